@@ -1,0 +1,1 @@
+"""The business: turning raw samples into aggregates. Imports neither Dagster nor Redis."""

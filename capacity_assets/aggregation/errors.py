@@ -1,0 +1,109 @@
+"""Failures as types, and the one place that decides which of them can pass by themselves.
+
+A permanent failure (bad input, bad data, a missing table) comes back on every attempt; a transient one
+(lost connection, deadlock, server starting) may not. Texts say what is wrong, what was kept and what to
+do, and never hold a statement, its parameters or a password. Retrying is not decided here.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+# SQLSTATE classes and codes after which the same work may succeed unchanged
+# (PostgreSQL documentation, appendix "PostgreSQL Error Codes").
+TRANSIENT_SQLSTATES: dict[str, str] = {
+    "08": "the connection was lost or refused",
+    "40": "the transaction was rolled back (deadlock or serialization)",
+    "53300": "the server has no connection slot left",
+    "55P03": "a lock was not available in time",
+    "57014": "the statement was cancelled or ran into its timeout",
+    "57P01": "the server was shut down by its administrator",
+    "57P02": "the server crashed and restarts",
+    "57P03": "the server is starting or stopping",
+}
+# The rows themselves are at fault: the statement can succeed without the instances they belong to.
+DATA_SQLSTATES: dict[str, str] = {
+    "22": "a value does not fit",
+    "23": "a row violates a constraint of the table",
+}
+SCHEMA_SQLSTATES: dict[str, str] = {
+    "42P01": "a table is missing",
+    "42703": "a column is missing",
+    "42P10": "the unique key that upserts rely on is missing",
+    "3F000": "the schema is missing",
+}
+
+
+class CapacityError(Exception):
+    """Base of every failure that a user is meant to read; `transient` says whether waiting can help."""
+
+    transient = False
+
+
+class ValidationError(CapacityError):
+    """The request itself is wrong: unknown period or level, impossible dates. Nothing was done."""
+
+
+class NotFoundError(CapacityError):
+    """Something asked for by name or id does not exist. Nothing was done."""
+
+
+class DatabaseError(CapacityError):
+    """The database refused or lost the work; `sqlstate` is PostgreSQL's code where there is one."""
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
+        """Keep the code and the decision beside the text."""
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.transient = transient
+
+
+def sqlstate_of(error: DBAPIError) -> str | None:
+    """Return PostgreSQL's five-character code of `error`, or None when the server never answered."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def is_data_error(error: DBAPIError) -> bool:
+    """Say whether the rows, and not the server, the schema or the statement, are at fault."""
+    sqlstate = sqlstate_of(error)
+    return sqlstate is not None and sqlstate[:2] in DATA_SQLSTATES
+
+
+def reason_of(error: DBAPIError) -> str:
+    """Return the server's own first line, without the statement and its parameters."""
+    diagnostic = getattr(error.orig, "diag", None)
+    primary = getattr(diagnostic, "message_primary", None)
+    text = str(primary or error.orig or error.__class__.__name__)
+    return text.strip().splitlines()[0] if text.strip() else error.__class__.__name__
+
+
+def database_error(error: DBAPIError | PoolTimeoutError, *, doing: str, kept: str) -> DatabaseError:
+    """Turn SQLAlchemy's `error` into a failure that says what happened, what was kept and what to do.
+
+    `doing` completes "The database failed while …"; `kept` is a sentence about the data.
+    """
+    if not isinstance(error, DBAPIError):
+        return DatabaseError(f"No database connection became free while {doing}. {kept} Run it again.", transient=True)
+    sqlstate = sqlstate_of(error)
+    reason = reason_of(error)
+    if sqlstate in SCHEMA_SQLSTATES:
+        advice = "The schema is missing or too old: run `capacity init`, then run this again."
+        return DatabaseError(f"{_sentence(doing, reason)} {kept} {advice}", sqlstate=sqlstate)
+    transient = is_transient(error)
+    advice = (
+        "This can pass by itself: run it again." if transient else "Repeating it will not help: mend the cause first."
+    )
+    return DatabaseError(f"{_sentence(doing, reason)} {kept} {advice}", sqlstate=sqlstate, transient=transient)
+
+
+def is_transient(error: DBAPIError) -> bool:
+    """Decide by SQLSTATE; without one (no answer from a server), a lost or refused connection is transient."""
+    sqlstate = sqlstate_of(error)
+    if sqlstate is None:
+        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    return sqlstate in TRANSIENT_SQLSTATES or sqlstate[:2] in TRANSIENT_SQLSTATES
+
+
+def _sentence(doing: str, reason: str) -> str:
+    return f"The database failed while {doing}: {reason}."

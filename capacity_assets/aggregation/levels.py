@@ -1,0 +1,133 @@
+"""The two levels as data: which raw table feeds which aggregate table, and which figures are made of what.
+
+A new metric is one `Measure` here, with its columns in `storage.tables` and their migration. How the
+figures are computed is the business of `statements`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from sqlalchemy import ColumnElement, Table
+
+from capacity_assets.storage import tables
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One raw column and the columns of the aggregate table that its samples end up in."""
+
+    source: str
+    average: str
+    maximum: str
+    minimum: str
+    change: str
+    change_percent: str
+    average_two_decimals: str | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the aggregate columns this measure fills."""
+        optional = (self.average_two_decimals,) if self.average_two_decimals else ()
+        return (self.average, self.maximum, self.minimum, self.change, self.change_percent, *optional)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """An aggregate column that is floor(sum of one raw column / sum of another), 0 for a zero divisor."""
+
+    target: str
+    numerator: str
+    denominator: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """Everything that sets one level apart; the first measure is the one that growth and trend follow."""
+
+    name: str
+    source: Table
+    target: Table
+    keys: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    ratios: tuple[Ratio, ...] = ()
+    void_flag: str | None = None
+    sum_per_day: bool = False
+
+    @property
+    def headline(self) -> Measure:
+        """The measure that growth and trend follow."""
+        return self.measures[0]
+
+    @cached_property
+    def figures(self) -> tuple[str, ...]:
+        """Every computed column of the aggregate table, in table order: all but id, keys and timestamps."""
+        fixed = {"id", *self.keys, "period_type", "period_start", "calculated_at", "created_at"}
+        return tuple(column.name for column in self.target.columns if column.name not in fixed)
+
+    def live(self) -> Iterator[ColumnElement[bool]]:
+        """Conditions a raw row must meet to count."""
+        if self.void_flag:
+            yield self.source.c[self.void_flag].is_(False)
+
+    def lineage(self) -> dict[str, tuple[str, ...]]:
+        """Map each column of the aggregate table to the raw columns it is made of."""
+        made_of = {key: (key,) for key in self.keys}
+        made_of |= dict.fromkeys(("period_start", "period_end", "data_count"), ("collected_date",))
+        made_of |= {target: (measure.source,) for measure in self.measures for target in measure.targets}
+        made_of |= {ratio.target: (ratio.numerator, ratio.denominator) for ratio in self.ratios}
+        return made_of | dict.fromkeys(("growth_rate", "trend_direction"), (self.headline.source,))
+
+
+def _size_measure(infix: str) -> Measure:
+    return Measure(
+        source=f"{infix}_mb",
+        average=f"avg_{infix}_mb",
+        maximum=f"max_{infix}_mb",
+        minimum=f"min_{infix}_mb",
+        change=f"{infix}_change_mb",
+        change_percent=f"{infix}_change_percent",
+    )
+
+
+DATABASE = Level(
+    name="database",
+    source=tables.database_size_stats,
+    target=tables.database_size_aggregations,
+    keys=("instance_id", "database_name"),
+    measures=(_size_measure("size"), _size_measure("data_size"), _size_measure("log_size")),
+)
+
+INSTANCE = Level(
+    name="instance",
+    source=tables.instance_size_stats,
+    target=tables.instance_size_aggregations,
+    keys=("instance_id",),
+    measures=(
+        Measure(
+            source="total_size_mb",
+            average="total_size_mb",
+            maximum="max_size_mb",
+            minimum="min_size_mb",
+            change="total_size_change_mb",
+            change_percent="total_size_change_percent",
+        ),
+        Measure(
+            source="database_count",
+            average="database_count",
+            maximum="max_database_count",
+            minimum="min_database_count",
+            change="database_count_change",
+            change_percent="database_count_change_percent",
+            average_two_decimals="avg_database_count",
+        ),
+    ),
+    ratios=(Ratio("avg_size_mb", numerator="total_size_mb", denominator="database_count"),),
+    void_flag="is_deleted",
+    # The unique index allows one live row a day; a legacy table without it may hold several.
+    sum_per_day=True,
+)
+
+LEVELS: dict[str, Level] = {level.name: level for level in (DATABASE, INSTANCE)}

@@ -1,0 +1,246 @@
+"""What a run reports: per window and level, per run, per instance. Frozen values that add up.
+
+`total = processed + failed + skipped` and `records = written + unchanged + protected` hold by
+construction, because the totals are derived. How a summary becomes Dagster metadata or terminal text is
+not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import date
+from enum import StrEnum
+
+MAXIMUM_LISTED_ERRORS = 20
+
+
+class AggregationStatus(StrEnum):
+    """How a window, or a whole run, ended."""
+
+    COMPLETED = "completed"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class InstanceError:
+    """One instance that failed in one window, and the reason."""
+
+    instance_id: int
+    instance_name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Read as one line of a report."""
+        return f"instance {self.instance_id} ({self.instance_name}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class PeriodSummary:
+    """Outcome of one window at one level; summaries of disjoint instances of one window can be added."""
+
+    period_type: str
+    level: str
+    period_start: date
+    period_end: date
+    processed_instances: int = 0
+    failed_instances: int = 0
+    skipped_instances: int = 0
+    written_records: int = 0
+    unchanged_records: int = 0
+    protected_records: int = 0
+    removed_records: int = 0
+    errors: tuple[InstanceError, ...] = ()
+    duration_seconds: float = 0.0
+
+    @property
+    def total_instances(self) -> int:
+        """Active instances in scope: processed, failed and skipped."""
+        return self.processed_instances + self.failed_instances + self.skipped_instances
+
+    @property
+    def total_records(self) -> int:
+        """Rows the raw data supports: written, unchanged and protected."""
+        return self.written_records + self.unchanged_records + self.protected_records
+
+    @property
+    def status(self) -> AggregationStatus:
+        """Failed if any instance failed, else skipped if none was processed, else completed."""
+        return _status(self.failed_instances, self.processed_instances)
+
+    @property
+    def message(self) -> str:
+        """One sentence that a person can act on."""
+        window = f"{self.period_type} {self.level} aggregates {self.period_start} to {self.period_end}"
+        if self.status is AggregationStatus.FAILED:
+            return (
+                f"{window}: {self.failed_instances} of {self.total_instances} instances failed; "
+                f"the rows of the other {self.processed_instances} were written, those of the failed ones were kept as they were."
+            )
+        if self.status is AggregationStatus.SKIPPED:
+            reason = "no active instance" if not self.total_instances else "no instance has samples in this window"
+            return f"{window}: nothing to do, {reason}."
+        return (
+            f"{window}: {self.processed_instances} of {self.total_instances} instances processed, "
+            f"{self.written_records} rows written, {self.unchanged_records} unchanged, {self.protected_records} protected."
+        )
+
+    def __add__(self, other: PeriodSummary) -> PeriodSummary:
+        """Add the outcome of further instances in the same window.
+
+        Raises:
+            ValueError: the two belong to different windows or levels.
+        """
+        same = ("period_type", "level", "period_start", "period_end")
+        if any(getattr(self, name) != getattr(other, name) for name in same):
+            msg = "summaries of different windows do not add up"
+            raise ValueError(msg)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in COUNT_FIELDS}
+        errors = (self.errors + other.errors)[:MAXIMUM_LISTED_ERRORS]
+        return replace(self, **sums, errors=errors, duration_seconds=self.duration_seconds + other.duration_seconds)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the summary under the published keys (SEMANTICS, section 7), plain JSON values."""
+        return {
+            "status": self.status.value,
+            "period_type": self.period_type,
+            "level": self.level,
+            "period_start": self.period_start.isoformat(),
+            "period_end": self.period_end.isoformat(),
+            "total_instances": self.total_instances,
+            "processed_instances": self.processed_instances,
+            "failed_instances": self.failed_instances,
+            "skipped_instances": self.skipped_instances,
+            "total_records": self.total_records,
+            "written_records": self.written_records,
+            "unchanged_records": self.unchanged_records,
+            "protected_records": self.protected_records,
+            "removed_records": self.removed_records,
+            "error_count": self.failed_instances,
+            "errors": [str(error) for error in self.errors],
+            "message": self.message,
+            "duration_seconds": round(self.duration_seconds, 3),
+        }
+
+
+COUNT_FIELDS = (
+    "processed_instances",
+    "failed_instances",
+    "skipped_instances",
+    "written_records",
+    "unchanged_records",
+    "protected_records",
+    "removed_records",
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Outcome of a run over any number of windows, periods and levels."""
+
+    parts: tuple[PeriodSummary, ...] = ()
+
+    @property
+    def status(self) -> AggregationStatus:
+        """Failed if any part failed, skipped only if all are, else completed."""
+        return _status(self.total("failed_instances"), self.total("processed_instances"))
+
+    @property
+    def everything_failed(self) -> bool:
+        """Whether instances failed and not one was processed: such a run has done nothing."""
+        return self.total("failed_instances") > 0 and self.total("processed_instances") == 0
+
+    @property
+    def errors(self) -> tuple[InstanceError, ...]:
+        """The first failures of the run, at most twenty; `total("failed_instances")` is the exact count."""
+        return tuple(error for part in self.parts for error in part.errors)[:MAXIMUM_LISTED_ERRORS]
+
+    @property
+    def message(self) -> str:
+        """One sentence on the whole run."""
+        windows = len({(part.period_type, part.period_start) for part in self.parts})
+        what = f"{windows} window{'' if windows == 1 else 's'}"
+        if self.status is AggregationStatus.FAILED:
+            return (
+                f"{what}: {self.total('failed_instances')} instance computations failed, "
+                f"{self.total('processed_instances')} succeeded and were kept. First: {self.errors[0]}."
+            )
+        if self.status is AggregationStatus.SKIPPED:
+            return f"{what}: nothing to do, no active instance has samples there."
+        return (
+            f"{what}: {self.total('written_records')} rows written, {self.total('unchanged_records')} unchanged, "
+            f"{self.total('protected_records')} protected."
+        )
+
+    def total(self, name: str) -> int:
+        """Add up one count of `PeriodSummary` over all parts."""
+        return sum(getattr(part, name) for part in self.parts)
+
+    def of_period(self, period_type: str) -> RunSummary:
+        """Return the parts that belong to one period."""
+        return RunSummary(tuple(part for part in self.parts if part.period_type == period_type))
+
+    def of_level(self, level: str) -> RunSummary:
+        """Return the parts that belong to one level."""
+        return RunSummary(tuple(part for part in self.parts if part.level == level))
+
+    def __add__(self, other: RunSummary) -> RunSummary:
+        """Put two runs side by side."""
+        return RunSummary(self.parts + other.parts)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return status, message, totals and one entry per part; plain JSON values."""
+        return {
+            "status": self.status.value,
+            "message": self.message,
+            "metrics": self.metrics(),
+            "windows": [part.to_dict() for part in self.parts],
+        }
+
+    def metrics(self) -> dict[str, int]:
+        """Return the run's counts; an instance counts once for each window and level it took part in."""
+        return {name: self.total(name) for name in ("total_instances", "total_records", *COUNT_FIELDS)}
+
+
+@dataclass(frozen=True)
+class InstanceSummary:
+    """Outcome for one instance asked for by id; `active` is False for an instance that is not aggregated."""
+
+    instance_id: int
+    instance_name: str
+    active: bool
+    run: RunSummary = field(default_factory=RunSummary)
+
+    @property
+    def status(self) -> AggregationStatus:
+        """Skipped for an inactive instance, else the status of its run."""
+        return self.run.status if self.active else AggregationStatus.SKIPPED
+
+    @property
+    def message(self) -> str:
+        """One sentence on the instance."""
+        name = f"instance {self.instance_id} ({self.instance_name})"
+        if not self.active:
+            return f"{name} is inactive or deleted and is not aggregated; its stored rows were kept."
+        return f"{name}: {self.run.message}"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the run's keys together with the instance they speak of."""
+        own = {"instance_id": self.instance_id, "instance_name": self.instance_name}
+        return {**self.run.to_dict(), **own, "status": self.status.value, "message": self.message}
+
+
+def combine(parts: Iterable[PeriodSummary]) -> tuple[PeriodSummary, ...]:
+    """Add up partial summaries window by window and return them in order of period, level and start."""
+    by_window: dict[tuple[str, str, date], PeriodSummary] = {}
+    for part in parts:
+        key = (part.period_type, part.level, part.period_start)
+        by_window[key] = by_window[key] + part if key in by_window else part
+    return tuple(by_window.values())
+
+
+def _status(failed: int, processed: int) -> AggregationStatus:
+    if failed:
+        return AggregationStatus.FAILED
+    return AggregationStatus.COMPLETED if processed else AggregationStatus.SKIPPED

@@ -1,0 +1,169 @@
+"""One class per level, one job each: write the aggregates of some windows for some instances.
+
+Instances go in bounded slices, each its own transaction, so that an interruption keeps what was written
+and a repetition continues. When the rows of a slice are at fault, the slice is halved until the failing
+instance, and for it the failing windows, are alone; everything else is written. Which instances and
+windows take part is decided by `service`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from capacity_assets.aggregation.errors import database_error, is_data_error, reason_of
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
+from capacity_assets.aggregation.statements import aggregation_statement
+from capacity_assets.periods import Period, Window
+
+INSTANCES_PER_SLICE = 1000
+"""A thousand servers of twenty databases are about 20,000 rows a daily window, written in one transaction."""
+
+Progress = Callable[[int], None]
+"""Called after each slice with the number of instances it held."""
+
+
+@dataclass(frozen=True)
+class InstanceRef:
+    """A registered server as far as aggregation cares."""
+
+    id: int
+    name: str
+    active: bool = True
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one statement covers: adjacent windows, some instances."""
+
+    period: Period
+    windows: Sequence[Window]
+    instances: Sequence[InstanceRef]
+    overwrite: bool
+
+    def parameters(self) -> dict[str, object]:
+        """Return the statement's parameters; the previous window leads the arrays."""
+        windows = [self.period.previous(self.windows[0]), *self.windows]
+        return {
+            "period_type": self.period.name,
+            "instance_ids": [instance.id for instance in self.instances],
+            "starts": [window.start for window in windows],
+            "ends": [window.end for window in windows],
+            "first_day": windows[0].start,
+            "last_day": windows[-1].end,
+        }
+
+    def halves(self) -> tuple[_Work, _Work] | None:
+        """Split by instance as long as there are several, then by window; None for a single computation."""
+        if len(self.instances) > 1:
+            middle = len(self.instances) // 2
+            return (
+                replace(self, instances=self.instances[:middle]),
+                replace(self, instances=self.instances[middle:]),
+            )
+        if len(self.windows) > 1:
+            middle = len(self.windows) // 2
+            return replace(self, windows=self.windows[:middle]), replace(self, windows=self.windows[middle:])
+        return None
+
+
+class AggregationRunner:
+    """Computes and writes one level; the two subclasses only say which."""
+
+    level: ClassVar[Level]
+
+    def __init__(self, engine: Engine, *, instances_per_slice: int = INSTANCES_PER_SLICE) -> None:
+        """Work through `engine` in transactions of at most `instances_per_slice` instances."""
+        self._engine = engine
+        self._instances_per_slice = instances_per_slice
+
+    def aggregate(
+        self,
+        period: Period,
+        windows: Sequence[Window],
+        instances: Sequence[InstanceRef],
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[PeriodSummary, ...]:
+        """Aggregate adjacent `windows` of `period` for `instances`; return one summary per window.
+
+        Raises:
+            DatabaseError: the server, the schema or the connection failed; slices written before are kept.
+        """
+        started = time.perf_counter()
+        parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
+        for done, chunk in enumerate(self._slices(instances)):
+            parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite), slices_done=done)
+            if progress:
+                progress(len(chunk))
+        share = (time.perf_counter() - started) / len(windows)
+        return tuple(replace(part, duration_seconds=share) for part in combine(parts))
+
+    def _slices(self, instances: Sequence[InstanceRef]) -> Iterator[Sequence[InstanceRef]]:
+        for first in range(0, len(instances), self._instances_per_slice):
+            yield instances[first : first + self._instances_per_slice]
+
+    def _aggregate_slice(self, work: _Work, *, slices_done: int) -> list[PeriodSummary]:
+        """Write one slice; on a data error write its halves instead."""
+        try:
+            return self._write(work)
+        except DBAPIError as error:
+            if not is_data_error(error):
+                raise self._failure(error, work, slices_done) from error
+            halves = work.halves()
+            if halves is None:
+                return [self._failed(work, error)]
+        except PoolTimeoutError as error:
+            raise self._failure(error, work, slices_done) from error
+        return [part for half in halves for part in self._aggregate_slice(half, slices_done=slices_done)]
+
+    def _write(self, work: _Work) -> list[PeriodSummary]:
+        statement = aggregation_statement(self.level, overwrite=work.overwrite)
+        with self._engine.begin() as connection:
+            rows = connection.execute(statement, work.parameters()).all()
+        return [
+            replace(
+                self._empty(work.period, window),
+                processed_instances=row.instances,
+                skipped_instances=len(work.instances) - row.instances,
+                written_records=row.written,
+                unchanged_records=row.unchanged,
+                protected_records=row.records - row.written - row.unchanged,
+                removed_records=row.removed,
+            )
+            for window, row in zip(work.windows, rows, strict=True)
+        ]
+
+    def _empty(self, period: Period, window: Window) -> PeriodSummary:
+        return PeriodSummary(period.name, self.level.name, window.start, window.end)
+
+    def _failed(self, work: _Work, error: DBAPIError) -> PeriodSummary:
+        [instance], [window] = work.instances, work.windows
+        failure = InstanceError(instance.id, instance.name, reason_of(error))
+        return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
+
+    def _failure(self, error: DBAPIError | PoolTimeoutError, work: _Work, slices_done: int) -> Exception:
+        first, last = work.windows[0].start, work.windows[-1].end
+        doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
+        kept = f"Rows written before were kept ({slices_done} slices); the slice at work was rolled back whole."
+        return database_error(error, doing=doing, kept=kept)
+
+
+class DatabaseAggregationRunner(AggregationRunner):
+    """Aggregates of each database."""
+
+    level = DATABASE
+
+
+class InstanceAggregationRunner(AggregationRunner):
+    """Aggregates of each server as a whole."""
+
+    level = INSTANCE

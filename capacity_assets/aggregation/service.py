@@ -1,0 +1,215 @@
+"""`AggregationService`: the façade that assets, tasks and the command line call.
+
+It resolves what was asked for (period, level, instances, windows), refuses what makes no sense, and hands
+the work to the runner of each level. SQL belongs to `statements`, slices and transactions to `runners`.
+
+The names of the replaced system live on here: `calculate_period_aggregations`,
+`calculate_instance_aggregations`, `aggregate_current_period`, `build_period_summary`, and one
+`calculate_<period>_aggregations` / `calculate_<period>_instance_aggregations` for each registered period.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from functools import partialmethod
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.results import InstanceSummary, PeriodSummary, RunSummary
+from capacity_assets.aggregation.runners import (
+    INSTANCES_PER_SLICE,
+    AggregationRunner,
+    DatabaseAggregationRunner,
+    InstanceAggregationRunner,
+    InstanceRef,
+    Progress,
+)
+from capacity_assets.aggregation.statements import known_instances
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
+
+ALL_LEVELS = tuple(LEVELS)
+SCOPE_ALL = "all"
+
+
+class AggregationService:
+    """Computes aggregates over any number of windows with a constant number of statements."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        *,
+        periods: Mapping[str, Period] = PERIODS,
+        instances_per_slice: int = INSTANCES_PER_SLICE,
+    ) -> None:
+        """Work through `engine`; `clock` tells which windows are current; `periods` is the registry."""
+        self._engine = engine
+        self._clock = clock
+        self._periods = periods
+        runners = (DatabaseAggregationRunner, InstanceAggregationRunner)
+        self._runners: dict[str, AggregationRunner] = {
+            runner.level.name: runner(engine, instances_per_slice=instances_per_slice) for runner in runners
+        }
+
+    def aggregate(
+        self,
+        period: str | Period,
+        windows: Iterable[Window],
+        *,
+        levels: Sequence[str] = ALL_LEVELS,
+        instance_ids: Sequence[int] | None = None,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> RunSummary:
+        """Compute `windows` of `period` at `levels`, for all active instances or those asked for by id.
+
+        Raises:
+            ValidationError: unknown period or level, no window, or something that is no window of the period.
+            NotFoundError: an id is not registered; nothing was written.
+            DatabaseError: the database failed; what was committed before is kept and a repetition continues.
+        """
+        chosen = self.period(period)
+        runners = [self._runner(level) for level in levels]
+        try:
+            spans = adjacent_spans(chosen, windows)
+        except ValueError as error:
+            raise ValidationError(f"{error}. Nothing was written.") from error
+        if not spans or not runners:
+            raise ValidationError("No window or no level was asked for. Nothing was written.")
+        active = [instance for instance in self._instances(instance_ids) if instance.active]
+        parts = [
+            part
+            for runner in runners
+            for span in spans
+            for part in runner.aggregate(chosen, span, active, overwrite=overwrite, progress=progress)
+        ]
+        return RunSummary(tuple(parts))
+
+    def calculate_period_aggregations(
+        self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False
+    ) -> RunSummary:
+        """Compute every window of the period that holds a day from `start_date` to `end_date`.
+
+        Raises: as `aggregate`; also ValidationError when the dates are in the wrong order.
+        """
+        return self.aggregate(
+            period_type,
+            self.windows_between(period_type, start_date, end_date),
+            levels=self.levels_of(scope),
+            overwrite=overwrite,
+        )
+
+    def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
+        """Compute the window that holds today; `scope` is database, instance or all."""
+        window = self.period(period_type).current(self._clock.today())
+        return self.aggregate(period_type, [window], levels=self.levels_of(scope))
+
+    def calculate_scheduled_aggregations(
+        self, period_type: str, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
+    ) -> RunSummary:
+        """Compute the window regular work takes: current for daily, last for the rest, unless told which."""
+        period = self.period(period_type)
+        today = self._clock.today()
+        if use_current_period is None:
+            window = period.scheduled(today)
+        else:
+            window = period.current(today) if use_current_period else period.last(today)
+        return self.aggregate(period, [window], levels=self.levels_of(scope))
+
+    def calculate_instance_aggregations(
+        self, instance_id: int, periods: Sequence[str] | None = None, *, scope: str = SCOPE_ALL
+    ) -> InstanceSummary:
+        """Compute the scheduled window of each period for one instance; an inactive one is skipped.
+
+        Raises:
+            NotFoundError: the id is not registered.
+        """
+        [instance] = self._instances([instance_id])
+        run = RunSummary()
+        for name in periods or self._periods:
+            period = self.period(name)
+            window = period.scheduled(self._clock.today())
+            run += self.aggregate(period, [window], levels=self.levels_of(scope), instance_ids=[instance_id])
+        return InstanceSummary(instance.id, instance.name, instance.active, run)
+
+    def build_period_summary(self, run: RunSummary) -> dict[str, object]:
+        """Return what the task layer reports of one period: status, message, counts and each window."""
+        return run.to_dict()
+
+    def windows_between(self, period_type: str | Period, first_day: date, last_day: date) -> tuple[Window, ...]:
+        """Return the windows that hold a day of the range.
+
+        Raises:
+            ValidationError: unknown period, or the first day lies after the last.
+        """
+        try:
+            return self.period(period_type).windows_between(first_day, last_day)
+        except ValueError as error:
+            raise ValidationError(f"{error}. Nothing was written.") from error
+
+    def period(self, period: str | Period) -> Period:
+        """Look a period up by name.
+
+        Raises:
+            ValidationError: no such period is registered.
+        """
+        if isinstance(period, Period):
+            return period
+        if period not in self._periods:
+            raise ValidationError(f"Unknown period {period!r}; known: {', '.join(self._periods)}. Nothing was written.")
+        return self._periods[period]
+
+    def levels_of(self, scope: str) -> tuple[str, ...]:
+        """Translate a scope (database, instance or all) into levels.
+
+        Raises:
+            ValidationError: no such scope.
+        """
+        if scope == SCOPE_ALL:
+            return ALL_LEVELS
+        return (self._runner(scope).level.name,)
+
+    def _runner(self, level: str) -> AggregationRunner:
+        if level not in self._runners:
+            raise ValidationError(
+                f"Unknown level {level!r}; known: {', '.join(self._runners)}, {SCOPE_ALL}. Nothing was written."
+            )
+        return self._runners[level]
+
+    def _instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
+        """Return all registered instances, or exactly those asked for.
+
+        Raises:
+            NotFoundError: an id is not registered.
+        """
+        try:
+            with self._engine.connect() as connection:
+                rows = connection.execute(known_instances()).all()
+        except DBAPIError as error:
+            raise database_error(error, doing="reading the instances", kept="Nothing was written.") from error
+        known = {row.id: InstanceRef(row.id, row.name, row.active) for row in rows}
+        if instance_ids is None:
+            return list(known.values())
+        missing = sorted(set(instance_ids) - known.keys())
+        if missing:
+            listed = ", ".join(map(str, missing))
+            raise NotFoundError(f"No instance with id {listed} is registered. Nothing was written.")
+        return [known[instance_id] for instance_id in sorted(set(instance_ids))]
+
+
+for _name in PERIODS:
+    setattr(
+        AggregationService,
+        f"calculate_{_name}_aggregations",
+        partialmethod(AggregationService.calculate_scheduled_aggregations, _name, scope=DATABASE.name),
+    )
+    setattr(
+        AggregationService,
+        f"calculate_{_name}_instance_aggregations",
+        partialmethod(AggregationService.calculate_scheduled_aggregations, _name, scope=INSTANCE.name),
+    )

@@ -1,0 +1,135 @@
+"""`AggregationTaskRunner`: what every door goes through, be it an asset, a task function or a command.
+
+It checks that the schema is there, keeps windows inside the partition range, calls the service, and logs
+one line a run. Which day it is and where partitions begin are handed in. Locks against writers outside
+the platform belong around `_run`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, RunSummary
+from capacity_assets.aggregation.runners import Progress
+from capacity_assets.aggregation.service import ALL_LEVELS, AggregationService
+from capacity_assets.clock import Clock
+from capacity_assets.periods import Period, Window
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
+
+logger = logging.getLogger("capacity_assets")
+
+_LOG_LEVELS = {
+    AggregationStatus.COMPLETED: logging.INFO,
+    AggregationStatus.SKIPPED: logging.INFO,
+    AggregationStatus.FAILED: logging.ERROR,
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is to be done: at which levels, for whom, and whether stored history may be replaced."""
+
+    levels: Sequence[str] = ALL_LEVELS
+    instance_ids: Sequence[int] | None = None
+    overwrite: bool = False
+    progress: Progress | None = None
+
+
+DEFAULT_OPTIONS = RunOptions()
+
+
+class AggregationTaskRunner:
+    """Runs periods; see the module's text for what it adds to the service."""
+
+    def __init__(self, engine: Engine, service: AggregationService, clock: Clock, *, first_day: date) -> None:
+        """Run on `service`; `first_day` is the first day with samples, whose windows are the first partitions."""
+        self._engine = engine
+        self.service = service
+        self._clock = clock
+        self._first_day = first_day
+
+    def run_period(
+        self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
+    ) -> RunSummary:
+        """Aggregate `windows` of one period, or the scheduled one.
+
+        Raises:
+            ValidationError: unknown period or level, or a window outside the partition range.
+            NotFoundError: an instance id is not registered.
+            DatabaseError: the database failed or the schema is missing.
+        """
+        chosen = self.service.period(period)
+        wanted = [chosen.scheduled(self._clock.today())] if windows is None else list(windows)
+        self._refuse_windows_outside_the_range(chosen, wanted)
+        self._refuse_a_missing_schema()
+        return self._run(chosen, wanted, options)
+
+    def run_periods(self, periods: Sequence[str], options: RunOptions = DEFAULT_OPTIONS) -> RunSummary:
+        """Aggregate the scheduled window of each period; raises as `run_period`, before anything is written."""
+        chosen = [self.service.period(name) for name in periods]
+        return sum((self.run_period(period, options=options) for period in chosen), RunSummary())
+
+    def run_instance(self, instance_id: int, periods: Sequence[str] | None = None) -> InstanceSummary:
+        """Aggregate the scheduled window of each period, at both levels, for one instance.
+
+        Raises:
+            NotFoundError: the id is not registered.
+        """
+        self._refuse_a_missing_schema()
+        summary = self.service.calculate_instance_aggregations(instance_id, periods)
+        logger.log(_LOG_LEVELS[summary.status], "%s", summary.message)
+        return summary
+
+    def windows_between(self, period: str | Period, first_day: date | None, last_day: date | None) -> list[Window]:
+        """Return the windows that hold a day of the range; open ends are the first partition and today.
+
+        Raises:
+            ValidationError: wrong order, or days outside the partition range.
+        """
+        chosen = self.service.period(period)
+        first = first_day or self._first_day
+        last = last_day or self._clock.today()
+        windows = self.service.windows_between(chosen, first, last)
+        self._refuse_windows_outside_the_range(chosen, windows)
+        return list(windows)
+
+    def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
+        summary = self.service.aggregate(
+            period,
+            windows,
+            levels=options.levels,
+            instance_ids=options.instance_ids,
+            overwrite=options.overwrite,
+            progress=options.progress,
+        )
+        logger.log(_LOG_LEVELS[summary.status], "%s aggregates, %s", period.name, summary.message)
+        return summary
+
+    def _refuse_windows_outside_the_range(self, period: Period, windows: Sequence[Window]) -> None:
+        first, last = period.window_of(self._first_day), period.current(self._clock.today())
+        outside = [window for window in windows if not first.start <= window.start <= last.start]
+        if outside:
+            raise ValidationError(
+                f"{period.name} window {outside[0].start} to {outside[0].end} lies outside the partition range: "
+                f"the first starts on {first.start} (CAPACITY_START_DATE is {self._first_day}), "
+                f"the current one on {last.start}. Nothing was written."
+            )
+
+    def _refuse_a_missing_schema(self) -> None:
+        try:
+            revision = schema_revision(self._engine)
+        except DBAPIError as error:
+            raise database_error(error, doing="reading the schema version", kept="Nothing was written.") from error
+        if revision != SCHEMA_REVISION:
+            found = f"at revision {revision}" if revision else "missing"
+            raise DatabaseError(
+                f"The capacity schema is {found}; this version needs revision {SCHEMA_REVISION}. Nothing was written. "
+                f"Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
+            )

@@ -1,0 +1,28 @@
+"""The one clock: what day it is in the configured time zone.
+
+Everything that needs "today" without having been told takes a `Clock`; tests hand in a fixed one.
+Intervals (durations) do not belong here: they come from `time.perf_counter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from zoneinfo import ZoneInfo
+
+
+def _utc_now() -> datetime:
+    return datetime.now(tz=UTC)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Tells the calendar day in `zone`; `now` must return an aware datetime."""
+
+    zone: ZoneInfo
+    now: Callable[[], datetime] = _utc_now
+
+    def today(self) -> date:
+        """Return the present day in the clock's zone, which may differ from the UTC day."""
+        return self.now().astimezone(self.zone).date()

@@ -1,0 +1,6 @@
+"""What `workspace.yaml` loads. The only module that reads the environment when imported."""
+
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.settings import load_settings
+
+defs = build_definitions(load_settings())

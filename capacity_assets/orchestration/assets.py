@@ -1,0 +1,144 @@
+"""The graph: two raw tables, and for each period and level one partitioned aggregate.
+
+Assets are thin: windows from the partition keys, one call of the task runner, the summary to `metadata`.
+SQL and dates do not belong here.
+"""
+
+import textwrap
+from collections.abc import Iterable
+
+import dagster as dg
+from pydantic import Field
+
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
+from capacity_assets.aggregation.results import RunSummary
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunOptions
+from capacity_assets.orchestration.metadata import (
+    column_lineage,
+    failure_metadata,
+    summary_metadata,
+    table_metadata,
+)
+from capacity_assets.orchestration.partitions import (
+    PARTITIONS_PER_RUN,
+    days_behind_a_window,
+    partitions_of,
+    sample_days,
+    windows_of,
+)
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.periods import Period
+from capacity_assets.settings import Settings
+
+OWNERS = ["team:dba"]
+RAW_GROUP = "raw"
+
+
+class AggregationConfig(dg.Config):
+    """Options of one run, shown in the launchpad."""
+
+    overwrite: bool = Field(
+        default=False,
+        description="Rebuild the windows exactly: replace protected rows and remove rows that the raw data no longer "
+        "supports. Off, stored history is never replaced by a row built from fewer samples.",
+    )
+
+
+def asset_name(period: Period, level: Level) -> str:
+    """Return the key of an aggregate asset, for example `daily_database_aggregations`."""
+    return f"{period.name}_{level.name}_aggregations"
+
+
+def raw_assets(settings: Settings) -> list[dg.AssetSpec]:
+    """Describe the raw tables, which are filled by whatever measures the fleet."""
+    return [
+        dg.AssetSpec(
+            key=level.source.name,
+            description=_raw_description(level),
+            group_name=RAW_GROUP,
+            partitions_def=sample_days(settings),
+            owners=OWNERS,
+            kinds={"postgres", "table"},
+            tags={"level": level.name},
+            metadata=table_metadata(level.source),
+        )
+        for level in LEVELS.values()
+    ]
+
+
+def aggregate_assets(settings: Settings, periods: Iterable[Period]) -> list[dg.AssetsDefinition]:
+    """Build one asset for each period and level."""
+    return [_aggregate_asset(settings, period, level) for period in periods for level in LEVELS.values()]
+
+
+def _aggregate_asset(settings: Settings, period: Period, level: Level) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=asset_name(period, level),
+        description=_description(period, level),
+        group_name=period.name,
+        partitions_def=partitions_of(period, settings),
+        deps=[dg.AssetDep(level.source.name, partition_mapping=days_behind_a_window())],
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        owners=OWNERS,
+        kinds={"postgres", "sql"},
+        tags={"period": period.name, "level": level.name},
+        metadata={**table_metadata(level.target), "dagster/column_lineage": column_lineage(level)},
+        required_resource_keys={AGGREGATION_RESOURCE},
+    )
+    def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> None:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        windows = windows_of(period, context.partition_keys)
+        options = RunOptions(levels=(level.name,), overwrite=config.overwrite)
+        try:
+            summary = runner.run_period(period, windows, options)
+        except CapacityError as error:
+            raise dg.Failure(description=str(error), allow_retries=error.transient) from error
+        _report(context, summary)
+
+    return aggregate
+
+
+def _report(context: dg.AssetExecutionContext, summary: RunSummary) -> None:
+    """Give each partition its own summary; a run in which nothing succeeded fails.
+
+    Raises:
+        dagster.Failure: instances failed and not one was processed.
+    """
+    if summary.everything_failed:
+        raise dg.Failure(
+            description=f"{summary.message} Stored rows were kept as they were. Mend the named instances' "
+            "samples, then run these partitions again.",
+            metadata=failure_metadata(summary),
+            allow_retries=False,
+        )
+    for part in summary.parts:
+        context.add_asset_metadata(summary_metadata(part), partition_key=part.period_start.isoformat())
+
+
+def _raw_description(level: Level) -> str:
+    subject = "database" if level is DATABASE else "server"
+    return textwrap.dedent(f"""\
+        Raw size samples, one row a {subject} and day, written by the collection outside this graph.
+
+        A partition is one day. Aggregates read the days of their window and of the window before it.""")
+
+
+def _description(period: Period, level: Level) -> str:
+    subject = "database" if level is DATABASE else "server"
+    figures = {
+        "database": "Total, data and log size: mean (rounded down), largest, smallest, change.",
+        "instance": "Total size and number of databases: mean, largest, smallest, change. Samples are summed per day first.",
+    }[level.name]
+    return textwrap.dedent(f"""\
+        One row for each {subject} and **{period.name}** window, in `{level.target.name}` with
+        `period_type = '{period.name}'`. A partition is a window; its key is the first day.
+
+        {figures}
+
+        - *Change* and *growth* compare exact means with those of the window before; unknown is null, not zero.
+        - *Trend*: growing above +5 %, shrinking below −5 %, else stable.
+        - Running a window again over unchanged samples writes nothing. Rows built from more samples than the
+          raw data still holds are protected; the run option `overwrite` rebuilds the window exactly.
+        - A server without samples in the window counts as skipped, one whose data cannot be stored as failed;
+          neither keeps the others from being written.""")

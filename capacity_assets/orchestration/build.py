@@ -1,0 +1,32 @@
+"""Puts the code location together. Tests, the command line and production share this one assembly.
+
+Parts are handed in, never patched: other settings, another period registry, a fixed clock.
+"""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from capacity_assets.clock import Clock
+from capacity_assets.orchestration.assets import aggregate_assets, raw_assets
+from capacity_assets.orchestration.jobs import aggregation_jobs
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.settings import Settings
+
+
+def build_definitions(
+    settings: Settings, *, periods: Mapping[str, Period] = PERIODS, clock: Clock | None = None
+) -> dg.Definitions:
+    """Build the definitions of the code location.
+
+    Nothing is opened here: the database is reached when a run starts.
+    """
+    the_clock = clock or Clock(settings.zone)
+    return dg.Definitions(
+        assets=[*raw_assets(settings), *aggregate_assets(settings, periods.values())],
+        jobs=aggregation_jobs(periods.values()),
+        resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
+        # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
+        executor=dg.in_process_executor,
+    )

@@ -1,0 +1,155 @@
+"""Calendar periods and their windows: the only date arithmetic of the project.
+
+`PERIODS` is the registry that windows, partitions, asset names, jobs, command-line choices and
+documents are made from. A further period is one entry here and no other line. Everything in this
+module is pure: no clock, no environment, no database, no Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+MONTHS_PER_YEAR = 12
+DAYS_PER_WEEK = 7
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """One period's stretch of days, first and last day included, in the configured time zone."""
+
+    start: date
+    end: date
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition key: the first day as `YYYY-MM-DD`."""
+        return self.start.isoformat()
+
+    @property
+    def days(self) -> int:
+        """Number of days in the window."""
+        return (self.end - self.start).days + 1
+
+
+@dataclass(frozen=True)
+class Period:
+    """A rule that cuts the calendar into adjacent windows.
+
+    Give either `days` (1, or 7 for Monday weeks) or `months` (a divisor of 12), the latter with
+    the month in which a year of windows begins (`first_month`, for fiscal calendars).
+    `scheduled_current` says which window regular work takes: the one holding today, or else the
+    complete one before it.
+    """
+
+    name: str
+    days: int = 0
+    months: int = 0
+    first_month: int = 1
+    scheduled_current: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that does not cut the calendar into one unambiguous row of windows."""
+        by_days = self.days in (1, DAYS_PER_WEEK) and self.months == 0
+        by_months = self.days == 0 and self.months > 0 and MONTHS_PER_YEAR % self.months == 0
+        if not (by_days or by_months):
+            msg = f"period {self.name!r}: give days=1, days=7 or months=<divisor of 12>"
+            raise ValueError(msg)
+        if not 1 <= self.first_month <= MONTHS_PER_YEAR:
+            msg = f"period {self.name!r}: first_month must lie between 1 and 12"
+            raise ValueError(msg)
+
+    @property
+    def cron(self) -> str:
+        """Cron expression whose ticks, at midnight, are exactly the first days of the windows."""
+        if self.days == 1:
+            return "0 0 * * *"
+        if self.days == DAYS_PER_WEEK:
+            return "0 0 * * 1"
+        offset = (self.first_month - 1) % self.months
+        starts = range(1 + offset, MONTHS_PER_YEAR + 1, self.months)
+        return f"0 0 1 {','.join(map(str, starts))} *" if self.months > 1 else "0 0 1 * *"
+
+    def window_of(self, day: date) -> Window:
+        """Return the window that holds `day`."""
+        if self.days:
+            start = day - timedelta(days=day.weekday() if self.days == DAYS_PER_WEEK else 0)
+            return Window(start, start + timedelta(days=self.days - 1))
+        months = day.year * MONTHS_PER_YEAR + day.month - 1
+        first = months - (months - (self.first_month - 1)) % self.months
+        return Window(_month_start(first), _month_start(first + self.months) - timedelta(days=1))
+
+    def previous(self, window: Window) -> Window:
+        """Return the natural period right before `window`, the one its change is measured against."""
+        return self.window_of(window.start - timedelta(days=1))
+
+    def following(self, window: Window) -> Window:
+        """Return the natural period right after `window`."""
+        return self.window_of(window.end + timedelta(days=1))
+
+    def current(self, today: date) -> Window:
+        """Return the window holding `today`; its end may lie ahead."""
+        return self.window_of(today)
+
+    def last(self, today: date) -> Window:
+        """Return the complete window before the current one."""
+        return self.previous(self.current(today))
+
+    def scheduled(self, today: date) -> Window:
+        """Return the window regular work takes on `today`: current or last, as the registry says."""
+        return self.current(today) if self.scheduled_current else self.last(today)
+
+    def windows_between(self, first_day: date, last_day: date) -> tuple[Window, ...]:
+        """Return, in order, every window that holds a day from `first_day` to `last_day`.
+
+        Raises:
+            ValueError: `first_day` lies after `last_day`.
+        """
+        if first_day > last_day:
+            msg = f"the first day {first_day} lies after the last day {last_day}"
+            raise ValueError(msg)
+        window = self.window_of(first_day)
+        windows = [window]
+        while window.end < last_day:
+            window = self.following(window)
+            windows.append(window)
+        return tuple(windows)
+
+
+def _month_start(months: int) -> date:
+    """First day of the month that lies `months` months after January of year 0."""
+    year, month = divmod(months, MONTHS_PER_YEAR)
+    return date(year, month + 1, 1)
+
+
+def adjacent_spans(period: Period, windows: Iterable[Window]) -> list[list[Window]]:
+    """Sort `windows`, drop repeats, and split them wherever a window of `period` is missing between two."""
+    spans: list[list[Window]] = []
+    for window in sorted(set(windows)):
+        if spans and spans[-1][-1].end + timedelta(days=1) == window.start:
+            spans[-1].append(window)
+        else:
+            spans.append([window])
+    for window in (window for span in spans for window in span):
+        if period.window_of(window.start) != window:
+            msg = f"{window.start} to {window.end} is not a {period.name} window"
+            raise ValueError(msg)
+    return spans
+
+
+PERIODS: dict[str, Period] = {
+    period.name: period
+    for period in (
+        Period("daily", days=1, scheduled_current=True),
+        Period("weekly", days=7),
+        Period("monthly", months=1),
+        Period("quarterly", months=3),
+        Period("yearly", months=12),
+    )
+}
+
+
+def period_names(periods: Sequence[Period] | None = None) -> str:
+    """Return the known period names as one readable list, for messages."""
+    return ", ".join(period.name for period in (PERIODS.values() if periods is None else periods))

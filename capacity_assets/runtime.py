@@ -1,0 +1,67 @@
+"""From settings to a working task runner: the one assembly that the graph, the tasks and the commands share.
+
+Opens the database (the user's own or the embedded one) for the length of a `with` block and closes it
+after. What the parts do is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from sqlalchemy import URL, Engine
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.settings import CAPACITY_DRIVER, Settings
+from capacity_assets.storage.engine import capacity_engine, ensure_reachable
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[URL]:
+    """Yield the URL of the capacity database; without CAPACITY_DATABASE_URL the embedded server serves it."""
+    with ExitStack() as stack:
+        url = settings.capacity_url
+        if url is None:
+            from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+
+            server = stack.enter_context(embedded_server(settings.postgres_data))
+            url = server.url(CAPACITY_DATABASE, CAPACITY_DRIVER)
+        yield url
+
+
+@contextmanager
+def open_engine(settings: Settings) -> Iterator[Engine]:
+    """Yield a connected engine on the capacity database.
+
+    Raises:
+        UnreachableError: no connection within the time limit.
+        EmbeddedServerError: the embedded server did not start.
+    """
+    with open_database(settings) as url:
+        engine = capacity_engine(url)
+        try:
+            ensure_reachable(engine)
+            yield engine
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def open_task_runner(
+    settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
+) -> Iterator[AggregationTaskRunner]:
+    """Yield a task runner on the configured database; raises as `open_engine`."""
+    with open_engine(settings) as engine:
+        yield task_runner(engine, settings, clock=clock, periods=periods)
+
+
+def task_runner(
+    engine: Engine, settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
+) -> AggregationTaskRunner:
+    """Put a task runner together on an engine that is open already."""
+    the_clock = clock or Clock(settings.zone)
+    service = AggregationService(engine, the_clock, periods=periods)
+    return AggregationTaskRunner(engine, service, the_clock, first_day=settings.start_date)

@@ -1,0 +1,149 @@
+"""Every environment variable of the project, read and validated once.
+
+`load_settings()` is the only reader of the environment. Its errors name the variable, say what is
+wrong with the value and never repeat a secret. What does not come from the environment (the period
+registry, slice sizes) does not belong here.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic import ValidationError as PydanticValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+DEFAULT_TIMEZONE = "Asia/Shanghai"
+DEFAULT_START_DATE = date(2025, 1, 1)
+DEFAULT_HOME = Path(".capacity")
+CAPACITY_DRIVER = "postgresql+psycopg"
+# SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, on which dagster-postgres 0.29 fails at its
+# first event (NOTIFY with a bound parameter): Dagster's own storage stays on psycopg2.
+DAGSTER_DRIVER = "postgresql+psycopg2"
+
+
+class ConfigurationError(Exception):
+    """The environment holds a value that cannot work; the text names each variable and what to write."""
+
+
+class Settings(BaseSettings):
+    """The validated configuration; field descriptions double as the reference documentation."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="CAPACITY_DATABASE_URL",
+        description="PostgreSQL that holds the capacity tables, `postgresql://user:password@host:5432/name`. "
+        "Unset: the embedded server under CAPACITY_HOME.",
+    )
+    dagster_postgres_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="DAGSTER_POSTGRES_URL",
+        description="PostgreSQL that holds Dagster's runs, events and schedules, "
+        "`postgresql+psycopg2://user:password@host:5432/name`. Unset: the embedded server under CAPACITY_HOME.",
+    )
+    timezone: str = Field(
+        default=DEFAULT_TIMEZONE,
+        validation_alias="CAPACITY_TIMEZONE",
+        description="Time zone (IANA name) in which days, weeks and months begin and end.",
+    )
+    start_date: date = Field(
+        default=DEFAULT_START_DATE,
+        validation_alias="CAPACITY_START_DATE",
+        description="First day with samples, `YYYY-MM-DD`. Each period's first partition is the window that holds it.",
+    )
+    home: Path = Field(
+        default=DEFAULT_HOME,
+        validation_alias="CAPACITY_HOME",
+        description="Folder for the embedded server's data and Dagster's home.",
+    )
+
+    @field_validator("database_url", "dagster_postgres_url")
+    @classmethod
+    def _is_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            url = make_url(value.get_secret_value())
+        except (ArgumentError, ValueError):
+            msg = "is not a URL; write postgresql://user:password@host:5432/database"
+            raise ValueError(msg) from None
+        if url.get_backend_name() not in ("postgresql", "postgres"):
+            msg = f"names {url.get_backend_name()!r}; only PostgreSQL works: postgresql://user:password@host:5432/database"
+            raise ValueError(msg)
+        if not url.database:
+            msg = "names no database; write postgresql://user:password@host:5432/database"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known_zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            msg = f"{value!r} is no known time zone; write an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("start_date", mode="before")
+    @classmethod
+    def _is_iso_date(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                return date.fromisoformat(value.strip())
+            except ValueError:
+                msg = f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01"
+                raise ValueError(msg) from None
+        return value
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The configured time zone."""
+        return ZoneInfo(self.timezone)
+
+    @property
+    def capacity_url(self) -> URL | None:
+        """URL of the capacity tables for our driver, or None for the embedded server."""
+        return _with_driver(self.database_url, CAPACITY_DRIVER)
+
+    @property
+    def dagster_url(self) -> URL | None:
+        """URL of Dagster's storage for the driver it needs, or None for the embedded server."""
+        return _with_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
+
+    @property
+    def postgres_data(self) -> Path:
+        """Folder of the embedded server's data."""
+        return self.home.resolve() / "postgres"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Folder that serves as DAGSTER_HOME under `capacity up` and `capacity demo`."""
+        return self.home.resolve() / "dagster"
+
+
+def _with_driver(secret: SecretStr | None, driver: str) -> URL | None:
+    return None if secret is None else make_url(secret.get_secret_value()).set(drivername=driver)
+
+
+def variable_names() -> dict[str, str]:
+    """Return each environment variable with its description, in the order of `.env.example`."""
+    return {str(field.validation_alias): field.description or "" for field in Settings.model_fields.values()}
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        ConfigurationError: one line for each variable whose value cannot work, never with a secret in it.
+    """
+    try:
+        return Settings()
+    except PydanticValidationError as error:
+        # The pydantic text repeats the input, which may be a URL with a password: build our own lines.
+        lines = [f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+        raise ConfigurationError("\n".join(lines)) from None

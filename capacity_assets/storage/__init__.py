@@ -1,0 +1,1 @@
+"""Where data lies: tables, engines, schema migrations, the embedded server."""

@@ -1,0 +1,251 @@
+"""Bringing tables to a wanted shape by adding and widening only, whatever is there already.
+
+`plan_table` compares one existing table with the wanted one and returns the steps, each with a reason a
+person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row, a
+column or a narrower type's values. What no step can mend (duplicate keys, for example) comes back as a
+problem that says what to do. Which tables are wanted is decided by the callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, inspect, text
+from sqlalchemy import UniqueConstraint as Unique
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.schema import CreateColumn
+from sqlalchemy.sql.elements import quoted_name
+
+DIALECT = postgresql.dialect()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement that brings a table closer to the wanted shape, and why."""
+
+    reason: str
+    statement: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done about a table, and what stands in the way."""
+
+    steps: tuple[Step, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def plan_table(connection: Connection, wanted: Table) -> Plan:
+    """Compare the table of the same name in the database with `wanted`, which must exist there."""
+    columns = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
+    steps = [*_column_steps(wanted, columns), *_period_check_steps(connection, wanted)]
+    steps += _default_partition_steps(connection, wanted)
+    problems = list(_column_problems(wanted, columns))
+    for key in unique_keys(wanted):
+        if _has_unique_key(connection, wanted, key):
+            continue
+        duplicates = _duplicates_problem(connection, wanted, key) if not problems else None
+        if duplicates:
+            problems.append(duplicates)
+        steps.append(_unique_key_step(connection, wanted, key))
+    return Plan(tuple(steps), tuple(problems))
+
+
+@dataclass(frozen=True)
+class UniqueKey:
+    """A unique key of a wanted table: columns, and the condition of a partial one."""
+
+    name: str
+    columns: tuple[str, ...]
+    condition: str | None = None
+
+
+def unique_keys(table: Table) -> Iterator[UniqueKey]:
+    """List the unique keys of a table definition other than its primary key."""
+    for constraint in sorted((c for c in table.constraints if isinstance(c, Unique)), key=lambda c: str(c.name)):
+        name = str(constraint.name or f"uq_{table.name}_{'_'.join(constraint.columns.keys())}")
+        yield UniqueKey(name, tuple(constraint.columns.keys()))
+    for index in table.indexes:
+        if index.unique:
+            condition = index.dialect_options["postgresql"]["where"]
+            yield UniqueKey(str(index.name), tuple(index.columns.keys()), str(condition))
+
+
+def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[Step]:
+    for column in wanted.columns:
+        name = f"{wanted.name}.{column.name}"
+        alter = f"ALTER TABLE {_quoted(wanted.name)} ALTER COLUMN {_quoted(column.name)}"
+        if column.name not in present:
+            if column.nullable or column.server_default is not None:
+                yield Step(f"{name} is missing", f"ALTER TABLE {_quoted(wanted.name)} ADD COLUMN {_definition(column)}")
+            continue
+        found = present[column.name]
+        if column.name != "id" and _is_narrower(found, column):
+            wanted_type = column.type.compile(dialect=DIALECT)
+            reason = f"{name} is {found['type'].compile(dialect=DIALECT)}, too narrow: {wanted_type} is needed"
+            yield Step(reason, f"{alter} TYPE {wanted_type}")
+        if column.nullable and not found["nullable"]:
+            yield Step(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
+
+
+def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[str]:
+    for column in wanted.columns:
+        found = present.get(column.name)
+        if found is None and not column.nullable and column.server_default is None:
+            yield (
+                f"{wanted.name}.{column.name} is missing and has no default to fill existing rows with. "
+                f"Add the column and fill it, then run `capacity init` again."
+            )
+        if found is not None and column.name == "id" and not (found.get("default") or found.get("identity")):
+            yield (
+                f"{wanted.name}.id has no default, so no row can be inserted. Run: "
+                f"CREATE SEQUENCE {wanted.name}_id_seq OWNED BY {wanted.name}.id; "
+                f"SELECT setval('{wanted.name}_id_seq', (SELECT coalesce(max(id), 0) + 1 FROM {wanted.name}), false); "
+                f"ALTER TABLE {wanted.name} ALTER COLUMN id SET DEFAULT nextval('{wanted.name}_id_seq');"
+            )
+
+
+def _is_narrower(found: ReflectedColumn, wanted: Column[object]) -> bool:
+    """Whether values of the wanted type may not fit the type that is there."""
+    there, here = found["type"], wanted.type
+    if isinstance(here, BigInteger):
+        return isinstance(there, Integer) and not isinstance(there, BigInteger)
+    if isinstance(here, Numeric) and isinstance(there, Numeric):
+        return there.precision is not None and there.precision < (here.precision or 0)
+    if isinstance(here, String) and isinstance(there, String):
+        return there.length is not None and there.length < (here.length or 0)
+    return False
+
+
+def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+    """The legacy check on period_type lists four periods; which ones exist is decided by the registry."""
+    if "period_type" not in wanted.columns:
+        return
+    checks = connection.execute(
+        text(
+            "SELECT c.conname FROM pg_constraint c "
+            "JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey) "
+            "WHERE c.conrelid = to_regclass(:table) AND c.contype = 'c' AND a.attname = 'period_type'"
+        ),
+        {"table": wanted.name},
+    )
+    for name in checks.scalars():
+        yield Step(
+            f"{wanted.name} accepts only the periods listed in its check {name}",
+            f"ALTER TABLE {_quoted(wanted.name)} DROP CONSTRAINT {_quoted(name)}",
+        )
+
+
+def _default_partition_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+    """A range-partitioned table without a default partition refuses rows outside its partitions."""
+    without_default = connection.execute(
+        text("SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = to_regclass(:table)"),
+        {"table": wanted.name},
+    ).scalar()
+    if without_default:
+        name = f"{wanted.name}_default"
+        yield Step(
+            f"{wanted.name} is partitioned and refuses rows outside its partitions",
+            f"CREATE TABLE {_quoted(name)} PARTITION OF {_quoted(wanted.name)} DEFAULT",
+        )
+
+
+def _has_unique_key(connection: Connection, wanted: Table, key: UniqueKey) -> bool:
+    """Whether a valid unique index covers exactly these columns, unconditionally or under the same condition."""
+    found = connection.execute(
+        text(
+            "SELECT pg_get_expr(i.indpred, i.indrelid) AS condition, "
+            "ARRAY(SELECT a.attname::text FROM unnest(i.indkey) AS k(attnum) "
+            "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) AS columns "
+            "FROM pg_index i WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indisvalid "
+            "AND i.indexprs IS NULL"
+        ),
+        {"table": wanted.name},
+    )
+    return any(
+        set(row.columns) == set(key.columns) and _same_condition(row.condition, key.condition) for row in found
+    )
+
+
+def _same_condition(found: str | None, wanted: str | None) -> bool:
+    """Upserts name the columns only, so an unconditional key needs an unconditional index; not so for raw rows."""
+    if wanted is None:
+        return found is None
+    return found is None or found.strip("()").replace(" ", "") in (wanted.replace(" ", ""), "NOTis_deleted")
+
+
+def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -> str | None:
+    columns = ", ".join(_quoted(name) for name in key.columns)
+    where = f" WHERE {key.condition}" if key.condition else ""
+    table = _quoted(wanted.name)
+    groups = f"SELECT {columns}, count(*) AS copies FROM {table}{where} GROUP BY {columns} HAVING count(*) > 1"  # noqa: S608 -- names from our own table definitions, quoted
+    keys, rows = connection.execute(
+        text(f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated")  # noqa: S608
+    ).one()
+    if not keys:
+        return None
+    newer = "calculated_at" if "calculated_at" in wanted.columns else "updated_at"
+    delete = (
+        f"DELETE FROM {table} WHERE ctid IN (SELECT ctid FROM (SELECT ctid, tableoid, row_number() OVER "  # noqa: S608
+        f"(PARTITION BY {columns} ORDER BY {newer} DESC, id DESC) AS copy FROM {table}{where}) AS ranked WHERE copy > 1)"
+    )
+    if _is_partitioned(connection, wanted):
+        # A ctid is unique only within one partition.
+        delete = delete.replace("ctid IN (SELECT ctid FROM", "(tableoid, ctid) IN (SELECT tableoid, ctid FROM", 1)
+    return (
+        f"{wanted.name} holds {keys} keys ({', '.join(key.columns)}) with more than one row, {rows} rows too many; "
+        f"a unique key cannot be added. No row was removed. See them: {groups}; -- After a backup, keep the newest "
+        f"row of each key: {delete}; -- Then run `capacity init` again."
+    )
+
+
+def _is_partitioned(connection: Connection, wanted: Table) -> bool:
+    query = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(:table)")
+    return bool(connection.execute(query, {"table": wanted.name}).scalar())
+
+
+def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> Step:
+    taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": key.name}).scalar()
+    name = f"{key.name}_capacity" if taken else key.name
+    columns = ", ".join(_quoted(column) for column in key.columns)
+    where = f" WHERE {key.condition}" if key.condition else ""
+    return Step(
+        f"{wanted.name} has no unique key on ({', '.join(key.columns)})",
+        f"CREATE UNIQUE INDEX {_quoted(name)} ON {_quoted(wanted.name)} ({columns}){where}",
+    )
+
+
+def missing_comments(connection: Connection, wanted: Iterable[Table]) -> list[Step]:
+    """Comments of tables and columns that have none yet in the database."""
+    steps = []
+    for table in wanted:
+        present = inspect(connection)
+        if table.comment and not present.get_table_comment(table.name)["text"]:
+            statement = f"COMMENT ON TABLE {_quoted(table.name)} IS {_string(table.comment)}"
+            steps.append(Step(f"{table.name} has no comment", statement))
+        commented = {column["name"] for column in present.get_columns(table.name) if column.get("comment")}
+        steps += [
+            Step(
+                f"{table.name}.{column.name} has no comment",
+                f"COMMENT ON COLUMN {_quoted(table.name)}.{_quoted(column.name)} IS {_string(column.comment)}",
+            )
+            for column in table.columns
+            if column.comment and column.name not in commented
+        ]
+    return steps
+
+
+def _definition(column: Column[object]) -> str:
+    return str(CreateColumn(column).compile(dialect=DIALECT))
+
+
+def _quoted(name: str) -> str:
+    return DIALECT.identifier_preparer.quote(quoted_name(name, quote=None))
+
+
+def _string(value: str) -> str:
+    escaped = value.replace("'", "''")
+    return f"'{escaped}'"
+

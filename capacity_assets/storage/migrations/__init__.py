@@ -1,0 +1,1 @@
+"""Schema migrations (alembic). Revisions hold their own frozen table definitions, never the live ones."""

@@ -1,0 +1,94 @@
+"""The schema as a whole: creating and upgrading it, and saying whether a database has it.
+
+Revisions live in `migrations`; how an existing table is brought to the wanted shape is the business of
+`adoption`. The version is kept in a table of our own, because the legacy application keeps its alembic
+version in the same database.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, inspect, text
+
+from capacity_assets.storage.adoption import missing_comments, plan_table
+from capacity_assets.storage.tables import metadata
+
+VERSION_TABLE = "capacity_alembic_version"
+SCHEMA_REVISION = "0001"
+_INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
+
+
+class SchemaProblemsError(Exception):
+    """Something only a person can decide stands in the way of the upgrade; nothing was changed."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Keep the single problems; the text lists them all."""
+        self.problems = problems
+        super().__init__("The schema was not changed, no row was touched.\n" + "\n".join(f"- {p}" for p in problems))
+
+
+@dataclass(frozen=True)
+class SchemaState:
+    """What a database holds: its revision, and what is still to be done to the tables that exist."""
+
+    revision: str | None
+    missing_tables: tuple[str, ...]
+    shortcomings: tuple[str, ...]
+
+    @property
+    def fit(self) -> bool:
+        """Whether aggregation can work on this database."""
+        return self.revision == SCHEMA_REVISION and not self.missing_tables and not self.shortcomings
+
+
+def initialise(engine: Engine) -> tuple[str, ...]:
+    """Create the tables, or upgrade those that are there, in one transaction; return what was done.
+
+    Raises:
+        SchemaProblemsError: duplicates or missing columns stand in the way; nothing was changed.
+        sqlalchemy.exc.DBAPIError: the database refused a step; nothing was changed.
+    """
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    with engine.begin() as connection:
+        # Widening a column rewrites its table, which may take hours; waiting for the other upgrade too.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INIT_LOCK})
+        done: list[str] = []
+        config.attributes.update(connection=connection, done=done)
+        command.upgrade(config, "head")
+        for step in missing_comments(connection, metadata.sorted_tables):
+            connection.exec_driver_sql(step.statement)
+    return tuple(done)
+
+
+def schema_state(engine: Engine) -> SchemaState:
+    """Look at the database without changing it."""
+    with engine.connect() as connection:
+        present = set(inspect(connection).get_table_names())
+        missing = tuple(table.name for table in metadata.sorted_tables if table.name not in present)
+        shortcomings: list[str] = []
+        for table in metadata.sorted_tables:
+            if table.name in present:
+                plan = plan_table(connection, table)
+                shortcomings += [step.reason for step in plan.steps]
+                shortcomings += plan.problems
+        return SchemaState(_revision(connection), missing, tuple(shortcomings))
+
+
+def schema_revision(engine: Engine) -> str | None:
+    """Return the revision the database is at, or None where `capacity init` never ran."""
+    with engine.connect() as connection:
+        return _revision(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not connection.execute(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}).scalar():
+        return None
+    revision = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 -- constant
+    return None if revision is None else str(revision)

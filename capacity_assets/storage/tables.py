@@ -1,0 +1,198 @@
+"""The capacity tables: the one source of truth for names, types and what each column means.
+
+Names and columns are those of the legacy application, so an existing database keeps working. Column
+comments are what the Dagster UI and the reference show. How an old database reaches this shape is the
+business of `migrations`.
+
+No foreign keys: servers are registered elsewhere, and the history of a server outlives its registration.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    UniqueConstraint,
+    func,
+    text,
+)
+
+metadata = MetaData()
+
+# Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
+# 28 digits before the point hold every value that can occur.
+PERCENT = Numeric(30, 2)
+
+
+def _timestamp(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
+    default = None if nullable else func.now()
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default, comment=comment)
+
+
+def _megabytes(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, BigInteger, nullable=nullable, comment=f"{comment}, MB")
+
+
+def _change(stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: str = "_mb") -> list[Column[object]]:
+    """Change columns of one measure: absolute, truncated toward zero, and in percent of the previous mean."""
+    suffix = ", MB" if unit else ""
+    return [
+        Column(
+            f"{stem}_change{unit}",
+            kind,
+            comment=f"Mean {what} minus that of the previous window{suffix}; null: unknown",
+        ),
+        Column(f"{stem}_change_percent", PERCENT, comment=f"Change of mean {what} in percent; null: unknown or from 0"),
+    ]
+
+
+def _size_columns(infix: str, what: str, *, nullable: bool) -> list[Column[object]]:
+    return [
+        _megabytes(f"avg_{infix}_mb", f"Mean {what}, rounded down", nullable=nullable),
+        _megabytes(f"max_{infix}_mb", f"Largest {what}", nullable=nullable),
+        _megabytes(f"min_{infix}_mb", f"Smallest {what}", nullable=nullable),
+    ]
+
+
+def _window_columns() -> list[Column[object]]:
+    return [
+        Column("period_type", String(20), nullable=False, comment="Name of the period, such as daily or monthly"),
+        Column("period_start", Date, nullable=False, comment="First day of the window"),
+        Column("period_end", Date, nullable=False, comment="Last day of the window, included"),
+    ]
+
+
+def _verdict_columns() -> list[Column[object]]:
+    return [
+        Column("growth_rate", PERCENT, comment="Change of the mean total in percent; null: unknown or from 0"),
+        Column(
+            "trend_direction",
+            String(20),
+            comment="growing above +5 %, shrinking below -5 %, else stable; null: no previous window to compare with",
+        ),
+        _timestamp("calculated_at", "When the figures last changed"),
+        _timestamp("created_at", "When the row was first written"),
+    ]
+
+
+def _identity(kind: type[BigInteger] | type[Integer] = BigInteger) -> Column[object]:
+    return Column("id", kind, primary_key=True, autoincrement=True, comment="Row number; stays over recomputations")
+
+
+def _instance_id() -> Column[object]:
+    return Column("instance_id", Integer, nullable=False, comment="Server, instances.id")
+
+
+def _database_name() -> Column[object]:
+    return Column("database_name", String(255), nullable=False, comment="Database, exactly as the server spells it")
+
+
+instances = Table(
+    "instances",
+    metadata,
+    _identity(Integer),
+    Column("name", String(255), nullable=False, unique=True, comment="Name of the server"),
+    Column("db_type", String(50), nullable=False, comment="Engine: mysql, postgresql, sqlserver, oracle, ..."),
+    Column("host", String(255), nullable=False, comment="Host name or address"),
+    Column("port", Integer, nullable=False, comment="TCP port"),
+    Column("is_active", Boolean, nullable=False, server_default=text("true"), comment="Whether it is aggregated"),
+    _timestamp("deleted_at", "When it was taken out of service; null: in service", nullable=True),
+    comment="Registered database servers.",
+)
+
+database_size_stats = Table(
+    "database_size_stats",
+    metadata,
+    _identity(),
+    _instance_id(),
+    _database_name(),
+    _megabytes("size_mb", "Total size of the database"),
+    _megabytes("data_size_mb", "Size of the data files; null: not measured", nullable=True),
+    _megabytes("log_size_mb", "Size of the log files; null: not measured", nullable=True),
+    Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
+    _timestamp("collected_at", "When the sample was taken"),
+    _timestamp("created_at", "When the row was first written"),
+    _timestamp("updated_at", "When the row was last changed"),
+    UniqueConstraint("instance_id", "database_name", "collected_date", name="uq_daily_database_size"),
+    Index("ix_database_size_stats_instance_date", "instance_id", "collected_date"),
+    Index("ix_database_size_stats_collected_date", "collected_date"),
+    comment="Raw samples: one row a database and day.",
+)
+
+instance_size_stats = Table(
+    "instance_size_stats",
+    metadata,
+    _identity(),
+    _instance_id(),
+    _megabytes("total_size_mb", "Total size of all databases of the server"),
+    Column("database_count", Integer, nullable=False, comment="Number of databases on the server"),
+    Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
+    _timestamp("collected_at", "When the sample was taken"),
+    Column("is_deleted", Boolean, nullable=False, server_default=text("false"), comment="Whether the sample is void"),
+    _timestamp("deleted_at", "When the sample was declared void", nullable=True),
+    _timestamp("created_at", "When the row was first written"),
+    _timestamp("updated_at", "When the row was last changed"),
+    Index(
+        "uq_instance_size_stats_instance_date",
+        "instance_id",
+        "collected_date",
+        unique=True,
+        postgresql_where=text("is_deleted = false"),
+    ),
+    Index("ix_instance_size_stats_collected_date", "collected_date"),
+    comment="Raw samples: one live row an instance and day.",
+)
+
+database_size_aggregations = Table(
+    "database_size_aggregations",
+    metadata,
+    _identity(),
+    _instance_id(),
+    _database_name(),
+    *_window_columns(),
+    *_size_columns("size", "total size", nullable=False),
+    Column("data_count", Integer, nullable=False, comment="Samples in the window"),
+    *_size_columns("data_size", "data size; null: never measured", nullable=True),
+    *_size_columns("log_size", "log size; null: never measured", nullable=True),
+    *_change("size", "total size", BigInteger),
+    *_change("data_size", "data size", BigInteger),
+    *_change("log_size", "log size", BigInteger),
+    *_verdict_columns(),
+    UniqueConstraint(
+        "instance_id", "database_name", "period_type", "period_start", name="uq_database_size_aggregation"
+    ),
+    Index("ix_database_size_aggregations_period_type", "period_type", "period_start"),
+    comment="Size, change, growth and trend of each database in each window.",
+)
+
+instance_size_aggregations = Table(
+    "instance_size_aggregations",
+    metadata,
+    _identity(),
+    _instance_id(),
+    *_window_columns(),
+    _megabytes("total_size_mb", "Mean daily total of the server, rounded down"),
+    _megabytes("avg_size_mb", "Mean size of one of its databases, rounded down; 0 without databases"),
+    _megabytes("max_size_mb", "Largest daily total"),
+    _megabytes("min_size_mb", "Smallest daily total"),
+    Column("data_count", Integer, nullable=False, comment="Days with samples in the window"),
+    Column("database_count", Integer, nullable=False, comment="Mean number of databases, rounded down"),
+    Column("avg_database_count", PERCENT, comment="Mean number of databases, two decimals"),
+    Column("max_database_count", Integer, comment="Largest daily number of databases"),
+    Column("min_database_count", Integer, comment="Smallest daily number of databases"),
+    *_change("total_size", "daily total", BigInteger),
+    *_change("database_count", "number of databases", Integer, unit=""),
+    *_verdict_columns(),
+    UniqueConstraint("instance_id", "period_type", "period_start", name="uq_instance_size_aggregation"),
+    Index("ix_instance_size_aggregations_period_type", "period_type", "period_start"),
+    comment="Total size, number of databases, change, growth and trend of each server in each window.",
+)
