@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.results import AggregationStatus, RunSummary
-from capacity_assets.aggregation.service import SCOPE_ALL
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunOptions
+from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import load_settings
@@ -39,9 +39,7 @@ def run_capacity_aggregation(
         with _opened() as runner:
             options = RunOptions(levels=runner.service.levels_of(scope), overwrite=overwrite)
             run = runner.run_periods(names, options)
-            details: TaskResult = {
-                name: runner.service.build_period_summary(run.of_period(name)) for name in names
-            }
+            details: TaskResult = {name: runner.service.build_period_summary(run.of_period(name)) for name in names}
     except (CapacityError, UnreachableError, EmbeddedServerError) as error:
         return _failed(error)
     return {

@@ -74,7 +74,7 @@ class Level:
 
     def lineage(self) -> dict[str, tuple[str, ...]]:
         """Map each column of the aggregate table to the raw columns it is made of."""
-        made_of = {key: (key,) for key in self.keys}
+        made_of: dict[str, tuple[str, ...]] = {key: (key,) for key in self.keys}
         made_of |= dict.fromkeys(("period_start", "period_end", "data_count"), ("collected_date",))
         made_of |= {target: (measure.source,) for measure in self.measures for target in measure.targets}
         made_of |= {ratio.target: (ratio.numerator, ratio.denominator) for ratio in self.ratios}

@@ -76,14 +76,16 @@ class PeriodSummary:
         if self.status is AggregationStatus.FAILED:
             return (
                 f"{window}: {self.failed_instances} of {self.total_instances} instances failed; "
-                f"the rows of the other {self.processed_instances} were written, those of the failed ones were kept as they were."
+                f"the rows of the other {self.processed_instances} were written, "
+                "those of the failed ones were kept as they were."
             )
         if self.status is AggregationStatus.SKIPPED:
             reason = "no active instance" if not self.total_instances else "no instance has samples in this window"
             return f"{window}: nothing to do, {reason}."
         return (
             f"{window}: {self.processed_instances} of {self.total_instances} instances processed, "
-            f"{self.written_records} rows written, {self.unchanged_records} unchanged, {self.protected_records} protected."
+            f"{self.written_records} rows written, {self.unchanged_records} unchanged, "
+            f"{self.protected_records} protected."
         )
 
     def __add__(self, other: PeriodSummary) -> PeriodSummary:

@@ -11,6 +11,7 @@ The names of the replaced system live on here: `calculate_period_aggregations`,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import partialmethod
 
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.aggregation.results import InstanceSummary, PeriodSummary, RunSummary
+from capacity_assets.aggregation.results import InstanceSummary, RunSummary
 from capacity_assets.aggregation.runners import (
     INSTANCES_PER_SLICE,
     AggregationRunner,
@@ -34,6 +35,19 @@ from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 
 ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is to be done: at which levels, for whom, and whether stored history may be replaced."""
+
+    levels: Sequence[str] = ALL_LEVELS
+    instance_ids: Sequence[int] | None = None
+    overwrite: bool = False
+    progress: Progress | None = None
+
+
+DEFAULT_OPTIONS = RunOptions()
 
 
 class AggregationService:
@@ -57,16 +71,9 @@ class AggregationService:
         }
 
     def aggregate(
-        self,
-        period: str | Period,
-        windows: Iterable[Window],
-        *,
-        levels: Sequence[str] = ALL_LEVELS,
-        instance_ids: Sequence[int] | None = None,
-        overwrite: bool = False,
-        progress: Progress | None = None,
+        self, period: str | Period, windows: Iterable[Window], options: RunOptions = DEFAULT_OPTIONS
     ) -> RunSummary:
-        """Compute `windows` of `period` at `levels`, for all active instances or those asked for by id.
+        """Compute `windows` of `period` for all active instances, or as `options` say.
 
         Raises:
             ValidationError: unknown period or level, no window, or something that is no window of the period.
@@ -74,19 +81,19 @@ class AggregationService:
             DatabaseError: the database failed; what was committed before is kept and a repetition continues.
         """
         chosen = self.period(period)
-        runners = [self._runner(level) for level in levels]
+        runners = [self._runner(level) for level in options.levels]
         try:
             spans = adjacent_spans(chosen, windows)
         except ValueError as error:
             raise ValidationError(f"{error}. Nothing was written.") from error
         if not spans or not runners:
             raise ValidationError("No window or no level was asked for. Nothing was written.")
-        active = [instance for instance in self._instances(instance_ids) if instance.active]
+        active = [instance for instance in self._instances(options.instance_ids) if instance.active]
         parts = [
             part
             for runner in runners
             for span in spans
-            for part in runner.aggregate(chosen, span, active, overwrite=overwrite, progress=progress)
+            for part in runner.aggregate(chosen, span, active, overwrite=options.overwrite, progress=options.progress)
         ]
         return RunSummary(tuple(parts))
 
@@ -100,14 +107,13 @@ class AggregationService:
         return self.aggregate(
             period_type,
             self.windows_between(period_type, start_date, end_date),
-            levels=self.levels_of(scope),
-            overwrite=overwrite,
+            RunOptions(self.levels_of(scope), overwrite=overwrite),
         )
 
     def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
         """Compute the window that holds today; `scope` is database, instance or all."""
         window = self.period(period_type).current(self._clock.today())
-        return self.aggregate(period_type, [window], levels=self.levels_of(scope))
+        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope)))
 
     def calculate_scheduled_aggregations(
         self, period_type: str, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
@@ -119,7 +125,7 @@ class AggregationService:
             window = period.scheduled(today)
         else:
             window = period.current(today) if use_current_period else period.last(today)
-        return self.aggregate(period, [window], levels=self.levels_of(scope))
+        return self.aggregate(period, [window], RunOptions(self.levels_of(scope)))
 
     def calculate_instance_aggregations(
         self, instance_id: int, periods: Sequence[str] | None = None, *, scope: str = SCOPE_ALL
@@ -134,7 +140,7 @@ class AggregationService:
         for name in periods or self._periods:
             period = self.period(name)
             window = period.scheduled(self._clock.today())
-            run += self.aggregate(period, [window], levels=self.levels_of(scope), instance_ids=[instance_id])
+            run += self.aggregate(period, [window], RunOptions(self.levels_of(scope), instance_ids=[instance_id]))
         return InstanceSummary(instance.id, instance.name, instance.active, run)
 
     def build_period_summary(self, run: RunSummary) -> dict[str, object]:

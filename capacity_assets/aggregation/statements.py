@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
-    CTE,
     ARRAY,
+    CTE,
     BindParameter,
     ColumnElement,
     Date,
@@ -49,6 +50,9 @@ from capacity_assets.storage.tables import instances
 
 TREND_THRESHOLD_PERCENT = 5
 
+# Expressions over columns whose Python type never matters here: no figure travels through Python.
+Element: TypeAlias = ColumnElement[Any]
+
 INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protected"
 
 
@@ -57,11 +61,11 @@ class _Parameters:
     """Bind parameters: `starts` and `ends` hold the previous window first, then the windows asked for."""
 
     period_type: BindParameter[str]
-    instance_ids: BindParameter[list[int]]
-    starts: BindParameter[list[object]]
-    ends: BindParameter[list[object]]
-    first_day: BindParameter[object]
-    last_day: BindParameter[object]
+    instance_ids: BindParameter[Any]
+    starts: BindParameter[Any]
+    ends: BindParameter[Any]
+    first_day: BindParameter[Any]
+    last_day: BindParameter[Any]
 
 
 def _parameters() -> _Parameters:
@@ -97,7 +101,7 @@ def aggregation_statement(level: Level, *, overwrite: bool) -> Select[object, in
     classified = _classified(level, figures, parameters, overwrite=overwrite)
     written = _written(level, classified, parameters, overwrite=overwrite)
     removed = _removed(level, figures, parameters) if overwrite else None
-    return _counts(level, windows, classified, written, removed)
+    return _counts(windows, classified, written, removed)
 
 
 def _windows(parameters: _Parameters) -> CTE:
@@ -138,7 +142,7 @@ def _bucketed(level: Level, parameters: _Parameters) -> Subquery:
     samples = _raw_rows(level, parameters)
     keys = [samples.c[key] for key in level.keys]
     bucket = func.width_bucket(samples.c.collected_date, parameters.starts).label("bucket")
-    columns: list[ColumnElement[object]] = [func.count().label("data_count")]
+    columns: list[Element] = [func.count().label("data_count")]
     for measure in level.measures:
         column = samples.c[measure.source]
         columns += [
@@ -153,18 +157,19 @@ def _bucketed(level: Level, parameters: _Parameters) -> Subquery:
 def _compared(level: Level, bucketed: Subquery) -> Subquery:
     """Put the count and sum of the previous window beside each window; null where it has no sample."""
     keys = [bucketed.c[key] for key in level.keys]
-    adjacent = {"partition_by": keys, "order_by": bucketed.c.bucket}
-    is_adjacent = func.lag(bucketed.c.bucket).over(**adjacent) == bucketed.c.bucket - 1
+
+    def before(column: Element) -> Element:
+        return func.lag(column).over(partition_by=keys, order_by=bucketed.c.bucket)
+
+    is_adjacent = before(bucketed.c.bucket) == bucketed.c.bucket - 1
     names = ["data_count", *(_count(m) for m in level.measures), *(_sum(m) for m in level.measures)]
-    previous = [
-        case((is_adjacent, func.lag(bucketed.c[name]).over(**adjacent))).label(f"previous_{name}") for name in names
-    ]
+    previous = [case((is_adjacent, before(bucketed.c[name]))).label(f"previous_{name}") for name in names]
     return select(*bucketed.c, *previous).subquery("compared")
 
 
 def _measured(level: Level, compared: Subquery) -> Subquery:
     """Compute the figures of each measure, and keep the two sums that the trend looks at."""
-    columns: dict[str, ColumnElement[object]] = {}
+    columns: dict[str, Element] = {}
     for measure in level.measures:
         columns |= _measure_figures(measure, compared)
     for ratio in level.ratios:
@@ -199,13 +204,13 @@ def _figures(level: Level, measured: Subquery, windows: CTE) -> CTE:
     )
 
 
-def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, ColumnElement[object]]:
+def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, Element]:
     """Exact mean, extremes and change of one measure (SEMANTICS, sections 4 and 5)."""
     total, count = compared.c[_sum(measure)], func.nullif(compared.c[_count(measure)], 0)
     previous_total = compared.c[f"previous_{_sum(measure)}"]
     previous_count = func.nullif(compared.c[f"previous_{_count(measure)}"], 0)
     difference = total * previous_count - previous_total * count
-    figures: dict[str, ColumnElement[object]] = {
+    figures: dict[str, Element] = {
         measure.average: _floor(total, count),
         measure.maximum: compared.c[measure.maximum],
         measure.minimum: compared.c[measure.minimum],
@@ -217,9 +222,7 @@ def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, ColumnEl
     return figures
 
 
-def _trend(
-    percent: ColumnElement[object], total: ColumnElement[object], previous_total: ColumnElement[object]
-) -> ColumnElement[object]:
+def _trend(percent: Element, total: Element, previous_total: Element) -> Element:
     grew_from_nothing = and_(previous_total == 0, total > 0)
     return case(
         (previous_total.is_(None), null()),
@@ -262,7 +265,7 @@ def _built_from_more_samples(
 
 
 def _same_row(
-    level: Level, table: FromClause, figures: CTE, parameters: _Parameters, start: ColumnElement[object]
+    level: Level, table: FromClause, figures: CTE, parameters: _Parameters, start: Element
 ) -> ColumnElement[bool]:
     keys = [table.c[key] == figures.c[key] for key in level.keys]
     return and_(*keys, table.c.period_type == parameters.period_type, table.c.period_start == start)
@@ -272,7 +275,7 @@ def _written(level: Level, classified: CTE, parameters: _Parameters, *, overwrit
     """Insert new rows and update changed ones; id and created_at of an updated row stay."""
     target = level.target
     key = [*level.keys, "period_type", "period_start"]
-    values: dict[str, ColumnElement[object]] = {name: classified.c[name] for name in (*level.keys, "period_start")}
+    values: dict[str, Element] = {name: classified.c[name] for name in (*level.keys, "period_start")}
     values |= {"period_type": cast(parameters.period_type, String)}
     values |= {name: classified.c[name] for name in level.figures}
     values |= {"calculated_at": func.now(), "created_at": func.now()}
@@ -304,7 +307,7 @@ def _removed(level: Level, figures: CTE, parameters: _Parameters) -> CTE:
 
 
 def _counts(
-    level: Level, windows: CTE, classified: CTE, written: CTE, removed: CTE | None
+    windows: CTE, classified: CTE, written: CTE, removed: CTE | None
 ) -> Select[object, int, int, int, int, int]:
     """Count per window what happened; the only rows that leave the database."""
     seen = (
@@ -350,14 +353,14 @@ def _sum(measure: Measure) -> str:
     return f"sum_{measure.source}"
 
 
-def _floor(numerator: ColumnElement[object], denominator: ColumnElement[object]) -> ColumnElement[object]:
+def _floor(numerator: Element, denominator: Element) -> Element:
     """floor(numerator / denominator) for a positive denominator; `div` truncates, `mod` has the numerator's sign."""
     below_zero = cast(func.mod(numerator, denominator) < 0, Integer)
     return func.div(numerator, denominator) - below_zero
 
 
-def _two_decimals(numerator: ColumnElement[object], denominator: ColumnElement[object]) -> ColumnElement[object]:
-    """numerator / denominator to two decimals, half away from zero, as one exact integer division.
+def _two_decimals(numerator: Element, denominator: Element) -> Element:
+    """Divide to two decimals, half away from zero, by one exact integer division.
 
     Everything is cast to numeric first: `sign(bigint)` is a double in PostgreSQL and would spoil the result.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date
 
 from sqlalchemy import Engine
@@ -17,8 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
 from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, RunSummary
-from capacity_assets.aggregation.runners import Progress
-from capacity_assets.aggregation.service import ALL_LEVELS, AggregationService
+from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
@@ -30,19 +28,6 @@ _LOG_LEVELS = {
     AggregationStatus.SKIPPED: logging.INFO,
     AggregationStatus.FAILED: logging.ERROR,
 }
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is to be done: at which levels, for whom, and whether stored history may be replaced."""
-
-    levels: Sequence[str] = ALL_LEVELS
-    instance_ids: Sequence[int] | None = None
-    overwrite: bool = False
-    progress: Progress | None = None
-
-
-DEFAULT_OPTIONS = RunOptions()
 
 
 class AggregationTaskRunner:
@@ -101,14 +86,7 @@ class AggregationTaskRunner:
         return list(windows)
 
     def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
-        summary = self.service.aggregate(
-            period,
-            windows,
-            levels=options.levels,
-            instance_ids=options.instance_ids,
-            overwrite=options.overwrite,
-            progress=options.progress,
-        )
+        summary = self.service.aggregate(period, windows, options)
         logger.log(_LOG_LEVELS[summary.status], "%s aggregates, %s", period.name, summary.message)
         return summary
 

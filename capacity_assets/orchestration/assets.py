@@ -13,7 +13,8 @@ from pydantic import Field
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
 from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunOptions
+from capacity_assets.aggregation.service import RunOptions
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.metadata import (
     column_lineage,
     failure_metadata,
@@ -128,7 +129,7 @@ def _description(period: Period, level: Level) -> str:
     subject = "database" if level is DATABASE else "server"
     figures = {
         "database": "Total, data and log size: mean (rounded down), largest, smallest, change.",
-        "instance": "Total size and number of databases: mean, largest, smallest, change. Samples are summed per day first.",
+        "instance": "Total size and number of databases, summed per day first: mean, largest, smallest, change.",
     }[level.name]
     return textwrap.dedent(f"""\
         One row for each {subject} and **{period.name}** window, in `{level.target.name}` with
@@ -137,7 +138,7 @@ def _description(period: Period, level: Level) -> str:
         {figures}
 
         - *Change* and *growth* compare exact means with those of the window before; unknown is null, not zero.
-        - *Trend*: growing above +5 %, shrinking below −5 %, else stable.
+        - *Trend*: growing above +5 %, shrinking below -5 %, else stable.
         - Running a window again over unchanged samples writes nothing. Rows built from more samples than the
           raw data still holds are protected; the run option `overwrite` rebuilds the window exactly.
         - A server without samples in the window counts as skipped, one whose data cannot be stored as failed;

@@ -19,9 +19,7 @@ from capacity_assets.storage.engine import UnreachableError
 AGGREGATION_RESOURCE = "aggregation"
 
 
-def aggregation_resource(
-    settings: Settings, *, clock: Clock, periods: Mapping[str, Period]
-) -> dg.ResourceDefinition:
+def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[str, Period]) -> dg.ResourceDefinition:
     """Build the resource: opens the capacity database when a run starts, closes it when the run ends."""
 
     @dg.resource(description="AggregationService on the capacity database (CAPACITY_DATABASE_URL).")

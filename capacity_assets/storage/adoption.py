@@ -18,7 +18,7 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql.elements import quoted_name
 
-DIALECT = postgresql.dialect()
+DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves this constructor untyped
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iter
                 f"Add the column and fill it, then run `capacity init` again."
             )
         if found is not None and column.name == "id" and not (found.get("default") or found.get("identity")):
+            sequence = f"{wanted.name}_id_seq"
             yield (
-                f"{wanted.name}.id has no default, so no row can be inserted. Run: "
-                f"CREATE SEQUENCE {wanted.name}_id_seq OWNED BY {wanted.name}.id; "
-                f"SELECT setval('{wanted.name}_id_seq', (SELECT coalesce(max(id), 0) + 1 FROM {wanted.name}), false); "
-                f"ALTER TABLE {wanted.name} ALTER COLUMN id SET DEFAULT nextval('{wanted.name}_id_seq');"
+                f"{wanted.name}.id has no default, so no row can be inserted. Create sequence {sequence} beginning "
+                f"above the largest id and make it the default: ALTER TABLE {wanted.name} ALTER COLUMN id "
+                f"SET DEFAULT nextval('{sequence}'); then run `capacity init` again."
             )
 
 
@@ -164,9 +164,7 @@ def _has_unique_key(connection: Connection, wanted: Table, key: UniqueKey) -> bo
         ),
         {"table": wanted.name},
     )
-    return any(
-        set(row.columns) == set(key.columns) and _same_condition(row.condition, key.condition) for row in found
-    )
+    return any(set(row.columns) == set(key.columns) and _same_condition(row.condition, key.condition) for row in found)
 
 
 def _same_condition(found: str | None, wanted: str | None) -> bool:
@@ -186,24 +184,21 @@ def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -
     ).one()
     if not keys:
         return None
-    newer = "calculated_at" if "calculated_at" in wanted.columns else "updated_at"
-    delete = (
-        f"DELETE FROM {table} WHERE ctid IN (SELECT ctid FROM (SELECT ctid, tableoid, row_number() OVER "  # noqa: S608
-        f"(PARTITION BY {columns} ORDER BY {newer} DESC, id DESC) AS copy FROM {table}{where}) AS ranked WHERE copy > 1)"
+    newest_first = f"{'calculated_at' if 'calculated_at' in wanted.columns else 'updated_at'} DESC, id DESC"
+    # A ctid is unique only within one partition, hence the tableoid.
+    ranked = (
+        f"SELECT tableoid, ctid, row_number() OVER (PARTITION BY {columns} ORDER BY {newest_first}) AS rank "  # noqa: S608
+        f"FROM {table}{where}"
     )
-    if _is_partitioned(connection, wanted):
-        # A ctid is unique only within one partition.
-        delete = delete.replace("ctid IN (SELECT ctid FROM", "(tableoid, ctid) IN (SELECT tableoid, ctid FROM", 1)
+    delete = (
+        f"DELETE FROM {table} WHERE (tableoid, ctid) IN "  # noqa: S608
+        f"(SELECT tableoid, ctid FROM ({ranked}) AS ranked WHERE rank > 1)"
+    )
     return (
         f"{wanted.name} holds {keys} keys ({', '.join(key.columns)}) with more than one row, {rows} rows too many; "
         f"a unique key cannot be added. No row was removed. See them: {groups}; -- After a backup, keep the newest "
         f"row of each key: {delete}; -- Then run `capacity init` again."
     )
-
-
-def _is_partitioned(connection: Connection, wanted: Table) -> bool:
-    query = text("SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass(:table)")
-    return bool(connection.execute(query, {"table": wanted.name}).scalar())
 
 
 def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> Step:
@@ -215,6 +210,11 @@ def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> S
         f"{wanted.name} has no unique key on ({', '.join(key.columns)})",
         f"CREATE UNIQUE INDEX {_quoted(name)} ON {_quoted(wanted.name)} ({columns}){where}",
     )
+
+
+def carry_out(connection: Connection, step: Step) -> None:
+    """Execute a step; it holds no parameters, so a percent sign in it is itself."""
+    connection.exec_driver_sql(step.statement.replace("%", "%%"))
 
 
 def missing_comments(connection: Connection, wanted: Iterable[Table]) -> list[Step]:
@@ -248,4 +248,3 @@ def _quoted(name: str) -> str:
 def _string(value: str) -> str:
     escaped = value.replace("'", "''")
     return f"'{escaped}'"
-

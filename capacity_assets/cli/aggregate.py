@@ -1,0 +1,99 @@
+"""`capacity aggregate`: the task runner from a shell, with a progress bar and a table or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+
+from rich.progress import Progress
+
+from capacity_assets.aggregation.results import AggregationStatus, RunSummary
+from capacity_assets.aggregation.runners import Progress as ReportProgress
+from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.cli.errors import DONE, FAILED
+from capacity_assets.cli.output import console, error_console, is_terminal, print_json, say, table
+from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.runtime import open_task_runner
+from capacity_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line; open days are None."""
+
+    periods: tuple[str, ...]
+    first_day: date | None
+    last_day: date | None
+    scope: str
+    instance_ids: tuple[int, ...]
+    overwrite: bool
+
+
+def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int:
+    """Compute what was asked for and print it; return the exit code.
+
+    Raises: as `AggregationTaskRunner.run_period`; every name and date is checked before anything is written.
+    """
+    with open_task_runner(settings) as runner:
+        names = list(PERIODS) if SCOPE_ALL in request.periods else list(dict.fromkeys(request.periods))
+        work = [(period, _windows(runner, period, request)) for period in map(runner.service.period, names)]
+        levels = runner.service.levels_of(request.scope)
+        run = RunSummary()
+        with _progress_bar() as report:
+            options = RunOptions(levels, request.instance_ids or None, request.overwrite, report)
+            for period, windows in work:
+                run += runner.run_period(period, windows, options)
+    if as_json:
+        print_json(run.to_dict())
+    else:
+        print_run(run)
+    return FAILED if run.status is AggregationStatus.FAILED else DONE
+
+
+def _windows(runner: AggregationTaskRunner, period: Period, request: Request) -> list[Window] | None:
+    if request.first_day is None and request.last_day is None:
+        return None
+    return runner.windows_between(period, request.first_day, request.last_day)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[ReportProgress | None]:
+    """Show a bar while slices are written, for people only."""
+    if not is_terminal():
+        yield None
+        return
+    with Progress(console=error_console(), transient=True) as bar:
+        task = bar.add_task("instances computed", total=None)
+        yield lambda instances: bar.advance(task, instances)
+
+
+COLUMNS = (
+    ("Period", "left"),
+    ("Level", "left"),
+    ("Windows", "right"),
+    ("Processed", "right"),
+    ("Failed", "right"),
+    ("Skipped", "right"),
+    ("Written", "right"),
+    ("Unchanged", "right"),
+    ("Protected", "right"),
+    ("Removed", "right"),
+)
+
+
+def print_run(run: RunSummary) -> None:
+    """Print one line for each period and level, then the verdict and the failed instances."""
+    groups = dict.fromkeys((part.period_type, part.level) for part in run.parts)
+    rows = []
+    for period, level in groups:
+        part = run.of_period(period).of_level(level)
+        counts = [f"{name}_instances" for name in ("processed", "failed", "skipped")]
+        counts += [f"{name}_records" for name in ("written", "unchanged", "protected", "removed")]
+        rows.append([period, level, len(part.parts), *(part.total(name) for name in counts)])
+    console().print(table("Instances (counted once for each window) and rows", COLUMNS, rows))
+    say(f"{run.status.value}: {run.message}")
+    for error in run.errors[1:]:
+        say(f"  {error}")

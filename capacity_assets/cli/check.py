@@ -1,0 +1,141 @@
+"""`capacity check`: one screen that says whether configuration, databases and schema are fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import reason_of
+from capacity_assets.cli.database import server_version
+from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
+from capacity_assets.cli.output import console, print_json, table
+from capacity_assets.clock import Clock
+from capacity_assets.runtime import open_engine
+from capacity_assets.settings import ConfigurationError, Settings, load_settings
+from capacity_assets.storage.embedded import EmbeddedServerError
+from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_state
+
+OLDEST_SERVER = 14
+
+
+class Verdict(StrEnum):
+    """How one line of the screen ended."""
+
+    OK = "ok"
+    NOTE = "note"
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, the verdict, and what was found or what to do."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+def check_all(*, as_json: bool) -> int:
+    """Look at everything, print it, return the exit code: 2 for configuration, 1 for anything else bad."""
+    try:
+        settings = load_settings()
+    except ConfigurationError as error:
+        findings = [Finding(*_split(line)) for line in str(error).splitlines()]
+        _print(findings, as_json=as_json)
+        return BAD_USAGE
+    findings = [*_configuration(settings), *_capacity_database(settings), *_dagster_storage(settings)]
+    _print(findings, as_json=as_json)
+    return FAILED if any(finding.verdict is Verdict.BAD for finding in findings) else DONE
+
+
+def _split(line: str) -> tuple[str, Verdict, str]:
+    variable, _, problem = line.partition(": ")
+    return variable, Verdict.BAD, problem
+
+
+def _configuration(settings: Settings) -> Iterator[Finding]:
+    today = Clock(settings.zone).today()
+    yield Finding("CAPACITY_TIMEZONE", Verdict.OK, f"{settings.timezone}, where it is {today}")
+    ahead = settings.start_date > today
+    note = "lies ahead: there is no partition yet" if ahead else "first day with samples"
+    yield Finding("CAPACITY_START_DATE", Verdict.BAD if ahead else Verdict.OK, f"{settings.start_date}, {note}")
+    yield Finding("CAPACITY_HOME", Verdict.OK, str(settings.home.resolve()))
+    for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
+        yield Finding(name, Verdict.OK, "unset: the embedded server" if url is None else safe_url(url))
+    written = settings.dagster_postgres_url
+    if written and not written.get_secret_value().startswith("postgresql+psycopg2://"):
+        yield Finding(
+            "DAGSTER_POSTGRES_URL",
+            Verdict.NOTE,
+            "for plain `dagster dev` begin it with postgresql+psycopg2:// (`capacity up` does that by itself)",
+        )
+
+
+def _capacity_database(settings: Settings) -> Iterator[Finding]:
+    subject = "capacity database"
+    if settings.capacity_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+        yield Finding(
+            subject, Verdict.NOTE, "the embedded server does not exist yet: `capacity init` or `capacity demo`"
+        )
+        return
+    try:
+        with open_engine(settings) as engine:
+            yield from _server(engine)
+            yield from _schema(engine)
+    except (UnreachableError, EmbeddedServerError) as error:
+        yield Finding(subject, Verdict.BAD, str(error))
+    except DBAPIError as error:
+        yield Finding(subject, Verdict.BAD, reason_of(error))
+
+
+def _server(engine: Engine) -> Iterator[Finding]:
+    version = server_version(engine)
+    old = int(version.split(".", maxsplit=1)[0]) < OLDEST_SERVER
+    advice = f"; {OLDEST_SERVER} or newer is needed" if old else ""
+    yield Finding("capacity database", Verdict.BAD if old else Verdict.OK, f"PostgreSQL {version} answers{advice}")
+
+
+def _schema(engine: Engine) -> Iterator[Finding]:
+    state = schema_state(engine)
+    if state.fit:
+        yield Finding("schema", Verdict.OK, f"revision {SCHEMA_REVISION}, all tables and unique keys are there")
+        return
+    if state.revision != SCHEMA_REVISION:
+        found = "none" if state.revision is None else state.revision
+        text = f"revision {found}, {SCHEMA_REVISION} is needed: run `capacity init`"
+        yield Finding("schema", Verdict.BAD, text)
+    if state.missing_tables:
+        yield Finding("schema", Verdict.BAD, f"missing tables: {', '.join(state.missing_tables)}")
+    for shortcoming in state.shortcomings:
+        yield Finding("schema", Verdict.BAD, shortcoming)
+
+
+def _dagster_storage(settings: Settings) -> Iterator[Finding]:
+    url = settings.dagster_url
+    if url is None:
+        return
+    yield _storage_answers(url)
+
+
+def _storage_answers(url: URL) -> Finding:
+    engine = create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
+    try:
+        version = server_version(engine)
+    except DBAPIError as error:
+        return Finding("Dagster storage", Verdict.BAD, f"cannot reach {safe_url(url)}: {reason_of(error)}")
+    finally:
+        engine.dispose()
+    return Finding("Dagster storage", Verdict.OK, f"PostgreSQL {version} answers")
+
+
+def _print(findings: list[Finding], *, as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+        return
+    columns = (("Checked", "left"), ("Verdict", "left"), ("Found", "left"))
+    console().print(table("capacity check", columns, [[f.subject, f.verdict.value, f.text] for f in findings]))

@@ -1,0 +1,114 @@
+"""`capacity init` and `capacity status`: the capacity database as an operator sees it."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, bindparam, func, select, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import DatabaseError, database_error
+from capacity_assets.aggregation.levels import LEVELS, Level
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.output import console, print_json, say, table
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS
+from capacity_assets.runtime import open_engine
+from capacity_assets.settings import Settings
+from capacity_assets.storage.engine import safe_url
+from capacity_assets.storage.schema import initialise, schema_revision
+from capacity_assets.storage.tables import instances
+
+
+def initialise_database(settings: Settings) -> None:
+    """Create or upgrade the schema and say what was done.
+
+    Raises:
+        SchemaProblemsError: something only a person can decide stands in the way; nothing was changed.
+        DatabaseError: the database refused a step; nothing was changed.
+    """
+    with open_engine(settings) as engine:
+        try:
+            done = initialise(engine)
+        except DBAPIError as error:
+            raise database_error(
+                error, doing="creating or upgrading the schema", kept="Nothing was changed."
+            ) from error
+        for line in done:
+            say(f"  {line}")
+        verdict = "schema created or upgraded" if done else "schema was up to date"
+        say(f"{verdict} at {safe_url(engine.url)}")
+
+
+def show_status(settings: Settings, *, as_json: bool) -> int:
+    """Print what samples there are and the latest stored window of each period and level."""
+    with open_engine(settings) as engine:
+        if schema_revision(engine) is None:
+            raise DatabaseError("There is no capacity schema in this database. Run `capacity init` first.")
+        samples = [_samples(engine, level) for level in LEVELS.values()]
+        windows = [_latest(engine, name, level) for name in PERIODS for level in LEVELS.values()]
+        active = _active_instances(engine)
+    today = Clock(settings.zone).today()
+    if as_json:
+        print_json({"today": today, "active_instances": active, "samples": samples, "windows": windows})
+        return DONE
+    say(f"Today is {today} ({settings.timezone}). Active instances: {active:,}.")
+    out = console()
+    out.print(table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples]))
+    out.print(table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows]))
+    return DONE
+
+
+SAMPLE_COLUMNS = (("Table", "left"), ("First day", "left"), ("Last day", "left"), ("Rows on last day", "right"))
+WINDOW_COLUMNS = (
+    ("Period", "left"),
+    ("Level", "left"),
+    ("First window", "left"),
+    ("Latest window", "left"),
+    ("Rows in it", "right"),
+    ("Last change", "left"),
+)
+
+
+def _cells(row: dict[str, object]) -> list[object]:
+    return ["none" if value is None else value for value in row.values()]
+
+
+def _active_instances(engine: Engine) -> int:
+    query = select(func.count()).where(instances.c.is_active, instances.c.deleted_at.is_(None))
+    with engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def _samples(engine: Engine, level: Level) -> dict[str, object]:
+    """Ends and size of the last day, from the index on collected_date alone."""
+    day = level.source.c.collected_date
+    ends = select(func.min(day).label("first_day"), func.max(day).label("last_day"))
+    with engine.connect() as connection:
+        first_day, last_day = connection.execute(ends).one()
+        rows = connection.execute(select(func.count()).where(day == last_day)).scalar_one() if last_day else 0
+    return {"table": level.source.name, "first_day": first_day, "last_day": last_day, "rows_on_last_day": rows}
+
+
+def _latest(engine: Engine, period: str, level: Level) -> dict[str, object]:
+    target = level.target
+    of_period = target.c.period_type == bindparam("period", period)
+    ends = select(func.min(target.c.period_start), func.max(target.c.period_start)).where(of_period)
+    with engine.connect() as connection:
+        first, latest = connection.execute(ends).one()
+        rows, changed = connection.execute(
+            select(func.count(), func.max(target.c.calculated_at)).where(of_period, target.c.period_start == latest)
+        ).one()
+    shown = None if changed is None else f"{changed:%Y-%m-%d %H:%M} UTC"
+    return {
+        "period": period,
+        "level": level.name,
+        "first_window": first,
+        "latest_window": latest,
+        "rows": rows,
+        "last_change": shown,
+    }
+
+
+def server_version(engine: Engine) -> str:
+    """Return the PostgreSQL version, for `capacity check`."""
+    with engine.connect() as connection:
+        return str(connection.execute(text("SHOW server_version")).scalar_one())

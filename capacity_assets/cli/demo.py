@@ -1,0 +1,232 @@
+"""`capacity demo`: a sample fleet, computed through Dagster onto the instance that `capacity up` shows.
+
+Partitions that are materialised already and whose samples did not change are left alone, so that an
+interrupted demo continues and a second one changes nothing. At the end everything is computed once more
+without Dagster, which must write nothing: the stored figures are what the samples say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+
+import dagster as dg
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.results import AggregationStatus, RunSummary
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.cli.output import console, error_console, human_mb, say, table
+from capacity_assets.cli.platform import dagster_environment
+from capacity_assets.clock import Clock
+from capacity_assets.orchestration.assets import asset_name
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.jobs import job_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
+from capacity_assets.runtime import open_engine, task_runner
+from capacity_assets.settings import Settings, load_settings
+from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
+from capacity_assets.storage.schema import initialise
+
+FASTEST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Adjacent windows that go through Dagster in one run."""
+
+    period: Period
+    windows: Sequence[Window]
+
+
+def run_demo(settings: Settings) -> None:
+    """Set everything up, compute every window, print the result.
+
+    Raises:
+        CommandFailedError: the database holds other instances, or a run failed.
+    """
+    with dagster_environment(settings) as environment, _process_environment(environment):
+        settings = load_settings()
+        today = Clock(settings.zone).today()
+        first_day = max(first_sample_day(today), settings.start_date)
+        with open_engine(settings) as engine:
+            fleet = _load(engine, first_day, today)
+            if fleet.samples_added:
+                say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
+            with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
+                chunks = _open_work(instance, first_day, today, fleet)
+                written = _materialise(settings, instance, chunks)
+            runner = task_runner(engine, settings)
+            run = _verify(runner, first_day, today)
+            _print_result(run, written, fleet)
+            _print_fastest(engine, PERIODS["monthly"].last(today))
+        _print_where_to_look(settings)
+
+
+@contextmanager
+def _process_environment(environment: dict[str, str]) -> Iterator[None]:
+    """Give this process the environment that Dagster's own processes get, as the instance reads it from there."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _load(engine: Engine, first_day: date, today: date) -> LoadedFleet:
+    initialise(engine)
+    others = other_instances(engine)
+    if others:
+        raise CommandFailedError(
+            f"This database holds {others} instances that do not belong to the sample fleet. Nothing was loaded. "
+            "Unset CAPACITY_DATABASE_URL to run the demo on the embedded server, or point it to an empty database."
+        )
+    return load_sample_fleet(engine, first_day, today)
+
+
+def _open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> list[_Chunk]:
+    """List the windows without a materialisation, and those whose samples, or whose predecessor's, are new."""
+    chunks = []
+    for period in PERIODS.values():
+        done = set.intersection(
+            *(instance.get_materialized_partitions(dg.AssetKey(asset_name(period, level))) for level in LEVELS.values())
+        )
+        wanted = period.windows_between(first_day, today)
+        open_windows = [window for window in wanted if window.key not in done or _is_touched(period, window, fleet)]
+        for span in adjacent_spans(period, open_windows):
+            chunks += [
+                _Chunk(period, span[first : first + PARTITIONS_PER_RUN])
+                for first in range(0, len(span), PARTITIONS_PER_RUN)
+            ]
+    return chunks
+
+
+def _is_touched(period: Period, window: Window, fleet: LoadedFleet) -> bool:
+    if fleet.first_day_added is None or fleet.last_day_added is None:
+        return False
+    return period.previous(window).start <= fleet.last_day_added and window.end >= fleet.first_day_added
+
+
+def _materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Sequence[_Chunk]) -> int:
+    """Run the jobs over the chunks; return how many rows were written."""
+    definitions = build_definitions(settings)
+    written = 0
+    with _progress_bar() as bar:
+        task = bar.add_task("windows", total=sum(len(chunk.windows) for chunk in chunks))
+        for chunk in chunks:
+            bar.update(task, description=f"{chunk.period.name} windows")
+            written += _materialise_chunk(definitions, instance, chunk)
+            bar.advance(task, len(chunk.windows))
+    return written
+
+
+def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance, chunk: _Chunk) -> int:
+    job = definitions.resolve_job_def(job_name(chunk.period))
+    first, last = chunk.windows[0].key, chunk.windows[-1].key
+    result = job.execute_in_process(
+        instance=instance,
+        tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        raise_on_error=False,
+    )
+    if not result.success:
+        raise CommandFailedError(
+            f"Run {result.run_id} over the {chunk.period.name} windows {first} to {last} failed. {_reasons(result)} "
+            "Finished runs were kept. `capacity up` shows the run; `capacity demo` continues."
+        )
+    counts = [
+        event.materialization.metadata["written_records"].value for event in result.get_asset_materialization_events()
+    ]
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _reasons(result: dg.ExecuteInProcessResult) -> str:
+    """Say what the failed steps said, or the class of what they raised."""
+    failures = [event.step_failure_data for event in result.get_step_failure_events()]
+    texts = [
+        failure.user_failure_data.description if failure.user_failure_data else failure.error and failure.error.cls_name
+        for failure in failures
+    ]
+    return " ".join(text for text in texts if text)
+
+
+def _progress_bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=error_console())
+
+
+def _verify(runner: AggregationTaskRunner, first_day: date, today: date) -> RunSummary:
+    """Compute everything once more without Dagster."""
+    run = RunSummary()
+    for period in PERIODS.values():
+        run += runner.run_period(period, period.windows_between(first_day, today))
+    return run
+
+
+COLUMNS = (
+    ("Period", "left"),
+    ("Windows", "right"),
+    ("Processed", "right"),
+    ("Failed", "right"),
+    ("Skipped", "right"),
+    ("Rows", "right"),
+)
+
+
+def _print_result(run: RunSummary, written: int, fleet: LoadedFleet) -> None:
+    rows = []
+    for name in PERIODS:
+        part = run.of_period(name)
+        windows = len(part.parts) // len(LEVELS)
+        counts = [part.total(f"{outcome}_instances") for outcome in ("processed", "failed", "skipped")]
+        rows.append([name, windows, *counts, part.total("total_records")])
+    console().print(table("Instances (once for each window and level) and rows", COLUMNS, rows))
+    if run.status is AggregationStatus.FAILED or run.total("written_records"):
+        raise CommandFailedError(f"The check after the runs found differences: {run.message}")
+    say(f"{written:,} rows were written by this run. Computing everything once more changed nothing.")
+    say(f"Not aggregated because it is retired: {', '.join(fleet.retired)}. Skipped: no samples in the window.")
+
+
+def _print_fastest(engine: Engine, window: Window) -> None:
+    query = text(
+        "SELECT i.name, i.db_type, a.database_name, a.avg_size_mb, a.size_change_mb, a.growth_rate "
+        "FROM database_size_aggregations a JOIN instances i ON i.id = a.instance_id "
+        "WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.growth_rate IS NOT NULL "
+        "ORDER BY a.growth_rate DESC, a.size_change_mb DESC LIMIT :count"
+    )
+    with engine.connect() as connection:
+        found = connection.execute(query, {"start": window.start, "count": FASTEST_SHOWN}).all()
+    columns = (
+        ("Server", "left"),
+        ("Engine", "left"),
+        ("Database", "left"),
+        ("Mean size", "right"),
+        ("Change", "right"),
+        ("Growth", "right"),
+    )
+    rows = [
+        [
+            row.name,
+            row.db_type,
+            row.database_name,
+            human_mb(row.avg_size_mb),
+            human_mb(row.size_change_mb),
+            f"{row.growth_rate} %",
+        ]
+        for row in found
+    ]
+    console().print(table(f"Fastest growing databases, {window.start:%B %Y} against the month before", columns, rows))
+
+
+def _print_where_to_look(settings: Settings) -> None:
+    say("Next: `make up` (or `capacity up`) serves the Dagster UI with these runs; open an asset, then a partition.")
+    say("      `capacity status` shows what is stored, `capacity aggregate --help` computes without Dagster.")
+    say(f"Data: {settings.home.resolve()}")

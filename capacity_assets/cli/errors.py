@@ -1,0 +1,57 @@
+"""How failures leave the command line: one text on standard error and an exit code, never a traceback.
+
+Exit 0: done. 1: the work failed. 2: bad usage or configuration. What is not listed here is a bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import DatabaseError, NotFoundError, ValidationError, reason_of
+from capacity_assets.settings import ConfigurationError
+from capacity_assets.storage.embedded import EmbeddedServerError
+from capacity_assets.storage.engine import UnreachableError
+from capacity_assets.storage.schema import SchemaProblemsError
+
+DONE = 0
+FAILED = 1
+BAD_USAGE = 2
+
+
+class CommandFailedError(Exception):
+    """A command could not do its work; the text says why, what was kept and what to do."""
+
+
+_EXIT_CODES: dict[type[Exception], int] = {
+    ConfigurationError: BAD_USAGE,
+    ValidationError: BAD_USAGE,
+    NotFoundError: BAD_USAGE,
+    DatabaseError: FAILED,
+    UnreachableError: FAILED,
+    EmbeddedServerError: FAILED,
+    SchemaProblemsError: FAILED,
+    CommandFailedError: FAILED,
+}
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print known failures as text and exit with their code."""
+    try:
+        yield
+    except tuple(_EXIT_CODES) as error:
+        _leave(str(error), _EXIT_CODES[type(error)])
+    except DBAPIError as error:
+        _leave(f"The database refused the work: {reason_of(error)}. What was open was rolled back.", FAILED)
+    except KeyboardInterrupt:
+        _leave("Interrupted. Finished transactions were kept; run the same command again to continue.", FAILED)
+
+
+def _leave(message: str, code: int) -> None:
+    sys.stderr.write(f"capacity: {message}\n")
+    sys.exit(code)

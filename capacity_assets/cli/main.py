@@ -1,0 +1,150 @@
+"""The `capacity` command: options, help texts, exit codes. What a command does lies in its own module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import date, datetime
+from functools import wraps
+from typing import ParamSpec
+
+import click
+
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.service import SCOPE_ALL
+from capacity_assets.cli.errors import readable_errors
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import load_settings
+
+Parameters = ParamSpec("Parameters")
+DAY = click.DateTime(formats=["%Y-%m-%d"])
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
+
+
+def command(function: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
+    """Run a command so that its failures are readable and its returned code becomes the exit code."""
+
+    @wraps(function)
+    def run(*args: Parameters.args, **options: Parameters.kwargs) -> None:
+        with readable_errors():
+            code = function(*args, **options)
+        click.get_current_context().exit(code or 0)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="capacity_assets")
+@click.option("-v", "--verbose", is_flag=True, help="Show the log of the work on standard error.")
+def main(*, verbose: bool) -> None:
+    r"""How fast do the databases grow? Aggregates of a fleet's daily size samples.
+
+    \b
+    First steps:
+      capacity demo     a sample fleet, computed through Dagster, to look at
+      capacity up       the Dagster UI, its daemon and the graph, on this machine
+      capacity check    whether configuration and database are fit
+
+    Configuration comes from environment variables; see .env.example.
+    """
+    handler = logging.StreamHandler()
+    # On the handler, not the logger: Dagster sets the logger's own level to have its lines in the run log.
+    handler.setLevel(logging.INFO if verbose else logging.CRITICAL)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+
+
+@main.command()
+@command
+def init() -> None:
+    """Create the capacity tables, or upgrade those of a legacy database in place.
+
+    Adds and widens only; no row is removed. Everything happens in one transaction: if anything stands in
+    the way, it is listed with what to do, and nothing is changed.
+    """
+    from capacity_assets.cli.database import initialise_database
+
+    initialise_database(load_settings())
+
+
+@main.command()
+@json_option
+@command
+def check(*, as_json: bool) -> int:
+    """Say in one screen whether configuration, database and schema are fit. Changes nothing."""
+    from capacity_assets.cli.check import check_all
+
+    return check_all(as_json=as_json)
+
+
+@main.command()
+@json_option
+@command
+def status(*, as_json: bool) -> int:
+    """Show the samples there are and the latest stored window of each period and level."""
+    from capacity_assets.cli.database import show_status
+
+    return show_status(load_settings(), as_json=as_json)
+
+
+@main.command()
+@click.option(
+    "--period", "periods", multiple=True, required=True, help=f"{', '.join(PERIODS)}; may be repeated, or 'all'."
+)
+@click.option("--from", "first_day", type=DAY, help="First day, YYYY-MM-DD; its whole window is computed.")
+@click.option("--to", "last_day", type=DAY, help="Last day, YYYY-MM-DD; its whole window is computed.")
+@click.option("--level", "scope", default=SCOPE_ALL, show_default=True, help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.")
+@click.option("--instance", "instance_ids", type=int, multiple=True, help="Only this instance id; may be repeated.")
+@click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones.")
+@json_option
+@command
+def aggregate(  # noqa: PLR0913 -- one argument per documented option
+    *,
+    periods: tuple[str, ...],
+    first_day: datetime | None,
+    last_day: datetime | None,
+    scope: str,
+    instance_ids: tuple[int, ...],
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    r"""Compute aggregates without Dagster.
+
+    Without --from and --to the window that is due is computed: today's for daily, the last complete one
+    for the other periods. An open --from is the first partition, an open --to is today.
+
+    \b
+    Examples:
+      capacity aggregate --period daily
+      capacity aggregate --period monthly --from 2025-01-01 --to 2025-06-30
+      capacity aggregate --period all --from 2025-01-01 --json
+    """
+    from capacity_assets.cli.aggregate import Request, run_aggregate
+
+    request = Request(periods, _day(first_day), _day(last_day), scope, instance_ids, overwrite)
+    return run_aggregate(load_settings(), request, as_json=as_json)
+
+
+@main.command()
+@command
+def demo() -> None:
+    """Load a sample fleet and compute every period through Dagster, onto a persistent instance.
+
+    Uses the embedded PostgreSQL unless CAPACITY_DATABASE_URL is set. A second run changes nothing.
+    """
+    from capacity_assets.cli.demo import run_demo
+
+    run_demo(load_settings())
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
+@command
+def up(*, port: int) -> int:
+    """Serve the Dagster UI, daemon and graph on 127.0.0.1 until Ctrl-C; the embedded server included."""
+    from capacity_assets.cli.up import serve
+
+    return serve(load_settings(), port=port)
+
+
+def _day(value: datetime | None) -> date | None:
+    return value.date() if value else None

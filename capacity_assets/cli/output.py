@@ -1,0 +1,56 @@
+"""What the commands print with: tables, sizes people can read, JSON, one console."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+MB_PER_UNIT = (("PB", 1024**3), ("TB", 1024**2), ("GB", 1024))
+
+
+def console() -> Console:
+    """Return a console on standard output; colours and bars only on a terminal."""
+    return Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a sentence as it is: names in it are not read as markup, the terminal breaks the lines."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def error_console() -> Console:
+    """Return a console on standard error, for progress that must not mix with results."""
+    return Console(stderr=True, highlight=False)
+
+
+def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> Table:
+    """Build a table; each column is a heading and left or right."""
+    built = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for heading, side in columns:
+        built.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for row in rows:
+        built.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    return built
+
+
+def human_mb(size_mb: int) -> str:
+    """Render megabytes with a fitting unit and one decimal: 2048 -> '2.0 GB'."""
+    for unit, size in MB_PER_UNIT:
+        if abs(size_mb) >= size:
+            return f"{size_mb / size:,.1f} {unit}"
+    return f"{size_mb:,} MB"
+
+
+def print_json(value: object) -> None:
+    """Print `value` as one JSON document on standard output, for scripts."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def is_terminal() -> bool:
+    """Whether a person watches standard error."""
+    return sys.stderr.isatty()

@@ -1,0 +1,64 @@
+"""What Dagster's processes need around them: databases that run, a home with the shipped configuration.
+
+Shared by `capacity demo` and `capacity up`. The contents of `dagster.yaml` are not decided here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
+
+# Events, not SQL, dominate a long backfill: writing them in batches halves that share.
+EVENT_BATCH_SIZE = "100"
+
+
+@contextmanager
+def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield the environment for Dagster processes; the embedded server runs as long as the block, if needed.
+
+    Raises:
+        EmbeddedServerError: the embedded server did not start.
+    """
+    with ExitStack() as stack:
+        capacity_url, dagster_url = settings.capacity_url, settings.dagster_url
+        if capacity_url is None or dagster_url is None:
+            from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
+
+            server = stack.enter_context(embedded_server(settings.postgres_data))
+            capacity_url = capacity_url or server.url(CAPACITY_DATABASE, CAPACITY_DRIVER)
+            dagster_url = dagster_url or server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
+        _prepare_home(settings.dagster_home)
+        yield {
+            **os.environ,
+            "CAPACITY_DATABASE_URL": _plain(capacity_url),
+            "DAGSTER_POSTGRES_URL": _plain(dagster_url),
+            "CAPACITY_HOME": str(settings.home.resolve()),
+            "DAGSTER_HOME": str(settings.dagster_home),
+            "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE),
+        }
+
+
+def _prepare_home(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(shipped_dagster_yaml(), home / "dagster.yaml")
+
+
+def shipped_dagster_yaml() -> Path:
+    """Return the `dagster.yaml` of this version: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "shipped" / "dagster.yaml", package.parent / "dagster.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise CommandFailedError("This installation lacks its dagster.yaml. Install capacity_assets again.")
+
+
+def _plain(url: URL) -> str:
+    return url.render_as_string(hide_password=False)

@@ -1,0 +1,159 @@
+"""`capacity up`: webserver, daemon and code location as one foreground process.
+
+`dagster dev` runs the three; this module gives it databases and a home, waits until the UI answers, and
+takes everything down again. Its output goes to a log file, so that the screen says what matters.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from capacity_assets.cli.errors import DONE, CommandFailedError
+from capacity_assets.cli.output import say
+from capacity_assets.cli.platform import dagster_environment
+from capacity_assets.runtime import open_engine
+from capacity_assets.settings import Settings
+from capacity_assets.storage.engine import safe_url
+from capacity_assets.storage.schema import SCHEMA_REVISION, initialise, schema_revision
+
+HOST = "127.0.0.1"
+START_TIMEOUT_SECONDS = 120
+STOP_TIMEOUT_SECONDS = 60
+POLL_SECONDS = 0.5
+LOG_LINES_SHOWN = 15
+
+
+class _StopRequestedError(Exception):
+    """SIGINT or SIGTERM arrived."""
+
+
+def serve(settings: Settings, *, port: int) -> int:
+    """Serve until Ctrl-C or SIGTERM; return the exit code.
+
+    Raises:
+        CommandFailedError: the port is taken, the schema is missing, or Dagster stopped by itself.
+        EmbeddedServerError: the embedded server did not start.
+    """
+    _refuse_a_taken_port(port)
+    with _stop_signals(), dagster_environment(settings) as environment:
+        _ensure_schema(settings)
+        log = settings.dagster_home / "up.log"
+        with _dagster(environment, port, log) as process:
+            try:
+                _wait_until_served(process, port, log)
+                say(f"Dagster UI: http://{HOST}:{port}")
+                say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
+                _wait_for_exit(process, log)
+            except _StopRequestedError:
+                say("Stopping ...")
+    say("Stopped. All data was kept; `capacity up` continues where it was.")
+    return DONE
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into an exception, once; a second one does not disturb the stopping."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise _StopRequestedError
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _StopRequestedError:
+        # Arrived before the UI was served: nothing but the databases was running.
+        say("Stopping ...")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refuse_a_taken_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise CommandFailedError(
+                f"Port {port} on {HOST} cannot be used ({error.strerror}). Nothing was started. "
+                "Stop what uses it, or choose another with --port."
+            ) from None
+
+
+def _ensure_schema(settings: Settings) -> None:
+    """Create the schema on the embedded server; on a server of the user's own that is their decision."""
+    with open_engine(settings) as engine:
+        if settings.capacity_url is None:
+            initialise(engine)
+        elif schema_revision(engine) != SCHEMA_REVISION:
+            raise CommandFailedError(
+                f"The capacity schema at {safe_url(engine.url)} is missing or too old. Nothing was started. "
+                "Run `capacity init`, then `capacity up` again."
+            )
+
+
+@contextmanager
+def _dagster(environment: dict[str, str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `dagster dev` in a session of its own, so that Ctrl-C reaches only us, and end it in order."""
+    arguments = [sys.executable, "-m", "dagster", "dev", "-h", HOST, "-p", str(port)]
+    arguments += ["-m", "capacity_assets.definitions"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
+            arguments, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_served(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while not _answers(port):
+        if process.poll() is not None:
+            raise CommandFailedError(f"Dagster stopped while starting. The end of {log}:\n{_tail(log)}")
+        if time.monotonic() > deadline:
+            raise CommandFailedError(
+                f"Dagster did not answer on port {port} within {START_TIMEOUT_SECONDS} s. "
+                f"The end of {log}:\n{_tail(log)}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/server_info", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _wait_for_exit(process: subprocess.Popen[bytes], log: Path) -> None:
+    code = process.wait()
+    raise CommandFailedError(f"Dagster stopped by itself with code {code}. The end of {log}:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])

@@ -1,0 +1,195 @@
+"""A deterministic sample fleet for the demo: twelve servers of four engines, a hundred databases.
+
+The size of a database on a day is a pure function of its name and the day, so loading again changes
+nothing and loading a day later adds one day. The fleet shows what a real one does: steady and fast growth,
+shrinkage, purges, single missing days, an outage of ten days, a new server and a retired one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, Engine, text
+
+EPOCH = date(2024, 1, 1)
+MONTHS_OF_SAMPLES = 15
+NEW_SERVER_DAYS = 100
+RETIRED_DAYS_AGO = 150
+OUTAGE_DAYS = range(200, 210)
+MISSING_ONE_DAY_IN = 150
+THEMES = (
+    "orders", "billing", "inventory", "crm", "audit", "reporting", "identity", "catalog", "pricing", "shipping",
+    "archive", "sessions", "search", "metrics", "content", "payroll", "ledger", "support", "events", "staging",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Server:
+    """One sample server; `fate` is plain, new, retired or outage."""
+
+    name: str
+    db_type: str
+    port: int
+    databases: int
+    fate: str = "plain"
+
+
+FLEET = (
+    Server("mysql-orders-01", "mysql", 3306, 12),
+    Server("mysql-orders-02", "mysql", 3306, 10),
+    Server("mysql-web-01", "mysql", 3306, 9, "outage"),
+    Server("mysql-legacy-01", "mysql", 3306, 5, "retired"),
+    Server("postgresql-core-01", "postgresql", 5432, 14),
+    Server("postgresql-core-02", "postgresql", 5432, 11),
+    Server("postgresql-events-01", "postgresql", 5432, 6, "new"),
+    Server("sqlserver-erp-01", "sqlserver", 1433, 10),
+    Server("sqlserver-erp-02", "sqlserver", 1433, 8),
+    Server("sqlserver-bi-01", "sqlserver", 1433, 6),
+    Server("oracle-ledger-01", "oracle", 1521, 5),
+    Server("oracle-archive-01", "oracle", 1521, 4),
+)
+
+
+@dataclass(frozen=True)
+class LoadedFleet:
+    """What loading did: samples added, and the days they belong to (None when nothing was new)."""
+
+    samples_added: int
+    first_day_added: date | None
+    last_day_added: date | None
+    retired: tuple[str, ...]
+
+
+def first_sample_day(today: date) -> date:
+    """Return the first day of the month fifteen months before `today`."""
+    months = today.year * 12 + today.month - 1 - MONTHS_OF_SAMPLES
+    return date(months // 12, months % 12 + 1, 1)
+
+
+def other_instances(engine: Engine) -> int:
+    """Count registered instances that do not belong to the sample fleet."""
+    with engine.connect() as connection:
+        query = text("SELECT count(*) FROM instances WHERE name <> ALL (:names)")
+        return int(connection.execute(query, {"names": [server.name for server in FLEET]}).scalar_one())
+
+
+def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFleet:
+    """Insert whatever is missing of the fleet and its samples from `first_day` to `today`, in one transaction."""
+    with engine.begin() as connection:
+        ids = _register(connection, today)
+        connection.execute(
+            text("CREATE TEMPORARY TABLE sample (LIKE database_size_stats INCLUDING DEFAULTS) ON COMMIT DROP")
+        )
+        _copy(connection, ids, first_day, today)
+        added = connection.execute(text(_INSERT_SAMPLES)).one()
+        connection.execute(text(_INSERT_TOTALS))
+    retired = tuple(server.name for server in FLEET if server.fate == "retired")
+    return LoadedFleet(added.samples, added.first_day, added.last_day, retired)
+
+
+_INSERT_SAMPLES = """
+WITH added AS (
+    INSERT INTO database_size_stats
+        (instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date, collected_at)
+    SELECT instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date, collected_date + time '03:00'
+    FROM sample
+    ON CONFLICT (instance_id, database_name, collected_date) DO NOTHING
+    RETURNING collected_date
+)
+SELECT count(*) AS samples, min(collected_date) AS first_day, max(collected_date) AS last_day FROM added
+"""
+
+_INSERT_TOTALS = """
+INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date, collected_at)
+SELECT instance_id, sum(size_mb), count(*), collected_date, collected_date + time '03:00'
+FROM sample GROUP BY instance_id, collected_date
+ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false DO NOTHING
+"""
+
+
+def _register(connection: Connection, today: date) -> dict[str, int]:
+    """Register the servers that are not there yet; return their ids by name."""
+    retired_on = today - timedelta(days=RETIRED_DAYS_AGO)
+    for number, server in enumerate(FLEET, start=1):
+        retired = server.fate == "retired"
+        connection.execute(
+            text(
+                "INSERT INTO instances (name, db_type, host, port, is_active, deleted_at) "
+                "VALUES (:name, :db_type, :host, :port, :is_active, :deleted_at) ON CONFLICT (name) DO NOTHING"
+            ),
+            {
+                "name": server.name,
+                "db_type": server.db_type,
+                "host": f"192.0.2.{number}",
+                "port": server.port,
+                "is_active": not retired,
+                "deleted_at": retired_on if retired else None,
+            },
+        )
+    rows = connection.execute(
+        text("SELECT name, id FROM instances WHERE name = ANY (:names)"), {"names": [server.name for server in FLEET]}
+    )
+    return {row.name: row.id for row in rows}
+
+
+def _copy(connection: Connection, ids: dict[str, int], first_day: date, today: date) -> None:
+    cursor = connection.connection.cursor()
+    columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date"
+    with cursor.copy(f"COPY sample ({columns}) FROM STDIN") as copy:
+        for row in _samples(ids, first_day, today):
+            copy.write_row(row)
+
+
+Row = tuple[int, str, int, int | None, int | None, date]
+
+
+def _samples(ids: dict[str, int], first_day: date, today: date) -> Iterator[Row]:
+    for server in FLEET:
+        for day in _measured_days(server, first_day, today):
+            for number in range(server.databases):
+                yield _sample(server, ids[server.name], number, day)
+
+
+def _measured_days(server: Server, first_day: date, today: date) -> Iterator[date]:
+    starts = max(first_day, today - timedelta(days=NEW_SERVER_DAYS)) if server.fate == "new" else first_day
+    ends = today - timedelta(days=RETIRED_DAYS_AGO) if server.fate == "retired" else today
+    day = starts
+    while day <= ends:
+        outage = server.fate == "outage" and (day - EPOCH).days % 365 in OUTAGE_DAYS
+        missing = _noise(server.name, day.isoformat()) % MISSING_ONE_DAY_IN == 0
+        if not outage and not missing:
+            yield day
+        day += timedelta(days=1)
+
+
+def _sample(server: Server, instance_id: int, number: int, day: date) -> Row:
+    name = f"{THEMES[number % len(THEMES)]}{'' if number < len(THEMES) else number}"
+    size = _size_mb(server.name, name, (day - EPOCH).days)
+    log = size // 8 if server.db_type == "sqlserver" else None
+    data = size - (log or 0) if server.db_type != "mysql" else None
+    return (instance_id, name, size, data, log, day)
+
+
+def _size_mb(server: str, database: str, day: int) -> int:
+    """Size on a day counted from the epoch: a base, one of six ways to develop, and a little noise."""
+    seed = _noise(server, database)
+    base = 200 + seed % 60_000
+    daily_permille = (seed >> 8) % 4 + 1
+    size = (
+        base + base * daily_permille * day // 2000,
+        base + base * daily_permille * day // 1000,
+        base + base * day * day // 250_000,
+        max(base - base * day // 2500, base // 10),
+        base + base * (day % 45) // 60,
+        base,
+    )[(seed >> 4) % 6]
+    noise = _noise(server, database, str(day)) % 5 - 2
+    return max(size + size * noise // 1000, 0)
+
+
+def _noise(*parts: str) -> int:
+    """Return a number that depends on the parts only; not random, so that every machine loads the same fleet."""
+    return zlib.crc32("/".join(parts).encode())
