@@ -1,0 +1,127 @@
+"""Real parts for the tests: a PostgreSQL of their own, a fresh database for each test, a frozen day."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from sqlalchemy import URL, Engine, create_engine, text
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.clock import Clock
+from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
+from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.schema import initialise
+
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+TODAY = date(2025, 7, 20)
+TEMPLATE = "capacity_template"
+
+# CAPACITY_TEST_HISTORIES raises the number of generated histories for a long run by hand.
+HISTORIES = int(os.environ.get("CAPACITY_TEST_HISTORIES", "300"))
+hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True)
+hypothesis_settings.load_profile("capacity")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the variables of whoever runs it."""
+    for name in (*variable_names(), "DAGSTER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A PostgreSQL of this test process, with a template database that holds the schema."""
+    home = tmp_path_factory.mktemp("postgres")
+    with embedded_server(home / "postgres") as running:
+        _execute(running, f"CREATE DATABASE {TEMPLATE}")
+        engine = capacity_engine(running.url(TEMPLATE, CAPACITY_DRIVER))
+        initialise(engine)
+        engine.dispose()
+        yield running
+
+
+_numbers = itertools.count(1)
+
+
+def _execute(server: EmbeddedServer, statement: str) -> None:
+    engine = create_engine(server.url("postgres", CAPACITY_DRIVER), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def _database(server: EmbeddedServer, template: str) -> Iterator[URL]:
+    name = f"test_{next(_numbers)}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield server.url(name, CAPACITY_DRIVER)
+    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(server: EmbeddedServer) -> Iterator[URL]:
+    """A fresh database with the capacity schema."""
+    yield from _database(server, TEMPLATE)
+
+
+@pytest.fixture
+def empty_database(server: EmbeddedServer) -> Iterator[URL]:
+    """A fresh database with nothing in it."""
+    yield from _database(server, "template1")
+
+
+@pytest.fixture
+def engine(database: URL) -> Iterator[Engine]:
+    """An engine on a fresh database with the capacity schema."""
+    created = capacity_engine(database)
+    yield created
+    created.dispose()
+
+
+@pytest.fixture
+def empty_engine(empty_database: URL) -> Iterator[Engine]:
+    """An engine on an empty database."""
+    created = capacity_engine(empty_database)
+    yield created
+    created.dispose()
+
+
+def fixed_clock(day: date = TODAY, zone: ZoneInfo = SHANGHAI) -> Clock:
+    """A clock that stands at noon of `day` in its zone."""
+    noon = datetime.combine(day, time(12), tzinfo=zone)
+    return Clock(zone, now=lambda: noon.astimezone(UTC))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Noon of 2025-07-20 in Shanghai."""
+    return fixed_clock()
+
+
+@pytest.fixture
+def service(engine: Engine, clock: Clock) -> AggregationService:
+    """The service on a fresh database, on 2025-07-20."""
+    return AggregationService(engine, clock)
+
+
+@pytest.fixture
+def runner(engine: Engine, service: AggregationService, clock: Clock) -> AggregationTaskRunner:
+    """The task runner on a fresh database, on 2025-07-20; the first partition holds 2025-01-01."""
+    return AggregationTaskRunner(engine, service, clock, first_day=date(2025, 1, 1))
+
+
+@pytest.fixture
+def settings(database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that point at a fresh database, set through the environment as a user would."""
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", database.render_as_string(hide_password=False))
+    monkeypatch.setenv("CAPACITY_HOME", str(tmp_path / "home"))
+    return Settings()

@@ -1,0 +1,106 @@
+"""Small fleets for tests: rows in, rows out, as plain Python values."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+
+from sqlalchemy import Engine, Table, insert, select
+
+from capacity_assets.aggregation.levels import Level
+from capacity_assets.storage.tables import database_size_stats, instance_size_stats, instances
+
+SAMPLE = Path(__file__).with_name("sample")
+Row = dict[str, object]
+
+
+def add_instances(engine: Engine, ids: Iterable[int], **values: object) -> None:
+    rows = [
+        {"id": number, "name": f"server-{number}", "db_type": "postgresql", "host": "192.0.2.1", "port": 5432} | values
+        for number in ids
+    ]
+    with engine.begin() as connection:
+        connection.execute(insert(instances), rows)
+
+
+def add_database_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows need instance_id, database_name, collected_date and size_mb."""
+    filled = [{"data_size_mb": None, "log_size_mb": None, **row} for row in rows]
+    with engine.begin() as connection:
+        connection.execute(insert(database_size_stats), filled)
+
+
+def add_instance_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows need instance_id, collected_date, total_size_mb and database_count."""
+    with engine.begin() as connection:
+        connection.execute(insert(instance_size_stats), [{"is_deleted": False, **row} for row in rows])
+
+
+def sizes(
+    instance_id: int, database: str, first_day: str, values: Iterable[int | None], **more: object
+) -> list[Mapping[str, object]]:
+    """One row a day from `first_day`; None leaves the day out."""
+    start = date.fromisoformat(first_day)
+    return [
+        {
+            "instance_id": instance_id,
+            "database_name": database,
+            "collected_date": start + timedelta(days=number),
+            "size_mb": value,
+            **more,
+        }
+        for number, value in enumerate(values)
+        if value is not None
+    ]
+
+
+def totals(instance_id: int, first_day: str, values: Iterable[tuple[int, int] | None]) -> list[Mapping[str, object]]:
+    """One row (total_size_mb, database_count) a day from `first_day`; None leaves the day out."""
+    start = date.fromisoformat(first_day)
+    return [
+        {
+            "instance_id": instance_id,
+            "collected_date": start + timedelta(days=number),
+            "total_size_mb": value[0],
+            "database_count": value[1],
+        }
+        for number, value in enumerate(values)
+        if value is not None
+    ]
+
+
+def stored(engine: Engine, level: Level, period: str | None = None) -> list[Row]:
+    """Rows of the aggregate table by key and window, all columns."""
+    target = level.target
+    query = select(target).order_by(target.c.period_type, *(target.c[key] for key in level.keys), target.c.period_start)
+    if period:
+        query = query.where(target.c.period_type == period)
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def figures(engine: Engine, level: Level, period: str | None = None) -> dict[tuple[object, ...], Row]:
+    """Computed columns by (keys..., period_type, period_start), without ids and timestamps."""
+    wanted = level.figures
+    return {
+        (*(row[key] for key in level.keys), row["period_type"], row["period_start"]): {name: row[name] for name in wanted}
+        for row in stored(engine, level, period)
+    }
+
+
+def load_csv(engine: Engine, table: Table) -> None:
+    with (SAMPLE / f"{table.name}.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{key: _value(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    with engine.begin() as connection:
+        connection.execute(insert(table), rows)
+
+
+def _value(text: str) -> object:
+    return {"": None, "true": True, "false": False}.get(text, text)
+
+
+def load_sample(engine: Engine) -> None:
+    for table in (instances, database_size_stats, instance_size_stats):
+        load_csv(engine, table)

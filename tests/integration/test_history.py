@@ -1,0 +1,213 @@
+"""Writing: idempotent, and never losing history by accident (SEMANTICS, section 6)."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from sqlalchemy import Engine, delete, text, update
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregation.results import RunSummary
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.tables import database_size_stats, instance_size_stats
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
+
+MARCH = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
+FEBRUARY_AND_MARCH = [PERIODS["monthly"].window_of(date(2025, 2, 1)), *MARCH]
+
+
+def row_versions(engine: Engine, level: Level) -> list[object]:
+    """Where each row version lies, which transaction wrote it and which one last locked it, as PostgreSQL says."""
+    with engine.connect() as connection:
+        return list(connection.execute(text(f"SELECT id, ctid::text, xmin::text, xmax::text FROM {level.target.name}")))
+
+
+def two_months(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", "2025-02-01", range(100, 159)))
+    add_database_sizes(engine, sizes(1, "crm", "2025-02-01", [50] * 59))
+    add_database_sizes(engine, sizes(2, "audit", "2025-02-20", [7] * 30))
+    add_instance_sizes(engine, totals(1, "2025-02-01", [(200 + day, 2) for day in range(59)]))
+
+
+def remove_samples(engine: Engine, database: str, first_day: date, last_day: date) -> None:
+    raw = database_size_stats.c
+    with engine.begin() as connection:
+        connection.execute(
+            delete(database_size_stats).where(
+                raw.database_name == database, raw.collected_date.between(first_day, last_day)
+            )
+        )
+
+
+def by_name(engine: Engine, start: date) -> dict[object, dict[str, object]]:
+    return {row["database_name"]: row for row in stored(engine, DATABASE) if row["period_start"] == start}
+
+
+def test_computing_again_over_unchanged_samples_writes_no_row_and_postgresql_says_so(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    first = service.aggregate("monthly", FEBRUARY_AND_MARCH)
+    before = {level.name: stored(engine, level) for level in (DATABASE, INSTANCE)}
+    versions = {level.name: row_versions(engine, level) for level in (DATABASE, INSTANCE)}
+
+    second = service.aggregate("monthly", FEBRUARY_AND_MARCH)
+
+    assert first.total("written_records") == 8
+    assert (second.total("written_records"), second.total("unchanged_records")) == (0, 8)
+    for level in (DATABASE, INSTANCE):
+        assert stored(engine, level) == before[level.name], "calculated_at included"
+        assert row_versions(engine, level) == versions[level.name], "nothing written, nothing even locked"
+
+
+def test_a_corrected_sample_updates_the_row_and_keeps_its_id_and_creation_time(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", MARCH)
+    before = by_name(engine, date(2025, 3, 1))
+    with engine.begin() as connection:
+        raw = database_size_stats
+        connection.execute(
+            update(raw)
+            .where(raw.c.database_name == "orders", raw.c.collected_date == date(2025, 3, 31))
+            .values(size_mb=100_000)
+        )
+
+    summary = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    after = by_name(engine, date(2025, 3, 1))
+    assert (summary.total("written_records"), summary.total("unchanged_records")) == (1, 2)
+    assert (before["orders"]["max_size_mb"], after["orders"]["max_size_mb"]) == (158, 100_000)
+    assert (after["orders"]["id"], after["orders"]["created_at"]) == (
+        before["orders"]["id"],
+        before["orders"]["created_at"],
+    )
+    assert after["orders"]["calculated_at"] > before["orders"]["calculated_at"]  # type: ignore[operator]
+    assert after["crm"] == before["crm"]
+
+
+def protected(run: RunSummary) -> tuple[int, int, int]:
+    return tuple(run.total(f"{kind}_records") for kind in ("written", "unchanged", "protected"))  # type: ignore[return-value]
+
+
+def test_a_row_built_from_more_samples_than_are_left_is_protected(engine: Engine, service: AggregationService) -> None:
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    before = stored(engine, DATABASE)
+    remove_samples(engine, "orders", date(2025, 3, 1), date(2025, 3, 20))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert protected(run) == (0, 2, 1)
+    assert stored(engine, DATABASE) == before
+
+
+def test_a_row_whose_samples_are_all_gone_stays_although_nothing_supports_it(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    before = stored(engine, DATABASE)
+    remove_samples(engine, "orders", date(2025, 3, 1), date(2025, 3, 31))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert protected(run) == (0, 2, 0)
+    assert stored(engine, DATABASE) == before
+
+
+def test_a_known_change_is_not_lost_when_the_samples_of_the_window_before_were_purged(
+    engine: Engine, service: AggregationService
+) -> None:
+    """A change is built from the samples of two windows; with fewer of the first it would silently become another."""
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    before = by_name(engine, date(2025, 3, 1))
+    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 20))
+    remove_samples(engine, "crm", date(2025, 2, 1), date(2025, 2, 28))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    # crm: no February is left, so its change would turn from known to unknown.
+    assert protected(run) == (0, 1, 2)
+    assert by_name(engine, date(2025, 3, 1)) == before
+
+
+def test_a_late_sample_makes_the_row_fuller_and_is_taken(engine: Engine, service: AggregationService) -> None:
+    two_months(engine)
+    remove_samples(engine, "orders", date(2025, 3, 5), date(2025, 3, 6))
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-05", [132, 133]))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert protected(run) == (1, 2, 0)
+    assert by_name(engine, date(2025, 3, 1))["orders"]["data_count"] == 31
+
+
+def test_overwrite_rebuilds_the_window_exactly(engine: Engine, service: AggregationService) -> None:
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    remove_samples(engine, "orders", date(2025, 3, 2), date(2025, 3, 31))
+    remove_samples(engine, "crm", date(2025, 3, 1), date(2025, 3, 31))
+    remove_samples(engine, "audit", date(2025, 3, 1), date(2025, 3, 31))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
+
+    march = by_name(engine, date(2025, 3, 1))
+    assert (run.total("written_records"), run.total("removed_records")) == (1, 1)
+    assert march["orders"]["data_count"] == 1
+    assert "crm" not in march, "its server has samples in March, so the row is not supported any more"
+    assert march["audit"]["data_count"] == 21, "its server has no sample at all in March, so its rows stay"
+    assert len(by_name(engine, date(2025, 2, 1))) == 3, "other windows are not touched"
+
+
+def test_overwrite_leaves_other_periods_and_inactive_instances_alone(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+    service.aggregate("quarterly", [PERIODS["quarterly"].window_of(date(2025, 3, 1))], RunOptions(("database",)))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 2"))
+    remove_samples(engine, "orders", date(2025, 1, 1), date(2025, 12, 31))
+    remove_samples(engine, "audit", date(2025, 1, 1), date(2025, 12, 31))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
+
+    assert run.total("removed_records") == 1
+    assert set(by_name(engine, date(2025, 3, 1))) == {"crm", "audit"}
+    assert len(stored(engine, DATABASE, "quarterly")) == 3
+
+
+def test_a_void_day_no_longer_counts_and_its_row_is_protected_until_overwritten(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", MARCH, RunOptions(("instance",)))
+    with engine.begin() as connection:
+        raw = instance_size_stats
+        connection.execute(update(raw).where(raw.c.collected_date == date(2025, 3, 31)).values(is_deleted=True))
+
+    kept = service.aggregate("monthly", MARCH, RunOptions(("instance",)))
+    rebuilt = service.aggregate("monthly", MARCH, RunOptions(("instance",), overwrite=True))
+
+    assert (protected(kept), protected(rebuilt)) == ((0, 0, 1), (1, 0, 0))
+    assert [row["data_count"] for row in stored(engine, INSTANCE)] == [30]
+
+
+def test_a_table_without_its_unique_index_that_holds_two_live_rows_a_day_counts_their_sum_as_one_day(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
+    add_instance_sizes(engine, [*totals(1, "2025-03-01", [(10, 1), (20, 2)]), *totals(1, "2025-03-02", [(5, 1)])])
+
+    service.aggregate("monthly", MARCH, RunOptions(("instance",)))
+
+    [row] = stored(engine, INSTANCE)
+    assert (row["data_count"], row["max_size_mb"], row["max_database_count"]) == (2, 25, 3)

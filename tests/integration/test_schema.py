@@ -1,0 +1,248 @@
+"""`capacity init`: an empty database, a legacy database of any shape, duplicates in the way."""
+
+from __future__ import annotations
+
+import threading
+from datetime import date
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, text
+
+import capacity_assets.storage.migrations
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.schema import (
+    SCHEMA_REVISION,
+    VERSION_TABLE,
+    SchemaProblemsError,
+    initialise,
+    schema_state,
+)
+from capacity_assets.storage.tables import metadata
+from tests import oracle
+from tests.conftest import fixed_clock
+from tests.fleet import figures, load_sample, stored
+from tests.integration.test_legacy_figures import _raw
+from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
+
+SHAPES = {
+    "plain": LegacyShape(),
+    "without a unique key": LegacyShape(unique_key=False),
+    "with a check on periods": LegacyShape(period_check=True),
+    "partitioned by month": LegacyShape(partitioned=True),
+    "partitioned, no key, check": LegacyShape(partitioned=True, unique_key=False, period_check=True),
+}
+
+
+def row_counts(engine: Engine) -> dict[str, int]:
+    with engine.connect() as connection:
+        return {
+            table.name: connection.execute(text(f"SELECT count(*) FROM {table.name}")).scalar_one()
+            for table in metadata.sorted_tables
+        }
+
+
+def test_an_empty_database_gets_exactly_the_tables_of_the_definitions(empty_engine: Engine) -> None:
+    done = initialise(empty_engine)
+
+    assert sorted(done) == [f"created table {table.name}" for table in metadata.sorted_tables]
+    with empty_engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "include_name": lambda name, _kind, _parents: name != VERSION_TABLE,
+            },
+        )
+        assert compare_metadata(context, metadata) == []
+    assert schema_state(empty_engine).fit
+
+
+def test_column_meanings_are_in_the_database_itself(empty_engine: Engine) -> None:
+    initialise(empty_engine)
+
+    columns = {column["name"]: column for column in inspect(empty_engine).get_columns("database_size_aggregations")}
+    assert columns["avg_size_mb"]["comment"] == "Mean total size, rounded down, MB"
+
+
+def test_running_init_again_changes_nothing(empty_engine: Engine) -> None:
+    initialise(empty_engine)
+
+    assert initialise(empty_engine) == ()
+
+
+def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
+    outcomes: list[tuple[str, ...]] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(initialise(empty_engine))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert sorted(map(len, outcomes)) == [0, 5]
+
+
+def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", capacity_assets.storage.migrations.__path__[0])
+
+    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_a_legacy_database_is_upgraded_in_place_without_losing_a_row_and_then_aggregated_exactly(
+    empty_engine: Engine, shape: LegacyShape
+) -> None:
+    create_legacy_tables(empty_engine, shape)
+    load_sample(empty_engine)
+    loaded = load_legacy_aggregates(empty_engine)
+    before = row_counts(empty_engine)
+    ids = {level.name: [row["id"] for row in legacy_rows(empty_engine, level.target.name)] for level in LEVELS.values()}
+
+    initialise(empty_engine)
+
+    assert row_counts(empty_engine) == before
+    assert {name: before[name] for name in loaded} == loaded
+    assert schema_state(empty_engine).fit
+    with empty_engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "legacy-head"
+
+    service = AggregationService(empty_engine, fixed_clock())
+    for period in PERIODS:
+        run = service.calculate_period_aggregations(period, date(2025, 1, 1), date(2025, 7, 20))
+        assert run.total("failed_instances") == run.total("protected_records") == 0
+    for level, figures_of in ((DATABASE, oracle.database_figures), (INSTANCE, oracle.instance_figures)):
+        raw = _raw(empty_engine, level)
+        for key, ours in figures(empty_engine, level).items():
+            *own, period, start = key
+            assert ours == figures_of(raw[tuple(own)], period, oracle.window(period, start)), key  # type: ignore[arg-type]
+        kept = {row["id"] for row in stored(empty_engine, level)}
+        assert kept.issuperset(ids[level.name]), "rows were updated, not replaced"
+
+
+def legacy_rows(engine: Engine, table: str) -> list[dict[str, object]]:
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(text(f"SELECT id FROM {table}")).mappings()]
+
+
+def test_totals_beyond_two_petabytes_fit_after_the_upgrade(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    initialise(empty_engine)
+
+    with empty_engine.begin() as connection:
+        connection.execute(text("INSERT INTO instances (id, name, db_type, host, port) VALUES (1, 'a', 'b', 'c', 1)"))
+        connection.execute(
+            text(
+                "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+                "VALUES (1, 3000000000, 2, '2025-03-01')"
+            )
+        )
+    AggregationService(empty_engine, fixed_clock()).calculate_period_aggregations(
+        "daily", date(2025, 3, 1), date(2025, 3, 1)
+    )
+
+    assert [row["total_size_mb"] for row in stored(empty_engine, INSTANCE)] == [3_000_000_000]
+
+
+@pytest.mark.parametrize("partitioned", [False, True], ids=["plain", "partitioned"])
+def test_duplicates_are_reported_with_what_to_do_and_the_given_statement_mends_them(
+    empty_engine: Engine, *, partitioned: bool
+) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(partitioned=partitioned, unique_key=False))
+    load_sample(empty_engine)
+    load_legacy_aggregates(empty_engine)
+    with empty_engine.begin() as connection:
+        columns = "instance_id, database_name, period_type, period_start, period_end, max_size_mb, min_size_mb, data_count"
+        connection.execute(
+            text(
+                f"INSERT INTO database_size_aggregations ({columns}, avg_size_mb, calculated_at) "
+                f"SELECT {columns}, 4711, now() + interval '1 day' FROM database_size_aggregations "
+                "WHERE period_type = 'monthly' AND database_name = 'crm'"
+            )
+        )
+    before = row_counts(empty_engine)
+
+    with pytest.raises(SchemaProblemsError) as caught:
+        initialise(empty_engine)
+
+    [problem] = caught.value.problems
+    assert "holds 7 keys (instance_id, database_name, period_type, period_start) with more than one row" in problem
+    assert "7 rows too many" in problem
+    assert "No row was removed" in problem
+    assert row_counts(empty_engine) == before
+    assert schema_state(empty_engine).revision is None, "nothing else was changed either"
+    types = {column["name"]: str(column["type"]) for column in inspect(empty_engine).get_columns("instance_size_stats")}
+    assert types["total_size_mb"] == "INTEGER"
+
+    delete = problem.split("keep the newest row of each key: ")[1].split("; -- Then")[0]
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql(delete)
+    initialise(empty_engine)
+
+    after = row_counts(empty_engine)
+    assert after["database_size_aggregations"] == before["database_size_aggregations"] - 7
+    newest = [row["avg_size_mb"] for row in stored(empty_engine, DATABASE, "monthly") if row["database_name"] == "crm"]
+    assert newest == [4711] * 7
+
+
+def test_duplicate_raw_rows_are_reported_too_and_all_problems_at_once(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(unique_key=False))
+    with empty_engine.begin() as connection:
+        for _ in range(2):
+            connection.execute(
+                text("INSERT INTO instances (name, db_type, host, port) VALUES ('a', 'b', 'c', 1) ON CONFLICT DO NOTHING")
+            )
+            connection.execute(
+                text("INSERT INTO instance_size_stats (instance_id, collected_date) VALUES (1, '2025-03-01')")
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
+                    "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
+                    "VALUES (1, 'a', 'daily', '2025-03-01', '2025-03-01', 1, 1, 1, 1)"
+                )
+            )
+
+    with pytest.raises(SchemaProblemsError) as caught:
+        initialise(empty_engine)
+
+    assert [problem.split(" ")[0] for problem in caught.value.problems] == [
+        "database_size_aggregations",
+        "instance_size_stats",
+    ]
+
+
+def test_a_missing_required_column_is_reported(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    with empty_engine.begin() as connection:
+        connection.execute(text("ALTER TABLE database_size_aggregations DROP COLUMN data_count"))
+
+    with pytest.raises(SchemaProblemsError, match="database_size_aggregations.data_count is missing"):
+        initialise(empty_engine)
+
+
+def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(partitioned=True, unique_key=False, period_check=True))
+
+    state = schema_state(empty_engine)
+
+    assert not state.fit
+    told = "\n".join(state.shortcomings)
+    for expected in (
+        "instance_size_stats.total_size_mb is INTEGER, too narrow: BIGINT is needed",
+        "database_size_aggregations.growth_rate is NUMERIC(10, 2), too narrow: NUMERIC(30, 2) is needed",
+        "database_size_aggregations.size_change_mb refuses null",
+        "database_size_aggregations.trend_direction is missing",
+        "database_size_aggregations accepts only the periods listed in its check",
+        "database_size_aggregations is partitioned and refuses rows outside its partitions",
+        "database_size_aggregations has no unique key on (instance_id, database_name, period_type, period_start)",
+        "instance_size_stats has no unique key on (instance_id, collected_date)",
+    ):
+        assert expected in told
+    assert state == schema_state(empty_engine)

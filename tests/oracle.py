@@ -1,0 +1,130 @@
+"""What SEMANTICS says, computed naively with exact fractions: one window at a time, no SQL, no shared code.
+
+Its own calendar, its own rounding. Slow and obvious on purpose.
+"""
+
+from __future__ import annotations
+
+import calendar
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+Row = Mapping[str, object]
+Figures = dict[str, object]
+
+
+def window(period: str, day: date) -> tuple[date, date]:
+    if period == "daily":
+        return day, day
+    if period == "weekly":
+        monday = day - timedelta(days=day.isoweekday() - 1)
+        return monday, monday + timedelta(days=6)
+    if period == "monthly":
+        first_month = last_month = day.month
+    elif period == "quarterly":
+        first_month = {1: 1, 2: 1, 3: 1, 4: 4, 5: 4, 6: 4, 7: 7, 8: 7, 9: 7, 10: 10, 11: 10, 12: 10}[day.month]
+        last_month = first_month + 2
+    elif period == "yearly":
+        first_month, last_month = 1, 12
+    else:
+        raise ValueError(period)
+    return date(day.year, first_month, 1), date(day.year, last_month, calendar.monthrange(day.year, last_month)[1])
+
+
+def windows(period: str, days: Iterable[date]) -> list[tuple[date, date]]:
+    return sorted({window(period, day) for day in days})
+
+
+def mean(values: Sequence[int]) -> Fraction:
+    return Fraction(sum(values), len(values))
+
+
+def two_decimals(value: Fraction) -> Decimal:
+    """Half away from zero."""
+    hundredths = math.floor(abs(value) * 100 + Fraction(1, 2))
+    return Decimal(hundredths if value >= 0 else -hundredths) / 100
+
+
+def change(now: Sequence[int], before: Sequence[int]) -> tuple[int | None, Decimal | None]:
+    if not now or not before:
+        return None, None
+    difference = mean(now) - mean(before)
+    percent = None if mean(before) == 0 else two_decimals(difference / mean(before) * 100)
+    return math.trunc(difference), percent
+
+
+def trend(now: Sequence[int], before: Sequence[int]) -> str | None:
+    if not before:
+        return None
+    if mean(before) == 0:
+        return "growing" if mean(now) > 0 else "stable"
+    percent = change(now, before)[1]
+    assert percent is not None
+    return "growing" if percent > 5 else "shrinking" if percent < -5 else "stable"
+
+
+def _inside(rows: Iterable[Row], bounds: tuple[date, date]) -> list[Row]:
+    return [row for row in rows if bounds[0] <= row["collected_date"] <= bounds[1]]  # type: ignore[operator]
+
+
+def _values(rows: Iterable[Row], column: str) -> list[int]:
+    return [row[column] for row in rows if row[column] is not None]  # type: ignore[misc]
+
+
+def database_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]) -> Figures | None:
+    """Figures of one database in one window, or None without a raw row in it."""
+    now = _inside(rows, bounds)
+    before = _inside(rows, window(period, bounds[0] - timedelta(days=1)))
+    if not now:
+        return None
+    result: Figures = {"period_end": bounds[1], "data_count": len(now)}
+    for infix in ("size", "data_size", "log_size"):
+        values, earlier = _values(now, f"{infix}_mb"), _values(before, f"{infix}_mb")
+        result[f"avg_{infix}_mb"] = math.floor(mean(values)) if values else None
+        result[f"max_{infix}_mb"] = max(values, default=None)
+        result[f"min_{infix}_mb"] = min(values, default=None)
+        result[f"{infix}_change_mb"], result[f"{infix}_change_percent"] = change(values, earlier)
+    result["growth_rate"] = result["size_change_percent"]
+    result["trend_direction"] = trend(_values(now, "size_mb"), _values(before, "size_mb"))
+    return result
+
+
+def _per_day(rows: Iterable[Row], column: str) -> list[int]:
+    days: dict[object, int] = {}
+    for row in rows:
+        days[row["collected_date"]] = days.get(row["collected_date"], 0) + row[column]  # type: ignore[operator]
+    return list(days.values())
+
+
+def instance_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]) -> Figures | None:
+    """Figures of one server in one window, or None without a live raw row in it."""
+    live = [row for row in rows if not row["is_deleted"]]
+    now = _inside(live, bounds)
+    before = _inside(live, window(period, bounds[0] - timedelta(days=1)))
+    if not now:
+        return None
+    sizes, counts = _per_day(now, "total_size_mb"), _per_day(now, "database_count")
+    sizes_before, counts_before = _per_day(before, "total_size_mb"), _per_day(before, "database_count")
+    size_change, size_percent = change(sizes, sizes_before)
+    count_change, count_percent = change(counts, counts_before)
+    return {
+        "period_end": bounds[1],
+        "total_size_mb": math.floor(mean(sizes)),
+        "avg_size_mb": math.floor(Fraction(sum(sizes), sum(counts))) if sum(counts) else 0,
+        "max_size_mb": max(sizes),
+        "min_size_mb": min(sizes),
+        "data_count": len(sizes),
+        "database_count": math.floor(mean(counts)),
+        "avg_database_count": two_decimals(mean(counts)),
+        "max_database_count": max(counts),
+        "min_database_count": min(counts),
+        "total_size_change_mb": size_change,
+        "total_size_change_percent": size_percent,
+        "database_count_change": count_change,
+        "database_count_change_percent": count_percent,
+        "growth_rate": size_percent,
+        "trend_direction": trend(sizes, sizes_before),
+    }
