@@ -85,7 +85,9 @@ def figures(engine: Engine, level: Level, period: str | None = None) -> dict[tup
     """Computed columns by (keys..., period_type, period_start), without ids and timestamps."""
     wanted = level.figures
     return {
-        (*(row[key] for key in level.keys), row["period_type"], row["period_start"]): {name: row[name] for name in wanted}
+        (*(row[key] for key in level.keys), row["period_type"], row["period_start"]): {
+            name: row[name] for name in wanted
+        }
         for row in stored(engine, level, period)
     }
 

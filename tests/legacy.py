@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from dataclasses import dataclass
 from datetime import date
 
@@ -70,7 +71,8 @@ def _statements(shape: LegacyShape) -> list[str]:
             database_count_change int, database_count_change_percent numeric(10, 2), growth_rate numeric(10, 2),
             trend_direction varchar(20), calculated_at timestamptz NOT NULL DEFAULT now(),
             created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (id, period_start),
-            CONSTRAINT uq_instance_size_aggregation UNIQUE (instance_id, period_type, period_start){check}){by_start}""",
+            CONSTRAINT uq_instance_size_aggregation
+                UNIQUE (instance_id, period_type, period_start){check}){by_start}""",
     ]
     if shape.unique_key:
         statements.append(
@@ -87,7 +89,7 @@ def _partitions() -> list[str]:
     return [
         f"CREATE TABLE {table}_{first:%Y_%m} PARTITION OF {table} FOR VALUES FROM ('{first}') TO ('{after}')"
         for table in tables
-        for first, after in zip(months, months[1:], strict=False)
+        for first, after in itertools.pairwise(months)
     ]
 
 

@@ -70,30 +70,27 @@ def _progress_bar() -> Iterator[ReportProgress | None]:
         yield lambda instances: bar.advance(task, instances)
 
 
-COLUMNS = (
-    ("Period", "left"),
-    ("Level", "left"),
-    ("Windows", "right"),
-    ("Processed", "right"),
-    ("Failed", "right"),
-    ("Skipped", "right"),
-    ("Written", "right"),
-    ("Unchanged", "right"),
-    ("Protected", "right"),
-    ("Removed", "right"),
-)
+COUNTS = {
+    "Processed": "processed_instances",
+    "Failed": "failed_instances",
+    "Skipped": "skipped_instances",
+    "Written": "written_records",
+    "Unchanged": "unchanged_records",
+    "Protected": "protected_records",
+    "Removed": "removed_records",
+}
 
 
 def print_run(run: RunSummary) -> None:
     """Print one line for each period and level, then the verdict and the failed instances."""
-    groups = dict.fromkeys((part.period_type, part.level) for part in run.parts)
+    # Rows are removed only by --overwrite: without any, ten columns become nine, which fit eighty characters.
+    counts = {heading: name for heading, name in COUNTS.items() if heading != "Removed" or run.total(name)}
+    columns = [("Period", "left"), ("Level", "left"), *((heading, "right") for heading in ("Windows", *counts))]
     rows = []
-    for period, level in groups:
+    for period, level in dict.fromkeys((part.period_type, part.level) for part in run.parts):
         part = run.of_period(period).of_level(level)
-        counts = [f"{name}_instances" for name in ("processed", "failed", "skipped")]
-        counts += [f"{name}_records" for name in ("written", "unchanged", "protected", "removed")]
-        rows.append([period, level, len(part.parts), *(part.total(name) for name in counts)])
-    console().print(table("Instances (counted once for each window) and rows", COLUMNS, rows))
+        rows.append([period, level, len(part.parts), *map(part.total, counts.values())])
+    console().print(table("Instances (counted once for each window) and rows", columns, rows))
     say(f"{run.status.value}: {run.message}")
     for error in run.errors[1:]:
         say(f"  {error}")

@@ -37,7 +37,7 @@ def command(function: Callable[Parameters, int | None]) -> Callable[Parameters, 
 @click.version_option(package_name="capacity_assets")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log of the work on standard error.")
 def main(*, verbose: bool) -> None:
-    r"""How fast do the databases grow? Aggregates of a fleet's daily size samples.
+    """How fast do the databases grow? Aggregates of a fleet's daily size samples.
 
     \b
     First steps:
@@ -107,7 +107,7 @@ def aggregate(  # noqa: PLR0913 -- one argument per documented option
     overwrite: bool,
     as_json: bool,
 ) -> int:
-    r"""Compute aggregates without Dagster.
+    """Compute aggregates without Dagster.
 
     Without --from and --to the window that is due is computed: today's for daily, the last complete one
     for the other periods. An open --from is the first partition, an open --to is today.

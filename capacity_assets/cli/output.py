@@ -30,9 +30,12 @@ def error_console() -> Console:
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> Table:
     """Build a table; each column is a heading and left or right."""
-    built = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    built = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, side in columns:
-        built.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+        # Numbers and their headings stay whole; long texts fold.
+        built.add_column(
+            heading, justify="right" if side == "right" else "left", no_wrap=side == "right", overflow="fold"
+        )
     for row in rows:
         built.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     return built

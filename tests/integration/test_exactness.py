@@ -13,8 +13,10 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.embedded import EmbeddedServer
+from capacity_assets.storage.engine import capacity_engine
 from tests import oracle
-from tests.conftest import HISTORIES, fixed_clock
+from tests.conftest import HISTORIES, TEMPLATE, _database, fixed_clock
 from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures
 
 # Around a leap day, a year's end and a week that belongs to two years.
@@ -23,7 +25,9 @@ FIRST_DAYS = (date(2024, 2, 1), date(2024, 12, 20), date(2023, 11, 25), date(202
 HUGE = 10**16
 SIZES = st.one_of(st.integers(0, 12), st.integers(0, 100_000), st.just(0), st.integers(HUGE - 9, HUGE))
 NAMES = st.one_of(
-    st.sampled_from(["orders", "Orders", 'a"b', "o'clock; DROP TABLE instances;--", "two\nlines", "💾", "x" * 255, " "]),
+    st.sampled_from(
+        ["orders", "Orders", 'a"b', "o'clock; DROP TABLE instances;--", "two\nlines", "💾", "x" * 255, " "]
+    ),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=8),
 )
 
@@ -73,12 +77,9 @@ def instance_history(draw: st.DrawFn) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def emptied(server: object, request: pytest.FixtureRequest) -> Iterator[Callable[[], Engine]]:
+def emptied(server: EmbeddedServer) -> Iterator[Callable[[], Engine]]:
     """An engine on one database for the whole module, emptied for each history."""
-    from tests.conftest import TEMPLATE, _database
-    from capacity_assets.storage.engine import capacity_engine
-
-    databases = _database(server, TEMPLATE)  # type: ignore[arg-type]
+    databases = _database(server, TEMPLATE)
     engine = capacity_engine(next(databases))
     add_instances(engine, range(1, 4))
 

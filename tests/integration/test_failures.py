@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, event, text
@@ -138,7 +139,10 @@ def test_asking_for_an_inactive_instance_is_a_skipped_summary_and_for_an_unknown
     summary = service.calculate_instance_aggregations(3)
 
     assert summary.status is AggregationStatus.SKIPPED
-    assert summary.message == "instance 3 (server-3) is inactive or deleted and is not aggregated; its stored rows were kept."
+    assert (
+        summary.message
+        == "instance 3 (server-3) is inactive or deleted and is not aggregated; its stored rows were kept."
+    )
     with pytest.raises(NotFoundError, match=r"No instance with id 99 is registered\. Nothing was written\."):
         service.calculate_instance_aggregations(99)
 
@@ -147,7 +151,9 @@ def test_bad_requests_are_refused_before_anything_is_written(
     engine: Engine, service: AggregationService, runner: AggregationTaskRunner
 ) -> None:
     add_instances(engine, [1])
-    with pytest.raises(ValidationError, match="Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly"):
+    with pytest.raises(
+        ValidationError, match="Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly"
+    ):
         runner.run_period("hourly")
     with pytest.raises(ValidationError, match="Unknown level 'cluster'; known: database, instance, all"):
         service.levels_of("cluster")
@@ -203,7 +209,7 @@ def test_a_connection_killed_between_slices_keeps_what_was_committed_and_a_repet
         nonlocal commits
         commits += 1
 
-    def terminate(connection, cursor, statement, *_: object) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def terminate(connection: Any, _cursor: object, statement: str, *_: object) -> None:
         if commits == 2 and "instance_size_aggregations" in statement:
             pid = connection.connection.driver_connection.info.backend_pid
             with other.connect() as killer:
@@ -234,7 +240,15 @@ def test_an_unreachable_database_is_reported_within_the_time_limit_without_the_p
 
 
 def test_hostile_database_names_are_data_like_any_other(engine: Engine, service: AggregationService) -> None:
-    names = ["'; DROP TABLE instances; --", 'quoted "name"', "two\nlines", "x" * 255, "💾 größe", "%s %(name)s :name", "\\"]
+    names = [
+        "'; DROP TABLE instances; --",
+        'quoted "name"',
+        "two\nlines",
+        "x" * 255,
+        "💾 größe",
+        "%s %(name)s :name",
+        "\\",
+    ]
     add_instances(engine, [1])
     for name in names:
         add_database_sizes(engine, sizes(1, name, "2025-03-01", [10, 20]))
@@ -256,7 +270,9 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
         for days in (1, 90):
             statements: list[str] = []
 
-            def count(_connection, _cursor, statement, *_: object, seen: list[str] = statements) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+            def count(
+                _connection: object, _cursor: object, statement: str, *_: object, seen: list[str] = statements
+            ) -> None:
                 seen.append(statement)
 
             event.listen(engine, "before_cursor_execute", count)

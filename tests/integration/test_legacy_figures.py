@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from sqlalchemy import Engine
@@ -22,9 +23,7 @@ LEGACY_PERIODS = ("daily", "weekly", "monthly", "quarterly")
 def legacy_rows(level: Level) -> dict[tuple[object, ...], dict[str, str]]:
     with (SAMPLE / f"legacy_{level.target.name}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return {
-        (*_key(level, row), row["period_type"], date.fromisoformat(row["period_start"])): row for row in rows
-    }
+    return {(*_key(level, row), row["period_type"], date.fromisoformat(row["period_start"])): row for row in rows}
 
 
 def _key(level: Level, row: dict[str, str]) -> tuple[object, ...]:
@@ -87,19 +86,44 @@ def test_the_sample_as_a_whole_equals_the_exact_oracle(
         assert ours == figures_of(raw[tuple(own)], period, oracle.window(period, start)), key  # type: ignore[arg-type]
 
 
+def is_tie(row: Row) -> bool:
+    """Whether the exact percent of a daily row lies half-way between two hundredths."""
+    size, change = int(str(row["avg_size_mb"])), int(str(row["size_change_mb"]))
+    return (Fraction(change, size - change) * 100 * 100).denominator == 2
+
+
 def test_daily_changes_agree_with_the_legacy_rows_wherever_the_day_before_was_measured(computed: Engine) -> None:
-    """A day has one sample, so the legacy truncation of the mean cannot show; unknown was 0 there and is null here."""
+    """A day has one sample, so the legacy truncation of the mean cannot show.
+
+    Two differences are the law's: unknown was 0 there and is null here, and a tie was rounded to even there
+    and is rounded away from zero here.
+    """
     legacy, ours = legacy_rows(DATABASE), figures(computed, DATABASE, "daily")
     known = {key: row for key, row in ours.items() if row["size_change_mb"] is not None}
-    unknown = ours.keys() - known.keys()
 
     assert len(known) > 2800
     for key, row in known.items():
-        if row["size_change_percent"] is not None:
-            assert Decimal(legacy[key]["size_change_percent"]) == row["size_change_percent"], key
         assert int(legacy[key]["size_change_mb"]) == row["size_change_mb"], key
-    for key in unknown:
+    different = [
+        key
+        for key, row in known.items()
+        if row["size_change_percent"] is not None
+        and Decimal(legacy[key]["size_change_percent"]) != row["size_change_percent"]
+    ]
+    assert 0 < len(different) < 30
+    assert all(is_tie(known[key]) for key in different)
+    for key in ours.keys() - known.keys():
         assert int(legacy[key]["size_change_mb"]) == 0, key
+
+
+@pytest.mark.parametrize("period", ["weekly", "monthly"])
+def test_longer_changes_differ_from_the_legacy_rows_by_its_truncated_mean_only(computed: Engine, period: str) -> None:
+    """Legacy subtracted an exact mean from a truncated one, which is off by less than one megabyte."""
+    legacy, ours = legacy_rows(DATABASE), figures(computed, DATABASE, period)
+    known = {key: int(str(row["size_change_mb"])) for key, row in ours.items() if row["size_change_mb"] is not None}
+
+    assert len(known) > 90
+    assert all(abs(int(legacy[key]["size_change_mb"]) - change) <= 1 for key, change in known.items())
 
 
 def test_instances_that_are_inactive_or_have_no_samples_have_no_rows(computed: Engine) -> None:

@@ -158,7 +158,9 @@ def test_duplicates_are_reported_with_what_to_do_and_the_given_statement_mends_t
     load_sample(empty_engine)
     load_legacy_aggregates(empty_engine)
     with empty_engine.begin() as connection:
-        columns = "instance_id, database_name, period_type, period_start, period_end, max_size_mb, min_size_mb, data_count"
+        columns = (
+            "instance_id, database_name, period_type, period_start, period_end, max_size_mb, min_size_mb, data_count"
+        )
         connection.execute(
             text(
                 f"INSERT INTO database_size_aggregations ({columns}, avg_size_mb, calculated_at) "
@@ -196,7 +198,9 @@ def test_duplicate_raw_rows_are_reported_too_and_all_problems_at_once(empty_engi
     with empty_engine.begin() as connection:
         for _ in range(2):
             connection.execute(
-                text("INSERT INTO instances (name, db_type, host, port) VALUES ('a', 'b', 'c', 1) ON CONFLICT DO NOTHING")
+                text(
+                    "INSERT INTO instances (name, db_type, host, port) VALUES ('a', 'b', 'c', 1) ON CONFLICT DO NOTHING"
+                )
             )
             connection.execute(
                 text("INSERT INTO instance_size_stats (instance_id, collected_date) VALUES (1, '2025-03-01')")
@@ -223,7 +227,7 @@ def test_a_missing_required_column_is_reported(empty_engine: Engine) -> None:
     with empty_engine.begin() as connection:
         connection.execute(text("ALTER TABLE database_size_aggregations DROP COLUMN data_count"))
 
-    with pytest.raises(SchemaProblemsError, match="database_size_aggregations.data_count is missing"):
+    with pytest.raises(SchemaProblemsError, match=r"database_size_aggregations\.data_count is missing"):
         initialise(empty_engine)
 
 

@@ -1,0 +1,206 @@
+"""The graph on a real database: range runs, metadata of each partition, failures, run options."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+from sqlalchemy import Engine, delete, text
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.settings import Settings
+from capacity_assets.storage.tables import database_size_stats
+from tests.conftest import fixed_clock
+from tests.fleet import (
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    figures,
+    load_sample,
+    sizes,
+    stored,
+    totals,
+)
+from tests.integration.test_failures import add_overflowing_instance
+
+DATABASES = "daily_database_aggregations"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def run_range(settings: Settings, job: str, first: str, last: str, **options: Any) -> dg.ExecuteInProcessResult:
+    definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)))
+    return definitions.resolve_job_def(job).execute_in_process(
+        tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
+        run_config=QUIET | options.pop("run_config", {}),
+        raise_on_error=False,
+        **options,
+    )
+
+
+def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, Any]]:
+    return {
+        str(event.partition): {key: value.value for key, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey(asset)
+    }
+
+
+def fill_four_hundred_days(engine: Engine) -> None:
+    """Day n has 1 + n % 3 databases; the second server is measured every other day only."""
+    add_instances(engine, [1, 2])
+    for number in range(3):
+        days = [100 + day if number <= day % 3 else None for day in range(400)]
+        add_database_sizes(engine, sizes(1, f"db{number}", "2025-01-01", days))
+    add_database_sizes(engine, sizes(2, "other", "2025-01-01", [7 if day % 2 else None for day in range(400)]))
+
+
+def test_a_range_run_gives_each_of_four_hundred_partitions_its_own_metadata_and_equals_single_runs(
+    settings: Settings, engine: Engine
+) -> None:
+    fill_four_hundred_days(engine)
+    keys = [(date(2025, 1, 1) + timedelta(days=number)).isoformat() for number in range(400)]
+
+    result = run_range(settings, "daily_aggregation_job", keys[0], keys[-1])
+
+    assert result.success
+    metadata = metadata_of(result, DATABASES)
+    assert list(metadata) == keys
+    for number, key in enumerate(keys):
+        found = metadata[key]
+        second_measured = number % 2
+        assert (found["period_start"], found["period_end"]) == (key, key)
+        assert found["written_records"] == 1 + number % 3 + second_measured, key
+        assert (found["processed_instances"], found["skipped_instances"]) == (1 + second_measured, 1 - second_measured)
+    in_one_run = figures(engine, DATABASE)
+
+    with engine.begin() as connection:
+        connection.execute(delete(DATABASE.target))
+    definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)))
+    job = definitions.resolve_job_def("daily_aggregation_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+        for key in keys:
+            single = job.execute_in_process(
+                partition_key=key, instance=instance, run_config=QUIET, asset_selection=[dg.AssetKey(DATABASES)]
+            )
+            assert single.success
+    assert figures(engine, DATABASE) == in_one_run
+
+
+def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: Settings, engine: Engine) -> None:
+    load_sample(engine)
+
+    result = run_range(settings, "monthly_aggregation_job", "2025-01-01", "2025-07-01")
+
+    march = metadata_of(result, "monthly_database_aggregations")["2025-03-01"]
+    assert march.pop("duration_seconds") > 0
+    assert march == {
+        "status": "completed",
+        "period_type": "monthly",
+        "level": "database",
+        "period_start": "2025-03-01",
+        "period_end": "2025-03-31",
+        "total_instances": 5,
+        "processed_instances": 3,
+        "failed_instances": 0,
+        "skipped_instances": 2,
+        "total_records": 17,
+        "written_records": 17,
+        "unchanged_records": 0,
+        "protected_records": 0,
+        "removed_records": 0,
+        "error_count": 0,
+        "errors": "none",
+        "message": "monthly database aggregates 2025-03-01 to 2025-03-31: 3 of 5 instances processed, "
+        "17 rows written, 0 unchanged, 0 protected.",
+        "dagster/partition_row_count": 17,
+    }
+
+
+def test_one_failing_instance_is_named_in_its_partition_and_the_run_succeeds(
+    settings: Settings, engine: Engine
+) -> None:
+    add_instances(engine, [1], name="<b>bold</b> & [link](x)")
+    add_instances(engine, [2])
+    add_instance_sizes(engine, totals(2, "2025-03-01", [(100, 1)] * 5))
+    add_overflowing_instance(engine, 1, date(2025, 3, 2))
+
+    result = run_range(settings, "daily_aggregation_job", "2025-03-01", "2025-03-05")
+
+    assert result.success
+    metadata = metadata_of(result, "daily_instance_aggregations")
+    assert [metadata[f"2025-03-0{day}"]["status"] for day in range(1, 6)] == [
+        "completed", "failed", "completed", "completed", "completed",
+    ]  # fmt: skip
+    assert metadata["2025-03-02"]["errors"] == (
+        "- instance 1 (\\<b\\>bold\\</b\\> & \\[link\\](x)): bigint out of range"
+    )
+
+
+def test_a_run_in_which_everything_failed_fails_without_retry_and_keeps_stored_rows(
+    settings: Settings, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    add_overflowing_instance(engine, 1, date(2025, 3, 2))
+
+    result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
+
+    assert not result.success
+    [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
+    assert failure.user_failure_data is not None
+    assert "Stored rows were kept as they were" in str(failure.user_failure_data.description)
+    assert failure.user_failure_data.metadata["failed_instances"].value == 1
+    assert stored(engine, INSTANCE) == []
+
+
+def test_overwrite_is_a_run_option(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10] * 31))
+    run_range(settings, "monthly_aggregation_job", "2025-03-01", "2025-03-01")
+    with engine.begin() as connection:
+        raw = database_size_stats
+        connection.execute(delete(raw).where(raw.c.collected_date > date(2025, 3, 3)))
+    asset = "monthly_database_aggregations"
+
+    kept = run_range(settings, "monthly_aggregation_job", "2025-03-01", "2025-03-01")
+    rebuilt = run_range(
+        settings,
+        "monthly_aggregation_job",
+        "2025-03-01",
+        "2025-03-01",
+        run_config={"ops": {asset: {"config": {"overwrite": True}}}},
+    )
+
+    assert metadata_of(kept, asset)["2025-03-01"]["protected_records"] == 1
+    assert metadata_of(rebuilt, asset)["2025-03-01"]["written_records"] == 1
+    assert [row["data_count"] for row in stored(engine, DATABASE)] == [3]
+
+
+def failure_text(result: dg.ExecuteInProcessResult) -> str:
+    texts = [str(event.event_specific_data) for event in result.all_events if event.is_failure]
+    return "\n".join(texts)
+
+
+def test_a_missing_schema_fails_the_run_and_says_capacity_init(settings: Settings, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE capacity_alembic_version"))
+
+    result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
+
+    assert not result.success
+    assert "Run `capacity init`" in failure_text(result)
+
+
+def test_an_unreachable_database_fails_the_run_and_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://dba:hunter2@127.0.0.1:9/capacity")
+
+    result = run_range(Settings(), "daily_aggregation_job", "2025-03-02", "2025-03-02")
+
+    assert not result.success
+    told = failure_text(result)
+    assert "Cannot reach PostgreSQL at postgresql://dba@127.0.0.1:9/capacity" in told
+    assert "hunter2" not in told

@@ -1,0 +1,233 @@
+"""The `capacity` command as its user meets it: what it prints, what it exits with, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.cli.main import main
+from capacity_assets.settings import Settings
+from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
+from tests.integration.test_failures import add_overflowing_instance
+
+
+def capacity(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture
+def sample(settings: Settings, engine: Engine) -> Settings:
+    load_sample(engine)
+    return settings
+
+
+@pytest.mark.usefixtures("sample")
+def test_aggregate_computes_a_range_and_prints_a_line_a_period_and_level(engine: Engine) -> None:
+    result = capacity("aggregate", "--period", "monthly", "--from", "2025-01-01", "--to", "2025-07-20")
+
+    assert result.exit_code == 0, result.output
+    assert "completed: 7 windows: 139 rows written, 0 unchanged, 0 protected." in result.output
+    assert len(stored(engine, DATABASE, "monthly")) + len(stored(engine, INSTANCE, "monthly")) == 139
+
+
+@pytest.mark.usefixtures("sample")
+def test_aggregate_prints_json_for_scripts() -> None:
+    arguments = ("--period", "quarterly", "--from", "2025-04-01", "--to", "2025-04-01", "--level", "instance", "--json")
+
+    document = json.loads(capacity("aggregate", *arguments).output)
+
+    assert document["status"] == "completed"
+    [window] = document["windows"]
+    assert (window["period_start"], window["level"]) == ("2025-04-01", "instance")
+    assert window["total_instances"] == window["processed_instances"] + window["skipped_instances"] == 5
+
+
+@pytest.mark.usefixtures("sample")
+def test_aggregate_can_be_limited_to_instances(engine: Engine) -> None:
+    capacity("aggregate", "--period", "daily", "--from", "2025-03-01", "--to", "2025-03-01", "--instance", "3")
+
+    assert {row["instance_id"] for row in stored(engine, DATABASE)} == {3}
+
+
+def test_aggregate_exits_with_one_when_an_instance_failed_and_names_it(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    add_overflowing_instance(engine, 2, date(2025, 3, 1))
+
+    result = capacity("aggregate", "--period", "daily", "--from", "2025-03-01", "--to", "2025-03-01")
+
+    assert settings.capacity_url is not None
+    assert result.exit_code == 1
+    assert "instance 2 (server-2): bigint out of range" in result.output
+
+
+@pytest.mark.usefixtures("sample")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly"),
+        (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, all"),
+        (("--period", "daily", "--instance", "99"), "No instance with id 99 is registered"),
+        (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),
+        (("--period", "daily", "--from", "2019-01-01", "--to", "2019-01-01"), "outside the partition range"),
+        (("--period", "daily", "--from", "2999-01-01", "--to", "2999-01-01"), "outside the partition range"),
+        (("--period", "daily", "--from", "03/01/2025"), "does not match the format '%Y-%m-%d'"),
+        ((), "Missing option '--period'"),
+    ],
+)
+def test_bad_usage_exits_with_two_says_why_and_writes_nothing(
+    engine: Engine, arguments: tuple[str, ...], told: str
+) -> None:
+    result = capacity("aggregate", *arguments)
+
+    assert result.exit_code == 2
+    assert told in result.output
+    assert stored(engine, DATABASE) == stored(engine, INSTANCE) == []
+
+
+@pytest.mark.parametrize("command", ["aggregate --period daily", "status", "init", "demo", "up --port 3999"])
+def test_a_broken_configuration_exits_with_two_and_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "Mars")
+
+    result = capacity(*command.split())
+
+    assert result.exit_code == 2
+    assert "CAPACITY_TIMEZONE: 'Mars' is no known time zone" in result.output
+
+
+@pytest.mark.parametrize("command", ["aggregate --period daily", "status", "init", "check"])
+def test_an_unreachable_database_exits_with_one_and_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://dba:hunter2@127.0.0.1:9/capacity")
+
+    result = capacity(*command.split())
+
+    assert result.exit_code == 1
+    assert "postgresql://dba@127.0.0.1:9/capacity" in " ".join(result.output.split())
+    assert "hunter2" not in result.output
+
+
+def test_init_creates_then_leaves_alone(empty_database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_database.render_as_string(hide_password=False))
+
+    first, second = capacity("init"), capacity("init")
+
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "created table database_size_aggregations" in first.output
+    assert "schema was up to date" in second.output
+
+
+@pytest.mark.parametrize("command", ["aggregate --period daily", "status", "check"])
+def test_without_a_schema_everything_says_capacity_init(
+    empty_database: URL, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_database.render_as_string(hide_password=False))
+
+    result = capacity(*command.split())
+
+    assert result.exit_code == 1
+    assert "capacity init" in " ".join(result.output.split())
+
+
+def test_check_says_that_all_is_fit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.capacity_url is not None
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", settings.capacity_url.render_as_string(hide_password=False))
+
+    result = capacity("check", "--json")
+
+    findings = json.loads(result.output)
+    assert result.exit_code == 0
+    assert {finding["verdict"] for finding in findings} == {"ok", "note"}
+    assert [finding["text"] for finding in findings if finding["subject"] == "schema"] == [
+        "revision 0001, all tables and unique keys are there"
+    ]
+
+
+def test_check_names_what_a_table_lacks(settings: Settings, engine: Engine) -> None:
+    assert settings.capacity_url is not None
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE database_size_aggregations DROP CONSTRAINT uq_database_size_aggregation"))
+
+    result = capacity("check")
+
+    assert result.exit_code == 1
+    assert "database_size_aggregations has no unique key" in " ".join(result.output.split())
+
+
+def test_check_of_a_broken_configuration_exits_with_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_START_DATE", "soon")
+
+    result = capacity("check", "--json")
+
+    assert result.exit_code == 2
+    assert json.loads(result.output)[0]["subject"] == "CAPACITY_START_DATE"
+
+
+def test_check_of_an_embedded_server_that_does_not_exist_creates_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CAPACITY_HOME", str(tmp_path / "home"))
+
+    result = capacity("check")
+
+    assert result.exit_code == 0
+    assert "does not exist yet" in " ".join(result.output.split())
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.usefixtures("sample")
+def test_status_shows_samples_and_latest_windows() -> None:
+    capacity("aggregate", "--period", "weekly", "--from", "2025-01-01", "--to", "2025-07-20")
+
+    document = json.loads(capacity("status", "--json").output)
+
+    assert document["active_instances"] == 5
+    assert document["samples"][0]["last_day"] == "2025-07-20"
+    weekly = {row["level"]: row for row in document["windows"] if row["period"] == "weekly"}
+    assert (weekly["database"]["first_window"], weekly["database"]["latest_window"]) == ("2024-12-30", "2025-07-14")
+    assert [row["rows"] for row in document["windows"] if row["period"] == "daily"] == [0, 0]
+    assert "Latest stored window" in capacity("status").output
+
+
+def test_the_demo_refuses_a_database_that_holds_other_servers(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [1]))
+
+    result = capacity("demo")
+
+    assert settings.capacity_url is not None
+    assert result.exit_code == 1
+    assert "holds 1 instances that do not belong to the sample fleet. Nothing was loaded." in result.output
+
+
+def test_help_shows_every_command_and_examples() -> None:
+    overview = capacity("--help").output
+
+    assert all(command in overview for command in ("init", "demo", "up", "aggregate", "status", "check"))
+    assert "capacity aggregate --period monthly --from 2025-01-01" in capacity("aggregate", "--help").output
+
+
+def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
+    environment = {
+        **os.environ,
+        "CAPACITY_DATABASE_URL": str(sample.database_url and sample.database_url.get_secret_value()),
+    }
+    arguments = ["aggregate", "--period", "yearly", "--from", "2025-01-01", "--to", "2025-01-01"]
+    command = [sys.executable, "-m", "capacity_assets.cli"]
+
+    quiet = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=True)
+    told = subprocess.run([*command, "-v", *arguments], env=environment, capture_output=True, text=True, check=True)
+
+    assert quiet.stderr == ""
+    assert "yearly aggregates, 1 window: 0 rows written" in told.stderr

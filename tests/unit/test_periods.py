@@ -1,0 +1,127 @@
+"""The calendar: windows tile it, weeks begin on Monday, year ends and leap days are where they belong."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
+from tests import oracle
+
+DAYS = st.dates(date(1999, 1, 1), date(2101, 12, 31))
+EXTRA = [Period("half_yearly", months=6), Period("fiscal_quarterly", months=3, first_month=2)]
+ALL_PERIODS = [*PERIODS.values(), *EXTRA, Period("fiscal_yearly", months=12, first_month=4)]
+
+
+@given(st.sampled_from(ALL_PERIODS), DAYS)
+def test_windows_tile_the_calendar_without_gap_or_overlap(period: Period, day: date) -> None:
+    window = period.window_of(day)
+
+    assert window.start <= day <= window.end
+    assert period.window_of(window.start) == period.window_of(window.end) == window
+    assert period.previous(window).end + timedelta(days=1) == window.start
+    assert period.following(window).start - timedelta(days=1) == window.end
+    assert period.previous(period.following(window)) == window
+
+
+@given(st.sampled_from(list(PERIODS)), DAYS)
+def test_windows_agree_with_a_calendar_written_another_way(name: str, day: date) -> None:
+    window = PERIODS[name].window_of(day)
+
+    assert (window.start, window.end) == oracle.window(name, day)
+
+
+@pytest.mark.parametrize(
+    ("period", "day", "start", "end"),
+    [
+        ("weekly", "2024-12-31", "2024-12-30", "2025-01-05"),
+        ("weekly", "2025-01-05", "2024-12-30", "2025-01-05"),
+        ("weekly", "2025-01-06", "2025-01-06", "2025-01-12"),
+        ("monthly", "2024-02-29", "2024-02-01", "2024-02-29"),
+        ("monthly", "2100-02-28", "2100-02-01", "2100-02-28"),
+        ("quarterly", "2024-12-31", "2024-10-01", "2024-12-31"),
+        ("quarterly", "2025-01-01", "2025-01-01", "2025-03-31"),
+        ("yearly", "2024-02-29", "2024-01-01", "2024-12-31"),
+    ],
+)
+def test_year_ends_and_leap_days(period: str, day: str, start: str, end: str) -> None:
+    window = PERIODS[period].window_of(date.fromisoformat(day))
+
+    assert (window.start.isoformat(), window.end.isoformat()) == (start, end)
+
+
+def test_the_previous_quarter_is_the_whole_quarter_before() -> None:
+    """The legacy code compared a quarter with only the first two months of the one before."""
+    quarter = PERIODS["quarterly"]
+
+    assert quarter.previous(quarter.window_of(date(2025, 5, 5))) == Window(date(2025, 1, 1), date(2025, 3, 31))
+
+
+def test_fiscal_calendars_are_one_entry() -> None:
+    fiscal_year = Period("fiscal_yearly", months=12, first_month=4)
+    fiscal_quarter = Period("fiscal_quarterly", months=3, first_month=2)
+
+    assert fiscal_year.window_of(date(2025, 3, 31)) == Window(date(2024, 4, 1), date(2025, 3, 31))
+    assert fiscal_quarter.window_of(date(2025, 1, 15)) == Window(date(2024, 11, 1), date(2025, 1, 31))
+    assert (fiscal_year.cron, fiscal_quarter.cron) == ("0 0 1 4 *", "0 0 1 2,5,8,11 *")
+
+
+def test_cron_expressions_of_the_registry() -> None:
+    assert {name: period.cron for name, period in PERIODS.items()} == {
+        "daily": "0 0 * * *",
+        "weekly": "0 0 * * 1",
+        "monthly": "0 0 1 * *",
+        "quarterly": "0 0 1 1,4,7,10 *",
+        "yearly": "0 0 1 1 *",
+    }
+
+
+def test_regular_work_takes_the_current_day_and_the_last_complete_window_of_the_rest() -> None:
+    today = date(2025, 1, 1)
+
+    assert {name: period.scheduled(today).start.isoformat() for name, period in PERIODS.items()} == {
+        "daily": "2025-01-01",
+        "weekly": "2024-12-23",
+        "monthly": "2024-12-01",
+        "quarterly": "2024-10-01",
+        "yearly": "2024-01-01",
+    }
+
+
+def test_half_past_midnight_is_already_today_in_the_zone_while_utc_is_still_yesterday() -> None:
+    at_half_past = datetime(2024, 12, 31, 16, 30, tzinfo=UTC)
+    clock = Clock(ZoneInfo("Asia/Shanghai"), now=lambda: at_half_past)
+
+    assert clock.today() == date(2025, 1, 1)
+    assert PERIODS["yearly"].current(clock.today()).key == "2025-01-01"
+    assert Clock(ZoneInfo("America/New_York"), now=lambda: at_half_past).today() == date(2024, 12, 31)
+
+
+def test_windows_between_covers_whole_windows_at_both_ends() -> None:
+    windows = PERIODS["monthly"].windows_between(date(2024, 12, 31), date(2025, 2, 1))
+
+    assert [window.key for window in windows] == ["2024-12-01", "2025-01-01", "2025-02-01"]
+    with pytest.raises(ValueError, match="lies after"):
+        PERIODS["monthly"].windows_between(date(2025, 2, 2), date(2025, 2, 1))
+
+
+def test_windows_asked_for_out_of_order_twice_or_with_holes_become_adjacent_spans() -> None:
+    week = PERIODS["weekly"]
+    first, second, third, fourth = week.windows_between(date(2025, 1, 6), date(2025, 2, 2))
+
+    assert adjacent_spans(week, [fourth, second, first, second]) == [[first, second], [fourth]]
+    with pytest.raises(ValueError, match="is not a weekly window"):
+        adjacent_spans(week, [third, Window(date(2025, 1, 1), date(2025, 1, 7))])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"days": 2}, {"days": 1, "months": 1}, {"months": 5}, {"months": 3, "first_month": 13}]
+)
+def test_a_rule_that_does_not_cut_the_calendar_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="period 'odd'"):
+        Period("odd", **wrong)

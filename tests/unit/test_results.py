@@ -1,0 +1,75 @@
+"""Summaries: totals are sums by construction, statuses follow one rule, parts add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from capacity_assets.aggregation.results import (
+    AggregationStatus,
+    InstanceError,
+    InstanceSummary,
+    PeriodSummary,
+    RunSummary,
+)
+
+DAY = PeriodSummary("daily", "database", date(2025, 3, 1), date(2025, 3, 1))
+
+
+def failures(count: int) -> tuple[InstanceError, ...]:
+    return tuple(InstanceError(number, f"server-{number}", "out of range") for number in range(count))
+
+
+@pytest.mark.parametrize(
+    ("processed", "failed", "skipped", "status"),
+    [
+        (0, 0, 0, "skipped"),
+        (0, 0, 5, "skipped"),
+        (1, 0, 5, "completed"),
+        (5, 1, 0, "failed"),
+        (0, 1, 9, "failed"),
+    ],
+)
+def test_status_is_failed_if_any_failed_else_skipped_if_none_was_processed(
+    processed: int, failed: int, skipped: int, status: str
+) -> None:
+    summary = replace(DAY, processed_instances=processed, failed_instances=failed, skipped_instances=skipped)
+
+    assert summary.status.value == status
+    assert summary.total_instances == processed + failed + skipped
+
+
+def test_parts_of_one_window_add_up_and_errors_stay_capped_with_the_exact_count_beside() -> None:
+    first = replace(DAY, processed_instances=2, failed_instances=15, written_records=4, errors=failures(15))
+    second = replace(DAY, skipped_instances=1, failed_instances=15, unchanged_records=3, errors=failures(15))
+
+    total = first + second
+
+    assert (total.total_instances, total.total_records) == (33, 7)
+    assert total.to_dict()["error_count"] == 30
+    assert len(total.errors) == 20
+
+
+def test_parts_of_different_windows_do_not_add_up() -> None:
+    with pytest.raises(ValueError, match="different windows"):
+        _ = DAY + replace(DAY, level="instance")
+
+
+def test_a_run_is_failed_if_any_part_is_and_skipped_only_if_all_are() -> None:
+    completed = replace(DAY, processed_instances=1)
+    failed = replace(DAY, level="instance", failed_instances=1, errors=failures(1))
+
+    assert RunSummary((DAY, DAY)).status is AggregationStatus.SKIPPED
+    assert RunSummary((DAY, completed)).status is AggregationStatus.COMPLETED
+    assert RunSummary((completed, failed)).status is AggregationStatus.FAILED
+    assert RunSummary((failed,)).everything_failed
+    assert not RunSummary((completed, failed)).everything_failed
+
+
+def test_an_inactive_instance_is_skipped_whatever_its_run() -> None:
+    summary = InstanceSummary(7, "server-7", active=False)
+
+    assert summary.to_dict()["status"] == "skipped"
+    assert "inactive" in summary.message

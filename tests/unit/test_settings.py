@@ -1,0 +1,85 @@
+"""Every variable is validated once, named in its error, and a secret is never repeated."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+
+from capacity_assets.settings import ConfigurationError, load_settings
+
+SECRET = "hunter2-very-secret"  # noqa: S105 -- a value to look for in error texts
+
+
+def test_without_any_variable_the_defaults_hold() -> None:
+    settings = load_settings()
+
+    assert settings.capacity_url is None
+    assert settings.dagster_url is None
+    assert (settings.timezone, settings.start_date) == ("Asia/Shanghai", date(2025, 1, 1))
+    assert settings.dagster_home.parts[-2:] == (".capacity", "dagster")
+
+
+def test_an_empty_variable_is_the_same_as_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "")
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "")
+
+    settings = load_settings()
+
+    assert settings.capacity_url is None
+    assert settings.timezone == "Asia/Shanghai"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg"])
+def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", f"{scheme}://dba:{SECRET}@db:5432/capacity")
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"{scheme}://dba:{SECRET}@db:5432/dagster")
+
+    settings = load_settings()
+
+    assert settings.capacity_url is not None
+    assert settings.dagster_url is not None
+    assert settings.capacity_url.drivername == "postgresql+psycopg"
+    assert settings.dagster_url.drivername == "postgresql+psycopg2"
+    assert SECRET not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("CAPACITY_DATABASE_URL", f"db with {SECRET}", "is not a URL; write postgresql://"),
+        ("CAPACITY_DATABASE_URL", f"postgresql://dba:{SECRET}@db:port/capacity", "is not a URL"),
+        ("CAPACITY_DATABASE_URL", f"mysql://dba:{SECRET}@db/capacity", "names 'mysql'; only PostgreSQL works"),
+        ("CAPACITY_DATABASE_URL", f"postgresql://dba:{SECRET}@db", "names no database"),
+        ("DAGSTER_POSTGRES_URL", f"sqlite:///{SECRET}.db", "names 'sqlite'; only PostgreSQL works"),
+        ("CAPACITY_TIMEZONE", "Shanghai", "'Shanghai' is no known time zone; write an IANA name"),
+        ("CAPACITY_START_DATE", "01.02.2025", "'01.02.2025' is not a date; write YYYY-MM-DD"),
+        ("CAPACITY_START_DATE", "2025-02-30", "'2025-02-30' is not a date"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+
+    assert str(caught.value).startswith(f"{variable}: ")
+    assert told in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_several_wrong_values_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "Mars/Olympus")
+    monkeypatch.setenv("CAPACITY_START_DATE", "soon")
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "CAPACITY_TIMEZONE",
+        "CAPACITY_START_DATE",
+    ]
