@@ -110,7 +110,7 @@ def test_daily_changes_agree_with_the_legacy_rows_wherever_the_day_before_was_me
         if row["size_change_percent"] is not None
         and Decimal(legacy[key]["size_change_percent"]) != row["size_change_percent"]
     ]
-    assert 0 < len(different) < 30
+    assert 0 < len(different) < 100
     assert all(is_tie(known[key]) for key in different)
     for key in ours.keys() - known.keys():
         assert int(legacy[key]["size_change_mb"]) == 0, key
