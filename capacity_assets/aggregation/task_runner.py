@@ -87,7 +87,8 @@ class AggregationTaskRunner:
 
     def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
         summary = self.service.aggregate(period, windows, options)
-        logger.log(_LOG_LEVELS[summary.status], "%s aggregates, %s", period.name, summary.message)
+        levels = " and ".join(options.levels)
+        logger.log(_LOG_LEVELS[summary.status], "%s %s aggregates, %s", period.name, levels, summary.message)
         return summary
 
     def _refuse_windows_outside_the_range(self, period: Period, windows: Sequence[Window]) -> None:

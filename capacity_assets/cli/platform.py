@@ -48,16 +48,20 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
 
 def _prepare_home(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(shipped_dagster_yaml(), home / "dagster.yaml")
+    shutil.copyfile(shipped_file("dagster.yaml"), home / "dagster.yaml")
 
 
-def shipped_dagster_yaml() -> Path:
-    """Return the `dagster.yaml` of this version: beside the package in a checkout, inside it in a wheel."""
+def shipped_file(name: str) -> Path:
+    """Return `dagster.yaml` or `workspace.yaml` of this version: beside the package in a checkout, inside a wheel.
+
+    Raises:
+        CommandFailedError: the installation is incomplete.
+    """
     package = Path(__file__).resolve().parents[1]
-    for candidate in (package / "shipped" / "dagster.yaml", package.parent / "dagster.yaml"):
+    for candidate in (package / "shipped" / name, package.parent / name):
         if candidate.is_file():
             return candidate
-    raise CommandFailedError("This installation lacks its dagster.yaml. Install capacity_assets again.")
+    raise CommandFailedError(f"This installation lacks its {name}. Install capacity_assets again.")
 
 
 def _plain(url: URL) -> str:

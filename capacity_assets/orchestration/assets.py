@@ -16,10 +16,10 @@ from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.metadata import (
-    column_lineage,
+    aggregate_metadata,
     failure_metadata,
+    raw_metadata,
     summary_metadata,
-    table_metadata,
 )
 from capacity_assets.orchestration.partitions import (
     PARTITIONS_PER_RUN,
@@ -62,7 +62,7 @@ def raw_assets(settings: Settings) -> list[dg.AssetSpec]:
             owners=OWNERS,
             kinds={"postgres", "table"},
             tags={"level": level.name},
-            metadata=table_metadata(level.source),
+            metadata=raw_metadata(level),
         )
         for level in LEVELS.values()
     ]
@@ -84,7 +84,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level) -> dg.Ass
         owners=OWNERS,
         kinds={"postgres", "sql"},
         tags={"period": period.name, "level": level.name},
-        metadata={**table_metadata(level.target), "dagster/column_lineage": column_lineage(level)},
+        metadata=aggregate_metadata(level),
         required_resource_keys={AGGREGATION_RESOURCE},
     )
     def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> None:

@@ -4,7 +4,7 @@ The one place where a summary becomes typed metadata. Numbers stay numbers, flat
 over partitions. Nothing here holds an address, a user or a password.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 from sqlalchemy import Table
@@ -18,19 +18,24 @@ MetadataMapping = Mapping[str, dg.MetadataValue]
 PARTITION_ROW_COUNT = "dagster/partition_row_count"
 
 
-def column_schema(table: Table) -> dg.TableSchema:
-    """Describe the columns of a table, with their meaning, as the UI shows them."""
+def column_schema(table: Table, made_of: Mapping[str, Sequence[str]]) -> dg.TableSchema:
+    """Describe the columns of a table, with their meaning and origin, as the UI shows them."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 name=column.name,
                 type=str(column.type).lower(),
-                description=column.comment,
+                description=_described(column.comment, made_of.get(column.name, ())),
                 constraints=dg.TableColumnConstraints(nullable=bool(column.nullable), unique=column.primary_key),
             )
             for column in table.columns
         ]
     )
+
+
+def _described(comment: str | None, origins: Sequence[str]) -> str:
+    """Add the origin as text: only the paid Dagster draws column lineage, and the free one shows this."""
+    return f"{comment} (from {' and '.join(origins)})" if origins else str(comment)
 
 
 def column_lineage(level: Level) -> dg.TableColumnLineage:
@@ -44,9 +49,18 @@ def column_lineage(level: Level) -> dg.TableColumnLineage:
     )
 
 
-def table_metadata(table: Table) -> dict[str, object]:
-    """Return the definition metadata of an asset that is a table."""
-    return {"dagster/table_name": table.name, "dagster/column_schema": column_schema(table)}
+def raw_metadata(level: Level) -> dict[str, object]:
+    """Return the definition metadata of a level's raw table."""
+    return {"dagster/table_name": level.source.name, "dagster/column_schema": column_schema(level.source, {})}
+
+
+def aggregate_metadata(level: Level) -> dict[str, object]:
+    """Return the definition metadata of a level's aggregate table, column lineage included."""
+    return {
+        "dagster/table_name": level.target.name,
+        "dagster/column_schema": column_schema(level.target, level.lineage()),
+        "dagster/column_lineage": column_lineage(level),
+    }
 
 
 def summary_metadata(summary: PeriodSummary) -> MetadataMapping:

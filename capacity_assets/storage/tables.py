@@ -39,19 +39,17 @@ def _timestamp(name: str, comment: str, *, nullable: bool = False) -> Column[obj
 
 
 def _megabytes(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
-    return Column(name, BigInteger, nullable=nullable, comment=f"{comment}, MB")
+    note = "; null: not measured" if nullable else ""
+    return Column(name, BigInteger, nullable=nullable, comment=f"{comment}, MB{note}")
 
 
 def _change(stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: str = "_mb") -> list[Column[object]]:
     """Change columns of one measure: absolute, truncated toward zero, and in percent of the previous mean."""
-    suffix = ", MB" if unit else ""
+    absolute = f"Mean {what} minus that of the window before{', MB' if unit else ''}; null: unknown"
+    percent = f"Change of the mean {what} in percent; null: unknown, or from 0"
     return [
-        Column(
-            f"{stem}_change{unit}",
-            kind,
-            comment=f"Mean {what} minus that of the previous window{suffix}; null: unknown",
-        ),
-        Column(f"{stem}_change_percent", PERCENT, comment=f"Change of mean {what} in percent; null: unknown or from 0"),
+        Column(f"{stem}_change{unit}", kind, comment=absolute),
+        Column(f"{stem}_change_percent", PERCENT, comment=percent),
     ]
 
 
@@ -73,7 +71,7 @@ def _window_columns() -> list[Column[object]]:
 
 def _verdict_columns() -> list[Column[object]]:
     return [
-        Column("growth_rate", PERCENT, comment="Change of the mean total in percent; null: unknown or from 0"),
+        Column("growth_rate", PERCENT, comment="Change of the mean total in percent; null: unknown, or from 0"),
         Column(
             "trend_direction",
             String(20),
@@ -116,8 +114,8 @@ database_size_stats = Table(
     _instance_id(),
     _database_name(),
     _megabytes("size_mb", "Total size of the database"),
-    _megabytes("data_size_mb", "Size of the data files; null: not measured", nullable=True),
-    _megabytes("log_size_mb", "Size of the log files; null: not measured", nullable=True),
+    _megabytes("data_size_mb", "Size of the data files", nullable=True),
+    _megabytes("log_size_mb", "Size of the log files", nullable=True),
     Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
     _timestamp("collected_at", "When the sample was taken"),
     _timestamp("created_at", "When the row was first written"),
@@ -161,8 +159,8 @@ database_size_aggregations = Table(
     *_window_columns(),
     *_size_columns("size", "total size", nullable=False),
     Column("data_count", Integer, nullable=False, comment="Samples in the window"),
-    *_size_columns("data_size", "data size; null: never measured", nullable=True),
-    *_size_columns("log_size", "log size; null: never measured", nullable=True),
+    *_size_columns("data_size", "data size", nullable=True),
+    *_size_columns("log_size", "log size", nullable=True),
     *_change("size", "total size", BigInteger),
     *_change("data_size", "data size", BigInteger),
     *_change("log_size", "log size", BigInteger),

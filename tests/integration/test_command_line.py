@@ -230,4 +230,4 @@ def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
     told = subprocess.run([*command, "-v", *arguments], env=environment, capture_output=True, text=True, check=True)
 
     assert quiet.stderr == ""
-    assert "yearly aggregates, 1 window: 0 rows written" in told.stderr
+    assert "yearly database and instance aggregates, 1 window: 38 rows written" in told.stderr

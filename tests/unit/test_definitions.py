@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.cli.platform import shipped_dagster_yaml
+from capacity_assets.cli.platform import shipped_file
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS, Period
@@ -158,8 +158,9 @@ def test_the_shipped_workspace_names_the_code_location() -> None:
     ]
 
 
-def test_the_dagster_yaml_that_up_and_demo_use_is_the_shipped_one() -> None:
-    assert shipped_dagster_yaml() == ROOT / "dagster.yaml"
+@pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])
+def test_up_and_demo_use_the_shipped_files(name: str) -> None:
+    assert shipped_file(name) == ROOT / name
 
 
 # Rooms and what they may import, from the outside in; nothing imports a room further out.

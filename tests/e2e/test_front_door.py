@@ -1,0 +1,244 @@
+"""What a new user does first, with the real daemon, webserver and embedded PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capacity_assets.settings import DAGSTER_DRIVER
+from capacity_assets.storage.embedded import EmbeddedServer
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "capacity_assets.cli"]
+PATIENCE_SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder that the demo fills and the UI then serves."""
+    return tmp_path_factory.mktemp("home")
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "CAPACITY_HOME": str(home), **more}
+
+
+def run(home: Path, *arguments: str, timeout: int = PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment(home), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.5)
+    pytest.fail(f"gave up waiting for {what}")
+
+
+def ask(port: int, query: str, **variables: object) -> Any:
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 -- our own address
+        document = json.load(answer)
+    assert "errors" not in document, document
+    return document["data"]
+
+
+def processes_naming(text: str) -> list[str]:
+    """Command lines of running processes that mention `text`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line and folder.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+@contextmanager
+def served(home: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """`capacity up` until the block ends; then Ctrl-C, which must stop everything."""
+    arguments = [*COMMAND, "up", "--port", str(port)]
+    with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first_line = process.stdout.readline()
+        try:
+            assert first_line.strip() == f"Dagster UI: http://127.0.0.1:{port}"
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=90)
+        assert "Stopped. All data was kept" in rest
+        assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def demo(home: Path) -> subprocess.CompletedProcess[str]:
+    """The first `capacity demo`."""
+    return run(home, "demo")
+
+
+def written_rows(output: str) -> int:
+    found = re.search(r"([\d,]+) rows were written by this run", output)
+    assert found, output
+    return int(found.group(1).replace(",", ""))
+
+
+def test_the_demo_computes_every_period_and_prints_what_a_dba_asks_for(
+    demo: subprocess.CompletedProcess[str],
+) -> None:
+    assert demo.returncode == 0, demo.stderr
+    for period in ("daily", "weekly", "monthly", "quarterly", "yearly"):
+        assert re.search(rf"{period} +\d+ +[\d,]+ +0 +[\d,]+ +[\d,]+", demo.stdout), demo.stdout
+    assert written_rows(demo.stdout) > 50_000
+    assert "Fastest growing databases" in demo.stdout
+    assert "Next: `make up`" in demo.stdout
+    assert "Traceback" not in demo.stderr
+
+
+@pytest.mark.usefixtures("demo")
+def test_a_second_demo_changes_nothing(home: Path) -> None:
+    again = run(home, "demo")
+
+    assert again.returncode == 0, again.stderr
+    assert written_rows(again.stdout) == 0
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_embedded_server_stops_with_its_last_user(home: Path) -> None:
+    assert processes_naming(str(home)) == []
+
+
+ASSETS = """query { assetNodes { assetKey { path } groupName
+  partitionStats { numMaterialized numPartitions numFailed } } }"""
+LAUNCH = """mutation($backfill: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $backfill) {
+  __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { __typename
+  ... on PartitionBackfill { status assetBackfillData { assetBackfillStatuses { __typename } } } } }"""
+RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"""
+MATERIALIZATIONS = """query($key: AssetKeyInput!, $partitions: [String!]) { assetOrError(assetKey: $key) {
+  ... on Asset { assetMaterializations(partitions: $partitions, limit: 1000) { partition runId
+    metadataEntries { label ... on IntMetadataEntry { intValue } ... on TextMetadataEntry { text } } } } } }"""
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(home: Path) -> None:
+    port = free_port()
+    with served(home, port):
+        nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ASSETS)["assetNodes"]}
+        assert len(nodes) == 12
+        monthly = nodes["monthly_database_aggregations"]
+        assert monthly["groupName"] == "monthly"
+        assert monthly["partitionStats"]["numMaterialized"] == 16
+        assert all(node["partitionStats"]["numFailed"] == 0 for node in nodes.values() if node["partitionStats"])
+
+        # Before the samples begin: a hundred and fifty days in which every server is skipped.
+        days = [day["partition"] for day in _daily_partitions(port)][:150]
+        names = ["daily_database_aggregations", "daily_instance_aggregations"]
+        backfill = {"assetSelection": [{"path": [name]} for name in names], "partitionNames": days}
+        launched = ask(port, LAUNCH, backfill=backfill)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        identifier = launched["backfillId"]
+
+        def finished() -> bool:
+            return ask(port, BACKFILL, id=identifier)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"
+
+        wait_for(finished, "the backfill")
+        tag = [{"key": "dagster/backfill", "value": identifier}]
+        runs = ask(port, RUNS, filter={"tags": tag})["runsOrError"]["results"]
+        assert [run["status"] for run in runs] == ["SUCCESS", "SUCCESS"]
+        for name in names:
+            found = _materializations(port, name, days)
+            assert sorted(found) == days
+            for day, metadata in found.items():
+                assert metadata["period_start"] == day
+                assert (metadata["status"], metadata["skipped_instances"]) == ("skipped", 11)
+    assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
+
+
+def _daily_partitions(port: int) -> list[dict[str, str]]:
+    query = """query { assetNodeOrError(assetKey: {path: ["daily_database_aggregations"]}) {
+      ... on AssetNode { partitionKeys } } }"""
+    return [{"partition": key} for key in ask(port, query)["assetNodeOrError"]["partitionKeys"]]
+
+
+def _materializations(port: int, asset: str, partitions: list[str]) -> dict[str, dict[str, object]]:
+    found = ask(port, MATERIALIZATIONS, key={"path": [asset]}, partitions=partitions)
+    return {
+        event["partition"]: {
+            entry["label"]: entry.get("intValue", entry.get("text")) for entry in event["metadataEntries"]
+        }
+        for event in found["assetOrError"]["assetMaterializations"]
+    }
+
+
+def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        refused = run(home, "up", "--port", str(port))
+
+    assert refused.returncode == 1
+    assert f"Port {port} on 127.0.0.1 cannot be used" in refused.stderr
+    assert "choose another with --port" in refused.stderr
+
+
+def test_dagster_dev_works_for_someone_who_sets_the_variables_by_hand(
+    server: EmbeddedServer, database: Any, tmp_path: Path
+) -> None:
+    port = free_port()
+    variables = {
+        "CAPACITY_DATABASE_URL": database.render_as_string(hide_password=False),
+        "DAGSTER_POSTGRES_URL": server.url("postgres", DAGSTER_DRIVER).render_as_string(hide_password=False),
+        "HOME": str(tmp_path),
+    }
+    arguments = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    with (tmp_path / "dagster.log").open("w") as log:
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, env=environment(tmp_path, **variables), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            nodes = wait_for(lambda: _asset_nodes_or_none(process, port), "dagster dev")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+    assert len(nodes) == 12
+    assert "Error" not in (tmp_path / "dagster.log").read_text()
+
+
+def _asset_nodes_or_none(process: subprocess.Popen[bytes], port: int) -> list[object] | None:
+    assert process.poll() is None, "dagster dev stopped by itself"
+    try:
+        nodes: list[object] = ask(port, "query { assetNodes { assetKey { path } } }")["assetNodes"]
+    except OSError:
+        return None
+    return nodes or None
