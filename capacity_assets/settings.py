@@ -7,6 +7,7 @@ registry, slice sizes) does not belong here.
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
@@ -133,6 +134,11 @@ def _with_driver(secret: SecretStr | None, driver: str) -> URL | None:
 def variable_names() -> dict[str, str]:
     """Return each environment variable with its description, in the order of `.env.example`."""
     return {str(field.validation_alias): field.description or "" for field in Settings.model_fields.values()}
+
+
+def unknown_variables() -> list[str]:
+    """Return variables that begin like ours but are none of ours: most likely misspelt, and without effect."""
+    return sorted(name for name in os.environ if name.startswith("CAPACITY_") and name not in variable_names())
 
 
 def load_settings() -> Settings:

@@ -26,6 +26,9 @@ from capacity_assets.periods import Period, Window
 INSTANCES_PER_SLICE = 1000
 """A thousand servers of twenty databases are about 20,000 rows a daily window, written in one transaction."""
 
+INSTANCE_DAYS_PER_SLICE = 100_000
+"""Bounds the raw rows of one statement, about two million for servers of twenty databases, however long the range."""
+
 Progress = Callable[[int], None]
 """Called after each slice with the number of instances it held."""
 
@@ -74,6 +77,11 @@ class _Work:
         return None
 
 
+def days_read(period: Period, windows: Sequence[Window]) -> int:
+    """Count the days that adjacent windows read, those of the window before the first included."""
+    return period.previous(windows[0]).days + sum(window.days for window in windows)
+
+
 class AggregationRunner:
     """Computes and writes one level; the two subclasses only say which."""
 
@@ -100,16 +108,17 @@ class AggregationRunner:
         """
         started = time.perf_counter()
         parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
-        for done, chunk in enumerate(self._slices(instances)):
+        for done, chunk in enumerate(self._slices(instances, days_read(period, windows))):
             parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite), slices_done=done)
             if progress:
                 progress(len(chunk))
         share = (time.perf_counter() - started) / len(windows)
         return tuple(replace(part, duration_seconds=share) for part in combine(parts))
 
-    def _slices(self, instances: Sequence[InstanceRef]) -> Iterator[Sequence[InstanceRef]]:
-        for first in range(0, len(instances), self._instances_per_slice):
-            yield instances[first : first + self._instances_per_slice]
+    def _slices(self, instances: Sequence[InstanceRef], days: int) -> Iterator[Sequence[InstanceRef]]:
+        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // days))
+        for first in range(0, len(instances), size):
+            yield instances[first : first + size]
 
     def _aggregate_slice(self, work: _Work, *, slices_done: int) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead."""

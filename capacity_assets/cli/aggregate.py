@@ -14,7 +14,7 @@ from capacity_assets.aggregation.runners import Progress as ReportProgress
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.output import console, error_console, is_terminal, print_json, say, table
+from capacity_assets.cli.output import error_console, is_terminal, print_json, print_table, say
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
@@ -90,7 +90,7 @@ def print_run(run: RunSummary) -> None:
     for period, level in dict.fromkeys((part.period_type, part.level) for part in run.parts):
         part = run.of_period(period).of_level(level)
         rows.append([period, level, len(part.parts), *map(part.total, counts.values())])
-    console().print(table("Instances (counted once for each window) and rows", columns, rows))
+    print_table("Instances (counted once for each window) and rows", columns, rows)
     say(f"{run.status.value}: {run.message}")
     for error in run.errors[1:]:
         say(f"  {error}")

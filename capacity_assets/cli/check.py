@@ -12,10 +12,10 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.errors import reason_of
 from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
-from capacity_assets.cli.output import console, print_json, table
+from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.runtime import open_engine
-from capacity_assets.settings import ConfigurationError, Settings, load_settings
+from capacity_assets.settings import ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_state
@@ -64,6 +64,8 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     ahead = settings.start_date > today
     note = "lies ahead: there is no partition yet" if ahead else "first day with samples"
     yield Finding("CAPACITY_START_DATE", Verdict.BAD if ahead else Verdict.OK, f"{settings.start_date}, {note}")
+    for name in unknown_variables():
+        yield Finding(name, Verdict.NOTE, "is set but not known, so it has no effect; see .env.example")
     yield Finding("CAPACITY_HOME", Verdict.OK, str(settings.home.resolve()))
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
         yield Finding(name, Verdict.OK, "unset: the embedded server" if url is None else safe_url(url))
@@ -138,4 +140,4 @@ def _print(findings: list[Finding], *, as_json: bool) -> None:
         print_json([asdict(finding) for finding in findings])
         return
     columns = (("Checked", "left"), ("Verdict", "left"), ("Found", "left"))
-    console().print(table("capacity check", columns, [[f.subject, f.verdict.value, f.text] for f in findings]))
+    print_table("capacity check", columns, [[f.subject, f.verdict.value, f.text] for f in findings])

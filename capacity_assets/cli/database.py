@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.errors import DatabaseError, database_error
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.output import console, print_json, say, table
+from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_engine
@@ -51,9 +51,8 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         print_json({"today": today, "active_instances": active, "samples": samples, "windows": windows})
         return DONE
     say(f"Today is {today} ({settings.timezone}). Active instances: {active:,}.")
-    out = console()
-    out.print(table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples]))
-    out.print(table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows]))
+    print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
+    print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
     return DONE
 
 

@@ -21,7 +21,7 @@ from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.results import AggregationStatus, RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.output import console, error_console, human_mb, say, table
+from capacity_assets.cli.output import error_console, human_mb, print_table, say
 from capacity_assets.cli.platform import dagster_environment
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.assets import asset_name
@@ -188,7 +188,7 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet) -> None:
         windows = len(part.parts) // len(LEVELS)
         counts = [part.total(f"{outcome}_instances") for outcome in ("processed", "failed", "skipped")]
         rows.append([name, windows, *counts, part.total("total_records")])
-    console().print(table("Instances (once for each window and level) and rows", COLUMNS, rows))
+    print_table("Instances (once for each window and level) and rows", COLUMNS, rows)
     if run.status is AggregationStatus.FAILED or run.total("written_records"):
         raise CommandFailedError(f"The check after the runs found differences: {run.message}")
     say(f"{written:,} rows were written by this run. Computing everything once more changed nothing.")
@@ -223,7 +223,7 @@ def _print_fastest(engine: Engine, window: Window) -> None:
         ]
         for row in found
     ]
-    console().print(table(f"Fastest growing databases, {window.start:%B %Y} against the month before", columns, rows))
+    print_table(f"Fastest growing databases, {window.start:%B %Y} against the month before", columns, rows)
 
 
 def _print_where_to_look(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 MB_PER_UNIT = (("PB", 1024**3), ("TB", 1024**2), ("GB", 1024))
@@ -28,17 +29,17 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> Table:
-    """Build a table; each column is a heading and left or right."""
-    built = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table under its title; each column is a heading and left or right."""
+    built = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, side in columns:
         # Numbers and their headings stay whole; long texts fold.
-        built.add_column(
-            heading, justify="right" if side == "right" else "left", no_wrap=side == "right", overflow="fold"
-        )
+        right = side == "right"
+        built.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
-        built.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    return built
+        built.add_row(*(escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+    console().print(title, style="bold", markup=False, soft_wrap=True)
+    console().print(built)
 
 
 def human_mb(size_mb: int) -> str:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine
 
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
+from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, ensure_reachable
 
 # Events, not SQL, dominate a long backfill: writing them in batches halves that share.
 EVENT_BATCH_SIZE = "100"
@@ -26,9 +27,12 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
 
     Raises:
         EmbeddedServerError: the embedded server did not start.
+        UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer.
     """
     with ExitStack() as stack:
         capacity_url, dagster_url = settings.capacity_url, settings.dagster_url
+        if dagster_url is not None:
+            _ensure_dagster_storage(dagster_url)
         if capacity_url is None or dagster_url is None:
             from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 
@@ -44,6 +48,15 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
             "DAGSTER_HOME": str(settings.dagster_home),
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE),
         }
+
+
+def _ensure_dagster_storage(url: URL) -> None:
+    """Say that the server is away before Dagster says it with a page of traceback."""
+    engine = create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
+    try:
+        ensure_reachable(engine, "DAGSTER_POSTGRES_URL")
+    finally:
+        engine.dispose()
 
 
 def _prepare_home(home: Path) -> None:

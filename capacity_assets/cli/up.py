@@ -6,6 +6,7 @@ takes everything down again. Its output goes to a log file, so that the screen s
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -46,7 +47,7 @@ def serve(settings: Settings, *, port: int) -> int:
         EmbeddedServerError: the embedded server did not start.
     """
     _refuse_a_taken_port(port)
-    with _stop_signals(), dagster_environment(settings) as environment:
+    with _stop_signals(), _only_one(settings.dagster_home), dagster_environment(settings) as environment:
         _ensure_schema(settings)
         log = settings.dagster_home / "up.log"
         with _dagster(environment, port, log) as process:
@@ -79,6 +80,24 @@ def _stop_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Refuse a second `capacity up` on the same folder: two daemons would launch everything twice.
+
+    The kernel drops the lock when the process dies, however it dies.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "up.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandFailedError(
+                f"Another `capacity up` serves {home.parent} already. Nothing was started. "
+                "Use that one, or give this one a folder of its own with CAPACITY_HOME."
+            ) from None
+        yield
 
 
 def _refuse_a_taken_port(port: int) -> None:

@@ -49,8 +49,8 @@ def capacity_engine(url: URL) -> Engine:
     )
 
 
-def ensure_reachable(engine: Engine) -> None:
-    """Connect once.
+def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") -> None:
+    """Connect once; `variable` is where the user sets the address.
 
     Raises:
         UnreachableError: no connection within `CONNECT_TIMEOUT_SECONDS` an address.
@@ -63,7 +63,7 @@ def ensure_reachable(engine: Engine) -> None:
         raise UnreachableError(
             f"Cannot reach PostgreSQL at {safe_url(engine.url)} "
             f"(tried for up to {CONNECT_TIMEOUT_SECONDS} s): {reason}. "
-            "Nothing was changed. Check that the server runs and that the URL in CAPACITY_DATABASE_URL is right."
+            f"Nothing was changed. Check that the server runs and that the URL in {variable} is right."
         ) from None
 
 

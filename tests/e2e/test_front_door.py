@@ -180,6 +180,9 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
             for day, metadata in found.items():
                 assert metadata["period_start"] == day
                 assert (metadata["status"], metadata["skipped_instances"]) == ("skipped", 11)
+        second = run(home, "up", "--port", str(free_port()))
+        assert second.returncode == 1
+        assert "Another `capacity up` serves" in second.stderr
     assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
 
 
@@ -229,7 +232,8 @@ def test_dagster_dev_works_for_someone_who_sets_the_variables_by_hand(
         try:
             nodes = wait_for(lambda: _asset_nodes_or_none(process, port), "dagster dev")
         finally:
-            process.send_signal(signal.SIGINT)
+            # Not Ctrl-C: whoever starts the tests in the background has it ignored in every child.
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
     assert len(nodes) == 12
     assert "Error" not in (tmp_path / "dagster.log").read_text()

@@ -154,6 +154,17 @@ def test_check_says_that_all_is_fit(settings: Settings, monkeypatch: pytest.Monk
     ]
 
 
+@pytest.mark.usefixtures("settings")
+def test_check_points_at_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_DATABSE_URL", "postgresql://dba:hunter2@db/capacity")
+
+    result = capacity("check", "--json")
+
+    [finding] = [finding for finding in json.loads(result.output) if finding["subject"] == "CAPACITY_DATABSE_URL"]
+    assert (finding["verdict"], result.exit_code) == ("note", 0)
+    assert "hunter2" not in result.output
+
+
 def test_check_names_what_a_table_lacks(settings: Settings, engine: Engine) -> None:
     assert settings.capacity_url is not None
     with engine.begin() as connection:
@@ -211,6 +222,21 @@ def test_the_demo_refuses_a_database_that_holds_other_servers(settings: Settings
     assert "holds 1 instances that do not belong to the sample fleet. Nothing was loaded." in result.output
 
 
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("command", ["demo", "up --port 3998"])
+def test_an_unreachable_dagster_storage_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg2://dba:hunter2@127.0.0.1:9/dagster")
+
+    result = capacity(*command.split())
+
+    assert result.exit_code == 1
+    assert "Cannot reach PostgreSQL at postgresql://dba@127.0.0.1:9/dagster" in result.output
+    assert "DAGSTER_POSTGRES_URL is right" in result.output
+    assert "hunter2" not in result.output
+
+
 def test_help_shows_every_command_and_examples() -> None:
     overview = capacity("--help").output
 
@@ -230,4 +256,4 @@ def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
     told = subprocess.run([*command, "-v", *arguments], env=environment, capture_output=True, text=True, check=True)
 
     assert quiet.stderr == ""
-    assert "yearly database and instance aggregates, 1 window: 38 rows written" in told.stderr
+    assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in told.stderr

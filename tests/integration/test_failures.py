@@ -282,3 +282,22 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             counts[fleet, days] = len(statements)
 
     assert set(counts.values()) == {3}, "the instances, then one statement a level"
+
+
+def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: Engine) -> None:
+    service = AggregationService(engine, fixed_clock())
+    add_instances(engine, range(1, 301))
+    add_instance_sizes(engine, totals(300, "2025-01-01", [(100, 1)] * 500))
+    slices: list[int] = []
+
+    run = service.calculate_period_aggregations("daily", date(2025, 1, 1), date(2026, 5, 15), scope="instance")
+    service.aggregate(
+        "daily",
+        PERIODS["daily"].windows_between(date(2025, 1, 1), date(2026, 5, 15)),
+        RunOptions(("instance",), progress=slices.append),
+    )
+
+    assert slices == [199, 101], "five hundred days and the one before, at most a hundred thousand server-days at once"
+    assert len(run.parts) == 500
+    assert all(part.total_instances == 300 for part in run.parts)
+    assert run.total("written_records") == 500
