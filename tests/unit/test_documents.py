@@ -1,0 +1,126 @@
+"""The documents are true: what exists is documented, what is documented exists."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import click
+import pytest
+
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.results import PeriodSummary
+from capacity_assets.cli.main import main
+from capacity_assets.orchestration.assets import AggregationConfig
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.metadata import summary_metadata
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings, variable_names
+from capacity_assets.storage.tables import metadata
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EVERYTHING = "\n".join(path.read_text() for path in DOCUMENTS)
+
+
+def section(title: str) -> str:
+    return REFERENCE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def first_cells(title: str) -> set[str]:
+    """Names in backquotes in the first column of a section's tables."""
+    lines = [line for line in section(title).splitlines() if line.startswith("| `")]
+    return {name for line in lines for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])}
+
+
+def test_the_variables_of_the_reference_and_of_the_example_are_those_that_are_read() -> None:
+    example = set(re.findall(r"^#([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+    assert first_cells("Variables") == example == set(variable_names())
+
+
+def test_defaults_in_the_example_are_the_real_ones() -> None:
+    example = dict(re.findall(r"^#([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    defaults = Settings()
+
+    assert example["CAPACITY_TIMEZONE"] == defaults.timezone
+    assert example["CAPACITY_START_DATE"] == defaults.start_date.isoformat()
+    assert example["CAPACITY_HOME"] == str(defaults.home)
+
+
+def test_every_command_and_option_is_documented_and_no_other() -> None:
+    commands = {f"capacity {name}" for name in main.commands}
+    documented = {name for name in first_cells("Commands") if name.startswith("capacity ")}
+    aggregate = main.commands["aggregate"]
+    options = {option for parameter in aggregate.params for option in parameter.opts if option != "--help"}
+
+    assert documented == commands
+    assert {name.split(" ")[0] for name in first_cells("Commands") if name.startswith("--")} == options
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_options_named_anywhere_exist(name: str) -> None:
+    known = {option for parameter in main.commands[name].params for option in parameter.opts} | {"--help"}
+
+    for line in re.findall(rf"capacity {name}((?: --?[\w-]+(?: [\w.:-]+)?)+)", EVERYTHING):
+        assert set(re.findall(r"--[\w-]+", line)) <= known, line
+
+
+def test_commands_named_anywhere_exist() -> None:
+    named = set(re.findall(r"`(?:\.venv/bin/)?capacity ([a-z]+)", EVERYTHING))
+
+    assert named == set(main.commands)
+
+
+def test_make_targets_named_anywhere_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    assert set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_every_asset_and_job_is_documented() -> None:
+    definitions = build_definitions(Settings())
+    assets = {spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()}
+    jobs = {job.name for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
+
+    assert first_cells("Assets and jobs") == assets
+    assert set(re.findall(r"`(\w+_job)`", section("Assets and jobs"))) == jobs
+
+
+def test_every_period_and_run_option_is_documented() -> None:
+    assert first_cells("Periods") == set(PERIODS)
+    for option in AggregationConfig.model_fields:
+        assert f"`{option}`" in section("Assets and jobs")
+
+
+def test_every_metadata_key_is_documented_and_no_other() -> None:
+    summary = replace(PeriodSummary("daily", "database", date(2025, 1, 1), date(2025, 1, 1)), processed_instances=1)
+
+    assert first_cells("Metadata of a partition") == set(summary_metadata(summary))
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
+def test_every_table_and_column_is_documented_with_its_meaning(table: object) -> None:
+    columns = table.columns  # type: ignore[attr-defined]
+    text = REFERENCE.split(f"### {table.name}\n")[1].split("\n### ")[0]  # type: ignore[attr-defined]
+    documented = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", text, re.MULTILINE))
+
+    assert documented == {column.name: column.comment for column in columns}
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_levels_and_help_are_in_step() -> None:
+    context = click.Context(main.commands["aggregate"])
+    help_text = main.commands["aggregate"].get_help(context)
+
+    assert all(level in help_text for level in LEVELS)
+    assert all(period in help_text for period in PERIODS)
