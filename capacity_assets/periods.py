@@ -63,13 +63,20 @@ class Period:
     @property
     def cron(self) -> str:
         """Cron expression whose ticks, at midnight, are exactly the first days of the windows."""
-        if self.days == 1:
-            return "0 0 * * *"
-        if self.days == DAYS_PER_WEEK:
-            return "0 0 * * 1"
+        return self.cron_at(0)
+
+    def cron_at(self, hour: int) -> str:
+        """Cron expression that ticks at `hour` on the first day of each window."""
+        return f"0 {hour} {self._first_days}"
+
+    @property
+    def _first_days(self) -> str:
+        """Day, month and weekday of the first days, as cron writes them."""
+        if self.days:
+            return "* * 1" if self.days == DAYS_PER_WEEK else "* * *"
         offset = (self.first_month - 1) % self.months
         starts = range(1 + offset, MONTHS_PER_YEAR + 1, self.months)
-        return f"0 0 1 {','.join(map(str, starts))} *" if self.months > 1 else "0 0 1 * *"
+        return f"1 {','.join(map(str, starts))} *" if self.months > 1 else "1 * *"
 
     def window_of(self, day: date) -> Window:
         """Return the window that holds `day`."""

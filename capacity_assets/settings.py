@@ -20,7 +20,10 @@ from sqlalchemy.exc import ArgumentError
 
 DEFAULT_TIMEZONE = "Asia/Shanghai"
 DEFAULT_START_DATE = date(2025, 1, 1)
+# Samples arrive at three.
+DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_HOME = Path(".capacity")
+HOURS_PER_DAY = 24
 CAPACITY_DRIVER = "postgresql+psycopg"
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, on which dagster-postgres 0.29 fails at its
 # first event (NOTIFY with a bound parameter): Dagster's own storage stays on psycopg2.
@@ -57,6 +60,11 @@ class Settings(BaseSettings):
         default=DEFAULT_START_DATE,
         validation_alias="CAPACITY_START_DATE",
         description="First day with samples, `YYYY-MM-DD`. Each period's first partition is the window that holds it.",
+    )
+    schedule_hour: int = Field(
+        default=DEFAULT_SCHEDULE_HOUR,
+        validation_alias="CAPACITY_SCHEDULE_HOUR",
+        description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there.",
     )
     home: Path = Field(
         default=DEFAULT_HOME,
@@ -99,6 +107,14 @@ class Settings(BaseSettings):
             except ValueError:
                 msg = f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01"
                 raise ValueError(msg) from None
+        return value
+
+    @field_validator("schedule_hour", mode="before")
+    @classmethod
+    def _is_hour(cls, value: object) -> object:
+        if str(value).strip() not in map(str, range(HOURS_PER_DAY)):
+            msg = f"{value!r} is not an hour of the day; write a whole number from 0 to 23"
+            raise ValueError(msg)
         return value
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import reason_of
@@ -14,6 +14,7 @@ from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_engine
 from capacity_assets.settings import ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
@@ -63,6 +64,7 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     yield Finding("CAPACITY_TIMEZONE", Verdict.OK, f"{settings.timezone}, where it is {today}")
     ahead = settings.start_date > today
     note = "lies ahead: there is no partition yet" if ahead else "first day with samples"
+    yield Finding("CAPACITY_SCHEDULE_HOUR", Verdict.OK, f"schedules tick at {settings.schedule_hour:02}:00")
     yield Finding("CAPACITY_START_DATE", Verdict.BAD if ahead else Verdict.OK, f"{settings.start_date}, {note}")
     for name in unknown_variables():
         yield Finding(name, Verdict.NOTE, "is set but not known, so it has no effect; see .env.example")
@@ -118,21 +120,30 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:
+    """Look at Dagster's own storage; the embedded one is prepared anew whenever something starts Dagster on it."""
     url = settings.dagster_url
     if url is None:
         return
-    yield _storage_answers(url)
-
-
-def _storage_answers(url: URL) -> Finding:
     engine = create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
     try:
-        version = server_version(engine)
+        yield Finding("Dagster storage", Verdict.OK, f"PostgreSQL {server_version(engine)} answers")
+        yield _pools(engine)
     except DBAPIError as error:
-        return Finding("Dagster storage", Verdict.BAD, f"cannot reach {safe_url(url)}: {reason_of(error)}")
+        yield Finding("Dagster storage", Verdict.BAD, f"cannot reach {safe_url(url)}: {reason_of(error)}")
     finally:
         engine.dispose()
-    return Finding("Dagster storage", Verdict.OK, f"PostgreSQL {version} answers")
+
+
+def _pools(engine: Engine) -> Finding:
+    from capacity_assets.orchestration.pools import pools_without_limit
+
+    open_pools = pools_without_limit(engine, PERIODS.values())
+    if open_pools is None:
+        return Finding("pools", Verdict.BAD, "Dagster has no tables here yet: run `capacity init`")
+    if open_pools:
+        listed = ", ".join(open_pools)
+        return Finding("pools", Verdict.BAD, f"not limited to one run at a time: {listed}; run `capacity init`")
+    return Finding("pools", Verdict.OK, "one run a period at a time")
 
 
 def _print(findings: list[Finding], *, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from sqlalchemy import Engine, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -9,6 +11,7 @@ from capacity_assets.aggregation.errors import DatabaseError, database_error
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_engine
@@ -19,13 +22,17 @@ from capacity_assets.storage.tables import instances
 
 
 def initialise_database(settings: Settings) -> None:
-    """Create or upgrade the schema and say what was done.
+    """Create or upgrade the schema, prepare Dagster's storage where one is named, and say what was done.
 
     Raises:
         SchemaProblemsError: something only a person can decide stands in the way; nothing was changed.
         DatabaseError: the database refused a step; nothing was changed.
+        UnreachableError: one of the two servers does not answer; nothing was changed.
     """
-    with open_engine(settings) as engine:
+    with ExitStack() as stack:
+        # The embedded storage is prepared by whatever starts Dagster on it.
+        environment = stack.enter_context(dagster_environment(settings)) if settings.dagster_url else None
+        engine = stack.enter_context(open_engine(settings))
         try:
             done = initialise(engine)
         except DBAPIError as error:
@@ -34,8 +41,10 @@ def initialise_database(settings: Settings) -> None:
             ) from error
         for line in done:
             say(f"  {line}")
-        verdict = "schema created or upgraded" if done else "schema was up to date"
-        say(f"{verdict} at {safe_url(engine.url)}")
+        say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
+        if environment is not None and settings.dagster_url is not None:
+            stack.enter_context(dagster_instance(environment))
+            say(f"limits of Dagster's pools set at {safe_url(settings.dagster_url)}")
 
 
 def show_status(settings: Settings, *, as_json: bool) -> int:

@@ -7,9 +7,7 @@ without Dagster, which must write nothing: the stored figures are what the sampl
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -22,7 +20,7 @@ from capacity_assets.aggregation.results import AggregationStatus, RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console, human_mb, print_table, say
-from capacity_assets.cli.platform import dagster_environment
+from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.assets import asset_name
 from capacity_assets.orchestration.build import build_definitions
@@ -51,7 +49,7 @@ def run_demo(settings: Settings) -> None:
     Raises:
         CommandFailedError: the database holds other instances, or a run failed.
     """
-    with dagster_environment(settings) as environment, _process_environment(environment):
+    with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
         today = Clock(settings.zone).today()
         first_day = max(first_sample_day(today), settings.start_date)
@@ -59,26 +57,13 @@ def run_demo(settings: Settings) -> None:
             fleet = _load(engine, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
-            with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
-                chunks = _open_work(instance, first_day, today, fleet)
-                written = _materialise(settings, instance, chunks)
+            chunks = _open_work(instance, first_day, today, fleet)
+            written = _materialise(settings, instance, chunks)
             runner = task_runner(engine, settings)
             run = _verify(runner, first_day, today)
             _print_result(run, written, fleet)
             _print_fastest(engine, PERIODS["monthly"].last(today))
         _print_where_to_look(settings)
-
-
-@contextmanager
-def _process_environment(environment: dict[str, str]) -> Iterator[None]:
-    """Give this process the environment that Dagster's own processes get, as the instance reads it from there."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _load(engine: Engine, first_day: date, today: date) -> LoadedFleet:

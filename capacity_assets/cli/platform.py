@@ -10,12 +10,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, create_engine
 
 from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, ensure_reachable
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 # Events, not SQL, dominate a long backfill: writing them in batches halves that share.
 EVENT_BATCH_SIZE = "100"
@@ -48,6 +53,27 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
             "DAGSTER_HOME": str(settings.dagster_home),
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE),
         }
+
+
+@contextmanager
+def dagster_instance(environment: dict[str, str]) -> Iterator[DagsterInstance]:
+    """Yield Dagster's instance for an environment, its tables created and each pool's limit set.
+
+    The instance reads its storage from the process's environment, which has these values for the length of the block.
+    """
+    from dagster import DagsterInstance
+
+    from capacity_assets.orchestration.pools import set_pool_limits
+
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        with DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
+            set_pool_limits(instance, PERIODS.values())
+            yield instance
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _ensure_dagster_storage(url: URL) -> None:

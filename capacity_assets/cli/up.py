@@ -22,7 +22,7 @@ from types import FrameType
 
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
-from capacity_assets.cli.platform import dagster_environment, shipped_file
+from capacity_assets.cli.platform import dagster_environment, dagster_instance, shipped_file
 from capacity_assets.runtime import open_engine
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
@@ -49,6 +49,9 @@ def serve(settings: Settings, *, port: int) -> int:
     _refuse_a_taken_port(port)
     with _stop_signals(), _only_one(settings.dagster_home), dagster_environment(settings) as environment:
         _ensure_schema(settings)
+        with dagster_instance(environment):
+            # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
+            pass
         log = settings.dagster_home / "up.log"
         with _dagster(environment, port, log) as process:
             try:

@@ -28,6 +28,7 @@ from capacity_assets.orchestration.partitions import (
     sample_days,
     windows_of,
 )
+from capacity_assets.orchestration.pools import pool_name
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
@@ -81,6 +82,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level) -> dg.Ass
         partitions_def=partitions_of(period, settings),
         deps=[dg.AssetDep(level.source.name, partition_mapping=days_behind_a_window())],
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        pool=pool_name(period),
         owners=OWNERS,
         kinds={"postgres", "sql"},
         tags={"period": period.name, "level": level.name},

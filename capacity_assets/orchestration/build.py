@@ -12,6 +12,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.orchestration.assets import aggregate_assets, raw_assets
 from capacity_assets.orchestration.jobs import aggregation_jobs
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
+from capacity_assets.orchestration.schedules import aggregation_schedules
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings
 
@@ -34,6 +35,7 @@ def build_definitions(
     return dg.Definitions(
         assets=assets,
         jobs=aggregation_jobs(periods.values()),
+        schedules=aggregation_schedules(settings, periods.values()),
         resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.cli.main import main
@@ -140,9 +140,41 @@ def test_without_a_schema_everything_says_capacity_init(
     assert "capacity init" in " ".join(result.output.split())
 
 
-def test_check_says_that_all_is_fit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own_dagster_storage(settings: Settings, empty_database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
+    """Both databases named by the user, the one for Dagster still empty."""
     assert settings.capacity_url is not None
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", settings.capacity_url.render_as_string(hide_password=False))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_database.render_as_string(hide_password=False))
+    return empty_database
+
+
+def pools(output: str) -> tuple[str, str]:
+    [finding] = [finding for finding in json.loads(output) if finding["subject"] == "pools"]
+    return finding["verdict"], finding["text"]
+
+
+def test_init_limits_the_pools_and_check_says_when_they_are_not(own_dagster_storage: URL) -> None:
+    before = capacity("check", "--json")
+    assert capacity("init").exit_code == 0
+    after = capacity("check", "--json")
+    engine = create_engine(own_dagster_storage)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM concurrency_limits WHERE concurrency_key = 'capacity_weekly'"))
+    engine.dispose()
+    lost = capacity("check", "--json")
+
+    assert (before.exit_code, pools(before.output)) == (
+        1,
+        ("bad", "Dagster has no tables here yet: run `capacity init`"),
+    )
+    assert (after.exit_code, pools(after.output)) == (0, ("ok", "one run a period at a time"))
+    assert lost.exit_code == 1
+    assert "not limited to one run at a time: capacity_weekly" in pools(lost.output)[1]
+
+
+@pytest.mark.usefixtures("own_dagster_storage")
+def test_check_says_that_all_is_fit() -> None:
+    capacity("init")
 
     result = capacity("check", "--json")
 

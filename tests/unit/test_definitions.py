@@ -85,6 +85,32 @@ def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Defini
         assert selected == {f"{period}_database_aggregations", f"{period}_instance_aggregations"}
 
 
+def test_schedules_are_the_published_ones_at_four_in_the_configured_zone(definitions: dg.Definitions) -> None:
+    found = {
+        schedule.name: (schedule.cron_schedule, schedule.job_name, schedule.execution_timezone, schedule.default_status)
+        for schedule in definitions.get_repository_def().schedule_defs
+    }
+
+    running = dg.DefaultScheduleStatus.RUNNING
+    assert found == {
+        f"{period}_aggregation_schedule": (
+            cron.replace("0 0", "0 4", 1),
+            f"{period}_aggregation_job",
+            "Asia/Shanghai",
+            running,
+        )
+        for period, cron in CRONS.items()
+    }
+
+
+def test_each_asset_is_in_the_pool_of_its_period(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+
+    assert {key.to_user_string(): graph.get(key).pools for key in graph.executable_asset_keys} == {
+        f"{period}_{level}_aggregations": {f"capacity_{period}"} for period in CRONS for level in LEVELS
+    }
+
+
 def test_backfills_take_few_bounded_runs(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
 

@@ -16,6 +16,7 @@ from capacity_assets.cli.main import main
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.metadata import summary_metadata
+from capacity_assets.orchestration.pools import pool_name
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings, variable_names
 from capacity_assets.storage.tables import metadata
@@ -88,6 +89,13 @@ def test_every_asset_and_job_is_documented() -> None:
 
     assert first_cells("Assets and jobs") == assets
     assert set(re.findall(r"`(\w+_job)`", section("Assets and jobs"))) == jobs
+
+
+def test_every_schedule_and_pool_is_documented() -> None:
+    schedules = {schedule.name for schedule in build_definitions(Settings()).get_repository_def().schedule_defs}
+
+    assert set(re.findall(r"`(\w+_schedule)`", section("Assets and jobs"))) == schedules
+    assert set(re.findall(r"`(capacity_\w+)`", section("Assets and jobs"))) == set(map(pool_name, PERIODS.values()))
 
 
 def test_every_period_and_run_option_is_documented() -> None:

@@ -56,6 +56,9 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("DAGSTER_POSTGRES_URL", f"sqlite:///{SECRET}.db", "names 'sqlite'; only PostgreSQL works"),
         ("CAPACITY_TIMEZONE", "Shanghai", "'Shanghai' is no known time zone; write an IANA name"),
         ("CAPACITY_START_DATE", "01.02.2025", "'01.02.2025' is not a date; write YYYY-MM-DD"),
+        ("CAPACITY_SCHEDULE_HOUR", "25", "'25' is not an hour of the day; write a whole number from 0 to 23"),
+        ("CAPACITY_SCHEDULE_HOUR", "four", "'four' is not an hour of the day"),
+        ("CAPACITY_SCHEDULE_HOUR", "4.5", "'4.5' is not an hour of the day"),
         ("CAPACITY_START_DATE", "2025-02-30", "'2025-02-30' is not a date"),
     ],
 )

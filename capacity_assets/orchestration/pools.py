@@ -1,0 +1,40 @@
+"""One run a period at a time, from every door: pools of one slot, and their limits set before the first run.
+
+The limit of a pool that Dagster has never seen is set only after the first dequeue, which lets two runs of
+a fresh pool run side by side. Therefore set-up sets each limit explicitly, and `capacity check` looks.
+Writers that the run coordinator does not see are the business of the lock around a run.
+"""
+
+from collections.abc import Iterable
+
+import dagster as dg
+from sqlalchemy import Engine, column, inspect, select, table
+
+from capacity_assets.periods import Period
+
+SLOTS = 1
+LIMITS = table("concurrency_limits", column("concurrency_key"), column("limit"), column("using_default_limit"))
+
+
+def pool_name(period: Period) -> str:
+    """Return the pool of a period, for example `capacity_daily`; both its assets are in it."""
+    return f"capacity_{period.name}"
+
+
+def set_pool_limits(instance: dg.DagsterInstance, periods: Iterable[Period]) -> None:
+    """Give each period's pool its single slot."""
+    for period in periods:
+        instance.event_log_storage.set_concurrency_slots(pool_name(period), SLOTS)
+
+
+def pools_without_limit(storage: Engine, periods: Iterable[Period]) -> list[str] | None:
+    """Return the pools whose explicit limit is not one slot, or None where Dagster has no tables yet.
+
+    Reads Dagster's own table, because opening an instance would create tables, and looking must not.
+    """
+    if not inspect(storage).has_table(LIMITS.name):
+        return None
+    explicit = select(LIMITS.c.concurrency_key, LIMITS.c.limit).where(~LIMITS.c.using_default_limit)
+    with storage.connect() as connection:
+        limits = {row.concurrency_key: row.limit for row in connection.execute(explicit)}
+    return [name for name in map(pool_name, periods) if limits.get(name) != SLOTS]

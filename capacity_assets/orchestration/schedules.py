@@ -1,0 +1,81 @@
+"""One schedule a period: on the day a window is due, at the configured hour in the configured zone.
+
+A tick computes its window from the scheduled time, never from the clock. Dagster evaluates only the last
+tick that a downtime missed (measured on 1.13.27: no schedule catches up any more), so a tick also requests
+the windows since the last one its schedule requested. Which window is due is decided in `periods`.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import date
+
+import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+    SCHEDULE_NAME_TAG,
+)
+
+from capacity_assets.orchestration.jobs import job_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.periods import Period, Window
+from capacity_assets.settings import Settings
+
+# One run's worth. A longer gap is a decision: backfill it.
+MOST_CAUGHT_UP = PARTITIONS_PER_RUN
+
+
+def schedule_name(period: Period) -> str:
+    """Return the name of a period's schedule, for example `daily_aggregation_schedule`."""
+    return f"{period.name}_aggregation_schedule"
+
+
+def aggregation_schedules(settings: Settings, periods: Iterable[Period]) -> list[dg.ScheduleDefinition]:
+    """Build the schedules; they run from the first start on, until switched off in the UI."""
+    return [_schedule(settings, period) for period in periods]
+
+
+def _schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
+    which = "that holds the day" if period.scheduled_current else "just closed"
+    name = schedule_name(period)
+    first = period.window_of(settings.start_date)
+
+    @dg.schedule(
+        name=name,
+        job_name=job_name(period),
+        cron_schedule=period.cron_at(settings.schedule_hour),
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Aggregates the {period.name} window {which}, databases and servers in one run; "
+        f"after a downtime also those missed, at most {MOST_CAUGHT_UP}.",
+    )
+    def request_windows(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        day = context.scheduled_execution_time.astimezone(settings.zone).date()
+        due = period.scheduled(day)
+        if due.start < first.start:
+            return dg.SkipReason(f"The window {due.key} lies before the first partition, {first.key}.")
+        last_requested = _last_requested(context.instance, name)
+        if last_requested is not None and last_requested >= due.start:
+            return dg.SkipReason(f"The window {due.key} was requested already.")
+        missed = period.windows_between(max(last_requested or due.start, first.start), due.start)
+        windows = [window for window in missed if last_requested is None or window.start > last_requested]
+        return _request(windows[-MOST_CAUGHT_UP:])
+
+    return request_windows
+
+
+def _last_requested(instance: dg.DagsterInstance, name: str) -> date | None:
+    """Return the newest window that the schedule ever requested, as its runs say."""
+    runs = instance.get_runs(dg.RunsFilter(tags={SCHEDULE_NAME_TAG: name}), limit=1)
+    keys = [run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_END_TAG) for run in runs]
+    return date.fromisoformat(keys[0]) if keys and keys[0] else None
+
+
+def _request(windows: Sequence[Window]) -> dg.RunRequest:
+    """Request adjacent windows in one run; the key makes a tick evaluated twice, around a restart, request it once."""
+    first, last = windows[0].key, windows[-1].key
+    if len(windows) == 1:
+        return dg.RunRequest(run_key=last, partition_key=last)
+    return dg.RunRequest(
+        run_key=last, tags={ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+    )

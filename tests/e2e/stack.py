@@ -1,0 +1,88 @@
+"""What the end-to-end tests share: the command as a process, the served stack, questions to its GraphQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "capacity_assets.cli"]
+PATIENCE_SECONDS = 180
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "CAPACITY_HOME": str(home), **more}
+
+
+def run(home: Path, *arguments: str, timeout: int = PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment(home), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.5)
+    pytest.fail(f"gave up waiting for {what}")
+
+
+def ask(port: int, query: str, **variables: object) -> Any:
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 -- our own address
+        document = json.load(answer)
+    assert "errors" not in document, document
+    return document["data"]
+
+
+def processes_naming(text: str) -> list[str]:
+    """Command lines of running processes that mention `text`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line and folder.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+@contextmanager
+def served(home: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """`capacity up` until the block ends; then Ctrl-C, which must stop everything."""
+    arguments = [*COMMAND, "up", "--port", str(port)]
+    with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first_line = process.stdout.readline()
+        try:
+            assert first_line.strip() == f"Dagster UI: http://127.0.0.1:{port}"
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=90)
+        assert "Stopped. All data was kept" in rest
+        assert process.returncode == 0
