@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from sqlalchemy import URL, Engine
 
+from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
@@ -50,6 +51,23 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
 
 
 @contextmanager
+def open_task_runner_lazily(
+    settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
+) -> Iterator[AggregationTaskRunner]:
+    """Yield a task runner that connects at its first statement, so that a server that is away can be retried.
+
+    Raises:
+        EmbeddedServerError: the embedded server did not start.
+    """
+    with open_database(settings) as url:
+        engine = capacity_engine(url)
+        try:
+            yield task_runner(engine, settings, clock=clock, periods=periods)
+        finally:
+            engine.dispose()
+
+
+@contextmanager
 def open_task_runner(
     settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
 ) -> Iterator[AggregationTaskRunner]:
@@ -64,4 +82,6 @@ def task_runner(
     """Put a task runner together on an engine that is open already."""
     the_clock = clock or Clock(settings.zone)
     service = AggregationService(engine, the_clock, periods=periods)
-    return AggregationTaskRunner(engine, service, the_clock, first_day=settings.start_date)
+    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    locks = CapacityLockManager(engine, redis_url)
+    return AggregationTaskRunner(service, locks, the_clock, first_day=settings.start_date)

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
         description="PostgreSQL that holds Dagster's runs, events and schedules, "
         "`postgresql+psycopg2://user:password@host:5432/name`. Unset: the embedded server under CAPACITY_HOME.",
     )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="CAPACITY_REDIS_URL",
+        description="Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. "
+        "Unset: PostgreSQL advisory locks.",
+    )
     timezone: str = Field(
         default=DEFAULT_TIMEZONE,
         validation_alias="CAPACITY_TIMEZONE",
@@ -88,6 +94,21 @@ class Settings(BaseSettings):
         if not url.database:
             msg = "names no database; write postgresql://user:password@host:5432/database"
             raise ValueError(msg)
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        from redis.connection import parse_url
+
+        try:
+            parse_url(value.get_secret_value())  # type: ignore[no-untyped-call]  # redis leaves it untyped
+        except ValueError:
+            # The client's own text may repeat a part of the URL.
+            msg = "is not a Redis URL; write redis://:password@host:6379/0, rediss://... or unix:///path"
+            raise ValueError(msg) from None
         return value
 
     @field_validator("timezone")

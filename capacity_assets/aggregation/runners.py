@@ -32,6 +32,20 @@ INSTANCE_DAYS_PER_SLICE = 100_000
 Progress = Callable[[int], None]
 """Called after each slice with the number of instances it held."""
 
+Guard = Callable[[], None]
+"""Called before each commit; raises when the work must not be committed."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a runner works."""
+
+    progress: Progress | None = None
+    guard: Guard | None = None
+
+
+UNWATCHED = Watch()
+
 
 @dataclass(frozen=True)
 class InstanceRef:
@@ -50,6 +64,7 @@ class _Work:
     windows: Sequence[Window]
     instances: Sequence[InstanceRef]
     overwrite: bool
+    guard: Guard | None
 
     def parameters(self) -> dict[str, object]:
         """Return the statement's parameters; the previous window leads the arrays."""
@@ -99,7 +114,7 @@ class AggregationRunner:
         instances: Sequence[InstanceRef],
         *,
         overwrite: bool = False,
-        progress: Progress | None = None,
+        watch: Watch = UNWATCHED,
     ) -> tuple[PeriodSummary, ...]:
         """Aggregate adjacent `windows` of `period` for `instances`; return one summary per window.
 
@@ -109,9 +124,9 @@ class AggregationRunner:
         started = time.perf_counter()
         parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         for done, chunk in enumerate(self._slices(instances, days_read(period, windows))):
-            parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite), slices_done=done)
-            if progress:
-                progress(len(chunk))
+            parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite, watch.guard), slices_done=done)
+            if watch.progress:
+                watch.progress(len(chunk))
         share = (time.perf_counter() - started) / len(windows)
         return tuple(replace(part, duration_seconds=share) for part in combine(parts))
 
@@ -138,6 +153,8 @@ class AggregationRunner:
         statement = aggregation_statement(self.level, overwrite=work.overwrite)
         with self._engine.begin() as connection:
             rows = connection.execute(statement, work.parameters()).all()
+            if work.guard:
+                work.guard()
         return [
             replace(
                 self._empty(work.period, window),

@@ -23,11 +23,12 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.results import InstanceSummary, RunSummary
 from capacity_assets.aggregation.runners import (
     INSTANCES_PER_SLICE,
+    UNWATCHED,
     AggregationRunner,
     DatabaseAggregationRunner,
     InstanceAggregationRunner,
     InstanceRef,
-    Progress,
+    Watch,
 )
 from capacity_assets.aggregation.statements import known_instances
 from capacity_assets.clock import Clock
@@ -44,7 +45,7 @@ class RunOptions:
     levels: Sequence[str] = ALL_LEVELS
     instance_ids: Sequence[int] | None = None
     overwrite: bool = False
-    progress: Progress | None = None
+    watch: Watch = UNWATCHED
 
 
 DEFAULT_OPTIONS = RunOptions()
@@ -93,7 +94,7 @@ class AggregationService:
             part
             for runner in runners
             for span in spans
-            for part in runner.aggregate(chosen, span, active, overwrite=options.overwrite, progress=options.progress)
+            for part in runner.aggregate(chosen, span, active, overwrite=options.overwrite, watch=options.watch)
         ]
         return RunSummary(tuple(parts))
 
@@ -135,7 +136,7 @@ class AggregationService:
         Raises:
             NotFoundError: the id is not registered.
         """
-        [instance] = self._instances([instance_id])
+        instance = self.instance(instance_id)
         run = RunSummary()
         for name in periods or self._periods:
             period = self.period(name)
@@ -169,6 +170,20 @@ class AggregationService:
         if period not in self._periods:
             raise ValidationError(f"Unknown period {period!r}; known: {', '.join(self._periods)}. Nothing was written.")
         return self._periods[period]
+
+    @property
+    def period_names(self) -> tuple[str, ...]:
+        """Names of the registered periods."""
+        return tuple(self._periods)
+
+    def instance(self, instance_id: int) -> InstanceRef:
+        """Look an instance up by id.
+
+        Raises:
+            NotFoundError: the id is not registered.
+        """
+        [found] = self._instances([instance_id])
+        return found
 
     def levels_of(self, scope: str) -> tuple[str, ...]:
         """Translate a scope (database, instance or all) into levels.

@@ -1,20 +1,21 @@
 """`AggregationTaskRunner`: what every door goes through, be it an asset, a task function or a command.
 
 It checks that the schema is there, keeps windows inside the partition range, calls the service, and logs
-one line a run. Which day it is and where partitions begin are handed in. Locks against writers outside
-the platform belong around `_run`.
+one line a run. Which day it is and where partitions begin are handed in. While it writes it holds the lock
+of the period, so that no writer outside the platform works on the same rows.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import date
 
-from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, RunSummary
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
@@ -33,10 +34,12 @@ _LOG_LEVELS = {
 class AggregationTaskRunner:
     """Runs periods; see the module's text for what it adds to the service."""
 
-    def __init__(self, engine: Engine, service: AggregationService, clock: Clock, *, first_day: date) -> None:
-        """Run on `service`; `first_day` is the first day with samples, whose windows are the first partitions."""
-        self._engine = engine
+    def __init__(
+        self, service: AggregationService, locks: CapacityLockManager, clock: Clock, *, first_day: date
+    ) -> None:
+        """Run on `service` under `locks`; `first_day`, the first with samples, lies in the first partitions."""
         self.service = service
+        self._locks = locks
         self._clock = clock
         self._first_day = first_day
 
@@ -68,9 +71,11 @@ class AggregationTaskRunner:
             NotFoundError: the id is not registered.
         """
         self._refuse_a_missing_schema()
-        summary = self.service.calculate_instance_aggregations(instance_id, periods)
-        logger.log(_LOG_LEVELS[summary.status], "%s", summary.message)
-        return summary
+        instance = self.service.instance(instance_id)
+        run = RunSummary()
+        if instance.active:
+            run = self.run_periods(periods or self.service.period_names, RunOptions(instance_ids=[instance_id]))
+        return InstanceSummary(instance.id, instance.name, instance.active, run)
 
     def windows_between(self, period: str | Period, first_day: date | None, last_day: date | None) -> list[Window]:
         """Return the windows that hold a day of the range; open ends are the first partition and today.
@@ -86,7 +91,9 @@ class AggregationTaskRunner:
         return list(windows)
 
     def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
-        summary = self.service.aggregate(period, windows, options)
+        with self._locks.job_lock(period.name) as lock:
+            guarded = replace(options, watch=replace(options.watch, guard=lock.ensure_held))
+            summary = self.service.aggregate(period, windows, guarded)
         levels = " and ".join(options.levels)
         logger.log(_LOG_LEVELS[summary.status], "%s %s aggregates, %s", period.name, levels, summary.message)
         return summary
@@ -103,7 +110,7 @@ class AggregationTaskRunner:
 
     def _refuse_a_missing_schema(self) -> None:
         try:
-            revision = schema_revision(self._engine)
+            revision = schema_revision(self._locks.engine)
         except DBAPIError as error:
             raise database_error(error, doing="reading the schema version", kept="Nothing was written.") from error
         if revision != SCHEMA_REVISION:

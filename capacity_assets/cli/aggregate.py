@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from capacity_assets.aggregation.results import AggregationStatus, RunSummary
 from capacity_assets.aggregation.runners import Progress as ReportProgress
+from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import DONE, FAILED
@@ -43,7 +44,7 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
         levels = runner.service.levels_of(request.scope)
         run = RunSummary()
         with _progress_bar() as report:
-            options = RunOptions(levels, request.instance_ids or None, request.overwrite, report)
+            options = RunOptions(levels, request.instance_ids or None, request.overwrite, Watch(progress=report))
             for period, windows in work:
                 run += runner.run_period(period, windows, options)
     if as_json:

@@ -11,23 +11,22 @@ import dagster as dg
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.runtime import open_task_runner_lazily
 from capacity_assets.settings import Settings
 from capacity_assets.storage.embedded import EmbeddedServerError
-from capacity_assets.storage.engine import UnreachableError
 
 AGGREGATION_RESOURCE = "aggregation"
 
 
 def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[str, Period]) -> dg.ResourceDefinition:
-    """Build the resource: opens the capacity database when a run starts, closes it when the run ends."""
+    """Build the resource: a task runner on the capacity database for the length of a run."""
 
     @dg.resource(description="AggregationService on the capacity database (CAPACITY_DATABASE_URL).")
     def aggregation(_context: dg.InitResourceContext) -> Iterator[AggregationTaskRunner]:
         try:
-            with open_task_runner(settings, clock=clock, periods=periods) as runner:
+            with open_task_runner_lazily(settings, clock=clock, periods=periods) as runner:
                 yield runner
-        except (UnreachableError, EmbeddedServerError) as error:
+        except EmbeddedServerError as error:
             raise dg.Failure(description=str(error)) from error
 
     return aggregation

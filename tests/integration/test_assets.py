@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import date, timedelta
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, delete, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
 from capacity_assets.storage.tables import database_size_stats
@@ -198,9 +201,115 @@ def test_an_unreachable_database_fails_the_run_and_shows_no_password(
 ) -> None:
     monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://dba:hunter2@127.0.0.1:9/capacity")
 
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
     result = run_range(Settings(), "daily_aggregation_job", "2025-03-02", "2025-03-02")
 
     assert not result.success
     told = failure_text(result)
-    assert "Cannot reach PostgreSQL at postgresql://dba@127.0.0.1:9/capacity" in told
+    assert "connection failed" in told
+    assert "127.0.0.1" in told
     assert "hunter2" not in told
+    assert len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]) == 10
+
+
+def retries(result: dg.ExecuteInProcessResult) -> int:
+    return len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"])
+
+
+def run_in_thread(settings: Settings) -> tuple[threading.Thread, list[dg.ExecuteInProcessResult]]:
+    results: list[dg.ExecuteInProcessResult] = []
+    thread = threading.Thread(
+        target=lambda: results.append(run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02"))
+    )
+    thread.start()
+    return thread, results
+
+
+def wait_until(engine: Engine, query: str) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with engine.connect() as connection:
+            if connection.execute(text(query)).scalar():
+                return
+        time.sleep(0.05)
+    pytest.fail(f"gave up waiting for {query}")
+
+
+WAITING = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH windows%'"
+KILL_WAITING = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+SAME_KEY = (
+    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, "
+    "avg_size_mb, max_size_mb, min_size_mb, data_count) "
+    "VALUES (1, 'orders', 'daily', '2025-03-02', '2025-03-02', 1, 1, 1, 1)"
+)
+
+
+def test_a_connection_killed_in_mid_statement_is_retried_in_the_run_and_nothing_is_doubled(
+    settings: Settings, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
+    with engine.connect() as blocker:
+        blocker.execute(text(SAME_KEY))
+        thread, results = run_in_thread(settings)
+        wait_until(engine, WAITING)
+        with engine.connect() as killer:
+            killer.execute(text(KILL_WAITING))
+        blocker.rollback()
+    thread.join(90)
+
+    [result] = results
+    assert result.success
+    assert retries(result) == 1
+    assert [row["avg_size_mb"] for row in stored(engine, DATABASE)] == [11]
+
+
+def test_a_deadlock_is_retried_in_the_run(settings: Settings, engine: Engine) -> None:
+    """The run waits for a row of ours, and we wait for a row the run wrote before: PostgreSQL ends one of the two."""
+    add_instances(engine, [1])
+    for name in ("a", "orders"):
+        add_database_sizes(engine, sizes(1, name, "2025-03-01", [10, 11]))
+    with engine.connect() as blocker:
+        # Ours must be the patient one, or it is our transaction that is ended.
+        blocker.execute(text("SET deadlock_timeout = '60s'"))
+        blocker.execute(text(SAME_KEY))
+        thread, results = run_in_thread(settings)
+        wait_until(engine, WAITING)
+        blocker.execute(text(SAME_KEY.replace("'orders'", "'a'")))
+        blocker.rollback()
+    thread.join(90)
+
+    [result] = results
+    assert result.success
+    assert retries(result) == 1
+    assert sorted(str(row["database_name"]) for row in stored(engine, DATABASE)) == ["a", "orders"]
+
+
+def test_a_read_only_database_is_permanent_and_not_retried(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
+    with engine.begin() as connection:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+
+    result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
+
+    assert not result.success
+    assert retries(result) == 0
+    assert "Repeating it will not help" in failure_text(result)
+
+
+def test_a_period_held_by_another_writer_is_retried_until_it_is_free(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
+    with CapacityLockManager(engine).job_lock("daily"):
+        thread, results = run_in_thread(settings)
+        time.sleep(3)
+        assert stored(engine, DATABASE) == []
+    thread.join(90)
+
+    [result] = results
+    assert result.success
+    assert retries(result) >= 1
+    assert len(stored(engine, DATABASE)) == 1

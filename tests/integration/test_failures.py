@@ -11,7 +11,9 @@ from sqlalchemy import URL, Engine, event, text
 
 from capacity_assets.aggregation.errors import DatabaseError, NotFoundError, ValidationError
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.results import AggregationStatus
+from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import AggregationService, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.periods import PERIODS, Window
@@ -172,9 +174,9 @@ def test_bad_requests_are_refused_before_anything_is_written(
 
 def test_a_missing_schema_says_capacity_init(empty_engine: Engine) -> None:
     clock = fixed_clock()
-    runner = AggregationTaskRunner(
-        empty_engine, AggregationService(empty_engine, clock), clock, first_day=date(2025, 1, 1)
-    )
+    locks = CapacityLockManager(empty_engine)
+    service = AggregationService(empty_engine, clock)
+    runner = AggregationTaskRunner(service, locks, clock, first_day=date(2025, 1, 1))
 
     with pytest.raises(DatabaseError, match=r"schema is missing; .* Run `capacity init`"):
         runner.run_period("daily")
@@ -294,7 +296,7 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
     service.aggregate(
         "daily",
         PERIODS["daily"].windows_between(date(2025, 1, 1), date(2026, 5, 15)),
-        RunOptions(("instance",), progress=slices.append),
+        RunOptions(("instance",), watch=Watch(progress=slices.append)),
     )
 
     assert slices == [199, 101], "five hundred days and the one before, at most a hundred thousand server-days at once"

@@ -46,6 +46,18 @@ def test_a_lost_connection_without_a_code_is_transient() -> None:
     assert is_transient(error)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        'FATAL: password authentication failed for user "dba"',
+        'FATAL: database "capacity" does not exist',
+        'FATAL: no pg_hba.conf entry for host "192.0.2.1"',
+    ],
+)
+def test_a_refused_login_is_permanent(told: str) -> None:
+    assert not is_transient(raised(None, told))
+
+
 @pytest.mark.parametrize(("sqlstate", "data"), [("22003", True), ("23502", True), ("42P01", False), ("08006", False)])
 def test_data_errors_are_those_of_the_rows(sqlstate: str, data: bool) -> None:
     assert is_data_error(raised(sqlstate)) is data

@@ -1,0 +1,285 @@
+"""`CapacityLockManager`: one writer a period, across everything the run coordinator does not see.
+
+The command line, a second deployment, the legacy scheduler during a migration: whoever writes a period's
+aggregates holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed
+while the work lasts; if the process dies, renewals stop with it and the key expires within one time to live.
+Without Redis it is a PostgreSQL advisory lock on a connection of its own, which the server drops when the
+process dies. The work asks `ensure_held` before each commit, so that a lock lost in mid-work stops it.
+
+Queueing inside Dagster belongs to the pools; retrying to the callers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import CapacityError, database_error
+
+if TYPE_CHECKING:
+    from redis.lock import Lock
+
+KEY_PREFIX = "capacity:aggregation"
+ADVISORY_CLASS = 0x63617061  # "capa": the first of the two integers of an advisory lock
+TIME_TO_LIVE_SECONDS = 60.0
+RENEWALS_PER_TIME_TO_LIVE = 3
+REDIS_TIMEOUT_SECONDS = 5.0
+NOTHING_WRITTEN = "Nothing was written."
+
+
+class LockHeldError(CapacityError):
+    """Another writer holds the period's lock; nothing was written."""
+
+    transient = True
+
+
+class LockLostError(CapacityError):
+    """The lock was lost in mid-work; the transaction at work was rolled back."""
+
+    transient = True
+
+
+class LockUnavailableError(CapacityError):
+    """The lock service cannot be asked; the work is not done unguarded."""
+
+    def __init__(self, message: str, *, transient: bool = True) -> None:
+        """Keep the decision beside the text: a server that is away may come back, a wrong password stays wrong."""
+        super().__init__(message)
+        self.transient = transient
+
+
+class HeldLock(Protocol):
+    """What the holder of a lock can do with it."""
+
+    def ensure_held(self) -> None:
+        """Raise `LockLostError` unless the lock is still ours."""
+
+
+def redis_key(period: str) -> str:
+    """Return the Redis key of a period's lock, for example `capacity:aggregation:daily`."""
+    return f"{KEY_PREFIX}:{period}"
+
+
+def advisory_key(period: str) -> tuple[int, int]:
+    """Return the two integers of a period's PostgreSQL advisory lock."""
+    return ADVISORY_CLASS, zlib.crc32(period.encode()) & 0x7FFFFFFF
+
+
+def owner_name() -> str:
+    """Say who this process is, for whoever finds the lock held."""
+    return f"{socket.gethostname()}, process {os.getpid()}"
+
+
+@dataclass(frozen=True)
+class CapacityLockManager:
+    """Hands out the lock of a period, from Redis if `redis_url` is given, else from PostgreSQL."""
+
+    engine: Engine
+    redis_url: str | None = field(default=None, repr=False)
+    time_to_live_seconds: float = TIME_TO_LIVE_SECONDS
+
+    @contextmanager
+    def job_lock(self, period: str) -> Iterator[HeldLock]:
+        """Hold the period's lock for the length of the block; never waits.
+
+        Raises:
+            LockHeldError: someone else holds it; the text says who and since when.
+            LockUnavailableError: Redis cannot be asked.
+            DatabaseError: PostgreSQL cannot be asked.
+        """
+        if self.redis_url is None:
+            with self._advisory_lock(period) as held:
+                yield held
+        else:
+            with self._redis_lock(self.redis_url, period) as held:
+                yield held
+
+    @contextmanager
+    def _advisory_lock(self, period: str) -> Iterator[HeldLock]:
+        # Not from the pool: a connection given back to it would keep the lock.
+        try:
+            connection = self.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
+        except DBAPIError as error:
+            raise database_error(error, doing=f"taking the lock of {period}", kept=NOTHING_WRITTEN) from error
+        with connection:
+            connection.detach()
+            lock = _AdvisoryLock(connection, period)
+            lock.acquire()
+            # Closing the detached connection releases the lock, whatever state the work left it in.
+            yield lock
+
+    @contextmanager
+    def _redis_lock(self, url: str, period: str) -> Iterator[HeldLock]:
+        lock = _RedisLock(url, period, self.time_to_live_seconds)
+        lock.acquire()
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+
+@dataclass
+class _AdvisoryLock:
+    """A session-level advisory lock on a connection of its own."""
+
+    connection: Connection
+    period: str
+
+    def acquire(self) -> None:
+        first, second = advisory_key(self.period)
+        parameters = {"first": first, "second": second, "name": f"capacity_assets lock {owner_name()}"[:63]}
+        try:
+            self.connection.execute(text("SELECT set_config('application_name', :name, false)"), parameters)
+            taken = self.connection.execute(text("SELECT pg_try_advisory_lock(:first, :second)"), parameters).scalar()
+            holder = None if taken else self.connection.execute(text(_ADVISORY_HOLDER), parameters).first()
+        except DBAPIError as error:
+            raise database_error(error, doing=f"taking the lock of {self.period}", kept=NOTHING_WRITTEN) from error
+        if not taken:
+            who = f"{holder.name} (backend {holder.pid}) since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder else None
+            raise _held(self.period, who)
+
+    def ensure_held(self) -> None:
+        first, second = advisory_key(self.period)
+        try:
+            held = self.connection.execute(text(_ADVISORY_OWN), {"first": first, "second": second}).scalar()
+        except DBAPIError as error:
+            raise _lost(self.period, "its connection was closed") from error
+        if not held:
+            raise _lost(self.period, "it was released by someone else")
+
+
+_ADVISORY_HOLDER = """
+SELECT a.application_name AS name, a.pid, a.query_start AS since
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.classid = :first AND l.objid = :second AND l.objsubid = 2
+"""
+_ADVISORY_OWN = """
+SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
+AND classid = :first AND objid = :second AND objsubid = 2
+"""
+
+
+class _RedisLock:
+    """A Redis key with our token, renewed by a thread while the work lasts."""
+
+    def __init__(self, url: str, period: str, time_to_live_seconds: float) -> None:
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.lock import Lock
+        from redis.retry import Retry
+
+        self._period = period
+        self._time_to_live = time_to_live_seconds
+        # No retries inside the client: a server that is away must be told, not waited for.
+        self._redis = Redis.from_url(
+            url,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._lock: Lock = Lock(
+            self._redis, redis_key(period), timeout=time_to_live_seconds, blocking=False, thread_local=False
+        )
+        self._stopped = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name=f"lock-{period}", daemon=True)
+
+    def acquire(self) -> None:
+        since = datetime.now(tz=UTC).isoformat(timespec="seconds")
+        token = json.dumps({"owner": owner_name(), "since": since, "nonce": os.urandom(8).hex()})
+        with _redis_errors(self._period):
+            taken = self._lock.acquire(token=token)
+            holder = None if taken else self._redis.get(self._lock.name)
+        if not taken:
+            self._redis.close()
+            raise _held(self._period, _readable_token(holder))
+        self._renewer.start()
+
+    def _renew(self) -> None:
+        """Extend the time to live until stopped; a failure shows at the next `ensure_held`."""
+        from redis.exceptions import RedisError
+
+        while not self._stopped.wait(self._time_to_live / RENEWALS_PER_TIME_TO_LIVE):
+            try:
+                self._lock.extend(self._time_to_live, replace_ttl=True)
+            except RedisError:
+                # Away for a moment or lost for good: `ensure_held` asks again before anything is committed.
+                continue
+
+    def ensure_held(self) -> None:
+        from redis.exceptions import RedisError
+
+        try:
+            owned = self._lock.owned()
+        except RedisError as error:
+            raise _lost(self._period, "Redis cannot be asked whether it is still held") from error
+        if not owned:
+            raise _lost(self._period, "its key expired, was flushed, or belongs to someone else")
+
+    def release(self) -> None:
+        """Give the lock back if it is still ours; a key that is not ours is left alone."""
+        from contextlib import suppress
+
+        from redis.exceptions import RedisError
+
+        self._stopped.set()
+        self._renewer.join()
+        # Away or not ours any more: the time to live ends it, and the work has asked `ensure_held` itself.
+        with suppress(RedisError):
+            self._lock.release()
+        self._redis.close()
+
+
+@contextmanager
+def _redis_errors(period: str) -> Iterator[None]:
+    from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+
+    what = f"The lock of the {period} aggregates cannot be taken"
+    try:
+        yield
+    except (AuthenticationError, AuthorizationError) as error:
+        raise LockUnavailableError(
+            f"{what}: Redis refuses the login. {NOTHING_WRITTEN} Mend the password in CAPACITY_REDIS_URL.",
+            transient=False,
+        ) from error
+    except RedisError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LockUnavailableError(
+            f"{what}: Redis does not answer ({reason}). {NOTHING_WRITTEN} Nothing is computed unguarded: start "
+            "Redis, or unset CAPACITY_REDIS_URL everywhere to use PostgreSQL's locks."
+        ) from error
+
+
+def _readable_token(value: object) -> str | None:
+    """Read who and since when from a token of ours; a foreign writer may have put anything there."""
+    if not isinstance(value, bytes):
+        return None
+    try:
+        token = json.loads(value)
+        return f"{token['owner']} since {token['since']}"
+    except (ValueError, KeyError, TypeError):
+        return f"a foreign writer ({value[:60].decode(errors='replace')!r})"
+
+
+def _held(period: str, who: str | None) -> LockHeldError:
+    return LockHeldError(
+        f"The {period} aggregates are being written by {who or 'another writer, which has just finished'}. "
+        f"{NOTHING_WRITTEN} Run this again when it is done."
+    )
+
+
+def _lost(period: str, why: str) -> LockLostError:
+    return LockLostError(
+        f"The lock of the {period} aggregates was lost in mid-work: {why}. The transaction at work was rolled back, "
+        "what was committed before was kept. Run this again."
+    )
