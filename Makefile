@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo up test check format clean
+.PHONY: help demo up test check docs format clean
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
@@ -21,6 +21,9 @@ check: $(READY) ## Lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(READY) ## Write the parts of the reference that follow from the code
+	@$(BIN)/python docs/generate.py
 
 format: $(READY) ## Format the code
 	@$(BIN)/ruff format .

@@ -7,12 +7,13 @@ module is pure: no clock, no environment, no database, no Dagster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 MONTHS_PER_YEAR = 12
 DAYS_PER_WEEK = 7
+LONGEST_NAME = 20  # the column period_type holds no more
 
 
 @dataclass(frozen=True, order=True)
@@ -51,6 +52,9 @@ class Period:
 
     def __post_init__(self) -> None:
         """Refuse a rule that does not cut the calendar into one unambiguous row of windows."""
+        if not (self.name.isidentifier() and self.name.islower() and len(self.name) <= LONGEST_NAME):
+            msg = f"period {self.name!r}: the name must be a lower-case identifier of at most {LONGEST_NAME} characters"
+            raise ValueError(msg)
         by_days = self.days in (1, DAYS_PER_WEEK) and self.months == 0
         by_months = self.days == 0 and self.months > 0 and MONTHS_PER_YEAR % self.months == 0
         if not (by_days or by_months):
@@ -130,18 +134,28 @@ def _month_start(months: int) -> date:
     return date(year, month + 1, 1)
 
 
-def adjacent_spans(period: Period, windows: Iterable[Window]) -> list[list[Window]]:
-    """Sort `windows`, drop repeats, and split them wherever a window of `period` is missing between two."""
+def in_order(period: Period, windows: Iterable[Window]) -> list[Window]:
+    """Sort `windows` and drop repeats.
+
+    Raises:
+        ValueError: one of them is not a window of `period`.
+    """
+    ordered = sorted(set(windows))
+    for window in ordered:
+        if period.window_of(window.start) != window:
+            msg = f"{window.start} to {window.end} is not a {period.name} window"
+            raise ValueError(msg)
+    return ordered
+
+
+def adjacent_spans(windows: Iterable[Window]) -> list[list[Window]]:
+    """Split windows that are in order wherever one is missing between two."""
     spans: list[list[Window]] = []
-    for window in sorted(set(windows)):
+    for window in windows:
         if spans and spans[-1][-1].end + timedelta(days=1) == window.start:
             spans[-1].append(window)
         else:
             spans.append([window])
-    for window in (window for span in spans for window in span):
-        if period.window_of(window.start) != window:
-            msg = f"{window.start} to {window.end} is not a {period.name} window"
-            raise ValueError(msg)
     return spans
 
 
@@ -155,8 +169,3 @@ PERIODS: dict[str, Period] = {
         Period("yearly", months=12),
     )
 }
-
-
-def period_names(periods: Sequence[Period] | None = None) -> str:
-    """Return the known period names as one readable list, for messages."""
-    return ", ".join(period.name for period in (PERIODS.values() if periods is None else periods))

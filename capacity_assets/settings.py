@@ -8,7 +8,7 @@ registry, slice sizes) does not belong here.
 from __future__ import annotations
 
 import os
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -24,6 +24,8 @@ DEFAULT_START_DATE = date(2025, 1, 1)
 DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_HOME = Path(".capacity")
 HOURS_PER_DAY = 24
+ENV_FILE = ".env"
+EARLIEST_START = date(1970, 1, 1)
 CAPACITY_DRIVER = "postgresql+psycopg"
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, on which dagster-postgres 0.29 fails at its
 # first event (NOTIFY with a bound parameter): Dagster's own storage stays on psycopg2.
@@ -37,7 +39,8 @@ class ConfigurationError(Exception):
 class Settings(BaseSettings):
     """The validated configuration; field descriptions double as the reference documentation."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+    # Like `dagster dev`, which reads .env from the folder it is started in; here what is exported wins.
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_file=ENV_FILE)
 
     database_url: SecretStr | None = Field(
         default=None,
@@ -124,10 +127,22 @@ class Settings(BaseSettings):
     def _is_iso_date(cls, value: object) -> object:
         if isinstance(value, str):
             try:
-                return date.fromisoformat(value.strip())
+                day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC).date()
             except ValueError:
                 msg = f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01"
                 raise ValueError(msg) from None
+            if day < EARLIEST_START:
+                msg = f"{value!r} lies before {EARLIEST_START}; write the first day with samples"
+                raise ValueError(msg)
+            return day
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _is_folder(cls, value: Path) -> Path:
+        if value.exists() and not value.is_dir():
+            msg = f"{str(value)!r} is a file; write the path of a folder"
+            raise ValueError(msg)
         return value
 
     @field_validator("schedule_hour", mode="before")
@@ -152,6 +167,19 @@ class Settings(BaseSettings):
     def dagster_url(self) -> URL | None:
         """URL of Dagster's storage for the driver it needs, or None for the embedded server."""
         return _with_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
+
+    def as_environment(self) -> dict[str, str]:
+        """Return the variables of these settings for a child process, which does not read our .env file.
+
+        The two addresses are left out: who starts the child knows where the embedded server is.
+        """
+        values = {
+            "CAPACITY_TIMEZONE": self.timezone,
+            "CAPACITY_START_DATE": self.start_date.isoformat(),
+            "CAPACITY_SCHEDULE_HOUR": str(self.schedule_hour),
+            "CAPACITY_HOME": str(self.home.resolve()),
+        }
+        return values | ({"CAPACITY_REDIS_URL": self.redis_url.get_secret_value()} if self.redis_url else {})
 
     @property
     def postgres_data(self) -> Path:

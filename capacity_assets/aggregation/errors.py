@@ -22,10 +22,11 @@ TRANSIENT_SQLSTATES: dict[str, str] = {
     "57P02": "the server crashed and restarts",
     "57P03": "the server is starting or stopping",
 }
-# The rows themselves are at fault: the statement can succeed without the instances they belong to.
+# The rows themselves are at fault: the statement can succeed without the instances they belong to. Other
+# violations (class 23: null, unique, no partition) are faults of the table and would blame every instance.
 DATA_SQLSTATES: dict[str, str] = {
     "22": "a value does not fit",
-    "23": "a row violates a constraint of the table",
+    "23514": "a row violates a named check of the table",
 }
 SCHEMA_SQLSTATES: dict[str, str] = {
     "42P01": "a table is missing",
@@ -67,7 +68,12 @@ def sqlstate_of(error: DBAPIError) -> str | None:
 def is_data_error(error: DBAPIError) -> bool:
     """Say whether the rows, and not the server, the schema or the statement, are at fault."""
     sqlstate = sqlstate_of(error)
-    return sqlstate is not None and sqlstate[:2] in DATA_SQLSTATES
+    if sqlstate is None:
+        return False
+    if sqlstate in DATA_SQLSTATES:
+        # Without a name it is "no partition of relation found for row".
+        return getattr(getattr(error.orig, "diag", None), "constraint_name", None) is not None
+    return sqlstate[:2] in DATA_SQLSTATES
 
 
 def reason_of(error: DBAPIError) -> str:

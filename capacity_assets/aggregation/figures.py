@@ -18,6 +18,7 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     BindParameter,
+    Boolean,
     ColumnElement,
     Date,
     FromClause,
@@ -47,12 +48,13 @@ Element: TypeAlias = ColumnElement[Any]
 
 @dataclass(frozen=True)
 class Parameters:
-    """Bind parameters: `starts` and `ends` hold the previous window first, then the windows asked for."""
+    """Bind parameters; `starts`, `ends` and `wanted` describe adjacent windows, of which only some are asked for."""
 
     period_type: BindParameter[str]
     instance_ids: BindParameter[Any]
     starts: BindParameter[Any]
     ends: BindParameter[Any]
+    wanted: BindParameter[Any]
     first_day: BindParameter[Any]
     last_day: BindParameter[Any]
 
@@ -64,22 +66,24 @@ def parameters_of_a_run() -> Parameters:
         instance_ids=bindparam("instance_ids", type_=ARRAY(Integer)),
         starts=bindparam("starts", type_=ARRAY(Date)),
         ends=bindparam("ends", type_=ARRAY(Date)),
+        wanted=bindparam("wanted", type_=ARRAY(Boolean)),
         first_day=bindparam("first_day", type_=Date),
         last_day=bindparam("last_day", type_=Date),
     )
 
 
 def numbered_windows(parameters: Parameters) -> CTE:
-    """Number the windows: bucket 1 is the previous window of the first one asked for."""
+    """Number the windows: bucket 1 is the previous window of the first one asked for, gaps are numbered too."""
     numbered = (
-        func.unnest(parameters.starts, parameters.ends)
-        .table_valued("period_start", "period_end", with_ordinality="bucket", name="numbered")
+        func.unnest(parameters.starts, parameters.ends, parameters.wanted)
+        .table_valued("period_start", "period_end", "wanted", with_ordinality="bucket", name="numbered")
         .render_derived()
     )
     return select(
         cast(numbered.c.bucket, Integer).label("bucket"),
         numbered.c.period_start,
         numbered.c.period_end,
+        numbered.c.wanted,
         func.lag(numbered.c.period_start).over(order_by=numbered.c.bucket).label("previous_start"),
     ).cte("windows")
 
@@ -174,7 +178,7 @@ def _laid_out(level: Level, measured: Subquery, windows: CTE) -> CTE:
             *(column.label(name) for name, column in zip(level.figures, columns, strict=True)),
         )
         .join_from(measured, windows, windows.c.bucket == measured.c.bucket)
-        .where(measured.c.bucket > 1)
+        .where(windows.c.wanted)
         .cte("figures")
     )
 

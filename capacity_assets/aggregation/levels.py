@@ -67,6 +67,12 @@ class Level:
         fixed = {"id", *self.keys, "period_type", "period_start", "calculated_at", "created_at"}
         return tuple(column.name for column in self.target.columns if column.name not in fixed)
 
+    @cached_property
+    def own_figures(self) -> tuple[str, ...]:
+        """The figures made of the window's own samples alone: all but change, growth and trend."""
+        compared = {name for measure in self.measures for name in (measure.change, measure.change_percent)}
+        return tuple(name for name in self.figures if name not in {*compared, "growth_rate", "trend_direction"})
+
     def live(self) -> Iterator[ColumnElement[bool]]:
         """Conditions a raw row must meet to count."""
         if self.void_flag:

@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.errors import CapacityError, database_error
 
 if TYPE_CHECKING:
+    from redis import Redis
     from redis.lock import Lock
 
 KEY_PREFIX = "capacity:aggregation"
@@ -170,24 +171,40 @@ AND classid = :first AND objid = :second AND objsubid = 2
 """
 
 
+def ask_redis(url: str) -> str:
+    """Return the version of the Redis that holds the locks.
+
+    Raises:
+        LockUnavailableError: it does not answer, or refuses the login.
+    """
+    with _redis_errors("next"), _client(url) as client:
+        information = client.info("server")
+        return str(information["redis_version"])
+
+
+def _client(url: str) -> Redis:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return Redis.from_url(
+        url,
+        socket_timeout=REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+        # No retries inside the client: a server that is away must be told, not waited for.
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
 class _RedisLock:
     """A Redis key with our token, renewed by a thread while the work lasts."""
 
     def __init__(self, url: str, period: str, time_to_live_seconds: float) -> None:
-        from redis import Redis
-        from redis.backoff import NoBackoff
         from redis.lock import Lock
-        from redis.retry import Retry
 
         self._period = period
         self._time_to_live = time_to_live_seconds
-        # No retries inside the client: a server that is away must be told, not waited for.
-        self._redis = Redis.from_url(
-            url,
-            socket_timeout=REDIS_TIMEOUT_SECONDS,
-            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = _client(url)
         self._lock: Lock = Lock(
             self._redis, redis_key(period), timeout=time_to_live_seconds, blocking=False, thread_local=False
         )

@@ -76,7 +76,7 @@ class PeriodSummary:
         if self.status is AggregationStatus.FAILED:
             return (
                 f"{window}: {self.failed_instances} of {self.total_instances} instances failed; "
-                f"the rows of the other {self.processed_instances} were written, "
+                f"the rows of the other {self.processed_instances} are stored, "
                 "those of the failed ones were kept as they were."
             )
         if self.status is AggregationStatus.SKIPPED:
@@ -84,7 +84,7 @@ class PeriodSummary:
             return f"{window}: nothing to do, {reason}."
         return (
             f"{window}: {self.processed_instances} of {self.total_instances} instances processed, "
-            f"{self.written_records} rows written, {self.unchanged_records} unchanged, "
+            f"{_counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
             f"{self.protected_records} protected."
         )
 
@@ -162,17 +162,20 @@ class RunSummary:
     def message(self) -> str:
         """One sentence on the whole run."""
         windows = len({(part.period_type, part.period_start) for part in self.parts})
-        what = f"{windows} window{'' if windows == 1 else 's'}"
+        what = _counted(windows, "window")
         if self.status is AggregationStatus.FAILED:
             return (
-                f"{what}: {self.total('failed_instances')} instance computations failed, "
+                f"{what}: {_counted(self.total('failed_instances'), 'instance computation')} failed, "
                 f"{self.total('processed_instances')} succeeded and were kept. First: {self.errors[0]}."
             )
         if self.status is AggregationStatus.SKIPPED:
-            return f"{what}: nothing to do, no active instance has samples there."
+            reason = "has samples there" if self.total("total_instances") else "is in scope"
+            return f"{what}: nothing to do, no active instance {reason}."
+        removed = self.total("removed_records")
         return (
-            f"{what}: {self.total('written_records')} rows written, {self.total('unchanged_records')} unchanged, "
-            f"{self.total('protected_records')} protected."
+            f"{what}: {_counted(self.total('written_records'), 'row')} written, "
+            f"{self.total('unchanged_records')} unchanged, {self.total('protected_records')} protected"
+            f"{f', {removed} removed' if removed else ''}."
         )
 
     def total(self, name: str) -> int:
@@ -240,6 +243,10 @@ def combine(parts: Iterable[PeriodSummary]) -> tuple[PeriodSummary, ...]:
         key = (part.period_type, part.level, part.period_start)
         by_window[key] = by_window[key] + part if key in by_window else part
     return tuple(by_window.values())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _status(failed: int, processed: int) -> AggregationStatus:

@@ -58,7 +58,7 @@ class InstanceRef:
 
 @dataclass(frozen=True)
 class _Work:
-    """What one statement covers: adjacent windows, some instances."""
+    """What one statement covers: windows in order, some instances."""
 
     period: Period
     windows: Sequence[Window]
@@ -67,15 +67,18 @@ class _Work:
     guard: Guard | None
 
     def parameters(self) -> dict[str, object]:
-        """Return the statement's parameters; the previous window leads the arrays."""
-        windows = [self.period.previous(self.windows[0]), *self.windows]
+        """Return the statement's parameters: adjacent windows from the previous one on, and which are asked for."""
+        first, last = self.period.previous(self.windows[0]), self.windows[-1]
+        windows = self.period.windows_between(first.start, last.end)
+        asked_for = set(self.windows)
         return {
             "period_type": self.period.name,
             "instance_ids": [instance.id for instance in self.instances],
             "starts": [window.start for window in windows],
             "ends": [window.end for window in windows],
-            "first_day": windows[0].start,
-            "last_day": windows[-1].end,
+            "wanted": [window in asked_for for window in windows],
+            "first_day": first.start,
+            "last_day": last.end,
         }
 
     def halves(self) -> tuple[_Work, _Work] | None:
@@ -93,8 +96,8 @@ class _Work:
 
 
 def days_read(period: Period, windows: Sequence[Window]) -> int:
-    """Count the days that adjacent windows read, those of the window before the first included."""
-    return period.previous(windows[0]).days + sum(window.days for window in windows)
+    """Count the days that windows in order read: gaps between them, and the window before the first, included."""
+    return (windows[-1].end - period.previous(windows[0]).start).days + 1
 
 
 class AggregationRunner:
@@ -116,15 +119,15 @@ class AggregationRunner:
         overwrite: bool = False,
         watch: Watch = UNWATCHED,
     ) -> tuple[PeriodSummary, ...]:
-        """Aggregate adjacent `windows` of `period` for `instances`; return one summary per window.
+        """Aggregate `windows` of `period`, given in order, for `instances`; return one summary per window.
 
         Raises:
             DatabaseError: the server, the schema or the connection failed; slices written before are kept.
         """
         started = time.perf_counter()
         parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
-        for done, chunk in enumerate(self._slices(instances, days_read(period, windows))):
-            parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite, watch.guard), slices_done=done)
+        for chunk in self._slices(instances, days_read(period, windows)):
+            parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite, watch.guard))
             if watch.progress:
                 watch.progress(len(chunk))
         share = (time.perf_counter() - started) / len(windows)
@@ -135,19 +138,19 @@ class AggregationRunner:
         for first in range(0, len(instances), size):
             yield instances[first : first + size]
 
-    def _aggregate_slice(self, work: _Work, *, slices_done: int) -> list[PeriodSummary]:
+    def _aggregate_slice(self, work: _Work) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead."""
         try:
             return self._write(work)
         except DBAPIError as error:
             if not is_data_error(error):
-                raise self._failure(error, work, slices_done) from error
+                raise self._failure(error, work) from error
             halves = work.halves()
             if halves is None:
                 return [self._failed(work, error)]
         except PoolTimeoutError as error:
-            raise self._failure(error, work, slices_done) from error
-        return [part for half in halves for part in self._aggregate_slice(half, slices_done=slices_done)]
+            raise self._failure(error, work) from error
+        return [part for half in halves for part in self._aggregate_slice(half)]
 
     def _write(self, work: _Work) -> list[PeriodSummary]:
         statement = aggregation_statement(self.level, overwrite=work.overwrite)
@@ -176,10 +179,10 @@ class AggregationRunner:
         failure = InstanceError(instance.id, instance.name, reason_of(error))
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
 
-    def _failure(self, error: DBAPIError | PoolTimeoutError, work: _Work, slices_done: int) -> Exception:
+    def _failure(self, error: DBAPIError | PoolTimeoutError, work: _Work) -> Exception:
         first, last = work.windows[0].start, work.windows[-1].end
         doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
-        kept = f"Rows written before were kept ({slices_done} slices); the slice at work was rolled back whole."
+        kept = "What was committed before was kept; the slice at work was rolled back whole."
         return database_error(error, doing=doing, kept=kept)
 
 

@@ -32,7 +32,7 @@ from capacity_assets.aggregation.runners import (
 )
 from capacity_assets.aggregation.statements import known_instances
 from capacity_assets.clock import Clock
-from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
+from capacity_assets.periods import PERIODS, Period, Window, in_order
 
 ALL_LEVELS = tuple(LEVELS)
 SCOPE_ALL = "all"
@@ -84,17 +84,16 @@ class AggregationService:
         chosen = self.period(period)
         runners = [self._runner(level) for level in options.levels]
         try:
-            spans = adjacent_spans(chosen, windows)
+            wanted = in_order(chosen, windows)
         except ValueError as error:
             raise ValidationError(f"{error}. Nothing was written.") from error
-        if not spans or not runners:
+        if not wanted or not runners:
             raise ValidationError("No window or no level was asked for. Nothing was written.")
         active = [instance for instance in self._instances(options.instance_ids) if instance.active]
         parts = [
             part
             for runner in runners
-            for span in spans
-            for part in runner.aggregate(chosen, span, active, overwrite=options.overwrite, watch=options.watch)
+            for part in runner.aggregate(chosen, wanted, active, overwrite=options.overwrite, watch=options.watch)
         ]
         return RunSummary(tuple(parts))
 
@@ -138,8 +137,7 @@ class AggregationService:
         """
         instance = self.instance(instance_id)
         run = RunSummary()
-        for name in periods or self._periods:
-            period = self.period(name)
+        for period in [self.period(name) for name in (self._periods if periods is None else periods)]:
             window = period.scheduled(self._clock.today())
             run += self.aggregate(period, [window], RunOptions(self.levels_of(scope), instance_ids=[instance_id]))
         return InstanceSummary(instance.id, instance.name, instance.active, run)

@@ -42,17 +42,21 @@ from capacity_assets.storage.tables import instances
 INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protected"
 
 
+def is_active() -> ColumnElement[bool]:
+    """The one rule for which instances are aggregated (SEMANTICS, section 3)."""
+    return and_(instances.c.is_active, instances.c.deleted_at.is_(None))
+
+
 def known_instances() -> Select[int, str, bool]:
-    """Select id, name and whether it is active, of every registered instance, by id (SEMANTICS, section 3)."""
-    active = and_(instances.c.is_active, instances.c.deleted_at.is_(None)).label("active")
-    return select(instances.c.id, instances.c.name, active).order_by(instances.c.id)
+    """Select id, name and whether it is active, of every registered instance, by id."""
+    return select(instances.c.id, instances.c.name, is_active().label("active")).order_by(instances.c.id)
 
 
 @cache
 def aggregation_statement(level: Level, *, overwrite: bool) -> Select[object, int, int, int, int, int]:
     """Build the statement for one level.
 
-    Parameters at execution: `period_type`, `instance_ids`, `starts`, `ends`, `first_day`, `last_day`.
+    Parameters at execution: `period_type`, `instance_ids`, `starts`, `ends`, `wanted`, `first_day`, `last_day`.
     Returns one row per window asked for: `period_start`, `instances` (with raw rows), `records`, `written`,
     `unchanged`, `removed`. Without `overwrite`, rows that were built from more samples than the raw data
     still holds are left alone (SEMANTICS, section 6); they are `records - written - unchanged`.
@@ -74,11 +78,9 @@ def _classified(level: Level, figures: CTE, parameters: Parameters, *, overwrite
     """
     stored = level.target.alias("stored")
     same_row = _same_row(level, stored, figures, parameters, figures.c.period_start)
-    stored_figures = tuple_(*(stored.c[name] for name in level.figures))
-    new_figures = tuple_(*(figures.c[name] for name in level.figures))
     rules: list[tuple[ColumnElement[bool], ColumnElement[str]]] = [
         (stored.c.data_count.is_(None), literal(INSERT)),
-        (stored_figures.is_not_distinct_from(new_figures), literal(UNCHANGED)),
+        (~_differ(level.figures, stored, figures), literal(UNCHANGED)),
     ]
     if not overwrite:
         rules.append((_built_from_more_samples(level, stored, figures, parameters), literal(PROTECTED)))
@@ -89,13 +91,23 @@ def _classified(level: Level, figures: CTE, parameters: Parameters, *, overwrite
 def _built_from_more_samples(
     level: Level, stored: FromClause, figures: CTE, parameters: Parameters
 ) -> ColumnElement[bool]:
-    """Whether raw data has gone since the stored row was built: in its own window or the one it compares with."""
+    """Whether taking the new row would only lose samples: its own, or those its known change was measured against.
+
+    The second holds only while the window's own figures are the same: a window that grows or is corrected follows
+    its samples, and its change what is left of the window before.
+    """
     before = level.target.alias("stored_before")
     previous_was_fuller = exists().where(
         _same_row(level, before, figures, parameters, figures.c.previous_start),
         before.c.data_count > func.coalesce(figures.c.previous_data_count, 0),
     )
-    return or_(stored.c.data_count > figures.c.data_count, previous_was_fuller)
+    own_is_the_same = ~_differ(level.own_figures, stored, figures)
+    return or_(stored.c.data_count > figures.c.data_count, and_(own_is_the_same, previous_was_fuller))
+
+
+def _differ(names: tuple[str, ...], one: FromClause, other: FromClause) -> ColumnElement[bool]:
+    """Whether any of the columns differs, nulls being equal to each other."""
+    return tuple_(*(one.c[name] for name in names)).is_distinct_from(tuple_(*(other.c[name] for name in names)))
 
 
 def _same_row(
@@ -117,8 +129,11 @@ def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite
     upsert = insert(target).from_select(list(values), rows, include_defaults=False)
     updated = {name: upsert.excluded[name] for name in (*level.figures, "calculated_at")}
     # Repeated here for a row that another writer put in between this statement's reading and its writing.
-    not_fuller = None if overwrite else target.c.data_count <= upsert.excluded.data_count
-    upsert = upsert.on_conflict_do_update(index_elements=key, set_=updated, where=not_fuller)
+    excluded = tuple_(*(upsert.excluded[name] for name in level.figures))
+    still_wanted = tuple_(*(target.c[name] for name in level.figures)).is_distinct_from(excluded)
+    if not overwrite:
+        still_wanted = and_(still_wanted, target.c.data_count <= upsert.excluded.data_count)
+    upsert = upsert.on_conflict_do_update(index_elements=key, set_=updated, where=still_wanted)
     return upsert.returning(target.c.period_start).cte("written")
 
 
@@ -165,7 +180,7 @@ def _counts(
     for rows in counted.values():
         if rows is not None:
             statement = statement.outerjoin(rows, rows.c.period_start == windows.c.period_start)
-    return statement.where(windows.c.bucket > 1).order_by(windows.c.bucket)
+    return statement.where(windows.c.wanted).order_by(windows.c.bucket)
 
 
 def _count_rows(rows: CTE | None, name: str) -> Subquery | None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
 from capacity_assets.aggregation.locks import CapacityLockManager
-from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, RunSummary
+from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, PeriodSummary, RunSummary
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
@@ -46,15 +46,19 @@ class AggregationTaskRunner:
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
     ) -> RunSummary:
-        """Aggregate `windows` of one period, or the scheduled one.
+        """Aggregate `windows` of one period, or the scheduled one, which is skipped where no partition exists yet.
 
         Raises:
             ValidationError: unknown period or level, or a window outside the partition range.
             NotFoundError: an instance id is not registered.
             DatabaseError: the database failed or the schema is missing.
+            LockHeldError, LockLostError, LockUnavailableError: as the texts say.
         """
         chosen = self.service.period(period)
         wanted = [chosen.scheduled(self._clock.today())] if windows is None else list(windows)
+        if windows is None and wanted[0].start < self._first_window(chosen).start:
+            parts = (PeriodSummary(chosen.name, level, wanted[0].start, wanted[0].end) for level in options.levels)
+            return RunSummary(tuple(parts))
         self._refuse_windows_outside_the_range(chosen, wanted)
         self._refuse_a_missing_schema()
         return self._run(chosen, wanted, options)
@@ -74,7 +78,8 @@ class AggregationTaskRunner:
         instance = self.service.instance(instance_id)
         run = RunSummary()
         if instance.active:
-            run = self.run_periods(periods or self.service.period_names, RunOptions(instance_ids=[instance_id]))
+            names = self.service.period_names if periods is None else periods
+            run = self.run_periods(names, RunOptions(instance_ids=[instance_id]))
         return InstanceSummary(instance.id, instance.name, instance.active, run)
 
     def windows_between(self, period: str | Period, first_day: date | None, last_day: date | None) -> list[Window]:
@@ -84,11 +89,23 @@ class AggregationTaskRunner:
             ValidationError: wrong order, or days outside the partition range.
         """
         chosen = self.service.period(period)
-        first = first_day or self._first_day
-        last = last_day or self._clock.today()
-        windows = self.service.windows_between(chosen, first, last)
-        self._refuse_windows_outside_the_range(chosen, windows)
-        return list(windows)
+        first_window, last_window = self._first_window(chosen), chosen.current(self._clock.today())
+        first, last = first_day or self._first_day, last_day or last_window.end
+        for day in (first, last):
+            # Before any window is built: a mistyped year would build millions.
+            if not first_window.start <= day <= last_window.end:
+                raise ValidationError(f"{day} {self._outside(chosen)}")
+        return list(self.service.windows_between(chosen, first, last))
+
+    def _first_window(self, period: Period) -> Window:
+        return period.window_of(self._first_day)
+
+    def _outside(self, period: Period) -> str:
+        first, last = self._first_window(period), period.current(self._clock.today())
+        return (
+            f"lies outside the {period.name} partition range: the first starts on {first.start} "
+            f"(CAPACITY_START_DATE is {self._first_day}), the current one on {last.start}. Nothing was written."
+        )
 
     def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
         with self._locks.job_lock(period.name) as lock:
@@ -99,14 +116,10 @@ class AggregationTaskRunner:
         return summary
 
     def _refuse_windows_outside_the_range(self, period: Period, windows: Sequence[Window]) -> None:
-        first, last = period.window_of(self._first_day), period.current(self._clock.today())
+        first, last = self._first_window(period), period.current(self._clock.today())
         outside = [window for window in windows if not first.start <= window.start <= last.start]
         if outside:
-            raise ValidationError(
-                f"{period.name} window {outside[0].start} to {outside[0].end} lies outside the partition range: "
-                f"the first starts on {first.start} (CAPACITY_START_DATE is {self._first_day}), "
-                f"the current one on {last.start}. Nothing was written."
-            )
+            raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
 
     def _refuse_a_missing_schema(self) -> None:
         try:

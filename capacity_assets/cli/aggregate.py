@@ -14,6 +14,7 @@ from capacity_assets.aggregation.runners import Progress as ReportProgress
 from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, is_terminal, print_json, print_table, say
 from capacity_assets.periods import PERIODS, Period, Window
@@ -38,9 +39,11 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
 
     Raises: as `AggregationTaskRunner.run_period`; every name and date is checked before anything is written.
     """
+    refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
-        names = list(PERIODS) if SCOPE_ALL in request.periods else list(dict.fromkeys(request.periods))
-        work = [(period, _windows(runner, period, request)) for period in map(runner.service.period, names)]
+        named = [runner.service.period(name) for name in dict.fromkeys(request.periods) if name != SCOPE_ALL]
+        periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else named
+        work = [(period, _windows(runner, period, request)) for period in periods]
         levels = runner.service.levels_of(request.scope)
         run = RunSummary()
         with _progress_bar() as report:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import reason_of
+from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
 from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_engine
-from capacity_assets.settings import ConfigurationError, Settings, load_settings, unknown_variables
+from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_state
@@ -49,8 +51,11 @@ def check_all(*, as_json: bool) -> int:
         findings = [Finding(*_split(line)) for line in str(error).splitlines()]
         _print(findings, as_json=as_json)
         return BAD_USAGE
-    findings = [*_configuration(settings), *_capacity_database(settings), *_dagster_storage(settings)]
+    configuration = list(_configuration(settings))
+    findings = [*configuration, *_capacity_database(settings), *_dagster_storage(settings), *_redis(settings)]
     _print(findings, as_json=as_json)
+    if any(finding.verdict is Verdict.BAD for finding in configuration):
+        return BAD_USAGE
     return FAILED if any(finding.verdict is Verdict.BAD for finding in findings) else DONE
 
 
@@ -66,6 +71,8 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     note = "lies ahead: there is no partition yet" if ahead else "first day with samples"
     yield Finding("CAPACITY_SCHEDULE_HOUR", Verdict.OK, f"schedules tick at {settings.schedule_hour:02}:00")
     yield Finding("CAPACITY_START_DATE", Verdict.BAD if ahead else Verdict.OK, f"{settings.start_date}, {note}")
+    if Path(ENV_FILE).is_file():
+        yield Finding(ENV_FILE, Verdict.NOTE, f"{Path(ENV_FILE).resolve()} is read too; what is exported wins")
     for name in unknown_variables():
         yield Finding(name, Verdict.NOTE, "is set but not known, so it has no effect; see .env.example")
     yield Finding("CAPACITY_HOME", Verdict.OK, str(settings.home.resolve()))
@@ -98,8 +105,8 @@ def _capacity_database(settings: Settings) -> Iterator[Finding]:
 
 
 def _server(engine: Engine) -> Iterator[Finding]:
-    version = server_version(engine)
-    old = int(version.split(".", maxsplit=1)[0]) < OLDEST_SERVER
+    major, version = server_version(engine)
+    old = major < OLDEST_SERVER
     advice = f"; {OLDEST_SERVER} or newer is needed" if old else ""
     yield Finding("capacity database", Verdict.BAD if old else Verdict.OK, f"PostgreSQL {version} answers{advice}")
 
@@ -126,7 +133,7 @@ def _dagster_storage(settings: Settings) -> Iterator[Finding]:
         return
     engine = create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
     try:
-        yield Finding("Dagster storage", Verdict.OK, f"PostgreSQL {server_version(engine)} answers")
+        yield Finding("Dagster storage", Verdict.OK, f"PostgreSQL {server_version(engine)[1]} answers")
         yield _pools(engine)
     except DBAPIError as error:
         yield Finding("Dagster storage", Verdict.BAD, f"cannot reach {safe_url(url)}: {reason_of(error)}")
@@ -146,9 +153,22 @@ def _pools(engine: Engine) -> Finding:
     return Finding("pools", Verdict.OK, "one run a period at a time")
 
 
+def _redis(settings: Settings) -> Iterator[Finding]:
+    """Ask Redis, where one holds the locks."""
+    if settings.redis_url is None:
+        yield Finding("CAPACITY_REDIS_URL", Verdict.OK, "unset: PostgreSQL holds the locks")
+        return
+    try:
+        version = ask_redis(settings.redis_url.get_secret_value())
+    except LockUnavailableError as error:
+        yield Finding("Redis", Verdict.BAD, str(error))
+    else:
+        yield Finding("Redis", Verdict.OK, f"Redis {version} answers and holds the locks")
+
+
 def _print(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
         return
-    columns = (("Checked", "left"), ("Verdict", "left"), ("Found", "left"))
+    columns = (("Checked", "left"), ("Verdict", "left"), ("Found", "text"))
     print_table("capacity check", columns, [[f.subject, f.verdict.value, f.text] for f in findings])

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, database_error
 from capacity_assets.aggregation.levels import LEVELS, Level
+from capacity_assets.aggregation.statements import is_active
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
@@ -47,11 +48,25 @@ def initialise_database(settings: Settings) -> None:
             say(f"limits of Dagster's pools set at {safe_url(settings.dagster_url)}")
 
 
+def refuse_an_absent_embedded_server(settings: Settings) -> None:
+    """Say that there is nothing yet, instead of creating a server only to find it empty.
+
+    Raises:
+        DatabaseError: no URL is set and the embedded server was never created.
+    """
+    if settings.capacity_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+        raise DatabaseError(
+            f"CAPACITY_DATABASE_URL is unset and there is no embedded server under {settings.home.resolve()} yet. "
+            "Run `capacity init` or `capacity demo` to create it, or set CAPACITY_HOME to where it is."
+        )
+
+
 def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print what samples there are and the latest stored window of each period and level."""
+    refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         if schema_revision(engine) is None:
-            raise DatabaseError("There is no capacity schema in this database. Run `capacity init` first.")
+            raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
         samples = [_samples(engine, level) for level in LEVELS.values()]
         windows = [_latest(engine, name, level) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
@@ -81,7 +96,7 @@ def _cells(row: dict[str, object]) -> list[object]:
 
 
 def _active_instances(engine: Engine) -> int:
-    query = select(func.count()).where(instances.c.is_active, instances.c.deleted_at.is_(None))
+    query = select(func.count()).select_from(instances).where(is_active())
     with engine.connect() as connection:
         return int(connection.execute(query).scalar_one())
 
@@ -116,7 +131,8 @@ def _latest(engine: Engine, period: str, level: Level) -> dict[str, object]:
     }
 
 
-def server_version(engine: Engine) -> str:
-    """Return the PostgreSQL version, for `capacity check`."""
+def server_version(engine: Engine) -> tuple[int, str]:
+    """Return PostgreSQL's major version and its full name, for `capacity check`."""
     with engine.connect() as connection:
-        return str(connection.execute(text("SHOW server_version")).scalar_one())
+        number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
+        return number // 10_000, str(connection.execute(text("SHOW server_version")).scalar_one())

@@ -28,7 +28,7 @@ from capacity_assets.orchestration.jobs import job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.runtime import open_engine, task_runner
-from capacity_assets.settings import Settings, load_settings
+from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
 from capacity_assets.storage.schema import initialise
 
@@ -53,6 +53,10 @@ def run_demo(settings: Settings) -> None:
         settings = load_settings()
         today = Clock(settings.zone).today()
         first_day = max(first_sample_day(today), settings.start_date)
+        if first_day > today:
+            raise ConfigurationError(
+                f"CAPACITY_START_DATE: {settings.start_date} lies ahead; there is no partition yet"
+            )
         with open_engine(settings) as engine:
             fleet = _load(engine, first_day, today)
             if fleet.samples_added:
@@ -86,7 +90,7 @@ def _open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet
         )
         wanted = period.windows_between(first_day, today)
         open_windows = [window for window in wanted if window.key not in done or _is_touched(period, window, fleet)]
-        for span in adjacent_spans(period, open_windows):
+        for span in adjacent_spans(open_windows):
             chunks += [
                 _Chunk(period, span[first : first + PARTITIONS_PER_RUN])
                 for first in range(0, len(span), PARTITIONS_PER_RUN)
@@ -104,10 +108,11 @@ def _materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Seque
     """Run the jobs over the chunks; return how many rows were written."""
     definitions = build_definitions(settings)
     written = 0
+    if not chunks:
+        return 0
     with _progress_bar() as bar:
-        task = bar.add_task("windows", total=sum(len(chunk.windows) for chunk in chunks))
+        task = bar.add_task("windows computed", total=sum(len(chunk.windows) for chunk in chunks))
         for chunk in chunks:
-            bar.update(task, description=f"{chunk.period.name} windows")
             written += _materialise_chunk(definitions, instance, chunk)
             bar.advance(task, len(chunk.windows))
     return written
@@ -123,6 +128,8 @@ def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance
         raise_on_error=False,
     )
     if not result.success:
+        if "DagsterExecutionInterruptedError" in _reasons(result):
+            raise KeyboardInterrupt
         raise CommandFailedError(
             f"Run {result.run_id} over the {chunk.period.name} windows {first} to {last} failed. {_reasons(result)} "
             "Finished runs were kept. `capacity up` shows the run; `capacity demo` continues."
@@ -212,6 +219,6 @@ def _print_fastest(engine: Engine, window: Window) -> None:
 
 
 def _print_where_to_look(settings: Settings) -> None:
-    say("Next: `make up` (or `capacity up`) serves the Dagster UI with these runs; open an asset, then a partition.")
+    say("Next: `make up` (or `capacity up`) serves the Dagster UI; Catalog has the assets, Runs these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` computes without Dagster.")
     say(f"Data: {settings.home.resolve()}")

@@ -6,6 +6,7 @@ keeps its traceback.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, NotFoundError, ValidationError, reason_of
+from capacity_assets.aggregation.locks import LockHeldError, LockLostError, LockUnavailableError
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
@@ -36,12 +38,17 @@ _EXIT_CODES: dict[type[Exception], int] = {
     EmbeddedServerError: FAILED,
     SchemaProblemsError: FAILED,
     CommandFailedError: FAILED,
+    LockHeldError: FAILED,
+    LockLostError: FAILED,
+    LockUnavailableError: FAILED,
 }
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Print known failures as text and exit with their code."""
+    # So that what a command holds (the embedded server, a lock) is given back when it is asked to stop.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except tuple(_EXIT_CODES) as error:
@@ -53,5 +60,6 @@ def readable_errors() -> Iterator[None]:
 
 
 def _leave(message: str, code: int) -> None:
-    sys.stderr.write(f"capacity: {message}\n")
+    for line in message.splitlines():
+        sys.stderr.write(f"capacity: {line}\n")
     sys.exit(code)

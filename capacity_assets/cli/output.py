@@ -30,16 +30,19 @@ def error_console() -> Console:
 
 
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table under its title; each column is a heading and left or right."""
+    """Print a table under its title; each column is a heading and left, right, or text, which folds."""
     built = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, side in columns:
-        # Numbers and their headings stay whole; long texts fold.
-        right = side == "right"
-        built.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
+        whole = side != "text"
+        built.add_column(heading, justify="right" if side == "right" else "left", no_wrap=whole, overflow="fold")
     for row in rows:
         built.add_row(*(escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
-    console().print(title, style="bold", markup=False, soft_wrap=True)
-    console().print(built)
+    screen = console()
+    if all(side != "text" for _, side in columns):
+        # Wider than the screen is readable, cut in the middle of a word is not.
+        screen.width = max(screen.width, screen.measure(built).maximum)
+    screen.print(title, style="bold", markup=False, soft_wrap=True)
+    screen.print(built)
 
 
 def human_mb(size_mb: int) -> str:

@@ -47,9 +47,9 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
         _prepare_home(settings.dagster_home)
         yield {
             **os.environ,
+            **settings.as_environment(),
             "CAPACITY_DATABASE_URL": _plain(capacity_url),
             "DAGSTER_POSTGRES_URL": _plain(dagster_url),
-            "CAPACITY_HOME": str(settings.home.resolve()),
             "DAGSTER_HOME": str(settings.dagster_home),
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE),
         }

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
@@ -46,17 +47,23 @@ def serve(settings: Settings, *, port: int) -> int:
         CommandFailedError: the port is taken, the schema is missing, or Dagster stopped by itself.
         EmbeddedServerError: the embedded server did not start.
     """
-    _refuse_a_taken_port(port)
-    with _stop_signals(), _only_one(settings.dagster_home), dagster_environment(settings) as environment:
+    with (
+        _stop_signals(),
+        _only_one(settings.dagster_home) as lock,
+        _free_port(port),
+        dagster_environment(settings) as environment,
+    ):
         _ensure_schema(settings)
         with dagster_instance(environment):
             # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
             pass
         log = settings.dagster_home / "up.log"
-        with _dagster(environment, port, log) as process:
+        with _dagster(environment, port, log, lock) as process:
             try:
                 _wait_until_served(process, port, log)
                 say(f"Dagster UI: http://{HOST}:{port}")
+                if settings.capacity_url is None:
+                    say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
                 say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
                 _wait_for_exit(process, log)
             except _StopRequestedError:
@@ -86,24 +93,29 @@ def _stop_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def _only_one(home: Path) -> Iterator[IO[str]]:
     """Refuse a second `capacity up` on the same folder: two daemons would launch everything twice.
 
-    The kernel drops the lock when the process dies, however it dies.
+    Dagster inherits the lock and keeps it as long as it lives, also when this process is killed.
     """
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "up.lock").open("a") as lock:
+    with (home / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.seek(0)
+            group = lock.read().strip()
             raise CommandFailedError(
-                f"Another `capacity up` serves {home.parent} already. Nothing was started. "
-                "Use that one, or give this one a folder of its own with CAPACITY_HOME."
+                f"Another `capacity up` serves {home.parent} already, or Dagster is left over from one that was killed "
+                f"(process group {group or 'unknown'}). Nothing was started. Use that one, end what is left over with "
+                f"`kill -- -{group or 'GROUP'}`, or give this one a folder of its own with CAPACITY_HOME."
             ) from None
-        yield
+        yield lock
 
 
-def _refuse_a_taken_port(port: int) -> None:
+@contextmanager
+def _free_port(port: int) -> Iterator[None]:
+    """Refuse a port that something else listens on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -113,6 +125,7 @@ def _refuse_a_taken_port(port: int) -> None:
                 f"Port {port} on {HOST} cannot be used ({error.strerror}). Nothing was started. "
                 "Stop what uses it, or choose another with --port."
             ) from None
+    yield
 
 
 def _ensure_schema(settings: Settings) -> None:
@@ -128,14 +141,26 @@ def _ensure_schema(settings: Settings) -> None:
 
 
 @contextmanager
-def _dagster(environment: dict[str, str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dagster dev` in a session of its own, so that Ctrl-C reaches only us, and end it in order."""
+def _dagster(environment: dict[str, str], port: int, log: Path, lock: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `dagster dev` in a session of its own, so that Ctrl-C reaches only us, and end it in order.
+
+    Its folder is Dagster's home: elsewhere it would read a .env file, which beats the variables it is given.
+    """
     arguments = [sys.executable, "-m", "dagster", "dev", "-h", HOST, "-p", str(port)]
     arguments += ["-w", str(shipped_file("workspace.yaml"))]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
-            arguments, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            arguments,
+            cwd=environment["DAGSTER_HOME"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
         )
+        lock.truncate(0)
+        lock.write(str(process.pid))
+        lock.flush()
         try:
             yield process
         finally:

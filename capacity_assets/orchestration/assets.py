@@ -4,6 +4,7 @@ Assets are thin: windows from the partition keys, one call of the task runner, t
 SQL and dates do not belong here.
 """
 
+import logging
 import textwrap
 from collections.abc import Iterable
 
@@ -38,6 +39,7 @@ OWNERS = ["team:dba"]
 # and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.
 RETRIES = dg.RetryPolicy(max_retries=5, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 RAW_GROUP = "raw"
+logger = logging.getLogger(__name__)
 
 
 class AggregationConfig(dg.Config):
@@ -72,12 +74,14 @@ def raw_assets(settings: Settings) -> list[dg.AssetSpec]:
     ]
 
 
-def aggregate_assets(settings: Settings, periods: Iterable[Period]) -> list[dg.AssetsDefinition]:
+def aggregate_assets(
+    settings: Settings, periods: Iterable[Period], retries: dg.RetryPolicy
+) -> list[dg.AssetsDefinition]:
     """Build one asset for each period and level."""
-    return [_aggregate_asset(settings, period, level) for period in periods for level in LEVELS.values()]
+    return [_aggregate_asset(settings, period, level, retries) for period in periods for level in LEVELS.values()]
 
 
-def _aggregate_asset(settings: Settings, period: Period, level: Level) -> dg.AssetsDefinition:
+def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     @dg.asset(
         name=asset_name(period, level),
         description=_description(period, level),
@@ -86,7 +90,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level) -> dg.Ass
         deps=[dg.AssetDep(level.source.name, partition_mapping=days_behind_a_window())],
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         pool=pool_name(period),
-        retry_policy=RETRIES,
+        retry_policy=retries,
         owners=OWNERS,
         kinds={"postgres", "sql"},
         tags={"period": period.name, "level": level.name},
@@ -100,7 +104,9 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level) -> dg.Ass
         try:
             summary = runner.run_period(period, windows, options)
         except CapacityError as error:
-            raise dg.Failure(description=str(error), allow_retries=error.transient) from error
+            # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
+            logger.debug("cause of the failure", exc_info=error)
+            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
         _report(context, summary)
 
     return aggregate
@@ -138,13 +144,13 @@ def _description(period: Period, level: Level) -> str:
         "instance": "Total size and number of databases, summed per day first: mean, largest, smallest, change.",
     }[level.name]
     return textwrap.dedent(f"""\
-        One row for each {subject} and **{period.name}** window, in `{level.target.name}` with
-        `period_type = '{period.name}'`. A partition is a window; its key is the first day.
+        How each {subject} developed, one row a {period.name} window.
 
-        {figures}
+        Rows lie in `{level.target.name}` with `period_type = '{period.name}'`. A partition is a window; its key is
+        the first day. {figures}
 
         - *Change* and *growth* compare exact means with those of the window before; unknown is null, not zero.
-        - *Trend*: growing above +5 %, shrinking below -5 %, else stable.
+        - *Trend*: growing above +5 % or from 0, shrinking below -5 %, else stable.
         - Running a window again over unchanged samples writes nothing. Rows built from more samples than the
           raw data still holds are protected; the run option `overwrite` rebuilds the window exactly.
         - A server without samples in the window counts as skipped, one whose data cannot be stored as failed;

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from capacity_assets.clock import Clock
-from capacity_assets.orchestration.assets import aggregate_assets, raw_assets
+from capacity_assets.orchestration.assets import RETRIES, aggregate_assets, raw_assets
 from capacity_assets.orchestration.jobs import aggregation_jobs
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
 from capacity_assets.orchestration.schedules import aggregation_schedules
@@ -18,7 +18,11 @@ from capacity_assets.settings import Settings
 
 
 def build_definitions(
-    settings: Settings, *, periods: Mapping[str, Period] = PERIODS, clock: Clock | None = None
+    settings: Settings,
+    *,
+    periods: Mapping[str, Period] = PERIODS,
+    clock: Clock | None = None,
+    retries: dg.RetryPolicy = RETRIES,
 ) -> dg.Definitions:
     """Build the definitions of the code location.
 
@@ -30,7 +34,7 @@ def build_definitions(
         warnings.simplefilter("ignore", dg.BetaWarning)
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
             *raw_assets(settings),
-            *aggregate_assets(settings, periods.values()),
+            *aggregate_assets(settings, periods.values(), retries),
         ]
     return dg.Definitions(
         assets=assets,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
 
 from capacity_assets.aggregation.levels import Level
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
@@ -24,7 +25,7 @@ def column_schema(table: Table, made_of: Mapping[str, Sequence[str]]) -> dg.Tabl
         columns=[
             dg.TableColumn(
                 name=column.name,
-                type=str(column.type).lower(),
+                type=column.type.compile(dialect=postgresql.dialect()).lower(),  # type: ignore[no-untyped-call]
                 description=_described(column.comment, made_of.get(column.name, ())),
                 constraints=dg.TableColumnConstraints(nullable=bool(column.nullable), unique=column.primary_key),
             )

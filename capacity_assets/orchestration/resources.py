@@ -27,6 +27,6 @@ def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[s
             with open_task_runner_lazily(settings, clock=clock, periods=periods) as runner:
                 yield runner
         except EmbeddedServerError as error:
-            raise dg.Failure(description=str(error)) from error
+            raise dg.Failure(description=str(error)) from None
 
     return aggregation

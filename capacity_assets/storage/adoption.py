@@ -1,9 +1,10 @@
 """Bringing tables to a wanted shape by adding and widening only, whatever is there already.
 
 `plan_table` compares one existing table with the wanted one and returns the steps, each with a reason a
-person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row, a
-column or a narrower type's values. What no step can mend (duplicate keys, for example) comes back as a
-problem that says what to do. Which tables are wanted is decided by the callers.
+person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row or a
+column; the one thing they drop is a check that refuses registered periods. What no step can mend (duplicate
+keys, for example) comes back as a problem that says what to do. Which tables are wanted is decided by the
+callers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql.elements import quoted_name
+
+from capacity_assets.periods import PERIODS
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves this constructor untyped
 
@@ -91,14 +94,21 @@ def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterato
 
 
 def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[str]:
+    for name, found in present.items():
+        filled = found["nullable"] or found.get("default") or found.get("identity")
+        if name not in wanted.columns and "period_type" in wanted.columns and not filled:
+            yield (
+                f"{wanted.name}.{name} is none of our columns, must not be null and has no default, so no row can be "
+                f"inserted. Give it a default or allow null, then run `capacity init` again."
+            )
     for column in wanted.columns:
-        found = present.get(column.name)
-        if found is None and not column.nullable and column.server_default is None:
+        ours = present.get(column.name)
+        if ours is None and not column.nullable and column.server_default is None:
             yield (
                 f"{wanted.name}.{column.name} is missing and has no default to fill existing rows with. "
                 f"Add the column and fill it, then run `capacity init` again."
             )
-        if found is not None and column.name == "id" and not (found.get("default") or found.get("identity")):
+        if ours is not None and column.name == "id" and not (ours.get("default") or ours.get("identity")):
             sequence = f"{wanted.name}_id_seq"
             yield (
                 f"{wanted.name}.id has no default, so no row can be inserted. Create sequence {sequence} beginning "
@@ -120,22 +130,24 @@ def _is_narrower(found: ReflectedColumn, wanted: Column[object]) -> bool:
 
 
 def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
-    """The legacy check on period_type lists four periods; which ones exist is decided by the registry."""
+    """A legacy check on period_type alone that lists four periods; which ones exist is decided by the registry."""
     if "period_type" not in wanted.columns:
         return
     checks = connection.execute(
         text(
-            "SELECT c.conname FROM pg_constraint c "
-            "JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey) "
+            "SELECT c.conname, pg_get_constraintdef(c.oid) AS definition FROM pg_constraint c "
+            "JOIN pg_attribute a ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum] "
             "WHERE c.conrelid = to_regclass(:table) AND c.contype = 'c' AND a.attname = 'period_type'"
         ),
         {"table": wanted.name},
     )
-    for name in checks.scalars():
-        yield Step(
-            f"{wanted.name} accepts only the periods listed in its check {name}",
-            f"ALTER TABLE {_quoted(wanted.name)} DROP CONSTRAINT {_quoted(name)}",
-        )
+    for name, definition in checks:
+        listed = [period for period in PERIODS if f"'{period}'" in definition]
+        if listed and len(listed) < len(PERIODS):
+            yield Step(
+                f"{wanted.name} accepts only the periods listed in its check {name}: {', '.join(listed)}",
+                f"ALTER TABLE {_quoted(wanted.name)} DROP CONSTRAINT {_quoted(name)}",
+            )
 
 
 def _default_partition_steps(connection: Connection, wanted: Table) -> Iterator[Step]:

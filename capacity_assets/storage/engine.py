@@ -33,19 +33,20 @@ class UnreachableError(Exception):
 def capacity_engine(url: URL) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
 
-    Raises nothing here: a wrong address shows at the first statement, see `ensure_reachable`.
+    What the URL itself says (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) is kept: ours
+    are defaults. Raises nothing here: a wrong address shows at the first statement, see `ensure_reachable`.
     """
+    own_options = url.query.get("options", "")
+    defaults: dict[str, object] = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": APPLICATION_NAME}
+    arguments = {name: value for name, value in defaults.items() if name not in url.query}
     return create_engine(
-        url,
+        url.difference_update_query(["options"]),
         pool_size=POOL_SIZE,
         max_overflow=POOL_SIZE,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": APPLICATION_NAME,
-            "options": _SESSION_OPTIONS,
-        },
+        # The later of two settings wins in PostgreSQL, so the user's come last.
+        connect_args={**arguments, "options": f"{_SESSION_OPTIONS} {own_options}".strip()},
     )
 
 

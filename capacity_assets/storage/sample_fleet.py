@@ -54,6 +54,14 @@ FLEET = (
 
 
 @dataclass(frozen=True)
+class _Registered:
+    """A server as it is registered: retirement is decided once, when the fleet is first loaded."""
+
+    id: int
+    retired_on: date | None
+
+
+@dataclass(frozen=True)
 class LoadedFleet:
     """What loading did: samples added, and the days they belong to (None when nothing was new)."""
 
@@ -79,11 +87,11 @@ def other_instances(engine: Engine) -> int:
 def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFleet:
     """Insert whatever is missing of the fleet and its samples from `first_day` to `today`, in one transaction."""
     with engine.begin() as connection:
-        ids = _register(connection, today)
+        known = _register(connection, today)
         connection.execute(
             text("CREATE TEMPORARY TABLE sample (LIKE database_size_stats INCLUDING DEFAULTS) ON COMMIT DROP")
         )
-        _copy(connection, ids, first_day, today)
+        _copy(connection, known, first_day, today)
         added = connection.execute(text(_INSERT_SAMPLES)).one()
         connection.execute(text(_INSERT_TOTALS))
     retired = tuple(server.name for server in FLEET if server.fate == "retired")
@@ -110,8 +118,8 @@ ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false DO NOTHING
 """
 
 
-def _register(connection: Connection, today: date) -> dict[str, int]:
-    """Register the servers that are not there yet; return their ids by name."""
+def _register(connection: Connection, today: date) -> dict[str, _Registered]:
+    """Register the servers that are not there yet; return by name their ids and when they were retired."""
     retired_on = today - timedelta(days=RETIRED_DAYS_AGO)
     for number, server in enumerate(FLEET, start=1):
         retired = server.fate == "retired"
@@ -130,34 +138,35 @@ def _register(connection: Connection, today: date) -> dict[str, int]:
             },
         )
     rows = connection.execute(
-        text("SELECT name, id FROM instances WHERE name = ANY (:names)"), {"names": [server.name for server in FLEET]}
+        text("SELECT name, id, deleted_at FROM instances WHERE name = ANY (:names)"),
+        {"names": [server.name for server in FLEET]},
     )
-    return {row.name: row.id for row in rows}
+    return {row.name: _Registered(row.id, row.deleted_at.date() if row.deleted_at else None) for row in rows}
 
 
-def _copy(connection: Connection, ids: dict[str, int], first_day: date, today: date) -> None:
+def _copy(connection: Connection, known: dict[str, _Registered], first_day: date, today: date) -> None:
     cursor = connection.connection.cursor()
     columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date"
     with cursor.copy(f"COPY sample ({columns}) FROM STDIN") as copy:
-        for row in _samples(ids, first_day, today):
+        for row in _samples(known, first_day, today):
             copy.write_row(row)
 
 
 Row = tuple[int, str, int, int | None, int | None, date]
 
 
-def _samples(ids: dict[str, int], first_day: date, today: date) -> Iterator[Row]:
+def _samples(known: dict[str, _Registered], first_day: date, today: date) -> Iterator[Row]:
     for server in FLEET:
-        for day in _measured_days(server, first_day, today):
+        registered = known[server.name]
+        last_day = registered.retired_on or today
+        for day in _measured_days(server, first_day, last_day):
             for number in range(server.databases):
-                yield _sample(server, ids[server.name], number, day)
+                yield _sample(server, registered.id, number, day)
 
 
-def _measured_days(server: Server, first_day: date, today: date) -> Iterator[date]:
-    starts = max(first_day, today - timedelta(days=NEW_SERVER_DAYS)) if server.fate == "new" else first_day
-    ends = today - timedelta(days=RETIRED_DAYS_AGO) if server.fate == "retired" else today
-    day = starts
-    while day <= ends:
+def _measured_days(server: Server, first_day: date, last_day: date) -> Iterator[date]:
+    day = max(first_day, last_day - timedelta(days=NEW_SERVER_DAYS)) if server.fate == "new" else first_day
+    while day <= last_day:
         outage = server.fate == "outage" and (day - EPOCH).days % 365 in OUTAGE_DAYS
         missing = _noise(server.name, day.isoformat()) % MISSING_ONE_DAY_IN == 0
         if not outage and not missing:

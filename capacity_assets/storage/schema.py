@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, MetaData, inspect, text
 
 from capacity_assets.storage.adoption import carry_out, missing_comments, plan_table
 from capacity_assets.storage.tables import metadata
@@ -44,10 +44,11 @@ class SchemaState:
 
 
 def initialise(engine: Engine) -> tuple[str, ...]:
-    """Create the tables, or upgrade those that are there, in one transaction; return what was done.
+    """Create the tables, or upgrade or mend those that are there, in one transaction; return what was done.
 
     Raises:
-        SchemaProblemsError: duplicates or missing columns stand in the way; nothing was changed.
+        SchemaProblemsError: duplicates or missing columns stand in the way, or the schema is newer than this
+            version; nothing was changed.
         sqlalchemy.exc.DBAPIError: the database refused a step; nothing was changed.
     """
     from alembic import command
@@ -56,15 +57,52 @@ def initialise(engine: Engine) -> tuple[str, ...]:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     with engine.begin() as connection:
-        # Widening a column rewrites its table, which may take hours; waiting for the other upgrade too.
+        # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INIT_LOCK})
+        connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
+        _refuse_a_newer_schema(connection)
         done: list[str] = []
         config.attributes.update(connection=connection, done=done)
         command.upgrade(config, "head")
+        # Also what someone dropped or changed after the last upgrade.
+        done += adopt(connection, metadata)
         for step in missing_comments(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)
+
+
+def adopt(connection: Connection, wanted: MetaData) -> list[str]:
+    """Create the tables that are missing and bring the others to the wanted shape; return what was done.
+
+    Raises:
+        SchemaProblemsError: all problems of all tables; the caller's transaction rolls everything back.
+    """
+    present = set(inspect(connection).get_table_names())
+    done: list[str] = []
+    problems: list[str] = []
+    for table in wanted.sorted_tables:
+        if table.name not in present:
+            table.create(connection)
+            done.append(f"created table {table.name}")
+            continue
+        plan = plan_table(connection, table)
+        problems += plan.problems
+        if not problems:
+            for step in plan.steps:
+                carry_out(connection, step)
+                done.append(f"changed: {step.reason}")
+    if problems:
+        raise SchemaProblemsError(problems)
+    return done
+
+
+def _refuse_a_newer_schema(connection: Connection) -> None:
+    revision = _revision(connection)
+    if revision is not None and revision > SCHEMA_REVISION:
+        newer = f"It is at revision {revision}; this version knows {SCHEMA_REVISION}. Install the newer version."
+        raise SchemaProblemsError([newer])
 
 
 def schema_state(engine: Engine) -> SchemaState:

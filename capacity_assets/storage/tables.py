@@ -45,8 +45,9 @@ def _megabytes(name: str, comment: str, *, nullable: bool = False) -> Column[obj
 
 def _change(stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: str = "_mb") -> list[Column[object]]:
     """Change columns of one measure: absolute, truncated toward zero, and in percent of the previous mean."""
-    absolute = f"Mean {what} minus that of the window before{', MB' if unit else ''}; null: unknown"
-    percent = f"Change of the mean {what} in percent; null: unknown, or from 0"
+    of_means = f"difference of the exact mean {what} to the window before"
+    absolute = f"{of_means.capitalize()}, cut toward zero{', MB' if unit else ''}; null: unknown"
+    percent = f"{of_means.capitalize()}, in percent of the latter; null: unknown, or from 0"
     return [
         Column(f"{stem}_change{unit}", kind, comment=absolute),
         Column(f"{stem}_change_percent", PERCENT, comment=percent),
@@ -71,11 +72,11 @@ def _window_columns() -> list[Column[object]]:
 
 def _verdict_columns() -> list[Column[object]]:
     return [
-        Column("growth_rate", PERCENT, comment="Change of the mean total in percent; null: unknown, or from 0"),
+        Column("growth_rate", PERCENT, comment="Change of the exact mean total in percent; null: unknown, or from 0"),
         Column(
             "trend_direction",
             String(20),
-            comment="growing above +5 %, shrinking below -5 %, else stable; null: no previous window to compare with",
+            comment="growing above +5 % or from 0, shrinking below -5 %, else stable; null: nothing to compare with",
         ),
         _timestamp("calculated_at", "When the figures last changed"),
         _timestamp("created_at", "When the row was first written"),

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, delete, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
 from capacity_assets.storage.tables import database_size_stats
@@ -30,17 +31,23 @@ from tests.fleet import (
 from tests.integration.test_failures import add_overflowing_instance
 
 DATABASES = "daily_database_aggregations"
+# As many retries as the real policy has, without its pauses.
+QUICK_RETRIES = dg.RetryPolicy(max_retries=RETRIES.max_retries, delay=0.5)
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def run_range(settings: Settings, job: str, first: str, last: str, **options: Any) -> dg.ExecuteInProcessResult:
-    definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)))
+    definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)), retries=QUICK_RETRIES)
     return definitions.resolve_job_def(job).execute_in_process(
         tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
         run_config=QUIET | options.pop("run_config", {}),
         raise_on_error=False,
         **options,
     )
+
+
+def retries(result: dg.ExecuteInProcessResult) -> int:
+    return len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"])
 
 
 def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, Any]]:
@@ -58,6 +65,7 @@ def fill_four_hundred_days(engine: Engine) -> None:
         days = [100 + day if number <= day % 3 else None for day in range(400)]
         add_database_sizes(engine, sizes(1, f"db{number}", "2025-01-01", days))
     add_database_sizes(engine, sizes(2, "other", "2025-01-01", [7 if day % 2 else None for day in range(400)]))
+    add_instance_sizes(engine, totals(1, "2025-01-01", [(300 + day, 1 + day % 3) for day in range(400)]))
 
 
 def test_a_range_run_gives_each_of_four_hundred_partitions_its_own_metadata_and_equals_single_runs(
@@ -77,19 +85,19 @@ def test_a_range_run_gives_each_of_four_hundred_partitions_its_own_metadata_and_
         assert (found["period_start"], found["period_end"]) == (key, key)
         assert found["written_records"] == 1 + number % 3 + second_measured, key
         assert (found["processed_instances"], found["skipped_instances"]) == (1 + second_measured, 1 - second_measured)
-    in_one_run = figures(engine, DATABASE)
+    in_one_run = [figures(engine, level) for level in (DATABASE, INSTANCE)]
 
     with engine.begin() as connection:
         connection.execute(delete(DATABASE.target))
+        connection.execute(delete(INSTANCE.target))
     definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)))
     job = definitions.resolve_job_def("daily_aggregation_job")
     with dg.DagsterInstance.ephemeral() as instance:
         for key in keys:
-            single = job.execute_in_process(
-                partition_key=key, instance=instance, run_config=QUIET, asset_selection=[dg.AssetKey(DATABASES)]
-            )
+            single = job.execute_in_process(partition_key=key, instance=instance, run_config=QUIET)
             assert single.success
-    assert figures(engine, DATABASE) == in_one_run
+    assert [figures(engine, level) for level in (DATABASE, INSTANCE)] == in_one_run
+    assert [len(rows) for rows in in_one_run] == [999, 400]
 
 
 def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: Settings, engine: Engine) -> None:
@@ -146,16 +154,21 @@ def test_a_run_in_which_everything_failed_fails_without_retry_and_keeps_stored_r
     settings: Settings, engine: Engine
 ) -> None:
     add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, "2025-03-02", [(100, 1)]))
+    run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
+    before = stored(engine, INSTANCE)
     add_overflowing_instance(engine, 1, date(2025, 3, 2))
 
     result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
 
     assert not result.success
+    assert retries(result) == 0
     [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
     assert failure.user_failure_data is not None
     assert "Stored rows were kept as they were" in str(failure.user_failure_data.description)
     assert failure.user_failure_data.metadata["failed_instances"].value == 1
-    assert stored(engine, INSTANCE) == []
+    assert len(before) == 1
+    assert stored(engine, INSTANCE) == before
 
 
 def test_overwrite_is_a_run_option(settings: Settings, engine: Engine) -> None:
@@ -196,12 +209,23 @@ def test_a_missing_schema_fails_the_run_and_says_capacity_init(settings: Setting
     assert "Run `capacity init`" in failure_text(result)
 
 
+def test_a_database_failure_shows_neither_the_statement_nor_its_parameters(settings: Settings, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE database_size_stats"))
+    add_instances(engine, [1])
+
+    result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
+
+    assert not result.success
+    assert "run `capacity init`" in failure_text(result)
+    assert "SELECT" not in failure_text(result)
+    assert "parameters" not in failure_text(result)
+
+
 def test_an_unreachable_database_fails_the_run_and_shows_no_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://dba:hunter2@127.0.0.1:9/capacity")
-
-    monkeypatch.setattr(time, "sleep", lambda _: None)
 
     result = run_range(Settings(), "daily_aggregation_job", "2025-03-02", "2025-03-02")
 
@@ -210,11 +234,7 @@ def test_an_unreachable_database_fails_the_run_and_shows_no_password(
     assert "connection failed" in told
     assert "127.0.0.1" in told
     assert "hunter2" not in told
-    assert len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]) == 10
-
-
-def retries(result: dg.ExecuteInProcessResult) -> int:
-    return len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"])
+    assert retries(result) == 10
 
 
 def run_in_thread(settings: Settings) -> tuple[threading.Thread, list[dg.ExecuteInProcessResult]]:
@@ -305,7 +325,7 @@ def test_a_period_held_by_another_writer_is_retried_until_it_is_free(settings: S
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
     with CapacityLockManager(engine).job_lock("daily"):
         thread, results = run_in_thread(settings)
-        time.sleep(3)
+        time.sleep(1.2)
         assert stored(engine, DATABASE) == []
     thread.join(90)
 

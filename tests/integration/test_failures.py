@@ -93,7 +93,7 @@ def test_more_than_twenty_errors_are_counted_exactly_and_listed_in_part(
     summary = run.parts[0].to_dict()
     assert run.everything_failed
     assert (summary["error_count"], len(summary["errors"])) == (25, 20)  # type: ignore[arg-type]
-    assert "the rows of the other 0 were written" in str(summary["message"])
+    assert "the rows of the other 0 are stored" in str(summary["message"])
 
 
 def test_a_change_that_no_bigint_holds_fails_at_database_level_too(engine: Engine, service: AggregationService) -> None:
@@ -165,7 +165,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
         service.aggregate("weekly", [Window(date(2025, 3, 1), date(2025, 3, 7))])
     with pytest.raises(ValidationError, match="No window"):
         service.aggregate("weekly", [])
-    with pytest.raises(ValidationError, match="lies outside the partition range: the first starts on 2025-01-01"):
+    with pytest.raises(ValidationError, match="2019-01-01 lies outside the monthly partition range: the first"):
         runner.windows_between("monthly", date(2019, 1, 1), date(2025, 3, 1))
     with pytest.raises(ValidationError, match="the current one on 2025-07-01"):
         runner.windows_between("monthly", date(2025, 3, 1), date(2025, 8, 1))
@@ -219,7 +219,7 @@ def test_a_connection_killed_between_slices_keeps_what_was_committed_and_a_repet
 
     event.listen(engine, "commit", count_commits)
     event.listen(engine, "before_cursor_execute", terminate)
-    with pytest.raises(DatabaseError, match=r"Rows written before were kept \(2 slices\)") as caught:
+    with pytest.raises(DatabaseError, match="What was committed before was kept") as caught:
         service.aggregate("monthly", MARCH, INSTANCE_LEVEL)
     event.remove(engine, "before_cursor_execute", terminate)
     other.dispose()
@@ -303,3 +303,58 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
     assert len(run.parts) == 500
     assert all(part.total_instances == 300 for part in run.parts)
     assert run.total("written_records") == 500
+
+
+def test_a_fault_of_the_whole_table_is_told_once_and_not_blamed_on_every_instance(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, range(1, 21))
+    for instance_id in range(1, 21):
+        add_instance_sizes(engine, totals(instance_id, "2025-03-01", [(100, 1)]))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE instance_size_aggregations ADD COLUMN batch int NOT NULL"))
+
+    with pytest.raises(DatabaseError, match="null value in column") as caught:
+        service.aggregate("monthly", MARCH, INSTANCE_LEVEL)
+
+    assert (caught.value.sqlstate, caught.value.transient) == ("23502", False)
+
+
+def test_a_named_check_of_the_users_own_fails_the_instances_that_violate_it(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1)]))
+    add_instance_sizes(engine, totals(2, "2025-03-01", [(-5, 1)]))
+    with engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE instance_size_aggregations ADD CONSTRAINT no_negative_sizes CHECK (min_size_mb >= 0)")
+        )
+
+    run = service.aggregate("monthly", MARCH, INSTANCE_LEVEL)
+
+    assert [error.instance_id for error in run.errors] == [2]
+    assert "no_negative_sizes" in run.errors[0].reason
+    assert [row["instance_id"] for row in stored(engine, INSTANCE)] == [1]
+
+
+def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_alone(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 200)))
+    days = PERIODS["daily"].windows_between(date(2025, 3, 2), date(2025, 6, 8))[::2]
+    statements: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", count)
+    run = service.aggregate("daily", days, RunOptions(("database",)))
+    event.remove(engine, "before_cursor_execute", count)
+
+    assert len(statements) == 2, "the instances, then the level"
+    assert [part.period_start for part in run.parts] == [window.start for window in days]
+    rows = stored(engine, DATABASE)
+    assert [row["period_start"] for row in rows] == [window.start for window in days]
+    assert {row["size_change_mb"] for row in rows} == {1}, "compared with the day before, which was not asked for"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import date
 
+import pytest
 from sqlalchemy import Engine, delete, text, update
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
@@ -134,6 +137,72 @@ def test_a_known_change_is_not_lost_when_the_samples_of_the_window_before_were_p
     # crm: no February is left, so its change would turn from known to unknown.
     assert protected(run) == (0, 1, 2)
     assert by_name(engine, date(2025, 3, 1)) == before
+
+
+def test_a_window_that_grows_follows_its_samples_although_the_window_before_was_purged(
+    engine: Engine, service: AggregationService
+) -> None:
+    """The current month is computed every day; a purge of the month before must not freeze it."""
+    two_months(engine)
+    remove_samples(engine, "orders", date(2025, 3, 11), date(2025, 3, 31))
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 20))
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-11", [500]))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert run.total("written_records") == 1
+    orders = by_name(engine, date(2025, 3, 1))["orders"]
+    assert (orders["data_count"], orders["max_size_mb"]) == (11, 500)
+
+
+def test_a_correction_is_taken_although_the_window_before_lost_samples(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 20))
+    with engine.begin() as connection:
+        raw = database_size_stats
+        corrected = raw.c.database_name == "orders", raw.c.collected_date == date(2025, 3, 31)
+        connection.execute(update(raw).where(*corrected).values(size_mb=100_000))
+
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert by_name(engine, date(2025, 3, 1))["orders"]["max_size_mb"] == 100_000
+
+
+INSERT_MARCH = """
+INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end,
+    avg_size_mb, max_size_mb, min_size_mb, data_count)
+VALUES (1, 'orders', 'monthly', '2025-03-01', '2025-03-31', 1, 1, 1, :samples)
+"""
+
+
+@pytest.mark.parametrize(("samples", "taken"), [(40, False), (3, True)])
+def test_a_row_another_writer_commits_in_between_is_replaced_only_if_it_is_not_fuller(
+    engine: Engine, service: AggregationService, *, samples: int, taken: bool
+) -> None:
+    """Sessions: another inserts the row; ours reads, finds none, and waits; the other commits; ours goes on."""
+    two_months(engine)
+    runs: list[RunSummary] = []
+    thread = threading.Thread(
+        target=lambda: runs.append(service.aggregate("monthly", MARCH, RunOptions(("database",))))
+    )
+    with engine.connect() as other:
+        other.execute(text(INSERT_MARCH), {"samples": samples})
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH windows%'"
+        deadline = time.monotonic() + 20
+        with engine.connect() as watcher:
+            while not watcher.execute(text(waiting)).scalar() and time.monotonic() < deadline:
+                watcher.rollback()
+                time.sleep(0.05)
+        other.commit()
+    thread.join(20)
+
+    assert protected(runs[0]) == ((3, 0, 0) if taken else (2, 0, 1))
+    assert by_name(engine, date(2025, 3, 1))["orders"]["data_count"] == (31 if taken else 40)
 
 
 def test_a_late_sample_makes_the_row_fuller_and_is_taken(engine: Engine, service: AggregationService) -> None:

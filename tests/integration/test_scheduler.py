@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,18 +33,8 @@ SHANGHAI = ZoneInfo("Asia/Shanghai")
 @contextmanager
 def code_server(port: int) -> Iterator[GrpcServerTarget]:
     """A process of its own that serves the code location."""
-    arguments = [
-        "-m",
-        "dagster",
-        "api",
-        "grpc",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-        "-m",
-        "capacity_assets.definitions",
-    ]
+    arguments = [sys.executable, "-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port)]
+    arguments += ["-m", "capacity_assets.definitions"]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_grpc_server(process, DagsterGrpcClient(port=port, host="127.0.0.1"), [])

@@ -77,6 +77,52 @@ def test_running_init_again_changes_nothing(empty_engine: Engine) -> None:
     assert initialise(empty_engine) == ()
 
 
+def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE instance_size_stats"))
+        connection.execute(text("ALTER TABLE database_size_aggregations DROP CONSTRAINT uq_database_size_aggregation"))
+        connection.execute(text("ALTER TABLE database_size_aggregations DROP COLUMN trend_direction"))
+    assert not schema_state(engine).fit
+
+    done = initialise(engine)
+
+    assert sorted(done) == [
+        "changed: database_size_aggregations has no unique key on "
+        "(instance_id, database_name, period_type, period_start)",
+        "changed: database_size_aggregations.trend_direction is missing",
+        "created table instance_size_stats",
+    ]
+    assert schema_state(engine).fit
+
+
+def test_a_schema_newer_than_this_version_is_left_alone(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0999'"))
+
+    with pytest.raises(SchemaProblemsError, match="at revision 0999; this version knows 0001"):
+        initialise(engine)
+
+
+def test_a_foreign_column_that_must_be_filled_is_reported(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE instance_size_aggregations ADD COLUMN batch int NOT NULL"))
+
+    with pytest.raises(SchemaProblemsError, match=r"instance_size_aggregations\.batch is none of our columns"):
+        initialise(engine)
+
+
+def test_a_check_of_the_users_own_on_periods_is_kept(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE database_size_aggregations ADD CHECK (period_type <> '')"))
+        connection.execute(
+            text(
+                "ALTER TABLE database_size_aggregations ADD CHECK (period_type <> 'daily' OR period_start = period_end)"
+            )
+        )
+
+    assert initialise(engine) == ()
+
+
 def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
     outcomes: list[tuple[str, ...]] = []
     threads = [threading.Thread(target=lambda: outcomes.append(initialise(empty_engine))) for _ in range(2)]

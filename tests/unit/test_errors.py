@@ -58,7 +58,9 @@ def test_a_refused_login_is_permanent(told: str) -> None:
     assert not is_transient(raised(None, told))
 
 
-@pytest.mark.parametrize(("sqlstate", "data"), [("22003", True), ("23502", True), ("42P01", False), ("08006", False)])
+@pytest.mark.parametrize(
+    ("sqlstate", "data"), [("22003", True), ("23502", False), ("23514", False), ("42P01", False), ("08006", False)]
+)
 def test_data_errors_are_those_of_the_rows(sqlstate: str, data: bool) -> None:
     assert is_data_error(raised(sqlstate)) is data
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capacity_assets.clock import Clock
-from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
+from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans, in_order
 from tests import oracle
 
 DAYS = st.dates(date(1999, 1, 1), date(2101, 12, 31))
@@ -110,13 +110,22 @@ def test_windows_between_covers_whole_windows_at_both_ends() -> None:
         PERIODS["monthly"].windows_between(date(2025, 2, 2), date(2025, 2, 1))
 
 
-def test_windows_asked_for_out_of_order_twice_or_with_holes_become_adjacent_spans() -> None:
+def test_windows_asked_for_out_of_order_twice_or_with_holes_are_sorted_and_split_into_spans() -> None:
     week = PERIODS["weekly"]
     first, second, third, fourth = week.windows_between(date(2025, 1, 6), date(2025, 2, 2))
 
-    assert adjacent_spans(week, [fourth, second, first, second]) == [[first, second], [fourth]]
+    ordered = in_order(week, [fourth, second, first, second])
+
+    assert ordered == [first, second, fourth]
+    assert adjacent_spans(ordered) == [[first, second], [fourth]]
     with pytest.raises(ValueError, match="is not a weekly window"):
-        adjacent_spans(week, [third, Window(date(2025, 1, 1), date(2025, 1, 7))])
+        in_order(week, [third, Window(date(2025, 1, 1), date(2025, 1, 7))])
+
+
+@pytest.mark.parametrize("name", ["a_name_of_more_than_twenty", "two words", "Daily", "it's", ""])
+def test_a_name_that_does_not_fit_the_column_or_the_asset_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="lower-case identifier of at most 20"):
+        Period(name, days=1)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import context, op
 
-from capacity_assets.storage.adoption import carry_out, plan_table
-from capacity_assets.storage.schema import SchemaProblemsError
+from capacity_assets.storage.schema import adopt
 
 revision = "0001"
 down_revision = None
@@ -137,20 +136,4 @@ def upgrade() -> None:
     Raises:
         SchemaProblemsError: duplicates or missing columns; the caller's transaction rolls everything back.
     """
-    connection = op.get_bind()
-    done: list[str] = context.config.attributes.get("done", [])
-    present = set(sa.inspect(connection).get_table_names())
-    problems: list[str] = []
-    for table in metadata.sorted_tables:
-        if table.name not in present:
-            table.create(connection)
-            done.append(f"created table {table.name}")
-            continue
-        plan = plan_table(connection, table)
-        problems += plan.problems
-        if not problems:
-            for step in plan.steps:
-                carry_out(connection, step)
-                done.append(f"changed: {step.reason}")
-    if problems:
-        raise SchemaProblemsError(problems)
+    context.config.attributes.get("done", []).extend(adopt(op.get_bind(), metadata))

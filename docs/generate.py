@@ -1,0 +1,110 @@
+"""Writes the parts of docs/reference.md that follow from the code: `make docs`. A test says when they are stale.
+
+A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of the page is written by hand.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy.dialects import postgresql
+
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.locks import advisory_key, redis_key
+from capacity_assets.orchestration.assets import asset_name
+from capacity_assets.orchestration.jobs import job_name
+from capacity_assets.orchestration.pools import pool_name
+from capacity_assets.orchestration.schedules import schedule_name
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.settings import Settings, variable_names
+from capacity_assets.storage.tables import metadata
+
+REFERENCE = Path(__file__).with_name("reference.md")
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """Render a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def variables() -> str:
+    """Every environment variable with its default."""
+    defaults = {str(field.validation_alias): field.default for field in Settings.model_fields.values()}
+    rows = [
+        [f"`{name}`", "" if defaults[name] is None else f"`{defaults[name]}`", text]
+        for name, text in variable_names().items()
+    ]
+    return table(["variable", "default", "meaning"], rows)
+
+
+def length(period: Period) -> str:
+    """How long a window is, in words."""
+    if period.days:
+        return "one day" if period.days == 1 else "Monday to Sunday"
+    begin = "" if period.first_month == 1 else f", counted from month {period.first_month}"
+    return f"{period.months} calendar month{'' if period.months == 1 else 's'}{begin}"
+
+
+def periods() -> str:
+    """Every period, and all that is made from it."""
+    rows = [
+        [
+            f"`{period.name}`",
+            length(period),
+            "the current window" if period.scheduled_current else "the window just closed",
+            ", ".join(f"`{asset_name(period, level)}`" for level in LEVELS.values()),
+            f"`{job_name(period)}`",
+            f"`{schedule_name(period)}`",
+            f"`{pool_name(period)}`",
+        ]
+        for period in PERIODS.values()
+    ]
+    return table(["period", "window", "schedule takes", "assets", "job", "schedule", "pool"], rows)
+
+
+def locks() -> str:
+    """Key of each period's lock, in Redis and in PostgreSQL."""
+    rows = [
+        [f"`{name}`", f"`{redis_key(name)}`", "`pg_advisory_lock({}, {})`".format(*advisory_key(name))]
+        for name in PERIODS
+    ]
+    return table(["period", "Redis key", "PostgreSQL"], rows)
+
+
+def tables() -> str:
+    """Every table with its columns."""
+    dialect = postgresql.dialect()
+    parts = []
+    for described in metadata.sorted_tables:
+        rows = [
+            [
+                f"`{column.name}`",
+                column.type.compile(dialect=dialect).lower() + ("" if column.nullable else ", not null"),
+                str(column.comment),
+            ]
+            for column in described.columns
+        ]
+        heading = f"### {described.name}\n\n{described.comment}\n\n"
+        parts.append(heading + table(["column", "type", "meaning"], rows))
+    return "\n\n".join(parts)
+
+
+PARTS: dict[str, Callable[[], str]] = {"variables": variables, "periods": periods, "locks": locks, "tables": tables}
+
+
+def generated(page: str) -> str:
+    """Return the page with every part as the code has it now."""
+    for name, part in PARTS.items():
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        # A function, because a replacement text would have its backslashes read.
+        text = part()
+        page, found = pattern.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
+        if found != 1:
+            message = f"docs/reference.md has {found} places for {name}"
+            raise ValueError(message)
+    return page
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(generated(REFERENCE.read_text()))
