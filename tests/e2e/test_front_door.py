@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import URL
 
 from capacity_assets.settings import DAGSTER_DRIVER
 from capacity_assets.storage.embedded import EmbeddedServer
-from tests.e2e.stack import ask, environment, free_port, processes_naming, run, served, wait_for
+from tests.e2e.stack import COMMAND, ask, environment, free_port, processes_naming, run, served, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,6 +128,52 @@ def _materializations(port: int, asset: str, partitions: list[str]) -> dict[str,
         }
         for event in found["assetOrError"]["assetMaterializations"]
     }
+
+
+def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_starting_a_second_daemon(
+    home: Path,
+) -> None:
+    arguments = [*COMMAND, "up", "--port", str(free_port())]
+    with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+        process.communicate()
+
+    refused = run(home, "up", "--port", str(free_port()))
+
+    assert refused.returncode == 1
+    [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
+    os.killpg(int(group), signal.SIGKILL)
+    with served(home, free_port()):
+        pass
+    assert processes_naming(str(home)) == []
+
+
+def test_a_dot_env_file_is_read_by_everything_and_what_is_exported_wins(
+    database: URL, empty_database: URL, tmp_path: Path
+) -> None:
+    """Dagster reads such a file by itself, and would let it win over what `capacity up` hands it."""
+    (tmp_path / ".env").write_text(
+        f"CAPACITY_DATABASE_URL={database.render_as_string(hide_password=False)}\nCAPACITY_TIMEZONE=Europe/Berlin\n"
+        "DAGSTER_POSTGRES_URL=postgresql://dba@127.0.0.1:9/nowhere\n"
+    )
+    variables = {"DAGSTER_POSTGRES_URL": empty_database.render_as_string(hide_password=False)}
+    settings = environment(tmp_path / "home", **variables)
+    port = free_port()
+    with subprocess.Popen(
+        [*COMMAND, "up", "--port", str(port)], cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("Dagster UI")
+            schedules = """query { schedulesOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
+              repositoryName: "__repository__"}) { ... on Schedules { results { executionTimezone } } } }"""
+            zones = {row["executionTimezone"] for row in ask(port, schedules)["schedulesOrError"]["results"]}
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=90)
+    assert zones == {"Europe/Berlin"}
 
 
 def test_up_refuses_a_port_that_is_taken(home: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Engine, text
 
+from capacity_assets.aggregation.levels import DATABASE
 from tests.e2e.stack import ask, free_port, served, wait_for
-from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.fleet import add_database_sizes, add_instances, sizes, stored
 
 LAUNCH = """mutation($run: ExecutionParams!) { launchRun(executionParams: $run) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
@@ -43,6 +46,51 @@ def launch(port: int, job: str, assets: list[str], partition: str) -> str:
 
 def status(port: int, run_id: str) -> str:
     return str(ask(port, RUN, id=run_id)["runOrError"]["status"])
+
+
+BLOCK = text(
+    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, "
+    "avg_size_mb, max_size_mb, min_size_mb, data_count) "
+    "VALUES (1, 'orders', 'daily', '2025-03-02', '2025-03-02', 1, 1, 1, 1)"
+)
+
+
+def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_slot_comes_free(port: int, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
+    with engine.connect() as blocker:
+        blocker.execute(BLOCK)
+        killed = launch(port, "daily_aggregation_job", [], "2025-03-02")
+        pid = wait_for(lambda: _started_pid(port, killed), "the worker")
+        wait_for(lambda: _waits_for_a_lock(engine), "the statement")
+        os.kill(pid, signal.SIGKILL)
+        blocker.rollback()
+
+    wait_for(lambda: status(port, killed) == "FAILURE", "the killed run to be seen as failed")
+    assert stored(engine, DATABASE) == []
+    following = launch(port, "daily_aggregation_job", [], "2025-03-02")
+    wait_for(lambda: status(port, following) == "SUCCESS", "the next run")
+    assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
+
+
+EVENTS = """query($id: ID!) { runOrError(runId: $id) { ... on Run { eventConnection { events {
+  ... on EngineEvent { metadataEntries { label
+    ... on IntMetadataEntry { intValue } ... on TextMetadataEntry { text } } }
+} } } } }"""
+
+
+def _started_pid(port: int, run_id: str) -> int | None:
+    """Process number of the worker, as the run's own log has it."""
+    events = ask(port, EVENTS, id=run_id)["runOrError"]["eventConnection"]["events"]
+    entries = [entry for event in events for entry in event.get("metadataEntries", [])]
+    found = [entry.get("intValue") or entry.get("text") for entry in entries if entry["label"] == "pid"]
+    return int(found[-1]) if found else None
+
+
+def _waits_for_a_lock(engine: Engine) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH windows%'"
+    with engine.connect() as connection:
+        return bool(connection.execute(text(query)).scalar())
 
 
 def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_period_goes_on(
