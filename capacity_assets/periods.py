@@ -69,9 +69,9 @@ class Period:
         """Cron expression whose ticks, at midnight, are exactly the first days of the windows."""
         return self.cron_at(0)
 
-    def cron_at(self, hour: int) -> str:
-        """Cron expression that ticks at `hour` on the first day of each window."""
-        return f"0 {hour} {self._first_days}"
+    def cron_at(self, hour: int, minute: int = 0) -> str:
+        """Cron expression that ticks at that time on the first day of each window."""
+        return f"{minute} {hour} {self._first_days}"
 
     @property
     def _first_days(self) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Engine
 
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
@@ -84,4 +84,5 @@ def task_runner(
     service = AggregationService(engine, the_clock, periods=periods)
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     locks = CapacityLockManager(engine, redis_url)
-    return AggregationTaskRunner(service, locks, the_clock, first_day=settings.start_date)
+    limits = RunnerLimits(settings.start_date, settings.jump_percent)
+    return AggregationTaskRunner(service, locks, the_clock, limits)

@@ -22,6 +22,7 @@ DEFAULT_TIMEZONE = "Asia/Shanghai"
 DEFAULT_START_DATE = date(2025, 1, 1)
 # Samples arrive at three.
 DEFAULT_SCHEDULE_HOUR = 4
+DEFAULT_JUMP_PERCENT = 100
 DEFAULT_HOME = Path(".capacity")
 HOURS_PER_DAY = 24
 ENV_FILE = ".env"
@@ -74,6 +75,12 @@ class Settings(BaseSettings):
         default=DEFAULT_SCHEDULE_HOUR,
         validation_alias="CAPACITY_SCHEDULE_HOUR",
         description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there.",
+    )
+    jump_percent: int = Field(
+        default=DEFAULT_JUMP_PERCENT,
+        validation_alias="CAPACITY_JUMP_PERCENT",
+        gt=0,
+        description="Change in percent, up or down, from which on the check `jumps_named` names a row.",
     )
     home: Path = Field(
         default=DEFAULT_HOME,
@@ -177,6 +184,7 @@ class Settings(BaseSettings):
             "CAPACITY_TIMEZONE": self.timezone,
             "CAPACITY_START_DATE": self.start_date.isoformat(),
             "CAPACITY_SCHEDULE_HOUR": str(self.schedule_hour),
+            "CAPACITY_JUMP_PERCENT": str(self.jump_percent),
             "CAPACITY_HOME": str(self.home.resolve()),
         }
         return values | ({"CAPACITY_REDIS_URL": self.redis_url.get_secret_value()} if self.redis_url else {})

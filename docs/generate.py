@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql
 
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import advisory_key, redis_key
+from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, Severity, checks_of
 from capacity_assets.orchestration.assets import asset_name
 from capacity_assets.orchestration.jobs import job_name
 from capacity_assets.orchestration.pools import pool_name
@@ -63,6 +64,18 @@ def periods() -> str:
     return table(["period", "window", "schedule takes", "assets", "job", "schedule", "pool"], rows)
 
 
+def checks() -> str:
+    """Every check, and whether it calls a person or tells one."""
+    severities = {check.name: (check.severity, check.levels) for check in CHECKS}
+    severities[SERVERS_STORED] = (Severity.ERROR, tuple(LEVELS))
+    described = dict(pair for level in LEVELS.values() for pair in checks_of(level))
+    rows = [
+        [f"`{name}`", ", ".join(severities[name][1]), severities[name][0].value, text]
+        for name, text in described.items()
+    ]
+    return table(["check", "levels", "severity", "passes when"], rows)
+
+
 def locks() -> str:
     """Key of each period's lock, in Redis and in PostgreSQL."""
     rows = [
@@ -90,7 +103,13 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
-PARTS: dict[str, Callable[[], str]] = {"variables": variables, "periods": periods, "locks": locks, "tables": tables}
+PARTS: dict[str, Callable[[], str]] = {
+    "variables": variables,
+    "periods": periods,
+    "checks": checks,
+    "locks": locks,
+    "tables": tables,
+}
 
 
 def generated(page: str) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.clock import Clock
 from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
@@ -180,7 +180,7 @@ def service(engine: Engine, clock: Clock) -> AggregationService:
 @pytest.fixture
 def runner(engine: Engine, service: AggregationService, clock: Clock) -> AggregationTaskRunner:
     """The task runner on a fresh database, on 2025-07-20; the first partition holds 2025-01-01."""
-    return AggregationTaskRunner(service, CapacityLockManager(engine), clock, first_day=date(2025, 1, 1))
+    return AggregationTaskRunner(service, CapacityLockManager(engine), clock, RunnerLimits(date(2025, 1, 1)))
 
 
 @pytest.fixture

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
 from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, PeriodSummary, RunSummary
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
+from capacity_assets.settings import DEFAULT_JUMP_PERCENT
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 logger = logging.getLogger("capacity_assets")
@@ -31,17 +34,26 @@ _LOG_LEVELS = {
 }
 
 
+@dataclass(frozen=True)
+class RunnerLimits:
+    """What is configured about runs: the first day with samples, and the change from which on a row is named."""
+
+    first_day: date
+    jump_percent: int = DEFAULT_JUMP_PERCENT
+
+
 class AggregationTaskRunner:
     """Runs periods; see the module's text for what it adds to the service."""
 
     def __init__(
-        self, service: AggregationService, locks: CapacityLockManager, clock: Clock, *, first_day: date
+        self, service: AggregationService, locks: CapacityLockManager, clock: Clock, limits: RunnerLimits
     ) -> None:
-        """Run on `service` under `locks`; `first_day`, the first with samples, lies in the first partitions."""
+        """Run on `service` under `locks`, within `limits`; `clock` tells which windows are current."""
         self.service = service
         self._locks = locks
         self._clock = clock
-        self._first_day = first_day
+        self._first_day = limits.first_day
+        self._jump_percent = limits.jump_percent
 
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
@@ -81,6 +93,17 @@ class AggregationTaskRunner:
             names = self.service.period_names if periods is None else periods
             run = self.run_periods(names, RunOptions(instance_ids=[instance_id]))
         return InstanceSummary(instance.id, instance.name, instance.active, run)
+
+    def look(self, summary: RunSummary, level: str) -> list[Outcome]:
+        """Check what a run has written at one level.
+
+        Raises:
+            DatabaseError: the database failed; what was written was kept.
+        """
+        parts = summary.of_level(level).parts
+        windows = [Window(part.period_start, part.period_end) for part in parts]
+        question = Question(parts[0].period_type, LEVELS[level], windows, self._clock.today(), self._jump_percent)
+        return [servers_stored(summary.of_level(level)), *look(self._locks.engine, question)]
 
     def windows_between(self, period: str | Period, first_day: date | None, last_day: date | None) -> list[Window]:
         """Return the windows that hold a day of the range; open ends are the first partition and today.

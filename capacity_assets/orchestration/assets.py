@@ -6,7 +6,8 @@ SQL and dates do not belong here.
 
 import logging
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import dagster as dg
 from pydantic import Field
@@ -16,6 +17,7 @@ from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.checks import check_results, check_specs
 from capacity_assets.orchestration.metadata import (
     aggregate_metadata,
     failure_metadata,
@@ -95,21 +97,35 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         kinds={"postgres", "sql"},
         tags={"period": period.name, "level": level.name},
         metadata=aggregate_metadata(level),
+        check_specs=check_specs(asset_name(period, level), level),
+        freshness_policy=freshness(period, settings),
         required_resource_keys={AGGREGATION_RESOURCE},
     )
-    def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> None:
+    def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         windows = windows_of(period, context.partition_keys)
         options = RunOptions(levels=(level.name,), overwrite=config.overwrite)
         try:
             summary = runner.run_period(period, windows, options)
+            _report(context, summary)
+            outcomes = runner.look(summary, level.name)
         except CapacityError as error:
             # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
             logger.debug("cause of the failure", exc_info=error)
             raise dg.Failure(description=str(error), allow_retries=error.transient) from None
-        _report(context, summary)
+        yield dg.MaterializeResult(check_results=check_results(outcomes, windows))
 
     return aggregate
+
+
+def freshness(period: Period, settings: Settings) -> dg.FreshnessPolicy:
+    """Expect a materialisation within the hour in which the schedule ticks; after that the asset is shown as late."""
+    hour = timedelta(hours=1)
+    return dg.FreshnessPolicy.cron(
+        deadline_cron=period.cron_at(settings.schedule_hour, minute=59),
+        lower_bound_delta=hour,
+        timezone=settings.timezone,
+    )
 
 
 def _report(context: dg.AssetExecutionContext, summary: RunSummary) -> None:

@@ -84,13 +84,13 @@ def errors_text(summary: PeriodSummary | RunSummary) -> str:
     """List the failed instances, the first twenty by name and the rest as a count."""
     if not summary.errors:
         return "none"
-    lines = [f"- {_escaped(str(error))}" for error in summary.errors]
+    lines = [f"- {escaped(str(error))}" for error in summary.errors]
     count = summary.failed_instances if isinstance(summary, PeriodSummary) else summary.total("failed_instances")
     hidden = count - len(lines)
     return "\n".join([*lines, f"- … and {hidden} more"] if hidden else lines)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Keep names from being read as Markdown or markup."""
     return "".join(f"\\{character}" if character in "\\`*_{}[]<>#|" else character for character in text)
 

@@ -28,7 +28,7 @@ from capacity_assets.aggregation.locks import (
 )
 from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.periods import PERIODS
 from tests.conftest import RedisServer, fixed_clock
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
@@ -54,7 +54,7 @@ def redis_locks(engine: Engine, redis_server: RedisServer) -> CapacityLockManage
 def runner_with(engine: Engine, locks: CapacityLockManager, *, slices_of: int = 1000) -> AggregationTaskRunner:
     clock = fixed_clock()
     service = AggregationService(engine, clock, instances_per_slice=slices_of)
-    return AggregationTaskRunner(service, locks, clock, first_day=date(2025, 1, 1))
+    return AggregationTaskRunner(service, locks, clock, RunnerLimits(date(2025, 1, 1)))
 
 
 def test_a_second_writer_of_the_same_period_is_told_who_holds_the_lock_and_since_when(

@@ -111,6 +111,22 @@ def test_each_asset_is_in_the_pool_of_its_period(definitions: dg.Definitions) ->
     }
 
 
+def test_an_asset_is_late_when_it_was_not_materialised_within_the_hour_of_its_schedule(
+    definitions: dg.Definitions,
+) -> None:
+    deadlines = {
+        key: (spec.freshness_policy.deadline_cron, spec.freshness_policy.timezone)  # type: ignore[union-attr]
+        for key, spec in specs(definitions).items()
+        if spec.group_name != "raw"
+    }
+
+    assert deadlines == {
+        f"{period}_{level}_aggregations": (cron.replace("0 0", "59 4", 1), "Asia/Shanghai")
+        for period, cron in CRONS.items()
+        for level in LEVELS
+    }
+
+
 def test_backfills_take_few_bounded_runs(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
 
