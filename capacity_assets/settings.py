@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, field_validator
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -101,6 +102,10 @@ class Settings(BaseSettings):
         if url.get_backend_name() not in ("postgresql", "postgres"):
             msg = f"names {url.get_backend_name()!r}; only PostgreSQL works: postgresql://user:password@host:5432/database"
             raise ValueError(msg)
+        if "@" in f"{url.host}{url.database}":
+            # A password with an unescaped @ would be cut there, and its rest shown as a part of the host.
+            msg = "holds an @ too many; write an @ in the password as %40"
+            raise ValueError(msg)
         if not url.database:
             msg = "names no database; write postgresql://user:password@host:5432/database"
             raise ValueError(msg)
@@ -111,11 +116,11 @@ class Settings(BaseSettings):
     def _is_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
-        from redis.connection import parse_url
+        from redis import ConnectionPool
 
         try:
-            parse_url(value.get_secret_value())  # type: ignore[no-untyped-call]  # redis leaves it untyped
-        except ValueError:
+            ConnectionPool.from_url(value.get_secret_value()).make_connection()
+        except (TypeError, ValueError):
             # The client's own text may repeat a part of the URL.
             msg = "is not a Redis URL; write redis://:password@host:6379/0, rediss://... or unix:///path"
             raise ValueError(msg) from None
@@ -211,7 +216,8 @@ def variable_names() -> dict[str, str]:
 
 def unknown_variables() -> list[str]:
     """Return variables that begin like ours but are none of ours: most likely misspelt, and without effect."""
-    return sorted(name for name in os.environ if name.startswith("CAPACITY_") and name not in variable_names())
+    present = {*os.environ, *dotenv_values(ENV_FILE)}
+    return sorted(name for name in present if name.startswith("CAPACITY_") and name not in variable_names())
 
 
 def load_settings() -> Settings:

@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.results import AggregationStatus, RunSummary
+from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, RunSummary
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import load_settings
 from capacity_assets.storage.embedded import EmbeddedServerError
@@ -34,21 +33,16 @@ def run_capacity_aggregation(
     Raises:
         ConfigurationError: an environment variable holds a value that cannot work.
     """
-    names = list(periods) if periods is not None else list(PERIODS)
     try:
         with _opened() as runner:
             options = RunOptions(levels=runner.service.levels_of(scope), overwrite=overwrite)
-            run = runner.run_periods(names, options)
-            details: TaskResult = {name: runner.service.build_period_summary(run.of_period(name)) for name in names}
+            work = runner.scheduled_work(periods)
+            run, troubles = runner.run_each(work, options)
     except (CapacityError, UnreachableError, EmbeddedServerError) as error:
         return _failed(error)
-    return {
-        "status": run.status.value,
-        "message": run.message,
-        "periods_executed": names,
-        "details": {"periods": details},
-        "metrics": _metrics(run),
-    }
+    names = [period.name for period, _ in work]
+    details: TaskResult = {name: run.of_period(name).to_dict() for name in names}
+    return _result(run, troubles, run.message, names, {"periods": details})
 
 
 def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] | None = None) -> TaskResult:
@@ -57,23 +51,32 @@ def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] |
     Raises:
         ConfigurationError: an environment variable holds a value that cannot work.
     """
-    names = list(periods) if periods is not None else list(PERIODS)
     try:
         with _opened() as runner:
-            summary = runner.run_instance(instance_id, names)
+            work = runner.scheduled_work(periods)
+            instance = runner.service.instance(instance_id)
+            options = RunOptions(instance_ids=[instance_id])
+            run, troubles = runner.run_each(work if instance.active else [], options)
     except (CapacityError, UnreachableError, EmbeddedServerError) as error:
         return _failed(error)
-    details: TaskResult = {name: summary.run.of_period(name).to_dict() for name in names}
+    summary = InstanceSummary(instance.id, instance.name, instance.active, run)
+    names = [period.name for period, _ in work] if instance.active else []
+    details: TaskResult = {name: run.of_period(name).to_dict() for name in names}
+    own: TaskResult = {"instance_id": instance.id, "instance_name": instance.name, "periods": details}
+    return _result(run, troubles, summary.message, names, own)
+
+
+def _result(
+    run: RunSummary, troubles: Sequence[CapacityError], message: str, names: list[str], details: TaskResult
+) -> TaskResult:
+    """Lay out the legacy keys; a period that could not be run makes the whole a failure and is told first."""
+    status = AggregationStatus.FAILED if troubles else run.status
     return {
-        "status": summary.status.value,
-        "message": summary.message,
-        "periods_executed": names if summary.active else [],
-        "details": {
-            "instance_id": summary.instance_id,
-            "instance_name": summary.instance_name,
-            "periods": details if summary.active else {},
-        },
-        "metrics": _metrics(summary.run),
+        "status": status.value,
+        "message": " ".join([*map(str, troubles), message]),
+        "periods_executed": names,
+        "details": details,
+        "metrics": _metrics(run),
     }
 
 

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import CapacityError, database_error
@@ -36,7 +36,6 @@ ADVISORY_CLASS = 0x63617061  # "capa": the first of the two integers of an advis
 TIME_TO_LIVE_SECONDS = 60.0
 RENEWALS_PER_TIME_TO_LIVE = 3
 REDIS_TIMEOUT_SECONDS = 5.0
-NOTHING_WRITTEN = "Nothing was written."
 
 
 class LockHeldError(CapacityError):
@@ -77,6 +76,10 @@ def advisory_key(period: str) -> tuple[int, int]:
     return ADVISORY_CLASS, zlib.crc32(period.encode()) & 0x7FFFFFFF
 
 
+def _nothing(period: str) -> str:
+    return f"Nothing of the {period} aggregates was written."
+
+
 def owner_name() -> str:
     """Say who this process is, for whoever finds the lock held."""
     return f"{socket.gethostname()}, process {os.getpid()}"
@@ -112,7 +115,7 @@ class CapacityLockManager:
         try:
             connection = self.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
         except DBAPIError as error:
-            raise database_error(error, doing=f"taking the lock of {period}", kept=NOTHING_WRITTEN) from error
+            raise database_error(error, doing=f"taking the lock of {period}", kept=_nothing(period)) from error
         with connection:
             connection.detach()
             lock = _AdvisoryLock(connection, period)
@@ -142,12 +145,16 @@ class _AdvisoryLock:
         parameters = {"first": first, "second": second, "name": f"capacity_assets lock {owner_name()}"[:63]}
         try:
             self.connection.execute(text("SELECT set_config('application_name', :name, false)"), parameters)
+            # It is idle while the work goes on elsewhere.
+            self.connection.execute(text("SELECT set_config('idle_session_timeout', '0', false)"))
             taken = self.connection.execute(text("SELECT pg_try_advisory_lock(:first, :second)"), parameters).scalar()
             holder = None if taken else self.connection.execute(text(_ADVISORY_HOLDER), parameters).first()
         except DBAPIError as error:
-            raise database_error(error, doing=f"taking the lock of {self.period}", kept=NOTHING_WRITTEN) from error
+            raise database_error(
+                error, doing=f"taking the lock of {self.period}", kept=_nothing(self.period)
+            ) from error
         if not taken:
-            who = f"{holder.name} (backend {holder.pid}) since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder else None
+            who = _readable_holder(holder) if holder else None
             raise _held(self.period, who)
 
     def ensure_held(self) -> None:
@@ -161,9 +168,10 @@ class _AdvisoryLock:
 
 
 _ADVISORY_HOLDER = """
-SELECT a.application_name AS name, a.pid, a.query_start AS since
+SELECT a.application_name AS name, a.pid, a.backend_start AT TIME ZONE 'UTC' AS since
 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'advisory' AND l.granted AND l.classid = :first AND l.objid = :second AND l.objsubid = 2
+WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.locktype = 'advisory' AND l.granted AND l.classid = :first AND l.objid = :second AND l.objsubid = 2
 """
 _ADVISORY_OWN = """
 SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
@@ -171,15 +179,19 @@ AND classid = :first AND objid = :second AND objsubid = 2
 """
 
 
-def ask_redis(url: str) -> str:
-    """Return the version of the Redis that holds the locks.
+def ask_redis(url: str) -> None:
+    """Do with a key of its own what a lock does, so that missing rights show too.
 
     Raises:
-        LockUnavailableError: it does not answer, or refuses the login.
+        LockUnavailableError: Redis does not answer, refuses the login, or does not allow what locks need.
     """
+    from redis.lock import Lock
+
     with _redis_errors("next"), _client(url) as client:
-        information = client.info("server")
-        return str(information["redis_version"])
+        lock = Lock(client, redis_key(f"check:{os.urandom(4).hex()}"), timeout=REDIS_TIMEOUT_SECONDS, blocking=False)
+        lock.acquire()
+        lock.extend(REDIS_TIMEOUT_SECONDS, replace_ttl=True)
+        lock.release()
 
 
 def _client(url: str) -> Redis:
@@ -194,6 +206,13 @@ def _client(url: str) -> Redis:
         # No retries inside the client: a server that is away must be told, not waited for.
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def _readable_holder(holder: Row[Any]) -> str:
+    """Say who and since when; without pg_read_all_stats the times of another role's session are hidden."""
+    name = holder.name or "a session without a name"
+    since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder.since else ""
+    return f"{name} (backend {holder.pid}){since}"
 
 
 class _RedisLock:
@@ -259,20 +278,30 @@ class _RedisLock:
 
 @contextmanager
 def _redis_errors(period: str) -> Iterator[None]:
-    from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+    from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
     what = f"The lock of the {period} aggregates cannot be taken"
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
         raise LockUnavailableError(
-            f"{what}: Redis refuses the login. {NOTHING_WRITTEN} Mend the password in CAPACITY_REDIS_URL.",
+            f"{what}: Redis refuses the login. {_nothing(period)} Mend the password in CAPACITY_REDIS_URL.",
             transient=False,
+        ) from error
+    except NoPermissionError as error:
+        raise LockUnavailableError(
+            f"{what}: the Redis user lacks rights ({error}). {_nothing(period)} It needs GET, SET and scripts on keys "
+            f"that begin with {KEY_PREFIX}:.",
+            transient=False,
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise LockUnavailableError(
+            f"{what}: the address in CAPACITY_REDIS_URL cannot be used. {_nothing(period)} Mend it.", transient=False
         ) from error
     except RedisError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LockUnavailableError(
-            f"{what}: Redis does not answer ({reason}). {NOTHING_WRITTEN} Nothing is computed unguarded: start "
+            f"{what}: Redis does not answer ({reason}). {_nothing(period)} Nothing is computed unguarded: start "
             "Redis, or unset CAPACITY_REDIS_URL everywhere to use PostgreSQL's locks."
         ) from error
 
@@ -291,7 +320,7 @@ def _readable_token(value: object) -> str | None:
 def _held(period: str, who: str | None) -> LockHeldError:
     return LockHeldError(
         f"The {period} aggregates are being written by {who or 'another writer, which has just finished'}. "
-        f"{NOTHING_WRITTEN} Run this again when it is done."
+        f"{_nothing(period)} Run this again when it is done."
     )
 
 

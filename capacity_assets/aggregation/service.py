@@ -1,7 +1,8 @@
 """`AggregationService`: the façade that assets, tasks and the command line call.
 
 It resolves what was asked for (period, level, instances, windows), refuses what makes no sense, and hands
-the work to the runner of each level. SQL belongs to `statements`, slices and transactions to `runners`.
+the work to the runner of each level. SQL belongs to `statements`, slices and transactions to `runners`, the
+lock that keeps other writers away to `task_runner`: who calls the service directly works without it.
 
 The names of the replaced system live on here: `calculate_period_aggregations`,
 `calculate_instance_aggregations`, `aggregate_current_period`, `build_period_summary`, and one
@@ -89,7 +90,7 @@ class AggregationService:
             raise ValidationError(f"{error}. Nothing was written.") from error
         if not wanted or not runners:
             raise ValidationError("No window or no level was asked for. Nothing was written.")
-        active = [instance for instance in self._instances(options.instance_ids) if instance.active]
+        active = [instance for instance in self.instances(options.instance_ids) if instance.active]
         parts = [
             part
             for runner in runners
@@ -180,7 +181,7 @@ class AggregationService:
         Raises:
             NotFoundError: the id is not registered.
         """
-        [found] = self._instances([instance_id])
+        [found] = self.instances([instance_id])
         return found
 
     def levels_of(self, scope: str) -> tuple[str, ...]:
@@ -200,7 +201,7 @@ class AggregationService:
             )
         return self._runners[level]
 
-    def _instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
+    def instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
         """Return all registered instances, or exactly those asked for.
 
         Raises:

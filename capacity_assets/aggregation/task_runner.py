@@ -14,11 +14,11 @@ from datetime import date
 
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.errors import CapacityError, DatabaseError, ValidationError, database_error
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
-from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, PeriodSummary, RunSummary
+from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
@@ -75,24 +75,27 @@ class AggregationTaskRunner:
         self._refuse_a_missing_schema()
         return self._run(chosen, wanted, options)
 
-    def run_periods(self, periods: Sequence[str], options: RunOptions = DEFAULT_OPTIONS) -> RunSummary:
-        """Aggregate the scheduled window of each period; raises as `run_period`, before anything is written."""
-        chosen = [self.service.period(name) for name in periods]
-        return sum((self.run_period(period, options=options) for period in chosen), RunSummary())
+    def run_each(
+        self, work: Iterable[tuple[Period, Iterable[Window] | None]], options: RunOptions = DEFAULT_OPTIONS
+    ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
+        """Run each period on its own, so that the trouble of one hides none of the others; return both."""
+        run, troubles = RunSummary(), []
+        for period, windows in work:
+            try:
+                run += self.run_period(period, windows, options)
+            except CapacityError as error:
+                logger.error("%s", error)  # noqa: TRY400 -- the text says all; the cause would hold the statement
+                troubles.append(error)
+        return run, tuple(troubles)
 
-    def run_instance(self, instance_id: int, periods: Sequence[str] | None = None) -> InstanceSummary:
-        """Aggregate the scheduled window of each period, at both levels, for one instance.
+    def scheduled_work(self, periods: Sequence[str] | None) -> list[tuple[Period, None]]:
+        """Name the scheduled window of each period, or of all.
 
         Raises:
-            NotFoundError: the id is not registered.
+            ValidationError: an unknown period.
         """
-        self._refuse_a_missing_schema()
-        instance = self.service.instance(instance_id)
-        run = RunSummary()
-        if instance.active:
-            names = self.service.period_names if periods is None else periods
-            run = self.run_periods(names, RunOptions(instance_ids=[instance_id]))
-        return InstanceSummary(instance.id, instance.name, instance.active, run)
+        names = self.service.period_names if periods is None else periods
+        return [(self.service.period(name), None) for name in names]
 
     def look(self, summary: RunSummary, level: str) -> list[Outcome]:
         """Check what a run has written at one level.

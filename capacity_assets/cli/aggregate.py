@@ -15,7 +15,7 @@ from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
-from capacity_assets.cli.errors import DONE, FAILED
+from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
 from capacity_assets.cli.output import error_console, is_terminal, print_json, print_table, say
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.runtime import open_task_runner
@@ -45,15 +45,16 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
         periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else named
         work = [(period, _windows(runner, period, request)) for period in periods]
         levels = runner.service.levels_of(request.scope)
-        run = RunSummary()
+        runner.service.instances(request.instance_ids or None)
         with _progress_bar() as report:
             options = RunOptions(levels, request.instance_ids or None, request.overwrite, Watch(progress=report))
-            for period, windows in work:
-                run += runner.run_period(period, windows, options)
+            run, troubles = runner.run_each(work, options)
     if as_json:
-        print_json(run.to_dict())
-    else:
+        print_json({**run.to_dict(), "troubles": [str(trouble) for trouble in troubles]})
+    elif run.parts:
         print_run(run)
+    if troubles:
+        raise CommandFailedError("\n".join(map(str, troubles)))
     return FAILED if run.status is AggregationStatus.FAILED else DONE
 
 

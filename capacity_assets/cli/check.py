@@ -159,11 +159,11 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         yield Finding("CAPACITY_REDIS_URL", Verdict.OK, "unset: PostgreSQL holds the locks")
         return
     try:
-        version = ask_redis(settings.redis_url.get_secret_value())
+        ask_redis(settings.redis_url.get_secret_value())
     except LockUnavailableError as error:
         yield Finding("Redis", Verdict.BAD, str(error))
     else:
-        yield Finding("Redis", Verdict.OK, f"Redis {version} answers and holds the locks")
+        yield Finding("Redis", Verdict.OK, "answers, and allows what locks need")
 
 
 def _print(findings: list[Finding], *, as_json: bool) -> None:

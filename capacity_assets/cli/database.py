@@ -34,6 +34,9 @@ def initialise_database(settings: Settings) -> None:
         # The embedded storage is prepared by whatever starts Dagster on it.
         environment = stack.enter_context(dagster_environment(settings)) if settings.dagster_url else None
         engine = stack.enter_context(open_engine(settings))
+        # Dagster's first: what stands in the way there shows before anything is changed here.
+        if environment is not None:
+            stack.enter_context(dagster_instance(environment))
         try:
             done = initialise(engine)
         except DBAPIError as error:
@@ -43,9 +46,8 @@ def initialise_database(settings: Settings) -> None:
         for line in done:
             say(f"  {line}")
         say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
-        if environment is not None and settings.dagster_url is not None:
-            stack.enter_context(dagster_instance(environment))
-            say(f"limits of Dagster's pools set at {safe_url(settings.dagster_url)}")
+        if settings.dagster_url is not None:
+            say(f"Dagster's tables are there and its pools limited at {safe_url(settings.dagster_url)}")
 
 
 def refuse_an_absent_embedded_server(settings: Settings) -> None:

@@ -48,7 +48,8 @@ _EXIT_CODES: dict[type[Exception], int] = {
 def readable_errors() -> Iterator[None]:
     """Print known failures as text and exit with their code."""
     # So that what a command holds (the embedded server, a lock) is given back when it is asked to stop.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     except tuple(_EXIT_CODES) as error:

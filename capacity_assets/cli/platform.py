@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, create_engine
+from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.aggregation.errors import reason_of
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
@@ -61,19 +63,36 @@ def dagster_instance(environment: dict[str, str]) -> Iterator[DagsterInstance]:
 
     The instance reads its storage from the process's environment, which has these values for the length of the block.
     """
-    from dagster import DagsterInstance
-
-    from capacity_assets.orchestration.pools import set_pool_limits
-
     before = dict(os.environ)
     os.environ.update(environment)
     try:
-        with DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
-            set_pool_limits(instance, PERIODS.values())
+        with _opened(environment["DAGSTER_HOME"]) as instance:
             yield instance
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _opened(home: str) -> DagsterInstance:
+    from alembic.util import CommandError
+    from dagster import DagsterInstance
+
+    from capacity_assets.orchestration.pools import set_pool_limits
+
+    try:
+        instance = DagsterInstance.from_config(home)
+        set_pool_limits(instance, PERIODS.values())
+    except CommandError:
+        raise CommandFailedError(
+            "The database named in DAGSTER_POSTGRES_URL holds the alembic version of another application, which "
+            "Dagster takes for its own. The capacity tables were not touched. Give Dagster a database of its own."
+        ) from None
+    except DBAPIError as error:
+        raise CommandFailedError(
+            f"Dagster's tables cannot be made in the database named in DAGSTER_POSTGRES_URL: {reason_of(error)}. "
+            "The capacity tables were not touched. Its role must own that database, or may create tables there."
+        ) from None
+    return instance
 
 
 def _ensure_dagster_storage(url: URL) -> None:

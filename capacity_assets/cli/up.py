@@ -34,10 +34,14 @@ START_TIMEOUT_SECONDS = 120
 STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
 LOG_LINES_SHOWN = 15
+# The last of them when the terminal is closed or the connection to it lost.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Our own address is asked directly, whatever proxy the environment names.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class _StopRequestedError(Exception):
-    """SIGINT or SIGTERM arrived."""
+    """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
 def serve(settings: Settings, *, port: int) -> int:
@@ -47,41 +51,42 @@ def serve(settings: Settings, *, port: int) -> int:
         CommandFailedError: the port is taken, the schema is missing, or Dagster stopped by itself.
         EmbeddedServerError: the embedded server did not start.
     """
-    with (
-        _stop_signals(),
-        _only_one(settings.dagster_home) as lock,
-        _free_port(port),
-        dagster_environment(settings) as environment,
-    ):
-        _ensure_schema(settings)
-        with dagster_instance(environment):
-            # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
-            pass
-        log = settings.dagster_home / "up.log"
-        with _dagster(environment, port, log, lock) as process:
-            try:
-                _wait_until_served(process, port, log)
-                say(f"Dagster UI: http://{HOST}:{port}")
-                if settings.capacity_url is None:
-                    say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
-                say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-                _wait_for_exit(process, log)
-            except _StopRequestedError:
-                say("Stopping ...")
+    with _stop_signals(), _only_one(settings.dagster_home) as lock:
+        _refuse_a_taken_port(port)
+        with dagster_environment(settings) as environment:
+            _ensure_schema(settings)
+            with dagster_instance(environment):
+                # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
+                pass
+            _serve_until_stopped(settings, environment, port, lock)
     say("Stopped. All data was kept; `capacity up` continues where it was.")
     return DONE
 
 
+def _serve_until_stopped(settings: Settings, environment: dict[str, str], port: int, lock: IO[str]) -> None:
+    log = settings.dagster_home / "up.log"
+    with _dagster(environment, port, log, lock) as process:
+        try:
+            _wait_until_served(process, port, log)
+            say(f"Dagster UI: http://{HOST}:{port}")
+            if settings.capacity_url is None:
+                say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
+            say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
+            _wait_for_exit(process, log)
+        except _StopRequestedError:
+            say("Stopping ...")
+
+
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an exception, once; a second one does not disturb the stopping."""
+    """Turn the signals that ask to stop into an exception, once; a second one does not disturb the stopping."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         raise _StopRequestedError
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     except _StopRequestedError:
@@ -110,12 +115,11 @@ def _only_one(home: Path) -> Iterator[IO[str]]:
                 f"(process group {group or 'unknown'}). Nothing was started. Use that one, end what is left over with "
                 f"`kill -- -{group or 'GROUP'}`, or give this one a folder of its own with CAPACITY_HOME."
             ) from None
+        lock.truncate(0)
         yield lock
 
 
-@contextmanager
-def _free_port(port: int) -> Iterator[None]:
-    """Refuse a port that something else listens on."""
+def _refuse_a_taken_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -125,7 +129,6 @@ def _free_port(port: int) -> Iterator[None]:
                 f"Port {port} on {HOST} cannot be used ({error.strerror}). Nothing was started. "
                 "Stop what uses it, or choose another with --port."
             ) from None
-    yield
 
 
 def _ensure_schema(settings: Settings) -> None:
@@ -158,7 +161,6 @@ def _dagster(environment: dict[str, str], port: int, log: Path, lock: IO[str]) -
             start_new_session=True,
             pass_fds=[lock.fileno()],
         )
-        lock.truncate(0)
         lock.write(str(process.pid))
         lock.flush()
         try:
@@ -210,7 +212,7 @@ def _wait_until_served(process: subprocess.Popen[bytes], port: int, log: Path) -
 
 def _answers(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/server_info", timeout=5):
+        with _DIRECT.open(f"http://{HOST}:{port}/server_info", timeout=5):
             return True
     except (urllib.error.URLError, OSError):
         return False

@@ -23,6 +23,7 @@ from capacity_assets.settings import Settings
 
 # One run's worth. A longer gap is a decision: backfill it.
 MOST_CAUGHT_UP = PARTITIONS_PER_RUN
+RUNS_LOOKED_AT = 200
 
 
 def schedule_name(period: Period) -> str:
@@ -54,21 +55,32 @@ def _schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
         due = period.scheduled(day)
         if due.start < first.start:
             return dg.SkipReason(f"The window {due.key} lies before the first partition, {first.key}.")
-        last_requested = _last_requested(context.instance, name)
-        if last_requested is not None and last_requested >= due.start:
-            return dg.SkipReason(f"The window {due.key} was requested already.")
-        missed = period.windows_between(max(last_requested or due.start, first.start), due.start)
-        windows = [window for window in missed if last_requested is None or window.start > last_requested]
+        before = _last_requested_before(context.instance, name, due.start)
+        windows = (
+            [due] if before is None else [w for w in period.windows_between(before, due.start) if w.start > before]
+        )
+        if len(windows) > MOST_CAUGHT_UP:
+            context.log.warning(
+                f"{len(windows)} windows were missed; the newest {MOST_CAUGHT_UP} are requested. "
+                f"Backfill those from {windows[0].key} to {windows[-MOST_CAUGHT_UP - 1].key}."
+            )
         return _request(windows[-MOST_CAUGHT_UP:])
 
     return request_windows
 
 
-def _last_requested(instance: dg.DagsterInstance, name: str) -> date | None:
-    """Return the newest window that the schedule ever requested, as its runs say."""
-    runs = instance.get_runs(dg.RunsFilter(tags={SCHEDULE_NAME_TAG: name}), limit=1)
-    keys = [run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_END_TAG) for run in runs]
-    return date.fromisoformat(keys[0]) if keys and keys[0] else None
+def _last_requested_before(instance: dg.DagsterInstance, name: str, due: date) -> date | None:
+    """Return the newest window before `due` that the schedule's own runs stand for.
+
+    A run that was created but never submitted (the daemon died in between) does not count, nor does a
+    re-execution, which carries the tags of the old run. The window that is due now does not count either: a
+    tick evaluated again must request the same, and the run key sees to it that it runs once.
+    """
+    runs = instance.get_runs(dg.RunsFilter(tags={SCHEDULE_NAME_TAG: name}), limit=RUNS_LOOKED_AT)
+    submitted = [run for run in runs if run.status is not dg.DagsterRunStatus.NOT_STARTED and run.parent_run_id is None]
+    keys = [run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_END_TAG) for run in submitted]
+    windows = [date.fromisoformat(key) for key in keys if key]
+    return max((window for window in windows if window < due), default=None)
 
 
 def _request(windows: Sequence[Window]) -> dg.RunRequest:

@@ -196,6 +196,13 @@ def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -
     ).one()
     if not keys:
         return None
+    found = f"{wanted.name} holds {keys} keys ({', '.join(key.columns)}) with more than one row, {rows} rows too many"
+    if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
+        # Rows that others refer to: deleting one would orphan its history.
+        return (
+            f"{found}; a unique key cannot be added. No row was removed. See them: {groups}; -- Rename or merge them "
+            "by hand, then run `capacity init` again."
+        )
     newest_first = f"{'calculated_at' if 'calculated_at' in wanted.columns else 'updated_at'} DESC, id DESC"
     # A ctid is unique only within one partition, hence the tableoid.
     ranked = (
@@ -207,9 +214,8 @@ def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -
         f"(SELECT tableoid, ctid FROM ({ranked}) AS ranked WHERE rank > 1)"
     )
     return (
-        f"{wanted.name} holds {keys} keys ({', '.join(key.columns)}) with more than one row, {rows} rows too many; "
-        f"a unique key cannot be added. No row was removed. See them: {groups}; -- After a backup, keep the newest "
-        f"row of each key: {delete}; -- Then run `capacity init` again."
+        f"{found}; a unique key cannot be added. No row was removed. See them: {groups}; -- After a backup, keep the "
+        f"newest row of each key: {delete}; -- Then run `capacity init` again."
     )
 
 

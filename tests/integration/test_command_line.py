@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.cli.main import main
 from capacity_assets.settings import Settings
 from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
@@ -67,6 +68,17 @@ def test_aggregate_exits_with_one_when_an_instance_failed_and_names_it(settings:
     assert settings.capacity_url is not None
     assert result.exit_code == 1
     assert "instance 2 (server-2): bigint out of range" in result.output
+
+
+def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Settings, engine: Engine) -> None:
+    with CapacityLockManager(engine).job_lock("weekly"):
+        result = capacity("aggregate", "--period", "all", "--from", "2025-03-01", "--to", "2025-03-01")
+
+    assert sample.redis_url is None
+    assert result.exit_code == 1
+    assert "Nothing of the weekly aggregates was written." in result.output
+    periods = ("daily", "monthly", "quarterly", "weekly", "yearly")
+    assert [len(stored(engine, INSTANCE, period)) for period in periods] == [3, 3, 3, 0, 4]
 
 
 @pytest.mark.usefixtures("sample")
@@ -190,6 +202,26 @@ def test_check_says_that_all_is_fit() -> None:
 
 
 @pytest.mark.usefixtures("settings")
+def test_a_dagster_database_of_another_application_is_refused_before_anything_is_changed(
+    own_dagster_storage: URL, engine: Engine
+) -> None:
+    foreign = create_engine(own_dagster_storage)
+    with foreign.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('legacy123')"))
+    foreign.dispose()
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE instance_size_stats"))
+
+    result = capacity("init")
+
+    assert result.exit_code == 1
+    assert "holds the alembic version of another application" in result.output
+    assert "Give Dagster a database of its own." in result.output
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT to_regclass('instance_size_stats')")).scalar() is None
+
+
 def test_check_points_at_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_DATABSE_URL", "postgresql://dba:hunter2@db/capacity")
 

@@ -23,6 +23,7 @@ from capacity_assets.aggregation.locks import (
     LockLostError,
     LockUnavailableError,
     advisory_key,
+    ask_redis,
     owner_name,
     redis_key,
 )
@@ -30,6 +31,7 @@ from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import AggregationService, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.engine import capacity_engine
 from tests.conftest import RedisServer, fixed_clock
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 
@@ -67,7 +69,7 @@ def test_a_second_writer_of_the_same_period_is_told_who_holds_the_lock_and_since
     # PostgreSQL cuts application names at 63 characters.
     assert owner_name()[:40] in str(caught.value)
     assert f"since {time.strftime('%Y-%m-%d', time.gmtime())}" in str(caught.value)
-    assert "Nothing was written." in str(caught.value)
+    assert "Nothing of the daily aggregates was written." in str(caught.value)
 
 
 def test_different_periods_do_not_hinder_each_other(locks: CapacityLockManager) -> None:
@@ -94,7 +96,7 @@ def test_the_task_runner_writes_nothing_while_someone_else_holds_the_period(
         with pytest.raises(LockHeldError):
             runner.run_period("monthly", MARCH, DATABASE_LEVEL)
         with pytest.raises(LockHeldError):
-            runner.run_instance(1, ["monthly"])
+            runner.run_period("monthly", MARCH, RunOptions(instance_ids=[1]))
         assert stored(engine, DATABASE) == []
         runner.run_period("daily", [PERIODS["daily"].window_of(date(2025, 3, 1))], DATABASE_LEVEL)
 
@@ -201,6 +203,56 @@ def test_a_legacy_job_can_interlock_by_an_advisory_lock(engine: Engine) -> None:
             pytest.fail("the lock was given twice")
         legacy.execute(text("SELECT pg_advisory_unlock_all()"))
     assert (first, second) == (1667330145, 245214058)
+
+
+def test_a_lock_held_by_another_role_is_told_although_its_times_cannot_be_seen(engine: Engine) -> None:
+    first, second = advisory_key("daily")
+    with engine.begin() as connection:
+        for role in ("legacy_role", "our_role"):
+            connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
+            connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+    legacy = capacity_engine(engine.url.set(username="legacy_role"))
+    ours = capacity_engine(engine.url.set(username="our_role"))
+    with legacy.connect() as session:
+        session.execute(text("SELECT pg_advisory_lock(:first, :second)"), {"first": first, "second": second})
+        with (
+            pytest.raises(LockHeldError, match=r"being written by capacity_assets \(backend \d+\)\. Nothing"),
+            CapacityLockManager(ours).job_lock("daily"),
+        ):
+            pytest.fail("the lock was given twice")
+    legacy.dispose()
+    ours.dispose()
+
+
+def test_since_when_is_when_the_lock_was_taken_not_when_it_was_last_looked_at(engine: Engine) -> None:
+    manager = CapacityLockManager(engine)
+
+    def since() -> str:
+        with pytest.raises(LockHeldError) as caught, manager.job_lock("daily"):
+            pytest.fail("the lock was given twice")
+        return str(caught.value).split(" since ")[1]
+
+    with manager.job_lock("daily") as lock:
+        before = since()
+        time.sleep(1.5)
+        lock.ensure_held()
+        assert since() == before
+
+
+def test_the_same_lock_in_another_database_of_the_server_is_another_lock(engine: Engine, empty_engine: Engine) -> None:
+    with CapacityLockManager(empty_engine).job_lock("daily"), CapacityLockManager(engine).job_lock("daily") as lock:
+        lock.ensure_held()
+
+
+def test_rights_that_locks_need_and_do_not_have_show_when_redis_is_asked(redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.acl_setuser("reader", enabled=True, nopass=True, keys=["*"], commands=["+get", "+set", "+ping"])
+    ask_redis(redis_server.url)
+
+    with pytest.raises(LockUnavailableError, match="lacks rights") as caught:
+        ask_redis(redis_server.url.replace("redis://", "redis://reader:x@"))
+
+    assert not caught.value.transient
 
 
 def test_a_key_that_has_become_someone_elses_is_neither_renewed_nor_released(

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -61,14 +62,14 @@ def scheduler(
         yield instance, context
 
 
-def look_at(scheduler: tuple[dg.DagsterInstance, Any], moment: str) -> None:
+def look_at(scheduler: tuple[dg.DagsterInstance, Any], moment: str, *, expect_trouble: bool = False) -> None:
     """One iteration of the scheduler at a moment of local time."""
     _, context = scheduler
     now = datetime.fromisoformat(moment).replace(tzinfo=SHANGHAI).astimezone(UTC)
     for error in launch_scheduled_runs(
         context, logging.getLogger("scheduler"), end_datetime_utc=now, iteration_times={}
     ):
-        assert error is None, error
+        assert expect_trouble or error is None, error
 
 
 def requested(scheduler: tuple[dg.DagsterInstance, Any], job: str) -> list[tuple[str, str]]:
@@ -105,6 +106,44 @@ def test_a_downtime_of_ten_days_is_caught_up_completely_and_once(scheduler: tupl
         ("2025-03-03", "2025-03-03"),
     ]
     assert requested(scheduler, "monthly_aggregation_job") == []
+
+
+def test_a_run_that_was_created_but_never_submitted_is_not_lost(
+    scheduler: tuple[dg.DagsterInstance, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon dies, or PostgreSQL restarts, between the two."""
+    look_at(scheduler, "2025-03-02T03:00")
+    look_at(scheduler, "2025-03-02T04:00")
+
+    def die(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dg.DagsterInstance, "submit_run", die)
+        look_at(scheduler, "2025-03-03T04:00", expect_trouble=True)
+    look_at(scheduler, "2025-03-04T04:00")
+
+    submitted = [
+        (run.tags.get("dagster/partition") or run.tags["dagster/asset_partition_range_start"], run.status.value)
+        for run in scheduler[0].get_runs(dg.RunsFilter(job_name="daily_aggregation_job"))
+        if run.status is not dg.DagsterRunStatus.NOT_STARTED
+    ]
+    assert submitted == [("2025-03-03", "QUEUED"), ("2025-03-02", "QUEUED")], "the third and the fourth in one run"
+
+
+def test_re_executing_an_old_run_does_not_make_the_next_tick_go_back(
+    scheduler: tuple[dg.DagsterInstance, Any],
+) -> None:
+    instance, _ = scheduler
+    for moment in ("2025-03-02T03:00", "2025-03-02T04:00", "2025-03-03T04:00", "2025-03-04T04:00"):
+        look_at(scheduler, moment)
+    oldest = instance.get_runs(dg.RunsFilter(job_name="daily_aggregation_job"))[-1]
+    again = oldest._replace(run_id=str(uuid.uuid4()), parent_run_id=oldest.run_id, root_run_id=oldest.run_id)
+    instance.add_run(again)
+
+    look_at(scheduler, "2025-03-05T04:00")
+
+    assert requested(scheduler, "daily_aggregation_job")[-1] == ("2025-03-05", "2025-03-05")
 
 
 def test_a_run_that_catches_up_executes_every_day_it_stands_for(

@@ -53,6 +53,11 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_DATABASE_URL", f"postgresql://dba:{SECRET}@db:port/capacity", "is not a URL"),
         ("CAPACITY_DATABASE_URL", f"mysql://dba:{SECRET}@db/capacity", "names 'mysql'; only PostgreSQL works"),
         ("CAPACITY_DATABASE_URL", f"postgresql://dba:{SECRET}@db", "names no database"),
+        (
+            "CAPACITY_DATABASE_URL",
+            "postgresql://dba:half@hunter2-very-secret@db/capacity",
+            "write an @ in the password as %40",
+        ),
         ("DAGSTER_POSTGRES_URL", f"sqlite:///{SECRET}.db", "names 'sqlite'; only PostgreSQL works"),
         ("CAPACITY_TIMEZONE", "Shanghai", "'Shanghai' is no known time zone; write an IANA name"),
         ("CAPACITY_START_DATE", "01.02.2025", "'01.02.2025' is not a date; write YYYY-MM-DD"),
@@ -64,6 +69,7 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_START_DATE", "0001-01-01", "lies before 1970-01-01"),
         ("CAPACITY_HOME", __file__, "is a file; write the path of a folder"),
         ("CAPACITY_REDIS_URL", f"http://:{SECRET}@redis", "is not a Redis URL; write redis://"),
+        ("CAPACITY_REDIS_URL", f"redis://:{SECRET}@redis/0?ssl_cert_reqs=none", "is not a Redis URL"),
         ("CAPACITY_START_DATE", "2025-02-30", "'2025-02-30' is not a date"),
     ],
 )
