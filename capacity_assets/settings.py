@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, date, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 from dotenv import dotenv_values
@@ -62,6 +63,12 @@ class Settings(BaseSettings):
         description="Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. "
         "Unset: PostgreSQL advisory locks.",
     )
+    alert_webhook_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="CAPACITY_ALERT_WEBHOOK_URL",
+        description="Where failed runs and failed checks of severity error are sent, as JSON with the key `text`. "
+        "Unset: nowhere.",
+    )
     timezone: str = Field(
         default=DEFAULT_TIMEZONE,
         validation_alias="CAPACITY_TIMEZONE",
@@ -108,6 +115,17 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         if not url.database:
             msg = "names no database; write postgresql://user:password@host:5432/database"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _is_web_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            msg = "is not a web address; write https://host/path"
             raise ValueError(msg)
         return value
 
@@ -192,7 +210,8 @@ class Settings(BaseSettings):
             "CAPACITY_JUMP_PERCENT": str(self.jump_percent),
             "CAPACITY_HOME": str(self.home.resolve()),
         }
-        return values | ({"CAPACITY_REDIS_URL": self.redis_url.get_secret_value()} if self.redis_url else {})
+        secrets = {"CAPACITY_REDIS_URL": self.redis_url, "CAPACITY_ALERT_WEBHOOK_URL": self.alert_webhook_url}
+        return values | {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
 
     @property
     def postgres_data(self) -> Path:

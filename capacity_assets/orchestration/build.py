@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from capacity_assets.clock import Clock
+from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import RETRIES, aggregate_assets, raw_assets
 from capacity_assets.orchestration.jobs import aggregation_jobs
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
@@ -40,6 +41,7 @@ def build_definitions(
         assets=assets,
         jobs=aggregation_jobs(periods.values()),
         schedules=aggregation_schedules(settings, periods.values()),
+        sensors=alert_sensors(settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None),
         resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,

@@ -21,11 +21,9 @@ from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.server import wait_for_grpc_server
 from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster._utils import find_free_port
-from sqlalchemy import URL, Engine
+from sqlalchemy import Engine
 
 from capacity_assets.aggregation.levels import DATABASE
-from capacity_assets.cli.platform import dagster_environment, dagster_instance
-from capacity_assets.settings import Settings
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
@@ -46,20 +44,13 @@ def code_server(port: int) -> Iterator[GrpcServerTarget]:
 
 
 @pytest.fixture
-def scheduler(
-    settings: Settings,  # noqa: ARG001 -- sets the environment that the code server inherits
-    empty_database: URL,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[tuple[dg.DagsterInstance, Any]]:
-    """The instance of the shipped dagster.yaml and a workspace whose code runs in a process of its own."""
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_database.render_as_string(hide_password=False))
+def scheduler(shipped_instance: dg.DagsterInstance) -> Iterator[tuple[dg.DagsterInstance, Any]]:
+    """The shipped instance and a workspace whose code runs in a process of its own."""
     with (
-        dagster_environment(Settings()) as environment,
-        dagster_instance(environment) as instance,
         code_server(find_free_port()) as target,
-        create_test_daemon_workspace_context(target, instance) as context,
+        create_test_daemon_workspace_context(target, shipped_instance) as context,
     ):
-        yield instance, context
+        yield shipped_instance, context
 
 
 def look_at(scheduler: tuple[dg.DagsterInstance, Any], moment: str, *, expect_trouble: bool = False) -> None:

@@ -64,6 +64,7 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
         ("CAPACITY_SCHEDULE_HOUR", "25", "'25' is not an hour of the day; write a whole number from 0 to 23"),
         ("CAPACITY_SCHEDULE_HOUR", "four", "'four' is not an hour of the day"),
         ("CAPACITY_SCHEDULE_HOUR", "4.5", "'4.5' is not an hour of the day"),
+        ("CAPACITY_ALERT_WEBHOOK_URL", f"file:///{SECRET}", "is not a web address; write https://host/path"),
         ("CAPACITY_JUMP_PERCENT", "0", "Input should be greater than 0"),
         ("CAPACITY_START_DATE", "20260101", "'20260101' is not a date; write YYYY-MM-DD"),
         ("CAPACITY_START_DATE", "0001-01-01", "lies before 1970-01-01"),

@@ -1,0 +1,177 @@
+"""Alerts that leave the house: failed runs and failed checks of severity error, to a webhook.
+
+One sensor reads both kinds of event after its cursor, so that a receiver that is away loses nothing: the tick
+fails, the cursor stays, the next tick sends again. It runs beside the work and can harm no run. The first
+tick begins at the present; history is not sent. Which failures there are is decided elsewhere.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
+
+ALERT_SENSOR = "alert_sensor"
+INTERVAL_SECONDS = 30
+EVENTS_PER_TICK = 500
+TIMEOUT_SECONDS = 10
+KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.ASSET_CHECK_EVALUATION)
+
+
+class ReceiverError(Exception):
+    """The receiver of alerts did not take one; nothing was lost, the next tick sends again."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One incident: what it is about, and what to say."""
+
+    incident: str
+    text: str
+
+
+def alert_sensors(webhook_url: str | None) -> list[dg.SensorDefinition]:
+    """Build the sensor, or none where no receiver is configured."""
+    return [] if webhook_url is None else [_sensor(webhook_url)]
+
+
+def _sensor(webhook_url: str) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=ALERT_SENSOR,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Sends failed runs and failed checks of severity error to CAPACITY_ALERT_WEBHOOK_URL.",
+    )
+    def send_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        if context.cursor is None:
+            context.update_cursor(_State(newest_event(context.instance)).to_cursor())
+            return dg.SkipReason("Begins here; what failed before is not sent.")
+        state = _State.from_cursor(context.cursor)
+        entries = list(_events_after(context.instance, state.after))
+        sent = 0
+        for alert in _new_incidents(context.instance, entries, state):
+            send(webhook_url, alert.text)
+            sent += 1
+        context.update_cursor(state.to_cursor())
+        return dg.SkipReason(f"{sent} alerts sent.")
+
+    return send_alerts
+
+
+@dataclass
+class _State:
+    """What the sensor remembers: the last event it saw, and the checks it has told to be failing."""
+
+    after: int
+    failing: dict[str, str] | None = None
+
+    @classmethod
+    def from_cursor(cls, cursor: str) -> "_State":
+        """Read the cursor."""
+        found = json.loads(cursor)
+        return cls(found["after"], found["failing"])
+
+    def to_cursor(self) -> str:
+        """Write the cursor."""
+        return json.dumps({"after": self.after, "failing": self.failing or {}})
+
+
+def newest_event(instance: dg.DagsterInstance) -> int:
+    """Return the storage id of the newest event of a kind that is sent."""
+    newest = [
+        record.storage_id
+        for kind in KINDS
+        for record in instance.event_log_storage.get_event_records(EventRecordsFilter(kind), limit=1)
+    ]
+    return max(newest, default=0)
+
+
+def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[int, EventLogEntry]]:
+    found = [
+        (record.storage_id, record.event_log_entry)
+        for kind in KINDS
+        for record in instance.event_log_storage.get_event_records(
+            EventRecordsFilter(kind, after_cursor=after), limit=EVENTS_PER_TICK, ascending=True
+        )
+    ]
+    # Both kinds were cut at the same number: what lies beyond the shorter reach waits for the next tick.
+    yield from sorted(found, key=lambda pair: pair[0])[:EVENTS_PER_TICK]
+
+
+def _new_incidents(
+    instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State
+) -> list[Alert]:
+    """Turn events into alerts, one an incident.
+
+    Runs that failed alike are told together, a check is told once until it passes or finds something else.
+    """
+    failing = dict(state.failing or {})
+    runs: dict[str, list[str]] = {}
+    alerts: list[Alert] = []
+    for storage_id, entry in entries:
+        state.after = max(state.after, storage_id)
+        event = entry.dagster_event
+        if event is None:
+            continue
+        if event.event_type is DagsterEventType.RUN_FAILURE:
+            runs.setdefault(_failure_text(instance, entry), []).append(entry.run_id)
+        else:
+            alerts += _check_incident(event.asset_check_evaluation_data, failing)
+    state.failing = failing
+    alerts += [Alert(text, _runs_text(text, run_ids)) for text, run_ids in runs.items()]
+    return alerts
+
+
+def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]) -> list[Alert]:
+    name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
+    if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
+        failing.pop(name, None)
+        return []
+    text = str(evaluation.description or "failed")
+    if failing.get(name) == text:
+        return []
+    failing[name] = text
+    return [Alert(name, f"Check failed. {name}\n{text}")]
+
+
+def _failure_text(instance: dg.DagsterInstance, entry: EventLogEntry) -> str:
+    """Say what the failed steps said of themselves; never a traceback, which may hold anything."""
+    failures = instance.all_logs(entry.run_id, of_type=DagsterEventType.STEP_FAILURE)
+    told = [
+        data.user_failure_data.description or ""
+        for failure in failures
+        if failure.dagster_event and (data := failure.dagster_event.step_failure_data).user_failure_data
+    ]
+    reason = " ".join(dict.fromkeys(told)) or "It ended without saying why; its log in the UI has more."
+    return f"{entry.job_name}: {reason}"
+
+
+def _runs_text(text: str, run_ids: list[str]) -> str:
+    shown = ", ".join(run_id[:8] for run_id in run_ids[:5])
+    more = f" and {len(run_ids) - 5} more" if len(run_ids) > 5 else ""  # noqa: PLR2004 -- as many as are shown
+    return f"Run failed ({shown}{more}). {text}"
+
+
+def send(webhook_url: str, text: str) -> None:
+    """Post one message as JSON with the key `text`, which Slack-compatible receivers take.
+
+    Raises:
+        ReceiverError: the receiver is away or refuses; the text names neither the address nor its secret path.
+    """
+    body: Mapping[str, str] = {"text": text}
+    request = urllib.request.Request(  # noqa: S310 -- settings accept http and https only
+        webhook_url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 -- as above
+            return
+    except urllib.error.HTTPError as error:
+        reason = f"answered {error.code}"
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = f"does not answer ({type(error).__name__})"
+    raise ReceiverError(
+        f"The receiver in CAPACITY_ALERT_WEBHOOK_URL {reason}. Nothing is lost: the next tick sends again."
+    )

@@ -1,0 +1,211 @@
+"""Alerts on a real instance and a real receiver on loopback: exactly the expected messages, none lost, none twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import date
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import dagster as dg
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.settings import Settings
+from tests.conftest import fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.integration.test_assets import QUICK_RETRIES, QUIET
+from tests.integration.test_failures import add_overflowing_instance
+
+
+class Receiver:
+    """Takes messages, or answers with an error while `status` says so."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.status = 200
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if receiver.status == 200:
+                    receiver.texts.append(body["text"])
+                self.send_response(receiver.status)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/services/secret-path"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    running = Receiver()
+    yield running
+    running.stop()
+
+
+class House:
+    """An instance, its sensor and its jobs."""
+
+    def __init__(self, settings: Settings, instance: dg.DagsterInstance, url: str) -> None:
+        self.definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)), retries=QUICK_RETRIES)
+        self.instance = instance
+        [self.sensor] = alert_sensors(url)
+        self.cursor: str | None = None
+
+    def tick(self) -> None:
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
+            try:
+                self.sensor(context)
+            finally:
+                self.cursor = context.cursor
+
+    def run(self, day: str, job: str = "daily_aggregation_job") -> None:
+        self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, partition_key=day, run_config=QUIET, raise_on_error=False
+        )
+
+
+@pytest.fixture
+def house(settings: Settings, receiver: Receiver, shipped_instance: dg.DagsterInstance) -> House:
+    """A house whose sensor has begun."""
+    begun = House(settings, shipped_instance, receiver.url)
+    begun.tick()
+    return begun
+
+
+def test_runs_that_fail_alike_are_told_once_without_their_retries_and_without_a_statement(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE capacity_alembic_version"))
+    for day in ("2025-03-01", "2025-03-02", "2025-03-03"):
+        house.run(day)
+
+    house.tick()
+    house.tick()
+
+    [message] = receiver.texts
+    assert message.startswith("Run failed (")
+    assert message.count(", ") >= 2
+    assert "daily_aggregation_job: The capacity schema is missing" in message
+    assert "Run `capacity init`" in message
+    assert "SELECT" not in message
+
+
+def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
+    for _ in range(2):
+        house.run("2025-03-01")
+        house.tick()
+    assert len(receiver.texts) == 1
+    assert receiver.texts[0].startswith("Check failed. daily_database_aggregations: values_possible\n1 found.")
+
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = 5"))
+    house.run("2025-03-01")
+    house.tick()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = -7"))
+    house.run("2025-03-01")
+    house.tick()
+
+    assert len(receiver.texts) == 2
+
+
+def test_a_failing_server_is_named_and_warnings_stay_in_the_house(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", "2025-02-01", [1, 1000]))
+    add_instance_sizes(engine, totals(1, "2025-02-02", [(1000, 1)]))
+    add_overflowing_instance(engine, 2, date(2025, 2, 2))
+    house.run("2025-02-02")
+
+    house.tick()
+
+    told = "\n".join(receiver.texts)
+    assert "daily_instance_aggregations: servers_stored" in told
+    assert "instance 2 (server-2): bigint out of range" in told
+    assert "jumps_named" not in told
+    assert "samples_complete" not in told
+
+
+@pytest.mark.parametrize("status", [500, 404])
+def test_a_receiver_that_refuses_loses_no_alert_and_its_address_is_not_shown(
+    house: House, receiver: Receiver, engine: Engine, status: int
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
+    house.run("2025-03-01")
+    receiver.status = status
+
+    with pytest.raises(ReceiverError, match=f"answered {status}. Nothing is lost") as caught:
+        house.tick()
+    assert "secret-path" not in str(caught.value)
+    receiver.status = 200
+    house.tick()
+
+    assert len(receiver.texts) == 1
+
+
+def test_a_receiver_that_is_away_loses_no_alert(
+    settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
+    away = House(settings, shipped_instance, "http://127.0.0.1:9/services/secret-path")
+    away.tick()
+    away.run("2025-03-01")
+    with pytest.raises(ReceiverError, match="does not answer") as caught:
+        away.tick()
+    assert "secret-path" not in str(caught.value)
+    [away.sensor] = alert_sensors(receiver.url)
+    away.tick()
+
+    assert len(receiver.texts) == 1
+
+
+def test_what_failed_before_the_sensor_began_is_not_sent(
+    settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5]))
+    late = House(settings, shipped_instance, receiver.url)
+    late.run("2025-03-01")
+    late.tick()
+    late.tick()
+
+    assert receiver.texts == []
+
+
+def test_without_a_receiver_there_is_no_sensor_and_with_one_its_address_is_not_in_the_definitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert build_definitions(Settings()).get_repository_def().sensor_defs == []
+
+    monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://hooks.example/services/secret-path")
+    [sensor] = build_definitions(Settings()).get_repository_def().sensor_defs
+
+    assert sensor.name == ALERT_SENSOR
+    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    assert "secret-path" not in str(sensor.description)
