@@ -34,8 +34,8 @@ def open_database(settings: Settings) -> Iterator[URL]:
 
 
 @contextmanager
-def open_engine(settings: Settings) -> Iterator[Engine]:
-    """Yield a connected engine on the capacity database.
+def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]:
+    """Yield an engine on the capacity database; without `connect` it connects at its first statement.
 
     Raises:
         UnreachableError: no connection within the time limit.
@@ -44,7 +44,8 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
     with open_database(settings) as url:
         engine = capacity_engine(url)
         try:
-            ensure_reachable(engine)
+            if connect:
+                ensure_reachable(engine)
             yield engine
         finally:
             engine.dispose()
@@ -59,12 +60,8 @@ def open_task_runner_lazily(
     Raises:
         EmbeddedServerError: the embedded server did not start.
     """
-    with open_database(settings) as url:
-        engine = capacity_engine(url)
-        try:
-            yield task_runner(engine, settings, clock=clock, periods=periods)
-        finally:
-            engine.dispose()
+    with open_engine(settings, connect=False) as engine:
+        yield task_runner(engine, settings, clock=clock, periods=periods)
 
 
 @contextmanager

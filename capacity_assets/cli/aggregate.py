@@ -45,7 +45,9 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
         periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else named
         work = [(period, _windows(runner, period, request)) for period in periods]
         levels = runner.service.levels_of(request.scope)
-        runner.service.instances(request.instance_ids or None)
+        if request.instance_ids:
+            # Refuses an unknown id before anything is written.
+            runner.service.instances(request.instance_ids)
         with _progress_bar() as report:
             options = RunOptions(levels, request.instance_ids or None, request.overwrite, Watch(progress=report))
             run, troubles = runner.run_each(work, options)

@@ -106,10 +106,10 @@ def _is_touched(period: Period, window: Window, fleet: LoadedFleet) -> bool:
 
 def _materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Sequence[_Chunk]) -> int:
     """Run the jobs over the chunks; return how many rows were written."""
-    definitions = build_definitions(settings)
     written = 0
     if not chunks:
-        return 0
+        return written
+    definitions = build_definitions(settings)
     with _progress_bar() as bar:
         task = bar.add_task("windows computed", total=sum(len(chunk.windows) for chunk in chunks))
         for chunk in chunks:

@@ -25,14 +25,6 @@ class ReceiverError(Exception):
     """The receiver of alerts did not take one; nothing was lost, the next tick sends again."""
 
 
-@dataclass(frozen=True)
-class Alert:
-    """One incident: what it is about, and what to say."""
-
-    incident: str
-    text: str
-
-
 def alert_sensors(webhook_url: str | None) -> list[dg.SensorDefinition]:
     """Build the sensor, or none where no receiver is configured."""
     return [] if webhook_url is None else [_sensor(webhook_url)]
@@ -52,8 +44,8 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
         state = _State.from_cursor(context.cursor)
         entries = list(_events_after(context.instance, state.after))
         sent = 0
-        for alert in _new_incidents(context.instance, entries, state):
-            send(webhook_url, alert.text)
+        for message in _new_incidents(context.instance, entries, state):
+            send(webhook_url, message)
             sent += 1
         context.update_cursor(state.to_cursor())
         return dg.SkipReason(f"{sent} alerts sent.")
@@ -103,14 +95,14 @@ def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[in
 
 def _new_incidents(
     instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State
-) -> list[Alert]:
-    """Turn events into alerts, one an incident.
+) -> list[str]:
+    """Turn events into messages, one an incident.
 
     Runs that failed alike are told together, a check is told once until it passes or finds something else.
     """
     failing = dict(state.failing or {})
     runs: dict[str, list[str]] = {}
-    alerts: list[Alert] = []
+    messages: list[str] = []
     for storage_id, entry in entries:
         state.after = max(state.after, storage_id)
         event = entry.dagster_event
@@ -119,13 +111,12 @@ def _new_incidents(
         if event.event_type is DagsterEventType.RUN_FAILURE:
             runs.setdefault(_failure_text(instance, entry), []).append(entry.run_id)
         else:
-            alerts += _check_incident(event.asset_check_evaluation_data, failing)
+            messages += _check_incident(event.asset_check_evaluation_data, failing)
     state.failing = failing
-    alerts += [Alert(text, _runs_text(text, run_ids)) for text, run_ids in runs.items()]
-    return alerts
+    return messages + [_runs_text(text, run_ids) for text, run_ids in runs.items()]
 
 
-def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]) -> list[Alert]:
+def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]) -> list[str]:
     name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
     if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
         failing.pop(name, None)
@@ -134,7 +125,7 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
     if failing.get(name) == text:
         return []
     failing[name] = text
-    return [Alert(name, f"Check failed. {name}\n{text}")]
+    return [f"Check failed. {name}\n{text}"]
 
 
 def _failure_text(instance: dg.DagsterInstance, entry: EventLogEntry) -> str:
