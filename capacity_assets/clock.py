@@ -25,4 +25,8 @@ class Clock:
 
     def today(self) -> date:
         """Return the present day in the clock's zone, which may differ from the UTC day."""
-        return self.now().astimezone(self.zone).date()
+        return self.local_now().date()
+
+    def local_now(self) -> datetime:
+        """Return the present moment in the clock's zone."""
+        return self.now().astimezone(self.zone)

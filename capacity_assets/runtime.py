@@ -81,5 +81,5 @@ def task_runner(
     service = AggregationService(engine, the_clock, periods=periods)
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     locks = CapacityLockManager(engine, redis_url)
-    limits = RunnerLimits(settings.start_date, settings.jump_percent)
+    limits = RunnerLimits(settings.start_date, settings.jump_percent, settings.schedule_hour)
     return AggregationTaskRunner(service, locks, the_clock, limits)

@@ -11,11 +11,15 @@ from sqlalchemy.dialects import postgresql
 
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import advisory_key, redis_key
-from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, Severity, checks_of
-from capacity_assets.orchestration.assets import asset_name
-from capacity_assets.orchestration.jobs import job_name
-from capacity_assets.orchestration.pools import pool_name
-from capacity_assets.orchestration.schedules import schedule_name
+from capacity_assets.aggregation.quality import (
+    CHECKS,
+    PARTITIONS_COMPLETE,
+    PARTITIONS_COMPLETE_DESCRIPTION,
+    SERVERS_STORED,
+    Severity,
+    checks_of,
+)
+from capacity_assets.orchestration.naming import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings, variable_names
 from capacity_assets.storage.tables import metadata
@@ -67,8 +71,9 @@ def periods() -> str:
 def checks() -> str:
     """Every check, and whether it calls a person or tells one."""
     severities = {check.name: (check.severity, check.levels) for check in CHECKS}
-    severities[SERVERS_STORED] = (Severity.ERROR, tuple(LEVELS))
+    severities |= dict.fromkeys((SERVERS_STORED, PARTITIONS_COMPLETE), (Severity.ERROR, tuple(LEVELS)))
     described = dict(pair for level in LEVELS.values() for pair in checks_of(level))
+    described[PARTITIONS_COMPLETE] = PARTITIONS_COMPLETE_DESCRIPTION
     rows = [
         [f"`{name}`", ", ".join(severities[name][1]), severities[name][0].value, text]
         for name, text in described.items()

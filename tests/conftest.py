@@ -30,6 +30,7 @@ from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
+from tests.daemon import Daemon, running_daemon
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 TODAY = date(2025, 7, 20)
@@ -116,6 +117,13 @@ def shipped_instance(
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_database.render_as_string(hide_password=False))
     with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
         yield instance
+
+
+@pytest.fixture
+def daemon(shipped_instance: DagsterInstance) -> Iterator[Daemon]:
+    """Dagster's daemon over the shipped instance, one iteration at a time."""
+    with running_daemon(shipped_instance) as running:
+        yield running
 
 
 def redis_program() -> str:

@@ -16,9 +16,10 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.ledger import OpenWindow
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS, RunSummary
-from capacity_assets.periods import Window
+from capacity_assets.periods import Window, adjacent_spans
 
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
@@ -107,6 +108,33 @@ def servers_stored(summary: RunSummary) -> Outcome:
         :MAXIMUM_LISTED_ERRORS
     ]
     return Outcome(SERVERS_STORED, Severity.ERROR, summary.total("failed_instances"), listed, SERVERS_STORED_ADVICE)
+
+
+PARTITIONS_COMPLETE = "partitions_complete"
+PARTITIONS_COMPLETE_DESCRIPTION = (
+    "Every window that is due and has samples was computed, for every server, over the samples as they are."
+)
+PARTITIONS_COMPLETE_ADVICE = (
+    "Mend the samples of servers that failed, then materialise these partitions. Changed samples are followed by the "
+    "late data sensor by itself, unless it is off or its run failed."
+)
+
+
+def partitions_complete(left: Sequence[OpenWindow], severity: Severity) -> Outcome:
+    """Turn the windows that are left into an outcome that names them by stretches."""
+    stretches = [
+        (reason, span)
+        for reason in dict.fromkeys(window.reason for window in left)
+        for span in adjacent_spans(sorted(found.window for found in left if found.reason == reason))
+    ]
+    listed = tuple(_stretch(span, reason) for reason, span in stretches[:MAXIMUM_LISTED_ERRORS])
+    return Outcome(PARTITIONS_COMPLETE, severity, len(stretches), listed, PARTITIONS_COMPLETE_ADVICE)
+
+
+def _stretch(span: Sequence[Window], reason: str) -> str:
+    if len(span) == 1:
+        return f"{span[0].key}: {reason}"
+    return f"{span[0].key} to {span[-1].key}, {len(span)} windows: {reason}"
 
 
 def look(engine: Engine, question: Question) -> list[Outcome]:

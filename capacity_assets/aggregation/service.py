@@ -20,8 +20,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
+from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.aggregation.results import InstanceSummary, RunSummary
+from capacity_assets.aggregation.results import InstanceSummary, PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import (
     INSTANCES_PER_SLICE,
     UNWATCHED,
@@ -67,6 +68,7 @@ class AggregationService:
         self._engine = engine
         self._clock = clock
         self._periods = periods
+        self.ledger = Ledger(engine)
         runners = (DatabaseAggregationRunner, InstanceAggregationRunner)
         self._runners: dict[str, AggregationRunner] = {
             runner.level.name: runner(engine, instances_per_slice=instances_per_slice) for runner in runners
@@ -91,12 +93,24 @@ class AggregationService:
         if not wanted or not runners:
             raise ValidationError("No window or no level was asked for. Nothing was written.")
         active = [instance for instance in self.instances(options.instance_ids) if instance.active]
-        parts = [
-            part
-            for runner in runners
-            for part in runner.aggregate(chosen, wanted, active, overwrite=options.overwrite, watch=options.watch)
-        ]
+        parts = [part for runner in runners for part in self._computed(runner, chosen, wanted, active, options)]
         return RunSummary(tuple(parts))
+
+    def _computed(
+        self,
+        runner: AggregationRunner,
+        period: Period,
+        windows: Sequence[Window],
+        instances: Sequence[InstanceRef],
+        options: RunOptions,
+    ) -> tuple[PeriodSummary, ...]:
+        """Compute one level, and enter it in the ledger unless it was for some instances only."""
+        whole = options.instance_ids is None
+        snapshot = self.ledger.begin(period, runner.level, windows) if whole else ""
+        parts = runner.aggregate(period, windows, instances, overwrite=options.overwrite, watch=options.watch)
+        if whole:
+            self.ledger.finish(snapshot, parts)
+        return parts
 
     def calculate_period_aggregations(
         self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import CapacityError, DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.ledger import OpenWindow, StaleWindow
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
@@ -22,7 +23,7 @@ from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
-from capacity_assets.settings import DEFAULT_JUMP_PERCENT
+from capacity_assets.settings import DEFAULT_JUMP_PERCENT, DEFAULT_SCHEDULE_HOUR
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 logger = logging.getLogger("capacity_assets")
@@ -36,10 +37,11 @@ _LOG_LEVELS = {
 
 @dataclass(frozen=True)
 class RunnerLimits:
-    """What is configured about runs: the first day with samples, and the change from which on a row is named."""
+    """What is configured about runs: the first day with samples, the change from which on a row is named, the hour."""
 
     first_day: date
     jump_percent: int = DEFAULT_JUMP_PERCENT
+    schedule_hour: int = DEFAULT_SCHEDULE_HOUR
 
 
 class AggregationTaskRunner:
@@ -52,8 +54,7 @@ class AggregationTaskRunner:
         self.service = service
         self._locks = locks
         self._clock = clock
-        self._first_day = limits.first_day
-        self._jump_percent = limits.jump_percent
+        self._limits = limits
 
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
@@ -105,8 +106,37 @@ class AggregationTaskRunner:
         """
         parts = summary.of_level(level).parts
         windows = [Window(part.period_start, part.period_end) for part in parts]
-        question = Question(parts[0].period_type, LEVELS[level], windows, self._clock.today(), self._jump_percent)
+        question = Question(
+            parts[0].period_type, LEVELS[level], windows, self._clock.today(), self._limits.jump_percent
+        )
         return [servers_stored(summary.of_level(level)), *look(self._locks.engine, question)]
+
+    def stale_windows(self) -> list[StaleWindow]:
+        """Return the computed windows whose samples changed since, of registered periods, within the partition range.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing; nothing is lost.
+        """
+        self._refuse_a_missing_schema()
+        known = [stale for stale in self.service.ledger.stale() if stale.period_type in self.service.period_names]
+        return [stale for stale in known if self._is_inside(self.service.period(stale.period_type), stale.window)]
+
+    def left_windows(self, period: str | Period, level: str) -> list[OpenWindow]:
+        """Return the windows that are due by now and missing, unfinished, failed in part or stale.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing.
+        """
+        chosen = self.service.period(period)
+        self._refuse_a_missing_schema()
+        return self.service.ledger.open_windows(chosen, LEVELS[level], self.due_windows(chosen))
+
+    def due_windows(self, period: Period) -> list[Window]:
+        """Return the windows from the first partition to the last one whose schedule has ticked by now."""
+        now = self._clock.local_now()
+        ticked = now.date() if now.hour >= self._limits.schedule_hour else now.date() - timedelta(days=1)
+        first, last = self._first_window(period), period.scheduled(ticked)
+        return list(period.windows_between(first.start, last.end)) if first <= last else []
 
     def windows_between(self, period: str | Period, first_day: date | None, last_day: date | None) -> list[Window]:
         """Return the windows that hold a day of the range; open ends are the first partition and today.
@@ -116,7 +146,7 @@ class AggregationTaskRunner:
         """
         chosen = self.service.period(period)
         first_window, last_window = self._first_window(chosen), chosen.current(self._clock.today())
-        first, last = first_day or self._first_day, last_day or last_window.end
+        first, last = first_day or self._limits.first_day, last_day or last_window.end
         for day in (first, last):
             # Before any window is built: a mistyped year would build millions.
             if not first_window.start <= day <= last_window.end:
@@ -124,13 +154,16 @@ class AggregationTaskRunner:
         return list(self.service.windows_between(chosen, first, last))
 
     def _first_window(self, period: Period) -> Window:
-        return period.window_of(self._first_day)
+        return period.window_of(self._limits.first_day)
+
+    def _is_inside(self, period: Period, window: Window) -> bool:
+        return self._first_window(period).start <= window.start <= period.current(self._clock.today()).start
 
     def _outside(self, period: Period) -> str:
         first, last = self._first_window(period), period.current(self._clock.today())
         return (
             f"lies outside the {period.name} partition range: the first starts on {first.start} "
-            f"(CAPACITY_START_DATE is {self._first_day}), the current one on {last.start}. Nothing was written."
+            f"(CAPACITY_START_DATE is {self._limits.first_day}), the current one on {last.start}. Nothing was written."
         )
 
     def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
@@ -142,8 +175,7 @@ class AggregationTaskRunner:
         return summary
 
     def _refuse_windows_outside_the_range(self, period: Period, windows: Sequence[Window]) -> None:
-        first, last = self._first_window(period), period.current(self._clock.today())
-        outside = [window for window in windows if not first.start <= window.start <= last.start]
+        outside = [window for window in windows if not self._is_inside(period, window)]
         if outside:
             raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
 

@@ -22,9 +22,9 @@ from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console, human_mb, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
-from capacity_assets.orchestration.assets import asset_name
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.jobs import job_name
+from capacity_assets.orchestration.jobs import range_tags
+from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.runtime import open_engine, task_runner
@@ -123,7 +123,7 @@ def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance
     first, last = chunk.windows[0].key, chunk.windows[-1].key
     result = job.execute_in_process(
         instance=instance,
-        tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
+        tags=range_tags(chunk.windows),
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )

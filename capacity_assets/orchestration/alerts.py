@@ -9,7 +9,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
@@ -18,7 +18,8 @@ ALERT_SENSOR = "alert_sensor"
 INTERVAL_SECONDS = 30
 EVENTS_PER_TICK = 500
 TIMEOUT_SECONDS = 10
-KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.ASSET_CHECK_EVALUATION)
+KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.ASSET_CHECK_EVALUATION)
+TEXTS_REMEMBERED = 20
 
 
 class ReceiverError(Exception):
@@ -55,20 +56,21 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
 
 @dataclass
 class _State:
-    """What the sensor remembers: the last event it saw, and the checks it has told to be failing."""
+    """What the sensor remembers: the last event it saw, and which checks and jobs it has told to be failing."""
 
     after: int
-    failing: dict[str, str] | None = None
+    failing: dict[str, str] = field(default_factory=dict)
+    failing_jobs: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def from_cursor(cls, cursor: str) -> "_State":
         """Read the cursor."""
         found = json.loads(cursor)
-        return cls(found["after"], found["failing"])
+        return cls(found["after"], found["failing"], found.get("failing_jobs", {}))
 
     def to_cursor(self) -> str:
         """Write the cursor."""
-        return json.dumps({"after": self.after, "failing": self.failing or {}})
+        return json.dumps(asdict(self))
 
 
 def newest_event(instance: dg.DagsterInstance) -> int:
@@ -98,9 +100,9 @@ def _new_incidents(
 ) -> list[str]:
     """Turn events into messages, one an incident.
 
-    Runs that failed alike are told together, a check is told once until it passes or finds something else.
+    Runs that failed alike are told together and once until a run of their job succeeds, a check is told once until
+    it passes or finds something else.
     """
-    failing = dict(state.failing or {})
     runs: dict[str, list[str]] = {}
     messages: list[str] = []
     for storage_id, entry in entries:
@@ -108,18 +110,25 @@ def _new_incidents(
         event = entry.dagster_event
         if event is None:
             continue
-        if event.event_type is DagsterEventType.RUN_FAILURE:
-            runs.setdefault(_failure_text(instance, entry), []).append(entry.run_id)
+        job = str(entry.job_name)
+        if event.event_type is DagsterEventType.RUN_SUCCESS:
+            state.failing_jobs.pop(job, None)
+        elif event.event_type is DagsterEventType.RUN_FAILURE:
+            told = state.failing_jobs.setdefault(job, [])
+            text = _failure_text(instance, entry)
+            if text in runs or text not in told:
+                runs.setdefault(text, []).append(entry.run_id)
+                state.failing_jobs[job] = [*dict.fromkeys([*told, text])][-TEXTS_REMEMBERED:]
         else:
-            messages += _check_incident(event.asset_check_evaluation_data, failing)
-    state.failing = failing
+            messages += _check_incident(event.asset_check_evaluation_data, state.failing)
     return messages + [_runs_text(text, run_ids) for text, run_ids in runs.items()]
 
 
 def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]) -> list[str]:
     name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
-    if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
+    if evaluation.passed:
         failing.pop(name, None)
+    if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
         return []
     text = str(evaluation.description or "failed")
     if failing.get(name) == text:

@@ -24,6 +24,7 @@ from capacity_assets.orchestration.metadata import (
     raw_metadata,
     summary_metadata,
 )
+from capacity_assets.orchestration.naming import asset_name, pool_name
 from capacity_assets.orchestration.partitions import (
     PARTITIONS_PER_RUN,
     days_behind_a_window,
@@ -31,7 +32,6 @@ from capacity_assets.orchestration.partitions import (
     sample_days,
     windows_of,
 )
-from capacity_assets.orchestration.pools import pool_name
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
@@ -52,11 +52,6 @@ class AggregationConfig(dg.Config):
         description="Rebuild the windows exactly: replace protected rows and remove rows that the raw data no longer "
         "supports. Off, stored history is never replaced by a row built from fewer samples.",
     )
-
-
-def asset_name(period: Period, level: Level) -> str:
-    """Return the key of an aggregate asset, for example `daily_database_aggregations`."""
-    return f"{period.name}_{level.name}_aggregations"
 
 
 def raw_assets(settings: Settings) -> list[dg.AssetSpec]:

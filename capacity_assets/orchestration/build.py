@@ -11,9 +11,11 @@ import dagster as dg
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import RETRIES, aggregate_assets, raw_assets
-from capacity_assets.orchestration.jobs import aggregation_jobs
+from capacity_assets.orchestration.checks import standing_checks
+from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
+from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
-from capacity_assets.orchestration.schedules import aggregation_schedules
+from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings
 
@@ -37,11 +39,14 @@ def build_definitions(
             *raw_assets(settings),
             *aggregate_assets(settings, periods.values(), retries),
         ]
+    jobs = aggregation_jobs(periods.values())
+    webhook = settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None
     return dg.Definitions(
         assets=assets,
-        jobs=aggregation_jobs(periods.values()),
-        schedules=aggregation_schedules(settings, periods.values()),
-        sensors=alert_sensors(settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None),
+        asset_checks=standing_checks(periods.values(), retries),
+        jobs=[*jobs, standing_check_job(periods.values())],
+        schedules=[*aggregation_schedules(settings, periods.values()), standing_check_schedule(settings)],
+        sensors=[late_data_sensor(jobs, periods, the_clock), *alert_sensors(webhook)],
         resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,

@@ -1,18 +1,31 @@
-"""Asset checks: what `aggregation.quality` finds, as the UI shows it. Evaluated in the run, for its partitions.
+"""Asset checks: what `aggregation.quality` finds, as the UI shows it. A failed check does not fail the run.
 
-They are part of the asset's own run, so that they see exactly the windows that were written, in a range run
-too. A failed check does not fail the run.
+Most are part of the asset's own computation, so that they see exactly the windows that were written, in a range
+run too. The standing check looks at all windows that are due: after every run, and once a day by a job of its
+own. Only the daily one calls a person; during a backfill, windows are left after every run but the last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from capacity_assets.aggregation.levels import Level
-from capacity_assets.aggregation.quality import Outcome, Severity, checks_of
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.levels import LEVELS, Level
+from capacity_assets.aggregation.quality import (
+    PARTITIONS_COMPLETE,
+    PARTITIONS_COMPLETE_DESCRIPTION,
+    Outcome,
+    Severity,
+    checks_of,
+    partitions_complete,
+)
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.metadata import escaped
-from capacity_assets.periods import Window
+from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.periods import Period, Window
 
+STANDING_CHECK_JOB = "standing_check_job"
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
@@ -23,19 +36,61 @@ def check_specs(asset: str, level: Level) -> list[dg.AssetCheckSpec]:
 
 def check_results(outcomes: Sequence[Outcome], windows: Sequence[Window]) -> list[dg.AssetCheckResult]:
     """Turn outcomes into results that name the windows they speak of."""
-    first, last = min(windows).key, max(windows).key
+    span = {"first_partition": min(windows).key, "last_partition": max(windows).key}
+    return [_result(outcome, span) for outcome in outcomes]
+
+
+def _result(outcome: Outcome, metadata: Mapping[str, str], asset: str | None = None) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=SEVERITIES[outcome.severity],
+        description=outcome.text,
+        metadata={
+            "places": outcome.places,
+            **metadata,
+            "found": dg.MetadataValue.md("\n".join(f"- {escaped(place)}" for place in outcome.listed) or "nothing"),
+        },
+    )
+
+
+def standing_checks(periods: Iterable[Period], retries: dg.RetryPolicy) -> list[dg.AssetChecksDefinition]:
+    """Build one check for each period that tells which partitions of its assets are left failed or missing."""
+    return [_standing_check(period, retries) for period in periods]
+
+
+def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
+    """Name the standing check of every asset."""
     return [
-        dg.AssetCheckResult(
-            check_name=outcome.name,
-            passed=outcome.passed,
-            severity=SEVERITIES[outcome.severity],
-            description=outcome.text,
-            metadata={
-                "places": outcome.places,
-                "first_partition": first,
-                "last_partition": last,
-                "found": dg.MetadataValue.md("\n".join(f"- {escaped(place)}" for place in outcome.listed) or "nothing"),
-            },
-        )
-        for outcome in outcomes
+        dg.AssetCheckKey(dg.AssetKey(asset_name(period, level)), PARTITIONS_COMPLETE)
+        for period in periods
+        for level in LEVELS.values()
     ]
+
+
+def _standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
+    levels = {asset_name(period, level): level.name for level in LEVELS.values()}
+
+    @dg.multi_asset_check(
+        name=f"{period.name}_{PARTITIONS_COMPLETE}",
+        specs=[
+            dg.AssetCheckSpec(PARTITIONS_COMPLETE, asset=asset, description=PARTITIONS_COMPLETE_DESCRIPTION)
+            for asset in levels
+        ],
+        can_subset=True,
+        required_resource_keys={AGGREGATION_RESOURCE},
+        retry_policy=retries,
+    )
+    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        severity = Severity.ERROR if context.run.job_name == STANDING_CHECK_JOB else Severity.WARN
+        for key in context.selected_asset_check_keys:
+            asset = key.asset_key.to_user_string()
+            try:
+                left = runner.left_windows(period, levels[asset])
+            except CapacityError as error:
+                raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+            yield _result(partitions_complete(left, severity), {}, asset)
+
+    return check

@@ -1,18 +1,15 @@
 """One job a period, both levels in one run. A job over unlike partitions does not resolve, hence one each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.orchestration.assets import asset_name
-from capacity_assets.periods import Period
-
-
-def job_name(period: Period) -> str:
-    """Return the name of a period's job, for example `daily_aggregation_job`."""
-    return f"{period.name}_aggregation_job"
+from capacity_assets.orchestration.checks import STANDING_CHECK_JOB, standing_check_keys
+from capacity_assets.orchestration.naming import asset_name, job_name
+from capacity_assets.periods import Period, Window
 
 
 def aggregation_jobs(periods: Iterable[Period]) -> list[UnresolvedAssetJobDefinition]:
@@ -26,3 +23,33 @@ def aggregation_jobs(periods: Iterable[Period]) -> list[UnresolvedAssetJobDefini
         )
         for period in periods
     ]
+
+
+def standing_check_job(periods: Iterable[Period]) -> UnresolvedAssetJobDefinition:
+    """Build the job that evaluates the standing check of every asset, without computing anything."""
+    return dg.define_asset_job(
+        STANDING_CHECK_JOB,
+        selection=dg.AssetSelection.checks(*standing_check_keys(periods)),
+        description="Look for partitions that are left failed or missing, and say how to recover. Computes nothing.",
+    )
+
+
+def range_tags(windows: Sequence[Window]) -> dict[str, str]:
+    """Return the tags that make one run of the windows from the first to the last."""
+    return {ASSET_PARTITION_RANGE_START_TAG: windows[0].key, ASSET_PARTITION_RANGE_END_TAG: windows[-1].key}
+
+
+def run_request(
+    run_key: str,
+    windows: Sequence[Window],
+    *,
+    job: str | None = None,
+    assets: Sequence[dg.AssetKey] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> dg.RunRequest:
+    """Request the windows from the first to the last in one run; `run_key` makes a repeated tick request it once."""
+    if len(windows) == 1:
+        key = windows[0].key
+        return dg.RunRequest(run_key=run_key, partition_key=key, job_name=job, asset_selection=assets, tags=tags)
+    both = {**(tags or {}), **range_tags(windows)}
+    return dg.RunRequest(run_key=run_key, job_name=job, asset_selection=assets, tags=both)

@@ -10,15 +10,11 @@ from collections.abc import Iterable
 import dagster as dg
 from sqlalchemy import Engine, column, inspect, select, table
 
+from capacity_assets.orchestration.naming import pool_name
 from capacity_assets.periods import Period
 
 SLOTS = 1
 LIMITS = table("concurrency_limits", column("concurrency_key"), column("limit"), column("using_default_limit"))
-
-
-def pool_name(period: Period) -> str:
-    """Return the pool of a period, for example `capacity_daily`; both its assets are in it."""
-    return f"capacity_{period.name}"
 
 
 def set_pool_limits(instance: dg.DagsterInstance, periods: Iterable[Period]) -> None:

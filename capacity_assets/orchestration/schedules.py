@@ -5,30 +5,27 @@ tick that a downtime missed (measured on 1.13.27: no schedule catches up any mor
 the windows since the last one its schedule requested. Which window is due is decided in `periods`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import date
 
 import dagster as dg
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
     SCHEDULE_NAME_TAG,
 )
 
-from capacity_assets.orchestration.jobs import job_name
+from capacity_assets.orchestration.checks import STANDING_CHECK_JOB
+from capacity_assets.orchestration.jobs import run_request
+from capacity_assets.orchestration.naming import job_name, schedule_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
-from capacity_assets.periods import Period, Window
+from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
 
 # One run's worth. A longer gap is a decision: backfill it.
 MOST_CAUGHT_UP = PARTITIONS_PER_RUN
 RUNS_LOOKED_AT = 200
-
-
-def schedule_name(period: Period) -> str:
-    """Return the name of a period's schedule, for example `daily_aggregation_schedule`."""
-    return f"{period.name}_aggregation_schedule"
+STANDING_CHECK_MINUTE = 45
 
 
 def aggregation_schedules(settings: Settings, periods: Iterable[Period]) -> list[dg.ScheduleDefinition]:
@@ -64,9 +61,21 @@ def _schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
                 f"{len(windows)} windows were missed; the newest {MOST_CAUGHT_UP} are requested. "
                 f"Backfill those from {windows[0].key} to {windows[-MOST_CAUGHT_UP - 1].key}."
             )
-        return _request(windows[-MOST_CAUGHT_UP:])
+        return run_request(due.key, windows[-MOST_CAUGHT_UP:])
 
     return request_windows
+
+
+def standing_check_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Build the schedule of the standing check: once a day, when the day's runs have had time to end."""
+    return dg.ScheduleDefinition(
+        name="standing_check_schedule",
+        job_name=STANDING_CHECK_JOB,
+        cron_schedule=f"{STANDING_CHECK_MINUTE} {settings.schedule_hour} * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Looks once a day for partitions that are left failed or missing.",
+    )
 
 
 def _last_requested_before(instance: dg.DagsterInstance, name: str, due: date) -> date | None:
@@ -81,13 +90,3 @@ def _last_requested_before(instance: dg.DagsterInstance, name: str, due: date) -
     keys = [run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_END_TAG) for run in submitted]
     windows = [date.fromisoformat(key) for key in keys if key]
     return max((window for window in windows if window < due), default=None)
-
-
-def _request(windows: Sequence[Window]) -> dg.RunRequest:
-    """Request adjacent windows in one run; the key makes a tick evaluated twice, around a restart, request it once."""
-    first, last = windows[0].key, windows[-1].key
-    if len(windows) == 1:
-        return dg.RunRequest(run_key=last, partition_key=last)
-    return dg.RunRequest(
-        run_key=last, tags={ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
-    )

@@ -79,10 +79,10 @@ def unique_keys(table: Table) -> Iterator[UniqueKey]:
 def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[Step]:
     for column in wanted.columns:
         name = f"{wanted.name}.{column.name}"
-        alter = f"ALTER TABLE {_quoted(wanted.name)} ALTER COLUMN {_quoted(column.name)}"
+        alter = f"ALTER TABLE {quoted(wanted.name)} ALTER COLUMN {quoted(column.name)}"
         if column.name not in present:
             if column.nullable or column.server_default is not None:
-                yield Step(f"{name} is missing", f"ALTER TABLE {_quoted(wanted.name)} ADD COLUMN {_definition(column)}")
+                yield Step(f"{name} is missing", f"ALTER TABLE {quoted(wanted.name)} ADD COLUMN {_definition(column)}")
             continue
         found = present[column.name]
         if column.name != "id" and _is_narrower(found, column):
@@ -146,7 +146,7 @@ def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[Step]
         if listed and len(listed) < len(PERIODS):
             yield Step(
                 f"{wanted.name} accepts only the periods listed in its check {name}: {', '.join(listed)}",
-                f"ALTER TABLE {_quoted(wanted.name)} DROP CONSTRAINT {_quoted(name)}",
+                f"ALTER TABLE {quoted(wanted.name)} DROP CONSTRAINT {quoted(name)}",
             )
 
 
@@ -160,7 +160,7 @@ def _default_partition_steps(connection: Connection, wanted: Table) -> Iterator[
         name = f"{wanted.name}_default"
         yield Step(
             f"{wanted.name} is partitioned and refuses rows outside its partitions",
-            f"CREATE TABLE {_quoted(name)} PARTITION OF {_quoted(wanted.name)} DEFAULT",
+            f"CREATE TABLE {quoted(name)} PARTITION OF {quoted(wanted.name)} DEFAULT",
         )
 
 
@@ -187,9 +187,9 @@ def _same_condition(found: str | None, wanted: str | None) -> bool:
 
 
 def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -> str | None:
-    columns = ", ".join(_quoted(name) for name in key.columns)
+    columns = ", ".join(quoted(name) for name in key.columns)
     where = f" WHERE {key.condition}" if key.condition else ""
-    table = _quoted(wanted.name)
+    table = quoted(wanted.name)
     groups = f"SELECT {columns}, count(*) AS copies FROM {table}{where} GROUP BY {columns} HAVING count(*) > 1"  # noqa: S608 -- names from our own table definitions, quoted
     keys, rows = connection.execute(
         text(f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated")  # noqa: S608
@@ -222,11 +222,11 @@ def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -
 def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> Step:
     taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": key.name}).scalar()
     name = f"{key.name}_capacity" if taken else key.name
-    columns = ", ".join(_quoted(column) for column in key.columns)
+    columns = ", ".join(quoted(column) for column in key.columns)
     where = f" WHERE {key.condition}" if key.condition else ""
     return Step(
         f"{wanted.name} has no unique key on ({', '.join(key.columns)})",
-        f"CREATE UNIQUE INDEX {_quoted(name)} ON {_quoted(wanted.name)} ({columns}){where}",
+        f"CREATE UNIQUE INDEX {quoted(name)} ON {quoted(wanted.name)} ({columns}){where}",
     )
 
 
@@ -241,13 +241,13 @@ def missing_comments(connection: Connection, wanted: Iterable[Table]) -> list[St
     for table in wanted:
         present = inspect(connection)
         if table.comment and not present.get_table_comment(table.name)["text"]:
-            statement = f"COMMENT ON TABLE {_quoted(table.name)} IS {_string(table.comment)}"
+            statement = f"COMMENT ON TABLE {quoted(table.name)} IS {_string(table.comment)}"
             steps.append(Step(f"{table.name} has no comment", statement))
         commented = {column["name"] for column in present.get_columns(table.name) if column.get("comment")}
         steps += [
             Step(
                 f"{table.name}.{column.name} has no comment",
-                f"COMMENT ON COLUMN {_quoted(table.name)}.{_quoted(column.name)} IS {_string(column.comment)}",
+                f"COMMENT ON COLUMN {quoted(table.name)}.{quoted(column.name)} IS {_string(column.comment)}",
             )
             for column in table.columns
             if column.comment and column.name not in commented
@@ -259,7 +259,8 @@ def _definition(column: Column[object]) -> str:
     return str(CreateColumn(column).compile(dialect=DIALECT))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Quote a name where PostgreSQL needs it."""
     return DIALECT.identifier_preparer.quote(quoted_name(name, quote=None))
 
 

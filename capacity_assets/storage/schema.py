@@ -13,10 +13,11 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 
 from capacity_assets.storage.adoption import carry_out, missing_comments, plan_table
+from capacity_assets.storage.change_log import change_log_steps
 from capacity_assets.storage.tables import metadata
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 
 
@@ -68,6 +69,10 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
         done += adopt(connection, metadata)
+        missing = change_log_steps(connection)
+        for step in missing:
+            carry_out(connection, step)
+        done += dict.fromkeys(f"changed: {step.reason}" for step in missing)
         for step in missing_comments(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)
@@ -116,6 +121,8 @@ def schema_state(engine: Engine) -> SchemaState:
                 plan = plan_table(connection, table)
                 shortcomings += [step.reason for step in plan.steps]
                 shortcomings += plan.problems
+        if not missing:
+            shortcomings += dict.fromkeys(step.reason for step in change_log_steps(connection))
         return SchemaState(_revision(connection), missing, tuple(shortcomings))
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Numeric,
     String,
     Table,
+    Text,
     UniqueConstraint,
     func,
     text,
@@ -194,4 +195,41 @@ instance_size_aggregations = Table(
     UniqueConstraint("instance_id", "period_type", "period_start", name="uq_instance_size_aggregation"),
     Index("ix_instance_size_aggregations_period_type", "period_type", "period_start"),
     comment="Total size, number of databases, change, growth and trend of each server in each window.",
+)
+
+sample_changes = Table(
+    "capacity_sample_changes",
+    metadata,
+    Column("table_name", String(63), primary_key=True, comment="Raw table whose samples changed"),
+    Column("collected_date", Date, primary_key=True, comment="Day whose samples were added or corrected"),
+    Column(
+        "transaction_id",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        server_default=text("(pg_current_xact_id()::text)::bigint"),
+        comment="Transaction that changed them",
+    ),
+    _timestamp("changed_at", "When that transaction began"),
+    comment="Days whose samples changed and whose windows may have to be computed again; emptied by itself.",
+)
+
+computed_windows = Table(
+    "capacity_computed_windows",
+    metadata,
+    Column("period_type", String(20), primary_key=True, comment="Name of the period, such as daily or monthly"),
+    Column("level", String(20), primary_key=True, comment="database or instance"),
+    Column("period_start", Date, primary_key=True, comment="First day of the window"),
+    Column("period_end", Date, nullable=False, comment="Last day of the window, included"),
+    Column(
+        "reads_from", Date, nullable=False, comment="First day of the window before, with which its change compares"
+    ),
+    Column(
+        "snapshot",
+        Text,
+        comment="pg_snapshot: the transactions whose samples the figures hold; null: begun and never finished",
+    ),
+    Column("failed_instances", Integer, nullable=False, server_default=text("0"), comment="Servers that failed in it"),
+    _timestamp("computed_at", "When it was last computed over samples that were new to it"),
+    comment="Windows that were computed for all servers, and up to which change of the samples.",
 )

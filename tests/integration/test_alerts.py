@@ -15,7 +15,9 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.late_data import LATE_DATA_SENSOR
 from capacity_assets.settings import Settings
+from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_assets import QUICK_RETRIES, QUIET
@@ -132,6 +134,60 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     assert len(receiver.texts) == 2
 
 
+def test_a_run_that_fails_again_for_the_same_reason_is_not_told_again_until_one_succeeded(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+
+    def take_schema(revision: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(text(f"UPDATE capacity_alembic_version SET version_num = '{revision}'"))
+
+    take_schema("0000")
+    for _ in range(3):
+        house.run("2025-03-01")
+        house.tick()
+    assert len(receiver.texts) == 1
+
+    take_schema(SCHEMA_REVISION)
+    house.run("2025-03-01")
+    house.tick()
+    take_schema("0000")
+    house.run("2025-03-01")
+    house.tick()
+    assert len(receiver.texts) == 2
+
+
+def test_partitions_that_are_left_call_a_person_once_a_day_and_not_after_each_run_of_a_backfill(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 110)))
+    house.run("2025-03-02")
+    house.run("2025-03-05")
+    house.tick()
+    assert receiver.texts == []
+
+    standing_check(house)
+    house.tick()
+    standing_check(house)
+    house.run("2025-03-05")
+    standing_check(house)
+    house.tick()
+
+    daily = [message for message in receiver.texts if "daily_database_aggregations" in message]
+    assert len(daily) == 1
+    assert "partitions_complete" in daily[0]
+    assert "2025-03-03 to 2025-03-04, 2 windows: has samples, but was never computed" in daily[0]
+    assert "materialise these partitions" in daily[0]
+    assert not any("instance" in message for message in receiver.texts), "there are no samples of that level"
+
+
+def standing_check(house: House) -> None:
+    job = house.definitions.resolve_job_def("standing_check_job")
+    assert job.execute_in_process(instance=house.instance, run_config=QUIET).success
+
+
 def test_a_failing_server_is_named_and_warnings_stay_in_the_house(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:
@@ -201,10 +257,11 @@ def test_what_failed_before_the_sensor_began_is_not_sent(
 def test_without_a_receiver_there_is_no_sensor_and_with_one_its_address_is_not_in_the_definitions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert build_definitions(Settings()).get_repository_def().sensor_defs == []
+    names = [sensor.name for sensor in build_definitions(Settings()).get_repository_def().sensor_defs]
+    assert names == [LATE_DATA_SENSOR]
 
     monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://hooks.example/services/secret-path")
-    [sensor] = build_definitions(Settings()).get_repository_def().sensor_defs
+    [sensor, _] = build_definitions(Settings()).get_repository_def().sensor_defs
 
     assert sensor.name == ALERT_SENSOR
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING

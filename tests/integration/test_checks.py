@@ -161,7 +161,11 @@ def test_a_range_run_evaluates_every_check_of_both_assets_for_its_partitions(
         "samples_complete": True,
         "values_possible": False,
         "jumps_named": False,
+        "partitions_complete": True,
     }
+    assert not servers["partitions_complete"].passed
+    assert servers["partitions_complete"].severity is dg.AssetCheckSeverity.WARN, "the daily look calls a person"
+    assert "2025-03-02: servers that failed in it: 1" in str(servers["partitions_complete"].description)
     assert not servers["servers_stored"].passed
     assert servers["servers_stored"].severity is dg.AssetCheckSeverity.ERROR
     assert "instance 2 (server-2): bigint out of range" in str(servers["servers_stored"].description)

@@ -79,7 +79,7 @@ def test_partitions_are_in_the_configured_zone_and_begin_with_the_window_that_ho
 def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Definitions) -> None:
     jobs = {job.name: job for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
 
-    assert sorted(jobs) == sorted(f"{period}_aggregation_job" for period in CRONS)
+    assert sorted(jobs) == sorted([*(f"{period}_aggregation_job" for period in CRONS), "standing_check_job"])
     for period in CRONS:
         selected = {key.to_user_string() for key in jobs[f"{period}_aggregation_job"].asset_layer.executable_asset_keys}
         assert selected == {f"{period}_database_aggregations", f"{period}_instance_aggregations"}
@@ -100,7 +100,17 @@ def test_schedules_are_the_published_ones_at_four_in_the_configured_zone(definit
             running,
         )
         for period, cron in CRONS.items()
-    }
+    } | {"standing_check_schedule": ("45 4 * * *", "standing_check_job", "Asia/Shanghai", running)}
+
+
+def test_the_late_data_sensor_runs_from_the_first_start_on_and_reaches_every_period(
+    definitions: dg.Definitions,
+) -> None:
+    [sensor] = definitions.get_repository_def().sensor_defs
+
+    assert (sensor.name, sensor.minimum_interval_seconds) == ("late_data_sensor", 30)
+    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    assert {target.job_name for target in sensor.targets} == {f"{period}_aggregation_job" for period in CRONS}
 
 
 def test_each_asset_is_in_the_pool_of_its_period(definitions: dg.Definitions) -> None:

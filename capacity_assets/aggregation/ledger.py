@@ -1,0 +1,232 @@
+"""The ledger of computed windows: which were computed, over which samples, and what has to be done again.
+
+Every computation over all servers is entered with PostgreSQL's own account of which transactions it could see
+(a `pg_snapshot`, taken before the first sample is read). A change of samples is noted with its transaction by
+`storage.change_log`. A window is *stale* when a change of its days, or of those of the window before, is not
+among the transactions it saw. That holds across restarts and for transactions that commit late, and needs no
+clock: a change is forgotten only when every computed window that it touches has seen it.
+
+Requesting runs belongs to the orchestration, computing to `service`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.levels import LEVELS, Level
+from capacity_assets.aggregation.results import PeriodSummary
+from capacity_assets.periods import Period, Window
+
+_TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
+_SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
+_TOUCHES = "c.table_name = l.table_name AND c.collected_date BETWEEN w.reads_from AND w.period_end"
+_UNSEEN = f"{_TOUCHES} AND NOT pg_visible_in_snapshot({_TRANSACTION}, {_SNAPSHOT})"
+_LEVELS = "unnest(CAST(:levels AS text[]), CAST(:tables AS text[])) AS l (level, table_name)"
+
+
+@dataclass(frozen=True)
+class StaleWindow:
+    """A computed window whose samples changed since; `newest_change` numbers the last such transaction."""
+
+    period_type: str
+    level: str
+    window: Window
+    newest_change: int
+
+
+@dataclass(frozen=True)
+class OpenWindow:
+    """A window that is due and not as it should be, and why in a few words."""
+
+    window: Window
+    reason: str
+
+
+class Ledger:
+    """Reads and keeps the ledger of one capacity database."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Work through `engine`; nothing is reached yet."""
+        self._engine = engine
+
+    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
+        """Enter that a computation of `windows` begins; return the snapshot to finish it with.
+
+        Raises:
+            DatabaseError: the database failed; nothing was written.
+        """
+        with self._work("noting that a computation begins", "Nothing was written.") as connection:
+            return str(
+                connection.execute(
+                    text(_BEGIN),
+                    {
+                        "period_type": period.name,
+                        "level": level.name,
+                        "starts": [window.start for window in windows],
+                        "ends": [window.end for window in windows],
+                        "reads_from": [period.previous(window).start for window in windows],
+                    },
+                ).scalar_one()
+            )
+
+    def finish(self, snapshot: str, parts: Sequence[PeriodSummary]) -> None:
+        """Enter that the windows of `parts` were computed over what `snapshot` could see.
+
+        Raises:
+            DatabaseError: the database failed; the aggregates were kept, and the windows count as not computed.
+        """
+        with self._work("noting that a computation is done", "The aggregates were kept.") as connection:
+            connection.execute(
+                text(_FINISH),
+                {
+                    **_levels(),
+                    "period_type": parts[0].period_type,
+                    "level": parts[0].level,
+                    "snapshot": snapshot,
+                    "starts": [part.period_start for part in parts],
+                    "failed": [part.failed_instances for part in parts],
+                },
+            )
+
+    def stale(self) -> list[StaleWindow]:
+        """Return every computed window whose samples changed since, in order; and forget changes all have seen.
+
+        Raises:
+            DatabaseError: the database failed; nothing is lost.
+        """
+        with self._work("looking for changed samples", "No change was lost.") as connection:
+            _renumber_after_a_restore(connection)
+            rows = connection.execute(text(_STALE), _levels()).all()
+            connection.execute(text(_FORGET), _levels())
+        return [
+            StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), row.newest_change)
+            for row in rows
+        ]
+
+    def open_windows(self, period: Period, level: Level, windows: Sequence[Window]) -> list[OpenWindow]:
+        """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
+
+        Raises:
+            DatabaseError: the database failed; nothing is changed by looking.
+        """
+        if not windows:
+            return []
+        statement = text(_OPEN.format(raw=level.source.name))
+        parameters: dict[str, Any] = {
+            **_levels(),
+            "period_type": period.name,
+            "level": level.name,
+            "starts": [window.start for window in windows],
+            "ends": [window.end for window in windows],
+        }
+        with self._work("looking for windows that are left", "Nothing is changed by looking.") as connection:
+            rows = connection.execute(statement, parameters).all()
+        return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+
+    @contextmanager
+    def _work(self, doing: str, kept: str) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise database_error(error, doing=doing, kept=kept) from error
+
+
+def _levels() -> dict[str, list[str]]:
+    """Return the parameters that say which raw table feeds which level."""
+    return {"levels": list(LEVELS), "tables": [level.source.name for level in LEVELS.values()]}
+
+
+def _renumber_after_a_restore(connection: Connection) -> None:
+    """Bring transaction numbers of another server's life into this one's.
+
+    A dump that is loaded into a new server keeps numbers that are still to come there, so that new changes would
+    look old. All changes in the log then count as not seen by anyone, and windows as computed up to now.
+    """
+    if connection.execute(text(_FROM_ANOTHER_LIFE)).scalar():
+        connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))
+        connection.execute(text(_RENUMBER_WINDOWS))
+        connection.execute(text(_COPY_CHANGES))
+
+
+_BEGIN = """
+WITH begun AS (
+    INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from)
+    SELECT :period_type, :level, period_start, period_end, reads_from
+    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]))
+        AS asked (period_start, period_end, reads_from)
+    ON CONFLICT DO NOTHING
+)
+SELECT CAST(pg_current_snapshot() AS text)
+"""
+
+# Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
+_FINISH = f"""
+UPDATE capacity_computed_windows w
+SET snapshot = :snapshot, failed_instances = done.failed, computed_at = now()
+FROM unnest(CAST(:starts AS date[]), CAST(:failed AS integer[])) AS done (period_start, failed), {_LEVELS}
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start AND l.level = w.level
+  AND (w.snapshot IS NULL OR w.failed_instances <> done.failed
+       OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {_UNSEEN}))
+"""  # noqa: S608 -- built from the constants above
+
+_STALE = f"""
+SELECT w.period_type, w.level, w.period_start, w.period_end, max(c.transaction_id) AS newest_change
+FROM capacity_computed_windows w JOIN {_LEVELS} ON l.level = w.level JOIN capacity_sample_changes c ON {_UNSEEN}
+WHERE w.snapshot IS NOT NULL
+GROUP BY w.period_type, w.level, w.period_start, w.period_end ORDER BY w.period_type, w.level, w.period_start
+"""  # noqa: S608 -- built from the constants above
+
+# By the oldest transaction that one of the windows may not have seen: a change is kept a little longer than it must.
+_FORGET = f"""
+WITH days AS (SELECT DISTINCT table_name, collected_date FROM capacity_sample_changes),
+needed AS (
+    SELECT c.table_name, c.collected_date,
+           min(coalesce(CAST(CAST(pg_snapshot_xmin({_SNAPSHOT}) AS text) AS bigint), 0)) AS oldest_unseen
+    FROM days c JOIN {_LEVELS} ON l.table_name = c.table_name
+    JOIN capacity_computed_windows w ON w.level = l.level AND {_TOUCHES}
+    GROUP BY c.table_name, c.collected_date
+)
+DELETE FROM capacity_sample_changes c USING days LEFT JOIN needed USING (table_name, collected_date)
+WHERE c.table_name = days.table_name AND c.collected_date = days.collected_date
+  AND (needed.oldest_unseen IS NULL OR c.transaction_id < needed.oldest_unseen)
+"""  # noqa: S608 -- built from the constants above
+
+_OPEN = f"""
+SELECT asked.period_start, asked.period_end, state.reason
+FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked (period_start, period_end)
+JOIN {_LEVELS} ON l.level = :level
+LEFT JOIN capacity_computed_windows w
+    ON w.period_type = :period_type AND w.level = :level AND w.period_start = asked.period_start
+CROSS JOIN LATERAL (SELECT CASE
+    WHEN w.period_start IS NULL THEN
+        CASE WHEN EXISTS (SELECT FROM {{raw}} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)
+             THEN 'has samples, but was never computed' END
+    WHEN w.snapshot IS NULL THEN 'was begun, but never finished'
+    WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
+    WHEN EXISTS (SELECT FROM capacity_sample_changes c WHERE {_UNSEEN}) THEN 'samples changed since it was computed'
+    END) AS state (reason)
+WHERE state.reason IS NOT NULL ORDER BY asked.period_start
+"""  # noqa: S608 -- built from the constants above and names of our own tables
+
+_FROM_ANOTHER_LIFE = """
+SELECT EXISTS (SELECT FROM capacity_computed_windows
+               WHERE pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) > pg_snapshot_xmax(pg_current_snapshot()))
+    OR EXISTS (SELECT FROM capacity_sample_changes
+               WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
+"""
+_RENUMBER_WINDOWS = """
+UPDATE capacity_computed_windows SET snapshot = CAST(pg_current_snapshot() AS text) WHERE snapshot IS NOT NULL
+"""
+# This transaction is in none of the snapshots just written.
+_COPY_CHANGES = """
+WITH old AS (DELETE FROM capacity_sample_changes RETURNING table_name, collected_date)
+INSERT INTO capacity_sample_changes (table_name, collected_date) SELECT DISTINCT table_name, collected_date FROM old
+"""

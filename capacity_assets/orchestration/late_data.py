@@ -1,0 +1,129 @@
+"""Late and corrected samples: the sensor that has exactly the windows computed again which they touch.
+
+It keeps no state of its own. The ledger says which computed windows have not seen a change; a run that succeeds
+takes its windows off that list, so nothing is lost by a restart and nothing is requested for ever. Which
+windows follow from a changed day is decided in `aggregation.ledger`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import SENSOR_NAME_TAG
+
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.ledger import StaleWindow
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.clock import Clock
+from capacity_assets.orchestration.jobs import run_request
+from capacity_assets.orchestration.naming import asset_name, job_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.periods import Period, Window, adjacent_spans
+
+LATE_DATA_SENSOR = "late_data_sensor"
+INTERVAL_SECONDS = 30
+# Scattered days beyond this many stretches go in ranges that include the windows between: those are found
+# unchanged, and a flood of corrections stays a bounded number of runs.
+EXACT_SPANS = 10
+TAGS = {"capacity/reason": "samples changed"}
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def late_data_sensor(
+    jobs: Sequence[UnresolvedAssetJobDefinition], periods: Mapping[str, Period], clock: Clock
+) -> dg.SensorDefinition:
+    """Build the sensor over the jobs of all periods; it runs from the first start on, until switched off in the UI."""
+
+    @dg.sensor(
+        name=LATE_DATA_SENSOR,
+        jobs=jobs,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={AGGREGATION_RESOURCE},
+        description="Has computed windows whose samples arrived late or were corrected computed again, and the windows "
+        "after them, which compare with them.",
+    )
+    def request_stale_windows(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        try:
+            stale = runner.stale_windows()
+        except CapacityError as error:
+            raise dg.Failure(description=str(error)) from None
+        if not stale:
+            return dg.SkipReason("Every computed window holds the samples as they are.")
+        names = dict.fromkeys(found.period_type for found in stale)
+        waiting = [name for name in names if _is_at_work(context.instance, periods[name])]
+        now = clock.local_now()
+        requests = [
+            request
+            for name in names
+            if name not in waiting
+            for request in _requests(periods[name], [found for found in stale if found.period_type == name], now)
+        ]
+        return requests or dg.SkipReason(f"The runs requested before are not done yet: {', '.join(waiting)}.")
+
+    return request_stale_windows
+
+
+def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:
+    """Whether a run that this sensor requested waits or works: while it does, changes gather for the next one."""
+    tags = {SENSOR_NAME_TAG: LATE_DATA_SENSOR}
+    return bool(instance.get_run_ids(dg.RunsFilter(job_name=job_name(period), statuses=UNFINISHED, tags=tags), limit=1))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Windows of one period that are stale at the same levels, and the newest change among them."""
+
+    levels: tuple[str, ...]
+    windows: tuple[Window, ...]
+    newest_change: int
+
+
+def _requests(period: Period, stale: Sequence[StaleWindow], now: datetime) -> Iterator[dg.RunRequest]:
+    """Request the windows in few runs.
+
+    The key holds the newest change, so that a tick evaluated again requests nothing twice, and the hour, so that
+    windows whose run failed are tried again in the next one.
+    """
+    for group in _groups(stale):
+        assets = [dg.AssetKey(asset_name(period, LEVELS[level])) for level in group.levels]
+        for windows in _ranges(period, group.windows):
+            key = [period.name, *group.levels, windows[0].key, windows[-1].key, str(group.newest_change)]
+            yield run_request(
+                "/".join([*key, f"{now:%Y-%m-%dT%H}"]), windows, job=job_name(period), assets=assets, tags=TAGS
+            )
+
+
+def _groups(stale: Iterable[StaleWindow]) -> list[_Group]:
+    levels: dict[Window, list[str]] = {}
+    newest: dict[Window, int] = {}
+    for found in stale:
+        levels.setdefault(found.window, []).append(found.level)
+        newest[found.window] = max(found.newest_change, newest.get(found.window, 0))
+    return [
+        _Group(group, windows, max(newest[window] for window in windows))
+        for group in sorted({tuple(sorted(found)) for found in levels.values()})
+        for windows in [tuple(sorted(window for window, found in levels.items() if tuple(sorted(found)) == group))]
+    ]
+
+
+def _ranges(period: Period, windows: Sequence[Window]) -> list[Sequence[Window]]:
+    """Cut windows into ranges of at most one run's worth: exact stretches, or fewer that bridge gaps."""
+    spans: list[Sequence[Window]] = [*adjacent_spans(windows)]
+    if len(spans) > EXACT_SPANS:
+        spans = [period.windows_between(windows[0].start, windows[-1].end)]
+    runs = [
+        span[first : first + PARTITIONS_PER_RUN] for span in spans for first in range(0, len(span), PARTITIONS_PER_RUN)
+    ]
+    wanted = set(windows)
+    return [run for run in runs if not wanted.isdisjoint(run)]

@@ -1,0 +1,24 @@
+"""Names that others rely on, made from the registries. What is called so is built elsewhere."""
+
+from capacity_assets.aggregation.levels import Level
+from capacity_assets.periods import Period
+
+
+def asset_name(period: Period, level: Level) -> str:
+    """Return the key of an aggregate asset, for example `daily_database_aggregations`."""
+    return f"{period.name}_{level.name}_aggregations"
+
+
+def job_name(period: Period) -> str:
+    """Return the name of a period's job, for example `daily_aggregation_job`."""
+    return f"{period.name}_aggregation_job"
+
+
+def schedule_name(period: Period) -> str:
+    """Return the name of a period's schedule, for example `daily_aggregation_schedule`."""
+    return f"{period.name}_aggregation_schedule"
+
+
+def pool_name(period: Period) -> str:
+    """Return the pool of a period, for example `capacity_daily`; both its assets are in it."""
+    return f"capacity_{period.name}"

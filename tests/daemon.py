@@ -1,0 +1,103 @@
+"""Dagster's own daemon, one iteration at a time, over a code location in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.workspace.load_target import GrpcServerTarget
+from dagster._daemon.sensor import execute_sensor_iteration
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.server import wait_for_grpc_server
+from dagster._scheduler.scheduler import launch_scheduled_runs
+from dagster._utils import find_free_port
+
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+RUN_PATIENCE_SECONDS = 60
+
+
+@contextmanager
+def code_server(port: int) -> Iterator[GrpcServerTarget]:
+    """A process of its own that serves the code location."""
+    arguments = [sys.executable, "-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port)]
+    arguments += ["-m", "capacity_assets.definitions"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_grpc_server(process, DagsterGrpcClient(port=port, host="127.0.0.1"), [])
+        yield GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="capacity_assets")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass
+class Daemon:
+    """An instance and a workspace; nothing runs until a test says so."""
+
+    instance: dg.DagsterInstance
+    context: Any
+
+    def tick_schedules(self, moment: str, *, expect_trouble: bool = False) -> None:
+        """One iteration of the scheduler at a moment of local time."""
+        now = datetime.fromisoformat(moment).replace(tzinfo=SHANGHAI).astimezone(UTC)
+        for error in launch_scheduled_runs(
+            self.context, logging.getLogger("scheduler"), end_datetime_utc=now, iteration_times={}
+        ):
+            assert expect_trouble or error is None, error
+
+    def tick_sensors(self, *, expect_trouble: bool = False) -> None:
+        """One iteration of the sensor daemon, whatever the pause between ticks is."""
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("dagster._daemon.sensor.is_under_min_interval", lambda *_: False)
+            for error in execute_sensor_iteration(self.context, logging.getLogger("sensors"), None, None):
+                assert expect_trouble or error is None, error
+
+    def runs(self, job: str | None = None) -> list[dg.DagsterRun]:
+        """The submitted runs, oldest first."""
+        found = self.instance.get_runs(dg.RunsFilter(job_name=job))
+        return [run for run in reversed(found) if run.status is not dg.DagsterRunStatus.NOT_STARTED]
+
+    def requested(self, job: str) -> list[tuple[str, str]]:
+        """First and last partition of each of the job's runs, oldest first."""
+        return [partitions_of(run) for run in self.runs(job)]
+
+    def launch(self, run: dg.DagsterRun) -> dg.DagsterRun:
+        """Have a queued run executed by the code location; return it when it has ended."""
+        self.instance.launch_run(run.run_id, self.context.create_request_context())
+        deadline = time.monotonic() + RUN_PATIENCE_SECONDS
+        while True:
+            found = self.instance.get_run_by_id(run.run_id)
+            assert found is not None
+            if found.is_finished:
+                return found
+            assert time.monotonic() < deadline, "the run does not end"
+            time.sleep(0.2)
+
+
+def partitions_of(run: dg.DagsterRun) -> tuple[str, str]:
+    """First and last partition of a run."""
+    single = run.tags.get("dagster/partition")
+    if single:
+        return single, single
+    return run.tags["dagster/asset_partition_range_start"], run.tags["dagster/asset_partition_range_end"]
+
+
+@contextmanager
+def running_daemon(instance: dg.DagsterInstance) -> Iterator[Daemon]:
+    """A workspace over `instance` whose code runs in a process of its own."""
+    with (
+        code_server(find_free_port()) as target,
+        create_test_daemon_workspace_context(target, instance) as context,
+    ):
+        yield Daemon(instance, context)

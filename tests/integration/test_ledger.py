@@ -1,0 +1,360 @@
+"""Late and corrected samples: which windows are stale, exactly, and what the tables hold after they were redone."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from itertools import groupby
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.results import AggregationStatus
+from capacity_assets.aggregation.runners import DatabaseAggregationRunner
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.tables import metadata
+from tests.conftest import HISTORIES, fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
+from tests.integration.test_failures import add_overflowing_instance
+
+FIRST, LAST = date(2025, 1, 1), date(2025, 7, 20)
+
+
+@pytest.fixture
+def computed(engine: Engine, service: AggregationService) -> AggregationService:
+    """Two servers with samples of half a year, every window computed."""
+    add_instances(engine, [1, 2])
+    for instance_id in (1, 2):
+        add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 301)))
+        add_instance_sizes(engine, totals(instance_id, "2025-01-01", [(size, 1) for size in range(100, 301)]))
+    compute_everything(service)
+    return service
+
+
+def compute_everything(service: AggregationService) -> int:
+    runs = [service.calculate_period_aggregations(period, FIRST, LAST) for period in PERIODS]
+    return sum(run.total("written_records") for run in runs)
+
+
+def redo(service: AggregationService) -> None:
+    """What the sensor has runs do."""
+    for (period, level), windows in groupby(service.ledger.stale(), key=lambda stale: (stale.period_type, stale.level)):
+        service.aggregate(period, [stale.window for stale in windows], RunOptions((level,)))
+
+
+def stale(service: AggregationService) -> set[tuple[str, str, str]]:
+    return {(found.level, found.period_type, found.window.key) for found in service.ledger.stale()}
+
+
+def execute(engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def noted(engine: Engine) -> list[tuple[str, date]]:
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT table_name, collected_date FROM capacity_sample_changes ORDER BY 1, 2"))
+        return [tuple(row) for row in rows]
+
+
+def test_nothing_is_stale_after_everything_was_computed_and_the_log_of_changes_is_empty(
+    engine: Engine, computed: AggregationService
+) -> None:
+    assert noted(engine) != []
+
+    assert stale(computed) == set()
+    assert noted(engine) == []
+
+
+def test_a_corrected_day_makes_exactly_the_windows_that_hold_it_and_their_successors_stale(
+    engine: Engine, computed: AggregationService
+) -> None:
+    execute(
+        engine,
+        "UPDATE database_size_stats SET size_mb = 7 WHERE instance_id = 1 AND collected_date = '2025-03-31'",
+    )
+
+    assert stale(computed) == {
+        ("database", period, start)
+        for period, starts in {
+            "daily": ["2025-03-31", "2025-04-01"],
+            "weekly": ["2025-03-31", "2025-04-07"],
+            "monthly": ["2025-03-01", "2025-04-01"],
+            "quarterly": ["2025-01-01", "2025-04-01"],
+            "yearly": ["2025-01-01"],
+        }.items()
+        for start in starts
+    }
+    redo(computed)
+    assert stale(computed) == set()
+    assert compute_everything(computed) == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE database_size_stats SET updated_at = now()",
+        "UPDATE database_size_stats SET size_mb = size_mb",
+        "UPDATE database_size_stats SET size_mb = 1 WHERE false",
+        "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+        "SELECT instance_id, database_name, size_mb, collected_date FROM database_size_stats "
+        "ON CONFLICT (instance_id, database_name, collected_date) DO UPDATE SET size_mb = excluded.size_mb",
+        "DELETE FROM database_size_stats WHERE collected_date < '2025-03-01'",
+    ],
+    ids=["touched", "same value", "no row", "imported again", "purged"],
+)
+def test_what_changes_no_figure_makes_nothing_stale(
+    engine: Engine, computed: AggregationService, statement: str
+) -> None:
+    stale(computed)
+    execute(engine, statement)
+
+    assert noted(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "days"),
+    [
+        ("UPDATE instance_size_stats SET is_deleted = true WHERE id = 3", ["2025-01-03"]),
+        ("UPDATE instance_size_stats SET collected_date = '2025-08-01' WHERE id = 3", ["2025-01-03", "2025-08-01"]),
+        ("UPDATE instance_size_stats SET id = 99999, database_count = 2 WHERE id = 3", ["2025-01-03"]),
+    ],
+    ids=["voided", "moved to another day", "with a new id"],
+)
+def test_corrections_of_any_kind_are_noted(
+    engine: Engine, computed: AggregationService, statement: str, days: list[str]
+) -> None:
+    stale(computed)
+    execute(engine, statement)
+
+    assert noted(engine) == [("instance_size_stats", date.fromisoformat(day)) for day in days]
+
+
+def test_a_transaction_that_commits_after_the_windows_were_computed_is_not_lost(
+    engine: Engine, computed: AggregationService
+) -> None:
+    late, later = capacity_engine(engine.url), capacity_engine(engine.url)
+    with late.connect() as early_bird, later.connect() as other:
+        early_bird.execute(text("UPDATE database_size_stats SET size_mb = 1 WHERE collected_date = '2025-02-03'"))
+        other.execute(text("UPDATE database_size_stats SET size_mb = 2 WHERE collected_date = '2025-02-05'"))
+        other.commit()
+        redo(computed)
+        assert stale(computed) == set(), "the open transaction is not visible yet"
+        early_bird.commit()
+    late.dispose()
+    later.dispose()
+
+    assert ("database", "daily", "2025-02-03") in stale(computed)
+    redo(computed)
+    assert stale(computed) == set()
+    assert compute_everything(computed) == 0
+
+
+def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time_is_not_lost(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
+    march = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
+    snapshot = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
+    assert service.ledger.stale() == [], "not computed yet"
+
+    parts = DatabaseAggregationRunner(engine).aggregate(PERIODS["monthly"], march, service.instances(None))
+    service.ledger.finish(snapshot, parts)
+
+    assert stale(service) == {("database", "monthly", "2025-03-01")}, "rather once too often than once too few"
+    redo(service)
+    assert stale(service) == set()
+
+
+def test_a_computation_that_was_begun_and_never_finished_keeps_the_changes_and_is_told(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    march = PERIODS["monthly"].window_of(date(2025, 3, 1))
+    service.ledger.begin(PERIODS["monthly"], DATABASE, [march])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
+
+    assert service.ledger.stale() == []
+    assert noted(engine) == [("database_size_stats", date(2025, 3, 3))]
+    [left] = service.ledger.open_windows(PERIODS["monthly"], DATABASE, [march])
+    assert left.reason == "was begun, but never finished"
+
+
+def test_computing_some_servers_only_does_not_count_as_computed(engine: Engine, computed: AggregationService) -> None:
+    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+
+    computed.aggregate("daily", [PERIODS["daily"].window_of(date(2025, 3, 31))], RunOptions(instance_ids=[1]))
+
+    assert ("database", "daily", "2025-03-31") in stale(computed)
+
+
+def test_mended_samples_of_a_failed_server_make_its_windows_stale(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, "2025-03-09", [(100, 1)]))
+    add_overflowing_instance(engine, 2, date(2025, 3, 9))
+    day = PERIODS["daily"].window_of(date(2025, 3, 9))
+    assert service.aggregate("daily", [day]).status is AggregationStatus.FAILED
+    [left] = service.ledger.open_windows(PERIODS["daily"], INSTANCE, [day])
+    assert left.reason == "servers that failed in it: 1"
+
+    execute(engine, "UPDATE instance_size_stats SET total_size_mb = 5 WHERE instance_id = 2")
+    redo(service)
+
+    assert service.ledger.open_windows(PERIODS["daily"], INSTANCE, [day]) == []
+    assert len(figures(engine, INSTANCE)) == 2
+
+
+def test_windows_that_are_due_and_left_are_told_with_the_reason(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [1, 2, None, 4]))
+    days = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 4))
+    service.aggregate("daily", days[:1])
+    add_database_sizes(engine, sizes(1, "crm", "2025-03-01", [1]))
+
+    left = service.ledger.open_windows(PERIODS["daily"], DATABASE, days)
+
+    assert [(found.window.key, found.reason) for found in left] == [
+        ("2025-03-01", "samples changed since it was computed"),
+        ("2025-03-02", "has samples, but was never computed"),
+        ("2025-03-04", "has samples, but was never computed"),
+    ], "a day without samples needs no computation"
+
+
+def test_many_small_transactions_on_one_day_are_one_change_for_its_windows_and_are_forgotten_together(
+    engine: Engine, computed: AggregationService
+) -> None:
+    """A collection that commits row by row."""
+    stale(computed)
+    for number in range(200):
+        execute(
+            engine,
+            "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+            f"VALUES (1, 'db-{number}', 5, '2025-03-31')",
+        )
+    assert len(noted(engine)) == 200
+
+    assert len([found for found in computed.ledger.stale() if found.period_type == "daily"]) == 2
+    redo(computed)
+    assert stale(computed) == set()
+    assert noted(engine) == []
+
+
+def test_a_dump_loaded_into_a_new_server_loses_no_change(engine: Engine, computed: AggregationService) -> None:
+    """Transaction numbers start anew there: old snapshots would take every new change for seen."""
+    stale(computed)
+    execute(engine, "UPDATE capacity_computed_windows SET snapshot = '9000000:9000000:'")
+    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+
+    assert ("database", "daily", "2025-03-31") in stale(computed)
+    redo(computed)
+    assert stale(computed) == set()
+    assert compute_everything(computed) == 0
+
+
+def test_a_change_noted_by_another_server_is_still_a_change(engine: Engine, computed: AggregationService) -> None:
+    stale(computed)
+    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+    execute(engine, "UPDATE capacity_sample_changes SET transaction_id = 9000000")
+
+    redo(computed)
+
+    assert stale(computed) == set()
+    assert compute_everything(computed) == 0
+
+
+def test_whoever_writes_samples_needs_no_right_on_the_log_of_changes(
+    engine: Engine, computed: AggregationService
+) -> None:
+    stale(computed)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE ROLE collector"))
+        connection.execute(text("GRANT INSERT, SELECT ON database_size_stats TO collector"))
+        connection.execute(text("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO collector"))
+        connection.execute(text("SET LOCAL ROLE collector"))
+        connection.execute(
+            text(
+                "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+                "VALUES (1, 'late', 5, '2025-03-31')"
+            )
+        )
+        connection.execute(text("RESET ROLE"))
+        connection.execute(text("DROP OWNED BY collector"))
+        connection.execute(text("DROP ROLE collector"))
+
+    assert noted(engine) == [("database_size_stats", date(2025, 3, 31))]
+
+
+DAYS = st.integers(0, 120).map(lambda number: date(2025, 1, 1) + timedelta(days=number))
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "correct", "move", "delete", "import again", "nothing"]),
+        st.integers(1, 2),
+        st.sampled_from(["orders", "crm"]),
+        DAYS,
+        DAYS,
+        st.integers(0, 10_000),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def _apply(engine: Engine, edit: tuple[str, int, str, date, date, int]) -> None:
+    kind, instance_id, name, day, other, size = edit
+    parameters = {"id": instance_id, "name": name, "day": day, "other": max(day, other), "size": size}
+    upsert = (
+        "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) {values} "
+        "ON CONFLICT (instance_id, database_name, collected_date) DO UPDATE SET size_mb = excluded.size_mb"
+    )
+    row = "instance_id = :id AND database_name = :name"
+    statement = {
+        "add": upsert.format(values="VALUES (:id, :name, :size, :day)"),
+        "correct": f"UPDATE database_size_stats SET size_mb = :size WHERE {row} AND collected_date = :day",
+        "move": f"UPDATE database_size_stats SET collected_date = :other WHERE {row} AND collected_date = :day "
+        f"AND NOT EXISTS (SELECT FROM database_size_stats WHERE {row} AND collected_date = :other)",
+        "delete": f"DELETE FROM database_size_stats WHERE {row} AND collected_date BETWEEN :day AND :other",
+        "import again": upsert.format(
+            values="SELECT :id, :name, :size + n, CAST(:day AS date) + n FROM generate_series(0, 30) n"
+        ),
+        "nothing": "SELECT 1",
+    }[kind]
+    with engine.begin() as connection:
+        connection.execute(text(statement), {key: parameters[key] for key in parameters if f":{key}" in statement})
+
+
+@hypothesis_settings(max_examples=max(10, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds=st.lists(EDITS, min_size=1, max_size=3))
+def test_redoing_the_stale_windows_equals_computing_everything_again(
+    engine: Engine, rounds: list[list[tuple[str, int, str, date, date, int]]]
+) -> None:
+    with engine.begin() as connection:
+        names = ", ".join(table.name for table in metadata.sorted_tables)
+        connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+    add_instances(engine, [1, 2])
+    for instance_id in (1, 2):
+        add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 220)))
+    service = AggregationService(engine, fixed_clock())
+    compute_everything(service)
+
+    for edits in rounds:
+        for edit in edits:
+            _apply(engine, edit)
+        redo(service)
+
+    assert service.ledger.stale() == []
+    kinds = {edit[0] for edits in rounds for edit in edits}
+    after = {level.name: figures(engine, level) for level in LEVELS.values()}
+    assert compute_everything(service) == 0
+    if not kinds & {"delete", "move"}:
+        # Where no sample went away nothing is protected, and a table built from nothing is the same.
+        with engine.begin() as connection:
+            connection.execute(text("TRUNCATE database_size_aggregations, instance_size_aggregations"))
+        compute_everything(service)
+        assert {level.name: figures(engine, level) for level in LEVELS.values()} == after
