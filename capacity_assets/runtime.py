@@ -7,7 +7,7 @@ after. What the parts do is not decided here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from sqlalchemy import URL, Engine
 
@@ -17,20 +17,35 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner, Runne
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
+from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
 
 
 @contextmanager
 def open_database(settings: Settings) -> Iterator[URL]:
     """Yield the URL of the capacity database; without CAPACITY_DATABASE_URL the embedded server serves it."""
-    with ExitStack() as stack:
-        url = settings.capacity_url
-        if url is None:
-            from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
-
-            server = stack.enter_context(embedded_server(settings.postgres_data))
-            url = server.url(CAPACITY_DATABASE, CAPACITY_DRIVER)
+    with _served(settings, settings.capacity_url, CAPACITY_DATABASE) as url:
         yield url
+
+
+@contextmanager
+def open_dagster_storage(settings: Settings) -> Iterator[Engine]:
+    """Yield an engine on Dagster's storage, for looking; without DAGSTER_POSTGRES_URL the embedded server serves it."""
+    with _served(settings, settings.dagster_url, DAGSTER_DATABASE) as url:
+        engine = capacity_engine(url.set(drivername=CAPACITY_DRIVER))
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _served(settings: Settings, url: URL | None, database: str) -> Iterator[URL]:
+    if url is not None:
+        yield url
+        return
+    with embedded_server(settings.postgres_data) as server:
+        yield server.url(database, CAPACITY_DRIVER)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 
 from sqlalchemy import Engine, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
@@ -10,15 +12,16 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.errors import DatabaseError, database_error
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.statements import is_active
+from capacity_assets.cli.activity import ActiveRun, Late, active_runs, late_windows, open_runs
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
-from capacity_assets.runtime import open_engine
+from capacity_assets.runtime import open_engine, task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.schema import initialise, schema_revision
+from capacity_assets.storage.schema import SCHEMA_REVISION, initialise, schema_revision
 from capacity_assets.storage.tables import instances
 
 
@@ -67,21 +70,69 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print what samples there are and the latest stored window of each period and level."""
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
-        if schema_revision(engine) is None:
+        revision = schema_revision(engine)
+        if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
         samples = [_samples(engine, level) for level in LEVELS.values()]
         windows = [_latest(engine, name, level) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
+        # With an older schema there is no ledger yet; `capacity check` says so.
+        late = late_windows(task_runner(engine, settings)) if revision == SCHEMA_REVISION else None
+    runs = _active_runs(settings)
     today = Clock(settings.zone).today()
     if as_json:
-        print_json({"today": today, "active_instances": active, "samples": samples, "windows": windows})
+        stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
+        print_json({**stored, "runs": _as_dicts(runs), "late": _as_dicts(late)})
         return DONE
     say(f"Today is {today} ({settings.timezone}). Active instances: {active:,}.")
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
+    _print_activity(runs, late)
     return DONE
 
 
+def _as_dicts(found: Sequence[ActiveRun] | Sequence[Late] | None) -> list[dict[str, object]] | None:
+    return None if found is None else [asdict(one) for one in found]
+
+
+def _active_runs(settings: Settings) -> list[ActiveRun] | None:
+    """Return the runs, or None where Dagster's storage does not exist or does not answer."""
+    try:
+        with open_runs(settings) as storage:
+            return None if storage is None else active_runs(storage)
+    except DBAPIError:
+        return None
+
+
+def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None) -> None:
+    if runs is None:
+        say("Runs: Dagster's storage does not answer or does not exist yet; `capacity check` says which.")
+    elif not runs:
+        say("Runs: none works or waits.")
+    else:
+        print_table("Runs", RUN_COLUMNS, [_run_cells(run) for run in runs])
+    if late is None:
+        say("Late: not known before `capacity init` has upgraded the schema.")
+    elif not late:
+        say("Late: nothing. Every window that is due and has samples was computed over the samples as they are.")
+    else:
+        print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
+        say("Materialise these partitions in the UI, or run `capacity aggregate --help`. The operations page has more.")
+
+
+def _run_cells(run: ActiveRun) -> list[object]:
+    return [run.run_id, run.job, run.partitions, run.state, f"{run.since:%Y-%m-%d %H:%M:%S} UTC"]
+
+
+RUN_COLUMNS = (("Run", "left"), ("Job", "left"), ("Partitions", "left"), ("State", "left"), ("Since", "left"))
+LATE_COLUMNS = (
+    ("Period", "left"),
+    ("Level", "left"),
+    ("Windows", "right"),
+    ("First", "left"),
+    ("Last", "left"),
+    ("Reason", "text"),
+)
 SAMPLE_COLUMNS = (("Table", "left"), ("First day", "left"), ("Last day", "left"), ("Rows on last day", "right"))
 WINDOW_COLUMNS = (
     ("Period", "left"),

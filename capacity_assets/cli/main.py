@@ -100,7 +100,7 @@ def check(*, as_json: bool) -> int:
 @json_option
 @command
 def status(*, as_json: bool) -> int:
-    """Show the samples there are and the latest stored window of each period and level."""
+    """Show the samples, the latest stored windows, what runs or waits, and what is late. Changes nothing."""
     from capacity_assets.cli.database import show_status
 
     return show_status(load_settings(), as_json=as_json)

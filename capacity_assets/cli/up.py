@@ -7,6 +7,7 @@ takes everything down again. Its output goes to a log file, so that the screen s
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import signal
 import socket
@@ -17,14 +18,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import CapacityError, reason_of
+from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, late_windows
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance, shipped_file
-from capacity_assets.runtime import open_engine
+from capacity_assets.runtime import open_dagster_storage, open_engine, open_task_runner_lazily
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, initialise, schema_revision
@@ -33,6 +39,8 @@ HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 120
 STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 2
+LOOKS_PER_LATE_LOOK = 15
 LOG_LINES_SHOWN = 15
 # The last of them when the terminal is closed or the connection to it lost.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -72,7 +80,10 @@ def _serve_until_stopped(settings: Settings, environment: dict[str, str], port: 
             if settings.capacity_url is None:
                 say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
             say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-            _wait_for_exit(process, log)
+            _tell_until_it_exits(process, settings)
+            raise CommandFailedError(
+                f"Dagster stopped by itself with code {process.returncode}. The end of {log}:\n{_tail(log)}"
+            )
         except _StopRequestedError:
             say("Stopping ...")
 
@@ -218,9 +229,26 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _wait_for_exit(process: subprocess.Popen[bytes], log: Path) -> None:
-    code = process.wait()
-    raise CommandFailedError(f"Dagster stopped by itself with code {code}. The end of {log}:\n{_tail(log)}")
+def _tell_until_it_exits(process: subprocess.Popen[bytes], settings: Settings) -> None:
+    """Print a line whenever what runs, waits or is late has changed."""
+    told, late, runs = "", list[Late](), list[ActiveRun]()
+    looks = itertools.count()
+    with open_dagster_storage(settings) as storage, open_task_runner_lazily(settings) as runner:
+        while process.poll() is None:
+            try:
+                before, runs = runs, active_runs(storage)
+                if next(looks) % LOOKS_PER_LATE_LOOK == 0 or len(runs) < len(before):
+                    late = late_windows(runner)
+                text = activity_text(runs, late)
+            except DBAPIError as error:
+                text = f"what runs and waits cannot be read: {reason_of(error)}"
+            except CapacityError as error:
+                text = f"what is late cannot be read: {error}"
+            if text != told:
+                say(f"{datetime.now(tz=settings.zone):%H:%M:%S} {text}")
+                told = text
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
 
 
 def _tail(log: Path) -> str:

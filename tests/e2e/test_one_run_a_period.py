@@ -7,19 +7,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine
 
 from capacity_assets.aggregation.levels import DATABASE
-from tests.e2e.stack import ask, free_port, served, wait_for
+from tests.e2e.stack import BLOCK, RUN, ask, free_port, launch, served, status, wait_for, waits_for_a_lock
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
-
-LAUNCH = """mutation($run: ExecutionParams!) { launchRun(executionParams: $run) {
-  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-RUN = """query($id: ID!) { runOrError(runId: $id) { ... on Run { status startTime endTime } } }"""
-REPOSITORY = {"repositoryLocationName": "capacity_assets", "repositoryName": "__repository__"}
 
 
 @pytest.fixture
@@ -32,29 +26,6 @@ def port(database: URL, empty_database: URL, tmp_path: Path, monkeypatch: pytest
         yield chosen
 
 
-def launch(port: int, job: str, assets: list[str], partition: str) -> str:
-    """Launch one partition of a job, or of single assets as a click on their page does."""
-    selector: dict[str, Any] = {**REPOSITORY, "pipelineName": job}
-    if job == "__ASSET_JOB":
-        selector["assetSelection"] = [{"path": [asset]} for asset in assets]
-    tags = [{"key": "dagster/partition", "value": partition}]
-    parameters = {"selector": selector, "executionMetadata": {"tags": tags}, "runConfigData": {}}
-    launched = ask(port, LAUNCH, run=parameters)["launchRun"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    return str(launched["run"]["runId"])
-
-
-def status(port: int, run_id: str) -> str:
-    return str(ask(port, RUN, id=run_id)["runOrError"]["status"])
-
-
-BLOCK = text(
-    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, "
-    "avg_size_mb, max_size_mb, min_size_mb, data_count) "
-    "VALUES (1, 'orders', 'daily', '2025-03-02', '2025-03-02', 1, 1, 1, 1)"
-)
-
-
 def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_slot_comes_free(port: int, engine: Engine) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
@@ -62,7 +33,7 @@ def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_slot_comes_f
         blocker.execute(BLOCK)
         killed = launch(port, "daily_aggregation_job", [], "2025-03-02")
         pid = wait_for(lambda: _started_pid(port, killed), "the worker")
-        wait_for(lambda: _waits_for_a_lock(engine), "the statement")
+        wait_for(lambda: waits_for_a_lock(engine), "the statement")
         os.kill(pid, signal.SIGKILL)
         blocker.rollback()
 
@@ -87,12 +58,6 @@ def _started_pid(port: int, run_id: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def _waits_for_a_lock(engine: Engine) -> bool:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH windows%'"
-    with engine.connect() as connection:
-        return bool(connection.execute(text(query)).scalar())
-
-
 def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_period_goes_on(
     port: int, engine: Engine
 ) -> None:
@@ -102,13 +67,7 @@ def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_perio
     launched: list[str] = []
     # A row of the same key, not yet committed, makes the first run wait in the middle of its statement.
     with engine.connect() as blocker:
-        blocker.execute(
-            text(
-                "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
-                "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
-                "VALUES (1, 'orders', 'daily', '2025-03-02', '2025-03-02', 1, 1, 1, 1)"
-            )
-        )
+        blocker.execute(BLOCK)
         threads = [
             threading.Thread(target=lambda door=door: launched.append(launch(port, *door, "2025-03-02")))
             for door in doors

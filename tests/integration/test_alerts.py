@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
 from datetime import date
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -22,43 +18,13 @@ from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_assets import QUICK_RETRIES, QUIET
 from tests.integration.test_failures import add_overflowing_instance
-
-
-class Receiver:
-    """Takes messages, or answers with an error while `status` says so."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.status = 200
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if receiver.status == 200:
-                    receiver.texts.append(body["text"])
-                self.send_response(receiver.status)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/services/secret-path"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+from tests.receiver import Receiver, receiving
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    running = Receiver()
-    yield running
-    running.stop()
+    with receiving() as running:
+        yield running
 
 
 class House:

@@ -320,6 +320,28 @@ def test_a_read_only_database_is_permanent_and_not_retried(settings: Settings, e
     assert "Repeating it will not help" in failure_text(result)
 
 
+def test_a_full_disk_is_permanent_and_not_retried(settings: Settings, engine: Engine) -> None:
+    """The kernel's own answer: PostgreSQL writes to a device that is always full, in the middle of our statement."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 1000)) TO '/dev/full'; RETURN NEW; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER fill BEFORE INSERT ON database_size_aggregations FOR EACH ROW EXECUTE FUNCTION fill()"
+        )
+
+    result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
+
+    assert not result.success
+    assert retries(result) == 0
+    assert "No space left on device" in failure_text(result)
+    assert "Repeating it will not help: mend the cause first." in failure_text(result)
+    assert stored(engine, DATABASE) == []
+
+
 def test_a_period_held_by_another_writer_is_retried_until_it_is_free(settings: Settings, engine: Engine) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))

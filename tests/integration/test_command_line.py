@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.cli.main import main
 from capacity_assets.settings import Settings
+from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
 from tests.integration.test_failures import add_overflowing_instance
 
@@ -197,7 +200,7 @@ def test_check_says_that_all_is_fit() -> None:
     assert result.exit_code == 0
     assert {finding["verdict"] for finding in findings} == {"ok", "note"}
     assert [finding["text"] for finding in findings if finding["subject"] == "schema"] == [
-        "revision 0001, all tables and unique keys are there"
+        f"revision {SCHEMA_REVISION}, all tables and unique keys are there"
     ]
 
 
@@ -276,6 +279,34 @@ def test_status_shows_samples_and_latest_windows() -> None:
     assert (weekly["database"]["first_window"], weekly["database"]["latest_window"]) == ("2024-12-30", "2025-07-14")
     assert [row["rows"] for row in document["windows"] if row["period"] == "daily"] == [0, 0]
     assert "Latest stored window" in capacity("status").output
+
+
+@pytest.mark.usefixtures("sample")
+def test_status_tells_what_is_late_and_what_runs_or_waits(shipped_instance: DagsterInstance) -> None:
+    capacity("aggregate", "--period", "weekly", "--from", "2025-01-01", "--to", "2025-07-20")
+    tags = {"dagster/partition": "2025-03-01"}
+    run = create_run_for_test(shipped_instance, "daily_aggregation_job", status=DagsterRunStatus.STARTED, tags=tags)
+
+    document = json.loads(capacity("status", "--json").output)
+    screen = capacity("status").output
+
+    assert [(row["job"], row["partitions"], row["state"]) for row in document["runs"]] == [
+        ("daily_aggregation_job", "2025-03-01", "at work")
+    ]
+    late = {(row["period"], row["level"]): row for row in document["late"]}
+    assert ("weekly", "database") not in late, "computed"
+    assert late["yearly", "instance"]["reason"] == "has samples, but was never computed"
+    assert (late["daily", "database"]["windows"], late["daily", "database"]["first_window"]) == (200, "2025-01-01")
+    assert run.run_id[:8] in screen
+    assert "has samples, but was never computed" in screen
+
+
+def test_status_says_so_where_there_is_no_dagster_and_nothing_late(settings: Settings) -> None:
+    screen = " ".join(capacity("status").output.split())
+
+    assert settings.capacity_url is not None
+    assert "Runs: Dagster's storage does not answer or does not exist yet" in screen
+    assert "Late: nothing." in screen
 
 
 def test_the_demo_refuses_a_database_that_holds_other_servers(settings: Settings, engine: Engine) -> None:

@@ -1,0 +1,120 @@
+"""What runs, what waits, what is late: for `capacity status` and the screen of `capacity up`.
+
+Runs are read from Dagster's own table, because opening its instance would create tables, and looking must not.
+Which windows are late is decided by the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+
+from sqlalchemy import Engine, inspect, text
+
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.runtime import open_dagster_storage
+from capacity_assets.settings import Settings
+
+_RUNS = """
+SELECT r.run_id, r.pipeline_name AS job, r.status,
+       coalesce(r.start_time, extract(epoch FROM r.create_timestamp)) AS since,
+       max(t.value) FILTER (WHERE t.key = 'dagster/partition') AS partition,
+       max(t.value) FILTER (WHERE t.key = 'dagster/asset_partition_range_start') AS first,
+       max(t.value) FILTER (WHERE t.key = 'dagster/asset_partition_range_end') AS last
+FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id
+WHERE r.status = ANY (:statuses)
+GROUP BY r.id, r.run_id, r.pipeline_name, r.status, r.start_time, r.create_timestamp ORDER BY r.id
+"""
+NAMED_IN_A_LINE = 3
+STATES = {
+    "STARTED": "at work",
+    "STARTING": "at work",
+    "CANCELING": "being stopped",
+    "QUEUED": "waiting",
+    "NOT_STARTED": "waiting",
+}
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A run that has not ended; `since` is when it started, or was requested."""
+
+    run_id: str
+    job: str
+    partitions: str
+    state: str
+    since: datetime
+
+
+@dataclass(frozen=True)
+class Late:
+    """Windows of one period and level that are due and left, for one reason."""
+
+    period: str
+    level: str
+    windows: int
+    first_window: str
+    last_window: str
+    reason: str
+
+
+def active_runs(storage: Engine) -> list[ActiveRun]:
+    """Return the runs that work or wait, oldest first; none where Dagster has no tables yet."""
+    if not inspect(storage).has_table("runs"):
+        return []
+    with storage.connect() as connection:
+        rows = connection.execute(text(_RUNS), {"statuses": list(STATES)}).all()
+    return [
+        ActiveRun(
+            row.run_id[:8],
+            row.job,
+            row.partition or (f"{row.first} to {row.last}" if row.first else "none"),
+            STATES[row.status],
+            datetime.fromtimestamp(float(row.since), tz=UTC),
+        )
+        for row in rows
+    ]
+
+
+def late_windows(runner: AggregationTaskRunner) -> list[Late]:
+    """Return what is due and left, by period, level and reason.
+
+    Raises:
+        DatabaseError: the database failed, or the schema is missing.
+    """
+    found = []
+    for name in runner.service.period_names:
+        for level in LEVELS:
+            left = sorted(runner.left_windows(name, level), key=lambda window: window.reason)
+            for reason, group in groupby(left, key=lambda window: window.reason):
+                windows = sorted(window.window for window in group)
+                found.append(Late(name, level, len(windows), windows[0].key, windows[-1].key, reason))
+    return found
+
+
+def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late]) -> str:
+    """Say in one line what runs, waits and is late."""
+    jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
+    parts = [f"{state}: {_some(names)}" for state, names in jobs.items() if names] or ["no run works or waits"]
+    windows = sum(found.windows for found in late)
+    parts.append(f"late: {windows} windows, see `capacity status`" if windows else "nothing is late")
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED_IN_A_LINE
+    return ", ".join(names[:NAMED_IN_A_LINE]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def open_runs(settings: Settings) -> Iterator[Engine | None]:
+    """Yield an engine on Dagster's storage, or None where the embedded server, which would hold it, does not exist."""
+    if settings.dagster_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+        yield None
+        return
+    with open_dagster_storage(settings) as engine:
+        yield engine

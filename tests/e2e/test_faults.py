@@ -1,0 +1,298 @@
+"""What happens to the work when something dies: the whole stack, real servers, real kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregation.ledger import Ledger
+from capacity_assets.aggregation.levels import DATABASE, LEVELS
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.cli.platform import dagster_environment, dagster_instance
+from capacity_assets.orchestration.alerts import INTERVAL_SECONDS as ALERT_INTERVAL_SECONDS
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
+from capacity_assets.storage import embedded
+from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, EmbeddedServer, embedded_server
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.schema import initialise
+from tests.conftest import fixed_clock
+from tests.daemon import running_daemon
+from tests.e2e.stack import (
+    BLOCK,
+    COMMAND,
+    PATIENCE_SECONDS,
+    ask,
+    environment,
+    free_port,
+    launch,
+    served,
+    status,
+    wait_for,
+    waits_for_a_lock,
+)
+from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
+from tests.receiver import receiving
+
+
+class RestartableServer:
+    """A PostgreSQL that a test may restart as an administrator does: sessions are ended, then it starts anew."""
+
+    def __init__(self, data: Path, server: EmbeddedServer) -> None:
+        self._data = data
+        self.server = server
+
+    def url(self, database: str, driver: str = CAPACITY_DRIVER) -> URL:
+        return self.server.url(database, driver)
+
+    def restart(self) -> None:
+        pid = int((self._data / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(pid, signal.SIGINT)
+        while (self._data / "postmaster.pid").exists():
+            time.sleep(0.05)
+        embedded._start(self._data)
+        embedded._wait_until_ready(self.server, self._data)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RestartableServer]:
+    """A PostgreSQL of this test's own, the capacity schema in it."""
+    data = tmp_path / "own" / "postgres"
+    with embedded_server(data) as running:
+        engine = capacity_engine(running.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+        initialise(engine)
+        engine.dispose()
+        yield RestartableServer(data, running)
+
+
+def plain(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+@contextmanager
+def engine_on(url: URL) -> Iterator[Engine]:
+    engine = capacity_engine(url)
+    yield engine
+    engine.dispose()
+
+
+EVENTS = """query($id: ID!) { runOrError(runId: $id) { ... on Run { eventConnection { events {
+  __typename ... on MessageEvent { message } } } } } }"""
+
+
+def event_types(port: int, run_id: str) -> list[str]:
+    events = ask(port, EVENTS, id=run_id)["runOrError"]["eventConnection"]["events"]
+    return [event["__typename"] for event in events]
+
+
+@pytest.mark.parametrize("also_dagsters", [False, True], ids=["of the figures", "of everything"])
+def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
+    own_server: RestartableServer,
+    empty_database: URL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    also_dagsters: bool,
+) -> None:
+    storage = own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER) if also_dagsters else empty_database
+    capacity = own_server.url(CAPACITY_DATABASE)
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(capacity))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(storage))
+    port = free_port()
+    with engine_on(capacity) as engine, served(tmp_path / "home", port):
+        add_instances(engine, [1])
+        add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
+        blocker = engine.connect()
+        blocker.execute(BLOCK)
+        run = launch(port, "daily_aggregation_job", [], "2025-03-02")
+        wait_for(lambda: waits_for_a_lock(engine), "the statement")
+
+        own_server.restart()
+        blocker.invalidate()
+        blocker.close()
+        engine.dispose()
+
+        wait_for(lambda: status(port, run) in ("SUCCESS", "FAILURE"), "the run's end")
+        assert status(port, run) == "SUCCESS"
+        assert "ExecutionStepRestartEvent" in event_types(port, run)
+        assert [(row["max_size_mb"], row["size_change_mb"]) for row in stored(engine, DATABASE)] == [(101, 1)]
+
+
+def test_a_postgresql_restarted_in_the_middle_of_a_tick_loses_no_window_and_doubles_none(
+    own_server: RestartableServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster's storage goes away between the creation of a run and its submission."""
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(own_server.url(CAPACITY_DATABASE)))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)))
+    monkeypatch.setenv("CAPACITY_HOME", str(tmp_path / "home"))
+    with ExitStack() as stack:
+        variables = stack.enter_context(dagster_environment(Settings()))
+        daemon = stack.enter_context(running_daemon(stack.enter_context(dagster_instance(variables))))
+        daemon.tick_schedules("2025-03-02T03:00")
+        daemon.tick_schedules("2025-03-02T04:00")
+        submit = dg.DagsterInstance.submit_run
+
+        def restart_and_submit(*arguments: Any) -> dg.DagsterRun:
+            own_server.restart()
+            return submit(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(dg.DagsterInstance, "submit_run", restart_and_submit)
+            for _ in range(2):
+                daemon.tick_schedules("2025-03-03T04:00", expect_trouble=True)
+        daemon.tick_schedules("2025-03-03T04:01")
+        daemon.tick_schedules("2025-03-04T04:00")
+
+        days = [
+            date.fromisoformat(first) + timedelta(days=number)
+            for first, last in daemon.requested("daily_aggregation_job")
+            for number in range((date.fromisoformat(last) - date.fromisoformat(first)).days + 1)
+        ]
+        assert [day.isoformat() for day in days] == ["2025-03-02", "2025-03-03", "2025-03-04"]
+
+
+def test_twenty_kills_at_random_moments_leave_tables_that_a_last_run_makes_equal_to_a_fresh_computation(
+    own_server: RestartableServer, engine: Engine, tmp_path: Path
+) -> None:
+    """Workers are killed and sessions ended, in turn; every finished slice is kept, nothing is half-written."""
+    url = own_server.url(CAPACITY_DATABASE)
+    chance = random.Random(20250720)  # noqa: S311 -- moments of kills, the same in every run
+    arguments = ["aggregate", "--period", "all", "--from", "2025-01-01", "--to", "2025-06-30"]
+    variables = {"CAPACITY_DATABASE_URL": plain(url), "CAPACITY_START_DATE": "2025-01-01"}
+    with engine_on(url) as broken:
+        for target in (broken, engine):
+            fill(target)
+        interrupted = 0
+        for number in range(20):
+            process = subprocess.Popen(
+                [*COMMAND, *arguments], env=environment(tmp_path / "home", **variables), stderr=subprocess.PIPE
+            )
+            time.sleep(chance.uniform(0.8, 2.4))
+            if number % 2:
+                process.kill()
+            else:
+                end_sessions(broken)
+            process.communicate(timeout=PATIENCE_SECONDS)
+            interrupted += process.returncode != 0
+        last = subprocess.run(
+            [*COMMAND, *arguments], env=environment(tmp_path / "home", **variables), capture_output=True, check=False
+        )
+        assert last.returncode == 0, last.stderr
+        assert interrupted >= 10, "most of them were really interrupted"
+
+        fresh = AggregationService(engine, fixed_clock())
+        for period in PERIODS:
+            fresh.calculate_period_aggregations(period, date(2025, 1, 1), date(2025, 6, 30))
+        for level in LEVELS.values():
+            assert figures(broken, level) == figures(engine, level)
+        assert Ledger(broken).stale() == []
+
+
+def fill(engine: Engine) -> None:
+    """Thirty servers of twenty databases, half a year."""
+    add_instances(engine, range(1, 31))
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+                "SELECT i, 'db-' || n, 100 + 7 * d + i * n, CAST('2025-01-01' AS date) + d "
+                "FROM generate_series(1, 30) i, generate_series(1, 20) n, generate_series(0, 180) d"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+                "SELECT instance_id, sum(size_mb), count(*), collected_date FROM database_size_stats "
+                "GROUP BY instance_id, collected_date"
+            )
+        )
+
+
+def end_sessions(engine: Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+
+
+def test_two_deployments_on_one_database_wait_for_each_other(
+    engine: Engine, database: URL, own_server: RestartableServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its own Dagster, whose queue knows nothing of the other's; the period's lock keeps them apart."""
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(database))
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
+    ports = [free_port(), free_port()]
+    with ExitStack() as stack:
+        for number, port in enumerate(ports):
+            storage = own_server.url(DAGSTER_DATABASE if number else "postgres", DAGSTER_DRIVER)
+            monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(storage))
+            stack.enter_context(served(tmp_path / f"home{number}", port))
+        with engine.connect() as blocker:
+            blocker.execute(BLOCK)
+            first = launch(ports[0], "daily_aggregation_job", [], "2025-03-02")
+            wait_for(lambda: waits_for_a_lock(engine), "the first run's statement")
+            second = launch(ports[1], "daily_aggregation_job", [], "2025-03-02")
+            wait_for(
+                lambda: "ExecutionStepUpForRetryEvent" in event_types(ports[1], second), "the second to be refused"
+            )
+            assert status(ports[0], first) == "STARTED"
+            blocker.rollback()
+        wait_for(lambda: status(ports[0], first) == "SUCCESS", "the first run")
+        wait_for(lambda: status(ports[1], second) == "SUCCESS", "the second run")
+
+    assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
+
+
+def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves_the_house(
+    engine: Engine, database: URL, empty_database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The late data sensor, the run it requests, its checks and the alert sensor, under the real daemon."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 110)))
+    AggregationService(engine, fixed_clock()).calculate_period_aggregations(
+        "daily", date(2025, 3, 1), date(2025, 3, 10)
+    )
+    with receiving() as receiver:
+        monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(database))
+        monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(empty_database))
+        monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", receiver.url)
+        with served(tmp_path / "home", free_port()):
+            # The alert sensor begins at its first tick.
+            wait_for(lambda: sensor_has_ticked(empty_database, "alert_sensor"), "the alert sensor")
+            with engine.begin() as connection:
+                connection.execute(
+                    text("UPDATE database_size_stats SET size_mb = -5 WHERE collected_date = '2025-03-04'")
+                )
+            wait_for(lambda: receiver.texts, "the alert")
+            time.sleep(ALERT_INTERVAL_SECONDS + 5)
+
+    [message] = receiver.texts
+    assert message.startswith("Check failed. daily_database_aggregations: values_possible")
+    assert "server-1, orders: a negative size or count in the window from 2025-03-04" in message
+    by_day = {row["period_start"]: row for row in stored(engine, DATABASE)}
+    assert by_day[date(2025, 3, 4)]["avg_size_mb"] == -5
+    assert by_day[date(2025, 3, 5)]["size_change_mb"] == 109, "the day after compares with it"
+
+
+def sensor_has_ticked(storage: URL, name: str) -> bool:
+    with engine_on(storage) as engine, engine.connect() as connection:
+        if not connection.execute(text("SELECT to_regclass('job_ticks')")).scalar():
+            return False
+        query = "SELECT count(*) FROM job_ticks WHERE status = 'SKIPPED' AND tick_body LIKE '%' || :name || '%'"
+        return bool(connection.execute(text(query), {"name": name}).scalar())
