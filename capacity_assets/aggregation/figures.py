@@ -41,6 +41,7 @@ from sqlalchemy import (
 from capacity_assets.aggregation.levels import Level, Measure
 
 TREND_THRESHOLD_PERCENT = 5
+SINGLE_BUCKET = 2  # the window before it is the first
 
 # Expressions over columns whose Python type never matters here: no figure travels through Python.
 Element: TypeAlias = ColumnElement[Any]
@@ -55,6 +56,7 @@ class Parameters:
     starts: BindParameter[Any]
     ends: BindParameter[Any]
     wanted: BindParameter[Any]
+    last_start: BindParameter[Any]
     first_day: BindParameter[Any]
     last_day: BindParameter[Any]
 
@@ -67,6 +69,7 @@ def parameters_of_a_run() -> Parameters:
         starts=bindparam("starts", type_=ARRAY(Date)),
         ends=bindparam("ends", type_=ARRAY(Date)),
         wanted=bindparam("wanted", type_=ARRAY(Boolean)),
+        last_start=bindparam("last_start", type_=Date),
         first_day=bindparam("first_day", type_=Date),
         last_day=bindparam("last_day", type_=Date),
     )
@@ -88,13 +91,16 @@ def numbered_windows(parameters: Parameters) -> CTE:
     ).cte("windows")
 
 
-def window_figures(level: Level, parameters: Parameters, windows: CTE) -> CTE:
+def window_figures(level: Level, parameters: Parameters, windows: CTE, *, single: bool) -> CTE:
     """Compute one row of figures for each key and window asked for that has a raw row.
+
+    With `single` there is one window asked for and the one before it, the daily case: two sets of sums a key, told
+    apart by the day, need no sorting. The figures are the same.
 
     Columns: the keys, `period_start`, every column of `level.figures`, and for the decision what to do with them
     `previous_start` and `previous_data_count`.
     """
-    compared = _compared(level, _bucketed(level, parameters))
+    compared = _side_by_side(level, parameters) if single else _compared(level, _bucketed(level, parameters))
     return _laid_out(level, _measured(level, compared), windows)
 
 
@@ -133,6 +139,33 @@ def _bucketed(level: Level, parameters: Parameters) -> Subquery:
     return select(*keys, bucket, *columns).group_by(*keys, bucket).subquery("bucketed")
 
 
+def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
+    """Reduce the samples of each key to the partial states of the one window and of the window before it."""
+    samples = _raw_rows(level, parameters)
+    keys = [samples.c[key] for key in level.keys]
+    own = samples.c.collected_date >= parameters.last_start
+    previous = samples.c.collected_date < parameters.last_start
+    columns: dict[str, Element] = {
+        "data_count": func.count().filter(own),
+        "previous_data_count": func.nullif(func.count().filter(previous), 0),
+    }
+    for measure in level.measures:
+        column = samples.c[measure.source]
+        columns[_count(measure)] = func.count(column).filter(own)
+        columns[f"previous_{_count(measure)}"] = func.count(column).filter(previous)
+        columns[_sum(measure)] = cast(func.sum(column).filter(own), Numeric)
+        columns[f"previous_{_sum(measure)}"] = cast(func.sum(column).filter(previous), Numeric)
+        columns[measure.maximum] = func.max(column).filter(own)
+        columns[measure.minimum] = func.min(column).filter(own)
+    bucket = literal(SINGLE_BUCKET).label("bucket")
+    return (
+        select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
+        .group_by(*keys)
+        .having(func.count().filter(own) > 0)
+        .subquery("compared")
+    )
+
+
 def _compared(level: Level, bucketed: Subquery) -> Subquery:
     """Put the count and sum of the previous window beside each window; null where it has no sample."""
     keys = [bucketed.c[key] for key in level.keys]
@@ -157,7 +190,9 @@ def _measured(level: Level, compared: Subquery) -> Subquery:
     columns["headline_sum"] = compared.c[_sum(level.headline)]
     columns["previous_headline_sum"] = compared.c[f"previous_{_sum(level.headline)}"]
     kept = [compared.c[name] for name in (*level.keys, "bucket", "data_count", "previous_data_count")]
-    return select(*kept, *(column.label(name) for name, column in columns.items())).subquery("measured")
+    # OFFSET 0 keeps PostgreSQL from merging this step into the next ones, which name each figure several times: the
+    # exact divisions would be computed anew at every mention.
+    return select(*kept, *(column.label(name) for name, column in columns.items())).offset(0).subquery("measured")
 
 
 def _laid_out(level: Level, measured: Subquery, windows: CTE) -> CTE:

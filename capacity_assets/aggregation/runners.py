@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -28,6 +28,9 @@ INSTANCES_PER_SLICE = 1000
 
 INSTANCE_DAYS_PER_SLICE = 100_000
 """Bounds the raw rows of one statement, about two million for servers of twenty databases, however long the range."""
+
+NO_NESTED_LOOPS = text("SET LOCAL enable_nestloop = off")
+"""Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops."""
 
 Progress = Callable[[int], None]
 """Called after each slice with the number of instances it held."""
@@ -77,6 +80,7 @@ class _Work:
             "starts": [window.start for window in windows],
             "ends": [window.end for window in windows],
             "wanted": [window in asked_for for window in windows],
+            "last_start": last.start,
             "first_day": first.start,
             "last_day": last.end,
         }
@@ -153,8 +157,9 @@ class AggregationRunner:
         return [part for half in halves for part in self._aggregate_slice(half)]
 
     def _write(self, work: _Work) -> list[PeriodSummary]:
-        statement = aggregation_statement(self.level, overwrite=work.overwrite)
+        statement = aggregation_statement(self.level, overwrite=work.overwrite, single=len(work.windows) == 1)
         with self._engine.begin() as connection:
+            connection.execute(NO_NESTED_LOOPS)
             rows = connection.execute(statement, work.parameters()).all()
             if work.guard:
                 work.guard()

@@ -22,6 +22,7 @@ _SESSION_OPTIONS = " ".join(
         "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
         "timezone": "UTC",
         "jit": "off",
+        "client_connection_check_interval": "10s",
     }.items()
 )
 

@@ -296,7 +296,7 @@ def test_status_tells_what_is_late_and_what_runs_or_waits(shipped_instance: Dags
     late = {(row["period"], row["level"]): row for row in document["late"]}
     assert ("weekly", "database") not in late, "computed"
     assert late["yearly", "instance"]["reason"] == "has samples, but was never computed"
-    assert (late["daily", "database"]["windows"], late["daily", "database"]["first_window"]) == (200, "2025-01-01")
+    assert (late["daily", "database"]["windows"], late["daily", "database"]["first_window"]) == (201, "2025-01-01")
     assert run.run_id[:8] in screen
     assert "has samples, but was never computed" in screen
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
 from tests import oracle
@@ -115,34 +115,39 @@ def expected(rows: list[Row], level: Level, figures_of: Callable[..., oracle.Fig
     return result
 
 
-def compute_everything(engine: Engine, rows: list[Row], level: Level) -> None:
+def compute_everything(engine: Engine, rows: list[Row], level: Level, *, one_by_one: bool) -> None:
+    """All windows of a period at once, or each by itself, for which the statement has another form."""
     service = AggregationService(engine, fixed_clock())
     collected = [row["collected_date"] for row in rows]
     for period in PERIODS:
-        service.calculate_period_aggregations(period, min(collected), max(collected), scope=level.name)  # type: ignore[type-var]
+        if one_by_one:
+            for bounds in oracle.windows(period, collected):  # type: ignore[arg-type]
+                service.aggregate(period, [Window(*bounds)], RunOptions((level.name,)))
+        else:
+            service.calculate_period_aggregations(period, min(collected), max(collected), scope=level.name)  # type: ignore[type-var]
 
 
-@given(rows=database_history())
+@given(rows=database_history(), one_by_one=st.booleans())
 @settings(max_examples=HISTORIES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_every_database_figure_of_every_period_equals_the_exact_oracle(
-    emptied: Callable[[], Engine], rows: list[Row]
+    emptied: Callable[[], Engine], rows: list[Row], *, one_by_one: bool
 ) -> None:
     engine = emptied()
     add_database_sizes(engine, rows)
 
-    compute_everything(engine, rows, DATABASE)
+    compute_everything(engine, rows, DATABASE, one_by_one=one_by_one)
 
     assert figures(engine, DATABASE) == expected(rows, DATABASE, oracle.database_figures)
 
 
-@given(rows=instance_history())
+@given(rows=instance_history(), one_by_one=st.booleans())
 @settings(max_examples=HISTORIES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_every_instance_figure_of_every_period_equals_the_exact_oracle(
-    emptied: Callable[[], Engine], rows: list[Row]
+    emptied: Callable[[], Engine], rows: list[Row], *, one_by_one: bool
 ) -> None:
     engine = emptied()
     add_instance_sizes(engine, rows)
 
-    compute_everything(engine, rows, INSTANCE)
+    compute_everything(engine, rows, INSTANCE, one_by_one=one_by_one)
 
     assert figures(engine, INSTANCE) == expected(rows, INSTANCE, oracle.instance_figures)

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, event, text
+from sqlalchemy import URL, Connection, Engine, event, text
 
 from capacity_assets.aggregation.errors import DatabaseError, NotFoundError, ValidationError
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
@@ -284,7 +284,38 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             event.remove(engine, "before_cursor_execute", count)
             counts[fleet, days] = len(statements)
 
-    assert set(counts.values()) == {7}, "the instances, then for each level its statement and two entries in the ledger"
+    assert set(counts.values()) == {9}, (
+        "the instances, then a level: two entries in the ledger, a setting, its statement"
+    )
+
+
+@pytest.mark.parametrize("days", [1, 7], ids=["one window", "several windows"])
+def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothing_of_them(
+    engine: Engine, service: AggregationService, days: int
+) -> None:
+    """A period computed for the first time: the planner expects one stored row, and looping made minutes of seconds."""
+    add_instances(engine, range(1, 31))
+    for instance_id in range(1, 31):
+        add_database_sizes(engine, sizes(instance_id, "orders", "2025-03-01", range(100, 110)))
+    with engine.begin() as connection:
+        connection.execute(text("ANALYZE"))
+    windows = FIRST_WEEK[:days]
+    service.aggregate("daily", windows)
+    plans: list[str] = []
+
+    def explain(
+        connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object
+    ) -> tuple[str, Any]:
+        if statement.startswith("WITH windows"):
+            plans.extend(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+        return statement, parameters
+
+    event.listen(engine, "before_cursor_execute", explain, retval=True)
+    service.aggregate("daily", windows)
+    event.remove(engine, "before_cursor_execute", explain)
+
+    assert any("Hash" in line or "Merge" in line for line in plans)
+    assert not any("Nested Loop" in line for line in plans), "\n".join(plans)
 
 
 def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: Engine) -> None:
@@ -354,7 +385,7 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     run = service.aggregate("daily", days, RunOptions(("database",)))
     event.remove(engine, "before_cursor_execute", count)
 
-    assert len(statements) == 4, "the instances, then the level between two entries in the ledger"
+    assert len(statements) == 5, "the instances, then the level: two entries in the ledger, a setting, its statement"
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]
