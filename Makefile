@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo up test check docs format clean
+.PHONY: help demo up test check docs bench format clean
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
@@ -24,6 +24,9 @@ check: $(READY) ## Lint and type-check
 
 docs: $(READY) ## Write the parts of the reference that follow from the code
 	@$(BIN)/python docs/generate.py
+
+bench: $(READY) ## Measure against hand-written statements and the row-at-a-time way; BENCH='--size 1000x20x184'
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(READY) ## Format the code
 	@$(BIN)/ruff format .

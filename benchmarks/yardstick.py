@@ -32,8 +32,8 @@ def _figures(measure: Measure) -> dict[str, str]:
     return figures
 
 
-def statement(level: Level) -> str:
-    """Return the statement for one window; parameters `before`, `start`, `end` and `period`."""
+def _reading(level: Level) -> tuple[str, dict[str, str]]:
+    """Return the query that reads and sums, and what each figure is made of its columns."""
     keys = ", ".join(level.keys)
     own = "FILTER (WHERE collected_date >= :start)"
     previous = "FILTER (WHERE collected_date < :start)"
@@ -60,17 +60,26 @@ def statement(level: Level) -> str:
         f"CASE WHEN previous_count = 0 THEN NULL WHEN {percent} > 5 OR p_{headline.source} = 0 AND "
         f"s_{headline.source} > 0 THEN 'growing' WHEN {percent} < -5 THEN 'shrinking' ELSE 'stable' END"
     )
-    names = list(level.figures)
     source = f"{level.source.name} r JOIN instances i ON i.id = r.instance_id AND i.is_active AND i.deleted_at IS NULL"
     live = f"AND NOT {level.void_flag}" if level.void_flag else ""
+    query = f"""
+SELECT {keys}, {", ".join(reduced)} FROM {source}
+WHERE collected_date BETWEEN :before AND :end {live} GROUP BY {keys}
+"""  # noqa: S608 -- names from our own table definitions
+    return query, figures
+
+
+def statement(level: Level) -> str:
+    """Return the statement for one window; parameters `before`, `start`, `end` and `period`."""
+    query, figures = _reading(level)
+    keys, names = ", ".join(level.keys), list(level.figures)
     excluded = ", ".join(f"excluded.{name}" for name in names)
     return f"""
 INSERT INTO {level.target.name} AS t
     ({keys}, period_type, period_start, {", ".join(names)}, calculated_at, created_at)
 SELECT {keys}, CAST(:period AS varchar), CAST(:start AS date), {", ".join(figures[name] for name in names)},
        now(), now()
-FROM (SELECT {keys}, {", ".join(reduced)} FROM {source}
-      WHERE collected_date BETWEEN :before AND :end {live} GROUP BY {keys}) AS reduced
+FROM ({query}) AS reduced
 WHERE data_count > 0
 ON CONFLICT ({keys}, period_type, period_start) DO UPDATE
 SET ({", ".join(names)}, calculated_at) = ROW({excluded}, now())
@@ -80,12 +89,20 @@ WHERE ({", ".join(f"t.{name}" for name in names)}) IS DISTINCT FROM ({excluded})
 
 def compute(engine: Engine, period: Period, window: Window) -> None:
     """Compute one window at both levels, in one transaction."""
-    parameters = {
-        "period": period.name,
-        "before": period.previous(window).start,
-        "start": window.start,
-        "end": window.end,
-    }
+    parameters = {**_days(period, window), "period": period.name}
     with engine.begin() as connection:
         for level in LEVELS.values():
             connection.execute(text(statement(level)), parameters)
+
+
+def read(engine: Engine, period: Period, window: Window) -> None:
+    """Only read and sum, and count what comes out: what of `compute` is left when nothing is written."""
+    with engine.connect() as connection:
+        for level in LEVELS.values():
+            # The whole row, or PostgreSQL would leave out the sums that nobody asks for.
+            query = f"SELECT count(reduced) FROM ({_reading(level)[0]}) AS reduced"  # noqa: S608
+            connection.execute(text(query), _days(period, window)).all()
+
+
+def _days(period: Period, window: Window) -> dict[str, object]:
+    return {"before": period.previous(window).start, "start": window.start, "end": window.end}

@@ -1,0 +1,87 @@
+"""`python -m benchmarks.late_data`: what a look for changed samples costs, and what noting them costs.
+
+By default on ten million samples. A look reads the log of changes and the ledger, never the samples.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+from zoneinfo import ZoneInfo
+
+import click
+from sqlalchemy import Engine, text
+
+from benchmarks.__main__ import Size
+from benchmarks.fleet import Fleet, generate
+from capacity_assets.aggregation.ledger import _STALE, _levels
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.schema import initialise
+
+Result = TypeVar("Result")
+
+ONE_DAY = "UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE collected_date = CAST(:day AS date)"
+TENTH = "UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE instance_id <= :servers"
+
+
+@click.command()
+@click.option("--size", "fleet", type=Size(), default="1370x20x365", show_default=True)
+def main(*, fleet: Fleet) -> None:
+    """Compute every window, then change a day, then a tenth of all samples, and time each look."""
+    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+        initialise(engine)
+        _timed(f"generate {fleet.rows:,} samples", lambda: generate(engine, fleet))
+        service = AggregationService(engine, Clock(ZoneInfo("UTC")))
+        for period in PERIODS:
+            run = _timed(
+                f"compute every {period} window",
+                lambda name=period: service.calculate_period_aggregations(name, fleet.first_day, fleet.last_day),
+            )
+            click.echo(f"  {run.message}")
+        for _ in range(3):
+            _look(service)
+        day = {"day": fleet.last_day.replace(day=1)}
+        _timed("change every sample of one day", lambda: _execute(engine, ONE_DAY, day))
+        for _ in range(3):
+            _look(service)
+        with engine.connect() as connection:
+            for row in connection.execute(text(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {_STALE}"), _levels()):
+                click.echo(f"    {row[0][:150]}")
+        servers = {"servers": fleet.servers // 10}
+        _timed("change a tenth of all samples", lambda: _execute(engine, TENTH, servers))
+        for _ in range(3):
+            _look(service)
+        _execute(engine, "ALTER TABLE database_size_stats DISABLE TRIGGER USER", {})
+        _timed("the same with the triggers off", lambda: _execute(engine, TENTH, servers))
+        engine.dispose()
+
+
+def _look(service: AggregationService) -> None:
+    started = time.perf_counter()
+    found = len(service.ledger.stale())
+    click.echo(f"a look: {found} stale windows in {(time.perf_counter() - started) * 1000:.1f} ms")
+
+
+def _execute(engine: Engine, statement: str, parameters: Mapping[str, object]) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement), parameters)
+
+
+def _timed(what: str, work: Callable[[], Result]) -> Result:
+    started = time.perf_counter()
+    result = work()
+    click.echo(f"{what}: {time.perf_counter() - started:.1f} s")
+    return result
+
+
+if __name__ == "__main__":
+    main()
