@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from zoneinfo import ZoneInfo
@@ -17,7 +18,6 @@ from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate
-from capacity_assets.aggregation.ledger import _STALE, _levels
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
@@ -44,7 +44,7 @@ def main(*, fleet: Fleet) -> None:
         for period in PERIODS:
             run = _timed(
                 f"compute every {period} window",
-                lambda name=period: service.calculate_period_aggregations(name, fleet.first_day, fleet.last_day),
+                partial(service.calculate_period_aggregations, period, fleet.first_day, fleet.last_day),
             )
             click.echo(f"  {run.message}")
         for _ in range(3):
@@ -54,7 +54,8 @@ def main(*, fleet: Fleet) -> None:
         for _ in range(3):
             _look(service)
         with engine.connect() as connection:
-            for row in connection.execute(text(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {_STALE}"), _levels()):
+            query, parameters = service.ledger.stale_query
+            for row in connection.execute(text(f"EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) {query}"), parameters):
                 click.echo(f"    {row[0][:150]}")
         servers = {"servers": fleet.servers // 10}
         _timed("change a tenth of all samples", lambda: _execute(engine, TENTH, servers))

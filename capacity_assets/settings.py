@@ -25,6 +25,8 @@ DEFAULT_START_DATE = date(2025, 1, 1)
 # Samples arrive at three.
 DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
+DEFAULT_SETTLE_SECONDS = 60
+LONGEST_SETTLING = 30
 DEFAULT_HOME = Path(".capacity")
 HOURS_PER_DAY = 24
 ENV_FILE = ".env"
@@ -83,6 +85,13 @@ class Settings(BaseSettings):
         default=DEFAULT_SCHEDULE_HOUR,
         validation_alias="CAPACITY_SCHEDULE_HOUR",
         description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there.",
+    )
+    settle_seconds: int = Field(
+        default=DEFAULT_SETTLE_SECONDS,
+        validation_alias="CAPACITY_SETTLE_SECONDS",
+        ge=0,
+        description="How long samples must have rested after a change before their windows are computed again; "
+        f"while they are changed without a pause, at the latest after {LONGEST_SETTLING} times that.",
     )
     jump_percent: int = Field(
         default=DEFAULT_JUMP_PERCENT,
@@ -208,6 +217,7 @@ class Settings(BaseSettings):
             "CAPACITY_START_DATE": self.start_date.isoformat(),
             "CAPACITY_SCHEDULE_HOUR": str(self.schedule_hour),
             "CAPACITY_JUMP_PERCENT": str(self.jump_percent),
+            "CAPACITY_SETTLE_SECONDS": str(self.settle_seconds),
             "CAPACITY_HOME": str(self.home.resolve()),
         }
         secrets = {"CAPACITY_REDIS_URL": self.redis_url, "CAPACITY_ALERT_WEBHOOK_URL": self.alert_webhook_url}

@@ -76,8 +76,10 @@ def is_data_error(error: DBAPIError) -> bool:
     return sqlstate[:2] in DATA_SQLSTATES
 
 
-def reason_of(error: DBAPIError) -> str:
+def reason_of(error: DBAPIError | PoolTimeoutError) -> str:
     """Return the server's own first line, without the statement and its parameters."""
+    if not isinstance(error, DBAPIError):
+        return "no connection became free"
     diagnostic = getattr(error.orig, "diag", None)
     primary = getattr(diagnostic, "message_primary", None)
     text = str(primary or error.orig or error.__class__.__name__)

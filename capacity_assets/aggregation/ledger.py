@@ -11,18 +11,20 @@ Requesting runs belongs to the orchestration, computing to `service`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.errors import database_error
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.results import PeriodSummary
-from capacity_assets.periods import Period, Window
+from capacity_assets.periods import PERIODS, Period, Window
 
 _TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
 _SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
@@ -31,14 +33,23 @@ _UNSEEN = f"{_TOUCHES} AND NOT pg_visible_in_snapshot({_TRANSACTION}, {_SNAPSHOT
 _LEVELS = "unnest(CAST(:levels AS text[]), CAST(:tables AS text[])) AS l (level, table_name)"
 
 
+PATIENCE_SECONDS = 3600
+
+
 @dataclass(frozen=True)
 class StaleWindow:
-    """A computed window whose samples changed since; `newest_change` numbers the last such transaction."""
+    """A computed window whose samples changed since.
+
+    `newest_change` numbers the last such transaction; `quiet_seconds` have passed since it, `waiting_seconds` since
+    the first one.
+    """
 
     period_type: str
     level: str
     window: Window
     newest_change: int
+    quiet_seconds: float = math.inf
+    waiting_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -52,17 +63,24 @@ class OpenWindow:
 class Ledger:
     """Reads and keeps the ledger of one capacity database."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Work through `engine`; nothing is reached yet."""
+    def __init__(self, engine: Engine, periods: Iterable[str] = PERIODS) -> None:
+        """Work through `engine`; windows of other than the registered `periods` hold nothing back."""
         self._engine = engine
+        self._parameters = {
+            "periods": list(periods),
+            "levels": list(LEVELS),
+            "tables": [level.source.name for level in LEVELS.values()],
+        }
 
     def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
         """Enter that a computation of `windows` begins; return the snapshot to finish it with.
 
         Raises:
-            DatabaseError: the database failed; nothing was written.
+            DatabaseError: the database failed; nothing of this level was written.
         """
-        with self._work("noting that a computation begins", "Nothing was written.") as connection:
+        kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
+        with self._work("noting that a computation begins", kept) as connection:
+            _renumber_after_a_restore(connection)
             return str(
                 connection.execute(
                     text(_BEGIN),
@@ -86,7 +104,7 @@ class Ledger:
             connection.execute(
                 text(_FINISH),
                 {
-                    **_levels(),
+                    **self._parameters,
                     "period_type": parts[0].period_type,
                     "level": parts[0].level,
                     "snapshot": snapshot,
@@ -94,6 +112,12 @@ class Ledger:
                     "failed": [part.failed_instances for part in parts],
                 },
             )
+            connection.execute(text(_FORGET), self._parameters)
+
+    @property
+    def stale_query(self) -> tuple[str, dict[str, list[str]]]:
+        """The statement of a look and its parameters, for those who want to see its plan."""
+        return _STALE, self._parameters
 
     def stale(self) -> list[StaleWindow]:
         """Return every computed window whose samples changed since, in order; and forget changes all have seen.
@@ -103,15 +127,27 @@ class Ledger:
         """
         with self._work("looking for changed samples", "No change was lost.") as connection:
             _renumber_after_a_restore(connection)
-            rows = connection.execute(text(_STALE), _levels()).all()
-            connection.execute(text(_FORGET), _levels())
+            query, parameters = self.stale_query
+            rows = connection.execute(text(query), parameters).all()
+            connection.execute(text(_FORGET), self._parameters)
         return [
-            StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), row.newest_change)
+            StaleWindow(
+                row.period_type,
+                row.level,
+                Window(row.period_start, row.period_end),
+                row.newest_change,
+                row.quiet_seconds,
+                row.waiting_seconds,
+            )
             for row in rows
         ]
 
-    def open_windows(self, period: Period, level: Level, windows: Sequence[Window]) -> list[OpenWindow]:
+    def open_windows(
+        self, period: Period, level: Level, windows: Sequence[Window], *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> list[OpenWindow]:
         """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
+
+        A change younger than `patience_seconds` makes no window late: it is being followed.
 
         Raises:
             DatabaseError: the database failed; nothing is changed by looking.
@@ -120,11 +156,12 @@ class Ledger:
             return []
         statement = text(_OPEN.format(raw=level.source.name))
         parameters: dict[str, Any] = {
-            **_levels(),
+            **self._parameters,
             "period_type": period.name,
             "level": level.name,
             "starts": [window.start for window in windows],
             "ends": [window.end for window in windows],
+            "patience_seconds": patience_seconds,
         }
         with self._work("looking for windows that are left", "Nothing is changed by looking.") as connection:
             rows = connection.execute(statement, parameters).all()
@@ -135,22 +172,17 @@ class Ledger:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except DBAPIError as error:
+        except (DBAPIError, PoolTimeoutError) as error:
             raise database_error(error, doing=doing, kept=kept) from error
 
 
-def _levels() -> dict[str, list[str]]:
-    """Return the parameters that say which raw table feeds which level."""
-    return {"levels": list(LEVELS), "tables": [level.source.name for level in LEVELS.values()]}
-
-
 def _renumber_after_a_restore(connection: Connection) -> None:
-    """Bring transaction numbers of another server's life into this one's.
+    """Bring transaction numbers of another server into this one's.
 
-    A dump that is loaded into a new server keeps numbers that are still to come there, so that new changes would
-    look old. All changes in the log then count as not seen by anyone, and windows as computed up to now.
+    A dump that is loaded into another server keeps numbers that mean nothing there: new changes would look old. All
+    changes in the log then count as not seen by anyone, and windows as computed up to now.
     """
-    if connection.execute(text(_FROM_ANOTHER_LIFE)).scalar():
+    if connection.execute(text(_FROM_ANOTHER_SERVER)).scalar():
         connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))
         connection.execute(text(_RENUMBER_WINDOWS))
         connection.execute(text(_COPY_CHANGES))
@@ -174,13 +206,16 @@ SET snapshot = :snapshot, failed_instances = done.failed, computed_at = now()
 FROM unnest(CAST(:starts AS date[]), CAST(:failed AS integer[])) AS done (period_start, failed), {_LEVELS}
 WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start AND l.level = w.level
   AND (w.snapshot IS NULL OR w.failed_instances <> done.failed
-       OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {_UNSEEN}))
+       OR EXISTS (SELECT FROM capacity_sample_changes c
+                  WHERE {_TOUCHES} AND {_TRANSACTION} >= pg_snapshot_xmin({_SNAPSHOT})))
 """  # noqa: S608 -- built from the constants above
 
 _STALE = f"""
-SELECT w.period_type, w.level, w.period_start, w.period_end, max(c.transaction_id) AS newest_change
+SELECT w.period_type, w.level, w.period_start, w.period_end, max(c.transaction_id) AS newest_change,
+       CAST(extract(epoch FROM now() - max(c.changed_at)) AS float) AS quiet_seconds,
+       CAST(extract(epoch FROM now() - min(c.changed_at)) AS float) AS waiting_seconds
 FROM capacity_computed_windows w JOIN {_LEVELS} ON l.level = w.level JOIN capacity_sample_changes c ON {_UNSEEN}
-WHERE w.snapshot IS NOT NULL
+WHERE w.snapshot IS NOT NULL AND w.period_type = ANY (:periods)
 GROUP BY w.period_type, w.level, w.period_start, w.period_end ORDER BY w.period_type, w.level, w.period_start
 """  # noqa: S608 -- built from the constants above
 
@@ -191,7 +226,7 @@ needed AS (
     SELECT c.table_name, c.collected_date,
            min(coalesce(CAST(CAST(pg_snapshot_xmin({_SNAPSHOT}) AS text) AS bigint), 0)) AS oldest_unseen
     FROM days c JOIN {_LEVELS} ON l.table_name = c.table_name
-    JOIN capacity_computed_windows w ON w.level = l.level AND {_TOUCHES}
+    JOIN capacity_computed_windows w ON w.level = l.level AND w.period_type = ANY (:periods) AND {_TOUCHES}
     GROUP BY c.table_name, c.collected_date
 )
 DELETE FROM capacity_sample_changes c USING days LEFT JOIN needed USING (table_name, collected_date)
@@ -211,19 +246,23 @@ CROSS JOIN LATERAL (SELECT CASE
              THEN 'has samples, but was never computed' END
     WHEN w.snapshot IS NULL THEN 'was begun, but never finished'
     WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
-    WHEN EXISTS (SELECT FROM capacity_sample_changes c WHERE {_UNSEEN}) THEN 'samples changed since it was computed'
+    WHEN EXISTS (SELECT FROM capacity_sample_changes c
+                 WHERE {_UNSEEN} AND c.changed_at <= now() - make_interval(secs => :patience_seconds))
+        THEN 'samples changed since it was computed'
     END) AS state (reason)
 WHERE state.reason IS NOT NULL ORDER BY asked.period_start
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
-_FROM_ANOTHER_LIFE = """
+_FROM_ANOTHER_SERVER = """
 SELECT EXISTS (SELECT FROM capacity_computed_windows
-               WHERE pg_snapshot_xmax(CAST(snapshot AS pg_snapshot)) > pg_snapshot_xmax(pg_current_snapshot()))
+               WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
     OR EXISTS (SELECT FROM capacity_sample_changes
                WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
 """
 _RENUMBER_WINDOWS = """
-UPDATE capacity_computed_windows SET snapshot = CAST(pg_current_snapshot() AS text) WHERE snapshot IS NOT NULL
+UPDATE capacity_computed_windows
+SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
+    snapshot = CASE WHEN snapshot IS NOT NULL THEN CAST(pg_current_snapshot() AS text) END
 """
 # This transaction is in none of the snapshots just written.
 _COPY_CHANGES = """

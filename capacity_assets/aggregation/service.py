@@ -68,7 +68,7 @@ class AggregationService:
         self._engine = engine
         self._clock = clock
         self._periods = periods
-        self.ledger = Ledger(engine)
+        self.ledger = Ledger(engine, periods)
         runners = (DatabaseAggregationRunner, InstanceAggregationRunner)
         self._runners: dict[str, AggregationRunner] = {
             runner.level.name: runner(engine, instances_per_slice=instances_per_slice) for runner in runners

@@ -165,6 +165,8 @@ def _removed(level: Level, figures: CTE, parameters: Parameters) -> CTE:
             target.c.instance_id == sampled.c.instance_id,
             target.c.period_start == sampled.c.period_start,
             target.c.period_type == parameters.period_type,
+            target.c.period_start == func.any(parameters.starts),
+            target.c.instance_id == func.any(parameters.instance_ids),
             ~supported,
         )
         .returning(target.c.period_start)

@@ -21,13 +21,13 @@ from capacity_assets.settings import Settings
 
 _RUNS = """
 SELECT r.run_id, r.pipeline_name AS job, r.status,
-       coalesce(r.start_time, extract(epoch FROM r.create_timestamp)) AS since,
+       r.start_time AS since,
        max(t.value) FILTER (WHERE t.key = 'dagster/partition') AS partition,
        max(t.value) FILTER (WHERE t.key = 'dagster/asset_partition_range_start') AS first,
        max(t.value) FILTER (WHERE t.key = 'dagster/asset_partition_range_end') AS last
 FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id
 WHERE r.status = ANY (:statuses)
-GROUP BY r.id, r.run_id, r.pipeline_name, r.status, r.start_time, r.create_timestamp ORDER BY r.id
+GROUP BY r.id, r.run_id, r.pipeline_name, r.status, r.start_time ORDER BY r.id
 """
 NAMED_IN_A_LINE = 3
 STATES = {
@@ -41,13 +41,13 @@ STATES = {
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """A run that has not ended; `since` is when it started, or was requested."""
+    """A run that has not ended; `since` is when it started, None for one that waits."""
 
     run_id: str
     job: str
     partitions: str
     state: str
-    since: datetime
+    since: datetime | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def active_runs(storage: Engine) -> list[ActiveRun]:
             row.job,
             row.partition or (f"{row.first} to {row.last}" if row.first else "none"),
             STATES[row.status],
-            datetime.fromtimestamp(float(row.since), tz=UTC),
+            None if row.since is None else datetime.fromtimestamp(float(row.since), tz=UTC),
         )
         for row in rows
     ]
@@ -96,12 +96,13 @@ def late_windows(runner: AggregationTaskRunner) -> list[Late]:
     return found
 
 
-def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late]) -> str:
+def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str:
     """Say in one line what runs, waits and is late."""
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
     parts = [f"{state}: {_some(names)}" for state, names in jobs.items() if names] or ["no run works or waits"]
-    windows = sum(found.windows for found in late)
-    parts.append(f"late: {windows} windows, see `capacity status`" if windows else "nothing is late")
+    windows = sum(found.windows for found in late or ())
+    on_time = "nothing is late" if late is not None else "what is late cannot be read, see `capacity check`"
+    parts.append(f"late: {windows} windows, see `capacity status`" if windows else on_time)
     return "; ".join(parts)
 
 

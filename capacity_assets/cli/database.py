@@ -121,7 +121,7 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None) -> No
 
 
 def _run_cells(run: ActiveRun) -> list[object]:
-    return [run.run_id, run.job, run.partitions, run.state, f"{run.since:%Y-%m-%d %H:%M:%S} UTC"]
+    return [run.run_id, run.job, run.partitions, run.state, f"{run.since:%Y-%m-%d %H:%M:%S} UTC" if run.since else ""]
 
 
 RUN_COLUMNS = (("Run", "left"), ("Job", "left"), ("Partitions", "left"), ("State", "left"), ("Since", "left"))

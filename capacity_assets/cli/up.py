@@ -24,6 +24,7 @@ from types import FrameType
 from typing import IO
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.errors import CapacityError, reason_of
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, late_windows
@@ -231,19 +232,21 @@ def _answers(port: int) -> bool:
 
 def _tell_until_it_exits(process: subprocess.Popen[bytes], settings: Settings) -> None:
     """Print a line whenever what runs, waits or is late has changed."""
-    told, late, runs = "", list[Late](), list[ActiveRun]()
+    told, runs = "", list[ActiveRun]()
+    late: list[Late] | None = None
     looks = itertools.count()
     with open_dagster_storage(settings) as storage, open_task_runner_lazily(settings) as runner:
         while process.poll() is None:
             try:
                 before, runs = runs, active_runs(storage)
                 if next(looks) % LOOKS_PER_LATE_LOOK == 0 or len(runs) < len(before):
+                    late = None
                     late = late_windows(runner)
                 text = activity_text(runs, late)
-            except DBAPIError as error:
+            except (DBAPIError, PoolTimeoutError) as error:
                 text = f"what runs and waits cannot be read: {reason_of(error)}"
-            except CapacityError as error:
-                text = f"what is late cannot be read: {error}"
+            except CapacityError:
+                text = activity_text(runs, None)
             if text != told:
                 say(f"{datetime.now(tz=settings.zone):%H:%M:%S} {text}")
                 told = text

@@ -46,7 +46,7 @@ def build_definitions(
         asset_checks=standing_checks(periods.values(), retries),
         jobs=[*jobs, standing_check_job(periods.values())],
         schedules=[*aggregation_schedules(settings, periods.values()), standing_check_schedule(settings)],
-        sensors=[late_data_sensor(jobs, periods, the_clock), *alert_sensors(webhook)],
+        sensors=[late_data_sensor(jobs, periods, the_clock, settings.settle_seconds), *alert_sensors(webhook)],
         resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,

@@ -23,11 +23,12 @@ from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period, Window, adjacent_spans
+from capacity_assets.settings import LONGEST_SETTLING
 
 LATE_DATA_SENSOR = "late_data_sensor"
 INTERVAL_SECONDS = 30
 # Scattered days beyond this many stretches go in ranges that include the windows between: those are found
-# unchanged, and a flood of corrections stays a bounded number of runs.
+# unchanged, or computed where they never were, and a flood of corrections stays a bounded number of runs.
 EXACT_SPANS = 10
 TAGS = {"capacity/reason": "samples changed"}
 UNFINISHED = [
@@ -39,7 +40,7 @@ UNFINISHED = [
 
 
 def late_data_sensor(
-    jobs: Sequence[UnresolvedAssetJobDefinition], periods: Mapping[str, Period], clock: Clock
+    jobs: Sequence[UnresolvedAssetJobDefinition], periods: Mapping[str, Period], clock: Clock, settle_seconds: int
 ) -> dg.SensorDefinition:
     """Build the sensor over the jobs of all periods; it runs from the first start on, until switched off in the UI."""
 
@@ -60,7 +61,8 @@ def late_data_sensor(
             raise dg.Failure(description=str(error)) from None
         if not stale:
             return dg.SkipReason("Every computed window holds the samples as they are.")
-        names = dict.fromkeys(found.period_type for found in stale)
+        moving = {found.period_type for found in stale if not _has_settled(found, settle_seconds)}
+        names = [name for name in dict.fromkeys(found.period_type for found in stale) if name not in moving]
         waiting = [name for name in names if _is_at_work(context.instance, periods[name])]
         now = clock.local_now()
         requests = [
@@ -69,9 +71,19 @@ def late_data_sensor(
             if name not in waiting
             for request in _requests(periods[name], [found for found in stale if found.period_type == name], now)
         ]
-        return requests or dg.SkipReason(f"The runs requested before are not done yet: {', '.join(waiting)}.")
+        reasons = {"samples are still being written": moving, "the runs requested before are not done yet": waiting}
+        told = [f"{reason} ({', '.join(sorted(held))})" for reason, held in reasons.items() if held]
+        return requests or dg.SkipReason("; ".join(told))
 
     return request_stale_windows
+
+
+def _has_settled(stale: StaleWindow, settle_seconds: int) -> bool:
+    """Whether samples have rested since the last change, or have been changing for too long to wait any more.
+
+    Without it, a collection that commits server by server for an hour would have its windows computed all that time.
+    """
+    return stale.quiet_seconds >= settle_seconds or stale.waiting_seconds >= settle_seconds * LONGEST_SETTLING
 
 
 def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:

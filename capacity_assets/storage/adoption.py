@@ -53,6 +53,7 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
         if duplicates:
             problems.append(duplicates)
         steps.append(_unique_key_step(connection, wanted, key))
+    steps += _index_steps(connection, wanted)
     return Plan(tuple(steps), tuple(problems))
 
 
@@ -164,6 +165,35 @@ def _default_partition_steps(connection: Connection, wanted: Table) -> Iterator[
         )
 
 
+def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+    """Plain indexes that looks and checks rely on; one that begins with the same columns will do."""
+    present = [
+        tuple(row.columns)
+        for row in connection.execute(
+            text(
+                "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place) "
+                "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.place) AS columns "
+                "FROM pg_index i WHERE i.indrelid = to_regclass(:table) AND i.indisvalid AND i.indpred IS NULL"
+            ),
+            {"table": wanted.name},
+        )
+    ]
+    for index in sorted(wanted.indexes, key=lambda found: str(found.name)):
+        columns = tuple(index.columns.keys())
+        if index.unique or any(found[: len(columns)] == columns for found in present):
+            continue
+        listed = ", ".join(map(quoted, columns))
+        yield Step(
+            f"{wanted.name} has no index on ({', '.join(columns)})",
+            f"CREATE INDEX {quoted(_free_name(connection, str(index.name)))} ON {quoted(wanted.name)} ({listed})",
+        )
+
+
+def _free_name(connection: Connection, name: str) -> str:
+    taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()
+    return f"{name}_capacity" if taken else name
+
+
 def _has_unique_key(connection: Connection, wanted: Table, key: UniqueKey) -> bool:
     """Whether a valid unique index covers exactly these columns, unconditionally or under the same condition."""
     found = connection.execute(
@@ -220,8 +250,7 @@ def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -
 
 
 def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> Step:
-    taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": key.name}).scalar()
-    name = f"{key.name}_capacity" if taken else key.name
+    name = _free_name(connection, key.name)
     columns = ", ".join(quoted(column) for column in key.columns)
     where = f" WHERE {key.condition}" if key.condition else ""
     return Step(

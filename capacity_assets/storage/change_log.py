@@ -1,8 +1,8 @@
 """Which days of the raw tables changed: noted by the database itself, whoever writes there.
 
-Two triggers on each raw table note, once a transaction and day, that samples of a day were added or corrected.
-They run once a statement, not once a row, and look at nothing but the rows of that statement. Which windows follow
-from a changed day is the business of `aggregation.ledger`.
+Two triggers on each raw table note, once a transaction and day, that samples of a day were added or corrected; two on
+`instances` note all days of a server that becomes active. They run once a statement, not once a row, and look at
+nothing but the rows of that statement. Which windows follow from a changed day is the business of `aggregation.ledger`.
 
 Deleted samples are not noted: a computation never lets a stored row lose samples (SEMANTICS, section 6), so
 nothing would follow from them. Rows put into a partition by its own name bypass the triggers of the table.
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, DateTime, Table, text
 
 from capacity_assets.storage.adoption import Step, quoted
-from capacity_assets.storage.tables import database_size_stats, instance_size_stats, sample_changes
+from capacity_assets.storage.tables import database_size_stats, instance_size_stats, instances, sample_changes
 
-WATCHED = (database_size_stats, instance_size_stats)
+RAW = (database_size_stats, instance_size_stats)
 EVENTS = {
     "insert": "REFERENCING NEW TABLE AS new_rows",
     "update": "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows",
@@ -25,45 +25,52 @@ EVENTS = {
 
 
 def change_log_steps(connection: Connection) -> list[Step]:
-    """Return what is missing for the raw tables that exist: functions and triggers that are absent, old or disabled."""
-    return [step for table in WATCHED for step in _steps(connection, table)]
+    """Return what is missing for the tables that exist: functions and triggers that are absent, old or disabled."""
+    bodies = {table.name: _raw_body(table) for table in RAW} | {instances.name: _instances_body()}
+    return [step for table, body in bodies.items() for step in _steps(connection, table, body)]
 
 
-def _steps(connection: Connection, table: Table) -> Iterator[Step]:
-    function = f"capacity_note_{table.name}"
-    reason = f"changes of {table.name} are not noted: a trigger is missing, old or disabled"
-    body = _body(table)
-    found = connection.execute(text("SELECT prosrc FROM pg_proc WHERE oid = to_regproc(:name)"), {"name": function})
-    if found.scalar() != body:
-        schema = connection.execute(text("SELECT current_schema()")).scalar_one()
+def _steps(connection: Connection, table: str, body: str) -> Iterator[Step]:
+    function = f"capacity_note_{table}"
+    reason = f"changes of {table} are not noted: a trigger is missing, old or disabled"
+    schema = connection.execute(text("SELECT current_schema()")).scalar_one()
+    path = f"{quoted(schema)}, pg_temp"
+    found = connection.execute(
+        text(
+            "SELECT prosrc, prosecdef, proconfig FROM pg_proc "
+            "WHERE proname = :name AND pronamespace = CAST(current_schema() AS regnamespace)"
+        ),
+        {"name": function},
+    ).first()
+    if found is None or (found.prosrc, found.prosecdef, found.proconfig) != (body, True, [f"search_path={path}"]):
         # With the rights of its owner, so that whoever writes samples needs none on the log; the path is fixed
         # because such a function must not find tables of the caller's.
         yield Step(
             reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
-            f"SET search_path = {quoted(schema)}, pg_temp AS $body${body}$body$",
+            f"SET search_path = {path} AS $body${body}$body$",
         )
     for event, rows in EVENTS.items():
         trigger = f"{function}_{event}"
-        enabled = connection.execute(
+        fires = connection.execute(
             text(
-                "SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgname = :trigger "
-                "AND NOT tgisinternal"
+                "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid "
+                "WHERE t.tgrelid = to_regclass(:table) AND t.tgname = :trigger AND f.proname = :function "
+                "AND NOT t.tgisinternal"
             ),
-            {"table": table.name, "trigger": trigger},
+            {"table": table, "trigger": trigger, "function": function},
         ).scalar()
-        if enabled is None:
+        if fires is None:
             yield Step(
                 reason,
-                f"CREATE TRIGGER {trigger} AFTER {event.upper()} ON {quoted(table.name)} {rows} "
+                f"CREATE OR REPLACE TRIGGER {trigger} AFTER {event.upper()} ON {quoted(table)} {rows} "
                 f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
             )
-        elif not enabled:
-            statement = f"ALTER TABLE {quoted(table.name)} ENABLE TRIGGER {trigger}"
-            yield Step(reason, statement)
+        elif not fires:
+            yield Step(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")
 
 
-def _body(table: Table) -> str:
+def _raw_body(table: Table) -> str:
     """Note the days of new rows, and those of corrected ones on both sides, once a transaction."""
     measured = [column.name for column in table.columns if not column.primary_key and not _is_timestamp(column.type)]
     old, new = (f"({', '.join(f'{side}.{quoted(name)}' for name in measured)})" for side in ("o", "n"))
@@ -84,6 +91,34 @@ BEGIN
     RETURN NULL;
 END
 """  # noqa: S608 -- names from our own table definitions, quoted
+
+
+def _instances_body() -> str:
+    """Note every day with samples of servers that become active: their windows lack them."""
+    noted = "\n".join(
+        f"""    INSERT INTO {sample_changes.name} (table_name, collected_date)
+    SELECT DISTINCT '{table.name}', r.collected_date FROM {quoted(table.name)} r WHERE r.instance_id = ANY (activated)
+    ON CONFLICT DO NOTHING;"""  # noqa: S608 -- names from our own table definitions, quoted
+        for table in RAW
+    )
+    return f"""
+DECLARE
+    activated integer[];
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        SELECT array_agg(n.id) INTO activated FROM new_rows n WHERE n.is_active AND n.deleted_at IS NULL;
+    ELSE
+        SELECT array_agg(n.id) INTO activated FROM new_rows n LEFT JOIN old_rows o USING (id)
+        WHERE n.is_active AND n.deleted_at IS NULL
+          AND (o.is_active AND o.deleted_at IS NULL) IS NOT TRUE;
+    END IF;
+    IF activated IS NULL THEN
+        RETURN NULL;
+    END IF;
+{noted}
+    RETURN NULL;
+END
+"""  # noqa: S608 -- as above
 
 
 def _is_timestamp(kind: object) -> bool:

@@ -18,6 +18,9 @@ from capacity_assets.storage.tables import metadata
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0002"
+NOT_NOTED_MEANWHILE = (
+    "samples written meanwhile may have been missed: materialise the partitions of the days since it was lost"
+)
 _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 
 
@@ -63,7 +66,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INIT_LOCK})
         connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
-        _refuse_a_newer_schema(connection)
+        revision = _revision(connection)
+        _refuse_a_newer_schema(revision)
         done: list[str] = []
         config.attributes.update(connection=connection, done=done)
         command.upgrade(config, "head")
@@ -72,7 +76,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         missing = change_log_steps(connection)
         for step in missing:
             carry_out(connection, step)
-        done += dict.fromkeys(f"changed: {step.reason}" for step in missing)
+        unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
+        done += dict.fromkeys(f"changed: {step.reason}{unseen}" for step in missing)
         for step in missing_comments(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)
@@ -103,8 +108,7 @@ def adopt(connection: Connection, wanted: MetaData) -> list[str]:
     return done
 
 
-def _refuse_a_newer_schema(connection: Connection) -> None:
-    revision = _revision(connection)
+def _refuse_a_newer_schema(revision: str | None) -> None:
     if revision is not None and revision > SCHEMA_REVISION:
         newer = f"It is at revision {revision}; this version knows {SCHEMA_REVISION}. Install the newer version."
         raise SchemaProblemsError([newer])

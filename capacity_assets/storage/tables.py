@@ -229,6 +229,13 @@ computed_windows = Table(
         Text,
         comment="pg_snapshot: the transactions whose samples the figures hold; null: begun and never finished",
     ),
+    Column(
+        "system_identifier",
+        BigInteger,
+        nullable=False,
+        server_default=text("(pg_control_system()).system_identifier"),
+        comment="PostgreSQL server that numbered these transactions",
+    ),
     Column("failed_instances", Integer, nullable=False, server_default=text("0"), comment="Servers that failed in it"),
     _timestamp("computed_at", "When it was last computed over samples that were new to it"),
     comment="Windows that were computed for all servers, and up to which change of the samples.",

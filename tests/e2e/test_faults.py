@@ -272,6 +272,7 @@ def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves
         monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(database))
         monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(empty_database))
         monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", receiver.url)
+        monkeypatch.setenv("CAPACITY_SETTLE_SECONDS", "1")
         with served(tmp_path / "home", free_port()):
             # The alert sensor begins at its first tick.
             wait_for(lambda: sensor_has_ticked(empty_database, "alert_sensor"), "the alert sensor")

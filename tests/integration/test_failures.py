@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import date, timedelta
 from typing import Any
@@ -284,14 +285,13 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             event.remove(engine, "before_cursor_execute", count)
             counts[fleet, days] = len(statements)
 
-    assert set(counts.values()) == {9}, (
-        "the instances, then a level: two entries in the ledger, a setting, its statement"
-    )
+    assert set(counts.values()) == {13}, "the instances, then a level: four for the ledger, a setting, its statement"
 
 
+@pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
 @pytest.mark.parametrize("days", [1, 7], ids=["one window", "several windows"])
 def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothing_of_them(
-    engine: Engine, service: AggregationService, days: int
+    engine: Engine, service: AggregationService, days: int, *, overwrite: bool
 ) -> None:
     """A period computed for the first time: the planner expects one stored row, and looping made minutes of seconds."""
     add_instances(engine, range(1, 31))
@@ -311,10 +311,17 @@ def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothin
         return statement, parameters
 
     event.listen(engine, "before_cursor_execute", explain, retval=True)
-    service.aggregate("daily", windows)
+    service.aggregate("daily", windows, RunOptions(overwrite=overwrite))
     event.remove(engine, "before_cursor_execute", explain)
 
     assert any("Hash" in line or "Merge" in line for line in plans)
+    scans = [
+        " ".join(plans[number : number + 3])
+        for number, line in enumerate(plans)
+        if re.search(r"Scan .*on \w+_size_aggregations", line) and "stored_before" not in line
+    ]
+    assert len(scans) == (4 if overwrite else 2)
+    assert all("period_start = ANY" in scan for scan in scans), "stored rows are read by window, never all of them"
     assert not any("Nested Loop" in line for line in plans), "\n".join(plans)
 
 
@@ -385,7 +392,7 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     run = service.aggregate("daily", days, RunOptions(("database",)))
     event.remove(engine, "before_cursor_execute", count)
 
-    assert len(statements) == 5, "the instances, then the level: two entries in the ledger, a setting, its statement"
+    assert len(statements) == 7, "the instances, then the level: four for the ledger, a setting, its statement"
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]

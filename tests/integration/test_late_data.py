@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
@@ -11,14 +12,24 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.ledger import StaleWindow
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSOR, _requests
+from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSOR, _has_settled, _requests
 from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import capacity_engine
 from tests.daemon import Daemon, partitions_of
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_ledger import compute_everything, execute, redo
 
 FIRST = date(2025, 1, 1)
+
+
+@pytest.fixture
+def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Changes are followed at once; the code server inherits the environment."""
+    monkeypatch.setenv("CAPACITY_SETTLE_SECONDS", "0")
+    return settings
+
+
 NOON = datetime(2025, 7, 20, 12, tzinfo=UTC)
 
 
@@ -98,7 +109,7 @@ def test_changes_that_arrive_while_their_run_waits_gather_for_the_next_one(daemo
         daemon.tick_sensors()
 
     assert len(daemon.runs("daily_aggregation_job")) == 1
-    assert "runs requested before are not done yet: daily, " in last_tick(daemon)[1]
+    assert "the runs requested before are not done yet (daily, " in last_tick(daemon)[1]
 
 
 @pytest.mark.usefixtures("computed")
@@ -181,6 +192,18 @@ def test_a_database_that_is_away_fails_the_tick_with_a_readable_reason_and_the_n
 
     daemon.tick_sensors()
     assert len(daemon.runs()) == 5
+
+
+def test_windows_wait_until_samples_have_rested_but_not_for_ever() -> None:
+    [window] = stale_days([FIRST])
+
+    def has_settled(quiet_seconds: float, waiting_seconds: float) -> bool:
+        return _has_settled(replace(window, quiet_seconds=quiet_seconds, waiting_seconds=waiting_seconds), 60)
+
+    assert not has_settled(10, 10)
+    assert has_settled(61, 61)
+    assert not has_settled(10, 1700)
+    assert has_settled(10, 1801), "a collection that never pauses"
 
 
 def stale_days(days: list[date], level: str = "database", change: int = 1) -> list[StaleWindow]:

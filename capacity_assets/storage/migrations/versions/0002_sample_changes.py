@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import context, op
 
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.adoption import carry_out
+from capacity_assets.storage.change_log import change_log_steps
 from capacity_assets.storage.schema import adopt
 
 revision = "0002"
@@ -39,6 +41,12 @@ sa.Table(
     sa.Column("period_end", sa.Date, nullable=False),
     sa.Column("reads_from", sa.Date, nullable=False),
     sa.Column("snapshot", sa.Text),
+    sa.Column(
+        "system_identifier",
+        sa.BigInteger,
+        nullable=False,
+        server_default=sa.text("(pg_control_system()).system_identifier"),
+    ),
     sa.Column("failed_instances", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("computed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
@@ -57,9 +65,12 @@ AGGREGATES = {"database": "database_size_aggregations", "instance": "instance_si
 
 
 def upgrade() -> None:
-    """Create the two tables and register the windows that have rows."""
+    """Create the two tables, begin to note changes, and register the windows that have rows."""
     connection = op.get_bind()
     context.config.attributes.get("done", []).extend(adopt(connection, metadata))
+    # Before the windows are registered: the locks of the new triggers keep writers out until everything is committed.
+    for step in change_log_steps(connection):
+        carry_out(connection, step)
     for level, table in AGGREGATES.items():
         for name in PERIODS:
             _register(connection, level, sa.table(table, sa.column("period_type"), sa.column("period_start")), name)
