@@ -187,7 +187,7 @@ def ask_redis(url: str) -> None:
     """
     from redis.lock import Lock
 
-    with _redis_errors("next"), _client(url) as client:
+    with _redis_errors("coming"), _client(url) as client:
         lock = Lock(client, redis_key(f"check:{os.urandom(4).hex()}"), timeout=REDIS_TIMEOUT_SECONDS, blocking=False)
         lock.acquire()
         lock.extend(REDIS_TIMEOUT_SECONDS, replace_ttl=True)

@@ -27,6 +27,7 @@ SELECT r.run_id, r.pipeline_name AS job, r.status,
        max(t.value) FILTER (WHERE t.key = 'dagster/asset_partition_range_end') AS last
 FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id
 WHERE r.status = ANY (:statuses)
+   OR r.status = 'FAILURE' AND r.end_time > extract(epoch FROM now()) - :failed_seconds
 GROUP BY r.id, r.run_id, r.pipeline_name, r.status, r.start_time ORDER BY r.id
 """
 NAMED_IN_A_LINE = 3
@@ -36,12 +37,17 @@ STATES = {
     "CANCELING": "being stopped",
     "QUEUED": "waiting",
     "NOT_STARTED": "waiting",
+    "FAILURE": "failed within the hour",
 }
+FAILED_SECONDS = 3600
+HEARTBEAT_SECONDS = 120
+# The name under which Dagster runs what was launched from assets, not from a job.
+ASSET_JOB = "__ASSET_JOB"
 
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """A run that has not ended; `since` is when it started, None for one that waits."""
+    """A run that has not ended, or failed a short while ago; `since` is when it started, None for one that waits."""
 
     run_id: str
     job: str
@@ -63,21 +69,34 @@ class Late:
 
 
 def active_runs(storage: Engine) -> list[ActiveRun]:
-    """Return the runs that work or wait, oldest first; none where Dagster has no tables yet."""
+    """Return the runs that work, wait or failed within the hour, oldest first; none where Dagster has no tables yet."""
     if not inspect(storage).has_table("runs"):
         return []
     with storage.connect() as connection:
-        rows = connection.execute(text(_RUNS), {"statuses": list(STATES)}).all()
+        parameters = {"statuses": list(STATES), "failed_seconds": FAILED_SECONDS}
+        rows = connection.execute(text(_RUNS), parameters).all()
     return [
         ActiveRun(
             row.run_id[:8],
-            row.job,
+            "assets" if row.job == ASSET_JOB else row.job,
             row.partition or (f"{row.first} to {row.last}" if row.first else "none"),
             STATES[row.status],
             None if row.since is None else datetime.fromtimestamp(float(row.since), tz=UTC),
         )
         for row in rows
     ]
+
+
+def daemon_works(storage: Engine) -> bool:
+    """Whether a Dagster daemon, which starts what is scheduled and waits, gave a sign of life in the last minutes."""
+    if not inspect(storage).has_table("daemon_heartbeats"):
+        return False
+    query = (
+        "SELECT count(*) > 0 FROM daemon_heartbeats "
+        "WHERE timestamp > (now() AT TIME ZONE 'UTC') - make_interval(secs => :age)"
+    )
+    with storage.connect() as connection:
+        return bool(connection.execute(text(query), {"age": HEARTBEAT_SECONDS}).scalar_one())
 
 
 def late_windows(runner: AggregationTaskRunner) -> list[Late]:
@@ -101,8 +120,9 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
     parts = [f"{state}: {_some(names)}" for state, names in jobs.items() if names] or ["no run works or waits"]
     windows = sum(found.windows for found in late or ())
+    counted = f"{windows} window{'' if windows == 1 else 's'}"
     on_time = "nothing is late" if late is not None else "what is late cannot be read, see `capacity check`"
-    parts.append(f"late: {windows} windows, see `capacity status`" if windows else on_time)
+    parts.append(f"late: {counted}, see `capacity status`" if windows else on_time)
     return "; ".join(parts)
 
 

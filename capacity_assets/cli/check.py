@@ -114,7 +114,9 @@ def _server(engine: Engine) -> Iterator[Finding]:
 def _schema(engine: Engine) -> Iterator[Finding]:
     state = schema_state(engine)
     if state.fit:
-        yield Finding("schema", Verdict.OK, f"revision {SCHEMA_REVISION}, all tables and unique keys are there")
+        yield Finding(
+            "schema", Verdict.OK, f"revision {SCHEMA_REVISION}, all tables, keys, indexes and triggers are there"
+        )
         return
     if state.revision != SCHEMA_REVISION:
         found = "none" if state.revision is None else state.revision
@@ -123,7 +125,7 @@ def _schema(engine: Engine) -> Iterator[Finding]:
     if state.missing_tables:
         yield Finding("schema", Verdict.BAD, f"missing tables: {', '.join(state.missing_tables)}")
     for shortcoming in state.shortcomings:
-        yield Finding("schema", Verdict.BAD, shortcoming)
+        yield Finding("schema", Verdict.BAD, f"{shortcoming}; run `capacity init`, which mends it or says what to do")
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:

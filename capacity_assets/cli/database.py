@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.errors import DatabaseError, database_error
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.statements import is_active
-from capacity_assets.cli.activity import ActiveRun, Late, active_runs, late_windows, open_runs
+from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, late_windows, open_runs
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
@@ -21,7 +21,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_engine, task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.schema import SCHEMA_REVISION, initialise, schema_revision
+from capacity_assets.storage.schema import SCHEMA_REVISION, initialise, schema_revision, unnoted_changes
 from capacity_assets.storage.tables import instances
 
 
@@ -78,16 +78,22 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.
         late = late_windows(task_runner(engine, settings)) if revision == SCHEMA_REVISION else None
-    runs = _active_runs(settings)
+        unnoted = unnoted_changes(engine)
+    runs, works = _activity(settings)
     today = Clock(settings.zone).today()
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
-        print_json({**stored, "runs": _as_dicts(runs), "late": _as_dicts(late)})
+        activity = {"runs": _as_dicts(runs), "daemon_works": works, "late": _as_dicts(late), "not_noted": unnoted}
+        print_json({**stored, **activity})
         return DONE
     say(f"Today is {today} ({settings.timezone}). Active instances: {active:,}.")
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
     _print_activity(runs, late)
+    if runs is not None and not works:
+        say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
+    for shortcoming in unnoted:
+        say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
     return DONE
 
 
@@ -95,13 +101,13 @@ def _as_dicts(found: Sequence[ActiveRun] | Sequence[Late] | None) -> list[dict[s
     return None if found is None else [asdict(one) for one in found]
 
 
-def _active_runs(settings: Settings) -> list[ActiveRun] | None:
-    """Return the runs, or None where Dagster's storage does not exist or does not answer."""
+def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
+    """Return the runs, None where Dagster's storage does not exist or answer, and whether a daemon works."""
     try:
         with open_runs(settings) as storage:
-            return None if storage is None else active_runs(storage)
+            return (None, False) if storage is None else (active_runs(storage), daemon_works(storage))
     except DBAPIError:
-        return None
+        return None, False
 
 
 def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None) -> None:
@@ -140,7 +146,7 @@ WINDOW_COLUMNS = (
     ("First window", "left"),
     ("Latest window", "left"),
     ("Rows in it", "right"),
-    ("Last change", "left"),
+    ("Its last change", "left"),
 )
 
 

@@ -14,6 +14,9 @@ from rich.table import Table
 MB_PER_UNIT = (("PB", 1024**3), ("TB", 1024**2), ("GB", 1024))
 
 
+WIDEST = 1000
+
+
 def console() -> Console:
     """Return a console on standard output; colours and bars only on a terminal."""
     return Console(highlight=False)
@@ -40,7 +43,7 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[S
     screen = console()
     if all(side != "text" for _, side in columns):
         # Wider than the screen is readable, cut in the middle of a word is not.
-        screen.width = max(screen.width, screen.measure(built).maximum)
+        screen.width = max(screen.width, Console(width=WIDEST).measure(built).maximum)
     screen.print(title, style="bold", markup=False, soft_wrap=True)
     screen.print(built)
 

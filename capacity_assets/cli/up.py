@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.errors import CapacityError, reason_of
+from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, late_windows
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
@@ -62,6 +63,7 @@ def serve(settings: Settings, *, port: int) -> int:
     """
     with _stop_signals(), _only_one(settings.dagster_home) as lock:
         _refuse_a_taken_port(port)
+        _ask_redis(settings)
         with dagster_environment(settings) as environment:
             _ensure_schema(settings)
             with dagster_instance(environment):
@@ -141,6 +143,22 @@ def _refuse_a_taken_port(port: int) -> None:
                 f"Port {port} on {HOST} cannot be used ({error.strerror}). Nothing was started. "
                 "Stop what uses it, or choose another with --port."
             ) from None
+
+
+def _ask_redis(settings: Settings) -> None:
+    """Say at the start what every run would say: Redis is away, or refuses us for good.
+
+    Raises:
+        CommandFailedError: it refuses the login or lacks rights; waiting does not mend that.
+    """
+    if settings.redis_url is None:
+        return
+    try:
+        ask_redis(settings.redis_url.get_secret_value())
+    except LockUnavailableError as error:
+        if not error.transient:
+            raise CommandFailedError(f"{error} Nothing was started.") from None
+        say(f"Warning: {error} Runs wait for it and then fail.")
 
 
 def _ensure_schema(settings: Settings) -> None:
@@ -248,7 +266,7 @@ def _tell_until_it_exits(process: subprocess.Popen[bytes], settings: Settings) -
             except CapacityError:
                 text = activity_text(runs, None)
             if text != told:
-                say(f"{datetime.now(tz=settings.zone):%H:%M:%S} {text}")
+                say(f"{datetime.now(tz=settings.zone):%H:%M:%S %z} {text}")
                 told = text
             with suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_SECONDS)

@@ -19,9 +19,16 @@ from capacity_assets.storage.tables import metadata
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0002"
 NOT_NOTED_MEANWHILE = (
-    "samples written meanwhile may have been missed: materialise the partitions of the days since it was lost"
+    "samples written meanwhile may have been missed: compute the days since it was lost again, "
+    "and the window after them"
 )
 _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
+
+
+def unnoted_changes(engine: Engine) -> tuple[str, ...]:
+    """Return what keeps changed samples from being noted; nothing if all is well."""
+    with engine.connect() as connection:
+        return tuple(dict.fromkeys(step.reason for step in change_log_steps(connection)))
 
 
 class SchemaProblemsError(Exception):
@@ -77,7 +84,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         for step in missing:
             carry_out(connection, step)
         unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
-        done += dict.fromkeys(f"changed: {step.reason}{unseen}" for step in missing)
+        done += dict.fromkeys(f"mended: {step.reason}{unseen}" for step in missing)
         for step in missing_comments(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)

@@ -200,7 +200,7 @@ def test_check_says_that_all_is_fit() -> None:
     assert result.exit_code == 0
     assert {finding["verdict"] for finding in findings} == {"ok", "note"}
     assert [finding["text"] for finding in findings if finding["subject"] == "schema"] == [
-        f"revision {SCHEMA_REVISION}, all tables and unique keys are there"
+        f"revision {SCHEMA_REVISION}, all tables, keys, indexes and triggers are there"
     ]
 
 
@@ -297,8 +297,27 @@ def test_status_tells_what_is_late_and_what_runs_or_waits(shipped_instance: Dags
     assert ("weekly", "database") not in late, "computed"
     assert late["yearly", "instance"]["reason"] == "has samples, but was never computed"
     assert (late["daily", "database"]["windows"], late["daily", "database"]["first_window"]) == (201, "2025-01-01")
-    assert run.run_id[:8] in screen
-    assert "has samples, but was never computed" in screen
+    assert f"{run.run_id[:8]} daily_aggregation_job 2025-03-01 at work" in " ".join(screen.split())
+    assert "has samples, but was never computed" in " ".join(screen.split())
+    assert not document["daemon_works"]
+    assert "No Dagster daemon is at work" in screen
+
+
+@pytest.mark.usefixtures("sample")
+def test_status_tells_failed_runs_and_that_changes_are_not_noted(
+    shipped_instance: DagsterInstance, engine: Engine
+) -> None:
+    failed = create_run_for_test(shipped_instance, "weekly_aggregation_job", status=DagsterRunStatus.STARTED)
+    shipped_instance.report_run_failed(failed)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE database_size_stats DISABLE TRIGGER USER"))
+
+    screen = " ".join(capacity("status").output.split())
+
+    assert f"{failed.run_id[:8]} weekly_aggregation_job none failed within the hour" in screen
+    assert (
+        "Whether figures are behind their samples is not known: changes of database_size_stats are not noted" in screen
+    )
 
 
 def test_status_says_so_where_there_is_no_dagster_and_nothing_late(settings: Settings) -> None:
