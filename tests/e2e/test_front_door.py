@@ -16,6 +16,7 @@ from sqlalchemy import URL
 
 from capacity_assets.settings import DAGSTER_DRIVER
 from capacity_assets.storage.embedded import EmbeddedServer
+from tests.conftest import RedisServer
 from tests.e2e.stack import COMMAND, ask, environment, free_port, processes_naming, run, served, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +175,43 @@ def test_a_dot_env_file_is_read_by_everything_and_what_is_exported_wins(
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=90)
     assert zones == {"Europe/Berlin"}
+
+
+def test_up_refuses_a_redis_that_refuses_it_and_does_not_show_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = RedisServer(tmp_path, password="right")  # noqa: S106 -- of this test's own server
+    guarded.start()
+    try:
+        monkeypatch.setenv("CAPACITY_REDIS_URL", f"redis://:hunter2@127.0.0.1:{guarded.port}/0")
+        refused = run(tmp_path / "home", "up", "--port", str(free_port()))
+    finally:
+        guarded.stop()
+
+    assert refused.returncode == 1
+    assert "Redis refuses the login" in refused.stderr
+    assert "Nothing was started." in refused.stderr
+    assert "hunter2" not in refused.stderr + refused.stdout
+
+
+def test_up_warns_of_a_redis_that_is_away_and_serves_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_REDIS_URL", "redis://:hunter2@127.0.0.1:9/0")
+    port = free_port()
+    with subprocess.Popen(
+        [*COMMAND, "up", "--port", str(port)], env=environment(tmp_path / "home"), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            warning, served_line = process.stdout.readline(), process.stdout.readline()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=90)
+
+    assert warning.startswith("Warning: The lock of the coming aggregates cannot be taken: Redis does not answer")
+    assert "hunter2" not in warning
+    assert served_line.strip() == f"Dagster UI: http://127.0.0.1:{port}"
 
 
 def test_up_refuses_a_port_that_is_taken(home: Path) -> None:

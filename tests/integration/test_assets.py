@@ -210,9 +210,9 @@ def test_a_missing_schema_fails_the_run_and_says_capacity_init(settings: Setting
 
 
 def test_a_database_failure_shows_neither_the_statement_nor_its_parameters(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE database_size_stats"))
-    add_instances(engine, [1])
 
     result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
 
