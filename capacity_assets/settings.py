@@ -27,6 +27,8 @@ DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
 DEFAULT_SETTLE_SECONDS = 60
 LONGEST_SETTLING = 30
+# 400 days hold a year and the month before it.
+DEFAULT_RETENTION_DAYS = "raw=400,daily=1096"
 DEFAULT_HOME = Path(".capacity")
 HOURS_PER_DAY = 24
 ENV_FILE = ".env"
@@ -98,6 +100,13 @@ class Settings(BaseSettings):
         validation_alias="CAPACITY_JUMP_PERCENT",
         gt=0,
         description="Change in percent, up or down, from which on the check `jumps_named` names a row.",
+    )
+    retention_days: str = Field(
+        default=DEFAULT_RETENTION_DAYS,
+        validation_alias="CAPACITY_RETENTION_DAYS",
+        description="How many days rows are kept, `name=days` or `name=forever`, separated by commas. A name is `raw`, "
+        "a raw table, a period, or an aggregate asset; the more exact one wins, and what is not named keeps its "
+        "default. See the operations page.",
     )
     home: Path = Field(
         default=DEFAULT_HOME,
@@ -218,6 +227,7 @@ class Settings(BaseSettings):
             "CAPACITY_SCHEDULE_HOUR": str(self.schedule_hour),
             "CAPACITY_JUMP_PERCENT": str(self.jump_percent),
             "CAPACITY_SETTLE_SECONDS": str(self.settle_seconds),
+            "CAPACITY_RETENTION_DAYS": self.retention_days,
             "CAPACITY_HOME": str(self.home.resolve()),
         }
         secrets = {"CAPACITY_REDIS_URL": self.redis_url, "CAPACITY_ALERT_WEBHOOK_URL": self.alert_webhook_url}

@@ -22,6 +22,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.aggregation.maintenance import TableMaintenance
+from capacity_assets.aggregation.retention import Retention
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
@@ -58,6 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         _execute(running, f"CREATE DATABASE {TEMPLATE}")
         engine = capacity_engine(running.url(TEMPLATE, CAPACITY_DRIVER))
         initialise(engine)
+        # Partitions as on the day that the tests take for today, so that their samples and windows lie in several.
+        TableMaintenance(engine, date(2025, 1, 1), Retention({})).prepare(TODAY)
         engine.dispose()
         yield running
 

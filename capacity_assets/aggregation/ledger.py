@@ -152,9 +152,25 @@ class Ledger:
         Raises:
             DatabaseError: the database failed; nothing is changed by looking.
         """
+        with self._work("looking for windows that are left", "Nothing is changed by looking.") as connection:
+            return self.windows_left(connection, period, level, windows, patience_seconds=patience_seconds)
+
+    def windows_left(
+        self,
+        connection: Connection,
+        period: Period,
+        level: Level,
+        windows: Sequence[Window],
+        *,
+        patience_seconds: float = 0,
+    ) -> list[OpenWindow]:
+        """Return what `open_windows` does, as the transaction of `connection` sees it.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
         if not windows:
             return []
-        statement = text(_OPEN.format(raw=level.source.name))
         parameters: dict[str, Any] = {
             **self._parameters,
             "period_type": period.name,
@@ -163,8 +179,7 @@ class Ledger:
             "ends": [window.end for window in windows],
             "patience_seconds": patience_seconds,
         }
-        with self._work("looking for windows that are left", "Nothing is changed by looking.") as connection:
-            rows = connection.execute(statement, parameters).all()
+        rows = connection.execute(text(_OPEN.format(raw=level.source.name)), parameters).all()
         return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
     @contextmanager

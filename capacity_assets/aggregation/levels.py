@@ -137,3 +137,8 @@ INSTANCE = Level(
 )
 
 LEVELS: dict[str, Level] = {level.name: level for level in (DATABASE, INSTANCE)}
+
+
+def aggregates_name(period: str, level: Level) -> str:
+    """Return what the aggregates of a period and level are called, for example `daily_database_aggregations`."""
+    return f"{period}_{level.name}_aggregations"

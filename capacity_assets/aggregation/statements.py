@@ -97,12 +97,18 @@ def _stored(level: Level, parameters: Parameters) -> Subquery:
     return (
         select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures)))
         .where(
-            target.c.period_type == parameters.period_type,
+            _in_range(target, parameters),
             target.c.period_start == func.any(parameters.starts),
             target.c.instance_id == func.any(parameters.instance_ids),
         )
         .subquery("stored")
     )
+
+
+def _in_range(target: FromClause, parameters: Parameters) -> ColumnElement[bool]:
+    """The period and the span of its windows: what PostgreSQL chooses partitions by, which an array does not tell."""
+    span = target.c.period_start.between(parameters.first_day, parameters.last_start)
+    return and_(target.c.period_type == parameters.period_type, span)
 
 
 def _built_from_more_samples(
@@ -131,7 +137,7 @@ def _same_row(
     level: Level, table: FromClause, figures: CTE, parameters: Parameters, start: Element
 ) -> ColumnElement[bool]:
     keys = [table.c[key] == figures.c[key] for key in level.keys]
-    return and_(*keys, table.c.period_type == parameters.period_type, table.c.period_start == start)
+    return and_(*keys, _in_range(table, parameters), table.c.period_start == start)
 
 
 def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite: bool) -> CTE:
@@ -164,7 +170,7 @@ def _removed(level: Level, figures: CTE, parameters: Parameters) -> CTE:
         .where(
             target.c.instance_id == sampled.c.instance_id,
             target.c.period_start == sampled.c.period_start,
-            target.c.period_type == parameters.period_type,
+            _in_range(target, parameters),
             target.c.period_start == func.any(parameters.starts),
             target.c.instance_id == func.any(parameters.instance_ids),
             ~supported,

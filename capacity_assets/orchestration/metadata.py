@@ -27,7 +27,9 @@ def column_schema(table: Table, made_of: Mapping[str, Sequence[str]]) -> dg.Tabl
                 name=column.name,
                 type=column.type.compile(dialect=postgresql.dialect()).lower(),  # type: ignore[no-untyped-call]
                 description=_described(column.comment, made_of.get(column.name, ())),
-                constraints=dg.TableColumnConstraints(nullable=bool(column.nullable), unique=column.primary_key),
+                constraints=dg.TableColumnConstraints(
+                    nullable=bool(column.nullable), unique=[*table.primary_key] == [column]
+                ),
             )
             for column in table.columns
         ]

@@ -1,12 +1,12 @@
 """Names that others rely on, made from the registries. What is called so is built elsewhere."""
 
-from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.levels import Level, aggregates_name
 from capacity_assets.periods import Period
 
 
 def asset_name(period: Period, level: Level) -> str:
     """Return the key of an aggregate asset, for example `daily_database_aggregations`."""
-    return f"{period.name}_{level.name}_aggregations"
+    return aggregates_name(period.name, level)
 
 
 def job_name(period: Period) -> str:

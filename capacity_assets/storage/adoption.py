@@ -44,7 +44,7 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
     """Compare the table of the same name in the database with `wanted`, which must exist there."""
     columns = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
     steps = [*_column_steps(wanted, columns), *_period_check_steps(connection, wanted)]
-    steps += _default_partition_steps(connection, wanted)
+    steps += default_partition_steps(connection, wanted)
     problems = list(_column_problems(wanted, columns))
     for key in unique_keys(wanted):
         if _has_unique_key(connection, wanted, key):
@@ -151,14 +151,14 @@ def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[Step]
             )
 
 
-def _default_partition_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
     """A range-partitioned table without a default partition refuses rows outside its partitions."""
     without_default = connection.execute(
         text("SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = to_regclass(:table)"),
         {"table": wanted.name},
     ).scalar()
     if without_default:
-        name = f"{wanted.name}_default"
+        name = free_name(connection, f"{wanted.name}_default")
         yield Step(
             f"{wanted.name} is partitioned and refuses rows outside its partitions",
             f"CREATE TABLE {quoted(name)} PARTITION OF {quoted(wanted.name)} DEFAULT",
@@ -178,18 +178,20 @@ def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
             {"table": wanted.name},
         )
     ]
-    for index in sorted(wanted.indexes, key=lambda found: str(found.name)):
-        columns = tuple(index.columns.keys())
-        if index.unique or any(found[: len(columns)] == columns for found in present):
-            continue
-        listed = ", ".join(map(quoted, columns))
-        yield Step(
-            f"{wanted.name} has no index on ({', '.join(columns)})",
-            f"CREATE INDEX {quoted(_free_name(connection, str(index.name)))} ON {quoted(wanted.name)} ({listed})",
-        )
+    # In a table of ours the primary key begins with them; in others the row number is the key, and looks need them.
+    columns = tuple(column.name for column in wanted.primary_key if column.name != "id")
+    if not columns or any(found[: len(columns)] == columns for found in present):
+        return
+    name = free_name(connection, f"ix_{wanted.name}_{columns[0]}_{columns[-1]}")
+    listed = ", ".join(map(quoted, columns))
+    yield Step(
+        f"{wanted.name} has no index on ({', '.join(columns)})",
+        f"CREATE INDEX {quoted(name)} ON {quoted(wanted.name)} ({listed})",
+    )
 
 
-def _free_name(connection: Connection, name: str) -> str:
+def free_name(connection: Connection, name: str) -> str:
+    """Return a name for a table or index: the wanted one, or a longer one where something bears it."""
     taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()
     return f"{name}_capacity" if taken else name
 
@@ -250,7 +252,7 @@ def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -
 
 
 def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> Step:
-    name = _free_name(connection, key.name)
+    name = free_name(connection, key.name)
     columns = ", ".join(quoted(column) for column in key.columns)
     where = f" WHERE {key.condition}" if key.condition else ""
     return Step(

@@ -30,8 +30,13 @@ def change_log_steps(connection: Connection) -> list[Step]:
     return [step for table, body in bodies.items() for step in _steps(connection, table, body)]
 
 
+def function_name(table: str) -> str:
+    """Return the name of the function that notes the changes of a table; its triggers begin with it."""
+    return f"capacity_note_{table}"
+
+
 def _steps(connection: Connection, table: str, body: str) -> Iterator[Step]:
-    function = f"capacity_note_{table}"
+    function = function_name(table)
     reason = f"changes of {table} are not noted: a trigger is missing, old or disabled"
     schema = connection.execute(text("SELECT current_schema()")).scalar_one()
     path = f"{quoted(schema)}, pg_temp"
@@ -72,7 +77,7 @@ def _steps(connection: Connection, table: str, body: str) -> Iterator[Step]:
 
 def _raw_body(table: Table) -> str:
     """Note the days of new rows, and those of corrected ones on both sides, once a transaction."""
-    measured = [column.name for column in table.columns if not column.primary_key and not _is_timestamp(column.type)]
+    measured = [column.name for column in table.columns if column.name != "id" and not _is_timestamp(column.type)]
     old, new = (f"({', '.join(f'{side}.{quoted(name)}' for name in measured)})" for side in ("o", "n"))
     return f"""
 BEGIN

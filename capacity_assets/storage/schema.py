@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 
-from capacity_assets.storage.adoption import carry_out, missing_comments, plan_table
+from capacity_assets.storage.adoption import carry_out, default_partition_steps, missing_comments, plan_table
 from capacity_assets.storage.change_log import change_log_steps
 from capacity_assets.storage.tables import metadata
 
@@ -102,6 +102,8 @@ def adopt(connection: Connection, wanted: MetaData) -> list[str]:
     for table in wanted.sorted_tables:
         if table.name not in present:
             table.create(connection)
+            for step in default_partition_steps(connection, table):
+                carry_out(connection, step)
             done.append(f"created table {table.name}")
             continue
         plan = plan_table(connection, table)

@@ -4,6 +4,10 @@ Names and columns are those of the legacy application, so an existing database k
 comments are what the Dagster UI and the reference show. How an old database reaches this shape is the
 business of `migrations`.
 
+The four capacity tables are partitioned by time, so that old rows leave as whole partitions; which partitions there
+are is the business of `partitions`. A primary key must hold the columns of the partitioning, and comes first in time:
+it serves both the row's identity and every look at some days or windows, so no other index is needed for these.
+
 No foreign keys: servers are registered elsewhere, and the history of a server outlives its registration.
 """
 
@@ -19,6 +23,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Numeric,
+    PrimaryKeyConstraint,
     String,
     Table,
     Text,
@@ -84,8 +89,20 @@ def _verdict_columns() -> list[Column[object]]:
     ]
 
 
-def _identity(kind: type[BigInteger] | type[Integer] = BigInteger) -> Column[object]:
-    return Column("id", kind, primary_key=True, autoincrement=True, comment="Row number; stays over recomputations")
+def _row_number() -> Column[object]:
+    return Column("id", BigInteger, autoincrement=True, comment="Row number; stays over recomputations")
+
+
+def _samples_key(table: str) -> PrimaryKeyConstraint:
+    return PrimaryKeyConstraint("collected_date", "instance_id", "id", name=f"{table}_pkey")
+
+
+def _windows_key(table: str) -> PrimaryKeyConstraint:
+    return PrimaryKeyConstraint("period_type", "period_start", "instance_id", "id", name=f"{table}_pkey")
+
+
+BY_DAY = "RANGE (collected_date)"
+BY_WINDOW = "RANGE (period_type, period_start)"
 
 
 def _instance_id() -> Column[object]:
@@ -99,7 +116,7 @@ def _database_name() -> Column[object]:
 instances = Table(
     "instances",
     metadata,
-    _identity(Integer),
+    Column("id", Integer, primary_key=True, autoincrement=True, comment="Number of the server"),
     Column("name", String(255), nullable=False, unique=True, comment="Name of the server"),
     Column("db_type", String(50), nullable=False, comment="Engine: mysql, postgresql, sqlserver, oracle, ..."),
     Column("host", String(255), nullable=False, comment="Host name or address"),
@@ -112,7 +129,7 @@ instances = Table(
 database_size_stats = Table(
     "database_size_stats",
     metadata,
-    _identity(),
+    _row_number(),
     _instance_id(),
     _database_name(),
     _megabytes("size_mb", "Total size of the database"),
@@ -122,16 +139,16 @@ database_size_stats = Table(
     _timestamp("collected_at", "When the sample was taken"),
     _timestamp("created_at", "When the row was first written"),
     _timestamp("updated_at", "When the row was last changed"),
+    _samples_key("database_size_stats"),
     UniqueConstraint("instance_id", "database_name", "collected_date", name="uq_daily_database_size"),
-    Index("ix_database_size_stats_instance_date", "instance_id", "collected_date"),
-    Index("ix_database_size_stats_collected_date", "collected_date"),
+    postgresql_partition_by=BY_DAY,
     comment="Raw samples: one row a database and day.",
 )
 
 instance_size_stats = Table(
     "instance_size_stats",
     metadata,
-    _identity(),
+    _row_number(),
     _instance_id(),
     _megabytes("total_size_mb", "Total size of all databases of the server"),
     Column("database_count", Integer, nullable=False, comment="Number of databases on the server"),
@@ -141,6 +158,7 @@ instance_size_stats = Table(
     _timestamp("deleted_at", "When the sample was declared void", nullable=True),
     _timestamp("created_at", "When the row was first written"),
     _timestamp("updated_at", "When the row was last changed"),
+    _samples_key("instance_size_stats"),
     Index(
         "uq_instance_size_stats_instance_date",
         "instance_id",
@@ -148,14 +166,14 @@ instance_size_stats = Table(
         unique=True,
         postgresql_where=text("is_deleted = false"),
     ),
-    Index("ix_instance_size_stats_collected_date", "collected_date"),
+    postgresql_partition_by=BY_DAY,
     comment="Raw samples: one live row an instance and day.",
 )
 
 database_size_aggregations = Table(
     "database_size_aggregations",
     metadata,
-    _identity(),
+    _row_number(),
     _instance_id(),
     _database_name(),
     *_window_columns(),
@@ -167,17 +185,18 @@ database_size_aggregations = Table(
     *_change("data_size", "data size", BigInteger),
     *_change("log_size", "log size", BigInteger),
     *_verdict_columns(),
+    _windows_key("database_size_aggregations"),
     UniqueConstraint(
         "instance_id", "database_name", "period_type", "period_start", name="uq_database_size_aggregation"
     ),
-    Index("ix_database_size_aggregations_period_type", "period_type", "period_start"),
+    postgresql_partition_by=BY_WINDOW,
     comment="Size, change, growth and trend of each database in each window.",
 )
 
 instance_size_aggregations = Table(
     "instance_size_aggregations",
     metadata,
-    _identity(),
+    _row_number(),
     _instance_id(),
     *_window_columns(),
     _megabytes("total_size_mb", "Mean daily total of the server, rounded down"),
@@ -192,8 +211,9 @@ instance_size_aggregations = Table(
     *_change("total_size", "daily total", BigInteger),
     *_change("database_count", "number of databases", Integer, unit=""),
     *_verdict_columns(),
+    _windows_key("instance_size_aggregations"),
     UniqueConstraint("instance_id", "period_type", "period_start", name="uq_instance_size_aggregation"),
-    Index("ix_instance_size_aggregations_period_type", "period_type", "period_start"),
+    postgresql_partition_by=BY_WINDOW,
     comment="Total size, number of databases, change, growth and trend of each server in each window.",
 )
 

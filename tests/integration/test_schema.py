@@ -64,7 +64,7 @@ def test_an_empty_database_gets_exactly_the_tables_of_the_definitions(empty_engi
             opts={
                 "compare_type": True,
                 "compare_server_default": True,
-                "include_name": lambda name, _kind, _parents: name != VERSION_TABLE,
+                "include_name": lambda name, kind, _parents: kind != "table" or name in metadata.tables,
             },
         )
         assert compare_metadata(context, metadata) == []
@@ -131,7 +131,7 @@ def test_a_legacy_database_gets_the_indexes_that_looks_rely_on(empty_engine: Eng
     initialise(empty_engine)
 
     names = {index["name"] for index in inspect(empty_engine).get_indexes("database_size_stats")}
-    assert {"ix_database_size_stats_collected_date", "ix_database_size_stats_instance_date"} <= names
+    assert "ix_database_size_stats_collected_date_instance_id" in names
     assert initialise(empty_engine) == ()
 
 

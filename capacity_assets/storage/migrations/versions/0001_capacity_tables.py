@@ -1,7 +1,7 @@
 """Create the capacity tables, or adopt those of the legacy application in place.
 
-On an empty database the tables are created. Tables that exist are brought to the same shape by adding and
-widening: totals to bigint, percents to NUMERIC(30,2), change columns to nullable, the trend of database
+On an empty database the tables are created, partitioned by time. Tables that exist are brought to the same shape by
+adding and widening: totals to bigint, percents to NUMERIC(30,2), change columns to nullable, the trend of database
 rows, missing unique keys, a default partition where rows could be refused. Whatever stands in the way is
 collected over all tables and reported together, and nothing is changed.
 """
@@ -17,6 +17,8 @@ revision = "0001"
 down_revision = None
 
 PERCENT = sa.Numeric(30, 2)
+BY_DAY = "RANGE (collected_date)"
+BY_WINDOW = "RANGE (period_type, period_start)"
 metadata = sa.MetaData()
 
 
@@ -48,22 +50,22 @@ sa.Table(
 sa.Table(
     "database_size_stats",
     metadata,
-    sa.Column("id", sa.BigInteger, primary_key=True),
+    sa.Column("id", sa.BigInteger, autoincrement=True),
     *_required(sa.Integer(), "instance_id"),
     *_required(sa.String(255), "database_name"),
     *_required(sa.BigInteger(), "size_mb"),
     *_optional(sa.BigInteger(), "data_size_mb", "log_size_mb"),
     *_required(sa.Date(), "collected_date"),
     *map(_timestamp, ("collected_at", "created_at", "updated_at")),
+    sa.PrimaryKeyConstraint("collected_date", "instance_id", "id", name="database_size_stats_pkey"),
     sa.UniqueConstraint("instance_id", "database_name", "collected_date", name="uq_daily_database_size"),
-    sa.Index("ix_database_size_stats_instance_date", "instance_id", "collected_date"),
-    sa.Index("ix_database_size_stats_collected_date", "collected_date"),
+    postgresql_partition_by=BY_DAY,
 )
 
 sa.Table(
     "instance_size_stats",
     metadata,
-    sa.Column("id", sa.BigInteger, primary_key=True),
+    sa.Column("id", sa.BigInteger, autoincrement=True),
     *_required(sa.Integer(), "instance_id"),
     *_required(sa.BigInteger(), "total_size_mb"),
     *_required(sa.Integer(), "database_count"),
@@ -72,6 +74,7 @@ sa.Table(
     sa.Column("is_deleted", sa.Boolean, nullable=False, server_default=sa.text("false")),
     _timestamp("deleted_at", nullable=True),
     *map(_timestamp, ("created_at", "updated_at")),
+    sa.PrimaryKeyConstraint("collected_date", "instance_id", "id", name="instance_size_stats_pkey"),
     sa.Index(
         "uq_instance_size_stats_instance_date",
         "instance_id",
@@ -79,13 +82,13 @@ sa.Table(
         unique=True,
         postgresql_where=sa.text("is_deleted = false"),
     ),
-    sa.Index("ix_instance_size_stats_collected_date", "collected_date"),
+    postgresql_partition_by=BY_DAY,
 )
 
 sa.Table(
     "database_size_aggregations",
     metadata,
-    sa.Column("id", sa.BigInteger, primary_key=True),
+    sa.Column("id", sa.BigInteger, autoincrement=True),
     *_required(sa.Integer(), "instance_id"),
     *_required(sa.String(255), "database_name"),
     *_required(sa.String(20), "period_type"),
@@ -102,16 +105,17 @@ sa.Table(
     *_optional(PERCENT, "log_size_change_percent", "growth_rate"),
     *_optional(sa.String(20), "trend_direction"),
     *map(_timestamp, ("calculated_at", "created_at")),
+    sa.PrimaryKeyConstraint("period_type", "period_start", "instance_id", "id", name="database_size_aggregations_pkey"),
     sa.UniqueConstraint(
         "instance_id", "database_name", "period_type", "period_start", name="uq_database_size_aggregation"
     ),
-    sa.Index("ix_database_size_aggregations_period_type", "period_type", "period_start"),
+    postgresql_partition_by=BY_WINDOW,
 )
 
 sa.Table(
     "instance_size_aggregations",
     metadata,
-    sa.Column("id", sa.BigInteger, primary_key=True),
+    sa.Column("id", sa.BigInteger, autoincrement=True),
     *_required(sa.Integer(), "instance_id"),
     *_required(sa.String(20), "period_type"),
     *_required(sa.Date(), "period_start", "period_end"),
@@ -125,8 +129,9 @@ sa.Table(
     *_optional(PERCENT, "database_count_change_percent", "growth_rate"),
     *_optional(sa.String(20), "trend_direction"),
     *map(_timestamp, ("calculated_at", "created_at")),
+    sa.PrimaryKeyConstraint("period_type", "period_start", "instance_id", "id", name="instance_size_aggregations_pkey"),
     sa.UniqueConstraint("instance_id", "period_type", "period_start", name="uq_instance_size_aggregation"),
-    sa.Index("ix_instance_size_aggregations_period_type", "period_type", "period_start"),
+    postgresql_partition_by=BY_WINDOW,
 )
 
 

@@ -1,0 +1,267 @@
+"""Partitions of the four capacity tables: which there are, adding one, taking one away.
+
+Samples are cut by calendar month. Aggregates are cut by period and then by time, so that one period's old rows can go
+while another's stay: windows of a day by calendar month, longer ones by year, which keeps partitions few and of like
+size. A default partition takes whatever no other does, so no row is refused; adding a partition moves its rows there.
+
+A legacy table that is cut by month already is served as it is. Which partitions are wanted and which may go is
+decided by `aggregation.retention`; how an unpartitioned table becomes partitioned, by `conversion`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, Table, text
+
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.storage.adoption import free_name, quoted
+from capacity_assets.storage.tables import (
+    BY_DAY,
+    BY_WINDOW,
+    database_size_aggregations,
+    database_size_stats,
+    instance_size_aggregations,
+    instance_size_stats,
+)
+
+SAMPLES = (database_size_stats, instance_size_stats)
+AGGREGATES = (database_size_aggregations, instance_size_aggregations)
+PARTITIONED = (*SAMPLES, *AGGREGATES)
+
+# Everything that a partition must share with its table but keys, which the attachment makes, and identity, which a
+# partition must not have.
+LIKE_PARENT = " ".join(
+    f"INCLUDING {what}" for what in ("DEFAULTS", "CONSTRAINTS", "GENERATED", "STORAGE", "COMPRESSION", "COMMENTS")
+)
+BY_START = "RANGE (period_start)"  # legacy aggregates: all periods of a month together
+
+_MONTH = Period("month", months=1)
+_YEAR = Period("year", months=12)
+_QUOTED = re.compile(r"'((?:[^']|'')*)'")
+_BOUNDS_WITH_PERIOD = 4
+_BOUNDS = 2
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """What one partition holds: the days from `first` to before `after`, of one period or (None) of all."""
+
+    period_type: str | None
+    first: date
+    after: date
+
+    @property
+    def last(self) -> date:
+        """Last day, included."""
+        return self.after - timedelta(days=1)
+
+    def __str__(self) -> str:
+        """Name the days for people."""
+        days = f"{self.first} to {self.last}"
+        return f"{self.period_type} windows that start from {days}" if self.period_type else days
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition as the catalogue knows it; `span` is None where its bounds are none of ours, and of the default."""
+
+    name: str
+    span: Span | None
+    is_default: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one table is stored now; a plain table has no key and no partitions."""
+
+    table: str
+    key: str | None
+    partitions: tuple[Partition, ...]
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether rows can leave as whole partitions."""
+        return self.key is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is cut by days of the calendar, so that partitions can be added to those it has."""
+        known = self.key in {BY_DAY, BY_WINDOW, BY_START}
+        return known and all(partition.span or partition.is_default for partition in self.partitions)
+
+    @property
+    def by_period(self) -> bool:
+        """Whether each period has partitions of its own."""
+        return self.key == BY_WINDOW
+
+    @property
+    def default(self) -> Partition | None:
+        """The partition for what no other takes."""
+        return next((partition for partition in self.partitions if partition.is_default), None)
+
+    def covers(self, span: Span) -> bool:
+        """Whether a partition holds `span`, or a part of it."""
+        there = (partition.span for partition in self.partitions if partition.span)
+        return any(
+            found.period_type == span.period_type and found.first < span.after and span.first < found.after
+            for found in there
+        )
+
+
+def span_of(day: date, period: Period | None = None) -> Span:
+    """Return the span whose partition holds `day`: of the samples, or of the aggregates of a period."""
+    unit = _MONTH if period is None or period.days == 1 else _YEAR
+    window = unit.window_of(day)
+    return Span(None if period is None else period.name, window.start, window.end + timedelta(days=1))
+
+
+def spans_between(first: date, last: date, period: Period | None = None) -> list[Span]:
+    """Return the spans that hold a day from `first` to `last`, in order."""
+    spans = [span_of(first, period)]
+    while spans[-1].after <= last:
+        spans.append(span_of(spans[-1].after, period))
+    return spans
+
+
+def layout_of(connection: Connection, table: Table) -> Layout:
+    """Read how `table`, which must exist, is stored."""
+    key = connection.execute(
+        text(
+            "SELECT pg_get_partkeydef(partrelid) FROM pg_partitioned_table WHERE partrelid = to_regclass(:table) "
+            "AND partstrat = 'r'"
+        ),
+        {"table": table.name},
+    ).scalar()
+    rows = connection.execute(
+        text(
+            "SELECT c.oid::regclass::text AS name, pg_get_expr(c.relpartbound, c.oid) AS bound, "
+            "pg_total_relation_size(c.oid) AS size_bytes "
+            "FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+            "WHERE i.inhparent = to_regclass(:table) AND c.relispartition ORDER BY c.relname"
+        ),
+        {"table": table.name},
+    ).all()
+    partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT", row.size_bytes) for row in rows]
+    return Layout(table.name, key, tuple(partitions))
+
+
+def _span(bound: str) -> Span | None:
+    """Read `FOR VALUES FROM (...) TO (...)`; None for other than whole days of one period or of all."""
+    values = _QUOTED.findall(bound)
+    try:
+        if len(values) == _BOUNDS:
+            return Span(None, date.fromisoformat(values[0]), date.fromisoformat(values[1]))
+        if len(values) == _BOUNDS_WITH_PERIOD and values[0] == values[2]:
+            return Span(values[0], date.fromisoformat(values[1]), date.fromisoformat(values[3]))
+    except ValueError:
+        return None
+    return None
+
+
+def spans_in_default(connection: Connection, table: Table, layout: Layout) -> list[Span]:
+    """Return the spans of the rows in the default partition, whose periods are registered; reads all of it."""
+    if layout.default is None:
+        return []
+    day = table.c.period_start.name if table in AGGREGATES else table.c.collected_date.name
+    period = "period_type" if layout.by_period else "CAST(NULL AS varchar)"
+    rows = connection.execute(
+        text(
+            f"SELECT DISTINCT {period} AS period_type, CAST(date_trunc('month', {day}) AS date) AS month "  # noqa: S608 -- our own names
+            f"FROM {layout.default.name}"
+        )
+    )
+    known = [row for row in rows if row.period_type is None or row.period_type in PERIODS]
+    spans = {span_of(row.month, PERIODS[row.period_type] if row.period_type else None) for row in known}
+    return sorted((span for span in spans if not layout.covers(span)), key=str)
+
+
+def add_partition(connection: Connection, table: Table, layout: Layout, span: Span) -> int:
+    """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
+
+    Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table, not
+    for its default partition: who waits there has chosen it for a row that it then refuses.
+    """
+    connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN SHARE ROW EXCLUSIVE MODE")
+    name = free_name(connection, _partition_name(table, span))
+    # No grant and no trigger is needed on a partition; keys and indexes come with the attachment, after the rows.
+    connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {quoted(table.name)} {LIKE_PARENT})")
+    moved = _move(connection, table, layout, span, name) if layout.default else 0
+    bounds = [f"'{span.period_type}', "] * 2 if layout.by_period else ["", ""]
+    connection.exec_driver_sql(
+        f"ALTER TABLE {quoted(table.name)} ATTACH PARTITION {quoted(name)} "
+        f"FOR VALUES FROM ({bounds[0]}'{span.first}') TO ({bounds[1]}'{span.after}')"
+    )
+    return moved
+
+
+def _move(connection: Connection, table: Table, layout: Layout, span: Span, name: str) -> int:
+    default = layout.default
+    if default is None:
+        return 0
+    columns = ", ".join(map(quoted, _stored_columns(connection, table)))
+    return connection.execute(
+        text(
+            f"WITH moved AS (DELETE FROM {default.name} WHERE {condition_of(table, span)} RETURNING {columns}) "  # noqa: S608 -- our own names
+            f"INSERT INTO {quoted(name)} ({columns}) SELECT {columns} FROM moved"
+        ),
+        parameters_of(span),
+    ).rowcount
+
+
+def condition_of(table: Table, span: Span) -> str:
+    """Return the condition for rows of `span`; its parameters are those of `parameters_of`."""
+    day = "period_start" if table in AGGREGATES else "collected_date"
+    days = f"{day} >= :first AND {day} < :after"
+    return f"period_type = :period_type AND {days}" if span.period_type else days
+
+
+def parameters_of(span: Span) -> dict[str, object]:
+    """Return what `condition_of` needs."""
+    days: dict[str, object] = {"first": span.first, "after": span.after}
+    return {**days, "period_type": span.period_type} if span.period_type else days
+
+
+def _stored_columns(connection: Connection, table: Table) -> list[str]:
+    """List the columns by name: those of the default partition may stand in another order, and some are computed."""
+    rows = connection.execute(
+        text(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0 "
+            "AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"
+        ),
+        {"table": table.name},
+    )
+    return [row.attname for row in rows]
+
+
+def _partition_name(table: Table, span: Span) -> str:
+    whole_year = span_of(span.first, _YEAR).after == span.after and span.first.month == 1
+    when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
+    return "_".join(part for part in (table.name, span.period_type, when) if part)
+
+
+def drop_partition(connection: Connection, table: Table, partition: Partition) -> None:
+    """Detach a partition and drop it, whole; the caller holds it locked and has made sure that it may go."""
+    connection.exec_driver_sql(f"ALTER TABLE {quoted(table.name)} DETACH PARTITION {partition.name}")
+    connection.exec_driver_sql(f"DROP TABLE {partition.name}")
+
+
+def lock_partition(connection: Connection, partition: Partition) -> int:
+    """Keep everyone out of a partition until the transaction ends; return how many rows it holds."""
+    connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
+    return int(connection.exec_driver_sql(f"SELECT count(*) FROM {partition.name}").scalar_one())  # noqa: S608 -- from the catalogue
+
+
+def empty_default(connection: Connection, layout: Layout) -> bool:
+    """Give back the space of a default partition that holds no row any more; return whether it did."""
+    if layout.default is None:
+        return False
+    name = layout.default.name
+    connection.exec_driver_sql(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+    if connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {name})").scalar():  # noqa: S608 -- from the catalogue
+        return False
+    connection.exec_driver_sql(f"TRUNCATE {name}")
+    return True

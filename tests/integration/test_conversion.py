@@ -1,0 +1,298 @@
+"""`capacity partition`: a database in use becomes partitioned, loses nothing, and can be stopped anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+
+import pytest
+from sqlalchemy import Engine, event, inspect, text
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.conversion import NEW_KEY
+from capacity_assets.storage.partitions import PARTITIONED, layout_of
+from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
+from tests.conftest import TODAY, fixed_clock
+from tests.fleet import add_database_sizes, figures, load_sample, sizes
+from tests.integration.test_maintenance import everything, keeper, rows_by_partition
+from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
+
+ADVICE = "Take it away, run `capacity partition`, and create it again."
+
+
+@pytest.fixture
+def legacy(empty_engine: Engine) -> Engine:
+    """A legacy database without partitions, upgraded, with the sample and what the legacy system made of it."""
+    return upgraded(empty_engine, LegacyShape())
+
+
+def upgraded(engine: Engine, shape: LegacyShape) -> Engine:
+    create_legacy_tables(engine, shape)
+    load_sample(engine)
+    load_legacy_aggregates(engine)
+    initialise(engine)
+    # The sample brings its row numbers with it.
+    execute(engine, "SELECT setval('database_size_stats_id_seq', 100000)")
+    return engine
+
+
+def is_partitioned(engine: Engine) -> list[bool]:
+    with engine.connect() as connection:
+        return [layout_of(connection, table).by_period for table in PARTITIONED[2:]]
+
+
+def execute(engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+
+
+def identifiers(engine: Engine, table: str) -> set[str]:
+    return {str(index["name"]) for index in inspect(engine).get_indexes(table)}
+
+
+@contextmanager
+def failing_at(engine: Engine, number: int) -> Iterator[None]:
+    """Let the statement with that number not happen, as when the process is killed before it."""
+    numbers = itertools.count(1)
+
+    def stop(*_arguments: object) -> None:
+        if next(numbers) == number:
+            raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", stop)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", stop)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [LegacyShape(), LegacyShape(unique_key=False), LegacyShape(period_check=True)],
+    ids=["plain", "without a unique key", "with a check on periods"],
+)
+def test_every_row_is_there_unchanged_and_lies_in_its_partition(empty_engine: Engine, shape: LegacyShape) -> None:
+    upgraded(empty_engine, shape)
+    before = everything(empty_engine)
+
+    report = keeper(empty_engine).convert(TODAY)
+
+    assert report.converted == [table.name for table in PARTITIONED]
+    assert report.moved_records == sum(map(len, before.values()))
+    assert everything(empty_engine) == before
+    for table in PARTITIONED:
+        assert not any("default" in name for name in rows_by_partition(empty_engine, table.name))
+    assert schema_state(empty_engine).fit
+    assert initialise(empty_engine) == (), "nothing is left to mend"
+    assert keeper(empty_engine).convert(TODAY).converted == [], "once is enough"
+
+
+def test_figures_after_a_conversion_are_those_of_a_new_database(legacy: Engine, engine: Engine) -> None:
+    keeper(legacy).convert(TODAY)
+    load_sample(engine)
+
+    for one in (legacy, engine):
+        service = AggregationService(one, fixed_clock())
+        for period in PERIODS:
+            service.calculate_period_aggregations(period, date(2025, 1, 1), TODAY)
+
+    for level in LEVELS.values():
+        computed = figures(engine, level)
+        assert computed
+        assert {key: row for key, row in figures(legacy, level).items() if key in computed} == computed
+
+
+def test_a_conversion_stopped_before_any_of_its_statements_continues_and_ends_equal(legacy: Engine) -> None:
+    before = everything(legacy)
+    for number in itertools.count(1):
+        try:
+            with failing_at(legacy, number):
+                keeper(legacy).convert(TODAY)
+        except KeyboardInterrupt:
+            assert everything(legacy) == before, f"after a stop before statement {number}"
+        else:
+            break
+
+    assert number > 60
+    assert is_partitioned(legacy) == [True, True]
+    for table in PARTITIONED:
+        assert not any("default" in name for name in rows_by_partition(legacy, table.name))
+
+
+def test_a_stopped_conversion_is_continued_by_the_next_maintenance(legacy: Engine) -> None:
+    before = everything(legacy)
+    told = []
+
+    def stop_while_rows_move(step: str) -> None:
+        told.append(step)
+        if "rows moved" in step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keeper(legacy, tell=stop_while_rows_move).convert(TODAY)
+    assert told[-1] == "database_size_stats: 554 rows moved to the partition of 2025-01-01 to 2025-01-31"
+
+    keeper(legacy).run(TODAY)
+
+    assert everything(legacy) == before
+    assert is_partitioned(legacy) == [True, True]
+    assert rows_by_partition(legacy, "database_size_stats")["database_size_stats_2025_01"] == 554
+
+
+def test_a_half_built_key_of_a_killed_conversion_is_built_again(legacy: Engine) -> None:
+    name = NEW_KEY.format("database_size_stats")
+    execute(legacy, f"CREATE UNIQUE INDEX {name} ON database_size_stats (collected_date, instance_id, id)")
+    execute(legacy, f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
+
+    keeper(legacy).convert(TODAY)
+
+    assert is_partitioned(legacy) == [True, True]
+
+
+def test_samples_written_meanwhile_are_all_there_and_noted(legacy: Engine) -> None:
+    written: list[int] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            add_database_sizes(legacy, sizes(number + 100, "busy", f"2025-0{1 + number % 7}-05", [number]))
+            written.append(number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        keeper(legacy).convert(TODAY)
+    finally:
+        stop.set()
+        thread.join()
+
+    with legacy.connect() as connection:
+        query = "SELECT size_mb FROM database_size_stats WHERE database_name = 'busy' ORDER BY 1"
+        assert list(connection.execute(text(query)).scalars()) == written
+    assert len(written) > 10
+    add_database_sizes(legacy, sizes(1, "after", "2025-03-03", [1]))
+    with legacy.connect() as connection:
+        noted = connection.execute(text("SELECT DISTINCT collected_date FROM capacity_sample_changes")).scalars()
+        assert date(2025, 3, 3) in set(noted)
+
+
+def test_rights_foreign_keys_row_numbers_and_further_indexes_are_kept(legacy: Engine) -> None:
+    role = f"reader_{legacy.url.database}"
+    execute(legacy, f"CREATE ROLE {role}")
+    execute(legacy, f"GRANT SELECT ON database_size_stats TO {role} WITH GRANT OPTION")
+    execute(legacy, "GRANT SELECT ON database_size_stats TO PUBLIC")
+    execute(legacy, "CREATE INDEX by_size ON database_size_stats (size_mb DESC) WHERE size_mb > 100")
+    execute(legacy, "CREATE INDEX by_day ON database_size_stats (collected_date)")
+    columns = "database_name, collected_date, instance_id, id"
+    execute(legacy, f"CREATE UNIQUE INDEX by_name ON database_size_stats ({columns})")
+    add_database_sizes(legacy, sizes(1, "new", "2025-07-01", [1]))
+
+    keeper(legacy).convert(TODAY)
+
+    with legacy.connect() as connection:
+        query = "SELECT has_table_privilege(:role, 'database_size_stats', 'SELECT WITH GRANT OPTION')"
+        assert connection.execute(text(query), {"role": role}).scalar()
+    add_database_sizes(legacy, sizes(1, "new", "2025-07-02", [1]))
+    with legacy.connect() as connection:
+        query = "SELECT id FROM database_size_stats WHERE database_name = 'new' ORDER BY collected_date"
+        before, after = connection.execute(text(query)).scalars()
+        assert after == before + 1
+    [key] = inspect(legacy).get_foreign_keys("instance_size_stats")
+    assert (key["constrained_columns"], key["referred_table"]) == (["instance_id"], "instances")
+    names = identifiers(legacy, "database_size_stats")
+    assert {"by_size", "by_name"} <= names
+    assert "by_day" not in names, "the primary key begins with that day"
+    execute(legacy, f"DROP OWNED BY {role}")
+    execute(legacy, f"DROP ROLE {role}")
+
+
+def test_an_identity_column_goes_on_counting(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    execute(empty_engine, "ALTER TABLE database_size_stats ALTER id DROP DEFAULT")
+    execute(empty_engine, "ALTER TABLE database_size_stats ALTER id ADD GENERATED BY DEFAULT AS IDENTITY (START 5000)")
+    initialise(empty_engine)
+    add_database_sizes(empty_engine, sizes(1, "orders", "2025-03-01", [1, 2]))
+
+    keeper(empty_engine).convert(TODAY)
+    add_database_sizes(empty_engine, sizes(1, "orders", "2025-03-03", [3]))
+
+    ids = [row[0] for row in everything(empty_engine)["database_size_stats"]]
+    assert sorted(ids) == [5000, 5001, 5002]
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("CREATE VIEW newest AS SELECT max(size_mb) FROM database_size_stats", "rule _RETURN on view newest"),
+        (
+            "CREATE TABLE notes (id bigint, day date, FOREIGN KEY (id, day) "
+            "REFERENCES database_size_stats (id, collected_date))",
+            "constraint notes_id_day_fkey on table notes",
+        ),
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+            "CREATE TRIGGER own BEFORE INSERT ON database_size_stats FOR EACH ROW EXECUTE FUNCTION f()",
+            "trigger own on table database_size_stats",
+        ),
+        (
+            "CREATE FUNCTION g(database_size_stats) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "function g(database_size_stats)",
+        ),
+        (
+            "CREATE PUBLICATION p FOR TABLE database_size_stats",
+            "publication of table database_size_stats in publication p",
+        ),
+        ("ALTER TABLE database_size_stats ENABLE ROW LEVEL SECURITY", "row level security"),
+        ("GRANT SELECT (size_mb) ON database_size_stats TO PUBLIC", "a privilege on column size_mb"),
+    ],
+)
+def test_what_would_be_left_behind_with_the_old_rows_is_named_and_nothing_is_changed(
+    legacy: Engine, statement: str, named: str
+) -> None:
+    execute(legacy, statement)
+    before = everything(legacy)
+
+    with pytest.raises(SchemaProblemsError) as caught:
+        keeper(legacy).convert(TODAY)
+
+    assert caught.value.problems == [
+        f"database_size_stats: {named} belongs to it and would be left behind with the old rows. {ADVICE}"
+    ]
+    assert everything(legacy) == before
+    with legacy.connect() as connection:
+        assert [layout_of(connection, table).is_partitioned for table in PARTITIONED] == [False] * 4
+
+
+def test_a_unique_index_that_a_partitioned_table_cannot_have_is_named(legacy: Engine) -> None:
+    execute(legacy, "CREATE UNIQUE INDEX own ON instance_size_aggregations (id)")
+
+    with pytest.raises(SchemaProblemsError, match="its unique index own lacks period_type or period_start"):
+        keeper(legacy).convert(TODAY)
+
+
+def test_a_dry_run_says_what_would_be_converted_and_changes_nothing(legacy: Engine) -> None:
+    before = everything(legacy)
+
+    report = keeper(legacy).convert(TODAY, dry_run=True)
+
+    assert report.converted == [table.name for table in PARTITIONED]
+    assert report.notes == []
+    assert everything(legacy) == before
+    assert is_partitioned(legacy) == [False, False]
+
+
+def test_tables_cut_by_month_stay_as_they_are(empty_engine: Engine) -> None:
+    upgraded(empty_engine, LegacyShape(partitioned=True))
+    before = everything(empty_engine)
+
+    assert keeper(empty_engine).convert(TODAY).converted == []
+    assert everything(empty_engine) == before
+    assert sum(row["data_count"] for row in figures(empty_engine, INSTANCE).values()) > 0
+    assert len(figures(empty_engine, DATABASE)) == len(before["database_size_aggregations"])

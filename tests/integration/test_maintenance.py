@@ -1,0 +1,391 @@
+"""Partitions ahead of time, rows out of the default ones, and old rows away: only what nothing needs any more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from datetime import date, timedelta
+
+import pytest
+from sqlalchemy import Engine, Table, select, text
+
+from capacity_assets.aggregation import maintenance
+from capacity_assets.aggregation.errors import DatabaseError
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.maintenance import TableMaintenance
+from capacity_assets.aggregation.retention import parse_retention
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.storage.partitions import PARTITIONED, Span, layout_of, span_of, spans_between
+from capacity_assets.storage.schema import initialise
+from capacity_assets.storage.tables import database_size_aggregations, database_size_stats
+from tests.conftest import TODAY
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
+from tests.integration.test_failures import add_overflowing_instance
+from tests.legacy import LegacyShape, create_legacy_tables
+
+FIRST = date(2025, 1, 1)
+SAMPLE_DAYS = 201
+SHORT = {name: PERIODS[name] for name in ("daily", "quarterly")}
+
+
+def keeper(
+    engine: Engine,
+    rules: str = "raw=forever,daily=forever",
+    periods: Mapping[str, Period] = PERIODS,
+    tell: Callable[[str], None] = print,
+) -> TableMaintenance:
+    return TableMaintenance(engine, FIRST, parse_retention(rules), periods, tell)
+
+
+def partition_names(engine: Engine, table: Table) -> list[str]:
+    with engine.connect() as connection:
+        return [partition.name for partition in layout_of(connection, table).partitions]
+
+
+def rows_by_partition(engine: Engine, table: str) -> dict[str, int]:
+    with engine.connect() as connection:
+        query = f"SELECT CAST(tableoid::regclass AS text) AS name, count(*) AS rows FROM {table} GROUP BY 1 ORDER BY 1"
+        return {row.name: row.rows for row in connection.execute(text(query))}
+
+
+def everything(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of the four tables, all columns, wherever it lies."""
+    with engine.connect() as connection:
+        return {
+            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=str)
+            for table in PARTITIONED
+        }
+
+
+@pytest.fixture
+def fleet(engine: Engine) -> Engine:
+    """Two servers with samples from 2025-01-01 to 2025-07-20."""
+    add_instances(engine, [1, 2])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(number, "orders", "2025-01-01", range(100, 100 + SAMPLE_DAYS)))
+        add_instance_sizes(engine, totals(number, "2025-01-01", [(size, 1) for size in range(100, 100 + SAMPLE_DAYS)]))
+    return engine
+
+
+def compute(service: AggregationService, *periods: str, last: date = TODAY) -> None:
+    for period in periods:
+        service.calculate_period_aggregations(period, FIRST, last)
+
+
+# Partitions
+
+
+def test_samples_are_cut_by_month_aggregates_by_period_and_month_or_year() -> None:
+    assert span_of(date(2025, 2, 28)) == Span(None, date(2025, 2, 1), date(2025, 3, 1))
+    assert span_of(date(2024, 2, 29), PERIODS["daily"]) == Span("daily", date(2024, 2, 1), date(2024, 3, 1))
+    assert span_of(date(2025, 12, 29), PERIODS["weekly"]) == Span("weekly", date(2025, 1, 1), date(2026, 1, 1))
+    assert spans_between(date(2025, 11, 30), date(2026, 1, 1)) == [
+        Span(None, date(2025, 11, 1), date(2025, 12, 1)),
+        Span(None, date(2025, 12, 1), date(2026, 1, 1)),
+        Span(None, date(2026, 1, 1), date(2026, 2, 1)),
+    ]
+
+
+def test_a_new_database_has_partitions_from_the_first_day_to_two_months_ahead(empty_engine: Engine) -> None:
+    initialise(empty_engine)
+
+    report = keeper(empty_engine).prepare(date(2025, 11, 3))
+
+    assert partition_names(empty_engine, database_size_stats) == [
+        *(f"database_size_stats_2025_{month:02}" for month in range(1, 13)),
+        "database_size_stats_2026_01",
+        "database_size_stats_default",
+    ]
+    aggregates = set(partition_names(empty_engine, database_size_aggregations))
+    assert {f"database_size_aggregations_daily_{month}" for month in ("2025_01", "2025_12", "2026_01")} <= aggregates
+    for period in ("weekly", "monthly", "quarterly", "yearly"):
+        assert {f"database_size_aggregations_{period}_{year}" for year in (2025, 2026)} <= aggregates
+    assert report.moved_records == 0
+    assert keeper(empty_engine).prepare(date(2025, 11, 3)).created == [], "once is enough"
+
+
+def test_rows_of_every_window_land_in_partitions_and_none_in_a_default(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *PERIODS)
+
+    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_2025_02"] == 2 * 28
+    by_partition = rows_by_partition(fleet, "instance_size_aggregations")
+    assert by_partition["instance_size_aggregations_daily_2025_07"] == 2 * 20
+    assert by_partition["instance_size_aggregations_monthly_2025"] == 2 * 7
+    # The week of 2024-12-30 holds 2025-01-01, and is the first.
+    assert by_partition["instance_size_aggregations_weekly_2024"] == 2
+    assert [name for table in PARTITIONED for name in rows_by_partition(fleet, table.name) if "default" in name] == []
+
+
+def test_rows_without_a_partition_are_taken_and_moved_later_unchanged(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *PERIODS)
+    add_database_sizes(fleet, sizes(1, "old", "2023-11-29", range(10)))
+    before, stale = everything(fleet), service.ledger.stale()
+    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_default"] == 10
+
+    report = keeper(fleet).run(TODAY)
+
+    assert report.moved_records == 10
+    assert report.created == [
+        "database_size_stats: 2023-11-01 to 2023-11-30",
+        "database_size_stats: 2023-12-01 to 2023-12-31",
+    ]
+    found = rows_by_partition(fleet, "database_size_stats")
+    assert (found["database_size_stats_2023_11"], found["database_size_stats_2023_12"]) == (2, 8)
+    assert "database_size_stats_default" not in found
+    assert everything(fleet) == before
+    assert service.ledger.stale() == stale, "moving is no change of samples"
+
+
+def test_rows_from_far_ahead_stay_in_the_default_partition_and_are_told(fleet: Engine) -> None:
+    add_database_sizes(fleet, sizes(1, "wrong clock", "2099-01-01", [1]))
+
+    report = keeper(fleet).run(TODAY)
+
+    assert report.created == []
+    assert report.notes == [
+        "database_size_stats holds rows from 2099-01-01 on, more than 62 days ahead: they stay in "
+        "database_size_stats_default"
+    ]
+
+
+def test_rows_of_a_period_that_is_not_registered_stay_where_they_are(fleet: Engine) -> None:
+    with fleet.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, "
+                "total_size_mb, avg_size_mb, max_size_mb, min_size_mb, data_count, database_count) "
+                "VALUES (1, 'fortnightly', '2025-01-01', '2025-01-14', 1, 1, 1, 1, 1, 1)"
+            )
+        )
+
+    assert keeper(fleet).run(TODAY).created == []
+    assert rows_by_partition(fleet, "instance_size_aggregations") == {"instance_size_aggregations_default": 1}
+
+
+def test_a_half_made_run_continues_where_it_stopped(fleet: Engine) -> None:
+    add_database_sizes(fleet, sizes(1, "old", "2023-01-01", range(365)))
+    before = everything(fleet)
+    told: list[str] = []
+
+    def stop_after_three(step: str) -> None:
+        told.append(step)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keeper(fleet, tell=stop_after_three).run(TODAY)
+    assert everything(fleet) == before
+
+    assert len(keeper(fleet).run(TODAY).created) == 9
+    assert everything(fleet) == before
+
+
+def test_a_table_in_use_makes_maintenance_come_back_later_with_nothing_half_done(
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "LOCK_TIMEOUT_SECONDS", 1)
+    add_database_sizes(fleet, sizes(1, "old", "2023-01-01", [5]))
+    before = everything(fleet)
+
+    with fleet.connect() as reader:
+        reader.execute(select(database_size_stats)).all()
+        with pytest.raises(DatabaseError, match="while adding the partition of database_size_stats") as caught:
+            keeper(fleet).run(TODAY)
+
+    assert caught.value.transient
+    assert everything(fleet) == before
+    assert keeper(fleet).run(TODAY).moved_records == 1
+
+
+# Retention
+
+
+def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
+    fleet: Engine, service: AggregationService
+) -> None:
+    keep_a_month = keeper(fleet, "raw=30,daily=forever", SHORT)
+
+    def kept() -> dict[str, str]:
+        told = [line.split(": ", 1) for line in keep_a_month.run(TODAY).kept]
+        return {name.removeprefix("database_size_stats_"): reason for name, reason in told if "database" in name}
+
+    assert kept()["2025_01"] == ("the daily window from 2025-01-01 reads them and has samples, but was never computed")
+    compute(service, "daily")
+    assert kept()["2025_02"] == (
+        "the quarterly window from 2025-01-01 reads them and has samples, but was never computed"
+    )
+    service.calculate_period_aggregations("quarterly", FIRST, date(2025, 3, 31))
+    # The second quarter's change compares with all days of the first.
+    assert kept()["2025_03"] == (
+        "the quarterly window from 2025-04-01 reads them and has samples, but was never computed"
+    )
+    before = figures(fleet, DATABASE), figures(fleet, INSTANCE)
+    assert sum(row["data_count"] for key, row in before[0].items() if key[2] == "quarterly") == 2 * 90
+    compute(service, "quarterly")
+
+    report = keep_a_month.run(TODAY)
+
+    assert [line.split(":")[0] for line in report.dropped] == [
+        f"{level}_size_stats_2025_{month}" for level in ("database", "instance") for month in ("01", "02", "03")
+    ]
+    assert report.dropped_records == 2 * 2 * 90
+    third = "the quarterly window from 2025-07-01 reads them and is not over"
+    assert kept() == {"2025_04": third, "2025_05": third}
+
+
+def test_nothing_computed_is_changed_by_retention_nor_by_computing_again_after_it(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *SHORT)
+    before = figures(fleet, DATABASE), figures(fleet, INSTANCE)
+
+    assert keeper(fleet, "raw=30,daily=forever", SHORT).run(TODAY).dropped_records == 360
+    compute(service, *SHORT)
+
+    assert (figures(fleet, DATABASE), figures(fleet, INSTANCE)) == before
+    assert service.ledger.stale() == []
+
+
+def test_samples_that_changed_since_are_kept_until_their_windows_followed(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *SHORT)
+    with fleet.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-03'"))
+    keep_a_month = keeper(fleet, "raw=30,daily=forever", SHORT)
+
+    report = keep_a_month.run(TODAY)
+
+    changed = "reads them and samples changed since it was computed"
+    assert [line for line in report.kept if line.startswith("database_size_stats") and changed in line] == [
+        f"database_size_stats_2025_01: the quarterly window from 2025-01-01 {changed}",
+        f"database_size_stats_2025_02: the daily window from 2025-02-03 {changed}",
+        f"database_size_stats_2025_03: the quarterly window from 2025-01-01 {changed}",
+    ]
+    assert [line.split(":")[0] for line in report.dropped] == [f"instance_size_stats_2025_0{n}" for n in (1, 2, 3)]
+    compute(service, *SHORT)
+    assert len(keep_a_month.run(TODAY).dropped) == 3
+
+
+def test_samples_of_a_server_that_failed_are_kept(fleet: Engine, service: AggregationService) -> None:
+    add_instances(fleet, [3])
+    add_overflowing_instance(fleet, 3, date(2025, 2, 3))
+    compute(service, *SHORT)
+
+    report = keeper(fleet, "raw=30,daily=forever", SHORT).run(TODAY)
+
+    february = next(line for line in report.kept if line.startswith("instance_size_stats_2025_02"))
+    assert "reads them and servers that failed in it: 1" in february
+
+
+def test_a_sample_that_is_being_written_while_retention_decides_is_not_lost(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *SHORT)
+    reports = []
+    with fleet.begin() as writer:
+        writer.execute(
+            text(
+                "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+                "VALUES (1, 'late', 5, '2025-01-31')"
+            )
+        )
+        thread = threading.Thread(
+            target=lambda: reports.append(keeper(fleet, "raw=30,daily=forever", SHORT).run(TODAY))
+        )
+        thread.start()
+        thread.join(2)
+        assert thread.is_alive(), "it waits for the writer"
+    thread.join()
+
+    [report] = reports
+    assert "database_size_stats_2025_01" in "\n".join(report.kept)
+    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_2025_01"] == 63
+
+
+@pytest.mark.parametrize(("days", "goes"), [(19, True), (20, False), (21, False)])
+def test_a_partition_goes_when_its_last_day_is_older_than_the_days_to_keep(
+    fleet: Engine, service: AggregationService, days: int, *, goes: bool
+) -> None:
+    compute(service, "daily")
+    assert TODAY - timedelta(days=20) == date(2025, 6, 30)
+
+    report = keeper(fleet, f"raw=forever,daily={days}", SHORT).run(TODAY)
+
+    june = "database_size_aggregations_daily_2025_06: 60 rows, daily windows that start from 2025-06-01 to 2025-06-30"
+    assert (june in report.dropped) is goes
+
+
+def test_old_rows_of_one_period_go_and_those_of_the_others_and_the_other_level_stay(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *PERIODS)
+    before = {level.name: stored(fleet, level) for level in LEVELS.values()}
+
+    report = keeper(fleet, "raw=forever,daily=30,daily_instance_aggregations=forever").run(TODAY)
+
+    assert report.dropped_records == 2 * (31 + 28 + 31 + 30 + 31)
+    assert stored(fleet, INSTANCE) == before["instance"]
+    assert stored(fleet, DATABASE) == [
+        row for row in before["database"] if row["period_type"] != "daily" or row["period_start"] >= date(2025, 6, 1)
+    ]
+
+
+def test_a_dry_run_says_what_the_run_then_does_and_changes_nothing(fleet: Engine, service: AggregationService) -> None:
+    compute(service, *SHORT)
+    add_database_sizes(fleet, sizes(1, "old", "2023-01-30", range(5)))
+    keep_a_month = keeper(fleet, "raw=30,daily=30", SHORT)
+    before = everything(fleet), [partition_names(fleet, table) for table in PARTITIONED]
+
+    said = keep_a_month.run(TODAY, dry_run=True)
+
+    assert (everything(fleet), [partition_names(fleet, table) for table in PARTITIONED]) == before
+    assert said.dropped_records > 0
+    done = keep_a_month.run(TODAY).to_dict()
+    # What is only moved by the run cannot be looked into before.
+    moved = "database_size_stats_2023"
+    done["dropped"] = [line for line in done["dropped"] if not line.startswith(moved)]
+    expected = said.to_dict() | {"dry_run": False}
+    for key in ("created", "moved_records", "dropped", "kept"):
+        assert done[key] == expected[key], key
+
+
+def test_retention_leaves_an_unpartitioned_database_alone_and_says_so(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    initialise(empty_engine)
+    add_instances(empty_engine, [1])
+    add_database_sizes(empty_engine, sizes(1, "orders", "2019-01-01", range(5)))
+
+    report = keeper(empty_engine, "raw=1,daily=1").run(TODAY)
+
+    assert report.notes == [
+        f"{table.name} is not partitioned: nothing leaves it; see `capacity partition`" for table in PARTITIONED
+    ]
+    assert len(everything(empty_engine)["database_size_stats"]) == 5
+
+
+def test_a_legacy_database_cut_by_month_gets_its_months_and_keeps_what_one_of_its_periods_keeps(
+    empty_engine: Engine,
+) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(partitioned=True))
+    initialise(empty_engine)
+    add_instances(empty_engine, [1])
+    add_database_sizes(empty_engine, sizes(1, "orders", "2025-07-30", range(5)))
+    assert rows_by_partition(empty_engine, "database_size_stats")["database_size_stats_default"] == 3
+
+    report = keeper(empty_engine, "raw=forever,daily=1").run(date(2025, 8, 3))
+
+    assert report.moved_records == 3
+    assert "database_size_aggregations: 2025-08-01 to 2025-08-31" in report.created
+    assert report.dropped == [], "weekly and longer windows of those months are kept for ever"
+    everything_short = ",".join(f"{period}=1" for period in PERIODS)
+    dropped = keeper(empty_engine, f"raw=forever,{everything_short}").run(date(2025, 8, 3)).dropped
+    assert [line.split(":")[0] for line in dropped if "instance" in line] == [
+        "instance_size_aggregations_2024_12",
+        *(f"instance_size_aggregations_2025_{month:02}" for month in range(1, 8)),
+    ]

@@ -1,0 +1,55 @@
+"""CAPACITY_RETENTION_DAYS: the more exact rule wins, and a mistake is told with the variable's name."""
+
+from __future__ import annotations
+
+import pytest
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.retention import parse_retention
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
+
+
+def test_by_default_samples_stay_400_days_daily_rows_three_years_and_the_rest_for_ever() -> None:
+    retention = parse_retention(DEFAULT_RETENTION_DAYS)
+
+    assert [retention.of_samples(level) for level in (DATABASE, INSTANCE)] == [400, 400]
+    assert {period: retention.of_aggregates(period, DATABASE) for period in PERIODS} == {
+        "daily": 1096,
+        "weekly": None,
+        "monthly": None,
+        "quarterly": None,
+        "yearly": None,
+    }
+
+
+def test_a_rule_for_a_table_goes_before_the_one_for_its_kind_and_what_is_not_named_keeps_its_default() -> None:
+    retention = parse_retention(" raw=100, instance_size_stats = forever ,weekly_database_aggregations=50")
+
+    assert (retention.of_samples(DATABASE), retention.of_samples(INSTANCE)) == (100, None)
+    assert retention.of_aggregates("weekly", DATABASE) == 50
+    assert retention.of_aggregates("weekly", INSTANCE) is None
+    assert retention.of_aggregates("daily", INSTANCE) == 1096
+
+
+def test_a_period_that_is_registered_later_can_be_named() -> None:
+    periods = PERIODS | {"halfyearly": Period("halfyearly", months=6)}
+
+    assert parse_retention("halfyearly=900", periods).of_aggregates("halfyearly", DATABASE) == 900
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("hourly=5", "CAPACITY_RETENTION_DAYS: 'hourly' is none of daily, "),
+        ("raw", "CAPACITY_RETENTION_DAYS: 'raw' is no rule; write for example raw=400"),
+        ("raw=0", "'raw=0' is no rule"),
+        ("raw=-3", "'raw=-3' is no rule"),
+        ("raw=1e3", "'raw=1e3' is no rule"),
+        ("raw=10000000000", "is no rule"),
+        ("daily=never", "'daily=never' is no rule"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused(value: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        parse_retention(value)
