@@ -22,7 +22,7 @@ import click
 from sqlalchemy import Engine, text
 
 from benchmarks import row_by_row, yardstick
-from benchmarks.fleet import Fleet, generate
+from benchmarks.fleet import Fleet, generate, prepare
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
@@ -30,7 +30,6 @@ from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
 
 MEASURED_PERIODS = ("daily", "monthly", "quarterly")
 LARGEST_ROW_BY_ROW = 2000
@@ -125,7 +124,7 @@ def main(*, fleets: tuple[Fleet, ...], rounds: int, plot: bool) -> None:
 
 
 def _measure(engine: Engine, fleet: Fleet, rounds: int) -> list[Measured]:
-    initialise(engine)
+    prepare(engine, fleet)
     started = time.perf_counter()
     generate(engine, fleet)
     seconds = time.perf_counter() - started

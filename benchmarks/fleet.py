@@ -11,6 +11,9 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.aggregation.maintenance import TableMaintenance
+from capacity_assets.aggregation.retention import Retention
+from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import database_size_stats, instance_size_stats
 
 
@@ -34,7 +37,7 @@ class Fleet:
         return self.servers * self.databases * self.days
 
 
-_SERVERS = """
+SERVERS = """
 INSERT INTO instances (id, name, db_type, host, port)
 SELECT n, 'server-' || n, (ARRAY['mysql', 'postgresql', 'sqlserver', 'oracle'])[1 + n % 4], '192.0.2.1', 5432
 FROM generate_series(1, :servers) n
@@ -64,6 +67,12 @@ FROM pg_index i WHERE i.indrelid = to_regclass(:table) ORDER BY i.indexrelid
 """
 
 
+def prepare(engine: Engine, fleet: Fleet) -> None:
+    """Create the schema and its partitions as they are on the last day with samples, nothing being too old."""
+    initialise(engine)
+    TableMaintenance(engine, fleet.first_day, Retention({})).prepare(fleet.last_day)
+
+
 def generate(engine: Engine, fleet: Fleet) -> None:
     """Fill the three source tables, which must be empty, and have PostgreSQL gather statistics."""
     sizes = {"servers": fleet.servers, "databases": fleet.databases, "days": fleet.days, "first_day": fleet.first_day}
@@ -71,7 +80,7 @@ def generate(engine: Engine, fleet: Fleet) -> None:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SET synchronous_commit = off"))
         connection.execute(text("SET maintenance_work_mem = '512MB'"))
-        connection.execute(text(_SERVERS), {"servers": fleet.servers})
+        connection.execute(text(SERVERS), {"servers": fleet.servers})
         for table, statement in ((database_size_stats.name, _DATABASES), (instance_size_stats.name, _TOTALS)):
             _load(connection, table, statement, sizes)
         connection.execute(text("VACUUM (ANALYZE) database_size_stats, instance_size_stats, instances"))

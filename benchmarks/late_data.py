@@ -17,14 +17,13 @@ import click
 from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
-from benchmarks.fleet import Fleet, generate
+from benchmarks.fleet import Fleet, generate, prepare
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
 
 Result = TypeVar("Result")
 
@@ -38,7 +37,7 @@ def main(*, fleet: Fleet) -> None:
     """Compute every window, then change a day, then a tenth of all samples, and time each look."""
     with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
-        initialise(engine)
+        prepare(engine, fleet)
         _timed(f"generate {fleet.rows:,} samples", lambda: generate(engine, fleet))
         service = AggregationService(engine, Clock(ZoneInfo("UTC")))
         for period in PERIODS:

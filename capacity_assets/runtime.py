@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from sqlalchemy import URL, Engine
 
 from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.clock import Clock
@@ -19,6 +20,7 @@ from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
+from capacity_assets.storage.schema import initialise
 
 
 @contextmanager
@@ -88,6 +90,22 @@ def open_task_runner(
         yield task_runner(engine, settings, clock=clock, periods=periods)
 
 
+def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
+    """Create or upgrade the schema and add the partitions that are wanted today; return what was done.
+
+    Raises:
+        SchemaProblemsError: as `storage.schema.initialise`; nothing was changed.
+        DatabaseError: a partition could not be added; the schema is there, and a repetition continues.
+        sqlalchemy.exc.DBAPIError: the database refused a step of the schema; nothing was changed.
+    """
+    done = initialise(engine)
+    report = task_runner(engine, settings).prepare_tables()
+    if report.created:
+        moved = f", {report.moved_records:,} rows moved there" if report.moved_records else ""
+        done += (f"added {len(report.created)} partitions{moved}",)
+    return done
+
+
 def task_runner(
     engine: Engine, settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
 ) -> AggregationTaskRunner:
@@ -96,5 +114,6 @@ def task_runner(
     service = AggregationService(engine, the_clock, periods=periods)
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     locks = CapacityLockManager(engine, redis_url)
-    limits = RunnerLimits(settings.start_date, settings.jump_percent, settings.schedule_hour)
+    retention = parse_retention(settings.retention_days, periods)
+    limits = RunnerLimits(settings.start_date, settings.jump_percent, settings.schedule_hour, retention)
     return AggregationTaskRunner(service, locks, the_clock, limits)

@@ -35,6 +35,7 @@ from capacity_assets.storage.partitions import (
     condition_of,
     drop_partition,
     empty_default,
+    has_rows,
     layout_of,
     lock_partition,
     parameters_of,
@@ -82,6 +83,7 @@ class MaintenanceReport:
             "created": self.created,
             "dropped": self.dropped,
             "kept": self.kept,
+            "converted": self.converted,
             "notes": self.notes,
         }
 
@@ -145,7 +147,7 @@ class TableMaintenance:
         plain = []
         problems: list[str] = []
         for table in PARTITIONED:
-            with self._work(f"looking at {table.name}") as connection:
+            with self._look(f"looking at {table.name}") as connection:
                 if needs_conversion(connection, table):
                     plain.append(table)
                     problems += problems_of(connection, table)
@@ -156,6 +158,31 @@ class TableMaintenance:
             if not dry_run:
                 self._convert(table)
         return self.prepare(today, report)
+
+    def shortcomings(self, today: date) -> list[str]:
+        """Return what keeps old rows from leaving, in words; changes nothing.
+
+        Raises:
+            DatabaseError: the database failed.
+        """
+        found = []
+        next_month = today + timedelta(days=AHEAD_DAYS // 2)
+        for table in PARTITIONED:
+            with self._look(f"looking at {table.name}") as connection:
+                layout = layout_of(connection, table)
+                in_default = layout.default is not None and has_rows(connection, layout.default)
+            if not layout.is_partitioned:
+                found.append(f"{table.name} is not partitioned, so old rows stay: `capacity partition` converts it")
+            elif in_default:
+                found.append(f"{table.name} has rows in its default partition: `capacity maintain` moves them")
+            elif layout.is_served and any(
+                not layout.covers(span) for span in self._wanted(table, layout, today, next_month)
+            ):
+                found.append(
+                    f"{table.name} lacks a partition for the coming month: is table_maintenance_schedule on? "
+                    "`capacity maintain` adds it"
+                )
+        return found
 
     def _convert(self, table: Table) -> None:
         self._tell(f"{table.name}: building the key of the partitioned table, beside whatever is at work")
@@ -170,7 +197,7 @@ class TableMaintenance:
 
     def _prepare(self, table: Table, layout: Layout, today: date, report: MaintenanceReport) -> None:
         last = today + timedelta(days=AHEAD_DAYS)
-        with self._work(f"looking at {table.name}") as connection:
+        with self._look(f"looking at {table.name}") as connection:
             found = spans_in_default(connection, table, layout)
         wanted = {span for span in self._wanted(table, layout, today, last) if not layout.covers(span)}
         beyond = [span for span in found if span.first > last]
@@ -271,17 +298,23 @@ class TableMaintenance:
         return None
 
     def _layout(self, table: Table) -> Layout:
-        with self._work(f"looking at {table.name}") as connection:
+        with self._look(f"looking at {table.name}") as connection:
             return layout_of(connection, table)
 
     @contextmanager
     def _work(self, doing: str) -> Iterator[Connection]:
+        """Work alone: another maintenance waits for this transaction."""
+        with self._look(doing) as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MAINTENANCE_LOCK})
+            yield connection
+
+    @contextmanager
+    def _look(self, doing: str) -> Iterator[Connection]:
         try:
             with self._engine.begin() as connection:
                 # A month of a large fleet takes longer to move than a statement may otherwise take.
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MAINTENANCE_LOCK})
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
             raise database_error(error, doing=doing, kept="What was done before was kept; no row was lost.") from error

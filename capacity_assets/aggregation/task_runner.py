@@ -8,8 +8,8 @@ of the period, so that no writer outside the platform works on the same rows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
 from sqlalchemy.exc import DBAPIError
@@ -18,12 +18,14 @@ from capacity_assets.aggregation.errors import CapacityError, DatabaseError, Val
 from capacity_assets.aggregation.ledger import OpenWindow, StaleWindow
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.aggregation.maintenance import MaintenanceReport, TableMaintenance
 from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
 from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
+from capacity_assets.aggregation.retention import Retention, parse_retention
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
-from capacity_assets.settings import DEFAULT_JUMP_PERCENT, DEFAULT_SCHEDULE_HOUR
+from capacity_assets.settings import DEFAULT_JUMP_PERCENT, DEFAULT_RETENTION_DAYS, DEFAULT_SCHEDULE_HOUR
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 logger = logging.getLogger("capacity_assets")
@@ -37,11 +39,12 @@ _LOG_LEVELS = {
 
 @dataclass(frozen=True)
 class RunnerLimits:
-    """What is configured about runs: the first day with samples, the change from which on a row is named, the hour."""
+    """What is configured: the first day with samples, the jump that is named, the schedules' hour, how long to keep."""
 
     first_day: date
     jump_percent: int = DEFAULT_JUMP_PERCENT
     schedule_hour: int = DEFAULT_SCHEDULE_HOUR
+    retention: Retention = field(default_factory=lambda: parse_retention(DEFAULT_RETENTION_DAYS))
 
 
 class AggregationTaskRunner:
@@ -110,6 +113,36 @@ class AggregationTaskRunner:
             parts[0].period_type, LEVELS[level], windows, self._clock.today(), self._limits.jump_percent
         )
         return [servers_stored(summary.of_level(level)), *look(self._locks.engine, question)]
+
+    def maintain(self, *, dry_run: bool = False) -> MaintenanceReport:
+        """Keep partitions ahead and apply retention; in a dry run only say what would be done.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing; what was done before is kept.
+        """
+        self._refuse_a_missing_schema()
+        return self.maintenance().run(self._clock.today(), dry_run=dry_run)
+
+    def prepare_tables(self) -> MaintenanceReport:
+        """Add the partitions that are wanted as of today; raises as `maintain`."""
+        self._refuse_a_missing_schema()
+        return self.maintenance().prepare(self._clock.today())
+
+    def convert_tables(self, tell: Callable[[str], None], *, dry_run: bool = False) -> MaintenanceReport:
+        """Make unpartitioned tables partitioned; `tell` hears of each step.
+
+        Raises:
+            DatabaseError: as `maintain`; the same call continues.
+            SchemaProblemsError: something belongs to a table that would not follow; nothing was changed.
+        """
+        self._refuse_a_missing_schema()
+        return self.maintenance(tell).convert(self._clock.today(), dry_run=dry_run)
+
+    def maintenance(self, tell: Callable[[str], None] = logger.info) -> TableMaintenance:
+        """Return what maintains the tables of this database."""
+        periods = {name: self.service.period(name) for name in self.service.period_names}
+        limits = self._limits
+        return TableMaintenance(self._locks.engine, limits.first_day, limits.retention, periods, tell)
 
     def stale_windows(self) -> list[StaleWindow]:
         """Return the computed windows whose samples changed since, of registered periods, within the partition range.

@@ -12,16 +12,17 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import reason_of
 from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
+from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
-from capacity_assets.runtime import open_engine
+from capacity_assets.runtime import open_engine, task_runner
 from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
-from capacity_assets.storage.schema import SCHEMA_REVISION, schema_state
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, schema_state
 
 OLDEST_SERVER = 14
 
@@ -75,6 +76,7 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
         yield Finding(ENV_FILE, Verdict.NOTE, f"{Path(ENV_FILE).resolve()} is read too; what is exported wins")
     for name in unknown_variables():
         yield Finding(name, Verdict.NOTE, "is set but not known, so it has no effect; see .env.example")
+    yield _retention(settings)
     yield Finding("CAPACITY_HOME", Verdict.OK, str(settings.home.resolve()))
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
         yield Finding(name, Verdict.OK, "unset: the embedded server" if url is None else safe_url(url))
@@ -85,6 +87,15 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
             Verdict.NOTE,
             "for plain `dagster dev` begin it with postgresql+psycopg2:// (`capacity up` does that by itself)",
         )
+
+
+def _retention(settings: Settings) -> Finding:
+    try:
+        retention = parse_retention(settings.retention_days)
+    except ConfigurationError as error:
+        return Finding(*_split(str(error)))
+    rules = [f"{name} {'for ever' if days is None else f'{days} days'}" for name, days in retention.days.items()]
+    return Finding("CAPACITY_RETENTION_DAYS", Verdict.OK, f"{', '.join(rules)}; what is not named, for ever")
 
 
 def _capacity_database(settings: Settings) -> Iterator[Finding]:
@@ -98,6 +109,7 @@ def _capacity_database(settings: Settings) -> Iterator[Finding]:
         with open_engine(settings) as engine:
             yield from _server(engine)
             yield from _schema(engine)
+            yield from _partitions(engine, settings)
     except (UnreachableError, EmbeddedServerError) as error:
         yield Finding(subject, Verdict.BAD, str(error))
     except DBAPIError as error:
@@ -126,6 +138,19 @@ def _schema(engine: Engine) -> Iterator[Finding]:
         yield Finding("schema", Verdict.BAD, f"missing tables: {', '.join(state.missing_tables)}")
     for shortcoming in state.shortcomings:
         yield Finding("schema", Verdict.BAD, f"{shortcoming}; run `capacity init`, which mends it or says what to do")
+
+
+def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    if schema_revision(engine) != SCHEMA_REVISION:
+        return
+    try:
+        lacks = task_runner(engine, settings).maintenance().shortcomings(Clock(settings.zone).today())
+    except ConfigurationError:
+        return  # told already, with the variable
+    for lack in lacks:
+        yield Finding("partitions", Verdict.NOTE, lack)
+    if not lacks:
+        yield Finding("partitions", Verdict.OK, "there are some for the coming month; no row lies in a default one")
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:

@@ -18,10 +18,10 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
-from capacity_assets.runtime import open_engine, task_runner
+from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.schema import SCHEMA_REVISION, initialise, schema_revision, unnoted_changes
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, unnoted_changes
 from capacity_assets.storage.tables import instances
 
 
@@ -41,7 +41,7 @@ def initialise_database(settings: Settings) -> None:
         if environment is not None:
             stack.enter_context(dagster_instance(environment))
         try:
-            done = initialise(engine)
+            done = prepare_database(engine, settings)
         except DBAPIError as error:
             raise database_error(
                 error, doing="creating or upgrading the schema", kept="Nothing was changed."

@@ -27,10 +27,9 @@ from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
-from capacity_assets.runtime import open_engine, task_runner
+from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
-from capacity_assets.storage.schema import initialise
 
 FASTEST_SHOWN = 5
 
@@ -58,7 +57,7 @@ def run_demo(settings: Settings) -> None:
                 f"CAPACITY_START_DATE: {settings.start_date} lies ahead; there is no partition yet"
             )
         with open_engine(settings) as engine:
-            fleet = _load(engine, first_day, today)
+            fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
             chunks = _open_work(instance, first_day, today, fleet)
@@ -70,15 +69,18 @@ def run_demo(settings: Settings) -> None:
         _print_where_to_look(settings)
 
 
-def _load(engine: Engine, first_day: date, today: date) -> LoadedFleet:
-    initialise(engine)
+def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> LoadedFleet:
+    prepare_database(engine, settings)
     others = other_instances(engine)
     if others:
         raise CommandFailedError(
             f"This database holds {others} instances that do not belong to the sample fleet. Nothing was loaded. "
             "Unset CAPACITY_DATABASE_URL to run the demo on the embedded server, or point it to an empty database."
         )
-    return load_sample_fleet(engine, first_day, today)
+    fleet = load_sample_fleet(engine, first_day, today)
+    # Days that are older than samples are kept have no partition ahead of time.
+    task_runner(engine, settings).prepare_tables()
+    return fleet
 
 
 def _open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> list[_Chunk]:

@@ -144,6 +144,44 @@ def aggregate(  # noqa: PLR0913 -- one argument per documented option
     return run_aggregate(load_settings(), request, as_json=as_json)
 
 
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+
+
+@main.command()
+@dry_run_option
+@json_option
+@command
+def maintain(*, dry_run: bool, as_json: bool) -> int:
+    """Add partitions ahead of time, move rows out of the default ones, and drop what need not be kept.
+
+    How long rows are kept is set in CAPACITY_RETENTION_DAYS. Samples go only when every window that reads them is
+    over and computed. Under Dagster, the table_maintenance_schedule does this every day.
+
+    \b
+    Examples:
+      capacity maintain --dry-run
+      CAPACITY_RETENTION_DAYS=raw=800,daily=forever capacity maintain --dry-run
+    """
+    from capacity_assets.cli.maintenance import maintain_tables
+
+    return maintain_tables(load_settings(), dry_run=dry_run, as_json=as_json)
+
+
+@main.command()
+@dry_run_option
+@json_option
+@command
+def partition(*, dry_run: bool, as_json: bool) -> int:
+    """Make the unpartitioned tables of an existing database partitioned, while it is in use.
+
+    No row is lost. Readers go on; writers wait while a month's rows move. Interrupt it when you like: the same
+    command continues, and so does the daily maintenance.
+    """
+    from capacity_assets.cli.maintenance import partition_tables
+
+    return partition_tables(load_settings(), dry_run=dry_run, as_json=as_json)
+
+
 @main.command()
 @command
 def demo() -> None:

@@ -28,14 +28,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.errors import CapacityError, reason_of
 from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
+from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, late_windows
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance, shipped_file
-from capacity_assets.runtime import open_dagster_storage, open_engine, open_task_runner_lazily
+from capacity_assets.runtime import open_dagster_storage, open_engine, open_task_runner_lazily, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.schema import SCHEMA_REVISION, initialise, schema_revision
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 120
@@ -58,9 +59,11 @@ def serve(settings: Settings, *, port: int) -> int:
     """Serve until Ctrl-C or SIGTERM; return the exit code.
 
     Raises:
+        ConfigurationError: CAPACITY_RETENTION_DAYS names something that does not exist.
         CommandFailedError: the port is taken, the schema is missing, or Dagster stopped by itself.
         EmbeddedServerError: the embedded server did not start.
     """
+    parse_retention(settings.retention_days)  # else the code location would not load
     with _stop_signals(), _only_one(settings.dagster_home) as lock:
         _refuse_a_taken_port(port)
         _ask_redis(settings)
@@ -165,7 +168,7 @@ def _ensure_schema(settings: Settings) -> None:
     """Create the schema on the embedded server; on a server of the user's own that is their decision."""
     with open_engine(settings) as engine:
         if settings.capacity_url is None:
-            initialise(engine)
+            prepare_database(engine, settings)
         elif schema_revision(engine) != SCHEMA_REVISION:
             raise CommandFailedError(
                 f"The capacity schema at {safe_url(engine.url)} is missing or too old. Nothing was started. "

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.alerts import alert_sensors
-from capacity_assets.orchestration.assets import RETRIES, aggregate_assets, raw_assets
+from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_assets, raw_assets
 from capacity_assets.orchestration.checks import standing_checks
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
+from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.periods import PERIODS, Period
@@ -30,7 +32,11 @@ def build_definitions(
     """Build the definitions of the code location.
 
     Nothing is opened here: the database is reached when a run starts.
+
+    Raises:
+        ConfigurationError: CAPACITY_RETENTION_DAYS names something that does not exist.
     """
+    parse_retention(settings.retention_days, periods)
     the_clock = clock or Clock(settings.zone)
     with warnings.catch_warnings():
         # Backfill policies and lenient partition mappings are marked beta; the pinned minor release bounds that.
@@ -38,14 +44,19 @@ def build_definitions(
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
             *raw_assets(settings),
             *aggregate_assets(settings, periods.values(), retries),
+            table_partitions(retries, OWNERS),
         ]
     jobs = aggregation_jobs(periods.values())
     webhook = settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None
     return dg.Definitions(
         assets=assets,
         asset_checks=standing_checks(periods.values(), retries),
-        jobs=[*jobs, standing_check_job(periods.values())],
-        schedules=[*aggregation_schedules(settings, periods.values()), standing_check_schedule(settings)],
+        jobs=[*jobs, standing_check_job(periods.values()), maintenance_job()],
+        schedules=[
+            *aggregation_schedules(settings, periods.values()),
+            maintenance_schedule(settings),
+            standing_check_schedule(settings),
+        ],
         sensors=[late_data_sensor(jobs, periods, the_clock, settings.settle_seconds), *alert_sensors(webhook)],
         resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.

@@ -255,13 +255,18 @@ def lock_partition(connection: Connection, partition: Partition) -> int:
     return int(connection.exec_driver_sql(f"SELECT count(*) FROM {partition.name}").scalar_one())  # noqa: S608 -- from the catalogue
 
 
+def has_rows(connection: Connection, partition: Partition) -> bool:
+    """Whether a partition holds any row."""
+    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {partition.name})").scalar())  # noqa: S608 -- from the catalogue
+
+
 def empty_default(connection: Connection, layout: Layout) -> bool:
     """Give back the space of a default partition that holds no row any more; return whether it did."""
     if layout.default is None:
         return False
     name = layout.default.name
     connection.exec_driver_sql(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
-    if connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {name})").scalar():  # noqa: S608 -- from the catalogue
+    if has_rows(connection, layout.default):
         return False
     connection.exec_driver_sql(f"TRUNCATE {name}")
     return True

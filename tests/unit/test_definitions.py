@@ -16,7 +16,7 @@ from capacity_assets.cli.platform import shipped_file
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.settings import Settings
+from capacity_assets.settings import ConfigurationError, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CRONS = {
@@ -41,7 +41,13 @@ def definitions() -> dg.Definitions:
 
 
 def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
-    return {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    """The tables of samples and of aggregates."""
+    every = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    return {key: spec for key, spec in every.items() if spec.group_name != "maintenance"}
+
+
+def aggregate_keys(definitions: dg.Definitions) -> set[dg.AssetKey]:
+    return {dg.AssetKey(key) for key, spec in specs(definitions).items() if spec.group_name != "raw"}
 
 
 def partitions(spec: dg.AssetSpec) -> dg.TimeWindowPartitionsDefinition:
@@ -79,7 +85,9 @@ def test_partitions_are_in_the_configured_zone_and_begin_with_the_window_that_ho
 def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Definitions) -> None:
     jobs = {job.name: job for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
 
-    assert sorted(jobs) == sorted([*(f"{period}_aggregation_job" for period in CRONS), "standing_check_job"])
+    assert sorted(jobs) == sorted(
+        [*(f"{period}_aggregation_job" for period in CRONS), "standing_check_job", "table_maintenance_job"]
+    )
     for period in CRONS:
         selected = {key.to_user_string() for key in jobs[f"{period}_aggregation_job"].asset_layer.executable_asset_keys}
         assert selected == {f"{period}_database_aggregations", f"{period}_instance_aggregations"}
@@ -100,7 +108,28 @@ def test_schedules_are_the_published_ones_at_four_in_the_configured_zone(definit
             running,
         )
         for period, cron in CRONS.items()
-    } | {"standing_check_schedule": ("45 4 * * *", "standing_check_job", "Asia/Shanghai", running)}
+    } | {
+        "standing_check_schedule": ("45 4 * * *", "standing_check_job", "Asia/Shanghai", running),
+        "table_maintenance_schedule": ("30 4 * * *", "table_maintenance_job", "Asia/Shanghai", running),
+    }
+
+
+def test_the_partitions_of_the_tables_are_an_asset_of_their_own(definitions: dg.Definitions) -> None:
+    [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "maintenance"]
+    job = definitions.resolve_job_def("table_maintenance_job")
+
+    assert (spec.key.to_user_string(), spec.partitions_def, list(spec.deps)) == ("table_partitions", None, [])
+    assert job.asset_layer.executable_asset_keys == {spec.key}
+    assert "CAPACITY_RETENTION_DAYS" in str(spec.description)
+
+
+def test_a_retention_rule_that_means_nothing_keeps_the_code_location_from_loading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CAPACITY_RETENTION_DAYS", "hourly=3")
+
+    with pytest.raises(ConfigurationError, match="CAPACITY_RETENTION_DAYS: 'hourly' is none of"):
+        build_definitions(Settings())
 
 
 def test_the_late_data_sensor_runs_from_the_first_start_on_and_reaches_every_period(
@@ -116,7 +145,7 @@ def test_the_late_data_sensor_runs_from_the_first_start_on_and_reaches_every_per
 def test_each_asset_is_in_the_pool_of_its_period(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
 
-    assert {key.to_user_string(): graph.get(key).pools for key in graph.executable_asset_keys} == {
+    assert {key.to_user_string(): graph.get(key).pools for key in aggregate_keys(definitions)} == {
         f"{period}_{level}_aggregations": {f"capacity_{period}"} for period in CRONS for level in LEVELS
     }
 
@@ -140,7 +169,7 @@ def test_an_asset_is_late_when_it_was_not_materialised_within_the_hour_of_its_sc
 def test_backfills_take_few_bounded_runs(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
 
-    for key in graph.executable_asset_keys:
+    for key in aggregate_keys(definitions):
         policy = graph.get(key).backfill_policy
         assert policy is not None
         assert policy.max_partitions_per_run == PARTITIONS_PER_RUN == 100
@@ -199,7 +228,7 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning() -> None
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "12"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "13"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:

@@ -12,10 +12,12 @@ import click
 import pytest
 
 from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.maintenance import MaintenanceReport
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.cli.main import main
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings, variable_names
@@ -110,6 +112,12 @@ def test_every_metadata_key_is_documented_and_no_other() -> None:
     summary = replace(PeriodSummary("daily", "database", date(2025, 1, 1), date(2025, 1, 1)), processed_instances=1)
 
     assert first_cells("Metadata of a partition") == set(summary_metadata(summary))
+
+
+def test_every_metadata_key_of_the_maintenance_is_documented_and_no_other() -> None:
+    assert first_cells("Metadata of table_partitions") == set(maintenance_metadata(MaintenanceReport(dry_run=True)))
+    for option in MaintenanceConfig.model_fields:
+        assert f"`{option}`" in section("Periods, assets and jobs")
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -1,0 +1,100 @@
+"""The asset of the tables' partitions: each materialisation keeps them ahead and applies retention.
+
+An asset, so that its history is in one place: what was added, moved and dropped each day, what was kept and why.
+"""
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from pydantic import Field
+
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.maintenance import MaintenanceReport
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.metadata import MetadataMapping, escaped
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.settings import Settings
+
+TABLE_PARTITIONS = "table_partitions"
+MAINTENANCE_GROUP = "maintenance"
+MAINTENANCE_JOB = "table_maintenance_job"
+MAINTENANCE_MINUTE = 30
+LINES_SHOWN = 50
+
+DESCRIPTION = """\
+The partitions of the four capacity tables, and how long their rows are kept.
+
+A materialisation adds the partitions of the next two months (from November on, of the next year), moves rows out of
+the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` says. Samples go only
+when every window that reads them is over and was computed over them as they are. `dry_run` says what would be done.
+"""
+
+
+class MaintenanceConfig(dg.Config):
+    """Options of one run, shown in the launchpad."""
+
+    dry_run: bool = Field(default=False, description="Only say what would be done; nothing is changed.")
+
+
+def table_partitions(retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=TABLE_PARTITIONS,
+        description=DESCRIPTION,
+        group_name=MAINTENANCE_GROUP,
+        retry_policy=retries,
+        owners=owners,
+        kinds={"postgres"},
+        required_resource_keys={AGGREGATION_RESOURCE},
+    )
+    def maintain(context: dg.AssetExecutionContext, config: MaintenanceConfig) -> dg.MaterializeResult[None]:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        try:
+            report = runner.maintain(dry_run=config.dry_run)
+        except CapacityError as error:
+            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+        return dg.MaterializeResult(metadata=maintenance_metadata(report))
+
+    return maintain
+
+
+def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
+    """Return the counts, which plot over time, and the lists as one text."""
+    values: dict[str, dg.MetadataValue] = {}
+    for key, value in report.to_dict().items():
+        if isinstance(value, bool):
+            values[key] = dg.MetadataValue.bool(value)
+        elif isinstance(value, int):
+            values[key] = dg.MetadataValue.int(value)
+        elif isinstance(value, list):
+            values[key] = dg.MetadataValue.md(_listed(value))
+    return values
+
+
+def _listed(lines: Sequence[str]) -> str:
+    shown = [f"- {escaped(line)}" for line in lines[:LINES_SHOWN]]
+    hidden = len(lines) - len(shown)
+    return "\n".join([*shown, f"- … and {hidden} more"] if hidden else shown) or "none"
+
+
+def maintenance_job() -> UnresolvedAssetJobDefinition:
+    """Build the job."""
+    return dg.define_asset_job(
+        MAINTENANCE_JOB,
+        selection=[TABLE_PARTITIONS],
+        description="Adds partitions ahead of time and drops those that need not be kept.",
+    )
+
+
+def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Build the schedule: once a day, when the day's aggregates have had time to be computed."""
+    return dg.ScheduleDefinition(
+        name="table_maintenance_schedule",
+        job_name=MAINTENANCE_JOB,
+        cron_schedule=f"{MAINTENANCE_MINUTE} {settings.schedule_hour} * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Keeps partitions ahead and applies CAPACITY_RETENTION_DAYS, once a day.",
+    )

@@ -1,0 +1,188 @@
+"""Maintenance and conversion as an operator meets them: the commands, the asset, what `capacity check` says."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+
+import dagster as dg
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.clock import Clock
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
+from capacity_assets.settings import Settings
+from capacity_assets.storage.partitions import PARTITIONED
+from capacity_assets.storage.schema import initialise
+from tests.conftest import SHANGHAI, fixed_clock
+from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.integration.test_assets import QUICK_RETRIES, QUIET
+from tests.integration.test_command_line import capacity
+from tests.integration.test_maintenance import everything, rows_by_partition
+from tests.legacy import LegacyShape, create_legacy_tables
+
+
+def findings(*, subject: str) -> list[tuple[str, str]]:
+    found = json.loads(capacity("check", "--json").output)
+    return [(finding["verdict"], finding["text"]) for finding in found if finding["subject"] == subject]
+
+
+def materialise(settings: Settings, today: date, *, dry_run: bool = False) -> dict[str, object]:
+    definitions = build_definitions(settings, clock=fixed_clock(today), retries=QUICK_RETRIES)
+    result = definitions.resolve_job_def(MAINTENANCE_JOB).execute_in_process(
+        run_config=QUIET | {"ops": {"table_partitions": {"config": {"dry_run": dry_run}}}}
+    )
+    [event] = result.get_asset_materialization_events()
+    assert event.asset_key == dg.AssetKey("table_partitions")
+    return {key: value.value for key, value in event.materialization.metadata.items()}
+
+
+@pytest.fixture
+def this_month() -> date:
+    return Clock(SHANGHAI).today().replace(day=1)
+
+
+@pytest.mark.usefixtures("settings")
+def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, this_month: date) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", this_month.isoformat(), [1, 2]))
+    assert rows_by_partition(engine, "database_size_stats") == {"database_size_stats_default": 2}
+    assert findings(subject="partitions")[0] == (
+        "note",
+        "database_size_stats has rows in its default partition: `capacity maintain` moves them",
+    )
+    assert "lacks a partition for the coming month" in findings(subject="partitions")[1][1]
+
+    said = capacity("maintain", "--dry-run")
+    done = capacity("maintain")
+
+    assert (said.exit_code, done.exit_code) == (0, 0), said.output + done.output
+    assert f"  database_size_stats: {this_month} to " in done.output
+    assert said.output.splitlines()[-1].startswith("Nothing was changed. ")
+    assert "2 rows would be moved, 0 partitions with 0 rows would be dropped (0 MB)." in said.output
+    assert "2 rows moved, 0 partitions with 0 rows dropped (0 MB)." in done.output
+    assert rows_by_partition(engine, "database_size_stats") == {f"database_size_stats_{this_month:%Y_%m}": 2}
+    assert findings(subject="partitions") == [
+        ("ok", "there are some for the coming month; no row lies in a default one")
+    ]
+
+
+@pytest.mark.usefixtures("settings")
+def test_maintain_prints_json_for_scripts() -> None:
+    document = json.loads(capacity("maintain", "--json").output)
+
+    assert document["created_partitions"] == len(document["created"]) > 0
+    assert (document["dropped_partitions"], document["dry_run"]) == (0, False)
+    assert document["kept_partitions"] == len(document["kept"])
+
+
+def test_an_unpartitioned_database_is_told_how_and_then_converted(
+    settings: Settings, engine: Engine, empty_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.capacity_url == engine.url
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
+    create_legacy_tables(empty_engine, LegacyShape())
+    initialise(empty_engine)
+    add_instances(empty_engine, [1])
+    add_database_sizes(empty_engine, sizes(1, "orders", "2025-02-27", range(4)))
+    before = everything(empty_engine)
+    assert findings(subject="partitions") == [
+        ("note", f"{table.name} is not partitioned, so old rows stay: `capacity partition` converts it")
+        for table in PARTITIONED
+    ]
+
+    said = capacity("partition", "--dry-run")
+    assert "Tables that would be made partitioned:\n  database_size_stats\n" in said.output
+    assert rows_by_partition(empty_engine, "database_size_stats") == {"database_size_stats": 4}
+    done = capacity("partition")
+
+    assert done.exit_code == 0, done.output
+    assert "database_size_stats: 2 rows moved to the partition of 2025-02-01 to 2025-02-28" in done.stderr
+    assert "4 rows moved" in done.stdout
+    assert everything(empty_engine) == before
+    assert findings(subject="partitions")[0][0] == "ok"
+
+
+@pytest.mark.usefixtures("settings")
+def test_what_stands_in_the_way_of_a_conversion_is_told_with_what_to_do(
+    empty_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
+    create_legacy_tables(empty_engine, LegacyShape())
+    initialise(empty_engine)
+    with empty_engine.begin() as connection:
+        connection.execute(text("CREATE VIEW fleet AS SELECT count(*) FROM instance_size_stats"))
+
+    result = capacity("partition")
+
+    assert result.exit_code == 1
+    assert "instance_size_stats: rule _RETURN on view fleet belongs to it" in result.stderr
+    assert "create it again" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["maintain", "partition", "aggregate --period daily", "up", "demo"])
+@pytest.mark.usefixtures("settings")
+def test_a_rule_that_means_nothing_is_refused_before_anything_is_done(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("CAPACITY_RETENTION_DAYS", "raw=tomorrow")
+    before = everything(engine)
+
+    result = capacity(*command.split(" "))
+
+    assert result.exit_code == 2, result.output
+    assert "CAPACITY_RETENTION_DAYS: 'raw=tomorrow' is no rule; write for example raw=400" in result.stderr
+    assert everything(engine) == before
+    assert findings(subject="CAPACITY_RETENTION_DAYS")[0][0] == "bad"
+
+
+def test_check_says_how_long_rows_are_kept(settings: Settings) -> None:
+    assert settings.retention_days == "raw=400,daily=1096"
+    assert findings(subject="CAPACITY_RETENTION_DAYS") == [
+        ("ok", "raw 400 days, daily 1096 days; what is not named, for ever")
+    ]
+
+
+def test_the_asset_adds_moves_and_drops_and_its_metadata_says_what(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_RETENTION_DAYS", "raw=forever,daily=40")
+    settings = Settings()
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", range(31)))
+    add_database_sizes(engine, sizes(1, "orders", "2023-05-01", range(3)))
+    today = date(2025, 7, 20)
+    build_definitions(settings, clock=fixed_clock(today)).resolve_job_def("daily_aggregation_job").execute_in_process(
+        tags={
+            "dagster/asset_partition_range_start": "2025-01-01",
+            "dagster/asset_partition_range_end": "2025-01-31",
+        },
+        run_config=QUIET,
+    )
+    before = everything(engine)
+
+    said = materialise(settings, today, dry_run=True)
+    assert everything(engine) == before
+    done = materialise(settings, today)
+
+    assert (said["dry_run"], done["dry_run"]) == (True, False)
+    counts = ("created_partitions", "moved_records", "dropped_partitions", "dropped_records", "kept_partitions")
+    assert [said[key] for key in counts] == [done[key] for key in counts] == [1, 3, 10, 31, 0]
+    assert "database\\_size\\_stats: 2023-05-01 to 2023-05-31" in str(done["created"])
+    assert "database\\_size\\_aggregations\\_daily\\_2025\\_01: 31 rows" in str(done["dropped"])
+    assert materialise(settings, today + timedelta(days=1))["dropped_partitions"] == 0
+
+
+def test_a_missing_schema_fails_the_asset_with_what_to_do(settings: Settings, empty_engine: Engine) -> None:
+    url = empty_engine.url.render_as_string(hide_password=False)
+    lost = settings.model_copy(update={"database_url": type(settings.database_url)(url)})  # type: ignore[misc]
+    definitions = build_definitions(lost, clock=fixed_clock(), retries=QUICK_RETRIES)
+
+    result = definitions.resolve_job_def(MAINTENANCE_JOB).execute_in_process(run_config=QUIET, raise_on_error=False)
+
+    assert not result.success
+    [failure] = result.get_step_failure_events()
+    told = failure.step_failure_data.user_failure_data
+    assert told is not None
+    assert "Run `capacity init`" in str(told.description)
