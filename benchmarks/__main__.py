@@ -146,24 +146,25 @@ def _measure_period(engine: Engine, fleet: Fleet, period: Period, window: Window
     before = period.previous(window)
     measured = Measured(databases, period.name, (window.end - before.start).days + 1)
     for number in range(rounds):
-        measured.take("scan", lambda: _scan(engine, before, window))
+        measured.take("scan", lambda: scan(engine, before, window))
         measured.take("sums", lambda: yardstick.read(engine, period, window))
-        _empty(engine)
+        empty(engine)
         measured.take("hand", lambda: yardstick.compute(engine, period, window))
         expected = _rows(engine) if number == 0 and databases <= LARGEST_COMPARED else None
-        _empty(engine)
+        empty(engine)
         measured.take("ours", lambda: service.aggregate(period, [window]))
         if expected is not None and expected != _rows(engine):
             message = "ours and the hand-written statements differ"
             raise click.ClickException(message)
         measured.take("again", lambda: service.aggregate(period, [window]))
     if databases <= LARGEST_ROW_BY_ROW:
-        _empty(engine)
+        empty(engine)
         measured.take("row by row", lambda: row_by_row.compute(engine, period, window))
     return measured
 
 
-def _scan(engine: Engine, before: Window, window: Window) -> None:
+def scan(engine: Engine, before: Window, window: Window) -> None:
+    """Read one column of the days of two windows."""
     with engine.connect() as connection:
         for level in LEVELS.values():
             column, table = level.headline.source, level.source.name
@@ -171,7 +172,8 @@ def _scan(engine: Engine, before: Window, window: Window) -> None:
             connection.execute(text(query), {"a": before.start, "b": window.end}).all()
 
 
-def _empty(engine: Engine) -> None:
+def empty(engine: Engine) -> None:
+    """Remove all aggregates."""
     with engine.begin() as connection:
         connection.execute(text(f"TRUNCATE {', '.join(level.target.name for level in LEVELS.values())}"))
 

@@ -89,10 +89,26 @@ WHERE ({", ".join(f"t.{name}" for name in names)}) IS DISTINCT FROM ({excluded})
 
 def compute(engine: Engine, period: Period, window: Window) -> None:
     """Compute one window at both levels, in one transaction."""
-    parameters = {**_days(period, window), "period": period.name}
     with engine.begin() as connection:
         for level in LEVELS.values():
-            connection.execute(text(statement(level)), parameters)
+            connection.execute(text(statement(level)), parameters(period, window))
+
+
+def parameters(period: Period, window: Window) -> dict[str, object]:
+    """Return the parameters of `statement`."""
+    return {**_days(period, window), "period": period.name}
+
+
+def figure(engine: Engine, period: Period, window: Window) -> None:
+    """Read, sum and compute every figure, and count what comes out."""
+    with engine.connect() as connection:
+        for level in LEVELS.values():
+            query, figures = _reading(level)
+            columns = ", ".join(f"{made} AS {name}" for name, made in figures.items())
+            # OFFSET 0, or PostgreSQL would leave out the figures that nobody asks for.
+            rows = f"SELECT {columns} FROM ({query}) AS reduced OFFSET 0"  # noqa: S608
+            counted = f"SELECT count(figured) FROM ({rows}) AS figured"  # noqa: S608
+            connection.execute(text(counted), _days(period, window)).all()
 
 
 def read(engine: Engine, period: Period, window: Window) -> None:

@@ -32,6 +32,7 @@ from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
+from tests import other_postgres
 from tests.daemon import Daemon, running_daemon
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
@@ -55,8 +56,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """A PostgreSQL of this test process, with a template database that holds the schema."""
-    home = tmp_path_factory.mktemp("postgres")
-    with embedded_server(home / "postgres") as running:
+    programs = os.environ.get(other_postgres.VARIABLE)
+    started = (
+        other_postgres.other_postgres(Path(programs))
+        if programs
+        else embedded_server(tmp_path_factory.mktemp("postgres") / "postgres")
+    )
+    with started as running:
         _execute(running, f"CREATE DATABASE {TEMPLATE}")
         engine = capacity_engine(running.url(TEMPLATE, CAPACITY_DRIVER))
         initialise(engine)

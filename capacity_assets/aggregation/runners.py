@@ -8,6 +8,7 @@ windows take part is decided by `service`.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,11 @@ INSTANCE_DAYS_PER_SLICE = 100_000
 
 NO_NESTED_LOOPS = text("SET LOCAL enable_nestloop = off")
 """Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops."""
+
+SECONDS_BETWEEN_LINES = 10
+"""A long run says in its log how far it is, a short one nothing."""
+
+logger = logging.getLogger("capacity_assets")
 
 Progress = Callable[[int], None]
 """Called after each slice with the number of instances it held."""
@@ -130,10 +136,16 @@ class AggregationRunner:
         """
         started = time.perf_counter()
         parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
+        done, told = 0, started
         for chunk in self._slices(instances, days_read(period, windows)):
             parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite, watch.guard))
+            done += len(chunk)
             if watch.progress:
                 watch.progress(len(chunk))
+            if time.perf_counter() - told >= SECONDS_BETWEEN_LINES and done < len(instances):
+                told = time.perf_counter()
+                line = "%s %s aggregates: %s of %s servers written, going on"
+                logger.info(line, period.name, self.level.name, done, len(instances))
         share = (time.perf_counter() - started) / len(windows)
         return tuple(replace(part, duration_seconds=share) for part in combine(parts))
 

@@ -45,10 +45,9 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
         periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else named
         work = [(period, _windows(runner, period, request)) for period in periods]
         levels = runner.service.levels_of(request.scope)
-        if request.instance_ids:
-            # Refuses an unknown id before anything is written.
-            runner.service.instances(request.instance_ids)
-        with _progress_bar() as report:
+        # Refuses an unknown id before anything is written.
+        active = sum(instance.active for instance in runner.service.instances(request.instance_ids or None))
+        with _progress_bar(active * len(levels) * len(work)) as report:
             options = RunOptions(levels, request.instance_ids or None, request.overwrite, Watch(progress=report))
             run, troubles = runner.run_each(work, options)
     if as_json:
@@ -67,13 +66,13 @@ def _windows(runner: AggregationTaskRunner, period: Period, request: Request) ->
 
 
 @contextmanager
-def _progress_bar() -> Iterator[ReportProgress | None]:
+def _progress_bar(total: int) -> Iterator[ReportProgress | None]:
     """Show a bar while slices are written, for people only."""
     if not is_terminal():
         yield None
         return
     with Progress(console=error_console(), transient=True) as bar:
-        task = bar.add_task("instances computed", total=None)
+        task = bar.add_task("servers computed", total=total)
         yield lambda instances: bar.advance(task, instances)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -142,6 +146,29 @@ def test_a_stopped_conversion_is_continued_by_the_next_maintenance(legacy: Engin
     assert everything(legacy) == before
     assert is_partitioned(legacy) == [True, True]
     assert rows_by_partition(legacy, "database_size_stats")["database_size_stats_2025_01"] == 554
+
+
+@pytest.mark.parametrize("seconds", [0.8, 1.0, 1.2, 1.4])
+def test_a_killed_command_leaves_every_row_and_the_next_one_finishes(legacy: Engine, seconds: float) -> None:
+    before = everything(legacy)
+    url = legacy.url.render_as_string(hide_password=False)
+    environment = {**os.environ, "CAPACITY_DATABASE_URL": url, "CAPACITY_RETENTION_DAYS": "raw=forever,daily=forever"}
+    command = [sys.executable, "-m", "capacity_assets.cli", "partition"]
+
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        time.sleep(seconds)
+        process.kill()
+    assert everything(legacy) == before
+
+    # The killed one's session may hold its locks until the server notices.
+    for _ in range(3):
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        if finished.returncode == 0:
+            break
+    assert finished.returncode == 0, finished.stderr
+    assert everything(legacy) == before
+    assert is_partitioned(legacy) == [True, True]
+    assert not any("default" in name for name in rows_by_partition(legacy, "database_size_stats"))
 
 
 def test_a_half_built_key_of_a_killed_conversion_is_built_again(legacy: Engine) -> None:

@@ -1,0 +1,117 @@
+"""`python -m benchmarks.breakdown`: where the time of a window goes, step by step, and what a row costs on disk.
+
+Each line does what the one before does and one thing more: read, sum, compute the figures, write them without a log,
+with a log, with the keys, look for stored rows (the hand-written statement), and everything (ours).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import click
+from sqlalchemy import Engine, text
+
+from benchmarks import yardstick
+from benchmarks.__main__ import Size, empty, scan
+from benchmarks.fleet import Fleet, generate, prepare
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.engine import capacity_engine
+
+TARGETS = {
+    "write, without a log": "CREATE UNLOGGED TABLE {0}_bare (LIKE {0} INCLUDING DEFAULTS)",
+    "and the log": "CREATE TABLE {0}_bare (LIKE {0} INCLUDING DEFAULTS)",
+    "and the two indexes": "CREATE TABLE {0}_bare (LIKE {0} INCLUDING DEFAULTS INCLUDING INDEXES)",
+}
+
+
+@click.command()
+@click.option("--size", "fleet", type=Size(), default="1000x20x62", show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="Repetitions; medians are shown.")
+def main(*, fleet: Fleet, rounds: int) -> None:
+    """Measure each step of a day and of a month, slices side by side, and rows on disk."""
+    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+        prepare(engine, fleet)
+        generate(engine, fleet)
+        click.echo(f"{fleet.servers * fleet.databases:,} databases, both levels\n")
+        for name in ("daily", "monthly"):
+            period = PERIODS[name]
+            _steps(engine, period, period.window_of(fleet.last_day), rounds)
+        _sizes(engine)
+        engine.dispose()
+
+
+def _steps(engine: Engine, period: Period, window: Window, rounds: int) -> None:
+    service = AggregationService(engine, Clock(ZoneInfo("UTC")))
+    before = period.previous(window)
+    steps: dict[str, Callable[[], object]] = {
+        "read one column": lambda: scan(engine, before, window),
+        "and sum all": lambda: yardstick.read(engine, period, window),
+        "and compute the figures": lambda: yardstick.figure(engine, period, window),
+    }
+    for step, create in TARGETS.items():
+        steps[step] = lambda create=create: _write(engine, create, period, window)  # type: ignore[misc]
+    steps["and stored rows: hand-written"] = lambda: yardstick.compute(engine, period, window)
+    steps["ours"] = lambda: service.aggregate(period, [window])
+    steps["ours, two halves of the servers side by side"] = lambda: _side_by_side(service, period, window)
+    taken: dict[str, list[float]] = {step: [] for step in steps}
+    for _ in range(rounds):
+        for step, work in steps.items():
+            empty(engine)
+            started = time.perf_counter()
+            work()
+            taken[step].append(time.perf_counter() - started)
+    click.echo(f"| {period.name} | seconds |\n| --- | --- |")
+    for step, seconds in taken.items():
+        click.echo(f"| {step} | {statistics.median(seconds):.3f} |")
+    click.echo()
+
+
+def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
+    with engine.begin() as connection:
+        for level in LEVELS.values():
+            connection.exec_driver_sql(create.format(level.target.name))
+            insert = yardstick.statement(level).split("ON CONFLICT")[0]
+            insert = insert.replace(f"INTO {level.target.name} AS t", f"INTO {level.target.name}_bare")
+            connection.execute(text(insert), yardstick.parameters(period, window))
+    with engine.begin() as connection:
+        for level in LEVELS.values():
+            connection.exec_driver_sql(f"DROP TABLE {level.target.name}_bare")
+
+
+def _side_by_side(service: AggregationService, period: Period, window: Window) -> None:
+    ids = [instance.id for instance in service.instances(None)]
+    halves = [tuple(ids[: len(ids) // 2]), tuple(ids[len(ids) // 2 :])]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda half: service.aggregate(period, [window], RunOptions(instance_ids=half)), halves))
+
+
+def _sizes(engine: Engine) -> None:
+    """Bytes a row in table and indexes, and in the log while a day is computed."""
+    query = """
+SELECT parent.relname AS name, sum(pg_table_size(i.inhrelid)) AS table_bytes,
+       sum(pg_indexes_size(i.inhrelid)) AS index_bytes
+FROM pg_inherits i JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relkind = 'p' GROUP BY 1 ORDER BY 1"""
+    with engine.connect() as connection:
+        for row in connection.execute(text(query)).all():
+            rows = connection.exec_driver_sql(f"SELECT count(*) FROM {row.name}").scalar_one()  # noqa: S608
+            if rows:
+                click.echo(
+                    f"{row.name}: {rows:,} rows, {row.table_bytes / rows:.0f} bytes a row, "
+                    f"indexes {row.index_bytes / rows:.0f}"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Work that does not grow by itself: statements, slices, plans, and what a long run says meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+
+from capacity_assets.aggregation import runners
+from capacity_assets.aggregation.levels import DATABASE
+from capacity_assets.aggregation.runners import Watch
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.periods import PERIODS
+from tests.conftest import fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
+from tests.integration.test_failures import FIRST_WEEK
+
+
+def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_windows(engine: Engine) -> None:
+    service = AggregationService(engine, fixed_clock())
+    counts = {}
+    for fleet in (10, 200):
+        new = range(1 if fleet == 10 else 11, fleet + 1)
+        add_instances(engine, new)
+        for instance_id in new:
+            add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 190)))
+        for days in (1, 90):
+            statements: list[str] = []
+
+            def count(
+                _connection: object, _cursor: object, statement: str, *_: object, seen: list[str] = statements
+            ) -> None:
+                seen.append(statement)
+
+            event.listen(engine, "before_cursor_execute", count)
+            last_day = date(2025, 1, 1) + timedelta(days=days - 1)
+            service.calculate_period_aggregations("daily", date(2025, 1, 1), last_day)
+            event.remove(engine, "before_cursor_execute", count)
+            counts[fleet, days] = len(statements)
+
+    assert set(counts.values()) == {13}, "the instances, then a level: four for the ledger, a setting, its statement"
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
+@pytest.mark.parametrize("days", [1, 7], ids=["one window", "several windows"])
+def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothing_of_them(
+    engine: Engine, service: AggregationService, days: int, *, overwrite: bool
+) -> None:
+    """A period computed for the first time: the planner expects one stored row, and looping made minutes of seconds."""
+    add_instances(engine, range(1, 31))
+    for instance_id in range(1, 31):
+        add_database_sizes(engine, sizes(instance_id, "orders", "2025-03-01", range(100, 110)))
+    with engine.begin() as connection:
+        connection.execute(text("ANALYZE"))
+    windows = FIRST_WEEK[:days]
+    service.aggregate("daily", windows)
+    plans: list[str] = []
+
+    def explain(
+        connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object
+    ) -> tuple[str, Any]:
+        if statement.startswith("WITH windows"):
+            plans.extend(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+        return statement, parameters
+
+    event.listen(engine, "before_cursor_execute", explain, retval=True)
+    service.aggregate("daily", windows, RunOptions(overwrite=overwrite))
+    event.remove(engine, "before_cursor_execute", explain)
+
+    assert any("Hash" in line or "Merge" in line for line in plans)
+    scans = [
+        " ".join(plans[number : number + 3])
+        for number, line in enumerate(plans)
+        if re.search(r"Scan .*on \w+_size_aggregations", line) and "stored_before" not in line
+    ]
+    # Twice a level, when overwriting, in the month and, for the day before, in the one before; in no other partition.
+    assert len(scans) == 2 * (4 if overwrite else 2)
+    assert {name for scan in scans for name in re.findall(r"_daily_(\d+_\d+)", scan)} == {"2025_02", "2025_03"}
+    assert all("period_start = ANY" in scan for scan in scans), "stored rows are read by window, never all of them"
+    assert not any("Nested Loop" in line for line in plans), "\n".join(plans)
+
+
+def test_a_long_run_says_in_its_log_how_far_it_is_and_a_short_one_does_not(
+    engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = AggregationService(engine, fixed_clock(), instances_per_slice=2)
+    add_instances(engine, range(1, 6))
+    caplog.set_level(logging.INFO, "capacity_assets")
+
+    service.aggregate("daily", FIRST_WEEK, RunOptions(("database",)))
+    assert caplog.messages == []
+    monkeypatch.setattr(runners, "SECONDS_BETWEEN_LINES", 0)
+    service.aggregate("daily", FIRST_WEEK, RunOptions(("database",)))
+
+    assert caplog.messages == [
+        "daily database aggregates: 2 of 5 servers written, going on",
+        "daily database aggregates: 4 of 5 servers written, going on",
+    ]
+
+
+def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: Engine) -> None:
+    service = AggregationService(engine, fixed_clock())
+    add_instances(engine, range(1, 301))
+    add_instance_sizes(engine, totals(300, "2025-01-01", [(100, 1)] * 500))
+    slices: list[int] = []
+
+    run = service.calculate_period_aggregations("daily", date(2025, 1, 1), date(2026, 5, 15), scope="instance")
+    service.aggregate(
+        "daily",
+        PERIODS["daily"].windows_between(date(2025, 1, 1), date(2026, 5, 15)),
+        RunOptions(("instance",), watch=Watch(progress=slices.append)),
+    )
+
+    assert slices == [199, 101], "five hundred days and the one before, at most a hundred thousand server-days at once"
+    assert len(run.parts) == 500
+    assert all(part.total_instances == 300 for part in run.parts)
+    assert run.total("written_records") == 500
+
+
+def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_alone(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 200)))
+    days = PERIODS["daily"].windows_between(date(2025, 3, 2), date(2025, 6, 8))[::2]
+    statements: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", count)
+    run = service.aggregate("daily", days, RunOptions(("database",)))
+    event.remove(engine, "before_cursor_execute", count)
+
+    assert len(statements) == 7, "the instances, then the level: four for the ledger, a setting, its statement"
+    assert [part.period_start for part in run.parts] == [window.start for window in days]
+    rows = stored(engine, DATABASE)
+    assert [row["period_start"] for row in rows] == [window.start for window in days]
+    assert {row["size_change_mb"] for row in rows} == {1}, "compared with the day before, which was not asked for"
