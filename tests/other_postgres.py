@@ -28,7 +28,8 @@ def other_postgres(programs: Path) -> Iterator[EmbeddedServer]:
         initdb = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
         subprocess.run(initdb, check=True, capture_output=True, user=USER)
         pg_ctl = [programs / "pg_ctl", "-D", data, "-w"]
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
+        # Each test copies a database, and nothing has to outlive a crash.
+        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
         subprocess.run([*pg_ctl, "-l", folder / "log", "-o", options, "start"], check=True, user=USER)
         try:
             yield EmbeddedServer(str(folder))

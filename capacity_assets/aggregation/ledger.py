@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -30,7 +31,16 @@ _TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
 _SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
 _TOUCHES = "c.table_name = l.table_name AND c.collected_date BETWEEN w.reads_from AND w.period_end"
 _UNSEEN = f"{_TOUCHES} AND NOT pg_visible_in_snapshot({_TRANSACTION}, {_SNAPSHOT})"
-_LEVELS = "unnest(CAST(:levels AS text[]), CAST(:tables AS text[])) AS l (level, table_name)"
+# With those that were seen while an older transaction was open: computing again, they are forgotten.
+_PERHAPS_UNSEEN = f"{_TOUCHES} AND {_TRANSACTION} >= pg_snapshot_xmin({_SNAPSHOT})"
+_LEVELS = (
+    "unnest(CAST(:levels AS text[]), CAST(:tables AS text[]), CAST(:targets AS text[])) "
+    "AS l (level, table_name, target_name)"
+)
+_DISTURBED = (
+    "d.table_name IN (l.table_name, l.target_name) "
+    f"AND NOT pg_visible_in_snapshot(CAST(CAST(d.transaction_id AS text) AS xid8), {_SNAPSHOT})"
+)
 
 
 PATIENCE_SECONDS = 3600
@@ -53,6 +63,15 @@ class StaleWindow:
 
 
 @dataclass(frozen=True)
+class Unchanged:
+    """What a computed window held when it was computed, and still does."""
+
+    processed_instances: int
+    total_records: int
+    protected_records: int
+
+
+@dataclass(frozen=True)
 class OpenWindow:
     """A window that is due and not as it should be, and why in a few words."""
 
@@ -70,6 +89,7 @@ class Ledger:
             "periods": list(periods),
             "levels": list(LEVELS),
             "tables": [level.source.name for level in LEVELS.values()],
+            "targets": [level.target.name for level in LEVELS.values()],
         }
 
     def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
@@ -94,8 +114,35 @@ class Ledger:
                 ).scalar_one()
             )
 
-    def finish(self, snapshot: str, parts: Sequence[PeriodSummary]) -> None:
-        """Enter that the windows of `parts` were computed over what `snapshot` could see.
+    def unchanged(
+        self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str
+    ) -> dict[date, Unchanged]:
+        """Return those of `windows` that computing again would leave as they are, by their first day.
+
+        Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
+        corrected or deleted, nobody else wrote to the aggregates, and the same statement was used for the same servers.
+
+        Raises:
+            DatabaseError: the database failed; nothing was written.
+        """
+        parameters: dict[str, Any] = {
+            **self._parameters,
+            "period_type": period.name,
+            "level": level.name,
+            "starts": [window.start for window in windows],
+            "fingerprint": fingerprint,
+        }
+        with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
+            _renumber_after_a_restore(connection)
+            rows = connection.execute(text(_UNCHANGED.format(target=level.target.name)), parameters).all()
+            connection.execute(text(_FORGET), self._parameters)
+        return {
+            row.period_start: Unchanged(row.processed_instances, row.total_records, row.protected_records)
+            for row in rows
+        }
+
+    def finish(self, snapshot: str, parts: Sequence[PeriodSummary], fingerprint: str) -> None:
+        """Enter that the windows of `parts` were computed over what `snapshot` could see, and by what.
 
         Raises:
             DatabaseError: the database failed; the aggregates were kept, and the windows count as not computed.
@@ -110,9 +157,14 @@ class Ledger:
                     "snapshot": snapshot,
                     "starts": [part.period_start for part in parts],
                     "failed": [part.failed_instances for part in parts],
+                    "processed": [part.processed_instances for part in parts],
+                    "records": [part.total_records for part in parts],
+                    "protected": [part.protected_records for part in parts],
+                    "fingerprint": fingerprint,
                 },
             )
             connection.execute(text(_FORGET), self._parameters)
+            connection.execute(text(_FORGET_DISTURBANCES), self._parameters)
 
     @property
     def stale_query(self) -> tuple[str, dict[str, list[str]]]:
@@ -201,6 +253,7 @@ def _renumber_after_a_restore(connection: Connection) -> None:
         connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))
         connection.execute(text(_RENUMBER_WINDOWS))
         connection.execute(text(_COPY_CHANGES))
+        connection.execute(text(_FORGET_ALL_DISTURBANCES))
 
 
 _BEGIN = """
@@ -217,12 +270,17 @@ SELECT CAST(pg_current_snapshot() AS text)
 # Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
 _FINISH = f"""
 UPDATE capacity_computed_windows w
-SET snapshot = :snapshot, failed_instances = done.failed, computed_at = now()
-FROM unnest(CAST(:starts AS date[]), CAST(:failed AS integer[])) AS done (period_start, failed), {_LEVELS}
+SET snapshot = :snapshot, failed_instances = done.failed, computed_at = now(), fingerprint = :fingerprint,
+    processed_instances = done.processed, total_records = done.records, protected_records = done.protected
+FROM unnest(CAST(:starts AS date[]), CAST(:failed AS integer[]), CAST(:processed AS integer[]),
+            CAST(:records AS bigint[]), CAST(:protected AS bigint[]))
+    AS done (period_start, failed, processed, records, protected), {_LEVELS}
 WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start AND l.level = w.level
-  AND (w.snapshot IS NULL OR w.failed_instances <> done.failed
-       OR EXISTS (SELECT FROM capacity_sample_changes c
-                  WHERE {_TOUCHES} AND {_TRANSACTION} >= pg_snapshot_xmin({_SNAPSHOT})))
+  AND (w.snapshot IS NULL OR w.failed_instances <> done.failed OR w.fingerprint IS DISTINCT FROM :fingerprint
+       OR (w.processed_instances, w.total_records, w.protected_records)
+          IS DISTINCT FROM (done.processed, done.records, done.protected)
+       OR EXISTS (SELECT FROM capacity_disturbances d WHERE {_DISTURBED})
+       OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {_PERHAPS_UNSEEN}))
 """  # noqa: S608 -- built from the constants above
 
 _STALE = f"""
@@ -247,6 +305,31 @@ needed AS (
 DELETE FROM capacity_sample_changes c USING days LEFT JOIN needed USING (table_name, collected_date)
 WHERE c.table_name = days.table_name AND c.collected_date = days.collected_date
   AND (needed.oldest_unseen IS NULL OR c.transaction_id < needed.oldest_unseen)
+"""  # noqa: S608 -- built from the constants above
+
+# A whole partition may have gone without a trigger, but then no row of the window is left.
+_UNCHANGED = f"""
+SELECT w.period_start, w.processed_instances, w.total_records, w.protected_records
+FROM capacity_computed_windows w JOIN {_LEVELS} ON l.level = w.level
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
+  AND w.snapshot IS NOT NULL AND w.failed_instances = 0 AND w.fingerprint = :fingerprint
+  AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {_PERHAPS_UNSEEN})
+  AND NOT EXISTS (SELECT FROM capacity_disturbances d WHERE {_DISTURBED})
+  AND (w.total_records = 0 OR EXISTS (
+      SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
+"""  # noqa: S608 -- built from the constants above and names of our own tables
+
+# Not sooner: a computation at work has looked before them and is entered after.
+_FORGET_DISTURBANCES = f"""
+WITH old AS (
+    SELECT table_name, transaction_id FROM capacity_disturbances WHERE changed_at < now() - interval '1 day'
+),
+doubted AS (
+    UPDATE capacity_computed_windows w SET fingerprint = NULL FROM {_LEVELS}
+    WHERE l.level = w.level AND w.fingerprint IS NOT NULL AND EXISTS (SELECT FROM old d WHERE {_DISTURBED})
+)
+DELETE FROM capacity_disturbances d USING old
+WHERE d.table_name = old.table_name AND d.transaction_id = old.transaction_id
 """  # noqa: S608 -- built from the constants above
 
 _OPEN = f"""
@@ -277,8 +360,10 @@ SELECT EXISTS (SELECT FROM capacity_computed_windows
 _RENUMBER_WINDOWS = """
 UPDATE capacity_computed_windows
 SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
-    snapshot = CASE WHEN snapshot IS NOT NULL THEN CAST(pg_current_snapshot() AS text) END
+    snapshot = CASE WHEN snapshot IS NOT NULL THEN CAST(pg_current_snapshot() AS text) END,
+    fingerprint = NULL
 """
+_FORGET_ALL_DISTURBANCES = "DELETE FROM capacity_disturbances"
 # This transaction is in none of the snapshots just written.
 _COPY_CHANGES = """
 WITH old AS (DELETE FROM capacity_sample_changes RETURNING table_name, collected_date)

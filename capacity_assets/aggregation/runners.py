@@ -23,6 +23,7 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.periods import Period, Window
+from capacity_assets.storage.change_log import WRITER_SETTING
 
 INSTANCES_PER_SLICE = 1000
 """A thousand servers of twenty databases are about 20,000 rows a daily window, written in one transaction."""
@@ -30,8 +31,11 @@ INSTANCES_PER_SLICE = 1000
 INSTANCE_DAYS_PER_SLICE = 100_000
 """Bounds the raw rows of one statement, about two million for servers of twenty databases, however long the range."""
 
-NO_NESTED_LOOPS = text("SET LOCAL enable_nestloop = off")
-"""Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops."""
+SESSION_OF_A_SLICE = text(
+    f"SELECT set_config('enable_nestloop', 'off', true), set_config('{WRITER_SETTING}', 'on', true)"
+)
+"""Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops. And
+what this transaction writes is a computation's work, not a stranger's."""
 
 SECONDS_BETWEEN_LINES = 10
 """A long run says in its log how far it is, a short one nothing."""
@@ -171,7 +175,7 @@ class AggregationRunner:
     def _write(self, work: _Work) -> list[PeriodSummary]:
         statement = aggregation_statement(self.level, overwrite=work.overwrite, single=len(work.windows) == 1)
         with self._engine.begin() as connection:
-            connection.execute(NO_NESTED_LOOPS)
+            connection.execute(SESSION_OF_A_SLICE)
             rows = connection.execute(statement, work.parameters()).all()
             if work.guard:
                 work.guard()

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import partialmethod
+from functools import partial, partialmethod
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
 from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import InstanceSummary, PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import (
     INSTANCES_PER_SLICE,
@@ -32,7 +32,7 @@ from capacity_assets.aggregation.runners import (
     InstanceRef,
     Watch,
 )
-from capacity_assets.aggregation.statements import known_instances
+from capacity_assets.aggregation.statements import fingerprint, known_instances
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS, Period, Window, in_order
 
@@ -42,11 +42,15 @@ SCOPE_ALL = "all"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is to be done: at which levels, for whom, and whether stored history may be replaced."""
+    """How a run is to be done: at which levels, for whom, and whether stored history may be replaced.
+
+    With `recompute`, windows that nothing has touched since they were computed are computed all the same.
+    """
 
     levels: Sequence[str] = ALL_LEVELS
     instance_ids: Sequence[int] | None = None
     overwrite: bool = False
+    recompute: bool = False
     watch: Watch = UNWATCHED
 
 
@@ -104,13 +108,44 @@ class AggregationService:
         instances: Sequence[InstanceRef],
         options: RunOptions,
     ) -> tuple[PeriodSummary, ...]:
-        """Compute one level, and enter it in the ledger unless it was for some instances only."""
-        whole = options.instance_ids is None
-        snapshot = self.ledger.begin(period, runner.level, windows) if whole else ""
-        parts = runner.aggregate(period, windows, instances, overwrite=options.overwrite, watch=options.watch)
-        if whole:
-            self.ledger.finish(snapshot, parts)
-        return parts
+        """Compute one level, and enter it in the ledger unless it was for some instances only.
+
+        Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
+        """
+        compute = partial(runner.aggregate, overwrite=options.overwrite, watch=options.watch)
+        if options.instance_ids is not None:
+            return compute(period, windows, instances)
+        mark = fingerprint(runner.level, [instance.id for instance in instances])
+        parts: dict[date, PeriodSummary] = {}
+        if not (options.overwrite or options.recompute):
+            parts = self._unchanged(period, runner.level, windows, len(instances), mark)
+        open_windows = [window for window in windows if window.start not in parts]
+        if open_windows:
+            snapshot = self.ledger.begin(period, runner.level, open_windows)
+            computed = compute(period, open_windows, instances)
+            self.ledger.finish(snapshot, computed, mark)
+            parts |= {part.period_start: part for part in computed}
+        return tuple(parts[window.start] for window in windows)
+
+    def _unchanged(
+        self, period: Period, level: Level, windows: Sequence[Window], servers: int, mark: str
+    ) -> dict[date, PeriodSummary]:
+        """Summaries of the windows that are as they were computed, by first day."""
+        known = self.ledger.unchanged(period, level, windows, mark)
+        return {
+            window.start: PeriodSummary(
+                period.name,
+                level.name,
+                window.start,
+                window.end,
+                processed_instances=known[window.start].processed_instances,
+                skipped_instances=servers - known[window.start].processed_instances,
+                unchanged_records=known[window.start].total_records - known[window.start].protected_records,
+                protected_records=known[window.start].protected_records,
+            )
+            for window in windows
+            if window.start in known
+        }
 
     def calculate_period_aggregations(
         self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False

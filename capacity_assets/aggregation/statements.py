@@ -6,6 +6,8 @@ statement, in which slices, that of `runners`.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from functools import cache
 
 from sqlalchemy import (
@@ -37,6 +39,7 @@ from capacity_assets.aggregation.figures import (
     window_figures,
 )
 from capacity_assets.aggregation.levels import Level
+from capacity_assets.storage.adoption import DIALECT
 from capacity_assets.storage.tables import instances
 
 INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protected"
@@ -69,6 +72,21 @@ def aggregation_statement(level: Level, *, overwrite: bool, single: bool) -> Sel
     written = _written(level, classified, parameters, overwrite=overwrite)
     removed = _removed(level, figures, parameters) if overwrite else None
     return _counts(windows, classified, written, removed)
+
+
+def fingerprint(level: Level, instance_ids: Sequence[int]) -> str:
+    """Return what tells one way of computing a level, for some servers, from another: 64 hexadecimal digits.
+
+    It follows from the statement itself, so that new arithmetic or a new metric is another way by itself.
+    """
+    servers = ",".join(map(str, sorted(instance_ids)))
+    return hashlib.sha256(f"{_statement_text(level)}\n{servers}".encode()).hexdigest()
+
+
+@cache
+def _statement_text(level: Level) -> str:
+    statement = aggregation_statement(level, overwrite=False, single=True)
+    return str(statement.compile(dialect=DIALECT))
 
 
 def _classified(level: Level, figures: CTE, parameters: Parameters, *, overwrite: bool) -> CTE:

@@ -32,6 +32,7 @@ class Request:
     scope: str
     instance_ids: tuple[int, ...]
     overwrite: bool
+    recompute: bool
 
 
 def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int:
@@ -48,7 +49,8 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
         # Refuses an unknown id before anything is written.
         active = sum(instance.active for instance in runner.service.instances(request.instance_ids or None))
         with _progress_bar(active * len(levels) * len(work)) as report:
-            options = RunOptions(levels, request.instance_ids or None, request.overwrite, Watch(progress=report))
+            how = {"overwrite": request.overwrite, "recompute": request.recompute}
+            options = RunOptions(levels, request.instance_ids or None, **how, watch=Watch(progress=report))
             run, troubles = runner.run_each(work, options)
     if as_json:
         print_json({**run.to_dict(), "troubles": [str(trouble) for trouble in troubles]})

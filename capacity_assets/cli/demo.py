@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.results import AggregationStatus, RunSummary
+from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console, human_mb, print_table, say
@@ -161,7 +162,7 @@ def _verify(runner: AggregationTaskRunner, first_day: date, today: date) -> RunS
     """Compute everything once more without Dagster."""
     run = RunSummary()
     for period in PERIODS.values():
-        run += runner.run_period(period, period.windows_between(first_day, today))
+        run += runner.run_period(period, period.windows_between(first_day, today), RunOptions(recompute=True))
     return run
 
 

@@ -114,6 +114,7 @@ def status(*, as_json: bool) -> int:
 @click.option("--to", "last_day", type=DAY, help="Last day; its whole window is computed.")
 @click.option("--level", "scope", default=SCOPE_ALL, show_default=True, help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.")
 @click.option("--instance", "instance_ids", type=int, multiple=True, help="Only this instance id; may be repeated.")
+@click.option("--recompute", is_flag=True, help="Compute also windows that nothing has touched since they were.")
 @click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones.")
 @json_option
 @command
@@ -124,6 +125,7 @@ def aggregate(  # noqa: PLR0913 -- one argument per documented option
     last_day: date | None,
     scope: str,
     instance_ids: tuple[int, ...],
+    recompute: bool,
     overwrite: bool,
     as_json: bool,
 ) -> int:
@@ -140,7 +142,7 @@ def aggregate(  # noqa: PLR0913 -- one argument per documented option
     """
     from capacity_assets.cli.aggregate import Request, run_aggregate
 
-    request = Request(periods, first_day, last_day, scope, instance_ids, overwrite)
+    request = Request(periods, first_day, last_day, scope, instance_ids, overwrite, recompute)
     return run_aggregate(load_settings(), request, as_json=as_json)
 
 

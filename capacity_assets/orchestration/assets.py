@@ -52,6 +52,11 @@ class AggregationConfig(dg.Config):
         description="Rebuild the windows exactly: replace protected rows and remove rows that the raw data no longer "
         "supports. Off, stored history is never replaced by a row built from fewer samples.",
     )
+    recompute: bool = Field(
+        default=False,
+        description="Read and compute also windows that nothing has touched since they were computed. Off, these are "
+        "reported as unchanged without being read.",
+    )
 
 
 def raw_assets(settings: Settings) -> list[dg.AssetSpec]:
@@ -99,7 +104,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
     def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         windows = windows_of(period, context.partition_keys)
-        options = RunOptions(levels=(level.name,), overwrite=config.overwrite)
+        options = RunOptions(levels=(level.name,), overwrite=config.overwrite, recompute=config.recompute)
         try:
             summary = runner.run_period(period, windows, options)
             _report(context, summary)

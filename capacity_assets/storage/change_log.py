@@ -4,20 +4,32 @@ Two triggers on each raw table note, once a transaction and day, that samples of
 `instances` note all days of a server that becomes active. They run once a statement, not once a row, and look at
 nothing but the rows of that statement. Which windows follow from a changed day is the business of `aggregation.ledger`.
 
-Deleted samples are not noted: a computation never lets a stored row lose samples (SEMANTICS, section 6), so
-nothing would follow from them. Rows put into a partition by its own name bypass the triggers of the table.
+No window follows from deleted samples: a computation never lets a stored row lose samples (SEMANTICS, section 6). That
+some were deleted is noted all the same, by table and transaction only, and so is every write to the aggregates that is
+not a computation's: a window computed before is then not taken as unchanged without being computed. Rows put into a
+partition by its own name bypass the triggers of the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, DateTime, Table, text
 
 from capacity_assets.storage.adoption import Step, quoted
-from capacity_assets.storage.tables import database_size_stats, instance_size_stats, instances, sample_changes
+from capacity_assets.storage.tables import (
+    database_size_aggregations,
+    database_size_stats,
+    disturbances,
+    instance_size_aggregations,
+    instance_size_stats,
+    instances,
+    sample_changes,
+)
 
 RAW = (database_size_stats, instance_size_stats)
+AGGREGATES = (database_size_aggregations, instance_size_aggregations)
 EVENTS = {
     "insert": "REFERENCING NEW TABLE AS new_rows",
     "update": "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows",
@@ -27,7 +39,36 @@ EVENTS = {
 def change_log_steps(connection: Connection) -> list[Step]:
     """Return what is missing for the tables that exist: functions and triggers that are absent, old or disabled."""
     bodies = {table.name: _raw_body(table) for table in RAW} | {instances.name: _instances_body()}
-    return [step for table, body in bodies.items() for step in _steps(connection, table, body)]
+    return [
+        step
+        for table, body in bodies.items()
+        for step in _steps(connection, table, _Noting(function_name(table), body, EVENTS, "changes"))
+    ]
+
+
+def disturbance_steps(connection: Connection) -> list[Step]:
+    """Return what is missing for noting deleted samples and foreign writes to the aggregates, table by table."""
+    events = dict.fromkeys((table.name for table in RAW), "DELETE OR TRUNCATE")
+    events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
+    return [
+        step
+        for table, event in events.items()
+        for step in _steps(connection, table, _Noting(DISTURBANCE, _DISTURBANCE_BODY, {event: ""}, "writes"))
+    ]
+
+
+@dataclass(frozen=True)
+class _Noting:
+    """A function and the triggers that call it; what they note, for the reason."""
+
+    function: str
+    body: str
+    events: Mapping[str, str]
+    what: str
+
+    def trigger(self, event: str) -> str:
+        """One trigger an event of its own; a single one for several events needs no more than the function's name."""
+        return f"{self.function}_{event}" if len(self.events) > 1 else self.function
 
 
 def function_name(table: str) -> str:
@@ -35,9 +76,9 @@ def function_name(table: str) -> str:
     return f"capacity_note_{table}"
 
 
-def _steps(connection: Connection, table: str, body: str) -> Iterator[Step]:
-    function = function_name(table)
-    reason = f"changes of {table} are not noted: a trigger is missing, old or disabled"
+def _steps(connection: Connection, table: str, noting: _Noting) -> Iterator[Step]:
+    function, body = noting.function, noting.body
+    reason = f"{noting.what} of {table} are not noted: a trigger is missing, old or disabled"
     schema = connection.execute(text("SELECT current_schema()")).scalar_one()
     path = f"{quoted(schema)}, pg_temp"
     found = connection.execute(
@@ -55,8 +96,8 @@ def _steps(connection: Connection, table: str, body: str) -> Iterator[Step]:
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
             f"SET search_path = {path} AS $body${body}$body$",
         )
-    for event, rows in EVENTS.items():
-        trigger = f"{function}_{event}"
+    for event, rows in noting.events.items():
+        trigger = noting.trigger(event)
         fires = connection.execute(
             text(
                 "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid "
@@ -73,6 +114,19 @@ def _steps(connection: Connection, table: str, body: str) -> Iterator[Step]:
             )
         elif not fires:
             yield Step(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")
+
+
+# What the session that computes says of itself, so that its own writes are no disturbance.
+WRITER_SETTING = "capacity.writer"
+DISTURBANCE = "capacity_note_disturbance"
+_DISTURBANCE_BODY = f"""
+BEGIN
+    IF current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM 'on' THEN
+        INSERT INTO {disturbances.name} (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN NULL;
+END
+"""  # noqa: S608 -- names from our own table definitions
 
 
 def _raw_body(table: Table) -> str:

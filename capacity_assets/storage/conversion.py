@@ -17,7 +17,13 @@ from collections.abc import Iterable, Iterator
 from sqlalchemy import Connection, Engine, Row, Table, text
 
 from capacity_assets.storage.adoption import carry_out, free_name, quoted, unique_keys
-from capacity_assets.storage.change_log import EVENTS, change_log_steps, function_name
+from capacity_assets.storage.change_log import (
+    DISTURBANCE,
+    EVENTS,
+    change_log_steps,
+    disturbance_steps,
+    function_name,
+)
 from capacity_assets.storage.partitions import LIKE_PARENT, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError
 
@@ -59,7 +65,7 @@ def build_key(engine: Engine, table: Table) -> None:
 
 def problems_of(connection: Connection, table: Table) -> list[str]:
     """Return what only a person can decide before the table may be converted."""
-    ours = {"table": table.name, "ours": f"{function_name(table.name)}%"}
+    ours = {"table": table.name, "ours": "capacity\\_note\\_%"}
     listed = [
         f"{table.name}: {row.what} belongs to it and would be left behind with the old rows. Take it away, run "
         "`capacity partition`, and create it again."
@@ -106,7 +112,7 @@ def swap(connection: Connection, table: Table) -> None:
         connection.exec_driver_sql(statement.replace("%", "%%"))
     for sequence in connection.execute(text(_SEQUENCES), {"table": old}).scalars().all():
         connection.exec_driver_sql(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(table.name)}.id")
-    for step in change_log_steps(connection):
+    for step in (*change_log_steps(connection), *disturbance_steps(connection)):
         carry_out(connection, step)
 
 
@@ -125,6 +131,7 @@ def _set_aside(connection: Connection, table: Table, old: str, indexes: list[Row
     yield f"ALTER TABLE {quoted(table.name)} RENAME TO {quoted(old)}"
     for event in EVENTS:
         yield f"DROP TRIGGER IF EXISTS {function_name(table.name)}_{event} ON {quoted(old)}"
+    yield f"DROP TRIGGER IF EXISTS {DISTURBANCE} ON {quoted(old)}"
     for index in indexes:
         if index.is_primary:
             yield f"ALTER TABLE {quoted(old)} DROP CONSTRAINT {quoted(index.name)}"

@@ -13,11 +13,11 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 
 from capacity_assets.storage.adoption import carry_out, default_partition_steps, missing_comments, plan_table
-from capacity_assets.storage.change_log import change_log_steps
+from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.tables import metadata
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 NOT_NOTED_MEANWHILE = (
     "samples written meanwhile may have been missed: compute the days since it was lost again, "
     "and the window after them"
@@ -28,7 +28,8 @@ _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 def unnoted_changes(engine: Engine) -> tuple[str, ...]:
     """Return what keeps changed samples from being noted; nothing if all is well."""
     with engine.connect() as connection:
-        return tuple(dict.fromkeys(step.reason for step in change_log_steps(connection)))
+        steps = [*change_log_steps(connection), *disturbance_steps(connection)]
+        return tuple(dict.fromkeys(step.reason for step in steps))
 
 
 class SchemaProblemsError(Exception):
@@ -80,9 +81,12 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
         done += adopt(connection, metadata)
-        missing = change_log_steps(connection)
+        missing = [*change_log_steps(connection), *disturbance_steps(connection)]
         for step in missing:
             carry_out(connection, step)
+        if missing:
+            # Whatever was written while they were absent is not known.
+            connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
         unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"mended: {step.reason}{unseen}" for step in missing)
         for step in missing_comments(connection, metadata.sorted_tables):
@@ -135,7 +139,8 @@ def schema_state(engine: Engine) -> SchemaState:
                 shortcomings += [step.reason for step in plan.steps]
                 shortcomings += plan.problems
         if not missing:
-            shortcomings += dict.fromkeys(step.reason for step in change_log_steps(connection))
+            steps = [*change_log_steps(connection), *disturbance_steps(connection)]
+            shortcomings += dict.fromkeys(step.reason for step in steps)
         return SchemaState(_revision(connection), missing, tuple(shortcomings))
 
 

@@ -234,6 +234,22 @@ sample_changes = Table(
     comment="Days whose samples changed and whose windows may have to be computed again; emptied by itself.",
 )
 
+disturbances = Table(
+    "capacity_disturbances",
+    metadata,
+    Column("table_name", String(63), primary_key=True, comment="Table that was written to"),
+    Column(
+        "transaction_id",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        server_default=text("(pg_current_xact_id()::text)::bigint"),
+        comment="Transaction that did it",
+    ),
+    _timestamp("changed_at", "When that transaction began"),
+    comment="Samples deleted, and aggregates written by others: windows computed before are not taken as unchanged.",
+)
+
 computed_windows = Table(
     "capacity_computed_windows",
     metadata,
@@ -258,5 +274,9 @@ computed_windows = Table(
     ),
     Column("failed_instances", Integer, nullable=False, server_default=text("0"), comment="Servers that failed in it"),
     _timestamp("computed_at", "When it was last computed over samples that were new to it"),
+    Column("fingerprint", String(64), comment="What computed it, for which servers; null: not known"),
+    Column("processed_instances", Integer, comment="Servers with samples in it"),
+    Column("total_records", BigInteger, comment="Rows its samples supported"),
+    Column("protected_records", BigInteger, comment="Those of them that were kept because they hold more samples"),
     comment="Windows that were computed for all servers, and up to which change of the samples.",
 )

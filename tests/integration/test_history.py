@@ -56,7 +56,7 @@ def test_computing_again_over_unchanged_samples_writes_no_row_and_postgresql_say
     before = {level.name: stored(engine, level) for level in (DATABASE, INSTANCE)}
     versions = {level.name: row_versions(engine, level) for level in (DATABASE, INSTANCE)}
 
-    second = service.aggregate("monthly", FEBRUARY_AND_MARCH)
+    second = service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(recompute=True))
 
     assert first.total("written_records") == 8
     assert (second.total("written_records"), second.total("unchanged_records")) == (0, 8)

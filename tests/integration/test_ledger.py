@@ -31,8 +31,9 @@ def computed(engine: Engine, service: AggregationService) -> AggregationService:
     return service
 
 
-def compute_everything(service: AggregationService) -> int:
-    runs = [service.calculate_period_aggregations(period, FIRST, LAST) for period in PERIODS]
+def compute_everything(service: AggregationService, *, recompute: bool = False) -> int:
+    options = RunOptions(recompute=recompute)
+    runs = [service.aggregate(period, period.windows_between(FIRST, LAST), options) for period in PERIODS.values()]
     return sum(run.total("written_records") for run in runs)
 
 
@@ -159,7 +160,7 @@ def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time
     assert service.ledger.stale() == [], "not computed yet"
 
     parts = DatabaseAggregationRunner(engine).aggregate(PERIODS["monthly"], march, service.instances(None))
-    service.ledger.finish(snapshot, parts)
+    service.ledger.finish(snapshot, parts, "")
 
     assert stale(service) == {("database", "monthly", "2025-03-01")}, "rather once too often than once too few"
     redo(service)

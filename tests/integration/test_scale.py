@@ -42,7 +42,7 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             event.remove(engine, "before_cursor_execute", count)
             counts[fleet, days] = len(statements)
 
-    assert set(counts.values()) == {13}, "the instances, then a level: four for the ledger, a setting, its statement"
+    assert set(counts.values()) == {21}, "the instances, then a level: eight for the ledger, a setting, its statement"
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
@@ -68,7 +68,7 @@ def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothin
         return statement, parameters
 
     event.listen(engine, "before_cursor_execute", explain, retval=True)
-    service.aggregate("daily", windows, RunOptions(overwrite=overwrite))
+    service.aggregate("daily", windows, RunOptions(overwrite=overwrite, recompute=True))
     event.remove(engine, "before_cursor_execute", explain)
 
     assert any("Hash" in line or "Merge" in line for line in plans)
@@ -94,7 +94,7 @@ def test_a_long_run_says_in_its_log_how_far_it_is_and_a_short_one_does_not(
     service.aggregate("daily", FIRST_WEEK, RunOptions(("database",)))
     assert caplog.messages == []
     monkeypatch.setattr(runners, "SECONDS_BETWEEN_LINES", 0)
-    service.aggregate("daily", FIRST_WEEK, RunOptions(("database",)))
+    service.aggregate("daily", FIRST_WEEK, RunOptions(("database",), recompute=True))
 
     assert caplog.messages == [
         "daily database aggregates: 2 of 5 servers written, going on",
@@ -112,7 +112,7 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
     service.aggregate(
         "daily",
         PERIODS["daily"].windows_between(date(2025, 1, 1), date(2026, 5, 15)),
-        RunOptions(("instance",), watch=Watch(progress=slices.append)),
+        RunOptions(("instance",), recompute=True, watch=Watch(progress=slices.append)),
     )
 
     assert slices == [199, 101], "five hundred days and the one before, at most a hundred thousand server-days at once"
@@ -136,7 +136,7 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     run = service.aggregate("daily", days, RunOptions(("database",)))
     event.remove(engine, "before_cursor_execute", count)
 
-    assert len(statements) == 7, "the instances, then the level: four for the ledger, a setting, its statement"
+    assert len(statements) == 11, "the instances, then the level: eight for the ledger, a setting, its statement"
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]

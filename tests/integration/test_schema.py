@@ -99,6 +99,8 @@ def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
         "changed: database_size_aggregations.trend_direction is missing",
         "created table instance_size_stats",
         f"mended: {NOT_NOTED.format('instance_size_stats')}; {NOT_NOTED_MEANWHILE}",
+        f"mended: writes of instance_size_stats are not noted: a trigger is missing, old or disabled; "
+        f"{NOT_NOTED_MEANWHILE}",
     ]
     assert schema_state(engine).fit
 
@@ -201,7 +203,7 @@ def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
     for thread in threads:
         thread.join(60)
 
-    assert sorted(map(len, outcomes)) == [0, 7]
+    assert sorted(map(len, outcomes)) == [0, 8]
 
 
 def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:

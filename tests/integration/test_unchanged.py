@@ -1,0 +1,238 @@
+"""Windows that nothing has touched are reported as unchanged without being read, and no other window is."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, event, text
+
+from capacity_assets.aggregation.levels import DATABASE, LEVELS
+from capacity_assets.aggregation.results import PeriodSummary
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.statements import fingerprint
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.schema import initialise
+from capacity_assets.storage.tables import metadata
+from tests.conftest import HISTORIES, TODAY, fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
+from tests.integration.test_ledger import FIRST, LAST, compute_everything, execute
+from tests.integration.test_maintenance import keeper
+
+MONTHS = PERIODS["monthly"].windows_between(FIRST, LAST)
+RECOMPUTE = RunOptions(recompute=True)
+
+
+@pytest.fixture
+def computed(engine: Engine, service: AggregationService) -> AggregationService:
+    """Two servers with samples of half a year and one without, every month computed."""
+    add_instances(engine, [1, 2, 3])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(number, "orders", "2025-01-01", range(100, 301)))
+        add_instance_sizes(engine, totals(number, "2025-01-01", [(size, 1) for size in range(100, 301)]))
+    service.aggregate("monthly", MONTHS)
+    return service
+
+
+def counts(parts: tuple[PeriodSummary, ...]) -> list[tuple[object, ...]]:
+    return [
+        (
+            part.level,
+            part.period_start,
+            part.total_instances,
+            part.processed_instances,
+            part.skipped_instances,
+            part.total_records,
+            part.protected_records,
+        )
+        for part in parts
+    ]
+
+
+def months_read(engine: Engine, service: AggregationService) -> dict[str, list[int]]:
+    """Compute every month again; by level, the months that were really computed."""
+    found: dict[str, list[int]] = {}
+
+    def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if statement.startswith("WITH windows"):
+            level = "database" if "database_size_stats" in statement else "instance"
+            asked = zip(parameters["starts"], parameters["wanted"], strict=True)  # type: ignore[index]
+            found[level] = [start.month for start, wanted in asked if wanted]
+
+    event.listen(engine, "before_cursor_execute", watch)
+    service.aggregate("monthly", MONTHS)
+    event.remove(engine, "before_cursor_execute", watch)
+    return found
+
+
+def test_nothing_is_read_again_and_the_summary_says_what_computing_again_would(
+    engine: Engine, computed: AggregationService
+) -> None:
+    before = stored(engine, DATABASE)
+
+    run = computed.aggregate("monthly", MONTHS)
+
+    assert months_read(engine, computed) == {}
+    assert counts(run.parts) == counts(computed.aggregate("monthly", MONTHS, RECOMPUTE).parts)
+    first = run.parts[0]
+    assert (first.processed_instances, first.skipped_instances, first.unchanged_records) == (2, 1, 2)
+    assert first.message == (
+        "monthly database aggregates 2025-01-01 to 2025-01-31: 2 of 3 instances processed, 0 rows written, "
+        "2 unchanged, 0 protected."
+    )
+    assert stored(engine, DATABASE) == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "databases", "servers"),
+    [
+        ("UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-09'", [3, 4], []),
+        ("DELETE FROM database_size_stats WHERE collected_date = '2025-03-09'", [1, 2, 3, 4, 5, 6, 7], []),
+        ("TRUNCATE instance_size_stats", [], [1, 2, 3, 4, 5, 6, 7]),
+        ("UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_type = 'monthly'", range(1, 8), []),
+        ("DELETE FROM instance_size_aggregations WHERE period_start = '2025-02-01'", [], range(1, 8)),
+        ("TRUNCATE database_size_aggregations", range(1, 8), []),
+        ("UPDATE instances SET is_active = false WHERE id = 2", range(1, 8), range(1, 8)),
+        ("UPDATE instances SET is_active = false WHERE id = 3", range(1, 8), range(1, 8)),
+        ("UPDATE instances SET host = '192.0.2.9'", [], []),
+        ("UPDATE database_size_stats SET collected_at = now()", [], []),
+    ],
+)
+def test_what_touches_a_window_has_it_computed_once(
+    engine: Engine, computed: AggregationService, statement: str, databases: list[int], servers: list[int]
+) -> None:
+    execute(engine, statement)
+
+    expected = {"database": list(databases), "instance": list(servers)}
+    assert months_read(engine, computed) == {level: months for level, months in expected.items() if months}
+    assert months_read(engine, computed) == {}
+
+
+def test_a_row_changed_by_someone_else_is_put_right(engine: Engine, computed: AggregationService) -> None:
+    before = figures(engine, DATABASE)
+    execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
+
+    computed.aggregate("monthly", MONTHS)
+
+    assert figures(engine, DATABASE) == before
+
+
+def test_a_foreign_write_that_commits_while_its_window_is_computed_is_not_missed(
+    engine: Engine, computed: AggregationService
+) -> None:
+    execute(engine, "UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE collected_date = '2025-03-09'")
+    with engine.connect() as foreign:
+        foreign.execute(text("UPDATE database_size_aggregations SET min_size_mb = 7 WHERE period_start = '2025-05-01'"))
+        assert months_read(engine, computed) == {"database": [3, 4]}
+        foreign.commit()
+
+    assert months_read(engine, computed) == {"database": [1, 2, 3, 4, 5, 6, 7]}
+
+
+def test_rows_that_left_with_their_partition_are_written_anew(engine: Engine, computed: AggregationService) -> None:
+    execute(engine, "DROP TABLE database_size_aggregations_monthly_2025")
+
+    assert computed.aggregate("monthly", MONTHS).total("written_records") == 14
+
+
+def test_samples_purged_with_their_partition_leave_the_figures_as_they_are(
+    engine: Engine, computed: AggregationService
+) -> None:
+    before = figures(engine, DATABASE)
+    only = {"monthly": PERIODS["monthly"]}
+    assert keeper(engine, "raw=30,daily=forever", only).run(TODAY).dropped_records > 0
+
+    computed.aggregate("monthly", MONTHS)
+    assert figures(engine, DATABASE) == before
+    protected = computed.aggregate("monthly", MONTHS, RECOMPUTE).total("protected_records")
+    assert protected > 0
+    assert computed.aggregate("monthly", MONTHS).total("protected_records") == protected
+    assert figures(engine, DATABASE) == before
+
+
+def test_another_way_of_computing_or_other_servers_are_told_apart() -> None:
+    marks = {fingerprint(level, servers) for level in LEVELS.values() for servers in ([1, 2], [1, 2, 3], [12])}
+
+    assert len(marks) == 6
+    assert fingerprint(DATABASE, [2, 1]) == fingerprint(DATABASE, [1, 2])
+
+
+def test_computing_for_some_servers_only_is_never_taken_for_the_whole(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1)]))
+    add_instance_sizes(engine, totals(2, "2025-03-01", [(100, 1)]))
+    march = MONTHS[2:3]
+
+    service.aggregate("monthly", march, RunOptions(instance_ids=[1]))
+
+    assert service.aggregate("monthly", march).total("written_records") == 1
+
+
+def test_after_triggers_were_lost_nothing_is_taken_as_unchanged(engine: Engine, computed: AggregationService) -> None:
+    execute(engine, "DROP TRIGGER capacity_note_disturbance ON database_size_aggregations")
+    execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
+
+    initialise(engine)
+
+    assert months_read(engine, computed) == {"database": list(range(1, 8)), "instance": list(range(1, 8))}
+
+
+def test_notes_of_foreign_writes_are_forgotten_after_a_day_but_not_what_follows_from_them(
+    engine: Engine, computed: AggregationService
+) -> None:
+    execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
+    execute(engine, "UPDATE capacity_disturbances SET changed_at = changed_at - interval '2 days'")
+
+    computed.aggregate("monthly", MONTHS[:1], RECOMPUTE)
+
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM capacity_disturbances")).scalar_one() == 0
+    assert months_read(engine, computed) == {"database": [2, 3, 4, 5, 6, 7]}
+
+
+DAY = st.integers(0, 200).map(lambda number: FIRST + timedelta(days=number))
+DISTURBANCES = st.sampled_from(
+    [
+        "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+        "VALUES (1, 'new', 5, :day) ON CONFLICT DO NOTHING",
+        "UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE collected_date = :day",
+        "DELETE FROM database_size_stats WHERE collected_date = :day AND instance_id = 2",
+        "DELETE FROM database_size_stats WHERE collected_date < :day",
+        "UPDATE instance_size_stats SET is_deleted = true WHERE collected_date = :day",
+        "UPDATE database_size_aggregations SET max_size_mb = max_size_mb + 1 WHERE period_start = :day",
+        "DELETE FROM instance_size_aggregations WHERE period_start = :day",
+        "UPDATE instances SET is_active = NOT is_active WHERE id = 2",
+    ]
+)
+
+
+@hypothesis_settings(max_examples=max(10, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds=st.lists(st.lists(st.tuples(DISTURBANCES, DAY), max_size=3), min_size=1, max_size=3))
+def test_whatever_was_taken_as_unchanged_would_not_have_been_changed(
+    engine: Engine, rounds: list[list[tuple[str, date]]]
+) -> None:
+    with engine.begin() as connection:
+        names = ", ".join(table.name for table in metadata.sorted_tables)
+        connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+    add_instances(engine, [1, 2])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(number, "orders", "2025-01-01", range(100, 301)))
+        add_instance_sizes(engine, totals(number, "2025-01-01", [(size, 1) for size in range(100, 301)]))
+    service = AggregationService(engine, fixed_clock())
+    compute_everything(service)
+
+    for disturbances in rounds:
+        for statement, day in disturbances:
+            with engine.begin() as connection:
+                connection.execute(text(statement), {"day": day} if ":day" in statement else {})
+        for period in PERIODS:
+            windows = PERIODS[period].windows_between(FIRST, LAST)
+            trusted = service.aggregate(period, windows)
+            computed = service.aggregate(period, windows, RECOMPUTE)
+            assert computed.total("written_records") == 0
+            assert counts(trusted.parts) == counts(computed.parts)
