@@ -47,13 +47,11 @@ SELECT i.name, i.db_type, a.total_size_mb, a.database_count, a.total_size_change
 FROM instance_size_aggregations a JOIN instances i ON i.id = a.instance_id
 WHERE a.period_type = 'daily' AND a.period_start =
     (SELECT max(period_start) FROM instance_size_aggregations WHERE period_type = 'daily') ORDER BY i.name""",
-    "the hundred largest databases on the newest day": """
+    "the hundred largest databases on a day": """
 SELECT i.name, a.database_name, a.avg_size_mb, a.growth_rate
 FROM database_size_aggregations a JOIN instances i ON i.id = a.instance_id
-WHERE a.period_type = 'daily' AND a.period_start =
-    (SELECT max(period_start) FROM database_size_aggregations WHERE period_type = 'daily')
-ORDER BY a.avg_size_mb DESC LIMIT 100""",
-    "the same, day first": """
+WHERE a.period_type = 'daily' AND a.period_start = :day ORDER BY a.avg_size_mb DESC LIMIT 100""",
+    "the same, of the newest day, in one statement": """
 SELECT i.name, a.database_name, a.avg_size_mb, a.growth_rate
 FROM (SELECT max(period_start) AS day FROM database_size_aggregations WHERE period_type = 'daily') newest
 CROSS JOIN LATERAL (
@@ -131,7 +129,7 @@ def _ask_all(engine: Engine, fleet: Fleet, rounds: int, *, plans: bool) -> None:
     month = PERIODS["monthly"].last(fleet.last_day).start
     with engine.connect() as connection:
         for name, question in QUESTIONS.items():
-            values = {"server": fleet.servers // 2, "month": month}
+            values = {"server": fleet.servers // 2, "month": month, "day": fleet.last_day}
             used = {key: value for key, value in values.items() if f":{key}" in question}
             taken = []
             for _ in range(rounds + 1):
