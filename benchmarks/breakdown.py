@@ -10,7 +10,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -21,7 +20,7 @@ from benchmarks import yardstick
 from benchmarks.__main__ import Size, empty, scan
 from benchmarks.fleet import Fleet, generate, prepare
 from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
@@ -41,7 +40,7 @@ TARGETS = {
 def main(*, fleet: Fleet, rounds: int) -> None:
     """Measure each step of a day and of a month, slices side by side, and rows on disk."""
     with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
-        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER), parallel_slices=2)
         prepare(engine, fleet)
         generate(engine, fleet)
         click.echo(f"{fleet.servers * fleet.databases:,} databases, both levels\n")
@@ -53,7 +52,8 @@ def main(*, fleet: Fleet, rounds: int) -> None:
 
 
 def _steps(engine: Engine, period: Period, window: Window, rounds: int) -> None:
-    service = AggregationService(engine, Clock(ZoneInfo("UTC")))
+    clock = Clock(ZoneInfo("UTC"))
+    service, two = AggregationService(engine, clock), AggregationService(engine, clock, parallel_slices=2)
     before = period.previous(window)
     steps: dict[str, Callable[[], object]] = {
         "read one column": lambda: scan(engine, before, window),
@@ -64,7 +64,7 @@ def _steps(engine: Engine, period: Period, window: Window, rounds: int) -> None:
         steps[step] = lambda create=create: _write(engine, create, period, window)  # type: ignore[misc]
     steps["and stored rows: hand-written"] = lambda: yardstick.compute(engine, period, window)
     steps["ours"] = lambda: service.aggregate(period, [window])
-    steps["ours, two halves of the servers side by side"] = lambda: _side_by_side(service, period, window)
+    steps["ours, two slices side by side"] = lambda: two.aggregate(period, [window])
     taken: dict[str, list[float]] = {step: [] for step in steps}
     for _ in range(rounds):
         for step, work in steps.items():
@@ -88,13 +88,6 @@ def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
     with engine.begin() as connection:
         for level in LEVELS.values():
             connection.exec_driver_sql(f"DROP TABLE {level.target.name}_bare")
-
-
-def _side_by_side(service: AggregationService, period: Period, window: Window) -> None:
-    ids = [instance.id for instance in service.instances(None)]
-    halves = [tuple(ids[: len(ids) // 2]), tuple(ids[len(ids) // 2 :])]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda half: service.aggregate(period, [window], RunOptions(instance_ids=half)), halves))
 
 
 def _sizes(engine: Engine) -> None:

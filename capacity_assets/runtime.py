@@ -59,7 +59,7 @@ def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]
         EmbeddedServerError: the embedded server did not start.
     """
     with open_database(settings) as url:
-        engine = capacity_engine(url)
+        engine = capacity_engine(url, parallel_slices=settings.parallel_slices)
         try:
             if connect:
                 ensure_reachable(engine)
@@ -111,7 +111,7 @@ def task_runner(
 ) -> AggregationTaskRunner:
     """Put a task runner together on an engine that is open already."""
     the_clock = clock or Clock(settings.zone)
-    service = AggregationService(engine, the_clock, periods=periods)
+    service = AggregationService(engine, the_clock, periods=periods, parallel_slices=settings.parallel_slices)
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     locks = CapacityLockManager(engine, redis_url)
     retention = parse_retention(settings.retention_days, periods)

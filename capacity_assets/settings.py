@@ -27,6 +27,7 @@ DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
 DEFAULT_SETTLE_SECONDS = 60
 LONGEST_SETTLING = 30
+MOST_PARALLEL_SLICES = 32
 # 400 days hold a year and the month before it.
 DEFAULT_RETENTION_DAYS = "raw=400,daily=1096"
 DEFAULT_HOME = Path(".capacity")
@@ -107,6 +108,14 @@ class Settings(BaseSettings):
         description="How many days rows are kept, `name=days` or `name=forever`, separated by commas. A name is `raw`, "
         "a raw table, a period, or an aggregate asset; the more exact one wins, and what is not named keeps its "
         "default. See the operations page.",
+    )
+    parallel_slices: int = Field(
+        default=1,
+        validation_alias="CAPACITY_PARALLEL_SLICES",
+        ge=1,
+        le=MOST_PARALLEL_SLICES,
+        description="How many slices of servers a run writes side by side. Each keeps a core of the PostgreSQL server "
+        "busy and takes a connection.",
     )
     home: Path = Field(
         default=DEFAULT_HOME,
@@ -228,6 +237,7 @@ class Settings(BaseSettings):
             "CAPACITY_JUMP_PERCENT": str(self.jump_percent),
             "CAPACITY_SETTLE_SECONDS": str(self.settle_seconds),
             "CAPACITY_RETENTION_DAYS": self.retention_days,
+            "CAPACITY_PARALLEL_SLICES": str(self.parallel_slices),
             "CAPACITY_HOME": str(self.home.resolve()),
         }
         secrets = {"CAPACITY_REDIS_URL": self.redis_url, "CAPACITY_ALERT_WEBHOOK_URL": self.alert_webhook_url}

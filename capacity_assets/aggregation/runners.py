@@ -2,15 +2,17 @@
 
 Instances go in bounded slices, each its own transaction, so that an interruption keeps what was written
 and a repetition continues. When the rows of a slice are at fault, the slice is halved until the failing
-instance, and for it the failing windows, are alone; everything else is written. Which instances and
-windows take part is decided by `service`.
+instance, and for it the failing windows, are alone; everything else is written. Several slices may be
+written side by side. Which instances and windows take part is decided by `service`.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -46,7 +48,7 @@ Progress = Callable[[int], None]
 """Called after each slice with the number of instances it held."""
 
 Guard = Callable[[], None]
-"""Called before each commit; raises when the work must not be committed."""
+"""Called before each commit, never twice at once; raises when the work must not be committed."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,15 @@ class AggregationRunner:
 
     level: ClassVar[Level]
 
-    def __init__(self, engine: Engine, *, instances_per_slice: int = INSTANCES_PER_SLICE) -> None:
-        """Work through `engine` in transactions of at most `instances_per_slice` instances."""
+    def __init__(
+        self, engine: Engine, *, instances_per_slice: int = INSTANCES_PER_SLICE, parallel_slices: int = 1
+    ) -> None:
+        """Work through `engine` in transactions of at most `instances_per_slice` instances, some side by side."""
         self._engine = engine
         self._instances_per_slice = instances_per_slice
+        self._parallel_slices = parallel_slices
+        # The guard asks on a connection of its own, which two threads must not use at once.
+        self._guarding = threading.Lock()
 
     def aggregate(
         self,
@@ -141,11 +148,13 @@ class AggregationRunner:
         started = time.perf_counter()
         parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         done, told = 0, started
-        for chunk in self._slices(instances, days_read(period, windows)):
-            parts += self._aggregate_slice(_Work(period, windows, chunk, overwrite, watch.guard))
-            done += len(chunk)
+        chunks = self._slices(instances, days_read(period, windows))
+        slices = [_Work(period, windows, chunk, overwrite, watch.guard) for chunk in chunks]
+        for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
+            parts += written
+            done += len(work.instances)
             if watch.progress:
-                watch.progress(len(chunk))
+                watch.progress(len(work.instances))
             if time.perf_counter() - told >= SECONDS_BETWEEN_LINES and done < len(instances):
                 told = time.perf_counter()
                 line = "%s %s aggregates: %s of %s servers written, going on"
@@ -154,9 +163,22 @@ class AggregationRunner:
         return tuple(replace(part, duration_seconds=share) for part in combine(parts))
 
     def _slices(self, instances: Sequence[InstanceRef], days: int) -> Iterator[Sequence[InstanceRef]]:
-        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // days))
+        # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
+        share = -(-len(instances) // self._parallel_slices)
+        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // days, share))
         for first in range(0, len(instances), size):
             yield instances[first : first + size]
+
+    def _aggregate_slices(self, slices: Sequence[_Work]) -> Iterator[list[PeriodSummary]]:
+        """Write slices one after the other or side by side; give back what came of each, in order.
+
+        After an error no further slice is begun; those at work are finished first, and kept.
+        """
+        if self._parallel_slices == 1:
+            yield from map(self._aggregate_slice, slices)
+            return
+        with ThreadPoolExecutor(self._parallel_slices, thread_name_prefix="slice") as threads:
+            yield from threads.map(self._aggregate_slice, slices)
 
     def _aggregate_slice(self, work: _Work) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead."""
@@ -178,7 +200,8 @@ class AggregationRunner:
             connection.execute(SESSION_OF_A_SLICE)
             rows = connection.execute(statement, work.parameters()).all()
             if work.guard:
-                work.guard()
+                with self._guarding:
+                    work.guard()
         return [
             replace(
                 self._empty(work.period, window),

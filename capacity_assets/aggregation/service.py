@@ -67,15 +67,20 @@ class AggregationService:
         *,
         periods: Mapping[str, Period] = PERIODS,
         instances_per_slice: int = INSTANCES_PER_SLICE,
+        parallel_slices: int = 1,
     ) -> None:
-        """Work through `engine`; `clock` tells which windows are current; `periods` is the registry."""
+        """Work through `engine`; `clock` tells which windows are current; `periods` is the registry.
+
+        With `parallel_slices`, so many slices are written side by side, each on a connection of the engine's pool.
+        """
         self._engine = engine
         self._clock = clock
         self._periods = periods
         self.ledger = Ledger(engine, periods)
         runners = (DatabaseAggregationRunner, InstanceAggregationRunner)
         self._runners: dict[str, AggregationRunner] = {
-            runner.level.name: runner(engine, instances_per_slice=instances_per_slice) for runner in runners
+            runner.level.name: runner(engine, instances_per_slice=instances_per_slice, parallel_slices=parallel_slices)
+            for runner in runners
         }
 
     def aggregate(

@@ -31,8 +31,10 @@ class UnreachableError(Exception):
     """No connection could be made within the time limit; the text says what was tried, without the password."""
 
 
-def capacity_engine(url: URL) -> Engine:
+def capacity_engine(url: URL, *, parallel_slices: int = 1) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
+
+    Its pool has a connection for each of the slices that are written side by side, and some for the rest.
 
     What the URL itself says (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) is kept: ours
     are defaults. Raises nothing here: a wrong address shows at the first statement, see `ensure_reachable`.
@@ -43,7 +45,7 @@ def capacity_engine(url: URL) -> Engine:
     return create_engine(
         url.difference_update_query(["options"]),
         pool_size=POOL_SIZE,
-        max_overflow=POOL_SIZE,
+        max_overflow=POOL_SIZE + parallel_slices - 1,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_pre_ping=True,
         # The later of two settings wins in PostgreSQL, so the user's come last.
