@@ -23,25 +23,24 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.ledger_statements import (
+    BEGIN,
+    COPY_CHANGES,
+    DOUBT,
+    FINISH,
+    FORGET,
+    FORGET_ALL_DISTURBANCES,
+    FORGET_DISTURBANCES,
+    FROM_ANOTHER_SERVER,
+    OPEN,
+    RENUMBER_WINDOWS,
+    STALE,
+    UNCHANGED,
+)
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.periods import PERIODS, Period, Window
-
-_TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
-_SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
-_TOUCHES = "c.table_name = l.table_name AND c.collected_date BETWEEN w.reads_from AND w.period_end"
-_UNSEEN = f"{_TOUCHES} AND NOT pg_visible_in_snapshot({_TRANSACTION}, {_SNAPSHOT})"
-# With those that were seen while an older transaction was open: computing again, they are forgotten.
-_PERHAPS_UNSEEN = f"{_TOUCHES} AND {_TRANSACTION} >= pg_snapshot_xmin({_SNAPSHOT})"
-_LEVELS = (
-    "unnest(CAST(:levels AS text[]), CAST(:tables AS text[]), CAST(:targets AS text[])) "
-    "AS l (level, table_name, target_name)"
-)
-_DISTURBED = (
-    "d.table_name IN (l.table_name, l.target_name) "
-    f"AND NOT pg_visible_in_snapshot(CAST(CAST(d.transaction_id AS text) AS xid8), {_SNAPSHOT})"
-)
-
+from capacity_assets.storage.change_log import noting_is_on
 
 PATIENCE_SECONDS = 3600
 
@@ -103,7 +102,7 @@ class Ledger:
             _renumber_after_a_restore(connection)
             return str(
                 connection.execute(
-                    text(_BEGIN),
+                    text(BEGIN),
                     {
                         "period_type": period.name,
                         "level": level.name,
@@ -121,6 +120,7 @@ class Ledger:
 
         Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
         corrected or deleted, nobody else wrote to the aggregates, and the same statement was used for the same servers.
+        None while anything keeps changes from being noted.
 
         Raises:
             DatabaseError: the database failed; nothing was written.
@@ -133,13 +133,25 @@ class Ledger:
             "fingerprint": fingerprint,
         }
         with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
+            if not noting_is_on(connection):
+                return {}
             _renumber_after_a_restore(connection)
-            rows = connection.execute(text(_UNCHANGED.format(target=level.target.name)), parameters).all()
-            connection.execute(text(_FORGET), self._parameters)
+            rows = connection.execute(text(UNCHANGED.format(target=level.target.name)), parameters).all()
+            connection.execute(text(FORGET), self._parameters)
         return {
             row.period_start: Unchanged(row.processed_instances, row.total_records, row.protected_records)
             for row in rows
         }
+
+    def doubt(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
+        """Take `windows` and those after them as changed, whose protection depends on the rows before them.
+
+        Raises:
+            DatabaseError: the database failed; nothing of this level was written.
+        """
+        starts = {start for window in windows for start in (window.start, period.following(window).start)}
+        with self._work("noting that rows are to be replaced", "Nothing was written.") as connection:
+            connection.execute(text(DOUBT), {"period_type": period.name, "level": level.name, "starts": sorted(starts)})
 
     def finish(self, snapshot: str, parts: Sequence[PeriodSummary], fingerprint: str) -> None:
         """Enter that the windows of `parts` were computed over what `snapshot` could see, and by what.
@@ -149,7 +161,7 @@ class Ledger:
         """
         with self._work("noting that a computation is done", "The aggregates were kept.") as connection:
             connection.execute(
-                text(_FINISH),
+                text(FINISH),
                 {
                     **self._parameters,
                     "period_type": parts[0].period_type,
@@ -163,13 +175,13 @@ class Ledger:
                     "fingerprint": fingerprint,
                 },
             )
-            connection.execute(text(_FORGET), self._parameters)
-            connection.execute(text(_FORGET_DISTURBANCES), self._parameters)
+            connection.execute(text(FORGET), self._parameters)
+            connection.execute(text(FORGET_DISTURBANCES), self._parameters)
 
     @property
     def stale_query(self) -> tuple[str, dict[str, list[str]]]:
         """The statement of a look and its parameters, for those who want to see its plan."""
-        return _STALE, self._parameters
+        return STALE, self._parameters
 
     def stale(self) -> list[StaleWindow]:
         """Return every computed window whose samples changed since, in order; and forget changes all have seen.
@@ -181,7 +193,7 @@ class Ledger:
             _renumber_after_a_restore(connection)
             query, parameters = self.stale_query
             rows = connection.execute(text(query), parameters).all()
-            connection.execute(text(_FORGET), self._parameters)
+            connection.execute(text(FORGET), self._parameters)
         return [
             StaleWindow(
                 row.period_type,
@@ -231,7 +243,7 @@ class Ledger:
             "ends": [window.end for window in windows],
             "patience_seconds": patience_seconds,
         }
-        rows = connection.execute(text(_OPEN.format(raw=level.source.name)), parameters).all()
+        rows = connection.execute(text(OPEN.format(raw=level.source.name)), parameters).all()
         return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
     @contextmanager
@@ -249,123 +261,8 @@ def _renumber_after_a_restore(connection: Connection) -> None:
     A dump that is loaded into another server keeps numbers that mean nothing there: new changes would look old. All
     changes in the log then count as not seen by anyone, and windows as computed up to now.
     """
-    if connection.execute(text(_FROM_ANOTHER_SERVER)).scalar():
+    if connection.execute(text(FROM_ANOTHER_SERVER)).scalar():
         connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))
-        connection.execute(text(_RENUMBER_WINDOWS))
-        connection.execute(text(_COPY_CHANGES))
-        connection.execute(text(_FORGET_ALL_DISTURBANCES))
-
-
-_BEGIN = """
-WITH begun AS (
-    INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from)
-    SELECT :period_type, :level, period_start, period_end, reads_from
-    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]))
-        AS asked (period_start, period_end, reads_from)
-    ON CONFLICT DO NOTHING
-)
-SELECT CAST(pg_current_snapshot() AS text)
-"""
-
-# Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
-_FINISH = f"""
-UPDATE capacity_computed_windows w
-SET snapshot = :snapshot, failed_instances = done.failed, computed_at = now(), fingerprint = :fingerprint,
-    processed_instances = done.processed, total_records = done.records, protected_records = done.protected
-FROM unnest(CAST(:starts AS date[]), CAST(:failed AS integer[]), CAST(:processed AS integer[]),
-            CAST(:records AS bigint[]), CAST(:protected AS bigint[]))
-    AS done (period_start, failed, processed, records, protected), {_LEVELS}
-WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start AND l.level = w.level
-  AND (w.snapshot IS NULL OR w.failed_instances <> done.failed OR w.fingerprint IS DISTINCT FROM :fingerprint
-       OR (w.processed_instances, w.total_records, w.protected_records)
-          IS DISTINCT FROM (done.processed, done.records, done.protected)
-       OR EXISTS (SELECT FROM capacity_disturbances d WHERE {_DISTURBED})
-       OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {_PERHAPS_UNSEEN}))
-"""  # noqa: S608 -- built from the constants above
-
-_STALE = f"""
-SELECT w.period_type, w.level, w.period_start, w.period_end, max(c.transaction_id) AS newest_change,
-       CAST(extract(epoch FROM now() - max(c.changed_at)) AS float) AS quiet_seconds,
-       CAST(extract(epoch FROM now() - min(c.changed_at)) AS float) AS waiting_seconds
-FROM capacity_computed_windows w JOIN {_LEVELS} ON l.level = w.level JOIN capacity_sample_changes c ON {_UNSEEN}
-WHERE w.snapshot IS NOT NULL AND w.period_type = ANY (:periods)
-GROUP BY w.period_type, w.level, w.period_start, w.period_end ORDER BY w.period_type, w.level, w.period_start
-"""  # noqa: S608 -- built from the constants above
-
-# By the oldest transaction that one of the windows may not have seen: a change is kept a little longer than it must.
-_FORGET = f"""
-WITH days AS (SELECT DISTINCT table_name, collected_date FROM capacity_sample_changes),
-needed AS (
-    SELECT c.table_name, c.collected_date,
-           min(coalesce(CAST(CAST(pg_snapshot_xmin({_SNAPSHOT}) AS text) AS bigint), 0)) AS oldest_unseen
-    FROM days c JOIN {_LEVELS} ON l.table_name = c.table_name
-    JOIN capacity_computed_windows w ON w.level = l.level AND w.period_type = ANY (:periods) AND {_TOUCHES}
-    GROUP BY c.table_name, c.collected_date
-)
-DELETE FROM capacity_sample_changes c USING days LEFT JOIN needed USING (table_name, collected_date)
-WHERE c.table_name = days.table_name AND c.collected_date = days.collected_date
-  AND (needed.oldest_unseen IS NULL OR c.transaction_id < needed.oldest_unseen)
-"""  # noqa: S608 -- built from the constants above
-
-# A whole partition may have gone without a trigger, but then no row of the window is left.
-_UNCHANGED = f"""
-SELECT w.period_start, w.processed_instances, w.total_records, w.protected_records
-FROM capacity_computed_windows w JOIN {_LEVELS} ON l.level = w.level
-WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
-  AND w.snapshot IS NOT NULL AND w.failed_instances = 0 AND w.fingerprint = :fingerprint
-  AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {_PERHAPS_UNSEEN})
-  AND NOT EXISTS (SELECT FROM capacity_disturbances d WHERE {_DISTURBED})
-  AND (w.total_records = 0 OR EXISTS (
-      SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
-"""  # noqa: S608 -- built from the constants above and names of our own tables
-
-# Not sooner: a computation at work has looked before them and is entered after.
-_FORGET_DISTURBANCES = f"""
-WITH old AS (
-    SELECT table_name, transaction_id FROM capacity_disturbances WHERE changed_at < now() - interval '1 day'
-),
-doubted AS (
-    UPDATE capacity_computed_windows w SET fingerprint = NULL FROM {_LEVELS}
-    WHERE l.level = w.level AND w.fingerprint IS NOT NULL AND EXISTS (SELECT FROM old d WHERE {_DISTURBED})
-)
-DELETE FROM capacity_disturbances d USING old
-WHERE d.table_name = old.table_name AND d.transaction_id = old.transaction_id
-"""  # noqa: S608 -- built from the constants above
-
-_OPEN = f"""
-SELECT asked.period_start, asked.period_end, state.reason
-FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked (period_start, period_end)
-JOIN {_LEVELS} ON l.level = :level
-LEFT JOIN capacity_computed_windows w
-    ON w.period_type = :period_type AND w.level = :level AND w.period_start = asked.period_start
-CROSS JOIN LATERAL (SELECT CASE
-    WHEN w.period_start IS NULL THEN
-        CASE WHEN EXISTS (SELECT FROM {{raw}} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)
-             THEN 'has samples, but was never computed' END
-    WHEN w.snapshot IS NULL THEN 'was begun, but never finished'
-    WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
-    WHEN EXISTS (SELECT FROM capacity_sample_changes c
-                 WHERE {_UNSEEN} AND c.changed_at <= now() - make_interval(secs => :patience_seconds))
-        THEN 'samples changed since it was computed'
-    END) AS state (reason)
-WHERE state.reason IS NOT NULL ORDER BY asked.period_start
-"""  # noqa: S608 -- built from the constants above and names of our own tables
-
-_FROM_ANOTHER_SERVER = """
-SELECT EXISTS (SELECT FROM capacity_computed_windows
-               WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
-    OR EXISTS (SELECT FROM capacity_sample_changes
-               WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
-"""
-_RENUMBER_WINDOWS = """
-UPDATE capacity_computed_windows
-SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
-    snapshot = CASE WHEN snapshot IS NOT NULL THEN CAST(pg_current_snapshot() AS text) END,
-    fingerprint = NULL
-"""
-_FORGET_ALL_DISTURBANCES = "DELETE FROM capacity_disturbances"
-# This transaction is in none of the snapshots just written.
-_COPY_CHANGES = """
-WITH old AS (DELETE FROM capacity_sample_changes RETURNING table_name, collected_date)
-INSERT INTO capacity_sample_changes (table_name, collected_date) SELECT DISTINCT table_name, collected_date FROM old
-"""
+        connection.execute(text(RENUMBER_WINDOWS))
+        connection.execute(text(COPY_CHANGES))
+        connection.execute(text(FORGET_ALL_DISTURBANCES))

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Connection, Engine, Row, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from capacity_assets.aggregation.errors import CapacityError, database_error
 
@@ -161,7 +161,8 @@ class _AdvisoryLock:
         first, second = advisory_key(self.period)
         try:
             held = self.connection.execute(text(_ADVISORY_OWN), {"first": first, "second": second}).scalar()
-        except DBAPIError as error:
+        except (DBAPIError, PendingRollbackError) as error:
+            # Asked again after it was lost, by another slice, SQLAlchemy refuses before the server could.
             raise _lost(self.period, "its connection was closed") from error
         if not held:
             raise _lost(self.period, "it was released by someone else")

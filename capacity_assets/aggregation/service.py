@@ -101,42 +101,42 @@ class AggregationService:
             raise ValidationError(f"{error}. Nothing was written.") from error
         if not wanted or not runners:
             raise ValidationError("No window or no level was asked for. Nothing was written.")
-        active = [instance for instance in self.instances(options.instance_ids) if instance.active]
-        parts = [part for runner in runners for part in self._computed(runner, chosen, wanted, active, options)]
-        return RunSummary(tuple(parts))
+        if options.instance_ids is not None:
+            self.instances(options.instance_ids)
+        return RunSummary(tuple(part for runner in runners for part in self._computed(runner, chosen, wanted, options)))
 
     def _computed(
-        self,
-        runner: AggregationRunner,
-        period: Period,
-        windows: Sequence[Window],
-        instances: Sequence[InstanceRef],
-        options: RunOptions,
+        self, runner: AggregationRunner, period: Period, windows: Sequence[Window], options: RunOptions
     ) -> tuple[PeriodSummary, ...]:
         """Compute one level, and enter it in the ledger unless it was for some instances only.
 
         Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
         """
         compute = partial(runner.aggregate, overwrite=options.overwrite, watch=options.watch)
+        if options.overwrite:
+            self.ledger.doubt(period, runner.level, windows)
         if options.instance_ids is not None:
-            return compute(period, windows, instances)
-        mark = fingerprint(runner.level, [instance.id for instance in instances])
+            return compute(period, windows, self._active(options.instance_ids))
         parts: dict[date, PeriodSummary] = {}
         if not (options.overwrite or options.recompute):
-            parts = self._unchanged(period, runner.level, windows, len(instances), mark)
+            parts = self._unchanged(period, runner.level, windows)
         open_windows = [window for window in windows if window.start not in parts]
         if open_windows:
             snapshot = self.ledger.begin(period, runner.level, open_windows)
-            computed = compute(period, open_windows, instances)
-            self.ledger.finish(snapshot, computed, mark)
+            # Only now: a server that becomes active later than this was noted as a change the snapshot has not seen.
+            active = self._active()
+            computed = compute(period, open_windows, active)
+            self.ledger.finish(snapshot, computed, _mark(runner.level, active))
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)
 
-    def _unchanged(
-        self, period: Period, level: Level, windows: Sequence[Window], servers: int, mark: str
-    ) -> dict[date, PeriodSummary]:
+    def _active(self, instance_ids: Sequence[int] | None = None) -> list[InstanceRef]:
+        return [instance for instance in self.instances(instance_ids) if instance.active]
+
+    def _unchanged(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, PeriodSummary]:
         """Summaries of the windows that are as they were computed, by first day."""
-        known = self.ledger.unchanged(period, level, windows, mark)
+        active = self._active()
+        servers, known = len(active), self.ledger.unchanged(period, level, windows, _mark(level, active))
         return {
             window.start: PeriodSummary(
                 period.name,
@@ -274,6 +274,10 @@ class AggregationService:
             listed = ", ".join(map(str, missing))
             raise NotFoundError(f"No instance with id {listed} is registered. Nothing was written.")
         return [known[instance_id] for instance_id in sorted(set(instance_ids))]
+
+
+def _mark(level: Level, instances: Iterable[InstanceRef]) -> str:
+    return fingerprint(level, [instance.id for instance in instances])
 
 
 for _name in PERIODS:

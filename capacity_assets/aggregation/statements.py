@@ -86,7 +86,9 @@ def fingerprint(level: Level, instance_ids: Sequence[int]) -> str:
 @cache
 def _statement_text(level: Level) -> str:
     statement = aggregation_statement(level, overwrite=False, single=True)
-    return str(statement.compile(dialect=DIALECT))
+    compiled = statement.compile(dialect=DIALECT)
+    # Constants, such as the threshold of the trend, are no part of the text.
+    return f"{compiled} {sorted(compiled.params.items(), key=repr)}"
 
 
 def _classified(level: Level, figures: CTE, parameters: Parameters, *, overwrite: bool) -> CTE:

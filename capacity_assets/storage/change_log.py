@@ -38,23 +38,21 @@ EVENTS = {
 
 def change_log_steps(connection: Connection) -> list[Step]:
     """Return what is missing for the tables that exist: functions and triggers that are absent, old or disabled."""
-    bodies = {table.name: _raw_body(table) for table in RAW} | {instances.name: _instances_body()}
-    return [
-        step
-        for table, body in bodies.items()
-        for step in _steps(connection, table, _Noting(function_name(table), body, EVENTS, "changes"))
-    ]
+    return [step for table, noting in _changes() for step in _steps(connection, table, noting)]
 
 
 def disturbance_steps(connection: Connection) -> list[Step]:
     """Return what is missing for noting deleted samples and foreign writes to the aggregates, table by table."""
-    events = dict.fromkeys((table.name for table in RAW), "DELETE OR TRUNCATE")
-    events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
-    return [
-        step
-        for table, event in events.items()
-        for step in _steps(connection, table, _Noting(DISTURBANCE, _DISTURBANCE_BODY, {event: ""}, "writes"))
-    ]
+    return [step for table, noting in _disturbances() for step in _steps(connection, table, noting)]
+
+
+def noting_is_on(connection: Connection) -> bool:
+    """Whether every trigger is there and fires: one quick look, for those who are about to rely on it."""
+    everything = (*_changes(), *_disturbances())
+    wanted = [(table, noting.trigger(event)) for table, noting in everything for event in noting.events]
+    tables, triggers = zip(*wanted, strict=True)
+    firing = connection.execute(text(_FIRING), {"tables": list(tables), "triggers": list(triggers)}).scalar_one()
+    return bool(firing == len(wanted))
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,19 @@ class _Noting:
     def trigger(self, event: str) -> str:
         """One trigger an event of its own; a single one for several events needs no more than the function's name."""
         return f"{self.function}_{event}" if len(self.events) > 1 else self.function
+
+
+def _changes() -> Iterator[tuple[str, _Noting]]:
+    bodies = {table.name: _raw_body(table) for table in RAW} | {instances.name: _instances_body()}
+    for table, body in bodies.items():
+        yield table, _Noting(function_name(table), body, EVENTS, "changes")
+
+
+def _disturbances() -> Iterator[tuple[str, _Noting]]:
+    events = dict.fromkeys((table.name for table in RAW), "DELETE OR TRUNCATE")
+    events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
+    for table, event in events.items():
+        yield table, _Noting(DISTURBANCE, _DISTURBANCE_BODY, {event: ""}, "writes")
 
 
 def function_name(table: str) -> str:
@@ -115,6 +126,12 @@ def _steps(connection: Connection, table: str, noting: _Noting) -> Iterator[Step
         elif not fires:
             yield Step(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")
 
+
+_FIRING = """
+SELECT count(*) FROM unnest(CAST(:tables AS text[]), CAST(:triggers AS text[])) AS wanted (table_name, trigger_name)
+JOIN pg_trigger t ON t.tgrelid = to_regclass(wanted.table_name) AND t.tgname = wanted.trigger_name
+WHERE t.tgenabled IN ('O', 'A')
+"""
 
 # What the session that computes says of itself, so that its own writes are no disturbance.
 WRITER_SETTING = "capacity.writer"

@@ -126,7 +126,7 @@ def test_after_a_lost_connection_no_further_slice_is_begun_and_a_repetition_comp
 
     kept = len(stored(wide_engine, INSTANCE))
     assert caught.value.transient
-    assert kept >= 8, "the four slices before were committed"
+    assert kept >= 4, "of the four slices before, two may still have been committing"
     assert kept < 40, "no further slice was begun"
     assert parallel.aggregate("monthly", MARCH, INSTANCE_LEVEL).total("written_records") == 40 - kept
 

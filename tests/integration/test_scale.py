@@ -42,7 +42,7 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             event.remove(engine, "before_cursor_execute", count)
             counts[fleet, days] = len(statements)
 
-    assert set(counts.values()) == {21}, "the instances, then a level: eight for the ledger, a setting, its statement"
+    assert set(counts.values()) == {26}, "a level: the servers twice, nine for the ledger, a setting, its statement"
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
@@ -136,7 +136,7 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     run = service.aggregate("daily", days, RunOptions(("database",)))
     event.remove(engine, "before_cursor_execute", count)
 
-    assert len(statements) == 11, "the instances, then the level: eight for the ledger, a setting, its statement"
+    assert len(statements) == 13, "the servers twice, nine for the ledger, a setting, its statement"
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]

@@ -10,8 +10,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
-from capacity_assets.aggregation.levels import DATABASE, LEVELS
+from capacity_assets.aggregation import figures as figures_module
+from capacity_assets.aggregation import statements
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.results import PeriodSummary
+from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import AggregationService, RunOptions
 from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.periods import PERIODS
@@ -195,6 +198,65 @@ def test_notes_of_foreign_writes_are_forgotten_after_a_day_but_not_what_follows_
     assert months_read(engine, computed) == {"database": [2, 3, 4, 5, 6, 7]}
 
 
+@pytest.mark.parametrize(
+    "table", ["database_size_stats", "instance_size_stats", "instances", "database_size_aggregations"]
+)
+def test_while_triggers_are_off_nothing_is_taken_as_unchanged(
+    engine: Engine, computed: AggregationService, table: str
+) -> None:
+    execute(engine, f"ALTER TABLE {table} DISABLE TRIGGER USER")
+
+    assert months_read(engine, computed) == {"database": list(range(1, 8)), "instance": list(range(1, 8))}
+    execute(engine, f"ALTER TABLE {table} ENABLE TRIGGER USER")
+    assert months_read(engine, computed) == {}
+
+
+def test_a_window_whose_predecessor_was_overwritten_is_computed_again(
+    engine: Engine, computed: AggregationService
+) -> None:
+    """Whether a change is protected depends on the stored row before it, which is another one now."""
+    execute(engine, "DELETE FROM database_size_stats WHERE collected_date < '2025-02-15'")
+    assert computed.aggregate("monthly", MONTHS[2:3]).total("protected_records") == 2, "March compares with February"
+
+    computed.aggregate("monthly", MONTHS[1:2], RunOptions(overwrite=True))
+
+    march = computed.aggregate("monthly", MONTHS[2:3])
+    assert (march.total("protected_records"), march.total("written_records")) == (0, 2)
+
+
+def test_a_server_that_becomes_active_while_a_level_is_computed_is_not_lost(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_instances(engine, [2], is_active=False)
+    for number in (1, 2):
+        add_instance_sizes(engine, totals(number, "2025-03-01", [(100, 1)]))
+        add_database_sizes(engine, sizes(number, "orders", "2025-03-01", [1]))
+
+    def activate(_instances: int) -> None:
+        execute(engine, "UPDATE instances SET is_active = true WHERE id = 2")
+
+    service.aggregate("monthly", MONTHS[2:3], RunOptions(watch=Watch(progress=activate)))
+
+    assert [row["instance_id"] for row in stored(engine, INSTANCE)] == [1, 2]
+    assert {(stale.level, stale.window) for stale in service.ledger.stale()} == {("database", MONTHS[2])}
+
+
+def test_another_constant_in_the_statement_is_another_way_of_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def marks() -> set[str]:
+        statements.aggregation_statement.cache_clear()
+        statements._statement_text.cache_clear()
+        return {fingerprint(level, [1]) for level in LEVELS.values()}
+
+    before = marks()
+    monkeypatch.setattr(figures_module, "TREND_THRESHOLD_PERCENT", 50)
+    with_another_threshold = marks()
+    monkeypatch.undo()
+
+    assert not before & with_another_threshold, "both levels have a trend"
+    assert marks() == before
+
+
 DAY = st.integers(0, 200).map(lambda number: FIRST + timedelta(days=number))
 DISTURBANCES = st.sampled_from(
     [
@@ -207,6 +269,8 @@ DISTURBANCES = st.sampled_from(
         "UPDATE database_size_aggregations SET max_size_mb = max_size_mb + 1 WHERE period_start = :day",
         "DELETE FROM instance_size_aggregations WHERE period_start = :day",
         "UPDATE instances SET is_active = NOT is_active WHERE id = 2",
+        "overwrite",
+        "overwrite server 1",
     ]
 )
 
@@ -228,6 +292,11 @@ def test_whatever_was_taken_as_unchanged_would_not_have_been_changed(
 
     for disturbances in rounds:
         for statement, day in disturbances:
+            if statement.startswith("overwrite"):
+                options = RunOptions(instance_ids=[1] if "server" in statement else None, overwrite=True)
+                for period in PERIODS.values():
+                    service.aggregate(period, [period.window_of(day)], options)
+                continue
             with engine.begin() as connection:
                 connection.execute(text(statement), {"day": day} if ":day" in statement else {})
         for period in PERIODS:

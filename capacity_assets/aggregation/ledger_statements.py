@@ -1,0 +1,141 @@
+"""The statements of the ledger: which windows saw which change, in SQL.
+
+What they are for, and when each is issued, is said in `ledger`. `w` is a window of the ledger, `c` a change of samples,
+`d` a disturbance, `l` a level with the table it reads and the one it writes.
+"""
+
+TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
+SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
+TOUCHES = "c.table_name = l.table_name AND c.collected_date BETWEEN w.reads_from AND w.period_end"
+UNSEEN = f"{TOUCHES} AND NOT pg_visible_in_snapshot({TRANSACTION}, {SNAPSHOT})"
+# With those that were seen while an older transaction was open: computing again, they are forgotten.
+PERHAPS_UNSEEN = f"{TOUCHES} AND {TRANSACTION} >= pg_snapshot_xmin({SNAPSHOT})"
+LEVELS = (
+    "unnest(CAST(:levels AS text[]), CAST(:tables AS text[]), CAST(:targets AS text[])) "
+    "AS l (level, table_name, target_name)"
+)
+DISTURBED = (
+    "d.table_name IN (l.table_name, l.target_name) "
+    f"AND NOT pg_visible_in_snapshot(CAST(CAST(d.transaction_id AS text) AS xid8), {SNAPSHOT})"
+)
+
+
+BEGIN = """
+WITH begun AS (
+    INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from)
+    SELECT :period_type, :level, period_start, period_end, reads_from
+    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]))
+        AS asked (period_start, period_end, reads_from)
+    ON CONFLICT DO NOTHING
+)
+SELECT CAST(pg_current_snapshot() AS text)
+"""
+
+# Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
+FINISH = f"""
+UPDATE capacity_computed_windows w
+SET snapshot = :snapshot, failed_instances = done.failed, computed_at = now(), fingerprint = :fingerprint,
+    processed_instances = done.processed, total_records = done.records, protected_records = done.protected
+FROM unnest(CAST(:starts AS date[]), CAST(:failed AS integer[]), CAST(:processed AS integer[]),
+            CAST(:records AS bigint[]), CAST(:protected AS bigint[]))
+    AS done (period_start, failed, processed, records, protected), {LEVELS}
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start AND l.level = w.level
+  AND (w.snapshot IS NULL OR w.failed_instances <> done.failed OR w.fingerprint IS DISTINCT FROM :fingerprint
+       OR (w.processed_instances, w.total_records, w.protected_records)
+          IS DISTINCT FROM (done.processed, done.records, done.protected)
+       OR EXISTS (SELECT FROM capacity_disturbances d WHERE {DISTURBED})
+       OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {PERHAPS_UNSEEN}))
+"""  # noqa: S608 -- built from the constants above
+
+STALE = f"""
+SELECT w.period_type, w.level, w.period_start, w.period_end, max(c.transaction_id) AS newest_change,
+       CAST(extract(epoch FROM now() - max(c.changed_at)) AS float) AS quiet_seconds,
+       CAST(extract(epoch FROM now() - min(c.changed_at)) AS float) AS waiting_seconds
+FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level JOIN capacity_sample_changes c ON {UNSEEN}
+WHERE w.snapshot IS NOT NULL AND w.period_type = ANY (:periods)
+GROUP BY w.period_type, w.level, w.period_start, w.period_end ORDER BY w.period_type, w.level, w.period_start
+"""  # noqa: S608 -- built from the constants above
+
+# By the oldest transaction that one of the windows may not have seen: a change is kept a little longer than it must.
+FORGET = f"""
+WITH days AS (SELECT DISTINCT table_name, collected_date FROM capacity_sample_changes),
+needed AS (
+    SELECT c.table_name, c.collected_date,
+           min(coalesce(CAST(CAST(pg_snapshot_xmin({SNAPSHOT}) AS text) AS bigint), 0)) AS oldest_unseen
+    FROM days c JOIN {LEVELS} ON l.table_name = c.table_name
+    JOIN capacity_computed_windows w ON w.level = l.level AND w.period_type = ANY (:periods) AND {TOUCHES}
+    GROUP BY c.table_name, c.collected_date
+)
+DELETE FROM capacity_sample_changes c USING days LEFT JOIN needed USING (table_name, collected_date)
+WHERE c.table_name = days.table_name AND c.collected_date = days.collected_date
+  AND (needed.oldest_unseen IS NULL OR c.transaction_id < needed.oldest_unseen)
+"""  # noqa: S608 -- built from the constants above
+
+# A whole partition may have gone without a trigger, but then no row of the window is left.
+UNCHANGED = f"""
+SELECT w.period_start, w.processed_instances, w.total_records, w.protected_records
+FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
+  AND w.snapshot IS NOT NULL AND w.failed_instances = 0 AND w.fingerprint = :fingerprint
+  AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {PERHAPS_UNSEEN})
+  AND NOT EXISTS (SELECT FROM capacity_disturbances d WHERE {DISTURBED})
+  AND (w.total_records = 0 OR EXISTS (
+      SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
+"""  # noqa: S608 -- built from the constants above and names of our own tables
+
+# Not sooner: a computation at work has looked before them and is entered after.
+FORGET_DISTURBANCES = f"""
+WITH old AS (
+    SELECT table_name, transaction_id FROM capacity_disturbances WHERE changed_at < now() - interval '1 day'
+),
+doubted AS (
+    UPDATE capacity_computed_windows w SET fingerprint = NULL FROM {LEVELS}
+    WHERE l.level = w.level AND w.fingerprint IS NOT NULL AND EXISTS (SELECT FROM old d WHERE {DISTURBED})
+)
+DELETE FROM capacity_disturbances d USING old
+WHERE d.table_name = old.table_name AND d.transaction_id = old.transaction_id
+"""  # noqa: S608 -- built from the constants above
+
+OPEN = f"""
+SELECT asked.period_start, asked.period_end, state.reason
+FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked (period_start, period_end)
+JOIN {LEVELS} ON l.level = :level
+LEFT JOIN capacity_computed_windows w
+    ON w.period_type = :period_type AND w.level = :level AND w.period_start = asked.period_start
+CROSS JOIN LATERAL (SELECT CASE
+    WHEN w.period_start IS NULL THEN
+        CASE WHEN EXISTS (SELECT FROM {{raw}} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)
+             THEN 'has samples, but was never computed' END
+    WHEN w.snapshot IS NULL THEN 'was begun, but never finished'
+    WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
+    WHEN EXISTS (SELECT FROM capacity_sample_changes c
+                 WHERE {UNSEEN} AND c.changed_at <= now() - make_interval(secs => :patience_seconds))
+        THEN 'samples changed since it was computed'
+    END) AS state (reason)
+WHERE state.reason IS NOT NULL ORDER BY asked.period_start
+"""  # noqa: S608 -- built from the constants above and names of our own tables
+
+DOUBT = """
+UPDATE capacity_computed_windows SET fingerprint = NULL
+WHERE period_type = :period_type AND level = :level AND period_start = ANY (CAST(:starts AS date[]))
+  AND fingerprint IS NOT NULL
+"""
+
+FROM_ANOTHER_SERVER = """
+SELECT EXISTS (SELECT FROM capacity_computed_windows
+               WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
+    OR EXISTS (SELECT FROM capacity_sample_changes
+               WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
+"""
+RENUMBER_WINDOWS = """
+UPDATE capacity_computed_windows
+SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
+    snapshot = CASE WHEN snapshot IS NOT NULL THEN CAST(pg_current_snapshot() AS text) END,
+    fingerprint = NULL
+"""
+FORGET_ALL_DISTURBANCES = "DELETE FROM capacity_disturbances"
+# This transaction is in none of the snapshots just written.
+COPY_CHANGES = """
+WITH old AS (DELETE FROM capacity_sample_changes RETURNING table_name, collected_date)
+INSERT INTO capacity_sample_changes (table_name, collected_date) SELECT DISTINCT table_name, collected_date FROM old
+"""
