@@ -32,6 +32,7 @@ from capacity_assets.aggregation.ledger_statements import (
     FORGET_ALL_DISTURBANCES,
     FORGET_DISTURBANCES,
     FROM_ANOTHER_SERVER,
+    LOST_ROWS,
     OPEN,
     RENUMBER_WINDOWS,
     STALE,
@@ -245,6 +246,29 @@ class Ledger:
         }
         rows = connection.execute(text(OPEN.format(raw=level.source.name)), parameters).all()
         return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+
+    def lost_rows(
+        self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
+    ) -> OpenWindow | None:
+        """Return the first of `windows` that was computed to more rows than are stored; counts the rows of all.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
+        if not windows:
+            return None
+        parameters = {
+            "period_type": period.name,
+            "level": level.name,
+            "starts": [window.start for window in windows],
+            "first": windows[0].start,
+            "last": windows[-1].start,
+        }
+        row = connection.execute(text(LOST_ROWS.format(target=level.target.name)), parameters).first()
+        if row is None:
+            return None
+        reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
+        return OpenWindow(Window(row.period_start, row.period_end), reason)
 
     @contextmanager
     def _work(self, doing: str, kept: str) -> Iterator[Connection]:

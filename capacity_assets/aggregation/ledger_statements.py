@@ -121,6 +121,16 @@ WHERE period_type = :period_type AND level = :level AND period_start = ANY (CAST
   AND fingerprint IS NOT NULL
 """
 
+# Rows of other servers, inactive by now, may be there besides.
+LOST_ROWS = """
+SELECT w.period_start, w.period_end, w.total_records - count(a.instance_id) AS lost, w.total_records AS records
+FROM capacity_computed_windows w LEFT JOIN {target} a
+    ON a.period_type = :period_type AND a.period_start = w.period_start AND a.period_start BETWEEN :first AND :last
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
+GROUP BY w.period_start, w.period_end, w.total_records HAVING count(a.instance_id) < w.total_records
+ORDER BY w.period_start LIMIT 1
+"""
+
 FROM_ANOTHER_SERVER = """
 SELECT EXISTS (SELECT FROM capacity_computed_windows
                WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))

@@ -1,4 +1,4 @@
-"""How long rows are kept: the rules of CAPACITY_RETENTION_DAYS, per table and per period.
+"""How long rows are kept: the rules of CAPACITY_RETENTION_DAYS, per table and per period, and the spans they leave.
 
 What is carried out, and when old samples are still needed, is the business of `maintenance`.
 """
@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import Table
 
 from capacity_assets.aggregation.levels import LEVELS, Level, aggregates_name
-from capacity_assets.periods import PERIODS
+from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
+from capacity_assets.storage.partitions import Layout, Span, spans_between
 
 VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"
@@ -34,6 +38,44 @@ class Retention:
 
     def _first(self, *names: str) -> int | None:
         return next((self.days[name] for name in names if name in self.days), None)
+
+
+@dataclass(frozen=True)
+class KeptSpans:
+    """Which partitions the rules want, and how long each is kept; `first_day` is the first with samples."""
+
+    first_day: date
+    retention: Retention
+    periods: Mapping[str, Period]
+
+    def wanted(self, table: Table, layout: Layout, today: date, last: date) -> Iterator[Span]:
+        """The spans from the first day that is kept to the last one wanted ahead."""
+        if not layout.by_period:
+            begin = self._begin(today, self.days(table, None))
+            yield from spans_between(min(begin, last), last)
+            return
+        for period in self.periods.values():
+            begin = self._begin(today, self.days(table, period.name))
+            yield from spans_between(min(period.window_of(begin).start, last), last, period)
+
+    def days(self, table: Table, period: str | None) -> int | None:
+        """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
+        level = level_of(table)
+        if table == level.source:
+            return self.retention.of_samples(level)
+        if period is not None:
+            return self.retention.of_aggregates(period, level)
+        every = [self.retention.of_aggregates(name, level) for name in self.periods]
+        bounded = [days for days in every if days is not None]
+        return max(bounded) if len(bounded) == len(every) else None
+
+    def _begin(self, today: date, days: int | None) -> date:
+        return self.first_day if days is None else max(self.first_day, today - timedelta(days=days))
+
+
+def level_of(table: Table) -> Level:
+    """Return the level whose samples or aggregates `table` holds."""
+    return next(level for level in LEVELS.values() if table in (level.source, level.target))
 
 
 def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:

@@ -18,7 +18,8 @@ from capacity_assets.aggregation.errors import CapacityError, DatabaseError, Val
 from capacity_assets.aggregation.ledger import OpenWindow, StaleWindow
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
-from capacity_assets.aggregation.maintenance import MaintenanceReport, TableMaintenance
+from capacity_assets.aggregation.maintenance import TableMaintenance
+from capacity_assets.aggregation.maintenance_report import MaintenanceReport
 from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
 from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
 from capacity_assets.aggregation.retention import Retention, parse_retention

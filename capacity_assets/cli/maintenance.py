@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from capacity_assets.aggregation.maintenance import MaintenanceReport
+from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import error_console, print_json, say
@@ -15,7 +16,7 @@ from capacity_assets.settings import Settings
 def maintain_tables(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
     """Keep partitions ahead, apply retention, print what was done; raises as `AggregationTaskRunner.maintain`."""
     refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner:
+    with open_task_runner(settings) as runner, _told(as_json=as_json):
         _print(runner.maintain(dry_run=dry_run), as_json=as_json)
     return DONE
 
@@ -23,9 +24,19 @@ def maintain_tables(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
 def partition_tables(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
     """Make unpartitioned tables partitioned, print it; raises as `AggregationTaskRunner.convert_tables`."""
     refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner:
+    with open_task_runner(settings) as runner, _told(as_json=as_json):
         _print(runner.convert_tables(_tell, dry_run=dry_run), as_json=as_json)
     return DONE
+
+
+@contextmanager
+def _told(*, as_json: bool) -> Iterator[None]:
+    """Print what was done before the error, too."""
+    try:
+        yield
+    except MaintenanceError as error:
+        _print(error.report, as_json=as_json)
+        raise
 
 
 def _tell(step: str) -> None:

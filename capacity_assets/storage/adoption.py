@@ -163,6 +163,22 @@ def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[S
             f"{wanted.name} is partitioned and refuses rows outside its partitions",
             f"CREATE TABLE {quoted(name)} PARTITION OF {quoted(wanted.name)} DEFAULT",
         )
+        owner = other_owner(connection, wanted.name)
+        if owner:
+            yield Step(
+                f"{name} belongs to another than {wanted.name}", f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}"
+            )
+
+
+def other_owner(connection: Connection, table: str) -> str | None:
+    """Return who owns a table, unless it is who works here: what is added to it should belong to the same."""
+    return connection.execute(
+        text(
+            "SELECT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner "
+            "WHERE c.oid = to_regclass(:table) AND r.rolname <> current_user"
+        ),
+        {"table": table},
+    ).scalar()
 
 
 def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:

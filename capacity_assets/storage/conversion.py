@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from sqlalchemy import Connection, Engine, Row, Table, text
 
-from capacity_assets.storage.adoption import carry_out, free_name, quoted, unique_keys
+from capacity_assets.storage.adoption import carry_out, free_name, other_owner, quoted, unique_keys
 from capacity_assets.storage.change_log import (
     DISTURBANCE,
     EVENTS,
@@ -50,6 +50,8 @@ def build_key(engine: Engine, table: Table) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
             connection.execute(text("SET statement_timeout = 0"))
+            # It waits for every transaction that is older, a dump or a report.
+            connection.execute(text("SET lock_timeout = 0"))
             is_valid = connection.execute(
                 text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": name}
             ).scalar()
@@ -122,8 +124,15 @@ def _row_numbers(connection: Connection, table: Table) -> Iterator[str]:
     if last is not None:
         sequence = quoted(free_name(connection, f"{table.name}_row_number_seq"))
         yield f"ALTER TABLE {quoted(table.name)} ALTER COLUMN id DROP IDENTITY"
-        yield f"CREATE SEQUENCE {sequence} START {last + 1} OWNED BY {quoted(table.name)}.id"
+        yield f"CREATE SEQUENCE {sequence} START {last + 1}"
+        owner = other_owner(connection, table.name)
+        if owner:
+            yield f"ALTER SEQUENCE {sequence} OWNER TO {quoted(owner)}"
+        yield f"ALTER SEQUENCE {sequence} OWNED BY {quoted(table.name)}.id"
         yield f"ALTER TABLE {quoted(table.name)} ALTER COLUMN id SET DEFAULT nextval('{sequence}')"
+        # Who may insert needed no right on the numbers of an identity column.
+        for role in connection.execute(text(_WRITERS), {"table": table.name}).scalars():
+            yield f"GRANT USAGE ON SEQUENCE {sequence} TO {role}"
 
 
 def _set_aside(connection: Connection, table: Table, old: str, indexes: list[Row[tuple[object, ...]]]) -> Iterator[str]:
@@ -154,11 +163,13 @@ def _keys_and_indexes(table: Table, indexes: list[Row[tuple[object, ...]]]) -> I
         there = [index for index in indexes if index.is_unique and set(index.columns) == set(key.columns)]
         ordered = there[0].columns if there else key.columns
         keys.append(list(ordered))
+        # By its old name, by which a writer may call it (ON CONFLICT ON CONSTRAINT).
+        name = quoted(str(there[0].name) if there else key.name)
         if key.condition is None and (not there or there[0].is_constraint):
-            yield f"ALTER TABLE {quoted(table.name)} ADD CONSTRAINT {quoted(key.name)} UNIQUE ({_listed(ordered)})"
+            yield f"ALTER TABLE {quoted(table.name)} ADD CONSTRAINT {name} UNIQUE ({_listed(ordered)})"
         else:
             where = there[0].definition.partition(" USING ")[2] if there else f"btree ({_listed(key.columns)})"
-            yield f"CREATE UNIQUE INDEX {quoted(key.name)} ON {quoted(table.name)} USING {where}"
+            yield f"CREATE UNIQUE INDEX {name} ON {quoted(table.name)} USING {where}"
     for index in indexes:
         superfluous = not index.is_unique and not index.condition
         superfluous = superfluous and any(key[: len(index.columns)] == index.columns for key in keys)
@@ -234,6 +245,12 @@ SELECT format('GRANT %s ON %%TABLE%% TO %s%s', a.privilege_type, coalesce(quote_
               CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
 WHERE c.oid = to_regclass(:table) AND a.grantee <> c.relowner
+"""
+
+_WRITERS = """
+SELECT coalesce(quote_ident(r.rolname), 'PUBLIC')
+FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE c.oid = to_regclass(:table) AND a.grantee <> c.relowner AND a.privilege_type = 'INSERT'
 """
 
 _SEQUENCES = """

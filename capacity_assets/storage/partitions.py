@@ -11,13 +11,18 @@ decided by `aggregation.retention`; how an unpartitioned table becomes partition
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, Table, text
+from sqlalchemy.exc import OperationalError
 
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.storage.adoption import free_name, quoted
+from capacity_assets.storage.adoption import free_name, other_owner, quoted
 from capacity_assets.storage.tables import (
     BY_DAY,
     BY_WINDOW,
@@ -37,6 +42,12 @@ LIKE_PARENT = " ".join(
     f"INCLUDING {what}" for what in ("DEFAULTS", "CONSTRAINTS", "GENERATED", "STORAGE", "COMPRESSION", "COMMENTS")
 )
 BY_START = "RANGE (period_start)"  # legacy aggregates: all periods of a month together
+
+FIRST_PLAUSIBLE, AFTER_PLAUSIBLE = date(1900, 1, 1), date(9000, 1, 1)
+"""A mistyped day, or infinity, stays in the default partition."""
+
+ATTACH_SECONDS = 10
+_MILLISECONDS_A_TRY = 400  # less than the second after which PostgreSQL looks for a deadlock and ends someone's work
 
 _MONTH = Period("month", months=1)
 _YEAR = Period("year", months=12)
@@ -72,6 +83,14 @@ class Partition:
     span: Span | None
     is_default: bool
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class DefaultRows:
+    """What lies in a default partition: the spans whose rows can be moved, and in words which rows stay, and why."""
+
+    spans: tuple[Span, ...] = ()
+    staying: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,21 +181,32 @@ def _span(bound: str) -> Span | None:
     return None
 
 
-def spans_in_default(connection: Connection, table: Table, layout: Layout) -> list[Span]:
-    """Return the spans of the rows in the default partition, whose periods are registered; reads all of it."""
+def rows_in_default(connection: Connection, table: Table, layout: Layout) -> DefaultRows:
+    """Look through the default partition, all of it."""
     if layout.default is None:
-        return []
-    day = table.c.period_start.name if table in AGGREGATES else table.c.collected_date.name
+        return DefaultRows()
+    day = _day_column(table)
     period = "period_type" if layout.by_period else "CAST(NULL AS varchar)"
     rows = connection.execute(
         text(
-            f"SELECT DISTINCT {period} AS period_type, CAST(date_trunc('month', {day}) AS date) AS month "  # noqa: S608 -- our own names
-            f"FROM {layout.default.name}"
-        )
-    )
-    known = [row for row in rows if row.period_type is None or row.period_type in PERIODS]
-    spans = {span_of(row.month, PERIODS[row.period_type] if row.period_type else None) for row in known}
-    return sorted((span for span in spans if not layout.covers(span)), key=str)
+            f"SELECT DISTINCT {period} AS period_type, CASE WHEN {day} >= :first AND {day} < :after "  # noqa: S608 -- our own names
+            f"THEN CAST(date_trunc('month', {day}) AS date) END AS month FROM {layout.default.name}"
+        ),
+        {"first": FIRST_PLAUSIBLE, "after": AFTER_PLAUSIBLE},
+    ).all()
+    spans, staying = set(), set()
+    for row in rows:
+        if row.period_type is not None and row.period_type not in PERIODS:
+            staying.add(f"rows of the period {row.period_type!r}, which is not registered,")
+        elif row.month is None:
+            staying.add(f"rows dated before {FIRST_PLAUSIBLE.year} or after {AFTER_PLAUSIBLE.year - 1}")
+        else:
+            span = span_of(row.month, PERIODS[row.period_type] if row.period_type else None)
+            if layout.covers(span):
+                staying.add(f"rows of {span}, of which another partition holds a part,")
+            else:
+                spans.add(span)
+    return DefaultRows(tuple(sorted(spans, key=str)), tuple(sorted(staying)))
 
 
 def add_partition(connection: Connection, table: Table, layout: Layout, span: Span) -> int:
@@ -184,37 +214,78 @@ def add_partition(connection: Connection, table: Table, layout: Layout, span: Sp
 
     Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table, not
     for its default partition: who waits there has chosen it for a row that it then refuses.
+
+    Raises:
+        sqlalchemy.exc.OperationalError: the default partition is in use; the caller rolls back, and may try again.
     """
     connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN SHARE ROW EXCLUSIVE MODE")
-    name = free_name(connection, _partition_name(table, span))
+    name = free_name(connection, partition_name(table, span))
     # No grant and no trigger is needed on a partition; keys and indexes come with the attachment, after the rows.
     connection.exec_driver_sql(f"CREATE TABLE {quoted(name)} (LIKE {quoted(table.name)} {LIKE_PARENT})")
-    moved = _move(connection, table, layout, span, name) if layout.default else 0
+    owner = other_owner(connection, table.name)
+    if owner:
+        connection.exec_driver_sql(f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}")
+    moved = _move(connection, table, layout.default, span, name) if layout.default else 0
     bounds = [f"'{span.period_type}', "] * 2 if layout.by_period else ["", ""]
-    connection.exec_driver_sql(
+    attach = (
         f"ALTER TABLE {quoted(table.name)} ATTACH PARTITION {quoted(name)} "
         f"FOR VALUES FROM ({bounds[0]}'{span.first}') TO ({bounds[1]}'{span.after}')"
     )
+    _attach(connection, table, layout.default, attach)
     return moved
 
 
-def _move(connection: Connection, table: Table, layout: Layout, span: Span, name: str) -> int:
-    default = layout.default
-    if default is None:
-        return 0
+def _attach(connection: Connection, table: Table, default: Partition | None, statement: str) -> None:
+    """Attach a partition, for which nobody may be using the default one, in short tries.
+
+    A transaction that has read the default partition and then writes waits for this one, which waits for it: PostgreSQL
+    would end one of the two, most likely the other. So this one gives way, as soon as it sees that.
+    """
+    deadline = time.monotonic() + ATTACH_SECONDS
+    while True:
+        try:
+            with connection.begin_nested():
+                connection.execute(text(f"SET LOCAL lock_timeout = {_MILLISECONDS_A_TRY}"))
+                connection.exec_driver_sql(statement)
+        except OperationalError as error:
+            names = {"table": table.name, "default": default.name if default else None}
+            gives_way = connection.execute(text(_WAITS_FOR_US), names).scalar()
+            if not isinstance(error.orig, LockNotAvailable) or gives_way or time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
+def _move(connection: Connection, table: Table, default: Partition, span: Span, name: str) -> int:
     columns = ", ".join(map(quoted, _stored_columns(connection, table)))
-    return connection.execute(
-        text(
-            f"WITH moved AS (DELETE FROM {default.name} WHERE {condition_of(table, span)} RETURNING {columns}) "  # noqa: S608 -- our own names
-            f"INSERT INTO {quoted(name)} ({columns}) SELECT {columns} FROM moved"
-        ),
-        parameters_of(span),
-    ).rowcount
+    with _row_triggers_off(connection, default):
+        return connection.execute(
+            text(
+                f"WITH moved AS (DELETE FROM {default.name} WHERE {condition_of(table, span)} RETURNING {columns}) "  # noqa: S608 -- our own names
+                f"INSERT INTO {quoted(name)} ({columns}) SELECT {columns} FROM moved"
+            ),
+            parameters_of(span),
+        ).rowcount
+
+
+@contextmanager
+def _row_triggers_off(connection: Connection, partition: Partition) -> Iterator[None]:
+    """Keep row triggers of the table, which its partitions inherit, from taking a move for a deletion."""
+    triggers = connection.execute(text(_ROW_TRIGGERS), {"partition": partition.name}).all()
+    for trigger in triggers:
+        connection.exec_driver_sql(f"ALTER TABLE {partition.name} DISABLE TRIGGER {quoted(trigger.name)}")
+    yield
+    for trigger in triggers:
+        connection.exec_driver_sql(f"ALTER TABLE {partition.name} {trigger.enable} TRIGGER {quoted(trigger.name)}")
+
+
+def _day_column(table: Table) -> str:
+    return "period_start" if table in AGGREGATES else "collected_date"
 
 
 def condition_of(table: Table, span: Span) -> str:
     """Return the condition for rows of `span`; its parameters are those of `parameters_of`."""
-    day = "period_start" if table in AGGREGATES else "collected_date"
+    day = _day_column(table)
     days = f"{day} >= :first AND {day} < :after"
     return f"period_type = :period_type AND {days}" if span.period_type else days
 
@@ -237,7 +308,8 @@ def _stored_columns(connection: Connection, table: Table) -> list[str]:
     return [row.attname for row in rows]
 
 
-def _partition_name(table: Table, span: Span) -> str:
+def partition_name(table: Table, span: Span) -> str:
+    """Return the name that the partition for `span` gets."""
     whole_year = span_of(span.first, _YEAR).after == span.after and span.first.month == 1
     when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
     return "_".join(part for part in (table.name, span.period_type, when) if part)
@@ -270,3 +342,18 @@ def empty_default(connection: Connection, layout: Layout) -> bool:
         return False
     connection.exec_driver_sql(f"TRUNCATE {name}")
     return True
+
+
+_WAITS_FOR_US = """
+SELECT EXISTS (
+    SELECT FROM pg_locks waiting JOIN pg_locks holding ON holding.pid = waiting.pid
+    WHERE NOT waiting.granted AND holding.granted AND waiting.relation = to_regclass(:table)
+      AND holding.relation = to_regclass(:default) AND waiting.database = holding.database
+)
+"""
+
+_ROW_TRIGGERS = """
+SELECT tgname AS name,
+       CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS enable
+FROM pg_trigger WHERE tgrelid = to_regclass(:partition) AND tgconstraint = 0 AND tgenabled <> 'D' ORDER BY tgname
+"""

@@ -9,10 +9,12 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation import maintenance
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
 from capacity_assets.settings import Settings
+from capacity_assets.storage import partitions
 from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.schema import initialise
 from tests.conftest import SHANGHAI, fixed_clock
@@ -66,6 +68,32 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
     assert findings(subject="partitions") == [
         ("ok", "there are some for the coming month; no row lies in a default one")
     ]
+
+
+def test_a_run_that_could_do_a_part_only_fails_and_tells_what_it_did(
+    settings: Settings, engine: Engine, this_month: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
+    monkeypatch.setattr(maintenance, "TRIES", 1)
+    definitions = build_definitions(settings, clock=fixed_clock(this_month), retries=dg.RetryPolicy(max_retries=0))
+    job = definitions.resolve_job_def(MAINTENANCE_JOB)
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", this_month.isoformat(), [1, 2]))
+    with engine.connect() as reader:
+        reader.execute(text("SELECT * FROM database_size_stats_default")).all()
+
+        result = job.execute_in_process(run_config=QUIET, raise_on_error=False)
+        printed = capacity("maintain")
+
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    details = failure.step_failure_data.user_failure_data
+    assert "while adding the partition of database_size_stats for" in failure.step_failure_data.error_display_string
+    assert details is not None
+    assert details.metadata["created_partitions"].value > 0
+    assert "instance_size_stats: " in str(details.metadata["created"].value)
+    assert printed.exit_code == 1
+    assert "0 partitions added, 0 rows moved" in printed.stdout, "the run before had done the rest"
+    assert "This can pass by itself: run it again." in printed.stderr
 
 
 @pytest.mark.usefixtures("settings")

@@ -1,0 +1,79 @@
+"""Why samples must stay although they are older than need be: what still reads them.
+
+Every window that reads a day of them, as its own or for comparison, must be over, computed over the samples as they
+are, without a failed server, and what it was computed to must be stored. What is old enough to go at all is said by
+`retention`; what is done about it, by `maintenance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import Connection
+
+from capacity_assets.aggregation.ledger import Ledger, OpenWindow
+from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.retention import Retention
+from capacity_assets.periods import Period, Window
+from capacity_assets.storage.change_log import noting_is_on
+from capacity_assets.storage.partitions import Span, span_of
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What reads samples: the windows of the registered periods, as the ledger knows them."""
+
+    ledger: Ledger
+    periods: Mapping[str, Period]
+    first_day: date
+    retention: Retention
+
+    def reason_to_keep(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
+        """Name a window that still needs the samples of `span`, by what the ledger says; or None.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
+        if not noting_is_on(connection):
+            return "a trigger that notes changes of samples is missing or off: run `capacity init`"
+        for period in self.periods.values():
+            reading = _reading(period, span)
+            if reading[-1].end >= today and reading[-1].start >= self._first(period):
+                return f"the {period.name} window from {reading[-1].start} reads them and is not over"
+            left = self.ledger.windows_left(connection, period, level, reading)
+            if left:
+                return self._told(period, left[0])
+        return None
+
+    def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
+        """Name a window that reads `span` and lacks rows it was computed to, for another reason than retention.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
+        for period in self.periods.values():
+            kept = [window for window in _reading(period, span) if not self._may_be_gone(period, level, window, today)]
+            lost = self.ledger.lost_rows(connection, period, level, kept)
+            if lost:
+                return self._told(period, lost)
+        return None
+
+    def _may_be_gone(self, period: Period, level: Level, window: Window, today: date) -> bool:
+        """Whether the aggregates of a window are themselves old enough to have been dropped."""
+        days = self.retention.of_aggregates(period.name, level)
+        return days is not None and span_of(window.start, period).last < today - timedelta(days=days)
+
+    def _told(self, period: Period, left: OpenWindow) -> str:
+        before = " (it lies before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
+        return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
+
+    def _first(self, period: Period) -> date:
+        return period.window_of(self.first_day).start
+
+
+def _reading(period: Period, span: Span) -> Sequence[Window]:
+    """The windows that hold a day of `span`, and the one after them, which compares with the last."""
+    windows = period.windows_between(span.first, span.last)
+    return [*windows, period.following(windows[-1])]
