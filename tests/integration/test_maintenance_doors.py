@@ -90,7 +90,7 @@ def test_a_run_that_could_do_a_part_only_fails_and_tells_what_it_did(
     assert "while adding the partition of database_size_stats for" in failure.step_failure_data.error_display_string
     assert details is not None
     assert details.metadata["created_partitions"].value > 0
-    assert "instance_size_stats: " in str(details.metadata["created"].value)
+    assert r"instance\_size\_stats: " in str(details.metadata["created"].value)
     assert printed.exit_code == 1
     assert "0 partitions added, 0 rows moved" in printed.stdout, "the run before had done the rest"
     assert "This can pass by itself: run it again." in printed.stderr
