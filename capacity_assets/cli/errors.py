@@ -53,7 +53,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except tuple(_EXIT_CODES) as error:
-        _leave(str(error), _EXIT_CODES[type(error)])
+        _leave(str(error), next(code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)))
     except DBAPIError as error:
         _leave(f"The database refused the work: {reason_of(error)}. What was open was rolled back.", FAILED)
     except KeyboardInterrupt:
