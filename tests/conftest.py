@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -43,6 +44,9 @@ TEMPLATE = "capacity_template"
 HISTORIES = int(os.environ.get("CAPACITY_TEST_HISTORIES", "300"))
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("capacity")
+
+# A shell's background jobs ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

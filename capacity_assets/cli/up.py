@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -64,7 +65,7 @@ def serve(settings: Settings, *, port: int) -> int:
         EmbeddedServerError: the embedded server did not start.
     """
     parse_retention(settings.retention_days)  # else the code location would not load
-    with _stop_signals(), _only_one(settings.dagster_home) as lock:
+    with _stop_signals() as stop, _only_one(settings.dagster_home) as lock:
         _refuse_a_taken_port(port)
         _ask_redis(settings)
         with dagster_environment(settings) as environment:
@@ -72,21 +73,23 @@ def serve(settings: Settings, *, port: int) -> int:
             with dagster_instance(environment):
                 # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
                 pass
-            _serve_until_stopped(settings, environment, port, lock)
+            _serve_until_stopped(settings, environment, port, lock, stop)
     say("Stopped. All data was kept; `capacity up` continues where it was.")
     return DONE
 
 
-def _serve_until_stopped(settings: Settings, environment: dict[str, str], port: int, lock: IO[str]) -> None:
+def _serve_until_stopped(
+    settings: Settings, environment: dict[str, str], port: int, lock: IO[str], stop: threading.Event
+) -> None:
     log = settings.dagster_home / "up.log"
     with _dagster(environment, port, log, lock) as process:
         try:
-            _wait_until_served(process, port, log)
+            _wait_until_served(process, port, log, stop)
             say(f"Dagster UI: http://{HOST}:{port}")
             if settings.capacity_url is None:
                 say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
             say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-            _tell_until_it_exits(process, settings)
+            _tell_until_it_exits(process, settings, stop)
             raise CommandFailedError(
                 f"Dagster stopped by itself with code {process.returncode}. The end of {log}:\n{_tail(log)}"
             )
@@ -95,17 +98,22 @@ def _serve_until_stopped(settings: Settings, environment: dict[str, str], port: 
 
 
 @contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Turn the signals that ask to stop into an exception, once; a second one does not disturb the stopping."""
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn the signals that ask to stop into an exception, once; a second one does not disturb the stopping.
+
+    Yields an event that says the same, because an exception that is raised in a destructor is swallowed.
+    """
+    requested = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        requested.set()
         raise _StopRequestedError
 
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
-        yield
+        yield requested
     except _StopRequestedError:
         # Arrived before the UI was served: nothing but the databases was running.
         say("Stopping ...")
@@ -230,9 +238,11 @@ def _session_remains(group: int) -> bool:
     return True
 
 
-def _wait_until_served(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_served(process: subprocess.Popen[bytes], port: int, log: Path, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not _answers(port):
+        if stop.is_set():
+            raise _StopRequestedError
         if process.poll() is not None:
             raise CommandFailedError(f"Dagster stopped while starting. The end of {log}:\n{_tail(log)}")
         if time.monotonic() > deadline:
@@ -251,13 +261,15 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _tell_until_it_exits(process: subprocess.Popen[bytes], settings: Settings) -> None:
+def _tell_until_it_exits(process: subprocess.Popen[bytes], settings: Settings, stop: threading.Event) -> None:
     """Print a line whenever what runs, waits or is late has changed."""
     told, runs = "", list[ActiveRun]()
     late: list[Late] | None = None
     looks = itertools.count()
     with open_dagster_storage(settings) as storage, open_task_runner_lazily(settings) as runner:
         while process.poll() is None:
+            if stop.is_set():
+                raise _StopRequestedError
             try:
                 before, runs = runs, active_runs(storage)
                 if next(looks) % LOOKS_PER_LATE_LOOK == 0 or len(runs) < len(before):

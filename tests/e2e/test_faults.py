@@ -176,6 +176,9 @@ def test_twenty_kills_at_random_moments_leave_tables_that_a_last_run_makes_equal
             fill(target)
         interrupted = 0
         for number in range(20):
+            # So that there is something to write in each round.
+            for target in (broken, engine):
+                grow(target)
             process = subprocess.Popen(
                 [*COMMAND, *arguments], env=environment(tmp_path / "home", **variables), stderr=subprocess.PIPE
             )
@@ -218,6 +221,13 @@ def fill(engine: Engine) -> None:
                 "GROUP BY instance_id, collected_date"
             )
         )
+
+
+def grow(engine: Engine) -> None:
+    """Correct every sample."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = size_mb + 1"))
+        connection.execute(text("UPDATE instance_size_stats SET total_size_mb = total_size_mb + database_count"))
 
 
 def end_sessions(engine: Engine) -> None:
