@@ -72,10 +72,25 @@ def _steps(engine: Engine, period: Period, window: Window, rounds: int) -> None:
             started = time.perf_counter()
             work()
             taken[step].append(time.perf_counter() - started)
+    empty(engine)
+    log_bytes = _log_written(engine, lambda: service.aggregate(period, [window]))
     click.echo(f"| {period.name} | seconds |\n| --- | --- |")
     for step, seconds in taken.items():
         click.echo(f"| {step} | {statistics.median(seconds):.3f} |")
-    click.echo()
+    click.echo(f"\nwritten to the log: {log_bytes / 1024 / 1024:.1f} MB\n")
+
+
+def _log_written(engine: Engine, work: Callable[[], object]) -> int:
+    """Bytes of the write-ahead log while `work` is done, which nobody else adds to."""
+    position, written = (
+        "SELECT pg_current_wal_insert_lsn()",
+        "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :before)",
+    )
+    with engine.connect() as connection:
+        before = connection.execute(text(position)).scalar_one()
+    work()
+    with engine.connect() as connection:
+        return int(connection.execute(text(written), {"before": before}).scalar_one())
 
 
 def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
@@ -91,7 +106,7 @@ def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
 
 
 def _sizes(engine: Engine) -> None:
-    """Bytes a row in table and indexes, and in the log while a day is computed."""
+    """Bytes a row in table and indexes."""
     query = """
 SELECT parent.relname AS name, sum(pg_table_size(i.inhrelid)) AS table_bytes,
        sum(pg_indexes_size(i.inhrelid)) AS index_bytes
