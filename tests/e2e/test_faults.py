@@ -57,11 +57,15 @@ class RestartableServer:
     def url(self, database: str, driver: str = CAPACITY_DRIVER) -> URL:
         return self.server.url(database, driver)
 
-    def restart(self) -> None:
-        pid = int((self._data / "postmaster.pid").read_text().splitlines()[0])
-        os.kill(pid, signal.SIGINT)
-        while (self._data / "postmaster.pid").exists():
+    def stop(self) -> None:
+        running = self._data / "postmaster.pid"
+        if running.exists():
+            os.kill(int(running.read_text().splitlines()[0]), signal.SIGINT)
+        while running.exists():
             time.sleep(0.05)
+
+    def restart(self) -> None:
+        self.stop()
         embedded._start(self._data)
         embedded._wait_until_ready(self.server, self._data)
 
@@ -74,7 +78,10 @@ def own_server(tmp_path: Path) -> Iterator[RestartableServer]:
         engine = capacity_engine(running.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
         initialise(engine)
         engine.dispose()
-        yield RestartableServer(data, running)
+        restartable = RestartableServer(data, running)
+        yield restartable
+    # One that was restarted is not the one that was started here, and would be left running.
+    restartable.stop()
 
 
 def plain(url: URL) -> str:
