@@ -35,13 +35,12 @@ from capacity_assets.storage.partitions import (
     Partition,
     Span,
     add_partition,
-    condition_of,
+    count_rows,
     drop_partition,
     empty_default,
     has_rows,
     layout_of,
     lock_partition,
-    parameters_of,
     partition_name,
     rows_in_default,
 )
@@ -88,7 +87,7 @@ class TableMaintenance:
         self._tell = tell
         self._engine = engine
         self._kept = KeptSpans(first_day, retention, periods)
-        self._needs = Needs(Ledger(engine, periods), periods, first_day, retention)
+        self._needs = Needs(Ledger(engine, periods), self._kept)
 
     def run(self, today: date, *, dry_run: bool = False) -> MaintenanceReport:
         """Add partitions, move rows, apply retention as of `today`; in a dry run only say what would be done.
@@ -209,11 +208,12 @@ class TableMaintenance:
         """Add one partition, again if someone is in the way; in a dry run return what it would hold."""
         if report.dry_run:
             with self._look(f"looking at {table.name}") as connection:
-                records = _count_in_default(connection, table, layout_of(connection, table), span)
+                default = layout_of(connection, table).default
+                records = count_rows(connection, table, default, span) if default else 0
             report.moved_records += records
             report.created.append(f"{table.name}: {span}")
             return _Candidate(partition_name(table, span), span, None, records)
-        moved = None
+        moved = 0
         for pause_seconds in range(1, TRIES + 1):
             try:
                 with self._work(f"adding the partition of {table.name} for {span}") as connection:
@@ -226,7 +226,7 @@ class TableMaintenance:
                 if error.sqlstate != LOCK_NOT_AVAILABLE or pause_seconds == TRIES:
                     raise
                 time.sleep(pause_seconds)
-        report.moved_records += moved or 0
+        report.moved_records += moved
         report.created.append(f"{table.name}: {span}")
         if moved:
             self._tell(f"{table.name}: {moved:,} rows moved to the partition of {span}")
@@ -238,20 +238,19 @@ class TableMaintenance:
             return
         there = [_Candidate(part.name, part.span, part) for part in layout.partitions if part.span]
         for candidate in sorted((*there, *planned), key=lambda candidate: candidate.name):
-            days = self._kept.days(table, candidate.span.period_type)
-            if days is not None and candidate.span.last < today - timedelta(days=days):
+            if self._kept.is_old(table, candidate.span, today):
                 self._retire_one(table, candidate, today, report)
 
     def _retire_one(self, table: Table, candidate: _Candidate, today: date, report: MaintenanceReport) -> None:
         partition, records = candidate.partition, candidate.records
         with self._work(f"retiring {candidate.name}") as connection:
             reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=True)
-            if reason is None and partition and report.dry_run:
-                records = int(connection.exec_driver_sql(f"SELECT count(*) FROM {partition.name}").scalar_one())  # noqa: S608 -- from the catalogue
-            elif reason is None and partition:
-                # The table before its partition, as readers do; after that nothing can arrive any more.
-                connection.exec_driver_sql(f"LOCK TABLE ONLY {table.name} IN ACCESS EXCLUSIVE MODE")
-                records = lock_partition(connection, partition)
+            if reason is None and partition:
+                if not report.dry_run:
+                    lock_partition(connection, table, partition)
+                records = count_rows(connection, table, partition)
+            if reason is None and partition and not report.dry_run:
+                # Locked, nothing can arrive any more.
                 reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=False)
             if reason is not None:
                 report.kept.append(f"{candidate.name}: {reason}")
@@ -311,10 +310,3 @@ def _default_rows(connection: Connection, table: Table, layout: Layout, today: d
         return found
     told = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
     return DefaultRows(tuple(span for span in found.spans if span.first <= last), (*found.staying, told))
-
-
-def _count_in_default(connection: Connection, table: Table, layout: Layout, span: Span) -> int:
-    if layout.default is None:
-        return 0
-    query = f"SELECT count(*) FROM {layout.default.name} WHERE {condition_of(table, span)}"  # noqa: S608 -- from the catalogue
-    return int(connection.execute(text(query), parameters_of(span)).scalar_one())

@@ -7,15 +7,15 @@ are, without a failed server, and what it was computed to must be stored. What i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 
 from sqlalchemy import Connection
 
 from capacity_assets.aggregation.ledger import Ledger, OpenWindow
 from capacity_assets.aggregation.levels import Level
-from capacity_assets.aggregation.retention import Retention
+from capacity_assets.aggregation.retention import KeptSpans
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_log import noting_is_on
 from capacity_assets.storage.partitions import Span, span_of
@@ -26,9 +26,7 @@ class Needs:
     """What reads samples: the windows of the registered periods, as the ledger knows them."""
 
     ledger: Ledger
-    periods: Mapping[str, Period]
-    first_day: date
-    retention: Retention
+    kept: KeptSpans
 
     def reason_to_keep(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
         """Name a window that still needs the samples of `span`, by what the ledger says; or None.
@@ -38,7 +36,7 @@ class Needs:
         """
         if not noting_is_on(connection):
             return "a trigger that notes changes of samples is missing or off: run `capacity init`"
-        for period in self.periods.values():
+        for period in self.kept.periods.values():
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):
                 return f"the {period.name} window from {reading[-1].start} reads them and is not over"
@@ -53,24 +51,23 @@ class Needs:
         Raises:
             sqlalchemy.exc.DBAPIError: the database failed.
         """
-        for period in self.periods.values():
-            kept = [window for window in _reading(period, span) if not self._may_be_gone(period, level, window, today)]
-            lost = self.ledger.lost_rows(connection, period, level, kept)
+        for period in self.kept.periods.values():
+            stored = [
+                window
+                for window in _reading(period, span)
+                if not self.kept.is_old(level.target, span_of(window.start, period), today)
+            ]
+            lost = self.ledger.lost_rows(connection, period, level, stored)
             if lost:
                 return self._told(period, lost)
         return None
-
-    def _may_be_gone(self, period: Period, level: Level, window: Window, today: date) -> bool:
-        """Whether the aggregates of a window are themselves old enough to have been dropped."""
-        days = self.retention.of_aggregates(period.name, level)
-        return days is not None and span_of(window.start, period).last < today - timedelta(days=days)
 
     def _told(self, period: Period, left: OpenWindow) -> str:
         before = " (it lies before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
         return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
 
     def _first(self, period: Period) -> date:
-        return period.window_of(self.first_day).start
+        return period.window_of(self.kept.first_day).start
 
 
 def _reading(period: Period, span: Span) -> Sequence[Window]:

@@ -69,6 +69,11 @@ class KeptSpans:
         bounded = [days for days in every if days is not None]
         return max(bounded) if len(bounded) == len(every) else None
 
+    def is_old(self, table: Table, span: Span, today: date) -> bool:
+        """Whether the last day of `span` is longer ago than its rows are kept."""
+        days = self.days(table, span.period_type)
+        return days is not None and span.last < today - timedelta(days=days)
+
     def _begin(self, today: date, days: int | None) -> date:
         return self.first_day if days is None else max(self.first_day, today - timedelta(days=days))
 

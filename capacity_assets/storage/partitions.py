@@ -321,10 +321,17 @@ def drop_partition(connection: Connection, table: Table, partition: Partition) -
     connection.exec_driver_sql(f"DROP TABLE {partition.name}")
 
 
-def lock_partition(connection: Connection, partition: Partition) -> int:
-    """Keep everyone out of a partition until the transaction ends; return how many rows it holds."""
+def lock_partition(connection: Connection, table: Table, partition: Partition) -> None:
+    """Keep everyone out of a partition until the transaction ends: the table before it, as readers do."""
+    connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN ACCESS EXCLUSIVE MODE")
     connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
-    return int(connection.exec_driver_sql(f"SELECT count(*) FROM {partition.name}").scalar_one())  # noqa: S608 -- from the catalogue
+
+
+def count_rows(connection: Connection, table: Table, partition: Partition, span: Span | None = None) -> int:
+    """Count the rows of a partition, or those of a span in it."""
+    where = f" WHERE {condition_of(table, span)}" if span else ""
+    query = f"SELECT count(*) FROM {partition.name}{where}"  # noqa: S608 -- from the catalogue
+    return int(connection.execute(text(query), parameters_of(span) if span else {}).scalar_one())
 
 
 def has_rows(connection: Connection, partition: Partition) -> bool:
