@@ -207,6 +207,17 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     running.stop()
 
 
+def end_sessions(engine: Engine) -> None:
+    """End every session of the database but the one that asks."""
+    with engine.connect() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+
+
 def fixed_clock(day: date = TODAY, zone: ZoneInfo = SHANGHAI) -> Clock:
     """A clock that stands at noon of `day` in its zone."""
     noon = datetime.combine(day, time_of_day(12), tzinfo=zone)

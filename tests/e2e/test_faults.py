@@ -28,7 +28,7 @@ from capacity_assets.storage import embedded
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, EmbeddedServer, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
-from tests.conftest import fixed_clock
+from tests.conftest import end_sessions, fixed_clock
 from tests.daemon import running_daemon
 from tests.e2e.stack import (
     BLOCK,
@@ -235,16 +235,6 @@ def grow(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = size_mb + 1"))
         connection.execute(text("UPDATE instance_size_stats SET total_size_mb = total_size_mb + database_count"))
-
-
-def end_sessions(engine: Engine) -> None:
-    with engine.connect() as connection:
-        connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        )
 
 
 def test_two_deployments_on_one_database_wait_for_each_other(

@@ -18,7 +18,7 @@ from capacity_assets.aggregation.service import AggregationService, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
-from tests.conftest import RedisServer, fixed_clock
+from tests.conftest import RedisServer, end_sessions, fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.integration.test_failures import add_overflowing_instance
 
@@ -113,13 +113,7 @@ def test_after_a_lost_connection_no_further_slice_is_begun_and_a_repetition_comp
         nonlocal calls
         calls += 1
         if calls == 5:
-            with wide_engine.connect() as killer:
-                killer.execute(
-                    text(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                    )
-                )
+            end_sessions(wide_engine)
 
     with pytest.raises(DatabaseError, match="What was committed before was kept") as caught:
         parallel.aggregate("monthly", MARCH, RunOptions(("instance",), watch=Watch(guard=kill_all_at_the_fifth)))
