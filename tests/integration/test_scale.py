@@ -141,3 +141,26 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]
     assert {row["size_change_mb"] for row in rows} == {1}, "compared with the day before, which was not asked for"
+
+
+def test_every_slice_is_planned_for_its_own_windows_and_servers(engine: Engine) -> None:
+    """From the eleventh execution on PostgreSQL may turn to one plan for all, which knows no window and no server."""
+    servers, slices = range(1, 201), 20
+    add_instances(engine, servers)
+    for instance_id in servers:
+        add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 160)))
+    with engine.begin() as connection:
+        connection.execute(text("ANALYZE"))
+    service = AggregationService(engine, fixed_clock(), instances_per_slice=len(servers) // slices)
+    generic_plans: list[int] = []
+
+    def look(connection: Connection) -> None:
+        prepared = "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE 'WITH windows%'"
+        generic_plans.extend(connection.execute(text(prepared)).scalars())
+
+    event.listen(engine, "commit", look)
+    service.aggregate("quarterly", [PERIODS["quarterly"].window_of(date(2025, 1, 1))], RunOptions(levels=("database",)))
+    event.remove(engine, "commit", look)
+
+    assert len(generic_plans) > slices // 2, "the statement is prepared, as it is from the sixth execution on"
+    assert set(generic_plans) == {0}
