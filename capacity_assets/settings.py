@@ -249,6 +249,11 @@ class Settings(BaseSettings):
         return self.home.resolve() / "postgres"
 
     @property
+    def reports(self) -> Path:
+        """Where growth reports are written."""
+        return self.home.resolve() / "reports"
+
+    @property
     def dagster_home(self) -> Path:
         """Folder that serves as DAGSTER_HOME under `capacity up` and `capacity demo`."""
         return self.home.resolve() / "dagster"

@@ -23,6 +23,7 @@ from capacity_assets.orchestration.naming import asset_name, job_name, pool_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings, variable_names
 from capacity_assets.storage.tables import metadata
+from capacity_assets.storage.views import VIEWS
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
@@ -108,12 +109,22 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
+def views() -> str:
+    """Every view with its columns."""
+    parts = []
+    for view in VIEWS:
+        rows = [[f"`{column.name}`", column.comment] for column in view.columns]
+        parts.append(f"### {view.name}\n\n{view.comment}\n\n" + table(["column", "meaning"], rows))
+    return "\n\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "variables": variables,
     "periods": periods,
     "checks": checks,
     "locks": locks,
     "tables": tables,
+    "views": views,
 }
 
 

@@ -41,6 +41,9 @@ SESSION_OF_A_SLICE = text(
 the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. And
 what this transaction writes is a computation's work, not a stranger's."""
 
+READ_ONLY = text("SET TRANSACTION READ ONLY")
+"""A promise the database keeps."""
+
 SECONDS_BETWEEN_LINES = 10
 """A long run says in its log how far it is, a short one nothing."""
 
@@ -65,6 +68,17 @@ UNWATCHED = Watch()
 
 
 @dataclass(frozen=True)
+class Writing:
+    """What may happen to stored rows: whether history may be replaced, or nothing at all may be written."""
+
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+DEFAULT_WRITING = Writing()
+
+
+@dataclass(frozen=True)
 class InstanceRef:
     """A registered server as far as aggregation cares."""
 
@@ -80,7 +94,7 @@ class _Work:
     period: Period
     windows: Sequence[Window]
     instances: Sequence[InstanceRef]
-    overwrite: bool
+    writing: Writing
     guard: Guard | None
 
     def parameters(self) -> dict[str, object]:
@@ -139,10 +153,12 @@ class AggregationRunner:
         windows: Sequence[Window],
         instances: Sequence[InstanceRef],
         *,
-        overwrite: bool = False,
+        writing: Writing = DEFAULT_WRITING,
         watch: Watch = UNWATCHED,
     ) -> tuple[PeriodSummary, ...]:
         """Aggregate `windows` of `period`, given in order, for `instances`; return one summary per window.
+
+        In a dry run nothing is written, and the summaries say what would be.
 
         Raises:
             DatabaseError: the server, the schema or the connection failed; slices written before are kept.
@@ -151,7 +167,7 @@ class AggregationRunner:
         parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         done, told = 0, started
         chunks = self._slices(instances, days_read(period, windows))
-        slices = [_Work(period, windows, chunk, overwrite, watch.guard) for chunk in chunks]
+        slices = [_Work(period, windows, chunk, writing, watch.guard) for chunk in chunks]
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             parts += written
             done += len(work.instances)
@@ -197,8 +213,12 @@ class AggregationRunner:
         return [part for half in halves for part in self._aggregate_slice(half)]
 
     def _write(self, work: _Work) -> list[PeriodSummary]:
-        statement = aggregation_statement(self.level, overwrite=work.overwrite, single=len(work.windows) == 1)
+        single = len(work.windows) == 1
+        how = work.writing
+        statement = aggregation_statement(self.level, overwrite=how.overwrite, single=single, dry_run=how.dry_run)
         with self._engine.begin() as connection:
+            if how.dry_run:
+                connection.execute(READ_ONLY)
             connection.execute(SESSION_OF_A_SLICE)
             rows = connection.execute(statement, work.parameters()).all()
             if work.guard:

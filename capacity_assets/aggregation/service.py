@@ -31,6 +31,7 @@ from capacity_assets.aggregation.runners import (
     InstanceAggregationRunner,
     InstanceRef,
     Watch,
+    Writing,
 )
 from capacity_assets.aggregation.statements import fingerprint, known_instances
 from capacity_assets.clock import Clock
@@ -44,13 +45,15 @@ SCOPE_ALL = "all"
 class RunOptions:
     """How a run is to be done: at which levels, for whom, and whether stored history may be replaced.
 
-    With `recompute`, windows that nothing has touched since they were computed are computed all the same.
+    With `recompute`, windows that nothing has touched since they were computed are computed all the same. With
+    `dry_run` nothing is written anywhere, and the summary says what would be.
     """
 
     levels: Sequence[str] = ALL_LEVELS
     instance_ids: Sequence[int] | None = None
     overwrite: bool = False
     recompute: bool = False
+    dry_run: bool = False
     watch: Watch = UNWATCHED
 
 
@@ -112,8 +115,9 @@ class AggregationService:
 
         Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
         """
-        compute = partial(runner.aggregate, overwrite=options.overwrite, watch=options.watch)
-        if options.overwrite:
+        writing = Writing(overwrite=options.overwrite, dry_run=options.dry_run)
+        compute = partial(runner.aggregate, writing=writing, watch=options.watch)
+        if options.overwrite and not options.dry_run:
             self.ledger.doubt(period, runner.level, windows)
         if options.instance_ids is not None:
             return compute(period, windows, self._active(options.instance_ids))
@@ -121,7 +125,9 @@ class AggregationService:
         if not (options.overwrite or options.recompute):
             parts = self._unchanged(period, runner.level, windows)
         open_windows = [window for window in windows if window.start not in parts]
-        if open_windows:
+        if open_windows and options.dry_run:
+            parts |= {part.period_start: part for part in compute(period, open_windows, self._active())}
+        elif open_windows:
             snapshot = self.ledger.begin(period, runner.level, open_windows)
             # Only now: a server that becomes active later than this was noted as a change the snapshot has not seen.
             active = self._active()

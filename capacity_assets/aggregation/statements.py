@@ -56,8 +56,12 @@ def known_instances() -> Select[int, str, bool]:
 
 
 @cache
-def aggregation_statement(level: Level, *, overwrite: bool, single: bool) -> Select[object, int, int, int, int, int]:
+def aggregation_statement(
+    level: Level, *, overwrite: bool, single: bool, dry_run: bool = False
+) -> Select[object, int, int, int, int, int]:
     """Build the statement for one level; `single` for the faster form that takes one window only.
+
+    With `dry_run` it only reads, and counts what would be written and removed.
 
     Parameters at execution: `period_type`, `instance_ids`, `starts`, `ends`, `wanted`, `last_start`, `first_day`,
     `last_day`.
@@ -69,8 +73,12 @@ def aggregation_statement(level: Level, *, overwrite: bool, single: bool) -> Sel
     windows = numbered_windows(parameters)
     figures = window_figures(level, parameters, windows, single=single)
     classified = _classified(level, figures, parameters, overwrite=overwrite)
-    written = _written(level, classified, parameters, overwrite=overwrite)
-    removed = _removed(level, figures, parameters) if overwrite else None
+    if dry_run:
+        written = _to_be_written(level, classified)
+        removed = _unsupported(level, figures, parameters) if overwrite else None
+    else:
+        written = _written(level, classified, parameters, overwrite=overwrite)
+        removed = _removed(level, figures, parameters) if overwrite else None
     return _counts(windows, classified, written, removed)
 
 
@@ -168,7 +176,7 @@ def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite
     values |= {"period_type": cast(parameters.period_type, String)}
     values |= {name: classified.c[name] for name in level.figures}
     values |= {"calculated_at": func.now(), "created_at": func.now()}
-    rows = select(*values.values()).where(classified.c.action.in_((INSERT, UPDATE)))
+    rows = select(*values.values()).where(_is_to_be_written(classified))
     upsert = insert(target).from_select(list(values), rows, include_defaults=False)
     updated = {name: upsert.excluded[name] for name in (*level.figures, "calculated_at")}
     # Repeated here for a row that another writer put in between this statement's reading and its writing.
@@ -180,23 +188,42 @@ def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite
     return upsert.returning(target.c.period_start).cte("written")
 
 
+def _to_be_written(level: Level, classified: CTE) -> CTE:
+    """Select what `_written` writes, and have every value tried whether its column can hold it, as writing would."""
+    tried = (cast(classified.c[name], level.target.c[name].type) for name in level.figures)
+    # Always true, but PostgreSQL does not know that, and so computes every value.
+    can_be_stored = func.num_nonnulls(*tried) > 0
+    return select(classified.c.period_start).where(_is_to_be_written(classified), can_be_stored).cte("written")
+
+
+def _is_to_be_written(classified: CTE) -> ColumnElement[bool]:
+    return classified.c.action.in_((INSERT, UPDATE))
+
+
 def _removed(level: Level, figures: CTE, parameters: Parameters) -> CTE:
-    """Delete rows the raw data no longer supports, only where the instance has raw rows in the window."""
+    """Delete the unsupported rows."""
+    target = level.target
+    unsupported = _is_unsupported(level, figures, parameters)
+    return delete(target).where(unsupported).returning(target.c.period_start).cte("removed")
+
+
+def _unsupported(level: Level, figures: CTE, parameters: Parameters) -> CTE:
+    """Select the rows that `_removed` deletes."""
+    return select(level.target.c.period_start).where(_is_unsupported(level, figures, parameters)).cte("removed")
+
+
+def _is_unsupported(level: Level, figures: CTE, parameters: Parameters) -> ColumnElement[bool]:
+    """Rows the raw data no longer supports, only where the instance has raw rows in the window."""
     target = level.target
     sampled = select(figures.c.instance_id, figures.c.period_start).distinct().subquery("sampled")
     supported = exists().where(_same_row(level, target, figures, parameters, figures.c.period_start))
-    return (
-        delete(target)
-        .where(
-            target.c.instance_id == sampled.c.instance_id,
-            target.c.period_start == sampled.c.period_start,
-            _in_range(target, parameters),
-            target.c.period_start == func.any(parameters.starts),
-            target.c.instance_id == func.any(parameters.instance_ids),
-            ~supported,
-        )
-        .returning(target.c.period_start)
-        .cte("removed")
+    return and_(
+        target.c.instance_id == sampled.c.instance_id,
+        target.c.period_start == sampled.c.period_start,
+        _in_range(target, parameters),
+        target.c.period_start == func.any(parameters.starts),
+        target.c.instance_id == func.any(parameters.instance_ids),
+        ~supported,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import CapacityError, DatabaseError, ValidationError, database_error
@@ -20,6 +21,7 @@ from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.maintenance import TableMaintenance
 from capacity_assets.aggregation.maintenance_report import MaintenanceReport
+from capacity_assets.aggregation.movers import WindowSizes, window_sizes
 from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
 from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
 from capacity_assets.aggregation.retention import Retention, parse_retention
@@ -59,6 +61,11 @@ class AggregationTaskRunner:
         self._locks = locks
         self._clock = clock
         self._limits = limits
+
+    @property
+    def engine(self) -> Engine:
+        """Where the figures lie, for looking at them."""
+        return self._locks.engine
 
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
@@ -113,7 +120,18 @@ class AggregationTaskRunner:
         question = Question(
             parts[0].period_type, LEVELS[level], windows, self._clock.today(), self._limits.jump_percent
         )
-        return [servers_stored(summary.of_level(level)), *look(self._locks.engine, question)]
+        return [servers_stored(summary.of_level(level)), *look(self.engine, question)]
+
+    def sizes(self, summary: RunSummary, level: str) -> dict[date, WindowSizes]:
+        """Read what the windows of a run add up to at one level, and their largest changes, by first day.
+
+        Raises:
+            DatabaseError: the database failed; what was written was kept.
+        """
+        parts = summary.of_level(level).parts
+        windows = [Window(part.period_start, part.period_end) for part in parts]
+        period = self.service.period(parts[0].period_type)
+        return window_sizes(self.engine, period, LEVELS[level], windows)
 
     def maintain(self, *, dry_run: bool = False) -> MaintenanceReport:
         """Keep partitions ahead and apply retention; in a dry run only say what would be done.
@@ -143,7 +161,7 @@ class AggregationTaskRunner:
         """Return what maintains the tables of this database."""
         periods = {name: self.service.period(name) for name in self.service.period_names}
         limits = self._limits
-        return TableMaintenance(self._locks.engine, limits.first_day, limits.retention, periods, tell)
+        return TableMaintenance(self.engine, limits.first_day, limits.retention, periods, tell)
 
     def stale_windows(self) -> list[StaleWindow]:
         """Return the computed windows whose samples changed since, of registered periods, within the partition range.
@@ -201,6 +219,8 @@ class AggregationTaskRunner:
         )
 
     def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
+        if options.dry_run:
+            return self.service.aggregate(period, windows, options)
         with self._locks.job_lock(period.name) as lock:
             guarded = replace(options, watch=replace(options.watch, guard=lock.ensure_held))
             summary = self.service.aggregate(period, windows, guarded)
@@ -215,7 +235,7 @@ class AggregationTaskRunner:
 
     def _refuse_a_missing_schema(self) -> None:
         try:
-            revision = schema_revision(self._locks.engine)
+            revision = schema_revision(self.engine)
         except DBAPIError as error:
             raise database_error(error, doing="reading the schema version", kept="Nothing was written.") from error
         if revision != SCHEMA_REVISION:

@@ -1,4 +1,4 @@
-"""`capacity aggregate`: the task runner from a shell, with a progress bar and a table or JSON."""
+"""`capacity aggregate` and `capacity plan`: the task runner from a shell, with a progress bar and a table or JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from datetime import date
 
 from rich.progress import Progress
 
-from capacity_assets.aggregation.results import AggregationStatus, RunSummary
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import Progress as ReportProgress
 from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
@@ -40,6 +41,30 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
 
     Raises: as `AggregationTaskRunner.run_period`; every name and date is checked before anything is written.
     """
+    run, troubles = _run(settings, request, dry_run=False)
+    if as_json:
+        print_json({**run.to_dict(), "troubles": [str(trouble) for trouble in troubles]})
+    elif run.parts:
+        print_run(run)
+    if troubles:
+        raise CommandFailedError("\n".join(map(str, troubles)))
+    return FAILED if run.status is AggregationStatus.FAILED else DONE
+
+
+def show_plan(settings: Settings, request: Request, *, as_json: bool) -> int:
+    """Print what `run_aggregate` would do, having written nothing; return the exit code. Raises: as it does."""
+    run, troubles = _run(settings, request, dry_run=True)
+    if as_json:
+        windows = [_planned(part) for part in run.parts]
+        print_json({"windows": windows, "troubles": [str(trouble) for trouble in troubles]})
+    elif run.parts:
+        print_plan(run)
+    if troubles:
+        raise CommandFailedError("\n".join(map(str, troubles)))
+    return FAILED if run.status is AggregationStatus.FAILED else DONE
+
+
+def _run(settings: Settings, request: Request, *, dry_run: bool) -> tuple[RunSummary, tuple[CapacityError, ...]]:
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         named = [runner.service.period(name) for name in dict.fromkeys(request.periods) if name != SCOPE_ALL]
@@ -49,16 +74,9 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
         # Refuses an unknown id before anything is written.
         active = sum(instance.active for instance in runner.service.instances(request.instance_ids or None))
         with _progress_bar(active * len(levels) * len(work)) as report:
-            how = {"overwrite": request.overwrite, "recompute": request.recompute}
+            how = {"overwrite": request.overwrite, "recompute": request.recompute, "dry_run": dry_run}
             options = RunOptions(levels, request.instance_ids or None, **how, watch=Watch(progress=report))
-            run, troubles = runner.run_each(work, options)
-    if as_json:
-        print_json({**run.to_dict(), "troubles": [str(trouble) for trouble in troubles]})
-    elif run.parts:
-        print_run(run)
-    if troubles:
-        raise CommandFailedError("\n".join(map(str, troubles)))
-    return FAILED if run.status is AggregationStatus.FAILED else DONE
+            return runner.run_each(work, options)
 
 
 def _windows(runner: AggregationTaskRunner, period: Period, request: Request) -> list[Window] | None:
@@ -89,6 +107,18 @@ COUNTS = {
 }
 
 
+PLANNED = {
+    "With": "processed_instances",
+    "Without": "skipped_instances",
+    "Failing": "failed_instances",
+    "Write": "written_records",
+    "Unchanged": "unchanged_records",
+    "Protected": "protected_records",
+    "Remove": "removed_records",
+}
+ALWAYS_LISTED = 24
+
+
 def print_run(run: RunSummary) -> None:
     """Print one line for each period and level, then the verdict and the failed instances."""
     # Rows are removed only by --overwrite: without any, ten columns become nine, which fit eighty characters.
@@ -102,3 +132,41 @@ def print_run(run: RunSummary) -> None:
     say(f"{run.status.value}: {run.message}")
     for error in run.errors[1:]:
         say(f"  {error}")
+
+
+def print_plan(run: RunSummary) -> None:
+    """Print one line for each window and level in which something would happen, and count the others."""
+    idle = [part for part in run.parts if not _has_work(part)]
+    listed = run.parts if len(run.parts) <= ALWAYS_LISTED else [part for part in run.parts if _has_work(part)]
+    counts = {heading: key for heading, key in PLANNED.items() if heading != "Remove" or run.total(key)}
+    columns = [("Period", "left"), ("Level", "left"), ("Window", "left"), *((heading, "right") for heading in counts)]
+    rows = [
+        [part.period_type, part.level, part.period_start, *(getattr(part, key) for key in counts.values())]
+        for part in listed
+    ]
+    print_table("Servers with and without samples, and rows that would be written", columns, rows)
+    if len(listed) < len(run.parts):
+        say(f"and {len(idle):,} more in which nothing would be written")
+    removed = run.total("removed_records")
+    also = f" and remove {removed:,}" if removed else ""
+    say(
+        f"Would write {run.total('written_records'):,} rows{also}, leave {run.total('unchanged_records'):,} as they "
+        f"are and keep {run.total('protected_records'):,} that were built from more samples than are left. "
+        "Nothing was written."
+    )
+    for error in run.errors:
+        say(f"  would fail: {error}")
+
+
+def _has_work(part: PeriodSummary) -> bool:
+    return bool(part.written_records or part.removed_records or part.failed_instances)
+
+
+def _planned(part: PeriodSummary) -> dict[str, object]:
+    window = {
+        "period_type": part.period_type,
+        "level": part.level,
+        "period_start": part.period_start.isoformat(),
+        "period_end": part.period_end.isoformat(),
+    }
+    return {**window, **{key: getattr(part, key) for key in PLANNED.values()}, "errors": list(map(str, part.errors))}

@@ -20,7 +20,7 @@ from capacity_assets.aggregation.results import AggregationStatus, RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.output import error_console, human_mb, print_table, say
+from capacity_assets.cli.output import error_console, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.build import build_definitions
@@ -31,6 +31,7 @@ from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
+from capacity_assets.units import human_mb
 
 FASTEST_SHOWN = 5
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
 
@@ -37,6 +37,14 @@ class Day(click.ParamType[date]):
 
 
 DAY = Day()
+
+
+def completing(values: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Offer values to a shell that completes a word."""
+    known = tuple(values)
+    return lambda _context, _parameter, begun: [value for value in known if value.startswith(begun)]
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
 
 
@@ -106,29 +114,47 @@ def status(*, as_json: bool) -> int:
     return show_status(load_settings(), as_json=as_json)
 
 
+def work_options(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Say which windows, servers and rules: the options of `aggregate` and `plan`, handed over as one request."""
+    options = (
+        click.option(
+            "--period",
+            "periods",
+            multiple=True,
+            required=True,
+            help=f"{', '.join(PERIODS)}; may be repeated, or 'all'.",
+            shell_complete=completing((*PERIODS, SCOPE_ALL)),
+        ),
+        click.option("--from", "first_day", type=DAY, help="First day; its whole window is computed."),
+        click.option("--to", "last_day", type=DAY, help="Last day; its whole window is computed."),
+        click.option(
+            "--level",
+            "scope",
+            default=SCOPE_ALL,
+            show_default=True,
+            help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.",
+            shell_complete=completing((*LEVELS, SCOPE_ALL)),
+        ),
+        click.option(
+            "--instance", "instance_ids", type=int, multiple=True, help="Only this instance id; may be repeated."
+        ),
+        click.option(
+            "--recompute", is_flag=True, help="Compute also windows that nothing has touched since they were."
+        ),
+        click.option(
+            "--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @main.command()
-@click.option(
-    "--period", "periods", multiple=True, required=True, help=f"{', '.join(PERIODS)}; may be repeated, or 'all'."
-)
-@click.option("--from", "first_day", type=DAY, help="First day; its whole window is computed.")
-@click.option("--to", "last_day", type=DAY, help="Last day; its whole window is computed.")
-@click.option("--level", "scope", default=SCOPE_ALL, show_default=True, help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.")
-@click.option("--instance", "instance_ids", type=int, multiple=True, help="Only this instance id; may be repeated.")
-@click.option("--recompute", is_flag=True, help="Compute also windows that nothing has touched since they were.")
-@click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones.")
+@work_options
 @json_option
 @command
-def aggregate(  # noqa: PLR0913 -- one argument per documented option
-    *,
-    periods: tuple[str, ...],
-    first_day: date | None,
-    last_day: date | None,
-    scope: str,
-    instance_ids: tuple[int, ...],
-    recompute: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> int:
+def aggregate(*, as_json: bool, **asked: Any) -> int:
     """Compute aggregates without Dagster.
 
     Without --from and --to the window that is due is computed: today's for daily, the last complete one
@@ -142,8 +168,51 @@ def aggregate(  # noqa: PLR0913 -- one argument per documented option
     """
     from capacity_assets.cli.aggregate import Request, run_aggregate
 
-    request = Request(periods, first_day, last_day, scope, instance_ids, overwrite, recompute)
-    return run_aggregate(load_settings(), request, as_json=as_json)
+    return run_aggregate(load_settings(), Request(**asked), as_json=as_json)
+
+
+@main.command()
+@work_options
+@json_option
+@command
+def plan(*, as_json: bool, **asked: Any) -> int:
+    """Say what `capacity aggregate` with the same options would do, and write nothing.
+
+    For each window: servers with and without samples, rows that would be written, those that are right
+    already, and those that would be protected because they were built from more samples than are left.
+
+    \b
+    Examples:
+      capacity plan --period monthly --from 2025-01-01 --to 2025-06-30
+      capacity plan --period all --from 2025-01-01 --overwrite
+    """
+    from capacity_assets.cli.aggregate import Request, show_plan
+
+    return show_plan(load_settings(), Request(**asked), as_json=as_json)
+
+
+@main.command()
+@click.argument("database", required=False)
+@click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
+@click.option("--window", "day", type=DAY, help="Any day of the window. Default: the window that is due.")
+@click.option("--server", help="Name of the server; needed where several have a database of that name.")
+@json_option
+@command
+def explain(*, database: str | None, period: str, day: date | None, server: str | None, as_json: bool) -> int:
+    """Trace the figures of DATABASE, or of a whole server, to their samples, with the arithmetic.
+
+    Every figure is computed once more from the samples, by fractions and without the database's help, and
+    compared with the stored one. Changes nothing.
+
+    \b
+    Examples:
+      capacity explain orders --period monthly --window 2025-03-01
+      capacity explain orders --server db-7 --period weekly
+      capacity explain --server db-7 --period quarterly
+    """
+    from capacity_assets.cli.explain import show_explanation
+
+    return show_explanation(load_settings(), database, server, period, day, as_json=as_json)
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")

@@ -1,4 +1,4 @@
-"""What the commands print with: tables, sizes people can read, JSON, one console."""
+"""What the commands print with: tables, JSON, one console."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-MB_PER_UNIT = (("PB", 1024**3), ("TB", 1024**2), ("GB", 1024))
-
 
 WIDEST = 1000
 
@@ -46,14 +43,6 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[S
         screen.width = max(screen.width, Console(width=WIDEST).measure(built).maximum)
     screen.print(title, style="bold", markup=False, soft_wrap=True)
     screen.print(built)
-
-
-def human_mb(size_mb: int) -> str:
-    """Render megabytes with a fitting unit and one decimal: 2048 -> '2.0 GB'."""
-    for unit, size in MB_PER_UNIT:
-        if abs(size_mb) >= size:
-            return f"{size_mb / size:,.1f} {unit}"
-    return f"{size_mb:,} MB"
 
 
 def print_json(value: object) -> None:

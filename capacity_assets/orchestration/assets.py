@@ -6,14 +6,15 @@ SQL and dates do not belong here.
 
 import logging
 import textwrap
-from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, timedelta
 
 import dagster as dg
 from pydantic import Field
 
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
+from capacity_assets.aggregation.movers import WindowSizes
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -107,7 +108,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         options = RunOptions(levels=(level.name,), overwrite=config.overwrite, recompute=config.recompute)
         try:
             summary = runner.run_period(period, windows, options)
-            _report(context, summary)
+            _report(context, summary, runner.sizes(summary, level.name))
             outcomes = runner.look(summary, level.name)
         except CapacityError as error:
             # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
@@ -128,7 +129,7 @@ def freshness(period: Period, settings: Settings) -> dg.FreshnessPolicy:
     )
 
 
-def _report(context: dg.AssetExecutionContext, summary: RunSummary) -> None:
+def _report(context: dg.AssetExecutionContext, summary: RunSummary, sizes: Mapping[date, WindowSizes]) -> None:
     """Give each partition its own summary; a run in which nothing succeeded fails.
 
     Raises:
@@ -142,7 +143,9 @@ def _report(context: dg.AssetExecutionContext, summary: RunSummary) -> None:
             allow_retries=False,
         )
     for part in summary.parts:
-        context.add_asset_metadata(summary_metadata(part), partition_key=part.period_start.isoformat())
+        context.add_asset_metadata(
+            summary_metadata(part, sizes[part.period_start]), partition_key=part.period_start.isoformat()
+        )
 
 
 def _raw_description(level: Level) -> str:

@@ -16,6 +16,12 @@ from capacity_assets.orchestration.checks import standing_checks
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
+from capacity_assets.orchestration.reports import (
+    REPORT_PERIOD,
+    growth_report,
+    growth_report_job,
+    growth_report_sensor,
+)
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.periods import PERIODS, Period
@@ -46,18 +52,31 @@ def build_definitions(
             *aggregate_assets(settings, periods.values(), retries),
             table_partitions(retries, OWNERS),
         ]
+        # A registry without months has no report.
+        monthly = [period for name, period in periods.items() if name == REPORT_PERIOD]
+        assets += [growth_report(settings, period, retries, OWNERS) for period in monthly]
+        report_sensors = [growth_report_sensor() for _ in monthly]
     jobs = aggregation_jobs(periods.values())
     webhook = settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None
     return dg.Definitions(
         assets=assets,
         asset_checks=standing_checks(periods.values(), retries),
-        jobs=[*jobs, standing_check_job(periods.values()), maintenance_job()],
+        jobs=[
+            *jobs,
+            standing_check_job(periods.values()),
+            maintenance_job(),
+            *(growth_report_job() for _ in monthly),
+        ],
         schedules=[
             *aggregation_schedules(settings, periods.values()),
             maintenance_schedule(settings),
             standing_check_schedule(settings),
         ],
-        sensors=[late_data_sensor(jobs, periods, the_clock, settings.settle_seconds), *alert_sensors(webhook)],
+        sensors=[
+            late_data_sensor(jobs, periods, the_clock, settings.settle_seconds),
+            *report_sensors,
+            *alert_sensors(webhook),
+        ],
         resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,

@@ -11,7 +11,9 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
 from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.movers import Mover, WindowSizes
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
+from capacity_assets.units import human_change_mb, human_mb
 
 MetadataMapping = Mapping[str, dg.MetadataValue]
 
@@ -66,9 +68,9 @@ def aggregate_metadata(level: Level) -> dict[str, object]:
     }
 
 
-def summary_metadata(summary: PeriodSummary) -> MetadataMapping:
-    """Turn the summary of one window into materialisation metadata (SEMANTICS, section 7)."""
-    values: dict[str, dg.MetadataValue] = {}
+def summary_metadata(summary: PeriodSummary, sizes: WindowSizes) -> MetadataMapping:
+    """Turn the summary of one window into materialisation metadata (SEMANTICS, section 7), with what its rows say."""
+    values: dict[str, dg.MetadataValue] = {"summary": dg.MetadataValue.md(summary_text(summary, sizes))}
     for key, value in summary.to_dict().items():
         if isinstance(value, int):
             values[key] = dg.MetadataValue.int(value)
@@ -78,8 +80,56 @@ def summary_metadata(summary: PeriodSummary) -> MetadataMapping:
             values[key] = dg.MetadataValue.md(errors_text(summary))
         else:
             values[key] = dg.MetadataValue.text(str(value))
+    for key in ("total_size_mb", "total_change_mb", "unknown_changes"):
+        values[key] = dg.MetadataValue.int(getattr(sizes, key))
     values[PARTITION_ROW_COUNT] = dg.MetadataValue.int(summary.total_records)
     return values
+
+
+def summary_text(summary: PeriodSummary, sizes: WindowSizes) -> str:
+    """Say on one page what a window's run did, which servers failed, and what changed most, as Markdown."""
+    counts = {
+        "Servers": {name: getattr(summary, f"{name}_instances") for name in ("processed", "failed", "skipped")},
+        "Rows": {
+            name: getattr(summary, f"{name}_records") for name in ("written", "unchanged", "protected", "removed")
+        },
+    }
+    parts = [escaped(summary.message)]
+    parts += [
+        _markdown_table([what, *of_it], [["", *(f"{count:,}" for count in of_it.values())]])
+        for what, of_it in counts.items()
+    ]
+    if summary.errors:
+        parts.append(f"**Failed servers**\n\n{errors_text(summary)}")
+    parts.append(
+        f"All rows of this window: **{human_mb(sizes.total_size_mb)}**, {human_change_mb(sizes.total_change_mb)} "
+        f"against the window before" + (f" (not known for {sizes.unknown_changes:,})" if sizes.unknown_changes else "")
+    )
+    parts += [_movers_text("growers", sizes.growers), _movers_text("shrinkers", sizes.shrinkers)]
+    return "\n\n".join(parts)
+
+
+def _movers_text(kind: str, movers: Sequence[Mover]) -> str:
+    if not movers:
+        return f"**Largest {kind}**: none"
+    named = movers[0].database is not None
+    columns = ["Server", *(["Database"] if named else []), "Before", "Now", "Change"]
+    rows = [
+        [
+            escaped(mover.server),
+            *([escaped(mover.database)] if mover.database is not None else []),
+            human_mb(mover.before_mb),
+            human_mb(mover.size_mb),
+            human_change_mb(mover.change_mb),
+        ]
+        for mover in movers
+    ]
+    return f"**Largest {kind}**\n\n{_markdown_table(columns, rows)}"
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def errors_text(summary: PeriodSummary | RunSummary) -> str:

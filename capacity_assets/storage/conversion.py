@@ -26,6 +26,7 @@ from capacity_assets.storage.change_log import (
 )
 from capacity_assets.storage.partitions import LIKE_PARENT, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError
+from capacity_assets.storage.views import VIEWS, built_on_views, take_views_away
 
 NEW_KEY = "{}_partitioned_pkey"
 LONGEST_STEM = 63 - len("_default_capacity")
@@ -67,11 +68,16 @@ def build_key(engine: Engine, table: Table) -> None:
 
 def problems_of(connection: Connection, table: Table) -> list[str]:
     """Return what only a person can decide before the table may be converted."""
-    ours = {"table": table.name, "ours": "capacity\\_note\\_%"}
+    ours = {"table": table.name, "ours": "capacity\\_note\\_%", "views": [view.name for view in VIEWS]}
     listed = [
         f"{table.name}: {row.what} belongs to it and would be left behind with the old rows. Take it away, run "
         "`capacity partition`, and create it again."
         for row in connection.execute(text(_DEPENDENTS), ours)
+    ]
+    listed += [
+        f"{table.name}: {what} is built on a view of ours, which has to be made anew. Take it away, run "
+        "`capacity partition`, and create it again."
+        for what in built_on_views(connection)
     ]
     needed = _partition_columns(table)
     listed += [
@@ -96,6 +102,7 @@ def swap(connection: Connection, table: Table) -> None:
     problems = problems_of(connection, table)
     if problems:
         raise SchemaProblemsError(problems)
+    views = take_views_away(connection)
     old = free_name(connection, _aside(table.name))
     indexes = _indexes(connection, table)
     kept = [*connection.execute(text(_FOREIGN_KEYS), {"table": table.name}).scalars()]
@@ -109,6 +116,7 @@ def swap(connection: Connection, table: Table) -> None:
         *(f"ALTER TABLE {quoted(table.name)} {clause}" for clause in kept if not clause.startswith("GRANT")),
         *(clause.replace("%TABLE%", quoted(table.name)) for clause in kept if clause.startswith("GRANT")),
         f"ALTER TABLE {quoted(table.name)} ATTACH PARTITION {quoted(old)} DEFAULT",
+        *views,
     ]
     for statement in statements:
         connection.exec_driver_sql(statement.replace("%", "%%"))
@@ -208,6 +216,8 @@ WHERE (d.refclassid, d.refobjid) IN (('pg_class'::regclass, t.oid), ('pg_type'::
                   WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('i', 'S', 't'))
   AND NOT EXISTS (SELECT FROM pg_constraint c
                   WHERE d.classid = 'pg_constraint'::regclass AND c.oid = d.objid AND c.conrelid = t.oid)
+  AND NOT EXISTS (SELECT FROM pg_rewrite w JOIN pg_class v ON v.oid = w.ev_class
+                  WHERE d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid AND v.relname = ANY (:views))
   AND NOT EXISTS (SELECT FROM pg_trigger g WHERE d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
                   AND (g.tgisinternal OR g.tgname LIKE :ours))
 UNION ALL

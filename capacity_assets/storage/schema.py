@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from capacity_assets.storage.adoption import carry_out, default_partition_steps, missing_comments, plan_table
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.tables import metadata
+from capacity_assets.storage.views import creation, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0003"
@@ -77,6 +78,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         revision = _revision(connection)
         _refuse_a_newer_schema(revision)
         done: list[str] = []
+        # A column that a view reads cannot be widened.
+        taken = take_views_away(connection) if revision != SCHEMA_REVISION else []
         config.attributes.update(connection=connection, done=done)
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
@@ -89,9 +92,20 @@ def initialise(engine: Engine) -> tuple[str, ...]:
             connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
         unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"mended: {step.reason}{unseen}" for step in missing)
+        done += _renew_views(connection, taken)
         for step in missing_comments(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)
+
+
+def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
+    """Put the views back that were taken away, and make those that are missing or outdated; return what was done."""
+    for statement in taken:
+        connection.exec_driver_sql(statement.replace("%", "%%"))
+    outdated = outdated_views(connection)
+    for statement in (statement for view in outdated for statement in creation(view)):
+        connection.exec_driver_sql(statement.replace("%", "%%"))
+    return [f"created or renewed view {view.name}" for view in outdated]
 
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:
@@ -141,6 +155,7 @@ def schema_state(engine: Engine) -> SchemaState:
         if not missing:
             steps = [*change_log_steps(connection), *disturbance_steps(connection)]
             shortcomings += dict.fromkeys(step.reason for step in steps)
+            shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
         return SchemaState(_revision(connection), missing, tuple(shortcomings))
 
 

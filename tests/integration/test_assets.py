@@ -107,6 +107,12 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
 
     march = metadata_of(result, "monthly_database_aggregations")["2025-03-01"]
     assert march.pop("duration_seconds") > 0
+    assert "| Rows | written | unchanged | protected | removed |" in march.pop("summary")
+    rows = [row for row in stored(engine, DATABASE, "monthly") if row["period_start"] == date(2025, 3, 1)]
+    changes = [row["size_change_mb"] for row in rows if row["size_change_mb"] is not None]
+    assert march.pop("total_size_mb") == sum(row["avg_size_mb"] for row in rows)
+    assert march.pop("total_change_mb") == sum(changes)
+    assert march.pop("unknown_changes") == len(rows) - len(changes)
     assert march == {
         "status": "completed",
         "period_type": "monthly",
@@ -212,7 +218,7 @@ def test_a_missing_schema_fails_the_run_and_says_capacity_init(settings: Setting
 def test_a_database_failure_shows_neither_the_statement_nor_its_parameters(settings: Settings, engine: Engine) -> None:
     add_instances(engine, [1])
     with engine.begin() as connection:
-        connection.execute(text("DROP TABLE database_size_stats"))
+        connection.execute(text("DROP TABLE database_size_stats CASCADE"))
 
     result = run_range(settings, "daily_aggregation_job", "2025-03-02", "2025-03-02")
 

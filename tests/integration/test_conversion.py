@@ -383,3 +383,37 @@ def test_tables_cut_by_month_stay_as_they_are(empty_engine: Engine) -> None:
     assert everything(empty_engine) == before
     assert sum(row["data_count"] for row in figures(empty_engine, INSTANCE).values()) > 0
     assert len(figures(empty_engine, DATABASE)) == len(before["database_size_aggregations"])
+
+
+def test_the_views_follow_the_new_tables_with_their_grants(legacy: Engine) -> None:
+    execute(legacy, "CREATE ROLE follower")
+    try:
+        execute(legacy, "GRANT SELECT ON capacity_growth TO follower")
+        with legacy.connect() as connection:
+            before = connection.execute(text("SELECT count(*), sum(size_mb) FROM capacity_growth")).one()
+
+        keeper(legacy).convert(TODAY)
+
+        with legacy.connect() as connection:
+            assert connection.execute(text("SELECT count(*), sum(size_mb) FROM capacity_growth")).one() == before
+            granted = "SELECT has_table_privilege('follower', 'capacity_growth', 'SELECT')"
+            assert connection.execute(text(granted)).scalar_one()
+            read = (
+                "SELECT DISTINCT d.refobjid::regclass::text FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid "
+                "WHERE w.ev_class = 'capacity_growth'::regclass AND d.refobjid::regclass::text LIKE '%aggregations%'"
+            )
+            assert connection.execute(text(read)).scalars().all() == ["database_size_aggregations"]
+        assert schema_state(legacy).fit
+    finally:
+        execute(legacy, "DROP OWNED BY follower")
+        execute(legacy, "DROP ROLE follower")
+
+
+def test_a_view_that_somebody_built_on_ours_stands_in_the_way_and_is_named(legacy: Engine) -> None:
+    execute(legacy, "CREATE VIEW theirs AS SELECT * FROM capacity_growth")
+
+    with pytest.raises(SchemaProblemsError) as refused:
+        keeper(legacy).convert(TODAY)
+
+    assert f"view theirs is built on a view of ours, which has to be made anew. {ADVICE}" in str(refused.value)
+    assert not any(is_partitioned(legacy))

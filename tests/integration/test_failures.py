@@ -186,7 +186,7 @@ def test_a_table_dropped_behind_our_back_is_permanent_and_says_capacity_init(
 ) -> None:
     add_instances(engine, [1])
     with engine.begin() as connection:
-        connection.execute(text("DROP TABLE database_size_aggregations"))
+        connection.execute(text("DROP TABLE database_size_aggregations CASCADE"))
 
     with pytest.raises(DatabaseError, match="capacity init") as caught:
         service.aggregate("monthly", MARCH)

@@ -245,7 +245,7 @@ def test_up_and_demo_use_the_shipped_files(name: str) -> None:
 
 
 # Rooms and what they may import, from the outside in; nothing imports a room further out.
-ROOMS = ["settings", "periods", "clock", "storage", "aggregation", "runtime", "tasks", "orchestration", "cli"]
+ROOMS = ["settings", "units", "periods", "clock", "storage", "aggregation", "runtime", "tasks", "orchestration", "cli"]
 
 
 def imported_rooms(path: Path) -> set[str]:

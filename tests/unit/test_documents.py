@@ -13,6 +13,7 @@ import pytest
 
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.maintenance import MaintenanceReport
+from capacity_assets.aggregation.movers import WindowSizes
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.cli.main import main
 from capacity_assets.orchestration.assets import AggregationConfig
@@ -111,7 +112,7 @@ def test_every_asset_job_schedule_and_pool_is_documented() -> None:
 def test_every_metadata_key_is_documented_and_no_other() -> None:
     summary = replace(PeriodSummary("daily", "database", date(2025, 1, 1), date(2025, 1, 1)), processed_instances=1)
 
-    assert first_cells("Metadata of a partition") == set(summary_metadata(summary))
+    assert first_cells("Metadata of a partition") == set(summary_metadata(summary, WindowSizes()))
 
 
 def test_every_metadata_key_of_the_maintenance_is_documented_and_no_other() -> None:

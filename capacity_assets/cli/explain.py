@@ -1,0 +1,114 @@
+"""`capacity explain`: the samples behind one row, and how each figure comes about."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import date
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.aggregation.explanation import Explanation, Figure, Sample, Subject, explain, find_subjects
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.clock import Clock
+from capacity_assets.runtime import open_task_runner
+from capacity_assets.settings import Settings
+
+DAYS_LISTED = 5
+
+
+def show_explanation(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, database: str | None, server: str | None, period: str, day: date | None, *, as_json: bool
+) -> int:
+    """Print where the figures of a database, or of a server, come from in one window; return the exit code.
+
+    Raises:
+        ValidationError: neither is named, an unknown period, or a name that several servers have.
+        NotFoundError: nothing of that name was ever measured.
+        DatabaseError: the database failed.
+    """
+    if database is None and server is None:
+        raise ValidationError("Name a database, or a server with --server. Nothing was written.")
+    refuse_an_absent_embedded_server(settings)
+    with open_task_runner(settings) as runner:
+        chosen = runner.service.period(period)
+        window = chosen.scheduled(Clock(settings.zone).today()) if day is None else chosen.window_of(day)
+        subject = _only(find_subjects(runner.engine, database, server))
+        explanation = explain(runner.engine, subject, chosen, window)
+    if as_json:
+        print_json(_as_dict(explanation))
+    else:
+        _print(explanation)
+    return DONE
+
+
+def _only(subjects: list[Subject]) -> Subject:
+    """Return the one that was found.
+
+    Raises:
+        ValidationError: there are several.
+    """
+    if len(subjects) > 1:
+        names = ", ".join(subject.server for subject in subjects[:10])
+        more = f" and {len(subjects) - 10} more" if len(subjects) > 10 else ""  # noqa: PLR2004 -- as above
+        raise ValidationError(
+            f"{len(subjects)} servers have a database of the name {subjects[0].database!r}: {names}{more}. "
+            "Add --server."
+        )
+    return subjects[0]
+
+
+def _print(explanation: Explanation) -> None:
+    window, before = explanation.window, explanation.period.previous(explanation.window)
+    say(f"{explanation.subject}, {explanation.period.name} window {window.start} to {window.end}")
+    _print_samples(f"Samples of the window: {len(explanation.samples)}", explanation.samples)
+    missing = explanation.missing_days
+    if missing and explanation.samples:
+        listed = ", ".join(map(str, missing[:DAYS_LISTED]))
+        more = f" and {len(missing) - DAYS_LISTED} more" if len(missing) > DAYS_LISTED else ""
+        say(f"Days without a sample: {listed}{more}")
+    heading = f"Samples of the window before, {before.start} to {before.end}: {len(explanation.samples_before)}"
+    _print_samples(heading, explanation.samples_before)
+    if explanation.figures:
+        print_table("Figures", FIGURE_COLUMNS, [_cells(explanation, figure) for figure in explanation.figures])
+    say(explanation.verdict)
+
+
+FIGURE_COLUMNS = (("Figure", "left"), ("How", "text"), ("Result", "right"), ("Stored", "right"))
+
+
+def _cells(explanation: Explanation, figure: Figure) -> list[object]:
+    stored = "" if explanation.stored is None else str(_shown(figure.stored))
+    differs = explanation.stored is not None and not figure.agrees
+    return [figure.name, figure.how, _shown(figure.computed), f"{stored} !" if differs else stored]
+
+
+def _shown(value: object) -> object:
+    return "unknown" if value is None else value
+
+
+def _print_samples(heading: str, samples: tuple[Sample, ...]) -> None:
+    """Print the first and the last days: what comes between is as dull as it is long."""
+    if not samples:
+        say(heading)
+        return
+    columns = (("Day", "left"), *((name, "right") for name in samples[0].values))
+    shown: list[list[object]] = [[sample.day, *map(_shown, sample.values.values())] for sample in samples]
+    if len(shown) > 2 * DAYS_LISTED + 1:
+        between: list[object] = [f"{len(shown) - 2 * DAYS_LISTED} days", *("..." for _ in samples[0].values)]
+        shown = [*shown[:DAYS_LISTED], between, *shown[-DAYS_LISTED:]]
+    print_table(heading, columns, shown)
+
+
+def _as_dict(explanation: Explanation) -> dict[str, object]:
+    return {
+        "subject": asdict(explanation.subject),
+        "period_type": explanation.period.name,
+        "period_start": explanation.window.start,
+        "period_end": explanation.window.end,
+        "samples": [{"day": sample.day, **sample.values} for sample in explanation.samples],
+        "samples_before": [{"day": sample.day, **sample.values} for sample in explanation.samples_before],
+        "missing_days": list(explanation.missing_days),
+        "figures": [{**asdict(figure), "agrees": figure.agrees} for figure in explanation.figures],
+        "verdict": explanation.verdict,
+    }

@@ -1,0 +1,140 @@
+"""The growth report as an asset: one page a month, made again whenever the month's aggregates are.
+
+What the page says is the business of `report`; here it gets a partition, a file and an automation condition.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.metadata import MetadataMapping, escaped
+from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.periods import Period
+from capacity_assets.report.data import Kind, Report, read_report
+from capacity_assets.settings import Settings
+from capacity_assets.units import human_change_mb, human_mb
+
+GROWTH_REPORT = "growth_report"
+GROWTH_REPORT_JOB = "growth_report_job"
+GROWTH_REPORT_SENSOR = "growth_report_sensor"
+REPORT_PERIOD = "monthly"
+REPORT_GROUP = "reports"
+TOLD = 5
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+A page for people, one a month: size by engine over time, a waterfall from the month before that adds up exactly, the
+largest growers and shrinkers, new and vanished databases, and the days that were not measured.
+
+The file, named in the materialisation, lies under `CAPACITY_HOME` in `reports`. It needs no network and prints on A4.
+It is made again whenever the month's aggregates are. Any other window, or one server: `capacity report`.
+"""
+
+
+def growth_report(
+    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
+) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=GROWTH_REPORT,
+        description=DESCRIPTION,
+        group_name=REPORT_GROUP,
+        partitions_def=partitions_of(period, settings),
+        deps=[asset_name(period, level) for level in LEVELS.values()],
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        automation_condition=_whenever_aggregates_are_made(),
+        retry_policy=retries,
+        owners=owners,
+        kinds={"html"},
+        tags={"period": period.name},
+        required_resource_keys={AGGREGATION_RESOURCE},
+    )
+    def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        # Only here: drawing is loaded by runs that draw, not by the code location.
+        from capacity_assets.report.page import file_name, write_report
+
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        try:
+            for window in windows_of(period, context.partition_keys):
+                report = read_report(runner.engine, period, window)
+                path = settings.reports / file_name(report)
+                write_report(report, path)
+                context.add_asset_metadata(report_metadata(report, path), partition_key=window.key)
+        except CapacityError as error:
+            logger.debug("cause of the failure", exc_info=error)
+            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+        except OSError as error:
+            raise dg.Failure(
+                description=f"The report cannot be written to {settings.reports}: {error.strerror}. Pages written "
+                "before were kept. Make room or mend the folder's rights, then run these partitions again."
+            ) from None
+        yield dg.MaterializeResult()
+
+    return make_report
+
+
+def _whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
+    """As `eager`, for every partition: a backfill or late samples change old months."""
+    condition = dg.AutomationCondition
+    made = condition.any_deps_updated().since_last_handled()
+    quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
+    return (made & quiet).with_label("whenever the month's aggregates are made")
+
+
+def growth_report_sensor() -> dg.AutomationConditionSensorDefinition:
+    """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
+    return dg.AutomationConditionSensorDefinition(
+        GROWTH_REPORT_SENSOR,
+        target=[GROWTH_REPORT],
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Makes a month's growth report whenever its aggregates were made.",
+    )
+
+
+def growth_report_job() -> UnresolvedAssetJobDefinition:
+    """Build the job."""
+    return dg.define_asset_job(
+        GROWTH_REPORT_JOB, selection=[GROWTH_REPORT], description="Makes the growth report of a month."
+    )
+
+
+def report_metadata(report: Report, path: Path) -> MetadataMapping:
+    """Return what a month's materialisation shows: where the page is, and the waterfall's numbers, which plot."""
+    steps = {f"{kind.value}_mb": dg.MetadataValue.int(change) for kind, change in report.steps}
+    return {
+        "report": dg.MetadataValue.path(path),
+        "summary": dg.MetadataValue.md(report_text(report)),
+        "start_mb": dg.MetadataValue.int(report.start_mb),
+        **steps,
+        "end_mb": dg.MetadataValue.int(report.end_mb),
+        "unmeasured_servers": dg.MetadataValue.int(len(report.unmeasured_servers)),
+    }
+
+
+def report_text(report: Report) -> str:
+    """Say the waterfall in words, as Markdown."""
+    lines = [f"- {kind.value}: {human_change_mb(change)}" for kind, change in report.steps if change]
+    growers = [
+        f"- {escaped(database.server)} / {escaped(database.name)}: {human_change_mb(database.change_mb)}"
+        for database in report.databases[Kind.GROWN][:TOLD]
+    ]
+    return "\n".join(
+        [
+            f"From **{human_mb(report.start_mb)}** to **{human_mb(report.end_mb)}**",
+            "",
+            *(lines or ["- nothing changed"]),
+            "",
+            "Largest growers:",
+            "",
+            *(growers or ["- none"]),
+        ]
+    )

@@ -1,0 +1,175 @@
+"""The report's charts, as SVG that stands in the page: text stays text, no script, no file beside it.
+
+What is shown is decided in `data`. Every chart has its numbers in a table beside it, so nothing depends on seeing it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from html import escape
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+from capacity_assets.report.data import Kind, Report
+from capacity_assets.units import human_change_mb, human_mb
+
+# Okabe and Ito: told apart with every kind of colour vision, and in grey.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+UP, DOWN, TOTAL = "#D55E00", "#009E73", "#0072B2"
+REST = "others"
+LABELS_SHOWN = 14
+SMALL_STEPS = 0.25
+WIDTH_INCHES, HEIGHT_INCHES = 8.0, 3.2
+
+STEP_NAMES = {
+    Kind.GROWN: "Grown",
+    Kind.SHRUNK: "Shrunk",
+    Kind.NEW: "New",
+    Kind.GONE: "Gone",
+    Kind.APPEARED: "Not measured\nbefore",
+    Kind.MISSING: "Not measured\nnow",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One part of stacked bars: a size for each window, None where the window has no row at all."""
+
+    name: str
+    sizes_mb: tuple[int | None, ...]
+
+
+def stacked_series(report: Report) -> list[Series]:
+    """Return the history as series, largest first; those beyond the colours are one series of their own."""
+    windows = [window.start for window in report.windows]
+    sizes = {(bar.window_start, bar.series): bar.size_mb for bar in report.history}
+    measured = {bar.window_start for bar in report.history}
+    totals: dict[str, int] = {}
+    for bar in report.history:
+        totals[bar.series] = totals.get(bar.series, 0) + bar.size_mb
+    ranked = sorted(totals, key=lambda name: (-totals[name], name))
+    shown = ranked if len(ranked) <= len(COLOURS) else ranked[: len(COLOURS) - 1]
+
+    def series(name: str, members: Sequence[str]) -> Series:
+        values = (
+            sum(sizes.get((start, member), 0) for member in members) if start in measured else None for start in windows
+        )
+        return Series(name, tuple(values))
+
+    rest = ranked[len(shown) :]
+    return [series(name, [name]) for name in shown] + ([series(f"{len(rest)} {REST}", rest)] if rest else [])
+
+
+def history_chart(report: Report) -> str:
+    """Draw the size of the fleet by engine, or of the server by database, window by window; gaps stay gaps."""
+    with _style("history"):
+        figure, axes = _canvas()
+        places = range(len(report.windows))
+        floor = [0] * len(report.windows)
+        for series, colour in zip(stacked_series(report), COLOURS, strict=False):
+            heights = [size or 0 for size in series.sizes_mb]
+            axes.bar(places, heights, bottom=floor, color=colour, label=series.name, width=0.75)
+            floor = [low + height for low, height in zip(floor, heights, strict=True)]
+        measured = {bar.window_start for bar in report.history}
+        for place, window in enumerate(report.windows):
+            if window.start not in measured:
+                axes.annotate("no\nrows", (place, 0), ha="center", va="bottom", fontsize=7, color="#555555")
+        axes.set_xticks(list(places), [window.key for window in report.windows], rotation=35, ha="right")
+        axes.set_xlim(-0.6, len(report.windows) - 0.4)
+        if report.history:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        _size_axis(axes)
+        return _svg(figure, f"Size by {'database' if report.server else 'engine'}, window by window")
+
+
+def waterfall_chart(report: Report) -> str:
+    """Draw how the size of the window before becomes that of this one."""
+    with _style("waterfall"):
+        figure, axes = _canvas()
+        shown = [(kind, change) for kind, change in report.steps if change or kind not in (Kind.APPEARED, Kind.MISSING)]
+        names = ["Before", *(STEP_NAMES[kind] for kind, _ in shown), "Now"]
+        axes.bar(0, report.start_mb, color=TOTAL)
+        axes.annotate(human_mb(report.start_mb), (0, report.start_mb), ha="center", va="bottom")
+        level = report.start_mb
+        for place, (_, change) in enumerate(shown, start=1):
+            axes.bar(place, abs(change), bottom=min(level, level + change), color=UP if change > 0 else DOWN)
+            axes.plot([place - 0.6, place + 0.4], [level, level], color="#555555", linewidth=0.8)
+            axes.annotate(human_change_mb(change), (place, max(level, level + change)), ha="center", va="bottom")
+            level += change
+        axes.bar(len(names) - 1, report.end_mb, color=TOTAL)
+        axes.annotate(human_mb(report.end_mb), (len(names) - 1, report.end_mb), ha="center", va="bottom")
+        axes.set_xticks(range(len(names)), names)
+        _show_steps(axes, report)
+        _size_axis(axes)
+        return _svg(figure, "From the size of the window before to the size of this window")
+
+
+def coverage_chart(report: Report) -> str:
+    """Draw how many servers were measured on each day of the two windows; a day without a bar was not measured."""
+    with _style("coverage"):
+        figure, axes = _canvas(height=2.2)
+        days = report.days
+        heights = [report.measured_servers.get(day, 0) for day in days]
+        colours = [COLOURS[4] if day < report.window.start else TOTAL for day in days]
+        axes.bar(range(len(days)), heights, color=colours, width=0.9)
+        axes.axhline(report.active_servers, color="#555555", linewidth=0.8, linestyle="--")
+        step = max(1, -(-len(days) // LABELS_SHOWN))
+        axes.set_xticks(range(0, len(days), step), [str(day) for day in days[::step]], rotation=35, ha="right")
+        axes.set_ylabel("servers")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_ylim(0, max([report.active_servers, *heights]) * 1.15 + 0.5)
+        return _svg(figure, "Servers measured on each day; the dashed line is the number of active servers")
+
+
+def _show_steps(axes: Axes, report: Report) -> None:
+    """Where the steps are small against the whole, cut the axis, and say so: from 0 they would not be seen."""
+    levels = [report.start_mb]
+    for _, change in report.steps:
+        levels.append(levels[-1] + change)
+    span, top = max(levels) - min(levels), max(levels)
+    axes.set_ylim(0, top * 1.12 or 1)
+    if 0 < span < top * SMALL_STEPS:
+        axes.set_ylim(max(0, min(levels) - span), top + span * 0.3)
+        axes.set_ylabel("the axis does not begin at 0")
+
+
+def _style(name: str) -> AbstractContextManager[None]:
+    # The salt keeps ids apart between the charts of one page, and equal from one run to the next.
+    return rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8, "font.family": "sans-serif"})
+
+
+def _canvas(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, axis="y", alpha=0.25)
+    return figure, axes
+
+
+def _size_axis(axes: Axes) -> None:
+    """Put the marks on round numbers of the unit they are read in."""
+    low, high = axes.get_ylim()
+    unit = 1024 ** max(0, min(3, (round(high).bit_length() - 1) // 10))
+    step = (high - low) / unit / 5
+    size = 10 ** math.floor(math.log10(step))
+    axes.yaxis.set_major_locator(
+        MultipleLocator(unit * size * next(one for one in (1, 2, 5, 10) if one * size >= step))
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: human_mb(round(value))))
+
+
+def _svg(figure: Figure, title: str) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    drawing = file.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    head, _, rest = drawing.partition(">")
+    return f'{head} role="img" aria-label="{escape(title)}">{rest}'

@@ -1,0 +1,228 @@
+"""The views that reports, BI tools and Grafana read: names people use, units in them, stable.
+
+They hide how the tables are keyed and partitioned, nothing else: every figure is a stored one. Columns are only ever
+added, at the end, so that what is built on a view goes on working. `capacity init` creates and renews them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.adoption import quoted
+
+
+@dataclass(frozen=True)
+class ViewColumn:
+    """A column: its name, the expression behind it, and what it says."""
+
+    name: str
+    expression: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A view as data."""
+
+    name: str
+    comment: str
+    columns: tuple[ViewColumn, ...]
+    source: str
+
+    @cached_property
+    def query(self) -> str:
+        """The SELECT behind it."""
+        listed = ",\n       ".join(f"{column.expression} AS {quoted(column.name)}" for column in self.columns)
+        return f"SELECT {listed}\n{self.source}"
+
+    @property
+    def marked_comment(self) -> str:
+        """The comment with a mark of the definition, by which an outdated view is known."""
+        made_of = "\n".join([self.query, *(column.comment for column in self.columns)])
+        return f"{self.comment} (definition {hashlib.sha256(made_of.encode()).hexdigest()[:12]})"
+
+
+_DAYS = "(a.period_end - a.period_start + 1)"
+_WINDOW = (
+    ViewColumn("period", "a.period_type", "Name of the period, such as daily or monthly"),
+    ViewColumn("window_start", "a.period_start", "First day of the window"),
+    ViewColumn("window_end", "a.period_end", "Last day of the window, included"),
+)
+_SERVER = (
+    # The history of a server outlives its registration.
+    ViewColumn("server", "coalesce(i.name, 'server ' || a.instance_id)", "Name of the server"),
+    ViewColumn("engine", "coalesce(i.db_type, 'unknown')", "Engine: mysql, postgresql, sqlserver, oracle, ..."),
+)
+_SAMPLED = (
+    ViewColumn("measured_days", "a.data_count", "Days of the window with a sample"),
+    ViewColumn("window_days", _DAYS, "Days of the window; those of a current window that are still to come included"),
+    ViewColumn("coverage_percent", f"round(a.data_count * 100.0 / {_DAYS}, 1)", "Measured days in percent of them"),
+)
+_REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
+_NEWEST = ", ".join(f"('{name}')" for name in PERIODS)
+
+_DATABASE_COLUMNS = (
+    *_WINDOW,
+    *_SERVER,
+    ViewColumn("database", "a.database_name", "Name of the database"),
+    ViewColumn("size_mb", "a.avg_size_mb", "Mean total size, rounded down, MB"),
+    ViewColumn("largest_size_mb", "a.max_size_mb", "Largest total size, MB"),
+    ViewColumn("smallest_size_mb", "a.min_size_mb", "Smallest total size, MB"),
+    ViewColumn("data_size_mb", "a.avg_data_size_mb", "Mean size of the data files, MB; null: not measured"),
+    ViewColumn("log_size_mb", "a.avg_log_size_mb", "Mean size of the log files, MB; null: not measured"),
+    ViewColumn("change_mb", "a.size_change_mb", "Change of the mean against the window before, MB; null: unknown"),
+    ViewColumn("change_percent", "a.size_change_percent", "The same in percent; null: unknown, or from 0"),
+    ViewColumn("trend", "a.trend_direction", "growing, shrinking or stable; null: nothing to compare with"),
+    *_SAMPLED,
+)
+
+VIEWS = (
+    View(
+        "capacity_growth",
+        "Size, change and trend of each database in each window.",
+        _DATABASE_COLUMNS,
+        f"FROM database_size_aggregations a {_REGISTER}",
+    ),
+    View(
+        "capacity_latest",
+        "Size, change and trend of each database in the newest stored window of each period.",
+        _DATABASE_COLUMNS,
+        # Found period by period, by the first columns of the key, whatever the size of the history.
+        f"""FROM (VALUES {_NEWEST}) AS p (name)
+CROSS JOIN LATERAL (SELECT max(n.period_start) AS period_start FROM database_size_aggregations n
+                    WHERE n.period_type = p.name) AS newest
+JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start = newest.period_start
+{_REGISTER}""",  # noqa: S608 -- names of periods, checked where they are registered
+    ),
+    View(
+        "capacity_server_growth",
+        "Size, change, trend and number of databases of each server in each window.",
+        (
+            *_WINDOW,
+            *_SERVER,
+            ViewColumn("size_mb", "a.total_size_mb", "Mean daily total, rounded down, MB"),
+            ViewColumn("largest_size_mb", "a.max_size_mb", "Largest daily total, MB"),
+            ViewColumn("smallest_size_mb", "a.min_size_mb", "Smallest daily total, MB"),
+            ViewColumn(
+                "change_mb", "a.total_size_change_mb", "Change of the mean against the window before, MB; null: unknown"
+            ),
+            ViewColumn(
+                "change_percent", "a.total_size_change_percent", "The same in percent; null: unknown, or from 0"
+            ),
+            ViewColumn("trend", "a.trend_direction", "growing, shrinking or stable; null: nothing to compare with"),
+            ViewColumn("databases", "a.database_count", "Mean number of databases, rounded down"),
+            ViewColumn(
+                "databases_change",
+                "a.database_count_change",
+                "Change of their mean number, cut to whole; null: unknown",
+            ),
+            *_SAMPLED,
+        ),
+        f"FROM instance_size_aggregations a {_REGISTER}",
+    ),
+    View(
+        "capacity_fleet",
+        "Size of the fleet by engine in each window.",
+        (
+            *_WINDOW,
+            _SERVER[1],
+            ViewColumn("servers", "count(*)", "Servers with samples in the window"),
+            ViewColumn("databases", "sum(a.database_count)::bigint", "Mean number of their databases"),
+            ViewColumn("size_mb", "sum(a.total_size_mb)::bigint", "Sum of their mean sizes, MB"),
+            ViewColumn(
+                "change_mb",
+                "sum(a.total_size_change_mb)::bigint",
+                "Sum of their changes, of those that are known, MB; null: none is known",
+            ),
+            ViewColumn(
+                "servers_without_change",
+                "count(*) - count(a.total_size_change_mb)",
+                "Servers that were not measured in the window before, whose size is no growth",
+            ),
+        ),
+        f"FROM instance_size_aggregations a {_REGISTER}\nGROUP BY 1, 2, 3, 4",
+    ),
+    View(
+        "capacity_coverage",
+        "Servers and databases measured on each day. A day without a row was not measured at all.",
+        (
+            ViewColumn("day", "s.collected_date", "Day of the samples"),
+            ViewColumn("servers", "count(DISTINCT s.instance_id)", "Servers measured on it"),
+            ViewColumn("databases", "sum(s.database_count)::bigint", "Databases on them"),
+            ViewColumn("size_mb", "sum(s.total_size_mb)::bigint", "Sum of the sizes measured, MB"),
+        ),
+        "FROM instance_size_stats s WHERE NOT s.is_deleted\nGROUP BY 1",
+    ),
+)
+
+
+def outdated_views(connection: Connection) -> list[View]:
+    """Return the views that are missing or of another definition."""
+    comment = text("SELECT obj_description(to_regclass(:name), 'pg_class')")
+    return [view for view in VIEWS if connection.execute(comment, {"name": view.name}).scalar() != view.marked_comment]
+
+
+def creation(view: View) -> list[str]:
+    """Return the statements that create a view or renew it in place, so that grants and what is built on it stay."""
+    named = quoted(view.name)
+    return [
+        f"CREATE OR REPLACE VIEW {named} AS {view.query}",
+        f"COMMENT ON VIEW {named} IS {_literal(view.marked_comment)}",
+        *(f"COMMENT ON COLUMN {named}.{quoted(column.name)} IS {_literal(column.comment)}" for column in view.columns),
+    ]
+
+
+def take_views_away(connection: Connection) -> list[str]:
+    """Drop the views, in the caller's transaction; return the statements that put them and their grants back.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: something of somebody else is built on one of them.
+    """
+    back: list[str] = []
+    there = []
+    for view in VIEWS:
+        if connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": view.name}).scalar():
+            there.append(view)
+            back += creation(view)
+            back += connection.execute(text(_OWNER_AND_GRANTS), {"view": view.name}).scalars()
+    if there:
+        connection.exec_driver_sql(f"DROP VIEW {', '.join(quoted(view.name) for view in there)}")
+    return back
+
+
+def built_on_views(connection: Connection) -> list[str]:
+    """Name what others have built on the views, which would have to go with them."""
+    names = {"views": [view.name for view in VIEWS]}
+    return list(connection.execute(text(_BUILT_ON_VIEWS), names).scalars())
+
+
+def _literal(value: str) -> str:
+    doubled = value.replace("'", "''")
+    return f"'{doubled}'"
+
+
+_OWNER_AND_GRANTS = """
+SELECT format('GRANT %s ON %I TO %s%s', a.privilege_type, c.relname, coalesce(quote_ident(r.rolname), 'PUBLIC'),
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
+UNION ALL
+SELECT format('ALTER VIEW %I OWNER TO %I', c.relname, r.rolname)
+FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+WHERE c.oid = to_regclass(:view) AND r.rolname <> current_user
+"""
+
+_BUILT_ON_VIEWS = """
+SELECT DISTINCT pg_describe_object('pg_class'::regclass, w.ev_class, 0)
+FROM pg_depend d JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid
+JOIN pg_class v ON v.oid = w.ev_class
+WHERE d.refclassid = 'pg_class'::regclass
+  AND d.refobjid IN (SELECT to_regclass(name) FROM unnest(CAST(:views AS text[])) AS name)
+  AND v.relname <> ALL (:views)
+ORDER BY 1
+"""

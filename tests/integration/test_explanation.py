@@ -1,0 +1,143 @@
+"""`capacity explain`: figures traced to samples agree with the stored ones if these are fresh, and say why if not."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.explanation import Subject, explain
+from capacity_assets.aggregation.levels import DATABASE, LEVELS
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.cli.main import main
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+
+
+def capacity(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(main, arguments)
+
+
+def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engine, service: AggregationService) -> None:
+    load_sample(engine)
+    for name in ("weekly", "monthly", "quarterly"):
+        service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 7, 20))
+
+    explained = 0
+    for level in LEVELS.values():
+        for row in stored(engine, level):
+            period = PERIODS[str(row["period_type"])]
+            subject = Subject(row["instance_id"], "server", row.get("database_name"))  # type: ignore[arg-type]
+            explanation = explain(engine, subject, period, period.window_of(row["period_start"]))  # type: ignore[arg-type]
+            assert explanation.verdict == "Every stored figure is what its samples give.", (row, explanation.figures)
+            explained += 1
+    assert explained > 700
+
+
+@pytest.fixture
+def orders(settings: Settings, engine: Engine, service: AggregationService) -> Settings:
+    """100 MB in January; 150 MB in February, but for three days without a sample."""
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [100] * 31 + [None] * 3 + [150] * 24 + [151]))
+    add_instance_sizes(engine, totals(1, "2025-01-01", [(100, 1)] * 31 + [(150, 1)] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    return settings
+
+
+@pytest.mark.usefixtures("orders")
+def test_the_arithmetic_is_shown_with_the_days_that_are_missing() -> None:
+    output = " ".join(capacity("explain", "orders", "--period", "monthly", "--window", "2025-02-10").output.split())
+
+    assert "orders on server-1, monthly window 2025-02-01 to 2025-02-28" in output
+    assert "Days without a sample: 2025-02-01, 2025-02-02, 2025-02-03" in output
+    assert "avg_size_mb 3,751 / 25 = 150.04, rounded down 150 150" in output
+    assert "3,751 / 25 - 3,100 / 31 = 50.04, cut toward zero 50 50" in output
+    assert "size_change_percent 50.04 / 100 x 100, half away from zero 50.04 50.04" in output
+    assert "Every stored figure is what its samples give." in output
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_server_as_a_whole_is_explained_as_json() -> None:
+    document = json.loads(
+        capacity("explain", "--server", "server-1", "--period", "monthly", "--window", "2025-02-01", "--json").output
+    )
+
+    figures = {figure["name"]: figure for figure in document["figures"]}
+    assert figures["total_size_change_mb"]["computed"] == figures["total_size_change_mb"]["stored"] == 50
+    assert all(figure["agrees"] for figure in figures.values())
+    assert len(document["samples"]) == 28
+    assert document["missing_days"] == []
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_corrected_sample_is_told_from_a_lost_one(engine: Engine) -> None:
+    asked = ("explain", "orders", "--period", "monthly", "--window", "2025-02-01")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = 500 WHERE collected_date = '2025-02-28'"))
+    corrected = capacity(*asked).output
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = '2025-02-28'"))
+    lost = capacity(*asked).output
+
+    assert "stored otherwise than the samples give now" in " ".join(corrected.split())
+    assert "avg_size_mb" in corrected
+    assert "150 !" in corrected
+    assert "built from 25 samples, of which 24 are left" in " ".join(lost.split())
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(engine: Engine) -> None:
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
+
+    assert "not computed yet" in capacity("explain", "orders", "--period", "monthly", "--window", "2025-03-01").output
+    assert "hold nothing" in capacity("explain", "orders", "--period", "monthly", "--window", "2025-05-01").output
+
+
+@pytest.mark.usefixtures("orders")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("Orders", "--period", "monthly"), "There is no sample of a database 'Orders'"),
+        (("orders", "--server", "server-2", "--period", "monthly"), "database 'orders' on server 'server-2'"),
+        (("--server", "nobody", "--period", "monthly"), "There is no sample of a server 'nobody'"),
+        (("orders", "--period", "hourly"), "Unknown period 'hourly'"),
+        (("--period", "monthly"), "Name a database, or a server with --server"),
+        (("both", "--period", "monthly"), "2 servers have a database of the name 'both': server-1, server-2."),
+        (("orders", "--period", "monthly", "--window", "2025-02-30"), "is not a day of the calendar"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_with_what_to_do(
+    engine: Engine, arguments: tuple[str, ...], said: str
+) -> None:
+    for instance_id in (1, 2):
+        add_database_sizes(engine, sizes(instance_id, "both", "2025-02-01", [1]))
+
+    result = capacity("explain", *arguments)
+
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_log_sizes_that_were_never_measured_are_unknown_and_not_zero(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [0] * 31 + [10] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+    figures = {
+        figure.name: figure
+        for figure in explain(
+            engine, Subject(1, "server-1", "orders"), PERIODS["monthly"], PERIODS["monthly"].window_of(date(2025, 2, 1))
+        ).figures
+    }
+
+    assert (figures["avg_log_size_mb"].computed, figures["log_size_change_mb"].computed) == (None, None)
+    assert figures["size_change_percent"].computed is None
+    assert (figures["trend_direction"].computed, figures["trend_direction"].how) == ("growing", "from 0")
+    assert all(figure.agrees for figure in figures.values())
+    assert DATABASE.figures == tuple(figures)

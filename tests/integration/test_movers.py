@@ -1,0 +1,98 @@
+"""What a materialisation says of its window: sums, largest growers and shrinkers, counts and failures, in words."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.movers import Mover, WindowSizes, window_sizes
+from capacity_assets.aggregation.results import InstanceError, PeriodSummary
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.orchestration.metadata import summary_text
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+from tests.integration.test_assets import metadata_of, run_range
+from tests.integration.test_failures import add_overflowing_instance
+
+MARCH = PERIODS["monthly"].window_of(date(2025, 3, 1))
+APRIL = PERIODS["monthly"].window_of(date(2025, 4, 1))
+
+
+def test_growers_and_shrinkers_are_the_stored_rows_that_changed_most(
+    engine: Engine, service: AggregationService
+) -> None:
+    load_sample(engine)
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+
+    for level in LEVELS.values():
+        found = window_sizes(engine, PERIODS["monthly"], level, [MARCH, APRIL], largest=3)
+        for window in (MARCH, APRIL):
+            rows = [row for row in stored(engine, level, "monthly") if row["period_start"] == window.start]
+            changes = [row[level.headline.change] for row in rows if row[level.headline.change] is not None]
+            sums = found[window.start]
+            assert sums.total_size_mb == sum(row[level.headline.average] for row in rows)
+            assert sums.total_change_mb == sum(changes)
+            assert sums.unknown_changes == len(rows) - len(changes)
+            grown = sorted((change for change in changes if change > 0), reverse=True)
+            shrunk = sorted(change for change in changes if change < 0)
+            assert [mover.change_mb for mover in sums.growers] == grown[:3]
+            assert [mover.change_mb for mover in sums.shrinkers] == shrunk[:3]
+
+
+def test_a_mover_has_the_size_of_the_window_before_and_where_that_is_gone_the_size_it_must_have_had(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100] * 31 + [160] * 30))
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1)] * 31 + [(40, 1)] * 30))
+    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 4, 30))
+
+    assert window_sizes(engine, PERIODS["monthly"], DATABASE, [APRIL])[APRIL.start] == WindowSizes(
+        160, 60, 0, growers=(Mover("server-1", "orders", 100, 160, 60),)
+    )
+    assert window_sizes(engine, PERIODS["monthly"], INSTANCE, [APRIL])[APRIL.start] == WindowSizes(
+        40, -60, 0, shrinkers=(Mover("server-1", None, 100, 40, -60),)
+    )
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_aggregations WHERE period_start = '2025-03-01'"))
+    [grower] = window_sizes(engine, PERIODS["monthly"], DATABASE, [APRIL])[APRIL.start].growers
+    assert grower.before_mb == 100
+
+
+def test_a_window_without_rows_adds_up_to_nothing(engine: Engine) -> None:
+    assert window_sizes(engine, PERIODS["monthly"], DATABASE, [MARCH]) == {MARCH.start: WindowSizes()}
+
+
+def test_each_partition_shows_its_summary_with_the_failed_server_named(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(1024, 1)] * 31 + [(2560, 1)] * 30))
+    add_instances(engine, [9])
+    add_overflowing_instance(engine, 9, date(2025, 4, 1))
+
+    result = run_range(settings, "monthly_aggregation_job", "2025-03-01", "2025-04-01")
+
+    shown = metadata_of(result, "monthly_instance_aggregations")["2025-04-01"]["summary"]
+    assert "| Servers | processed | failed | skipped |\n| --- | --- | --- | --- |\n|  | 1 | 1 | 0 |" in shown
+    assert "instance 9 (server-9)" in shown
+    assert "| server-1 | 1.0 GB | 2.5 GB | +1.5 GB |" in shown
+    assert "**Largest shrinkers**: none" in shown
+
+
+@pytest.mark.parametrize("name", ["a|b", "<script>alert(1)</script>", "[x](javascript:alert)", "`c`", "*d*"])
+def test_no_name_is_read_as_markup(name: str) -> None:
+    summary = PeriodSummary(
+        "daily", "database", date(2025, 1, 1), date(2025, 1, 1), 1, 1, errors=(InstanceError(1, name, "of no use"),)
+    )
+    mover = Mover(name, name, 1, 2, 1)
+
+    shown = summary_text(summary, WindowSizes(growers=(mover,), shrinkers=(mover,)))
+
+    bare = shown.replace("\\\\", "")
+    for mark in "|<>[]`*":
+        if mark in name:
+            assert f"\\{mark}" in bare
+    assert name not in shown

@@ -1,0 +1,211 @@
+"""The views for everyone else, and the Grafana dashboard that reads them: what they say equals the tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.schema import initialise, schema_state
+from capacity_assets.storage.views import VIEWS
+from tests.conftest import fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, totals
+
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "capacity.json"
+
+
+def rows(engine: Engine, query: str) -> list[dict[str, Any]]:
+    with engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(text(query))]
+
+
+def small_fleet(engine: Engine) -> None:
+    """Two engines; orders grows, log is new in February, and server 2 lacks three days of February."""
+    add_instances(engine, [1])
+    add_instances(engine, [2], db_type="mysql")
+    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [100] * 31 + [150] * 28))
+    add_database_sizes(engine, sizes(1, "log", "2025-02-01", [40] * 28))
+    add_database_sizes(engine, sizes(2, "orders", "2025-01-01", [900] * 31 + [None] * 3 + [800] * 25))
+    add_instance_sizes(engine, totals(1, "2025-01-01", [(100, 1)] * 31 + [(190, 2)] * 28))
+    add_instance_sizes(engine, totals(2, "2025-01-01", [(900, 1)] * 31 + [None] * 3 + [(800, 1)] * 25))
+    service = AggregationService(engine, fixed_clock())
+    for name in ("monthly", "quarterly"):
+        service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 6, 30))
+
+
+def test_growth_speaks_of_servers_and_databases_by_name_and_says_how_much_was_measured(engine: Engine) -> None:
+    small_fleet(engine)
+
+    found = rows(
+        engine,
+        "SELECT server, engine, database, size_mb, change_mb, change_percent, trend, measured_days, window_days, "
+        "coverage_percent FROM capacity_growth WHERE period = 'monthly' AND window_start = '2025-02-01' "
+        "ORDER BY server, database",
+    )
+
+    assert [tuple(row.values())[:7] for row in found] == [
+        ("server-1", "postgresql", "log", 40, None, None, None),
+        ("server-1", "postgresql", "orders", 150, 50, Decimal("50.00"), "growing"),
+        ("server-2", "mysql", "orders", 800, -100, Decimal("-11.11"), "shrinking"),
+    ]
+    assert [(row["measured_days"], row["window_days"], float(row["coverage_percent"])) for row in found] == [
+        (28, 28, 100.0),
+        (28, 28, 100.0),
+        (25, 28, 89.3),
+    ]
+
+
+def test_the_fleet_adds_up_by_engine_and_counts_the_servers_whose_size_is_no_growth(engine: Engine) -> None:
+    small_fleet(engine)
+    add_instances(engine, [3])
+    add_instance_sizes(engine, totals(3, "2025-02-01", [(7, 1)] * 28))
+    AggregationService(engine, fixed_clock()).calculate_period_aggregations(
+        "monthly", date(2025, 2, 1), date(2025, 2, 1)
+    )
+
+    found = rows(
+        engine,
+        "SELECT engine, servers, databases, size_mb, change_mb, servers_without_change FROM capacity_fleet "
+        "WHERE period = 'monthly' AND window_start = '2025-02-01' ORDER BY engine",
+    )
+
+    assert [tuple(row.values()) for row in found] == [("mysql", 1, 1, 800, -100, 0), ("postgresql", 2, 3, 197, 90, 1)]
+
+
+def test_latest_holds_the_newest_stored_window_of_each_period_and_no_other(engine: Engine) -> None:
+    small_fleet(engine)
+
+    found = rows(engine, "SELECT DISTINCT period, window_start::text FROM capacity_latest ORDER BY period")
+
+    assert [tuple(row.values()) for row in found] == [("monthly", "2025-02-01"), ("quarterly", "2025-01-01")]
+
+
+def test_a_day_without_samples_has_no_row_in_the_coverage(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, "2025-01-01", [(10, 1), None, (12, 1)]))
+    add_instance_sizes(engine, totals(2, "2025-01-01", [(5, 2)]))
+
+    found = rows(engine, "SELECT day::text, servers, databases, size_mb FROM capacity_coverage ORDER BY day")
+
+    assert [tuple(row.values()) for row in found] == [("2025-01-01", 2, 3, 15), ("2025-01-03", 1, 1, 12)]
+
+
+def test_the_history_of_a_server_that_is_registered_no_more_keeps_its_rows(engine: Engine) -> None:
+    small_fleet(engine)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM instances WHERE id = 2"))
+
+    found = rows(engine, "SELECT DISTINCT server, engine FROM capacity_growth ORDER BY server DESC")
+
+    assert [tuple(row.values()) for row in found] == [("server-1", "postgresql"), ("server 2", "unknown")]
+
+
+def test_init_makes_a_missing_view_again_and_renews_an_outdated_one_keeping_grants(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP VIEW capacity_fleet"))
+        connection.execute(text("CREATE ROLE view_reader"))
+        connection.execute(text("GRANT SELECT ON capacity_growth TO view_reader"))
+        connection.execute(text("COMMENT ON VIEW capacity_growth IS 'of an older version'"))
+    try:
+        assert schema_state(engine).shortcomings == (
+            "view capacity_growth is missing or outdated",
+            "view capacity_fleet is missing or outdated",
+        )
+        assert initialise(engine) == (
+            "created or renewed view capacity_growth",
+            "created or renewed view capacity_fleet",
+        )
+        assert schema_state(engine).fit
+        assert initialise(engine) == ()
+        granted = "SELECT has_table_privilege('view_reader', 'capacity_growth', 'SELECT') AS granted"
+        assert rows(engine, granted) == [{"granted": True}]
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("DROP OWNED BY view_reader"))
+            connection.execute(text("DROP ROLE view_reader"))
+
+
+def test_who_may_read_the_views_needs_no_right_on_the_tables(engine: Engine) -> None:
+    small_fleet(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE ROLE dashboard"))
+        for view in VIEWS:
+            connection.execute(text(f"GRANT SELECT ON {view.name} TO dashboard"))
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SET ROLE dashboard"))
+            for view in VIEWS:
+                assert connection.execute(text(f"SELECT count(*) FROM {view.name}")).scalar_one() > 0
+            with pytest.raises(ProgrammingError, match="permission denied"):
+                connection.execute(text("SELECT count(*) FROM instances"))
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("DROP OWNED BY dashboard"))
+            connection.execute(text("DROP ROLE dashboard"))
+
+
+def test_every_column_of_a_view_has_a_comment_in_the_database(engine: Engine) -> None:
+    found = rows(
+        engine,
+        "SELECT c.relname AS view, a.attname AS name, col_description(c.oid, a.attnum) AS comment "
+        "FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 "
+        "WHERE c.relkind = 'v' AND c.relname LIKE 'capacity%' ORDER BY c.relname, a.attnum",
+    )
+
+    wanted = {(view.name, column.name, column.comment) for view in VIEWS for column in view.columns}
+    assert {tuple(row.values()) for row in found} == wanted
+
+
+def dashboard() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return loaded
+
+
+def filled(query: str) -> str:
+    """The query as Grafana sends it, for the sample's first server."""
+    query = re.sub(r"\$__timeFilter\((\w+)\)", r"\1 BETWEEN '2020-01-01T00:00:00Z' AND '2030-01-01T00:00:00Z'", query)
+    values = {"$period": "monthly", "$engine": "'mysql','postgresql','sqlserver','oracle'"}
+    for name, value in values.items():
+        query = query.replace(name, value)
+    return query
+
+
+def test_every_query_of_the_dashboard_finds_rows_in_the_views(engine: Engine) -> None:
+    load_sample(engine)
+    service = AggregationService(engine, fixed_clock())
+    days = rows(engine, "SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats")[0]
+    service.calculate_period_aggregations("monthly", days["first"], days["last"])
+    server = rows(engine, "SELECT min(server) AS name FROM capacity_growth")[0]["name"]
+    queries = {panel["title"]: panel["targets"][0]["rawSql"] for panel in dashboard()["panels"]}
+    queries |= {v["name"]: v["query"] for v in dashboard()["templating"]["list"] if v["type"] == "query"}
+
+    for title, query in queries.items():
+        read = set(re.findall(r"FROM (\w+)", query))
+        assert read <= {view.name for view in VIEWS}, title
+        assert rows(engine, filled(query).replace("$server", server)), title
+
+
+def test_the_dashboard_offers_every_period_and_its_panels_do_not_overlap() -> None:
+    loaded = dashboard()
+    [period] = [variable for variable in loaded["templating"]["list"] if variable["name"] == "period"]
+    cells = [
+        (x, y)
+        for panel in loaded["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+
+    assert period["query"].split(",") == list(PERIODS)
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) == 23
+    assert len({panel["id"] for panel in loaded["panels"]}) == len(loaded["panels"])
+    assert all(panel["description"] for panel in loaded["panels"])
