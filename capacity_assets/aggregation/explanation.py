@@ -305,5 +305,5 @@ def _two_decimals(value: Fraction) -> Decimal:
 def _shown(value: Fraction) -> str:
     """Render a fraction as a decimal number, marked where places are left out."""
     scaled = value * 10**PLACES_SHOWN
-    shown = f"{float(round(scaled)) / 10**PLACES_SHOWN:,.{PLACES_SHOWN}f}".rstrip("0").rstrip(".")
-    return shown if scaled.denominator == 1 else f"{shown}..."
+    shown = f"{Decimal(math.trunc(scaled)).scaleb(-PLACES_SHOWN):,f}"
+    return shown.rstrip("0").rstrip(".") if scaled.denominator == 1 else f"{shown}..."

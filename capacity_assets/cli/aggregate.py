@@ -144,9 +144,10 @@ def print_plan(run: RunSummary) -> None:
         [part.period_type, part.level, part.period_start, *(getattr(part, key) for key in counts.values())]
         for part in listed
     ]
-    print_table("Servers with and without samples, and rows that would be written", columns, rows)
+    if listed:
+        print_table("Servers with and without samples, and rows that would be written", columns, rows)
     if len(listed) < len(run.parts):
-        say(f"and {len(idle):,} more in which nothing would be written")
+        say(f"Windows and levels in which nothing would be written, not listed: {len(idle):,}")
     removed = run.total("removed_records")
     also = f" and remove {removed:,}" if removed else ""
     say(

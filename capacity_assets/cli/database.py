@@ -25,7 +25,7 @@ from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, unn
 from capacity_assets.storage.tables import instances
 
 
-def initialise_database(settings: Settings) -> None:
+def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
     """Create or upgrade the schema, prepare Dagster's storage where one is named, and say what was done.
 
     Raises:
@@ -46,6 +46,9 @@ def initialise_database(settings: Settings) -> None:
             raise database_error(
                 error, doing="creating or upgrading the schema", kept="Nothing was changed."
             ) from error
+        if as_json:
+            print_json({"done": list(done), "database": safe_url(engine.url)})
+            return
         for line in done:
             say(f"  {line}")
         say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")

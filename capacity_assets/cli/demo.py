@@ -27,12 +27,15 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.orchestration.reports import GROWTH_REPORT_JOB, REPORT_PERIOD
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
+from capacity_assets.report.data import file_name
 from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
 from capacity_assets.units import human_mb
 
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FASTEST_SHOWN = 5
 
 
@@ -64,11 +67,13 @@ def run_demo(settings: Settings) -> None:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
             chunks = _open_work(instance, first_day, today, fleet)
             written = _materialise(settings, instance, chunks)
+            month = PERIODS[REPORT_PERIOD].last(today)
+            _make_report(settings, instance, month)
             runner = task_runner(engine, settings)
             run = _verify(runner, first_day, today)
             _print_result(run, written, fleet)
             _print_fastest(engine, PERIODS["monthly"].last(today))
-        _print_where_to_look(settings)
+        _print_where_to_look(settings, month)
 
 
 def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> LoadedFleet:
@@ -128,7 +133,7 @@ def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance
     result = job.execute_in_process(
         instance=instance,
         tags=range_tags(chunk.windows),
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        run_config=QUIET,
         raise_on_error=False,
     )
     if not result.success:
@@ -142,6 +147,15 @@ def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance
         event.materialization.metadata["written_records"].value for event in result.get_asset_materialization_events()
     ]
     return sum(count for count in counts if isinstance(count, int))
+
+
+def _make_report(settings: Settings, instance: dg.DagsterInstance, month: Window) -> None:
+    """Make the growth report of a month, the only one the demo makes by itself."""
+    job = build_definitions(settings).resolve_job_def(GROWTH_REPORT_JOB)
+    result = job.execute_in_process(instance=instance, partition_key=month.key, run_config=QUIET, raise_on_error=False)
+    if not result.success:
+        reasons = _reasons(result)
+        raise CommandFailedError(f"The growth report of {month.key} failed. {reasons} The aggregates are there.")
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> str:
@@ -222,7 +236,8 @@ def _print_fastest(engine: Engine, window: Window) -> None:
     print_table(f"Fastest growing databases, {window.start:%B %Y} against the month before", columns, rows)
 
 
-def _print_where_to_look(settings: Settings) -> None:
+def _print_where_to_look(settings: Settings, month: Window) -> None:
+    say(f"Growth report, to open in a browser: {settings.reports / file_name(PERIODS[REPORT_PERIOD], month)}")
     say("Next: `make up` (or `capacity up`) serves the Dagster UI; Catalog has the assets, Runs these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` computes without Dagster.")
     say(f"Data: {settings.home.resolve()}")

@@ -78,7 +78,7 @@ FIGURE_COLUMNS = (("Figure", "left"), ("How", "text"), ("Result", "right"), ("St
 
 
 def _cells(explanation: Explanation, figure: Figure) -> list[object]:
-    stored = "" if explanation.stored is None else str(_shown(figure.stored))
+    stored = "" if explanation.stored is None else _shown(figure.stored)
     differs = explanation.stored is not None and not figure.agrees
     return [figure.name, figure.how, _shown(figure.computed), f"{stored} !" if differs else stored]
 

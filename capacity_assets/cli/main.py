@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from datetime import date
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
@@ -82,8 +83,9 @@ def main(*, verbose: bool) -> None:
 
 
 @main.command()
+@json_option
 @command
-def init() -> None:
+def init(*, as_json: bool) -> None:
     """Create the capacity tables, or upgrade those of a legacy database in place.
 
     Adds and widens only; no row is removed. Everything happens in one transaction: if anything stands in
@@ -91,7 +93,7 @@ def init() -> None:
     """
     from capacity_assets.cli.database import initialise_database
 
-    initialise_database(load_settings())
+    initialise_database(load_settings(), as_json=as_json)
 
 
 @main.command()
@@ -213,6 +215,62 @@ def explain(*, database: str | None, period: str, day: date | None, server: str 
     from capacity_assets.cli.explain import show_explanation
 
     return show_explanation(load_settings(), database, server, period, day, as_json=as_json)
+
+
+@main.command()
+@click.option(
+    "--period",
+    default="monthly",
+    show_default=True,
+    help=f"One of {', '.join(PERIODS)}.",
+    shell_complete=completing(PERIODS),
+)
+@click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one.")
+@click.option("--server", help="A page of this server alone, with all its databases.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write it. Default: CAPACITY_HOME/reports.",
+)
+@json_option
+@command
+def report(*, period: str, day: date | None, server: str | None, output: Path | None, as_json: bool) -> int:
+    """Write the growth report of a window: one HTML file that needs no network and prints on A4.
+
+    \b
+    Examples:
+      capacity report
+      capacity report --period quarterly --window 2025-04-01
+      capacity report --server db-7 --output db-7.html
+    """
+    from capacity_assets.cli.report import write_growth_report
+
+    return write_growth_report(load_settings(), period, day, server, output, as_json=as_json)
+
+
+@main.command()
+@click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
+@click.option(
+    "--level", default="database", show_default=True, help=f"{' or '.join(LEVELS)}.", shell_complete=completing(LEVELS)
+)
+@click.option("--from", "first_day", type=DAY, help="First day; its whole window is written.")
+@click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are left out.")
+@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option("--output", default="-", help="A file. Default: standard output.")
+@json_option
+@command
+def export(**asked: Any) -> int:
+    """Write the stored aggregates of a period as CSV or Parquet, with the columns of the views.
+
+    \b
+    Examples:
+      capacity export --period monthly --from 2025-01-01 > growth.csv
+      capacity export --period daily --level instance --format parquet --output servers.parquet
+    """
+    from capacity_assets.cli.export import Export
+    from capacity_assets.cli.export import export as write_export
+
+    return write_export(load_settings(), Export(**asked))
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")

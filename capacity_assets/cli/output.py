@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from capacity_assets.cli.errors import CommandFailedError
 
 WIDEST = 1000
 
@@ -43,6 +47,22 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[S
         screen.width = max(screen.width, Console(width=WIDEST).measure(built).maximum)
     screen.print(title, style="bold", markup=False, soft_wrap=True)
     screen.print(built)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence that a file cannot be written.
+
+    Raises:
+        CommandFailedError: instead of any OSError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise CommandFailedError(
+            f"{path} cannot be written: {error.strerror}. A file that was there before is as it was."
+        ) from error
 
 
 def print_json(value: object) -> None:

@@ -18,7 +18,7 @@ from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
-from capacity_assets.report.data import Kind, Report, read_report
+from capacity_assets.report.data import Kind, Report, file_name, read_report
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
 
@@ -60,13 +60,13 @@ def growth_report(
     )
     def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         # Only here: drawing is loaded by runs that draw, not by the code location.
-        from capacity_assets.report.page import file_name, write_report
+        from capacity_assets.report.page import write_report
 
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         try:
             for window in windows_of(period, context.partition_keys):
                 report = read_report(runner.engine, period, window)
-                path = settings.reports / file_name(report)
+                path = settings.reports / file_name(period, window)
                 write_report(report, path)
                 context.add_asset_metadata(report_metadata(report, path), partition_key=window.key)
         except CapacityError as error:

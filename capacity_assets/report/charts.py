@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from warnings import catch_warnings, filterwarnings
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -140,9 +141,24 @@ def _show_steps(axes: Axes, report: Report) -> None:
         axes.set_ylabel("the axis does not begin at 0")
 
 
-def _style(name: str) -> AbstractContextManager[None]:
+@contextmanager
+def _style(name: str) -> Iterator[None]:
     # The salt keeps ids apart between the charts of one page, and equal from one run to the next.
-    return rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8, "font.family": "sans-serif"})
+    with (
+        rc_context(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": name,
+                "text.parse_math": False,
+                "font.size": 8,
+                "font.family": "sans-serif",
+            }
+        ),
+        catch_warnings(),
+    ):
+        # Only the width of a text is measured here; the reader's browser, which has the letters, writes it.
+        filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _canvas(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:

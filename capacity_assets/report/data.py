@@ -6,6 +6,7 @@ one whose server was not is *not comparable*, because nobody knows. How it looks
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -157,6 +158,12 @@ class Report:
         return _windows_shown(self.period, self.window)
 
 
+def file_name(period: Period, window: Window, server: str | None = None) -> str:
+    """Name the file of a report: its period and window, and the server if it is of one."""
+    of_server = "" if server is None else f"-{re.sub(r'[^A-Za-z0-9._-]+', '_', server)}"
+    return f"growth-{period.name}-{window.key}{of_server}.html"
+
+
 def read_report(engine: Engine, period: Period, window: Window, server: str | None = None) -> Report:
     """Read the report of one window: of all servers, or of the one of that name.
 
@@ -226,7 +233,7 @@ def _server_id(connection: Connection, server: str | None) -> int | None:
     found = connection.execute(text("SELECT id FROM instances WHERE name = :name"), {"name": server}).scalar()
     if found is None:
         raise NotFoundError(
-            f"There is no server {server!r}: names are compared letter by letter. `capacity status` and "
-            "the view capacity_latest know them. Nothing was written."
+            f"There is no server {server!r}: names are compared letter by letter. The view "
+            "capacity_server_growth lists those that are known. Nothing was written."
         )
     return int(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -61,12 +60,6 @@ def percent(change_mb: int, of_mb: int) -> str:
         return "unknown"
     share = (Decimal(change_mb) * 100 / Decimal(of_mb)).quantize(Decimal("0.1"), ROUND_HALF_UP)
     return f"{share:+,} %" if share else "0.0 %"
-
-
-def file_name(report: Report) -> str:
-    """Name the file of a report: its period and window, and the server if it is of one."""
-    of_server = "" if report.server is None else f"-{re.sub(r'[^A-Za-z0-9._-]+', '_', report.server)}"
-    return f"growth-{report.period.name}-{report.window.key}{of_server}.html"
 
 
 def write_report(report: Report, path: Path) -> None:

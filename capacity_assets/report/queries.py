@@ -6,10 +6,12 @@ from __future__ import annotations
 PAIRED = """
 WITH now AS (
     SELECT instance_id, database_name, avg_size_mb FROM database_size_aggregations a
-    WHERE period_type = :period AND period_start = :start AND {_ONE.format("a.instance_id")}
+    WHERE period_type = :period AND period_start = :start
+  AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
 ), earlier AS (
     SELECT instance_id, database_name, avg_size_mb FROM database_size_aggregations a
-    WHERE period_type = :period AND period_start = :before AND {_ONE.format("a.instance_id")}
+    WHERE period_type = :period AND period_start = :before
+  AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
 ), measured AS (SELECT DISTINCT instance_id FROM now), measured_before AS (SELECT DISTINCT instance_id FROM earlier),
 paired AS (
     SELECT instance_id, database_name AS name, e.avg_size_mb AS before_mb, n.avg_size_mb AS size_mb,
@@ -57,19 +59,22 @@ SELECT a.period_start AS window_start,
             ELSE a.database_name END AS series,
        sum(a.avg_size_mb)::bigint AS size_mb
 FROM database_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
-WHERE a.period_type = :period AND a.period_start BETWEEN :oldest AND :start AND {_ONE.format("a.instance_id")}
+WHERE a.period_type = :period AND a.period_start BETWEEN :oldest AND :start
+  AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 
 MEASURED = """
 SELECT collected_date AS day, count(DISTINCT s.instance_id) AS servers FROM instance_size_stats s
-WHERE collected_date BETWEEN :before AND :end AND NOT s.is_deleted AND {_ONE.format("s.instance_id")}
+WHERE collected_date BETWEEN :before AND :end AND NOT s.is_deleted
+  AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)
 GROUP BY 1 ORDER BY 1
 """
 
 UNMEASURED = """
 SELECT i.name FROM instances i
-WHERE i.is_active AND i.deleted_at IS NULL AND (CAST(:server AS integer) IS NULL OR i.id = :server)
+WHERE i.is_active AND i.deleted_at IS NULL
+  AND (CAST(:server AS integer) IS NULL OR i.id = :server)
   AND NOT EXISTS (SELECT FROM database_size_aggregations a
                   WHERE a.instance_id = i.id AND a.period_type = :period AND a.period_start = :start)
 ORDER BY i.name
@@ -77,7 +82,8 @@ ORDER BY i.name
 
 ENDS = """
 SELECT (SELECT count(*) FROM instances i
-        WHERE i.is_active AND i.deleted_at IS NULL AND (CAST(:server AS integer) IS NULL OR i.id = :server)
+        WHERE i.is_active AND i.deleted_at IS NULL
+  AND (CAST(:server AS integer) IS NULL OR i.id = :server)
        ) AS active_servers,
        (SELECT max(calculated_at) FROM database_size_aggregations a
         WHERE period_type = :period AND period_start = :start

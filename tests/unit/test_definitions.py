@@ -43,7 +43,7 @@ def definitions() -> dg.Definitions:
 def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
     """The tables of samples and of aggregates."""
     every = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    return {key: spec for key, spec in every.items() if spec.group_name != "maintenance"}
+    return {key: spec for key, spec in every.items() if spec.group_name not in {"maintenance", "reports"}}
 
 
 def aggregate_keys(definitions: dg.Definitions) -> set[dg.AssetKey]:
@@ -86,7 +86,12 @@ def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Defini
     jobs = {job.name: job for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
 
     assert sorted(jobs) == sorted(
-        [*(f"{period}_aggregation_job" for period in CRONS), "standing_check_job", "table_maintenance_job"]
+        [
+            *(f"{period}_aggregation_job" for period in CRONS),
+            "growth_report_job",
+            "standing_check_job",
+            "table_maintenance_job",
+        ]
     )
     for period in CRONS:
         selected = {key.to_user_string() for key in jobs[f"{period}_aggregation_job"].asset_layer.executable_asset_keys}
@@ -123,6 +128,27 @@ def test_the_partitions_of_the_tables_are_an_asset_of_their_own(definitions: dg.
     assert "CAPACITY_RETENTION_DAYS" in str(spec.description)
 
 
+def test_the_growth_report_is_downstream_of_both_levels_of_its_month(definitions: dg.Definitions) -> None:
+    [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "reports"]
+
+    assert spec.key == dg.AssetKey("growth_report")
+    assert partitions(spec).cron_schedule == CRONS["monthly"]
+    assert {dep.asset_key.to_user_string() for dep in spec.deps} == {
+        f"monthly_{level}_aggregations" for level in LEVELS
+    }
+    assert "whenever the month's aggregates are made" in str(spec.automation_condition.get_label())  # type: ignore[union-attr]
+
+
+def test_drawing_is_not_loaded_with_the_code_location() -> None:
+    code = (
+        "import sys, capacity_assets.definitions; "
+        "print([name for name in ('matplotlib', 'numpy', 'pyarrow') if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert loaded.stdout.strip() == "[]"
+
+
 def test_a_retention_rule_that_means_nothing_keeps_the_code_location_from_loading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,7 +161,7 @@ def test_a_retention_rule_that_means_nothing_keeps_the_code_location_from_loadin
 def test_the_late_data_sensor_runs_from_the_first_start_on_and_reaches_every_period(
     definitions: dg.Definitions,
 ) -> None:
-    [sensor] = definitions.get_repository_def().sensor_defs
+    sensor = definitions.get_repository_def().get_sensor_def("late_data_sensor")
 
     assert (sensor.name, sensor.minimum_interval_seconds) == ("late_data_sensor", 30)
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
@@ -228,7 +254,7 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning() -> None
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "13"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "14"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:
@@ -245,7 +271,19 @@ def test_up_and_demo_use_the_shipped_files(name: str) -> None:
 
 
 # Rooms and what they may import, from the outside in; nothing imports a room further out.
-ROOMS = ["settings", "units", "periods", "clock", "storage", "aggregation", "runtime", "tasks", "orchestration", "cli"]
+ROOMS = [
+    "settings",
+    "units",
+    "periods",
+    "clock",
+    "storage",
+    "aggregation",
+    "report",
+    "runtime",
+    "tasks",
+    "orchestration",
+    "cli",
+]
 
 
 def imported_rooms(path: Path) -> set[str]:

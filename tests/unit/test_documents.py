@@ -20,7 +20,9 @@ from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
+from capacity_assets.orchestration.reports import report_metadata
 from capacity_assets.periods import PERIODS
+from capacity_assets.report.data import Change, Kind, Report
 from capacity_assets.settings import Settings, variable_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +121,25 @@ def test_every_metadata_key_of_the_maintenance_is_documented_and_no_other() -> N
     assert first_cells("Metadata of table_partitions") == set(maintenance_metadata(MaintenanceReport(dry_run=True)))
     for option in MaintenanceConfig.model_fields:
         assert f"`{option}`" in section("Periods, assets and jobs")
+
+
+def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
+    report = Report(
+        PERIODS["monthly"],
+        PERIODS["monthly"].window_of(date(2025, 1, 1)),
+        server=None,
+        changes=dict.fromkeys(Kind, Change()),
+        databases=dict.fromkeys(Kind, ()),
+        servers=(),
+        history=(),
+        measured_servers={},
+        active_servers=0,
+        unmeasured_servers=(),
+        computed_at=None,
+        last_sample=None,
+    )
+
+    assert first_cells("Metadata of growth_report") == set(report_metadata(report, ROOT))
 
 
 def test_links_between_documents_lead_somewhere() -> None:

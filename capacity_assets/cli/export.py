@@ -1,0 +1,174 @@
+"""`capacity export`: the aggregates of a period as a file for other tools, through the views everyone else reads."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+from psycopg.errors import Error as PostgresError
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.errors import DONE, CommandFailedError
+from capacity_assets.cli.output import print_json, say, writing
+from capacity_assets.periods import Period
+from capacity_assets.runtime import open_task_runner
+from capacity_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
+STANDARD_OUTPUT = "-"
+ROWS_AT_ONCE = 50_000
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was asked for on the command line; open days are None."""
+
+    period: str
+    level: str
+    first_day: date | None
+    last_day: date | None
+    form: str
+    output: str
+    as_json: bool
+
+
+def export(settings: Settings, wanted: Export) -> int:
+    """Write the aggregates of a period to a file or to standard output; return the exit code.
+
+    Raises:
+        ValidationError: unknown period or level, days in the wrong order, or Parquet on standard output.
+        CommandFailedError: the file cannot be written, or Parquet needs a package that is not there.
+        DatabaseError: the database failed; a file that was there before is as it was.
+    """
+    if wanted.level not in LEVELS:
+        raise ValidationError(f"Unknown level {wanted.level!r}; known: {', '.join(LEVELS)}. Nothing was written.")
+    to_file = wanted.output != STANDARD_OUTPUT
+    if not to_file and (wanted.form == "parquet" or wanted.as_json):
+        raise ValidationError("Parquet and --json need a file: name one with --output. Nothing was written.")
+    write = WRITERS[wanted.form]
+    refuse_an_absent_embedded_server(settings)
+    with open_task_runner(settings) as runner, _reading(runner.engine) as connection:
+        query = _rows(runner, wanted)
+        if not to_file:
+            _copy(connection, query, sys.stdout.buffer.write)
+            sys.stdout.buffer.flush()
+            return DONE
+        path = Path(wanted.output).resolve()
+        # Whole or not at all: whoever reads the file meanwhile finds the old one.
+        begun = path.with_name(f".{path.name}.part")
+        with writing(path):
+            try:
+                rows = write(connection, query, begun)
+                begun.replace(path)
+            finally:
+                begun.unlink(missing_ok=True)
+    if wanted.as_json:
+        print_json({"path": str(path), "rows": rows, "view": VIEW_OF_LEVEL[wanted.level]})
+    else:
+        say(f"{rows:,} rows of {VIEW_OF_LEVEL[wanted.level]} written to {path}")
+    return DONE
+
+
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection[Any]]:
+    """Yield the driver's own connection: it streams, so that memory does not grow with the history."""
+    with engine.connect() as connection:
+        driver: Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+        try:
+            driver.execute("SET TRANSACTION READ ONLY")
+            driver.execute("SET LOCAL statement_timeout = 0")
+            yield driver
+        except PostgresError as error:
+            raise DatabaseError(
+                f"The database failed while the rows were read: {str(error).splitlines()[0]}. "
+                "A file that was there before is as it was."
+            ) from error
+
+
+def _rows(runner: AggregationTaskRunner, wanted: Export) -> sql.Composed:
+    period = runner.service.period(wanted.period)
+    first, last = wanted.first_day or date.min, wanted.last_day or date.max
+    if first > last:
+        raise ValidationError(f"The first day {first} lies after the last day {last}. Nothing was written.")
+    start = _first_window(period, wanted.first_day)
+    order = ("window_start", "server", "database") if wanted.level == "database" else ("window_start", "server")
+    return sql.SQL(
+        "SELECT * FROM {view} WHERE period = {period} AND window_start BETWEEN {first} AND {last} ORDER BY {order}"
+    ).format(
+        view=sql.Identifier(VIEW_OF_LEVEL[wanted.level]),
+        period=sql.Literal(wanted.period),
+        first=sql.Literal(start),
+        last=sql.Literal(last),
+        order=sql.SQL(", ").join(map(sql.Identifier, order)),
+    )
+
+
+def _first_window(period: Period, day: date | None) -> date:
+    """The window that holds the first day counts as a whole."""
+    return date.min if day is None else period.window_of(day).start
+
+
+def _write_csv(connection: Connection[Any], query: sql.Composed, path: Path) -> int:
+    with path.open("wb") as file:
+        return _copy(connection, query, file.write)
+
+
+def _copy(connection: Connection[Any], query: sql.Composed, write: Callable[[bytes], object]) -> int:
+    with connection.cursor() as cursor:
+        with cursor.copy(sql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv, HEADER)").format(query)) as rows:
+            for block in rows:
+                write(bytes(block))
+        return cursor.rowcount
+
+
+def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path) -> int:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise CommandFailedError(
+            "Parquet needs the package pyarrow: pip install 'capacity_assets[parquet]'. Nothing was written; "
+            "--format csv works without."
+        ) from error
+    kinds = {
+        "int8": pyarrow.int64(),
+        "int4": pyarrow.int64(),
+        "date": pyarrow.date32(),
+        "numeric": pyarrow.decimal128(38, 2),
+    }
+    written = 0
+    with connection.cursor(name="export") as cursor:
+        cursor.execute(query)
+        described = cursor.description or []
+        types = connection.adapters.types
+        schema = pyarrow.schema(
+            [(column.name, kinds.get(types[column.type_code].name, pyarrow.string())) for column in described]
+        )
+        with parquet.ParquetWriter(path, schema) as writer:
+            while rows := cursor.fetchmany(ROWS_AT_ONCE):
+                columns = [
+                    pyarrow.array(values, field.type)
+                    for values, field in zip(zip(*rows, strict=True), schema, strict=True)
+                ]
+                writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+                written += len(rows)
+    return written
+
+
+WRITERS: dict[str, Callable[[Connection[Any], sql.Composed, Path], int]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+}

@@ -1,0 +1,131 @@
+"""`capacity export`: files equal the tables, are written whole or not at all, and go where they are sent."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from pyarrow import parquet
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.cli import export as export_module
+from capacity_assets.cli.main import main
+from capacity_assets.settings import Settings
+from tests.fleet import load_sample, stored
+
+
+@pytest.fixture
+def sample(settings: Settings, engine: Engine, service: AggregationService) -> Settings:
+    load_sample(engine)
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+    return settings
+
+
+def capacity(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def exported(output: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(output, newline="")))
+
+
+@pytest.mark.usefixtures("sample")
+def test_csv_on_standard_output_equals_the_table_hostile_names_included(engine: Engine) -> None:
+    rows = exported(capacity("export", "--period", "monthly").output)
+
+    names = {
+        "database": "database_name",
+        "window_start": "period_start",
+        "size_mb": "avg_size_mb",
+        "change_mb": "size_change_mb",
+        "change_percent": "size_change_percent",
+        "trend": "trend_direction",
+        "measured_days": "data_count",
+    }
+    wanted = [
+        ["" if row[name] is None else str(row[name]) for name in names.values()]
+        for row in stored(engine, DATABASE, "monthly")
+    ]
+    assert sorted([row[name] for name in names] for row in rows) == sorted(wanted)
+
+
+@pytest.mark.usefixtures("sample")
+def test_parquet_has_the_types_and_the_values_of_the_view(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "ROWS_AT_ONCE", 7)
+    path = tmp_path / "servers.parquet"
+
+    result = capacity(
+        "export", "--period", "monthly", "--level", "instance", "--format", "parquet", "--output", str(path)
+    )
+
+    assert result.exit_code == 0, result.output
+    table = parquet.read_table(path)
+    rows = stored(engine, INSTANCE, "monthly")
+    assert table.num_rows == len(rows)
+    assert str(table.schema.field("window_start").type) == "date32[day]"
+    assert str(table.schema.field("size_mb").type) == "int64"
+    found = sorted(zip(table["window_start"].to_pylist(), table["size_mb"].to_pylist(), strict=True))
+    assert found == sorted((row["period_start"], row["total_size_mb"]) for row in rows)
+    percents = {value for value in table["change_percent"].to_pylist() if value is not None}
+    assert percents == {row["total_size_change_percent"] for row in rows} - {None}
+
+
+@pytest.mark.usefixtures("sample")
+def test_the_window_that_holds_the_first_day_counts_as_a_whole() -> None:
+    rows = exported(capacity("export", "--period", "monthly", "--from", "2025-03-14", "--to", "2025-05-01").output)
+
+    assert {row["window_start"] for row in rows} == {"2025-03-01", "2025-04-01", "2025-05-01"}
+
+
+@pytest.mark.usefixtures("sample")
+def test_a_file_is_replaced_whole_and_kept_when_the_database_fails(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "growth.csv"
+    assert capacity("export", "--period", "monthly", "--output", str(path)).exit_code == 0
+    before = path.read_bytes()
+    with engine.begin() as connection:
+        connection.execute(text("DROP VIEW capacity_growth"))
+
+    result = capacity("export", "--period", "monthly", "--output", str(path))
+
+    assert result.exit_code == 1
+    assert 'relation "capacity_growth" does not exist' in result.output
+    assert path.read_bytes() == before
+    assert list(tmp_path.glob(".*.part")) == []
+
+
+@pytest.mark.usefixtures("sample")
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--period", "hourly"), 2, "Unknown period 'hourly'"),
+        (("--period", "monthly", "--level", "table"), 2, "Unknown level 'table'"),
+        (("--period", "monthly", "--format", "parquet"), 2, "need a file"),
+        (("--period", "monthly", "--from", "2025-05-01", "--to", "2025-01-01"), 2, "lies after"),
+        (("--period", "monthly", "--output", "/proc/none/x.csv"), 1, "cannot be written"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_with_what_to_do(arguments: tuple[str, ...], code: int, said: str) -> None:
+    result = capacity("export", *arguments)
+
+    assert result.exit_code == code
+    assert said in result.output
+
+
+@pytest.mark.usefixtures("sample")
+def test_a_reader_that_goes_away_ends_the_export_quietly() -> None:
+    command = f"{sys.executable} -m capacity_assets.cli export --period monthly | head -1"
+
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)  # noqa: S607
+
+    assert ended.stdout.startswith("period,window_start")
+    assert "Traceback" not in ended.stderr

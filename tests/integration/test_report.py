@@ -1,0 +1,341 @@
+"""The growth report: adds up exactly, equals the tables, shows gaps as gaps, trusts no name, needs no network."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from datetime import date
+from html.parser import HTMLParser
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.errors import NotFoundError
+from capacity_assets.aggregation.levels import DATABASE
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.cli.main import main
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR
+from capacity_assets.periods import PERIODS, Window
+from capacity_assets.report.data import Change, Kind, Report, read_report
+from capacity_assets.report.page import percent, render
+from capacity_assets.settings import Settings
+from tests.conftest import fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+from tests.integration.test_assets import QUIET, metadata_of, run_range
+
+MONTHLY = PERIODS["monthly"]
+FEBRUARY = MONTHLY.window_of(date(2025, 2, 1))
+
+
+@pytest.fixture
+def every_kind(engine: Engine, service: AggregationService) -> Engine:
+    """January and February with one database of each kind; server 3 was not measured in January, 4 not in February."""
+    add_instances(engine, [1, 3, 4])
+    add_instances(engine, [2], db_type="mysql")
+    add_instances(engine, [5], is_active=False)
+    histories = {
+        (1, "grows"): (100, 150),
+        (1, "shrinks"): (80, 50),
+        (1, "stays"): (7, 7),
+        (2, "new"): (None, 30),
+        (2, "gone"): (20, None),
+        (2, "kept"): (1, 1),
+        (3, "appeared"): (None, 500),
+        (4, "missing"): (60, None),
+    }
+    for (instance_id, name), (january, february) in histories.items():
+        add_database_sizes(engine, sizes(instance_id, name, "2025-01-01", [january] * 31 + [february] * 28))
+    for instance_id in (1, 2):
+        measured: list[tuple[int, int] | None] = [(1, 1)] * 59
+        measured[40] = None
+        add_instance_sizes(engine, totals(instance_id, "2025-01-01", measured))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    return engine
+
+
+class Page(HTMLParser):
+    """Collects what a test asks of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.steps: dict[str, int] = {}
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self._step: str | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        known = dict(attributes)
+        self.tags.append(tag)
+        self._step = known.get("data-step")
+        self.links += [str(known[name]) for name in ("src", "href", "xlink:href") if known.get(name)]
+
+    def handle_data(self, data: str) -> None:
+        if self._step is not None:
+            self.steps[self._step] = int(data.replace(",", ""))
+            self._step = None
+
+
+def adds_up(report: Report) -> bool:
+    return report.start_mb + sum(change for _, change in report.steps) == report.end_mb
+
+
+def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, FEBRUARY)
+
+    assert report.changes == {
+        Kind.GROWN: Change(1, 100, 150),
+        Kind.SHRUNK: Change(1, 80, 50),
+        Kind.SAME: Change(2, 8, 8),
+        Kind.NEW: Change(1, 0, 30),
+        Kind.GONE: Change(1, 20, 0),
+        Kind.APPEARED: Change(1, 0, 500),
+        Kind.MISSING: Change(1, 60, 0),
+    }
+    assert (report.start_mb, report.end_mb) == (268, 738)
+    assert adds_up(report)
+    assert (report.comparable_before_mb, report.comparable_change_mb) == (188, 20)
+    assert [(one.server, one.name) for one in report.databases[Kind.GONE]] == [("server-2", "gone")]
+    assert report.unmeasured_servers == ["server-4"], "an inactive server is not expected"
+    assert report.active_servers == 4
+
+
+def test_the_totals_of_every_window_of_the_sample_equal_the_tables(engine: Engine, service: AggregationService) -> None:
+    load_sample(engine)
+    for name in ("weekly", "monthly"):
+        service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 7, 20))
+    rows = stored(engine, DATABASE)
+
+    def total(period: str, window: Window) -> int:
+        sizes_mb = [
+            row["avg_size_mb"] for row in rows if (row["period_type"], row["period_start"]) == (period, window.start)
+        ]
+        return sum(sizes_mb)  # type: ignore[arg-type]
+
+    for name in ("weekly", "monthly"):
+        for window in PERIODS[name].windows_between(date(2025, 1, 1), date(2025, 7, 20)):
+            report = read_report(engine, PERIODS[name], window)
+            assert adds_up(report)
+            assert report.end_mb == total(name, window)
+            assert report.start_mb == total(name, PERIODS[name].previous(window))
+            assert sum(bar.size_mb for bar in report.history if bar.window_start == window.start) == report.end_mb
+            assert sum(server.size_mb for server in report.servers) == report.end_mb
+
+
+def test_the_page_says_the_same_numbers_and_loads_nothing(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, FEBRUARY)
+
+    text_of_page = render(report)
+    page = Page(text_of_page)
+
+    assert page.steps["start"] + sum(page.steps[kind] for kind, _ in report.steps) == page.steps["end"] == 738
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert [link for link in page.links if not link.startswith("#")] == []
+    assert "url(http" not in text_of_page
+    assert "@import" not in text_of_page
+    assert page.tags.count("svg") == 3
+    assert text_of_page.count('role="img"') == 3
+
+
+def test_a_window_without_rows_and_a_day_without_samples_are_shown_as_gaps(
+    every_kind: Engine, service: AggregationService
+) -> None:
+    add_database_sizes(every_kind, sizes(1, "grows", "2025-04-01", [170] * 30))
+    service.calculate_period_aggregations("monthly", date(2025, 4, 1), date(2025, 4, 30))
+
+    april = render(read_report(every_kind, MONTHLY, MONTHLY.window_of(date(2025, 4, 1))))
+    february = render(read_report(every_kind, MONTHLY, FEBRUARY))
+
+    assert re.search(r'<th scope="row">2025-03-01</th>(<td class="number">no rows</td>)+', april)
+    assert re.search(r'<th scope="row">2025-04-01</th>(<td class="number">(0|170) MB</td>){2}', april)
+    assert "Not measured at all on 1 of 59 days: 2025-02-10." in february
+    assert "1 of 4 active servers have no row in this window: server-4." in february
+
+
+def test_a_server_has_a_page_of_its_own_with_all_its_databases(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, FEBRUARY, "server-1")
+    page = render(report)
+
+    assert (report.start_mb, report.end_mb) == (187, 207)
+    assert adds_up(report)
+    assert {bar.series for bar in report.history} == {"grows", "shrinks", "stays"}
+    assert [one.name for one in report.databases[Kind.SAME]] == ["stays"]
+    assert "Growth of server-1" in page
+    assert "server-2" not in page
+    with pytest.raises(NotFoundError, match="There is no server 'Server-1'"):
+        read_report(every_kind, MONTHLY, FEBRUARY, "Server-1")
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$x^2$ {{ 7 * 7 }}", "雪豹"]
+)
+def test_no_name_is_read_as_markup_script_or_formula(engine: Engine, service: AggregationService, name: str) -> None:
+    add_instances(engine, [1], name=name, db_type=name[:40])
+    add_database_sizes(engine, sizes(1, name, "2025-01-01", [100] * 31 + [200] * 28))
+    add_database_sizes(engine, sizes(1, f"new {name}", "2025-02-01", [5] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+    for server in (None, name):
+        page = Page(render(read_report(engine, MONTHLY, FEBRUARY, server)))
+        assert {"script", "img"}.isdisjoint(page.tags)
+        assert page.tags.count("svg") == 3
+
+
+def test_a_page_of_many_series_keeps_the_largest_apart_and_adds_the_others_up(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    for number in range(12):
+        add_database_sizes(engine, sizes(1, f"db{number:02}", "2025-02-01", [1000 - number] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
+
+    page = render(read_report(engine, MONTHLY, FEBRUARY, "server-1"))
+
+    assert "5 others" in page
+    assert "and 2 more" not in page, "a server's page lists every database"
+
+
+def test_an_empty_database_makes_a_page_that_says_so(engine: Engine) -> None:
+    page = render(read_report(engine, MONTHLY, FEBRUARY))
+
+    assert "There is no stored row in either window" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "of", "shown"), [(1, 0, "unknown"), (0, 5, "0.0 %"), (5, 1000, "+0.5 %"), (-25, 10000, "-0.3 %")]
+)
+def test_shares_round_half_away_from_zero_and_from_nothing_there_is_none(change: int, of: int, shown: str) -> None:
+    assert percent(change, of) == shown
+
+
+# The asset.
+
+
+@pytest.mark.usefixtures("every_kind")
+def test_each_partition_has_its_page_and_the_numbers_of_its_waterfall(settings: Settings) -> None:
+    result = run_range(settings, GROWTH_REPORT_JOB, "2025-01-01", "2025-02-01")
+
+    assert result.success
+    february = metadata_of(result, GROWTH_REPORT)["2025-02-01"]
+    path = Path(february["report"])
+    assert path == settings.reports / "growth-monthly-2025-02-01.html"
+    assert Page(path.read_text()).steps["end"] == february["end_mb"] == 738
+    steps = ("grown_mb", "shrunk_mb", "new_mb", "gone_mb", "appeared_mb", "missing_mb")
+    assert february["start_mb"] + sum(february[step] for step in steps) == february["end_mb"]
+    assert "grown: +50 MB" in february["summary"]
+
+
+@pytest.mark.usefixtures("every_kind")
+def test_a_folder_that_cannot_be_written_fails_the_run_with_what_to_do(settings: Settings) -> None:
+    settings.home.mkdir(parents=True)
+    settings.reports.write_text("a file where the folder should be")
+
+    result = run_range(settings, GROWTH_REPORT_JOB, "2025-02-01", "2025-02-01")
+
+    assert not result.success
+    [failure] = result.get_step_failure_events()
+    assert "The report cannot be written to" in str(failure.step_failure_data.user_failure_data)
+    assert settings.reports.read_text() == "a file where the folder should be"
+
+
+@pytest.mark.usefixtures("every_kind")
+def test_a_report_is_requested_when_both_levels_of_its_month_were_made_and_not_before(settings: Settings) -> None:
+    definitions = build_definitions(settings, clock=fixed_clock(date(2025, 7, 1)))
+    job = definitions.resolve_job_def("monthly_aggregation_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def requested(cursor: dg.AssetDaemonCursor | None) -> dg.EvaluateAutomationConditionsResult:
+            return dg.evaluate_automation_conditions(
+                definitions, instance, asset_selection=dg.AssetSelection.assets(GROWTH_REPORT), cursor=cursor
+            )
+
+        before = requested(None)
+        assert before.total_requested == 0
+        for key in ("2025-01-01", "2025-02-01"):
+            assert job.execute_in_process(partition_key=key, instance=instance, run_config=QUIET).success
+        after = requested(before.cursor)
+        assert after.get_requested_partitions(dg.AssetKey(GROWTH_REPORT)) == {"2025-01-01", "2025-02-01"}
+        quiet = requested(after.cursor)
+        assert quiet.total_requested == 0
+        assert job.execute_in_process(partition_key="2025-02-01", instance=instance, run_config=QUIET).success
+        again = requested(quiet.cursor)
+        assert again.get_requested_partitions(dg.AssetKey(GROWTH_REPORT)) == {"2025-02-01"}
+    [sensor] = [one for one in definitions.get_repository_def().sensor_defs if one.name == GROWTH_REPORT_SENSOR]
+    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+
+
+# The commands.
+
+
+def capacity(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.usefixtures("every_kind")
+def test_the_command_writes_the_page_of_any_window_and_says_where(settings: Settings, tmp_path: Path) -> None:
+    usual = capacity("report", "--window", "2025-02-14")
+    document = json.loads(capacity("report", "--window", "2025-02-14", "--server", "server-1", "--json").output)
+    own = tmp_path / "deep" / "page.html"
+    capacity("report", "--window", "2025-02-14", "--output", str(own))
+
+    assert usual.exit_code == 0, usual.output
+    assert str(settings.reports / "growth-monthly-2025-02-01.html") in usual.output.replace("\n", "")
+    assert document["end_mb"] == 207
+    assert Page(Path(document["path"]).read_text()).steps["end"] == 207
+    assert Page(own.read_text()).steps["end"] == 738
+    assert list(own.parent.iterdir()) == [own], "no unfinished file is left"
+
+
+@pytest.mark.usefixtures("every_kind", "settings")
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--window", "2030-01-01"), 2, "There is no stored row of the monthly window 2030-01-01 to 2030-01-31"),
+        (("--server", "nobody", "--window", "2025-02-01"), 2, "There is no server 'nobody'"),
+        (("--period", "hourly"), 2, "Unknown period 'hourly'"),
+        (("--window", "2025-02-01", "--output", "/proc/none/x.html"), 1, "cannot be written"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused_with_what_to_do(
+    arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    result = capacity("report", *arguments)
+
+    assert result.exit_code == code
+    assert said in result.output
+
+
+def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statements(engine: Engine) -> None:
+    """Its time is bounded loosely here, because machines are shared; the figure is in the documents."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO instances (id, name, db_type, host, port) "
+                "SELECT n, 'server-' || n, 'mysql', 'x', 1 FROM generate_series(1, 1000) n"
+            )
+        )
+        for start, end in (("2025-01-01", "2025-01-31"), ("2025-02-01", "2025-02-28")):
+            connection.execute(
+                text(
+                    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
+                    "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
+                    "SELECT i, 'db' || n, 'monthly', CAST(:start AS date), CAST(:end AS date), "
+                    "(i * 7919 + n * 104729 + n * 31 * date_part('month', CAST(:start AS date))::int) % 50000, 1, 1, 28 "
+                    "FROM generate_series(1, 1000) i, generate_series(1, 20) n"
+                ),
+                {"start": start, "end": end},
+            )
+    started = time.perf_counter()
+    report = read_report(engine, MONTHLY, FEBRUARY)
+    page = render(report)
+
+    assert time.perf_counter() - started < 10
+    assert sum(change.databases for change in report.changes.values()) == 20_000
+    assert adds_up(report)
+    assert len(page) < 500_000
