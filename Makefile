@@ -15,6 +15,7 @@ up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctr
 	@$(BIN)/capacity up
 
 test: $(READY) ## Run all tests on real servers they start themselves
+	@tests/install_browser.sh
 	@$(BIN)/pytest -n 2 --dist loadfile -q
 
 check: $(READY) ## Lint and type-check

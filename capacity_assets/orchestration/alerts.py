@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
+from capacity_assets.orchestration.metadata import unescaped
+
 ALERT_SENSOR = "alert_sensor"
 INTERVAL_SECONDS = 30
 EVENTS_PER_TICK = 500
@@ -130,7 +132,7 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
         failing.pop(name, None)
     if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
         return []
-    text = str(evaluation.description or "failed")
+    text = unescaped(str(evaluation.description or "failed"))
     if failing.get(name) == text:
         return []
     failing[name] = text

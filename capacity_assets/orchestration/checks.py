@@ -46,13 +46,19 @@ def _result(outcome: Outcome, metadata: Mapping[str, str], asset: str | None = N
         check_name=outcome.name,
         passed=outcome.passed,
         severity=SEVERITIES[outcome.severity],
-        description=outcome.text,
+        description=_text(outcome),
         metadata={
             "places": outcome.places,
             **metadata,
             "found": dg.MetadataValue.md("\n".join(f"- {escaped(place)}" for place in outcome.listed) or "nothing"),
         },
     )
+
+
+def _text(outcome: Outcome) -> str:
+    """The outcome in words; the UI reads them as Markdown, so no name may be markup."""
+    first, *places = outcome.text.splitlines()
+    return "\n".join([first, "", *(f"- {escaped(place)}" for place in places)]) if places else first
 
 
 def standing_checks(periods: Iterable[Period], retries: dg.RetryPolicy) -> list[dg.AssetChecksDefinition]:

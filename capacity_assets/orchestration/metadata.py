@@ -4,6 +4,7 @@ The one place where a summary becomes typed metadata. Numbers stay numbers, flat
 over partitions. Nothing here holds an address, a user or a password.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
@@ -142,9 +143,17 @@ def errors_text(summary: PeriodSummary | RunSummary) -> str:
     return "\n".join([*lines, f"- … and {hidden} more"] if hidden else lines)
 
 
+MARKS = "\\`*_{}[]<>#|"
+
+
 def escaped(text: str) -> str:
     """Keep names from being read as Markdown or markup."""
-    return "".join(f"\\{character}" if character in "\\`*_{}[]<>#|" else character for character in text)
+    return "".join(f"\\{character}" if character in MARKS else character for character in text)
+
+
+def unescaped(text: str) -> str:
+    """Give back what was escaped, for those who show plain text."""
+    return re.sub(rf"\\([{re.escape(MARKS)}])", r"\1", text)
 
 
 def failure_metadata(summary: RunSummary) -> MetadataMapping:

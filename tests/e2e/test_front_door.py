@@ -82,7 +82,7 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     port = free_port()
     with served(home, port):
         nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ASSETS)["assetNodes"]}
-        assert len(nodes) == 13
+        assert len(nodes) == 14
         monthly = nodes["monthly_database_aggregations"]
         assert monthly["groupName"] == "monthly"
         assert monthly["partitionStats"]["numMaterialized"] == 16
@@ -247,7 +247,7 @@ def test_dagster_dev_works_for_someone_who_sets_the_variables_by_hand(
             # Not Ctrl-C: whoever starts the tests in the background has it ignored in every child.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
-    assert len(nodes) == 13
+    assert len(nodes) == 14
     assert "Error" not in (tmp_path / "dagster.log").read_text()
 
 

@@ -100,6 +100,17 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     assert len(receiver.texts) == 2
 
 
+def test_a_name_reads_in_a_message_as_it_is(house: House, receiver: Receiver, engine: Engine) -> None:
+    add_instances(engine, [1])
+    name = "<b>a_b*c</b> [d](e) | f\\g"
+    add_database_sizes(engine, sizes(1, name, "2025-03-01", [-5]))
+
+    house.run("2025-03-01")
+    house.tick()
+
+    assert name in receiver.texts[0]
+
+
 def test_a_run_that_fails_again_for_the_same_reason_is_not_told_again_until_one_succeeded(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:

@@ -173,3 +173,4 @@ def test_a_range_run_evaluates_every_check_of_both_assets_for_its_partitions(
     assert (metadata["first_partition"].value, metadata["last_partition"].value) == ("2025-03-01", "2025-03-03")
     assert metadata["places"].value == 1
     assert "\\<b\\>orders" in str(metadata["found"].value), "names are no markup"
+    assert "\\<b\\>orders" in str(databases["values_possible"].description), "nor are those in the text"

@@ -326,7 +326,7 @@ def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statement
                     "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
                     "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
                     "SELECT i, 'db' || n, 'monthly', CAST(:start AS date), CAST(:end AS date), "
-                    "(i * 7919 + n * 104729 + n * 31 * date_part('month', CAST(:start AS date))::int) % 50000, 1, 1, 28 "
+                    "(i * 7919 + n * (104729 + 31 * date_part('month', CAST(:start AS date))::int)) % 50000, 1, 1, 28 "
                     "FROM generate_series(1, 1000) i, generate_series(1, 20) n"
                 ),
                 {"start": start, "end": end},

@@ -1,0 +1,228 @@
+"""What an operator does with the mouse, in a real browser on the real stack. Screenshots stay in build/screenshots."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from sqlalchemy import Engine, text
+
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import CAPACITY_DRIVER, Settings
+from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.engine import capacity_engine
+from tests.e2e.stack import ask, free_port, run, served, wait_for
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NEWEST = """query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset {
+  assetMaterializations(limit: 1) { partition metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }"""
+# Without these, the browser looks for its maker's servers at every start.
+QUIET = [
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-sandbox",
+]
+MONTHLY = "monthly_instance_aggregations"
+HOSTILE = "<b>reports</b> & [sales](x)"
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; see tests/install_browser.sh")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=PROGRAM, args=QUIET)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine, Path]]:
+    """The demo, served; then the samples of two months change, and one server's add up to more than can be stored."""
+    home = tmp_path_factory.mktemp("home")
+    demo = run(home, "demo")
+    assert demo.returncode == 0, demo.stderr
+    port = free_port()
+    settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
+    with served(home, port), embedded_server(settings.postgres_data) as server:
+        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+        yield port, engine, home
+        engine.dispose()
+
+
+@pytest.fixture
+def page(browser: Browser, stack: tuple[int, Engine, Path]) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack[0]}")
+    opened.set_default_timeout(60_000)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    opened.close()
+    assert errors == []
+
+
+def picture(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def months(engine: Engine) -> list[str]:
+    """Keys of the two newest complete months of the demo."""
+    with engine.connect() as connection:
+        last = connection.execute(text("SELECT max(collected_date) FROM instance_size_stats")).scalar_one()
+    monthly = PERIODS["monthly"]
+    newest = monthly.last(last)
+    return [monthly.previous(newest).key, newest.key]
+
+
+def disturb(engine: Engine, month: str) -> str:
+    """Change a day of a month, let one server overflow on it, and return that server's name."""
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
+        overflowing = connection.execute(
+            text("SELECT min(instance_id) FROM instance_size_stats WHERE collected_date = :day"), {"day": month}
+        ).scalar_one()
+        connection.execute(
+            text("UPDATE instances SET name = :name WHERE id = :id"), {"name": HOSTILE, "id": overflowing}
+        )
+        connection.execute(
+            text("UPDATE instance_size_stats SET total_size_mb = total_size_mb + 1 WHERE collected_date = :day"),
+            {"day": month},
+        )
+        for _ in range(2):
+            connection.execute(
+                text(
+                    "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+                    "VALUES (:id, 9223372036854775807, 1, :day)"
+                ),
+                {"id": overflowing, "day": month},
+            )
+    return HOSTILE
+
+
+def test_the_lineage_leads_from_the_samples_over_each_period_to_the_report(page: Page) -> None:
+    page.goto("/asset-groups")
+
+    for group in ("raw", *PERIODS, "reports", "maintenance"):
+        expect(page.get_by_text(group, exact=True).last).to_be_visible()
+    picture(page, "lineage")
+    page.goto("/assets/growth_report?view=lineage")
+    for name in ("monthly_database_aggregations", "monthly_instance_aggregations", "growth_report"):
+        expect(page.get_by_text(name, exact=True).last).to_be_visible()
+
+
+def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
+    page.goto("/assets/monthly_database_aggregations?view=overview")
+
+    expect(page.get_by_text("How each database developed, one row a monthly window.")).to_be_visible()
+    expect(page.get_by_text("Mean total size, rounded down, MB (from size_mb)")).to_be_visible()
+    picture(page, "asset")
+
+
+def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that_failed(
+    page: Page, stack: tuple[int, Engine, Path]
+) -> None:
+    port, engine, _ = stack
+    first, last = months(engine)
+    disturb(engine, last)
+
+    page.goto(f"/assets/{MONTHLY}?view=partitions")
+    page.get_by_role("button", name="Materialize…").first.click()
+    page.get_by_text("Launch runs to materialize").wait_for()
+    page.get_by_text("Show all partitions").click()
+    choice = page.locator('input[placeholder^="ex:"]').last
+    choice.fill(f"[{first}...{last}]")
+    choice.press("Enter")
+    page.get_by_role("button", name="Launch backfill").click()
+
+    def finished() -> bool:
+        [newest] = ask(port, NEWEST, key={"path": [MONTHLY]})["assetOrError"]["assetMaterializations"]
+        counts = {entry["label"]: entry.get("intValue") for entry in newest["metadataEntries"]}
+        return bool(newest["partition"] == last and counts["failed_instances"] == 1)
+
+    wait_for(finished, "the backfill")
+    page.goto(f"/assets/{MONTHLY}?view=partitions&partition={last}")
+    page.get_by_text("summary", exact=True).first.wait_for()
+    # The UI folds a long text away.
+    folded = page.get_by_text("[Show Markdown]").first
+    if folded.is_visible():
+        folded.click()
+    expect(page.get_by_text("Failed servers")).to_be_visible()
+    # The name as it is, not as markup.
+    expect(page.get_by_text(HOSTILE).first).to_be_visible()
+    expect(page.get_by_text("Largest growers")).to_be_visible()
+    picture(page, "summary")
+    page.goto(f"/assets/{MONTHLY}/checks?checkDetail=servers_stored".replace("/checks?", "?view=checks&"))
+    expect(page.get_by_text("servers_stored").first).to_be_visible()
+    picture(page, "checks")
+
+
+def switch_of(page: Page, name: str) -> Locator:
+    row = f"xpath=//*[text()='{name}']/ancestor::div[count(.//input[@type='checkbox'])=2][1]"
+    return page.locator(row).locator("input[type=checkbox]").last
+
+
+def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: tuple[int, Engine, Path]) -> None:
+    query = """query { schedulesOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
+      repositoryName: "__repository__"}) { ... on Schedules { results { name scheduleState { status } } } } }"""
+
+    def status() -> str:
+        found = ask(stack[0], query)["schedulesOrError"]["results"]
+        return next(one["scheduleState"]["status"] for one in found if one["name"] == "weekly_aggregation_schedule")
+
+    page.goto("/automation")
+    switch = switch_of(page, "weekly_aggregation_schedule")
+    for wanted in ("STOPPED", "RUNNING"):
+        expect(switch).to_be_enabled()
+        expect(switch).to_be_checked(checked=wanted == "STOPPED")
+        switch.locator("xpath=..").click()
+        wait_for(lambda wanted=wanted: status() == wanted, f"the schedule to be {wanted}")
+    expect(switch).to_be_checked()
+    picture(page, "automation")
+
+
+def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tables(
+    page: Page, stack: tuple[int, Engine, Path]
+) -> None:
+    _, engine, _ = stack
+    month = months(engine)[1]
+
+    page.goto(f"/assets/growth_report?view=partitions&partition={month}")
+    shown = page.get_by_text(re.compile(rf"/reports/growth-monthly-{month}\.html$")).first
+    path = shown.inner_text().strip()
+    picture(page, "report-partition")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(f"file://{path}")
+
+    with engine.connect() as connection:
+        total = connection.execute(
+            text(
+                "SELECT sum(avg_size_mb) FROM database_size_aggregations "
+                "WHERE period_type = 'monthly' AND period_start = :start"
+            ),
+            {"start": date.fromisoformat(month)},
+        ).scalar_one()
+    steps = {
+        cell.get_attribute("data-step"): int(cell.inner_text().replace(",", ""))
+        for cell in page.locator("[data-step]").all()
+    }
+    assert steps["end"] == total
+    assert sum(value for step, value in steps.items() if step != "end") == steps["end"]
+    assert requests == [f"file://{path}"], "nothing else is loaded"
+    assert page.locator("svg").count() == 3
+    assert page.locator("svg").first.bounding_box()["width"] > 500  # type: ignore[index]
+    page.set_viewport_size({"width": 1000, "height": 1400})
+    picture(page, "report")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1000
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a telephone shows it without scrolling aside"
+    pages = page.pdf(format="A4")
+    assert 1 <= len(re.findall(rb"/Type\s*/Page[^s]", pages)) <= 6

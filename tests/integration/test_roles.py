@@ -1,0 +1,113 @@
+"""The GRANTs of the operations page: each role can do its work with them, and nothing beyond."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Engine, text
+from sqlalchemy.exc import ProgrammingError
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.periods import PERIODS
+from capacity_assets.report.data import read_report
+from capacity_assets.storage.engine import capacity_engine
+from tests.conftest import fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+ROLES = ("capacity_runner", "capacity_collector", "capacity_reader")
+MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 31))
+
+
+def documented() -> str:
+    """The statements of the page, with a password instead of its dots."""
+    section = OPERATIONS.read_text().split("\n### Roles\n")[1]
+    [statements] = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)[:1]
+    return statements.replace("'...'", "'for the test'")
+
+
+@pytest.fixture
+def granted(engine: Engine) -> Iterator[Engine]:
+    """The roles, as the page makes them."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(documented())
+    yield engine
+    with engine.begin() as connection:
+        for role in ROLES:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
+
+
+@contextmanager
+def as_role(database: URL, role: str) -> Iterator[Engine]:
+    engine = capacity_engine(database.update_query_dict({"options": f"-c role={role}"}))
+    yield engine
+    engine.dispose()
+
+
+def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(granted: Engine, database: URL) -> None:
+    load_sample(granted)
+    with as_role(database, "capacity_runner") as engine:
+        service = AggregationService(engine, fixed_clock())
+        limits = RunnerLimits(date(2025, 1, 1))
+        runner = AggregationTaskRunner(service, CapacityLockManager(engine), fixed_clock(), limits)
+        run = runner.run_period("monthly", MARCH)
+        for level in ("database", "instance"):
+            runner.look(run, level)
+            runner.sizes(run, level)
+            runner.left_windows("monthly", level)
+        runner.stale_windows()
+        again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
+        read_report(engine, PERIODS["monthly"], MARCH[0])
+
+        assert run.total("written_records") == len(stored(granted, DATABASE)) + len(stored(granted, INSTANCE)) > 0
+        assert again.total("written_records") == 0
+        for statement in (
+            "DELETE FROM database_size_stats",
+            "UPDATE instances SET is_active = false",
+            "DROP TABLE database_size_aggregations CASCADE",
+            "TRUNCATE instance_size_aggregations",
+        ):
+            with (
+                engine.connect() as connection,
+                pytest.raises(ProgrammingError, match=r"permission denied|must be owner"),
+            ):
+                connection.execute(text(statement))
+
+
+def test_the_collector_adds_and_corrects_samples_which_are_noted_and_reads_no_figure(
+    granted: Engine, database: URL
+) -> None:
+    add_instances(granted, [1])
+    with as_role(database, "capacity_collector") as engine:
+        add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
+        add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1)]))
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE database_size_stats SET size_mb = 101 WHERE database_name = 'orders'"))
+            assert connection.execute(text("SELECT name FROM instances")).scalar_one() == "server-1"
+        for statement in ("SELECT * FROM database_size_aggregations", "DELETE FROM database_size_stats"):
+            with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
+                connection.execute(text(statement))
+    with granted.connect() as connection:
+        noted = connection.execute(text("SELECT DISTINCT table_name FROM capacity_sample_changes ORDER BY 1")).scalars()
+        assert list(noted) == ["database_size_stats", "instance_size_stats"]
+
+
+@pytest.mark.usefixtures("granted")
+def test_the_reader_sees_the_views_and_nothing_else(database: URL) -> None:
+    with as_role(database, "capacity_reader") as engine:
+        with engine.connect() as connection:
+            for view in re.findall(r"capacity_\w+", documented().split("GRANT SELECT ON capacity_growth")[1]):
+                if view not in ROLES:
+                    connection.execute(text(f"SELECT * FROM {view}"))
+            assert connection.execute(text("SELECT count(*) FROM capacity_growth")).scalar_one() == 0
+        with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
+            connection.execute(text("SELECT * FROM instances"))
