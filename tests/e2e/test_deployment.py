@@ -1,0 +1,162 @@
+"""The deployment files: their own commands, started by hand against servers of one's own, serve, answer and run."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sqlalchemy import URL, Engine
+
+from capacity_assets.settings import DAGSTER_DRIVER, variable_names
+from tests.conftest import RedisServer
+from tests.e2e.stack import ask, free_port, launch, status, wait_for
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+
+ROOT = Path(__file__).resolve().parents[2]
+UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+PROGRAMS = Path(sys.executable).parent
+ORDER = ("code-location", "webserver", "daemon")
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read(path)
+    return parser
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose" / "compose.yaml").read_text())
+    return loaded
+
+
+def command_of(name: str) -> list[str]:
+    """What a unit executes, without the folder of its programs."""
+    path = ROOT / "deploy" / "systemd" / f"capacity-{name}.service"
+    return unit(path)["Service"]["ExecStart"].removeprefix("/opt/capacity/.venv/bin/").split()
+
+
+def test_units_run_as_an_ordinary_user_with_secrets_from_a_file_and_start_again_after_a_failure() -> None:
+    assert [path.stem for path in UNITS] == sorted(f"capacity-{name}" for name in ORDER)
+    for path in UNITS:
+        service = unit(path)["Service"]
+        assert service["User"] == "capacity"
+        assert service["EnvironmentFile"] == "/etc/capacity/capacity.env"
+        assert service["Restart"] == "on-failure"
+        assert service["NoNewPrivileges"] == "yes"
+        assert "://" not in path.read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    for path in UNITS:
+        # The program and the user of the real machine are not here.
+        there = path.read_text().replace("/opt/capacity/.venv/bin/", f"{PROGRAMS}/").replace("=capacity\n", "=root\n")
+        (tmp_path / path.name).write_text(there)
+
+    looked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / path.name) for path in UNITS)],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    ours = [line for line in looked.stderr.splitlines() if "capacity-" in line]
+    assert ours == [], looked.stderr
+
+
+def test_the_compose_file_runs_the_same_programs_unprivileged_with_health_checks_and_no_secret() -> None:
+    services = compose()["services"]
+
+    assert set(services) == set(ORDER)
+    for name, service in services.items():
+        here = re.sub(r"127\.0\.0\.1", "0.0.0.0", " ".join(command_of(name)))  # noqa: S104 -- inside the container
+        assert service["command"].replace("/opt/capacity/", "") == here.replace("/opt/capacity/deploy/systemd/", "")
+        assert service["user"] == "10001"
+        assert service["read_only"] is True
+        assert service["healthcheck"]["test"][0] == "CMD"
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        for variable, value in service["environment"].items():
+            assert str(value).startswith(f"${{{variable}"), "values come from outside"
+            assert variable in {*variable_names(), "DAGSTER_EVENT_BATCH_SIZE"}
+
+
+def test_every_file_an_image_is_built_from_exists() -> None:
+    dockerfile = (ROOT / "deploy" / "compose" / "Dockerfile").read_text()
+    copied = [line.split()[1:-1] for line in dockerfile.splitlines() if line.startswith("COPY")]
+
+    for name in (name for names in copied for name in names):
+        assert (ROOT / name).exists(), name
+    assert dockerfile.index("USER capacity") < dockerfile.index("mkdir -p /var/lib/capacity"), "it owns its folders"
+
+
+@contextmanager
+def started(arguments: list[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (folder / f"{arguments[0]}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(PROGRAMS / arguments[0]), *arguments[1:]], env=environment, cwd=folder, stdout=log, stderr=log
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def test_the_three_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
+    engine: Engine, database: URL, empty_database: URL, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 150]))
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1), (150, 1)]))
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    code_port, web_port = free_port(), free_port()
+    workspace = (ROOT / "deploy" / "systemd" / "workspace.yaml").read_text().replace("4000", str(code_port))
+    (tmp_path / "workspace.yaml").write_text(workspace)
+    environment = {
+        **os.environ,
+        "CAPACITY_DATABASE_URL": database.render_as_string(hide_password=False),
+        "DAGSTER_POSTGRES_URL": empty_database.set(drivername=DAGSTER_DRIVER).render_as_string(hide_password=False),
+        "CAPACITY_REDIS_URL": redis_server.url,
+        "CAPACITY_HOME": str(tmp_path),
+        "DAGSTER_HOME": str(home),
+    }
+    subprocess.run([str(PROGRAMS / "capacity"), "init"], env=environment, cwd=tmp_path, check=True, capture_output=True)
+
+    def arguments(name: str) -> list[str]:
+        values = {"4000": str(code_port), "3000": str(web_port)}
+        values["/opt/capacity/deploy/systemd/workspace.yaml"] = str(tmp_path / "workspace.yaml")
+        return [values.get(word, word) for word in command_of(name)]
+
+    def healthy(name: str) -> bool:
+        test = [
+            word.replace("4000", str(code_port)).replace("3000", str(web_port))
+            for word in compose()["services"][name]["healthcheck"]["test"][1:]
+        ]
+        program = sys.executable if test[0] == "python" else str(PROGRAMS / test[0])
+        return subprocess.run([program, *test[1:]], env=environment, capture_output=True, check=False).returncode == 0
+
+    with ExitStack() as stack:
+        processes = []
+        for name in ORDER:
+            processes.append(stack.enter_context(started(arguments(name), environment, tmp_path)))
+            wait_for(lambda name=name: healthy(name), f"{name} to be healthy")
+        run_id = launch(web_port, "daily_aggregation_job", [], "2025-03-02")
+        wait_for(lambda: status(web_port, run_id) in {"SUCCESS", "FAILURE"}, "the run")
+        assert status(web_port, run_id) == "SUCCESS"
+        assert [process.poll() for process in processes] == [None] * 3
+        locations = "query { workspaceOrError { ... on Workspace { locationEntries { name } } } }"
+        assert ask(web_port, locations)["workspaceOrError"]["locationEntries"] == [{"name": "capacity_assets"}]
