@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+_KILO = 1024
 _MB_PER_UNIT = (("PB", 1024**3), ("TB", 1024**2), ("GB", 1024))
 
 
-def human_mb(size_mb: int) -> str:
-    """Render megabytes with a fitting unit and one decimal: 2048 -> '2.0 GB'."""
+def human_mb(size_mb: int, places: int = 1) -> str:
+    """Render megabytes with a fitting unit and one decimal, or as many as asked for: 2048 -> '2.0 GB'."""
     for unit, size in _MB_PER_UNIT:
-        if abs(size_mb) >= size:
-            return f"{size_mb / size:,.1f} {unit}"
+        # What rounds up to 1,024.0 of the smaller unit is 1.0 of this one.
+        if abs(size_mb) >= size or (size > _KILO and round(abs(size_mb) / size * _KILO, 1) >= _KILO):
+            return f"{size_mb / size:,.{places}f} {unit}"
     return f"{size_mb:,} MB"
 
 

@@ -14,12 +14,14 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 
-from sqlalchemy import Engine, Select, and_, func, literal, select, true
+from sqlalchemy import Engine, Select, Table, and_, func, literal, or_, select, true
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.selectable import LateralFromClause
 
 from capacity_assets.aggregation.errors import NotFoundError, database_error
 from capacity_assets.aggregation.figures import TREND_THRESHOLD_PERCENT
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level, Measure
+from capacity_assets.aggregation.statements import is_active
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.tables import instances
 
@@ -34,6 +36,7 @@ class Subject:
     instance_id: int
     server: str
     database: str | None = None
+    active: bool = True
 
     @property
     def level(self) -> Level:
@@ -84,6 +87,7 @@ class Explanation:
     samples: tuple[Sample, ...]
     samples_before: tuple[Sample, ...]
     stored: Mapping[str, Value] | None
+    today: date
 
     @cached_property
     def figures(self) -> tuple[Figure, ...]:
@@ -100,9 +104,10 @@ class Explanation:
 
     @property
     def missing_days(self) -> tuple[date, ...]:
-        """Days of the window without a sample."""
+        """Days of the window up to today without a sample."""
         there = {sample.day for sample in self.samples}
-        days = (self.window.start + timedelta(days=n) for n in range((self.window.end - self.window.start).days + 1))
+        last = min(self.window.end, self.today)
+        days = (self.window.start + timedelta(days=n) for n in range((last - self.window.start).days + 1))
         return tuple(day for day in days if day not in there)
 
     @property
@@ -111,6 +116,8 @@ class Explanation:
         if not self.samples:
             rest = "no row is stored either." if self.stored is None else "the row that is stored was kept."
             return f"The samples hold nothing for this window; {rest}"
+        if self.stored is None and not self.subject.active:
+            return "Nothing is stored for this window, and nothing will be: the server is not active."
         if self.stored is None:
             return "Nothing is stored for this window: it was not computed yet."
         wrong = [figure.name for figure in self.figures if not figure.agrees]
@@ -118,9 +125,10 @@ class Explanation:
             return "Every stored figure is what its samples give."
         stored_samples = self.stored["data_count"]
         if isinstance(stored_samples, int) and stored_samples > len(self.samples):
+            rebuild = "`capacity aggregate --overwrite` would rebuild it from those"
             return (
                 f"The stored row was built from {stored_samples} samples, of which {len(self.samples)} are left. It is "
-                "protected; `capacity aggregate --overwrite` would rebuild it from those."
+                f"protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
             )
         return (
             f"{', '.join(wrong)}: stored otherwise than the samples give now. They changed after the row was computed, "
@@ -131,15 +139,21 @@ class Explanation:
 def find_subjects(engine: Engine, database: str | None, server: str | None) -> list[Subject]:
     """Return the databases of that exact name, or the server itself; of one server if it is named.
 
+    A database is known by its samples, and where these are gone, by its aggregates.
+
     Raises:
-        NotFoundError: nothing of that name was ever measured.
+        NotFoundError: no registered server has anything of that name.
         DatabaseError: the database failed.
     """
-    query = _databases_of_that_name(database) if database is not None else select(instances.c.id, instances.c.name)
+    known = select(instances.c.id, instances.c.name, is_active().label("active"))
+    query = known if database is None else _those_with(database, known)
     if server is not None:
         query = query.where(instances.c.name == server)
     try:
         with engine.connect() as connection:
+            named = select(instances.c.id).where(instances.c.name == server)
+            if server is not None and connection.execute(named).first() is None:
+                database = None  # the server is what is wrong
             rows = connection.execute(query.order_by(instances.c.name)).all()
     except DBAPIError as error:
         raise database_error(error, doing="looking the name up", kept="Nothing was written.") from error
@@ -147,13 +161,13 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         what = f"server {server!r}" if database is None else f"database {database!r}"
         where = f" on server {server!r}" if server is not None and database is not None else ""
         raise NotFoundError(
-            f"There is no sample of a {what}{where}: names are compared letter by letter. "
+            f"There is no {what}{where} among the registered servers: names are compared letter by letter. "
             "The view capacity_latest lists those that are known."
         )
-    return [Subject(row.id, row.name, database) for row in rows]
+    return [Subject(row.id, row.name, database, row.active) for row in rows]
 
 
-def explain(engine: Engine, subject: Subject, period: Period, window: Window) -> Explanation:
+def explain(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:
     """Read the samples and the stored row of one window.
 
     Raises:
@@ -180,19 +194,20 @@ def explain(engine: Engine, subject: Subject, period: Period, window: Window) ->
         samples=tuple(sample for sample in samples if sample.day >= window.start),
         samples_before=tuple(sample for sample in samples if sample.day < window.start),
         stored=None if stored is None else dict(stored),
+        today=today,
     )
 
 
-def _databases_of_that_name(database: str) -> Select[int, str]:
-    """Look server by server, by the key that begins with the server: there is no index on names alone."""
-    source = DATABASE.source
-    sampled = (
-        select(literal(1).label("found"))
-        .where(source.c.instance_id == instances.c.id, source.c.database_name == database)
-        .limit(1)
-        .lateral("sampled")
-    )
-    return select(instances.c.id, instances.c.name).select_from(instances.join(sampled, true()))
+def _those_with(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
+    """Look server by server, by the keys that begin with the server: there is no index on names alone."""
+
+    def rows_of(table: Table) -> LateralFromClause:
+        named = and_(table.c.instance_id == instances.c.id, table.c.database_name == database)
+        return select(literal(1).label("found")).where(named).limit(1).lateral()
+
+    sampled, stored = rows_of(DATABASE.source), rows_of(DATABASE.target)
+    either = or_(sampled.c.found.is_not(None), stored.c.found.is_not(None))
+    return servers.select_from(instances.outerjoin(sampled, true()).outerjoin(stored, true())).where(either)
 
 
 def _samples(subject: Subject, first: date, last: date) -> Select[object]:
@@ -222,7 +237,7 @@ def _figures(
     yield "data_count", ("days with a sample", len(samples))
     for measure in level.measures:
         now, earlier = _known(samples, measure), _known(before, measure)
-        yield from _own_figures(measure, now)
+        yield from _own_figures(measure, samples)
         yield from _compared_figures(measure, now, earlier)
     for ratio in level.ratios:
         above, below = (sum(_values(samples, name)) for name in (ratio.numerator, ratio.denominator))
@@ -241,15 +256,17 @@ def _known(samples: Sequence[Sample], measure: Measure) -> list[int]:
     return _values(samples, measure.source)
 
 
-def _own_figures(measure: Measure, now: Sequence[int]) -> Iterator[tuple[str, tuple[str, Value]]]:
+def _own_figures(measure: Measure, samples: Sequence[Sample]) -> Iterator[tuple[str, tuple[str, Value]]]:
+    now = _known(samples, measure)
     if not now:
         names = (measure.average, measure.maximum, measure.minimum, measure.average_two_decimals)
         yield from ((name, ("no value was measured", None)) for name in names if name)
         return
     mean = f"{sum(now):,} / {len(now)} = {_shown(_mean(now))}"
     yield measure.average, (f"{mean}, rounded down", math.floor(_mean(now)))
-    yield measure.maximum, (f"largest of {len(now)} values", max(now))
-    yield measure.minimum, (f"smallest of {len(now)} values", min(now))
+    for name, word, extreme in ((measure.maximum, "largest", max(now)), (measure.minimum, "smallest", min(now))):
+        day = next(sample.day for sample in samples if sample.values[measure.source] == extreme)
+        yield name, (f"{word} of {len(now)} values, on {day}", extreme)
     if measure.average_two_decimals:
         yield measure.average_two_decimals, (f"{mean}, to two decimals", _two_decimals(_mean(now)))
 

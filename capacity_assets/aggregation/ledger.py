@@ -115,13 +115,13 @@ class Ledger:
             )
 
     def unchanged(
-        self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str
+        self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str, *, dry_run: bool = False
     ) -> dict[date, Unchanged]:
         """Return those of `windows` that computing again would leave as they are, by their first day.
 
         Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
         corrected or deleted, nobody else wrote to the aggregates, and the same statement was used for the same servers.
-        None while anything keeps changes from being noted.
+        None while anything keeps changes from being noted. In a dry run the log of changes is not tidied up meanwhile.
 
         Raises:
             DatabaseError: the database failed; nothing was written.
@@ -136,9 +136,15 @@ class Ledger:
         with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
             if not noting_is_on(connection):
                 return {}
-            _renumber_after_a_restore(connection)
+            if dry_run:
+                connection.execute(text("SET TRANSACTION READ ONLY"))
+                if connection.execute(text(FROM_ANOTHER_SERVER)).scalar():
+                    return {}
+            else:
+                _renumber_after_a_restore(connection)
             rows = connection.execute(text(UNCHANGED.format(target=level.target.name)), parameters).all()
-            connection.execute(text(FORGET), self._parameters)
+            if not dry_run:
+                connection.execute(text(FORGET), self._parameters)
         return {
             row.period_start: Unchanged(row.processed_instances, row.total_records, row.protected_records)
             for row in rows

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ARRAY, Date, Engine, Row, String, Subquery, and_, bindparam, func, literal, select, true
+from sqlalchemy import Engine, TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import database_error
-from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.levels import DATABASE, Level
 from capacity_assets.periods import Period, Window
-from capacity_assets.storage.tables import instances
 
 LARGEST_SHOWN = 5
 
@@ -46,7 +46,7 @@ class WindowSizes:
 def window_sizes(
     engine: Engine, period: Period, level: Level, windows: Sequence[Window], *, largest: int = LARGEST_SHOWN
 ) -> dict[date, WindowSizes]:
-    """Read sums and extremes of `windows`, by first day; two statements, however many there are.
+    """Read sums and extremes of `windows`, by first day; one statement, however many there are.
 
     Raises:
         DatabaseError: the database failed.
@@ -59,93 +59,59 @@ def window_sizes(
     }
     try:
         with engine.connect() as connection:
-            sums = {row.period_start: row for row in connection.execute(_sums(level), parameters)}
-            moved = connection.execute(_moved(level), parameters).all()
+            rows = connection.execute(_statement(level), parameters).all()
     except DBAPIError as error:
         raise database_error(error, doing="reading the largest changes", kept="What was computed is kept.") from error
     return {
-        window.start: WindowSizes(
-            int(sums[window.start].total_size_mb),
-            int(sums[window.start].total_change_mb),
-            sums[window.start].unknown_changes,
-            growers=_movers(moved, window, "up"),
-            shrinkers=_movers(moved, window, "down"),
+        row.period_start: WindowSizes(
+            int(row.total_size_mb),
+            int(row.total_change_mb),
+            row.unknown_changes,
+            growers=_movers(row.growers),
+            shrinkers=_movers(row.shrinkers),
         )
-        for window in windows
+        for row in rows
     }
 
 
-def _movers(rows: Sequence[Row[Any]], window: Window, direction: str) -> tuple[Mover, ...]:
-    return tuple(
-        Mover(row.server, row.database, row.before_mb, row.size_mb, row.change_mb)
-        for row in rows
-        if row.period_start == window.start and row.direction == direction
+def _movers(found: list[dict[str, Any]] | None) -> tuple[Mover, ...]:
+    return tuple(Mover(**one) for one in found or ())
+
+
+@cache
+def _statement(level: Level) -> TextClause:
+    """Read each window's rows once, by the first columns of the key, and look up the five and five that moved most.
+
+    The change is that of exact means; a mean before whose row is gone is known to a megabyte.
+    """
+    target, size, change = level.target.name, level.headline.average, level.headline.change
+    database = "database_name" if level is DATABASE else "CAST(NULL AS varchar)"
+    same_database = "AND b.database_name = m.database" if level is DATABASE else ""
+
+    def most(condition: str, order: str) -> str:
+        return f"""(
+    SELECT json_agg(json_build_object(
+        'server', coalesce(i.name, 'server ' || m.instance_id), 'database', m.database,
+        'before_mb', coalesce((SELECT b.{size} FROM {target} b
+                               WHERE b.instance_id = m.instance_id {same_database}
+                                 AND b.period_type = :period_type AND b.period_start = w.previous_start),
+                              m.size_mb - m.change_mb),
+        'size_mb', m.size_mb, 'change_mb', m.change_mb) ORDER BY {order})
+    FROM (SELECT * FROM stored m WHERE {condition} ORDER BY {order} LIMIT :largest) AS m
+    LEFT JOIN instances i ON i.id = m.instance_id)"""  # noqa: S608 -- names from our own table definitions
+
+    return text(f"""
+SELECT w.period_start, found.*
+FROM unnest(CAST(:starts AS date[]), CAST(:before AS date[])) AS w (period_start, previous_start)
+CROSS JOIN LATERAL (
+    WITH stored AS MATERIALIZED (
+        SELECT instance_id, {database} AS database, {size} AS size_mb, {change} AS change_mb FROM {target}
+        WHERE period_type = :period_type AND period_start = w.period_start
     )
-
-
-def _windows() -> Subquery:
-    """The windows asked for, each with the one before."""
-    starts, before = (bindparam(name, type_=ARRAY(Date)) for name in ("starts", "before"))
-    pairs = func.unnest(starts, before).table_valued("period_start", "previous_start", name="asked").render_derived()
-    return select(pairs.c.period_start, pairs.c.previous_start).subquery("windows")
-
-
-def _sums(level: Level) -> Any:
-    target, windows = level.target, _windows()
-    size, change = target.c[level.headline.average], target.c[level.headline.change]
-    same = and_(target.c.period_type == bindparam("period_type"), target.c.period_start == windows.c.period_start)
-    return (
-        select(
-            windows.c.period_start,
-            func.coalesce(func.sum(size), 0).label("total_size_mb"),
-            func.coalesce(func.sum(change), 0).label("total_change_mb"),
-            (func.count(target.c.instance_id) - func.count(change)).label("unknown_changes"),
-        )
-        .select_from(windows.outerjoin(target, same))
-        .group_by(windows.c.period_start)
-    )
-
-
-def _moved(level: Level) -> Any:
-    """The rows that changed most, up and down: read window by window, by the first columns of the key."""
-    windows = _windows()
-    up, down = (_most(level, windows, direction) for direction in ("up", "down"))
-    columns = ("period_start", "direction", "server", "database", "before_mb", "size_mb", "change_mb")
-    either = up.union_all(down).subquery("moved")
-    return select(*(either.c[name] for name in columns)).order_by(
-        either.c.period_start, func.abs(either.c.change_mb).desc(), either.c.server, either.c.database
-    )
-
-
-def _most(level: Level, windows: Subquery, direction: str) -> Any:
-    target, before = level.target, level.target.alias("before")
-    size, change = target.c[level.headline.average], target.c[level.headline.change]
-    moved = change > 0 if direction == "up" else change < 0
-    extreme = change.desc() if direction == "up" else change.asc()
-    most = (
-        select(*(target.c[key] for key in level.keys), size.label("size_mb"), change.label("change_mb"))
-        .where(target.c.period_type == bindparam("period_type"), target.c.period_start == windows.c.period_start, moved)
-        .order_by(extreme, *(target.c[key] for key in level.keys))
-        .limit(bindparam("largest"))
-        .lateral(f"most_{direction}")
-    )
-    stored_before = and_(
-        before.c.period_type == bindparam("period_type"),
-        before.c.period_start == windows.c.previous_start,
-        *(before.c[key] == most.c[key] for key in level.keys),
-    )
-    database = most.c.database_name if "database_name" in level.keys else literal(None, String)
-    return select(
-        windows.c.period_start,
-        literal(direction).label("direction"),
-        func.coalesce(instances.c.name, func.concat("server ", most.c.instance_id)).label("server"),
-        database.label("database"),
-        # The change is that of exact means; a mean before whose row is gone is known to a megabyte.
-        func.coalesce(before.c[level.headline.average], most.c.size_mb - most.c.change_mb).label("before_mb"),
-        most.c.size_mb,
-        most.c.change_mb,
-    ).select_from(
-        windows.join(most, true())
-        .outerjoin(before, stored_before)
-        .outerjoin(instances, instances.c.id == most.c.instance_id)
-    )
+    SELECT coalesce((SELECT sum(size_mb) FROM stored), 0) AS total_size_mb,
+           coalesce((SELECT sum(change_mb) FROM stored), 0) AS total_change_mb,
+           (SELECT count(*) - count(change_mb) FROM stored) AS unknown_changes,
+           {most("m.change_mb > 0", "m.change_mb DESC, m.instance_id, m.database")} AS growers,
+           {most("m.change_mb < 0", "m.change_mb, m.instance_id, m.database")} AS shrinkers
+) AS found
+""")  # noqa: S608 -- as above

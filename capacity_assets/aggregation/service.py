@@ -123,7 +123,7 @@ class AggregationService:
             return compute(period, windows, self._active(options.instance_ids))
         parts: dict[date, PeriodSummary] = {}
         if not (options.overwrite or options.recompute):
-            parts = self._unchanged(period, runner.level, windows)
+            parts = self._unchanged(period, runner.level, windows, dry_run=options.dry_run)
         open_windows = [window for window in windows if window.start not in parts]
         if open_windows and options.dry_run:
             parts |= {part.period_start: part for part in compute(period, open_windows, self._active())}
@@ -139,10 +139,13 @@ class AggregationService:
     def _active(self, instance_ids: Sequence[int] | None = None) -> list[InstanceRef]:
         return [instance for instance in self.instances(instance_ids) if instance.active]
 
-    def _unchanged(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, PeriodSummary]:
+    def _unchanged(
+        self, period: Period, level: Level, windows: Sequence[Window], *, dry_run: bool
+    ) -> dict[date, PeriodSummary]:
         """Summaries of the windows that are as they were computed, by first day."""
         active = self._active()
-        servers, known = len(active), self.ledger.unchanged(period, level, windows, _mark(level, active))
+        servers = len(active)
+        known = self.ledger.unchanged(period, level, windows, _mark(level, active), dry_run=dry_run)
         return {
             window.start: PeriodSummary(
                 period.name,

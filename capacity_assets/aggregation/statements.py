@@ -191,9 +191,9 @@ def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite
 def _to_be_written(level: Level, classified: CTE) -> CTE:
     """Select what `_written` writes, and have every value tried whether its column can hold it, as writing would."""
     tried = (cast(classified.c[name], level.target.c[name].type) for name in level.figures)
-    # Always true, but PostgreSQL does not know that, and so computes every value.
-    can_be_stored = func.num_nonnulls(*tried) > 0
-    return select(classified.c.period_start).where(_is_to_be_written(classified), can_be_stored).cte("written")
+    # Always true where it is looked at, but PostgreSQL does not know that, and so computes every value there.
+    written = case((_is_to_be_written(classified), func.num_nonnulls(*tried) > 0), else_=False)
+    return select(classified.c.period_start).where(written).cte("written")
 
 
 def _is_to_be_written(classified: CTE) -> ColumnElement[bool]:

@@ -151,7 +151,7 @@ def print_plan(run: RunSummary) -> None:
     removed = run.total("removed_records")
     also = f" and remove {removed:,}" if removed else ""
     say(
-        f"Would write {run.total('written_records'):,} rows{also}, leave {run.total('unchanged_records'):,} as they "
+        f"Rows: would write {run.total('written_records'):,}{also}, leave {run.total('unchanged_records'):,} as they "
         f"are and keep {run.total('protected_records'):,} that were built from more samples than are left. "
         "Nothing was written."
     )

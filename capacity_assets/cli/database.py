@@ -123,7 +123,7 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None) -> No
     if late is None:
         say("Late: not known before `capacity init` has upgraded the schema.")
     elif not late:
-        say("Late: nothing. Every window that is due and has samples was computed over the samples as they are.")
+        say("Late: nothing. Windows that are due were computed; what changed within the hour is followed.")
     else:
         print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
         say("Materialise these partitions in the UI, or run `capacity aggregate --help`. The operations page has more.")

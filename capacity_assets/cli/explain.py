@@ -18,12 +18,20 @@ DAYS_LISTED = 5
 
 
 def show_explanation(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, database: str | None, server: str | None, period: str, day: date | None, *, as_json: bool
+    settings: Settings,
+    database: str | None,
+    server: str | None,
+    period: str,
+    day: date | None,
+    *,
+    every_day: bool,
+    as_json: bool,
 ) -> int:
     """Print where the figures of a database, or of a server, come from in one window; return the exit code.
 
     Raises:
-        ValidationError: neither is named, an unknown period, or a name that several servers have.
+        ValidationError: neither is named, an unknown period, a day outside the partition range, or a name that
+            several servers have.
         NotFoundError: nothing of that name was ever measured.
         DatabaseError: the database failed.
     """
@@ -32,13 +40,15 @@ def show_explanation(  # noqa: PLR0913 -- one argument per documented option
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
-        window = chosen.scheduled(Clock(settings.zone).today()) if day is None else chosen.window_of(day)
+        today = Clock(settings.zone).today()
+        day = day or chosen.scheduled(today).start
+        [window] = runner.windows_between(chosen, day, day)
         subject = _only(find_subjects(runner.engine, database, server))
-        explanation = explain(runner.engine, subject, chosen, window)
+        explanation = explain(runner.engine, subject, chosen, window, today)
     if as_json:
         print_json(_as_dict(explanation))
     else:
-        _print(explanation)
+        _print(explanation, every_day=every_day)
     return DONE
 
 
@@ -58,17 +68,17 @@ def _only(subjects: list[Subject]) -> Subject:
     return subjects[0]
 
 
-def _print(explanation: Explanation) -> None:
+def _print(explanation: Explanation, *, every_day: bool) -> None:
     window, before = explanation.window, explanation.period.previous(explanation.window)
     say(f"{explanation.subject}, {explanation.period.name} window {window.start} to {window.end}")
-    _print_samples(f"Samples of the window: {len(explanation.samples)}", explanation.samples)
+    _print_samples(f"Samples of the window: {len(explanation.samples)}", explanation.samples, every_day=every_day)
     missing = explanation.missing_days
     if missing and explanation.samples:
         listed = ", ".join(map(str, missing[:DAYS_LISTED]))
         more = f" and {len(missing) - DAYS_LISTED} more" if len(missing) > DAYS_LISTED else ""
         say(f"Days without a sample: {listed}{more}")
     heading = f"Samples of the window before, {before.start} to {before.end}: {len(explanation.samples_before)}"
-    _print_samples(heading, explanation.samples_before)
+    _print_samples(heading, explanation.samples_before, every_day=every_day)
     if explanation.figures:
         print_table("Figures", FIGURE_COLUMNS, [_cells(explanation, figure) for figure in explanation.figures])
     say(explanation.verdict)
@@ -80,21 +90,22 @@ FIGURE_COLUMNS = (("Figure", "left"), ("How", "text"), ("Result", "right"), ("St
 def _cells(explanation: Explanation, figure: Figure) -> list[object]:
     stored = "" if explanation.stored is None else _shown(figure.stored)
     differs = explanation.stored is not None and not figure.agrees
-    return [figure.name, figure.how, _shown(figure.computed), f"{stored} !" if differs else stored]
+    marked = f"{stored:,} !" if isinstance(stored, int) else f"{stored} !"
+    return [figure.name, figure.how, _shown(figure.computed), marked if differs else stored]
 
 
 def _shown(value: object) -> object:
     return "unknown" if value is None else value
 
 
-def _print_samples(heading: str, samples: tuple[Sample, ...]) -> None:
-    """Print the first and the last days: what comes between is as dull as it is long."""
+def _print_samples(heading: str, samples: tuple[Sample, ...], *, every_day: bool) -> None:
+    """Print the first and the last days, or all: the days of the extremes are named beside these."""
     if not samples:
         say(heading)
         return
     columns = (("Day", "left"), *((name, "right") for name in samples[0].values))
     shown: list[list[object]] = [[sample.day, *map(_shown, sample.values.values())] for sample in samples]
-    if len(shown) > 2 * DAYS_LISTED + 1:
+    if not every_day and len(shown) > 2 * DAYS_LISTED + 1:
         between: list[object] = [f"{len(shown) - 2 * DAYS_LISTED} days", *("..." for _ in samples[0].values)]
         shown = [*shown[:DAYS_LISTED], between, *shown[-DAYS_LISTED:]]
     print_table(heading, columns, shown)

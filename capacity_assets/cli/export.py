@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 from psycopg.errors import Error as PostgresError
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, ValidationError
+from capacity_assets.aggregation.errors import ValidationError, database_error
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import print_json, say, writing
+from capacity_assets.files import whole_file
 from capacity_assets.periods import Period
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
@@ -40,7 +42,7 @@ class Export:
     level: str
     first_day: date | None
     last_day: date | None
-    form: str
+    form: str | None
     output: str
     as_json: bool
 
@@ -58,23 +60,21 @@ def export(settings: Settings, wanted: Export) -> int:
     to_file = wanted.output != STANDARD_OUTPUT
     if not to_file and (wanted.form == "parquet" or wanted.as_json):
         raise ValidationError("Parquet and --json need a file: name one with --output. Nothing was written.")
-    write = WRITERS[wanted.form]
+    form = wanted.form or ("parquet" if wanted.output.endswith(".parquet") else "csv")
+    write = WRITERS[form]
+    path = Path(wanted.output).resolve()
+    if to_file and path.exists() and not path.is_file():
+        raise ValidationError(f"{path} exists and is no ordinary file. Nothing was written.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner, _reading(runner.engine) as connection:
         query = _rows(runner, wanted)
         if not to_file:
-            _copy(connection, query, sys.stdout.buffer.write)
-            sys.stdout.buffer.flush()
+            with writing("Standard output"):
+                _copy(connection, query, sys.stdout.buffer.write)
+                sys.stdout.buffer.flush()
             return DONE
-        path = Path(wanted.output).resolve()
-        # Whole or not at all: whoever reads the file meanwhile finds the old one.
-        begun = path.with_name(f".{path.name}.part")
-        with writing(path):
-            try:
-                rows = write(connection, query, begun)
-                begun.replace(path)
-            finally:
-                begun.unlink(missing_ok=True)
+        with writing(path), whole_file(path) as begun:
+            rows = write(connection, query, begun)
     if wanted.as_json:
         print_json({"path": str(path), "rows": rows, "view": VIEW_OF_LEVEL[wanted.level]})
     else:
@@ -92,10 +92,9 @@ def _reading(engine: Engine) -> Iterator[Connection[Any]]:
             driver.execute("SET LOCAL statement_timeout = 0")
             yield driver
         except PostgresError as error:
-            raise DatabaseError(
-                f"The database failed while the rows were read: {str(error).splitlines()[0]}. "
-                "A file that was there before is as it was."
-            ) from error
+            wrapped = DBAPIError(None, None, error)
+            kept = "A file that was there before is as it was; what went to standard output is not whole."
+            raise database_error(wrapped, doing="reading the rows", kept=kept) from error
 
 
 def _rows(runner: AggregationTaskRunner, wanted: Export) -> sql.Composed:
@@ -140,8 +139,7 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         from pyarrow import parquet
     except ImportError as error:
         raise CommandFailedError(
-            "Parquet needs the package pyarrow: pip install 'capacity_assets[parquet]'. Nothing was written; "
-            "--format csv works without."
+            "Parquet needs the package pyarrow: `pip install pyarrow`. Nothing was written; --format csv works without."
         ) from error
     kinds = {
         "int8": pyarrow.int64(),

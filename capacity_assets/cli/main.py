@@ -20,6 +20,10 @@ from capacity_assets.settings import load_settings
 Parameters = ParamSpec("Parameters")
 
 
+# So far from the ends of the calendar that windows before and after exist.
+FIRST_YEAR, LAST_YEAR = 1900, 2999
+
+
 class Day(click.ParamType[date]):
     """A calendar day on the command line."""
 
@@ -32,9 +36,12 @@ class Day(click.ParamType[date]):
             click.BadParameter: it is none.
         """
         try:
-            return date.fromisoformat(str(value))
+            day = date.fromisoformat(str(value))
         except ValueError:
             self.fail(f"{value!r} is not a day of the calendar; write YYYY-MM-DD", param, ctx)
+        if not FIRST_YEAR <= day.year <= LAST_YEAR:
+            self.fail(f"{day} lies outside the years {FIRST_YEAR} to {LAST_YEAR}", param, ctx)
+        return day
 
 
 DAY = Day()
@@ -198,9 +205,12 @@ def plan(*, as_json: bool, **asked: Any) -> int:
 @click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
 @click.option("--window", "day", type=DAY, help="Any day of the window. Default: the window that is due.")
 @click.option("--server", help="Name of the server; needed where several have a database of that name.")
+@click.option("--all", "every_day", is_flag=True, help="Print the samples of every day.")
 @json_option
 @command
-def explain(*, database: str | None, period: str, day: date | None, server: str | None, as_json: bool) -> int:
+def explain(  # noqa: PLR0913 -- one argument per documented option
+    *, database: str | None, period: str, day: date | None, server: str | None, every_day: bool, as_json: bool
+) -> int:
     """Trace the figures of DATABASE, or of a whole server, to their samples, with the arithmetic.
 
     Every figure is computed once more from the samples, by fractions and without the database's help, and
@@ -214,7 +224,7 @@ def explain(*, database: str | None, period: str, day: date | None, server: str 
     """
     from capacity_assets.cli.explain import show_explanation
 
-    return show_explanation(load_settings(), database, server, period, day, as_json=as_json)
+    return show_explanation(load_settings(), database, server, period, day, every_day=every_day, as_json=as_json)
 
 
 @main.command()
@@ -255,7 +265,9 @@ def report(*, period: str, day: date | None, server: str | None, output: Path | 
 )
 @click.option("--from", "first_day", type=DAY, help="First day; its whole window is written.")
 @click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are left out.")
-@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the name of the file, else csv."
+)
 @click.option("--output", default="-", help="A file. Default: standard output.")
 @json_option
 @command

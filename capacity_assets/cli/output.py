@@ -50,18 +50,19 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[S
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(where: Path | str) -> Iterator[None]:
     """Say in one sentence that a file cannot be written.
 
     Raises:
         CommandFailedError: instead of any OSError.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
     except OSError as error:
         raise CommandFailedError(
-            f"{path} cannot be written: {error.strerror}. A file that was there before is as it was."
+            f"{where} cannot be written: {error.strerror}. A file that was there before is as it was."
         ) from error
 
 

@@ -21,7 +21,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     """Write the growth report of a window and say where it is; return the exit code.
 
     Raises:
-        ValidationError: unknown period, or a window without a stored row in it or before it.
+        ValidationError: unknown period, a day outside the partition range, or a window without a stored row in it.
         NotFoundError: no such server.
         CommandFailedError: the file cannot be written.
         DatabaseError: the database failed.
@@ -32,11 +32,13 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
-        window = chosen.last(Clock(settings.zone).today()) if day is None else chosen.window_of(day)
+        day = day or chosen.last(Clock(settings.zone).today()).start
+        [window] = runner.windows_between(chosen, day, day)
         report = read_report(runner.engine, chosen, window, server)
-    if not report.start_mb and not report.end_mb and report.computed_at is None:
+    if report.computed_at is None:
+        whose = "" if server is None else f" of {server}"
         raise ValidationError(
-            f"There is no stored row of the {period} window {window.start} to {window.end}, nor of the one before. "
+            f"There is no stored row{whose} in the {period} window {window.start} to {window.end}. "
             f"`capacity plan --period {period} --from {window.start} --to {window.start}` says what could be computed. "
             "No page was written."
         )
@@ -47,10 +49,9 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         steps = {f"{kind.value}_mb": change for kind, change in report.steps}
         print_json({"path": str(path), "start_mb": report.start_mb, **steps, "end_mb": report.end_mb})
     else:
-        change = report.end_mb - report.start_mb
-        say(
-            f"{report.period.name} window {window.start} to {window.end}: {human_mb(report.end_mb)}, "
-            f"{human_change_mb(change)} against the window before"
-        )
+        known = report.known_change_mb
+        change = "change unknown" if known is None else f"{human_change_mb(known)} where both windows were measured"
+        is_open = " (not over, or not measured to its end)" if report.is_open else ""
+        say(f"{period} window {window.start} to {window.end}{is_open}: {human_mb(report.end_mb)}, {change}")
         say(f"Report: {path}")
     return DONE

@@ -57,8 +57,12 @@ def _result(outcome: Outcome, metadata: Mapping[str, str], asset: str | None = N
 
 def _text(outcome: Outcome) -> str:
     """The outcome in words; the UI reads them as Markdown, so no name may be markup."""
-    first, *places = outcome.text.splitlines()
-    return "\n".join([first, "", *(f"- {escaped(place)}" for place in places)]) if places else first
+    first = outcome.text.partition("\n")[0]
+    if outcome.passed:
+        return first
+    hidden = outcome.places - len(outcome.listed)
+    more = [f"- … and {hidden} more"] if hidden > 0 else []
+    return "\n".join([first, "", *(f"- {escaped(place)}" for place in outcome.listed), *more])
 
 
 def standing_checks(periods: Iterable[Period], retries: dg.RetryPolicy) -> list[dg.AssetChecksDefinition]:

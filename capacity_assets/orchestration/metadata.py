@@ -147,8 +147,9 @@ MARKS = "\\`*_{}[]<>#|"
 
 
 def escaped(text: str) -> str:
-    """Keep names from being read as Markdown or markup."""
-    return "".join(f"\\{character}" if character in MARKS else character for character in text)
+    """Keep names from being read as Markdown or markup, and in one line."""
+    line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", text)
+    return "".join(f"\\{character}" if character in MARKS else character for character in line)
 
 
 def unescaped(text: str) -> str:

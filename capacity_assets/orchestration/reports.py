@@ -83,9 +83,13 @@ def growth_report(
 
 
 def _whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
-    """As `eager`, for every partition: a backfill or late samples change old months."""
+    """As `eager`, for every partition: a backfill or late samples change old months.
+
+    `since_last_handled` would forget aggregates that are made again while a report is: a report may be made once too
+    often, never once too little.
+    """
     condition = dg.AutomationCondition
-    made = condition.any_deps_updated().since_last_handled()
+    made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
     quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
     return (made & quiet).with_label("whenever the month's aggregates are made")
 

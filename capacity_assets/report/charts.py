@@ -15,18 +15,20 @@ from warnings import catch_warnings, filterwarnings
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from capacity_assets.report.data import Kind, Report
+from capacity_assets.report.data import NOT_COMPARABLE, Kind, Report
 from capacity_assets.units import human_change_mb, human_mb
 
 # Okabe and Ito: told apart with every kind of colour vision, and in grey.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-UP, DOWN, TOTAL = "#D55E00", "#009E73", "#0072B2"
+UP, DOWN, TOTAL, UNKNOWN = "#D55E00", "#009E73", "#0072B2", "#999999"
 REST = "others"
 LABELS_SHOWN = 14
 SMALL_STEPS = 0.25
+LONGEST_LABEL = 28
 WIDTH_INCHES, HEIGHT_INCHES = 8.0, 3.2
 
 STEP_NAMES = {
@@ -74,9 +76,10 @@ def history_chart(report: Report) -> str:
         figure, axes = _canvas()
         places = range(len(report.windows))
         floor = [0] * len(report.windows)
+        drawn: dict[str, BarContainer] = {}
         for series, colour in zip(stacked_series(report), COLOURS, strict=False):
             heights = [size or 0 for size in series.sizes_mb]
-            axes.bar(places, heights, bottom=floor, color=colour, label=series.name, width=0.75)
+            drawn[shorter(series.name)] = axes.bar(places, heights, bottom=floor, color=colour, width=0.75)
             floor = [low + height for low, height in zip(floor, heights, strict=True)]
         measured = {bar.window_start for bar in report.history}
         for place, window in enumerate(report.windows):
@@ -84,8 +87,9 @@ def history_chart(report: Report) -> str:
                 axes.annotate("no\nrows", (place, 0), ha="center", va="bottom", fontsize=7, color="#555555")
         axes.set_xticks(list(places), [window.key for window in report.windows], rotation=35, ha="right")
         axes.set_xlim(-0.6, len(report.windows) - 0.4)
-        if report.history:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        if drawn:
+            # By hand: a label that begins with an underscore would be left out.
+            axes.legend(list(drawn.values()), list(drawn), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         _size_axis(axes)
         return _svg(figure, f"Size by {'database' if report.server else 'engine'}, window by window")
 
@@ -94,13 +98,13 @@ def waterfall_chart(report: Report) -> str:
     """Draw how the size of the window before becomes that of this one."""
     with _style("waterfall"):
         figure, axes = _canvas()
-        shown = [(kind, change) for kind, change in report.steps if change or kind not in (Kind.APPEARED, Kind.MISSING)]
+        shown = [(kind, change) for kind, change in report.steps if change or kind not in NOT_COMPARABLE]
         names = ["Before", *(STEP_NAMES[kind] for kind, _ in shown), "Now"]
         axes.bar(0, report.start_mb, color=TOTAL)
         axes.annotate(human_mb(report.start_mb), (0, report.start_mb), ha="center", va="bottom")
         level = report.start_mb
-        for place, (_, change) in enumerate(shown, start=1):
-            axes.bar(place, abs(change), bottom=min(level, level + change), color=UP if change > 0 else DOWN)
+        for place, (kind, change) in enumerate(shown, start=1):
+            axes.bar(place, abs(change), bottom=min(level, level + change), color=_step_colour(kind, change))
             axes.plot([place - 0.6, place + 0.4], [level, level], color="#555555", linewidth=0.8)
             axes.annotate(human_change_mb(change), (place, max(level, level + change)), ha="center", va="bottom")
             level += change
@@ -129,13 +133,26 @@ def coverage_chart(report: Report) -> str:
         return _svg(figure, "Servers measured on each day; the dashed line is the number of active servers")
 
 
+def _step_colour(kind: Kind, change: int) -> str:
+    if kind in NOT_COMPARABLE:
+        return UNKNOWN
+    return UP if change > 0 else DOWN
+
+
+def shorter(name: str) -> str:
+    """A name in one line of the legend; the table beside the chart has it in full."""
+    line = " ".join(name.split())
+    return line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}…"
+
+
 def _show_steps(axes: Axes, report: Report) -> None:
     """Where the steps are small against the whole, cut the axis, and say so: from 0 they would not be seen."""
     levels = [report.start_mb]
     for _, change in report.steps:
         levels.append(levels[-1] + change)
     span, top = max(levels) - min(levels), max(levels)
-    axes.set_ylim(0, top * 1.12 or 1)
+    # Sizes are never negative, but nothing keeps a collector from storing such.
+    axes.set_ylim(min(0, *levels) * 1.12, max(0, *levels) * 1.12 or 1)
     if 0 < span < top * SMALL_STEPS:
         axes.set_ylim(max(0, min(levels) - span), top + span * 0.3)
         axes.set_ylabel("the axis does not begin at 0")
@@ -176,10 +193,11 @@ def _size_axis(axes: Axes) -> None:
     unit = 1024 ** max(0, min(3, (round(high).bit_length() - 1) // 10))
     step = (high - low) / unit / 5
     size = 10 ** math.floor(math.log10(step))
+    places = max(1, math.ceil(-math.log10(size)))
     axes.yaxis.set_major_locator(
         MultipleLocator(unit * size * next(one for one in (1, 2, 5, 10) if one * size >= step))
     )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: human_mb(round(value))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: human_mb(round(value), places)))
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -6,6 +6,7 @@ one whose server was not is *not comparable*, because nobody knows. How it looks
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ WINDOWS_SHOWN = 13
 DATABASES_LISTED = 10
 """Of each kind; a server's own page lists all its databases."""
 SERVERS_LISTED = 20
+LONGEST_IN_A_FILE_NAME = 50
 
 
 class Kind(StrEnum):
@@ -37,6 +39,10 @@ class Kind(StrEnum):
     """Its server has no row in the window before."""
     MISSING = "missing"
     """Its server has no row in this window."""
+
+
+NOT_COMPARABLE = (Kind.APPEARED, Kind.MISSING)
+"""What became of these is not known, so it is neither growth nor the opposite."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Report:
     active_servers: int
     unmeasured_servers: Sequence[str]
     computed_at: datetime | None
+    first_sample: date | None
     last_sample: date | None
 
     @property
@@ -132,6 +139,19 @@ class Report:
         return tuple((kind, self.changes[kind].change_mb) for kind in shown)
 
     @property
+    def known_change_mb(self) -> int | None:
+        """Change of the databases whose server was measured in both windows; None where there is none of these."""
+        known = [self.changes[kind] for kind in Kind if kind not in NOT_COMPARABLE]
+        if not any(change.databases for change in known):
+            return None
+        return sum(change.change_mb for change in known)
+
+    @property
+    def not_comparable_databases(self) -> int:
+        """Databases of servers that were measured in one of the two windows only."""
+        return sum(self.changes[kind].databases for kind in NOT_COMPARABLE)
+
+    @property
     def comparable_before_mb(self) -> int:
         """Size in the window before, of the databases that have a row in both."""
         return sum(self.changes[kind].before_mb for kind in (Kind.GROWN, Kind.SHRUNK, Kind.SAME))
@@ -143,25 +163,49 @@ class Report:
 
     @property
     def days(self) -> tuple[date, ...]:
-        """Every day of the two windows up to the last one with a sample, measured or not."""
-        last = min(self.window.end, self.last_sample or self.window.end)
-        return tuple(self.before.start + timedelta(days=n) for n in range((last - self.before.start).days + 1))
+        """The days of the two windows that can be known: from the oldest total of a server there is to the newest."""
+        if self.first_sample is None or self.last_sample is None:
+            return ()
+        first, last = max(self.before.start, self.first_sample), min(self.window.end, self.last_sample)
+        return tuple(first + timedelta(days=n) for n in range((last - first).days + 1))
 
     @property
     def is_open(self) -> bool:
-        """Whether days of the window are still to come."""
-        return self.last_sample is None or self.last_sample < self.window.end
+        """Whether the window is not over, or its last days were not measured."""
+        return self.last_sample is not None and self.last_sample < self.window.end
+
+    @property
+    def unmeasured_days(self) -> tuple[date, ...]:
+        """Days on which no server was measured."""
+        return tuple(day for day in self.days if not self.measured_servers.get(day))
+
+    @property
+    def partly_measured_days(self) -> tuple[tuple[date, int], ...]:
+        """Days on which some, but not all of the active servers were measured, and how many were."""
+        counts = ((day, self.measured_servers.get(day, 0)) for day in self.days)
+        return tuple((day, count) for day, count in counts if 0 < count < self.active_servers)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither window has a row."""
+        return not any(change.databases for change in self.changes.values())
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """The windows of the history, oldest first, those without rows included."""
-        return _windows_shown(self.period, self.window)
+        """The windows of the history, oldest first, from the first one with rows on."""
+        oldest = min((bar.window_start for bar in self.history), default=self.window.start)
+        return tuple(window for window in _windows_shown(self.period, self.window) if window.start >= oldest)
 
 
 def file_name(period: Period, window: Window, server: str | None = None) -> str:
     """Name the file of a report: its period and window, and the server if it is of one."""
-    of_server = "" if server is None else f"-{re.sub(r'[^A-Za-z0-9._-]+', '_', server)}"
-    return f"growth-{period.name}-{window.key}{of_server}.html"
+    return f"growth-{period.name}-{window.key}{'' if server is None else f'-{_in_a_file_name(server)}'}.html"
+
+
+def _in_a_file_name(server: str) -> str:
+    """The name itself if it can be one; else what is left of it, told apart from others by a mark."""
+    plain = re.sub(r"[^\w.-]+", "_", server)[:LONGEST_IN_A_FILE_NAME]
+    return plain if plain == server else f"{plain}-{hashlib.sha256(server.encode()).hexdigest()[:8]}"
 
 
 def read_report(engine: Engine, period: Period, window: Window, server: str | None = None) -> Report:
@@ -175,6 +219,8 @@ def read_report(engine: Engine, period: Period, window: Window, server: str | No
         with engine.connect() as connection:
             # One state of the tables throughout, or the sums would not add up while a run writes.
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
+            connection.execute(text("SET LOCAL enable_nestloop = off"))
             return _read(connection, period, window, server)
     except DBAPIError as error:
         raise database_error(error, doing="reading the report's figures", kept="Nothing was written.") from error
@@ -193,11 +239,12 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
     }
 
     def rows(query: str) -> Sequence[Row[tuple[object, ...]]]:
-        return connection.execute(
-            text(query), {name: parameters[name] for name in parameters if f":{name}" in query}
-        ).all()
+        named = re.findall(r"(?<!:):(\w+)", query)
+        return connection.execute(text(query), {name: parameters[name] for name in named}).all()
 
-    changes = {Kind(row.kind): Change(row.databases, row.before_mb, row.size_mb) for row in rows(queries.CHANGES)}
+    changes = {
+        Kind(row.kind): Change(row.databases, int(row.before_mb), int(row.size_mb)) for row in rows(queries.CHANGES)
+    }
     listed = [
         (Kind(row.kind), Database(row.server, row.name, row.before_mb, row.size_mb)) for row in rows(queries.LISTED)
     ]
@@ -209,13 +256,15 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         changes={kind: changes.get(kind, Change()) for kind in Kind},
         databases={kind: [database for its, database in listed if its is kind] for kind in Kind},
         servers=[
-            Server(row.name, row.engine, row.databases, row.before_mb, row.size_mb) for row in rows(queries.SERVERS)
+            Server(row.name, row.engine, row.databases, int(row.before_mb), int(row.size_mb))
+            for row in rows(queries.SERVERS)
         ],
-        history=[Bar(row.window_start, row.series, row.size_mb) for row in rows(queries.HISTORY)],
+        history=[Bar(row.window_start, row.series, int(row.size_mb)) for row in rows(queries.HISTORY)],
         measured_servers={row.day: row.servers for row in rows(queries.MEASURED)},
         active_servers=ends.active_servers,
         unmeasured_servers=[row.name for row in rows(queries.UNMEASURED)],
         computed_at=ends.computed_at,
+        first_sample=ends.first_sample,
         last_sample=ends.last_sample,
     )
 

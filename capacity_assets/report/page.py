@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from capacity_assets.files import whole_file
 from capacity_assets.report.charts import STEP_NAMES, coverage_chart, history_chart, stacked_series, waterfall_chart
-from capacity_assets.report.data import Kind, Report
+from capacity_assets.report.data import NOT_COMPARABLE, Kind, Report
 from capacity_assets.units import human_change_mb, human_mb
 
 UNMEASURED_NAMED = 20
+DAYS_NAMED = 10
 KINDS_LISTED = {
     Kind.GROWN: "Largest growers",
     Kind.SHRUNK: "Largest shrinkers",
@@ -38,11 +41,11 @@ def render(report: Report) -> str:
     return page.render(
         report=report,
         Kind=Kind,
+        not_comparable=NOT_COMPARABLE,
         step_names={kind: name.replace("\n", " ") for kind, name in STEP_NAMES.items()},
         kinds_listed=KINDS_LISTED,
         series=stacked_series(report),
-        unmeasured_named=UNMEASURED_NAMED,
-        missing_days=[day for day in report.days if not report.measured_servers.get(day)],
+        notes=notes(report),
         history_chart=Markup(history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
         waterfall_chart=Markup(waterfall_chart(report)),  # noqa: S704 -- as above
         coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
@@ -62,13 +65,43 @@ def percent(change_mb: int, of_mb: int) -> str:
     return f"{share:+,} %" if share else "0.0 %"
 
 
+def notes(report: Report) -> list[str]:
+    """Say what keeps the page from being the whole truth, a sentence each."""
+    found = []
+    if report.is_empty:
+        found.append("There is no stored row in either window: they were not computed, or nothing was measured.")
+    if report.is_open:
+        found.append(f"The window is not over, or its last days were not measured: the last is {report.last_sample}.")
+    if report.unmeasured_servers:
+        missing = (
+            f"{len(report.unmeasured_servers)} of {report.active_servers} active servers have no row in this window"
+        )
+        found.append(f"{missing}: {_some(report.unmeasured_servers, UNMEASURED_NAMED)}.")
+    if not report.days:
+        found.append("Which days were measured is not known: there are no totals of servers of these days.")
+    elif report.days[0] > report.before.start:
+        found.append(f"There are no totals of servers before {report.days[0]}: days are counted from then on.")
+    if report.partly_measured_days and report.server is None:
+        some = [f"{day} ({count} of {report.active_servers})" for day, count in report.partly_measured_days]
+        days = f"{len(some)} of {len(report.days)} days"
+        found.append(f"Not every active server was measured on {days}: {_some(some, DAYS_NAMED)}.")
+    if report.unmeasured_days:
+        days = f"{len(report.unmeasured_days)} of {len(report.days)} days"
+        found.append(f"Not measured at all on {days}: {_some(list(map(str, report.unmeasured_days)), DAYS_NAMED)}.")
+    return found
+
+
+def _some(names: Sequence[str], shown: int) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
 def write_report(report: Report, path: Path) -> None:
-    """Write the page whole or not at all, whatever was there before.
+    """Write the page whole or not at all.
 
     Raises:
         OSError: the file cannot be written; the one that was there is kept.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_name(f".{path.name}.part")
-    begun.write_text(render(report), encoding="utf-8")
-    begun.replace(path)
+    page = render(report)
+    with whole_file(path) as begun:
+        begun.write_text(page, encoding="utf-8")

@@ -26,8 +26,8 @@ paired AS (
 """
 
 CHANGES = f"""{PAIRED}
-SELECT kind, count(*) AS databases, coalesce(sum(before_mb), 0)::bigint AS before_mb,
-       coalesce(sum(size_mb), 0)::bigint AS size_mb
+SELECT kind, count(*) AS databases, coalesce(sum(before_mb), 0) AS before_mb,
+       coalesce(sum(size_mb), 0) AS size_mb
 FROM paired GROUP BY kind
 """  # noqa: S608 -- a constant of this module
 
@@ -46,10 +46,11 @@ ORDER BY kind, place
 
 SERVERS = f"""{PAIRED}
 SELECT coalesce(i.name, 'server ' || instance_id) AS name, coalesce(i.db_type, 'unknown') AS engine,
-       count(size_mb) AS databases, coalesce(sum(before_mb), 0)::bigint AS before_mb,
-       coalesce(sum(size_mb), 0)::bigint AS size_mb
+       count(size_mb) AS databases, coalesce(sum(before_mb), 0) AS before_mb,
+       coalesce(sum(size_mb), 0) AS size_mb
 FROM paired LEFT JOIN instances i ON i.id = instance_id
 GROUP BY instance_id, i.name, i.db_type
+HAVING count(size_mb) > 0 AND count(before_mb) > 0
 ORDER BY abs(coalesce(sum(size_mb), 0) - coalesce(sum(before_mb), 0)) DESC, instance_id LIMIT :servers_listed
 """  # noqa: S608 -- a constant of this module
 
@@ -57,7 +58,7 @@ HISTORY = """
 SELECT a.period_start AS window_start,
        CASE WHEN CAST(:server AS integer) IS NULL THEN coalesce(i.db_type, 'unknown')
             ELSE a.database_name END AS series,
-       sum(a.avg_size_mb)::bigint AS size_mb
+       sum(a.avg_size_mb) AS size_mb
 FROM database_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
 WHERE a.period_type = :period AND a.period_start BETWEEN :oldest AND :start
   AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
@@ -88,6 +89,8 @@ SELECT (SELECT count(*) FROM instances i
        (SELECT max(calculated_at) FROM database_size_aggregations a
         WHERE period_type = :period AND period_start = :start
           AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)) AS computed_at,
+       (SELECT min(collected_date) FROM instance_size_stats s
+        WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)) AS first_sample,
        (SELECT max(collected_date) FROM instance_size_stats s
         WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)) AS last_sample
 """

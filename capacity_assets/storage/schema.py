@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from capacity_assets.storage.adoption import carry_out, default_partition_steps, missing_comments, plan_table
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.tables import metadata
-from capacity_assets.storage.views import creation, outdated_views, take_views_away
+from capacity_assets.storage.views import creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0003"
@@ -77,6 +77,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
         revision = _revision(connection)
         _refuse_a_newer_schema(revision)
+        _refuse_names_taken(connection)
         done: list[str] = []
         # A column that a view reads cannot be widened.
         taken = take_views_away(connection) if revision != SCHEMA_REVISION else []
@@ -139,6 +140,16 @@ def _refuse_a_newer_schema(revision: str | None) -> None:
     if revision is not None and revision > SCHEMA_REVISION:
         newer = f"It is at revision {revision}; this version knows {SCHEMA_REVISION}. Install the newer version."
         raise SchemaProblemsError([newer])
+
+
+def _refuse_names_taken(connection: Connection) -> None:
+    problems = [
+        f"{name} is the name of a view of ours, and something else bears it. Rename that, then run `capacity init` "
+        "again."
+        for name in names_taken(connection)
+    ]
+    if problems:
+        raise SchemaProblemsError(problems)
 
 
 def schema_state(engine: Engine) -> SchemaState:

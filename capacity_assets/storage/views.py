@@ -63,6 +63,9 @@ _SAMPLED = (
     ViewColumn("window_days", _DAYS, "Days of the window; those of a current window that are still to come included"),
     ViewColumn("coverage_percent", f"round(a.data_count * 100.0 / {_DAYS}, 1)", "Measured days in percent of them"),
 )
+_SERVER_ID = ViewColumn(
+    "server_id", "a.instance_id", "Number of the server; a filter by it is answered from an index, one by name is not"
+)
 _REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
 _NEWEST = ", ".join(f"('{name}')" for name in PERIODS)
 
@@ -79,6 +82,7 @@ _DATABASE_COLUMNS = (
     ViewColumn("change_percent", "a.size_change_percent", "The same in percent; null: unknown, or from 0"),
     ViewColumn("trend", "a.trend_direction", "growing, shrinking or stable; null: nothing to compare with"),
     *_SAMPLED,
+    _SERVER_ID,
 )
 
 VIEWS = (
@@ -122,6 +126,7 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
                 "Change of their mean number, cut to whole; null: unknown",
             ),
             *_SAMPLED,
+            _SERVER_ID,
         ),
         f"FROM instance_size_aggregations a {_REGISTER}",
     ),
@@ -132,11 +137,11 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             *_WINDOW,
             _SERVER[1],
             ViewColumn("servers", "count(*)", "Servers with samples in the window"),
-            ViewColumn("databases", "sum(a.database_count)::bigint", "Mean number of their databases"),
-            ViewColumn("size_mb", "sum(a.total_size_mb)::bigint", "Sum of their mean sizes, MB"),
+            ViewColumn("databases", "sum(a.database_count)", "Mean number of their databases"),
+            ViewColumn("size_mb", "sum(a.total_size_mb)", "Sum of their mean sizes, MB"),
             ViewColumn(
                 "change_mb",
-                "sum(a.total_size_change_mb)::bigint",
+                "sum(a.total_size_change_mb)",
                 "Sum of their changes, of those that are known, MB; null: none is known",
             ),
             ViewColumn(
@@ -153,12 +158,18 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
         (
             ViewColumn("day", "s.collected_date", "Day of the samples"),
             ViewColumn("servers", "count(DISTINCT s.instance_id)", "Servers measured on it"),
-            ViewColumn("databases", "sum(s.database_count)::bigint", "Databases on them"),
-            ViewColumn("size_mb", "sum(s.total_size_mb)::bigint", "Sum of the sizes measured, MB"),
+            ViewColumn("databases", "sum(s.database_count)", "Databases on them"),
+            ViewColumn("size_mb", "sum(s.total_size_mb)", "Sum of the sizes measured, MB"),
         ),
         "FROM instance_size_stats s WHERE NOT s.is_deleted\nGROUP BY 1",
     ),
 )
+
+
+def names_taken(connection: Connection) -> list[str]:
+    """Name what bears the name of a view and is none of ours."""
+    names = {"views": [view.name for view in VIEWS]}
+    return list(connection.execute(text(_NOT_OURS), names).scalars())
 
 
 def outdated_views(connection: Connection) -> list[View]:
@@ -185,8 +196,10 @@ def take_views_away(connection: Connection) -> list[str]:
     """
     back: list[str] = []
     there = []
+    present = text("SELECT to_regclass(:name) IS NOT NULL")
+    foreign = names_taken(connection)
     for view in VIEWS:
-        if connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": view.name}).scalar():
+        if view.name not in foreign and connection.execute(present, {"name": view.name}).scalar():
             there.append(view)
             back += creation(view)
             back += connection.execute(text(_OWNER_AND_GRANTS), {"view": view.name}).scalars()
@@ -212,9 +225,26 @@ SELECT format('GRANT %s ON %I TO %s%s', a.privilege_type, c.relname, coalesce(qu
 FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
 WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
 UNION ALL
+SELECT format('GRANT %s (%I) ON %I TO %s%s', a.privilege_type, t.attname, c.relname,
+              coalesce(quote_ident(r.rolname), 'PUBLIC'),
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid CROSS JOIN LATERAL aclexplode(t.attacl) a
+LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
+UNION ALL
+SELECT format('ALTER VIEW %I SET (%s)', c.relname, array_to_string(c.reloptions, ', '))
+FROM pg_class c WHERE c.oid = to_regclass(:view) AND c.reloptions IS NOT NULL
+UNION ALL
 SELECT format('ALTER VIEW %I OWNER TO %I', c.relname, r.rolname)
 FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
 WHERE c.oid = to_regclass(:view) AND r.rolname <> current_user
+"""
+
+_NOT_OURS = """
+SELECT c.relname FROM pg_class c
+WHERE c.oid IN (SELECT to_regclass(name) FROM unnest(CAST(:views AS text[])) AS name)
+  AND (c.relkind <> 'v' OR coalesce(obj_description(c.oid, 'pg_class'), '') NOT LIKE '%(definition %)')
+ORDER BY 1
 """
 
 _BUILT_ON_VIEWS = """

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from sqlalchemy import URL, Engine
 
-from capacity_assets.settings import DAGSTER_DRIVER, variable_names
+from capacity_assets.settings import DAGSTER_DRIVER, Settings, variable_names
 from tests.conftest import RedisServer
 from tests.e2e.stack import ask, free_port, launch, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -78,6 +78,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 
 def test_the_compose_file_runs_the_same_programs_unprivileged_with_health_checks_and_no_secret() -> None:
     services = compose()["services"]
+    defaults = {str(field.validation_alias): field.default for field in Settings.model_fields.values()}
 
     assert set(services) == set(ORDER)
     for name, service in services.items():
@@ -89,7 +90,10 @@ def test_the_compose_file_runs_the_same_programs_unprivileged_with_health_checks
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         for variable, value in service["environment"].items():
             assert str(value).startswith(f"${{{variable}"), "values come from outside"
-            assert variable in {*variable_names(), "DAGSTER_EVENT_BATCH_SIZE"}
+            default = value.partition(":-")[2].removesuffix("}")
+            assert default in {str(defaults.get(variable) or ""), "100"}, "an absent value means the same as elsewhere"
+        # Where the data lies is the image's business.
+        assert {*service["environment"], "CAPACITY_HOME"} == {*variable_names(), "DAGSTER_EVENT_BATCH_SIZE"}
 
 
 def test_every_file_an_image_is_built_from_exists() -> None:

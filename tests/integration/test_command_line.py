@@ -96,7 +96,7 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
         (("--period", "daily", "--from", "2999-01-01", "--to", "2999-01-01"), "partition range: the first starts on"),
         (("--period", "daily", "--from", "03/01/2025"), "'03/01/2025' is not a day of the calendar; write YYYY-MM-DD"),
         (("--period", "daily", "--from", "2026-02-30"), "'2026-02-30' is not a day of the calendar"),
-        (("--period", "yearly", "--from", "9999-12-30", "--to", "9999-12-31"), "partition range: the first starts on"),
+        (("--period", "yearly", "--from", "2998-12-30", "--to", "2998-12-31"), "partition range: the first starts on"),
         (("--period", "hourly", "--period", "all"), "Unknown period 'hourly'"),
         ((), "Missing option '--period'"),
     ],
@@ -448,3 +448,32 @@ def test_plan_of_many_windows_lists_those_with_work_only() -> None:
     assert "nothing would be written, not listed: 60" in result.output
     assert "2025-04-30" in result.output
     assert "2025-03-01" not in result.output
+
+
+@pytest.mark.usefixtures("sample")
+def test_plan_needs_no_right_to_write(engine: Engine, database: URL) -> None:
+    asked = ("--period", "monthly", "--from", "2025-01-01", "--to", "2025-07-20")
+    capacity("aggregate", *asked)
+    with engine.begin() as connection:
+        connection.execute(text(f'ALTER DATABASE "{database.database}" SET default_transaction_read_only = on'))
+
+    result = capacity("plan", *asked)
+
+    assert result.exit_code == 0, result.output
+    assert "Rows: would write 0, leave 139 as they are" in " ".join(result.output.split())
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "--window", "0001-06-01"),
+        ("explain", "x", "--period", "daily", "--window", "0001-01-01"),
+        ("export", "--period", "yearly", "--from", "9999-12-31"),
+    ],
+)
+def test_days_at_the_ends_of_the_calendar_are_refused(arguments: tuple[str, ...]) -> None:
+    result = capacity(*arguments)
+
+    assert result.exit_code == 2
+    assert "lies outside the years 1900 to 2999" in result.output

@@ -389,6 +389,8 @@ def test_the_views_follow_the_new_tables_with_their_grants(legacy: Engine) -> No
     execute(legacy, "CREATE ROLE follower")
     try:
         execute(legacy, "GRANT SELECT ON capacity_growth TO follower")
+        execute(legacy, "GRANT SELECT (server, size_mb) ON capacity_latest TO follower")
+        execute(legacy, "ALTER VIEW capacity_latest SET (security_barrier = true)")
         with legacy.connect() as connection:
             before = connection.execute(text("SELECT count(*), sum(size_mb) FROM capacity_growth")).one()
 
@@ -398,6 +400,10 @@ def test_the_views_follow_the_new_tables_with_their_grants(legacy: Engine) -> No
             assert connection.execute(text("SELECT count(*), sum(size_mb) FROM capacity_growth")).one() == before
             granted = "SELECT has_table_privilege('follower', 'capacity_growth', 'SELECT')"
             assert connection.execute(text(granted)).scalar_one()
+            by_column = "SELECT has_column_privilege('follower', 'capacity_latest', 'size_mb', 'SELECT')"
+            assert connection.execute(text(by_column)).scalar_one()
+            options = "SELECT reloptions FROM pg_class WHERE oid = 'capacity_latest'::regclass"
+            assert connection.execute(text(options)).scalar_one() == ["security_barrier=true"]
             read = (
                 "SELECT DISTINCT d.refobjid::regclass::text FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid "
                 "WHERE w.ev_class = 'capacity_growth'::regclass AND d.refobjid::regclass::text LIKE '%aggregations%'"

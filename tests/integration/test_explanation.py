@@ -15,6 +15,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.cli.main import main
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
+from tests.conftest import TODAY
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 
@@ -32,7 +33,7 @@ def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engin
         for row in stored(engine, level):
             period = PERIODS[str(row["period_type"])]
             subject = Subject(row["instance_id"], "server", row.get("database_name"))  # type: ignore[arg-type]
-            explanation = explain(engine, subject, period, period.window_of(row["period_start"]))  # type: ignore[arg-type]
+            explanation = explain(engine, subject, period, period.window_of(row["period_start"]), TODAY)  # type: ignore[arg-type]
             assert explanation.verdict == "Every stored figure is what its samples give.", (row, explanation.figures)
             explained += 1
     assert explained > 700
@@ -86,6 +87,9 @@ def test_a_corrected_sample_is_told_from_a_lost_one(engine: Engine) -> None:
     assert "stored otherwise than the samples give now" in " ".join(corrected.split())
     assert "avg_size_mb" in corrected
     assert "150 !" in corrected
+    assert "largest of 25 values, on 2025-02-28" in corrected
+    assert "15 days" in corrected
+    assert "2025-02-15" in capacity(*asked, "--all").output
     assert "built from 25 samples, of which 24 are left" in " ".join(lost.split())
 
 
@@ -101,10 +105,12 @@ def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(e
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("Orders", "--period", "monthly"), "There is no sample of a database 'Orders'"),
+        (("Orders", "--period", "monthly"), "There is no database 'Orders' among the registered servers"),
         (("orders", "--server", "server-2", "--period", "monthly"), "database 'orders' on server 'server-2'"),
-        (("--server", "nobody", "--period", "monthly"), "There is no sample of a server 'nobody'"),
+        (("--server", "nobody", "--period", "monthly"), "There is no server 'nobody' among the registered servers"),
         (("orders", "--period", "hourly"), "Unknown period 'hourly'"),
+        (("orders", "--server", "server-9", "--period", "monthly"), "There is no server 'server-9'"),
+        (("orders", "--period", "monthly", "--window", "2024-02-01"), "lies outside the monthly partition range"),
         (("--period", "monthly"), "Name a database, or a server with --server"),
         (("both", "--period", "monthly"), "2 servers have a database of the name 'both': server-1, server-2."),
         (("orders", "--period", "monthly", "--window", "2025-02-30"), "is not a day of the calendar"),
@@ -129,11 +135,11 @@ def test_log_sizes_that_were_never_measured_are_unknown_and_not_zero(
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [0] * 31 + [10] * 28))
     service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
 
+    monthly = PERIODS["monthly"]
+    february = monthly.window_of(date(2025, 2, 1))
     figures = {
         figure.name: figure
-        for figure in explain(
-            engine, Subject(1, "server-1", "orders"), PERIODS["monthly"], PERIODS["monthly"].window_of(date(2025, 2, 1))
-        ).figures
+        for figure in explain(engine, Subject(1, "server-1", "orders"), monthly, february, TODAY).figures
     }
 
     assert (figures["avg_log_size_mb"].computed, figures["log_size_change_mb"].computed) == (None, None)
@@ -141,3 +147,24 @@ def test_log_sizes_that_were_never_measured_are_unknown_and_not_zero(
     assert (figures["trend_direction"].computed, figures["trend_direction"].how) == ("growing", "from 0")
     assert all(figure.agrees for figure in figures.values())
     assert DATABASE.figures == tuple(figures)
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_server_that_is_not_active_is_not_said_to_be_computed_some_day(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 1"))
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
+
+    output = capacity("explain", "orders", "--period", "monthly", "--window", "2025-03-01").output
+
+    assert "nothing will be: the server is not active" in output
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_database_whose_samples_are_gone_is_known_by_its_aggregates(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats"))
+
+    output = capacity("explain", "orders", "--period", "monthly", "--window", "2025-02-01").output
+
+    assert "The samples hold nothing for this window; the row that is stored was kept." in output

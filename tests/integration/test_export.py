@@ -100,7 +100,8 @@ def test_a_file_is_replaced_whole_and_kept_when_the_database_fails(engine: Engin
     assert result.exit_code == 1
     assert 'relation "capacity_growth" does not exist' in result.output
     assert path.read_bytes() == before
-    assert list(tmp_path.glob(".*.part")) == []
+    assert "run `capacity init`" in result.output
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.usefixtures("sample")
@@ -112,6 +113,8 @@ def test_a_file_is_replaced_whole_and_kept_when_the_database_fails(engine: Engin
         (("--period", "monthly", "--format", "parquet"), 2, "need a file"),
         (("--period", "monthly", "--from", "2025-05-01", "--to", "2025-01-01"), 2, "lies after"),
         (("--period", "monthly", "--output", "/proc/none/x.csv"), 1, "cannot be written"),
+        (("--period", "monthly", "--output", "/"), 2, "is no ordinary file"),
+        (("--period", "monthly", "--output", "/dev/null"), 2, "is no ordinary file"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_with_what_to_do(arguments: tuple[str, ...], code: int, said: str) -> None:
@@ -119,6 +122,17 @@ def test_what_cannot_be_exported_is_refused_with_what_to_do(arguments: tuple[str
 
     assert result.exit_code == code
     assert said in result.output
+
+
+@pytest.mark.usefixtures("sample")
+def test_a_full_disk_behind_standard_output_is_told_without_a_traceback() -> None:
+    command = f"{sys.executable} -m capacity_assets.cli export --period monthly > /dev/full"
+
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+
+    assert ended.returncode == 1
+    assert "Standard output cannot be written: No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.usefixtures("sample")

@@ -82,7 +82,9 @@ def test_each_partition_shows_its_summary_with_the_failed_server_named(settings:
     assert "**Largest shrinkers**: none" in shown
 
 
-@pytest.mark.parametrize("name", ["a|b", "<script>alert(1)</script>", "[x](javascript:alert)", "`c`", "*d*"])
+@pytest.mark.parametrize(
+    "name", ["x\n# head | y", "a|b", "<script>alert(1)</script>", "[x](javascript:alert)", "`c`", "*d*"]
+)
 def test_no_name_is_read_as_markup(name: str) -> None:
     summary = PeriodSummary(
         "daily", "database", date(2025, 1, 1), date(2025, 1, 1), 1, 1, errors=(InstanceError(1, name, "of no use"),)
@@ -96,3 +98,4 @@ def test_no_name_is_read_as_markup(name: str) -> None:
         if mark in name:
             assert f"\\{mark}" in bare
     assert name not in shown
+    assert "\n#" not in shown, "a name stays in its line"

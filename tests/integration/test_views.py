@@ -15,7 +15,7 @@ from sqlalchemy.exc import ProgrammingError
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.schema import initialise, schema_state
+from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.storage.views import VIEWS
 from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, totals
@@ -114,7 +114,7 @@ def test_init_makes_a_missing_view_again_and_renews_an_outdated_one_keeping_gran
         connection.execute(text("DROP VIEW capacity_fleet"))
         connection.execute(text("CREATE ROLE view_reader"))
         connection.execute(text("GRANT SELECT ON capacity_growth TO view_reader"))
-        connection.execute(text("COMMENT ON VIEW capacity_growth IS 'of an older version'"))
+        connection.execute(text("COMMENT ON VIEW capacity_growth IS 'of an older version (definition 0)'"))
     try:
         assert schema_state(engine).shortcomings == (
             "view capacity_growth is missing or outdated",
@@ -179,12 +179,22 @@ def filled(query: str) -> str:
     return query
 
 
+def test_a_legacy_object_of_a_views_name_stands_in_the_way_and_is_kept(empty_engine: Engine) -> None:
+    with empty_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE capacity_fleet (theirs integer)"))
+
+    with pytest.raises(SchemaProblemsError, match="capacity_fleet is the name of a view of ours"):
+        initialise(empty_engine)
+
+    assert rows(empty_engine, "SELECT count(*) AS found FROM capacity_fleet") == [{"found": 0}]
+
+
 def test_every_query_of_the_dashboard_finds_rows_in_the_views(engine: Engine) -> None:
     load_sample(engine)
     service = AggregationService(engine, fixed_clock())
     days = rows(engine, "SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats")[0]
     service.calculate_period_aggregations("monthly", days["first"], days["last"])
-    server = rows(engine, "SELECT min(server) AS name FROM capacity_growth")[0]["name"]
+    server = str(rows(engine, "SELECT min(server_id) AS id FROM capacity_growth")[0]["id"])
     queries = {panel["title"]: panel["targets"][0]["rawSql"] for panel in dashboard()["panels"]}
     queries |= {v["name"]: v["query"] for v in dashboard()["templating"]["list"] if v["type"] == "query"}
 

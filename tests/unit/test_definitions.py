@@ -274,6 +274,7 @@ def test_up_and_demo_use_the_shipped_files(name: str) -> None:
 ROOMS = [
     "settings",
     "units",
+    "files",
     "periods",
     "clock",
     "storage",

@@ -136,6 +136,7 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
         active_servers=0,
         unmeasured_servers=(),
         computed_at=None,
+        first_sample=None,
         last_sample=None,
     )
 
