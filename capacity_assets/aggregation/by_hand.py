@@ -32,7 +32,7 @@ class Sample:
 def figures_by_hand(
     level: Level, window: Window, samples: Sequence[Sample], before: Sequence[Sample]
 ) -> Iterator[tuple[str, tuple[str, Value]]]:
-    """Yield each figure of a row and how it comes about, from its samples, at least one, and those of the window before."""
+    """Yield each figure of a row and how it comes about; the window has at least one sample, the one before may not."""
     yield "period_end", ("last day of the window", window.end)
     yield "data_count", ("days with a sample", len(samples))
     for measure in level.measures:
