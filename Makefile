@@ -16,7 +16,8 @@ up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctr
 
 test: $(READY) ## Run all tests on real servers they start themselves
 	@tests/install_browser.sh
-	@$(BIN)/pytest -n 2 --dist loadfile -q
+	@# In the order of their folders: the long end-to-end files first, not last and alone.
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 check: $(READY) ## Lint and type-check
 	@$(BIN)/ruff check .

@@ -24,6 +24,8 @@ from capacity_assets.units import human_change_mb, human_mb
 
 # Okabe and Ito: told apart with every kind of colour vision, and in grey.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+# And without any: printed in grey, two neighbours may look alike.
+HATCHES = ("", "///", "...", "xxx", "", "\\\\\\", "ooo", "+++")
 UP, DOWN, TOTAL, UNKNOWN = "#D55E00", "#009E73", "#0072B2", "#999999"
 REST = "others"
 LABELS_SHOWN = 14
@@ -77,9 +79,11 @@ def history_chart(report: Report) -> str:
         places = range(len(report.windows))
         floor = [0] * len(report.windows)
         drawn: dict[str, BarContainer] = {}
-        for series, colour in zip(stacked_series(report), COLOURS, strict=False):
+        for series, colour, hatch in zip(stacked_series(report), COLOURS, HATCHES, strict=False):
             heights = [size or 0 for size in series.sizes_mb]
-            drawn[shorter(series.name)] = axes.bar(places, heights, bottom=floor, color=colour, width=0.75)
+            drawn[shorter(series.name)] = axes.bar(
+                places, heights, bottom=floor, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4, width=0.75
+            )
             floor = [low + height for low, height in zip(floor, heights, strict=True)]
         measured = {bar.window_start for bar in report.history}
         for place, window in enumerate(report.windows):

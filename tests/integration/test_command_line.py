@@ -477,3 +477,26 @@ def test_days_at_the_ends_of_the_calendar_are_refused(arguments: tuple[str, ...]
 
     assert result.exit_code == 2
     assert "lies outside the years 1900 to 2999" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("capacity pl", "plain,plan"),
+        ("capacity aggregate --period mo", "plain,monthly"),
+        ("capacity export --level in", "plain,instance"),
+        ("capacity export --format pa", "plain,parquet"),
+    ],
+)
+def test_a_shell_completes_commands_periods_and_levels(words: str, offered: str) -> None:
+    asked = {"_CAPACITY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+
+    completed = subprocess.run(
+        [Path(sys.executable).parent / "capacity"],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert completed.stdout.splitlines() == [offered]

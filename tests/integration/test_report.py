@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from datetime import date
@@ -298,6 +300,42 @@ def test_shares_round_half_away_from_zero_and_from_nothing_there_is_none(change:
     assert percent(change, of) == shown
 
 
+def test_the_first_window_of_all_has_nothing_to_compare_with_and_says_unknown(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, MONTHLY.window_of(date(2025, 1, 1)))
+    page = render(report)
+
+    assert report.known_change_mb is None
+    assert "<dt>Known change</dt><dd>unknown</dd>" in page
+    assert Page(page).steps == {"start": 0, "grown": 0, "shrunk": 0, "new": 0, "gone": 0, "appeared": 268, "end": 268}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_page_can_be_read_without_colour_and_by_a_screen_reader(every_kind: Engine) -> None:
+    page = render(read_report(every_kind, MONTHLY, FEBRUARY))
+
+    texts = {
+        colour if len(colour) == 7 else f"#{''.join(2 * digit for digit in colour[1:])}"
+        for colour in re.findall(r"[ {;]color: (#[0-9a-f]{3,6})", page)
+    }
+    assert len(texts) >= 3
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in texts), "contrast on white"
+    assert '<html lang="en">' in page
+    assert page.count("<h1>") == 1
+    assert len(re.findall(r'<section aria-labelledby="(\w+)">\s*<h2 id="\1">', page)) == page.count("<section")
+    assert all(label for label in re.findall(r'role="img" aria-label="([^"]*)"', page))
+    assert "<th>" not in page.split("<tbody>")[1].split("</tbody>")[0], "rows have scoped headings"
+    # Direction is in the sign, and each chart has its numbers in a table.
+    assert "+50" in page
+    assert "The same in figures" in page
+    assert "pattern" in page, "parts of a bar differ by hatching too"
+
+
 # The asset.
 
 
@@ -393,6 +431,21 @@ def test_a_report_that_cannot_be_made_is_refused_with_what_to_do(
 
     assert result.exit_code == code
     assert said in result.output
+
+
+@pytest.mark.usefixtures("every_kind", "settings")
+def test_a_full_disk_is_told_and_the_page_that_was_there_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("before")
+    # A limit on the size of files stands for a disk that fills up in the middle of the page.
+    command = f"ulimit -f 8; {sys.executable} -m capacity_assets.cli report --window 2025-02-01 --output {path}"
+
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+
+    assert ended.returncode == 1
+    assert f"{path} cannot be written: File too large. A file that was there before is as it was." in ended.stderr
+    assert path.read_text() == "before"
+    assert list(tmp_path.glob(".writing-*")) == []
 
 
 def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statements(engine: Engine) -> None:
