@@ -7,15 +7,17 @@ version in the same database.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.storage.adoption import carry_out, default_partition_steps, missing_comments, plan_table
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.tables import metadata
-from capacity_assets.storage.views import creation, names_taken, outdated_views, take_views_away
+from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0003"
@@ -80,7 +82,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         _refuse_names_taken(connection)
         done: list[str] = []
         # A column that a view reads cannot be widened.
-        taken = take_views_away(connection) if revision != SCHEMA_REVISION else []
+        taken = _taken_away(connection) if revision != SCHEMA_REVISION else []
         config.attributes.update(connection=connection, done=done)
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
@@ -100,13 +102,37 @@ def initialise(engine: Engine) -> tuple[str, ...]:
 
 
 def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
-    """Put the views back that were taken away, and make those that are missing or outdated; return what was done."""
-    for statement in taken:
-        connection.exec_driver_sql(statement.replace("%", "%%"))
+    """Put the views back that were taken away, and make those that are missing or outdated; return what was done.
+
+    Raises:
+        SchemaProblemsError: one has to be made anew, and something of somebody else is built on it.
+    """
+    _execute(connection, taken)
     outdated = outdated_views(connection)
-    for statement in (statement for view in outdated for statement in creation(view)):
-        connection.exec_driver_sql(statement.replace("%", "%%"))
+    try:
+        with connection.begin_nested():
+            _execute(connection, [statement for view in outdated for statement in creation(view)])
+    except DBAPIError:
+        # In place, a column can be added, but not change its type.
+        _execute(connection, _taken_away(connection))
+        _execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
     return [f"created or renewed view {view.name}" for view in outdated]
+
+
+def _taken_away(connection: Connection) -> list[str]:
+    """Drop the views; return what puts them back. Raises SchemaProblemsError where somebody built on them."""
+    advice = (
+        "is built on a view of ours, which has to be made anew. Take it away, run `capacity init`, create it again."
+    )
+    problems = [f"{what} {advice}" for what in built_on_views(connection)]
+    if problems:
+        raise SchemaProblemsError(problems) from None
+    return take_views_away(connection)
+
+
+def _execute(connection: Connection, statements: Iterable[str]) -> None:
+    for statement in statements:
+        connection.exec_driver_sql(statement.replace("%", "%%"))
 
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:

@@ -134,6 +134,30 @@ def test_init_makes_a_missing_view_again_and_renews_an_outdated_one_keeping_gran
             connection.execute(text("DROP ROLE view_reader"))
 
 
+@pytest.mark.parametrize("built_on", [False, True])
+def test_a_view_whose_columns_were_others_is_made_anew_unless_somebody_built_on_it(
+    engine: Engine, *, built_on: bool
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP VIEW capacity_coverage"))
+        connection.execute(text("CREATE VIEW capacity_coverage AS SELECT 1::integer AS day"))
+        connection.execute(text("COMMENT ON VIEW capacity_coverage IS 'of an older version (definition 0)'"))
+        connection.execute(text("GRANT SELECT ON capacity_fleet TO PUBLIC"))
+        if built_on:
+            connection.execute(text("CREATE VIEW theirs AS SELECT * FROM capacity_coverage"))
+
+    if built_on:
+        with pytest.raises(SchemaProblemsError, match="view theirs is built on a view of ours"):
+            initialise(engine)
+        assert rows(engine, "SELECT day FROM theirs") == [{"day": 1}]
+        return
+    assert initialise(engine) == ("created or renewed view capacity_coverage",)
+    assert schema_state(engine).fit
+    assert rows(engine, "SELECT * FROM capacity_coverage") == []
+    granted = "SELECT count(*) AS found FROM information_schema.role_table_grants WHERE table_name = 'capacity_fleet'"
+    assert rows(engine, f"{granted} AND grantee = 'PUBLIC'") == [{"found": 1}]
+
+
 def test_who_may_read_the_views_needs_no_right_on_the_tables(engine: Engine) -> None:
     small_fleet(engine)
     with engine.begin() as connection:
