@@ -239,8 +239,8 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
 @click.option("--server", help="A page of this server alone, with all its databases.")
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write it. Default: CAPACITY_HOME/reports.",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Where to write it; - is standard output. Default: CAPACITY_HOME/reports.",
 )
 @json_option
 @command

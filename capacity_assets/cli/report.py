@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from capacity_assets.clock import Clock
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
+
+STANDARD_OUTPUT = Path("-")
 
 
 def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
@@ -27,7 +30,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         DatabaseError: the database failed.
     """
     from capacity_assets.report.data import file_name, read_report
-    from capacity_assets.report.page import write_report
+    from capacity_assets.report.page import render, write_report
 
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
@@ -42,6 +45,11 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
             f"`capacity plan --period {period} --from {window.start} --to {window.start}` says what could be computed. "
             "No page was written."
         )
+    if output == STANDARD_OUTPUT:
+        with writing("Standard output"):
+            sys.stdout.write(render(report))
+            sys.stdout.flush()
+        return DONE
     path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
     with writing(path):
         write_report(report, path)

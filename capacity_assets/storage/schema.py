@@ -121,9 +121,7 @@ def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
 
 def _taken_away(connection: Connection) -> list[str]:
     """Drop the views; return what puts them back. Raises SchemaProblemsError where somebody built on them."""
-    advice = (
-        "is built on a view of ours, which has to be made anew. Take it away, run `capacity init`, create it again."
-    )
+    advice = "is built on a view of ours, which has to be made anew. Take it away, run `capacity init`, then create it."
     problems = [f"{what} {advice}" for what in built_on_views(connection)]
     if problems:
         raise SchemaProblemsError(problems) from None

@@ -93,12 +93,14 @@ def capacity(*arguments: str) -> Result:
 def test_the_command_writes_the_page_of_any_window_and_says_where(settings: Settings, tmp_path: Path) -> None:
     usual = capacity("report", "--window", "2025-02-14")
     document = json.loads(capacity("report", "--window", "2025-02-14", "--server", "server-1", "--json").output)
+    printed = capacity("report", "--window", "2025-02-14", "--output", "-")
     own = tmp_path / "deep" / "page.html"
     capacity("report", "--window", "2025-02-14", "--output", str(own))
 
     assert usual.exit_code == 0, usual.output
     assert str(settings.reports / "growth-monthly-2025-02-01.html") in usual.output.replace("\n", "")
     assert document["end_mb"] == 207
+    assert Page(printed.output).steps["end"] == 738
     assert Page(Path(document["path"]).read_text()).steps["end"] == 207
     assert Page(own.read_text()).steps["end"] == 738
     assert list(own.parent.iterdir()) == [own], "no unfinished file is left"
