@@ -52,8 +52,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class _StopRequestedError(Exception):
-    """SIGINT, SIGTERM or SIGHUP arrived."""
+class _StopRequestedError(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries take for their own."""
 
 
 def serve(settings: Settings, *, port: int) -> int:
