@@ -53,7 +53,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class _StopRequestedError(BaseException):
-    """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries take for their own."""
+    """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries would wrap."""
 
 
 def serve(settings: Settings, *, port: int) -> int:
