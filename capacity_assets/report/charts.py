@@ -78,12 +78,14 @@ def history_chart(report: Report) -> str:
         figure, axes = _canvas()
         places = range(len(report.windows))
         floor = [0] * len(report.windows)
-        drawn: dict[str, BarContainer] = {}
-        for series, colour, hatch in zip(stacked_series(report), COLOURS, HATCHES, strict=False):
+        drawn: list[BarContainer] = []
+        drawn_series = stacked_series(report)
+        for series, colour, hatch in zip(drawn_series, COLOURS, HATCHES, strict=False):
             heights = [size or 0 for size in series.sizes_mb]
-            drawn[shorter(series.name)] = axes.bar(
+            bars = axes.bar(
                 places, heights, bottom=floor, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4, width=0.75
             )
+            drawn.append(bars)
             floor = [low + height for low, height in zip(floor, heights, strict=True)]
         measured = {bar.window_start for bar in report.history}
         for place, window in enumerate(report.windows):
@@ -93,7 +95,8 @@ def history_chart(report: Report) -> str:
         axes.set_xlim(-0.6, len(report.windows) - 0.4)
         if drawn:
             # By hand: a label that begins with an underscore would be left out.
-            axes.legend(list(drawn.values()), list(drawn), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+            labels = [shorter(series.name) for series in drawn_series]
+            axes.legend(drawn, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         _size_axis(axes)
         return _svg(figure, f"Size by {'database' if report.server else 'engine'}, window by window")
 

@@ -16,6 +16,7 @@ from capacity_assets.aggregation.errors import NotFoundError
 from capacity_assets.aggregation.levels import DATABASE
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS, Window
+from capacity_assets.report.charts import history_chart
 from capacity_assets.report.data import Change, Kind, Report, read_report
 from capacity_assets.report.page import notes, percent, render, write_report
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
@@ -196,6 +197,15 @@ def test_a_page_of_many_series_keeps_the_largest_apart_and_adds_the_others_up(
 
     assert "5 others" in page
     assert "and 2 more" not in page, "a server's page lists every database"
+
+
+def test_names_that_begin_alike_have_each_its_place_in_the_legend(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [1])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(1, f"{'a_long_name_of_a_database_' * 2}{number}", "2025-02-01", [100] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
+
+    assert history_chart(read_report(engine, MONTHLY, FEBRUARY, "server-1")).count("…") == 2
 
 
 def test_an_empty_database_makes_a_page_that_says_so(engine: Engine) -> None:
