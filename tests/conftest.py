@@ -35,6 +35,7 @@ from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
 from tests import other_postgres
 from tests.daemon import Daemon, running_daemon
+from tests.fleet import load_sample
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 TODAY = date(2025, 7, 20)
@@ -248,3 +249,10 @@ def settings(database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CAPACITY_DATABASE_URL", database.render_as_string(hide_password=False))
     monkeypatch.setenv("CAPACITY_HOME", str(tmp_path / "home"))
     return Settings()
+
+
+@pytest.fixture
+def sample(settings: Settings, engine: Engine) -> Settings:
+    """The sample's rows, and settings that point at them."""
+    load_sample(engine)
+    return settings

@@ -18,6 +18,7 @@ from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.runtime import open_dagster_storage
 from capacity_assets.settings import Settings
+from capacity_assets.units import first_of
 
 _RUNS = """
 SELECT r.run_id, r.pipeline_name AS job, r.status,
@@ -118,17 +119,14 @@ def late_windows(runner: AggregationTaskRunner) -> list[Late]:
 def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str:
     """Say in one line what runs, waits and is late."""
     jobs = {state: [f"{run.job} ({run.partitions})" for run in runs if run.state == state] for state in STATES.values()}
-    parts = [f"{state}: {_some(names)}" for state, names in jobs.items() if names] or ["no run works or waits"]
+    parts = [f"{state}: {first_of(names, NAMED_IN_A_LINE)}" for state, names in jobs.items() if names] or [
+        "no run works or waits"
+    ]
     windows = sum(found.windows for found in late or ())
     counted = f"{windows} window{'' if windows == 1 else 's'}"
     on_time = "nothing is late" if late is not None else "what is late cannot be read, see `capacity check`"
     parts.append(f"late: {counted}, see `capacity status`" if windows else on_time)
     return "; ".join(parts)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - NAMED_IN_A_LINE
-    return ", ".join(names[:NAMED_IN_A_LINE]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

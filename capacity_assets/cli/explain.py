@@ -14,8 +14,10 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
+from capacity_assets.units import first_of
 
 DAYS_LISTED = 5
+SERVERS_NAMED = 10
 
 
 def show_explanation(  # noqa: PLR0913 -- one argument per documented option
@@ -60,11 +62,9 @@ def _only(subjects: list[Subject]) -> Subject:
         ValidationError: there are several.
     """
     if len(subjects) > 1:
-        names = ", ".join(subject.server for subject in subjects[:10])
-        more = f" and {len(subjects) - 10} more" if len(subjects) > 10 else ""  # noqa: PLR2004 -- as above
+        names = first_of((subject.server for subject in subjects), SERVERS_NAMED)
         raise ValidationError(
-            f"{len(subjects)} servers have a database of the name {subjects[0].database!r}: {names}{more}. "
-            "Add --server."
+            f"{len(subjects)} servers have a database of the name {subjects[0].database!r}: {names}. Add --server."
         )
     return subjects[0]
 
@@ -75,9 +75,7 @@ def _print(explanation: Explanation, *, every_day: bool) -> None:
     _print_samples(f"Samples of the window: {len(explanation.samples)}", explanation.samples, every_day=every_day)
     missing = explanation.missing_days
     if missing and explanation.samples:
-        listed = ", ".join(map(str, missing[:DAYS_LISTED]))
-        more = f" and {len(missing) - DAYS_LISTED} more" if len(missing) > DAYS_LISTED else ""
-        say(f"Days without a sample: {listed}{more}")
+        say(f"Days without a sample: {first_of(missing, DAYS_LISTED)}")
     heading = f"Samples of the window before, {before.start} to {before.end}: {len(explanation.samples_before)}"
     _print_samples(heading, explanation.samples_before, every_day=every_day)
     if explanation.figures:

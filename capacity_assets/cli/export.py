@@ -20,7 +20,7 @@ from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, CommandFailedError
-from capacity_assets.cli.output import print_json, say, writing
+from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.files import whole_file
 from capacity_assets.periods import Period
 from capacity_assets.runtime import open_task_runner
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
-STANDARD_OUTPUT = "-"
 ROWS_AT_ONCE = 50_000
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from capacity_assets.cli.errors import CommandFailedError
 
 WIDEST = 1000
+STANDARD_OUTPUT = "-"
 
 
 def console() -> Console:

@@ -9,13 +9,11 @@ from pathlib import Path
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.output import print_json, say, writing
+from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.clock import Clock
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
-
-STANDARD_OUTPUT = Path("-")
 
 
 def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
@@ -45,7 +43,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
             f"`capacity plan --period {period} --from {window.start} --to {window.start}` says what could be computed. "
             "No page was written."
         )
-    if output == STANDARD_OUTPUT:
+    if str(output) == STANDARD_OUTPUT:
         with writing("Standard output"):
             sys.stdout.write(render(report))
             sys.stdout.flush()

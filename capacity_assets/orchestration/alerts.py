@@ -15,8 +15,10 @@ import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
 from capacity_assets.orchestration.metadata import unescaped
+from capacity_assets.units import first_of
 
 ALERT_SENSOR = "alert_sensor"
+RUNS_NAMED = 5
 INTERVAL_SECONDS = 30
 EVENTS_PER_TICK = 500
 TIMEOUT_SECONDS = 10
@@ -152,9 +154,7 @@ def _failure_text(instance: dg.DagsterInstance, entry: EventLogEntry) -> str:
 
 
 def _runs_text(text: str, run_ids: list[str]) -> str:
-    shown = ", ".join(run_id[:8] for run_id in run_ids[:5])
-    more = f" and {len(run_ids) - 5} more" if len(run_ids) > 5 else ""  # noqa: PLR2004 -- as many as are shown
-    return f"Run failed ({shown}{more}). {text}"
+    return f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"
 
 
 def send(webhook_url: str, text: str) -> None:

@@ -6,15 +6,14 @@ SQL and dates do not belong here.
 
 import logging
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, timedelta
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import dagster as dg
 from pydantic import Field
 
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
-from capacity_assets.aggregation.movers import WindowSizes
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -108,7 +107,11 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         options = RunOptions(levels=(level.name,), overwrite=config.overwrite, recompute=config.recompute)
         try:
             summary = runner.run_period(period, windows, options)
-            _report(context, summary, runner.sizes(summary, level.name))
+            _refuse_a_run_without_success(summary)
+            sizes = runner.sizes(summary, level.name)
+            for part in summary.parts:
+                key = part.period_start
+                context.add_asset_metadata(summary_metadata(part, sizes[key]), partition_key=key.isoformat())
             outcomes = runner.look(summary, level.name)
         except CapacityError as error:
             # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
@@ -129,8 +132,8 @@ def freshness(period: Period, settings: Settings) -> dg.FreshnessPolicy:
     )
 
 
-def _report(context: dg.AssetExecutionContext, summary: RunSummary, sizes: Mapping[date, WindowSizes]) -> None:
-    """Give each partition its own summary; a run in which nothing succeeded fails.
+def _refuse_a_run_without_success(summary: RunSummary) -> None:
+    """Fail a run that has done nothing.
 
     Raises:
         dagster.Failure: instances failed and not one was processed.
@@ -141,10 +144,6 @@ def _report(context: dg.AssetExecutionContext, summary: RunSummary, sizes: Mappi
             "samples, then run these partitions again.",
             metadata=failure_metadata(summary),
             allow_retries=False,
-        )
-    for part in summary.parts:
-        context.add_asset_metadata(
-            summary_metadata(part, sizes[part.period_start]), partition_key=part.period_start.isoformat()
         )
 
 

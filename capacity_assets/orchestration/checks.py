@@ -20,7 +20,7 @@ from capacity_assets.aggregation.quality import (
     partitions_complete,
 )
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.orchestration.metadata import escaped
+from capacity_assets.orchestration.metadata import bullets
 from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period, Window
@@ -50,7 +50,7 @@ def _result(outcome: Outcome, metadata: Mapping[str, str], asset: str | None = N
         metadata={
             "places": outcome.places,
             **metadata,
-            "found": dg.MetadataValue.md("\n".join(f"- {escaped(place)}" for place in outcome.listed) or "nothing"),
+            "found": dg.MetadataValue.md(bullets(outcome.listed, hidden=0) or "nothing"),
         },
     )
 
@@ -60,9 +60,7 @@ def _text(outcome: Outcome) -> str:
     first = outcome.text.partition("\n")[0]
     if outcome.passed:
         return first
-    hidden = outcome.places - len(outcome.listed)
-    more = [f"- … and {hidden} more"] if hidden > 0 else []
-    return "\n".join([first, "", *(f"- {escaped(place)}" for place in outcome.listed), *more])
+    return f"{first}\n\n{bullets(outcome.listed, hidden=outcome.places - len(outcome.listed))}"
 
 
 def standing_checks(periods: Iterable[Period], retries: dg.RetryPolicy) -> list[dg.AssetChecksDefinition]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.orchestration.metadata import MetadataMapping, escaped
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.settings import Settings
 
@@ -77,9 +77,7 @@ def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
 
 
 def _listed(lines: Sequence[str]) -> str:
-    shown = [f"- {escaped(line)}" for line in lines[:LINES_SHOWN]]
-    hidden = len(lines) - len(shown)
-    return "\n".join([*shown, f"- … and {hidden} more"] if hidden else shown) or "none"
+    return bullets(lines[:LINES_SHOWN], hidden=len(lines) - LINES_SHOWN) or "none"
 
 
 def maintenance_job() -> UnresolvedAssetJobDefinition:

@@ -5,7 +5,7 @@ over partitions. Nothing here holds an address, a user or a password.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 from sqlalchemy import Table
@@ -137,10 +137,14 @@ def errors_text(summary: PeriodSummary | RunSummary) -> str:
     """List the failed instances, the first twenty by name and the rest as a count."""
     if not summary.errors:
         return "none"
-    lines = [f"- {escaped(str(error))}" for error in summary.errors]
     count = summary.failed_instances if isinstance(summary, PeriodSummary) else summary.total("failed_instances")
-    hidden = count - len(lines)
-    return "\n".join([*lines, f"- … and {hidden} more"] if hidden else lines)
+    return bullets(map(str, summary.errors), hidden=count - len(summary.errors))
+
+
+def bullets(lines: Iterable[str], *, hidden: int) -> str:
+    """List lines as Markdown, no name being markup, and count those that are not shown."""
+    more = [f"- … and {hidden} more"] if hidden > 0 else []
+    return "\n".join([*(f"- {escaped(line)}" for line in lines), *more])
 
 
 MARKS = "\\`*_{}[]<>#|"

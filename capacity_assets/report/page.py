@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from markupsafe import Markup
 from capacity_assets.files import whole_file
 from capacity_assets.report.charts import STEP_NAMES, coverage_chart, history_chart, stacked_series, waterfall_chart
 from capacity_assets.report.data import NOT_COMPARABLE, Kind, Report
-from capacity_assets.units import human_change_mb, human_mb
+from capacity_assets.units import first_of, human_change_mb, human_mb
 
 UNMEASURED_NAMED = 20
 DAYS_NAMED = 10
@@ -76,7 +75,7 @@ def notes(report: Report) -> list[str]:
         missing = (
             f"{len(report.unmeasured_servers)} of {report.active_servers} active servers have no row in this window"
         )
-        found.append(f"{missing}: {_some(report.unmeasured_servers, UNMEASURED_NAMED)}.")
+        found.append(f"{missing}: {first_of(report.unmeasured_servers, UNMEASURED_NAMED)}.")
     if not report.days:
         found.append("Which days were measured is not known: there are no totals of servers of these days.")
     elif report.days[0] > report.before.start:
@@ -84,16 +83,11 @@ def notes(report: Report) -> list[str]:
     if report.partly_measured_days and report.server is None:
         some = [f"{day} ({count} of {report.active_servers})" for day, count in report.partly_measured_days]
         days = f"{len(some)} of {len(report.days)} days"
-        found.append(f"Not every active server was measured on {days}: {_some(some, DAYS_NAMED)}.")
+        found.append(f"Not every active server was measured on {days}: {first_of(some, DAYS_NAMED)}.")
     if report.unmeasured_days:
         days = f"{len(report.unmeasured_days)} of {len(report.days)} days"
-        found.append(f"Not measured at all on {days}: {_some(list(map(str, report.unmeasured_days)), DAYS_NAMED)}.")
+        found.append(f"Not measured at all on {days}: {first_of(report.unmeasured_days, DAYS_NAMED)}.")
     return found
-
-
-def _some(names: Sequence[str], shown: int) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def write_report(report: Report, path: Path) -> None:

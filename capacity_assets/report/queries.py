@@ -7,11 +7,11 @@ PAIRED = """
 WITH now AS (
     SELECT instance_id, database_name, avg_size_mb FROM database_size_aggregations a
     WHERE period_type = :period AND period_start = :start
-  AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
+      AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
 ), earlier AS (
     SELECT instance_id, database_name, avg_size_mb FROM database_size_aggregations a
     WHERE period_type = :period AND period_start = :before
-  AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
+      AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
 ), measured AS (SELECT DISTINCT instance_id FROM now), measured_before AS (SELECT DISTINCT instance_id FROM earlier),
 paired AS (
     SELECT instance_id, database_name AS name, e.avg_size_mb AS before_mb, n.avg_size_mb AS size_mb,
@@ -84,8 +84,7 @@ ORDER BY i.name
 ENDS = """
 SELECT (SELECT count(*) FROM instances i
         WHERE i.is_active AND i.deleted_at IS NULL
-  AND (CAST(:server AS integer) IS NULL OR i.id = :server)
-       ) AS active_servers,
+          AND (CAST(:server AS integer) IS NULL OR i.id = :server)) AS active_servers,
        (SELECT max(calculated_at) FROM database_size_aggregations a
         WHERE period_type = :period AND period_start = :start
           AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)) AS computed_at,

@@ -278,8 +278,14 @@ def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> S
 
 
 def carry_out(connection: Connection, step: Step) -> None:
-    """Execute a step; it holds no parameters, so a percent sign in it is itself."""
-    connection.exec_driver_sql(step.statement.replace("%", "%%"))
+    """Execute a step."""
+    execute(connection, [step.statement])
+
+
+def execute(connection: Connection, statements: Iterable[str]) -> None:
+    """Execute statements of our own; they hold no parameters, so a percent sign in them is itself."""
+    for statement in statements:
+        connection.exec_driver_sql(statement.replace("%", "%%"))
 
 
 def missing_comments(connection: Connection, wanted: Iterable[Table]) -> list[Step]:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from sqlalchemy import Connection, Engine, Row, Table, text
 
-from capacity_assets.storage.adoption import carry_out, free_name, other_owner, quoted, unique_keys
+from capacity_assets.storage.adoption import carry_out, execute, free_name, other_owner, quoted, unique_keys
 from capacity_assets.storage.change_log import (
     DISTURBANCE,
     EVENTS,
@@ -118,8 +118,7 @@ def swap(connection: Connection, table: Table) -> None:
         f"ALTER TABLE {quoted(table.name)} ATTACH PARTITION {quoted(old)} DEFAULT",
         *views,
     ]
-    for statement in statements:
-        connection.exec_driver_sql(statement.replace("%", "%%"))
+    execute(connection, statements)
     for sequence in connection.execute(text(_SEQUENCES), {"table": old}).scalars().all():
         connection.exec_driver_sql(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(table.name)}.id")
     for step in (*change_log_steps(connection), *disturbance_steps(connection)):

@@ -7,14 +7,13 @@ version in the same database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.storage.adoption import carry_out, default_partition_steps, missing_comments, plan_table
+from capacity_assets.storage.adoption import carry_out, default_partition_steps, execute, missing_comments, plan_table
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
@@ -107,15 +106,15 @@ def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
     Raises:
         SchemaProblemsError: one has to be made anew, and something of somebody else is built on it.
     """
-    _execute(connection, taken)
+    execute(connection, taken)
     outdated = outdated_views(connection)
     try:
         with connection.begin_nested():
-            _execute(connection, [statement for view in outdated for statement in creation(view)])
+            execute(connection, [statement for view in outdated for statement in creation(view)])
     except DBAPIError:
         # In place, a column can be added, but not change its type.
-        _execute(connection, _taken_away(connection))
-        _execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
+        execute(connection, _taken_away(connection))
+        execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
     return [f"created or renewed view {view.name}" for view in outdated]
 
 
@@ -126,11 +125,6 @@ def _taken_away(connection: Connection) -> list[str]:
     if problems:
         raise SchemaProblemsError(problems) from None
     return take_views_away(connection)
-
-
-def _execute(connection: Connection, statements: Iterable[str]) -> None:
-    for statement in statements:
-        connection.exec_driver_sql(statement.replace("%", "%%"))
 
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:

@@ -10,28 +10,17 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
-from capacity_assets.cli.main import main
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
-from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.integration.test_failures import add_overflowing_instance
-
-
-def capacity(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
-
-
-@pytest.fixture
-def sample(settings: Settings, engine: Engine) -> Settings:
-    load_sample(engine)
-    return settings
 
 
 @pytest.mark.usefixtures("sample")

@@ -6,21 +6,21 @@ import json
 from datetime import date
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.explanation import Subject, explain
 from capacity_assets.aggregation.levels import DATABASE, LEVELS
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.cli.main import main
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
+from tests.command import capacity
 from tests.conftest import TODAY
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 
-def capacity(*arguments: str) -> Result:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(main, arguments)
+def explained(*arguments: str) -> Result:
+    return capacity(*arguments, columns=160)
 
 
 def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engine, service: AggregationService) -> None:
@@ -51,7 +51,7 @@ def orders(settings: Settings, engine: Engine, service: AggregationService) -> S
 
 @pytest.mark.usefixtures("orders")
 def test_the_arithmetic_is_shown_with_the_days_that_are_missing() -> None:
-    output = " ".join(capacity("explain", "orders", "--period", "monthly", "--window", "2025-02-10").output.split())
+    output = " ".join(explained("explain", "orders", "--period", "monthly", "--window", "2025-02-10").output.split())
 
     assert "orders on server-1, monthly window 2025-02-01 to 2025-02-28" in output
     assert "Days without a sample: 2025-02-01, 2025-02-02, 2025-02-03" in output
@@ -79,17 +79,17 @@ def test_a_corrected_sample_is_told_from_a_lost_one(engine: Engine) -> None:
     asked = ("explain", "orders", "--period", "monthly", "--window", "2025-02-01")
     with engine.begin() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = 500 WHERE collected_date = '2025-02-28'"))
-    corrected = capacity(*asked).output
+    corrected = explained(*asked).output
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = '2025-02-28'"))
-    lost = capacity(*asked).output
+    lost = explained(*asked).output
 
     assert "stored otherwise than the samples give now" in " ".join(corrected.split())
     assert "avg_size_mb" in corrected
     assert "150 !" in corrected
     assert "largest of 25 values, on 2025-02-28" in corrected
     assert "15 days" in corrected
-    assert "2025-02-15" in capacity(*asked, "--all").output
+    assert "2025-02-15" in explained(*asked, "--all").output
     assert "built from 25 samples, of which 24 are left" in " ".join(lost.split())
 
 
@@ -97,8 +97,8 @@ def test_a_corrected_sample_is_told_from_a_lost_one(engine: Engine) -> None:
 def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
 
-    assert "not computed yet" in capacity("explain", "orders", "--period", "monthly", "--window", "2025-03-01").output
-    assert "hold nothing" in capacity("explain", "orders", "--period", "monthly", "--window", "2025-05-01").output
+    assert "not computed yet" in explained("explain", "orders", "--period", "monthly", "--window", "2025-03-01").output
+    assert "hold nothing" in explained("explain", "orders", "--period", "monthly", "--window", "2025-05-01").output
 
 
 @pytest.mark.usefixtures("orders")
@@ -122,7 +122,7 @@ def test_what_cannot_be_explained_is_refused_with_what_to_do(
     for instance_id in (1, 2):
         add_database_sizes(engine, sizes(instance_id, "both", "2025-02-01", [1]))
 
-    result = capacity("explain", *arguments)
+    result = explained("explain", *arguments)
 
     assert result.exit_code == 2
     assert said in result.output
@@ -155,7 +155,7 @@ def test_a_server_that_is_not_active_is_not_said_to_be_computed_some_day(engine:
         connection.execute(text("UPDATE instances SET is_active = false WHERE id = 1"))
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
 
-    output = capacity("explain", "orders", "--period", "monthly", "--window", "2025-03-01").output
+    output = explained("explain", "orders", "--period", "monthly", "--window", "2025-03-01").output
 
     assert "nothing will be: the server is not active" in output
 
@@ -165,6 +165,6 @@ def test_a_database_whose_samples_are_gone_is_known_by_its_aggregates(engine: En
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats"))
 
-    output = capacity("explain", "orders", "--period", "monthly", "--window", "2025-02-01").output
+    output = explained("explain", "orders", "--period", "monthly", "--window", "2025-02-01").output
 
     assert "The samples hold nothing for this window; the row that is stored was kept." in output

@@ -10,15 +10,14 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.cli import export as export_module
-from capacity_assets.cli.main import main
 from capacity_assets.settings import Settings
+from tests.command import capacity
 from tests.fleet import load_sample, stored
 
 
@@ -27,10 +26,6 @@ def sample(settings: Settings, engine: Engine, service: AggregationService) -> S
     load_sample(engine)
     service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
     return settings
-
-
-def capacity(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 def exported(output: str) -> list[dict[str, str]]:

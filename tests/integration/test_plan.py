@@ -6,24 +6,12 @@ import json
 from datetime import date
 
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.cli.main import main
-from capacity_assets.settings import Settings
-from tests.fleet import add_instances, load_sample, stored
+from tests.command import capacity
+from tests.fleet import add_instances, stored
 from tests.integration.test_failures import add_overflowing_instance
-
-
-def capacity(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
-
-
-@pytest.fixture
-def sample(settings: Settings, engine: Engine) -> Settings:
-    load_sample(engine)
-    return settings
 
 
 @pytest.mark.usefixtures("sample")

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.cli.main import main
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR
 from capacity_assets.settings import Settings
+from tests.command import capacity
 from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.integration.test_assets import QUIET, metadata_of, run_range
@@ -83,10 +82,6 @@ def test_a_report_is_requested_when_both_levels_of_its_month_were_made_and_not_b
 
 
 # The commands.
-
-
-def capacity(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 @pytest.mark.usefixtures("every_kind")
