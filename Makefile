@@ -15,7 +15,7 @@ up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctr
 	@$(BIN)/capacity up
 
 test: $(READY) ## Run all tests on real servers they start themselves
-	@tests/install_browser.sh
+	@tests/install_servers.sh
 	@# In the order of their folders: the long end-to-end files first, not last and alone.
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 

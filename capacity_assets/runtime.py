@@ -11,13 +11,17 @@ from contextlib import contextmanager
 
 from sqlalchemy import URL, Engine
 
+from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.clock import Clock
+from capacity_assets.collection.engines.base import excluded_databases
+from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.service import CollectionService
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.settings import CAPACITY_DRIVER, Settings
+from capacity_assets.settings import CAPACITY_DRIVER, ConfigurationError, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
 from capacity_assets.storage.schema import initialise
@@ -106,14 +110,39 @@ def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
     return done
 
 
+def collection_service(engine: Engine, settings: Settings, *, clock: Clock | None = None) -> CollectionService:
+    """Put a collection together on an engine that is open already; raises as `excluded_of`."""
+    surroundings = Surroundings(settings.secrets_folder, engine.url, excluded_of(settings))
+    the_clock = clock or Clock(settings.zone)
+    return CollectionService(
+        engine, the_clock, lock_manager(engine, settings), surroundings, settings.collection_concurrency
+    )
+
+
+def excluded_of(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the databases that are not measured, by engine.
+
+    Raises:
+        ConfigurationError: CAPACITY_SYSTEM_DATABASES names an engine that does not exist, or has another form.
+    """
+    try:
+        return excluded_databases(settings.system_databases)
+    except ValidationError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def lock_manager(engine: Engine, settings: Settings) -> CapacityLockManager:
+    """Return what hands out the locks: from Redis where it is configured, else from PostgreSQL."""
+    return CapacityLockManager(engine, settings.redis_url.get_secret_value() if settings.redis_url else None)
+
+
 def task_runner(
     engine: Engine, settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
 ) -> AggregationTaskRunner:
     """Put a task runner together on an engine that is open already."""
     the_clock = clock or Clock(settings.zone)
     service = AggregationService(engine, the_clock, periods=periods, parallel_slices=settings.parallel_slices)
-    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
-    locks = CapacityLockManager(engine, redis_url)
+    locks = lock_manager(engine, settings)
     retention = parse_retention(settings.retention_days, periods)
     limits = RunnerLimits(settings.start_date, settings.jump_percent, settings.schedule_hour, retention)
     return AggregationTaskRunner(service, locks, the_clock, limits)

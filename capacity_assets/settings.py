@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -31,6 +32,11 @@ MOST_PARALLEL_SLICES = 32
 # 400 days hold a year and the month before it.
 DEFAULT_RETENTION_DAYS = "raw=400,daily=1096"
 DEFAULT_HOME = Path(".capacity")
+# Before the aggregates' hour.
+DEFAULT_COLLECTION_HOUR = 3
+DEFAULT_COLLECTION_CONCURRENCY = 32
+MOST_COLLECTION_CONCURRENCY = 256
+DEFAULT_SECRETS_FOLDER = Path("/run/secrets")
 HOURS_PER_DAY = 24
 ENV_FILE = ".env"
 EARLIEST_START = date(1970, 1, 1)
@@ -117,6 +123,37 @@ class Settings(BaseSettings):
         description="How many slices of servers a run writes side by side. Each keeps a core of the PostgreSQL server "
         "busy and takes a connection.",
     )
+    collection: Literal["on", "off"] = Field(
+        default="on",
+        validation_alias="CAPACITY_COLLECTION",
+        description="`on`: the raw assets measure the servers registered with `capacity instances`. `off`: another "
+        "application fills the raw tables, and the raw assets observe them.",
+    )
+    collection_hour: int = Field(
+        default=DEFAULT_COLLECTION_HOUR,
+        validation_alias="CAPACITY_COLLECTION_HOUR",
+        description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which servers are measured, or the raw tables "
+        "observed.",
+    )
+    collection_concurrency: int = Field(
+        default=DEFAULT_COLLECTION_CONCURRENCY,
+        validation_alias="CAPACITY_COLLECTION_CONCURRENCY",
+        ge=1,
+        le=MOST_COLLECTION_CONCURRENCY,
+        description="How many servers are measured side by side, one connection each. Servers that do not answer "
+        "in the time they usually take are waited for beside these.",
+    )
+    system_databases: str = Field(
+        default="",
+        validation_alias="CAPACITY_SYSTEM_DATABASES",
+        description="Databases that are not measured, by engine, instead of the defaults: "
+        "`mysql=mysql|sys,postgresql=`. Engines that are not named keep theirs.",
+    )
+    secrets_folder: Path = Field(
+        default=DEFAULT_SECRETS_FOLDER,
+        validation_alias="CAPACITY_SECRETS_FOLDER",
+        description="Folder in which `secret:NAME` finds the file NAME: where a secret store is mounted.",
+    )
     home: Path = Field(
         default=DEFAULT_HOME,
         validation_alias="CAPACITY_HOME",
@@ -202,7 +239,7 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return value
 
-    @field_validator("schedule_hour", mode="before")
+    @field_validator("schedule_hour", "collection_hour", mode="before")
     @classmethod
     def _is_hour(cls, value: object) -> object:
         if str(value).strip() not in map(str, range(HOURS_PER_DAY)):
@@ -238,6 +275,11 @@ class Settings(BaseSettings):
             "CAPACITY_SETTLE_SECONDS": str(self.settle_seconds),
             "CAPACITY_RETENTION_DAYS": self.retention_days,
             "CAPACITY_PARALLEL_SLICES": str(self.parallel_slices),
+            "CAPACITY_COLLECTION": self.collection,
+            "CAPACITY_COLLECTION_HOUR": str(self.collection_hour),
+            "CAPACITY_COLLECTION_CONCURRENCY": str(self.collection_concurrency),
+            "CAPACITY_SYSTEM_DATABASES": self.system_databases,
+            "CAPACITY_SECRETS_FOLDER": str(self.secrets_folder.resolve()),
             "CAPACITY_HOME": str(self.home.resolve()),
         }
         secrets = {"CAPACITY_REDIS_URL": self.redis_url, "CAPACITY_ALERT_WEBHOOK_URL": self.alert_webhook_url}
@@ -266,6 +308,16 @@ def _with_driver(secret: SecretStr | None, driver: str) -> URL | None:
 def variable_names() -> dict[str, str]:
     """Return each environment variable with its description, in the order of `.env.example`."""
     return {str(field.validation_alias): field.description or "" for field in Settings.model_fields.values()}
+
+
+def variable(name: str) -> str | None:
+    """Return a variable that is named elsewhere, such as one that holds a password: exported, or in the file `.env`."""
+    return os.environ.get(name) or dotenv_values(ENV_FILE).get(name)
+
+
+def file_variables() -> dict[str, str]:
+    """Return what the file `.env` holds, for a child process that is started in another folder."""
+    return {name: value for name, value in dotenv_values(ENV_FILE).items() if value is not None}
 
 
 def unknown_variables() -> list[str]:

@@ -29,6 +29,10 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
+from capacity_assets.collection.engines.base import excluded_databases
+from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.collection.service import CollectionService
 from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
 from capacity_assets.storage.engine import capacity_engine
@@ -36,6 +40,7 @@ from capacity_assets.storage.schema import initialise
 from tests import other_postgres
 from tests.daemon import Daemon, running_daemon
 from tests.fleet import load_sample
+from tests.servers import MariaDBServer, PostgresServer, mariadb_server, postgres_server
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 TODAY = date(2025, 7, 20)
@@ -256,3 +261,68 @@ def sample(settings: Settings, engine: Engine) -> Settings:
     """The sample's rows, and settings that point at them."""
     load_sample(engine)
     return settings
+
+
+@pytest.fixture(scope="module")
+def measured_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL to be measured, over TCP and with passwords."""
+    with postgres_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def measured_mariadb() -> Iterator[MariaDBServer]:
+    """A MariaDB to be measured."""
+    with mariadb_server() as running:
+        yield running
+
+
+class Collection:
+    """Registers servers and measures them, on a fresh database and a day of one's own."""
+
+    def __init__(self, engine: Engine, secrets: Path) -> None:
+        self.engine = engine
+        self.secrets = secrets
+        secrets.mkdir()
+
+    def password(self, name: str, password: str) -> str:
+        """Put a password where the collection finds it; return the reference."""
+        (self.secrets / name).write_text(f"{password}\n")
+        return f"secret:{name}"
+
+    def service(self, clock: Clock | None = None, excluded: str = "", places: int = 8) -> CollectionService:
+        surroundings = Surroundings(self.secrets, self.engine.url, excluded_databases(excluded))
+        locks = CapacityLockManager(self.engine)
+        return CollectionService(self.engine, clock or fixed_clock(), locks, surroundings, places, connect_seconds=2.0)
+
+    def collect(self, day: date = TODAY, **options: object) -> CollectionSummary:
+        """Measure every registered server at noon of a day."""
+        return self.service(fixed_clock(day)).collect(day, **options)  # type: ignore[arg-type]
+
+    def rows(self, query: str) -> list[tuple[object, ...]]:
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
+
+    def sizes(self, server: str, day: date = TODAY) -> dict[str, int]:
+        """Stored MB by database."""
+        query = text(
+            "SELECT d.database_name, d.size_mb FROM database_size_stats d JOIN instances i ON i.id = d.instance_id "
+            "WHERE i.name = :server AND d.collected_date = :day"
+        )
+        with self.engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query, {"server": server, "day": day})}
+
+    def total(self, server: str, day: date = TODAY) -> tuple[int, int] | None:
+        """The stored total in MB and number of databases."""
+        query = text(
+            "SELECT t.total_size_mb, t.database_count FROM instance_size_stats t JOIN instances i "
+            "ON i.id = t.instance_id WHERE i.name = :server AND t.collected_date = :day"
+        )
+        with self.engine.connect() as connection:
+            found = connection.execute(query, {"server": server, "day": day}).first()
+        return None if found is None else (found[0], found[1])
+
+
+@pytest.fixture
+def collection(engine: Engine, tmp_path: Path) -> Collection:
+    return Collection(engine, tmp_path / "secrets")

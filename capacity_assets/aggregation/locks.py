@@ -76,8 +76,16 @@ def advisory_key(period: str) -> tuple[int, int]:
     return ADVISORY_CLASS, zlib.crc32(period.encode()) & 0x7FFFFFFF
 
 
+# Taken by whoever writes into the raw tables for many servers at once: the collection and the import.
+SAMPLES = "samples"
+
+
+def _subject(period: str) -> str:
+    return "samples" if period == SAMPLES else f"{period} aggregates"
+
+
 def _nothing(period: str) -> str:
-    return f"Nothing of the {period} aggregates was written."
+    return f"Nothing of the {_subject(period)} was written."
 
 
 def owner_name() -> str:
@@ -95,7 +103,7 @@ class CapacityLockManager:
 
     @contextmanager
     def job_lock(self, period: str) -> Iterator[HeldLock]:
-        """Hold the period's lock for the length of the block; never waits.
+        """Hold the lock of a period, or of `SAMPLES`, for the length of the block; never waits.
 
         Raises:
             LockHeldError: someone else holds it; the text says who and since when.
@@ -281,7 +289,7 @@ class _RedisLock:
 def _redis_errors(period: str) -> Iterator[None]:
     from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
-    what = f"The lock of the {period} aggregates cannot be taken"
+    what = f"The lock of the {_subject(period)} cannot be taken"
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
@@ -320,13 +328,13 @@ def _readable_token(value: object) -> str | None:
 
 def _held(period: str, who: str | None) -> LockHeldError:
     return LockHeldError(
-        f"The {period} aggregates are being written by {who or 'another writer, which has just finished'}. "
+        f"The {_subject(period)} are being written by {who or 'another writer, which has just finished'}. "
         f"{_nothing(period)} Run this again when it is done."
     )
 
 
 def _lost(period: str, why: str) -> LockLostError:
     return LockLostError(
-        f"The lock of the {period} aggregates was lost in mid-work: {why}. The transaction at work was rolled back, "
+        f"The lock of the {_subject(period)} was lost in mid-work: {why}. The transaction at work was rolled back, "
         "what was committed before was kept. Run this again."
     )

@@ -18,7 +18,7 @@ from capacity_assets.aggregation.locks import LockHeldError, LockLostError, Lock
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
-from capacity_assets.storage.schema import SchemaProblemsError
+from capacity_assets.storage.schema import SchemaMissingError, SchemaProblemsError
 
 DONE = 0
 FAILED = 1
@@ -37,6 +37,7 @@ _EXIT_CODES: dict[type[Exception], int] = {
     UnreachableError: FAILED,
     EmbeddedServerError: FAILED,
     SchemaProblemsError: FAILED,
+    SchemaMissingError: FAILED,
     CommandFailedError: FAILED,
     LockHeldError: FAILED,
     LockLostError: FAILED,

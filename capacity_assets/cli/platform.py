@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.errors import reason_of
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.periods import PERIODS
-from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
+from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, file_variables
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, ensure_reachable
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
             dagster_url = dagster_url or server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
         _prepare_home(settings.dagster_home)
         yield {
+            # Passwords of servers may be there under names of their own.
+            **file_variables(),
             **os.environ,
             **settings.as_environment(),
             "CAPACITY_DATABASE_URL": _plain(capacity_url),

@@ -1,4 +1,4 @@
-"""The graph: two raw tables, and for each period and level one partitioned aggregate.
+"""The graph downstream of the raw tables: for each period and level one partitioned aggregate.
 
 Assets are thin: windows from the partition keys, one call of the task runner, the summary to `metadata`.
 SQL and dates do not belong here.
@@ -21,7 +21,6 @@ from capacity_assets.orchestration.checks import check_results, check_specs
 from capacity_assets.orchestration.metadata import (
     aggregate_metadata,
     failure_metadata,
-    raw_metadata,
     summary_metadata,
 )
 from capacity_assets.orchestration.naming import asset_name, pool_name
@@ -29,7 +28,6 @@ from capacity_assets.orchestration.partitions import (
     PARTITIONS_PER_RUN,
     days_behind_a_window,
     partitions_of,
-    sample_days,
     windows_of,
 )
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
@@ -40,7 +38,6 @@ OWNERS = ["team:dba"]
 # Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
 # and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.
 RETRIES = dg.RetryPolicy(max_retries=5, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-RAW_GROUP = "raw"
 logger = logging.getLogger(__name__)
 
 
@@ -57,23 +54,6 @@ class AggregationConfig(dg.Config):
         description="Read and compute also windows that nothing has touched since they were computed. Off, these are "
         "reported as unchanged without being read.",
     )
-
-
-def raw_assets(settings: Settings) -> list[dg.AssetSpec]:
-    """Describe the raw tables, which are filled by whatever measures the fleet."""
-    return [
-        dg.AssetSpec(
-            key=level.source.name,
-            description=_raw_description(level),
-            group_name=RAW_GROUP,
-            partitions_def=sample_days(settings),
-            owners=OWNERS,
-            kinds={"postgres", "table"},
-            tags={"level": level.name},
-            metadata=raw_metadata(level),
-        )
-        for level in LEVELS.values()
-    ]
 
 
 def aggregate_assets(
@@ -145,14 +125,6 @@ def _refuse_a_run_without_success(summary: RunSummary) -> None:
             metadata=failure_metadata(summary),
             allow_retries=False,
         )
-
-
-def _raw_description(level: Level) -> str:
-    subject = "database" if level is DATABASE else "server"
-    return textwrap.dedent(f"""\
-        Raw size samples, one row a {subject} and day, written by the collection outside this graph.
-
-        A partition is one day. Aggregates read the days of their window and of the window before it.""")
 
 
 def _description(period: Period, level: Level) -> str:

@@ -4,15 +4,25 @@ Parts are handed in, never patched: other settings, another period registry, a f
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.alerts import alert_sensors
-from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_assets, raw_assets
+from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_assets
 from capacity_assets.orchestration.checks import standing_checks
+from capacity_assets.orchestration.collection import (
+    collected_assets,
+    collection_job,
+    collection_schedule,
+    observation_job,
+    observation_schedule,
+    observed_assets,
+)
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
@@ -22,9 +32,15 @@ from capacity_assets.orchestration.reports import (
     growth_report_job,
     growth_report_sensor,
 )
-from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, aggregation_resource
+from capacity_assets.orchestration.resources import (
+    AGGREGATION_RESOURCE,
+    COLLECTION_RESOURCE,
+    aggregation_resource,
+    collection_resource,
+)
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.periods import PERIODS, Period
+from capacity_assets.runtime import excluded_of
 from capacity_assets.settings import Settings
 
 
@@ -40,15 +56,17 @@ def build_definitions(
     Nothing is opened here: the database is reached when a run starts.
 
     Raises:
-        ConfigurationError: CAPACITY_RETENTION_DAYS names something that does not exist.
+        ConfigurationError: CAPACITY_RETENTION_DAYS or CAPACITY_SYSTEM_DATABASES names something that does not exist.
     """
     parse_retention(settings.retention_days, periods)
     the_clock = clock or Clock(settings.zone)
+    excluded_of(settings)
     with warnings.catch_warnings():
         # Backfill policies and lenient partition mappings are marked beta; the pinned minor release bounds that.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
-            *raw_assets(settings),
+        raw = _raw(settings, periods, the_clock, retries)
+        assets: list[dg.AssetSpec | dg.AssetsDefinition | dg.SourceAsset] = [
+            *raw.assets,
             *aggregate_assets(settings, periods.values(), retries),
             table_partitions(retries, OWNERS),
         ]
@@ -63,11 +81,13 @@ def build_definitions(
         asset_checks=standing_checks(periods.values(), retries),
         jobs=[
             *jobs,
+            raw.job,
             standing_check_job(periods.values()),
             maintenance_job(),
             *(growth_report_job() for _ in monthly),
         ],
         schedules=[
+            raw.schedule,
             *aggregation_schedules(settings, periods.values()),
             maintenance_schedule(settings),
             standing_check_schedule(settings),
@@ -77,7 +97,26 @@ def build_definitions(
             *report_sensors,
             *alert_sensors(webhook),
         ],
-        resources={AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods)},
+        resources={
+            AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods),
+            COLLECTION_RESOURCE: collection_resource(settings, clock=the_clock),
+        },
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,
     )
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """The raw tables in the graph, and what fills or observes them."""
+
+    assets: Sequence[dg.AssetsDefinition | dg.SourceAsset]
+    job: UnresolvedAssetJobDefinition
+    schedule: dg.ScheduleDefinition
+
+
+def _raw(settings: Settings, periods: Mapping[str, Period], clock: Clock, retries: dg.RetryPolicy) -> _Raw:
+    if settings.collection == "off":
+        return _Raw(observed_assets(settings), observation_job(), observation_schedule(settings))
+    collected = collected_assets(settings, clock, retries, OWNERS)
+    return _Raw([collected], collection_job(periods), collection_schedule(settings))

@@ -6,6 +6,7 @@ over partitions. Nothing here holds an address, a user or a password.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 from sqlalchemy import Table
@@ -55,7 +56,7 @@ def column_lineage(level: Level) -> dg.TableColumnLineage:
     )
 
 
-def raw_metadata(level: Level) -> dict[str, object]:
+def raw_metadata(level: Level) -> dict[str, Any]:
     """Return the definition metadata of a level's raw table."""
     return {"dagster/table_name": level.source.name, "dagster/column_schema": column_schema(level.source, {})}
 

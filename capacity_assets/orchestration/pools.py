@@ -14,13 +14,18 @@ from capacity_assets.orchestration.naming import pool_name
 from capacity_assets.periods import Period
 
 SLOTS = 1
+COLLECTION_POOL = "capacity_collection"
 LIMITS = table("concurrency_limits", column("concurrency_key"), column("limit"), column("using_default_limit"))
 
 
 def set_pool_limits(instance: dg.DagsterInstance, periods: Iterable[Period]) -> None:
-    """Give each period's pool its single slot."""
-    for period in periods:
-        instance.event_log_storage.set_concurrency_slots(pool_name(period), SLOTS)
+    """Give each period's pool, and that of the collection, its single slot."""
+    for name in _pools(periods):
+        instance.event_log_storage.set_concurrency_slots(name, SLOTS)
+
+
+def _pools(periods: Iterable[Period]) -> list[str]:
+    return [*map(pool_name, periods), COLLECTION_POOL]
 
 
 def pools_without_limit(storage: Engine, periods: Iterable[Period]) -> list[str] | None:
@@ -33,4 +38,4 @@ def pools_without_limit(storage: Engine, periods: Iterable[Period]) -> list[str]
     explicit = select(LIMITS.c.concurrency_key, LIMITS.c.limit).where(~LIMITS.c.using_default_limit)
     with storage.connect() as connection:
         limits = {row.concurrency_key: row.limit for row in connection.execute(explicit)}
-    return [name for name in map(pool_name, periods) if limits.get(name) != SLOTS]
+    return [name for name in _pools(periods) if limits.get(name) != SLOTS]

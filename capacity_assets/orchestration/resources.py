@@ -1,7 +1,7 @@
-"""The resource behind the assets: it hands out a task runner for the length of a run.
+"""The resources behind the assets: they hand out a task runner or a collection for the length of a run.
 
-A plain generator, not a configurable resource: it has no field that the UI could show, because all it
-needs (a URL with a password) is secret, and the domain object it yields knows nothing of Dagster.
+Plain generators, not configurable resources: they have no field that the UI could show, because all they
+need (a URL with a password) is secret, and the domain objects they yield know nothing of Dagster.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,12 +10,14 @@ import dagster as dg
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
+from capacity_assets.collection.service import CollectionService
 from capacity_assets.periods import Period
-from capacity_assets.runtime import open_task_runner_lazily
+from capacity_assets.runtime import collection_service, open_engine, open_task_runner_lazily
 from capacity_assets.settings import Settings
 from capacity_assets.storage.embedded import EmbeddedServerError
 
 AGGREGATION_RESOURCE = "aggregation"
+COLLECTION_RESOURCE = "collection"
 
 
 def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[str, Period]) -> dg.ResourceDefinition:
@@ -30,3 +32,17 @@ def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[s
             raise dg.Failure(description=str(error)) from None
 
     return aggregation
+
+
+def collection_resource(settings: Settings, *, clock: Clock) -> dg.ResourceDefinition:
+    """Build the resource: a collection on the capacity database for the length of a run."""
+
+    @dg.resource(description="CollectionService on the capacity database (CAPACITY_DATABASE_URL).")
+    def collection(_context: dg.InitResourceContext) -> Iterator[CollectionService]:
+        try:
+            with open_engine(settings, connect=False) as engine:
+                yield collection_service(engine, settings, clock=clock)
+        except EmbeddedServerError as error:
+            raise dg.Failure(description=str(error)) from None
+
+    return collection

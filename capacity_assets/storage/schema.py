@@ -15,11 +15,12 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.storage.adoption import carry_out, default_partition_steps, execute, missing_comments, plan_table
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
+from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 NOT_NOTED_MEANWHILE = (
     "samples written meanwhile may have been missed: compute the days since it was lost again, "
     "and the window after them"
@@ -41,6 +42,10 @@ class SchemaProblemsError(Exception):
         """Keep the single problems; the text lists them all."""
         self.problems = problems
         super().__init__("The schema was not changed, no row was touched.\n" + "\n".join(f"- {p}" for p in problems))
+
+
+class SchemaMissingError(Exception):
+    """The database was not prepared by this version; nothing was done."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,20 @@ def schema_revision(engine: Engine) -> str | None:
     """Return the revision the database is at, or None where `capacity init` never ran."""
     with engine.connect() as connection:
         return _revision(connection)
+
+
+def require_schema(engine: Engine) -> None:
+    """Refuse a database that this version has not prepared.
+
+    Raises:
+        SchemaMissingError: the schema is missing or another; the text says what to run.
+    """
+    revision = schema_revision(engine)
+    if revision != SCHEMA_REVISION:
+        what = "There is no capacity schema" if revision is None else f"The capacity schema is at revision {revision}"
+        raise SchemaMissingError(
+            f"{what} at {safe_url(engine.url)}; this version needs {SCHEMA_REVISION}. Run `capacity init`."
+        )
 
 
 def _revision(connection: Connection) -> str | None:

@@ -14,11 +14,13 @@ No foreign keys: servers are registered elsewhere, and the history of a server o
 from __future__ import annotations
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Column,
     Date,
     DateTime,
+    Double,
     Index,
     Integer,
     MetaData,
@@ -123,6 +125,11 @@ instances = Table(
     Column("port", Integer, nullable=False, comment="TCP port"),
     Column("is_active", Boolean, nullable=False, server_default=text("true"), comment="Whether it is aggregated"),
     _timestamp("deleted_at", "When it was taken out of service; null: in service", nullable=True),
+    Column(
+        "counted_by",
+        Integer,
+        comment="Server that counts in its place: its primary, or whose storage it shares; null: it counts itself",
+    ),
     comment="Registered database servers.",
 )
 
@@ -279,4 +286,49 @@ computed_windows = Table(
     Column("total_records", BigInteger, comment="Rows its samples supported"),
     Column("protected_records", BigInteger, comment="Those of them that were kept because they hold more samples"),
     comment="Windows that were computed for all servers, and up to which change of the samples.",
+)
+
+collection_targets = Table(
+    "capacity_collection_targets",
+    metadata,
+    Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
+    Column("username", String(255), comment="Login; null: the driver's own choice"),
+    Column("password_from", Text, comment="Where the password is: env:NAME, file:PATH, secret:NAME; null: none needed"),
+    Column("connect_database", String(255), comment="Database or service to connect to; null: the engine's usual one"),
+    Column("tls", String(20), nullable=False, comment="off, require, verify-ca or verify-full"),
+    Column("tls_ca", Text, comment="File of the certificate authority"),
+    Column("tls_certificate", Text, comment="File of the client's certificate"),
+    Column("tls_key", Text, comment="File of the client's key"),
+    Column("sizing", String(20), nullable=False, comment="files: exact; statistics: cheaper, from the catalogue"),
+    _timestamp("created_at", "When it was registered for collection"),
+    _timestamp("updated_at", "When this was last changed"),
+    comment="How to reach the servers that are measured here. Holds no secret, only where each one lies.",
+)
+
+collection_attempts = Table(
+    "capacity_collection_attempts",
+    metadata,
+    Column("collected_date", Date, primary_key=True, comment="Day that was measured"),
+    Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
+    Column("status", String(20), nullable=False, comment="collected or failed"),
+    Column("failure", String(20), comment="Kind of the failure; null: none"),
+    Column("reason", Text, comment="Why it failed, and what to do; null: it did not"),
+    Column("attempts", Integer, nullable=False, server_default=text("1"), comment="Attempts on this day"),
+    Column("connect_seconds", Double, comment="How long connecting took; null: never connected"),
+    Column("measure_seconds", Double, comment="How long measuring took; null: never measured"),
+    _timestamp("attempted_at", "When the last attempt ended"),
+    comment="What became of each server on each day of the last months: collected, or failed and why.",
+)
+
+imports = Table(
+    "capacity_imports",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True, comment="Of the source and of how it is read"),
+    Column("source", Text, nullable=False, comment="File or database it came from, without any password"),
+    Column("target", String(63), nullable=False, comment="Table it was read into"),
+    Column("position", BigInteger, nullable=False, comment="Last row that was read and committed"),
+    Column("counts", JSON, nullable=False, comment="What became of them"),
+    _timestamp("started_at", "When it was begun"),
+    _timestamp("finished_at", "When its last row was read; null: interrupted", nullable=True),
+    comment="Imports of history, and how far each one came.",
 )

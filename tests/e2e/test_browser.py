@@ -32,7 +32,7 @@ QUIET = [
 ]
 MONTHLY = "monthly_instance_aggregations"
 HOSTILE = "<b>reports</b> & [sales](x)"
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; see tests/install_browser.sh")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; see tests/install_servers.sh")
 
 
 @pytest.fixture(scope="module")

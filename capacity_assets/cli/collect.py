@@ -1,0 +1,86 @@
+"""`capacity collect`: measure the registered servers without Dagster, with the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
+from capacity_assets.aggregation.service import RunOptions
+from capacity_assets.cli.errors import DONE, FAILED
+from capacity_assets.cli.output import error_console, print_json, print_table, say
+from capacity_assets.cli.report import write_growth_report
+from capacity_assets.collection.credentials import OWN
+from capacity_assets.collection.registry import Server, register, registered
+from capacity_assets.collection.results import CollectionSummary, Outcome
+from capacity_assets.collection.service import Progress as Told
+from capacity_assets.periods import PERIODS
+from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
+from capacity_assets.settings import Settings
+from capacity_assets.storage.schema import require_schema
+from capacity_assets.units import human_mb
+
+OWN_SERVER = "capacity-database"
+FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
+
+
+def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool, as_json: bool) -> int:
+    """Measure for today and store; with `own` also register our own server, aggregate the day and draw it."""
+    with open_engine(settings) as engine:
+        if own:
+            prepare_database(engine, settings)
+            _register_own(engine)
+        require_schema(engine)
+        service = collection_service(engine, settings)
+        with _progress(as_json=as_json) as told:
+            chosen = [*names, *([OWN_SERVER] if own and names else [])] or None
+            summary = service.collect(service.clock.today(), chosen, again=again, progress=told)
+        if own:
+            window = PERIODS["daily"].window_of(summary.day)
+            task_runner(engine, settings).run_period(PERIODS["daily"], [window], RunOptions())
+    if as_json:
+        print_json(summary.to_dict())
+    else:
+        _print_summary(summary)
+    if own and not as_json:
+        write_growth_report(settings, "daily", summary.day, OWN_SERVER, None, as_json=False)
+        say("Tomorrow the same command adds a day. `capacity up` measures every night by itself.")
+    return FAILED if summary.failed_instances else DONE
+
+
+def _register_own(engine: Engine) -> None:
+    """Register the server that holds the capacity tables, unless it is there."""
+    if any(one.server.name == OWN_SERVER and one.is_collected for one in registered(engine)):
+        return
+    url = engine.url
+    host = url.query.get("host") or url.host or "localhost"
+    place = host if isinstance(host, str) else host[0]
+    register(engine, [Server(OWN_SERVER, "postgresql", place, port=url.port, password_from=OWN, tls="off")])
+
+
+@contextmanager
+def _progress(*, as_json: bool) -> Iterator[Told]:
+    """Show a bar on standard error, and each failure as it happens."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=error_console(), disable=as_json) as bar:
+        task = bar.add_task("servers measured", total=None)
+
+        def told(_outcome: Outcome, left: int) -> None:
+            done = bar.tasks[0].completed + 1
+            bar.update(task, completed=done, total=done + left)
+
+        yield told
+
+
+def _print_summary(summary: CollectionSummary) -> None:
+    say(summary.message)
+    if summary.processed_instances:
+        say(f"Measured now: {human_mb(summary.total_size_mb)} in {summary.duration_seconds:.1f} s.")
+    if summary.failures:
+        shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
+        rows = [[failure.server, failure.kind.value, failure.reason] for failure in shown]
+        more = len(summary.failures) - len(shown)
+        print_table(f"Not measured{f', {more:,} more' if more else ''}", FAILURE_COLUMNS, rows)

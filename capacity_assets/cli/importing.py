@@ -1,0 +1,189 @@
+"""`capacity import`: history from files or from a legacy database, and what became of every row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.aggregation.levels import LEVELS, Level
+from capacity_assets.aggregation.locks import SAMPLES, HeldLock
+from capacity_assets.cli.errors import DONE, FAILED
+from capacity_assets.cli.output import error_console, print_json, print_table, say
+from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.importing.legacy import Legacy, address_of, copy_aggregates, copy_servers, is_address, open_legacy
+from capacity_assets.importing.loading import COUNTS, Loader, LoadOptions, LoadReport
+from capacity_assets.importing.rows import RowReader, layout_of
+from capacity_assets.importing.sources import Source, file_source
+from capacity_assets.runtime import lock_manager, open_engine
+from capacity_assets.settings import Settings
+from capacity_assets.storage.schema import require_schema
+
+MEANINGS = {
+    "read": "rows read",
+    "written": "new samples",
+    "replaced": "samples replaced by another value",
+    "present": "stored already, with the same value",
+    "repeated": "the same as an earlier row",
+    "conflicts": "another value than stored or than an earlier row: not imported",
+    "unknown": "of a server that is not registered: not imported",
+    "bad": "no possible sample: not imported",
+    "totals_written": "totals of servers derived from them",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    level: str = "database"
+    mapping: tuple[str, ...] = ()
+    server: str | None = None
+    unit: str = "mb"
+    on_conflict: str = "keep"
+    register_as: str | None = None
+    password_from: str | None = None
+    dry_run: bool = False
+
+    def options(self) -> LoadOptions:
+        """Return how rows are loaded.
+
+        Raises:
+            ValidationError: there is no such engine.
+        """
+        port = engine_named(self.register_as).default_port if self.register_as else 0
+        return LoadOptions(self.on_conflict == "replace", self.register_as, port, self.dry_run)
+
+
+def run_import(settings: Settings, source: str, asked: Request, *, as_json: bool) -> int:
+    """Import a source; 1 where a row was not imported that should be looked at."""
+    with open_engine(settings) as engine:
+        require_schema(engine)
+        with lock_manager(engine, settings).job_lock(SAMPLES) as held:
+            importing = _Import(settings, engine, asked, held, as_json)
+            reports = importing.database(source) if is_address(source) else importing.file(Path(source))
+    return FAILED if any(report.left_out for report in reports) else DONE
+
+
+@dataclass(frozen=True)
+class _Import:
+    """One import at work."""
+
+    settings: Settings
+    engine: Engine
+    asked: Request
+    held: HeldLock
+    as_json: bool
+
+    def file(self, path: Path) -> list[LoadReport]:
+        """Import a file."""
+        level = _level(self.asked.level)
+        source = file_source(path, layout_of(level), _mapping(self.asked.mapping), self.asked.server)
+        report = self._loaded(source, level, self.asked.unit)
+        if self.as_json:
+            print_json({"dry_run": self.asked.dry_run, "source": source.description, **asdict(report)})
+        else:
+            _say_next(report, self.settings, dry_run=self.asked.dry_run)
+        return [report]
+
+    def database(self, address: str) -> list[LoadReport]:
+        """Import the tables of a legacy database, those that it has."""
+        legacy = open_legacy(address_of(address, self.asked.password_from, self.settings))
+        result: dict[str, object] = {"dry_run": self.asked.dry_run, "source": legacy.description}
+        reports: list[LoadReport] = []
+        try:
+            there = legacy.tables()
+            result["servers"] = copy_servers(legacy, self.engine, dry_run=self.asked.dry_run)
+            if result["servers"] and not self.as_json:
+                told = "would be registered first; their rows count as unknown" if self.asked.dry_run else "registered"
+                say(f"{result['servers']} servers {told}.")
+            for level in LEVELS.values():
+                if level.source.name in there:
+                    reports.append(self._loaded(legacy.samples(level), level, "mb"))
+                    result[level.source.name] = asdict(reports[-1])
+                if level.target.name in there:
+                    result[level.target.name] = self._aggregates(legacy, level)
+        finally:
+            legacy.engine.dispose()
+        if self.as_json:
+            print_json(result)
+        return reports
+
+    def _loaded(self, source: Source, level: Level, unit: str) -> LoadReport:
+        reader = RowReader(layout_of(level), unit, self.settings.zone, self.asked.server)
+        with _progress(level.source.name, as_json=self.as_json) as told:
+            loader = Loader(self.engine, level, reader, self.asked.options(), self.held, told)
+            report = loader.load(source, _fingerprint(source, self.asked))
+        if not self.as_json:
+            _print_report(report, level, dry_run=self.asked.dry_run)
+        return report
+
+    def _aggregates(self, legacy: Legacy, level: Level) -> dict[str, int]:
+        with _progress(level.target.name, as_json=self.as_json) as told:
+            counts = copy_aggregates(legacy, self.engine, level, dry_run=self.asked.dry_run, progress=told)
+        if not self.as_json:
+            say(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
+        return counts
+
+
+def _level(name: str) -> Level:
+    if name not in LEVELS:
+        raise ValidationError(f"{name!r} is no level; there are {' and '.join(LEVELS)}.")
+    return LEVELS[name]
+
+
+def _mapping(given: tuple[str, ...]) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in given]
+    wrong = [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]
+    if wrong:
+        raise ValidationError(f"--map {wrong[0]!r} has not the form OURS=THEIRS, as size_mb=megabytes.")
+    return {ours: theirs for ours, _, theirs in pairs}
+
+
+def _fingerprint(source: Source, asked: Request) -> str:
+    """Tell the same import again from another one: the rows, and how they are read."""
+    reading = [asked.level, sorted(asked.mapping), asked.server, asked.unit, asked.on_conflict, asked.register_as]
+    return hashlib.sha256(json.dumps([source.fingerprint, *reading]).encode()).hexdigest()
+
+
+@contextmanager
+def _progress(what: str, *, as_json: bool) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}: {task.completed:,.0f} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=error_console(), disable=as_json) as bar:
+        task = bar.add_task(what, total=None)
+
+        def told(rows: int) -> None:
+            bar.update(task, completed=rows)
+
+        yield told
+
+
+def _print_report(report: LoadReport, level: Level, *, dry_run: bool) -> None:
+    if report.resumed_after:
+        say(f"Continued behind row {report.resumed_after:,}, where an earlier run was interrupted.")
+    rows = [[f"{report.counts[name]:,}", MEANINGS[name]] for name in COUNTS if report.counts[name] or name == "read"]
+    title = f"{level.source.name}{', dry run: nothing was written' if dry_run else ''}"
+    print_table(title, (("Rows", "right"), ("What became of them", "left")), rows)
+    for what in ("bad", "unknown", "conflicts"):
+        for line in report.listed.get(what, []):
+            say(f"  {what}: {line}")
+
+
+def _say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
+    if report.counts["unknown"]:
+        say("Register these servers with `capacity instances add`, or all of them with --register-as ENGINE.")
+    if report.counts["conflicts"]:
+        say("Stored samples were kept. --on-conflict replace takes the file's instead.")
+    if dry_run or report.first_day is None:
+        return
+    first = max(report.first_day, settings.start_date)
+    if report.first_day < settings.start_date:
+        say(f"CAPACITY_START_DATE is {settings.start_date}: set it to {report.first_day} to aggregate all of it.")
+    say(f"Next: capacity aggregate --period all --from {first} --to {report.last_day}, or backfill these partitions.")

@@ -1,0 +1,253 @@
+"""`capacity instances`: who is measured, how each one is reached, and whether that works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.errors import NotFoundError, ValidationError
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.errors import DONE, FAILED
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.clock import Clock
+from capacity_assets.collection.credentials import readable_by_others
+from capacity_assets.collection.declarations import declared_servers
+from capacity_assets.collection.engines.base import MeasureError, engine_named
+from capacity_assets.collection.fleet import STATEMENT_SECONDS
+from capacity_assets.collection.measuring import Stages, access_to, facts_of, measure
+from capacity_assets.collection.registry import Changes, Registered, Server, register, registered, set_active
+from capacity_assets.collection.service import CollectionService
+from capacity_assets.runtime import collection_service, open_engine
+from capacity_assets.settings import Settings
+from capacity_assets.storage.schema import require_schema
+from capacity_assets.units import first_of, human_mb
+
+NAMES_SHOWN = 10
+LARGEST_SHOWN = 10
+
+
+def add_instance(settings: Settings, name: str, given: Mapping[str, Any], *, replace: bool, as_json: bool) -> int:
+    """Register one server; one that is there is changed only with `replace`, or when it is not measured yet.
+
+    Of a server that is known but not measured yet, engine, host and port are taken from the registry.
+    """
+    with open_engine(settings) as engine:
+        require_schema(engine)
+        known = {one.server.name: one for one in registered(engine)}.get(name)
+        if known is not None and known.is_collected and not replace:
+            raise ValidationError(
+                f"A server named {name!r} is registered already. Nothing was changed. `--replace` changes it."
+            )
+        changes = register(engine, [_server(name, given, known.server if known else None)])
+    if as_json:
+        print_json(asdict(changes))
+    else:
+        _say_changes(changes, dry_run=False)
+        say(f"Next: capacity instances test {name}")
+    return DONE
+
+
+def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
+    values = {
+        key: getattr(known, key) if value is None and known and key in {"engine", "host", "port"} else value
+        for key, value in given.items()
+    }
+    missing = [f"--{key}" for key in ("engine", "host") if not values.get(key)]
+    if missing:
+        raise ValidationError(f"{' and '.join(missing)} is needed: no server named {name!r} is known yet.")
+    return Server(name=name, **values)
+
+
+def import_instances(settings: Settings, path: Path, *, disable_others: bool, dry_run: bool, as_json: bool) -> int:
+    """Register what a file declares."""
+    servers = declared_servers(path)
+    with open_engine(settings) as engine:
+        require_schema(engine)
+        changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, **asdict(changes)})
+    else:
+        _say_changes(changes, dry_run=dry_run)
+    return DONE
+
+
+def _say_changes(changes: Changes, *, dry_run: bool) -> None:
+    for what, names in asdict(changes).items():
+        if names:
+            say(f"{what}: {len(names):,} ({first_of(names, NAMES_SHOWN)})")
+    if dry_run:
+        say("Nothing was written.")
+
+
+def switch_instances(settings: Settings, names: Sequence[str], *, active: bool) -> int:
+    """Take servers out of service, or put them back."""
+    with open_engine(settings) as engine:
+        require_schema(engine)
+        set_active(engine, names, active=active)
+    listed = first_of(names, NAMES_SHOWN)
+    if active:
+        say(f"In service: {listed}. Measured and aggregated from now on; days without samples stay gaps.")
+    else:
+        say(f"Out of service: {listed}. Neither measured nor aggregated any more; its history is kept.")
+    return DONE
+
+
+LIST_COLUMNS = (
+    ("Server", "left"),
+    ("Engine", "left"),
+    ("Place", "left"),
+    ("Login", "left"),
+    ("Password from", "left"),
+    ("TLS", "left"),
+    ("State", "left"),
+    ("Counted by", "left"),
+    ("Last measured", "left"),
+    ("Last failure", "text"),
+)
+
+
+def list_instances(settings: Settings, *, as_json: bool) -> int:
+    """Print the registry, with the last measurement of each server; no password, only where it is."""
+    refuse_an_absent_embedded_server(settings)
+    with open_engine(settings) as engine:
+        require_schema(engine)
+        found = registered(engine)
+        attempts = _last_attempts(engine)
+    if as_json:
+        print_json([_as_dict(one, attempts.get(one.id)) for one in found])
+        return DONE
+    if not found:
+        say(
+            "No server is registered. `capacity instances add` registers one, `capacity instances import` a whole file."
+        )
+        return DONE
+    print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
+    return DONE
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """What became of a server lately."""
+
+    last_collected: date | None
+    last_failure: str | None
+
+
+def _last_attempts(engine: Engine) -> dict[int, _Attempts]:
+    query = text(
+        "SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected, "
+        "(array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || reason END "
+        "ORDER BY collected_date DESC))[1] AS last_failure "
+        "FROM capacity_collection_attempts GROUP BY instance_id"
+    )
+    with engine.connect() as connection:
+        return {row.instance_id: _Attempts(row.last_collected, row.last_failure) for row in connection.execute(query)}
+
+
+def _cells(one: Registered, attempts: _Attempts | None) -> list[object]:
+    server = one.server
+    return [
+        server.name,
+        server.engine,
+        server.place,
+        server.username or "",
+        server.password_from or "",
+        server.tls or "",
+        one.state,
+        server.counted_by or "",
+        (attempts and attempts.last_collected) or "",
+        (attempts and attempts.last_failure) or "",
+    ]
+
+
+def _as_dict(one: Registered, attempts: _Attempts | None) -> dict[str, object]:
+    return {
+        "id": one.id,
+        **asdict(one.server),
+        "state": one.state,
+        "last_collected": attempts and attempts.last_collected,
+        "last_failure": attempts and attempts.last_failure,
+    }
+
+
+@dataclass
+class _Trial:
+    """What a test of one server found out."""
+
+    server: str
+    works: bool = False
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failure: str | None = None
+    grants: str | None = None
+    databases: dict[str, int] = field(default_factory=dict)
+
+
+def test_instance(settings: Settings, name: str, *, as_json: bool) -> int:
+    """Reach a server as the collection does, and say what works and what is missing. Stores nothing."""
+    with open_engine(settings) as engine:
+        require_schema(engine)
+        [one] = registered(engine, [name])
+        if not one.is_collected:
+            raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
+        trial = _tried(one.server, collection_service(engine, settings))
+    if as_json:
+        print_json({**asdict(trial), "day": Clock(settings.zone).today()})
+    else:
+        _print_trial(trial)
+    return DONE if trial.works else FAILED
+
+
+def _tried(server: Server, service: CollectionService) -> _Trial:
+    trial = _Trial(server.name)
+    kind = engine_named(server.engine)
+    surroundings = service.surroundings
+    if readable_by_others(server.password_from, surroundings.secrets_folder):
+        trial.warnings.append(f"Every user of this machine can read the file behind {server.password_from}.")
+    if not kind.verified:
+        trial.warnings.append(f"Measuring {server.engine} was never run against a real server by this project's tests.")
+    try:
+        access = access_to(
+            server, surroundings, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
+        )
+        trial.steps.append(f"password: {f'found by {server.password_from}' if server.password_from else 'none needed'}")
+        stages = Stages()
+        facts = facts_of(server, access, stages)
+        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not told"}[facts.encrypted]
+        trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
+        stages = Stages()
+        sizes = measure(server, access, surroundings.excluded.get(server.engine, ()), stages)
+    except MeasureError as error:
+        trial.failure = f"{error.kind}: {error.told}"
+        trial.grants = kind.grants
+        return trial
+    total = sum(size.size_mb for size in sizes)
+    trial.steps.append(f"{len(sizes):,} databases, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s")
+    trial.databases = {size.name: size.size_mb for size in sorted(sizes, key=lambda size: -size.size_mb)}
+    trial.works = True
+    return trial
+
+
+def _print_trial(trial: _Trial) -> None:
+    for step in trial.steps:
+        say(f"works: {step}")
+    for warning in trial.warnings:
+        say(f"note: {warning}")
+    if trial.failure:
+        say(f"fails: {trial.failure}")
+        say("The rights that its login needs:")
+        for line in str(trial.grants).splitlines():
+            say(f"  {line}")
+        return
+    shown = list(trial.databases.items())[:LARGEST_SHOWN]
+    rows = [[name, human_mb(size_mb)] for name, size_mb in shown]
+    more = len(trial.databases) - len(shown)
+    print_table(
+        f"Largest databases{f', {more:,} more' if more else ''}", (("Database", "left"), ("Size", "right")), rows
+    )
+    say("Nothing was stored. `capacity collect` measures and stores.")

@@ -1,0 +1,101 @@
+"""Files that declare servers: TOML with a table a server, or CSV with a row a server.
+
+Both have the same names, those of `registry.Server`. What a file says is checked as a whole before anything is
+registered.
+"""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.collection.engines.base import engines
+from capacity_assets.collection.registry import FIELDS, Server, complete
+
+NEEDED = ("name", "engine", "host")
+# What people write for a password; refused, and never repeated.
+SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
+
+
+def declared_servers(path: Path) -> list[Server]:
+    """Read a file.
+
+    Raises:
+        ValidationError: it cannot be read, or a declaration cannot work; every problem is told at once.
+    """
+    servers, problems = [], []
+    for place, values in _entries(path):
+        try:
+            servers.append(complete(_server(values)))
+        except ValidationError as error:
+            problems.append(f"{place}: {error}")
+    if problems:
+        raise ValidationError("\n".join(problems))
+    if not servers:
+        raise ValidationError(f"{path} declares no server; write [[servers]] with {', '.join(NEEDED)}.")
+    return servers
+
+
+def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return [(f"line {number}", _filled(row)) for number, row in enumerate(csv.DictReader(file), start=2)]
+        with path.open("rb") as file:
+            return _of_toml(tomllib.load(file))
+    except OSError as error:
+        raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, csv.Error) as error:
+        # The parsers name place and expectation, not the text that is there.
+        raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
+
+
+def _filled(row: Mapping[str | None, Any]) -> dict[str, Any]:
+    """Leave out empty fields, and name those beyond the headings."""
+    return {str(name): value for name, value in row.items() if value not in ("", None, [])}
+
+
+def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    unknown = sorted({*document} - {"servers", "defaults"})
+    if unknown:
+        raise ValidationError(f"{unknown[0]!r} is none of the tables [defaults], [defaults.ENGINE] and [[servers]].")
+    listed, defaults = document.get("servers", []), document.get("defaults", {})
+    if not isinstance(listed, list) or not isinstance(defaults, dict) or not all(isinstance(s, dict) for s in listed):
+        raise ValidationError("Write servers as [[servers]], each with its own lines, and defaults as [defaults].")
+    general = {name: value for name, value in defaults.items() if name not in engines()}
+    return [
+        (
+            f"server {number}",
+            {**general, **defaults.get(str(values.get("engine", general.get("engine"))), {}), **values},
+        )
+        for number, values in enumerate(listed, start=1)
+    ]
+
+
+def _server(values: Mapping[str, Any]) -> Server:
+    name = values.get("name", "without a name")
+    unknown = sorted(key for key in values if key not in FIELDS)
+    if SECRETS.intersection(key.lower() for key in unknown):
+        raise ValidationError(f"Server {name!r}: a password does not belong in the file; write password_from.")
+    if unknown:
+        raise ValidationError(f"Server {name!r}: {unknown[0]!r} is none of {', '.join(FIELDS)}.")
+    missing = [key for key in NEEDED if not values.get(key)]
+    if missing:
+        raise ValidationError(f"Server {name!r}: {' and '.join(missing)} is missing.")
+    texts = {key: value for key, value in values.items() if key != "port"}
+    wrong = [key for key, value in texts.items() if not isinstance(value, str)]
+    if wrong:
+        raise ValidationError(f"Server {name!r}: {wrong[0]} must be text, in quotes.")
+    return Server(**texts, port=_port(name, values.get("port")))
+
+
+def _port(name: str, value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    raise ValidationError(f"Server {name!r}: port must be a whole number.")

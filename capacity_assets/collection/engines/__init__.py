@@ -1,0 +1,1 @@
+"""One class an engine: how to connect, one query for the sizes, what its errors mean."""

@@ -1,0 +1,223 @@
+"""What an engine is: a class with a query, found through the entry points `capacity_assets.engines`.
+
+A new engine subclasses `Engine`, names its entry point and has a test; nothing else knows engines by name.
+Here is also what they share: the words for what can go wrong, and how bytes become megabytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from capacity_assets.aggregation.errors import ValidationError
+
+ENTRY_POINTS = "capacity_assets.engines"
+BYTES_PER_MB = 1024 * 1024
+PROGRAM = "capacity_assets"
+# Sizes from the catalogue instead of the files, where reading every file takes too long.
+FILES, STATISTICS = "files", "statistics"
+SIZINGS = (FILES, STATISTICS)
+TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL = "off", "require", "verify-ca", "verify-full"
+TLS_MODES = (TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL)
+
+
+class Kind(StrEnum):
+    """What kept a server from being measured."""
+
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    LOGIN = "login"
+    TLS = "tls"
+    RIGHTS = "rights"
+    CREDENTIAL = "credential"
+    SETUP = "setup"
+    BROKEN_OFF = "broken off"
+    DAY_OVER = "day over"
+    UNEXPECTED = "unexpected"
+
+
+ADVICE = {
+    Kind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
+    Kind.TIMEOUT: "Is it overloaded or locked up? Where sizing takes this long, `sizing = statistics` is cheaper.",
+    Kind.LOGIN: "Mend the login on the server, or where its password is looked up.",
+    Kind.TLS: "Mend the certificate, or register another `tls` for it.",
+    Kind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
+    Kind.CREDENTIAL: "",
+    Kind.SETUP: "",
+    Kind.BROKEN_OFF: "It was stopped, restarted, or the network failed.",
+    Kind.DAY_OVER: "Begin earlier, or raise CAPACITY_COLLECTION_CONCURRENCY.",
+    Kind.UNEXPECTED: "The server's own words say more; `capacity instances test` repeats it.",
+}
+
+
+class MeasureError(Exception):
+    """A server could not be measured: of which kind, and in words that hold no secret."""
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        """Keep the kind; `reason` completes "It was not measured: "."""
+        super().__init__(reason)
+        self.kind = kind
+
+    @property
+    def told(self) -> str:
+        """The reason and what to do."""
+        return f"{self}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach one server, password included; it never leaves the process, and its text does not show it."""
+
+    host: str
+    port: int
+    username: str | None
+    database: str | None
+    password: str | None = field(default=None, repr=False)
+    tls: str = TLS_OFF
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    sizing: str = FILES
+    connect_seconds: float = 10.0
+    statement_seconds: float = 60.0
+
+    @property
+    def socket(self) -> str | None:
+        """The host, where it is a path and not a name."""
+        return self.host if self.host.startswith("/") else None
+
+
+@dataclass(frozen=True)
+class DatabaseSize:
+    """One database, MB; a part that the engine does not tell is None."""
+
+    name: str
+    size_mb: int
+    data_size_mb: int | None = None
+    log_size_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What `capacity instances test` tells beside the sizes."""
+
+    version: str
+    encrypted: bool | None
+
+
+class Engine(ABC):
+    """One kind of database server. Instances hold nothing: one serves all servers of its kind."""
+
+    name: ClassVar[str]
+    default_port: ClassVar[int]
+    default_database: ClassVar[str | None] = None
+    # Left out unless CAPACITY_SYSTEM_DATABASES says otherwise.
+    system_databases: ClassVar[tuple[str, ...]]
+    sizings: ClassVar[tuple[str, ...]] = (FILES,)
+    # Whether the project's own tests measure a real server.
+    verified: ClassVar[bool]
+    # The least that the login of the collection needs, as statements of this engine.
+    grants: ClassVar[str]
+    # What is measured, for the reference.
+    definition: ClassVar[str]
+
+    @abstractmethod
+    def connect(self, access: Access) -> Any:
+        """Open a connection; raises what the driver raises, or MeasureError."""
+
+    @abstractmethod
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:
+        """Measure every database but the excluded ones; raises what the driver raises, or MeasureError."""
+
+    @abstractmethod
+    def facts(self, connection: Any) -> ServerFacts:
+        """Say what answers at the other end."""
+
+    @abstractmethod
+    def explained(self, error: Exception) -> MeasureError | None:
+        """Say what an error of the driver means, or None where it is none of the driver's."""
+
+
+def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+    """Execute a query on a DBAPI connection and return its rows; without parameters a percent sign is itself."""
+    cursor = connection.cursor()
+    try:
+        if parameters is None:
+            cursor.execute(query)
+        else:
+            cursor.execute(query, tuple(parameters))
+        return [tuple(row) for row in cursor.fetchall()]
+    finally:
+        cursor.close()
+
+
+def floor_mb(size_bytes: int) -> int:
+    """Whole megabytes, rounded down."""
+    return int(size_bytes) // BYTES_PER_MB
+
+
+def ceiling_mb(size_bytes: int) -> int:
+    """Whole megabytes, rounded up."""
+    return -(-int(size_bytes) // BYTES_PER_MB)
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's own text, without a full stop at its end."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
+    """Refuse a server of which a part may not be measured: its total would be a wrong number.
+
+    Raises:
+        MeasureError: one database or more may not be read.
+    """
+    if unreadable:
+        named = ", ".join(sorted(unreadable)[:5]) + (f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else "")  # noqa: PLR2004 -- as many as one reads
+        raise MeasureError(Kind.RIGHTS, f"its login may not measure {named}: {missing} is missing")
+
+
+@cache
+def engines() -> dict[str, Engine]:
+    """Return every installed engine by the name that servers are registered with."""
+    found: dict[str, Engine] = {}
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        loaded: type[Engine] = point.load()
+        found[point.name] = loaded()
+    return found
+
+
+def engine_named(name: str) -> Engine:
+    """Return an engine.
+
+    Raises:
+        ValidationError: none of that name is installed.
+    """
+    try:
+        return engines()[name]
+    except KeyError:
+        known = ", ".join(engines())
+        raise ValidationError(f"{name!r} is no engine that can be measured; known are {known}.") from None
+
+
+def excluded_databases(setting: str) -> dict[str, tuple[str, ...]]:
+    """Read CAPACITY_SYSTEM_DATABASES over the defaults; return the excluded names by engine.
+
+    Raises:
+        ValidationError: it names an engine that does not exist, or has another form.
+    """
+    excluded = {name: engine.system_databases for name, engine in engines().items()}
+    for entry in filter(None, (part.strip() for part in setting.split(","))):
+        engine, sign, names = entry.partition("=")
+        if not sign or engine.strip() not in excluded:
+            raise ValidationError(
+                f"CAPACITY_SYSTEM_DATABASES: {entry!r} is not ENGINE=NAME|NAME with one of {', '.join(excluded)}."
+            )
+        excluded[engine.strip()] = tuple(filter(None, (name.strip() for name in names.split("|"))))
+    return excluded

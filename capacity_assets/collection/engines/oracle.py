@@ -1,0 +1,106 @@
+"""Oracle Database: bytes of the data files of each tablespace.
+
+Not verified: written from the vendor's documentation and tested on recorded results, not on a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from capacity_assets.collection.engines.base import (
+    PROGRAM,
+    TLS_OFF,
+    TLS_VERIFY_FULL,
+    Access,
+    DatabaseSize,
+    Engine,
+    Kind,
+    MeasureError,
+    ServerFacts,
+    first_line,
+    floor_mb,
+    rows_of,
+)
+
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
+QUERY = "SELECT tablespace_name, SUM(bytes) FROM dba_data_files GROUP BY tablespace_name"
+VERSION = "SELECT version FROM product_component_version WHERE ROWNUM = 1"
+
+
+class Oracle(Engine):
+    """Sizes by `dba_data_files`; the database to connect to is the service name."""
+
+    name: ClassVar[str] = "oracle"
+    default_port: ClassVar[int] = 1521
+    system_databases: ClassVar[tuple[str, ...]] = ()
+    verified: ClassVar[bool] = False
+    grants: ClassVar[str] = (
+        'CREATE USER capacity_reader IDENTIFIED BY "...";\n'
+        "GRANT CREATE SESSION TO capacity_reader;\n"
+        "GRANT SELECT ON sys.dba_data_files TO capacity_reader;"
+    )
+    definition: ClassVar[str] = "bytes of the data files in `dba_data_files` of each tablespace, rounded down"
+
+    def connect(self, access: Access) -> Any:
+        """Connect; needs the extra `oracle` and a service name."""
+        try:
+            import oracledb
+        except ImportError:
+            raise MeasureError(
+                Kind.SETUP, "its driver is not installed: pip install 'capacity_assets[oracle]'"
+            ) from None
+        if not access.database:
+            raise MeasureError(Kind.SETUP, "it needs its service name: register `database`")
+        connection = oracledb.connect(
+            user=access.username,
+            password=access.password,
+            host=access.host,
+            port=access.port,
+            service_name=access.database,
+            protocol="tcp" if access.tls == TLS_OFF else "tcps",
+            ssl_server_dn_match=access.tls == TLS_VERIFY_FULL,
+            wallet_location=access.tls_ca,
+            tcp_connect_timeout=access.connect_seconds,
+            program=PROGRAM,
+        )
+        connection.call_timeout = round(access.statement_seconds * 1000)
+        return connection
+
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:  # noqa: ARG002 -- one way of sizing
+        """Measure."""
+        return sizes_of([row for row in rows_of(connection, QUERY) if row[0] not in excluded])
+
+    def facts(self, connection: Any) -> ServerFacts:
+        """Read the version."""
+        [(version,)] = rows_of(connection, VERSION)
+        return ServerFacts(f"Oracle Database {version}", encrypted=None)
+
+    def explained(self, error: Exception) -> MeasureError | None:
+        """Tell by the ORA- and DPY- numbers."""
+        if type(error).__module__.partition(".")[0] != "oracledb":
+            return None
+        code = str(getattr(error.args[0] if error.args else None, "full_code", ""))
+        return MeasureError(KINDS.get(code, Kind.UNEXPECTED), first_line(error))
+
+
+# https://docs.oracle.com/error-help/db/ and
+# https://python-oracledb.readthedocs.io/en/latest/user_guide/troubleshooting.html
+KINDS = {
+    "ORA-01017": Kind.LOGIN,
+    "ORA-28000": Kind.LOGIN,
+    "ORA-28001": Kind.LOGIN,
+    "ORA-00942": Kind.RIGHTS,
+    "ORA-01031": Kind.RIGHTS,
+    "ORA-01045": Kind.RIGHTS,
+    "ORA-12514": Kind.LOGIN,
+    "DPY-6001": Kind.LOGIN,
+    "DPY-6005": Kind.UNREACHABLE,
+    "DPY-4011": Kind.BROKEN_OFF,
+    "DPY-4024": Kind.TIMEOUT,
+}
+
+
+def sizes_of(rows: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
+    """Turn the rows of the query (tablespace, bytes) into sizes."""
+    return [DatabaseSize(name, floor_mb(size), data_size_mb=floor_mb(size)) for name, size in rows]

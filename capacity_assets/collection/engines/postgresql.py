@@ -1,0 +1,186 @@
+"""PostgreSQL: `pg_database_size` of every database but templates and those that refuse connections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from capacity_assets.collection.engines.base import (
+    PROGRAM,
+    SIZINGS,
+    STATISTICS,
+    Access,
+    DatabaseSize,
+    Engine,
+    Kind,
+    MeasureError,
+    ServerFacts,
+    first_line,
+    floor_mb,
+    refuse_without_rights,
+    rows_of,
+)
+
+if TYPE_CHECKING:
+    import psycopg
+
+# https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE: CONNECT on the database or
+# pg_read_all_stats is needed. Asked for with the size, so that a missing right is not one error for the whole server.
+QUERY = """
+SELECT d.datname, readable, CASE WHEN readable THEN pg_database_size(d.oid) END
+FROM pg_database d
+CROSS JOIN LATERAL (SELECT has_database_privilege(d.oid, 'CONNECT')
+                        OR pg_has_role('pg_read_all_stats', 'USAGE') AS readable) AS r
+WHERE d.datallowconn AND NOT d.datistemplate AND d.datname <> ALL (%s::text[])
+"""
+NAMES = """
+SELECT d.datname, has_database_privilege(d.oid, 'CONNECT') FROM pg_database d
+WHERE d.datallowconn AND NOT d.datistemplate AND d.datname <> ALL (%s::text[])
+"""
+# What VACUUM and ANALYZE counted last, for tables, indexes, TOAST, materialized views and sequences.
+PAGES = """
+SELECT coalesce(sum(relpages::bigint), 0) * current_setting('block_size')::bigint
+FROM pg_class WHERE relkind IN ('r', 'i', 't', 'm', 'S')
+"""
+# Seconds without an answer after which a lost network is noticed: 10 + 3 x 5.
+KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+SSLMODES = {"off": "disable"}
+
+
+class PostgreSQL(Engine):
+    """Sizes by `pg_database_size`; with `statistics` by the pages the catalogue of each database counts."""
+
+    name: ClassVar[str] = "postgresql"
+    default_port: ClassVar[int] = 5432
+    default_database: ClassVar[str | None] = "postgres"
+    system_databases: ClassVar[tuple[str, ...]] = ("postgres",)
+    sizings: ClassVar[tuple[str, ...]] = SIZINGS
+    verified: ClassVar[bool] = True
+    grants: ClassVar[str] = (
+        "CREATE ROLE capacity_reader LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_reader;"
+    )
+    definition: ClassVar[str] = (
+        "`pg_database_size`, rounded down; templates and databases that refuse connections are left out. "
+        "`statistics`: pages in `pg_class`, one short connection a database"
+    )
+
+    def connect(self, access: Access) -> psycopg.Connection:
+        """Connect and set the limits of the session."""
+        import psycopg
+
+        connection = psycopg.connect(
+            host=access.host,
+            port=access.port,
+            user=access.username,
+            password=access.password,
+            dbname=access.database or self.default_database,
+            # libpq takes whole seconds, and waits for ever at 0.
+            connect_timeout=max(round(access.connect_seconds), 2),
+            sslmode=SSLMODES.get(access.tls, access.tls),
+            sslrootcert=access.tls_ca,
+            sslcert=access.tls_certificate,
+            sslkey=access.tls_key,
+            application_name=PROGRAM,
+            autocommit=True,
+            **KEEPALIVES,  # type: ignore[arg-type]
+        )
+        # Not as start-up options, which poolers refuse.
+        connection.execute("SET default_transaction_read_only = on")
+        connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
+        return connection
+
+    def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:
+        """Measure; a database dropped meanwhile has no size and is left out."""
+        if access.sizing == STATISTICS:
+            return self._by_statistics(connection, access, excluded)
+        found = rows_of(connection, QUERY, [list(excluded)])
+        refuse_without_rights([name for name, readable, _ in found if not readable], "pg_read_all_stats")
+        return [_size(name, size_bytes) for name, _, size_bytes in found if size_bytes is not None]
+
+    def _by_statistics(
+        self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]
+    ) -> list[DatabaseSize]:
+        """One database after the other, so that the server has two connections of ours at most."""
+        from dataclasses import replace
+
+        import psycopg
+
+        found = rows_of(connection, NAMES, [list(excluded)])
+        refuse_without_rights([name for name, readable in found if not readable], "CONNECT on each database")
+        sizes = []
+        for name, _ in found:
+            try:
+                with self.connect(replace(access, database=name)) as there:
+                    [(size_bytes,)] = rows_of(there, PAGES)
+            except psycopg.errors.InvalidCatalogName:
+                continue  # dropped meanwhile
+            except psycopg.OperationalError as error:
+                if "does not exist" in str(error):
+                    continue  # as above, told at login without a code
+                raise
+            sizes.append(_size(name, size_bytes))
+        return sizes
+
+    def facts(self, connection: psycopg.Connection) -> ServerFacts:
+        """Read the version, and whether the connection is encrypted."""
+        [(version,)] = rows_of(connection, "SHOW server_version")
+        return ServerFacts(f"PostgreSQL {version}", bool(connection.pgconn.ssl_in_use))
+
+    def explained(self, error: Exception) -> MeasureError | None:
+        """Tell by SQLSTATE; a refused login carries none, and is told by the server's text."""
+        import psycopg
+
+        if not isinstance(error, psycopg.Error):
+            return None
+        kind = _kind(error, error.sqlstate, str(error))
+        return MeasureError(kind, _reason(error))
+
+
+def _size(name: str, size_bytes: int) -> DatabaseSize:
+    size_mb = floor_mb(size_bytes)
+    return DatabaseSize(name, size_mb, data_size_mb=size_mb)
+
+
+# Parts of the server's or libpq's own text, where there is no SQLSTATE.
+TEXTS = {
+    "authentication failed": Kind.LOGIN,
+    "no password supplied": Kind.LOGIN,
+    "no pg_hba.conf entry": Kind.LOGIN,
+    "certificate": Kind.TLS,
+    "SSL": Kind.TLS,
+    "does not exist": Kind.LOGIN,
+    "not permitted to log in": Kind.LOGIN,
+    "permission denied": Kind.RIGHTS,
+    "timeout expired": Kind.TIMEOUT,
+    "starting up": Kind.UNREACHABLE,
+    "server closed the connection unexpectedly": Kind.BROKEN_OFF,
+}
+STATES = {
+    "28": Kind.LOGIN,
+    "3D": Kind.LOGIN,
+    "42501": Kind.RIGHTS,
+    "57014": Kind.TIMEOUT,
+    "57P01": Kind.BROKEN_OFF,
+    "57P02": Kind.BROKEN_OFF,
+    "57P03": Kind.UNREACHABLE,
+    "08": Kind.BROKEN_OFF,
+    "53300": Kind.UNREACHABLE,
+}
+
+
+def _kind(error: Exception, sqlstate: str | None, text: str) -> Kind:
+    import psycopg
+
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        return Kind.TIMEOUT
+    if sqlstate:
+        return STATES.get(sqlstate) or STATES.get(sqlstate[:2]) or Kind.UNEXPECTED
+    known = next((kind for part, kind in TEXTS.items() if part in text), None)
+    if known is None:
+        return Kind.UNREACHABLE if isinstance(error, psycopg.OperationalError) else Kind.UNEXPECTED
+    return known
+
+
+def _reason(error: Exception) -> str:
+    """The last line says it where libpq lists what it tried; a list of addresses is not what one looks for."""
+    return first_line(str(error).strip().replace("connection failed: ", ""))

@@ -1,0 +1,206 @@
+"""Many servers side by side: bounded, each on its own, none able to hold up the others.
+
+A server that takes longer than it used to gives its place to the next one and is waited for beside the others, until
+its time is over. Servers that failed last time begin first, so that waiting for them overlaps with the work.
+Threads, because drivers block; a thread whose driver never returns is left behind when its time is over. What
+is done with an outcome is the caller's.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from capacity_assets.clock import Clock
+from capacity_assets.collection.engines.base import DatabaseSize, Kind, MeasureError
+from capacity_assets.collection.measuring import Stages, Surroundings, access_to, in_background, measure
+from capacity_assets.collection.registry import Server
+from capacity_assets.collection.results import Outcome
+
+CONNECT_SECONDS = 5.0
+# Of a server that was never measured.
+STATEMENT_SECONDS = 300.0
+# Room for a server to take longer than it ever did: so many times, and at least these seconds.
+SLOWER_BY = 5
+SHORTEST_STATEMENT_SECONDS = 30.0
+LONGEST_STATEMENT_SECONDS = 3600.0
+# A server keeps its place for twice its usual time, at least this long.
+PATIENCE_SECONDS = 1.0
+# Waited for beside the working ones, at most this many times their number: threads and sockets are finite.
+WAITING_PER_PLACE = 7
+# What a driver may take beyond its own limits before it is left behind.
+GRACE_SECONDS = 3.0
+LOOK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What is known of a server from the days before."""
+
+    usual_seconds: float | None = None
+    failed_last: bool = False
+
+    @property
+    def statement_seconds(self) -> float:
+        """How long measuring it may take."""
+        if self.usual_seconds is None:
+            return STATEMENT_SECONDS
+        return min(max(self.usual_seconds * SLOWER_BY, SHORTEST_STATEMENT_SECONDS), LONGEST_STATEMENT_SECONDS)
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long it keeps its place."""
+        return max((self.usual_seconds or 0.0) * 2, PATIENCE_SECONDS)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A server to be measured, and what is known of it."""
+
+    instance_id: int
+    server: Server
+    habits: Habits
+
+
+@dataclass
+class _Running:
+    """A measurement that goes on."""
+
+    task: Task
+    stages: Stages
+    connect_seconds: float
+
+    @property
+    def has_place(self) -> bool:
+        """Whether it counts among the working ones."""
+        return time.monotonic() - self.stages.began < self.task.habits.patience_seconds
+
+    @property
+    def overdue(self) -> MeasureError | None:
+        """What to say of it when its driver has not come back in time."""
+        now, connected = time.monotonic(), self.stages.connected
+        if connected is None:
+            if now - self.stages.began > self.connect_seconds + GRACE_SECONDS:
+                return MeasureError(Kind.TIMEOUT, f"no answer to the connection within {self.connect_seconds:.0f} s")
+        elif now - connected > self.task.habits.statement_seconds + GRACE_SECONDS:
+            return MeasureError(
+                Kind.TIMEOUT, f"no sizes within {self.task.habits.statement_seconds:.0f} s of the connection"
+            )
+        return None
+
+
+@dataclass
+class FleetMeasurement:
+    """Measures servers side by side; `places` is how many work at a time."""
+
+    surroundings: Surroundings
+    clock: Clock
+    places: int
+    connect_seconds: float = CONNECT_SECONDS
+
+    def outcomes(self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True) -> Iterator[Outcome | None]:
+        """Yield the outcome of each task as it comes, and None now and then in between.
+
+        While `may_begin` says no, no more servers are begun: those that are left fail, because the day is over.
+        """
+        waiting = sorted(tasks, key=lambda task: not task.habits.failed_last)
+        waiting.reverse()
+        running: dict[int, _Running] = {}
+        done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+        while waiting or running:
+            while waiting and self._has_room(running.values()):
+                task = waiting.pop()
+                if may_begin():
+                    running[task.instance_id] = self._begin(task, done)
+                else:
+                    error = MeasureError(Kind.DAY_OVER, "the day was over before its turn came")
+                    yield self._failed(task, Stages(), error)
+            yield from self._finished(running, done)
+            yield None
+
+    def _has_room(self, running: Iterable[_Running]) -> bool:
+        everything = list(running)
+        if len(everything) >= self.places * (WAITING_PER_PLACE + 1):
+            return False
+        return sum(one.has_place for one in everything) < self.places
+
+    def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, Outcome]]) -> _Running:
+        one = _Running(task, Stages(), self.connect_seconds)
+
+        def work() -> None:
+            done.put((task.instance_id, self._outcome(one)))
+
+        in_background(work, f"measure {task.server.name}")
+        return one
+
+    def _outcome(self, one: _Running) -> Outcome:
+        server, habits = one.task.server, one.task.habits
+        try:
+            access = access_to(
+                server,
+                self.surroundings,
+                connect_seconds=self.connect_seconds,
+                statement_seconds=habits.statement_seconds,
+            )
+            sizes = measure(server, access, self.surroundings.excluded.get(server.engine, ()), one.stages)
+            _refuse_impossible(sizes)
+        except MeasureError as error:
+            return self._failed(one.task, one.stages, error)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
+            return self._failed(one.task, one.stages, MeasureError(Kind.UNEXPECTED, type(error).__name__))
+        return Outcome(
+            one.task.instance_id,
+            server.name,
+            self.clock.now(),
+            sizes=tuple(sizes),
+            connect_seconds=one.stages.connect_seconds,
+            measure_seconds=one.stages.measure_seconds,
+        )
+
+    def _failed(self, task: Task, stages: Stages, error: MeasureError) -> Outcome:
+        return Outcome(
+            task.instance_id,
+            task.server.name,
+            self.clock.now(),
+            kind=error.kind,
+            reason=error.told,
+            connect_seconds=stages.connect_seconds,
+            measure_seconds=stages.measure_seconds,
+        )
+
+    def _finished(
+        self, running: dict[int, _Running], done: queue.SimpleQueue[tuple[int, Outcome]]
+    ) -> Iterator[Outcome]:
+        """Take what has come, and give up what is overdue; the outcome of one that was given up is dropped."""
+        timeout = LOOK_SECONDS
+        while running:
+            try:
+                instance_id, outcome = done.get(timeout=timeout) if timeout else done.get_nowait()
+            except queue.Empty:
+                break
+            timeout = 0.0
+            if running.pop(instance_id, None) is not None:
+                yield outcome
+        for instance_id, one in list(running.items()):
+            error = one.overdue
+            if error is not None:
+                del running[instance_id]
+                yield self._failed(one.task, one.stages, error)
+
+
+LARGEST_MB = 2**63 - 1
+LONGEST_NAME = 255
+
+
+def _refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
+    """Refuse what no table could hold, before it spoils the transaction that holds other servers too."""
+    names = [size.name for size in sizes]
+    wrong = [
+        size.name
+        for size in sizes
+        if not 0 <= size.size_mb <= LARGEST_MB or len(size.name) > LONGEST_NAME or "\0" in size.name
+    ]
+    if wrong or len(set(names)) < len(names):
+        raise MeasureError(Kind.UNEXPECTED, f"it told an impossible size or name: {(wrong or names)[0]!r:.80}")

@@ -1,0 +1,173 @@
+"""One server, measured once: its password looked up, connected, sized, closed. Every failure has a kind and a reason.
+
+No failure of a server leaves here as anything but a `MeasureError`, and none holds a secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL
+
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.collection.credentials import OWN, password_of
+from capacity_assets.collection.engines.base import (
+    Access,
+    DatabaseSize,
+    Engine,
+    Kind,
+    MeasureError,
+    ServerFacts,
+    engine_named,
+    first_line,
+)
+from capacity_assets.collection.registry import Server
+
+HIDDEN = "***"
+Result = TypeVar("Result")
+
+
+@dataclass
+class Stages:
+    """When a measurement reached which stage, by the monotonic clock; read by others while it goes on."""
+
+    began: float = field(default_factory=time.monotonic)
+    connected: float | None = None
+    ended: float | None = None
+
+    @property
+    def connect_seconds(self) -> float | None:
+        """How long connecting took, once it is done."""
+        return None if self.connected is None else self.connected - self.began
+
+    @property
+    def measure_seconds(self) -> float | None:
+        """How long measuring took, once it is done."""
+        return None if self.connected is None or self.ended is None else self.ended - self.connected
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What measuring needs beside the server: where secrets are mounted, our own database, what is left out."""
+
+    secrets_folder: Path
+    own_url: URL
+    excluded: dict[str, tuple[str, ...]]
+
+
+def access_to(
+    server: Server, surroundings: Surroundings, *, connect_seconds: float, statement_seconds: float
+) -> Access:
+    """Put together how to reach a server, with its password.
+
+    Raises:
+        MeasureError: the password cannot be looked up.
+    """
+    limits = {"connect_seconds": connect_seconds, "statement_seconds": statement_seconds}
+    if server.password_from == OWN:
+        return _own_access(server, surroundings.own_url, limits)
+    try:
+        password = password_of(server.password_from, surroundings.secrets_folder) if server.password_from else None
+    except CapacityError as error:
+        raise MeasureError(Kind.CREDENTIAL, str(error).rstrip(".")) from None
+    return Access(
+        host=server.host,
+        port=server.port or engine_named(server.engine).default_port,
+        username=server.username,
+        database=server.database,
+        password=password,
+        tls=server.tls or "require",
+        tls_ca=server.tls_ca,
+        tls_certificate=server.tls_certificate,
+        tls_key=server.tls_key,
+        sizing=server.sizing or "files",
+        **limits,
+    )
+
+
+def _own_access(server: Server, url: URL, limits: dict[str, float]) -> Access:
+    """Reach the server that holds the capacity tables in the way they are reached."""
+    host = url.query.get("host") or url.host or "localhost"
+    query = {name: str(value) for name, value in url.query.items()}
+    return Access(
+        host=str(host if isinstance(host, str) else host[0]),
+        port=url.port or engine_named(server.engine).default_port,
+        username=url.username,
+        database=url.database,
+        password=url.password,
+        tls=query.get("sslmode", "prefer"),
+        tls_ca=query.get("sslrootcert"),
+        tls_certificate=query.get("sslcert"),
+        tls_key=query.get("sslkey"),
+        sizing=server.sizing or "files",
+        **limits,
+    )
+
+
+def measure(server: Server, access: Access, excluded: Sequence[str], stages: Stages) -> list[DatabaseSize]:
+    """Measure every database of a server.
+
+    Raises:
+        MeasureError: it cannot be measured; nothing of it is known then.
+    """
+
+    def look(engine: Engine, connection: Any) -> list[DatabaseSize]:
+        return engine.sizes(connection, access, excluded)
+
+    return with_connection(server, access, stages, look)
+
+
+def facts_of(server: Server, access: Access, stages: Stages) -> ServerFacts:
+    """Say what answers; raises as `measure`."""
+    return with_connection(server, access, stages, lambda engine, connection: engine.facts(connection))
+
+
+def with_connection(server: Server, access: Access, stages: Stages, work: Callable[[Engine, Any], Result]) -> Result:
+    """Connect, work, close."""
+    engine = engine_named(server.engine)
+    connection = None
+    try:
+        connection = engine.connect(access)
+        stages.connected = time.monotonic()
+        return work(engine, connection)
+    except MeasureError as error:
+        raise _without_secret(error, access) from None
+    except Exception as error:  # noqa: BLE001 -- see below
+        # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
+        raise _without_secret(_explained(engine, error), access) from None
+    finally:
+        stages.ended = time.monotonic()
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+
+def _explained(engine: Engine, error: Exception) -> MeasureError:
+    known = engine.explained(error)
+    if known is not None:
+        return known
+    if isinstance(error, TimeoutError):
+        return MeasureError(Kind.TIMEOUT, first_line(error))
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return MeasureError(Kind.SETUP, f"a file of its certificates cannot be read: {first_line(error)}")
+    if isinstance(error, OSError):
+        return MeasureError(Kind.UNREACHABLE, first_line(error))
+    return MeasureError(Kind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
+
+
+def _without_secret(error: MeasureError, access: Access) -> MeasureError:
+    """Hide the password where a driver or server repeats it."""
+    if not access.password or access.password not in str(error):
+        return error
+    return MeasureError(error.kind, str(error).replace(access.password, HIDDEN))
+
+
+def in_background(work: Callable[[], None], name: str) -> None:
+    """Work beside, in a thread that keeps no process from ending: a driver may hang for ever."""
+    threading.Thread(target=work, name=name, daemon=True).start()

@@ -1,0 +1,36 @@
+"""Looking at raw tables that another application fills: a version for each of the newest days."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+from sqlalchemy import Engine, Table, func, select
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import database_error
+from capacity_assets.storage.tables import database_size_stats
+
+# Each day is an event: few, and late corrections are followed by the notes of the database anyway.
+OBSERVED_DAYS = 7
+
+
+def data_versions(engine: Engine, table: Table, today: date) -> dict[date, str]:
+    """Return a text for each of the newest days that has samples; it changes when their number, sum or time does.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    size = table.c.size_mb if table is database_size_stats else table.c.total_size_mb
+    query = (
+        select(table.c.collected_date, func.count(), func.sum(size), func.max(table.c.updated_at))
+        .where(table.c.collected_date.between(today - timedelta(days=OBSERVED_DAYS - 1), today))
+        .group_by(table.c.collected_date)
+    )
+    if "is_deleted" in table.c:
+        query = query.where(~table.c.is_deleted)
+    try:
+        with engine.connect() as connection:
+            rows = connection.execute(query).all()
+    except DBAPIError as error:
+        raise database_error(error, doing=f"looking at {table.name}", kept="Nothing was changed.") from error
+    return {day: f"{count} rows, {total} MB, {changed:%Y-%m-%dT%H:%M:%S.%f}" for day, count, total, changed in rows}

@@ -1,0 +1,296 @@
+"""The registered servers and how to reach them: rows of `instances` and `capacity_collection_targets`.
+
+A server without a row in the second table is known, and aggregated, but not measured here. Passwords are never stored,
+only where they are. Files that declare servers are read in `declarations`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
+from capacity_assets.collection.credentials import OWN, checked_reference
+from capacity_assets.collection.engines.base import (
+    FILES,
+    TLS_MODES,
+    TLS_OFF,
+    TLS_REQUIRE,
+    engine_named,
+)
+from capacity_assets.storage.tables import collection_targets, instances
+
+LARGEST_PORT = 65535
+LONGEST_NAME = 255
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as it is registered for collection; what is None takes the engine's default, or is not needed."""
+
+    name: str
+    engine: str
+    host: str
+    port: int | None = None
+    username: str | None = None
+    password_from: str | None = None
+    database: str | None = None
+    tls: str | None = None
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    sizing: str | None = None
+    counted_by: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Host and port as people write them."""
+        return self.host if self.host.startswith("/") else f"{self.host}:{self.port}"
+
+
+FIELDS = tuple(field.name for field in fields(Server))
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A row of the registry: the server, and what is known of it beside how to reach it."""
+
+    id: int
+    server: Server
+    is_active: bool
+    deleted_at: datetime | None
+    is_collected: bool
+
+    @property
+    def active(self) -> bool:
+        """In service: measured, if it can be, and aggregated."""
+        return self.is_active and self.deleted_at is None
+
+    @property
+    def state(self) -> str:
+        """In one word."""
+        if not self.active:
+            return "disabled"
+        return "measured" if self.is_collected else "filled elsewhere"
+
+
+def complete(server: Server) -> Server:
+    """Return the server with the defaults of its engine filled in, every value checked.
+
+    Raises:
+        ValidationError: a value cannot work; the text names it, but never what may be a password.
+    """
+    engine = engine_named(server.engine)
+    port = engine.default_port if server.port is None else server.port
+    tls = server.tls or (TLS_OFF if _stays_here(server.host) else TLS_REQUIRE)
+    sizing = server.sizing or FILES
+    problems = [
+        (not server.name.strip() or len(server.name) > LONGEST_NAME, "a name of 1 to 255 characters is needed"),
+        (not server.host.strip() or len(server.host) > LONGEST_NAME, "host: a name, an address or a socket is needed"),
+        (not 1 <= port <= LARGEST_PORT, f"port: {port} is not between 1 and {LARGEST_PORT}"),
+        (tls not in TLS_MODES, f"tls: {tls!r} is none of {', '.join(TLS_MODES)}"),
+        (sizing not in engine.sizings, f"sizing: {server.engine} knows {' and '.join(engine.sizings)} only"),
+        (server.counted_by == server.name, "counted_by: a server cannot be counted by itself"),
+        (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
+        ("@" in server.host, "host: an @ does not belong there; write username and password_from"),
+        (server.password_from == OWN and server.engine != "postgresql", "password_from: own is a PostgreSQL"),
+    ]
+    if server.password_from is not None:
+        checked_reference(server.password_from)
+    for wrong, text in problems:
+        if wrong:
+            raise ValidationError(f"Server {server.name!r}: {text}. Nothing was registered.")
+    return replace(server, port=port, tls=tls, sizing=sizing)
+
+
+def _stays_here(host: str) -> bool:
+    """Whether a connection does not leave this machine."""
+    if host.startswith("/") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_COUNTING = instances.alias("counting")
+_REGISTRY = (
+    select(
+        instances,
+        collection_targets,
+        collection_targets.c.instance_id.is_not(None).label("is_collected"),
+        _COUNTING.c.name.label("counted_by_name"),
+    )
+    .select_from(
+        instances.outerjoin(collection_targets, collection_targets.c.instance_id == instances.c.id).outerjoin(
+            _COUNTING, _COUNTING.c.id == instances.c.counted_by
+        )
+    )
+    .order_by(instances.c.name)
+)
+
+
+def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Registered]:
+    """Return the servers by name; all of them, or the named ones.
+
+    Raises:
+        NotFoundError: one of the names is not registered.
+        DatabaseError: the registry cannot be read.
+    """
+    try:
+        with engine.connect() as connection:
+            rows = connection.execute(_REGISTRY).all()
+    except DBAPIError as error:
+        raise database_error(error, doing="reading the registry", kept="Nothing was changed.") from error
+    found = [_registered(row) for row in rows]
+    if names is None:
+        return found
+    unknown = sorted({*names} - {one.server.name for one in found})
+    if unknown:
+        raise NotFoundError(f"No server is named {', '.join(map(repr, unknown))}. `capacity instances list` has them.")
+    return [one for one in found if one.server.name in names]
+
+
+def _registered(row: Row[tuple[object, ...]]) -> Registered:
+    known = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name for it
+    server = Server(
+        name=known[instances.c.name],
+        engine=known[instances.c.db_type],
+        host=known[instances.c.host],
+        port=known[instances.c.port],
+        database=known[collection_targets.c.connect_database],
+        counted_by=known["counted_by_name"],
+        **{name: known[collection_targets.c[name]] for name in _STORED_AS_THEY_ARE},
+    )
+    return Registered(
+        id=known[instances.c.id],
+        server=server,
+        is_active=known[instances.c.is_active],
+        deleted_at=known[instances.c.deleted_at],
+        is_collected=known["is_collected"],
+    )
+
+
+_STORED_AS_THEY_ARE = ("username", "password_from", "tls", "tls_ca", "tls_certificate", "tls_key", "sizing")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a registration did, or would do, by name of server."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    disabled: tuple[str, ...] = ()
+
+
+def register(
+    engine: Engine, servers: Iterable[Server], *, disable_others: bool = False, dry_run: bool = False
+) -> Changes:
+    """Add servers and change those that are there, in one transaction; `disable_others` takes the rest out of service.
+
+    A server that is disabled stays so. Nothing is written with `dry_run`.
+
+    Raises:
+        ValidationError: a value cannot work, or a name occurs twice; nothing was registered.
+        DatabaseError: the database failed; nothing was registered.
+    """
+    wanted = [complete(server) for server in servers]
+    names = [server.name for server in wanted]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValidationError(f"Declared more than once: {', '.join(twice)}. Nothing was registered.")
+    before = {one.server.name: one for one in registered(engine)}
+    changes = _compared(wanted, before, disable_others=disable_others)
+    try:
+        with engine.connect() as connection, connection.begin() as transaction:
+            _write(connection, wanted, [before[name].id for name in changes.disabled])
+            if dry_run:
+                transaction.rollback()
+    except DBAPIError as error:
+        raise database_error(error, doing="registering servers", kept="Nothing was registered.") from error
+    return changes
+
+
+def _compared(wanted: Sequence[Server], before: dict[str, Registered], *, disable_others: bool) -> Changes:
+    known = {name: one.server for name, one in before.items() if one.is_collected}
+    names = {server.name for server in wanted}
+    return Changes(
+        added=tuple(server.name for server in wanted if server.name not in before),
+        changed=tuple(server.name for server in wanted if server.name in before and known.get(server.name) != server),
+        unchanged=tuple(server.name for server in wanted if known.get(server.name) == server),
+        disabled=tuple(name for name, one in before.items() if disable_others and one.active and name not in names),
+    )
+
+
+def _write(connection: Connection, wanted: Sequence[Server], disabled: Sequence[int]) -> None:
+    ids: dict[str, int] = {}
+    for server in wanted:
+        values = {"db_type": server.engine, "host": server.host, "port": server.port}
+        known = connection.execute(select(instances.c.id).where(instances.c.name == server.name)).scalar()
+        if known is None:
+            statement = insert(instances).values(name=server.name, is_active=True, **values).returning(instances.c.id)
+            known = connection.execute(statement).scalar_one()
+        else:
+            connection.execute(update(instances).where(instances.c.id == known).values(**values))
+        ids[server.name] = known
+        _write_target(connection, known, server)
+    # After all are there: a server may be counted by one that is declared below it.
+    for server in wanted:
+        counted_by = _id_of(connection, ids, server)
+        connection.execute(update(instances).where(instances.c.id == ids[server.name]).values(counted_by=counted_by))
+    if disabled:
+        connection.execute(update(instances).where(instances.c.id.in_(disabled)).values(is_active=False))
+
+
+def _write_target(connection: Connection, instance_id: int, server: Server) -> None:
+    values = {name: value for name, value in asdict(server).items() if name in _STORED_AS_THEY_ARE}
+    values |= {"instance_id": instance_id, "connect_database": server.database}
+    statement = upsert(collection_targets).values(**values)
+    changes = {name: statement.excluded[name] for name in values if name != "instance_id"}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["instance_id"], set_={**changes, "updated_at": func.now()})
+    )
+
+
+def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int | None:
+    """Return the id of the server that counts this one, which must count itself: chains would hide both."""
+    if server.counted_by is None:
+        return None
+    query = select(instances.c.id, instances.c.counted_by).where(instances.c.name == server.counted_by)
+    found = connection.execute(query).first()
+    if found is None:
+        raise ValidationError(
+            f"Server {server.name!r}: counted_by names {server.counted_by!r}, which is not registered. "
+            "Nothing was registered."
+        )
+    others = select(func.count()).where(instances.c.counted_by == ids[server.name])
+    if found.counted_by is not None or connection.execute(others).scalar_one():
+        raise ValidationError(
+            f"Server {server.name!r}: counted_by must name a server that counts itself, and one that counts others "
+            "cannot be counted by another. Nothing was registered."
+        )
+    return int(found.id)
+
+
+def set_active(engine: Engine, names: Sequence[str], *, active: bool) -> None:
+    """Take servers out of service or put them back; history stays either way.
+
+    Raises:
+        NotFoundError: one of the names is not registered; nothing was changed.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    found = registered(engine, names)
+    values: dict[str, object] = {"is_active": active} | ({"deleted_at": None} if active else {})
+    statement = update(instances).where(instances.c.id == bindparam("server")).values(**values)
+    try:
+        with engine.begin() as connection:
+            connection.execute(statement, [{"server": one.id} for one in found])
+    except DBAPIError as error:
+        raise database_error(error, doing="changing the registry", kept="Nothing was changed.") from error

@@ -1,0 +1,133 @@
+"""What a collection did: one outcome a server, and their sum. How it becomes metadata or a screen is decided there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+
+from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS, AggregationStatus
+from capacity_assets.collection.engines.base import DatabaseSize, Kind
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one server: sizes, or a failure; and how long it took."""
+
+    instance_id: int
+    server: str
+    ended_at: datetime
+    sizes: tuple[DatabaseSize, ...] = ()
+    kind: Kind | None = None
+    reason: str | None = None
+    connect_seconds: float | None = None
+    measure_seconds: float | None = None
+
+    @property
+    def collected(self) -> bool:
+        """Whether it was measured."""
+        return self.kind is None
+
+    @property
+    def total_size_mb(self) -> int:
+        """Sum of its databases, MB."""
+        return sum(size.size_mb for size in self.sizes)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A server that was not measured."""
+
+    server: str
+    kind: Kind
+    reason: str
+
+    def __str__(self) -> str:
+        """As one line."""
+        return f"{self.server}: {self.kind}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class CollectionSummary:
+    """One day's collection: total = processed + failed + skipped servers; skipped were measured before on that day."""
+
+    day: date
+    processed_instances: int = 0
+    failed_instances: int = 0
+    skipped_instances: int = 0
+    database_count: int = 0
+    total_size_mb: int = 0
+    failures: tuple[Failure, ...] = ()
+    filled_elsewhere: int = 0
+    duration_seconds: float = 0.0
+
+    @property
+    def total_instances(self) -> int:
+        """Servers that are to be measured."""
+        return self.processed_instances + self.failed_instances + self.skipped_instances
+
+    @property
+    def everything_failed(self) -> bool:
+        """Whether there is nothing of this day."""
+        return bool(self.failed_instances) and not (self.processed_instances or self.skipped_instances)
+
+    @property
+    def status(self) -> AggregationStatus:
+        """As of an aggregation: failed if any server failed, else skipped if none was measured now."""
+        if self.failed_instances:
+            return AggregationStatus.FAILED
+        return AggregationStatus.COMPLETED if self.processed_instances else AggregationStatus.SKIPPED
+
+    @property
+    def message(self) -> str:
+        """The same in a few sentences."""
+        if not self.total_instances:
+            return "No server is registered for collection: `capacity instances add` registers one."
+        parts = [
+            f"{self.day}: {self.processed_instances:,} of {self.total_instances:,} servers measured, "
+            f"{self.database_count:,} databases."
+        ]
+        if self.skipped_instances:
+            parts.append(f"{self.skipped_instances:,} measured earlier this day were not asked again.")
+        if self.failed_instances:
+            parts.append(
+                f"{self.failed_instances:,} failed and have no sample of this day; the others are stored. "
+                "The same again measures the failed ones only."
+            )
+        if self.filled_elsewhere:
+            parts.append(f"{self.filled_elsewhere:,} more active servers are not registered for collection.")
+        return " ".join(parts)
+
+    def with_outcomes(self, outcomes: Sequence[Outcome]) -> CollectionSummary:
+        """Add outcomes; their sizes are counted and let go."""
+        collected = [outcome for outcome in outcomes if outcome.collected]
+        failures = [
+            Failure(outcome.server, outcome.kind, outcome.reason or "")
+            for outcome in outcomes
+            if outcome.kind is not None
+        ]
+        return replace(
+            self,
+            processed_instances=self.processed_instances + len(collected),
+            failed_instances=self.failed_instances + len(failures),
+            database_count=self.database_count + sum(len(outcome.sizes) for outcome in collected),
+            total_size_mb=self.total_size_mb + sum(outcome.total_size_mb for outcome in collected),
+            failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values, for JSON and metadata; errors are capped, their number is exact."""
+        return {
+            "status": self.status.value,
+            "collected_date": self.day.isoformat(),
+            "total_instances": self.total_instances,
+            "processed_instances": self.processed_instances,
+            "failed_instances": self.failed_instances,
+            "skipped_instances": self.skipped_instances,
+            "database_count": self.database_count,
+            "total_size_mb": self.total_size_mb,
+            "errors": [str(failure) for failure in self.failures[:MAXIMUM_LISTED_ERRORS]],
+            "error_count": len(self.failures),
+            "message": self.message,
+            "duration_seconds": round(self.duration_seconds, 3),
+        }

@@ -1,0 +1,209 @@
+"""`CollectionService`: measures the registered servers for today and stores what they say. Every door goes through it.
+
+Today only: how large a database was on a day gone by, no server can tell. A second run of a day measures the servers
+that failed; with `again`, all of them. Batches are committed while others are still being measured, so a
+run that is killed loses at most the last seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, Row, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.locks import SAMPLES, CapacityLockManager, HeldLock
+from capacity_assets.clock import Clock
+from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, Habits, Task
+from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.registry import Registered, registered
+from capacity_assets.collection.results import CollectionSummary, Outcome
+from capacity_assets.collection.storing import forget_old_attempts, store
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
+
+logger = logging.getLogger(__name__)
+
+BATCH_SERVERS = 200
+BATCH_SECONDS = 5.0
+# How many days back a server's usual time is looked for.
+HABIT_DAYS = 14
+
+Progress = Callable[[Outcome, int], None]
+
+
+@dataclass(frozen=True)
+class CollectionService:
+    """Measures for today, with `places` servers at work at a time."""
+
+    engine: Engine
+    clock: Clock
+    locks: CapacityLockManager
+    surroundings: Surroundings
+    places: int
+    connect_seconds: float = CONNECT_SECONDS
+
+    def collect(
+        self,
+        day: date,
+        names: Sequence[str] | None = None,
+        *,
+        again: bool = False,
+        progress: Progress = lambda _outcome, _left: None,
+    ) -> CollectionSummary:
+        """Measure servers (all that are registered, or the named ones) for `day`, which must be today.
+
+        `progress` is told each outcome and how many servers are left.
+
+        Raises:
+            ValidationError: `day` is not today, or a named server is not in service or not registered for collection.
+            NotFoundError: a named server does not exist.
+            LockHeldError: another collection or import is at work.
+            DatabaseError: the capacity database failed; batches stored before are kept, the same again continues.
+        """
+        self._refuse_another_day(day)
+        self._refuse_an_old_schema()
+        began = time.monotonic()
+        with self.locks.job_lock(SAMPLES) as held:
+            tasks, skipped, elsewhere = self._tasks(day, names, again=again)
+            known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
+            summary = self._measured(known, tasks, held, progress)
+            forget_old_attempts(self.engine, day)
+        summary = replace(summary, duration_seconds=time.monotonic() - began)
+        logger.info(summary.message)
+        return summary
+
+    def left(self, day: date) -> int:
+        """Count the servers in service that are registered for collection and have not been measured on a day.
+
+        Raises:
+            DatabaseError: the database failed.
+        """
+        self._refuse_an_old_schema()
+        [(count,)] = self._read(_LEFT, {"day": day}, "counting servers that are left")
+        return int(count)
+
+    def _refuse_another_day(self, day: date) -> None:
+        today = self.clock.today()
+        if day == today:
+            return
+        when = "is over" if day < today else "has not begun"
+        raise ValidationError(
+            f"{day} {when}, and a server can only say how large its databases are now. Nothing was measured. Measure "
+            f"today, {today}; samples of other days that were taken elsewhere come in by `capacity import`."
+        )
+
+    def _refuse_an_old_schema(self) -> None:
+        try:
+            revision = schema_revision(self.engine)
+        except DBAPIError as error:
+            raise database_error(error, doing="looking at the schema", kept="Nothing was measured.") from error
+        if revision != SCHEMA_REVISION:
+            raise DatabaseError("The capacity schema is missing or too old. Nothing was measured. Run `capacity init`.")
+
+    def _tasks(self, day: date, names: Sequence[str] | None, *, again: bool) -> tuple[list[Task], int, int]:
+        """List what is to be measured; also how many were measured before, and how many are none of ours."""
+        found = registered(self.engine, names)
+        if names is not None:
+            _refuse_unmeasurable(found)
+        wanted = [one for one in found if one.active and one.is_collected]
+        habits, done = self._history(day)
+        left = [one for one in wanted if again or one.id not in done]
+        tasks = [Task(one.id, one.server, habits.get(one.id, Habits())) for one in left]
+        elsewhere = sum(one.active and not one.is_collected for one in found)
+        return tasks, len(wanted) - len(left), elsewhere
+
+    def _history(self, day: date) -> tuple[dict[int, Habits], set[int]]:
+        """Return each server's habits, and who has been measured on this day."""
+        rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HABIT_DAYS)}, "reading what became")
+        habits = {row.instance_id: Habits(row.usual_seconds, bool(row.failed_last)) for row in rows}
+        return habits, {row.instance_id for row in rows if row.done}
+
+    def _read(self, query: str, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
+        try:
+            with self.engine.connect() as connection:
+                return connection.execute(text(query), parameters).all()
+        except DBAPIError as error:
+            raise database_error(error, doing=doing, kept="Nothing was measured.") from error
+
+    def _measured(
+        self, summary: CollectionSummary, tasks: Sequence[Task], held: HeldLock, progress: Progress
+    ) -> CollectionSummary:
+        fleet = FleetMeasurement(self.surroundings, self.clock, self.places, self.connect_seconds)
+        batch = _Batch(self.engine, held, summary)
+        day, left = summary.day, len(tasks)
+        try:
+            for outcome in fleet.outcomes(tasks, may_begin=lambda: self.clock.today() == day):
+                if outcome is not None:
+                    left -= 1
+                    batch.waiting.append(outcome)
+                    progress(outcome, left)
+                if batch.is_full:
+                    batch.write()
+        except KeyboardInterrupt:
+            # What has been measured is not to be measured again.
+            batch.write()
+            raise
+        batch.write()
+        return batch.summary
+
+
+def _refuse_unmeasurable(found: Sequence[Registered]) -> None:
+    for one in found:
+        if not one.active:
+            raise ValidationError(
+                f"Server {one.server.name!r} is disabled. Nothing was measured. `capacity instances enable` "
+                "puts it back into service."
+            )
+        if not one.is_collected:
+            raise ValidationError(
+                f"Server {one.server.name!r} is not registered for collection: how to reach it is not known. Nothing "
+                "was measured. `capacity instances add` registers it."
+            )
+
+
+@dataclass
+class _Batch:
+    """Outcomes on their way into the database."""
+
+    engine: Engine
+    held: HeldLock
+    summary: CollectionSummary
+    waiting: list[Outcome] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to write."""
+        late = time.monotonic() - self.since > BATCH_SECONDS
+        return len(self.waiting) >= BATCH_SERVERS or (late and bool(self.waiting))
+
+    def write(self) -> None:
+        """Store what waits."""
+        if self.waiting:
+            self.held.ensure_held()
+            store(self.engine, self.summary.day, self.waiting)
+        self.summary = self.summary.with_outcomes(self.waiting)
+        self.waiting = []
+        self.since = time.monotonic()
+
+
+_HISTORY = """
+SELECT instance_id,
+       max(connect_seconds + measure_seconds) FILTER (WHERE status = 'collected') AS usual_seconds,
+       (array_agg(status ORDER BY collected_date DESC))[1] = 'failed' AS failed_last,
+       bool_or(status = 'collected' AND collected_date = :day) AS done
+FROM capacity_collection_attempts WHERE collected_date BETWEEN :since AND :day
+GROUP BY instance_id
+"""
+_LEFT = """
+SELECT count(*) FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
+WHERE i.is_active AND i.deleted_at IS NULL
+  AND NOT EXISTS (SELECT FROM capacity_collection_attempts a
+                  WHERE a.instance_id = t.instance_id AND a.collected_date = :day AND a.status = 'collected')
+"""

@@ -1,0 +1,138 @@
+"""Writing what was measured: many servers a transaction, by COPY and a constant number of statements.
+
+A server's databases, its total and what became of it appear together or not at all. The total is the sum and count of
+the very rows that are stored, so that the two levels agree by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import database_error
+from capacity_assets.collection.results import Outcome
+
+COLLECTED, FAILED = "collected", "failed"
+# How long attempts are told and timeouts learnt from.
+ATTEMPTS_KEPT_DAYS = 90
+
+
+def store(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> None:
+    """Write outcomes of a day in one transaction.
+
+    Raises:
+        DatabaseError: the database failed; nothing of these outcomes was written.
+    """
+    try:
+        with engine.begin() as connection:
+            _stage(connection, outcomes)
+            for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
+                connection.execute(text(statement), {"day": day})
+    except DBAPIError as error:
+        raise database_error(
+            error,
+            doing="writing samples",
+            kept=f"Those of {len(outcomes):,} servers were not written; what was written before was kept.",
+        ) from error
+
+
+def forget_old_attempts(engine: Engine, day: date) -> None:
+    """Delete what became of servers too long ago to matter; raises as `store`."""
+    before = day - timedelta(days=ATTEMPTS_KEPT_DAYS)
+    statement = text("DELETE FROM capacity_collection_attempts WHERE collected_date < :before")
+    try:
+        with engine.begin() as connection:
+            connection.execute(statement, {"before": before})
+    except DBAPIError as error:
+        raise database_error(error, doing="deleting old attempts", kept="All samples were written.") from error
+
+
+def _stage(connection: Connection, outcomes: Sequence[Outcome]) -> None:
+    connection.execute(text(_STAGE_SERVERS))
+    connection.execute(text(_STAGE_DATABASES))
+    cursor = connection.connection.cursor()
+    with cursor.copy("COPY measured_server FROM STDIN") as copy:
+        for row in _server_rows(outcomes):
+            copy.write_row(row)
+    with cursor.copy("COPY measured_database FROM STDIN") as copy:
+        for row in _database_rows(outcomes):
+            copy.write_row(row)
+    # Fresh tables have no statistics, and the plans below should know how few rows there are.
+    connection.execute(text("ANALYZE measured_server, measured_database"))
+
+
+def _server_rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[object, ...]]:
+    for outcome in outcomes:
+        status = COLLECTED if outcome.collected else FAILED
+        yield (
+            outcome.instance_id,
+            outcome.ended_at,
+            status,
+            outcome.kind and outcome.kind.value,
+            outcome.reason,
+            outcome.connect_seconds,
+            outcome.measure_seconds,
+        )
+
+
+def _database_rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[object, ...]]:
+    for outcome in outcomes:
+        for size in outcome.sizes:
+            yield outcome.instance_id, size.name, size.size_mb, size.data_size_mb, size.log_size_mb
+
+
+_STAGE_SERVERS = """
+CREATE TEMPORARY TABLE measured_server (
+    instance_id integer, measured_at timestamptz, status text, failure text, reason text,
+    connect_seconds double precision, measure_seconds double precision
+) ON COMMIT DROP
+"""
+_STAGE_DATABASES = """
+CREATE TEMPORARY TABLE measured_database (
+    instance_id integer, database_name varchar(255), size_mb bigint, data_size_mb bigint, log_size_mb bigint
+) ON COMMIT DROP
+"""
+# Measured again on the same day, a server may have lost a database since.
+_REMOVE_OTHERS = """
+DELETE FROM database_size_stats d USING measured_server s
+WHERE d.collected_date = :day AND d.instance_id = s.instance_id AND s.status = 'collected'
+  AND NOT EXISTS (SELECT FROM measured_database m
+                  WHERE m.instance_id = d.instance_id AND m.database_name = d.database_name)
+"""
+_WRITE_DATABASES = """
+INSERT INTO database_size_stats AS d
+    (instance_id, database_name, size_mb, data_size_mb, log_size_mb,
+     collected_date, collected_at, created_at, updated_at)
+SELECT m.instance_id, m.database_name, m.size_mb, m.data_size_mb, m.log_size_mb, :day, s.measured_at, now(), now()
+FROM measured_database m JOIN measured_server s USING (instance_id)
+ON CONFLICT (instance_id, database_name, collected_date) DO UPDATE
+SET size_mb = excluded.size_mb, data_size_mb = excluded.data_size_mb, log_size_mb = excluded.log_size_mb,
+    collected_at = excluded.collected_at, updated_at = now()
+WHERE (d.size_mb, d.data_size_mb, d.log_size_mb)
+    IS DISTINCT FROM (excluded.size_mb, excluded.data_size_mb, excluded.log_size_mb)
+"""
+_WRITE_TOTALS = """
+INSERT INTO instance_size_stats AS t
+    (instance_id, total_size_mb, database_count, collected_date, collected_at, is_deleted, created_at, updated_at)
+SELECT s.instance_id, coalesce(sum(d.size_mb), 0), count(d.size_mb), :day, s.measured_at, false, now(), now()
+FROM measured_server s
+LEFT JOIN database_size_stats d ON d.instance_id = s.instance_id AND d.collected_date = :day
+WHERE s.status = 'collected'
+GROUP BY s.instance_id, s.measured_at
+ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false DO UPDATE
+SET total_size_mb = excluded.total_size_mb, database_count = excluded.database_count,
+    collected_at = excluded.collected_at, updated_at = now()
+WHERE (t.total_size_mb, t.database_count) IS DISTINCT FROM (excluded.total_size_mb, excluded.database_count)
+"""
+_WRITE_ATTEMPTS = """
+INSERT INTO capacity_collection_attempts AS a
+    (collected_date, instance_id, status, failure, reason, connect_seconds, measure_seconds, attempted_at)
+SELECT :day, instance_id, status, failure, reason, connect_seconds, measure_seconds, measured_at FROM measured_server
+ON CONFLICT (collected_date, instance_id) DO UPDATE
+SET status = excluded.status, failure = excluded.failure, reason = excluded.reason, attempts = a.attempts + 1,
+    connect_seconds = excluded.connect_seconds, measure_seconds = excluded.measure_seconds,
+    attempted_at = excluded.attempted_at
+"""

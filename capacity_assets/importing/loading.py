@@ -1,0 +1,170 @@
+"""Loading rows of history: slice by slice, by COPY and set-wise comparison with what is stored.
+
+A slice is a transaction that also notes how far it came, so that an interrupted import goes on behind the last
+slice and nothing is loaded by halves. A sample that is stored already is never replaced unasked: the same value is
+counted as present, another one as a conflict and listed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.locks import HeldLock
+from capacity_assets.importing import statements as sql
+from capacity_assets.importing.rows import Problem, RowReader
+from capacity_assets.importing.sources import PositionedRow, Source
+
+SLICE_ROWS = 100_000
+LISTED = 20
+COUNTS = ("read", "written", "replaced", "present", "repeated", "conflicts", "unknown", "bad", "totals_written")
+
+
+@dataclass
+class LoadReport:
+    """What became of the rows: read = written + replaced + present + repeated + conflicts + unknown + bad."""
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    listed: dict[str, list[str]] = field(default_factory=dict)
+    resumed_after: int = 0
+    first_day: date | None = None
+    last_day: date | None = None
+
+    @property
+    def left_out(self) -> int:
+        """Rows that were not imported and should be looked at."""
+        return sum(self.counts[name] for name in ("conflicts", "unknown", "bad"))
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Count."""
+        for name, count in counts.items():
+            self.counts[name] += count
+
+    def name(self, what: str, lines: Iterable[object]) -> None:
+        """List places, the first of each kind."""
+        listed = self.listed.setdefault(what, [])
+        listed += map(str, itertools.islice(lines, LISTED - len(listed)))
+
+    def spans(self, first_day: date | None, last_day: date | None) -> None:
+        """Take the days of a slice in."""
+        days = [day for day in (self.first_day, self.last_day, first_day, last_day) if day is not None]
+        self.first_day, self.last_day = min(days, default=None), max(days, default=None)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How rows are loaded; `register_as` is the engine of servers that are not known yet."""
+
+    replace: bool = False
+    register_as: str | None = None
+    port: int = 0
+    dry_run: bool = False
+    slice_rows: int = SLICE_ROWS
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads sources into the raw table of a level; a dry run does the same in one transaction and undoes it."""
+
+    engine: Engine
+    level: Level
+    reader: RowReader
+    options: LoadOptions
+    held: HeldLock
+    progress: Callable[[int], None] = lambda _rows: None
+
+    def load(self, source: Source, fingerprint: str) -> LoadReport:
+        """Load a source; `fingerprint` tells an interrupted import of it again.
+
+        Raises:
+            ValidationError: the source cannot be read any further; earlier slices are kept.
+            DatabaseError: the database failed; earlier slices are kept, the same again continues behind them.
+        """
+        report = LoadReport()
+        try:
+            if self.options.dry_run:
+                self._rehearse(source, report)
+            else:
+                self._load(source, fingerprint, report)
+        except DBAPIError as error:
+            raise database_error(
+                error,
+                doing=f"loading {self.level.source.name}",
+                kept="The slice at work was rolled back, earlier ones are kept; the same command continues.",
+            ) from error
+        return report
+
+    def _rehearse(self, source: Source, report: LoadReport) -> None:
+        with self.engine.connect() as connection, connection.begin() as transaction:
+            for part in self._slices(source.rows(0)):
+                self._slice(connection, part, report)
+                self.progress(report.counts["read"])
+            transaction.rollback()
+
+    def _load(self, source: Source, fingerprint: str, report: LoadReport) -> None:
+        this = {"fingerprint": fingerprint}
+        with self.engine.connect() as connection:
+            # A finished import begins anew, and finds everything present.
+            report.resumed_after = int(connection.execute(text(sql.POSITION), this).scalar() or 0)
+        for part in self._slices(source.rows(report.resumed_after)):
+            with self.engine.begin() as connection:
+                self._slice(connection, part, report)
+                noted = {"source": source.description, "target": self.level.source.name, "position": part[-1][0]}
+                counts = json.dumps(report.counts)
+                connection.execute(text(sql.NOTE), {**this, **noted, "counts": counts})
+                self.held.ensure_held()
+            self.progress(report.counts["read"])
+        with self.engine.begin() as connection:
+            connection.execute(text(sql.FINISH), this)
+
+    def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:
+        while part := list(itertools.islice(rows, self.options.slice_rows)):
+            yield part
+
+    def _slice(self, connection: Connection, part: Sequence[PositionedRow], report: LoadReport) -> None:
+        statements = sql.STATEMENTS[self.level.name]
+        read = [self.reader.read(position, texts) for position, texts in part]
+        problems = [row for row in read if isinstance(row, Problem)]
+        report.add({"read": len(part), "bad": len(problems)})
+        report.name("bad", problems)
+        connection.execute(text(statements.stage))
+        with connection.connection.cursor().copy(statements.copy) as copy:
+            for row in read:
+                if not isinstance(row, Problem):
+                    copy.write_row(row)
+        self._find_servers(connection, report)
+        connection.execute(text(statements.compare), {"replace": self.options.replace})
+        connection.execute(text("ANALYZE compared"))
+        report.add(dict(connection.execute(text(sql.COUNT)).mappings().one()))
+        report.spans(*connection.execute(text(sql.DAYS)).one())
+        report.name("conflicts", map(_conflict, connection.execute(text(statements.conflicts), {"listed": LISTED})))
+        connection.execute(text(statements.write))
+        if statements.totals:
+            report.add({"totals_written": connection.execute(text(statements.totals)).scalar_one()})
+        connection.execute(text("DROP TABLE staged, compared"))
+
+    def _find_servers(self, connection: Connection, report: LoadReport) -> None:
+        connection.execute(text("ANALYZE staged"))
+        if self.options.register_as is not None:
+            known = {"engine": self.options.register_as, "port": self.options.port}
+            connection.execute(text(sql.REGISTER), known)
+        connection.execute(text(sql.FIND_BY_NAME))
+        connection.execute(text(sql.FIND_BY_NUMBER))
+        unknown = connection.execute(text(sql.UNKNOWN)).all()
+        report.add({"unknown": sum(row.rows for row in unknown)})
+        report.name("unknown", (f"{row.who}: {row.rows:,} rows" for row in unknown))
+
+
+def _conflict(row: Row[Any]) -> str:
+    database = f", {row.database}" if row.database else ""
+    other = "an earlier row has" if row.earlier else "stored is"
+    return f"row {row.position}: {row.server}{database}, {row.day}: {row.size_mb} MB, {other} {row.other_mb} MB"

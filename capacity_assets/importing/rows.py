@@ -1,0 +1,210 @@
+"""What a row of history is: its columns by level, and how their texts become values, or a problem with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from zoneinfo import ZoneInfo
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.aggregation.levels import DATABASE, Level
+
+# How many megabytes a unit is, as a fraction.
+UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
+SERVER, INSTANCE_ID, DATABASE_NAME, DAY, COLLECTED_AT = "server", "instance_id", "database", "day", "collected_at"
+# Names the legacy tables have for ours.
+ALIASES = {DATABASE_NAME: "database_name", DAY: "collected_date"}
+LARGEST_MB = 2**63 - 1
+LARGEST_COUNT = 2**31 - 1
+LONGEST_NAME = 255
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a level: which hold sizes, which of them may be missing or empty."""
+
+    level: str
+    keys: tuple[str, ...]
+    sizes: tuple[str, ...]
+    optional_sizes: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, in the order in which rows are handed on."""
+        return (SERVER, INSTANCE_ID, *self.keys, *self.sizes, *self.optional_sizes, *self.counts, COLLECTED_AT)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those a source must have, beside a column for the server."""
+        return (*self.keys, *self.sizes, *self.counts)
+
+
+LAYOUTS = {
+    "database": Layout("database", (DATABASE_NAME, DAY), ("size_mb",), ("data_size_mb", "log_size_mb")),
+    "instance": Layout("instance", (DAY,), ("total_size_mb",), counts=("database_count",)),
+}
+
+
+def layout_of(level: Level) -> Layout:
+    """Return the layout of a level."""
+    return LAYOUTS["database" if level is DATABASE else "instance"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that cannot be a sample: where it is, and why."""
+
+    position: int
+    reason: str
+
+    def __str__(self) -> str:
+        """As one line."""
+        return f"row {self.position}: {self.reason}"
+
+
+class _BadValue(Exception):  # noqa: N818 -- becomes a Problem
+    """A text that is no value of its column."""
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Turns the texts of a row into values; sizes are in `unit`, a row without a server is of `server`."""
+
+    layout: Layout
+    unit: str
+    zone: ZoneInfo
+    server: str | None = None
+    _places: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look the places of the columns up once."""
+        object.__setattr__(self, "_places", {name: place for place, name in enumerate(self.layout.columns)})
+
+    def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | Problem:
+        """Return (position, server, instance id, keys, sizes, counts, time) or what is wrong."""
+        try:
+            return (position, *self._values(texts))
+        except _BadValue as bad:
+            return Problem(position, str(bad))
+
+    def _values(self, texts: Sequence[str | None]) -> list[object]:
+        layout = self.layout
+        if len(texts) != len(layout.columns):
+            raise _BadValue("it has another number of fields than the heading")
+        cells = {name: (texts[place] or "").strip() for name, place in self._places.items()}
+        # A database may be named with blanks at its ends.
+        name = texts[self._places[DATABASE_NAME]] if DATABASE_NAME in self._places else None
+        day = _day(cells[DAY])
+        values: list[object] = [*self._server(cells)]
+        values += [_database(name) if key == DATABASE_NAME else day for key in layout.keys]
+        values += [self._size(cells, column) for column in layout.sizes]
+        values += [self._size(cells, column) if cells[column] else None for column in layout.optional_sizes]
+        values += [_count(cells, column) for column in layout.counts]
+        return [*values, _moment(cells[COLLECTED_AT], day, self.zone)]
+
+    def _server(self, cells: Mapping[str, str]) -> tuple[str | None, int | None]:
+        if self.server is not None:
+            return self.server, None
+        if cells[SERVER]:
+            return cells[SERVER], None
+        if not cells[INSTANCE_ID]:
+            raise _BadValue("it names no server")
+        if not cells[INSTANCE_ID].isdecimal() or int(cells[INSTANCE_ID]) > LARGEST_COUNT:
+            raise _BadValue(f"instance_id {cells[INSTANCE_ID]!r:.40} is no number of a server")
+        return None, int(cells[INSTANCE_ID])
+
+    def _size(self, cells: Mapping[str, str], column: str) -> int:
+        text = cells[column]
+        times, parts = UNITS[self.unit]
+        try:
+            amount = Decimal(int(text)) if text.isdecimal() else Decimal(text)
+            # Whole megabytes, rounded down, as the collection does it.
+            size_mb = int(amount * times // parts)
+        except (InvalidOperation, ValueError, OverflowError):
+            raise _BadValue(f"{column} {text!r:.40} is no number") from None
+        if not 0 <= size_mb <= LARGEST_MB or amount < 0:
+            raise _BadValue(f"{column} {text!r:.40} is no possible size")
+        return size_mb
+
+
+def _database(name: str | None) -> str:
+    if not name:
+        raise _BadValue("it names no database")
+    if len(name) > LONGEST_NAME or "\0" in name:
+        raise _BadValue(f"database {name!r:.40} is no possible name")
+    return name
+
+
+def _day(text: str) -> date:
+    try:
+        # Files of other programs write a day as its midnight.
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _BadValue(f"day {text!r:.40} is not YYYY-MM-DD") from None
+    if (moment.hour, moment.minute, moment.second, moment.microsecond) != (0, 0, 0, 0):
+        raise _BadValue(f"day {text!r:.40} has a time; write the day in CAPACITY_TIMEZONE")
+    return moment.date()
+
+
+def _count(cells: Mapping[str, str], column: str) -> int:
+    text = cells[column]
+    if not text.isdecimal() or int(text) > LARGEST_COUNT:
+        raise _BadValue(f"{column} {text!r:.40} is no count")
+    return int(text)
+
+
+def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
+    """Return when it was measured; where that is not told, noon of its day."""
+    if not text:
+        return datetime(day.year, day.month, day.day, 12, tzinfo=zone).astimezone(UTC)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _BadValue(f"collected_at {text!r:.40} is no time, as 2025-01-31T03:00:00+08:00") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+
+
+def places_of(
+    headings: Sequence[str], layout: Layout, mapping: Mapping[str, str], server: str | None
+) -> dict[str, int]:
+    """Find the columns of a source: where each of ours is among its headings.
+
+    Raises:
+        ValidationError: one that is needed is missing, mapped to nothing, or there twice.
+    """
+    unknown = sorted(set(mapping) - set(layout.columns))
+    if unknown:
+        raise ValidationError(f"--map {unknown[0]}=...: there is no such column; ours are {', '.join(layout.columns)}.")
+    places: dict[str, int] = {}
+    for ours in layout.columns:
+        theirs = mapping.get(ours)
+        # Numbers of servers mean something in one registry only: whether they are ours, the user must say.
+        ours_unasked = [] if ours == INSTANCE_ID else [ours, ALIASES.get(ours, ours)]
+        candidates = [theirs] if theirs is not None else ours_unasked
+        found = next((name for name in candidates if name in headings), None)
+        if found is None and theirs is not None:
+            raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
+        if found is not None:
+            if headings.count(found) > 1:
+                raise ValidationError(f"The column {found!r} is there more than once; which one is meant?")
+            places[ours] = headings.index(found)
+    missing = [name for name in layout.needed if name not in places]
+    if missing:
+        raise ValidationError(
+            f"Nothing is known to be {' and '.join(missing)}: name the column with --map {missing[0]}=NAME. The source "
+            f"has {_listed(headings)}."
+        )
+    if server is None and SERVER not in places and INSTANCE_ID not in places:
+        raise ValidationError(
+            "Nothing says whose rows these are: name the column with --map server=NAME, or the server with --server; "
+            "numbers of our own table instances with --map instance_id=NAME. The source has "
+            f"{_listed(headings)}."
+        )
+    return places
+
+
+def _listed(headings: Sequence[str]) -> str:
+    return ", ".join(f"{name!r:.60}" for name in headings[:20])

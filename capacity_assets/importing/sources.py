@@ -1,0 +1,174 @@
+"""Where history comes from: CSV and Parquet files, and queries on a legacy database.
+
+A source yields rows as texts in the order of the layout, each with its position, from which an interrupted import
+goes on. What the texts mean is decided in `rows`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.importing.rows import Layout, places_of
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+DELIMITERS = ",;\t|"
+PARQUET = ".parquet"
+BATCH_ROWS = 50_000
+HASHED_BYTES = 1024 * 1024
+PositionedRow = tuple[int, Sequence[str | None]]
+
+
+class Source(Protocol):
+    """Rows of history; `description` holds no secret, `fingerprint` changes when the rows do."""
+
+    @property
+    def description(self) -> str:
+        """Where the rows come from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Which rows they are."""
+
+    def rows(self, after: int) -> Iterator[PositionedRow]:
+        """Yield the rows whose position is greater than `after`, in order."""
+
+
+def file_source(path: Path, layout: Layout, mapping: Mapping[str, str], server: str | None) -> Source:
+    """Open a file as a source; what ends in .parquet is one, everything else is CSV.
+
+    Raises:
+        ValidationError: it cannot be read, or lacks a column that is needed.
+    """
+    if not path.is_file():
+        raise ValidationError(f"{path} does not exist or is no file.")
+    try:
+        digest = _digest(path)
+        build = ParquetSource if path.suffix.lower() == PARQUET else CsvSource
+        return build(path, layout, mapping, server, digest)
+    except OSError as error:
+        raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASHED_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+class CsvSource:
+    """A CSV file in UTF-8 with headings; comma, semicolon, tab or bar, whichever its headings have most of."""
+
+    def __init__(
+        self, path: Path, layout: Layout, mapping: Mapping[str, str], server: str | None, fingerprint: str
+    ) -> None:
+        """Read the headings; raises ValidationError as `places_of`."""
+        self.description, self.fingerprint = str(path.resolve()), fingerprint
+        self._path, self._columns = path, layout.columns
+        with self._opened() as file:
+            first = file.readline()
+        if not first.strip():
+            raise ValidationError(f"{path} is empty; its first line must name the columns.")
+        self._delimiter = max(DELIMITERS, key=first.count)
+        self._headings = next(csv.reader([first], delimiter=self._delimiter))
+        self._places = places_of([name.strip() for name in self._headings], layout, mapping, server)
+
+    def _opened(self) -> TextIO:
+        return self._path.open(encoding="utf-8-sig", newline="")
+
+    def rows(self, after: int) -> Iterator[PositionedRow]:
+        """Yield the rows; a row's position is its number, the first after the headings being 1.
+
+        Raises:
+            ValidationError: the file is not UTF-8, or a field has no end.
+        """
+        places = [self._places.get(name) for name in self._columns]
+        width = len(self._headings)
+        position = 0
+        try:
+            with self._opened() as file:
+                reader = csv.reader(file, delimiter=self._delimiter)
+                next(reader, None)
+                for position, row in enumerate(reader, start=1):
+                    if position > after and row:
+                        right = len(row) == width
+                        yield position, [None if p is None else row[p] for p in places] if right else ()
+        except (UnicodeDecodeError, csv.Error) as error:
+            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            raise ValidationError(
+                f"{self._path} cannot be read beyond row {position}: {reason}. What was read before is kept."
+            ) from None
+
+
+class ParquetSource:
+    """A Parquet file, read in batches; needs pyarrow."""
+
+    def __init__(
+        self, path: Path, layout: Layout, mapping: Mapping[str, str], server: str | None, fingerprint: str
+    ) -> None:
+        """Read the schema; raises ValidationError as `places_of`, or where pyarrow is missing."""
+        self.description, self.fingerprint = str(path.resolve()), fingerprint
+        self._path, self._columns = path, layout.columns
+        try:
+            from pyarrow import ArrowInvalid, parquet
+        except ImportError:
+            raise ValidationError(
+                "Reading Parquet needs pyarrow: pip install 'capacity_assets[parquet]', or convert the file to CSV."
+            ) from None
+        try:
+            self._headings = parquet.read_schema(path).names
+        except ArrowInvalid as error:
+            raise ValidationError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
+        self._places = places_of(self._headings, layout, mapping, server)
+
+    def rows(self, after: int) -> Iterator[PositionedRow]:
+        """Yield the rows; a row's position is its number from 1 on."""
+        from pyarrow import parquet
+
+        names = {ours: self._headings[place] for ours, place in self._places.items()}
+        position = 0
+        with parquet.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(names.values())):
+                if position + batch.num_rows > after:
+                    for offset, row in enumerate(self._texts(batch, names), start=1):
+                        if position + offset > after:
+                            yield position + offset, row
+                position += batch.num_rows
+
+    def _texts(self, batch: RecordBatch, names: Mapping[str, str]) -> Iterator[Sequence[str | None]]:
+        columns = [
+            [None] * batch.num_rows if ours not in names else [_text(value) for value in batch[names[ours]].to_pylist()]
+            for ours in self._columns
+        ]
+        return zip(*columns, strict=True)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class QuerySource:
+    """A raw table of a legacy database; a row's position is its id."""
+
+    engine: Engine
+    description: str
+    fingerprint: str
+    query: str
+
+    def rows(self, after: int) -> Iterator[PositionedRow]:
+        """Yield the rows by id, through a cursor of the server."""
+        with self.engine.connect().execution_options(stream_results=True, yield_per=BATCH_ROWS) as connection:
+            for position, *values in connection.execute(text(self.query), {"after": after}):
+                yield position, [_text(value) for value in values]

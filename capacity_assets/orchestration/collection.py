@@ -1,0 +1,265 @@
+"""The raw tables as assets: measured here, or, where another application fills them, observed.
+
+Measuring: one step for both tables, today's partition only, every failed server in the metadata and in a check.
+The job also computes the day's aggregates, which so follow when the measuring is done. How servers are measured is
+the business of `collection`.
+"""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from pydantic import Field
+
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
+from capacity_assets.clock import Clock
+from capacity_assets.collection.observing import data_versions
+from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.collection.service import CollectionService
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata
+from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
+from capacity_assets.orchestration.pools import COLLECTION_POOL
+from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
+from capacity_assets.periods import Period
+from capacity_assets.settings import Settings
+
+RAW_GROUP = "raw"
+COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
+OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
+SERVERS_MEASURED = "servers_measured"
+SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
+# Half an hour later, those that failed are measured once more.
+MINUTES = (0, 30)
+FOLLOWING = "daily"
+KINDS = {"postgres", "table"}
+
+
+class CollectionConfig(dg.Config):
+    """Options of one run, shown in the launchpad."""
+
+    again: bool = Field(
+        default=False,
+        description="Measure also servers that were measured before on this day. Off, a second run of the day "
+        "measures those that failed.",
+    )
+
+
+def collected_assets(
+    settings: Settings, clock: Clock, retries: dg.RetryPolicy, owners: list[str]
+) -> dg.AssetsDefinition:
+    """Build the raw tables as one step that measures."""
+    specs = [
+        dg.AssetSpec(
+            key=level.source.name,
+            description=_collected_description(level),
+            group_name=RAW_GROUP,
+            partitions_def=sample_days(settings),
+            owners=owners,
+            kinds=KINDS,
+            tags={"level": level.name},
+            metadata=raw_metadata(level),
+        )
+        for level in LEVELS.values()
+    ]
+
+    @dg.multi_asset(
+        name="collection",
+        specs=specs,
+        check_specs=[
+            dg.AssetCheckSpec(SERVERS_MEASURED, asset=INSTANCE.source.name, description=SERVERS_MEASURED_DESCRIPTION)
+        ],
+        pool=COLLECTION_POOL,
+        retry_policy=retries,
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        required_resource_keys={COLLECTION_RESOURCE},
+    )
+    def collection(context: dg.AssetExecutionContext, config: CollectionConfig) -> Iterator[dg.MaterializeResult[None]]:
+        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
+        day = _only_day(context.partition_keys, clock)
+        try:
+            summary = service.collect(day, again=config.again)
+        except CapacityError as error:
+            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+        _refuse_a_day_without_samples(summary)
+        for level in LEVELS.values():
+            results = [_check_result(summary)] if level is INSTANCE else []
+            yield dg.MaterializeResult(
+                asset_key=level.source.name, metadata=collection_metadata(summary), check_results=results
+            )
+
+    return collection
+
+
+def _only_day(keys: Iterable[str], clock: Clock) -> date:
+    """Return the day of the partition.
+
+    Raises:
+        dagster.Failure: there are several; none but today can be measured.
+    """
+    days = sorted(date.fromisoformat(key) for key in keys)
+    if len(days) > 1:
+        raise dg.Failure(
+            description=f"{len(days)} days were asked for, {days[0]} to {days[-1]}, and a server can only say how "
+            "large its databases are now. Nothing was measured. Materialise today's partition, "
+            f"{clock.today()}; samples of other days that were taken elsewhere come in by `capacity import`.",
+            allow_retries=False,
+        )
+    return days[0]
+
+
+def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
+    """Fail a run that has not measured anything, so that nothing downstream takes the day as measured.
+
+    Raises:
+        dagster.Failure: no server is registered, or every one failed.
+    """
+    if summary.everything_failed or not summary.total_instances:
+        raise dg.Failure(description=summary.message, metadata=collection_metadata(summary), allow_retries=False)
+
+
+def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
+    """Turn a summary into metadata: flat, and numbers where they are numbers."""
+    values: dict[str, dg.MetadataValue] = {}
+    for key, value in summary.to_dict().items():
+        if isinstance(value, int):
+            values[key] = dg.MetadataValue.int(value)
+        elif isinstance(value, float):
+            values[key] = dg.MetadataValue.float(value)
+        elif isinstance(value, list):
+            hidden = len(summary.failures) - len(value)
+            values[key] = dg.MetadataValue.md(bullets(value, hidden=hidden) or "none")
+        else:
+            values[key] = dg.MetadataValue.text(str(value))
+    return values
+
+
+def _check_result(summary: CollectionSummary) -> dg.AssetCheckResult:
+    shown = list(map(str, summary.failures[:MAXIMUM_LISTED_ERRORS]))
+    listed = bullets(shown, hidden=len(summary.failures) - len(shown))
+    return dg.AssetCheckResult(
+        check_name=SERVERS_MEASURED,
+        passed=not summary.failures,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{summary.failed_instances} servers have no sample of {summary.day}.\n\n{listed}"
+        if listed
+        else "Every server was measured.",
+        metadata={"places": summary.failed_instances, "found": dg.MetadataValue.md(listed or "nothing")},
+    )
+
+
+def collection_job(periods: Mapping[str, Period]) -> UnresolvedAssetJobDefinition:
+    """Build the job: measure, then compute the aggregates of the day."""
+    followers = [asset_name(periods[FOLLOWING], level) for level in LEVELS.values()] if FOLLOWING in periods else []
+    return dg.define_asset_job(
+        COLLECTION_JOB,
+        selection=[*(level.source.name for level in LEVELS.values()), *followers],
+        description="Measures every registered server for today, then computes the aggregates of the day.",
+    )
+
+
+def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Build the schedule: every day, and half an hour later once more for servers that failed."""
+
+    @dg.schedule(
+        name=COLLECTION_SCHEDULE,
+        job_name=COLLECTION_JOB,
+        cron_schedule=f"{','.join(map(str, MINUTES))} {settings.collection_hour} * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        required_resource_keys={COLLECTION_RESOURCE},
+        description="Measures the registered servers, and half an hour later those that failed.",
+    )
+    def request_today(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
+        tick = context.scheduled_execution_time.astimezone(settings.zone)
+        if tick.date() != service.clock.today():
+            return dg.SkipReason(f"{tick.date()} is over; only today can be measured.")
+        try:
+            left = service.left(tick.date())
+        except CapacityError as error:
+            # The run waits for the database; a tick that failed would not come back.
+            context.log.warning(str(error))
+            left = None
+        if left == 0:
+            return dg.SkipReason(f"No registered server is left to measure on {tick.date()}.")
+        return dg.RunRequest(run_key=f"{tick:%Y-%m-%dT%H:%M}", partition_key=tick.date().isoformat())
+
+    return request_today
+
+
+def observed_assets(settings: Settings) -> list[dg.SourceAsset]:
+    """Build the raw tables as assets that are looked at: their newest days get a data version each."""
+    return [_observed_asset(settings, level) for level in LEVELS.values()]
+
+
+def _observed_asset(settings: Settings, level: Level) -> dg.SourceAsset:
+    @dg.observable_source_asset(
+        key=level.source.name,
+        description=_observed_description(level),
+        group_name=RAW_GROUP,
+        partitions_def=sample_days(settings),
+        tags={"level": level.name, **{f"dagster/kind/{kind}": "" for kind in KINDS}},
+        metadata=raw_metadata(level),
+        required_resource_keys={COLLECTION_RESOURCE},
+    )
+    def observe(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
+        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
+        try:
+            versions = data_versions(service.engine, level.source, service.clock.today())
+        except CapacityError as error:
+            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+        known = {day: version for day, version in versions.items() if day >= settings.start_date}
+        return dg.DataVersionsByPartition({day.isoformat(): dg.DataVersion(text) for day, text in known.items()})
+
+    return observe
+
+
+def observation_job() -> UnresolvedAssetJobDefinition:
+    """Build the job that observes both tables."""
+    return dg.define_asset_job(
+        OBSERVATION_JOB,
+        selection=[level.source.name for level in LEVELS.values()],
+        description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
+    )
+
+
+def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Build the schedule: every day."""
+    return dg.ScheduleDefinition(
+        name=OBSERVATION_SCHEDULE,
+        job_name=OBSERVATION_JOB,
+        cron_schedule=f"0 {settings.collection_hour} * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Observes the newest days of the raw tables.",
+    )
+
+
+def _subject(level: Level) -> str:
+    return "database" if level is DATABASE else "server"
+
+
+def _collected_description(level: Level) -> str:
+    return textwrap.dedent(f"""\
+        Raw size samples, one row a {_subject(level)} and day.
+
+        Materialising today's partition measures every server registered with `capacity instances`, both tables in
+        one step. Days gone by cannot be measured. A server that does not answer or refuses counts as failed, with
+        the reason; it has no sample of the day, and the others are stored. A second run of the day measures those
+        that failed. With `CAPACITY_COLLECTION=off` another application fills the tables.
+
+        A partition is one day. Aggregates read the days of their window and of the window before it.""")
+
+
+def _observed_description(level: Level) -> str:
+    return textwrap.dedent(f"""\
+        Raw size samples, one row a {_subject(level)} and day, written by another application.
+
+        Observing gives the newest days a data version: how many rows there are, their sum, and the last change.
+
+        A partition is one day. Aggregates read the days of their window and of the window before it.""")

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What only the tests need and no Python package brings: Chromium and MariaDB. Installed where this may be done; where
+# not, the tests that need them are skipped and say so.
+set -euo pipefail
+
+install() {
+    local name=$1 package=$2
+    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+        echo "Installing $name for the tests ..."
+        export DEBIAN_FRONTEND=noninteractive
+        if apt-get install -y -qq --no-install-recommends "$package" > /dev/null 2>&1 ||
+            { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$package"; } > /dev/null 2>&1; then
+            return
+        fi
+    fi
+    echo "No $name here: the tests that need it will be skipped. Install a package named $package to run them."
+}
+
+command -v chromium chromium-browser google-chrome > /dev/null || install Chromium chromium
+command -v mariadbd mysqld > /dev/null || [ -x /usr/sbin/mariadbd ] || install MariaDB mariadb-server-core

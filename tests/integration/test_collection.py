@@ -1,0 +1,487 @@
+"""Measuring real PostgreSQL servers: what is stored is what they say, and what goes wrong has its reason."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.aggregation.locks import SAMPLES, LockHeldError
+from capacity_assets.clock import Clock
+from capacity_assets.collection import fleet
+from capacity_assets.collection.engines import postgresql
+from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.registry import Server, register, set_active
+from capacity_assets.collection.results import Outcome
+from tests.conftest import SHANGHAI, TODAY, Collection
+from tests.servers import PostgresServer, postgres_offers_tls, postgres_server, silent_socket
+
+PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
+YESTERDAY = TODAY - timedelta(days=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reader(measured_postgres: PostgresServer) -> None:
+    """The login of the collection, made by the very statements that are documented."""
+    measured_postgres.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
+
+
+@pytest.fixture(autouse=True)
+def fresh(measured_postgres: PostgresServer) -> Iterator[None]:
+    """Two databases, as the server's users would have them."""
+    measured_postgres.execute('CREATE DATABASE "orders"', 'CREATE DATABASE "Ünïcødé; --"')
+    yield
+    with measured_postgres.admin() as connection:
+        rows = connection.execute("SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'")
+        names = [row[0] for row in rows]
+    measured_postgres.execute(*(f'DROP DATABASE "{name}" WITH (FORCE)' for name in names))
+
+
+def at(server: PostgresServer, collection: Collection, name: str = "pg", **values: object) -> Server:
+    """The server as it is registered; by default with the right password."""
+    known = {
+        "port": server.port,
+        "username": "capacity_reader",
+        "password_from": collection.password(f"{name}-password", PASSWORD),
+    }
+    return Server(name, "postgresql", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
+
+
+def failures(summary: object) -> dict[str, tuple[str, str]]:
+    return {failure.server: (failure.kind.value, failure.reason) for failure in summary.failures}  # type: ignore[attr-defined]
+
+
+def test_what_is_stored_is_what_the_server_says_and_the_total_is_its_sum(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    measured_postgres.execute(
+        "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 50000)", database="orders"
+    )
+    register(collection.engine, [at(measured_postgres, collection)])
+
+    summary = collection.collect()
+
+    said = measured_postgres.sizes()
+    assert collection.sizes("pg") == said
+    assert set(said) == {"orders", "Ünïcødé; --"}
+    assert said["orders"] > said["Ünïcødé; --"] > 0
+    assert collection.total("pg") == (sum(said.values()), 2)
+    assert (summary.processed_instances, summary.failed_instances, summary.database_count) == (1, 0, 2)
+    assert summary.total_size_mb == sum(said.values())
+    assert collection.rows("SELECT DISTINCT data_size_mb = size_mb, log_size_mb FROM database_size_stats") == [
+        (True, None)
+    ]
+
+
+def test_databases_created_dropped_and_renamed_between_two_days_are_so_on_their_days(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection)])
+    collection.collect(YESTERDAY)
+    measured_postgres.execute(
+        'ALTER DATABASE "orders" RENAME TO "orders_2"', 'DROP DATABASE "Ünïcødé; --"', 'CREATE DATABASE "new"'
+    )
+
+    collection.collect(TODAY)
+
+    assert set(collection.sizes("pg", YESTERDAY)) == {"orders", "Ünïcødé; --"}
+    assert set(collection.sizes("pg", TODAY)) == {"orders_2", "new"}
+    assert collection.total("pg", TODAY) == (sum(measured_postgres.sizes().values()), 2)
+
+
+def test_templates_closed_databases_and_system_databases_are_left_out(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    measured_postgres.execute(
+        'CREATE DATABASE "closed" ALLOW_CONNECTIONS false', 'CREATE DATABASE "a_template" IS_TEMPLATE true'
+    )
+    register(collection.engine, [at(measured_postgres, collection)])
+
+    collection.collect()
+    assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --"}
+
+    service = collection.service(excluded="postgresql=orders")
+    service.collect(TODAY, again=True)
+    assert set(collection.sizes("pg")) == {"postgres", "Ünïcødé; --"}
+    measured_postgres.execute('ALTER DATABASE "a_template" IS_TEMPLATE false', 'DROP DATABASE "a_template"')
+
+
+def test_statistics_are_a_cheaper_way_to_nearly_the_same_sizes(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    measured_postgres.execute(
+        "CREATE TABLE filler AS SELECT g, repeat('x', 100) AS t FROM generate_series(1, 100000) g",
+        "CREATE INDEX ON filler (g)",
+        "VACUUM ANALYZE",
+        database="orders",
+    )
+    register(collection.engine, [at(measured_postgres, collection, sizing="statistics")])
+
+    summary = collection.collect()
+
+    assert failures(summary) == {}
+    told, exact = collection.sizes("pg"), measured_postgres.sizes()
+    assert set(told) == set(exact)
+    assert exact["orders"] - 3 <= told["orders"] <= exact["orders"]
+
+
+def test_a_wrong_password_fails_its_server_alone_and_is_told_with_what_to_do(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    wrong = collection.password("wrong", "guess-W0rd")
+    register(
+        collection.engine,
+        [at(measured_postgres, collection), at(measured_postgres, collection, "locked", password_from=wrong)],
+    )
+
+    summary = collection.collect()
+
+    kind, reason = failures(summary)["locked"]
+    assert kind == "login"
+    assert "password authentication failed" in reason
+    assert "Mend the login" in reason
+    assert collection.total("locked") is None
+    assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --"}
+    assert summary.status == "failed"
+    assert "1 failed and have no sample of this day; the others are stored" in summary.message
+
+
+def test_no_password_is_in_a_log_a_table_or_a_summary(
+    measured_postgres: PostgresServer, collection: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = collection.password("wrong", "guess-W0rd")
+    register(
+        collection.engine,
+        [
+            at(measured_postgres, collection),
+            at(measured_postgres, collection, "locked", password_from=wrong),
+            at(measured_postgres, collection, "elsewhere", port=1, password_from=wrong),
+        ],
+    )
+
+    summary = collection.collect()
+
+    tables = ("instances", "capacity_collection_targets", "capacity_collection_attempts", "database_size_stats")
+    stored = [str(collection.rows(f"SELECT * FROM {table}")) for table in tables]
+    everything = "\n".join([*stored, caplog.text, str(summary), str(summary.to_dict())])
+    assert "secret:wrong" in everything
+    assert PASSWORD not in everything
+    assert "guess-W0rd" not in everything
+
+
+def test_a_password_that_is_missing_is_a_failure_that_names_where_it_was_looked_for(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection, password_from="env:NOT_THERE")])  # noqa: S106
+
+    kind, reason = failures(collection.collect())["pg"]
+
+    assert kind == "credential"
+    assert "the variable NOT_THERE is missing or empty" in reason
+
+
+def test_a_server_that_accepts_and_never_answers_is_failed_and_holds_up_nobody(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    with silent_socket() as port:
+        silent = [at(measured_postgres, collection, f"silent-{number}", port=port) for number in range(4)]
+        register(collection.engine, [at(measured_postgres, collection), *silent])
+        told: list[str] = []
+
+        summary = collection.service(places=1).collect(
+            TODAY, progress=lambda outcome, _left: told.append(outcome.server)
+        )
+
+    assert told[0] == "pg" or told[-1] == "pg"
+    assert {kind for kind, _ in failures(summary).values()} == {"timeout"}
+    assert len(summary.failures) == 4
+    assert collection.total("pg") is not None
+
+
+def test_a_refused_connection_and_an_unknown_host_are_unreachable(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(
+        collection.engine,
+        [
+            at(measured_postgres, collection, "off", port=1),
+            at(measured_postgres, collection, "nowhere", tls="off"),
+        ],
+    )
+    register(
+        collection.engine,
+        [Server("nowhere", "postgresql", "no-such-host.invalid", username="x", tls="off")],
+    )
+
+    found = failures(collection.collect())
+
+    assert {name: kind for name, (kind, _) in found.items()} == {"off": "unreachable", "nowhere": "unreachable"}
+    assert "Is it up" in found["off"][1]
+
+
+def test_a_revoked_right_fails_the_whole_server_and_names_the_database(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection)])
+    collection.collect(YESTERDAY)
+    measured_postgres.execute(
+        "REVOKE pg_read_all_stats FROM capacity_reader", 'REVOKE CONNECT ON DATABASE "orders" FROM PUBLIC'
+    )
+    try:
+        summary = collection.collect(TODAY)
+    finally:
+        measured_postgres.execute("GRANT pg_read_all_stats TO capacity_reader")
+
+    kind, reason = failures(summary)["pg"]
+    assert kind == "rights"
+    assert "its login may not measure orders: pg_read_all_stats is missing" in reason
+    assert collection.sizes("pg", TODAY) == {}
+    assert collection.total("pg", TODAY) is None
+    assert collection.total("pg", YESTERDAY) is not None
+
+
+def test_a_second_run_of_the_day_measures_only_the_servers_that_failed(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    right = collection.password("late", "not yet")
+    register(
+        collection.engine,
+        [at(measured_postgres, collection), at(measured_postgres, collection, "late", password_from=right)],
+    )
+    first = collection.collect()
+    collection.password("late", PASSWORD)
+
+    second = collection.collect()
+    third = collection.collect()
+
+    assert (first.processed_instances, first.failed_instances, first.skipped_instances) == (1, 1, 0)
+    assert (second.processed_instances, second.failed_instances, second.skipped_instances) == (1, 0, 1)
+    assert (third.processed_instances, third.failed_instances, third.skipped_instances) == (0, 0, 2)
+    assert third.status == "skipped"
+    attempts = collection.rows(
+        "SELECT i.name, a.status, a.failure, a.attempts FROM capacity_collection_attempts a "
+        "JOIN instances i ON i.id = a.instance_id ORDER BY 1"
+    )
+    assert attempts == [("late", "collected", None, 2), ("pg", "collected", None, 1)]
+
+
+def test_measuring_again_on_the_same_day_forgets_what_was_dropped_meanwhile(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection)])
+    collection.collect()
+    measured_postgres.execute('DROP DATABASE "Ünïcødé; --"')
+
+    collection.collect(again=True)
+
+    assert set(collection.sizes("pg")) == {"orders"}
+    assert collection.total("pg") == (measured_postgres.sizes()["orders"], 1)
+
+
+def test_measuring_again_without_a_change_touches_no_row(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection)])
+    collection.collect()
+    query = "SELECT xmin::text FROM database_size_stats UNION ALL SELECT xmin::text FROM instance_size_stats ORDER BY 1"
+    before = collection.rows(query)
+
+    collection.collect(again=True)
+
+    assert collection.rows(query) == before
+
+
+def test_a_day_is_a_day_of_the_configured_zone_whatever_zone_server_and_machine_are_in(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    measured_postgres.execute("ALTER ROLE capacity_reader SET timezone = 'America/Los_Angeles'")
+    register(collection.engine, [at(measured_postgres, collection)])
+    # Half past midnight in Shanghai, still the day before everywhere west of it.
+    moment = datetime(2025, 7, 19, 16, 30, tzinfo=UTC)
+
+    collection.service(Clock(SHANGHAI, now=lambda: moment)).collect(TODAY)
+
+    assert set(collection.sizes("pg", TODAY)) == {"orders", "Ünïcødé; --"}
+    assert collection.sizes("pg", YESTERDAY) == {}
+    with pytest.raises(ValidationError, match=r"2025-07-20 has not begun"):
+        collection.service(Clock(ZoneInfo("UTC"), now=lambda: moment)).collect(TODAY)
+
+
+def test_a_past_day_is_refused_before_anything_is_asked(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection)])
+
+    with pytest.raises(ValidationError, match=r"2025-07-19 is over, and a server can only say how large .* now"):
+        collection.service().collect(YESTERDAY)
+
+    assert collection.rows("SELECT count(*) FROM capacity_collection_attempts") == [(0,)]
+
+
+def test_servers_whose_turn_comes_after_midnight_fail_instead_of_lending_the_next_day_to_this_one(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(3)])
+    noon = datetime(2025, 7, 20, 4, 0, tzinfo=UTC)
+    moments = iter([noon, noon])
+
+    def now() -> datetime:
+        return next(moments, noon + timedelta(days=1))
+
+    summary = collection.service(Clock(SHANGHAI, now=now), places=1).collect(TODAY)
+
+    assert summary.processed_instances == 1
+    assert {kind for kind, _ in failures(summary).values()} == {"day over"}
+    assert collection.rows("SELECT DISTINCT collected_date FROM database_size_stats") == [(TODAY,)]
+
+
+@pytest.fixture
+def doomed() -> Iterator[PostgresServer]:
+    """A server of a test's own, to be killed."""
+    with postgres_server() as running:
+        running.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
+        yield running
+
+
+def test_a_server_that_dies_while_it_is_measured_is_failed_and_its_history_kept(
+    doomed: PostgresServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(collection.engine, [at(doomed, collection)])
+    doomed.execute("CREATE DATABASE mine")
+    collection.collect(YESTERDAY)
+    monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
+    killer = threading.Timer(1.0, doomed.kill)
+    killer.start()
+
+    summary = collection.collect(TODAY)
+    killer.join()
+    doomed.start()
+
+    kind, reason = failures(summary)["pg"]
+    assert kind == "broken off", reason
+    assert collection.sizes("pg", TODAY) == {}
+    assert set(collection.sizes("pg", YESTERDAY)) == {"mine"}
+
+
+def test_a_server_that_freezes_while_it_is_measured_is_left_behind(
+    doomed: PostgresServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "STATEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(fleet, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
+    register(collection.engine, [at(doomed, collection)])
+    freezer = threading.Timer(0.7, doomed.freeze)
+    freezer.start()
+    began = time.monotonic()
+
+    summary = collection.collect(TODAY)
+    freezer.join()
+
+    assert failures(summary)["pg"][0] == "timeout"
+    assert time.monotonic() - began < 30
+
+
+def test_a_statement_that_takes_too_long_is_a_timeout_that_names_the_cheaper_way(
+    measured_postgres: PostgresServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
+    register(collection.engine, [at(measured_postgres, collection)])
+
+    kind, reason = failures(collection.collect())["pg"]
+
+    assert kind == "timeout"
+    assert "sizing = statistics" in reason
+
+
+def test_what_was_measured_before_an_interruption_is_kept_and_the_rest_comes_with_the_next_run(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(4)])
+
+    def interrupt(_outcome: Outcome, left: int) -> None:
+        if left == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collection.service(places=1).collect(TODAY, progress=interrupt)
+    kept = collection.rows("SELECT count(*) FROM instance_size_stats")
+    rest = collection.collect()
+
+    assert kept == [(2,)]
+    assert (rest.processed_instances, rest.skipped_instances) == (2, 2)
+
+
+def test_two_collections_at_once_are_refused(measured_postgres: PostgresServer, collection: Collection) -> None:
+    register(collection.engine, [at(measured_postgres, collection)])
+    service = collection.service()
+
+    with (
+        service.locks.job_lock(SAMPLES),
+        pytest.raises(LockHeldError, match=r"The samples are being written by .* Nothing of the samples was written"),
+    ):
+        service.collect(TODAY)
+
+
+def test_disabled_servers_are_not_measured_and_cannot_be_asked_for(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection), at(measured_postgres, collection, "old")])
+    set_active(collection.engine, ["old"], active=False)
+
+    assert collection.collect().total_instances == 1
+    with pytest.raises(ValidationError, match="'old' is disabled"):
+        collection.service().collect(TODAY, ["old"])
+
+
+def test_how_long_a_server_took_decides_how_long_it_may_take(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection)])
+    collection.collect(YESTERDAY)
+    collection.rows("SELECT 1")
+    with collection.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE capacity_collection_attempts SET measure_seconds = 20, connect_seconds = 1")
+
+    habits, _ = collection.service()._history(TODAY)
+
+    [habit] = habits.values()
+    assert (habit.usual_seconds, habit.statement_seconds, habit.patience_seconds) == (21, 105, 42)
+    assert not habit.failed_last
+
+
+@pytest.mark.skipif(not postgres_offers_tls(), reason="this PostgreSQL was built without TLS")
+def test_tls_is_used_verified_and_refused_as_registered(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    files = measured_postgres.certificates
+    ways = {
+        "require": {"tls": "require"},
+        "verified": {"tls": "verify-full", "tls_ca": str(files.ca)},
+        "another-ca": {"tls": "verify-full", "tls_ca": str(files.other_ca)},
+        "missing-ca": {"tls": "verify-full", "tls_ca": "/nowhere/ca.pem"},
+    }
+    register(collection.engine, [at(measured_postgres, collection, name, **way) for name, way in ways.items()])
+
+    summary = collection.collect()
+
+    assert {name: kind for name, (kind, _) in failures(summary).items()} == {"another-ca": "tls", "missing-ca": "tls"}
+    assert collection.total("verified") is not None
+
+
+def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(collection: Collection) -> None:
+    with postgres_server(tls=False) as plain:
+        plain.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
+        register(collection.engine, [at(plain, collection, tls="require")])
+
+        kind, reason = failures(collection.collect())["pg"]
+
+    assert kind == "tls"
+    assert "SSL" in reason

@@ -1,0 +1,74 @@
+"""References to passwords: what they may look like, where they lead, and that nothing repeats a password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.collection.credentials import (
+    CredentialError,
+    checked_reference,
+    password_of,
+    readable_by_others,
+)
+
+
+@pytest.mark.parametrize("reference", ["env:DB_7", "file:/etc/capacity/db", "secret:db-7.password", "own"])
+def test_the_known_forms_are_taken(reference: str) -> None:
+    assert checked_reference(reference) == reference
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["hunter2", "env:", "env:7A", "file:relative", "secret:../etc/shadow", "secret:", "own:x", "plain:x", ""],
+)
+def test_everything_else_is_refused_and_not_repeated(reference: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        checked_reference(reference)
+
+    assert "env:NAME, file:/PATH or secret:NAME" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_password_is_found_in_a_variable_in_the_env_file_in_a_file_and_in_the_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DB_7", "exported")
+    (tmp_path / ".env").write_text("DB_7=shadowed\nDB_8=from the file\n")
+    (tmp_path / "db-9").write_text("with = signs\n")
+
+    assert password_of("env:DB_7", tmp_path) == "exported"
+    assert password_of("env:DB_8", tmp_path) == "from the file"
+    assert password_of(f"file:{tmp_path / 'db-9'}", tmp_path) == "with = signs"
+    assert password_of("secret:db-9", tmp_path) == "with = signs"
+
+
+def test_what_is_missing_empty_or_unreadable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+
+    for reference, reason in {
+        "env:NOT_THERE": "the variable NOT_THERE is missing or empty",
+        "secret:not-there": f"the file {tmp_path / 'not-there'} is missing or empty",
+        "secret:empty": f"the file {tmp_path / 'empty'} is missing or empty",
+        "secret:binary": "cannot be read (it is not text)",
+        f"file:{tmp_path}": "cannot be read (Is a directory)",
+    }.items():
+        with pytest.raises(CredentialError) as failed:
+            password_of(reference, tmp_path)
+        assert reason in str(failed.value)
+
+
+def test_a_file_that_everybody_can_read_is_noticed(tmp_path: Path) -> None:
+    secret = tmp_path / "db"
+    secret.write_text("x")
+    secret.chmod(0o644)
+    assert readable_by_others("secret:db", tmp_path)
+    secret.chmod(0o600)
+    assert not readable_by_others("secret:db", tmp_path)
+    assert not readable_by_others("env:X", tmp_path)
+    assert not readable_by_others(None, tmp_path)

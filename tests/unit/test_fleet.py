@@ -1,0 +1,198 @@
+"""Many servers side by side, simulated on loopback sockets: who waits for whom, and who is given up when."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+
+from capacity_assets.collection import fleet
+from capacity_assets.collection.engines.base import (
+    Access,
+    DatabaseSize,
+    Engine,
+    Kind,
+    MeasureError,
+    ServerFacts,
+    engines,
+)
+from capacity_assets.collection.fleet import FleetMeasurement, Habits, Task
+from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.registry import Server
+from capacity_assets.collection.results import Outcome
+from tests.conftest import fixed_clock
+from tests.servers import silent_socket
+
+
+class Simulated(Engine):
+    """Speaks to a loopback socket: one line is the name of a database and its size."""
+
+    name = "simulated"
+    default_port = 1
+    system_databases = ()
+    verified = False
+    grants = ""
+    definition = ""
+
+    def connect(self, access: Access) -> socket.socket:
+        connection = socket.create_connection((access.host, access.port), timeout=access.connect_seconds)
+        try:
+            assert connection.recv(1) == b"!"
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def sizes(self, connection: socket.socket, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:  # noqa: ARG002
+        connection.settimeout(access.statement_seconds)
+        connection.sendall(b"?")
+        return [DatabaseSize("db", int(connection.recv(16)))]
+
+    def facts(self, connection: Any) -> ServerFacts:  # noqa: ARG002
+        return ServerFacts("simulated", encrypted=None)
+
+    def explained(self, error: Exception) -> MeasureError | None:  # noqa: ARG002
+        return None
+
+
+class Simulation:
+    """Servers behind one listener, each connection answered after a while; counts how many are at work at once."""
+
+    def __init__(self, listener: socket.socket, seconds: float) -> None:
+        self.port = int(listener.getsockname()[1])
+        self.most_at_once = 0
+        self._at_once = 0
+        self._seconds = seconds
+        self._guard = threading.Lock()
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"!")
+            connection.recv(1)
+            with self._guard:
+                self._at_once += 1
+                self.most_at_once = max(self.most_at_once, self._at_once)
+            time.sleep(self._seconds)
+            with self._guard:
+                self._at_once -= 1
+            connection.sendall(b"7")
+
+
+@pytest.fixture
+def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
+    monkeypatch.setitem(engines(), "simulated", Simulated())
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(512)
+        yield Simulation(listener, seconds=0.02)
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def tasks(count: int, port: int, first: int = 0, habits: Habits = Habits()) -> list[Task]:  # noqa: B008 -- frozen
+    return [
+        Task(number, Server(f"server-{number}", "simulated", "127.0.0.1", port=port, tls="off"), habits)
+        for number in range(first, first + count)
+    ]
+
+
+def measured(work: list[Task], places: int, connect_seconds: float = 0.5) -> list[Outcome]:
+    surroundings = Surroundings(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
+    measurement = FleetMeasurement(surroundings, fixed_clock(), places, connect_seconds)
+    return [outcome for outcome in measurement.outcomes(work) if outcome is not None]
+
+
+def test_every_server_has_one_outcome_and_no_more_work_at_once_than_there_are_places(simulation: Simulation) -> None:
+    outcomes = measured(tasks(60, simulation.port), places=8)
+
+    assert Counter(outcome.server for outcome in outcomes) == {f"server-{number}": 1 for number in range(60)}
+    assert {(outcome.kind, outcome.total_size_mb) for outcome in outcomes} == {(None, 7)}
+    assert 1 < simulation.most_at_once <= 8
+
+
+def test_servers_that_hang_give_their_places_to_those_that_answer(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "PATIENCE_SECONDS", 0.2)
+    with silent_socket() as port:
+        hanging = tasks(4, port, first=100, habits=Habits(failed_last=True))
+        outcomes = measured([*tasks(20, simulation.port), *hanging], places=2, connect_seconds=3)
+
+    # All four began first, two places were theirs: who answers is done before the first of them is given up.
+    assert [outcome.kind for outcome in outcomes] == [None] * 20 + [Kind.TIMEOUT] * 4
+
+
+def test_servers_that_failed_last_begin_first(simulation: Simulation) -> None:
+    usual = tasks(10, simulation.port)
+    failed = tasks(3, simulation.port, first=100, habits=Habits(usual_seconds=0.1, failed_last=True))
+
+    outcomes = measured([*usual, *failed], places=1)
+
+    assert {outcome.server for outcome in outcomes[:3]} == {"server-100", "server-101", "server-102"}
+
+
+def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(_self: Simulated, _access: Access) -> socket.socket:
+        time.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(fleet, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(Simulated, "connect", hang)
+
+    [outcome] = measured(tasks(1, simulation.port), places=1, connect_seconds=0.3)
+
+    assert outcome.kind is Kind.TIMEOUT
+    assert "no answer to the connection within 0 s" in str(outcome.reason)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [DatabaseSize("a", -1)],
+        [DatabaseSize("a", 2**63)],
+        [DatabaseSize("n" * 256, 1)],
+        [DatabaseSize("a\0b", 1)],
+        [DatabaseSize("a", 1), DatabaseSize("a", 2)],
+    ],
+)
+def test_what_no_table_could_hold_fails_its_server_alone(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, told: list[DatabaseSize]
+) -> None:
+    monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: told)
+
+    [outcome] = measured(tasks(1, simulation.port), places=1)
+
+    assert outcome.kind is Kind.UNEXPECTED
+    assert "impossible size or name" in str(outcome.reason)
+
+
+def test_an_error_nobody_foresaw_is_one_servers_failure(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object) -> list[DatabaseSize]:
+        raise ZeroDivisionError("a bug in a driver")
+
+    monkeypatch.setattr(Simulated, "sizes", broken)
+
+    [outcome] = measured(tasks(1, simulation.port), places=1)
+
+    assert (outcome.kind, str(outcome.reason).partition(".")[0]) == (
+        Kind.UNEXPECTED,
+        "ZeroDivisionError: a bug in a driver",
+    )
