@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.errors import ValidationError
-from capacity_assets.aggregation.levels import LEVELS, Level
+from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.locks import SAMPLES, HeldLock
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
@@ -106,7 +106,8 @@ class _Import:
                 say(f"{result['servers']} servers {told}.")
             for level in LEVELS.values():
                 if level.source.name in there:
-                    reports.append(self._loaded(legacy.samples(level), level, "mb"))
+                    has_totals = INSTANCE.source.name in there
+                    reports.append(self._loaded(legacy.samples(level), level, "mb", derive_totals=not has_totals))
                     result[level.source.name] = asdict(reports[-1])
                 if level.target.name in there:
                     result[level.target.name] = self._aggregates(legacy, level)
@@ -116,10 +117,11 @@ class _Import:
             print_json(result)
         return reports
 
-    def _loaded(self, source: Source, level: Level, unit: str) -> LoadReport:
+    def _loaded(self, source: Source, level: Level, unit: str, *, derive_totals: bool = True) -> LoadReport:
         reader = RowReader(layout_of(level), unit, self.settings.zone, self.asked.server)
         with _progress(level.source.name, as_json=self.as_json) as told:
-            loader = Loader(self.engine, level, reader, self.asked.options(), self.held, told)
+            options = replace(self.asked.options(), derive_totals=derive_totals)
+            loader = Loader(self.engine, level, reader, options, self.held, told)
             report = loader.load(source, _fingerprint(source, self.asked))
         if not self.as_json:
             _print_report(report, level, dry_run=self.asked.dry_run)

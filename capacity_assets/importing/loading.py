@@ -62,12 +62,16 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How rows are loaded; `register_as` is the engine of servers that are not known yet."""
+    """How rows are loaded; `register_as` is the engine of servers that are not known yet.
+
+    Totals of servers are derived from their databases unless the source has totals of its own.
+    """
 
     replace: bool = False
     register_as: str | None = None
     port: int = 0
     dry_run: bool = False
+    derive_totals: bool = True
     slice_rows: int = SLICE_ROWS
 
 
@@ -148,7 +152,7 @@ class Loader:
         report.spans(*connection.execute(text(sql.DAYS)).one())
         report.name("conflicts", map(_conflict, connection.execute(text(statements.conflicts), {"listed": LISTED})))
         connection.execute(text(statements.write))
-        if statements.totals:
+        if statements.totals and self.options.derive_totals:
             report.add({"totals_written": connection.execute(text(statements.totals)).scalar_one()})
         connection.execute(text("DROP TABLE staged, compared"))
 

@@ -87,12 +87,15 @@ class MySQL(Engine):
             database=access.database,
             charset="utf8mb4",
             connect_timeout=max(round(access.connect_seconds), 1),
-            read_timeout=max(round(access.statement_seconds), 1),
+            # It also bounds the greeting, which a server that accepts and stays silent never sends.
+            read_timeout=max(round(access.connect_seconds), 1),
             write_timeout=max(round(access.statement_seconds), 1),
             program_name=PROGRAM,
             autocommit=True,
             **_tls(access),
         )
+        # Connected, it may take its time; the driver has no public way to say so.
+        connection._read_timeout = access.statement_seconds  # type: ignore[attr-defined]  # noqa: SLF001
         [(version,)] = rows_of(connection, "SELECT VERSION()")
         for statement in _limits(str(version), access.statement_seconds):
             rows_of(connection, statement)

@@ -1,0 +1,376 @@
+"""History from files and from a legacy database: every row is accounted for, and nothing is loaded by halves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregation.levels import DATABASE, LEVELS
+from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.importing import loading
+from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
+from capacity_assets.importing.rows import RowReader, layout_of
+from capacity_assets.importing.sources import file_source
+from capacity_assets.storage.engine import capacity_engine
+from tests.command import capacity
+from tests.conftest import SHANGHAI
+from tests.fleet import load_sample, stored
+
+pytestmark = pytest.mark.usefixtures("settings")
+HEAD = "server,database,day,size_mb\n"
+
+
+def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def samples(engine: Engine) -> list[tuple[object, ...]]:
+    return rows(
+        engine,
+        "SELECT i.name, d.database_name, d.collected_date::text, d.size_mb, d.data_size_mb, d.log_size_mb "
+        "FROM database_size_stats d JOIN instances i ON i.id = d.instance_id ORDER BY 1, 2, 3",
+    )
+
+
+def totals(engine: Engine) -> list[tuple[object, ...]]:
+    return rows(
+        engine,
+        "SELECT i.name, t.collected_date::text, t.total_size_mb, t.database_count FROM instance_size_stats t "
+        "JOIN instances i ON i.id = t.instance_id WHERE NOT t.is_deleted ORDER BY 1, 2",
+    )
+
+
+def write(path: Path, content: str) -> str:
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def counts(output: str) -> dict[str, int]:
+    return {name: count for name, count in json.loads(output)["counts"].items() if count}
+
+
+@pytest.fixture(autouse=True)
+def servers(engine: Engine) -> None:
+    with engine.begin() as connection:
+        query = "INSERT INTO instances (name, db_type, host, port) VALUES (:name, 'mysql', 'h', 1)"
+        connection.execute(text(query), [{"name": "alpha"}, {"name": "beta"}])
+
+
+def test_a_file_of_samples_is_stored_and_the_totals_derived(engine: Engine, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "sizes.csv",
+        "server,database,day,size_mb,data_size_mb,log_size_mb,collected_at\n"
+        "alpha,a,2025-01-01,10,8,2,2025-01-01T03:00:00+08:00\n"
+        'alpha,"b, ""quoted"" 日",2025-01-01,5,,,\n'
+        "beta,a,2025-01-02,7,7,,\n",
+    )
+
+    done = capacity("import", file)
+
+    assert done.exit_code == 0, done.output
+    assert samples(engine) == [
+        ("alpha", "a", "2025-01-01", 10, 8, 2),
+        ("alpha", 'b, "quoted" 日', "2025-01-01", 5, None, None),
+        ("beta", "a", "2025-01-02", 7, 7, None),
+    ]
+    assert totals(engine) == [("alpha", "2025-01-01", 15, 2), ("beta", "2025-01-02", 7, 1)]
+    assert rows(engine, "SELECT collected_at AT TIME ZONE 'UTC' FROM database_size_stats WHERE log_size_mb = 2") != []
+    assert "capacity aggregate --period all --from 2025-01-01 --to 2025-01-02" in done.output
+
+
+def test_columns_of_other_names_units_and_delimiters_are_taken(engine: Engine, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.csv", "\ufeffDB;Größe;when\na;1048576000;2025-01-01 00:00:00\nb;1048575;2025-01-01\n")
+
+    mapping = ["--map", "database=DB", "--map", "size_mb=Größe", "--map", "day=when"]
+    done = capacity("import", file, "--server", "alpha", "--unit", "bytes", *mapping)
+
+    assert done.exit_code == 0, done.output
+    assert [row[:4] for row in samples(engine)] == [
+        ("alpha", "a", "2025-01-01", 1000),
+        ("alpha", "b", "2025-01-01", 0),
+    ]
+
+
+def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Engine, tmp_path: Path) -> None:
+    write(tmp_path / "first.csv", HEAD + "alpha,a,2025-01-01,10\nalpha,b,2025-01-01,20\n")
+    capacity("import", str(tmp_path / "first.csv"))
+    file = write(
+        tmp_path / "second.csv",
+        HEAD + "alpha,a,2025-01-01,10\n"  # present
+        "alpha,b,2025-01-01,21\n"  # another value
+        "alpha,c,2025-01-01,30\n"  # new
+        "alpha,c,2025-01-01,30\n"  # repeated
+        "alpha,c,2025-01-01,31\n"  # another value than an earlier row
+        "gamma,a,2025-01-01,1\n"  # unknown server
+        "alpha,d,2025-02-30,1\n"  # no such day
+        "alpha,d,2025-01-01,-1\n"
+        "alpha,,2025-01-01,1\n"
+        "alpha,d,2025-01-01 03:00,1\n"
+        "alpha,d,2025-01-01,much\n"
+        "alpha,d,2025-01-01\n",
+    )
+
+    told = json.loads(capacity("import", file, "--json").output)
+    shown = capacity("import", file)
+
+    assert {name: count for name, count in told["counts"].items() if count} == {
+        "read": 12,
+        "written": 1,
+        "present": 1,
+        "repeated": 1,
+        "conflicts": 2,
+        "unknown": 1,
+        "bad": 6,
+        "totals_written": 1,
+    }
+    assert told["listed"]["conflicts"] == [
+        "row 2: alpha, b, 2025-01-01: 21 MB, stored is 20 MB",
+        "row 5: alpha, c, 2025-01-01: 31 MB, an earlier row has 30 MB",
+    ]
+    assert told["listed"]["unknown"] == ["gamma: 1 rows"]
+    assert [line.partition(":")[0] for line in told["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
+    assert totals(engine) == [("alpha", "2025-01-01", 60, 3)]
+    assert shown.exit_code == 1
+    assert "--on-conflict replace takes the file's instead" in shown.output
+
+
+def test_replacing_takes_the_files_values_and_the_totals_follow(engine: Engine, tmp_path: Path) -> None:
+    write(tmp_path / "first.csv", HEAD + "alpha,a,2025-01-01,10\nalpha,b,2025-01-01,20\n")
+    capacity("import", str(tmp_path / "first.csv"))
+    file = write(tmp_path / "second.csv", HEAD + "alpha,b,2025-01-01,25\n")
+
+    done = capacity("import", file, "--on-conflict", "replace", "--json")
+
+    assert counts(done.output) == {"read": 1, "replaced": 1, "totals_written": 1}
+    assert totals(engine) == [("alpha", "2025-01-01", 35, 2)]
+
+
+def test_a_total_that_was_measured_otherwise_is_kept(engine: Engine, tmp_path: Path) -> None:
+    level = write(tmp_path / "totals.csv", "server,day,total_size_mb,database_count\nalpha,2025-01-01,99,9\n")
+    assert capacity("import", level, "--level", "instance").exit_code == 0
+
+    capacity("import", write(tmp_path / "sizes.csv", HEAD + "alpha,a,2025-01-01,10\n"))
+
+    assert totals(engine) == [("alpha", "2025-01-01", 99, 9)]
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(engine: Engine, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.csv", HEAD + "alpha,a,2025-01-01,10\nalpha,a,2025-01-01,10\nnew,a,2025-01-01,1\n")
+
+    rehearsed = capacity("import", file, "--register-as", "mysql", "--dry-run", "--json")
+    untouched = (samples(engine), rows(engine, "SELECT count(*) FROM instances"))
+    done = capacity("import", file, "--register-as", "mysql", "--json")
+
+    assert untouched == ([], [(2,)])
+    assert counts(rehearsed.output) == counts(done.output)
+    assert counts(done.output) == {"read": 3, "written": 2, "repeated": 1, "totals_written": 2}
+    assert rows(engine, "SELECT name, db_type FROM instances WHERE id > 2") == [("new", "mysql")]
+
+
+def test_a_parquet_file_is_read_like_a_csv(engine: Engine, tmp_path: Path) -> None:
+    import datetime
+
+    days = [datetime.date(2025, 1, 1) + datetime.timedelta(days=number) for number in range(3)]
+    table = pa.table(
+        {"server": ["alpha"] * 3, "database_name": ["a", "b", "ü"], "collected_date": days, "size_mb": [1, 2, None]}
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    done = capacity("import", str(tmp_path / "x.parquet"), "--json")
+
+    assert counts(done.output) == {"read": 3, "written": 2, "bad": 1, "totals_written": 2}
+    assert [row[1:4] for row in samples(engine)] == [("a", "2025-01-01", 1), ("b", "2025-01-02", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "reason"),
+    [
+        ("", [], "is empty"),
+        ("server,database,day\n", [], "Nothing is known to be size_mb"),
+        ("database,day,size_mb\n", [], "Nothing says whose rows these are"),
+        ("instance_id,database,day,size_mb\n", [], "--map instance_id=NAME"),
+        (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
+        (HEAD, ["--map", "colour=size_mb"], "there is no such column; ours are server"),
+        (HEAD, ["--map", "size_mb"], "has not the form OURS=THEIRS"),
+        (HEAD, ["--level", "fleet"], "'fleet' is no level"),
+        (HEAD, ["--register-as", "db2"], "'db2' is no engine"),
+        ("server,day,day,database,size_mb\n", [], "'day' is there more than once"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_anything_is_written(
+    tmp_path: Path, content: str, arguments: list[str], reason: str
+) -> None:
+    refused = capacity("import", write(tmp_path / "x.csv", content), *arguments)
+
+    assert refused.exit_code == 2
+    assert reason in refused.output
+
+
+def test_a_file_that_is_no_text_in_the_middle_keeps_what_came_before(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.csv").write_bytes(HEAD.encode() + b"alpha,a,2025-01-01,10\n" * 20_000 + b"alpha,\xff,2025-01-01,1\n")
+    monkeypatch.setattr(loading.LoadOptions.__init__, "__defaults__", (False, None, 0, False, True, 1000))
+
+    failed = capacity("import", str(tmp_path / "x.csv"))
+
+    assert failed.exit_code == 2
+    assert "it is not UTF-8. What was read before is kept." in failed.output
+    assert [row[3] for row in samples(engine)] == [10]
+
+
+class Held:
+    def ensure_held(self) -> None:
+        """Nobody else is there."""
+
+
+def loader(engine: Engine, slice_rows: int, stop_after: int | None = None) -> Loader:
+    def progress(read: int) -> None:
+        if stop_after is not None and read >= stop_after:
+            raise KeyboardInterrupt
+
+    reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI)
+    return Loader(engine, DATABASE, reader, LoadOptions(slice_rows=slice_rows), Held(), progress)
+
+
+def test_an_interrupted_import_goes_on_behind_its_last_slice(engine: Engine, tmp_path: Path) -> None:
+    lines = [
+        f"alpha,db-{number % 7},2025-{1 + number // 200:02}-{1 + number // 7 % 28:02},{number}" for number in range(500)
+    ]
+    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None)
+
+    with pytest.raises(KeyboardInterrupt):
+        loader(engine, 100, stop_after=200).load(source, "this import")
+    kept = rows(engine, "SELECT position, finished_at IS NULL FROM capacity_imports")
+    rest = loader(engine, 100).load(source, "this import")
+
+    assert kept == [(200, True)]
+    assert (rest.resumed_after, rest.counts["read"]) == (200, 300)
+    assert rows(engine, "SELECT position, finished_at IS NULL FROM capacity_imports") == [(500, False)]
+
+
+def test_slices_of_any_size_come_to_the_same(engine: Engine, tmp_path: Path) -> None:
+    lines = [f"alpha,db-{number % 3},2025-01-{1 + number % 28:02},{number % 5}" for number in range(200)]
+    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None)
+    found: list[tuple[object, ...]] = []
+    for slice_rows in (1, 7, 1000):
+        report: LoadReport = loader(engine, slice_rows).load(source, f"slices of {slice_rows}")
+        left_out = report.counts["conflicts"]
+        sums = rows(
+            engine,
+            "SELECT (SELECT sum(size_mb) FROM database_size_stats), "
+            "(SELECT sum(total_size_mb) FROM instance_size_stats), "
+            "(SELECT sum(database_count) FROM instance_size_stats)",
+        )
+        found.append((left_out, *sums))
+        with engine.begin() as connection:
+            connection.execute(text("TRUNCATE database_size_stats, instance_size_stats"))
+
+    assert found[0] == found[1] == found[2]
+    [(database_mb, total_mb, database_count)] = found[0][1:]  # type: ignore[misc]
+    assert database_mb == total_mb
+    assert database_count == 84
+
+
+def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None:
+    reader = RowReader(layout_of(DATABASE), "gb", ZoneInfo("Europe/Berlin"), server="s")
+
+    row = reader.read(7, [None, None, " a ", "2025-07-01", "1.5", "", None, "2025-07-01T03:00:00"])
+
+    assert row[:5] == (7, "s", None, " a ", row[4])  # type: ignore[index]
+    assert row[5:8] == (1536, None, None)  # type: ignore[index]
+    assert str(row[8]) == "2025-07-01 01:00:00+00:00"  # type: ignore[index]
+
+
+@pytest.fixture
+def legacy(server: object) -> Iterator[tuple[Engine, URL]]:
+    """Another database with the sample's servers, samples and aggregates, as the legacy application left them."""
+    from tests.conftest import TEMPLATE, _database
+
+    for url in _database(server, TEMPLATE):  # type: ignore[arg-type]
+        there = capacity_engine(url)
+        load_sample(there)
+        with there.begin() as connection:
+            connection.execute(
+                text(
+                    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
+                    "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) VALUES "
+                    "(1, 'gone', 'monthly', '2020-01-01', '2020-01-31', 5, 6, 4, 31)"
+                )
+            )
+        yield there, url
+        there.dispose()
+
+
+def test_a_legacy_database_comes_over_with_servers_samples_and_aggregates(
+    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, url = legacy
+    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
+
+    done = capacity("import", "env:LEGACY", "--json")
+
+    assert done.exit_code == 0, done.output
+    assert samples(engine) == samples(there)
+    assert totals(engine) == totals(there)
+    assert rows(
+        engine, "SELECT name, db_type, is_active FROM instances WHERE name NOT IN ('alpha', 'beta') ORDER BY 1"
+    ) == rows(there, "SELECT name, db_type, is_active FROM instances ORDER BY 1")
+    [copied] = stored(engine, DATABASE)
+    assert (copied["database_name"], copied["avg_size_mb"], copied["data_count"]) == ("gone", 5, 31)
+    again = json.loads(capacity("import", "env:LEGACY", "--json").output)
+    assert again["servers"] == 0
+    for level in LEVELS.values():
+        report = again[level.source.name]["counts"]
+        assert report["read"] == report["present"] > 0
+    assert again["database_size_aggregations"] == {"read": 1, "written": 0, "present": 1}
+
+
+def test_a_dry_run_of_a_legacy_database_writes_nothing(
+    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = legacy
+    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
+
+    done = capacity("import", "env:LEGACY", "--dry-run")
+
+    assert "6 servers would be registered first" in done.output
+    assert samples(engine) == []
+    assert rows(engine, "SELECT count(*) FROM instances") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "reason"),
+    [
+        ("postgresql://user:hunter2@host/db", 2, "The address holds a password"),
+        ("mysql://host/db", 2, "is no PostgreSQL database"),
+        ("env:NOT_THERE", 2, "The variable NOT_THERE is empty"),
+        ("postgresql://nobody@127.0.0.1:1/db", 1, "cannot be read"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused_and_no_password_repeated(
+    source: str, code: int, reason: str
+) -> None:
+    refused = capacity("import", source)
+
+    assert (refused.exit_code, reason in refused.output) == (code, True), refused.output
+    assert "hunter2" not in refused.output
+
+
+def test_an_import_beside_a_collection_is_refused(engine: Engine, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.csv", HEAD + "alpha,a,2025-01-01,10\n")
+
+    with CapacityLockManager(engine).job_lock("samples"):
+        refused = capacity("import", file)
+
+    assert refused.exit_code == 1
+    assert "The samples are being written by" in refused.output
+    assert samples(engine) == []

@@ -1,0 +1,201 @@
+"""The registry of servers and its commands: what is registered, shown, changed, tried, and never shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.errors import NotFoundError, ValidationError
+from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.registry import Server, register, registered, set_active
+from tests.command import capacity
+from tests.fleet import add_instances
+from tests.servers import PostgresServer, silent_socket
+
+pytestmark = pytest.mark.usefixtures("settings")
+PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
+
+
+def names(engine: Engine) -> dict[str, str]:
+    return {one.server.name: one.state for one in registered(engine)}
+
+
+def test_a_server_is_registered_changed_and_found_as_it_was_declared(engine: Engine) -> None:
+    first = register(engine, [Server("a", "postgresql", "h", username="u", password_from="env:A")])  # noqa: S106
+    again = register(engine, [Server("a", "postgresql", "h", username="u", password_from="env:A")])  # noqa: S106
+    moved = register(engine, [Server("a", "mariadb", "/run/my.sock")])
+
+    assert (first.added, again.unchanged, moved.changed) == (("a",), ("a",), ("a",))
+    [one] = registered(engine)
+    assert one.server == Server("a", "mariadb", "/run/my.sock", port=3306, tls="off", sizing="files")
+
+
+def test_a_server_that_the_legacy_application_registered_is_measured_once_it_is_added(engine: Engine) -> None:
+    add_instances(engine, [7], name="legacy", host="db-7", port=5433)
+    assert names(engine) == {"legacy": "filled elsewhere"}
+
+    added = capacity("instances", "add", "legacy", "--username", "u", "--password-from", "env:A")
+
+    assert added.exit_code == 0, added.output
+    [one] = registered(engine)
+    assert (one.id, one.state) == (7, "measured")
+    assert (one.server.host, one.server.port, one.server.engine) == ("db-7", 5433, "postgresql")
+
+
+def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
+    arguments = ("instances", "add", "a", "--engine", "postgresql", "--host")
+    assert capacity(*arguments, "one").exit_code == 0
+
+    refused = capacity(*arguments, "two")
+    replaced = capacity(*arguments, "two", "--replace")
+
+    assert refused.exit_code == 2
+    assert "registered already. Nothing was changed." in refused.output
+    assert replaced.exit_code == 0
+    assert registered(engine)[0].server.host == "two"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["a", "--host", "h"], "--engine is needed"),
+        (["a"], "--engine and --host is needed"),
+        (["a", "--host", "h", "--engine", "db2"], "'db2' is no engine"),
+        (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused_in_a_sentence(engine: Engine, arguments: list[str], reason: str) -> None:
+    refused = capacity("instances", "add", *arguments)
+
+    assert refused.exit_code == 2
+    assert reason in refused.output
+    assert "hunter2" not in refused.output
+    assert registered(engine) == []
+
+
+def test_a_file_is_registered_as_a_whole_or_not_at_all(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "servers.toml"
+    path.write_text("".join(f"[[servers]]\nname='s{n}'\nengine='mysql'\nhost='h'\n" for n in range(3)))
+    add_instances(engine, [9], name="other")
+
+    rehearsed = capacity("instances", "import", str(path), "--disable-others", "--dry-run")
+    assert names(engine) == {"other": "filled elsewhere"}
+    done = capacity("instances", "import", str(path), "--disable-others", "--json")
+
+    assert "added: 3 (s0, s1, s2)" in rehearsed.output
+    assert "Nothing was written." in rehearsed.output
+    assert json.loads(done.output)["disabled"] == ["other"]
+    assert names(engine) == {"other": "disabled", "s0": "measured", "s1": "measured", "s2": "measured"}
+    path.write_text(path.read_text() + "[[servers]]\nname='s0'\nengine='mysql'\nhost='h'\n")
+    twice = capacity("instances", "import", str(path))
+    assert twice.exit_code == 2
+    assert "Declared more than once: s0. Nothing was registered." in twice.output
+
+
+def test_servers_are_taken_out_of_service_and_put_back(engine: Engine) -> None:
+    register(engine, [Server("a", "mysql", "h"), Server("b", "mysql", "h")])
+
+    assert capacity("instances", "disable", "a", "b").exit_code == 0
+    assert names(engine) == {"a": "disabled", "b": "disabled"}
+    assert capacity("instances", "enable", "a").exit_code == 0
+    assert names(engine) == {"a": "measured", "b": "disabled"}
+
+    unknown = capacity("instances", "disable", "a", "nobody")
+    assert (unknown.exit_code, names(engine)["a"]) == (2, "measured")
+    assert "No server is named 'nobody'" in unknown.output
+
+
+def test_a_replica_is_counted_by_its_primary_and_chains_are_refused(engine: Engine) -> None:
+    register(engine, [Server("replica", "mysql", "h", counted_by="primary"), Server("primary", "mysql", "h")])
+    assert {one.server.name: one.server.counted_by for one in registered(engine)} == {
+        "primary": None,
+        "replica": "primary",
+    }
+
+    for wrong, reason in {
+        Server("c", "mysql", "h", counted_by="replica"): "must name a server that counts itself",
+        Server("primary", "mysql", "h", counted_by="c"): "which is not registered",
+        Server("c", "mysql", "h", counted_by="c"): "cannot be counted by itself",
+    }.items():
+        with pytest.raises(ValidationError, match=reason):
+            register(engine, [wrong])
+    register(engine, [Server("d", "mysql", "h")])
+    with pytest.raises(ValidationError, match="one that counts others cannot be counted by another"):
+        register(engine, [Server("primary", "mysql", "h", counted_by="d")])
+    assert len(registered(engine)) == 3
+
+
+def test_asking_for_an_unknown_server_says_where_they_are_listed(engine: Engine) -> None:
+    with pytest.raises(NotFoundError, match="`capacity instances list` has them"):
+        registered(engine, ["nobody"])
+    with pytest.raises(NotFoundError):
+        set_active(engine, ["nobody"], active=False)
+
+
+def test_the_list_shows_where_a_password_is_and_what_became_of_each_server(engine: Engine) -> None:
+    register(engine, [Server("a", "mysql", "db.example", username="u", password_from="env:A_PASSWORD")])  # noqa: S106
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO capacity_collection_attempts (collected_date, instance_id, status, failure, reason) "
+                "VALUES "
+                "('2025-07-19', 1, 'collected', NULL, NULL), ('2025-07-20', 1, 'failed', 'login', 'Wrong password.')"
+            )
+        )
+
+    shown = capacity("instances", "list", columns=200).output
+    [row] = json.loads(capacity("instances", "list", "--json").output)
+
+    assert "db.example:3306" in shown
+    assert "env:A_PASSWORD" in shown
+    assert "2025-07-20: Wrong password." in shown
+    assert (row["name"], row["last_collected"], row["state"]) == ("a", "2025-07-19", "measured")
+
+
+def test_trying_a_server_says_what_works(
+    engine: Engine, measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_postgres.execute(
+        "DROP ROLE IF EXISTS capacity_reader",
+        engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"),
+        "CREATE DATABASE tried",
+    )
+    monkeypatch.setenv("TRIED", PASSWORD)
+    place = {"port": measured_postgres.port, "username": "capacity_reader", "password_from": "env:TRIED"}
+    register(engine, [Server("a", "postgresql", "127.0.0.1", **place)])  # type: ignore[arg-type]
+
+    tried = capacity("instances", "test", "a")
+    told = json.loads(capacity("instances", "test", "a", "--json").output)
+
+    assert tried.exit_code == 0, tried.output
+    assert "works: password: found by env:TRIED" in tried.output
+    assert "PostgreSQL" in tried.output
+    assert "not encrypted" in tried.output
+    assert "1 databases" in tried.output
+    assert (told["works"], list(told["databases"])) == (True, ["tried"])
+    assert PASSWORD not in tried.output + str(told)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar() == 0
+
+
+def test_trying_a_server_says_what_fails_and_which_rights_are_needed(engine: Engine) -> None:
+    with silent_socket() as port:
+        register(engine, [Server("silent", "mysql", "127.0.0.1", port=port, username="u")])
+        tried = capacity("instances", "test", "silent")
+
+    assert tried.exit_code == 1
+    assert "fails: timeout: " in tried.output
+    assert "GRANT PROCESS, SHOW DATABASES ON *.* TO 'capacity_reader'@'%';" in tried.output
+
+
+def test_commands_say_that_the_schema_is_missing(empty_database: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_database.render_as_string(hide_password=False))  # type: ignore[attr-defined]
+
+    for arguments in (["instances", "list"], ["collect"], ["instances", "disable", "a"]):
+        failed = capacity(*arguments)
+        assert failed.exit_code == 1
+        assert "There is no capacity schema" in failed.output
+        assert "Run `capacity init`" in failed.output
