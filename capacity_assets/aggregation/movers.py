@@ -107,6 +107,8 @@ CROSS JOIN LATERAL (
     WITH stored AS MATERIALIZED (
         SELECT instance_id, {database} AS database, {size} AS size_mb, {change} AS change_mb FROM {target}
         WHERE period_type = :period_type AND period_start = w.period_start
+          -- A replica's bytes, and its growth, are those of its primary.
+          AND instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))
     )
     SELECT coalesce((SELECT sum(size_mb) FROM stored), 0) AS total_size_mb,
            coalesce((SELECT sum(change_mb) FROM stored), 0) AS total_change_mb,

@@ -65,7 +65,7 @@ def build_definitions(
         # Backfill policies and lenient partition mappings are marked beta; the pinned minor release bounds that.
         warnings.simplefilter("ignore", dg.BetaWarning)
         raw = _raw(settings, periods, the_clock, retries)
-        assets: list[dg.AssetSpec | dg.AssetsDefinition | dg.SourceAsset] = [
+        assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
             *raw.assets,
             *aggregate_assets(settings, periods.values(), retries),
             table_partitions(retries, OWNERS),
@@ -110,7 +110,7 @@ def build_definitions(
 class _Raw:
     """The raw tables in the graph, and what fills or observes them."""
 
-    assets: Sequence[dg.AssetsDefinition | dg.SourceAsset]
+    assets: Sequence[dg.AssetsDefinition]
     job: UnresolvedAssetJobDefinition
     schedule: dg.ScheduleDefinition
 

@@ -6,10 +6,12 @@ the business of `collection`.
 """
 
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 
 import dagster as dg
+from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
@@ -192,9 +194,12 @@ def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
     return request_today
 
 
-def observed_assets(settings: Settings) -> list[dg.SourceAsset]:
+def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     """Build the raw tables as assets that are looked at: their newest days get a data version each."""
-    return [_observed_asset(settings, level) for level in LEVELS.values()]
+    with warnings.catch_warnings():
+        # Dagster 1.13 makes this conversion itself, and warns there of a property that it alone uses.
+        warnings.filterwarnings("ignore", message="Property `OpDefinition.version` is deprecated")
+        return [create_external_asset_from_source_asset(_observed_asset(settings, level)) for level in LEVELS.values()]
 
 
 def _observed_asset(settings: Settings, level: Level) -> dg.SourceAsset:
@@ -213,8 +218,13 @@ def _observed_asset(settings: Settings, level: Level) -> dg.SourceAsset:
             versions = data_versions(service.engine, level.source, service.clock.today())
         except CapacityError as error:
             raise dg.Failure(description=str(error), allow_retries=error.transient) from None
-        known = {day: version for day, version in versions.items() if day >= settings.start_date}
-        return dg.DataVersionsByPartition({day.isoformat(): dg.DataVersion(text) for day, text in known.items()})
+        known = {
+            day.isoformat(): dg.DataVersion(version) for day, version in versions.items() if day >= settings.start_date
+        }
+        with warnings.catch_warnings():
+            # The class is marked beta; the pinned minor release bounds that.
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            return dg.DataVersionsByPartition(known)
 
     return observe
 

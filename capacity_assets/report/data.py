@@ -112,6 +112,7 @@ class Report:
     history: Sequence[Bar]
     measured_servers: Mapping[date, int]
     active_servers: int
+    counted_by_others: int
     unmeasured_servers: Sequence[str]
     computed_at: datetime | None
     first_sample: date | None
@@ -262,6 +263,7 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         history=[Bar(row.window_start, row.series, int(row.size_mb)) for row in rows(queries.HISTORY)],
         measured_servers={row.day: row.servers for row in rows(queries.MEASURED)},
         active_servers=ends.active_servers,
+        counted_by_others=ends.counted_by_others,
         unmeasured_servers=[row.name for row in rows(queries.UNMEASURED)],
         computed_at=ends.computed_at,
         first_sample=ends.first_sample,

@@ -71,6 +71,11 @@ def notes(report: Report) -> list[str]:
         found.append("There is no stored row in either window: they were not computed, or nothing was measured.")
     if report.is_open:
         found.append(f"The window is not over, or its last days were not measured: the last is {report.last_sample}.")
+    if report.counted_by_others:
+        found.append(
+            f"{report.counted_by_others} of {report.active_servers} active servers are left out, because another one "
+            "counts their bytes: replicas, and servers on shared storage."
+        )
     if report.unmeasured_servers:
         missing = (
             f"{len(report.unmeasured_servers)} of {report.active_servers} active servers have no row in this window"

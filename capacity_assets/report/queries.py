@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+# All rows of one server, or of every server that is not counted by another one.
+_OF_SERVER = """(a.instance_id = :server OR (CAST(:server AS integer) IS NULL
+       AND a.instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))))"""
+
 # Both windows side by side, a row a database. Mean sizes are stored rounded down; so are the sums made of them.
-PAIRED = """
+PAIRED = f"""
 WITH now AS (
     SELECT instance_id, database_name, avg_size_mb FROM database_size_aggregations a
-    WHERE period_type = :period AND period_start = :start
-      AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
+    WHERE period_type = :period AND period_start = :start AND {_OF_SERVER}
 ), earlier AS (
     SELECT instance_id, database_name, avg_size_mb FROM database_size_aggregations a
-    WHERE period_type = :period AND period_start = :before
-      AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
+    WHERE period_type = :period AND period_start = :before AND {_OF_SERVER}
 ), measured AS (SELECT DISTINCT instance_id FROM now), measured_before AS (SELECT DISTINCT instance_id FROM earlier),
 paired AS (
     SELECT instance_id, database_name AS name, e.avg_size_mb AS before_mb, n.avg_size_mb AS size_mb,
@@ -23,7 +25,7 @@ paired AS (
     FROM now n FULL JOIN earlier e USING (instance_id, database_name)
     LEFT JOIN measured m USING (instance_id) LEFT JOIN measured_before b USING (instance_id)
 )
-"""
+"""  # noqa: S608 -- a constant of this module
 
 CHANGES = f"""{PAIRED}
 SELECT kind, count(*) AS databases, coalesce(sum(before_mb), 0) AS before_mb,
@@ -54,16 +56,15 @@ HAVING count(size_mb) > 0 AND count(before_mb) > 0
 ORDER BY abs(coalesce(sum(size_mb), 0) - coalesce(sum(before_mb), 0)) DESC, instance_id LIMIT :servers_listed
 """  # noqa: S608 -- a constant of this module
 
-HISTORY = """
+HISTORY = f"""
 SELECT a.period_start AS window_start,
        CASE WHEN CAST(:server AS integer) IS NULL THEN coalesce(i.db_type, 'unknown')
             ELSE a.database_name END AS series,
        sum(a.avg_size_mb) AS size_mb
 FROM database_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
-WHERE a.period_type = :period AND a.period_start BETWEEN :oldest AND :start
-  AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)
+WHERE a.period_type = :period AND a.period_start BETWEEN :oldest AND :start AND {_OF_SERVER}
 GROUP BY 1, 2 ORDER BY 1, 2
-"""
+"""  # noqa: S608 -- a constant of this module
 
 MEASURED = """
 SELECT collected_date AS day, count(DISTINCT s.instance_id) AS servers FROM instance_size_stats s
@@ -85,6 +86,9 @@ ENDS = """
 SELECT (SELECT count(*) FROM instances i
         WHERE i.is_active AND i.deleted_at IS NULL
           AND (CAST(:server AS integer) IS NULL OR i.id = :server)) AS active_servers,
+       (SELECT count(*) FROM instances i
+        WHERE i.is_active AND i.deleted_at IS NULL AND i.counted_by IS NOT NULL
+          AND CAST(:server AS integer) IS NULL) AS counted_by_others,
        (SELECT max(calculated_at) FROM database_size_aggregations a
         WHERE period_type = :period AND period_start = :start
           AND (CAST(:server AS integer) IS NULL OR a.instance_id = :server)) AS computed_at,

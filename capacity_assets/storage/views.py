@@ -66,6 +66,11 @@ _SAMPLED = (
 _SERVER_ID = ViewColumn(
     "server_id", "a.instance_id", "Number of the server; a filter by it is answered from an index, one by name is not"
 )
+_COUNTED = ViewColumn(
+    "counted",
+    "(i.counted_by IS NULL)",
+    "Whether sums over the fleet count it; false: another server does, whose replica it is or whose storage it shares",
+)
 _REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
 _NEWEST = ", ".join(f"('{name}')" for name in PERIODS)
 
@@ -83,6 +88,7 @@ _DATABASE_COLUMNS = (
     ViewColumn("trend", "a.trend_direction", "growing, shrinking or stable; null: nothing to compare with"),
     *_SAMPLED,
     _SERVER_ID,
+    _COUNTED,
 )
 
 VIEWS = (
@@ -127,12 +133,13 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             ),
             *_SAMPLED,
             _SERVER_ID,
+            _COUNTED,
         ),
         f"FROM instance_size_aggregations a {_REGISTER}",
     ),
     View(
         "capacity_fleet",
-        "Size of the fleet by engine in each window.",
+        "Size of the fleet by engine in each window. Servers that are counted by another one are left out.",
         (
             *_WINDOW,
             _SERVER[1],
@@ -150,7 +157,7 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
                 "Servers that were not measured in the window before, whose size is no growth",
             ),
         ),
-        f"FROM instance_size_aggregations a {_REGISTER}\nGROUP BY 1, 2, 3, 4",
+        f"FROM instance_size_aggregations a {_REGISTER}\nWHERE i.counted_by IS NULL\nGROUP BY 1, 2, 3, 4",
     ),
     View(
         "capacity_coverage",
@@ -159,9 +166,13 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             ViewColumn("day", "s.collected_date", "Day of the samples"),
             ViewColumn("servers", "count(DISTINCT s.instance_id)", "Servers measured on it"),
             ViewColumn("databases", "sum(s.database_count)", "Databases on them"),
-            ViewColumn("size_mb", "sum(s.total_size_mb)", "Sum of the sizes measured, MB"),
+            ViewColumn(
+                "size_mb",
+                "sum(s.total_size_mb) FILTER (WHERE i.counted_by IS NULL)",
+                "Sum of the sizes measured of servers that are not counted by another one, MB",
+            ),
         ),
-        "FROM instance_size_stats s WHERE NOT s.is_deleted\nGROUP BY 1",
+        "FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id\nWHERE NOT s.is_deleted\nGROUP BY 1",
     ),
 )
 

@@ -13,8 +13,12 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
 
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
+from capacity_assets.report.data import read_report
+from capacity_assets.report.page import notes
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.storage.views import VIEWS
 from tests.conftest import fixed_clock
@@ -243,3 +247,29 @@ def test_the_dashboard_offers_every_period_and_its_panels_do_not_overlap() -> No
     assert max(x for x, _ in cells) == 23
     assert len({panel["id"] for panel in loaded["panels"]}) == len(loaded["panels"])
     assert all(panel["description"] for panel in loaded["panels"])
+
+
+def test_a_replica_is_measured_and_shown_and_counted_once(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET counted_by = 1 WHERE id = 2"))
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(number, "orders", "2025-03-01", [100] * 31 + [160] * 30))
+        add_instance_sizes(engine, totals(number, "2025-03-01", [(100, 1)] * 31 + [(160, 1)] * 30))
+    service = AggregationService(engine, fixed_clock())
+    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 4, 30))
+    april = PERIODS["monthly"].window_of(date(2025, 4, 1))
+
+    latest = rows(engine, "SELECT server, size_mb, counted FROM capacity_latest ORDER BY 1")
+    assert [tuple(row.values()) for row in latest] == [("server-1", 160, True), ("server-2", 160, False)]
+    [row] = rows(engine, "SELECT servers, size_mb, change_mb FROM capacity_fleet WHERE window_start = '2025-04-01'")
+    assert tuple(row.values()) == (1, 160, 60)
+    [row] = rows(engine, "SELECT servers, size_mb FROM capacity_coverage WHERE day = '2025-04-01'")
+    assert tuple(row.values()) == (2, 160)
+    for level in LEVELS.values():
+        found = window_sizes(engine, PERIODS["monthly"], level, [april])[april.start]
+        assert (found.total_size_mb, found.total_change_mb, len(found.growers)) == (160, 60, 1)
+    fleet = read_report(engine, PERIODS["monthly"], april)
+    alone = read_report(engine, PERIODS["monthly"], april, "server-2")
+    assert (fleet.end_mb, fleet.counted_by_others, alone.end_mb, alone.counted_by_others) == (160, 1, 160, 0)
+    assert "1 of 2 active servers are left out" in " ".join(notes(fleet))

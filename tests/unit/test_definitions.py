@@ -88,6 +88,7 @@ def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Defini
     assert sorted(jobs) == sorted(
         [
             *(f"{period}_aggregation_job" for period in CRONS),
+            "collection_job",
             "growth_report_job",
             "standing_check_job",
             "table_maintenance_job",
@@ -114,6 +115,7 @@ def test_schedules_are_the_published_ones_at_four_in_the_configured_zone(definit
         )
         for period, cron in CRONS.items()
     } | {
+        "collection_schedule": ("0,30 3 * * *", "collection_job", "Asia/Shanghai", running),
         "standing_check_schedule": ("45 4 * * *", "standing_check_job", "Asia/Shanghai", running),
         "table_maintenance_schedule": ("30 4 * * *", "table_maintenance_job", "Asia/Shanghai", running),
     }
@@ -280,6 +282,8 @@ ROOMS = [
     "storage",
     "aggregation",
     "report",
+    "collection",
+    "importing",
     "runtime",
     "tasks",
     "orchestration",
@@ -312,3 +316,42 @@ def test_the_business_imports_neither_dagster_nor_redis() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert loaded.stdout.strip() == "[]"
+
+
+def test_the_collection_is_one_step_for_both_tables_and_the_days_aggregates_follow_in_its_job(
+    definitions: dg.Definitions,
+) -> None:
+    job = definitions.resolve_job_def("collection_job")
+    graph = definitions.resolve_asset_graph()
+    raw = [dg.AssetKey(f"{level}_size_stats") for level in LEVELS]
+
+    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {
+        "database_size_stats",
+        "instance_size_stats",
+        "daily_database_aggregations",
+        "daily_instance_aggregations",
+    }
+    assert {graph.get(key).pools == {"capacity_collection"} for key in raw} == {True}
+    assert {graph.get(key).is_materializable for key in raw} == {True}
+
+
+def test_with_the_collection_off_the_raw_tables_are_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_COLLECTION", "off")
+
+    definitions = build_definitions(Settings())
+
+    graph = definitions.resolve_asset_graph()
+    raw = [graph.get(dg.AssetKey(f"{level}_size_stats")) for level in LEVELS]
+    assert {(node.is_observable, node.is_materializable, node.is_partitioned) for node in raw} == {(True, False, True)}
+    schedules = {schedule.name: schedule.cron_schedule for schedule in definitions.get_repository_def().schedule_defs}
+    assert schedules["observation_schedule"] == "0 3 * * *"
+    assert "collection_schedule" not in schedules
+    aggregates = specs(definitions)["daily_database_aggregations"]
+    assert [dep.asset_key.to_user_string() for dep in aggregates.deps] == ["database_size_stats"]
+
+
+def test_a_setting_that_names_no_engine_keeps_the_code_location_from_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_SYSTEM_DATABASES", "db2=x")
+
+    with pytest.raises(ConfigurationError, match="CAPACITY_SYSTEM_DATABASES: 'db2=x' is not"):
+        build_definitions(Settings())

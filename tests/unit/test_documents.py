@@ -134,6 +134,7 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
         history=(),
         measured_servers={},
         active_servers=0,
+        counted_by_others=0,
         unmeasured_servers=(),
         computed_at=None,
         first_sample=None,

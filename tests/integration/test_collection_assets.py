@@ -1,0 +1,289 @@
+"""The collection through Dagster: materialised for today, refused for other days, scheduled, observed when off."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster import DagsterEventType, EventRecordsFilter
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from sqlalchemy import Engine, text
+
+from capacity_assets.clock import Clock
+from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.registry import Server, register
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.settings import Settings
+from tests.conftest import SHANGHAI, TODAY, fixed_clock
+from tests.daemon import Daemon
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.servers import PostgresServer
+
+PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+RAW = ["database_size_stats", "instance_size_stats"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reader(measured_postgres: PostgresServer) -> None:
+    measured_postgres.execute(
+        engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"), "CREATE DATABASE orders"
+    )
+
+
+@pytest.fixture
+def registered(engine: Engine, measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """A server that can be measured and one whose password is wrong."""
+    monkeypatch.setenv("RIGHT", PASSWORD)
+    monkeypatch.setenv("WRONG", "guess-W0rd")
+    port = measured_postgres.port
+    register(
+        engine,
+        [
+            Server("pg", "postgresql", "127.0.0.1", port=port, username="capacity_reader", password_from="env:RIGHT"),  # noqa: S106
+            Server("shut", "postgresql", "127.0.0.1", port=port, username="capacity_reader", password_from="env:WRONG"),  # noqa: S106
+        ],
+    )
+    return engine
+
+
+def run(
+    settings: Settings, job: str, *, day: date = TODAY, again: bool = False, **options: Any
+) -> dg.ExecuteInProcessResult:
+    definitions = build_definitions(settings, clock=fixed_clock(), retries=dg.RetryPolicy(max_retries=1, delay=0.1))
+    config = {"ops": {"collection": {"config": {"again": again}}}} if again else {}
+    return definitions.resolve_job_def(job).execute_in_process(
+        partition_key=day.isoformat(), run_config=QUIET | config, raise_on_error=False, **options
+    )
+
+
+def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    [found] = [
+        event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey(asset)
+    ]
+    return {key: value.value for key, value in found.items()}
+
+
+def test_a_run_measures_today_computes_its_aggregates_and_names_the_server_that_failed(
+    settings: Settings,
+    registered: Engine,  # noqa: ARG001 -- the servers
+) -> None:
+    result = run(settings, "collection_job")
+
+    assert result.success
+    for asset in RAW:
+        metadata = metadata_of(result, asset)
+        assert {key: metadata[key] for key in ("processed_instances", "failed_instances", "total_instances")} == {
+            "processed_instances": 1,
+            "failed_instances": 1,
+            "total_instances": 2,
+        }
+        assert "shut: login: " in metadata["errors"]
+        assert (metadata["status"], metadata["collected_date"], metadata["error_count"]) == ("failed", "2025-07-20", 1)
+        assert "guess-W0rd" not in str(metadata)
+    [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "1 servers have no sample of 2025-07-20" in str(check.description)
+    aggregates = metadata_of_partition(result, "daily_database_aggregations")
+    assert (aggregates["processed_instances"], aggregates["skipped_instances"]) == (1, 1)
+    assert aggregates["total_records"] == 1
+
+
+def metadata_of_partition(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    [found] = [
+        event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey(asset) and event.partition == TODAY.isoformat()
+    ]
+    return {key: value.value for key, value in found.items()}
+
+
+def test_a_second_run_of_the_day_measures_the_failed_server_only_and_again_all(
+    settings: Settings,
+    registered: Engine,  # noqa: ARG001 -- the servers
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(settings, "collection_job")
+    monkeypatch.setenv("WRONG", PASSWORD)
+
+    second = metadata_of(run(settings, "collection_job"), "instance_size_stats")
+    again = metadata_of(run(settings, "collection_job", again=True), "instance_size_stats")
+
+    assert (second["processed_instances"], second["skipped_instances"], second["errors"]) == (1, 1, "none")
+    assert (again["processed_instances"], again["skipped_instances"]) == (2, 0)
+    assert second["status"] == "completed"
+
+
+@pytest.mark.parametrize(("day", "when"), [(date(2025, 7, 19), "is over"), (date(2025, 3, 1), "is over")])
+def test_a_past_day_is_refused_with_the_reason_and_not_retried(
+    settings: Settings, registered: Engine, day: date, when: str
+) -> None:
+    result = run(settings, "collection_job", day=day)
+
+    [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
+    assert failure.user_failure_data is not None
+    assert f"{day} {when}, and a server can only say how large" in str(failure.user_failure_data.description)
+    assert "capacity import" in str(failure.user_failure_data.description)
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    with registered.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM capacity_collection_attempts")).scalar() == 0
+
+
+def test_several_days_in_one_run_are_refused(settings: Settings, registered: Engine) -> None:  # noqa: ARG001
+    definitions = build_definitions(settings, clock=fixed_clock())
+    result = definitions.resolve_job_def("collection_job").execute_in_process(
+        tags={"dagster/asset_partition_range_start": "2025-07-18", "dagster/asset_partition_range_end": "2025-07-20"},
+        run_config=QUIET,
+        raise_on_error=False,
+    )
+
+    [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
+    assert failure.user_failure_data is not None
+    assert "3 days were asked for, 2025-07-18 to 2025-07-20" in str(failure.user_failure_data.description)
+
+
+def test_a_day_on_which_every_server_failed_fails_the_run_and_nothing_follows(
+    settings: Settings, engine: Engine
+) -> None:
+    register(engine, [Server("shut", "postgresql", "127.0.0.1", port=1, username="u")])
+
+    result = run(settings, "collection_job")
+
+    assert not result.success
+    assert result.get_asset_materialization_events() == []
+    [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
+    assert failure.user_failure_data is not None
+    assert "1 failed and have no sample of this day" in str(failure.user_failure_data.description)
+    assert failure.user_failure_data.metadata["error_count"].value == 1
+
+
+def test_without_a_registered_server_a_run_says_how_to_register_one(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
+
+    result = run(settings, "collection_job")
+
+    [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
+    assert failure.user_failure_data is not None
+    assert "`capacity instances add` registers one" in str(failure.user_failure_data.description)
+
+
+def tick(settings: Settings, moment: str, now: str | None = None) -> dg.RunRequest | dg.SkipReason:
+    """Evaluate one tick; both moments are local time, and the clock stands at the second."""
+    at = datetime.fromisoformat(moment).replace(tzinfo=SHANGHAI)
+    clock = datetime.fromisoformat(now or moment).replace(tzinfo=SHANGHAI).astimezone(UTC)
+    definitions = build_definitions(settings, clock=Clock(SHANGHAI, now=lambda: clock))
+    schedule = definitions.get_repository_def().get_schedule_def("collection_schedule")
+    with (
+        dg.DagsterInstance.local_temp() as instance,
+        dg.build_schedule_context(
+            instance=instance,
+            scheduled_execution_time=at.astimezone(UTC),
+            repository_def=definitions.get_repository_def(),
+            resources=definitions.get_repository_def().get_top_level_resources(),
+        ) as context,
+    ):
+        found = schedule.evaluate_tick(context)
+    if found.skip_message:
+        return dg.SkipReason(found.skip_message)
+    [request] = found.run_requests or []
+    return request
+
+
+def test_the_schedule_asks_for_today_and_half_an_hour_later_only_if_a_server_is_left(
+    settings: Settings,
+    registered: Engine,  # noqa: ARG001 -- the servers
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = tick(settings, "2025-07-20T03:00")
+    run(settings, "collection_job")
+    second = tick(settings, "2025-07-20T03:30")
+    monkeypatch.setenv("WRONG", PASSWORD)
+    run(settings, "collection_job")
+    third = tick(settings, "2025-07-20T03:30")
+
+    assert isinstance(first, dg.RunRequest)
+    assert isinstance(second, dg.RunRequest)
+    assert (first.partition_key, second.partition_key) == ("2025-07-20", "2025-07-20")
+    assert first.run_key != second.run_key
+    assert isinstance(third, dg.SkipReason)
+    assert "No registered server is left to measure on 2025-07-20" in str(third.skip_message)
+
+
+def test_a_tick_that_comes_a_day_late_is_skipped_because_the_day_is_over(
+    settings: Settings,
+    registered: Engine,  # noqa: ARG001
+) -> None:
+    late = tick(settings, "2025-07-20T03:30", now="2025-07-21T01:00")
+
+    assert isinstance(late, dg.SkipReason)
+    assert "2025-07-20 is over" in str(late.skip_message)
+
+
+def test_a_tick_while_the_database_is_away_asks_all_the_same_because_the_run_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+
+    asked = tick(Settings(), "2025-07-20T03:00")
+
+    assert isinstance(asked, dg.RunRequest)
+    assert settings.collection == "on"
+
+
+def test_observing_gives_the_newest_days_a_version_that_follows_their_samples(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_COLLECTION", "off")
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-07-10", [100] * 11))
+    add_instance_sizes(engine, totals(1, "2025-07-10", [(100, 1)] * 11))
+    definitions = build_definitions(Settings(), clock=fixed_clock())
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = observed(definitions, instance)
+        same = observed(definitions, instance)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE database_size_stats SET size_mb = 101 WHERE collected_date = '2025-07-18'"))
+        corrected = observed(definitions, instance)
+
+    assert list(first["database_size_stats"]) == [f"2025-07-{day}" for day in range(14, 21)]
+    assert first["database_size_stats"]["2025-07-20"].startswith("1 rows, 100 MB, ")
+    assert same == first
+    changed = {(asset, day) for asset in RAW for day in first[asset] if first[asset][day] != corrected[asset][day]}
+    assert changed == {("database_size_stats", "2025-07-18")}
+    assert settings.collection == "on"
+
+
+def observed(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dict[str, dict[str, str]]:
+    result = definitions.resolve_job_def("observation_job").execute_in_process(instance=instance, run_config=QUIET)
+    assert result.success
+    found: dict[str, dict[str, str]] = {asset: {} for asset in RAW}
+    for asset in RAW:
+        query = EventRecordsFilter(DagsterEventType.ASSET_OBSERVATION, asset_key=dg.AssetKey(asset))
+        for record in instance.get_event_records(query, ascending=True):
+            observation = record.asset_observation
+            assert observation is not None
+            found[asset][str(observation.partition)] = observation.tags[DATA_VERSION_TAG]
+    return found
+
+
+def test_the_daemon_runs_the_collection_and_the_aggregates_of_the_day_follow(
+    registered: Engine, daemon: Daemon
+) -> None:
+    today = datetime.now(tz=SHANGHAI).date()
+    daemon.tick_schedules(f"{today}T02:00")
+
+    daemon.tick_schedules(f"{today}T03:00")
+    [run] = daemon.runs("collection_job")
+    assert daemon.launch(run).status is dg.DagsterRunStatus.SUCCESS
+
+    assert daemon.requested("collection_job") == [(today.isoformat(), today.isoformat())]
+    with registered.connect() as connection:
+        stored = connection.execute(
+            text("SELECT database_name FROM database_size_aggregations WHERE period_type = 'daily'")
+        ).scalars()
+        assert list(stored) == ["orders"]
