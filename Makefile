@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo up test check docs bench format clean
+.PHONY: help demo own up test check docs bench format clean
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 demo: $(READY) ## Load a sample fleet, compute everything through Dagster, print the result
 	@$(BIN)/capacity demo
+
+own: $(READY) ## Measure the server that holds the capacity tables (the embedded one), compute the day and draw it
+	@$(BIN)/capacity collect --own
 
 up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctrl-C
 	@$(BIN)/capacity up

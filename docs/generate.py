@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy.dialects import postgresql
 
 from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.locks import advisory_key, redis_key
+from capacity_assets.aggregation.locks import SAMPLES, advisory_key, redis_key
 from capacity_assets.aggregation.quality import (
     CHECKS,
     PARTITIONS_COMPLETE,
@@ -19,6 +19,7 @@ from capacity_assets.aggregation.quality import (
     Severity,
     checks_of,
 )
+from capacity_assets.collection.engines.base import engines
 from capacity_assets.orchestration.naming import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings, variable_names
@@ -82,13 +83,47 @@ def checks() -> str:
     return table(["check", "levels", "severity", "passes when"], rows)
 
 
+def engine_names() -> dict[str, list[str]]:
+    """The names each engine's class is registered with, by the first of them."""
+    names: dict[str, list[str]] = {}
+    for name, engine in engines().items():
+        same = [first for first in names if type(engines()[first]) is type(engine)]
+        names.setdefault(same[0] if same else name, []).append(name)
+    return names
+
+
+def engine_table() -> str:
+    """Every engine: what is measured of it."""
+    rows = []
+    for first, names in engine_names().items():
+        engine = engines()[first]
+        rows.append(
+            [
+                ", ".join(f"`{name}`" for name in names),
+                str(engine.default_port),
+                engine.definition,
+                ", ".join(f"`{name}`" for name in engine.system_databases) or "nothing",
+                "yes" if engine.verified else "no",
+            ]
+        )
+    return table(["engine", "port", "size of a database", "left out", "verified"], rows)
+
+
+def grants() -> str:
+    """The least rights, engine by engine."""
+    parts = [
+        f"{' and '.join(names)}:\n\n```sql\n{engines()[first].grants}\n```" for first, names in engine_names().items()
+    ]
+    return "\n\n".join(parts)
+
+
 def locks() -> str:
-    """Key of each period's lock, in Redis and in PostgreSQL."""
+    """Key of each lock, in Redis and in PostgreSQL."""
     rows = [
         [f"`{name}`", f"`{redis_key(name)}`", "`pg_advisory_lock({}, {})`".format(*advisory_key(name))]
-        for name in PERIODS
+        for name in (*PERIODS, SAMPLES)
     ]
-    return table(["period", "Redis key", "PostgreSQL"], rows)
+    return table(["lock", "Redis key", "PostgreSQL"], rows)
 
 
 def tables() -> str:
@@ -122,6 +157,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "variables": variables,
     "periods": periods,
     "checks": checks,
+    "engines": engine_table,
+    "grants": grants,
     "locks": locks,
     "tables": tables,
     "views": views,

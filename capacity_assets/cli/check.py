@@ -10,15 +10,17 @@ from pathlib import Path
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import reason_of
+from capacity_assets.aggregation.errors import CapacityError, reason_of
 from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
 from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
+from capacity_assets.collection.credentials import OWN, password_of
+from capacity_assets.collection.registry import registered
 from capacity_assets.periods import PERIODS
-from capacity_assets.runtime import open_engine, task_runner
+from capacity_assets.runtime import excluded_of, open_engine, task_runner
 from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
@@ -77,6 +79,10 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     for name in unknown_variables():
         yield Finding(name, Verdict.NOTE, "is set but not known, so it has no effect; see .env.example")
     yield _retention(settings)
+    try:
+        excluded_of(settings)
+    except ConfigurationError as error:
+        yield Finding(*_split(str(error)))
     yield Finding("CAPACITY_HOME", Verdict.OK, str(settings.home.resolve()))
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
         yield Finding(name, Verdict.OK, "unset: the embedded server" if url is None else safe_url(url))
@@ -110,6 +116,7 @@ def _capacity_database(settings: Settings) -> Iterator[Finding]:
             yield from _server(engine)
             yield from _schema(engine)
             yield from _partitions(engine, settings)
+            yield from _collection(engine, settings)
     except (UnreachableError, EmbeddedServerError) as error:
         yield Finding(subject, Verdict.BAD, str(error))
     except DBAPIError as error:
@@ -151,6 +158,27 @@ def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
         yield Finding("partitions", Verdict.NOTE, lack)
     if not lacks:
         yield Finding("partitions", Verdict.OK, "there are some for the coming month; no row lies in a default one")
+
+
+def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    """Say who is measured, and whose password cannot be looked up; no server is asked."""
+    if schema_revision(engine) != SCHEMA_REVISION:
+        return
+    measured = [one for one in registered(engine) if one.active and one.is_collected]
+    for one in measured:
+        reference = one.server.password_from
+        if reference is None or reference == OWN:
+            continue
+        try:
+            password_of(reference, settings.secrets_folder)
+        except CapacityError as error:
+            yield Finding(f"server {one.server.name}", Verdict.BAD, str(error))
+    if settings.collection == "off":
+        text = "off: another application fills the raw tables, which are observed"
+        yield Finding("collection", Verdict.NOTE if measured else Verdict.OK, text)
+    else:
+        text = f"{len(measured):,} servers are measured at {settings.collection_hour:02}:00"
+        yield Finding("collection", Verdict.OK if measured else Verdict.NOTE, text)
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:

@@ -83,9 +83,9 @@ def add(*, name: str, replace: bool, as_json: bool, **given: Any) -> int:
     \b
     Examples:
       capacity instances add db-7 --engine postgresql --host db-7.example \\
-          --username capacity_reader --password-from env:DB_7_PASSWORD
+          --username capacity_probe --password-from env:DB_7_PASSWORD
       capacity instances add shop --engine mariadb --host 10.0.0.5 --tls verify-full --tls-ca /etc/ssl/ca.pem \\
-          --username capacity_reader --password-from file:/etc/capacity/shop.password
+          --username capacity_probe --password-from file:/etc/capacity/shop.password
     """
     from capacity_assets.cli.instances import add_instance
 
@@ -133,7 +133,7 @@ def import_instances(*, file: Path, disable_others: bool, dry_run: bool, as_json
 
     \b
     [defaults]
-    username = "capacity_reader"
+    username = "capacity_probe"
     tls = "verify-full"
     [[servers]]
     name = "db-7"

@@ -17,6 +17,7 @@ from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
+from capacity_assets.collection.standing import Standing, standing
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import Settings
@@ -82,14 +83,17 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         # With an older schema there is no ledger yet; `capacity check` says so.
         late = late_windows(task_runner(engine, settings)) if revision == SCHEMA_REVISION else None
         unnoted = unnoted_changes(engine)
+        collecting = standing(engine) if revision == SCHEMA_REVISION else None
     runs, works = _activity(settings)
     today = Clock(settings.zone).today()
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
         activity = {"runs": _as_dicts(runs), "daemon_works": works, "late": _as_dicts(late), "not_noted": unnoted}
-        print_json({**stored, **activity})
+        print_json({**stored, **activity, "collection": None if collecting is None else asdict(collecting)})
         return DONE
     say(f"Today is {today} ({settings.timezone}). Active instances: {active:,}.")
+    if collecting is not None:
+        _print_collection(collecting)
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
     _print_activity(runs, late)
@@ -98,6 +102,15 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
     for shortcoming in unnoted:
         say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
     return DONE
+
+
+def _print_collection(collecting: Standing) -> None:
+    say(collecting.text)
+    if collecting.failing:
+        shown = collecting.failing[:FAILING_SHOWN]
+        more = len(collecting.failing) - len(shown)
+        rows = [_cells(asdict(failing)) for failing in shown]
+        print_table(f"Servers that fail{f', {more:,} more' if more else ''}", FAILING_COLUMNS, rows)
 
 
 def _as_dicts(found: Sequence[ActiveRun] | Sequence[Late] | None) -> list[dict[str, object]] | None:
@@ -133,6 +146,8 @@ def _run_cells(run: ActiveRun) -> list[object]:
     return [run.run_id, run.job, run.partitions, run.state, f"{run.since:%Y-%m-%d %H:%M:%S} UTC" if run.since else ""]
 
 
+FAILING_SHOWN = 10
+FAILING_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Last measured", "left"), ("Reason", "text"))
 RUN_COLUMNS = (("Run", "left"), ("Job", "left"), ("Partitions", "left"), ("State", "left"), ("Since", "left"))
 LATE_COLUMNS = (
     ("Period", "left"),

@@ -101,14 +101,12 @@ LIST_COLUMNS = (
     ("Server", "left"),
     ("Engine", "left"),
     ("Place", "left"),
-    ("Login", "left"),
     ("Password from", "left"),
     ("TLS", "left"),
     ("State", "left"),
-    ("Counted by", "left"),
     ("Last measured", "left"),
-    ("Last failure", "text"),
 )
+FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
 
 
 def list_instances(settings: Settings, *, as_json: bool) -> int:
@@ -127,6 +125,9 @@ def list_instances(settings: Settings, *, as_json: bool) -> int:
         )
         return DONE
     print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
+    failing = [[one.server.name, attempts[one.id].last_failure] for one in found if _fails(attempts.get(one.id))]
+    if failing:
+        print_table("Whose last attempt failed", FAILURE_COLUMNS, failing)
     return DONE
 
 
@@ -149,19 +150,21 @@ def _last_attempts(engine: Engine) -> dict[int, _Attempts]:
         return {row.instance_id: _Attempts(row.last_collected, row.last_failure) for row in connection.execute(query)}
 
 
+def _fails(attempts: _Attempts | None) -> bool:
+    return attempts is not None and attempts.last_failure is not None
+
+
 def _cells(one: Registered, attempts: _Attempts | None) -> list[object]:
     server = one.server
+    counted = f", counted by {server.counted_by}" if server.counted_by else ""
     return [
         server.name,
         server.engine,
         server.place,
-        server.username or "",
         server.password_from or "",
         server.tls or "",
-        one.state,
-        server.counted_by or "",
-        (attempts and attempts.last_collected) or "",
-        (attempts and attempts.last_failure) or "",
+        f"{one.state}{counted}",
+        (attempts and attempts.last_collected) or "never",
     ]
 
 

@@ -77,7 +77,7 @@ class Registered:
         """In one word."""
         if not self.active:
             return "disabled"
-        return "measured" if self.is_collected else "filled elsewhere"
+        return "measured here" if self.is_collected else "filled elsewhere"
 
 
 def complete(server: Server) -> Server:

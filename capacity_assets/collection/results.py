@@ -90,8 +90,9 @@ class CollectionSummary:
         if self.skipped_instances:
             parts.append(f"{self.skipped_instances:,} measured earlier this day were not asked again.")
         if self.failed_instances:
+            stored = "" if self.everything_failed else "; the others are stored"
             parts.append(
-                f"{self.failed_instances:,} failed and have no sample of this day; the others are stored. "
+                f"{self.failed_instances:,} failed and have no sample of this day{stored}. "
                 "The same again measures the failed ones only."
             )
         if self.filled_elsewhere:

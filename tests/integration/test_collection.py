@@ -47,7 +47,7 @@ def at(server: PostgresServer, collection: Collection, name: str = "pg", **value
     """The server as it is registered; by default with the right password."""
     known = {
         "port": server.port,
-        "username": "capacity_reader",
+        "username": "capacity_probe",
         "password_from": collection.password(f"{name}-password", PASSWORD),
     }
     return Server(name, "postgresql", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
@@ -232,12 +232,12 @@ def test_a_revoked_right_fails_the_whole_server_and_names_the_database(
     register(collection.engine, [at(measured_postgres, collection)])
     collection.collect(YESTERDAY)
     measured_postgres.execute(
-        "REVOKE pg_read_all_stats FROM capacity_reader", 'REVOKE CONNECT ON DATABASE "orders" FROM PUBLIC'
+        "REVOKE pg_read_all_stats FROM capacity_probe", 'REVOKE CONNECT ON DATABASE "orders" FROM PUBLIC'
     )
     try:
         summary = collection.collect(TODAY)
     finally:
-        measured_postgres.execute("GRANT pg_read_all_stats TO capacity_reader")
+        measured_postgres.execute("GRANT pg_read_all_stats TO capacity_probe")
 
     kind, reason = failures(summary)["pg"]
     assert kind == "rights"
@@ -301,7 +301,7 @@ def test_measuring_again_without_a_change_touches_no_row(
 def test_a_day_is_a_day_of_the_configured_zone_whatever_zone_server_and_machine_are_in(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    measured_postgres.execute("ALTER ROLE capacity_reader SET timezone = 'America/Los_Angeles'")
+    measured_postgres.execute("ALTER ROLE capacity_probe SET timezone = 'America/Los_Angeles'")
     register(collection.engine, [at(measured_postgres, collection)])
     # Half past midnight in Shanghai, still the day before everywhere west of it.
     moment = datetime(2025, 7, 19, 16, 30, tzinfo=UTC)

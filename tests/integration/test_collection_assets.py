@@ -7,7 +7,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster import DagsterEventType, EventRecordsFilter
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from sqlalchemy import Engine, text
 
@@ -42,8 +41,8 @@ def registered(engine: Engine, measured_postgres: PostgresServer, monkeypatch: p
     register(
         engine,
         [
-            Server("pg", "postgresql", "127.0.0.1", port=port, username="capacity_reader", password_from="env:RIGHT"),  # noqa: S106
-            Server("shut", "postgresql", "127.0.0.1", port=port, username="capacity_reader", password_from="env:WRONG"),  # noqa: S106
+            Server("pg", "postgresql", "127.0.0.1", port=port, username="capacity_probe", password_from="env:RIGHT"),  # noqa: S106
+            Server("shut", "postgresql", "127.0.0.1", port=port, username="capacity_probe", password_from="env:WRONG"),  # noqa: S106
         ],
     )
     return engine
@@ -263,8 +262,7 @@ def observed(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dict[
     assert result.success
     found: dict[str, dict[str, str]] = {asset: {} for asset in RAW}
     for asset in RAW:
-        query = EventRecordsFilter(DagsterEventType.ASSET_OBSERVATION, asset_key=dg.AssetKey(asset))
-        for record in instance.get_event_records(query, ascending=True):
+        for record in instance.fetch_observations(dg.AssetKey(asset), limit=100, ascending=True).records:
             observation = record.asset_observation
             assert observation is not None
             found[asset][str(observation.partition)] = observation.tags[DATA_VERSION_TAG]

@@ -52,7 +52,7 @@ def fresh(measured_mariadb: MariaDBServer) -> Iterator[None]:
 def at(server: MariaDBServer, collection: Collection, name: str = "shop", **values: object) -> Server:
     known = {
         "port": server.port,
-        "username": "capacity_reader",
+        "username": "capacity_probe",
         "password_from": collection.password(f"{name}-password", PASSWORD),
     }
     return Server(name, "mariadb", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def test_a_server_that_the_legacy_application_registered_is_measured_once_it_is_
 
     assert added.exit_code == 0, added.output
     [one] = registered(engine)
-    assert (one.id, one.state) == (7, "measured")
+    assert (one.id, one.state) == (7, "measured here")
     assert (one.server.host, one.server.port, one.server.engine) == ("db-7", 5433, "postgresql")
 
 
@@ -88,7 +88,7 @@ def test_a_file_is_registered_as_a_whole_or_not_at_all(engine: Engine, tmp_path:
     assert "added: 3 (s0, s1, s2)" in rehearsed.output
     assert "Nothing was written." in rehearsed.output
     assert json.loads(done.output)["disabled"] == ["other"]
-    assert names(engine) == {"other": "disabled", "s0": "measured", "s1": "measured", "s2": "measured"}
+    assert names(engine) == {"other": "disabled", "s0": "measured here", "s1": "measured here", "s2": "measured here"}
     path.write_text(path.read_text() + "[[servers]]\nname='s0'\nengine='mysql'\nhost='h'\n")
     twice = capacity("instances", "import", str(path))
     assert twice.exit_code == 2
@@ -101,10 +101,10 @@ def test_servers_are_taken_out_of_service_and_put_back(engine: Engine) -> None:
     assert capacity("instances", "disable", "a", "b").exit_code == 0
     assert names(engine) == {"a": "disabled", "b": "disabled"}
     assert capacity("instances", "enable", "a").exit_code == 0
-    assert names(engine) == {"a": "measured", "b": "disabled"}
+    assert names(engine) == {"a": "measured here", "b": "disabled"}
 
     unknown = capacity("instances", "disable", "a", "nobody")
-    assert (unknown.exit_code, names(engine)["a"]) == (2, "measured")
+    assert (unknown.exit_code, names(engine)["a"]) == (2, "measured here")
     assert "No server is named 'nobody'" in unknown.output
 
 
@@ -152,19 +152,19 @@ def test_the_list_shows_where_a_password_is_and_what_became_of_each_server(engin
     assert "db.example:3306" in shown
     assert "env:A_PASSWORD" in shown
     assert "2025-07-20: Wrong password." in shown
-    assert (row["name"], row["last_collected"], row["state"]) == ("a", "2025-07-19", "measured")
+    assert (row["name"], row["last_collected"], row["state"]) == ("a", "2025-07-19", "measured here")
 
 
 def test_trying_a_server_says_what_works(
     engine: Engine, measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured_postgres.execute(
-        "DROP ROLE IF EXISTS capacity_reader",
+        "DROP ROLE IF EXISTS capacity_probe",
         engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"),
         "CREATE DATABASE tried",
     )
     monkeypatch.setenv("TRIED", PASSWORD)
-    place = {"port": measured_postgres.port, "username": "capacity_reader", "password_from": "env:TRIED"}
+    place = {"port": measured_postgres.port, "username": "capacity_probe", "password_from": "env:TRIED"}
     register(engine, [Server("a", "postgresql", "127.0.0.1", **place)])  # type: ignore[arg-type]
 
     tried = capacity("instances", "test", "a")
@@ -188,7 +188,7 @@ def test_trying_a_server_says_what_fails_and_which_rights_are_needed(engine: Eng
 
     assert tried.exit_code == 1
     assert "fails: timeout: " in tried.output
-    assert "GRANT PROCESS, SHOW DATABASES ON *.* TO 'capacity_reader'@'%';" in tried.output
+    assert "GRANT PROCESS, SHOW DATABASES ON *.* TO 'capacity_probe'@'%';" in tried.output
 
 
 def test_commands_say_that_the_schema_is_missing(empty_database: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,11 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.collection.registry import Server, register
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import read_report
 from capacity_assets.storage.engine import capacity_engine
+from tests.command import capacity
 from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
@@ -93,12 +95,31 @@ def test_the_collector_adds_and_corrects_samples_which_are_noted_and_reads_no_fi
         with engine.begin() as connection:
             connection.execute(text("UPDATE database_size_stats SET size_mb = 101 WHERE database_name = 'orders'"))
             assert connection.execute(text("SELECT name FROM instances")).scalar_one() == "server-1"
-        for statement in ("SELECT * FROM database_size_aggregations", "DELETE FROM database_size_stats"):
+        for statement in ("SELECT * FROM database_size_aggregations", "UPDATE instances SET host = 'elsewhere'"):
             with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
                 connection.execute(text(statement))
     with granted.connect() as connection:
         noted = connection.execute(text("SELECT DISTINCT table_name FROM capacity_sample_changes ORDER BY 1")).scalars()
         assert list(noted) == ["database_size_stats", "instance_size_stats"]
+
+
+def test_the_collector_measures_and_imports(
+    granted: Engine, database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = granted.url
+    register(granted, [Server("own", "postgresql", str(url.query["host"]), password_from="own")])  # noqa: S106 -- where
+    as_collector = database.update_query_dict({"options": "-c role=capacity_collector"})
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", as_collector.render_as_string(hide_password=False))
+    (tmp_path / "x.csv").write_text("server,database,day,size_mb\nown,before,2025-01-01,7\n")
+
+    collected = capacity("collect")
+    imported = capacity("import", str(tmp_path / "x.csv"))
+
+    assert (collected.exit_code, imported.exit_code) == (0, 0), collected.output + imported.output
+    with granted.connect() as connection:
+        found = connection.execute(text("SELECT count(*), min(collected_date)::text FROM database_size_stats")).one()
+    assert found[0] > 1
+    assert found[1] == "2025-01-01"
 
 
 @pytest.mark.usefixtures("granted")

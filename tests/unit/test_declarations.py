@@ -12,7 +12,7 @@ from capacity_assets.collection.registry import Server, complete
 
 TOML = """
 [defaults]
-username = "capacity_reader"
+username = "capacity_probe"
 tls = "verify-full"
 [defaults.mariadb]
 username = "measure"
@@ -44,7 +44,7 @@ def test_a_file_declares_servers_with_defaults_for_all_and_by_engine(tmp_path: P
             "postgresql",
             "db-7.example",
             port=5432,
-            username="capacity_reader",
+            username="capacity_probe",
             password_from="secret:db-7",  # noqa: S106 -- where it is
             tls="verify-full",
             sizing="files",

@@ -16,8 +16,11 @@ from capacity_assets.aggregation.maintenance import MaintenanceReport
 from capacity_assets.aggregation.movers import WindowSizes
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.cli.main import main
+from capacity_assets.collection.engines.base import Kind as FailureKind
+from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
 from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.reports import report_metadata
@@ -56,19 +59,34 @@ def test_defaults_in_the_example_are_the_real_ones() -> None:
     assert example["CAPACITY_HOME"] == str(defaults.home)
 
 
+def leaves() -> dict[str, click.Command]:
+    """Every command that does something, by its full name."""
+    found: dict[str, click.Command] = {}
+    for name, command in main.commands.items():
+        if isinstance(command, click.Group):
+            found |= {f"{name} {below}": inner for below, inner in command.commands.items()}
+        else:
+            found[name] = command
+    return found
+
+
 def test_every_command_and_option_is_documented_and_no_other() -> None:
-    commands = {f"capacity {name}" for name in main.commands}
+    commands = {f"capacity {name}" for name in leaves()}
     documented = {name for name in first_cells("Commands") if name.startswith("capacity ")}
     aggregate = main.commands["aggregate"]
     options = {option for parameter in aggregate.params for option in parameter.opts if option != "--help"}
 
     assert documented == commands
+    rows = {row.split("`")[1]: row for row in section("Commands").splitlines() if row.startswith("| `capacity ")}
+    for name in ("collect", "import", *(name for name in leaves() if name.startswith("instances "))):
+        taken = {option for parameter in leaves()[name].params for option in parameter.opts if option.startswith("--")}
+        assert set(re.findall(r"`(--[\w-]+)`", rows[f"capacity {name}"])) == taken - {"--help"}, name
     assert {name.split(" ")[0] for name in first_cells("Commands") if name.startswith("--")} == options
 
 
-@pytest.mark.parametrize("name", main.commands)
+@pytest.mark.parametrize("name", leaves())
 def test_options_named_anywhere_exist(name: str) -> None:
-    known = {option for parameter in main.commands[name].params for option in parameter.opts} | {"--help"}
+    known = {option for parameter in leaves()[name].params for option in parameter.opts} | {"--help"}
 
     for line in re.findall(rf"capacity {name}((?: --?[\w-]+(?: [\w.:-]+)?)+)", EVERYTHING):
         assert set(re.findall(r"--[\w-]+", line)) <= known, line
@@ -121,6 +139,20 @@ def test_every_metadata_key_of_the_maintenance_is_documented_and_no_other() -> N
     assert first_cells("Metadata of table_partitions") == set(maintenance_metadata(MaintenanceReport(dry_run=True)))
     for option in MaintenanceConfig.model_fields:
         assert f"`{option}`" in section("Periods, assets and jobs")
+
+
+def test_every_metadata_key_of_the_collection_is_documented_and_no_other() -> None:
+    assert first_cells("Metadata of the raw assets") == set(collection_metadata(CollectionSummary(date(2025, 1, 1))))
+    for option in CollectionConfig.model_fields:
+        assert f"`{option}`" in section("Periods, assets and jobs")
+
+
+def test_every_kind_of_failure_is_documented() -> None:
+    page = (ROOT / "docs" / "collection.md").read_text()
+
+    assert set(re.findall(r"^\| `([a-z ]+)` \|", page.split("## What can go wrong")[1], re.MULTILINE)) == set(
+        FailureKind
+    )
 
 
 def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:

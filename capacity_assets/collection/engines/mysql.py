@@ -64,10 +64,10 @@ class MySQL(Engine):
     sizings: ClassVar[tuple[str, ...]] = SIZINGS
     verified: ClassVar[bool] = True
     grants: ClassVar[str] = (
-        "CREATE USER 'capacity_reader'@'%' IDENTIFIED BY '...';\n"
-        "GRANT PROCESS, SHOW DATABASES ON *.* TO 'capacity_reader'@'%';\n"
+        "CREATE USER 'capacity_probe'@'%' IDENTIFIED BY '...';\n"
+        "GRANT PROCESS, SHOW DATABASES ON *.* TO 'capacity_probe'@'%';\n"
         "-- for sizing = statistics:\n"
-        "GRANT SELECT ON mysql.innodb_table_stats TO 'capacity_reader'@'%';"
+        "GRANT SELECT ON mysql.innodb_table_stats TO 'capacity_probe'@'%';"
     )
     definition: ClassVar[str] = (
         "sum of the InnoDB tablespace files of each schema, rounded up. "

@@ -36,9 +36,9 @@ class Oracle(Engine):
     system_databases: ClassVar[tuple[str, ...]] = ()
     verified: ClassVar[bool] = False
     grants: ClassVar[str] = (
-        'CREATE USER capacity_reader IDENTIFIED BY "...";\n'
-        "GRANT CREATE SESSION TO capacity_reader;\n"
-        "GRANT SELECT ON sys.dba_data_files TO capacity_reader;"
+        'CREATE USER capacity_probe IDENTIFIED BY "...";\n'
+        "GRANT CREATE SESSION TO capacity_probe;\n"
+        "GRANT SELECT ON sys.dba_data_files TO capacity_probe;"
     )
     definition: ClassVar[str] = "bytes of the data files in `dba_data_files` of each tablespace, rounded down"
 

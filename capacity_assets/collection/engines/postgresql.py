@@ -57,7 +57,7 @@ class PostgreSQL(Engine):
     sizings: ClassVar[tuple[str, ...]] = SIZINGS
     verified: ClassVar[bool] = True
     grants: ClassVar[str] = (
-        "CREATE ROLE capacity_reader LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_reader;"
+        "CREATE ROLE capacity_probe LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_probe;"
     )
     definition: ClassVar[str] = (
         "`pg_database_size`, rounded down; templates and databases that refuse connections are left out. "

@@ -45,7 +45,7 @@ class SQLServer(Engine):
     system_databases: ClassVar[tuple[str, ...]] = ("master", "model", "msdb", "tempdb")
     verified: ClassVar[bool] = False
     grants: ClassVar[str] = (
-        "CREATE LOGIN capacity_reader WITH PASSWORD = '...';\nGRANT VIEW ANY DEFINITION TO capacity_reader;"
+        "CREATE LOGIN capacity_probe WITH PASSWORD = '...';\nGRANT VIEW ANY DEFINITION TO capacity_probe;"
     )
     definition: ClassVar[str] = "data files (`ROWS`) in `sys.master_files`, rounded down; its log files as log size"
 
