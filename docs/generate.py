@@ -83,23 +83,13 @@ def checks() -> str:
     return table(["check", "levels", "severity", "passes when"], rows)
 
 
-def engine_names() -> dict[str, list[str]]:
-    """The names each engine's class is registered with, by the first of them."""
-    names: dict[str, list[str]] = {}
-    for name, engine in engines().items():
-        same = [first for first in names if type(engines()[first]) is type(engine)]
-        names.setdefault(same[0] if same else name, []).append(name)
-    return names
-
-
 def engine_table() -> str:
     """Every engine: what is measured of it."""
     rows = []
-    for first, names in engine_names().items():
-        engine = engines()[first]
+    for name, engine in engines().items():
         rows.append(
             [
-                ", ".join(f"`{name}`" for name in names),
+                f"`{name}`",
                 str(engine.default_port),
                 engine.definition,
                 ", ".join(f"`{name}`" for name in engine.system_databases) or "nothing",
@@ -111,10 +101,10 @@ def engine_table() -> str:
 
 def grants() -> str:
     """The least rights, engine by engine."""
-    parts = [
-        f"{' and '.join(names)}:\n\n```sql\n{engines()[first].grants}\n```" for first, names in engine_names().items()
-    ]
-    return "\n\n".join(parts)
+    needed: dict[str, list[str]] = {}
+    for name, engine in engines().items():
+        needed.setdefault(engine.grants, []).append(name)
+    return "\n\n".join(f"{' and '.join(names)}:\n\n```sql\n{text}\n```" for text, names in needed.items())
 
 
 def locks() -> str:

@@ -1,17 +1,18 @@
 """Many servers side by side: bounded, each on its own, none able to hold up the others.
 
-A server that takes longer than it used to gives its place to the next one and is waited for beside the others, until
-its time is over. Servers that failed last time begin first, so that waiting for them overlaps with the work.
-Threads, because drivers block; a thread whose driver never returns is left behind when its time is over. What
-is done with an outcome is the caller's.
+Connections are made ahead, so that a server that never answers is found out while others are measured; connected, a
+server waits for its place. One that takes longer than it used to gives its place to the next and is waited for beside
+the others, until its time is over. Servers that failed last time begin first. Threads, because drivers block; a
+thread whose driver never returns is left behind when its time is over. What is done with an outcome is the caller's.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import DatabaseSize, Kind, MeasureError
@@ -19,7 +20,9 @@ from capacity_assets.collection.measuring import Stages, Surroundings, access_to
 from capacity_assets.collection.registry import Server
 from capacity_assets.collection.results import Outcome
 
+# To begin with; one that used to need longer gets longer, and so does one that failed, which begins first anyway.
 CONNECT_SECONDS = 5.0
+LONGEST_CONNECT_SECONDS = 60.0
 # Of a server that was never measured.
 STATEMENT_SECONDS = 300.0
 # Room for a server to take longer than it ever did: so many times, and at least these seconds.
@@ -28,11 +31,14 @@ SHORTEST_STATEMENT_SECONDS = 30.0
 LONGEST_STATEMENT_SECONDS = 3600.0
 # A server keeps its place for twice its usual time, at least this long.
 PATIENCE_SECONDS = 1.0
-# Waited for beside the working ones, at most this many times their number: threads and sockets are finite.
-WAITING_PER_PLACE = 7
+# Connected ahead or waited for beside the working ones, at most this many times their number: threads and sockets
+# are finite.
+BESIDE_PER_PLACE = 7
+# Connected and ready, at most this many times the places: a connection should not lie idle for long.
+READY_PER_PLACE = 4
 # What a driver may take beyond its own limits before it is left behind.
 GRACE_SECONDS = 3.0
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,13 @@ class Habits:
     """What is known of a server from the days before."""
 
     usual_seconds: float | None = None
+    usual_connect_seconds: float | None = None
     failed_last: bool = False
+
+    def connect_seconds(self, usually: float) -> float:
+        """How long connecting may take."""
+        longer = max(usually * (2 if self.failed_last else 1), (self.usual_connect_seconds or 0.0) * SLOWER_BY)
+        return min(longer, LONGEST_CONNECT_SECONDS)
 
     @property
     def statement_seconds(self) -> float:
@@ -69,25 +81,35 @@ class _Running:
     """A measurement that goes on."""
 
     task: Task
-    stages: Stages
     connect_seconds: float
+    stages: Stages = field(default_factory=Stages)
+    go: threading.Event = field(default_factory=threading.Event)
+    went: float = 0.0
 
     @property
     def has_place(self) -> bool:
         """Whether it counts among the working ones."""
-        return time.monotonic() - self.stages.began < self.task.habits.patience_seconds
+        return self.go.is_set() and time.monotonic() - self.went < self.task.habits.patience_seconds
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is connected and waits for a place."""
+        return self.stages.connected is not None and not self.go.is_set()
+
+    def take_place(self) -> None:
+        """Begin to measure."""
+        self.went = time.monotonic()
+        self.go.set()
 
     @property
     def overdue(self) -> MeasureError | None:
         """What to say of it when its driver has not come back in time."""
-        now, connected = time.monotonic(), self.stages.connected
-        if connected is None:
+        now = time.monotonic()
+        if self.stages.connected is None:
             if now - self.stages.began > self.connect_seconds + GRACE_SECONDS:
                 return MeasureError(Kind.TIMEOUT, f"no answer to the connection within {self.connect_seconds:.0f} s")
-        elif now - connected > self.task.habits.statement_seconds + GRACE_SECONDS:
-            return MeasureError(
-                Kind.TIMEOUT, f"no sizes within {self.task.habits.statement_seconds:.0f} s of the connection"
-            )
+        elif self.go.is_set() and now - self.went > self.task.habits.statement_seconds + GRACE_SECONDS:
+            return MeasureError(Kind.TIMEOUT, f"no sizes within {self.task.habits.statement_seconds:.0f} s")
         return None
 
 
@@ -110,24 +132,29 @@ class FleetMeasurement:
         running: dict[int, _Running] = {}
         done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
         while waiting or running:
-            while waiting and self._has_room(running.values()):
+            while waiting and self._may_connect(running.values()):
                 task = waiting.pop()
                 if may_begin():
                     running[task.instance_id] = self._begin(task, done)
                 else:
                     error = MeasureError(Kind.DAY_OVER, "the day was over before its turn came")
                     yield self._failed(task, Stages(), error)
+            self._give_places(running.values())
             yield from self._finished(running, done)
             yield None
 
-    def _has_room(self, running: Iterable[_Running]) -> bool:
+    def _may_connect(self, running: Collection[_Running]) -> bool:
+        ready = sum(one.waits for one in running)
+        return len(running) < self.places * (BESIDE_PER_PLACE + 1) and ready < self.places * READY_PER_PLACE
+
+    def _give_places(self, running: Iterable[_Running]) -> None:
         everything = list(running)
-        if len(everything) >= self.places * (WAITING_PER_PLACE + 1):
-            return False
-        return sum(one.has_place for one in everything) < self.places
+        free = self.places - sum(one.has_place for one in everything)
+        for one in [one for one in everything if one.waits][: max(free, 0)]:
+            one.take_place()
 
     def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, Outcome]]) -> _Running:
-        one = _Running(task, Stages(), self.connect_seconds)
+        one = _Running(task, task.habits.connect_seconds(self.connect_seconds))
 
         def work() -> None:
             done.put((task.instance_id, self._outcome(one)))
@@ -141,10 +168,11 @@ class FleetMeasurement:
             access = access_to(
                 server,
                 self.surroundings,
-                connect_seconds=self.connect_seconds,
+                connect_seconds=one.connect_seconds,
                 statement_seconds=habits.statement_seconds,
             )
-            sizes = measure(server, access, self.surroundings.excluded.get(server.engine, ()), one.stages)
+            excluded = self.surroundings.excluded.get(server.engine, ())
+            sizes = measure(server, access, excluded, one.stages, wait=one.go.wait)
             _refuse_impossible(sizes)
         except MeasureError as error:
             return self._failed(one.task, one.stages, error)

@@ -39,6 +39,7 @@ class Stages:
 
     began: float = field(default_factory=time.monotonic)
     connected: float | None = None
+    measuring: float | None = None
     ended: float | None = None
 
     @property
@@ -49,7 +50,7 @@ class Stages:
     @property
     def measure_seconds(self) -> float | None:
         """How long measuring took, once it is done."""
-        return None if self.connected is None or self.ended is None else self.ended - self.connected
+        return None if self.measuring is None or self.ended is None else self.ended - self.measuring
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,22 @@ def _own_access(server: Server, url: URL, limits: dict[str, float]) -> Access:
     )
 
 
-def measure(server: Server, access: Access, excluded: Sequence[str], stages: Stages) -> list[DatabaseSize]:
-    """Measure every database of a server.
+def measure(
+    server: Server,
+    access: Access,
+    excluded: Sequence[str],
+    stages: Stages,
+    wait: Callable[[], object] = lambda: None,
+) -> list[DatabaseSize]:
+    """Measure every database of a server; connected, `wait` first.
 
     Raises:
         MeasureError: it cannot be measured; nothing of it is known then.
     """
 
     def look(engine: Engine, connection: Any) -> list[DatabaseSize]:
+        wait()
+        stages.measuring = time.monotonic()
         return engine.sizes(connection, access, excluded)
 
     return with_connection(server, access, stages, look)

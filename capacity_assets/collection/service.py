@@ -24,7 +24,7 @@ from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, 
 from capacity_assets.collection.measuring import Surroundings
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.results import CollectionSummary, Outcome
-from capacity_assets.collection.storing import forget_old_attempts, store
+from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,9 @@ class CollectionService:
     def _history(self, day: date) -> tuple[dict[int, Habits], set[int]]:
         """Return each server's habits, and who has been measured on this day."""
         rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HABIT_DAYS)}, "reading what became")
-        habits = {row.instance_id: Habits(row.usual_seconds, bool(row.failed_last)) for row in rows}
+        habits = {
+            row.instance_id: Habits(row.usual_seconds, row.usual_connect_seconds, bool(row.failed_last)) for row in rows
+        }
         return habits, {row.instance_id for row in rows if row.done}
 
     def _read(self, query: str, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
@@ -145,9 +147,10 @@ class CollectionService:
                     progress(outcome, left)
                 if batch.is_full:
                     batch.write()
-        except KeyboardInterrupt:
-            # What has been measured is not to be measured again.
-            batch.write()
+        except BaseException as error:
+            # Interrupted, by Ctrl-C or by the platform: what has been measured is not to be measured again.
+            if not isinstance(error, Exception):
+                batch.write()
             raise
         batch.write()
         return batch.summary
@@ -187,8 +190,11 @@ class _Batch:
         """Store what waits."""
         if self.waiting:
             self.held.ensure_held()
-            store(self.engine, self.summary.day, self.waiting)
-        self.summary = self.summary.with_outcomes(self.waiting)
+            self.summary = self.summary.with_outcomes(store_each(self.engine, self.summary.day, self.waiting))
+            counts = self.summary
+            logger.info(
+                f"{counts.processed_instances:,} servers measured and stored, {counts.failed_instances:,} failed."
+            )
         self.waiting = []
         self.since = time.monotonic()
 
@@ -196,6 +202,7 @@ class _Batch:
 _HISTORY = """
 SELECT instance_id,
        max(connect_seconds + measure_seconds) FILTER (WHERE status = 'collected') AS usual_seconds,
+       max(connect_seconds) FILTER (WHERE status = 'collected') AS usual_connect_seconds,
        (array_agg(status ORDER BY collected_date DESC))[1] = 'failed' AS failed_last,
        bool_or(status = 'collected' AND collected_date = :day) AS done
 FROM capacity_collection_attempts WHERE collected_date BETWEEN :since AND :day

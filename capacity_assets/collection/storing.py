@@ -7,15 +7,19 @@ the very rows that are stored, so that the two levels agree by construction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import DatabaseError, database_error
+from capacity_assets.collection.engines.base import Kind
 from capacity_assets.collection.results import Outcome
 
 COLLECTED, FAILED = "collected", "failed"
+# A value does not fit, or breaks a rule of the table.
+REFUSED_DATA = ("22", "23")
 # How long attempts are told and timeouts learnt from.
 ATTEMPTS_KEPT_DAYS = 90
 
@@ -37,6 +41,27 @@ def store(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> None:
             doing="writing samples",
             kept=f"Those of {len(outcomes):,} servers were not written; what was written before was kept.",
         ) from error
+
+
+def store_each(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Write outcomes; a server whose sizes the tables refuse becomes a failed one, found by halving.
+
+    Raises:
+        DatabaseError: the database failed for another reason; what was written before was kept.
+    """
+    try:
+        store(engine, day, outcomes)
+    except DatabaseError as error:
+        if (error.sqlstate or "")[:2] not in REFUSED_DATA:
+            raise
+        if len(outcomes) > 1:
+            middle = len(outcomes) // 2
+            return store_each(engine, day, outcomes[:middle]) + store_each(engine, day, outcomes[middle:])
+        [refused] = outcomes
+        reason = f"its sizes cannot be stored: {error}"
+        outcomes = [replace(refused, sizes=(), kind=Kind.UNEXPECTED, reason=reason)]
+        store(engine, day, outcomes)
+    return list(outcomes)
 
 
 def forget_old_attempts(engine: Engine, day: date) -> None:

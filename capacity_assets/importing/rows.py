@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from capacity_assets.aggregation.errors import ValidationError
@@ -138,6 +139,8 @@ def _database(name: str | None) -> str:
     return name
 
 
+# A file has few days and many rows of each.
+@lru_cache(maxsize=4096)
 def _day(text: str) -> date:
     try:
         # Files of other programs write a day as its midnight.
@@ -156,10 +159,15 @@ def _count(cells: Mapping[str, str], column: str) -> int:
     return int(text)
 
 
+@lru_cache(maxsize=4096)
+def _noon(day: date, zone: ZoneInfo) -> datetime:
+    return datetime(day.year, day.month, day.day, 12, tzinfo=zone).astimezone(UTC)
+
+
 def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
     """Return when it was measured; where that is not told, noon of its day."""
     if not text:
-        return datetime(day.year, day.month, day.day, 12, tzinfo=zone).astimezone(UTC)
+        return _noon(day, zone)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -97,7 +97,10 @@ WITH touched AS (
            sum(size_mb - coalesce(stored_mb, 0)) AS grown_mb, count(*) FILTER (WHERE stored_mb IS NULL) AS added
     FROM compared WHERE taken GROUP BY found_id, day
     UNION ALL
-    SELECT found_id, day, max(collected_at), 0, 0 FROM compared GROUP BY found_id, day HAVING NOT bool_or(taken)
+    SELECT found_id, day, max(collected_at), 0, 0 FROM compared c
+    WHERE NOT EXISTS (SELECT FROM instance_size_stats o
+                      WHERE o.instance_id = c.found_id AND o.collected_date = c.day AND o.is_deleted = false)
+    GROUP BY found_id, day HAVING NOT bool_or(taken)
 ), derived AS (
     SELECT t.instance_id, t.day, t.collected_at, t.grown_mb, t.added,
            sum(d.size_mb) AS total_size_mb, count(*) AS database_count

@@ -448,13 +448,30 @@ def test_how_long_a_server_took_decides_how_long_it_may_take(
     collection.collect(YESTERDAY)
     collection.rows("SELECT 1")
     with collection.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE capacity_collection_attempts SET measure_seconds = 20, connect_seconds = 1")
+        connection.exec_driver_sql("UPDATE capacity_collection_attempts SET measure_seconds = 20, connect_seconds = 2")
 
     habits, _ = collection.service()._history(TODAY)
 
     [habit] = habits.values()
-    assert (habit.usual_seconds, habit.statement_seconds, habit.patience_seconds) == (21, 105, 42)
+    assert (habit.usual_seconds, habit.statement_seconds, habit.patience_seconds) == (22, 110, 44)
+    assert (habit.connect_seconds(5), habit.connect_seconds(15)) == (10, 15)
     assert not habit.failed_last
+
+
+def test_a_server_whose_sizes_the_tables_refuse_fails_alone(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(5)])
+    with collection.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE database_size_stats ADD CONSTRAINT no_third CHECK (instance_id <> 3)")
+
+    summary = collection.collect()
+
+    [(server, (kind, reason))] = failures(summary).items()
+    assert (server, kind, summary.processed_instances) == ("pg-2", "unexpected", 4)
+    assert "cannot be stored" in reason
+    assert "no_third" in reason
+    assert collection.total("pg-2") is None
 
 
 @pytest.mark.skipif(not postgres_offers_tls(), reason="this PostgreSQL was built without TLS")

@@ -25,8 +25,8 @@ def test_engines_are_found_by_their_entry_points() -> None:
     found = {name: (type(engine).__name__, engine.default_port, engine.verified) for name, engine in engines().items()}
 
     assert found == {
-        "mariadb": ("MySQL", 3306, True),
-        "mysql": ("MySQL", 3306, True),
+        "mariadb": ("MariaDB", 3306, True),
+        "mysql": ("MySQL", 3306, False),
         "oracle": ("Oracle", 1521, False),
         "postgresql": ("PostgreSQL", 5432, True),
         "sqlserver": ("SQLServer", 1433, False),

@@ -132,7 +132,7 @@ def test_servers_that_hang_give_their_places_to_those_that_answer(
     monkeypatch.setattr(fleet, "PATIENCE_SECONDS", 0.2)
     with silent_socket() as port:
         hanging = tasks(4, port, first=100, habits=Habits(failed_last=True))
-        outcomes = measured([*tasks(20, simulation.port), *hanging], places=2, connect_seconds=3)
+        outcomes = measured([*tasks(20, simulation.port), *hanging], places=2, connect_seconds=1.5)
 
     # All four began first, two places were theirs: who answers is done before the first of them is given up.
     assert [outcome.kind for outcome in outcomes] == [None] * 20 + [Kind.TIMEOUT] * 4

@@ -7,7 +7,8 @@ Here is also what they share: the words for what can go wrong, and how bytes bec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -141,6 +142,16 @@ class Engine(ABC):
     @abstractmethod
     def explained(self, error: Exception) -> MeasureError | None:
         """Say what an error of the driver means, or None where it is none of the driver's."""
+
+
+@contextmanager
+def closed_on_failure(connection: Any) -> Iterator[None]:
+    """Close a connection that is open but could not be prepared."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:

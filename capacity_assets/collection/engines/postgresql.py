@@ -15,6 +15,7 @@ from capacity_assets.collection.engines.base import (
     Kind,
     MeasureError,
     ServerFacts,
+    closed_on_failure,
     first_line,
     floor_mb,
     refuse_without_rights,
@@ -84,9 +85,10 @@ class PostgreSQL(Engine):
             autocommit=True,
             **KEEPALIVES,  # type: ignore[arg-type]
         )
-        # Not as start-up options, which poolers refuse.
-        connection.execute("SET default_transaction_read_only = on")
-        connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
+        with closed_on_failure(connection):
+            # Not as start-up options, which poolers refuse.
+            connection.execute("SET default_transaction_read_only = on")
+            connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
         return connection
 
     def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:
