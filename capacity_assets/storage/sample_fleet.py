@@ -78,9 +78,12 @@ def first_sample_day(today: date) -> date:
 
 
 def other_instances(engine: Engine) -> int:
-    """Count registered instances that do not belong to the sample fleet."""
+    """Count registered instances that belong neither to the sample fleet nor to the database itself."""
     with engine.connect() as connection:
-        query = text("SELECT count(*) FROM instances WHERE name <> ALL (:names)")
+        query = text(
+            "SELECT count(*) FROM instances i WHERE name <> ALL (:names) AND NOT EXISTS "
+            "(SELECT FROM capacity_collection_targets t WHERE t.instance_id = i.id AND t.password_from = 'own')"
+        )
         return int(connection.execute(query, {"names": [server.name for server in FLEET]}).scalar_one())
 
 

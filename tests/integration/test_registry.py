@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregation.errors import NotFoundError, ValidationError
 from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.collection.registry import Server, register, registered, set_active
+from capacity_assets.storage.sample_fleet import other_instances
 from tests.command import capacity
 from tests.fleet import add_instances
 from tests.servers import PostgresServer, silent_socket
@@ -199,3 +200,11 @@ def test_commands_say_that_the_schema_is_missing(empty_database: object, monkeyp
         assert failed.exit_code == 1
         assert "There is no capacity schema" in failed.output
         assert "Run `capacity init`" in failed.output
+
+
+def test_the_server_measured_as_our_own_is_no_stranger_to_the_demo(engine: Engine) -> None:
+    assert capacity("collect", "--own").exit_code == 0
+    assert other_instances(engine) == 0
+
+    register(engine, [Server("a", "mysql", "h")])
+    assert other_instances(engine) == 1
