@@ -74,7 +74,7 @@ def reaching_options(function: Callable[Parameters, None]) -> Callable[Parameter
 @instances.command()
 @click.argument("name")
 @reaching_options
-@click.option("--replace", is_flag=True, help="Change a server that is registered already.")
+@click.option("--replace", is_flag=True, help="Change a server that is registered already: all of it, as given now.")
 @json_option
 @command
 def add(*, name: str, replace: bool, as_json: bool, **given: Any) -> int:
@@ -124,7 +124,11 @@ def enable(*, names: tuple[str, ...]) -> int:
 
 @instances.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--disable-others", is_flag=True, help="Take servers out of service that the file does not declare.")
+@click.option(
+    "--disable-others",
+    is_flag=True,
+    help="Take servers that are measured here out of service if FILE does not declare them.",
+)
 @dry_run_option
 @json_option
 @command

@@ -15,7 +15,14 @@ from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select,
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
+from capacity_assets.aggregation.errors import (
+    DatabaseError,
+    NotFoundError,
+    ValidationError,
+    database_error,
+    reason_of,
+    sqlstate_of,
+)
 from capacity_assets.collection.credentials import OWN, checked_reference
 from capacity_assets.collection.engines.base import (
     FILES,
@@ -28,6 +35,7 @@ from capacity_assets.storage.tables import collection_targets, instances
 
 LARGEST_PORT = 65535
 LONGEST_NAME = 255
+NOT_NULL_VIOLATION = "23502"
 
 
 @dataclass(frozen=True)
@@ -193,9 +201,10 @@ class Changes:
 def register(
     engine: Engine, servers: Iterable[Server], *, disable_others: bool = False, dry_run: bool = False
 ) -> Changes:
-    """Add servers and change those that are there, in one transaction; `disable_others` takes the rest out of service.
+    """Add servers and change those that are there, in one transaction.
 
-    A server that is disabled stays so. Nothing is written with `dry_run`.
+    `disable_others` takes the rest of those that are measured here out of service. A disabled server stays so.
+    Nothing is written with `dry_run`.
 
     Raises:
         ValidationError: a value cannot work, or a name occurs twice; nothing was registered.
@@ -214,6 +223,12 @@ def register(
             if dry_run:
                 transaction.rollback()
     except DBAPIError as error:
+        if sqlstate_of(error) == NOT_NULL_VIOLATION:
+            raise DatabaseError(
+                f"The table instances belongs to another application too, which fills more of it: {reason_of(error)}. "
+                "Nothing was registered. Register the server there, then `capacity instances add NAME` adds how to "
+                "reach it."
+            ) from error
         raise database_error(error, doing="registering servers", kept="Nothing was registered.") from error
     return changes
 
@@ -225,7 +240,11 @@ def _compared(wanted: Sequence[Server], before: dict[str, Registered], *, disabl
         added=tuple(server.name for server in wanted if server.name not in before),
         changed=tuple(server.name for server in wanted if server.name in before and known.get(server.name) != server),
         unchanged=tuple(server.name for server in wanted if known.get(server.name) == server),
-        disabled=tuple(name for name, one in before.items() if disable_others and one.active and name not in names),
+        disabled=tuple(
+            name
+            for name, one in before.items()
+            if disable_others and one.active and one.is_collected and name not in names
+        ),
     )
 
 

@@ -20,6 +20,9 @@ ALIASES = {DATABASE_NAME: "database_name", DAY: "collected_date"}
 LARGEST_MB = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
 LONGEST_NAME = 255
+MOST_DIGITS = 30
+# As on the command line: so far from the ends of the calendar that windows before and after exist.
+FIRST_YEAR, LAST_YEAR = 1900, 2999
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,18 @@ class RowReader:
         if self.server is not None:
             return self.server, None
         if cells[SERVER]:
-            return cells[SERVER], None
+            return _name(SERVER, cells[SERVER]), None
         if not cells[INSTANCE_ID]:
             raise _BadValue("it names no server")
-        if not cells[INSTANCE_ID].isdecimal() or int(cells[INSTANCE_ID]) > LARGEST_COUNT:
-            raise _BadValue(f"instance_id {cells[INSTANCE_ID]!r:.40} is no number of a server")
-        return None, int(cells[INSTANCE_ID])
+        return None, _count(cells, INSTANCE_ID)
 
     def _size(self, cells: Mapping[str, str], column: str) -> int:
         text = cells[column]
         times, parts = UNITS[self.unit]
         try:
-            amount = Decimal(int(text)) if text.isdecimal() else Decimal(text)
+            amount = Decimal(text)
+            if amount.is_finite() and amount.adjusted() > MOST_DIGITS:
+                raise _BadValue(f"{column} {text!r:.40} is no possible size")
             # Whole megabytes, rounded down, as the collection does it.
             size_mb = int(amount * times // parts)
         except (InvalidOperation, ValueError, OverflowError):
@@ -134,8 +137,12 @@ class RowReader:
 def _database(name: str | None) -> str:
     if not name:
         raise _BadValue("it names no database")
+    return _name(DATABASE_NAME, name)
+
+
+def _name(column: str, name: str) -> str:
     if len(name) > LONGEST_NAME or "\0" in name:
-        raise _BadValue(f"database {name!r:.40} is no possible name")
+        raise _BadValue(f"{column} {name!r:.40} is no possible name")
     return name
 
 
@@ -149,13 +156,15 @@ def _day(text: str) -> date:
         raise _BadValue(f"day {text!r:.40} is not YYYY-MM-DD") from None
     if (moment.hour, moment.minute, moment.second, moment.microsecond) != (0, 0, 0, 0):
         raise _BadValue(f"day {text!r:.40} has a time; write the day in CAPACITY_TIMEZONE")
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise _BadValue(f"day {text!r:.40} lies outside the years {FIRST_YEAR} to {LAST_YEAR}")
     return moment.date()
 
 
 def _count(cells: Mapping[str, str], column: str) -> int:
     text = cells[column]
-    if not text.isdecimal() or int(text) > LARGEST_COUNT:
-        raise _BadValue(f"{column} {text!r:.40} is no count")
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) > LARGEST_COUNT:
+        raise _BadValue(f"{column} {text!r:.40} is no whole number up to {LARGEST_COUNT}")
     return int(text)
 
 
@@ -170,9 +179,9 @@ def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
         return _noon(day, zone)
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise _BadValue(f"collected_at {text!r:.40} is no time, as 2025-01-31T03:00:00+08:00") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
 
 
 def places_of(

@@ -80,16 +80,23 @@ def test_what_cannot_be_registered_is_refused_in_a_sentence(engine: Engine, argu
 def test_a_file_is_registered_as_a_whole_or_not_at_all(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "servers.toml"
     path.write_text("".join(f"[[servers]]\nname='s{n}'\nengine='mysql'\nhost='h'\n" for n in range(3)))
-    add_instances(engine, [9], name="other")
+    add_instances(engine, [9], name="elsewhere")
+    register(engine, [Server("other", "mysql", "h")])
 
     rehearsed = capacity("instances", "import", str(path), "--disable-others", "--dry-run")
-    assert names(engine) == {"other": "filled elsewhere"}
+    assert names(engine) == {"elsewhere": "filled elsewhere", "other": "measured here"}
     done = capacity("instances", "import", str(path), "--disable-others", "--json")
 
     assert "added: 3 (s0, s1, s2)" in rehearsed.output
     assert "Nothing was written." in rehearsed.output
     assert json.loads(done.output)["disabled"] == ["other"]
-    assert names(engine) == {"other": "disabled", "s0": "measured here", "s1": "measured here", "s2": "measured here"}
+    assert names(engine) == {
+        "elsewhere": "filled elsewhere",
+        "other": "disabled",
+        "s0": "measured here",
+        "s1": "measured here",
+        "s2": "measured here",
+    }
     path.write_text(path.read_text() + "[[servers]]\nname='s0'\nengine='mysql'\nhost='h'\n")
     twice = capacity("instances", "import", str(path))
     assert twice.exit_code == 2
@@ -208,3 +215,21 @@ def test_the_server_measured_as_our_own_is_no_stranger_to_the_demo(engine: Engin
 
     register(engine, [Server("a", "mysql", "h")])
     assert other_instances(engine) == 1
+
+
+def test_a_registry_that_another_application_fills_further_is_told_apart_and_its_servers_can_be_measured(
+    engine: Engine,
+) -> None:
+    add_instances(engine, [1], name="theirs")
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE instances ADD COLUMN credential text"))
+        connection.execute(text("UPDATE instances SET credential = 'x'"))
+        connection.execute(text("ALTER TABLE instances ALTER COLUMN credential SET NOT NULL"))
+
+    refused = capacity("instances", "add", "new", "--engine", "mysql", "--host", "h")
+    added = capacity("instances", "add", "theirs", "--username", "u")
+
+    assert refused.exit_code == 1
+    assert 'null value in column "credential"' in refused.output
+    assert "Register the server there, then `capacity instances add NAME`" in refused.output
+    assert added.exit_code == 0, added.output

@@ -1,0 +1,68 @@
+"""Rows of history: which texts are samples, and what is said of those that are none."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.importing.rows import Problem, RowReader, layout_of
+
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+
+
+def database_row(**cells: str) -> tuple[object, ...] | Problem:
+    layout = layout_of(DATABASE)
+    known = {"server": "s", "database": "d", "day": "2025-01-31", "size_mb": "7", **cells}
+    return RowReader(layout, "mb", SHANGHAI).read(3, [known.get(name) for name in layout.columns])
+
+
+def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_told() -> None:
+    noon = datetime(2025, 1, 31, 4, tzinfo=UTC)
+
+    assert database_row() == (3, "s", None, "d", date(2025, 1, 31), 7, None, None, noon)
+    assert database_row(day="2025-01-31 00:00:00", data_size_mb="6.9", log_size_mb="0") == (
+        *(3, "s", None, "d", date(2025, 1, 31), 7, 6, 0, noon),
+    )
+    assert database_row(server="", instance_id="12")[1:3] == (None, 12)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"day": "31.01.2025"}, "is not YYYY-MM-DD"),
+        ({"day": "0001-01-01"}, "lies outside the years 1900 to 2999"),
+        ({"day": "2025-01-31T03:00"}, "has a time"),
+        ({"size_mb": ""}, "is no number"),
+        ({"size_mb": "NaN"}, "is no number"),
+        ({"size_mb": "Infinity"}, "is no number"),
+        ({"size_mb": "1e999999999"}, "is no possible size"),
+        ({"size_mb": "9223372036854775808"}, "is no possible size"),
+        ({"size_mb": "-0.5"}, "is no possible size"),
+        ({"log_size_mb": "x"}, "log_size_mb 'x' is no number"),
+        ({"server": ""}, "names no server"),
+        ({"server": "a\0b"}, "is no possible name"),
+        ({"server": "", "instance_id": "9" * 5000}, "is no whole number"),
+        ({"database": "d" * 256}, "is no possible name"),
+        ({"collected_at": "yesterday"}, "is no time"),
+        ({"collected_at": "0001-01-01T00:00:00"}, "is no time"),
+    ],
+)
+def test_what_is_no_sample_is_a_problem_with_its_place_and_reason(cells: dict[str, str], reason: str) -> None:
+    found = database_row(**cells)
+
+    assert isinstance(found, Problem)
+    assert (found.position, reason in found.reason) == (3, True), found.reason
+
+
+@pytest.mark.parametrize(
+    ("unit", "text", "size_mb"),
+    [("bytes", "1048575", 0), ("bytes", "1048576", 1), ("kb", "2048", 2), ("mb", "2.9", 2), ("gb", "1.5", 1536)],
+)
+def test_units_become_whole_megabytes_rounded_down(unit: str, text: str, size_mb: int) -> None:
+    layout = layout_of(INSTANCE)
+    row = RowReader(layout, unit, SHANGHAI, server="s").read(1, [None, None, "2025-01-31", text, "3", None])
+
+    assert row[4:6] == (size_mb, 3)  # type: ignore[index]
