@@ -18,10 +18,12 @@ from capacity_assets.importing import loading
 from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
 from capacity_assets.importing.rows import RowReader, layout_of
 from capacity_assets.importing.sources import file_source
+from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
 from tests.command import capacity
-from tests.conftest import SHANGHAI
+from tests.conftest import SHANGHAI, _database
 from tests.fleet import load_sample, stored
+from tests.legacy import LegacyShape, create_legacy_tables
 
 pytestmark = pytest.mark.usefixtures("settings")
 HEAD = "server,database,day,size_mb\n"
@@ -291,12 +293,11 @@ def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None
 
 
 @pytest.fixture
-def legacy(server: object) -> Iterator[tuple[Engine, URL]]:
-    """Another database with the sample's servers, samples and aggregates, as the legacy application left them."""
-    from tests.conftest import TEMPLATE, _database
-
-    for url in _database(server, TEMPLATE):  # type: ignore[arg-type]
+def legacy(server: EmbeddedServer) -> Iterator[tuple[Engine, URL]]:
+    """Another database as the legacy application left it: its tables, the sample, and an aggregate of older days."""
+    for url in _database(server, "template1"):
         there = capacity_engine(url)
+        create_legacy_tables(there, LegacyShape())
         load_sample(there)
         with there.begin() as connection:
             connection.execute(

@@ -13,7 +13,8 @@ from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.collection.registry import Server, register, registered, set_active
 from capacity_assets.storage.sample_fleet import other_instances
 from tests.command import capacity
-from tests.fleet import add_instances
+from tests.fleet import add_instances, load_sample
+from tests.legacy import LegacyShape, create_legacy_tables
 from tests.servers import PostgresServer, silent_socket
 
 pytestmark = pytest.mark.usefixtures("settings")
@@ -233,3 +234,36 @@ def test_a_registry_that_another_application_fills_further_is_told_apart_and_its
     assert 'null value in column "credential"' in refused.output
     assert "Register the server there, then `capacity instances add NAME`" in refused.output
     assert added.exit_code == 0, added.output
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_legacy_database_that_was_upgraded_in_place_is_measured_into(
+    empty_engine: Engine, monkeypatch: pytest.MonkeyPatch, partitioned: bool
+) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(partitioned=partitioned))
+    load_sample(empty_engine)
+    with empty_engine.begin() as connection:
+        connection.execute(text("SELECT setval('instances_id_seq', 100)"))
+    url = empty_engine.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", url)
+    assert capacity("init").exit_code == 0
+    before = len(_sizes(empty_engine))
+
+    for again in ((), ("--again",)):
+        done = capacity("collect", "--own", *again)
+        assert done.exit_code == 0, done.output
+
+    assert len(_sizes(empty_engine)) > before
+    with empty_engine.connect() as connection:
+        assert connection.execute(
+            text(
+                "SELECT sum(d.size_mb) = max(t.total_size_mb) FROM database_size_stats d JOIN instance_size_stats t "
+                "USING (instance_id, collected_date) JOIN instances i ON i.id = instance_id "
+                "WHERE i.name = 'capacity-database'"
+            )
+        ).scalar_one()
+
+
+def _sizes(engine: Engine) -> list[object]:
+    with engine.connect() as connection:
+        return list(connection.execute(text("SELECT size_mb FROM database_size_stats")).scalars())
