@@ -170,5 +170,5 @@ class Loader:
 
 def _conflict(row: Row[Any]) -> str:
     database = f", {row.database}" if row.database else ""
-    other = "an earlier row has" if row.earlier else "stored is"
+    other = "another row has" if row.another else "stored is"
     return f"row {row.position}: {row.server}{database}, {row.day}: {row.size_mb} MB, {other} {row.other_mb} MB"

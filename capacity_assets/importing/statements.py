@@ -43,7 +43,11 @@ def _statements(level: Level) -> SliceStatements:
 
 
 def _compare(level: Level, keys: Sequence[str], values: Sequence[str]) -> str:
-    """Say of each row which turn it has among those of its key, and whether it is new, present or in conflict."""
+    """Say of each row which turn it has among those of its key, and whether it is new, present or in conflict.
+
+    Of rows that contradict each other the first one counts, or with `replace` the last: as if each came in a slice of
+    its own.
+    """
     same_database = "AND o.database_name = s.database_name" if level is DATABASE else "AND o.is_deleted = false"
     row, stored = (", ".join(f"{side}.{name}" for name in values) for side in ("s", "o"))
     first = ", ".join(f"first_value(s.{name}) OVER w" for name in values)
@@ -59,7 +63,7 @@ FROM (
     FROM staged s LEFT JOIN {level.source.name} o
         ON o.instance_id = s.found_id AND o.collected_date = s.day {same_database}
     WHERE s.found_id IS NOT NULL
-    WINDOW w AS (PARTITION BY {key} ORDER BY s.position)
+    WINDOW w AS (PARTITION BY {key} ORDER BY CASE WHEN CAST(:replace AS boolean) THEN -s.position ELSE s.position END)
 ) AS c
 """  # noqa: S608 -- see the module
 
@@ -83,7 +87,7 @@ ON CONFLICT {key} DO UPDATE SET {changes}, collected_at = excluded.collected_at,
 def _conflicts(level: Level, size: str) -> str:
     database = "c.database_name" if level is DATABASE else "NULL"
     return f"""
-SELECT c.position, i.name AS server, {database} AS database, c.day, c.{size} AS size_mb, c.turn > 1 AS earlier,
+SELECT c.position, i.name AS server, {database} AS database, c.day, c.{size} AS size_mb, c.turn > 1 AS another,
        CASE WHEN c.turn > 1 THEN c.first_mb ELSE c.stored_mb END AS other_mb
 FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER BY c.position LIMIT :listed
 """  # noqa: S608 -- see the module

@@ -10,6 +10,9 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, LEVELS
@@ -135,7 +138,7 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
     }
     assert told["listed"]["conflicts"] == [
         "row 2: alpha, b, 2025-01-01: 21 MB, stored is 20 MB",
-        "row 5: alpha, c, 2025-01-01: 31 MB, an earlier row has 30 MB",
+        "row 5: alpha, c, 2025-01-01: 31 MB, another row has 30 MB",
     ]
     assert told["listed"]["unknown"] == ["gamma: 1 rows"]
     assert [line.partition(":")[0] for line in told["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
@@ -375,3 +378,45 @@ def test_an_import_beside_a_collection_is_refused(engine: Engine, tmp_path: Path
     assert refused.exit_code == 1
     assert "The samples are being written by" in refused.output
     assert samples(engine) == []
+
+
+Sample = tuple[str, str, int, int]
+samples_of = st.lists(
+    st.tuples(st.sampled_from(["alpha", "beta"]), st.sampled_from("ab"), st.integers(1, 2), st.integers(0, 3)),
+    max_size=12,
+)
+
+
+@given(stored_before=samples_of, file=samples_of, replace=st.booleans(), slice_rows=st.integers(1, 5))
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_any_import_ends_as_a_naive_one_row_at_a_time(
+    engine: Engine, tmp_path: Path, stored_before: list[Sample], file: list[Sample], replace: bool, slice_rows: int
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE database_size_stats, instance_size_stats, capacity_imports"))
+    for number, (rows_of_file, replacing) in enumerate(((stored_before, False), (file, replace))):
+        lines = [f"{server},{database},2025-01-0{day},{size}" for server, database, day, size in rows_of_file]
+        source = file_source(
+            Path(write(tmp_path / f"{number}.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None
+        )
+        reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI)
+        options = LoadOptions(replace=replacing, slice_rows=slice_rows)
+        report = Loader(engine, DATABASE, reader, options, Held()).load(source, str(number))
+        known = [count for name, count in report.counts.items() if name not in {"read", "totals_written"}]
+        assert report.counts["read"] == len(rows_of_file) == sum(known)
+
+    expected: dict[tuple[str, str, int], int] = {}
+    for server, database, day, size in stored_before:
+        expected.setdefault((server, database, day), size)
+    for server, database, day, size in file:
+        if replace:
+            expected[server, database, day] = size
+        else:
+            expected.setdefault((server, database, day), size)
+    assert {(str(row[0]), str(row[1]), int(str(row[2])[-2:])): row[3] for row in samples(engine)} == expected
+    sums: dict[tuple[str, int], list[int]] = {}
+    for (server, _, day), size in expected.items():
+        sums.setdefault((server, day), []).append(size)
+    assert {(row[0], int(str(row[1])[-2:])): row[2:] for row in totals(engine)} == {
+        key: (sum(sizes_of), len(sizes_of)) for key, sizes_of in sums.items()
+    }
