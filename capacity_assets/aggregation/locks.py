@@ -17,13 +17,13 @@ import socket
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Connection, Engine, Row, text
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from capacity_assets.aggregation.errors import CapacityError, database_error
 
@@ -128,8 +128,10 @@ class CapacityLockManager:
             connection.detach()
             lock = _AdvisoryLock(connection, period)
             lock.acquire()
-            # Closing the detached connection releases the lock, whatever state the work left it in.
-            yield lock
+            try:
+                yield lock
+            finally:
+                lock.release()
 
     @contextmanager
     def _redis_lock(self, url: str, period: str) -> Iterator[HeldLock]:
@@ -164,6 +166,14 @@ class _AdvisoryLock:
         if not taken:
             who = _readable_holder(holder) if holder else None
             raise _held(self.period, who)
+
+    def release(self) -> None:
+        """Give the lock back at once: closing the connection does it too, but only when the server notices."""
+        first, second = advisory_key(self.period)
+        with suppress(SQLAlchemyError):
+            self.connection.execute(
+                text("SELECT pg_advisory_unlock(:first, :second)"), {"first": first, "second": second}
+            )
 
     def ensure_held(self) -> None:
         first, second = advisory_key(self.period)
@@ -273,8 +283,6 @@ class _RedisLock:
 
     def release(self) -> None:
         """Give the lock back if it is still ours; a key that is not ours is left alone."""
-        from contextlib import suppress
-
         from redis.exceptions import RedisError
 
         self._stopped.set()

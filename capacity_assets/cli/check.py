@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,15 +18,18 @@ from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, password_of
-from capacity_assets.collection.registry import registered
+from capacity_assets.collection.registry import Registered, registered
+from capacity_assets.collection.standing import standing
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import excluded_of, open_engine, task_runner
 from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, schema_state
+from capacity_assets.units import first_of
 
 OLDEST_SERVER = 14
+NAMED = 5
 
 
 class Verdict(StrEnum):
@@ -173,12 +176,41 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
             password_of(reference, settings.secrets_folder)
         except CapacityError as error:
             yield Finding(f"server {one.server.name}", Verdict.BAD, str(error))
+    yield from _doubtful(measured, registered(engine))
     if settings.collection == "off":
         text = "off: another application fills the raw tables, which are observed"
         yield Finding("collection", Verdict.NOTE if measured else Verdict.OK, text)
     else:
-        text = f"{len(measured):,} servers are measured at {settings.collection_hour:02}:00"
-        yield Finding("collection", Verdict.OK if measured else Verdict.NOTE, text)
+        failing = standing(engine).failing
+        found = f"{len(measured):,} servers are measured at {settings.collection_hour:02}:00"
+        if failing:
+            found += f"; {len(failing):,} of them failed last: {first_of((one.server for one in failing), NAMED)}"
+        yield Finding("collection", Verdict.OK if measured and not failing else Verdict.NOTE, found)
+
+
+def _doubtful(measured: Sequence[Registered], every: Sequence[Registered]) -> Iterator[Finding]:
+    """Name what would make a fleet total wrong: one place registered twice, a replica counted by nobody."""
+    places: dict[tuple[str, str | None], list[str]] = {}
+    for one in measured:
+        if one.server.counted_by is None:
+            places.setdefault((one.server.place, one.server.database), []).append(one.server.name)
+    for (place, _), names in places.items():
+        if len(names) > 1:
+            text = (
+                f"{', '.join(names)} are all at {place}: fleet totals count it {len(names)} times, see `--counted-by`"
+            )
+            yield Finding("servers", Verdict.NOTE, text)
+    active = {one.server.name for one in every if one.active}
+    orphans = [
+        one.server.name for one in every if one.active and (one.server.counted_by or one.server.name) not in active
+    ]
+    if orphans:
+        text = f"counted by a server that is out of service, so by nobody: {first_of(orphans, NAMED)}"
+        yield Finding("servers", Verdict.NOTE, text)
+    unreached = [one.server.name for one in every if one.active and not one.is_collected]
+    if measured and unreached:
+        text = f"active, but how to reach them is not registered: {first_of(unreached, NAMED)}"
+        yield Finding("servers", Verdict.NOTE, text)
 
 
 def _dagster_storage(settings: Settings) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
 from capacity_assets.aggregation.service import RunOptions
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
@@ -19,7 +20,7 @@ from capacity_assets.collection.results import CollectionSummary, Outcome
 from capacity_assets.collection.service import Progress as Told
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
-from capacity_assets.settings import Settings
+from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.storage.schema import require_schema
 from capacity_assets.units import human_mb
 
@@ -29,6 +30,13 @@ FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
 
 def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool, as_json: bool) -> int:
     """Measure for today and store; with `own` also register our own server, aggregate the day and draw it."""
+    if settings.collection == "off":
+        raise ConfigurationError(
+            "CAPACITY_COLLECTION is off: another application fills the raw tables, and nothing was measured into them. "
+            "Set it to on to measure here."
+        )
+    if not own:
+        refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         if own:
             prepare_database(engine, settings)
@@ -45,7 +53,8 @@ def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool,
         print_json(summary.to_dict())
     else:
         _print_summary(summary)
-    if own and not as_json:
+    own_failed = OWN_SERVER in {failure.server for failure in summary.failures}
+    if own and not as_json and not own_failed:
         write_growth_report(settings, "daily", summary.day, OWN_SERVER, None, as_json=False)
         say("Tomorrow the same command adds a day. `capacity up` measures every night by itself.")
     return FAILED if summary.failed_instances else DONE
@@ -78,7 +87,7 @@ def _progress(*, as_json: bool) -> Iterator[Told]:
 def _print_summary(summary: CollectionSummary) -> None:
     say(summary.message)
     if summary.processed_instances:
-        say(f"Measured now: {human_mb(summary.total_size_mb)} in {summary.duration_seconds:.1f} s.")
+        say(f"Measured now: {human_mb(summary.measured_size_mb)} in {summary.duration_seconds:.1f} s.")
     if summary.failures:
         shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
         rows = [[failure.server, failure.kind.value, failure.reason] for failure in shown]

@@ -74,7 +74,9 @@ def reaching_options(function: Callable[Parameters, None]) -> Callable[Parameter
 @instances.command()
 @click.argument("name")
 @reaching_options
-@click.option("--replace", is_flag=True, help="Change a server that is registered already: all of it, as given now.")
+@click.option(
+    "--replace", is_flag=True, help='Change a server that is registered already: what is given, "" taking it away.'
+)
 @json_option
 @command
 def add(*, name: str, replace: bool, as_json: bool, **given: Any) -> int:
@@ -120,6 +122,16 @@ def enable(*, names: tuple[str, ...]) -> int:
     from capacity_assets.cli.instances import switch_instances
 
     return switch_instances(load_settings(), names, active=True)
+
+
+@instances.command()
+@click.argument("names", nargs=-1, required=True)
+@command
+def remove(*, names: tuple[str, ...]) -> int:
+    """Forget how the servers NAMES are reached. One without any history goes; the others are disabled and keep it."""
+    from capacity_assets.cli.instances import remove_instances
+
+    return remove_instances(load_settings(), names)
 
 
 @instances.command("import")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, NotFoundError, ValidationError, reason_of
+from capacity_assets.aggregation.errors import CapacityError, DatabaseError, NotFoundError, ValidationError, reason_of
 from capacity_assets.aggregation.locks import LockHeldError, LockLostError, LockUnavailableError
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
@@ -42,6 +42,7 @@ _EXIT_CODES: dict[type[Exception], int] = {
     LockHeldError: FAILED,
     LockLostError: FAILED,
     LockUnavailableError: FAILED,
+    CapacityError: FAILED,
 }
 
 

@@ -15,10 +15,21 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.locks import SAMPLES, HeldLock
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
+from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import engine_named
-from capacity_assets.importing.legacy import Legacy, address_of, copy_aggregates, copy_servers, is_address, open_legacy
+from capacity_assets.importing.legacy import (
+    Legacy,
+    LegacyServers,
+    add_servers,
+    address_of,
+    copy_aggregates,
+    is_address,
+    open_legacy,
+    unknown_servers,
+)
 from capacity_assets.importing.loading import COUNTS, Loader, LoadOptions, LoadReport
 from capacity_assets.importing.rows import RowReader, layout_of
 from capacity_assets.importing.sources import Source, file_source
@@ -52,6 +63,23 @@ class Request:
     password_from: str | None = None
     dry_run: bool = False
 
+    def refuse_what_is_for_files(self) -> None:
+        """Refuse options that would mean something else, or nothing, for the tables of a legacy database.
+
+        Raises:
+            ValidationError: one of them was given.
+        """
+        known = Request()
+        for name, option in {
+            "level": "--level",
+            "mapping": "--map",
+            "server": "--server",
+            "unit": "--unit",
+            "register_as": "--register-as",
+        }.items():
+            if getattr(self, name) != getattr(known, name):
+                raise ValidationError(f"{option} is for files; a legacy database is imported as it is.")
+
     def options(self) -> LoadOptions:
         """Return how rows are loaded.
 
@@ -64,12 +92,28 @@ class Request:
 
 def run_import(settings: Settings, source: str, asked: Request, *, as_json: bool) -> int:
     """Import a source; 1 where a row was not imported that should be looked at."""
+    if is_address(source):
+        asked.refuse_what_is_for_files()
+    refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         require_schema(engine)
-        with lock_manager(engine, settings).job_lock(SAMPLES) as held:
+        # A dry run writes nothing, and must not keep a collection from its day.
+        with _nobody() if asked.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as held:
             importing = _Import(settings, engine, asked, held, as_json)
             reports = importing.database(source) if is_address(source) else importing.file(Path(source))
     return FAILED if any(report.left_out for report in reports) else DONE
+
+
+class _Unlocked:
+    """Stands for a lock where none is needed."""
+
+    def ensure_held(self) -> None:
+        """Never lost."""
+
+
+@contextmanager
+def _nobody() -> Iterator[HeldLock]:
+    yield _Unlocked()
 
 
 @dataclass(frozen=True)
@@ -100,14 +144,20 @@ class _Import:
         reports: list[LoadReport] = []
         try:
             there = legacy.tables()
-            result["servers"] = copy_servers(legacy, self.engine, dry_run=self.asked.dry_run)
-            if result["servers"] and not self.as_json:
-                told = "would be registered first; their rows count as unknown" if self.asked.dry_run else "registered"
-                say(f"{result['servers']} servers {told}.")
+            servers = unknown_servers(legacy, self.engine)
+            result["servers"] = len(servers.rows)
+            if not self.asked.dry_run:
+                add_servers(servers, self.engine)
+            if not self.as_json:
+                would = "would be " if self.asked.dry_run else ""
+                known = f"{servers.known:,} are known here by name already"
+                say(f"{len(servers.rows):,} servers {would}registered, {known}.")
             for level in LEVELS.values():
                 if level.source.name in there:
                     has_totals = INSTANCE.source.name in there
-                    reports.append(self._loaded(legacy.samples(level), level, "mb", derive_totals=not has_totals))
+                    reports.append(
+                        self._loaded(legacy.samples(level), level, "mb", derive_totals=not has_totals, servers=servers)
+                    )
                     result[level.source.name] = asdict(reports[-1])
                 if level.target.name in there:
                     result[level.target.name] = self._aggregates(legacy, level)
@@ -115,13 +165,24 @@ class _Import:
             legacy.engine.dispose()
         if self.as_json:
             print_json(result)
+        elif reports:
+            _say_next(reports[0], self.settings, dry_run=self.asked.dry_run)
         return reports
 
-    def _loaded(self, source: Source, level: Level, unit: str, *, derive_totals: bool = True) -> LoadReport:
-        reader = RowReader(layout_of(level), unit, self.settings.zone, self.asked.server)
+    def _loaded(
+        self,
+        source: Source,
+        level: Level,
+        unit: str,
+        *,
+        derive_totals: bool = True,
+        servers: LegacyServers = LegacyServers(()),  # noqa: B008 -- frozen
+    ) -> LoadReport:
+        zone = self.settings.zone
+        reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.asked.server)
         with _progress(level.source.name, as_json=self.as_json) as told:
             options = replace(self.asked.options(), derive_totals=derive_totals)
-            loader = Loader(self.engine, level, reader, options, self.held, told)
+            loader = Loader(self.engine, level, reader, options, self.held, told, servers.add)
             report = loader.load(source, _fingerprint(source, self.asked))
         if not self.as_json:
             _print_report(report, level, dry_run=self.asked.dry_run)
@@ -180,12 +241,14 @@ def _print_report(report: LoadReport, level: Level, *, dry_run: bool) -> None:
 
 def _say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
     if report.counts["unknown"]:
-        say("Register these servers with `capacity instances add`, or all of them with --register-as ENGINE.")
+        say("Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE.")
     if report.counts["conflicts"]:
         say("Stored samples were kept. --on-conflict replace takes the file's instead.")
     if dry_run or report.first_day is None:
         return
-    first = max(report.first_day, settings.start_date)
     if report.first_day < settings.start_date:
         say(f"CAPACITY_START_DATE is {settings.start_date}: set it to {report.first_day} to aggregate all of it.")
-    say(f"Next: capacity aggregate --period all --from {first} --to {report.last_day}, or backfill these partitions.")
+    first = max(report.first_day, settings.start_date)
+    if report.last_day is not None and first <= report.last_day:
+        days = f"--from {first} --to {report.last_day}"
+        say(f"Next: capacity aggregate --period all {days}, or backfill these partitions; nothing does it by itself.")

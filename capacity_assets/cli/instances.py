@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -17,10 +18,10 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import readable_by_others
 from capacity_assets.collection.declarations import declared_servers
-from capacity_assets.collection.engines.base import MeasureError, engine_named
-from capacity_assets.collection.fleet import STATEMENT_SECONDS
+from capacity_assets.collection.engines.base import Kind, MeasureError, engine_named
+from capacity_assets.collection.fleet import STATEMENT_SECONDS, refuse_impossible
 from capacity_assets.collection.measuring import Stages, access_to, facts_of, measure
-from capacity_assets.collection.registry import Changes, Registered, Server, register, registered, set_active
+from capacity_assets.collection.registry import Changes, Registered, Server, register, registered, remove, set_active
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.runtime import collection_service, open_engine
 from capacity_assets.settings import Settings
@@ -28,16 +29,25 @@ from capacity_assets.storage.schema import require_schema
 from capacity_assets.units import first_of, human_mb
 
 NAMES_SHOWN = 10
+UNKNOWN_HOST = "unknown"
 LARGEST_SHOWN = 10
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Engine]:
+    """Open the registry, where there is one."""
+    refuse_an_absent_embedded_server(settings)
+    with open_engine(settings) as engine:
+        require_schema(engine)
+        yield engine
 
 
 def add_instance(settings: Settings, name: str, given: Mapping[str, Any], *, replace: bool, as_json: bool) -> int:
     """Register one server; one that is there is changed only with `replace`, or when it is not measured yet.
 
-    Of a server that is known but not measured yet, engine, host and port are taken from the registry.
+    What is not given is taken from the registry where the server is known.
     """
-    with open_engine(settings) as engine:
-        require_schema(engine)
+    with _opened(settings) as engine:
         known = {one.server.name: one for one in registered(engine)}.get(name)
         if known is not None and known.is_collected and not replace:
             raise ValidationError(
@@ -53,21 +63,25 @@ def add_instance(settings: Settings, name: str, given: Mapping[str, Any], *, rep
 
 
 def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
-    values = {
-        key: getattr(known, key) if value is None and known and key in {"engine", "host", "port"} else value
+    values: dict[str, Any] = {
+        # What is not given stays as it is known; what is given empty is taken away.
+        key: getattr(known, key) if value is None and known else (value or None)
         for key, value in given.items()
     }
+    if known is not None and given.get("engine") not in {None, known.engine} and given.get("port") is None:
+        values["port"] = None
+    if values.get("host") == UNKNOWN_HOST:
+        values["host"] = None  # registered by an import, which knew its name only
     missing = [f"--{key}" for key in ("engine", "host") if not values.get(key)]
     if missing:
-        raise ValidationError(f"{' and '.join(missing)} is needed: no server named {name!r} is known yet.")
+        raise ValidationError(f"{' and '.join(missing)} is needed: it is not known for {name!r} yet.")
     return Server(name=name, **values)
 
 
 def import_instances(settings: Settings, path: Path, *, disable_others: bool, dry_run: bool, as_json: bool) -> int:
     """Register what a file declares."""
     servers = declared_servers(path)
-    with open_engine(settings) as engine:
-        require_schema(engine)
+    with _opened(settings) as engine:
         changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **asdict(changes)})
@@ -79,21 +93,40 @@ def import_instances(settings: Settings, path: Path, *, disable_others: bool, dr
 def _say_changes(changes: Changes, *, dry_run: bool) -> None:
     for what, names in asdict(changes).items():
         if names:
-            say(f"{what}: {len(names):,} ({first_of(names, NAMES_SHOWN)})")
+            say(f"{what.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})")
+    if changes.out_of_service:
+        say("`capacity instances enable` puts them back into service.")
     if dry_run:
         say("Nothing was written.")
 
 
 def switch_instances(settings: Settings, names: Sequence[str], *, active: bool) -> int:
     """Take servers out of service, or put them back."""
-    with open_engine(settings) as engine:
-        require_schema(engine)
+    with _opened(settings) as engine:
         set_active(engine, names, active=active)
+        counted = [one.server.name for one in registered(engine) if one.active and one.server.counted_by in names]
     listed = first_of(names, NAMES_SHOWN)
     if active:
         say(f"In service: {listed}. Measured and aggregated from now on; days without samples stay gaps.")
     else:
-        say(f"Out of service: {listed}. Neither measured nor aggregated any more; its history is kept.")
+        say(f"Out of service: {listed}. Neither measured nor aggregated any more; the history is kept.")
+        if counted:
+            say(
+                f"Fleet totals now count neither these nor {first_of(counted, NAMES_SHOWN)}, counted by them: "
+                '`capacity instances add NAME --replace --counted-by ""` has one count itself.'
+            )
+    return DONE
+
+
+def remove_instances(settings: Settings, names: Sequence[str]) -> int:
+    """Forget how servers are reached; those without any history are forgotten altogether."""
+    with _opened(settings) as engine:
+        kept = remove(engine, names)
+    gone = [name for name in names if name not in kept]
+    if gone:
+        say(f"Removed: {first_of(gone, NAMES_SHOWN)}.")
+    if kept:
+        say(f"Out of service and not measured here any more: {first_of(kept, NAMES_SHOWN)}. Their history is kept.")
     return DONE
 
 
@@ -111,9 +144,7 @@ FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
 
 def list_instances(settings: Settings, *, as_json: bool) -> int:
     """Print the registry, with the last measurement of each server; no password, only where it is."""
-    refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine:
-        require_schema(engine)
+    with _opened(settings) as engine:
         found = registered(engine)
         attempts = _last_attempts(engine)
     if as_json:
@@ -125,7 +156,9 @@ def list_instances(settings: Settings, *, as_json: bool) -> int:
         )
         return DONE
     print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
-    failing = [[one.server.name, attempts[one.id].last_failure] for one in found if _fails(attempts.get(one.id))]
+    failing = [
+        [one.server.name, attempts[one.id].last_failure] for one in found if one.active and _fails(attempts.get(one.id))
+    ]
     if failing:
         print_table("Whose last attempt failed", FAILURE_COLUMNS, failing)
     return DONE
@@ -142,7 +175,7 @@ class _Attempts:
 def _last_attempts(engine: Engine) -> dict[int, _Attempts]:
     query = text(
         "SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected, "
-        "(array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || reason END "
+        "(array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || failure || ': ' || reason END "
         "ORDER BY collected_date DESC))[1] AS last_failure "
         "FROM capacity_collection_attempts GROUP BY instance_id"
     )
@@ -193,8 +226,7 @@ class _Trial:
 
 def test_instance(settings: Settings, name: str, *, as_json: bool) -> int:
     """Reach a server as the collection does, and say what works and what is missing. Stores nothing."""
-    with open_engine(settings) as engine:
-        require_schema(engine)
+    with _opened(settings) as engine:
         [one] = registered(engine, [name])
         if not one.is_collected:
             raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
@@ -218,16 +250,19 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
         access = access_to(
             server, surroundings, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
         )
-        trial.steps.append(f"password: {f'found by {server.password_from}' if server.password_from else 'none needed'}")
+        trial.steps.append(
+            f"password: {f'found by {server.password_from}' if server.password_from else 'none registered'}"
+        )
         stages = Stages()
         facts = facts_of(server, access, stages)
         encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not told"}[facts.encrypted]
         trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
         stages = Stages()
         sizes = measure(server, access, surroundings.excluded.get(server.engine, ()), stages)
+        refuse_impossible(sizes)
     except MeasureError as error:
         trial.failure = f"{error.kind}: {error.told}"
-        trial.grants = kind.grants
+        trial.grants = kind.grants if error.kind in {Kind.RIGHTS, Kind.LOGIN} else None
         return trial
     total = sum(size.size_mb for size in sizes)
     trial.steps.append(f"{len(sizes):,} databases, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s")
@@ -243,9 +278,10 @@ def _print_trial(trial: _Trial) -> None:
         say(f"note: {warning}")
     if trial.failure:
         say(f"fails: {trial.failure}")
-        say("The rights that its login needs:")
-        for line in str(trial.grants).splitlines():
-            say(f"  {line}")
+        if trial.grants:
+            say("What its login needs, here with the name that the documents use:")
+            for line in trial.grants.splitlines():
+                say(f"  {line}")
         return
     shown = list(trial.databases.items())[:LARGEST_SHOWN]
     rows = [[name, human_mb(size_mb)] for name, size_mb in shown]

@@ -39,7 +39,8 @@ def checked_reference(reference: str) -> str:
     }
     if not well_formed.get(scheme, False):
         raise ValidationError(
-            f"A password is given by where it is, not by itself: write {FORMS}. What was written is not repeated here."
+            f"A password is given by where it is, not by itself: write {FORMS}, the path from / on. "
+            "What was written is not repeated here."
         )
     return reference
 
@@ -68,12 +69,17 @@ def readable_by_others(reference: str | None, secrets_folder: Path) -> bool:
     """Whether the file behind a reference can be read by any user of this machine."""
     scheme, _, place = (reference or "").partition(":")
     path = {"file": Path(place), "secret": secrets_folder / place}.get(scheme)
-    return path is not None and path.is_file() and bool(path.stat().st_mode & 0o004)
+    try:
+        return path is not None and path.is_file() and bool(path.stat().st_mode & 0o004)
+    except OSError:
+        return False  # what may not even be looked at
 
 
 def _content(reference: str, path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n") if path.exists() else None
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except FileNotFoundError:
+        return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CredentialError(f"No password: the file {path} cannot be read ({reason}). Mend {reference}.") from None

@@ -36,15 +36,14 @@ def declared_servers(path: Path) -> list[Server]:
     if problems:
         raise ValidationError("\n".join(problems))
     if not servers:
-        raise ValidationError(f"{path} declares no server; write [[servers]] with {', '.join(NEEDED)}.")
+        raise ValidationError(f"{path} declares no server: each needs {', '.join(NEEDED)}.")
     return servers
 
 
 def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return [(f"line {number}", _filled(row)) for number, row in enumerate(csv.DictReader(file), start=2)]
+            return _of_csv(path)
         with path.open("rb") as file:
             return _of_toml(tomllib.load(file))
     except OSError as error:
@@ -54,9 +53,19 @@ def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
 
 
-def _filled(row: Mapping[str | None, Any]) -> dict[str, Any]:
-    """Leave out empty fields, and name those beyond the headings."""
-    return {str(name): value for name, value in row.items() if value not in ("", None, [])}
+def _of_csv(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+        file.seek(0)
+        # Spreadsheets of many countries separate by semicolons.
+        reader = csv.DictReader(file, delimiter=max(",;\t", key=first.count), strict=True)
+        found: list[tuple[str, Mapping[str, Any]]] = []
+        for row in reader:
+            if None in row:
+                raise ValidationError(f"{path}: line {reader.line_num} has more fields than there are headings.")
+            # Empty fields are not given.
+            found.append((f"line {reader.line_num}", {name: value for name, value in row.items() if value}))
+        return found
 
 
 def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -66,6 +75,9 @@ def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
     listed, defaults = document.get("servers", []), document.get("defaults", {})
     if not isinstance(listed, list) or not isinstance(defaults, dict) or not all(isinstance(s, dict) for s in listed):
         raise ValidationError("Write servers as [[servers]], each with its own lines, and defaults as [defaults].")
+    strangers = sorted(name for name, value in defaults.items() if isinstance(value, dict) and name not in engines())
+    if strangers:
+        raise ValidationError(f"[defaults.{strangers[0]}]: there is no such engine; known are {', '.join(engines())}.")
     general = {name: value for name, value in defaults.items() if name not in engines()}
     return [
         (

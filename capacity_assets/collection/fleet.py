@@ -29,6 +29,7 @@ STATEMENT_SECONDS = 300.0
 SLOWER_BY = 5
 SHORTEST_STATEMENT_SECONDS = 30.0
 LONGEST_STATEMENT_SECONDS = 3600.0
+MOST_DOUBLINGS = 7
 # A server keeps its place for twice its usual time, at least this long.
 PATIENCE_SECONDS = 1.0
 # Connected ahead or waited for beside the working ones, at most this many times their number: threads and sockets
@@ -48,6 +49,8 @@ class Habits:
     usual_seconds: float | None = None
     usual_connect_seconds: float | None = None
     failed_last: bool = False
+    timeouts: int = 0
+    """How often in a row its sizes did not come in time: each time doubles what it gets, or it would never be done."""
 
     def connect_seconds(self, usually: float) -> float:
         """How long connecting may take."""
@@ -58,8 +61,10 @@ class Habits:
     def statement_seconds(self) -> float:
         """How long measuring it may take."""
         if self.usual_seconds is None:
-            return STATEMENT_SECONDS
-        return min(max(self.usual_seconds * SLOWER_BY, SHORTEST_STATEMENT_SECONDS), LONGEST_STATEMENT_SECONDS)
+            enough = STATEMENT_SECONDS
+        else:
+            enough = max(self.usual_seconds * SLOWER_BY, SHORTEST_STATEMENT_SECONDS)
+        return min(enough * float(2 ** min(self.timeouts, MOST_DOUBLINGS)), LONGEST_STATEMENT_SECONDS)
 
     @property
     def patience_seconds(self) -> float:
@@ -73,7 +78,9 @@ class Task:
 
     instance_id: int
     server: Server
-    habits: Habits
+    habits: Habits = field(default_factory=Habits)
+    measured_before: bool = False
+    """Whether it has a sample of this day already."""
 
 
 @dataclass
@@ -85,6 +92,7 @@ class _Running:
     stages: Stages = field(default_factory=Stages)
     go: threading.Event = field(default_factory=threading.Event)
     went: float = 0.0
+    given_up: bool = False
 
     @property
     def has_place(self) -> bool:
@@ -100,6 +108,17 @@ class _Running:
         """Begin to measure."""
         self.went = time.monotonic()
         self.go.set()
+
+    def give_up(self) -> None:
+        """Have its connection closed without a question."""
+        self.given_up = True
+        self.go.set()
+
+    def wait(self) -> None:
+        """Wait for the place; raises MeasureError if it is not to come."""
+        self.go.wait()
+        if self.given_up:
+            raise _day_over()
 
     @property
     def overdue(self) -> MeasureError | None:
@@ -125,7 +144,7 @@ class FleetMeasurement:
     def outcomes(self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True) -> Iterator[Outcome | None]:
         """Yield the outcome of each task as it comes, and None now and then in between.
 
-        While `may_begin` says no, no more servers are begun: those that are left fail, because the day is over.
+        Once `may_begin` says no, no more servers are measured: those that are left fail, because the day is over.
         """
         waiting = sorted(tasks, key=lambda task: not task.habits.failed_last)
         waiting.reverse()
@@ -137,9 +156,8 @@ class FleetMeasurement:
                 if may_begin():
                     running[task.instance_id] = self._begin(task, done)
                 else:
-                    error = MeasureError(Kind.DAY_OVER, "the day was over before its turn came")
-                    yield self._failed(task, Stages(), error)
-            self._give_places(running.values())
+                    yield self._failed(task, Stages(), _day_over())
+            yield from self._give_places(running, may_begin)
             yield from self._finished(running, done)
             yield None
 
@@ -147,11 +165,17 @@ class FleetMeasurement:
         ready = sum(one.waits for one in running)
         return len(running) < self.places * (BESIDE_PER_PLACE + 1) and ready < self.places * READY_PER_PLACE
 
-    def _give_places(self, running: Iterable[_Running]) -> None:
-        everything = list(running)
+    def _give_places(self, running: dict[int, _Running], may_begin: Callable[[], bool]) -> Iterator[Outcome]:
+        """Let those begin for which there is a place; an outcome is that of one that waited too long for its own."""
+        everything = list(running.values())
         free = self.places - sum(one.has_place for one in everything)
         for one in [one for one in everything if one.waits][: max(free, 0)]:
-            one.take_place()
+            if may_begin():
+                one.take_place()
+            else:
+                del running[one.task.instance_id]
+                one.give_up()
+                yield self._failed(one.task, one.stages, _day_over())
 
     def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, Outcome]]) -> _Running:
         one = _Running(task, task.habits.connect_seconds(self.connect_seconds))
@@ -172,8 +196,8 @@ class FleetMeasurement:
                 statement_seconds=habits.statement_seconds,
             )
             excluded = self.surroundings.excluded.get(server.engine, ())
-            sizes = measure(server, access, excluded, one.stages, wait=one.go.wait)
-            _refuse_impossible(sizes)
+            sizes = measure(server, access, excluded, one.stages, wait=one.wait)
+            refuse_impossible(sizes)
         except MeasureError as error:
             return self._failed(one.task, one.stages, error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
@@ -194,6 +218,7 @@ class FleetMeasurement:
             self.clock.now(),
             kind=error.kind,
             reason=error.told,
+            keeps_sample=task.measured_before,
             connect_seconds=stages.connect_seconds,
             measure_seconds=stages.measure_seconds,
         )
@@ -218,17 +243,28 @@ class FleetMeasurement:
                 yield self._failed(one.task, one.stages, error)
 
 
+def _day_over() -> MeasureError:
+    return MeasureError(Kind.DAY_OVER, "the day was over before its turn came")
+
+
 LARGEST_MB = 2**63 - 1
 LONGEST_NAME = 255
 
 
-def _refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Refuse what no table could hold, before it spoils the transaction that holds other servers too."""
+def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
+    """Refuse what no table could hold, before it spoils the transaction that holds other servers too.
+
+    Raises:
+        MeasureError: a size or a name is impossible.
+    """
     names = [size.name for size in sizes]
     wrong = [
         size.name
         for size in sizes
-        if not 0 <= size.size_mb <= LARGEST_MB or len(size.name) > LONGEST_NAME or "\0" in size.name
+        if not isinstance(size.name, str)
+        or not 0 <= size.size_mb <= LARGEST_MB
+        or len(size.name) > LONGEST_NAME
+        or "\0" in size.name
     ]
     if wrong or len(set(names)) < len(names):
         raise MeasureError(Kind.UNEXPECTED, f"it told an impossible size or name: {(wrong or names)[0]!r:.80}")

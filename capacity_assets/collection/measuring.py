@@ -18,6 +18,7 @@ from sqlalchemy import URL
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.collection.credentials import OWN, password_of
 from capacity_assets.collection.engines.base import (
+    STATISTICS,
     Access,
     DatabaseSize,
     Engine,
@@ -77,6 +78,9 @@ def access_to(
         password = password_of(server.password_from, surroundings.secrets_folder) if server.password_from else None
     except CapacityError as error:
         raise MeasureError(Kind.CREDENTIAL, str(error).rstrip(".")) from None
+    for path in (server.tls_ca, server.tls_certificate, server.tls_key):
+        if path is not None and not Path(path).exists():
+            raise MeasureError(Kind.SETUP, f"the file {path} of its TLS settings is missing")
     return Access(
         host=server.host,
         port=server.port or engine_named(server.engine).default_port,
@@ -145,16 +149,29 @@ def with_connection(server: Server, access: Access, stages: Stages, work: Callab
         connection = engine.connect(access)
         stages.connected = time.monotonic()
         return work(engine, connection)
-    except MeasureError as error:
-        raise _without_secret(error, access) from None
     except Exception as error:  # noqa: BLE001 -- see below
         # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
-        raise _without_secret(_explained(engine, error), access) from None
+        known = error if isinstance(error, MeasureError) else _explained(engine, error)
+        if known.kind is Kind.TIMEOUT:
+            known = timed_out(engine, access, connected=stages.connected is not None)
+        raise _without_secret(known, access) from None
     finally:
         stages.ended = time.monotonic()
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.close()
+
+
+def timed_out(engine: Engine, access: Access, *, connected: bool) -> MeasureError:
+    """Say what did not come in time; each driver has other words for it, some of them wrong."""
+    if not connected:
+        return MeasureError(
+            Kind.TIMEOUT,
+            f"no answer to the connection within {access.connect_seconds:.0f} s; perhaps something else listens there",
+        )
+    cheaper = STATISTICS in engine.sizings and access.sizing != STATISTICS
+    advice = "; `sizing = statistics` is cheaper" if cheaper else ""
+    return MeasureError(Kind.TIMEOUT, f"no sizes within {access.statement_seconds:.0f} s{advice}")
 
 
 def _explained(engine: Engine, error: Exception) -> MeasureError:

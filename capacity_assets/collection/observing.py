@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import Engine, Table, func, select
 from sqlalchemy.exc import DBAPIError
@@ -33,4 +33,9 @@ def data_versions(engine: Engine, table: Table, today: date) -> dict[date, str]:
             rows = connection.execute(query).all()
     except DBAPIError as error:
         raise database_error(error, doing=f"looking at {table.name}", kept="Nothing was changed.") from error
-    return {day: f"{count} rows, {total} MB, {changed:%Y-%m-%dT%H:%M:%S.%f}" for day, count, total, changed in rows}
+    return {day: f"{count} rows, {total} MB, {_moment(changed)}" for day, count, total, changed in rows}
+
+
+def _moment(changed: datetime | None) -> str:
+    """Tables of the legacy application allow a row without a time of change."""
+    return "no time" if changed is None else f"{changed:%Y-%m-%dT%H:%M:%S.%f}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
@@ -99,7 +99,10 @@ def complete(server: Server) -> Server:
     tls = server.tls or (TLS_OFF if _stays_here(server.host) else TLS_REQUIRE)
     sizing = server.sizing or FILES
     problems = [
-        (not server.name.strip() or len(server.name) > LONGEST_NAME, "a name of 1 to 255 characters is needed"),
+        (
+            not server.name or server.name != server.name.strip() or len(server.name) > LONGEST_NAME,
+            "a name of 1 to 255 characters is needed, without blanks at its ends",
+        ),
         (not server.host.strip() or len(server.host) > LONGEST_NAME, "host: a name, an address or a socket is needed"),
         (not 1 <= port <= LARGEST_PORT, f"port: {port} is not between 1 and {LARGEST_PORT}"),
         (tls not in TLS_MODES, f"tls: {tls!r} is none of {', '.join(TLS_MODES)}"),
@@ -111,9 +114,9 @@ def complete(server: Server) -> Server:
     ]
     if server.password_from is not None:
         checked_reference(server.password_from)
-    for wrong, text in problems:
+    for wrong, problem in problems:
         if wrong:
-            raise ValidationError(f"Server {server.name!r}: {text}. Nothing was registered.")
+            raise ValidationError(f"Server {server.name!r}: {problem}. Nothing was registered.")
     return replace(server, port=port, tls=tls, sizing=sizing)
 
 
@@ -196,6 +199,7 @@ class Changes:
     changed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     disabled: tuple[str, ...] = ()
+    out_of_service: tuple[str, ...] = ()
 
 
 def register(
@@ -240,6 +244,9 @@ def _compared(wanted: Sequence[Server], before: dict[str, Registered], *, disabl
         added=tuple(server.name for server in wanted if server.name not in before),
         changed=tuple(server.name for server in wanted if server.name in before and known.get(server.name) != server),
         unchanged=tuple(server.name for server in wanted if known.get(server.name) == server),
+        out_of_service=tuple(
+            server.name for server in wanted if server.name in before and not before[server.name].active
+        ),
         disabled=tuple(
             name
             for name, one in before.items()
@@ -296,6 +303,43 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
             "cannot be counted by another. Nothing was registered."
         )
     return int(found.id)
+
+
+def remove(engine: Engine, names: Sequence[str]) -> tuple[str, ...]:
+    """Forget how servers are reached and what became of them; return those whose history keeps them registered.
+
+    A server without samples and aggregates goes altogether, unless another one is counted by it; the others are
+    disabled.
+
+    Raises:
+        NotFoundError: one of the names is not registered; nothing was changed.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    ids = {one.id: one.server.name for one in registered(engine, names)}
+    try:
+        with engine.begin() as connection:
+            for statement in _FORGET:
+                connection.execute(text(statement), {"ids": list(ids)})
+            gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
+            connection.execute(update(instances).where(instances.c.id.in_(ids)).values(is_active=False))
+    except DBAPIError as error:
+        raise database_error(error, doing="removing servers", kept="Nothing was changed.") from error
+    return tuple(name for number, name in ids.items() if number not in gone)
+
+
+_FORGET = (
+    "DELETE FROM capacity_collection_targets WHERE instance_id = ANY (:ids)",
+    "DELETE FROM capacity_collection_attempts WHERE instance_id = ANY (:ids)",
+)
+_REMOVE = """
+DELETE FROM instances i WHERE i.id = ANY (:ids)
+  AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = i.id)
+  AND NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = i.id)
+  AND NOT EXISTS (SELECT FROM database_size_aggregations a WHERE a.instance_id = i.id)
+  AND NOT EXISTS (SELECT FROM instance_size_aggregations a WHERE a.instance_id = i.id)
+  AND NOT EXISTS (SELECT FROM instances c WHERE c.counted_by = i.id)
+RETURNING i.id
+"""
 
 
 def set_active(engine: Engine, names: Sequence[str], *, active: bool) -> None:

@@ -22,6 +22,8 @@ class Outcome:
     reason: str | None = None
     connect_seconds: float | None = None
     measure_seconds: float | None = None
+    keeps_sample: bool = False
+    """Whether a failed one has a sample of an earlier run of the day, which stays."""
 
     @property
     def collected(self) -> bool:
@@ -49,12 +51,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class CollectionSummary:
-    """One day's collection: total = processed + failed + skipped servers; skipped were measured before on that day."""
+    """One day's collection: total = processed + failed + skipped servers; skipped were measured before on that day.
+
+    `kept_instances` of the failed ones have a sample of an earlier run of the day. `measured_*` is what this run
+    measured, the other sums are what is stored of the day.
+    """
 
     day: date
     processed_instances: int = 0
     failed_instances: int = 0
     skipped_instances: int = 0
+    kept_instances: int = 0
+    measured_databases: int = 0
+    measured_size_mb: int = 0
     database_count: int = 0
     total_size_mb: int = 0
     failures: tuple[Failure, ...] = ()
@@ -69,7 +78,7 @@ class CollectionSummary:
     @property
     def everything_failed(self) -> bool:
         """Whether there is nothing of this day."""
-        return bool(self.failed_instances) and not (self.processed_instances or self.skipped_instances)
+        return self.failed_instances > self.kept_instances and not (self.processed_instances or self.skipped_instances)
 
     @property
     def status(self) -> AggregationStatus:
@@ -83,20 +92,21 @@ class CollectionSummary:
         """The same in a few sentences."""
         if not self.total_instances:
             return "No server is registered for collection: `capacity instances add` registers one."
-        parts = [
-            f"{self.day}: {self.processed_instances:,} of {self.total_instances:,} servers measured, "
-            f"{self.database_count:,} databases."
-        ]
-        if self.skipped_instances:
-            parts.append(f"{self.skipped_instances:,} measured earlier this day were not asked again.")
+        done = self.processed_instances + self.skipped_instances
+        earlier = f", {self.skipped_instances:,} of them earlier this day" if self.skipped_instances else ""
+        parts = [f"{self.day}: {done:,} of {self.total_instances:,} servers measured{earlier}."]
+        if self.processed_instances:
+            parts.append(f"{self.measured_databases:,} databases were measured now.")
         if self.failed_instances:
-            stored = "" if self.everything_failed else "; the others are stored"
+            has = "has" if self.failed_instances == 1 else "have"
+            kept = f", but for {self.kept_instances:,} with that of an earlier run" if self.kept_instances else ""
+            stored = "; the others are stored" if done else ""
             parts.append(
-                f"{self.failed_instances:,} failed and have no sample of this day{stored}. "
-                "The same again measures the failed ones only."
+                f"{self.failed_instances:,} failed and {has} no sample of this day{kept}{stored}. "
+                "The same again measures those that have none."
             )
         if self.filled_elsewhere:
-            parts.append(f"{self.filled_elsewhere:,} more active servers are not registered for collection.")
+            parts.append(f"How to reach {self.filled_elsewhere:,} more active servers is not registered.")
         return " ".join(parts)
 
     def with_outcomes(self, outcomes: Sequence[Outcome]) -> CollectionSummary:
@@ -111,8 +121,9 @@ class CollectionSummary:
             self,
             processed_instances=self.processed_instances + len(collected),
             failed_instances=self.failed_instances + len(failures),
-            database_count=self.database_count + sum(len(outcome.sizes) for outcome in collected),
-            total_size_mb=self.total_size_mb + sum(outcome.total_size_mb for outcome in collected),
+            kept_instances=self.kept_instances + sum(outcome.keeps_sample for outcome in outcomes),
+            measured_databases=self.measured_databases + sum(len(outcome.sizes) for outcome in collected),
+            measured_size_mb=self.measured_size_mb + sum(outcome.total_size_mb for outcome in collected),
             failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
         )
 

@@ -74,9 +74,16 @@ class CollectionService:
             known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
             summary = self._measured(known, tasks, held, progress)
             forget_old_attempts(self.engine, day)
-        summary = replace(summary, duration_seconds=time.monotonic() - began)
+        databases, size_mb = self._stored(day)
+        seconds = time.monotonic() - began
+        summary = replace(summary, database_count=databases, total_size_mb=size_mb, duration_seconds=seconds)
         logger.info(summary.message)
         return summary
+
+    def _stored(self, day: date) -> tuple[int, int]:
+        """Count databases and MB stored of the day for the servers measured here, whichever run measured them."""
+        [row] = self._read(_STORED, {"day": day}, "adding up the day")
+        return int(row.database_count), int(row.total_size_mb)
 
     def left(self, day: date) -> int:
         """Count the servers in service that are registered for collection and have not been measured on a day.
@@ -114,7 +121,7 @@ class CollectionService:
         wanted = [one for one in found if one.active and one.is_collected]
         habits, done = self._history(day)
         left = [one for one in wanted if again or one.id not in done]
-        tasks = [Task(one.id, one.server, habits.get(one.id, Habits())) for one in left]
+        tasks = [Task(one.id, one.server, habits.get(one.id, Habits()), one.id in done) for one in left]
         elsewhere = sum(one.active and not one.is_collected for one in found)
         return tasks, len(wanted) - len(left), elsewhere
 
@@ -122,7 +129,10 @@ class CollectionService:
         """Return each server's habits, and who has been measured on this day."""
         rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HABIT_DAYS)}, "reading what became")
         habits = {
-            row.instance_id: Habits(row.usual_seconds, row.usual_connect_seconds, bool(row.failed_last)) for row in rows
+            row.instance_id: Habits(
+                row.usual_seconds, row.usual_connect_seconds, bool(row.failed_last), int(row.timeouts)
+            )
+            for row in rows
         }
         return habits, {row.instance_id for row in rows if row.done}
 
@@ -200,13 +210,24 @@ class _Batch:
 
 
 _HISTORY = """
+WITH known AS (
+    SELECT *, max(collected_date) FILTER (WHERE status = 'collected') OVER (PARTITION BY instance_id) AS last_collected
+    FROM capacity_collection_attempts WHERE collected_date BETWEEN :since AND :day
+)
 SELECT instance_id,
        max(connect_seconds + measure_seconds) FILTER (WHERE status = 'collected') AS usual_seconds,
        max(connect_seconds) FILTER (WHERE status = 'collected') AS usual_connect_seconds,
        (array_agg(status ORDER BY collected_date DESC))[1] = 'failed' AS failed_last,
+       coalesce(sum(attempts) FILTER (WHERE failure = 'timeout' AND connect_seconds IS NOT NULL
+                                        AND collected_date > coalesce(last_collected, '-infinity')), 0) AS timeouts,
        bool_or(status = 'collected' AND collected_date = :day) AS done
-FROM capacity_collection_attempts WHERE collected_date BETWEEN :since AND :day
-GROUP BY instance_id
+FROM known GROUP BY instance_id
+"""
+_STORED = """
+SELECT coalesce(sum(s.database_count), 0) AS database_count, coalesce(sum(s.total_size_mb), 0) AS total_size_mb
+FROM instance_size_stats s JOIN capacity_collection_targets t ON t.instance_id = s.instance_id
+JOIN instances i ON i.id = s.instance_id
+WHERE s.collected_date = :day AND NOT s.is_deleted AND i.is_active AND i.deleted_at IS NULL AND i.counted_by IS NULL
 """
 _LEFT = """
 SELECT count(*) FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.errors import DatabaseError, database_error
 from capacity_assets.collection.engines.base import Kind
 from capacity_assets.collection.results import Outcome
+from capacity_assets.storage.engine import copy_rows
 
 COLLECTED, FAILED = "collected", "failed"
 # A value does not fit, or breaks a rule of the table.
@@ -78,13 +79,8 @@ def forget_old_attempts(engine: Engine, day: date) -> None:
 def _stage(connection: Connection, outcomes: Sequence[Outcome]) -> None:
     connection.execute(text(_STAGE_SERVERS))
     connection.execute(text(_STAGE_DATABASES))
-    cursor = connection.connection.cursor()
-    with cursor.copy("COPY measured_server FROM STDIN") as copy:
-        for row in _server_rows(outcomes):
-            copy.write_row(row)
-    with cursor.copy("COPY measured_database FROM STDIN") as copy:
-        for row in _database_rows(outcomes):
-            copy.write_row(row)
+    copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
+    copy_rows(connection, "COPY measured_database FROM STDIN", _database_rows(outcomes))
     # Fresh tables have no statistics, and the plans below should know how few rows there are.
     connection.execute(text("ANALYZE measured_server, measured_database"))
 
@@ -157,7 +153,12 @@ INSERT INTO capacity_collection_attempts AS a
     (collected_date, instance_id, status, failure, reason, connect_seconds, measure_seconds, attempted_at)
 SELECT :day, instance_id, status, failure, reason, connect_seconds, measure_seconds, measured_at FROM measured_server
 ON CONFLICT (collected_date, instance_id) DO UPDATE
-SET status = excluded.status, failure = excluded.failure, reason = excluded.reason, attempts = a.attempts + 1,
-    connect_seconds = excluded.connect_seconds, measure_seconds = excluded.measure_seconds,
+-- A server that was measured before on this day stays measured, whatever became of a later attempt.
+SET status = CASE WHEN a.status = 'collected' THEN a.status ELSE excluded.status END,
+    failure = excluded.failure, reason = excluded.reason, attempts = a.attempts + 1,
+    connect_seconds = CASE WHEN a.status = 'collected' AND excluded.status <> 'collected'
+                           THEN a.connect_seconds ELSE excluded.connect_seconds END,
+    measure_seconds = CASE WHEN a.status = 'collected' AND excluded.status <> 'collected'
+                           THEN a.measure_seconds ELSE excluded.measure_seconds END,
     attempted_at = excluded.attempted_at
 """

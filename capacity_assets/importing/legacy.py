@@ -19,12 +19,13 @@ from capacity_assets.collection.credentials import password_of
 from capacity_assets.importing.rows import layout_of
 from capacity_assets.importing.sources import QuerySource
 from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable
-from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, safe_url
+from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, copy_rows, safe_url
 
 WRITE_IT = (
     "write postgresql://user@host/database with --password-from, or env:NAME of a variable that holds the address"
 )
 COPY_ROWS = 100_000
+SECRET_PARAMETERS = {"password", "sslpassword"}
 
 
 def is_address(source: str) -> bool:
@@ -50,7 +51,7 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
         raise ValidationError(f"The source is neither a file nor an address; {WRITE_IT}.") from None
     if url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
         raise ValidationError(f"The source is no PostgreSQL database; {WRITE_IT}.")
-    if named is None and url.password:
+    if named is None and (url.password or SECRET_PARAMETERS.intersection(url.query)):
         raise ValidationError(
             f"The address holds a password, which the list of processes shows to everybody here: {WRITE_IT}. "
             "Nothing was read."
@@ -93,13 +94,15 @@ class Legacy:
         layout, table = layout_of(level), level.source.name
         with self.engine.connect() as connection:
             present = {column["name"] for column in inspect(connection).get_columns(table)}
-        names = {"database": "s.database_name", "day": "s.collected_date", "server": "i.name", "instance_id": "NULL"}
+        names = {"database": "s.database_name", "day": "s.collected_date", "instance_id": "NULL"}
+        # Samples of a server that is registered no more are told as such, not left out.
+        names["server"] = "coalesce(i.name, 'number ' || s.instance_id || ' there')"
         listed = ", ".join(
             names.get(column, f"s.{column}" if column in present else "NULL") for column in layout.columns
         )
         live = " AND NOT s.is_deleted" if "is_deleted" in present else ""
         query = (
-            f"SELECT s.id, {listed} FROM {table} s JOIN instances i ON i.id = s.instance_id "  # noqa: S608 -- our names
+            f"SELECT s.id, {listed} FROM {table} s LEFT JOIN instances i ON i.id = s.instance_id "  # noqa: S608 -- our names
             f"WHERE s.id > :after{live} ORDER BY s.id"
         )
         return QuerySource(self.engine, f"{self.description}, {table}", f"{self.description}/{table}", query)
@@ -115,30 +118,54 @@ def open_legacy(url: URL) -> Legacy:
     return Legacy(engine)
 
 
-def copy_servers(legacy: Legacy, engine: Engine, *, dry_run: bool) -> int:
-    """Register the servers that are not known yet, as the legacy database has them; return how many.
+@dataclass(frozen=True)
+class LegacyServers:
+    """The servers of a legacy database that are not known here, as rows of its table."""
+
+    rows: tuple[dict[str, object], ...]
+    known: int = 0
+
+    def add(self, connection: Connection) -> None:
+        """Register them, in the caller's transaction."""
+        if self.rows:
+            connection.execute(text(_ADD_SERVER), list(self.rows))
+
+
+_ADD_SERVER = """
+INSERT INTO instances (name, db_type, host, port, is_active, deleted_at)
+VALUES (:name, :db_type, :host, :port, :is_active, :deleted_at) ON CONFLICT (name) DO NOTHING
+"""
+
+
+def unknown_servers(legacy: Legacy, engine: Engine) -> LegacyServers:
+    """Look which servers are to be registered, by name.
 
     Raises:
-        DatabaseError: one of the databases failed; nothing was registered.
+        DatabaseError: one of the databases failed.
     """
     query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
-    statement = text(
-        "INSERT INTO instances (name, db_type, host, port, is_active, deleted_at) "
-        "VALUES (:name, :db_type, :host, :port, :is_active, :deleted_at) ON CONFLICT (name) DO NOTHING"
-    )
     try:
         with legacy.engine.connect() as there:
             rows = [dict(row) for row in there.execute(query).mappings()]
-        with engine.connect() as connection, connection.begin() as transaction:
+        with engine.connect() as connection:
             known = set(connection.execute(text("SELECT name FROM instances")).scalars())
-            added = [row for row in rows if row["name"] not in known]
-            if added:
-                connection.execute(statement, added)
-            if dry_run:
-                transaction.rollback()
+    except DBAPIError as error:
+        raise database_error(error, doing="comparing servers", kept="No server was registered.") from error
+    unknown = tuple(row for row in rows if row["name"] not in known)
+    return LegacyServers(unknown, len(rows) - len(unknown))
+
+
+def add_servers(servers: LegacyServers, engine: Engine) -> None:
+    """Register them.
+
+    Raises:
+        DatabaseError: the database failed; none was registered.
+    """
+    try:
+        with engine.begin() as connection:
+            servers.add(connection)
     except DBAPIError as error:
         raise database_error(error, doing="copying servers", kept="No server was registered.") from error
-    return len(added)
 
 
 def copy_aggregates(
@@ -181,9 +208,7 @@ def _insert_aggregates(connection: Connection, level: Level, names: list[str], r
     target, listed = level.target.name, ", ".join(names)
     connection.execute(text(f"CREATE TEMPORARY TABLE copied (server text, LIKE {target}) ON COMMIT DROP"))
     connection.execute(text("ALTER TABLE copied DROP COLUMN id, DROP COLUMN instance_id"))
-    with connection.connection.cursor().copy(f"COPY copied (server, {listed}) FROM STDIN") as copy:
-        for row in rows:
-            copy.write_row(row)
+    copy_rows(connection, f"COPY copied (server, {listed}) FROM STDIN", rows)
     written = connection.execute(
         text(
             f"INSERT INTO {target} (instance_id, {listed}) SELECT i.id, {', '.join(f'c.{n}' for n in names)} "  # noqa: S608

@@ -23,6 +23,7 @@ from capacity_assets.aggregation.locks import HeldLock
 from capacity_assets.importing import statements as sql
 from capacity_assets.importing.rows import Problem, RowReader
 from capacity_assets.importing.sources import PositionedRow, Source
+from capacity_assets.storage.engine import copy_rows
 
 SLICE_ROWS = 100_000
 LISTED = 20
@@ -53,6 +54,19 @@ class LoadReport:
         """List places, the first of each kind."""
         listed = self.listed.setdefault(what, [])
         listed += map(str, itertools.islice(lines, LISTED - len(listed)))
+
+    def noted(self) -> str:
+        """What an import that goes on has to know, as JSON."""
+        days = {"first_day": self.first_day, "last_day": self.last_day}
+        return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
+
+    def go_on(self, position: int, noted: Mapping[str, Any]) -> None:
+        """Take over what was noted of an interrupted import, so that every row of it is accounted for."""
+        self.resumed_after = position
+        self.counts |= noted["counts"]
+        self.listed = noted["listed"]
+        first, last = (noted[name] and date.fromisoformat(noted[name]) for name in ("first_day", "last_day"))
+        self.first_day, self.last_day = first, last
 
     def spans(self, first_day: date | None, last_day: date | None) -> None:
         """Take the days of a slice in."""
@@ -85,6 +99,8 @@ class Loader:
     options: LoadOptions
     held: HeldLock
     progress: Callable[[int], None] = lambda _rows: None
+    rehearsal: Callable[[Connection], None] = lambda _connection: None
+    """What a dry run does before, because the real one would have found it done."""
 
     def load(self, source: Source, fingerprint: str) -> LoadReport:
         """Load a source; `fingerprint` tells an interrupted import of it again.
@@ -109,6 +125,7 @@ class Loader:
 
     def _rehearse(self, source: Source, report: LoadReport) -> None:
         with self.engine.connect() as connection, connection.begin() as transaction:
+            self.rehearsal(connection)
             for part in self._slices(source.rows(0)):
                 self._slice(connection, part, report)
                 self.progress(report.counts["read"])
@@ -118,13 +135,14 @@ class Loader:
         this = {"fingerprint": fingerprint}
         with self.engine.connect() as connection:
             # A finished import begins anew, and finds everything present.
-            report.resumed_after = int(connection.execute(text(sql.POSITION), this).scalar() or 0)
+            earlier = connection.execute(text(sql.POSITION), this).first()
+        if earlier is not None:
+            report.go_on(earlier.position, earlier.counts)
         for part in self._slices(source.rows(report.resumed_after)):
             with self.engine.begin() as connection:
                 self._slice(connection, part, report)
                 noted = {"source": source.description, "target": self.level.source.name, "position": part[-1][0]}
-                counts = json.dumps(report.counts)
-                connection.execute(text(sql.NOTE), {**this, **noted, "counts": counts})
+                connection.execute(text(sql.NOTE), {**this, **noted, "counts": report.noted()})
                 self.held.ensure_held()
             self.progress(report.counts["read"])
         with self.engine.begin() as connection:
@@ -141,10 +159,7 @@ class Loader:
         report.add({"read": len(part), "bad": len(problems)})
         report.name("bad", problems)
         connection.execute(text(statements.stage))
-        with connection.connection.cursor().copy(statements.copy) as copy:
-            for row in read:
-                if not isinstance(row, Problem):
-                    copy.write_row(row)
+        copy_rows(connection, statements.copy, (row for row in read if not isinstance(row, Problem)))
         self._find_servers(connection, report)
         connection.execute(text(statements.compare), {"replace": self.options.replace})
         connection.execute(text("ANALYZE compared"))

@@ -21,8 +21,8 @@ LARGEST_MB = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
 LONGEST_NAME = 255
 MOST_DIGITS = 30
-# As on the command line: so far from the ends of the calendar that windows before and after exist.
-FIRST_YEAR, LAST_YEAR = 1900, 2999
+# As on the command line.
+FIRST_YEAR = 1900
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,19 @@ class _BadValue(Exception):  # noqa: N818 -- becomes a Problem
 
 @dataclass(frozen=True)
 class RowReader:
-    """Turns the texts of a row into values; sizes are in `unit`, a row without a server is of `server`."""
+    """Turns the texts of a row into values; sizes are in `unit`, every row is of `server` if one is given."""
 
     layout: Layout
     unit: str
     zone: ZoneInfo
+    now: datetime
     server: str | None = None
     _places: Mapping[str, int] = field(init=False)
+    _today: date = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look the places of the columns up once."""
+        """Look the places of the columns and the day up once."""
+        object.__setattr__(self, "_today", self.now.astimezone(self.zone).date())
         object.__setattr__(self, "_places", {name: place for place, name in enumerate(self.layout.columns)})
 
     def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | Problem:
@@ -102,12 +105,14 @@ class RowReader:
         # A database may be named with blanks at its ends.
         name = texts[self._places[DATABASE_NAME]] if DATABASE_NAME in self._places else None
         day = _day(cells[DAY])
+        if day > self._today:
+            raise _BadValue(f"day {day} lies ahead")
         values: list[object] = [*self._server(cells)]
         values += [_database(name) if key == DATABASE_NAME else day for key in layout.keys]
         values += [self._size(cells, column) for column in layout.sizes]
         values += [self._size(cells, column) if cells[column] else None for column in layout.optional_sizes]
         values += [_count(cells, column) for column in layout.counts]
-        return [*values, _moment(cells[COLLECTED_AT], day, self.zone)]
+        return [*values, min(_moment(cells[COLLECTED_AT], day, self.zone), self.now)]
 
     def _server(self, cells: Mapping[str, str]) -> tuple[str | None, int | None]:
         if self.server is not None:
@@ -156,8 +161,8 @@ def _day(text: str) -> date:
         raise _BadValue(f"day {text!r:.40} is not YYYY-MM-DD") from None
     if (moment.hour, moment.minute, moment.second, moment.microsecond) != (0, 0, 0, 0):
         raise _BadValue(f"day {text!r:.40} has a time; write the day in CAPACITY_TIMEZONE")
-    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
-        raise _BadValue(f"day {text!r:.40} lies outside the years {FIRST_YEAR} to {LAST_YEAR}")
+    if moment.year < FIRST_YEAR:
+        raise _BadValue(f"day {text!r:.40} lies before {FIRST_YEAR}")
     return moment.date()
 
 
@@ -201,7 +206,9 @@ def places_of(
         # Numbers of servers mean something in one registry only: whether they are ours, the user must say.
         ours_unasked = [] if ours == INSTANCE_ID else [ours, ALIASES.get(ours, ours)]
         candidates = [theirs] if theirs is not None else ours_unasked
-        found = next((name for name in candidates if name in headings), None)
+        # Spreadsheets and databases write them in capitals.
+        lowered = {name.lower(): name for name in reversed(headings)}
+        found = next((lowered[name.lower()] for name in candidates if name.lower() in lowered), None)
         if found is None and theirs is not None:
             raise ValidationError(f"--map {ours}={theirs}: the source has no such column. It has {_listed(headings)}.")
         if found is not None:
@@ -211,7 +218,7 @@ def places_of(
     missing = [name for name in layout.needed if name not in places]
     if missing:
         raise ValidationError(
-            f"Nothing is known to be {' and '.join(missing)}: name the column with --map {missing[0]}=NAME. The source "
+            f"No column is known to be {', '.join(missing)}: name it with --map {missing[0]}=NAME. The source "
             f"has {_listed(headings)}."
         )
     if server is None and SERVER not in places and INSTANCE_ID not in places:

@@ -76,12 +76,20 @@ class CsvSource:
         """Read the headings; raises ValidationError as `places_of`."""
         self.description, self.fingerprint = str(path.resolve()), fingerprint
         self._path, self._columns = path, layout.columns
-        with self._opened() as file:
-            first = file.readline()
+        try:
+            with self._opened() as file:
+                first = file.readline()
+        except UnicodeDecodeError:
+            raise ValidationError(
+                f"{path} is not UTF-8. Convert it first: iconv -f latin1 -t utf-8, for example."
+            ) from None
         if not first.strip():
             raise ValidationError(f"{path} is empty; its first line must name the columns.")
         self._delimiter = max(DELIMITERS, key=first.count)
-        self._headings = next(csv.reader([first], delimiter=self._delimiter))
+        try:
+            self._headings = next(csv.reader([first], delimiter=self._delimiter, strict=True))
+        except csv.Error as error:
+            raise ValidationError(f"The headings of {path} cannot be read: {error}.") from None
         self._places = places_of([name.strip() for name in self._headings], layout, mapping, server)
 
     def _opened(self) -> TextIO:
@@ -98,7 +106,8 @@ class CsvSource:
         position = 0
         try:
             with self._opened() as file:
-                reader = csv.reader(file, delimiter=self._delimiter)
+                # Strict, because a quote that is never closed would swallow the rest of the file without a word.
+                reader = csv.reader(file, delimiter=self._delimiter, strict=True)
                 next(reader, None)
                 for position, row in enumerate(reader, start=1):
                     if position > after and row:
@@ -107,7 +116,7 @@ class CsvSource:
         except (UnicodeDecodeError, csv.Error) as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise ValidationError(
-                f"{self._path} cannot be read beyond row {position}: {reason}. What was read before is kept."
+                f"{self._path} cannot be read soon after row {position}: {reason}. What was loaded before is kept."
             ) from None
 
 
@@ -134,17 +143,26 @@ class ParquetSource:
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number from 1 on."""
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
 
         names = {ours: self._headings[place] for ours, place in self._places.items()}
         position = 0
         with parquet.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(names.values())):
-                if position + batch.num_rows > after:
-                    for offset, row in enumerate(self._texts(batch, names), start=1):
-                        if position + offset > after:
-                            yield position + offset, row
-                position += batch.num_rows
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(names.values()))
+            while True:
+                try:
+                    texts = list(self._texts(next(batches), names))
+                except StopIteration:
+                    return
+                except (OSError, ArrowException, UnicodeDecodeError) as error:
+                    raise ValidationError(
+                        f"{self._path} cannot be read beyond row {position}: {str(error).splitlines()[0]}. What was "
+                        "read before is kept."
+                    ) from None
+                for offset, row in enumerate(texts, start=1):
+                    if position + offset > after:
+                        yield position + offset, row
+                position += len(texts)
 
     def _texts(self, batch: RecordBatch, names: Mapping[str, str]) -> Iterator[Sequence[str | None]]:
         columns = [
@@ -155,6 +173,8 @@ class ParquetSource:
 
 
 def _text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode()
     return None if value is None else str(value)
 
 

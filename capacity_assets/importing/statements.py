@@ -152,7 +152,7 @@ INSERT INTO capacity_imports AS i (fingerprint, source, target, position, counts
 VALUES (:fingerprint, :source, :target, :position, CAST(:counts AS json))
 ON CONFLICT (fingerprint) DO UPDATE SET position = excluded.position, counts = excluded.counts, finished_at = NULL
 """
-POSITION = "SELECT position FROM capacity_imports WHERE fingerprint = :fingerprint AND finished_at IS NULL"
+POSITION = "SELECT position, counts FROM capacity_imports WHERE fingerprint = :fingerprint AND finished_at IS NULL"
 FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :fingerprint"
 
 STATEMENTS = {level.name: _statements(level) for level in LEVELS.values()}

@@ -28,15 +28,17 @@ from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_
 from capacity_assets.orchestration.pools import COLLECTION_POOL
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.periods import Period
-from capacity_assets.settings import Settings
+from capacity_assets.settings import HOURS_PER_DAY, Settings
 
 RAW_GROUP = "raw"
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
 SERVERS_MEASURED = "servers_measured"
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
-# Half an hour later, those that failed are measured once more.
+# Those that failed are measured once more half an hour later, and three times in the day: one that was down at night,
+# or a fleet whose samples were being imported, still gets its day.
 MINUTES = (0, 30)
+HOURS_LATER = (3, 9, 15)
 FOLLOWING = "daily"
 KINDS = {"postgres", "table"}
 
@@ -147,7 +149,7 @@ def _check_result(summary: CollectionSummary) -> dg.AssetCheckResult:
         check_name=SERVERS_MEASURED,
         passed=not summary.failures,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=f"{summary.failed_instances} servers have no sample of {summary.day}.\n\n{listed}"
+        description=f"Not measured on {summary.day}: {summary.failed_instances}.\n\n{listed}"
         if listed
         else "Every server was measured.",
         metadata={"places": summary.failed_instances, "found": dg.MetadataValue.md(listed or "nothing")},
@@ -165,16 +167,16 @@ def collection_job(periods: Mapping[str, Period]) -> UnresolvedAssetJobDefinitio
 
 
 def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Build the schedule: every day, and half an hour later once more for servers that failed."""
+    """Build the schedule: every day, and later in the day once more for servers that failed."""
 
     @dg.schedule(
         name=COLLECTION_SCHEDULE,
         job_name=COLLECTION_JOB,
-        cron_schedule=f"{','.join(map(str, MINUTES))} {settings.collection_hour} * * *",
+        cron_schedule=_crons(settings.collection_hour),
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         required_resource_keys={COLLECTION_RESOURCE},
-        description="Measures the registered servers, and half an hour later those that failed.",
+        description="Measures the registered servers, and later in the day those that failed.",
     )
     def request_today(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
@@ -192,6 +194,12 @@ def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
         return dg.RunRequest(run_key=f"{tick:%Y-%m-%dT%H:%M}", partition_key=tick.date().isoformat())
 
     return request_today
+
+
+def _crons(hour: int) -> list[str]:
+    later = [hour + hours for hours in HOURS_LATER if hour + hours < HOURS_PER_DAY]
+    crons = [f"{','.join(map(str, MINUTES))} {hour} * * *"]
+    return crons + ([f"0 {','.join(map(str, later))} * * *"] if later else [])
 
 
 def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import URL, Engine, create_engine, text
-from sqlalchemy.exc import OperationalError
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 APPLICATION_NAME = "capacity_assets"
@@ -25,6 +27,22 @@ _SESSION_OPTIONS = " ".join(
         "client_connection_check_interval": "10s",
     }.items()
 )
+
+
+def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[object]]) -> None:
+    """Hand rows to a COPY ... FROM STDIN, within the connection's transaction.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database refused them, or they hold what it cannot; as every other statement.
+    """
+    import psycopg
+
+    try:
+        with connection.connection.cursor().copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        raise DBAPIError.instance(statement, None, error, psycopg.Error, hide_parameters=True) from error
 
 
 class UnreachableError(Exception):

@@ -86,7 +86,7 @@ def test_a_run_measures_today_computes_its_aggregates_and_names_the_server_that_
         assert "guess-W0rd" not in str(metadata)
     [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert "1 servers have no sample of 2025-07-20" in str(check.description)
+    assert "Not measured on 2025-07-20: 1." in str(check.description)
     aggregates = metadata_of_partition(result, "daily_database_aggregations")
     assert (aggregates["processed_instances"], aggregates["skipped_instances"]) == (1, 1)
     assert aggregates["total_records"] == 1
@@ -156,7 +156,7 @@ def test_a_day_on_which_every_server_failed_fails_the_run_and_nothing_follows(
     assert result.get_asset_materialization_events() == []
     [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
     assert failure.user_failure_data is not None
-    assert "1 failed and have no sample of this day" in str(failure.user_failure_data.description)
+    assert "1 failed and has no sample of this day" in str(failure.user_failure_data.description)
     assert failure.user_failure_data.metadata["error_count"].value == 1
 
 
@@ -248,6 +248,13 @@ def test_observing_gives_the_newest_days_a_version_that_follows_their_samples(
         with engine.begin() as connection:
             connection.execute(text("UPDATE database_size_stats SET size_mb = 101 WHERE collected_date = '2025-07-18'"))
         corrected = observed(definitions, instance)
+
+    with engine.begin() as connection:
+        # As the legacy application's tables allow it.
+        connection.execute(text("ALTER TABLE instance_size_stats ALTER COLUMN updated_at DROP NOT NULL"))
+        connection.execute(text("UPDATE instance_size_stats SET updated_at = NULL"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert observed(definitions, instance)["instance_size_stats"]["2025-07-20"].endswith("no time")
 
     assert list(first["database_size_stats"]) == [f"2025-07-{day}" for day in range(14, 21)]
     assert first["database_size_stats"]["2025-07-20"].startswith("1 rows, 100 MB, ")

@@ -136,6 +136,20 @@ def test_a_wrong_password_and_a_missing_right_are_told_apart(
     assert collection.total("shop") is not None
 
 
+def test_a_login_that_may_not_see_every_schema_fails_its_server_instead_of_missing_some(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    measured_mariadb.execute(
+        f"CREATE OR REPLACE USER 'poor'@'%' IDENTIFIED BY '{PASSWORD}'", "GRANT PROCESS ON *.* TO 'poor'@'%'"
+    )
+    register(collection.engine, [at(measured_mariadb, collection, "poor", username="poor")])
+
+    kind, reason = failures(collection.collect())["poor"]
+
+    assert kind == "rights"
+    assert "SHOW DATABASES is missing" in reason
+
+
 def test_tls_is_used_verified_and_refused_as_registered(
     measured_mariadb: MariaDBServer, collection: Collection
 ) -> None:

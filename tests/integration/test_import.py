@@ -24,7 +24,7 @@ from capacity_assets.importing.sources import file_source
 from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
 from tests.command import capacity
-from tests.conftest import SHANGHAI, _database
+from tests.conftest import SHANGHAI, _database, fixed_clock
 from tests.fleet import load_sample, stored
 from tests.legacy import LegacyShape, create_legacy_tables
 
@@ -199,7 +199,7 @@ def test_a_parquet_file_is_read_like_a_csv(engine: Engine, tmp_path: Path) -> No
     ("content", "arguments", "reason"),
     [
         ("", [], "is empty"),
-        ("server,database,day\n", [], "Nothing is known to be size_mb"),
+        ("server,database,day\n", [], "No column is known to be size_mb"),
         ("database,day,size_mb\n", [], "Nothing says whose rows these are"),
         ("instance_id,database,day,size_mb\n", [], "--map instance_id=NAME"),
         (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_text_in_the_middle_keeps_what_came_before(
     failed = capacity("import", str(tmp_path / "x.csv"))
 
     assert failed.exit_code == 2
-    assert "it is not UTF-8. What was read before is kept." in failed.output
+    assert "it is not UTF-8. What was loaded before is kept." in failed.output
     assert [row[3] for row in samples(engine)] == [10]
 
 
@@ -242,7 +242,7 @@ def loader(engine: Engine, slice_rows: int, stop_after: int | None = None) -> Lo
         if stop_after is not None and read >= stop_after:
             raise KeyboardInterrupt
 
-    reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI)
+    reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI, fixed_clock().now())
     return Loader(engine, DATABASE, reader, LoadOptions(slice_rows=slice_rows), Held(), progress)
 
 
@@ -258,7 +258,7 @@ def test_an_interrupted_import_goes_on_behind_its_last_slice(engine: Engine, tmp
     rest = loader(engine, 100).load(source, "this import")
 
     assert kept == [(200, True)]
-    assert (rest.resumed_after, rest.counts["read"]) == (200, 300)
+    assert (rest.resumed_after, rest.counts["read"]) == (200, 500)
     assert rows(engine, "SELECT position, finished_at IS NULL FROM capacity_imports") == [(500, False)]
 
 
@@ -286,7 +286,7 @@ def test_slices_of_any_size_come_to_the_same(engine: Engine, tmp_path: Path) -> 
 
 
 def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None:
-    reader = RowReader(layout_of(DATABASE), "gb", ZoneInfo("Europe/Berlin"), server="s")
+    reader = RowReader(layout_of(DATABASE), "gb", ZoneInfo("Europe/Berlin"), fixed_clock().now(), server="s")
 
     row = reader.read(7, [None, None, " a ", "2025-07-01", "1.5", "", None, "2025-07-01T03:00:00"])
 
@@ -346,7 +346,9 @@ def test_a_dry_run_of_a_legacy_database_writes_nothing(
 
     done = capacity("import", "env:LEGACY", "--dry-run")
 
-    assert "6 servers would be registered first" in done.output
+    assert done.exit_code == 0
+    assert "6 servers would be registered, 0 are known here by name already." in done.output
+    assert "3,561 new samples" in " ".join(done.output.split())
     assert samples(engine) == []
     assert rows(engine, "SELECT count(*) FROM instances") == [(2,)]
 
@@ -355,6 +357,7 @@ def test_a_dry_run_of_a_legacy_database_writes_nothing(
     ("source", "code", "reason"),
     [
         ("postgresql://user:hunter2@host/db", 2, "The address holds a password"),
+        ("postgresql://user@host/db?password=hunter2", 2, "The address holds a password"),
         ("mysql://host/db", 2, "is no PostgreSQL database"),
         ("env:NOT_THERE", 2, "The variable NOT_THERE is empty"),
         ("postgresql://nobody@127.0.0.1:1/db", 1, "cannot be read"),
@@ -399,7 +402,7 @@ def test_any_import_ends_as_a_naive_one_row_at_a_time(
         source = file_source(
             Path(write(tmp_path / f"{number}.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None
         )
-        reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI)
+        reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI, fixed_clock().now())
         options = LoadOptions(replace=replacing, slice_rows=slice_rows)
         report = Loader(engine, DATABASE, reader, options, Held()).load(source, str(number))
         known = [count for name, count in report.counts.items() if name not in {"read", "totals_written"}]
@@ -420,3 +423,82 @@ def test_any_import_ends_as_a_naive_one_row_at_a_time(
     assert {(row[0], int(str(row[1])[-2:])): row[2:] for row in totals(engine)} == {
         key: (sum(sizes_of), len(sizes_of)) for key, sizes_of in sums.items()
     }
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--server", "alpha"], ["--unit", "gb"], ["--map", "day=x"], ["--level", "instance"], ["--register-as", "mysql"]],
+)
+def test_options_for_files_are_refused_for_a_database(option: list[str]) -> None:
+    refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", *option)
+
+    assert refused.exit_code == 2
+    assert f"{option[0]} is for files" in refused.output
+
+
+def test_a_password_that_cannot_be_looked_up_is_a_sentence() -> None:
+    refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", "--password-from", "env:NOT_THERE")
+
+    assert refused.exit_code == 1
+    assert "the variable NOT_THERE is missing or empty" in refused.output
+    assert "Traceback" not in refused.output
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(engine: Engine, tmp_path: Path) -> None:
+    lines = [f"alpha,db{number},2025-01-01,1\n" for number in range(100)]
+    lines[10] = 'alpha,"db10,2025-01-01,1\n'
+
+    failed = capacity("import", write(tmp_path / "x.csv", HEAD + "".join(lines)))
+
+    assert failed.exit_code == 2
+    assert "cannot be read soon after row 10: unexpected end of data" in failed.output
+    assert samples(engine) == []
+
+
+def test_what_was_left_out_before_an_interruption_is_told_after_it(engine: Engine, tmp_path: Path) -> None:
+    content = HEAD + "alpha,a,2025-01-01,1\nalpha,b,never,1\nalpha,c,2025-01-02,1\nalpha,d,2025-01-03,1\n"
+    source = file_source(Path(write(tmp_path / "x.csv", content)), layout_of(DATABASE), {}, None)
+    with pytest.raises(KeyboardInterrupt):
+        loader(engine, 2, stop_after=2).load(source, "this import")
+
+    report = loader(engine, 2).load(source, "this import")
+
+    assert (report.counts["read"], report.counts["written"], report.counts["bad"], report.left_out) == (4, 3, 1, 1)
+    assert report.listed["bad"] == ["row 2: day 'never' is not YYYY-MM-DD"]
+    assert (str(report.first_day), str(report.last_day)) == ("2025-01-01", "2025-01-03")
+
+
+def test_legacy_samples_of_a_server_that_is_registered_no_more_are_counted_as_unknown(
+    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, url = legacy
+    with there.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO database_size_stats (id, instance_id, database_name, size_mb, collected_date) "
+                "VALUES (9999, 99, 'orphan', 1, '2025-01-01')"
+            )
+        )
+    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
+
+    done = capacity("import", "env:LEGACY")
+
+    assert done.exit_code == 1
+    assert "unknown: number 99 there: 1 rows" in done.output
+    assert len(samples(engine)) == 3561
+
+
+def test_a_file_that_is_not_utf_8_from_the_start_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("server,database,day,größe\n".encode("latin-1"))
+
+    refused = capacity("import", str(tmp_path / "x.csv"))
+
+    assert refused.exit_code == 2
+    assert "is not UTF-8. Convert it first" in refused.output
+
+
+def test_headings_in_capitals_are_found(engine: Engine, tmp_path: Path) -> None:
+    done = capacity("import", write(tmp_path / "x.csv", "SERVER,Database,Day,Size_MB\nalpha,a,2025-01-01,5\n"))
+
+    assert done.exit_code == 0, done.output
+    assert [row[3] for row in samples(engine)] == [5]

@@ -160,7 +160,7 @@ def test_the_list_shows_where_a_password_is_and_what_became_of_each_server(engin
 
     assert "db.example:3306" in shown
     assert "env:A_PASSWORD" in shown
-    assert "2025-07-20: Wrong password." in shown
+    assert "2025-07-20: login: Wrong password." in shown
     assert (row["name"], row["last_collected"], row["state"]) == ("a", "2025-07-19", "measured here")
 
 
@@ -197,7 +197,20 @@ def test_trying_a_server_says_what_fails_and_which_rights_are_needed(engine: Eng
 
     assert tried.exit_code == 1
     assert "fails: timeout: " in tried.output
-    assert "GRANT PROCESS, SHOW DATABASES ON *.* TO 'capacity_probe'@'%';" in tried.output
+    assert "no answer to the connection within 5 s" in tried.output
+    assert "GRANT" not in tried.output
+
+
+def test_trying_a_server_whose_login_is_refused_says_which_login_and_rights_it_needs(
+    engine: Engine, measured_postgres: PostgresServer
+) -> None:
+    register(engine, [Server("a", "postgresql", "127.0.0.1", port=measured_postgres.port, username="nobody")])
+
+    tried = capacity("instances", "test", "a")
+
+    assert tried.exit_code == 1
+    assert "fails: login: " in tried.output
+    assert "GRANT pg_read_all_stats TO capacity_probe;" in tried.output
 
 
 def test_commands_say_that_the_schema_is_missing(empty_database: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,3 +280,92 @@ def test_a_legacy_database_that_was_upgraded_in_place_is_measured_into(
 def _sizes(engine: Engine) -> list[object]:
     with engine.connect() as connection:
         return list(connection.execute(text("SELECT size_mb FROM database_size_stats")).scalars())
+
+
+def test_what_is_not_given_stays_as_it_was_and_what_is_given_empty_goes(engine: Engine) -> None:
+    primary = Server("primary", "mysql", "h")
+    register(engine, [primary, Server("a", "mysql", "h", username="u", password_from="env:A", counted_by="primary")])  # noqa: S106
+
+    assert capacity("instances", "add", "a", "--replace", "--port", "3307").exit_code == 0
+    server = {one.server.name: one.server for one in registered(engine)}["a"]
+    assert (server.port, server.username, server.password_from, server.counted_by) == (3307, "u", "env:A", "primary")
+
+    assert capacity("instances", "add", "a", "--replace", "--counted-by", "").exit_code == 0
+    server = {one.server.name: one.server for one in registered(engine)}["a"]
+    assert (server.port, server.counted_by) == (3307, None)
+
+
+def test_a_disabled_server_that_is_declared_again_is_named(engine: Engine, tmp_path: Path) -> None:
+    register(engine, [Server("a", "mysql", "h")])
+    set_active(engine, ["a"], active=False)
+    (tmp_path / "s.toml").write_text("[[servers]]\nname='a'\nengine='mysql'\nhost='h'\n")
+
+    told = capacity("instances", "import", str(tmp_path / "s.toml")).output
+
+    assert "out of service: 1 (a)" in told
+    assert "`capacity instances enable` puts them back" in told
+
+
+def test_disabling_a_primary_says_that_its_replica_is_counted_by_nobody(engine: Engine) -> None:
+    register(engine, [Server("primary", "mysql", "h"), Server("replica", "mysql", "h", counted_by="primary")])
+
+    told = capacity("instances", "disable", "primary").output
+
+    assert "Fleet totals now count neither these nor replica" in told
+
+
+def test_a_server_without_history_can_be_removed_and_one_with_history_is_disabled(engine: Engine) -> None:
+    register(engine, [Server("typo", "mysql", "h"), Server("old", "mysql", "h")])
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+                "SELECT id, 'd', 1, '2025-07-20' FROM instances WHERE name = 'old'"
+            )
+        )
+
+    told = capacity("instances", "remove", "typo", "old").output
+
+    assert "Removed: typo." in told
+    assert "not measured here any more: old. Their history is kept." in told
+    assert names(engine) == {"old": "disabled"}
+
+
+def test_check_names_what_would_make_a_fleet_total_wrong(engine: Engine) -> None:
+    register(
+        engine,
+        [
+            Server("one", "mysql", "h"),
+            Server("twin", "mysql", "h"),
+            Server("primary", "mysql", "p"),
+            Server("replica", "mysql", "r", counted_by="primary"),
+        ],
+    )
+    set_active(engine, ["primary"], active=False)
+    add_instances(engine, [99], name="elsewhere")
+
+    told = " ".join(capacity("check", columns=300).output.split())
+
+    assert "one, twin are all at h:3306: fleet totals count it 2 times" in told
+    assert "counted by a server that is out of service, so by nobody: replica" in told
+    assert "active, but how to reach them is not registered: elsewhere" in told
+
+
+def test_with_the_collection_off_nothing_is_measured_into_the_tables_of_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(engine, [Server("a", "mysql", "127.0.0.1", port=1)])
+    monkeypatch.setenv("CAPACITY_COLLECTION", "off")
+
+    refused = capacity("collect")
+
+    assert refused.exit_code == 2
+    assert "CAPACITY_COLLECTION is off" in refused.output
+
+
+def test_a_file_of_tls_that_is_missing_is_told_by_its_name(engine: Engine) -> None:
+    register(engine, [Server("a", "mysql", "127.0.0.1", port=1, tls="verify-full", tls_ca="/nowhere/ca.pem")])
+
+    tried = capacity("instances", "test", "a")
+
+    assert "fails: setup: the file /nowhere/ca.pem of its TLS settings is missing" in tried.output

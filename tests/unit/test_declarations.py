@@ -74,6 +74,16 @@ def test_a_spreadsheet_declares_the_same(tmp_path: Path) -> None:
     assert (second.host, second.tls, second.username) == ("/run/my.sock", "off", None)
 
 
+def test_a_spreadsheet_may_separate_by_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "servers.csv"
+    path.write_text("name;engine;host\na;mysql;h\n")
+    assert [server.name for server in declared_servers(path)] == ["a"]
+
+    path.write_text("name,engine,host\na,mysql,h,surplus\n")
+    with pytest.raises(ValidationError, match="line 2 has more fields than there are headings"):
+        declared_servers(path)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -89,6 +99,8 @@ def test_a_spreadsheet_declares_the_same(tmp_path: Path) -> None:
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\nusername=7", "username must be text"),
         ("[[servers]]\nname='a'\nengine='postgresql'\nhost='h'\ncolour='red'", "'colour' is none of name"),
         ("[[servers]]\nname='a'\nengine='mysql'\nhost='h'\ntls_key='k'", "are needed together"),
+        ("[defaults.postgres]\nusername='x'", "there is no such engine; known are mariadb"),
+        ("[[servers]]\nname=' a'\nengine='mysql'\nhost='h'", "without blanks at its ends"),
         ("[[server]]\nname='a'", "'server' is none of the tables"),
         ("servers = 3", "Write servers as [[servers]]"),
         ("password = 'hunter2", "cannot be read"),

@@ -115,7 +115,7 @@ def test_schedules_are_the_published_ones_at_four_in_the_configured_zone(definit
         )
         for period, cron in CRONS.items()
     } | {
-        "collection_schedule": ("0,30 3 * * *", "collection_job", "Asia/Shanghai", running),
+        "collection_schedule": (["0,30 3 * * *", "0 6,12,18 * * *"], "collection_job", "Asia/Shanghai", running),
         "standing_check_schedule": ("45 4 * * *", "standing_check_job", "Asia/Shanghai", running),
         "table_maintenance_schedule": ("30 4 * * *", "table_maintenance_job", "Asia/Shanghai", running),
     }

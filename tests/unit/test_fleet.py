@@ -196,3 +196,14 @@ def test_an_error_nobody_foresaw_is_one_servers_failure(
         Kind.UNEXPECTED,
         "ZeroDivisionError: a bug in a driver",
     )
+
+
+def test_servers_that_wait_for_their_place_when_the_day_ends_are_not_measured(simulation: Simulation) -> None:
+    surroundings = Surroundings(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
+    measurement = FleetMeasurement(surroundings, fixed_clock(), 1, 0.5)
+    outcomes: list[Outcome] = []
+    for found in measurement.outcomes(tasks(8, simulation.port), may_begin=lambda: not outcomes):
+        if found is not None:
+            outcomes.append(found)
+
+    assert Counter(outcome.kind for outcome in outcomes) == {None: 1, Kind.DAY_OVER: 7}

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from zoneinfo import ZoneInfo
 
 import pytest
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.importing.rows import Problem, RowReader, layout_of
-
-SHANGHAI = ZoneInfo("Asia/Shanghai")
+from tests.conftest import SHANGHAI, fixed_clock
 
 
 def database_row(**cells: str) -> tuple[object, ...] | Problem:
     layout = layout_of(DATABASE)
     known = {"server": "s", "database": "d", "day": "2025-01-31", "size_mb": "7", **cells}
-    return RowReader(layout, "mb", SHANGHAI).read(3, [known.get(name) for name in layout.columns])
+    return RowReader(layout, "mb", SHANGHAI, fixed_clock().now()).read(3, [known.get(name) for name in layout.columns])
 
 
 def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_told() -> None:
@@ -33,7 +31,8 @@ def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_told() -> Non
     ("cells", "reason"),
     [
         ({"day": "31.01.2025"}, "is not YYYY-MM-DD"),
-        ({"day": "0001-01-01"}, "lies outside the years 1900 to 2999"),
+        ({"day": "0001-01-01"}, "lies before 1900"),
+        ({"day": "2025-07-21"}, "lies ahead"),
         ({"day": "2025-01-31T03:00"}, "has a time"),
         ({"size_mb": ""}, "is no number"),
         ({"size_mb": "NaN"}, "is no number"),
@@ -63,6 +62,8 @@ def test_what_is_no_sample_is_a_problem_with_its_place_and_reason(cells: dict[st
 )
 def test_units_become_whole_megabytes_rounded_down(unit: str, text: str, size_mb: int) -> None:
     layout = layout_of(INSTANCE)
-    row = RowReader(layout, unit, SHANGHAI, server="s").read(1, [None, None, "2025-01-31", text, "3", None])
+    row = RowReader(layout, unit, SHANGHAI, fixed_clock().now(), server="s").read(
+        1, [None, None, "2025-01-31", text, "3", None]
+    )
 
     assert row[4:6] == (size_mb, 3)  # type: ignore[index]

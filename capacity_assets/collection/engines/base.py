@@ -20,6 +20,7 @@ from capacity_assets.aggregation.errors import ValidationError
 ENTRY_POINTS = "capacity_assets.engines"
 BYTES_PER_MB = 1024 * 1024
 PROGRAM = "capacity_assets"
+LONGEST_REASON = 1000
 # Sizes from the catalogue instead of the files, where reading every file takes too long.
 FILES, STATISTICS = "files", "statistics"
 SIZINGS = (FILES, STATISTICS)
@@ -44,7 +45,7 @@ class Kind(StrEnum):
 
 ADVICE = {
     Kind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
-    Kind.TIMEOUT: "Is it overloaded or locked up? Where sizing takes this long, `sizing = statistics` is cheaper.",
+    Kind.TIMEOUT: "Is it overloaded or locked up?",
     Kind.LOGIN: "Mend the login on the server, or where its password is looked up.",
     Kind.TLS: "Mend the certificate, or register another `tls` for it.",
     Kind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
@@ -60,8 +61,9 @@ class MeasureError(Exception):
     """A server could not be measured: of which kind, and in words that hold no secret."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
-        """Keep the kind; `reason` completes "It was not measured: "."""
-        super().__init__(reason)
+        """Keep the kind; `reason` completes "It was not measured: ", and is made fit for a line of text."""
+        line = "".join(sign if sign.isprintable() else " " for sign in reason)
+        super().__init__(line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ...")
         self.kind = kind
 
     @property

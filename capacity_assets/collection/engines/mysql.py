@@ -25,6 +25,7 @@ from capacity_assets.collection.engines.base import (
     ceiling_mb,
     closed_on_failure,
     first_line,
+    refuse_without_rights,
     rows_of,
 )
 
@@ -38,23 +39,24 @@ if TYPE_CHECKING:
 # https://mariadb.com/docs/server/reference/system-tables/information-schema/information-schema-tables/
 # information-schema-innodb-tables/information-schema-innodb_sys_tablespaces-table
 FILES_QUERY = """
-SELECT name, CAST(SUM(size_bytes) AS UNSIGNED), NULL FROM (
+SELECT name, CAST(SUM(size_bytes) AS UNSIGNED), NULL, MAX(is_listed) FROM (
     SELECT CONVERT(CONVERT(CAST(SUBSTRING_INDEX(NAME, '/', 1) AS BINARY) USING filename) USING utf8mb4)
-               COLLATE utf8mb4_bin AS name, FILE_SIZE AS size_bytes
+               COLLATE utf8mb4_bin AS name, FILE_SIZE AS size_bytes, 0 AS is_listed
     FROM information_schema.{tablespaces} WHERE NAME LIKE '%/%'
     UNION ALL
-    SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin, 0 FROM information_schema.SCHEMATA
+    SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin, 0, 1 FROM information_schema.SCHEMATA
 ) AS found GROUP BY name
 """
 # Pages as InnoDB's persistent statistics count them; no file is looked at.
 STATISTICS_QUERY = """
-SELECT name, CAST(SUM(pages) * @@innodb_page_size AS UNSIGNED), CAST(SUM(data_pages) * @@innodb_page_size AS UNSIGNED)
+SELECT name, CAST(SUM(pages) * @@innodb_page_size AS UNSIGNED), CAST(SUM(data_pages) * @@innodb_page_size AS UNSIGNED),
+       MAX(is_listed)
 FROM (
     SELECT CONVERT(database_name USING utf8mb4) COLLATE utf8mb4_bin AS name,
-           clustered_index_size + sum_of_other_index_sizes AS pages, clustered_index_size AS data_pages
+           clustered_index_size + sum_of_other_index_sizes AS pages, clustered_index_size AS data_pages, 0 AS is_listed
     FROM mysql.innodb_table_stats
     UNION ALL
-    SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin, 0, 0 FROM information_schema.SCHEMATA
+    SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin, 0, 0, 1 FROM information_schema.SCHEMATA
 ) AS found GROUP BY name
 """
 TABLESPACES = "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'information_schema' AND TABLE_NAME IN ('INNODB_TABLESPACES', 'INNODB_SYS_TABLESPACES')"  # noqa: E501
@@ -114,7 +116,11 @@ class MySQL(Engine):
         else:
             [(tablespaces,)] = rows_of(connection, TABLESPACES)
             query = FILES_QUERY.format(tablespaces=tablespaces)
-        return [_size(*row) for row in rows_of(connection, query) if row[0] not in excluded]
+        found = rows_of(connection, query)
+        # A schema of the server itself that has tables and is not listed: others are not listed either.
+        hidden = [name for name, _, _, is_listed in found if name in self.system_databases and not is_listed]
+        refuse_without_rights(hidden, "SHOW DATABASES")
+        return [_size(*row[:3]) for row in found if row[0] not in excluded]
 
     def facts(self, connection: Connection[Any]) -> ServerFacts:
         """Read the version, and whether the connection is encrypted."""

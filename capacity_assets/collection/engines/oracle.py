@@ -50,6 +50,8 @@ class Oracle(Engine):
             raise MeasureError(
                 Kind.SETUP, "its driver is not installed: pip install 'capacity_assets[oracle]'"
             ) from None
+        if not access.username:
+            raise MeasureError(Kind.SETUP, "it needs a login: register `username` and `password_from`")
         if not access.database:
             raise MeasureError(Kind.SETUP, "it needs its service name: register `database`")
         connection = oracledb.connect(

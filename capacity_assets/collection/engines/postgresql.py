@@ -58,7 +58,9 @@ class PostgreSQL(Engine):
     sizings: ClassVar[tuple[str, ...]] = SIZINGS
     verified: ClassVar[bool] = True
     grants: ClassVar[str] = (
-        "CREATE ROLE capacity_probe LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_probe;"
+        "CREATE ROLE capacity_probe LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_probe;\n"
+        "-- for sizing = statistics, where CONNECT was revoked from PUBLIC, on each database:\n"
+        "-- GRANT CONNECT ON DATABASE ... TO capacity_probe;"
     )
     definition: ClassVar[str] = (
         "`pg_database_size`, rounded down; templates and databases that refuse connections are left out. "
@@ -81,6 +83,8 @@ class PostgreSQL(Engine):
             sslrootcert=access.tls_ca,
             sslcert=access.tls_certificate,
             sslkey=access.tls_key,
+            # A database in SQL_ASCII would have its names handed out as bytes.
+            client_encoding="UTF8",
             application_name=PROGRAM,
             autocommit=True,
             **KEEPALIVES,  # type: ignore[arg-type]
@@ -145,6 +149,8 @@ def _size(name: str, size_bytes: int) -> DatabaseSize:
 
 # Parts of the server's or libpq's own text, where there is no SQLSTATE.
 TEXTS = {
+    "certificate file": Kind.SETUP,
+    "private key file": Kind.SETUP,
     "authentication failed": Kind.LOGIN,
     "no password supplied": Kind.LOGIN,
     "no pg_hba.conf entry": Kind.LOGIN,

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from capacity_assets.collection.engines.base import (
     PROGRAM,
     TLS_OFF,
-    TLS_REQUIRE,
     Access,
     DatabaseSize,
     Engine,
@@ -57,12 +56,8 @@ class SQLServer(Engine):
             raise MeasureError(
                 Kind.SETUP, "its driver is not installed: pip install 'capacity_assets[sqlserver]'"
             ) from None
-        if access.tls not in {TLS_OFF, TLS_REQUIRE} and not access.tls_ca:
-            raise MeasureError(Kind.SETUP, f"its driver needs `tls_ca` for {access.tls}")
-        if access.tls == TLS_REQUIRE:
-            raise MeasureError(
-                Kind.SETUP, "its driver encrypts only with a certificate authority: register `tls_ca`, or `tls = off`"
-            )
+        if access.tls != TLS_OFF and not access.tls_ca:
+            raise MeasureError(Kind.SETUP, f"its driver encrypts only what it can verify: {access.tls} needs `tls_ca`")
         return pytds.connect(
             server=access.host,
             port=access.port,
