@@ -28,7 +28,8 @@ from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import Access, DatabaseSize, Engine, MeasureError, ServerFacts, engines
 from capacity_assets.collection.measuring import Surroundings
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.registry import register
+from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.settings import CAPACITY_DRIVER, DEFAULT_COLLECTION_CONCURRENCY
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server

@@ -15,8 +15,9 @@ from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
-from capacity_assets.collection.registry import Server, register, registered
+from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.results import CollectionSummary, Outcome
+from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import Progress as Told
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner

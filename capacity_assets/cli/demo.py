@@ -28,9 +28,10 @@ from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.reports import GROWTH_REPORT_JOB, REPORT_PERIOD
+from capacity_assets.orchestration.sample_days import unmarked_days
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.report.data import file_name
-from capacity_assets.runtime import open_engine, prepare_database, task_runner
+from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
 from capacity_assets.units import human_mb
@@ -65,6 +66,7 @@ def run_demo(settings: Settings) -> None:
             fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
+            _mark_days(settings, instance, engine)
             chunks = _open_work(instance, first_day, today, fleet)
             written = _materialise(settings, instance, chunks)
             month = PERIODS[REPORT_PERIOD].last(today)
@@ -88,6 +90,13 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     # Days that are older than samples are kept have no partition ahead of time.
     task_runner(engine, settings).prepare_tables()
     return fleet
+
+
+def _mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine) -> None:
+    """Have Dagster know the days that were loaded, as its sensor would once it runs."""
+    if settings.collection == "on":
+        for event in unmarked_days(instance, collection_service(engine, settings), settings):
+            instance.report_runless_asset_event(event)
 
 
 def _open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> list[_Chunk]:

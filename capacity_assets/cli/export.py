@@ -145,6 +145,7 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         "int4": pyarrow.int64(),
         "date": pyarrow.date32(),
         "numeric": pyarrow.decimal128(38, 2),
+        "bool": pyarrow.bool_(),
     }
     written = 0
     with connection.cursor(name="export") as cursor:

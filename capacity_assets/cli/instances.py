@@ -21,7 +21,8 @@ from capacity_assets.collection.declarations import declared_servers
 from capacity_assets.collection.engines.base import Kind, MeasureError, engine_named
 from capacity_assets.collection.fleet import STATEMENT_SECONDS, refuse_impossible
 from capacity_assets.collection.measuring import Stages, access_to, facts_of, measure
-from capacity_assets.collection.registry import Changes, Registered, Server, register, registered, remove, set_active
+from capacity_assets.collection.registry import Changes, Registered, register, registered, remove, set_active
+from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.runtime import collection_service, open_engine
 from capacity_assets.settings import Settings

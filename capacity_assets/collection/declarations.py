@@ -14,7 +14,7 @@ from typing import Any
 
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.engines.base import engines
-from capacity_assets.collection.registry import FIELDS, Server, complete
+from capacity_assets.collection.servers import FIELDS, Server, complete
 
 NEEDED = ("name", "engine", "host")
 # What people write for a password; refused, and never repeated.

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import DatabaseSize, Kind, MeasureError
 from capacity_assets.collection.measuring import Stages, Surroundings, access_to, in_background, measure
-from capacity_assets.collection.registry import Server
 from capacity_assets.collection.results import Outcome
+from capacity_assets.collection.servers import Server
 
 # To begin with; one that used to need longer gets longer, and so does one that failed, which begins first anyway.
 CONNECT_SECONDS = 5.0

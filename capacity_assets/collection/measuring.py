@@ -28,7 +28,7 @@ from capacity_assets.collection.engines.base import (
     engine_named,
     first_line,
 )
-from capacity_assets.collection.registry import Server
+from capacity_assets.collection.servers import Server
 
 HIDDEN = "***"
 Result = TypeVar("Result")

@@ -1,10 +1,10 @@
-"""Looking at raw tables that another application fills: a version for each of the newest days."""
+"""Looking at raw tables that others fill: a version for each of the newest days, and which days there are."""
 
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 
-from sqlalchemy import Engine, Table, func, select
+from sqlalchemy import Engine, Table, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import database_error
@@ -34,6 +34,32 @@ def data_versions(engine: Engine, table: Table, today: date) -> dict[date, str]:
     except DBAPIError as error:
         raise database_error(error, doing=f"looking at {table.name}", kept="Nothing was changed.") from error
     return {day: f"{count} rows, {total} MB, {_moment(changed)}" for day, count, total, changed in rows}
+
+
+def days_with_samples(engine: Engine, table: Table, first: date, before: date) -> list[date]:
+    """Return the days from `first` on and before `before` that have a row; one step through the index a day.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    try:
+        with engine.connect() as connection:
+            parameters = {"first": first, "before": before}
+            return list(connection.execute(text(_DAYS.format(table=table.name)), parameters).scalars())
+    except DBAPIError as error:
+        raise database_error(error, doing=f"looking at {table.name}", kept="Nothing was changed.") from error
+
+
+_DAYS = """
+WITH RECURSIVE days AS (
+    SELECT min(collected_date) AS day FROM {table} WHERE collected_date >= :first AND collected_date < :before
+    UNION ALL
+    SELECT (SELECT min(t.collected_date) FROM {table} t
+            WHERE t.collected_date > days.day AND t.collected_date < :before)
+    FROM days WHERE days.day IS NOT NULL
+)
+SELECT day FROM days WHERE day IS NOT NULL
+"""
 
 
 def _moment(changed: datetime | None) -> str:

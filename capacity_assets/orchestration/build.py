@@ -38,6 +38,7 @@ from capacity_assets.orchestration.resources import (
     aggregation_resource,
     collection_resource,
 )
+from capacity_assets.orchestration.sample_days import sample_days_sensor
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.runtime import excluded_of
@@ -94,6 +95,7 @@ def build_definitions(
         ],
         sensors=[
             late_data_sensor(jobs, periods, the_clock, settings.settle_seconds),
+            *raw.sensors,
             *report_sensors,
             *alert_sensors(webhook),
         ],
@@ -113,10 +115,12 @@ class _Raw:
     assets: Sequence[dg.AssetsDefinition]
     job: UnresolvedAssetJobDefinition
     schedule: dg.ScheduleDefinition
+    sensors: Sequence[dg.SensorDefinition] = ()
 
 
 def _raw(settings: Settings, periods: Mapping[str, Period], clock: Clock, retries: dg.RetryPolicy) -> _Raw:
     if settings.collection == "off":
         return _Raw(observed_assets(settings), observation_job(), observation_schedule(settings))
     collected = collected_assets(settings, clock, retries, OWNERS)
-    return _Raw([collected], collection_job(periods), collection_schedule(settings))
+    marking = [sample_days_sensor(settings)]
+    return _Raw([collected], collection_job(periods), collection_schedule(settings), marking)

@@ -18,8 +18,9 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection import fleet
 from capacity_assets.collection.engines import postgresql
 from capacity_assets.collection.engines.base import engine_named
-from capacity_assets.collection.registry import Server, register, set_active
+from capacity_assets.collection.registry import register, set_active
 from capacity_assets.collection.results import Outcome
+from capacity_assets.collection.servers import Server
 from tests.conftest import SHANGHAI, TODAY, Collection
 from tests.servers import PostgresServer, postgres_offers_tls, postgres_server, silent_socket
 

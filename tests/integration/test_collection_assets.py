@@ -12,7 +12,8 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import engine_named
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.registry import register
+from capacity_assets.collection.servers import Server
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
 from tests.conftest import SHANGHAI, TODAY, fixed_clock
@@ -292,3 +293,30 @@ def test_the_daemon_runs_the_collection_and_the_aggregates_of_the_day_follow(
             text("SELECT database_name FROM database_size_aggregations WHERE period_type = 'daily'")
         ).scalars()
         assert list(stored) == ["orders"]
+
+
+def test_days_that_were_imported_are_marked_in_the_graph_and_today_is_left_to_the_collection(
+    settings: Settings, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    days = [100, None, 100, *[100] * 198]
+    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", days))
+    add_instance_sizes(engine, totals(1, "2024-12-30", [(100, 1)] * 3))
+    definitions = build_definitions(settings, clock=fixed_clock())
+    repository = definitions.get_repository_def()
+    sensor = repository.get_sensor_def("sample_days_sensor")
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(2):
+            with dg.build_sensor_context(
+                instance=instance, repository_def=repository, resources=repository.get_top_level_resources()
+            ) as context:
+                found = sensor.evaluate_tick(context)
+            for event in found.asset_events:
+                instance.report_runless_asset_event(event)
+        marked = {asset: instance.get_materialized_partitions(dg.AssetKey(asset)) for asset in RAW}
+
+    assert found.skip_message == "Every day with samples is marked."
+    assert marked["instance_size_stats"] == {"2025-01-01"}
+    assert len(marked["database_size_stats"]) == 199
+    assert {"2025-01-02", "2025-07-20"}.isdisjoint(marked["database_size_stats"])

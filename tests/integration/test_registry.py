@@ -10,7 +10,8 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.errors import NotFoundError, ValidationError
 from capacity_assets.collection.engines.base import engine_named
-from capacity_assets.collection.registry import Server, register, registered, set_active
+from capacity_assets.collection.registry import register, registered, set_active
+from capacity_assets.collection.servers import Server
 from capacity_assets.storage.sample_fleet import other_instances
 from tests.command import capacity
 from tests.fleet import add_instances, load_sample

@@ -16,7 +16,8 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
-from capacity_assets.collection.registry import Server, register
+from capacity_assets.collection.registry import register
+from capacity_assets.collection.servers import Server
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import read_report
 from capacity_assets.storage.engine import capacity_engine

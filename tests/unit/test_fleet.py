@@ -26,8 +26,8 @@ from capacity_assets.collection.engines.base import (
 )
 from capacity_assets.collection.fleet import FleetMeasurement, Habits, Task
 from capacity_assets.collection.measuring import Surroundings
-from capacity_assets.collection.registry import Server
 from capacity_assets.collection.results import Outcome
+from capacity_assets.collection.servers import Server
 from tests.conftest import fixed_clock
 from tests.servers import silent_socket
 

@@ -1,0 +1,62 @@
+"""Days whose samples were not measured here: imported ones, the demo's, those from before there was a collection.
+
+Dagster knows a raw partition only by a materialisation of its own, and warns before a backfill that what is upstream
+was never made. A sensor tells it which days have samples. Today is left to the collection.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import dagster as dg
+
+from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.collection.observing import days_with_samples
+from capacity_assets.collection.service import CollectionService
+from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
+from capacity_assets.settings import Settings
+
+SAMPLE_DAYS_SENSOR = "sample_days_sensor"
+INTERVAL_SECONDS = 60
+MOST_PER_TICK = 500
+ORIGIN = "not measured here: imported, or written by another application"
+
+
+def sample_days_sensor(settings: Settings) -> dg.SensorDefinition:
+    """Build the sensor; it runs from the first start on, until switched off in the UI."""
+
+    @dg.sensor(
+        name=SAMPLE_DAYS_SENSOR,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={COLLECTION_RESOURCE},
+        description="Marks the partitions of the raw assets whose days have samples that were not measured here.",
+    )
+    def mark_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
+        try:
+            events = list(islice(unmarked_days(context.instance, service, settings), MOST_PER_TICK))
+        except CapacityError as error:
+            raise dg.Failure(description=str(error)) from None
+        if not events:
+            return dg.SkipReason("Every day with samples is marked.")
+        return dg.SensorResult(asset_events=events)
+
+    return mark_days
+
+
+def unmarked_days(
+    instance: dg.DagsterInstance, service: CollectionService, settings: Settings
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield a materialisation for each raw table and day before today that has samples and none yet.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    today = service.clock.today()
+    for level in LEVELS.values():
+        key = dg.AssetKey(level.source.name)
+        marked = instance.get_materialized_partitions(key)
+        for day in days_with_samples(service.engine, level.source, settings.start_date, today):
+            if day.isoformat() not in marked:
+                yield dg.AssetMaterialization(key, partition=day.isoformat(), metadata={"origin": ORIGIN})
