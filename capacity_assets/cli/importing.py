@@ -160,7 +160,7 @@ class _Import:
                     )
                     result[level.source.name] = asdict(reports[-1])
                 if level.target.name in there:
-                    result[level.target.name] = self._aggregates(legacy, level)
+                    result[level.target.name] = self._aggregates(legacy, level, servers)
         finally:
             legacy.engine.dispose()
         if self.as_json:
@@ -188,9 +188,10 @@ class _Import:
             _print_report(report, level, dry_run=self.asked.dry_run)
         return report
 
-    def _aggregates(self, legacy: Legacy, level: Level) -> dict[str, int]:
+    def _aggregates(self, legacy: Legacy, level: Level, servers: LegacyServers) -> dict[str, int]:
         with _progress(level.target.name, as_json=self.as_json) as told:
-            counts = copy_aggregates(legacy, self.engine, level, dry_run=self.asked.dry_run, progress=told)
+            dry_run = self.asked.dry_run
+            counts = copy_aggregates(legacy, self.engine, level, servers, dry_run=dry_run, progress=told)
         if not self.as_json:
             say(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
         return counts

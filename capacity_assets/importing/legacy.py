@@ -168,8 +168,14 @@ def add_servers(servers: LegacyServers, engine: Engine) -> None:
         raise database_error(error, doing="copying servers", kept="No server was registered.") from error
 
 
-def copy_aggregates(
-    legacy: Legacy, engine: Engine, level: Level, *, dry_run: bool, progress: Callable[[int], None]
+def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
+    legacy: Legacy,
+    engine: Engine,
+    level: Level,
+    servers: LegacyServers,
+    *,
+    dry_run: bool,
+    progress: Callable[[int], None],
 ) -> dict[str, int]:
     """Copy aggregates of windows that have none here; those that are here are kept.
 
@@ -190,6 +196,8 @@ def copy_aggregates(
             while rows := there.execute(query, {"after": after, "rows": COPY_ROWS}).all():
                 after = rows[-1][0]
                 with engine.connect() as connection, connection.begin() as transaction:
+                    if dry_run:
+                        servers.add(connection)
                     written = _insert_aggregates(connection, level, names, [row[1:] for row in rows])
                     if dry_run:
                         transaction.rollback()
