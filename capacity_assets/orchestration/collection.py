@@ -22,7 +22,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata, typed
 from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
 from capacity_assets.orchestration.pools import COLLECTION_POOL
@@ -128,23 +128,17 @@ def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
 
 def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
     """Turn a summary into metadata: flat, and numbers where they are numbers."""
-    values: dict[str, dg.MetadataValue] = {}
-    for key, value in summary.to_dict().items():
-        if isinstance(value, int):
-            values[key] = dg.MetadataValue.int(value)
-        elif isinstance(value, float):
-            values[key] = dg.MetadataValue.float(value)
-        elif isinstance(value, list):
-            hidden = len(summary.failures) - len(value)
-            values[key] = dg.MetadataValue.md(bullets(value, hidden=hidden) or "none")
-        else:
-            values[key] = dg.MetadataValue.text(str(value))
-    return values
+    return {**typed(summary.to_dict()), "errors": dg.MetadataValue.md(_listed(summary) or "none")}
+
+
+def _listed(summary: CollectionSummary) -> str:
+    """The first failures as Markdown, and how many more there are."""
+    shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
+    return bullets(map(str, shown), hidden=len(summary.failures) - len(shown))
 
 
 def _check_result(summary: CollectionSummary) -> dg.AssetCheckResult:
-    shown = list(map(str, summary.failures[:MAXIMUM_LISTED_ERRORS]))
-    listed = bullets(shown, hidden=len(summary.failures) - len(shown))
+    listed = _listed(summary)
     return dg.AssetCheckResult(
         check_name=SERVERS_MEASURED,
         passed=not summary.failures,

@@ -12,7 +12,7 @@ from pydantic import Field
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.orchestration.metadata import MetadataMapping, bullets
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, typed
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.settings import Settings
 
@@ -65,15 +65,9 @@ def table_partitions(retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.Asset
 
 def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
     """Return the counts, which plot over time, and the lists as one text."""
-    values: dict[str, dg.MetadataValue] = {}
-    for key, value in report.to_dict().items():
-        if isinstance(value, bool):
-            values[key] = dg.MetadataValue.bool(value)
-        elif isinstance(value, int):
-            values[key] = dg.MetadataValue.int(value)
-        elif isinstance(value, list):
-            values[key] = dg.MetadataValue.md(_listed(value))
-    return values
+    values = report.to_dict()
+    lists = {key: dg.MetadataValue.md(_listed(value)) for key, value in values.items() if isinstance(value, list)}
+    return {**typed(values), **lists}
 
 
 def _listed(lines: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ over partitions. Nothing here holds an address, a user or a password.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -70,18 +70,21 @@ def aggregate_metadata(level: Level) -> dict[str, object]:
     }
 
 
+def typed(values: Mapping[str, object]) -> dict[str, dg.MetadataValue]:
+    """Give plain values their types, so that numbers stay numbers; lists are left to those who know what is in them."""
+    makers: dict[type, Callable[[Any], dg.MetadataValue]] = {
+        bool: dg.MetadataValue.bool,
+        int: dg.MetadataValue.int,
+        float: dg.MetadataValue.float,
+        str: dg.MetadataValue.text,
+    }
+    return {key: makers[type(value)](value) for key, value in values.items() if type(value) in makers}
+
+
 def summary_metadata(summary: PeriodSummary, sizes: WindowSizes) -> MetadataMapping:
     """Turn the summary of one window into materialisation metadata (SEMANTICS, section 7), with what its rows say."""
-    values: dict[str, dg.MetadataValue] = {"summary": dg.MetadataValue.md(summary_text(summary, sizes))}
-    for key, value in summary.to_dict().items():
-        if isinstance(value, int):
-            values[key] = dg.MetadataValue.int(value)
-        elif isinstance(value, float):
-            values[key] = dg.MetadataValue.float(value)
-        elif key == "errors":
-            values[key] = dg.MetadataValue.md(errors_text(summary))
-        else:
-            values[key] = dg.MetadataValue.text(str(value))
+    values = {"summary": dg.MetadataValue.md(summary_text(summary, sizes)), **typed(summary.to_dict())}
+    values["errors"] = dg.MetadataValue.md(errors_text(summary))
     for key in ("total_size_mb", "total_change_mb", "unknown_changes"):
         values[key] = dg.MetadataValue.int(getattr(sizes, key))
     values[PARTITION_ROW_COUNT] = dg.MetadataValue.int(summary.total_records)

@@ -14,6 +14,8 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.storage.engine import copy_rows
+
 EPOCH = date(2024, 1, 1)
 MONTHS_OF_SAMPLES = 15
 NEW_SERVER_DAYS = 100
@@ -148,11 +150,8 @@ def _register(connection: Connection, today: date) -> dict[str, _Registered]:
 
 
 def _copy(connection: Connection, known: dict[str, _Registered], first_day: date, today: date) -> None:
-    cursor = connection.connection.cursor()
     columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date"
-    with cursor.copy(f"COPY sample ({columns}) FROM STDIN") as copy:
-        for row in _samples(known, first_day, today):
-            copy.write_row(row)
+    copy_rows(connection, f"COPY sample ({columns}) FROM STDIN", _samples(known, first_day, today))
 
 
 Row = tuple[int, str, int, int | None, int | None, date]
