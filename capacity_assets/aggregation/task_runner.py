@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import CapacityError, DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.errors import CapacityError, ValidationError
 from capacity_assets.aggregation.ledger import OpenWindow, StaleWindow
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
@@ -23,13 +22,13 @@ from capacity_assets.aggregation.maintenance import TableMaintenance
 from capacity_assets.aggregation.maintenance_report import MaintenanceReport
 from capacity_assets.aggregation.movers import WindowSizes, window_sizes
 from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
+from capacity_assets.aggregation.readiness import refuse_a_missing_schema
 from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
 from capacity_assets.aggregation.retention import Retention, parse_retention
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
 from capacity_assets.settings import DEFAULT_JUMP_PERCENT, DEFAULT_RETENTION_DAYS, DEFAULT_SCHEDULE_HOUR
-from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 logger = logging.getLogger("capacity_assets")
 
@@ -234,13 +233,4 @@ class AggregationTaskRunner:
             raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
 
     def _refuse_a_missing_schema(self) -> None:
-        try:
-            revision = schema_revision(self.engine)
-        except DBAPIError as error:
-            raise database_error(error, doing="reading the schema version", kept="Nothing was written.") from error
-        if revision != SCHEMA_REVISION:
-            found = f"at revision {revision}" if revision else "missing"
-            raise DatabaseError(
-                f"The capacity schema is {found}; this version needs revision {SCHEMA_REVISION}. Nothing was written. "
-                f"Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
-            )
+        refuse_a_missing_schema(self.engine, kept="Nothing was written.")

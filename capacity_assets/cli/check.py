@@ -167,7 +167,8 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Say who is measured, and whose password cannot be looked up; no server is asked."""
     if schema_revision(engine) != SCHEMA_REVISION:
         return
-    measured = [one for one in registered(engine) if one.active and one.is_collected]
+    every = registered(engine)
+    measured = [one for one in every if one.active and one.is_collected]
     for one in measured:
         reference = one.server.password_from
         if reference is None or reference == OWN:
@@ -176,7 +177,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
             password_of(reference, settings.secrets_folder)
         except CapacityError as error:
             yield Finding(f"server {one.server.name}", Verdict.BAD, str(error))
-    yield from _doubtful(measured, registered(engine))
+    yield from _doubtful(measured, every)
     if settings.collection == "off":
         text = "off: another application fills the raw tables, which are observed"
         yield Finding("collection", Verdict.NOTE if measured else Verdict.OK, text)

@@ -15,6 +15,7 @@ from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
+from capacity_assets.collection.measuring import host_of
 from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.results import CollectionSummary, Outcome
 from capacity_assets.collection.servers import Server
@@ -66,9 +67,7 @@ def _register_own(engine: Engine) -> None:
     if any(one.server.name == OWN_SERVER and one.is_collected for one in registered(engine)):
         return
     url = engine.url
-    host = url.query.get("host") or url.host or "localhost"
-    place = host if isinstance(host, str) else host[0]
-    register(engine, [Server(OWN_SERVER, "postgresql", place, port=url.port, password_from=OWN, tls="off")])
+    register(engine, [Server(OWN_SERVER, "postgresql", host_of(url), port=url.port, password_from=OWN, tls="off")])
 
 
 @contextmanager

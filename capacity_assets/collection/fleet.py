@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import DatabaseSize, Kind, MeasureError
-from capacity_assets.collection.measuring import Stages, Surroundings, access_to, in_background, measure
+from capacity_assets.collection.measuring import Stages, Surroundings, access_to, in_background, measure, timed_out
 from capacity_assets.collection.results import Outcome
 from capacity_assets.collection.servers import Server
 
@@ -126,9 +126,9 @@ class _Running:
         now = time.monotonic()
         if self.stages.connected is None:
             if now - self.stages.began > self.connect_seconds + GRACE_SECONDS:
-                return MeasureError(Kind.TIMEOUT, f"no answer to the connection within {self.connect_seconds:.0f} s")
+                return timed_out(self.task.server, self.connect_seconds, connected=False)
         elif self.go.is_set() and now - self.went > self.task.habits.statement_seconds + GRACE_SECONDS:
-            return MeasureError(Kind.TIMEOUT, f"no sizes within {self.task.habits.statement_seconds:.0f} s")
+            return timed_out(self.task.server, self.task.habits.statement_seconds, connected=True)
         return None
 
 

@@ -18,7 +18,9 @@ from sqlalchemy import URL
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.collection.credentials import OWN, password_of
 from capacity_assets.collection.engines.base import (
+    FILES,
     STATISTICS,
+    TLS_REQUIRE,
     Access,
     DatabaseSize,
     Engine,
@@ -87,21 +89,26 @@ def access_to(
         username=server.username,
         database=server.database,
         password=password,
-        tls=server.tls or "require",
+        tls=server.tls or TLS_REQUIRE,
         tls_ca=server.tls_ca,
         tls_certificate=server.tls_certificate,
         tls_key=server.tls_key,
-        sizing=server.sizing or "files",
+        sizing=server.sizing or FILES,
         **limits,
     )
 
 
+def host_of(url: URL) -> str:
+    """Return the host or socket folder that a URL of our own database names."""
+    host = url.query.get("host") or url.host or "localhost"
+    return host if isinstance(host, str) else host[0]
+
+
 def _own_access(server: Server, url: URL, limits: dict[str, float]) -> Access:
     """Reach the server that holds the capacity tables in the way they are reached."""
-    host = url.query.get("host") or url.host or "localhost"
     query = {name: str(value) for name, value in url.query.items()}
     return Access(
-        host=str(host if isinstance(host, str) else host[0]),
+        host=host_of(url),
         port=url.port or engine_named(server.engine).default_port,
         username=url.username,
         database=url.database,
@@ -110,7 +117,7 @@ def _own_access(server: Server, url: URL, limits: dict[str, float]) -> Access:
         tls_ca=query.get("sslrootcert"),
         tls_certificate=query.get("sslcert"),
         tls_key=query.get("sslkey"),
-        sizing=server.sizing or "files",
+        sizing=server.sizing or FILES,
         **limits,
     )
 
@@ -153,7 +160,9 @@ def with_connection(server: Server, access: Access, stages: Stages, work: Callab
         # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
         known = error if isinstance(error, MeasureError) else _explained(engine, error)
         if known.kind is Kind.TIMEOUT:
-            known = timed_out(engine, access, connected=stages.connected is not None)
+            connected = stages.connected is not None
+            seconds = access.statement_seconds if connected else access.connect_seconds
+            known = timed_out(server, seconds, connected=connected)
         raise _without_secret(known, access) from None
     finally:
         stages.ended = time.monotonic()
@@ -162,16 +171,15 @@ def with_connection(server: Server, access: Access, stages: Stages, work: Callab
                 connection.close()
 
 
-def timed_out(engine: Engine, access: Access, *, connected: bool) -> MeasureError:
+def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
     """Say what did not come in time; each driver has other words for it, some of them wrong."""
     if not connected:
         return MeasureError(
-            Kind.TIMEOUT,
-            f"no answer to the connection within {access.connect_seconds:.0f} s; perhaps something else listens there",
+            Kind.TIMEOUT, f"no answer to the connection within {seconds:.0f} s; perhaps something else listens there"
         )
-    cheaper = STATISTICS in engine.sizings and access.sizing != STATISTICS
+    cheaper = STATISTICS in engine_named(server.engine).sizings and server.sizing != STATISTICS
     advice = "; `sizing = statistics` is cheaper" if cheaper else ""
-    return MeasureError(Kind.TIMEOUT, f"no sizes within {access.statement_seconds:.0f} s{advice}")
+    return MeasureError(Kind.TIMEOUT, f"no sizes within {seconds:.0f} s{advice}")
 
 
 def _explained(engine: Engine, error: Exception) -> MeasureError:

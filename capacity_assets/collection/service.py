@@ -17,15 +17,15 @@ from typing import Any
 from sqlalchemy import Engine, Row, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.errors import ValidationError, database_error
 from capacity_assets.aggregation.locks import SAMPLES, CapacityLockManager, HeldLock
+from capacity_assets.aggregation.readiness import refuse_a_missing_schema
 from capacity_assets.clock import Clock
 from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, Habits, Task
 from capacity_assets.collection.measuring import Surroundings
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.results import CollectionSummary, Outcome
 from capacity_assets.collection.storing import forget_old_attempts, store_each
-from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class CollectionService:
             DatabaseError: the capacity database failed; batches stored before are kept, the same again continues.
         """
         self._refuse_another_day(day)
-        self._refuse_an_old_schema()
+        refuse_a_missing_schema(self.engine, kept="Nothing was measured.")
         began = time.monotonic()
         with self.locks.job_lock(SAMPLES) as held:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again)
@@ -91,7 +91,7 @@ class CollectionService:
         Raises:
             DatabaseError: the database failed.
         """
-        self._refuse_an_old_schema()
+        refuse_a_missing_schema(self.engine, kept="Nothing was measured.")
         [(count,)] = self._read(_LEFT, {"day": day}, "counting servers that are left")
         return int(count)
 
@@ -104,14 +104,6 @@ class CollectionService:
             f"{day} {when}, and a server can only say how large its databases are now. Nothing was measured. Measure "
             f"today, {today}; samples of other days that were taken elsewhere come in by `capacity import`."
         )
-
-    def _refuse_an_old_schema(self) -> None:
-        try:
-            revision = schema_revision(self.engine)
-        except DBAPIError as error:
-            raise database_error(error, doing="looking at the schema", kept="Nothing was measured.") from error
-        if revision != SCHEMA_REVISION:
-            raise DatabaseError("The capacity schema is missing or too old. Nothing was measured. Run `capacity init`.")
 
     def _tasks(self, day: date, names: Sequence[str] | None, *, again: bool) -> tuple[list[Task], int, int]:
         """List what is to be measured; also how many were measured before, and how many are none of ours."""

@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import Field
 
 from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
+from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -23,7 +23,7 @@ from capacity_assets.orchestration.metadata import (
     failure_metadata,
     summary_metadata,
 )
-from capacity_assets.orchestration.naming import asset_name, pool_name
+from capacity_assets.orchestration.naming import asset_name, pool_name, subject_of
 from capacity_assets.orchestration.partitions import (
     PARTITIONS_PER_RUN,
     days_behind_a_window,
@@ -128,7 +128,7 @@ def _refuse_a_run_without_success(summary: RunSummary) -> None:
 
 
 def _description(period: Period, level: Level) -> str:
-    subject = "database" if level is DATABASE else "server"
+    subject = subject_of(level)
     figures = {
         "database": "Total, data and log size: mean (rounded down), largest, smallest, change.",
         "instance": "Total size and number of databases, summed per day first: mean, largest, smallest, change.",

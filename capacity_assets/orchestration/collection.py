@@ -16,14 +16,14 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pydantic import Field
 
 from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
 from capacity_assets.clock import Clock
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata, typed
-from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.naming import asset_name, subject_of
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
 from capacity_assets.orchestration.pools import COLLECTION_POOL
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
@@ -252,13 +252,9 @@ def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
     )
 
 
-def _subject(level: Level) -> str:
-    return "database" if level is DATABASE else "server"
-
-
 def _collected_description(level: Level) -> str:
     return textwrap.dedent(f"""\
-        Raw size samples, one row a {_subject(level)} and day.
+        Raw size samples, one row a {subject_of(level)} and day.
 
         Materialising today's partition measures every server registered with `capacity instances`, both tables in
         one step. Days gone by cannot be measured. A server that does not answer or refuses counts as failed, with
@@ -270,7 +266,7 @@ def _collected_description(level: Level) -> str:
 
 def _observed_description(level: Level) -> str:
     return textwrap.dedent(f"""\
-        Raw size samples, one row a {_subject(level)} and day, written by another application.
+        Raw size samples, one row a {subject_of(level)} and day, written by another application.
 
         Observing gives the newest days a data version: how many rows there are, their sum, and the last change.
 

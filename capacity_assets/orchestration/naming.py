@@ -1,6 +1,6 @@
 """Names that others rely on, made from the registries. What is called so is built elsewhere."""
 
-from capacity_assets.aggregation.levels import Level, aggregates_name
+from capacity_assets.aggregation.levels import DATABASE, Level, aggregates_name
 from capacity_assets.periods import Period
 
 
@@ -22,3 +22,8 @@ def schedule_name(period: Period) -> str:
 def pool_name(period: Period) -> str:
     """Return the pool of a period, for example `capacity_daily`; both its assets are in it."""
     return f"capacity_{period.name}"
+
+
+def subject_of(level: Level) -> str:
+    """Say what a row of a level is about, as people call it."""
+    return "database" if level is DATABASE else "server"

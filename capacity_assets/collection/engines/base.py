@@ -16,11 +16,13 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.units import first_of
 
 ENTRY_POINTS = "capacity_assets.engines"
 BYTES_PER_MB = 1024 * 1024
 PROGRAM = "capacity_assets"
 LONGEST_REASON = 1000
+NAMED = 5
 # Sizes from the catalogue instead of the files, where reading every file takes too long.
 FILES, STATISTICS = "files", "statistics"
 SIZINGS = (FILES, STATISTICS)
@@ -192,7 +194,7 @@ def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
         MeasureError: one database or more may not be read.
     """
     if unreadable:
-        named = ", ".join(sorted(unreadable)[:5]) + (f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else "")  # noqa: PLR2004 -- as many as one reads
+        named = first_of(sorted(unreadable), NAMED)
         raise MeasureError(Kind.RIGHTS, f"its login may not measure {named}: {missing} is missing")
 
 
