@@ -7,13 +7,23 @@ module is pure: no clock, no environment, no database, no Dagster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 
 MONTHS_PER_YEAR = 12
 DAYS_PER_WEEK = 7
+MONTHS_PER_QUARTER = 3
+# Not the locale's: pages are the same wherever they are made.
+MONTH_NAMES = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
 LONGEST_NAME = 20  # the column period_type holds no more
+DAYS_PER_YEAR = Decimal("365.2425")
+# Growth of 20 % per year is the boundary of the trend; for a quarter that is the 5 % of the legacy application.
+TREND_PERCENT_PER_YEAR = 20
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +51,8 @@ class Period:
     Give either `days` (1, or 7 for Monday weeks) or `months` (a divisor of 12), the latter with
     the month in which a year of windows begins (`first_month`, for fiscal calendars).
     `scheduled_current` says which window regular work takes: the one holding today, or else the
-    complete one before it.
+    complete one before it. `trend_threshold` is the change in percent beyond which a window counts as growing or
+    shrinking; left out, it is the window's share of `TREND_PERCENT_PER_YEAR`.
     """
 
     name: str
@@ -49,6 +60,7 @@ class Period:
     months: int = 0
     first_month: int = 1
     scheduled_current: bool = False
+    trend_threshold: Decimal | None = None
 
     def __post_init__(self) -> None:
         """Refuse a rule that does not cut the calendar into one unambiguous row of windows."""
@@ -63,6 +75,14 @@ class Period:
         if not 1 <= self.first_month <= MONTHS_PER_YEAR:
             msg = f"period {self.name!r}: first_month must lie between 1 and 12"
             raise ValueError(msg)
+
+    @property
+    def trend_percent(self) -> Decimal:
+        """Change in percent, two decimals, beyond which a window is growing, or with a minus sign shrinking."""
+        if self.trend_threshold is not None:
+            return self.trend_threshold
+        years = Decimal(self.months) / MONTHS_PER_YEAR if self.months else Decimal(self.days) / DAYS_PER_YEAR
+        return (TREND_PERCENT_PER_YEAR * years).quantize(Decimal("0.01"), ROUND_HALF_UP)
 
     @property
     def cron(self) -> str:
@@ -81,6 +101,31 @@ class Period:
         offset = (self.first_month - 1) % self.months
         starts = range(1 + offset, MONTHS_PER_YEAR + 1, self.months)
         return f"1 {','.join(map(str, starts))} *" if self.months > 1 else "1 * *"
+
+    def name_of(self, window: Window) -> str:
+        """Name a window as people do: October 2026, Q4 2026, 2026, or its first and last day."""
+        start = window.start
+        if self.months == 1:
+            return f"{MONTH_NAMES[start.month - 1]} {start.year}"
+        if self._is_quarter:
+            return f"Q{(start.month - 1) // MONTHS_PER_QUARTER + 1} {start.year}"
+        if self.months == MONTHS_PER_YEAR and self.first_month == 1:
+            return str(start.year)
+        return str(start) if self.days == 1 else f"{start} to {window.end}"
+
+    def label_of(self, window: Window) -> str:
+        """Name a window in the least space, for an axis: Oct 2026, Q4 2026, 2026, 5 Oct 2026."""
+        start = window.start
+        month = MONTH_NAMES[start.month - 1][:3]
+        if self.days:
+            return f"{start.day} {month} {start.year}"
+        return (
+            f"{month} {start.year}" if self.months < MONTHS_PER_YEAR and not self._is_quarter else self.name_of(window)
+        )
+
+    @property
+    def _is_quarter(self) -> bool:
+        return self.months == MONTHS_PER_QUARTER and self.first_month == 1
 
     def window_of(self, day: date) -> Window:
         """Return the window that holds `day`."""
@@ -132,6 +177,13 @@ def _month_start(months: int) -> date:
     """First day of the month that lies `months` months after January of year 0."""
     year, month = divmod(months, MONTHS_PER_YEAR)
     return date(year, month + 1, 1)
+
+
+def with_trend_threshold(periods: Mapping[str, Period], percent: Decimal | None) -> dict[str, Period]:
+    """Return the registry with one trend threshold, in percent, for every period; None keeps each period's own."""
+    if percent is None:
+        return dict(periods)
+    return {name: replace(period, trend_threshold=percent) for name, period in periods.items()}
 
 
 def in_order(period: Period, windows: Iterable[Window]) -> list[Window]:

@@ -20,7 +20,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import excluded_databases
 from capacity_assets.collection.measuring import Surroundings
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.periods import PERIODS, Period
+from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.settings import CAPACITY_DRIVER, ConfigurationError, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
@@ -141,6 +141,7 @@ def task_runner(
 ) -> AggregationTaskRunner:
     """Put a task runner together on an engine that is open already."""
     the_clock = clock or Clock(settings.zone)
+    periods = with_trend_threshold(periods, settings.trend_percent)
     service = AggregationService(engine, the_clock, periods=periods, parallel_slices=settings.parallel_slices)
     locks = lock_manager(engine, settings)
     retention = parse_retention(settings.retention_days, periods)

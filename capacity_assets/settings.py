@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -107,6 +108,16 @@ class Settings(BaseSettings):
         validation_alias="CAPACITY_JUMP_PERCENT",
         gt=0,
         description="Change in percent, up or down, from which on the check `jumps_named` names a row.",
+    )
+    trend_percent: Decimal | None = Field(
+        default=None,
+        validation_alias="CAPACITY_TREND_PERCENT",
+        gt=0,
+        le=1000,
+        decimal_places=2,
+        description="Change in percent, up or down, beyond which a window counts as growing or shrinking, the same for "
+        "every period; 5 is what the legacy application used. Unset: 20 % per year, in proportion to the window's "
+        "length.",
     )
     retention_days: str = Field(
         default=DEFAULT_RETENTION_DAYS,
@@ -272,6 +283,7 @@ class Settings(BaseSettings):
             "CAPACITY_START_DATE": self.start_date.isoformat(),
             "CAPACITY_SCHEDULE_HOUR": str(self.schedule_hour),
             "CAPACITY_JUMP_PERCENT": str(self.jump_percent),
+            "CAPACITY_TREND_PERCENT": "" if self.trend_percent is None else str(self.trend_percent),
             "CAPACITY_SETTLE_SECONDS": str(self.settle_seconds),
             "CAPACITY_RETENTION_DAYS": self.retention_days,
             "CAPACITY_PARALLEL_SLICES": str(self.parallel_slices),

@@ -1,25 +1,77 @@
-"""Sizes and lists as people read them. Figures stay whole megabytes everywhere else."""
+"""Sizes and lists as people read them. Figures stay whole megabytes everywhere else.
+
+Units are binary and named so: a column in `_mb` counts MiB (1,048,576 bytes), a GiB is 1,024 of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Decimal
+from typing import NamedTuple
 
-_KILO = 1024
-_MB_PER_UNIT = (("PB", 1024**3), ("TB", 1024**2), ("GB", 1024))
+
+class _Unit(NamedTuple):
+    name: str
+    size_mb: int
+    places: int
 
 
-def human_mb(size_mb: int, places: int = 1) -> str:
-    """Render megabytes with a fitting unit and one decimal, or as many as asked for: 2048 -> '2.0 GB'."""
-    for unit, size in _MB_PER_UNIT:
-        # What rounds up to 1,024.0 of the smaller unit is 1.0 of this one.
-        if abs(size_mb) >= size or (size > _KILO and round(abs(size_mb) / size * _KILO, 1) >= _KILO):
-            return f"{size_mb / size:,.{places}f} {unit}"
-    return f"{size_mb:,} MB"
+_STEP = 1024
+# The larger the unit, the more a decimal of it hides.
+_UNITS = (_Unit("PiB", _STEP**3, 3), _Unit("TiB", _STEP**2, 2), _Unit("GiB", _STEP, 1))
+_MOST_PLACES = 9
+# A printed difference may be off by a tenth of the real one.
+_TOLERANCE = 0.1
+
+
+def human_mb(size_mb: int) -> str:
+    """Render megabytes with a fitting unit: 2048 -> '2.0 GiB', 2,621,440 -> '2.50 TiB'."""
+    unit = _unit_of(size_mb)
+    return f"{size_mb:,} MiB" if unit is None else f"{size_mb / unit.size_mb:,.{unit.places}f} {unit.name}"
 
 
 def human_change_mb(change_mb: int) -> str:
-    """Render a change with its sign: 2048 -> '+2.0 GB'."""
+    """Render a change with its sign: 2048 -> '+2.0 GiB'."""
     return f"+{human_mb(change_mb)}" if change_mb > 0 else human_mb(change_mb)
+
+
+def percent_of(change_mb: int, of_mb: int) -> Decimal | None:
+    """Return a change in percent, one decimal, half away from zero; None from 0."""
+    if not of_mb:
+        return None
+    return (Decimal(change_mb) * 100 / Decimal(of_mb)).quantize(Decimal("0.1"), ROUND_HALF_UP)
+
+
+def human_percent(change_mb: int, of_mb: int) -> str:
+    """Render a change in percent with its sign: 5 of 1000 -> '+0.5 %'."""
+    share = percent_of(change_mb, of_mb)
+    if share is None:
+        return "unknown"
+    return f"{share:+,} %" if share else "0.0 %"
+
+
+def human_pair_mb(one_mb: int, other_mb: int) -> tuple[str, str]:
+    """Render two sizes in one unit, with as many decimals as it takes for their difference to be seen."""
+    unit = _unit_of(max(abs(one_mb), abs(other_mb)))
+    if unit is None:
+        return f"{one_mb:,} MiB", f"{other_mb:,} MiB"
+    difference = abs(one_mb - other_mb) / unit.size_mb
+    places = unit.places
+    while places < _MOST_PLACES and difference:
+        printed = abs(round(one_mb / unit.size_mb, places) - round(other_mb / unit.size_mb, places))
+        if abs(printed - difference) <= difference * _TOLERANCE:
+            break
+        places += 1
+    return f"{one_mb / unit.size_mb:,.{places}f} {unit.name}", f"{other_mb / unit.size_mb:,.{places}f} {unit.name}"
+
+
+def _unit_of(size_mb: int) -> _Unit | None:
+    """Return the largest unit that fits; None for MiB. What rounds up to 1,024 of the smaller unit is 1 of this one."""
+    smaller_places = [*(unit.places for unit in _UNITS[1:]), 0]
+    for unit, places in zip(_UNITS, smaller_places, strict=True):
+        if round(abs(size_mb) / unit.size_mb * _STEP, places) >= _STEP:
+            return unit
+    return None
 
 
 def first_of(names: Iterable[object], shown: int) -> str:

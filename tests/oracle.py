@@ -56,14 +56,25 @@ def change(now: Sequence[int], before: Sequence[int]) -> tuple[int | None, Decim
     return math.trunc(difference), percent
 
 
-def trend(now: Sequence[int], before: Sequence[int]) -> str | None:
+# 20 % per year: a day, 7 days, a month, three months, a year of it.
+THRESHOLDS = {
+    "daily": Decimal("0.05"),
+    "weekly": Decimal("0.38"),
+    "monthly": Decimal("1.67"),
+    "quarterly": Decimal(5),
+    "yearly": Decimal(20),
+}
+
+
+def trend(period: str, now: Sequence[int], before: Sequence[int]) -> str | None:
     if not before:
         return None
     if mean(before) == 0:
         return "growing" if mean(now) > 0 else "stable"
     percent = change(now, before)[1]
     assert percent is not None
-    return "growing" if percent > 5 else "shrinking" if percent < -5 else "stable"
+    threshold = THRESHOLDS[period]
+    return "growing" if percent > threshold else "shrinking" if percent < -threshold else "stable"
 
 
 def _inside(rows: Iterable[Row], bounds: tuple[date, date]) -> list[Row]:
@@ -88,7 +99,7 @@ def database_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]
         result[f"min_{infix}_mb"] = min(values, default=None)
         result[f"{infix}_change_mb"], result[f"{infix}_change_percent"] = change(values, earlier)
     result["growth_rate"] = result["size_change_percent"]
-    result["trend_direction"] = trend(_values(now, "size_mb"), _values(before, "size_mb"))
+    result["trend_direction"] = trend(period, _values(now, "size_mb"), _values(before, "size_mb"))
     return result
 
 
@@ -126,5 +137,5 @@ def instance_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]
         "database_count_change": count_change,
         "database_count_change_percent": count_percent,
         "growth_rate": size_percent,
-        "trend_direction": trend(sizes, sizes_before),
+        "trend_direction": trend(period, sizes, sizes_before),
     }

@@ -13,9 +13,8 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
-from capacity_assets.aggregation.figures import TREND_THRESHOLD_PERCENT
 from capacity_assets.aggregation.levels import Level, Measure
-from capacity_assets.periods import Window
+from capacity_assets.periods import Period, Window
 
 Value = int | Decimal | str | date | None
 PLACES_SHOWN = 4
@@ -23,14 +22,14 @@ PLACES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """What counts of one day, by column, MB or a number."""
+    """What counts of one day, by column, MiB or a number."""
 
     day: date
     values: Mapping[str, int | None]
 
 
 def figures_by_hand(
-    level: Level, window: Window, samples: Sequence[Sample], before: Sequence[Sample]
+    level: Level, period: Period, window: Window, samples: Sequence[Sample], before: Sequence[Sample]
 ) -> Iterator[tuple[str, tuple[str, Value]]]:
     """Yield each figure of a row and how it comes about; the window has at least one sample, the one before may not."""
     yield "period_end", ("last day of the window", window.end)
@@ -45,7 +44,7 @@ def figures_by_hand(
         yield ratio.target, (how, above // below if below else 0)
     now, earlier = _known(samples, level.headline), _known(before, level.headline)
     yield "growth_rate", (f"{level.headline.change_percent} once more", _percent(now, earlier))
-    yield "trend_direction", _trend(now, earlier)
+    yield "trend_direction", _trend(now, earlier, period.trend_percent)
 
 
 def _values(samples: Sequence[Sample], column: str) -> list[int]:
@@ -90,17 +89,17 @@ def _compared_figures(
         yield measure.change_percent, (how, percent)
 
 
-def _trend(now: Sequence[int], before: Sequence[int]) -> tuple[str, Value]:
+def _trend(now: Sequence[int], before: Sequence[int], threshold: Decimal) -> tuple[str, Value]:
     if not before:
         return "nothing to compare with", None
     percent = _percent(now, before)
     if percent is None:
         return "from 0", "growing" if sum(now) > 0 else "stable"
-    if percent > TREND_THRESHOLD_PERCENT:
-        return f"{percent} % is above {TREND_THRESHOLD_PERCENT} %", "growing"
-    if percent < -TREND_THRESHOLD_PERCENT:
-        return f"{percent} % is below -{TREND_THRESHOLD_PERCENT} %", "shrinking"
-    return f"{percent} % is within {TREND_THRESHOLD_PERCENT} %", "stable"
+    if percent > threshold:
+        return f"{percent} % is above {threshold} %", "growing"
+    if percent < -threshold:
+        return f"{percent} % is below -{threshold} %", "shrinking"
+    return f"{percent} % is within {threshold} %", "stable"
 
 
 def _percent(now: Sequence[int], before: Sequence[int]) -> Decimal | None:

@@ -79,7 +79,9 @@ class Explanation:
         """Every figure of the row, in the order of the table; none without a sample."""
         if not self.samples:
             return ()
-        computed = dict(figures_by_hand(self.subject.level, self.window, self.samples, self.samples_before))
+        computed = dict(
+            figures_by_hand(self.subject.level, self.period, self.window, self.samples, self.samples_before)
+        )
         stored = self.stored or {}
         return tuple(
             Figure(name, how, value, stored.get(name))

@@ -40,7 +40,6 @@ from sqlalchemy import (
 
 from capacity_assets.aggregation.levels import Level, Measure
 
-TREND_THRESHOLD_PERCENT = 5
 SINGLE_BUCKET = 2  # the window before it is the first
 
 # Expressions over columns whose Python type never matters here: no figure travels through Python.
@@ -59,6 +58,7 @@ class Parameters:
     last_start: BindParameter[Any]
     first_day: BindParameter[Any]
     last_day: BindParameter[Any]
+    trend_percent: BindParameter[Any]
 
 
 def parameters_of_a_run() -> Parameters:
@@ -72,6 +72,7 @@ def parameters_of_a_run() -> Parameters:
         last_start=bindparam("last_start", type_=Date),
         first_day=bindparam("first_day", type_=Date),
         last_day=bindparam("last_day", type_=Date),
+        trend_percent=bindparam("trend_percent", type_=Numeric),
     )
 
 
@@ -101,7 +102,7 @@ def window_figures(level: Level, parameters: Parameters, windows: CTE, *, single
     `previous_start` and `previous_data_count`.
     """
     compared = _side_by_side(level, parameters) if single else _compared(level, _bucketed(level, parameters))
-    return _laid_out(level, _measured(level, compared), windows)
+    return _laid_out(level, _measured(level, compared), windows, parameters.trend_percent)
 
 
 def _raw_rows(level: Level, parameters: Parameters) -> FromClause:
@@ -195,13 +196,13 @@ def _measured(level: Level, compared: Subquery) -> Subquery:
     return select(*kept, *(column.label(name) for name, column in columns.items())).offset(0).subquery("measured")
 
 
-def _laid_out(level: Level, measured: Subquery, windows: CTE) -> CTE:
+def _laid_out(level: Level, measured: Subquery, windows: CTE, threshold: Element) -> CTE:
     """Lay out the rows of the aggregate table for the windows asked for, with growth and trend."""
     growth_rate = measured.c[level.headline.change_percent]
     derived = {
         "period_end": windows.c.period_end,
         "growth_rate": growth_rate,
-        "trend_direction": _trend(growth_rate, measured.c.headline_sum, measured.c.previous_headline_sum),
+        "trend_direction": _trend(growth_rate, measured.c.headline_sum, measured.c.previous_headline_sum, threshold),
     }
     columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
     return (
@@ -236,12 +237,12 @@ def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, Element]
     return figures
 
 
-def _trend(percent: Element, total: Element, previous_total: Element) -> Element:
+def _trend(percent: Element, total: Element, previous_total: Element, threshold: Element) -> Element:
     grew_from_nothing = and_(previous_total == 0, total > 0)
     return case(
         (previous_total.is_(None), null()),
-        (or_(percent > TREND_THRESHOLD_PERCENT, grew_from_nothing), literal("growing")),
-        (percent < -TREND_THRESHOLD_PERCENT, literal("shrinking")),
+        (or_(percent > threshold, grew_from_nothing), literal("growing")),
+        (percent < -threshold, literal("shrinking")),
         else_=literal("stable"),
     )
 
@@ -255,8 +256,8 @@ def _sum(measure: Measure) -> str:
 
 
 def _floor(numerator: Element, denominator: Element) -> Element:
-    """floor(numerator / denominator) for a positive denominator; `div` truncates, `mod` has the numerator's sign."""
-    below_zero = cast(func.mod(numerator, denominator) < 0, Integer)
+    """floor(numerator / denominator); `div` truncates, and `mod` has the numerator's sign."""
+    below_zero = cast(func.mod(numerator, denominator) * func.sign(cast(denominator, Numeric)) < 0, Integer)
     return func.div(numerator, denominator) - below_zero
 
 

@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from capacity_assets.aggregation.errors import database_error
 from capacity_assets.aggregation.ledger_statements import (
     BEGIN,
+    COPY_ACTIVATIONS,
     COPY_CHANGES,
     DOUBT,
     FINISH,
@@ -35,6 +36,7 @@ from capacity_assets.aggregation.ledger_statements import (
     LOST_ROWS,
     OPEN,
     RENUMBER_WINDOWS,
+    SPREAD_ACTIVATIONS,
     STALE,
     UNCHANGED,
 )
@@ -69,6 +71,7 @@ class Unchanged:
     processed_instances: int
     total_records: int
     protected_records: int
+    unsampled_records: int
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,14 @@ class Ledger:
                     return {}
             else:
                 _renumber_after_a_restore(connection)
+                _spread_activations(connection)
             rows = connection.execute(text(UNCHANGED.format(target=level.target.name)), parameters).all()
             if not dry_run:
                 connection.execute(text(FORGET), self._parameters)
         return {
-            row.period_start: Unchanged(row.processed_instances, row.total_records, row.protected_records)
+            row.period_start: Unchanged(
+                row.processed_instances, row.total_records, row.protected_records, row.unsampled_records
+            )
             for row in rows
         }
 
@@ -179,6 +185,7 @@ class Ledger:
                     "processed": [part.processed_instances for part in parts],
                     "records": [part.total_records for part in parts],
                     "protected": [part.protected_records for part in parts],
+                    "unsampled": [part.unsampled_records for part in parts],
                     "fingerprint": fingerprint,
                 },
             )
@@ -198,6 +205,7 @@ class Ledger:
         """
         with self._work("looking for changed samples", "No change was lost.") as connection:
             _renumber_after_a_restore(connection)
+            _spread_activations(connection)
             query, parameters = self.stale_query
             rows = connection.execute(text(query), parameters).all()
             connection.execute(text(FORGET), self._parameters)
@@ -242,6 +250,7 @@ class Ledger:
         """
         if not windows:
             return []
+        _spread_activations(connection)
         parameters: dict[str, Any] = {
             **self._parameters,
             "period_type": period.name,
@@ -285,6 +294,12 @@ class Ledger:
             raise database_error(error, doing=doing, kept=kept) from error
 
 
+def _spread_activations(connection: Connection) -> None:
+    """Enter the days of servers that were put into service as changed. Whoever may only read leaves that to others."""
+    if connection.execute(text("SELECT EXISTS (SELECT FROM capacity_activations)")).scalar():
+        connection.execute(text(SPREAD_ACTIVATIONS))
+
+
 def _renumber_after_a_restore(connection: Connection) -> None:
     """Bring transaction numbers of another server into this one's.
 
@@ -295,4 +310,5 @@ def _renumber_after_a_restore(connection: Connection) -> None:
         connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))
         connection.execute(text(RENUMBER_WINDOWS))
         connection.execute(text(COPY_CHANGES))
+        connection.execute(text(COPY_ACTIVATIONS))
         connection.execute(text(FORGET_ALL_DISTURBANCES))

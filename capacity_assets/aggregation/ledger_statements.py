@@ -20,6 +20,23 @@ DISTURBED = (
 )
 
 
+# A server that was put into service: all its days are changes of that transaction. Spread at the look, not at the
+# change, so that samples that were committed meanwhile are among them; what is committed later is a change of its own.
+SPREAD_ACTIVATIONS = """
+WITH put_into_service AS (DELETE FROM capacity_activations RETURNING instance_id, transaction_id, changed_at)
+INSERT INTO capacity_sample_changes (table_name, collected_date, transaction_id, changed_at)
+SELECT DISTINCT ON (found.table_name, found.collected_date, p.transaction_id)
+       found.table_name, found.collected_date, p.transaction_id, p.changed_at
+FROM put_into_service p CROSS JOIN LATERAL (
+    SELECT 'database_size_stats' AS table_name, d.collected_date FROM database_size_stats d
+    WHERE d.instance_id = p.instance_id
+    UNION
+    SELECT 'instance_size_stats', s.collected_date FROM instance_size_stats s WHERE s.instance_id = p.instance_id
+) AS found
+ON CONFLICT DO NOTHING
+"""
+
+
 BEGIN = """
 WITH begun AS (
     INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from)
@@ -35,14 +52,15 @@ SELECT CAST(pg_current_snapshot() AS text)
 FINISH = f"""
 UPDATE capacity_computed_windows w
 SET snapshot = :snapshot, failed_instances = done.failed, computed_at = now(), fingerprint = :fingerprint,
-    processed_instances = done.processed, total_records = done.records, protected_records = done.protected
+    processed_instances = done.processed, total_records = done.records, protected_records = done.protected,
+    unsampled_records = done.unsampled
 FROM unnest(CAST(:starts AS date[]), CAST(:failed AS integer[]), CAST(:processed AS integer[]),
-            CAST(:records AS bigint[]), CAST(:protected AS bigint[]))
-    AS done (period_start, failed, processed, records, protected), {LEVELS}
+            CAST(:records AS bigint[]), CAST(:protected AS bigint[]), CAST(:unsampled AS bigint[]))
+    AS done (period_start, failed, processed, records, protected, unsampled), {LEVELS}
 WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start AND l.level = w.level
   AND (w.snapshot IS NULL OR w.failed_instances <> done.failed OR w.fingerprint IS DISTINCT FROM :fingerprint
-       OR (w.processed_instances, w.total_records, w.protected_records)
-          IS DISTINCT FROM (done.processed, done.records, done.protected)
+       OR (w.processed_instances, w.total_records, w.protected_records, w.unsampled_records)
+          IS DISTINCT FROM (done.processed, done.records, done.protected, done.unsampled)
        OR EXISTS (SELECT FROM capacity_disturbances d WHERE {DISTURBED})
        OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {PERHAPS_UNSEEN}))
 """  # noqa: S608 -- built from the constants above
@@ -73,10 +91,11 @@ WHERE c.table_name = days.table_name AND c.collected_date = days.collected_date
 
 # A whole partition may have gone without a trigger, but then no row of the window is left.
 UNCHANGED = f"""
-SELECT w.period_start, w.processed_instances, w.total_records, w.protected_records
+SELECT w.period_start, w.processed_instances, w.total_records, w.protected_records, w.unsampled_records
 FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level
 WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
   AND w.snapshot IS NOT NULL AND w.failed_instances = 0 AND w.fingerprint = :fingerprint
+  AND w.unsampled_records IS NOT NULL
   AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {PERHAPS_UNSEEN})
   AND NOT EXISTS (SELECT FROM capacity_disturbances d WHERE {DISTURBED})
   AND (w.total_records = 0 OR EXISTS (
@@ -136,6 +155,8 @@ SELECT EXISTS (SELECT FROM capacity_computed_windows
                WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
     OR EXISTS (SELECT FROM capacity_sample_changes
                WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
+    OR EXISTS (SELECT FROM capacity_activations
+               WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
 """
 RENUMBER_WINDOWS = """
 UPDATE capacity_computed_windows
@@ -148,4 +169,8 @@ FORGET_ALL_DISTURBANCES = "DELETE FROM capacity_disturbances"
 COPY_CHANGES = """
 WITH old AS (DELETE FROM capacity_sample_changes RETURNING table_name, collected_date)
 INSERT INTO capacity_sample_changes (table_name, collected_date) SELECT DISTINCT table_name, collected_date FROM old
+"""
+COPY_ACTIVATIONS = """
+WITH old AS (DELETE FROM capacity_activations RETURNING instance_id)
+INSERT INTO capacity_activations (instance_id) SELECT DISTINCT instance_id FROM old
 """

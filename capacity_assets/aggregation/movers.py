@@ -1,6 +1,8 @@
 """What a window's stored rows add up to, and the databases or servers that changed most in it.
 
-Read after a run, to be shown with it. Nothing is computed anew: sizes and changes are the stored figures.
+Read after a run, to be shown with it. Nothing is computed anew: sizes and changes are the stored figures. The sums are
+those of the servers' own rows; where these were not computed, of database rows weighted by the days on which each was
+measured, so that renaming a database changes no total.
 """
 
 from __future__ import annotations
@@ -34,10 +36,15 @@ class Mover:
 
 @dataclass(frozen=True)
 class WindowSizes:
-    """Sums over one window's rows, MB, and its largest growers and shrinkers; an unknown change counts nowhere."""
+    """Size of the fleet in one window and its known change, MiB: sums of the servers' totals, at both levels.
+
+    The change is None where no server has a known one; `known_before_mb` is what the others had before.
+    `unknown_changes` counts rows of the level; growers and shrinkers are the largest changes among them.
+    """
 
     total_size_mb: int = 0
-    total_change_mb: int = 0
+    total_change_mb: int | None = None
+    known_before_mb: int = 0
     unknown_changes: int = 0
     growers: tuple[Mover, ...] = ()
     shrinkers: tuple[Mover, ...] = ()
@@ -65,7 +72,8 @@ def window_sizes(
     return {
         row.period_start: WindowSizes(
             int(row.total_size_mb),
-            int(row.total_change_mb),
+            None if row.total_change_mb is None else int(row.total_change_mb),
+            int(row.known_before_mb),
             row.unknown_changes,
             growers=_movers(row.growers),
             shrinkers=_movers(row.shrinkers),
@@ -88,6 +96,11 @@ def _statement(level: Level) -> TextClause:
     database = "database_name" if level is DATABASE else "CAST(NULL AS varchar)"
     same_database = "AND b.database_name = m.database" if level is DATABASE else ""
 
+    weighted = (
+        "SELECT instance_id, floor(sum(CAST(size_mb AS numeric) * data_count) / max(data_count)) AS size_mb "
+        "FROM stored GROUP BY instance_id"
+    )
+
     def most(condition: str, order: str) -> str:
         return f"""(
     SELECT json_agg(json_build_object(
@@ -105,13 +118,20 @@ SELECT w.period_start, found.*
 FROM unnest(CAST(:starts AS date[]), CAST(:before AS date[])) AS w (period_start, previous_start)
 CROSS JOIN LATERAL (
     WITH stored AS MATERIALIZED (
-        SELECT instance_id, {database} AS database, {size} AS size_mb, {change} AS change_mb FROM {target}
+        SELECT instance_id, {database} AS database, {size} AS size_mb, {change} AS change_mb, data_count FROM {target}
         WHERE period_type = :period_type AND period_start = w.period_start
           -- A replica's bytes, and its growth, are those of its primary.
           AND instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))
+    ), servers AS (
+        SELECT coalesce(t.total_size_mb, d.size_mb) AS size_mb, t.total_size_change_mb AS change_mb
+        FROM (SELECT instance_id, total_size_mb, total_size_change_mb FROM instance_size_aggregations
+              WHERE period_type = :period_type AND period_start = w.period_start
+                AND instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))) AS t
+        FULL JOIN ({weighted}) AS d USING (instance_id)
     )
-    SELECT coalesce((SELECT sum(size_mb) FROM stored), 0) AS total_size_mb,
-           coalesce((SELECT sum(change_mb) FROM stored), 0) AS total_change_mb,
+    SELECT coalesce((SELECT sum(size_mb) FROM servers), 0) AS total_size_mb,
+           (SELECT sum(change_mb) FROM servers) AS total_change_mb,
+           coalesce((SELECT sum(size_mb - change_mb) FROM servers WHERE change_mb IS NOT NULL), 0) AS known_before_mb,
            (SELECT count(*) - count(change_mb) FROM stored) AS unknown_changes,
            {most("m.change_mb > 0", "m.change_mb DESC, m.instance_id, m.database")} AS growers,
            {most("m.change_mb < 0", "m.change_mb, m.instance_id, m.database")} AS shrinkers

@@ -23,6 +23,8 @@ from capacity_assets.periods import Window, adjacent_spans
 
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
+# Growth from 0 has no percent: it is named from this size on.
+JUMP_FROM_ZERO_MB = 1024
 
 
 class Severity(StrEnum):
@@ -54,6 +56,7 @@ class Question:
             "jump_percent": self.jump_percent,
             "tolerance_percent": LEVELS_TOLERANCE_PERCENT,
             "tolerance_mb": LEVELS_TOLERANCE_MB,
+            "jump_from_zero_mb": JUMP_FROM_ZERO_MB,
             "listed": MAXIMUM_LISTED_ERRORS,
         }
 
@@ -216,28 +219,33 @@ def _impossible_values(level: Level) -> str:
 
 
 def _jumps(level: Level) -> str:
-    """Stored rows whose change is beyond the configured bound."""
+    """Stored rows whose change is beyond the configured bound, or that grew from 0 to more than a little."""
     headline = level.headline
     database = "a.database_name" if "database_name" in level.keys else "'all databases'"
     body = f"""
-        SELECT format('%s, %s: %s %% (%s MB) in the window from %s', i.name, {database}, a.{headline.change_percent},
-                      a.{headline.change}, a.period_start) AS place, abs(a.{headline.change_percent}) AS jump
+        SELECT format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database},
+                      coalesce(a.{headline.change_percent} || ' %', 'from 0'), a.{headline.change}, a.period_start)
+                   AS place,
+               coalesce(abs(a.{headline.change_percent}), 'infinity') AS jump
         FROM {level.target.name} a JOIN {_ACTIVE} ON i.id = a.instance_id
         WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
-          AND abs(a.{headline.change_percent}) > :jump_percent"""  # noqa: S608 -- built from our own names
+          AND (abs(a.{headline.change_percent}) > :jump_percent
+               OR a.{headline.change_percent} IS NULL AND a.{headline.change} >= :jump_from_zero_mb)"""  # noqa: S608 -- built from our own names
     return _first(body, "jump DESC, place")
 
 
 def _levels_differ(_level: Level) -> str:
     """Days on which the databases of a server do not add up to its total."""
     body = f"""
-        SELECT format('%s on %s: databases %s MB, server %s MB', i.name, t.collected_date,
+        SELECT format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date,
                       coalesce(d.total, 0), t.total) AS place,
                abs(t.total - coalesce(d.total, 0)) AS difference
         FROM (SELECT r.instance_id, r.collected_date, sum(r.total_size_mb) AS total FROM {INSTANCE.source.name} r
               WHERE r.collected_date BETWEEN :first_day AND :last_day {_live(INSTANCE)} GROUP BY 1, 2) AS t
         JOIN {_ACTIVE} ON i.id = t.instance_id
-        LEFT JOIN (SELECT r.instance_id, r.collected_date, sum(r.size_mb) AS total FROM {DATABASE.source.name} r
+        LEFT JOIN (SELECT r.instance_id, r.collected_date,
+                          div(sum(coalesce(r.size_bytes, r.size_mb * CAST(1048576 AS numeric))), 1048576) AS total
+                   FROM {DATABASE.source.name} r
                    WHERE r.collected_date BETWEEN :first_day AND :last_day GROUP BY 1, 2) AS d
           ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
         WHERE EXISTS (SELECT FROM {_WINDOWS} WHERE t.collected_date BETWEEN w.period_start AND w.period_end)
@@ -263,7 +271,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="jumps_named",
-        description="No size changed by more than CAPACITY_JUMP_PERCENT without being named here.",
+        description="No size changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
+        f"{JUMP_FROM_ZERO_MB:,} MiB or more, without being named here.",
         severity=Severity.WARN,
         advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
         statement=_jumps,

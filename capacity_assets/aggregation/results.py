@@ -37,8 +37,51 @@ class InstanceError:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How much of a window its figures rest on: days with samples, days up to and including today, all days."""
+
+    measured_days: int
+    elapsed_days: int
+    window_days: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether days of the window are still to come."""
+        return self.elapsed_days < self.window_days
+
+    @property
+    def percent(self) -> float:
+        """Measured days in percent of all days of the window, one decimal."""
+        return round(self.measured_days * 100 / self.window_days, 1)
+
+    @property
+    def message(self) -> str:
+        """The days in one sentence."""
+        if self.is_open:
+            return (
+                f"The window is open: {self.measured_days} of {self.elapsed_days} days so far were measured, "
+                f"of {self.window_days} days in all."
+            )
+        return f"{self.measured_days} of {_counted(self.window_days, 'day')} measured."
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the published keys."""
+        return {
+            "measured_days": self.measured_days,
+            "elapsed_days": self.elapsed_days,
+            "window_days": self.window_days,
+            "coverage_percent": self.percent,
+            "is_open": self.is_open,
+        }
+
+
+@dataclass(frozen=True)
 class PeriodSummary:
-    """Outcome of one window at one level; summaries of disjoint instances of one window can be added."""
+    """Outcome of one window at one level; summaries of disjoint instances of one window can be added.
+
+    `unsampled_records` are stored rows, kept although no sample of them is left; they are no part of `total_records`.
+    `coverage` is None where it was not looked up.
+    """
 
     period_type: str
     level: str
@@ -51,8 +94,10 @@ class PeriodSummary:
     unchanged_records: int = 0
     protected_records: int = 0
     removed_records: int = 0
+    unsampled_records: int = 0
     errors: tuple[InstanceError, ...] = ()
     duration_seconds: float = 0.0
+    coverage: Coverage | None = None
 
     @property
     def total_instances(self) -> int:
@@ -85,7 +130,8 @@ class PeriodSummary:
         return (
             f"{window}: {self.processed_instances} of {self.total_instances} instances processed, "
             f"{_counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
-            f"{self.protected_records} protected."
+            f"{self.protected_records} protected{_kept(self.unsampled_records)}."
+            + (f" {self.coverage.message}" if self.coverage else "")
         )
 
     def __add__(self, other: PeriodSummary) -> PeriodSummary:
@@ -119,6 +165,8 @@ class PeriodSummary:
             "unchanged_records": self.unchanged_records,
             "protected_records": self.protected_records,
             "removed_records": self.removed_records,
+            "unsampled_records": self.unsampled_records,
+            **({} if self.coverage is None else self.coverage.to_dict()),
             "error_count": self.failed_instances,
             "errors": [str(error) for error in self.errors],
             "message": self.message,
@@ -134,6 +182,7 @@ COUNT_FIELDS = (
     "unchanged_records",
     "protected_records",
     "removed_records",
+    "unsampled_records",
 )
 
 
@@ -175,7 +224,7 @@ class RunSummary:
         return (
             f"{what}: {_counted(self.total('written_records'), 'row')} written, "
             f"{self.total('unchanged_records')} unchanged, {self.total('protected_records')} protected"
-            f"{f', {removed} removed' if removed else ''}."
+            f"{f', {removed} removed' if removed else ''}{_kept(self.total('unsampled_records'))}."
         )
 
     def total(self, name: str) -> int:
@@ -243,6 +292,10 @@ def combine(parts: Iterable[PeriodSummary]) -> tuple[PeriodSummary, ...]:
         key = (part.period_type, part.level, part.period_start)
         by_window[key] = by_window[key] + part if key in by_window else part
     return tuple(by_window.values())
+
+
+def _kept(unsampled: int) -> str:
+    return f", {_counted(unsampled, 'row')} kept without samples" if unsampled else ""
 
 
 def _counted(count: int, noun: str) -> str:

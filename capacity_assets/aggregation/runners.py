@@ -111,6 +111,7 @@ class _Work:
             "last_start": last.start,
             "first_day": first.start,
             "last_day": last.end,
+            "trend_percent": self.period.trend_percent,
         }
 
     def halves(self) -> tuple[_Work, _Work] | None:
@@ -233,6 +234,7 @@ class AggregationRunner:
                 unchanged_records=row.unchanged,
                 protected_records=row.records - row.written - row.unchanged,
                 removed_records=row.removed,
+                unsampled_records=row.unsampled,
             )
             for window, row in zip(work.windows, rows, strict=True)
         ]

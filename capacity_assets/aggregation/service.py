@@ -12,13 +12,14 @@ The names of the replaced system live on here: `calculate_period_aggregations`,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial, partialmethod
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.aggregation.coverage import coverage_of
 from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
@@ -106,7 +107,12 @@ class AggregationService:
             raise ValidationError("No window or no level was asked for. Nothing was written.")
         if options.instance_ids is not None:
             self.instances(options.instance_ids)
-        return RunSummary(tuple(part for runner in runners for part in self._computed(runner, chosen, wanted, options)))
+        parts: list[PeriodSummary] = []
+        for runner in runners:
+            computed = self._computed(runner, chosen, wanted, options)
+            days = coverage_of(self._engine, runner.level, wanted, self._clock.today())
+            parts += [replace(part, coverage=days[part.period_start]) for part in computed]
+        return RunSummary(tuple(parts))
 
     def _computed(
         self, runner: AggregationRunner, period: Period, windows: Sequence[Window], options: RunOptions
@@ -132,7 +138,7 @@ class AggregationService:
             # Only now: a server that becomes active later than this was noted as a change the snapshot has not seen.
             active = self._active()
             computed = compute(period, open_windows, active)
-            self.ledger.finish(snapshot, computed, _mark(runner.level, active))
+            self.ledger.finish(snapshot, computed, _mark(runner.level, period, active))
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)
 
@@ -145,7 +151,7 @@ class AggregationService:
         """Summaries of the windows that are as they were computed, by first day."""
         active = self._active()
         servers = len(active)
-        known = self.ledger.unchanged(period, level, windows, _mark(level, active), dry_run=dry_run)
+        known = self.ledger.unchanged(period, level, windows, _mark(level, period, active), dry_run=dry_run)
         return {
             window.start: PeriodSummary(
                 period.name,
@@ -156,6 +162,7 @@ class AggregationService:
                 skipped_instances=servers - known[window.start].processed_instances,
                 unchanged_records=known[window.start].total_records - known[window.start].protected_records,
                 protected_records=known[window.start].protected_records,
+                unsampled_records=known[window.start].unsampled_records,
             )
             for window in windows
             if window.start in known
@@ -228,7 +235,8 @@ class AggregationService:
             ValidationError: no such period is registered.
         """
         if isinstance(period, Period):
-            return period
+            # The registered one: its trend threshold may have been set for this installation.
+            return self._periods.get(period.name, period)
         if period not in self._periods:
             raise ValidationError(f"Unknown period {period!r}; known: {', '.join(self._periods)}. Nothing was written.")
         return self._periods[period]
@@ -285,8 +293,8 @@ class AggregationService:
         return [known[instance_id] for instance_id in sorted(set(instance_ids))]
 
 
-def _mark(level: Level, instances: Iterable[InstanceRef]) -> str:
-    return fingerprint(level, [instance.id for instance in instances])
+def _mark(level: Level, period: Period, instances: Iterable[InstanceRef]) -> str:
+    return fingerprint(level, period, [instance.id for instance in instances])
 
 
 for _name in PERIODS:

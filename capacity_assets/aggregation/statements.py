@@ -38,9 +38,10 @@ from capacity_assets.aggregation.figures import (
     parameters_of_a_run,
     window_figures,
 )
-from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.levels import Level, Measure
+from capacity_assets.periods import Period
 from capacity_assets.storage.adoption import DIALECT
-from capacity_assets.storage.tables import instances
+from capacity_assets.storage.tables import computed_windows, instances
 
 INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protected"
 
@@ -58,16 +59,17 @@ def known_instances() -> Select[int, str, bool]:
 @cache
 def aggregation_statement(
     level: Level, *, overwrite: bool, single: bool, dry_run: bool = False
-) -> Select[object, int, int, int, int, int]:
+) -> Select[object, int, int, int, int, int, int]:
     """Build the statement for one level; `single` for the faster form that takes one window only.
 
     With `dry_run` it only reads, and counts what would be written and removed.
 
     Parameters at execution: `period_type`, `instance_ids`, `starts`, `ends`, `wanted`, `last_start`, `first_day`,
-    `last_day`.
+    `last_day`, `trend_percent`.
     Returns one row per window asked for: `period_start`, `instances` (with raw rows), `records`, `written`,
-    `unchanged`, `removed`. Without `overwrite`, rows that were built from more samples than the raw data
-    still holds are left alone (SEMANTICS, section 6); they are `records - written - unchanged`.
+    `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left). Without `overwrite`, rows that
+    were built from more samples than the raw data still holds are left alone (SEMANTICS, section 6); they are
+    `records - written - unchanged`.
     """
     parameters = parameters_of_a_run()
     windows = numbered_windows(parameters)
@@ -79,23 +81,24 @@ def aggregation_statement(
     else:
         written = _written(level, classified, parameters, overwrite=overwrite)
         removed = _removed(level, figures, parameters) if overwrite else None
-    return _counts(windows, classified, written, removed)
+    return _counts(windows, classified, written, removed, _stored_rows(level, parameters))
 
 
-def fingerprint(level: Level, instance_ids: Sequence[int]) -> str:
+def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
     """Return what tells one way of computing a level, for some servers, from another: 64 hexadecimal digits.
 
-    It follows from the statement itself, so that new arithmetic or a new metric is another way by itself.
+    It follows from the statement itself and the period's trend threshold, so that new arithmetic or a new metric is
+    another way by itself.
     """
     servers = ",".join(map(str, sorted(instance_ids)))
-    return hashlib.sha256(f"{_statement_text(level)}\n{servers}".encode()).hexdigest()
+    return hashlib.sha256(f"{_statement_text(level)}\n{period.trend_percent}\n{servers}".encode()).hexdigest()
 
 
 @cache
 def _statement_text(level: Level) -> str:
     statement = aggregation_statement(level, overwrite=False, single=True)
     compiled = statement.compile(dialect=DIALECT)
-    # Constants, such as the threshold of the trend, are no part of the text.
+    # Constants are no part of the text.
     return f"{compiled} {sorted(compiled.params.items(), key=repr)}"
 
 
@@ -116,7 +119,11 @@ def _classified(level: Level, figures: CTE, parameters: Parameters, *, overwrite
     if not overwrite:
         rules.append((_built_from_more_samples(level, stored, figures, parameters), literal(PROTECTED)))
     action = case(*rules, else_=literal(UPDATE)).label("action")
-    return select(*figures.c, action).join_from(figures, stored, same_row, isouter=True).cte("classified")
+    return (
+        select(*figures.c, stored.c.data_count.is_not(None).label("was_stored"), action)
+        .join_from(figures, stored, same_row, isouter=True)
+        .cte("classified")
+    )
 
 
 def _stored(level: Level, parameters: Parameters) -> Subquery:
@@ -124,11 +131,7 @@ def _stored(level: Level, parameters: Parameters) -> Subquery:
     target = level.target
     return (
         select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures)))
-        .where(
-            _in_range(target, parameters),
-            target.c.period_start == func.any(parameters.starts),
-            target.c.instance_id == func.any(parameters.instance_ids),
-        )
+        .where(*_of_slice(target, parameters))
         .subquery("stored")
     )
 
@@ -145,7 +148,8 @@ def _built_from_more_samples(
     """Whether taking the new row would only lose samples: its own, or those its known change was measured against.
 
     The second holds only while the window's own figures are the same: a window that grows or is corrected follows
-    its samples, and its change what is left of the window before.
+    its samples, and its change what is left of the window before. That window had more samples if its stored row says
+    so, or, where retention has dropped that row, if a change is stored that could not be computed any more.
     """
     before = level.target.alias("stored_before")
     previous_was_fuller = exists().where(
@@ -153,7 +157,29 @@ def _built_from_more_samples(
         before.c.data_count > func.coalesce(figures.c.previous_data_count, 0),
     )
     own_is_the_same = ~_differ(level.own_figures, stored, figures)
-    return or_(stored.c.data_count > figures.c.data_count, and_(own_is_the_same, previous_was_fuller))
+    change_is_lost = or_(
+        *(
+            and_(_is_known(level, stored, measure, parameters), figures.c[measure.change].is_(None))
+            for measure in level.measures
+        )
+    )
+    return or_(
+        stored.c.data_count > figures.c.data_count,
+        and_(own_is_the_same, or_(change_is_lost, previous_was_fuller)),
+    )
+
+
+def _is_known(level: Level, stored: FromClause, measure: Measure, parameters: Parameters) -> ColumnElement[bool]:
+    """Whether a stored change says something. The legacy application stored 0 for an unknown one; we never do."""
+    window = computed_windows.c
+    computed_here = select(window.period_start).where(
+        window.period_type == parameters.period_type,
+        window.level == level.name,
+        window.period_start == func.any(parameters.starts),
+        window.processed_instances.is_not(None),
+    )
+    change = stored.c[measure.change]
+    return and_(change.is_not(None), or_(change != 0, stored.c.period_start.in_(computed_here)))
 
 
 def _differ(names: tuple[str, ...], one: FromClause, other: FromClause) -> ColumnElement[bool]:
@@ -227,9 +253,28 @@ def _is_unsupported(level: Level, figures: CTE, parameters: Parameters) -> Colum
     )
 
 
+def _stored_rows(level: Level, parameters: Parameters) -> Subquery:
+    """Count the stored rows of each window as they were before the run."""
+    target = level.target
+    return (
+        select(target.c.period_start, func.count().label("rows"))
+        .where(*_of_slice(target, parameters))
+        .group_by(target.c.period_start)
+        .subquery("stored_rows")
+    )
+
+
+def _of_slice(target: FromClause, parameters: Parameters) -> tuple[ColumnElement[bool], ...]:
+    return (
+        _in_range(target, parameters),
+        target.c.period_start == func.any(parameters.starts),
+        target.c.instance_id == func.any(parameters.instance_ids),
+    )
+
+
 def _counts(
-    windows: CTE, classified: CTE, written: CTE, removed: CTE | None
-) -> Select[object, int, int, int, int, int]:
+    windows: CTE, classified: CTE, written: CTE, removed: CTE | None, stored_rows: Subquery
+) -> Select[object, int, int, int, int, int, int]:
     """Count per window what happened; the only rows that leave the database."""
     seen = (
         select(
@@ -237,19 +282,24 @@ def _counts(
             func.count(distinct(classified.c.instance_id)).label("instances"),
             func.count().label("records"),
             func.count().filter(classified.c.action == UNCHANGED).label("unchanged"),
+            func.count().filter(classified.c.was_stored).label("stored"),
         )
         .group_by(classified.c.period_start)
         .subquery("seen")
     )
-    counted = {"written": _count_rows(written, "written"), "removed": _count_rows(removed, "removed")}
+    written_rows, removed_rows = _count_rows(written, "written"), _count_rows(removed, "removed")
+    removed_count = _or_zero(removed_rows)
+    unsampled = _or_zero(stored_rows) - func.coalesce(seen.c.stored, 0) - removed_count
     statement = select(
         windows.c.period_start,
         func.coalesce(seen.c.instances, 0).label("instances"),
         func.coalesce(seen.c.records, 0).label("records"),
-        *(_or_zero(rows, name) for name, rows in counted.items()),
+        _or_zero(written_rows).label("written"),
+        removed_count.label("removed"),
         func.coalesce(seen.c.unchanged, 0).label("unchanged"),
+        unsampled.label("unsampled"),
     ).select_from(windows.outerjoin(seen, seen.c.period_start == windows.c.period_start))
-    for rows in counted.values():
+    for rows in (written_rows, removed_rows, stored_rows):
         if rows is not None:
             statement = statement.outerjoin(rows, rows.c.period_start == windows.c.period_start)
     return statement.where(windows.c.wanted).order_by(windows.c.bucket)
@@ -262,5 +312,5 @@ def _count_rows(rows: CTE | None, name: str) -> Subquery | None:
     return counted.subquery(f"{name}_rows")
 
 
-def _or_zero(rows: Subquery | None, name: str) -> ColumnElement[int]:
-    return (literal(0) if rows is None else func.coalesce(rows.c.rows, 0)).label(name)
+def _or_zero(rows: Subquery | None) -> ColumnElement[int]:
+    return literal(0) if rows is None else func.coalesce(rows.c.rows, 0)

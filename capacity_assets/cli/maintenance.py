@@ -57,7 +57,7 @@ def _print(report: MaintenanceReport, *, as_json: bool) -> None:
     say(
         f"{'Nothing was changed. ' if report.dry_run else ''}{len(report.created)} partitions {would}added, "
         f"{report.moved_records:,} rows {would}moved, {len(report.dropped)} partitions with "
-        f"{report.dropped_records:,} rows {would}dropped ({report.freed_mb:,} MB)."
+        f"{report.dropped_records:,} rows {would}dropped ({report.freed_mb:,} MiB)."
     )
 
 

@@ -28,6 +28,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         DatabaseError: the database failed.
     """
     from capacity_assets.report.data import file_name, read_report
+    from capacity_assets.report.issues import next_edition
     from capacity_assets.report.page import render, write_report
 
     refuse_an_absent_embedded_server(settings)
@@ -36,6 +37,8 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         day = day or chosen.last(Clock(settings.zone).today()).start
         [window] = runner.windows_between(chosen, day, day)
         report = read_report(runner.engine, chosen, window, server)
+        path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
+        edition = next_edition(runner.engine, report, path)
     if report.computed_at is None:
         whose = "" if server is None else f" of {server}"
         raise ValidationError(
@@ -48,16 +51,18 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
             sys.stdout.write(render(report))
             sys.stdout.flush()
         return DONE
-    path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
     with writing(path):
-        write_report(report, path)
+        write_report(report, path, edition)
     if as_json:
-        steps = {f"{kind.value}_mb": change for kind, change in report.steps}
-        print_json({"path": str(path), "start_mb": report.start_mb, **steps, "end_mb": report.end_mb})
+        steps = {f"{kind}_mb": change for kind, change in report.steps}
+        sizes = {"start_mb": report.start_mb, **steps, "end_mb": report.end_mb}
+        print_json({"path": str(path), "issue": edition.issue.number, **sizes})
     else:
         known = report.known_change_mb
         change = "change unknown" if known is None else f"{human_change_mb(known)} where both windows were measured"
         is_open = " (not over, or not measured to its end)" if report.is_open else ""
         say(f"{period} window {window.start} to {window.end}{is_open}: {human_mb(report.end_mb)}, {change}")
+        if edition.sentence:
+            say(edition.sentence)
         say(f"Report: {path}")
     return DONE

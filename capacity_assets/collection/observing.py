@@ -33,7 +33,7 @@ def data_versions(engine: Engine, table: Table, today: date) -> dict[date, str]:
             rows = connection.execute(query).all()
     except DBAPIError as error:
         raise database_error(error, doing=f"looking at {table.name}", kept="Nothing was changed.") from error
-    return {day: f"{count} rows, {total} MB, {_moment(changed)}" for day, count, total, changed in rows}
+    return {day: f"{count} rows, {total} MiB, {_moment(changed)}" for day, count, total, changed in rows}
 
 
 def days_with_samples(engine: Engine, table: Table, first: date, before: date) -> list[date]:

@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def total_size_mb(self) -> int:
-        """Sum of its databases, MB."""
+        """Sum of its databases, MiB."""
         return sum(size.size_mb for size in self.sizes)
 
 

@@ -186,4 +186,4 @@ class Loader:
 def _conflict(row: Row[Any]) -> str:
     database = f", {row.database}" if row.database else ""
     other = "another row has" if row.another else "stored is"
-    return f"row {row.position}: {row.server}{database}, {row.day}: {row.size_mb} MB, {other} {row.other_mb} MB"
+    return f"row {row.position}: {row.server}{database}, {row.day}: {row.size_mb} MiB, {other} {row.other_mb} MiB"

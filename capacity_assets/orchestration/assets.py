@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import Field
 
 from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.levels import LEVELS, Level
+from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -80,6 +80,8 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         check_specs=check_specs(asset_name(period, level), level),
         freshness_policy=freshness(period, settings),
         required_resource_keys={AGGREGATION_RESOURCE},
+        # The servers' totals first: what a partition of the databases shows of the fleet is made of them.
+        op_tags={"dagster/priority": "1" if level is INSTANCE else "0"},
     )
     def aggregate(context: dg.AssetExecutionContext, config: AggregationConfig) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
@@ -140,7 +142,8 @@ def _description(period: Period, level: Level) -> str:
         the first day. {figures}
 
         - *Change* and *growth* compare exact means with those of the window before; unknown is null, not zero.
-        - *Trend*: growing above +5 % or from 0, shrinking below -5 %, else stable.
+        - *Trend*: growing above +{period.trend_percent} % or from 0, shrinking below -{period.trend_percent} %, else
+          stable (`CAPACITY_TREND_PERCENT` sets another threshold).
         - Running a window again over unchanged samples writes nothing. Rows built from more samples than the
           raw data still holds are protected; the run option `overwrite` rebuilds the window exactly.
         - A server without samples in the window counts as skipped, one whose data cannot be stored as failed;

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from capacity_assets.aggregation.levels import Level
 from capacity_assets.aggregation.movers import Mover, WindowSizes
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
-from capacity_assets.units import human_change_mb, human_mb
+from capacity_assets.units import human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
 
 MetadataMapping = Mapping[str, dg.MetadataValue]
 
@@ -82,35 +82,59 @@ def typed(values: Mapping[str, object]) -> dict[str, dg.MetadataValue]:
 
 
 def summary_metadata(summary: PeriodSummary, sizes: WindowSizes) -> MetadataMapping:
-    """Turn the summary of one window into materialisation metadata (SEMANTICS, section 7), with what its rows say."""
-    values = {"summary": dg.MetadataValue.md(summary_text(summary, sizes)), **typed(summary.to_dict())}
+    """Turn the summary of one window into materialisation metadata, with what its rows say.
+
+    The page of a partition shows the keys in this order: what people look for comes first. Plots are sorted by name,
+    capitals first, so the numbers that people plot begin with one. An unknown change has no key at all.
+    """
+    values: dict[str, dg.MetadataValue] = {
+        "Size": dg.MetadataValue.text(human_mb(sizes.total_size_mb)),
+        "Change": dg.MetadataValue.text(change_text(sizes)),
+        "Coverage": dg.MetadataValue.text(summary.coverage.message if summary.coverage else "not counted"),
+        "summary": dg.MetadataValue.md(summary_text(summary, sizes)),
+        "Size (MiB)": dg.MetadataValue.int(sizes.total_size_mb),
+    }
+    share = None if sizes.total_change_mb is None else percent_of(sizes.total_change_mb, sizes.known_before_mb)
+    if share is not None:
+        values["Size change (%)"] = dg.MetadataValue.float(float(share))
+    if sizes.total_change_mb is not None:
+        values["Size change (MiB)"] = values["total_change_mb"] = dg.MetadataValue.int(sizes.total_change_mb)
+    values["total_size_mb"] = dg.MetadataValue.int(sizes.total_size_mb)
+    values |= typed(summary.to_dict())
     values["errors"] = dg.MetadataValue.md(errors_text(summary))
-    for key in ("total_size_mb", "total_change_mb", "unknown_changes"):
-        values[key] = dg.MetadataValue.int(getattr(sizes, key))
+    values["unknown_changes"] = dg.MetadataValue.int(sizes.unknown_changes)
     values[PARTITION_ROW_COUNT] = dg.MetadataValue.int(summary.total_records)
     return values
 
 
+def change_text(sizes: WindowSizes) -> str:
+    """Say how the fleet changed: '+12.0 GiB (+3.4 %)', or that nobody knows."""
+    if sizes.total_change_mb is None:
+        return "unknown: nothing to compare with"
+    return f"{human_change_mb(sizes.total_change_mb)} ({human_percent(sizes.total_change_mb, sizes.known_before_mb)})"
+
+
 def summary_text(summary: PeriodSummary, sizes: WindowSizes) -> str:
-    """Say on one page what a window's run did, which servers failed, and what changed most, as Markdown."""
+    """Say on one page how the fleet changed, what changed most, what the run did, and who failed, as Markdown."""
     counts = {
         "Servers": {name: getattr(summary, f"{name}_instances") for name in ("processed", "failed", "skipped")},
         "Rows": {
-            name: getattr(summary, f"{name}_records") for name in ("written", "unchanged", "protected", "removed")
+            name: getattr(summary, f"{name}_records")
+            for name in ("written", "unchanged", "protected", "removed", "unsampled")
         },
     }
-    parts = [escaped(summary.message)]
+    unknown = f" (not known for {sizes.unknown_changes:,} rows)" if sizes.unknown_changes else ""
+    parts = [
+        f"All servers: **{human_mb(sizes.total_size_mb)}**, {change_text(sizes)} against the window before{unknown}"
+    ]
+    parts += [_movers_text("growers", sizes.growers), _movers_text("shrinkers", sizes.shrinkers)]
+    parts.append(escaped(summary.message))
+    if summary.errors:
+        parts.append(f"**Failed servers**\n\n{errors_text(summary)}")
     parts += [
         _markdown_table([what, *of_it], [["", *(f"{count:,}" for count in of_it.values())]])
         for what, of_it in counts.items()
     ]
-    if summary.errors:
-        parts.append(f"**Failed servers**\n\n{errors_text(summary)}")
-    parts.append(
-        f"All rows of this window: **{human_mb(sizes.total_size_mb)}**, {human_change_mb(sizes.total_change_mb)} "
-        f"against the window before" + (f" (not known for {sizes.unknown_changes:,})" if sizes.unknown_changes else "")
-    )
-    parts += [_movers_text("growers", sizes.growers), _movers_text("shrinkers", sizes.shrinkers)]
     return "\n\n".join(parts)
 
 
@@ -123,8 +147,7 @@ def _movers_text(kind: str, movers: Sequence[Mover]) -> str:
         [
             escaped(mover.server),
             *([escaped(mover.database)] if mover.database is not None else []),
-            human_mb(mover.before_mb),
-            human_mb(mover.size_mb),
+            *human_pair_mb(mover.before_mb, mover.size_mb),
             human_change_mb(mover.change_mb),
         ]
         for mover in movers

@@ -19,8 +19,9 @@ from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partiti
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.report.data import Kind, Report, file_name, read_report
+from capacity_assets.report.issues import Edition
 from capacity_assets.settings import Settings
-from capacity_assets.units import human_change_mb, human_mb
+from capacity_assets.units import human_change_mb, human_pair_mb
 
 GROWTH_REPORT = "growth_report"
 GROWTH_REPORT_JOB = "growth_report_job"
@@ -35,7 +36,9 @@ A page for people, one a month: size by engine over time, a waterfall from the m
 largest growers and shrinkers, new and vanished databases, and the days that were not measured.
 
 The file, named in the materialisation, lies under `CAPACITY_HOME` in `reports`. It needs no network and prints on A4.
-It is made again whenever the month's aggregates are. Any other window, or one server: `capacity report`.
+It is written again whenever the month's aggregates are. Where the figures of a closed month change, the page that was
+issued is kept beside it, and the new one says what it was, what it is, and why. Any other window, or one server:
+`capacity report`.
 """
 
 
@@ -60,6 +63,7 @@ def growth_report(
     )
     def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         # Only here: drawing is loaded by runs that draw, not by the code location.
+        from capacity_assets.report.issues import next_edition
         from capacity_assets.report.page import write_report
 
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
@@ -67,8 +71,10 @@ def growth_report(
             for window in windows_of(period, context.partition_keys):
                 report = read_report(runner.engine, period, window)
                 path = settings.reports / file_name(period, window)
-                write_report(report, path)
-                context.add_asset_metadata(report_metadata(report, path), partition_key=window.key)
+                edition = next_edition(runner.engine, report, path)
+                write_report(report, path, edition)
+                metadata = report_metadata(report, edition, path)
+                context.add_asset_metadata(metadata, partition_key=window.key)
         except CapacityError as error:
             logger.debug("cause of the failure", exc_info=error)
             raise dg.Failure(description=str(error), allow_retries=error.transient) from None
@@ -111,12 +117,13 @@ def growth_report_job() -> UnresolvedAssetJobDefinition:
     )
 
 
-def report_metadata(report: Report, path: Path) -> MetadataMapping:
+def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMapping:
     """Return what a month's materialisation shows: where the page is, and the waterfall's numbers, which plot."""
-    steps = {f"{kind.value}_mb": dg.MetadataValue.int(change) for kind, change in report.steps}
+    steps = {f"{kind}_mb": dg.MetadataValue.int(change) for kind, change in report.steps}
     return {
         "report": dg.MetadataValue.path(path),
-        "summary": dg.MetadataValue.md(report_text(report)),
+        "summary": dg.MetadataValue.md(report_text(report, edition)),
+        "issue": dg.MetadataValue.int(edition.issue.number),
         "start_mb": dg.MetadataValue.int(report.start_mb),
         **steps,
         "end_mb": dg.MetadataValue.int(report.end_mb),
@@ -124,16 +131,19 @@ def report_metadata(report: Report, path: Path) -> MetadataMapping:
     }
 
 
-def report_text(report: Report) -> str:
+def report_text(report: Report, edition: Edition) -> str:
     """Say the waterfall in words, as Markdown."""
-    lines = [f"- {kind.value}: {human_change_mb(change)}" for kind, change in report.steps if change]
+    lines = [f"- {kind}: {human_change_mb(change)}" for kind, change in report.steps if change]
+    before, now = human_pair_mb(report.start_mb, report.end_mb)
+    restated = [escaped(edition.sentence), ""] if edition.sentence else []
     growers = [
         f"- {escaped(database.server)} / {escaped(database.name)}: {human_change_mb(database.change_mb)}"
         for database in report.databases[Kind.GROWN][:TOLD]
     ]
     return "\n".join(
         [
-            f"From **{human_mb(report.start_mb)}** to **{human_mb(report.end_mb)}**",
+            *restated,
+            f"From **{before}** to **{now}**",
             "",
             *(lines or ["- nothing changed"]),
             "",

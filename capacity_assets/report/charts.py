@@ -19,8 +19,9 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from capacity_assets.report.data import NOT_COMPARABLE, Kind, Report
-from capacity_assets.units import human_change_mb, human_mb
+from capacity_assets.periods import PERIODS, Window
+from capacity_assets.report.data import NOT_COMPARABLE, OTHER, Kind, Report
+from capacity_assets.units import human_change_mb, human_pair_mb
 
 # Okabe and Ito: told apart with every kind of colour vision, and in grey.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -34,13 +35,17 @@ LONGEST_LABEL = 28
 WIDTH_INCHES, HEIGHT_INCHES = 8.0, 3.2
 
 STEP_NAMES = {
-    Kind.GROWN: "Grown",
-    Kind.SHRUNK: "Shrunk",
-    Kind.NEW: "New",
-    Kind.GONE: "Gone",
-    Kind.APPEARED: "Not measured\nbefore",
-    Kind.MISSING: "Not measured\nnow",
+    Kind.GROWN.value: "Grown",
+    Kind.SHRUNK.value: "Shrunk",
+    Kind.PARTLY.value: "There on a part\nof the days",
+    Kind.NEW.value: "New",
+    Kind.GONE.value: "Gone",
+    Kind.APPEARED.value: "Not measured\nbefore",
+    Kind.MISSING.value: "Not measured\nnow",
+    OTHER: "Other",
 }
+# Shown only where there is something to show.
+RARE_STEPS = {Kind.PARTLY.value, *(kind.value for kind in NOT_COMPARABLE), OTHER}
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def history_chart(report: Report) -> str:
         for place, window in enumerate(report.windows):
             if window.start not in measured:
                 axes.annotate("no\nrows", (place, 0), ha="center", va="bottom", fontsize=7, color="#555555")
-        axes.set_xticks(list(places), [window.key for window in report.windows], rotation=35, ha="right")
+        labels = [report.period.label_of(window) for window in report.windows]
+        axes.set_xticks(list(places), labels, rotation=35, ha="right")
         axes.set_xlim(-0.6, len(report.windows) - 0.4)
         if drawn:
             # By hand: a label that begins with an underscore would be left out.
@@ -105,10 +111,11 @@ def waterfall_chart(report: Report) -> str:
     """Draw how the size of the window before becomes that of this one."""
     with _style("waterfall"):
         figure, axes = _canvas()
-        shown = [(kind, change) for kind, change in report.steps if change or kind not in NOT_COMPARABLE]
+        shown = [(kind, change) for kind, change in report.steps if change or kind not in RARE_STEPS]
         names = ["Before", *(STEP_NAMES[kind] for kind, _ in shown), "Now"]
         axes.bar(0, report.start_mb, color=TOTAL)
-        axes.annotate(human_mb(report.start_mb), (0, report.start_mb), ha="center", va="bottom")
+        before, now = human_pair_mb(report.start_mb, report.end_mb)
+        axes.annotate(before, (0, report.start_mb), ha="center", va="bottom")
         level = report.start_mb
         for place, (kind, change) in enumerate(shown, start=1):
             axes.bar(place, abs(change), bottom=min(level, level + change), color=_step_colour(kind, change))
@@ -116,7 +123,7 @@ def waterfall_chart(report: Report) -> str:
             axes.annotate(human_change_mb(change), (place, max(level, level + change)), ha="center", va="bottom")
             level += change
         axes.bar(len(names) - 1, report.end_mb, color=TOTAL)
-        axes.annotate(human_mb(report.end_mb), (len(names) - 1, report.end_mb), ha="center", va="bottom")
+        axes.annotate(now, (len(names) - 1, report.end_mb), ha="center", va="bottom")
         axes.set_xticks(range(len(names)), names)
         _show_steps(axes, report)
         _size_axis(axes)
@@ -131,17 +138,19 @@ def coverage_chart(report: Report) -> str:
         heights = [report.measured_servers.get(day, 0) for day in days]
         colours = [COLOURS[4] if day < report.window.start else TOTAL for day in days]
         axes.bar(range(len(days)), heights, color=colours, width=0.9)
-        axes.axhline(report.active_servers, color="#555555", linewidth=0.8, linestyle="--")
+        expected = [report.expected_servers.get(day, 0) for day in days]
+        axes.step(range(len(days)), expected, where="mid", color="#555555", linewidth=0.8, linestyle="--")
         step = max(1, -(-len(days) // LABELS_SHOWN))
-        axes.set_xticks(range(0, len(days), step), [str(day) for day in days[::step]], rotation=35, ha="right")
+        labels = [PERIODS["daily"].label_of(Window(day, day)) for day in days[::step]]
+        axes.set_xticks(range(0, len(days), step), labels, rotation=35, ha="right")
         axes.set_ylabel("servers")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.set_ylim(0, max([report.active_servers, *heights]) * 1.15 + 0.5)
-        return _svg(figure, "Servers measured on each day; the dashed line is the number of active servers")
+        axes.set_ylim(0, max([0, *expected, *heights]) * 1.15 + 0.5)
+        return _svg(figure, "Servers measured on each day; the dashed line is how many should have been")
 
 
-def _step_colour(kind: Kind, change: int) -> str:
-    if kind in NOT_COMPARABLE:
+def _step_colour(kind: str, change: int) -> str:
+    if kind in NOT_COMPARABLE or kind == OTHER:
         return UNKNOWN
     return UP if change > 0 else DOWN
 
@@ -200,11 +209,12 @@ def _size_axis(axes: Axes) -> None:
     unit = 1024 ** max(0, min(3, (round(high).bit_length() - 1) // 10))
     step = (high - low) / unit / 5
     size = 10 ** math.floor(math.log10(step))
-    places = max(1, math.ceil(-math.log10(size)))
     axes.yaxis.set_major_locator(
         MultipleLocator(unit * size * next(one for one in (1, 2, 5, 10) if one * size >= step))
     )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: human_mb(round(value), places)))
+    name = ("MiB", "GiB", "TiB", "PiB")[[1, 1024, 1024**2, 1024**3].index(unit)]
+    places = max(0, math.ceil(-math.log10(size))) if unit > 1 else 0
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value / unit:,.{places}f} {name}"))
 
 
 def _svg(figure: Figure, title: str) -> str:

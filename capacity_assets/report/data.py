@@ -1,7 +1,9 @@
 """What the report says, as numbers: read from the stored aggregates and the samples, never computed anew.
 
-Everything adds up in whole megabytes. A database is *new* or *gone* only if its server was measured in both windows;
-one whose server was not is *not comparable*, because nobody knows. How it looks is the business of `charts` and `page`.
+Totals are sums of the servers' figures, as in the view `capacity_fleet`, and everything adds up in whole MiB. A
+database is *new* or *gone* only if its server was measured in both windows; one whose server was not is *not
+comparable*, because nobody knows. One that was there on a part of its server's days counts with that part. How it looks
+is the business of `charts` and `page`, which issue of a page it is that of `issues`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ class Kind(StrEnum):
     GROWN = "grown"
     SHRUNK = "shrunk"
     SAME = "same"
+    PARTLY = "partly"
+    """There on a part of its server's measured days, in one of the windows or in both."""
     NEW = "new"
     GONE = "gone"
     APPEARED = "appeared"
@@ -44,55 +48,73 @@ class Kind(StrEnum):
 NOT_COMPARABLE = (Kind.APPEARED, Kind.MISSING)
 """What became of these is not known, so it is neither growth nor the opposite."""
 
+OTHER = "other"
+"""What the servers' totals changed by beyond their databases: rounding, and days on which the two levels disagree."""
+
+ROUNDING_MB = 2
+"""So much may get lost per database and window: its mean is rounded down, and so are the samples it is made of."""
+
 
 @dataclass(frozen=True)
 class Change:
-    """What all databases of one kind add up to, MB."""
+    """What all databases of one kind add up to, MiB; each counts with its share of its server's days."""
 
     databases: int = 0
     before_mb: int = 0
     size_mb: int = 0
-
-    @property
-    def change_mb(self) -> int:
-        """Sum of their changes."""
-        return self.size_mb - self.before_mb
+    change_mb: int = 0
 
 
 @dataclass(frozen=True)
 class Database:
-    """One database in the two windows; a size is None where it has no row."""
+    """One database in the two windows; a mean size is None where it has no row.
+
+    `change_mb` is what it added to its server's total: the stored change, or where it was there on a part of the days
+    only, the difference of its shares. `days` are those on which it was there, of those of its server.
+    """
 
     server: str
     name: str
     before_mb: int | None
     size_mb: int | None
-
-    @property
-    def change_mb(self) -> int:
-        """How it changed, an absent one counting as nothing."""
-        return (self.size_mb or 0) - (self.before_mb or 0)
+    change_mb: int
+    days_before: str = ""
+    days: str = ""
 
 
 @dataclass(frozen=True)
 class Server:
-    """One server in the two windows: the sums of its databases, MB."""
+    """One server that was measured in both windows: its mean totals and their stored change, MiB."""
 
     name: str
     engine: str
     databases: int
     before_mb: int
     size_mb: int
+    change_mb: int
 
-    @property
-    def change_mb(self) -> int:
-        """How it changed."""
-        return self.size_mb - self.before_mb
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums of the servers' figures, MiB: the ends of the waterfall, and what is known of the way between.
+
+    `known_*` are of servers measured in both windows; the change is None where there is none of these.
+    """
+
+    start_mb: int = 0
+    end_mb: int = 0
+    known_change_mb: int | None = None
+    known_before_mb: int = 0
+    appeared_mb: int = 0
+    missing_mb: int = 0
+    databases: int = 0
+    servers_before: int = 0
+    servers: int = 0
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One series' size in one window: an engine of the fleet, or a database of the server, MB."""
+    """One series' size in one window: an engine of the fleet, or a database of the server, MiB."""
 
     window_start: date
     series: str
@@ -106,14 +128,18 @@ class Report:
     period: Period
     window: Window
     server: str | None
+    totals: Totals
     changes: Mapping[Kind, Change]
     databases: Mapping[Kind, Sequence[Database]]
     servers: Sequence[Server]
     history: Sequence[Bar]
     measured_servers: Mapping[date, int]
+    expected_servers: Mapping[date, int]
     active_servers: int
     counted_by_others: int
     unmeasured_servers: Sequence[str]
+    never_measured_servers: Sequence[str]
+    read_at: datetime
     computed_at: datetime | None
     first_sample: date | None
     last_sample: date | None
@@ -125,42 +151,47 @@ class Report:
 
     @property
     def start_mb(self) -> int:
-        """Sum of the mean sizes in the window before."""
-        return sum(change.before_mb for change in self.changes.values())
+        """Size in the window before."""
+        return self.totals.start_mb
 
     @property
     def end_mb(self) -> int:
-        """Sum of the mean sizes in this window."""
-        return sum(change.size_mb for change in self.changes.values())
+        """Size in this window."""
+        return self.totals.end_mb
 
     @property
-    def steps(self) -> tuple[tuple[Kind, int], ...]:
+    def steps(self) -> tuple[tuple[str, int], ...]:
         """What leads from start to end, in this order: start + all of these = end, exactly."""
-        shown = (Kind.GROWN, Kind.SHRUNK, Kind.NEW, Kind.GONE, Kind.APPEARED, Kind.MISSING)
-        return tuple((kind, self.changes[kind].change_mb) for kind in shown)
+        compared = (Kind.GROWN, Kind.SHRUNK, Kind.PARTLY, Kind.NEW, Kind.GONE)
+        steps: list[tuple[str, int]] = [(kind.value, self.changes[kind].change_mb) for kind in compared]
+        steps += [(Kind.APPEARED.value, self.totals.appeared_mb), (Kind.MISSING.value, -self.totals.missing_mb)]
+        return (*steps, (OTHER, self.end_mb - self.start_mb - sum(change for _, change in steps)))
+
+    @property
+    def other_mb(self) -> int:
+        """The last step."""
+        return self.steps[-1][1]
+
+    @property
+    def levels_disagree(self) -> bool:
+        """Whether the last step is more than rounding."""
+        databases = sum(change.databases for change in self.changes.values())
+        return abs(self.other_mb) > databases * 2 * ROUNDING_MB
 
     @property
     def known_change_mb(self) -> int | None:
-        """Change of the databases whose server was measured in both windows; None where there is none of these."""
-        known = [self.changes[kind] for kind in Kind if kind not in NOT_COMPARABLE]
-        if not any(change.databases for change in known):
-            return None
-        return sum(change.change_mb for change in known)
+        """Change of the servers measured in both windows; None where there is none of these."""
+        return self.totals.known_change_mb
+
+    @property
+    def has_before(self) -> bool:
+        """Whether anything was measured in the window before."""
+        return self.totals.servers_before > 0
 
     @property
     def not_comparable_databases(self) -> int:
         """Databases of servers that were measured in one of the two windows only."""
         return sum(self.changes[kind].databases for kind in NOT_COMPARABLE)
-
-    @property
-    def comparable_before_mb(self) -> int:
-        """Size in the window before, of the databases that have a row in both."""
-        return sum(self.changes[kind].before_mb for kind in (Kind.GROWN, Kind.SHRUNK, Kind.SAME))
-
-    @property
-    def comparable_change_mb(self) -> int:
-        """Change of the databases that have a row in both windows."""
-        return sum(self.changes[kind].change_mb for kind in (Kind.GROWN, Kind.SHRUNK))
 
     @property
     def days(self) -> tuple[date, ...]:
@@ -182,14 +213,14 @@ class Report:
 
     @property
     def partly_measured_days(self) -> tuple[tuple[date, int], ...]:
-        """Days on which some, but not all of the active servers were measured, and how many were."""
+        """Days on which some, but not all servers were measured that should have been, and how many were."""
         counts = ((day, self.measured_servers.get(day, 0)) for day in self.days)
-        return tuple((day, count) for day, count in counts if 0 < count < self.active_servers)
+        return tuple((day, count) for day, count in counts if 0 < count < self.expected_servers.get(day, 0))
 
     @property
     def is_empty(self) -> bool:
         """Whether neither window has a row."""
-        return not any(change.databases for change in self.changes.values())
+        return not (self.totals.servers or self.totals.servers_before)
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -228,13 +259,15 @@ def read_report(engine: Engine, period: Period, window: Window, server: str | No
 
 
 def _read(connection: Connection, period: Period, window: Window, server: str | None) -> Report:
+    shown = _windows_shown(period, window)
     parameters: dict[str, object] = {
         "period": period.name,
         "start": window.start,
         "before": period.previous(window).start,
         "end": window.end,
-        "oldest": _windows_shown(period, window)[0].start,
-        "server": _server_id(connection, server),
+        "oldest": shown[0].start,
+        "starts": [one.start for one in shown],
+        "server": server_id(connection, server),
         "listed": DATABASES_LISTED,
         "servers_listed": SERVERS_LISTED,
     }
@@ -244,31 +277,60 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         return connection.execute(text(query), {name: parameters[name] for name in named}).all()
 
     changes = {
-        Kind(row.kind): Change(row.databases, int(row.before_mb), int(row.size_mb)) for row in rows(queries.CHANGES)
+        Kind(row.kind): Change(row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
+        for row in rows(queries.CHANGES)
     }
     listed = [
-        (Kind(row.kind), Database(row.server, row.name, row.before_mb, row.size_mb)) for row in rows(queries.LISTED)
+        (
+            Kind(row.kind),
+            Database(
+                row.server,
+                row.name,
+                row.before_mb,
+                row.size_mb,
+                int(row.moved_mb),
+                _days(row.before_count, row.days_before),
+                _days(row.now_count, row.days),
+            ),
+        )
+        for row in rows(queries.LISTED)
     ]
     [ends] = rows(queries.ENDS)
+    [totals] = rows(queries.TOTALS)
+    measured = rows(queries.MEASURED)
+    unmeasured = rows(queries.UNMEASURED)
     return Report(
         period=period,
         window=window,
         server=server,
+        totals=_totals(totals),
         changes={kind: changes.get(kind, Change()) for kind in Kind},
         databases={kind: [database for its, database in listed if its is kind] for kind in Kind},
         servers=[
-            Server(row.name, row.engine, row.databases, int(row.before_mb), int(row.size_mb))
+            Server(row.name, row.engine, row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
             for row in rows(queries.SERVERS)
         ],
         history=[Bar(row.window_start, row.series, int(row.size_mb)) for row in rows(queries.HISTORY)],
-        measured_servers={row.day: row.servers for row in rows(queries.MEASURED)},
+        measured_servers={row.day: row.measured for row in measured if row.measured},
+        expected_servers={row.day: int(row.expected) for row in measured},
         active_servers=ends.active_servers,
         counted_by_others=ends.counted_by_others,
-        unmeasured_servers=[row.name for row in rows(queries.UNMEASURED)],
+        unmeasured_servers=[row.name for row in unmeasured if not row.never_measured],
+        never_measured_servers=[row.name for row in unmeasured if row.never_measured],
+        read_at=ends.read_at,
         computed_at=ends.computed_at,
         first_sample=ends.first_sample,
         last_sample=ends.last_sample,
     )
+
+
+def _totals(row: Row[tuple[object, ...]]) -> Totals:
+    numbers = {name: int(str(value)) for name, value in row._asdict().items() if value is not None}
+    return Totals(**numbers)
+
+
+def _days(there: int | None, measured: int | None) -> str:
+    return "" if there is None or measured is None else f"{there} of {measured}"
 
 
 def _windows_shown(period: Period, window: Window) -> tuple[Window, ...]:
@@ -278,7 +340,12 @@ def _windows_shown(period: Period, window: Window) -> tuple[Window, ...]:
     return tuple(reversed(windows))
 
 
-def _server_id(connection: Connection, server: str | None) -> int | None:
+def server_id(connection: Connection, server: str | None) -> int | None:
+    """Look a server up by name; None stands for all.
+
+    Raises:
+        NotFoundError: no server of that name is registered.
+    """
     if server is None:
         return None
     found = connection.execute(text("SELECT id FROM instances WHERE name = :name"), {"name": server}).scalar()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP, Decimal
+import shutil
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from capacity_assets.files import whole_file
-from capacity_assets.report.charts import STEP_NAMES, coverage_chart, history_chart, stacked_series, waterfall_chart
-from capacity_assets.report.data import NOT_COMPARABLE, Kind, Report
-from capacity_assets.units import first_of, human_change_mb, human_mb
+from capacity_assets.report.charts import (
+    RARE_STEPS,
+    STEP_NAMES,
+    coverage_chart,
+    history_chart,
+    stacked_series,
+    waterfall_chart,
+)
+from capacity_assets.report.data import Kind, Report
+from capacity_assets.report.issues import Edition, path_of_issue
+from capacity_assets.units import first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
 UNMEASURED_NAMED = 20
 DAYS_NAMED = 10
@@ -20,11 +28,12 @@ KINDS_LISTED = {
     Kind.SHRUNK: "Largest shrinkers",
     Kind.NEW: "New databases",
     Kind.GONE: "Vanished databases",
+    Kind.PARTLY: "There on a part of the days",
 }
 
 
-def render(report: Report) -> str:
-    """Return the report as one HTML document."""
+def render(report: Report, edition: Edition | None = None) -> str:
+    """Return the report as one HTML document; without an edition it carries no mark of its issue."""
     # Every value is escaped, so that no name is read as markup; the charts are our own.
     environment = Environment(
         loader=PackageLoader("capacity_assets.report", "templates"),
@@ -34,21 +43,50 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        mb=human_mb, change=human_change_mb, percent=percent, number="{:,}".format, signed=signed
+        mb=human_mb,
+        change=human_change_mb,
+        percent=human_percent,
+        number="{:,}".format,
+        signed=signed,
+        pair=human_pair_mb,
     )
     page = environment.get_template("report.html.j2")
     return page.render(
         report=report,
         Kind=Kind,
-        not_comparable=NOT_COMPARABLE,
+        rare_steps=RARE_STEPS,
+        headline=headline(report),
+        restated=edition and edition.sentence,
+        meta=Markup(edition.issue.as_meta()) if edition else "",  # noqa: S704 -- numbers and a date, escaped there
         step_names={kind: name.replace("\n", " ") for kind, name in STEP_NAMES.items()},
+        query=footer_query(report),
         kinds_listed=KINDS_LISTED,
         series=stacked_series(report),
         notes=notes(report),
         history_chart=Markup(history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
-        waterfall_chart=Markup(waterfall_chart(report)),  # noqa: S704 -- as above
+        waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
         coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
     )
+
+
+def headline(report: Report) -> str:
+    """Say in one sentence what happened."""
+    whose = report.server or "the fleet"
+    name = report.period.name_of(report.window)
+    if report.is_empty:
+        return f"Nothing is known of {whose} in {name}."
+    size = human_mb(report.end_mb)
+    change = report.known_change_mb
+    if change is None:
+        return f"In {name} {whose} had {size}. There is nothing to compare with."
+    so_far = " so far" if report.is_open else ""
+    if not change:
+        return f"In {name} {whose} kept its size{so_far}: {size}."
+    moved = f"grew by {human_mb(change)}" if change > 0 else f"shrank by {human_mb(-change)}"
+    share = human_percent(change, report.totals.known_before_mb)
+    most = report.databases[Kind.GROWN if change > 0 else Kind.SHRUNK]
+    where = "" if report.server or not most else f", most by {most[0].name} on {most[0].server}"
+    return f"In {name} {whose} {moved} ({share}){so_far} to {size}{where}."
 
 
 def signed(number: int) -> str:
@@ -56,16 +94,21 @@ def signed(number: int) -> str:
     return f"{number:+,}" if number else "0"
 
 
-def percent(change_mb: int, of_mb: int) -> str:
-    """Render a share to one decimal, half away from zero; from 0 there is none."""
-    if not of_mb:
-        return "unknown"
-    share = (Decimal(change_mb) * 100 / Decimal(of_mb)).quantize(Decimal("0.1"), ROUND_HALF_UP)
-    return f"{share:+,} %" if share else "0.0 %"
+def footer_query(report: Report) -> str:
+    """Return the statement that gives the page's size and known change."""
+    of = f"period = '{report.period.name}' AND window_start = '{report.window.key}'"
+    if report.server is None:
+        return f"SELECT sum(size_mb), sum(change_mb) FROM capacity_fleet WHERE {of}"  # noqa: S608 -- shown, not run
+    server = report.server.replace("'", "''")
+    return f"SELECT size_mb, change_mb FROM capacity_server_growth WHERE {of} AND server = '{server}'"  # noqa: S608
 
 
 def notes(report: Report) -> list[str]:
     """Say what keeps the page from being the whole truth, a sentence each."""
+    return [*_notes_on_servers(report), *_notes_on_days(report), *_notes_on_databases(report)]
+
+
+def _notes_on_servers(report: Report) -> list[str]:
     found = []
     if report.is_empty:
         found.append("There is no stored row in either window: they were not computed, or nothing was measured.")
@@ -76,31 +119,60 @@ def notes(report: Report) -> list[str]:
             f"{report.counted_by_others} of {report.active_servers} active servers are left out, because another one "
             "counts their bytes: replicas, and servers on shared storage."
         )
+    if report.never_measured_servers:
+        never = first_of(report.never_measured_servers, UNMEASURED_NAMED)
+        found.append(f"{len(report.never_measured_servers)} active servers were never measured: {never}.")
     if report.unmeasured_servers:
         missing = (
             f"{len(report.unmeasured_servers)} of {report.active_servers} active servers have no row in this window"
         )
         found.append(f"{missing}: {first_of(report.unmeasured_servers, UNMEASURED_NAMED)}.")
+    return found
+
+
+def _notes_on_days(report: Report) -> list[str]:
+    found = []
     if not report.days:
         found.append("Which days were measured is not known: there are no totals of servers of these days.")
     elif report.days[0] > report.before.start:
         found.append(f"There are no totals of servers before {report.days[0]}: days are counted from then on.")
     if report.partly_measured_days and report.server is None:
-        some = [f"{day} ({count} of {report.active_servers})" for day, count in report.partly_measured_days]
+        expected = report.expected_servers
+        some = [f"{day} ({count} of {expected[day]})" for day, count in report.partly_measured_days]
         days = f"{len(some)} of {len(report.days)} days"
-        found.append(f"Not every active server was measured on {days}: {first_of(some, DAYS_NAMED)}.")
+        found.append(f"Not every server was measured on {days}: {first_of(some, DAYS_NAMED)}.")
     if report.unmeasured_days:
         days = f"{len(report.unmeasured_days)} of {len(report.days)} days"
         found.append(f"Not measured at all on {days}: {first_of(report.unmeasured_days, DAYS_NAMED)}.")
     return found
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write the page whole or not at all.
+def _notes_on_databases(report: Report) -> list[str]:
+    found = []
+    if report.changes[Kind.PARTLY].databases:
+        found.append(
+            f"{report.changes[Kind.PARTLY].databases} databases were there on a part of their server's measured days, "
+            "and count with that part: renamed, created, dropped or copied for a while. They are listed below."
+        )
+    if report.levels_disagree:
+        found.append(
+            f"The totals of the servers changed by {human_change_mb(report.other_mb)} more than their databases: the "
+            "two are measured separately, and do not agree. See the check levels_agree."
+        )
+    return found
+
+
+def write_report(report: Report, path: Path, edition: Edition) -> None:
+    """Write the page whole or not at all; the issue that it restates is kept beside it.
 
     Raises:
         OSError: the file cannot be written; the one that was there is kept.
     """
-    page = render(report)
+    page = render(report, edition)
+    if edition.restatement is not None:
+        kept = path_of_issue(path, edition.restatement.before.number)
+        if not kept.exists():
+            with whole_file(kept) as begun:
+                shutil.copyfile(path, begun)
     with whole_file(path) as begun:
         begun.write_text(page, encoding="utf-8")

@@ -288,22 +288,22 @@ def execute(connection: Connection, statements: Iterable[str]) -> None:
         connection.exec_driver_sql(statement.replace("%", "%%"))
 
 
-def missing_comments(connection: Connection, wanted: Iterable[Table]) -> list[Step]:
-    """Comments of tables and columns that have none yet in the database."""
+def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]:
+    """Comments of tables and columns that are missing or other than ours in the database."""
     steps = []
     for table in wanted:
         present = inspect(connection)
-        if table.comment and not present.get_table_comment(table.name)["text"]:
+        if table.comment and present.get_table_comment(table.name)["text"] != table.comment:
             statement = f"COMMENT ON TABLE {quoted(table.name)} IS {_string(table.comment)}"
-            steps.append(Step(f"{table.name} has no comment", statement))
-        commented = {column["name"] for column in present.get_columns(table.name) if column.get("comment")}
+            steps.append(Step(f"{table.name} has another comment", statement))
+        comments = {column["name"]: column.get("comment") for column in present.get_columns(table.name)}
         steps += [
             Step(
-                f"{table.name}.{column.name} has no comment",
+                f"{table.name}.{column.name} has another comment",
                 f"COMMENT ON COLUMN {quoted(table.name)}.{quoted(column.name)} IS {_string(column.comment)}",
             )
             for column in table.columns
-            if column.comment and column.name not in commented
+            if column.comment and comments.get(column.name) != column.comment
         ]
     return steps
 

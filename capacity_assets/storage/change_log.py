@@ -1,7 +1,7 @@
 """Which days of the raw tables changed: noted by the database itself, whoever writes there.
 
-Two triggers on each raw table note, once a transaction and day, that samples of a day were added or corrected; two on
-`instances` note all days of a server that becomes active. They run once a statement, not once a row, and look at
+Two triggers on each raw table note, once per transaction and day, that samples of a day were added or corrected; two on
+`instances` note that a server became active. They run once per statement, not once per row, and look at
 nothing but the rows of that statement. Which windows follow from a changed day is the business of `aggregation.ledger`.
 
 No window follows from deleted samples: a computation never lets a stored row lose samples (SEMANTICS, section 6). That
@@ -19,6 +19,7 @@ from sqlalchemy import Connection, DateTime, Table, text
 
 from capacity_assets.storage.adoption import Step, quoted
 from capacity_assets.storage.tables import (
+    activations,
     database_size_aggregations,
     database_size_stats,
     disturbances,
@@ -88,10 +89,12 @@ def function_name(table: str) -> str:
 
 
 def _steps(connection: Connection, table: str, noting: _Noting) -> Iterator[Step]:
-    function, body = noting.function, noting.body
+    function = noting.function
     reason = f"{noting.what} of {table} are not noted: a trigger is missing, old or disabled"
     schema = connection.execute(text("SELECT current_schema()")).scalar_one()
-    path = f"{quoted(schema)}, pg_temp"
+    body = noting.body.replace(SCHEMA_MARK, quoted(schema))
+    # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
+    path = "pg_catalog, pg_temp"
     found = connection.execute(
         text(
             "SELECT prosrc, prosecdef, proconfig FROM pg_proc "
@@ -100,8 +103,8 @@ def _steps(connection: Connection, table: str, noting: _Noting) -> Iterator[Step
         {"name": function},
     ).first()
     if found is None or (found.prosrc, found.prosecdef, found.proconfig) != (body, True, [f"search_path={path}"]):
-        # With the rights of its owner, so that whoever writes samples needs none on the log; the path is fixed
-        # because such a function must not find tables of the caller's.
+        # With the rights of its owner, so that whoever writes samples needs none on the log; such a function must
+        # find no table, operator or function of the caller's, so it names tables with their schema.
         yield Step(
             reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
@@ -135,11 +138,13 @@ WHERE t.tgenabled IN ('O', 'A')
 
 # What the session that computes says of itself, so that its own writes are no disturbance.
 WRITER_SETTING = "capacity.writer"
+# Stands for the schema of the tables in the bodies of the functions.
+SCHEMA_MARK = "{schema}"
 DISTURBANCE = "capacity_note_disturbance"
 _DISTURBANCE_BODY = f"""
 BEGIN
     IF current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM 'on' THEN
-        INSERT INTO {disturbances.name} (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING;
+        INSERT INTO {SCHEMA_MARK}.{disturbances.name} (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING;
     END IF;
     RETURN NULL;
 END
@@ -153,11 +158,11 @@ def _raw_body(table: Table) -> str:
     return f"""
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        INSERT INTO {sample_changes.name} (table_name, collected_date)
+        INSERT INTO {SCHEMA_MARK}.{sample_changes.name} (table_name, collected_date)
         SELECT DISTINCT '{table.name}', n.collected_date FROM new_rows n
         ON CONFLICT DO NOTHING;
     ELSE
-        INSERT INTO {sample_changes.name} (table_name, collected_date)
+        INSERT INTO {SCHEMA_MARK}.{sample_changes.name} (table_name, collected_date)
         SELECT DISTINCT '{table.name}', side.day
         FROM old_rows o FULL JOIN new_rows n USING (id)
         CROSS JOIN LATERAL (VALUES (o.collected_date), (n.collected_date)) AS side (day)
@@ -170,31 +175,27 @@ END
 
 
 def _instances_body() -> str:
-    """Note every day with samples of servers that become active: their windows lack them."""
-    noted = "\n".join(
-        f"""    INSERT INTO {sample_changes.name} (table_name, collected_date)
-    SELECT DISTINCT '{table.name}', r.collected_date FROM {quoted(table.name)} r WHERE r.instance_id = ANY (activated)
-    ON CONFLICT DO NOTHING;"""  # noqa: S608 -- names from our own table definitions, quoted
-        for table in RAW
-    )
+    """Note servers that become active: windows that were computed without them lack their samples.
+
+    Which days these are is found out when the note is read (`ledger_statements.SPREAD_ACTIVATIONS`): here, samples that
+    another transaction is about to commit cannot be seen.
+    """
     return f"""
-DECLARE
-    activated integer[];
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        SELECT array_agg(n.id) INTO activated FROM new_rows n WHERE n.is_active AND n.deleted_at IS NULL;
+        INSERT INTO {SCHEMA_MARK}.{activations.name} (instance_id)
+        SELECT n.id FROM new_rows n WHERE n.is_active AND n.deleted_at IS NULL
+        ON CONFLICT DO NOTHING;
     ELSE
-        SELECT array_agg(n.id) INTO activated FROM new_rows n LEFT JOIN old_rows o USING (id)
+        INSERT INTO {SCHEMA_MARK}.{activations.name} (instance_id)
+        SELECT n.id FROM new_rows n LEFT JOIN old_rows o USING (id)
         WHERE n.is_active AND n.deleted_at IS NULL
-          AND (o.is_active AND o.deleted_at IS NULL) IS NOT TRUE;
+          AND (o.is_active AND o.deleted_at IS NULL) IS NOT TRUE
+        ON CONFLICT DO NOTHING;
     END IF;
-    IF activated IS NULL THEN
-        RETURN NULL;
-    END IF;
-{noted}
     RETURN NULL;
 END
-"""  # noqa: S608 -- as above
+"""  # noqa: S608 -- names from our own table definitions, quoted
 
 
 def _is_timestamp(kind: object) -> bool:

@@ -13,14 +13,14 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.storage.adoption import carry_out, default_partition_steps, execute, missing_comments, plan_table
+from capacity_assets.storage.adoption import carry_out, comment_steps, default_partition_steps, execute, plan_table
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 NOT_NOTED_MEANWHILE = (
     "samples written meanwhile may have been missed: compute the days since it was lost again, "
     "and the window after them"
@@ -100,7 +100,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"mended: {step.reason}{unseen}" for step in missing)
         done += _renew_views(connection, taken)
-        for step in missing_comments(connection, metadata.sorted_tables):
+        for step in comment_steps(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)
 

@@ -34,11 +34,16 @@ from sqlalchemy import (
     text,
 )
 
+from capacity_assets.periods import PERIODS
+
 metadata = MetaData()
 
 # Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
 # 28 digits before the point hold every value that can occur.
 PERCENT = Numeric(30, 2)
+
+
+_THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
 
 
 def _timestamp(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
@@ -48,13 +53,17 @@ def _timestamp(name: str, comment: str, *, nullable: bool = False) -> Column[obj
 
 def _megabytes(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
     note = "; null: not measured" if nullable else ""
-    return Column(name, BigInteger, nullable=nullable, comment=f"{comment}, MB{note}")
+    return Column(name, BigInteger, nullable=nullable, comment=f"{comment}, MiB{note}")
+
+
+def _bytes(stem: str) -> Column[object]:
+    return Column(f"{stem}_bytes", BigInteger, comment=f"What {stem}_mb was made of, exact, bytes; null: not known")
 
 
 def _change(stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: str = "_mb") -> list[Column[object]]:
     """Change columns of one measure: absolute, truncated toward zero, and in percent of the previous mean."""
     of_means = f"difference of the exact mean {what} to the window before"
-    absolute = f"{of_means.capitalize()}, cut toward zero{', MB' if unit else ''}; null: unknown"
+    absolute = f"{of_means.capitalize()}, cut toward zero{', MiB' if unit else ''}; null: unknown"
     percent = f"{of_means.capitalize()}, in percent of the latter; null: unknown, or from 0"
     return [
         Column(f"{stem}_change{unit}", kind, comment=absolute),
@@ -84,7 +93,8 @@ def _verdict_columns() -> list[Column[object]]:
         Column(
             "trend_direction",
             String(20),
-            comment="growing above +5 % or from 0, shrinking below -5 %, else stable; null: nothing to compare with",
+            comment=f"growing or shrinking by more than the period's threshold ({_THRESHOLDS}; CAPACITY_TREND_PERCENT "
+            "sets another), growing from 0, else stable; null: nothing to compare with",
         ),
         _timestamp("calculated_at", "When the figures last changed"),
         _timestamp("created_at", "When the row was first written"),
@@ -142,6 +152,7 @@ database_size_stats = Table(
     _megabytes("size_mb", "Total size of the database"),
     _megabytes("data_size_mb", "Size of the data files", nullable=True),
     _megabytes("log_size_mb", "Size of the log files", nullable=True),
+    *(_bytes(name) for name in ("size", "data_size", "log_size")),
     Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
     _timestamp("collected_at", "When the sample was taken"),
     _timestamp("created_at", "When the row was first written"),
@@ -158,6 +169,7 @@ instance_size_stats = Table(
     _row_number(),
     _instance_id(),
     _megabytes("total_size_mb", "Total size of all databases of the server"),
+    _bytes("total_size"),
     Column("database_count", Integer, nullable=False, comment="Number of databases on the server"),
     Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
     _timestamp("collected_at", "When the sample was taken"),
@@ -257,6 +269,22 @@ disturbances = Table(
     comment="Samples deleted, and aggregates written by others: windows computed before are not taken as unchanged.",
 )
 
+activations = Table(
+    "capacity_activations",
+    metadata,
+    Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
+    Column(
+        "transaction_id",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        server_default=text("(pg_current_xact_id()::text)::bigint"),
+        comment="Transaction that put it into service",
+    ),
+    _timestamp("changed_at", "When that transaction began"),
+    comment="Servers put into service, until their days are entered in capacity_sample_changes; emptied by itself.",
+)
+
 computed_windows = Table(
     "capacity_computed_windows",
     metadata,
@@ -285,6 +313,7 @@ computed_windows = Table(
     Column("processed_instances", Integer, comment="Servers with samples in it"),
     Column("total_records", BigInteger, comment="Rows its samples supported"),
     Column("protected_records", BigInteger, comment="Those of them that were kept because they hold more samples"),
+    Column("unsampled_records", BigInteger, comment="Rows kept beside them although no sample of them is left"),
     comment="Windows that were computed for all servers, and up to which change of the samples.",
 )
 

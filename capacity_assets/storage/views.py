@@ -63,6 +63,14 @@ _SAMPLED = (
     ViewColumn("window_days", _DAYS, "Days of the window; those of a current window that are still to come included"),
     ViewColumn("coverage_percent", f"round(a.data_count * 100.0 / {_DAYS}, 1)", "Measured days in percent of them"),
 )
+_ELAPSED = (
+    ViewColumn(
+        "elapsed_days",
+        "greatest(0, least(a.period_end, current_date) - a.period_start + 1)",
+        "Days of the window up to today, the day of the session's time zone",
+    ),
+    ViewColumn("is_open", "(a.period_end > current_date)", "Whether days of the window are still to come"),
+)
 _SERVER_ID = ViewColumn(
     "server_id", "a.instance_id", "Number of the server; a filter by it is answered from an index, one by name is not"
 )
@@ -74,21 +82,35 @@ _COUNTED = ViewColumn(
 _REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
 _NEWEST = ", ".join(f"('{name}')" for name in PERIODS)
 
+# The rows of a window, and those of the window before whose server has none in it.
+_WITH_MISSING = """
+    SELECT period_type, period_start, period_end, instance_id, total_size_mb, total_size_change_mb, database_count,
+           CAST(NULL AS bigint) AS missing_size_mb
+    FROM instance_size_aggregations
+    UNION ALL
+    SELECT w.period_type, w.period_start, w.period_end, b.instance_id, NULL, NULL, NULL, b.total_size_mb
+    FROM (SELECT DISTINCT period_type, period_start, period_end FROM instance_size_aggregations) AS w
+    JOIN instance_size_aggregations b ON b.period_type = w.period_type AND b.period_end = w.period_start - 1
+    WHERE NOT EXISTS (SELECT FROM instance_size_aggregations n
+                      WHERE n.period_type = w.period_type AND n.period_start = w.period_start
+                        AND n.instance_id = b.instance_id)"""
+
 _DATABASE_COLUMNS = (
     *_WINDOW,
     *_SERVER,
     ViewColumn("database", "a.database_name", "Name of the database"),
-    ViewColumn("size_mb", "a.avg_size_mb", "Mean total size, rounded down, MB"),
-    ViewColumn("largest_size_mb", "a.max_size_mb", "Largest total size, MB"),
-    ViewColumn("smallest_size_mb", "a.min_size_mb", "Smallest total size, MB"),
-    ViewColumn("data_size_mb", "a.avg_data_size_mb", "Mean size of the data files, MB; null: not measured"),
-    ViewColumn("log_size_mb", "a.avg_log_size_mb", "Mean size of the log files, MB; null: not measured"),
-    ViewColumn("change_mb", "a.size_change_mb", "Change of the mean against the window before, MB; null: unknown"),
+    ViewColumn("size_mb", "a.avg_size_mb", "Mean total size, rounded down, MiB"),
+    ViewColumn("largest_size_mb", "a.max_size_mb", "Largest total size, MiB"),
+    ViewColumn("smallest_size_mb", "a.min_size_mb", "Smallest total size, MiB"),
+    ViewColumn("data_size_mb", "a.avg_data_size_mb", "Mean size of the data files, MiB; null: not measured"),
+    ViewColumn("log_size_mb", "a.avg_log_size_mb", "Mean size of the log files, MiB; null: not measured"),
+    ViewColumn("change_mb", "a.size_change_mb", "Change of the mean against the window before, MiB; null: unknown"),
     ViewColumn("change_percent", "a.size_change_percent", "The same in percent; null: unknown, or from 0"),
     ViewColumn("trend", "a.trend_direction", "growing, shrinking or stable; null: nothing to compare with"),
     *_SAMPLED,
     _SERVER_ID,
     _COUNTED,
+    *_ELAPSED,
 )
 
 VIEWS = (
@@ -115,11 +137,13 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
         (
             *_WINDOW,
             *_SERVER,
-            ViewColumn("size_mb", "a.total_size_mb", "Mean daily total, rounded down, MB"),
-            ViewColumn("largest_size_mb", "a.max_size_mb", "Largest daily total, MB"),
-            ViewColumn("smallest_size_mb", "a.min_size_mb", "Smallest daily total, MB"),
+            ViewColumn("size_mb", "a.total_size_mb", "Mean daily total, rounded down, MiB"),
+            ViewColumn("largest_size_mb", "a.max_size_mb", "Largest daily total, MiB"),
+            ViewColumn("smallest_size_mb", "a.min_size_mb", "Smallest daily total, MiB"),
             ViewColumn(
-                "change_mb", "a.total_size_change_mb", "Change of the mean against the window before, MB; null: unknown"
+                "change_mb",
+                "a.total_size_change_mb",
+                "Change of the mean against the window before, MiB; null: unknown",
             ),
             ViewColumn(
                 "change_percent", "a.total_size_change_percent", "The same in percent; null: unknown, or from 0"
@@ -134,6 +158,7 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             *_SAMPLED,
             _SERVER_ID,
             _COUNTED,
+            *_ELAPSED,
         ),
         f"FROM instance_size_aggregations a {_REGISTER}",
     ),
@@ -143,21 +168,27 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
         (
             *_WINDOW,
             _SERVER[1],
-            ViewColumn("servers", "count(*)", "Servers with samples in the window"),
+            ViewColumn("servers", "count(a.total_size_mb)", "Servers with samples in the window"),
             ViewColumn("databases", "sum(a.database_count)", "Mean number of their databases"),
-            ViewColumn("size_mb", "sum(a.total_size_mb)", "Sum of their mean sizes, MB"),
+            ViewColumn("size_mb", "sum(a.total_size_mb)", "Sum of their mean sizes, MiB"),
             ViewColumn(
                 "change_mb",
                 "sum(a.total_size_change_mb)",
-                "Sum of their changes, of those that are known, MB; null: none is known",
+                "Sum of their changes, of those that are known, MiB; null: none is known",
             ),
             ViewColumn(
                 "servers_without_change",
-                "count(*) - count(a.total_size_change_mb)",
+                "count(a.total_size_mb) - count(a.total_size_change_mb)",
                 "Servers that were not measured in the window before, whose size is no growth",
             ),
+            ViewColumn(
+                "servers_missing",
+                "count(a.missing_size_mb)",
+                "Servers measured in the window before and not in this one, whose absence is no shrinkage",
+            ),
+            ViewColumn("missing_size_mb", "sum(a.missing_size_mb)", "Their size in the window before, MiB; null: none"),
         ),
-        f"FROM instance_size_aggregations a {_REGISTER}\nWHERE i.counted_by IS NULL\nGROUP BY 1, 2, 3, 4",
+        f"FROM ({_WITH_MISSING}) AS a {_REGISTER}\nWHERE i.counted_by IS NULL\nGROUP BY 1, 2, 3, 4",
     ),
     View(
         "capacity_coverage",
@@ -169,7 +200,7 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             ViewColumn(
                 "size_mb",
                 "sum(s.total_size_mb) FILTER (WHERE i.counted_by IS NULL)",
-                "Sum of the sizes measured of servers that are not counted by another one, MB",
+                "Sum of the sizes measured of servers that are not counted by another one, MiB",
             ),
         ),
         "FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id\nWHERE NOT s.is_deleted\nGROUP BY 1",

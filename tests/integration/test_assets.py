@@ -17,6 +17,7 @@ from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
 from capacity_assets.storage.tables import database_size_stats
+from capacity_assets.units import human_mb
 from tests.conftest import fixed_clock
 from tests.fleet import (
     add_database_sizes,
@@ -107,11 +108,18 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
 
     march = metadata_of(result, "monthly_database_aggregations")["2025-03-01"]
     assert march.pop("duration_seconds") > 0
-    assert "| Rows | written | unchanged | protected | removed |" in march.pop("summary")
+    assert "| Rows | written | unchanged | protected | removed | unsampled |" in march.pop("summary")
     rows = [row for row in stored(engine, DATABASE, "monthly") if row["period_start"] == date(2025, 3, 1)]
     changes = [row["size_change_mb"] for row in rows if row["size_change_mb"] is not None]
-    assert march.pop("total_size_mb") == sum(row["avg_size_mb"] for row in rows)
-    assert march.pop("total_change_mb") == sum(changes)
+    servers = [row for row in stored(engine, INSTANCE, "monthly") if row["period_start"] == date(2025, 3, 1)]
+    assert march.pop("total_size_mb") == march.pop("Size (MiB)") == sum(row["total_size_mb"] for row in servers)
+    change = sum(row["total_size_change_mb"] for row in servers)
+    assert march.pop("total_change_mb") == march.pop("Size change (MiB)") == change
+    before = sum(row["total_size_mb"] - row["total_size_change_mb"] for row in servers)
+    assert march.pop("Size change (%)") == round(change * 100 / before, 1)
+    assert list(march)[:3] == ["Size", "Change", "Coverage"], "what people look for comes first"
+    assert march.pop("Coverage") == "31 of 31 days measured."
+    assert (march.pop("Size"), march.pop("Change")[0]) == (human_mb(sum(row["total_size_mb"] for row in servers)), "+")
     assert march.pop("unknown_changes") == len(rows) - len(changes)
     assert march == {
         "status": "completed",
@@ -128,10 +136,17 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
         "unchanged_records": 0,
         "protected_records": 0,
         "removed_records": 0,
+        "unsampled_records": 0,
+        "measured_days": 31,
+        "elapsed_days": 31,
+        "window_days": 31,
+        "coverage_percent": 100.0,
+        "is_open": False,
         "error_count": 0,
         "errors": "none",
         "message": "monthly database aggregates 2025-03-01 to 2025-03-31: 3 of 5 instances processed, "
-        "17 rows written, 0 unchanged, 0 protected.",
+        "17 rows written, 0 unchanged, 0 protected. "
+        "31 of 31 days measured.",
         "dagster/partition_row_count": 17,
     }
 

@@ -94,12 +94,15 @@ def test_jumps_beyond_the_bound_are_named_the_largest_first(engine: Engine, runn
     add_instances(engine, [1])
     for name, after in (("doubled", 200), ("more", 201), ("exploded", 100_000), ("emptied", 0)):
         add_database_sizes(engine, sizes(1, name, "2025-03-01", [100, after]))
+    add_database_sizes(engine, sizes(1, "loaded", "2025-03-01", [0, 5_000_000]))
+    add_database_sizes(engine, sizes(1, "begun", "2025-03-01", [0, 1023]))
 
     outcome = looked_at(runner, "daily", FIRST_DAYS, "database")["jumps_named"]
 
     assert outcome.listed == (
-        "server-1, exploded: 99900.00 % (99900 MB) in the window from 2025-03-02",
-        "server-1, more: 101.00 % (101 MB) in the window from 2025-03-02",
+        "server-1, loaded: from 0 (5000000 MiB) in the window from 2025-03-02",
+        "server-1, exploded: 99900.00 % (99900 MiB) in the window from 2025-03-02",
+        "server-1, more: 101.00 % (101 MiB) in the window from 2025-03-02",
     )
 
 
@@ -118,9 +121,9 @@ def test_days_on_which_the_two_levels_disagree_are_told_with_both_sums(
     outcome = looked_at(runner, "daily", FIRST_DAYS, "instance")["levels_agree"]
 
     assert outcome.listed == (
-        "server-3 on 2025-03-03: databases 0 MB, server 70000 MB",
-        "server-1 on 2025-03-03: databases 500000 MB, server 506000 MB",
-        "server-2 on 2025-03-03: databases 10 MB, server 1035 MB",
+        "server-3 on 2025-03-03: databases 0 MiB, server 70000 MiB",
+        "server-1 on 2025-03-03: databases 500000 MiB, server 506000 MiB",
+        "server-2 on 2025-03-03: databases 10 MiB, server 1035 MiB",
     )
 
 

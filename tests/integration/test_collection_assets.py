@@ -258,7 +258,7 @@ def test_observing_gives_the_newest_days_a_version_that_follows_their_samples(
         assert observed(definitions, instance)["instance_size_stats"]["2025-07-20"].endswith("no time")
 
     assert list(first["database_size_stats"]) == [f"2025-07-{day}" for day in range(14, 21)]
-    assert first["database_size_stats"]["2025-07-20"].startswith("1 rows, 100 MB, ")
+    assert first["database_size_stats"]["2025-07-20"].startswith("1 rows, 100 MiB, ")
     assert same == first
     changed = {(asset, day) for asset in RAW for day in first[asset] if first[asset][day] != corrected[asset][day]}
     assert changed == {("database_size_stats", "2025-07-18")}

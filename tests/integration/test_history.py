@@ -119,7 +119,61 @@ def test_a_row_whose_samples_are_all_gone_stays_although_nothing_supports_it(
     run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
 
     assert protected(run) == (0, 2, 0)
+    assert run.total("unsampled_records") == 1
+    assert "1 row kept without samples" in run.message
+    assert service.aggregate("monthly", MARCH, RunOptions(("database",))).total("unsampled_records") == 1
     assert stored(engine, DATABASE) == before
+
+
+def test_rows_without_samples_are_counted_until_overwrite_removes_them(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+    remove_samples(engine, "crm", date(2025, 3, 1), date(2025, 3, 31))
+
+    planned = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True, dry_run=True))
+    rebuilt = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
+
+    for run in (planned, rebuilt):
+        assert (run.total("removed_records"), run.total("unsampled_records")) == (1, 0)
+
+
+@pytest.mark.parametrize("level", [DATABASE, INSTANCE], ids=["database", "instance"])
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["one window", "several windows"])
+def test_a_known_change_is_not_lost_when_both_samples_and_row_of_the_window_before_are_gone(
+    engine: Engine, service: AggregationService, level: Level, *, one_by_one: bool
+) -> None:
+    """What the project's own retention does, and the legacy application's cleanup, which drops both together."""
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions((level.name,)))
+    with engine.begin() as connection:
+        source, target = level.source, level.target
+        connection.execute(delete(source).where(source.c.collected_date < date(2025, 3, 1)))
+        connection.execute(delete(target).where(target.c.period_start == date(2025, 2, 1)))
+    before = [row for row in stored(engine, level) if row[level.headline.change] is not None]
+    assert before
+
+    windows = MARCH if one_by_one else [*MARCH, PERIODS["monthly"].window_of(date(2025, 4, 1))]
+    run = service.aggregate("monthly", windows, RunOptions((level.name,), recompute=True))
+
+    assert [row for row in stored(engine, level) if row[level.headline.change] is not None] == before
+    assert run.total("protected_records") == len(before)
+
+
+def test_a_zero_that_the_legacy_application_stored_for_an_unknown_change_becomes_unknown(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 28))
+    with engine.begin() as connection:
+        values = {"samples": 31}
+        connection.execute(text(INSERT_MARCH.replace("1, 1, 1, :samples", "143, 158, 128, :samples")), values)
+        connection.execute(text("UPDATE database_size_aggregations SET size_change_mb = 0, size_change_percent = 0"))
+
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert by_name(engine, date(2025, 3, 1))["orders"]["size_change_mb"] is None
 
 
 def test_a_known_change_is_not_lost_when_the_samples_of_the_window_before_were_purged(

@@ -137,8 +137,8 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
         "totals_written": 1,
     }
     assert told["listed"]["conflicts"] == [
-        "row 2: alpha, b, 2025-01-01: 21 MB, stored is 20 MB",
-        "row 5: alpha, c, 2025-01-01: 31 MB, another row has 30 MB",
+        "row 2: alpha, b, 2025-01-01: 21 MiB, stored is 20 MiB",
+        "row 5: alpha, c, 2025-01-01: 31 MiB, another row has 30 MiB",
     ]
     assert told["listed"]["unknown"] == ["gamma: 1 rows"]
     assert [line.partition(":")[0] for line in told["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]

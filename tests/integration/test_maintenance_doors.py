@@ -62,8 +62,8 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
     assert (said.exit_code, done.exit_code) == (0, 0), said.output + done.output
     assert f"  database_size_stats: {this_month} to " in done.output
     assert said.output.splitlines()[-1].startswith("Nothing was changed. ")
-    assert "2 rows would be moved, 0 partitions with 0 rows would be dropped (0 MB)." in said.output
-    assert "2 rows moved, 0 partitions with 0 rows dropped (0 MB)." in done.output
+    assert "2 rows would be moved, 0 partitions with 0 rows would be dropped (0 MiB)." in said.output
+    assert "2 rows moved, 0 partitions with 0 rows dropped (0 MiB)." in done.output
     assert rows_by_partition(engine, "database_size_stats") == {f"database_size_stats_{this_month:%Y_%m}": 2}
     assert findings(subject="partitions") == [
         ("ok", "there are some for the coming month; no row lies in a default one")

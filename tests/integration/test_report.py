@@ -6,19 +6,24 @@ import re
 import threading
 import time
 from datetime import date
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.errors import NotFoundError
-from capacity_assets.aggregation.levels import DATABASE
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.report.charts import history_chart
 from capacity_assets.report.data import Change, Kind, Report, read_report
-from capacity_assets.report.page import notes, percent, render, write_report
+from capacity_assets.report.issues import issue_of, next_edition
+from capacity_assets.report.page import footer_query, headline, notes, render, write_report
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 MONTHLY = PERIODS["monthly"]
@@ -43,8 +48,8 @@ def every_kind(engine: Engine, service: AggregationService) -> Engine:
     }
     for (instance_id, name), (january, february) in histories.items():
         add_database_sizes(engine, sizes(instance_id, name, "2025-01-01", [january] * 31 + [february] * 28))
-    for instance_id in (1, 2):
-        measured: list[tuple[int, int] | None] = [(1, 1)] * 59
+    for instance_id, january, february in ((1, (187, 3), (207, 3)), (2, (21, 2), (31, 2))):
+        measured: list[tuple[int, int] | None] = [january] * 31 + [february] * 28
         measured[40] = None
         add_instance_sizes(engine, totals(instance_id, "2025-01-01", measured))
     service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
@@ -82,19 +87,20 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
     assert report.changes == {
-        Kind.GROWN: Change(1, 100, 150),
-        Kind.SHRUNK: Change(1, 80, 50),
+        Kind.GROWN: Change(1, 100, 150, 50),
+        Kind.SHRUNK: Change(1, 80, 50, -30),
         Kind.SAME: Change(2, 8, 8),
-        Kind.NEW: Change(1, 0, 30),
-        Kind.GONE: Change(1, 20, 0),
-        Kind.APPEARED: Change(1, 0, 500),
-        Kind.MISSING: Change(1, 60, 0),
+        Kind.PARTLY: Change(),
+        Kind.NEW: Change(1, 0, 30, 30),
+        Kind.GONE: Change(1, 20, 0, -20),
+        Kind.APPEARED: Change(1, 0, 500, 500),
+        Kind.MISSING: Change(1, 60, 0, -60),
     }
-    assert notes(report)[1].startswith("Not every active server was measured on 58 of 59 days: 2025-01-01 (2 of 4), ")
     assert (report.start_mb, report.end_mb) == (268, 738)
     assert adds_up(report)
-    assert (report.comparable_before_mb, report.comparable_change_mb) == (188, 20)
-    assert report.known_change_mb == 50 - 30 + 30 - 20, "a server that was not measured neither grew nor shrank"
+    assert report.other_mb == 0
+    assert (report.totals.known_before_mb, report.known_change_mb) == (208, 50 - 30 + 30 - 20)
+    assert report.known_change_mb == 30, "a server that was not measured neither grew nor shrank"
     assert [server.name for server in report.servers] == ["server-1", "server-2"]
     assert [(one.server, one.name) for one in report.databases[Kind.GONE]] == [("server-2", "gone")]
     assert report.unmeasured_servers == ["server-4"], "an inactive server is not expected"
@@ -105,11 +111,11 @@ def test_the_totals_of_every_window_of_the_sample_equal_the_tables(engine: Engin
     load_sample(engine)
     for name in ("weekly", "monthly"):
         service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 7, 20))
-    rows = stored(engine, DATABASE)
+    rows = stored(engine, INSTANCE)
 
     def total(period: str, window: Window) -> int:
         sizes_mb = [
-            row["avg_size_mb"] for row in rows if (row["period_type"], row["period_start"]) == (period, window.start)
+            row["total_size_mb"] for row in rows if (row["period_type"], row["period_start"]) == (period, window.start)
         ]
         return sum(sizes_mb)  # type: ignore[arg-type]
 
@@ -120,8 +126,7 @@ def test_the_totals_of_every_window_of_the_sample_equal_the_tables(engine: Engin
             assert report.end_mb == total(name, window)
             assert report.start_mb == total(name, PERIODS[name].previous(window))
             assert sum(bar.size_mb for bar in report.history if bar.window_start == window.start) == report.end_mb
-            compared = sum(one.size_mb for kind, one in report.changes.items() if kind is not Kind.APPEARED)
-            assert sum(server.size_mb for server in report.servers) == compared
+            assert sum(server.size_mb for server in report.servers) == report.end_mb - report.totals.appeared_mb
 
 
 def test_the_page_says_the_same_numbers_and_loads_nothing(every_kind: Engine) -> None:
@@ -130,7 +135,11 @@ def test_the_page_says_the_same_numbers_and_loads_nothing(every_kind: Engine) ->
     text_of_page = render(report)
     page = Page(text_of_page)
 
-    assert page.steps["start"] + sum(page.steps[kind] for kind, _ in report.steps) == page.steps["end"] == 738
+    assert (
+        page.steps["start"] + sum(page.steps[kind] for kind, change in report.steps if change)
+        == page.steps["end"]
+        == 738
+    )
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert [link for link in page.links if not link.startswith("#")] == []
@@ -149,9 +158,9 @@ def test_a_window_without_rows_and_a_day_without_samples_are_shown_as_gaps(
     april = render(read_report(every_kind, MONTHLY, MONTHLY.window_of(date(2025, 4, 1))))
     february = render(read_report(every_kind, MONTHLY, FEBRUARY))
 
-    assert re.search(r'<th scope="row">2025-03-01</th>(<td class="number">no rows</td>)+', april)
-    assert '<th scope="row">2024-12-01</th>' not in april, "what was before the first row is no gap"
-    assert re.search(r'<th scope="row">2025-04-01</th>(<td class="number">(0|170) MB</td>){2}', april)
+    assert re.search(r'<th scope="row">Mar 2025</th>(<td class="number">no rows</td>)+', april)
+    assert '<th scope="row">Dec 2024</th>' not in april, "what was before the first row is no gap"
+    assert re.search(r'<th scope="row">Apr 2025</th>(<td class="number">(0|170) MiB</td>){2}', april)
     assert "Not measured at all on 1 of 59 days: 2025-02-10." in february
     assert "1 of 4 active servers have no row in this window: server-4." in february
 
@@ -223,7 +232,7 @@ def test_days_whose_samples_are_gone_are_not_said_to_be_unmeasured(every_kind: E
 
     assert report.days[0] == date(2025, 2, 1)
     assert notes(report)[1] == "There are no totals of servers before 2025-02-01: days are counted from then on."
-    assert notes(report)[3] == "Not measured at all on 1 of 28 days: 2025-02-10."
+    assert notes(report)[2] == "Not measured at all on 1 of 28 days: 2025-02-10."
 
 
 def test_negative_sizes_which_nothing_keeps_a_collector_from_storing_are_drawn(
@@ -242,13 +251,14 @@ def test_negative_sizes_which_nothing_keeps_a_collector_from_storing_are_drawn(
 def test_two_reports_written_at_once_are_whole(every_kind: Engine, tmp_path: Path) -> None:
     report = read_report(every_kind, MONTHLY, FEBRUARY)
     path = tmp_path / "page.html"
-    write_report(report, path)
+    edition = next_edition(every_kind, report, path)
+    write_report(report, path, edition)
     errors: list[BaseException] = []
 
     def write() -> None:
         try:
             for _ in range(5):
-                write_report(report, path)
+                write_report(report, path, edition)
                 page = Page(path.read_text())
                 assert (page.tags.count("svg"), page.steps["end"], page.tags[-1]) == (3, 738, "code")
         except BaseException as error:  # noqa: BLE001 -- told below
@@ -263,20 +273,16 @@ def test_two_reports_written_at_once_are_whole(every_kind: Engine, tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("change", "of", "shown"), [(1, 0, "unknown"), (0, 5, "0.0 %"), (5, 1000, "+0.5 %"), (-25, 10000, "-0.3 %")]
-)
-def test_shares_round_half_away_from_zero_and_from_nothing_there_is_none(change: int, of: int, shown: str) -> None:
-    assert percent(change, of) == shown
-
-
 def test_the_first_window_of_all_has_nothing_to_compare_with_and_says_unknown(every_kind: Engine) -> None:
     report = read_report(every_kind, MONTHLY, MONTHLY.window_of(date(2025, 1, 1)))
     page = render(report)
 
     assert report.known_change_mb is None
     assert "<dt>Known change</dt><dd>unknown</dd>" in page
-    assert Page(page).steps == {"start": 0, "grown": 0, "shrunk": 0, "new": 0, "gone": 0, "appeared": 268, "end": 268}
+    assert Page(page).steps == {}, "no way from nothing to here is drawn"
+    assert Page(page).tags.count("svg") == 2
+    assert "Nothing was measured in the window before" in page
+    assert "In January 2025 the fleet had 268 MiB. There is nothing to compare with." in page
 
 
 def luminance(colour: str) -> float:
@@ -289,12 +295,16 @@ def luminance(colour: str) -> float:
 def test_the_page_can_be_read_without_colour_and_by_a_screen_reader(every_kind: Engine) -> None:
     page = render(read_report(every_kind, MONTHLY, FEBRUARY))
 
-    texts = {
-        colour if len(colour) == 7 else f"#{''.join(2 * digit for digit in colour[1:])}"
-        for colour in re.findall(r"[ {;]color: (#[0-9a-f]{3,6})", page)
-    }
-    assert len(texts) >= 3
-    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in texts), "contrast on white"
+    schemes = re.findall(r":root \{ (?:color-scheme: light dark; )?(--text[^}]*)\}", page)
+    assert len(schemes) == 2, "light and dark"
+    for scheme in schemes:
+        colours = {
+            name: colour if len(colour) == 7 else f"#{''.join(2 * digit for digit in colour[1:])}"
+            for name, colour in re.findall(r"--(\w+): (#[0-9a-f]{3,6})", scheme)
+        }
+        for name in ("text", "quiet"):
+            lights = sorted((luminance(colours[name]), luminance(colours["back"])))
+            assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, f"contrast of {name}"
     assert '<html lang="en">' in page
     assert page.count("<h1>") == 1
     assert len(re.findall(r'<section aria-labelledby="(\w+)">\s*<h2 id="\1">', page)) == page.count("<section")
@@ -334,3 +344,198 @@ def test_a_report_of_twenty_thousand_databases_is_read_by_a_handful_of_statement
     assert sum(change.databases for change in report.changes.values()) == 20_000
     assert adds_up(report)
     assert len(page) < 500_000
+
+
+# Totals that do not depend on what a database is called, nor on how long a copy lived.
+
+
+def months(service: AggregationService, last_day: str) -> None:
+    for name in ("monthly", "daily"):
+        service.calculate_period_aggregations(name, date(2025, 1, 1), date.fromisoformat(last_day))
+
+
+def server_with(engine: Engine, histories: dict[str, list[int | None]]) -> None:
+    """One server whose databases have these sizes from 2025-01-01 on, and the totals that follow."""
+    add_instances(engine, [1])
+    for name, history in histories.items():
+        if any(size is not None for size in history):
+            add_database_sizes(engine, sizes(1, name, "2025-01-01", history))
+    days = zip(*histories.values(), strict=True)
+    sums = [(sum(size or 0 for size in day), sum(size is not None for size in day)) for day in days]
+    add_instance_sizes(engine, totals(1, "2025-01-01", [None if not count else (size, count) for size, count in sums]))
+
+
+def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
+    engine: Engine, service: AggregationService
+) -> None:
+    server_with(
+        engine,
+        {
+            "old": [1_000_000] * 46 + [None] * 44,
+            "new": [None] * 46 + [1_000_000] * 44,
+            "other": [1000] * 90,
+        },
+    )
+    months(service, "2025-03-31")
+
+    for month in ("2025-02-01", "2025-03-01"):
+        report = read_report(engine, MONTHLY, MONTHLY.window_of(date.fromisoformat(month)))
+        assert (report.start_mb, report.end_mb, report.known_change_mb) == (1_001_000, 1_001_000, 0)
+        assert adds_up(report)
+        assert abs(report.other_mb) <= 1
+    february = read_report(engine, MONTHLY, FEBRUARY)
+    assert [(one.name, one.days) for one in february.databases[Kind.PARTLY]] == [("old", "15 of 28")]
+    assert february.changes[Kind.NEW].change_mb == -february.changes[Kind.PARTLY].change_mb == 464_286
+    assert "1 databases were there on a part of their server's measured days" in " ".join(notes(february))
+    for level in (DATABASE, INSTANCE):
+        sums = window_sizes(engine, MONTHLY, level, [FEBRUARY])[FEBRUARY.start]
+        assert (sums.total_size_mb, sums.total_change_mb) == (1_001_000, 0)
+
+
+def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: AggregationService) -> None:
+    copy: list[int | None] = [None] * 40 + [5_600_000] + [None] * 18
+    server_with(engine, {"orders": [1000] * 59, "copy": copy})
+    months(service, "2025-02-28")
+
+    report = read_report(engine, MONTHLY, FEBRUARY)
+
+    assert (report.start_mb, report.end_mb, report.known_change_mb) == (1000, 201_000, 200_000)
+    assert report.changes[Kind.NEW].change_mb == 200_000
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=4),
+    st.integers(0, 59),
+)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_renaming_databases_changes_no_total(
+    engine: Engine, service: AggregationService, databases: list[tuple[int, int, int]], renamed_on: int
+) -> None:
+    days = 59
+    plain: dict[str, list[int | None]] = {"always": [100] * days}
+    renamed: dict[str, list[int | None]] = {"always": [100] * days}
+    for number, (size, first, length) in enumerate(databases):
+        history = [size + 10 * day if first <= day < first + length else None for day in range(days)]
+        plain[f"db{number}"] = history
+        renamed[f"db{number}"] = [value if day < renamed_on else None for day, value in enumerate(history)]
+        renamed[f"other{number}"] = [value if day >= renamed_on else None for day, value in enumerate(history)]
+    found = []
+    for histories in (plain, renamed):
+        with engine.begin() as connection:
+            for table in ("instances", *(level.source.name for level in LEVELS.values())):
+                connection.execute(text(f"DELETE FROM {table}"))
+            for level in LEVELS.values():
+                connection.execute(text(f"DELETE FROM {level.target.name}"))
+        server_with(engine, histories)
+        service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+        report = read_report(engine, MONTHLY, FEBRUARY)
+        assert adds_up(report)
+        assert not report.levels_disagree
+        found.append((report.start_mb, report.end_mb, report.known_change_mb))
+
+    assert found[0] == found[1]
+
+
+def test_the_query_in_the_footer_gives_the_size_and_the_change_of_the_page(
+    engine: Engine, service: AggregationService
+) -> None:
+    load_sample(engine)
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+
+    for server in (None, "mysql-核心-01"):
+        for window in MONTHLY.windows_between(date(2025, 2, 1), date(2025, 6, 30)):
+            report = read_report(engine, MONTHLY, window, server)
+            page = render(report)
+            query = unescape(re.findall(r'<code id="query">(.*?)</code>', page)[0])
+            assert query == footer_query(report)
+            with engine.connect() as connection:
+                size, change = connection.execute(text(query)).one()
+            assert [str(size), str(change)] == re.findall(r'data-mb="(-?\d+)"', page)
+
+
+# Who should have been measured.
+
+
+def test_a_server_counts_from_its_first_sample_to_its_retirement(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [1, 2])
+    add_instances(engine, [3], is_active=False)
+    for number, first, days in ((1, "2025-01-01", 59), (2, "2025-02-20", 9), (3, "2025-01-01", 40)):
+        add_database_sizes(engine, sizes(number, "orders", first, [100] * days))
+        add_instance_sizes(engine, totals(number, first, [(100, 1)] * days))
+    months(service, "2025-02-28")
+
+    assert notes(read_report(engine, MONTHLY, FEBRUARY)) == [], "every server was measured on each of its days"
+
+    add_instances(engine, [4])
+    with engine.begin() as connection:
+        connection.execute(
+            text("DELETE FROM instance_size_stats WHERE instance_id = 2 AND collected_date = '2025-02-22'")
+        )
+    assert notes(read_report(engine, MONTHLY, FEBRUARY)) == [
+        "1 active servers were never measured: server-4.",
+        "Not every server was measured on 1 of 59 days: 2025-02-22 (1 of 2).",
+    ]
+    [january] = [read_report(engine, MONTHLY, MONTHLY.window_of(date(2025, 1, 1)))]
+    assert january.unmeasured_servers == [], "server 2 had no sample yet"
+
+
+# What was published stays.
+
+
+def publish(engine: Engine, path: Path, window: Window = FEBRUARY) -> str | None:
+    report = read_report(engine, MONTHLY, window)
+    edition = next_edition(engine, report, path)
+    write_report(report, path, edition)
+    return edition.sentence
+
+
+def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is_and_why(
+    engine: Engine, service: AggregationService, tmp_path: Path
+) -> None:
+    server_with(engine, {"orders": [102_400] * 59})
+    add_instances(engine, [2], name="imported")
+    months(service, "2025-02-28")
+    path = tmp_path / "growth.html"
+    assert publish(engine, path) is None
+    first = path.read_text()
+    assert publish(engine, path) is None, "the same figures are the same issue"
+
+    add_database_sizes(engine, sizes(2, "crm", "2025-02-01", [1024] * 28))
+    add_instance_sizes(engine, totals(2, "2025-02-01", [(1024, 1)] * 28))
+    service.aggregate("monthly", [FEBRUARY])
+    said = publish(engine, path)
+
+    assert said is not None
+    assert said.startswith("Issue 2. Issue 1, of ")
+    assert " said 100.0 GiB with a known change of +0 MiB; it is 101.0 GiB with +0 MiB. Since then 56 samples" in said
+    assert said.endswith("of imported. The page as it was is kept as growth-issue-1.html.")
+    assert escape(said) in path.read_text()
+    assert (tmp_path / "growth-issue-1.html").read_text() == first
+    issue = issue_of(path)
+    assert issue is not None
+    assert (issue.number, issue.end_mb) == (2, 103_424)
+    assert publish(engine, path) == said, "told on until the next issue"
+
+
+def test_a_page_of_an_open_window_is_no_issue_that_must_be_kept(
+    engine: Engine, service: AggregationService, tmp_path: Path
+) -> None:
+    server_with(engine, {"orders": [100] * 40})
+    months(service, "2025-02-09")
+    path = tmp_path / "growth.html"
+    publish(engine, path)
+    add_database_sizes(engine, sizes(1, "orders", "2025-02-10", [200] * 19))
+    add_instance_sizes(engine, totals(1, "2025-02-10", [(200, 1)] * 19))
+    service.aggregate("monthly", [FEBRUARY])
+
+    assert publish(engine, path) is None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_headline_says_in_one_sentence_what_happened(engine: Engine, service: AggregationService) -> None:
+    server_with(engine, {"orders": [1000] * 31 + [1100] * 28, "crm": [500] * 59})
+    months(service, "2025-02-28")
+
+    said = headline(read_report(engine, MONTHLY, FEBRUARY))
+
+    assert said == "In February 2025 the fleet grew by 100 MiB (+6.7 %) to 1.6 GiB, most by orders on server-1."

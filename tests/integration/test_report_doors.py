@@ -37,9 +37,9 @@ def test_each_partition_has_its_page_and_the_numbers_of_its_waterfall(settings: 
     path = Path(february["report"])
     assert path == settings.reports / "growth-monthly-2025-02-01.html"
     assert Page(path.read_text()).steps["end"] == february["end_mb"] == 738
-    steps = ("grown_mb", "shrunk_mb", "new_mb", "gone_mb", "appeared_mb", "missing_mb")
+    steps = ("grown_mb", "shrunk_mb", "partly_mb", "new_mb", "gone_mb", "appeared_mb", "missing_mb", "other_mb")
     assert february["start_mb"] + sum(february[step] for step in steps) == february["end_mb"]
-    assert "grown: +50 MB" in february["summary"]
+    assert "grown: +50 MiB" in february["summary"]
 
 
 @pytest.mark.usefixtures("every_kind")

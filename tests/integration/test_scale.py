@@ -29,6 +29,7 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
         for instance_id in new:
             add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 190)))
         for days in (1, 90):
+            service.ledger.stale()  # enters the days of servers that were just registered
             statements: list[str] = []
 
             def count(
@@ -42,7 +43,8 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             event.remove(engine, "before_cursor_execute", count)
             counts[fleet, days] = len(statements)
 
-    assert set(counts.values()) == {26}, "a level: the servers twice, nine for the ledger, a setting, its statement"
+    expected = "a level: the servers twice, ten for the ledger, a setting, its statement, the measured days"
+    assert set(counts.values()) == {30}, expected
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
@@ -77,8 +79,9 @@ def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothin
         for number, line in enumerate(plans)
         if re.search(r"Scan .*on \w+_size_aggregations", line) and "stored_before" not in line
     ]
-    # Twice a level, when overwriting, in the month and, for the day before, in the one before; in no other partition.
-    assert len(scans) == 2 * (4 if overwrite else 2)
+    # Compared, counted and, when overwriting, removed, per level: in the month and, for the day before, in the one
+    # before; in no other partition.
+    assert len(scans) == 2 * (6 if overwrite else 4)
     assert {name for scan in scans for name in re.findall(r"_daily_(\d+_\d+)", scan)} == {"2025_02", "2025_03"}
     assert all("period_start = ANY" in scan for scan in scans), "stored rows are read by window, never all of them"
     assert not any("Nested Loop" in line for line in plans), "\n".join(plans)
@@ -136,7 +139,8 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     run = service.aggregate("daily", days, RunOptions(("database",)))
     event.remove(engine, "before_cursor_execute", count)
 
-    assert len(statements) == 13, "the servers twice, nine for the ledger, a setting, its statement"
+    expected = "the servers twice, ten for the ledger and one for the new server, a setting, its statement, the days"
+    assert len(statements) == 16, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]

@@ -77,7 +77,7 @@ def test_column_meanings_are_in_the_database_itself(empty_engine: Engine) -> Non
     initialise(empty_engine)
 
     columns = {column["name"]: column for column in inspect(empty_engine).get_columns("database_size_aggregations")}
-    assert columns["avg_size_mb"]["comment"] == "Mean total size, rounded down, MB"
+    assert columns["avg_size_mb"]["comment"] == "Mean total size, rounded down, MiB"
 
 
 def test_running_init_again_changes_nothing(empty_engine: Engine) -> None:
@@ -206,7 +206,7 @@ def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
     for thread in threads:
         thread.join(60)
 
-    assert sorted(map(len, outcomes)) == [0, 11 + len(VIEWS)]
+    assert sorted(map(len, outcomes)) == [0, 12 + len(VIEWS)]
 
 
 def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from decimal import Decimal
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -10,14 +11,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
-from capacity_assets.aggregation import figures as figures_module
-from capacity_assets.aggregation import statements
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import AggregationService, RunOptions
 from capacity_assets.aggregation.statements import fingerprint
-from capacity_assets.periods import PERIODS
+from capacity_assets.periods import PERIODS, with_trend_threshold
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import metadata
 from tests.conftest import HISTORIES, TODAY, fixed_clock
@@ -84,7 +83,7 @@ def test_nothing_is_read_again_and_the_summary_says_what_computing_again_would(
     assert (first.processed_instances, first.skipped_instances, first.unchanged_records) == (2, 1, 2)
     assert first.message == (
         "monthly database aggregates 2025-01-01 to 2025-01-31: 2 of 3 instances processed, 0 rows written, "
-        "2 unchanged, 0 protected."
+        "2 unchanged, 0 protected. 31 of 31 days measured."
     )
     assert stored(engine, DATABASE) == before
 
@@ -157,10 +156,11 @@ def test_samples_purged_with_their_partition_leave_the_figures_as_they_are(
 
 
 def test_another_way_of_computing_or_other_servers_are_told_apart() -> None:
-    marks = {fingerprint(level, servers) for level in LEVELS.values() for servers in ([1, 2], [1, 2, 3], [12])}
+    monthly = PERIODS["monthly"]
+    marks = {fingerprint(level, monthly, servers) for level in LEVELS.values() for servers in ([1, 2], [1, 2, 3], [12])}
 
     assert len(marks) == 6
-    assert fingerprint(DATABASE, [2, 1]) == fingerprint(DATABASE, [1, 2])
+    assert fingerprint(DATABASE, monthly, [2, 1]) == fingerprint(DATABASE, monthly, [1, 2])
 
 
 def test_computing_for_some_servers_only_is_never_taken_for_the_whole(
@@ -242,19 +242,13 @@ def test_a_server_that_becomes_active_while_a_level_is_computed_is_not_lost(
     assert {(stale.level, stale.window) for stale in service.ledger.stale()} == {("database", MONTHS[2])}
 
 
-def test_another_constant_in_the_statement_is_another_way_of_computing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def marks() -> set[str]:
-        statements.aggregation_statement.cache_clear()
-        statements._statement_text.cache_clear()
-        return {fingerprint(level, [1]) for level in LEVELS.values()}
+def test_another_trend_threshold_is_another_way_of_computing() -> None:
+    def marks(percent: int | None) -> set[str]:
+        period = with_trend_threshold(PERIODS, None if percent is None else Decimal(percent))["monthly"]
+        return {fingerprint(level, period, [1]) for level in LEVELS.values()}
 
-    before = marks()
-    monkeypatch.setattr(figures_module, "TREND_THRESHOLD_PERCENT", 50)
-    with_another_threshold = marks()
-    monkeypatch.undo()
-
-    assert not before & with_another_threshold, "both levels have a trend"
-    assert marks() == before
+    assert not marks(None) & marks(50), "both levels have a trend"
+    assert marks(None) == marks(None)
 
 
 DAY = st.integers(0, 200).map(lambda number: FIRST + timedelta(days=number))

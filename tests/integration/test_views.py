@@ -273,3 +273,18 @@ def test_a_replica_is_measured_and_shown_and_counted_once(engine: Engine) -> Non
     alone = read_report(engine, PERIODS["monthly"], april, "server-2")
     assert (fleet.end_mb, fleet.counted_by_others, alone.end_mb, alone.counted_by_others) == (160, 1, 160, 0)
     assert "1 of 2 active servers are left out" in " ".join(notes(fleet))
+
+
+def test_the_fleet_names_servers_that_fell_silent_instead_of_calling_them_shrinkage(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1)] * 61))
+    add_instance_sizes(engine, totals(2, "2025-03-01", [(900, 1)] * 31))
+    service = AggregationService(engine, fixed_clock())
+    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 4, 30))
+
+    [april] = rows(engine, "SELECT * FROM capacity_fleet WHERE window_start = '2025-04-01'")
+
+    assert (april["servers"], april["size_mb"], april["change_mb"], april["servers_without_change"]) == (1, 100, 0, 0)
+    assert (april["servers_missing"], april["missing_size_mb"]) == (1, 900)
+    [march] = rows(engine, "SELECT * FROM capacity_fleet WHERE window_start = '2025-03-01'")
+    assert (march["servers"], march["servers_missing"], march["missing_size_mb"]) == (2, 0, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ import pytest
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.maintenance import MaintenanceReport
 from capacity_assets.aggregation.movers import WindowSizes
-from capacity_assets.aggregation.results import PeriodSummary
+from capacity_assets.aggregation.results import Coverage, PeriodSummary
 from capacity_assets.cli.main import main
 from capacity_assets.collection.engines.base import Kind as FailureKind
 from capacity_assets.collection.results import CollectionSummary
@@ -25,7 +25,8 @@ from capacity_assets.orchestration.maintenance import MaintenanceConfig, mainten
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.reports import report_metadata
 from capacity_assets.periods import PERIODS
-from capacity_assets.report.data import Change, Kind, Report
+from capacity_assets.report.data import Change, Kind, Report, Totals
+from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.settings import Settings, variable_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,9 +131,10 @@ def test_every_asset_job_schedule_and_pool_is_documented() -> None:
 
 
 def test_every_metadata_key_is_documented_and_no_other() -> None:
-    summary = replace(PeriodSummary("daily", "database", date(2025, 1, 1), date(2025, 1, 1)), processed_instances=1)
+    day = PeriodSummary("daily", "database", date(2025, 1, 1), date(2025, 1, 1))
+    summary = replace(day, processed_instances=1, coverage=Coverage(1, 1, 1))
 
-    assert first_cells("Metadata of a partition") == set(summary_metadata(summary, WindowSizes()))
+    assert first_cells("Metadata of a partition") == set(summary_metadata(summary, WindowSizes(100, 10, 90)))
 
 
 def test_every_metadata_key_of_the_maintenance_is_documented_and_no_other() -> None:
@@ -160,20 +162,26 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
         PERIODS["monthly"],
         PERIODS["monthly"].window_of(date(2025, 1, 1)),
         server=None,
+        totals=Totals(),
         changes=dict.fromkeys(Kind, Change()),
         databases=dict.fromkeys(Kind, ()),
         servers=(),
         history=(),
         measured_servers={},
+        expected_servers={},
         active_servers=0,
         counted_by_others=0,
         unmeasured_servers=(),
+        never_measured_servers=(),
+        read_at=datetime(2025, 2, 1, tzinfo=UTC),
         computed_at=None,
         first_sample=None,
         last_sample=None,
     )
 
-    assert first_cells("Metadata of growth_report") == set(report_metadata(report, ROOT))
+    edition = Edition(Issue(1, report.read_at, False, 0, 0, None))
+
+    assert first_cells("Metadata of growth_report") == set(report_metadata(report, edition, ROOT))
 
 
 def test_links_between_documents_lead_somewhere() -> None:

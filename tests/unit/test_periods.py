@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capacity_assets.clock import Clock
-from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans, in_order
+from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans, in_order, with_trend_threshold
 from tests import oracle
 
 DAYS = st.dates(date(1999, 1, 1), date(2101, 12, 31))
@@ -134,3 +135,14 @@ def test_a_name_that_does_not_fit_the_column_or_the_asset_is_refused(name: str) 
 def test_a_rule_that_does_not_cut_the_calendar_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="period 'odd'"):
         Period("odd", **wrong)
+
+
+def test_the_trend_threshold_is_the_windows_share_of_a_year_unless_one_is_set_for_all() -> None:
+    assert {name: str(period.trend_percent) for name, period in PERIODS.items()} == {
+        "daily": "0.05",
+        "weekly": "0.38",
+        "monthly": "1.67",
+        "quarterly": "5.00",
+        "yearly": "20.00",
+    }
+    assert {period.trend_percent for period in with_trend_threshold(PERIODS, Decimal(5)).values()} == {Decimal(5)}

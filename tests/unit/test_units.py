@@ -1,27 +1,61 @@
-"""Sizes as people read them."""
+"""Sizes as people read them: binary units, named as such, and differences that can be seen."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from capacity_assets.units import human_change_mb, human_mb
+from capacity_assets.units import human_change_mb, human_mb, human_pair_mb, human_percent
 
 
 @pytest.mark.parametrize(
     ("size_mb", "shown"),
     [
-        (0, "0 MB"),
-        (1023, "1,023 MB"),
-        (1024, "1.0 GB"),
-        (-2048, "-2.0 GB"),
-        (1_048_575, "1.0 TB"),
-        (1024**3, "1.0 PB"),
-        (5000 * 1024**3, "5,000.0 PB"),
+        (0, "0 MiB"),
+        (1023, "1,023 MiB"),
+        (1024, "1.0 GiB"),
+        (-2048, "-2.0 GiB"),
+        (6_471_861, "6.17 TiB"),
+        (1_048_575, "1.00 TiB"),
+        (1024**3, "1.000 PiB"),
+        (5000 * 1024**3, "5,000.000 PiB"),
     ],
 )
-def test_a_size_has_a_fitting_unit(size_mb: int, shown: str) -> None:
+def test_a_size_has_a_fitting_binary_unit(size_mb: int, shown: str) -> None:
     assert human_mb(size_mb) == shown
 
 
 def test_a_change_has_its_sign_and_none_has_none() -> None:
-    assert [human_change_mb(change) for change in (5, 0, -5)] == ["+5 MB", "0 MB", "-5 MB"]
+    assert [human_change_mb(change) for change in (5, 0, -5)] == ["+5 MiB", "0 MiB", "-5 MiB"]
+
+
+@pytest.mark.parametrize(
+    ("sizes_mb", "shown"),
+    [
+        ((6_275_000, 6_471_861), ("5.98 TiB", "6.17 TiB")),
+        ((6_471_800, 6_471_861), ("6.17199 TiB", "6.17205 TiB")),
+        ((6_471_861, 6_471_861), ("6.17 TiB", "6.17 TiB")),
+        ((700, 1500), ("0.7 GiB", "1.5 GiB")),
+        ((7, 9), ("7 MiB", "9 MiB")),
+    ],
+)
+def test_two_sizes_share_a_unit_and_have_the_decimals_that_their_difference_takes(
+    sizes_mb: tuple[int, int], shown: tuple[str, str]
+) -> None:
+    assert human_pair_mb(*sizes_mb) == shown
+
+
+@given(st.integers(0, 10**10), st.integers(0, 10**10))
+def test_a_difference_can_always_be_seen(one: int, other: int) -> None:
+    before, now = human_pair_mb(one, other)
+
+    assert before.split(" ")[1] == now.split(" ")[1]
+    assert (before == now) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("change", "of", "shown"), [(1, 0, "unknown"), (0, 5, "0.0 %"), (5, 1000, "+0.5 %"), (-25, 10000, "-0.3 %")]
+)
+def test_shares_round_half_away_from_zero_and_from_nothing_there_is_none(change: int, of: int, shown: str) -> None:
+    assert human_percent(change, of) == shown

@@ -99,7 +99,7 @@ class Access:
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """One database, MB; a part that the engine does not tell is None."""
+    """One database, MiB; a part that the engine does not tell is None."""
 
     name: str
     size_mb: int

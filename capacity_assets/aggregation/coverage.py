@@ -1,0 +1,54 @@
+"""On how many days of a window there are samples, so that an open window is not taken for a finished one.
+
+Whether each single server was measured on each day is the business of `quality`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.results import Coverage
+from capacity_assets.periods import Window
+
+
+def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: date) -> dict[date, Coverage]:
+    """Count the days with a sample of any server in each window, by first day; one index probe per day.
+
+    Raises:
+        DatabaseError: the database failed; what was computed is kept.
+    """
+    live = f"AND NOT r.{level.void_flag}" if level.void_flag else ""
+    query = text(_DAYS.format(raw=level.source.name, live=live))
+    parameters = {
+        "starts": [window.start for window in windows],
+        "ends": [window.end for window in windows],
+        "today": today,
+    }
+    try:
+        with engine.connect() as connection:
+            measured = {row.period_start: row.measured for row in connection.execute(query, parameters)}
+    except DBAPIError as error:
+        raise database_error(error, doing="counting measured days", kept="What was computed is kept.") from error
+    return {
+        window.start: Coverage(measured[window.start], _elapsed_days(window, today), window.days) for window in windows
+    }
+
+
+def _elapsed_days(window: Window, today: date) -> int:
+    """Days of the window up to and including today."""
+    return max(0, (min(window.end, today) - window.start).days + 1)
+
+
+_DAYS = """
+SELECT w.period_start,
+       (SELECT count(*)
+        FROM generate_series(w.period_start, least(w.period_end, CAST(:today AS date)), interval '1 day') AS d (day)
+        WHERE EXISTS (SELECT FROM {raw} r WHERE r.collected_date = CAST(d.day AS date) {live})) AS measured
+FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
+"""

@@ -1,0 +1,151 @@
+"""Which issue of a report a page is: what was published stays, and a restated figure says what it was, is, and why.
+
+A page carries its own figures in its head. When the page of a closed window is made again with other figures, the old
+one is kept beside it under a name of its own, and the new one is the next issue. What is on a page is decided in
+`data`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from html import escape, unescape
+from pathlib import Path
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import database_error
+from capacity_assets.report import queries
+from capacity_assets.report.data import Report, server_id
+from capacity_assets.units import first_of, human_pair_mb
+
+META = "capacity-report"
+_HEAD_CHARACTERS = 8192
+_FIGURES = re.compile(rf'<meta name="{META}" content="([^"]*)">')
+SERVERS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What a page says of itself: its number, when it was first issued, and its figures, MiB."""
+
+    number: int
+    issued_at: datetime
+    is_open: bool
+    start_mb: int
+    end_mb: int
+    known_change_mb: int | None
+
+    def has_the_figures_of(self, report: Report) -> bool:
+        """Whether a report says the same."""
+        figures = (report.start_mb, report.end_mb, report.known_change_mb)
+        return (self.start_mb, self.end_mb, self.known_change_mb) == figures
+
+    def as_meta(self) -> str:
+        """Return it as an element for the head of a page."""
+        content = escape(json.dumps({**asdict(self), "issued_at": self.issued_at.isoformat()}))
+        return f'<meta name="{META}" content="{content}">'
+
+
+@dataclass(frozen=True)
+class Restatement:
+    """Why a page is not the first of its window: the issue before, where it is kept, and what changed since."""
+
+    before: Issue
+    kept_as: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Edition:
+    """An issue, and what it restates; None if nothing."""
+
+    issue: Issue
+    restatement: Restatement | None = None
+
+    @property
+    def sentence(self) -> str | None:
+        """What was said before, what is said now, and why; None for a page that restates nothing."""
+        if self.restatement is None:
+            return None
+        before = self.restatement.before
+        was, now = human_pair_mb(before.end_mb, self.issue.end_mb)
+        return (
+            f"Issue {self.issue.number}. Issue {before.number}, of {before.issued_at:%Y-%m-%d %H:%M} UTC, said {was} "
+            f"with a known change of {_change(before)} MiB; it is {now} with {_change(self.issue)} MiB. "
+            f"{self.restatement.reason} The page as it was is kept as {self.restatement.kept_as}."
+        )
+
+
+def _change(issue: Issue) -> str:
+    return "unknown" if issue.known_change_mb is None else f"{issue.known_change_mb:+,}"
+
+
+def issue_of(path: Path) -> Issue | None:
+    """Return what the page at `path` says of itself; None where there is none, or none of ours."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            found = _FIGURES.search(file.read(_HEAD_CHARACTERS))
+        content: Mapping[str, object] = json.loads(unescape(found[1])) if found else {}
+        known = {name: content[name] for name in Issue.__dataclass_fields__}
+        return Issue(**{**known, "issued_at": datetime.fromisoformat(str(known["issued_at"]))})  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
+    """Decide which issue the page of `report` at `path` is.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    issue = Issue(1, report.read_at, report.is_open, report.start_mb, report.end_mb, report.known_change_mb)
+    before = issue_of(path)
+    if before is None or before.is_open:
+        return Edition(issue)
+    if before.has_the_figures_of(report):
+        # Still the same issue: a restatement is told on until the next one.
+        kept = _kept_before(path, before.number)
+        restated = None if kept is None else Restatement(*kept, _reason(engine, report, kept[0].issued_at))
+        return Edition(before, restated)
+    reason = _reason(engine, report, before.issued_at)
+    restatement = Restatement(before, path_of_issue(path, before.number).name, reason)
+    return Edition(replace(issue, number=before.number + 1), restatement)
+
+
+def path_of_issue(path: Path, number: int) -> Path:
+    """Where an earlier issue is kept."""
+    return path.with_name(f"{path.stem}-issue-{number}{path.suffix}")
+
+
+def _kept_before(path: Path, number: int) -> tuple[Issue, str] | None:
+    earlier = path_of_issue(path, number - 1)
+    issue = issue_of(earlier)
+    return None if issue is None else (issue, earlier.name)
+
+
+def _reason(engine: Engine, report: Report, since: datetime) -> str:
+    """Say which samples of the two windows came or changed since a moment."""
+    try:
+        with engine.connect() as connection:
+            parameters = {
+                "since": since,
+                "before": report.before.start,
+                "end": report.window.end,
+                "server": server_id(connection, report.server),
+            }
+            rows = connection.execute(text(queries.SAMPLES_SINCE), parameters).all()
+    except DBAPIError as error:
+        raise database_error(error, doing="looking what changed", kept="No page was written.") from error
+    if not rows:
+        return (
+            "No sample of these two windows was added or corrected since: samples were deleted, rows were rebuilt, or "
+            "servers were put into or out of service."
+        )
+    servers = first_of([row.server for row in rows], SERVERS_NAMED)
+    added, corrected = (sum(getattr(row, name) for row in rows) for name in ("added", "corrected"))
+    return f"Since then {added:,} samples of these two windows were added and {corrected:,} corrected, of {servers}."
