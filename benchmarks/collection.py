@@ -26,7 +26,15 @@ from sqlalchemy import text
 
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.base import Access, DatabaseSize, Engine, MeasureError, ServerFacts, engines
+from capacity_assets.collection.engines.base import (
+    Access,
+    DatabaseSize,
+    Engine,
+    MeasureError,
+    Measurement,
+    ServerFacts,
+    engines,
+)
 from capacity_assets.collection.measuring import Surroundings
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
@@ -63,11 +71,12 @@ class Simulated(Engine):
             raise
         return connection
 
-    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:  # noqa: ARG002
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002
         """Read the sizes."""
         connection.settimeout(access.statement_seconds)
         connection.sendall(b"?\n")
-        return [DatabaseSize(f"db{number}", int(size)) for number, size in enumerate(connection.recv(4096).split())]
+        sizes = connection.recv(4096).split()
+        return Measurement(tuple(DatabaseSize(f"db{number}", int(size)) for number, size in enumerate(sizes)))
 
     def facts(self, connection: Any) -> ServerFacts:  # noqa: ARG002
         """Say nothing."""

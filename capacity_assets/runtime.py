@@ -17,6 +17,7 @@ from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.clock import Clock
+from capacity_assets.collection.credentials import SecretPlaces
 from capacity_assets.collection.engines.base import excluded_databases
 from capacity_assets.collection.measuring import Surroundings
 from capacity_assets.collection.service import CollectionService
@@ -112,7 +113,7 @@ def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
 
 def collection_service(engine: Engine, settings: Settings, *, clock: Clock | None = None) -> CollectionService:
     """Put a collection together on an engine that is open already; raises as `excluded_of`."""
-    surroundings = Surroundings(settings.secrets_folder, engine.url, excluded_of(settings))
+    surroundings = Surroundings(SecretPlaces.of(settings), engine.url, excluded_of(settings))
     the_clock = clock or Clock(settings.zone)
     return CollectionService(
         engine, the_clock, lock_manager(engine, settings), surroundings, settings.collection_concurrency

@@ -11,14 +11,14 @@ import os
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, field_validator
 from pydantic import ValidationError as PydanticValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -38,6 +38,9 @@ DEFAULT_COLLECTION_HOUR = 3
 DEFAULT_COLLECTION_CONCURRENCY = 32
 MOST_COLLECTION_CONCURRENCY = 256
 DEFAULT_SECRETS_FOLDER = Path("/run/secrets")
+# systemd mounts credentials of a unit below the second.
+DEFAULT_PASSWORD_FOLDERS = (Path("/etc/capacity"), Path("/run/credentials"))
+DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
 HOURS_PER_DAY = 24
 ENV_FILE = ".env"
 EARLIEST_START = date(1970, 1, 1)
@@ -165,6 +168,17 @@ class Settings(BaseSettings):
         validation_alias="CAPACITY_SECRETS_FOLDER",
         description="Folder in which `secret:NAME` finds the file NAME: where a secret store is mounted.",
     )
+    password_variables: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=DEFAULT_PASSWORD_VARIABLES,
+        validation_alias="CAPACITY_PASSWORD_VARIABLES",
+        description="Variables that `env:NAME` may name, as names or patterns with `*`, separated by commas. Those of "
+        "capacity_assets itself are refused whatever is written here.",
+    )
+    password_folders: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=DEFAULT_PASSWORD_FOLDERS,
+        validation_alias="CAPACITY_PASSWORD_FOLDERS",
+        description="Folders in which the file of `file:/PATH` must lie, links followed, separated by commas.",
+    )
     home: Path = Field(
         default=DEFAULT_HOME,
         validation_alias="CAPACITY_HOME",
@@ -242,6 +256,11 @@ class Settings(BaseSettings):
             return day
         return value
 
+    @field_validator("password_variables", "password_folders", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
     @field_validator("home")
     @classmethod
     def _is_folder(cls, value: Path) -> Path:
@@ -292,6 +311,8 @@ class Settings(BaseSettings):
             "CAPACITY_COLLECTION_CONCURRENCY": str(self.collection_concurrency),
             "CAPACITY_SYSTEM_DATABASES": self.system_databases,
             "CAPACITY_SECRETS_FOLDER": str(self.secrets_folder.resolve()),
+            "CAPACITY_PASSWORD_VARIABLES": ",".join(self.password_variables),
+            "CAPACITY_PASSWORD_FOLDERS": ",".join(map(str, self.password_folders)),
             "CAPACITY_HOME": str(self.home.resolve()),
         }
         secrets = {"CAPACITY_REDIS_URL": self.redis_url, "CAPACITY_ALERT_WEBHOOK_URL": self.alert_webhook_url}

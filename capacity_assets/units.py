@@ -5,6 +5,7 @@ Units are binary and named so: a column in `_mb` counts MiB (1,048,576 bytes), a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple
@@ -74,8 +75,19 @@ def _unit_of(size_mb: int) -> _Unit | None:
     return None
 
 
+def printable(text: str) -> str:
+    """Show control characters, which a terminal would obey, as escapes; line breaks too, so a line stays a line."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def natural_key(name: str) -> tuple[object, ...]:
+    """Sort names as people count: db-2 before db-10."""
+    parts = re.split(r"(\d+)", name.casefold())
+    return (*((1, int(part), "") if part.isascii() and part.isdecimal() else (0, 0, part) for part in parts), name)
+
+
 def first_of(names: Iterable[object], shown: int) -> str:
     """List the first names in one line and count the rest: 'a, b and 3 more'."""
-    listed = list(map(str, names))
+    listed = [printable(str(name)) for name in names]
     more = len(listed) - shown
     return ", ".join(listed[:shown]) + (f" and {more:,} more" if more > 0 else "")

@@ -29,6 +29,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
+from capacity_assets.collection.credentials import SecretPlaces
 from capacity_assets.collection.engines.base import excluded_databases
 from capacity_assets.collection.measuring import Surroundings
 from capacity_assets.collection.results import CollectionSummary
@@ -40,7 +41,7 @@ from capacity_assets.storage.schema import initialise
 from tests import other_postgres
 from tests.daemon import Daemon, running_daemon
 from tests.fleet import load_sample
-from tests.servers import MariaDBServer, PostgresServer, mariadb_server, postgres_server
+from tests.servers import MariaDBServer, MySQLServer, PostgresServer, mariadb_server, mysql_server, postgres_server
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 TODAY = date(2025, 7, 20)
@@ -53,6 +54,15 @@ hypothesis_settings.load_profile("capacity")
 
 # A shell's background jobs ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def passable_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The embedded server's system user may pass through the tests' own folder; the product opens no folder for it."""
+    base = tmp_path_factory.getbasetemp()
+    for folder in (base, *base.parents):
+        if folder.name.startswith(("pytest-", "popen-")):
+            folder.chmod(0o711)
 
 
 @pytest.fixture(autouse=True)
@@ -277,6 +287,13 @@ def measured_mariadb() -> Iterator[MariaDBServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def measured_mysql() -> Iterator[MySQLServer]:
+    """A MySQL to be measured."""
+    with mysql_server() as running:
+        yield running
+
+
 class Collection:
     """Registers servers and measures them, on a fresh database and a day of one's own."""
 
@@ -291,7 +308,7 @@ class Collection:
         return f"secret:{name}"
 
     def service(self, clock: Clock | None = None, excluded: str = "", places: int = 8) -> CollectionService:
-        surroundings = Surroundings(self.secrets, self.engine.url, excluded_databases(excluded))
+        surroundings = Surroundings(SecretPlaces(self.secrets), self.engine.url, excluded_databases(excluded))
         locks = CapacityLockManager(self.engine)
         return CollectionService(self.engine, clock or fixed_clock(), locks, surroundings, places, connect_seconds=2.0)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only the tests need and no Python package brings: Chromium and MariaDB. Installed where this may be done; where
+# What only the tests need and no Python package brings: Chromium, MariaDB and MySQL. Installed where this may be done; where
 # not, the tests that need them are skipped and say so.
 set -euo pipefail
 
@@ -18,3 +18,8 @@ install() {
 
 command -v chromium chromium-browser google-chrome > /dev/null || install Chromium chromium
 command -v mariadbd mysqld > /dev/null || [ -x /usr/sbin/mariadbd ] || install MariaDB mariadb-server-core
+
+# MySQL comes from another distribution, beside MariaDB, so it gets a folder of its own and changes nothing else here.
+echo "Fetching MySQL for the tests ..."
+"$(dirname "$0")/fetch_mysql.sh" build/mysql ||
+    echo "No MySQL here: the tests that need it will be skipped."

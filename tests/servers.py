@@ -86,11 +86,11 @@ class PostgresServer:
                 connection.execute(statement.encode())
 
     def sizes(self) -> dict[str, int]:
-        """Whole MB by database, asked in another way than the collection does: one question for each name."""
+        """Bytes by database, asked in another way than the collection does: one question for each name."""
         with self.admin() as connection:
             names = [row[0] for row in connection.execute("SELECT datname FROM pg_database WHERE NOT datistemplate")]
             rows = [connection.execute("SELECT pg_database_size(%s)", [name]).fetchone() for name in names]
-        return {name: row[0] // 1024**2 for name, row in zip(names, rows, strict=True) if row and name != "postgres"}
+        return {name: row[0] for name, row in zip(names, rows, strict=True) if row and name != "postgres"}
 
     def kill(self) -> None:
         assert self.process is not None
@@ -166,13 +166,16 @@ class MariaDBServer:
     tls: bool = True
     process: subprocess.Popen[bytes] | None = field(default=None)
 
+    def command(self) -> list[str]:
+        return [
+            *[_mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}"],
+            *[f"--socket={self.folder / 'socket'}", f"--port={self.port}", "--bind-address=127.0.0.1"],
+            *["--innodb-buffer-pool-size=16M", f"--pid-file={self.folder / 'pid'}", *self._tls()],
+        ]
+
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [
-                *[_mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}"],
-                *[f"--socket={self.folder / 'socket'}", f"--port={self.port}", "--bind-address=127.0.0.1"],
-                *["--innodb-buffer-pool-size=16M", f"--pid-file={self.folder / 'pid'}", *self._tls()],
-            ],
+            self.command(),
             user=USER,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -193,10 +196,14 @@ class MariaDBServer:
             for statement in statements:
                 cursor.execute(statement)
 
-    def file_sizes(self) -> dict[str, int]:
-        """Bytes of the tablespace files by folder, read from the disk."""
+    def file_sizes(self, *endings: str, allocated: bool = False) -> dict[str, int]:
+        """Bytes of the files by folder, those of InnoDB unless told otherwise, read from the disk."""
         return {
-            folder.name: sum(file.stat().st_size for file in folder.glob("*.ibd"))
+            folder.name: sum(
+                file.stat().st_blocks * 512 if allocated else file.stat().st_size
+                for ending in endings or ("ibd",)
+                for file in folder.glob(f"*.{ending}")
+            )
             for folder in (self.folder / "data").iterdir()
             if folder.is_dir()
         }
@@ -205,6 +212,52 @@ class MariaDBServer:
         assert self.process is not None
         self.process.kill()
         self.process.wait(timeout=30)
+
+
+@dataclass
+class MySQLServer(MariaDBServer):
+    """A MySQL on loopback, from the folder that tests/fetch_mysql.sh filled; root has no password."""
+
+    def command(self) -> list[str]:
+        return [
+            *[str(_mysql_program()), f"--datadir={self.folder / 'data'}", "--bind-address=127.0.0.1"],
+            *[f"--socket={self.folder / 'socket'}", f"--port={self.port}", f"--pid-file={self.folder / 'pid'}"],
+            *["--mysqlx=OFF", "--skip-log-bin", "--innodb-buffer-pool-size=64M", "--innodb-redo-log-capacity=16M"],
+            *(["--user=root"] if os.geteuid() == 0 and USER is None else []),
+            *self._tls(),
+        ]
+
+    def _tls(self) -> list[str]:
+        files = self.certificates
+        return [f"--ssl-cert={files.certificate}", f"--ssl-key={files.key}"] if self.tls else ["--tls-version="]
+
+
+MYSQL_FOLDER = Path(__file__).resolve().parents[1] / "build" / "mysql"
+
+
+def _mysql_program() -> Path:
+    program = MYSQL_FOLDER / "mysqld"
+    if not program.exists():
+        pytest.skip("no MySQL here; see tests/fetch_mysql.sh")
+    return program
+
+
+@contextmanager
+def mysql_server(*, tls: bool = True) -> Iterator[MySQLServer]:
+    program = _mysql_program()
+    folder = _own_folder("measured-mysql-")
+    try:
+        certificates = _certificates(folder)
+        options = ["--initialize-insecure", f"--datadir={folder / 'data'}"]
+        subprocess.run([program, *options], check=True, capture_output=True, user=USER, cwd=folder)
+        server = MySQLServer(folder, free_port(), certificates, tls=tls)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+    finally:
+        shutil.rmtree(folder)
 
 
 def _mariadb_program(name: str) -> str:

@@ -255,6 +255,19 @@ class AggregationService:
         [found] = self.instances([instance_id])
         return found
 
+    def ids_of(self, names: Sequence[str]) -> list[int]:
+        """Look servers up by name, or where none has that name, by number.
+
+        Raises:
+            NotFoundError: neither is registered.
+        """
+        every = self.instances(None)
+        known = {str(instance.id): instance.id for instance in every} | {one.name: one.id for one in every}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise NotFoundError(f"No instance {', '.join(map(repr, missing))} is registered. Nothing was written.")
+        return [known[name] for name in names]
+
     def levels_of(self, scope: str) -> tuple[str, ...]:
         """Translate a scope (database, instance or all) into levels.
 

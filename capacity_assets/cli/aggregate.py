@@ -31,7 +31,7 @@ class Request:
     first_day: date | None
     last_day: date | None
     scope: str
-    instance_ids: tuple[int, ...]
+    names: tuple[str, ...]
     overwrite: bool
     recompute: bool
 
@@ -71,11 +71,12 @@ def _run(settings: Settings, request: Request, *, dry_run: bool) -> tuple[RunSum
         periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else named
         work = [(period, _windows(runner, period, request)) for period in periods]
         levels = runner.service.levels_of(request.scope)
-        # Refuses an unknown id before anything is written.
-        active = sum(instance.active for instance in runner.service.instances(request.instance_ids or None))
+        # Refuses an unknown server before anything is written.
+        instance_ids = runner.service.ids_of(request.names) if request.names else None
+        active = sum(instance.active for instance in runner.service.instances(instance_ids))
         with _progress_bar(active * len(levels) * len(work)) as report:
             how = {"overwrite": request.overwrite, "recompute": request.recompute, "dry_run": dry_run}
-            options = RunOptions(levels, request.instance_ids or None, **how, watch=Watch(progress=report))
+            options = RunOptions(levels, instance_ids, **how, watch=Watch(progress=report))
             return runner.run_each(work, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -15,9 +16,9 @@ from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
 from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
-from capacity_assets.cli.output import print_json, print_table
+from capacity_assets.cli.output import Coloured, print_json, print_table
 from capacity_assets.clock import Clock
-from capacity_assets.collection.credentials import OWN, password_of
+from capacity_assets.collection.credentials import OWN, SecretPlaces, password_of
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
 from capacity_assets.periods import PERIODS
@@ -25,7 +26,13 @@ from capacity_assets.runtime import excluded_of, open_engine, task_runner
 from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
-from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, schema_state
+from capacity_assets.storage.schema import (
+    EVERYBODY_MAY_CREATE,
+    SCHEMA_REVISION,
+    everybody_may_create,
+    schema_revision,
+    schema_state,
+)
 from capacity_assets.units import first_of
 
 OLDEST_SERVER = 14
@@ -38,6 +45,9 @@ class Verdict(StrEnum):
     OK = "ok"
     NOTE = "note"
     BAD = "bad"
+
+
+COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,8 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
         excluded_of(settings)
     except ConfigurationError as error:
         yield Finding(*_split(str(error)))
-    yield Finding("CAPACITY_HOME", Verdict.OK, str(settings.home.resolve()))
+    yield _home(settings)
+    yield from _open_files(settings)
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
         yield Finding(name, Verdict.OK, "unset: the embedded server" if url is None else safe_url(url))
     written = settings.dagster_postgres_url
@@ -96,6 +107,26 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
             Verdict.NOTE,
             "for plain `dagster dev` begin it with postgresql+psycopg2:// (`capacity up` does that by itself)",
         )
+
+
+def _home(settings: Settings) -> Finding:
+    home = settings.home.resolve()
+    if home.exists() and home.stat().st_mode & stat.S_IWOTH:
+        text = f"{home} can be written by every user of this machine: chmod o-w {home}"
+        return Finding("CAPACITY_HOME", Verdict.BAD, text)
+    return Finding("CAPACITY_HOME", Verdict.OK, str(home))
+
+
+def _open_files(settings: Settings) -> Iterator[Finding]:
+    """Name what every user of this machine can read although it may hold passwords, or names of databases."""
+    home = settings.home.resolve()
+    env_file = Path(ENV_FILE).resolve()
+    if env_file.is_file() and env_file.stat().st_mode & stat.S_IROTH:
+        text = f"{env_file} can be read by every user of this machine, and may hold passwords: chmod 600 {env_file}"
+        yield Finding(ENV_FILE, Verdict.NOTE, text)
+    if settings.reports.is_dir() and home.stat().st_mode & settings.reports.stat().st_mode & stat.S_IXOTH:
+        text = f"every user of this machine can read {settings.reports}, which names your databases: chmod 700 {home}"
+        yield Finding("reports", Verdict.NOTE, text)
 
 
 def _retention(settings: Settings) -> Finding:
@@ -134,6 +165,8 @@ def _server(engine: Engine) -> Iterator[Finding]:
 
 
 def _schema(engine: Engine) -> Iterator[Finding]:
+    if everybody_may_create(engine):
+        yield Finding("schema", Verdict.NOTE, EVERYBODY_MAY_CREATE)
     state = schema_state(engine)
     if state.fit:
         yield Finding(
@@ -174,7 +207,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         if reference is None or reference == OWN:
             continue
         try:
-            password_of(reference, settings.secrets_folder)
+            password_of(reference, SecretPlaces.of(settings))
         except CapacityError as error:
             yield Finding(f"server {one.server.name}", Verdict.BAD, str(error))
     yield from _doubtful(measured, every)
@@ -259,4 +292,8 @@ def _print(findings: list[Finding], *, as_json: bool) -> None:
         print_json([asdict(finding) for finding in findings])
         return
     columns = (("Checked", "left"), ("Verdict", "left"), ("Found", "text"))
-    print_table("capacity check", columns, [[f.subject, f.verdict.value, f.text] for f in findings])
+    print_table(
+        "capacity check",
+        columns,
+        [[f.subject, Coloured(f.verdict.value, COLOURS[f.verdict]), f.text] for f in findings],
+    )

@@ -24,7 +24,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.storage.schema import require_schema
-from capacity_assets.units import human_mb
+from capacity_assets.units import first_of, human_mb
 
 OWN_SERVER = "capacity-database"
 FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
@@ -88,6 +88,8 @@ def _print_summary(summary: CollectionSummary) -> None:
     say(summary.message)
     if summary.processed_instances:
         say(f"Measured now: {human_mb(summary.measured_size_mb)} in {summary.duration_seconds:.1f} s.")
+    if summary.left_out:
+        say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(summary.left_out, MAXIMUM_LISTED_ERRORS)}.")
     if summary.failures:
         shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
         rows = [[failure.server, failure.kind.value, failure.reason] for failure in shown]

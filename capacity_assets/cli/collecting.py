@@ -184,6 +184,11 @@ def test_(*, name: str, as_json: bool) -> int:
     "--unit", default="mb", show_default=True, type=click.Choice(["bytes", "kb", "mb", "gb"]), help="Of the sizes."
 )
 @click.option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    help="The mark before decimals. Needed where the file separates by semicolons and has decimals; else a point.",
+)
+@click.option(
     "--on-conflict",
     default="keep",
     show_default=True,
@@ -198,9 +203,9 @@ def test_(*, name: str, as_json: bool) -> int:
 def import_(*, source: str, as_json: bool, **asked: Any) -> int:
     """Bring in history: samples from a CSV or Parquet file, or all tables of a legacy database.
 
-    SOURCE is a file, or postgresql://user@host/database without a password, or env:NAME of a variable that holds the
-    whole address. Columns are server (or instance_id), database, day, size_mb, and optionally data_size_mb,
-    log_size_mb, collected_at; --map names others. Interrupt it when you like: the same command continues.
+    SOURCE is a file (.csv, .csv.gz, .parquet), or postgresql://user@host/database without a password, or env:NAME of a
+    variable that holds the whole address. Columns are server (or instance_id), database, day, size_mb, and optionally
+    data_size_mb, log_size_mb, collected_at; --map names others. Interrupt it when you like: the same command continues.
 
     \b
     Examples:

@@ -22,7 +22,13 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, unnoted_changes
+from capacity_assets.storage.schema import (
+    EVERYBODY_MAY_CREATE,
+    SCHEMA_REVISION,
+    everybody_may_create,
+    schema_revision,
+    unnoted_changes,
+)
 from capacity_assets.storage.tables import instances
 
 
@@ -53,6 +59,8 @@ def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
         for line in done:
             say(f"  {line}")
         say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
+        if everybody_may_create(engine):
+            say(f"Warning: {EVERYBODY_MAY_CREATE}")
         if settings.dagster_url is not None:
             say(f"Dagster's tables are there and its pools limited at {safe_url(settings.dagster_url)}")
 

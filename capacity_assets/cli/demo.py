@@ -13,7 +13,7 @@ from datetime import date
 
 import dagster as dg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.results import AggregationStatus, RunSummary
@@ -22,6 +22,7 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
+from capacity_assets.cli.top import Top, print_top, top_rows
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.jobs import range_tags
@@ -34,7 +35,6 @@ from capacity_assets.report.data import file_name
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
-from capacity_assets.units import human_mb
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FASTEST_SHOWN = 5
@@ -214,35 +214,10 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet) -> None:
     say(f"Not aggregated because it is retired: {', '.join(fleet.retired)}. Skipped: no samples in the window.")
 
 
-def _print_fastest(engine: Engine, window: Window) -> None:
-    query = text(
-        "SELECT i.name, i.db_type, a.database_name, a.avg_size_mb, a.size_change_mb, a.growth_rate "
-        "FROM database_size_aggregations a JOIN instances i ON i.id = a.instance_id "
-        "WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.growth_rate IS NOT NULL "
-        "ORDER BY a.growth_rate DESC, a.size_change_mb DESC LIMIT :count"
-    )
-    with engine.connect() as connection:
-        found = connection.execute(query, {"start": window.start, "count": FASTEST_SHOWN}).all()
-    columns = (
-        ("Server", "left"),
-        ("Engine", "left"),
-        ("Database", "left"),
-        ("Mean size", "right"),
-        ("Change", "right"),
-        ("Growth", "right"),
-    )
-    rows = [
-        [
-            row.name,
-            row.db_type,
-            row.database_name,
-            human_mb(row.avg_size_mb),
-            human_mb(row.size_change_mb),
-            f"{row.growth_rate} %",
-        ]
-        for row in found
-    ]
-    print_table(f"Fastest growing databases, {window.start:%B %Y} against the month before", columns, rows)
+def _print_fastest(engine: Engine, month: Window) -> None:
+    """Print what `capacity top --by percent` does."""
+    asked = Top("monthly", None, "percent", None, FASTEST_SHOWN, as_json=False)
+    print_top(PERIODS[asked.period], month, asked.by, top_rows(engine, asked, month.start))
 
 
 def _print_where_to_look(settings: Settings, month: Window) -> None:

@@ -19,6 +19,7 @@ from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
 from capacity_assets.storage.schema import SchemaMissingError, SchemaProblemsError
+from capacity_assets.units import printable
 
 DONE = 0
 FAILED = 1
@@ -64,5 +65,5 @@ def readable_errors() -> Iterator[None]:
 
 def _leave(message: str, code: int) -> None:
     for line in message.splitlines():
-        sys.stderr.write(f"capacity: {line}\n")
+        sys.stderr.write(f"capacity: {printable(line)}\n")
     sys.exit(code)

@@ -25,12 +25,18 @@ from capacity_assets.files import whole_file
 from capacity_assets.periods import Period
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
+from capacity_assets.storage.views import VIEWS
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 ROWS_AT_ONCE = 50_000
+# What others chose. A spreadsheet takes a name that begins like this for a formula, and runs it: an apostrophe, which
+# it does not show, makes it text.
+NAMES = {"server", "engine", "database"}
+_PLAIN = sql.SQL("{name}")
+_GUARDED = sql.SQL("CASE WHEN {name} ~ '^[=+@\\t\\r-]' THEN chr(39) || {name} ELSE {name} END AS {name}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Export:
     last_day: date | None
     form: str | None
     output: str
+    raw: bool
     as_json: bool
 
 
@@ -59,14 +66,14 @@ def export(settings: Settings, wanted: Export) -> int:
     to_file = wanted.output != STANDARD_OUTPUT
     if not to_file and (wanted.form == "parquet" or wanted.as_json):
         raise ValidationError("Parquet and --json need a file: name one with --output. Nothing was written.")
-    form = wanted.form or ("parquet" if wanted.output.endswith(".parquet") else "csv")
+    form = wanted.form or _form_of(wanted.output)
     write = WRITERS[form]
     path = Path(wanted.output).resolve()
     if to_file and path.exists() and not path.is_file():
         raise ValidationError(f"{path} exists and is no ordinary file. Nothing was written.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner, _reading(runner.engine) as connection:
-        query = _rows(runner, wanted)
+        query = _rows(runner, wanted, guarded=form == "csv" and not wanted.raw)
         if not to_file:
             with writing("Standard output"):
                 _copy(connection, query, sys.stdout.buffer.write)
@@ -79,6 +86,22 @@ def export(settings: Settings, wanted: Export) -> int:
     else:
         say(f"{rows:,} rows of {VIEW_OF_LEVEL[wanted.level]} written to {path}")
     return DONE
+
+
+def _form_of(output: str) -> str:
+    """Tell the form by the name of the file.
+
+    Raises:
+        ValidationError: its ending means something that is not written here.
+    """
+    ending = Path(output).suffix.lower()
+    if output == STANDARD_OUTPUT or ending in {"", ".csv", ".txt"}:
+        return "csv"
+    if ending == ".parquet":
+        return "parquet"
+    raise ValidationError(
+        f"{ending} files are not made: name it .csv or .parquet, or say what it is with --format. Nothing was written."
+    )
 
 
 @contextmanager
@@ -96,16 +119,22 @@ def _reading(engine: Engine) -> Iterator[Connection[Any]]:
             raise database_error(wrapped, doing="reading the rows", kept=kept) from error
 
 
-def _rows(runner: AggregationTaskRunner, wanted: Export) -> sql.Composed:
+def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sql.Composed:
     period = runner.service.period(wanted.period)
     first, last = wanted.first_day or date.min, wanted.last_day or date.max
     if first > last:
         raise ValidationError(f"The first day {first} lies after the last day {last}. Nothing was written.")
     start = _first_window(period, wanted.first_day)
     order = ("window_start", "server", "database") if wanted.level == "database" else ("window_start", "server")
+    [view] = [view for view in VIEWS if view.name == VIEW_OF_LEVEL[wanted.level]]
     return sql.SQL(
-        "SELECT * FROM {view} WHERE period = {period} AND window_start BETWEEN {first} AND {last} ORDER BY {order}"
+        "SELECT {columns} FROM {view} "
+        "WHERE period = {period} AND window_start BETWEEN {first} AND {last} ORDER BY {order}"
     ).format(
+        columns=sql.SQL(", ").join(
+            (_GUARDED if guarded and column.name in NAMES else _PLAIN).format(name=sql.Identifier(column.name))
+            for column in view.columns
+        ),
         view=sql.Identifier(VIEW_OF_LEVEL[wanted.level]),
         period=sql.Literal(wanted.period),
         first=sql.Literal(start),

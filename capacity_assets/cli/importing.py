@@ -31,7 +31,7 @@ from capacity_assets.importing.legacy import (
     unknown_servers,
 )
 from capacity_assets.importing.loading import COUNTS, Loader, LoadOptions, LoadReport
-from capacity_assets.importing.rows import RowReader, layout_of
+from capacity_assets.importing.rows import POINT, RowReader, layout_of
 from capacity_assets.importing.sources import Source, file_source
 from capacity_assets.runtime import lock_manager, open_engine
 from capacity_assets.settings import Settings
@@ -58,6 +58,7 @@ class Request:
     mapping: tuple[str, ...] = ()
     server: str | None = None
     unit: str = "mb"
+    decimal: str | None = None
     on_conflict: str = "keep"
     register_as: str | None = None
     password_from: str | None = None
@@ -75,6 +76,7 @@ class Request:
             "mapping": "--map",
             "server": "--server",
             "unit": "--unit",
+            "decimal": "--decimal",
             "register_as": "--register-as",
         }.items():
             if getattr(self, name) != getattr(known, name):
@@ -179,7 +181,8 @@ class _Import:
         servers: LegacyServers = LegacyServers(()),  # noqa: B008 -- frozen
     ) -> LoadReport:
         zone = self.settings.zone
-        reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.asked.server)
+        decimal = self.asked.decimal or (None if source.decimal_in_doubt else POINT)
+        reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.asked.server, decimal)
         with _progress(level.source.name, as_json=self.as_json) as told:
             options = replace(self.asked.options(), derive_totals=derive_totals)
             loader = Loader(self.engine, level, reader, options, self.held, told, servers.add)
@@ -213,7 +216,15 @@ def _mapping(given: tuple[str, ...]) -> dict[str, str]:
 
 def _fingerprint(source: Source, asked: Request) -> str:
     """Tell the same import again from another one: the rows, and how they are read."""
-    reading = [asked.level, sorted(asked.mapping), asked.server, asked.unit, asked.on_conflict, asked.register_as]
+    reading = [
+        asked.level,
+        sorted(asked.mapping),
+        asked.server,
+        asked.unit,
+        asked.decimal,
+        asked.on_conflict,
+        asked.register_as,
+    ]
     return hashlib.sha256(json.dumps([source.fingerprint, *reading]).encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from capacity_assets.collection.credentials import readable_by_others
 from capacity_assets.collection.declarations import declared_servers
 from capacity_assets.collection.engines.base import Kind, MeasureError, engine_named
 from capacity_assets.collection.fleet import STATEMENT_SECONDS, refuse_impossible
-from capacity_assets.collection.measuring import Stages, access_to, facts_of, measure
+from capacity_assets.collection.measuring import Stages, access_to, facts_of, given_up_in_time, measure
 from capacity_assets.collection.registry import Changes, Registered, register, registered, remove, set_active
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.runtime import collection_service, open_engine
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import require_schema
-from capacity_assets.units import first_of, human_mb
+from capacity_assets.units import first_of, human_mb, natural_key
 
 NAMES_SHOWN = 10
 UNKNOWN_HOST = "unknown"
@@ -156,6 +157,7 @@ def list_instances(settings: Settings, *, as_json: bool) -> int:
             "No server is registered. `capacity instances add` registers one, `capacity instances import` a whole file."
         )
         return DONE
+    found.sort(key=lambda one: natural_key(one.server.name))
     print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
     failing = [
         [one.server.name, attempts[one.id].last_failure] for one in found if one.active and _fails(attempts.get(one.id))
@@ -223,6 +225,8 @@ class _Trial:
     failure: str | None = None
     grants: str | None = None
     databases: dict[str, int] = field(default_factory=dict)
+    not_counted: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def test_instance(settings: Settings, name: str, *, as_json: bool) -> int:
@@ -243,7 +247,7 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
     trial = _Trial(server.name)
     kind = engine_named(server.engine)
     surroundings = service.surroundings
-    if readable_by_others(server.password_from, surroundings.secrets_folder):
+    if readable_by_others(server.password_from, surroundings.secrets):
         trial.warnings.append(f"Every user of this machine can read the file behind {server.password_from}.")
     if not kind.verified:
         trial.warnings.append(f"Measuring {server.engine} was never run against a real server by this project's tests.")
@@ -255,19 +259,22 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
             f"password: {f'found by {server.password_from}' if server.password_from else 'none registered'}"
         )
         stages = Stages()
-        facts = facts_of(server, access, stages)
+        facts = given_up_in_time(server, access, stages, partial(facts_of, server, access, stages))
         encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not told"}[facts.encrypted]
         trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
         stages = Stages()
-        sizes = measure(server, access, surroundings.excluded.get(server.engine, ()), stages)
-        refuse_impossible(sizes)
+        excluded = surroundings.excluded.get(server.engine, ())
+        found = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
+        refuse_impossible(found.sizes)
     except MeasureError as error:
         trial.failure = f"{error.kind}: {error.told}"
         trial.grants = kind.grants if error.kind in {Kind.RIGHTS, Kind.LOGIN} else None
         return trial
-    total = sum(size.size_mb for size in sizes)
-    trial.steps.append(f"{len(sizes):,} databases, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s")
-    trial.databases = {size.name: size.size_mb for size in sorted(sizes, key=lambda size: -size.size_mb)}
+    total = sum(size.size_mb for size in found.sizes)
+    trial.steps.append(f"{len(found.sizes):,} databases, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s")
+    trial.databases = {size.name: size.size_mb for size in sorted(found.sizes, key=lambda size: -size.size_mb)}
+    trial.not_counted = list(found.not_counted)
+    trial.left_out = list(found.left_out)
     trial.works = True
     return trial
 
@@ -290,4 +297,8 @@ def _print_trial(trial: _Trial) -> None:
     print_table(
         f"Largest databases{f', {more:,} more' if more else ''}", (("Database", "left"), ("Size", "right")), rows
     )
+    if trial.not_counted:
+        say(f"Not counted, because no size is told: {first_of(trial.not_counted, NAMES_SHOWN)}.")
+    if trial.left_out:
+        say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(trial.left_out, NAMES_SHOWN)}.")
     say("Nothing was stored. `capacity collect` measures and stores.")

@@ -95,7 +95,7 @@ def work_options(function: Callable[Parameters, None]) -> Callable[Parameters, N
             shell_complete=completing((*LEVELS, SCOPE_ALL)),
         ),
         click.option(
-            "--instance", "instance_ids", type=int, multiple=True, help="Only this instance id; may be repeated."
+            "--instance", "names", multiple=True, help="Only this server, by its name or number; may be repeated."
         ),
         click.option(
             "--recompute", is_flag=True, help="Compute also windows that nothing has touched since they were."
@@ -209,6 +209,40 @@ def report(*, period: str, day: date | None, server: str | None, output: Path | 
 
 
 @main.command()
+@click.option(
+    "--period",
+    default="monthly",
+    show_default=True,
+    help=f"One of {', '.join(PERIODS)}.",
+    shell_complete=completing(PERIODS),
+)
+@click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one.")
+@click.option(
+    "--by",
+    default="growth",
+    show_default=True,
+    type=click.Choice(["growth", "shrinkage", "size", "percent"]),
+    help="What the first ones have most of.",
+)
+@click.option("--server", help="Databases of this server alone.")
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
+@json_option
+@command
+def top(**asked: Any) -> int:
+    """List the databases that grew or shrank most in a window, or the largest.
+
+    \b
+    Examples:
+      capacity top
+      capacity top --by size --period daily
+      capacity top --by shrinkage --server db-7 --limit 50
+    """
+    from capacity_assets.cli.top import Top, show_top
+
+    return show_top(load_settings(), Top(**asked))
+
+
+@main.command()
 @click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
 @click.option(
     "--level", default="database", show_default=True, help=f"{' or '.join(LEVELS)}.", shell_complete=completing(LEVELS)
@@ -219,6 +253,7 @@ def report(*, period: str, day: date | None, server: str | None, output: Path | 
     "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the name of the file, else csv."
 )
 @click.option("--output", default="-", help="A file. Default: standard output.")
+@click.option("--raw", is_flag=True, help="CSV: leave names as they are that a spreadsheet would run as a formula.")
 @json_option
 @command
 def export(**asked: Any) -> int:

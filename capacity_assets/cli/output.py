@@ -6,14 +6,16 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.units import printable
 
 WIDEST = 1000
 STANDARD_OUTPUT = "-"
@@ -25,8 +27,8 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Print a sentence as it is: names in it are not read as markup, the terminal breaks the lines."""
-    console().print(text, markup=False, soft_wrap=True)
+    """Print a sentence; names in it are neither markup nor commands to the terminal, which breaks the lines."""
+    console().print("\n".join(map(printable, text.split("\n"))), markup=False, soft_wrap=True)
 
 
 def error_console() -> Console:
@@ -35,19 +37,33 @@ def error_console() -> Console:
 
 
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table under its title; each column is a heading and left, right, or text, which folds."""
+    """Print a table under its title; each column is a heading and left, right, or text, which folds on a terminal."""
     built = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, side in columns:
         whole = side != "text"
         built.add_column(heading, justify="right" if side == "right" else "left", no_wrap=whole, overflow="fold")
     for row in rows:
-        built.add_row(*(escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        built.add_row(*(_cell(cell) for cell in row))
     screen = console()
-    if all(side != "text" for _, side in columns):
-        # Wider than the screen is readable, cut in the middle of a word is not.
+    if not screen.is_terminal or all(side != "text" for _, side in columns):
+        # Wider than the screen is readable, cut in the middle of a word is not; who reads a pipe wants lines.
         screen.width = max(screen.width, Console(width=WIDEST).measure(built).maximum)
     screen.print(title, style="bold", markup=False, soft_wrap=True)
     screen.print(built)
+
+
+@dataclass(frozen=True)
+class Coloured:
+    """A word that a terminal shows in a colour, which says nothing that the word does not."""
+
+    text: str
+    colour: str
+
+
+def _cell(cell: object) -> Text:
+    if isinstance(cell, Coloured):
+        return Text(cell.text, style=cell.colour)
+    return Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell)))
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """References to secrets: the tables and files say where a password is, never what it is.
 
+Who may register servers may name any reference, and a host of theirs to have the password sent to. So only variables
+and files that an administrator has set aside for it are looked up, and never our own.
+
 `env:NAME` is a variable of the process or of the file `.env`, `file:PATH` a file, `secret:NAME` a file of that name
 in CAPACITY_SECRETS_FOLDER, where Docker, Kubernetes and agents of secret stores mount theirs. `own` is the
 connection to the capacity database itself, for measuring the server that holds it. Passwords are
@@ -9,10 +12,18 @@ looked up when a server is measured, so a rotated one is used without a restart 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from capacity_assets.aggregation.errors import CapacityError, ValidationError
-from capacity_assets.settings import variable
+from capacity_assets.settings import (
+    DEFAULT_PASSWORD_FOLDERS,
+    DEFAULT_PASSWORD_VARIABLES,
+    Settings,
+    variable,
+    variable_names,
+)
 
 OWN = "own"
 FORMS = "env:NAME, file:/PATH or secret:NAME"
@@ -45,19 +56,61 @@ def checked_reference(reference: str) -> str:
     return reference
 
 
-def password_of(reference: str, secrets_folder: Path) -> str:
+@dataclass(frozen=True)
+class SecretPlaces:
+    """Where passwords may be looked up: the mounted folder, patterns of variables, folders of files."""
+
+    mounted: Path
+    variables: tuple[str, ...] = DEFAULT_PASSWORD_VARIABLES
+    folders: tuple[Path, ...] = DEFAULT_PASSWORD_FOLDERS
+
+    @classmethod
+    def of(cls, settings: Settings) -> SecretPlaces:
+        """Return what is configured."""
+        return cls(settings.secrets_folder, settings.password_variables, settings.password_folders)
+
+    def path_of(self, reference: str) -> Path | None:
+        """Return the file behind a reference; None where it is none."""
+        scheme, _, place = reference.partition(":")
+        return {"file": Path(place), "secret": self.mounted / place}.get(scheme)
+
+    def refuse_what_is_not_set_aside(self, reference: str) -> None:
+        """Refuse a variable or file that is not meant for passwords of servers.
+
+        Raises:
+            CredentialError: it is our own, or not set aside; the text says which setting would allow it.
+        """
+        scheme, _, place = reference.partition(":")
+        if scheme == "env" and place in variable_names():
+            raise CredentialError(f"No password: {place} is a variable of capacity_assets itself, not of a server.")
+        if scheme == "env" and not any(fnmatchcase(place, pattern) for pattern in self.variables):
+            raise CredentialError(
+                f"No password: the variable {place} is not set aside for passwords of servers. "
+                f"CAPACITY_PASSWORD_VARIABLES allows {', '.join(self.variables) or 'none'}."
+            )
+        path = self.path_of(reference)
+        allowed = (self.mounted, *self.folders)
+        if path is not None and not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
+            raise CredentialError(
+                f"No password: the file {path} does not lie in a folder that is set aside for passwords of servers. "
+                f"CAPACITY_PASSWORD_FOLDERS allows {', '.join(map(str, self.folders)) or 'none'}."
+            )
+
+
+def password_of(reference: str, places: SecretPlaces) -> str:
     """Look a password up.
 
     Raises:
-        CredentialError: the variable or file is missing, unreadable or empty.
+        CredentialError: the variable or file is not set aside for passwords, missing, unreadable or empty.
         ValidationError: the reference has none of the known forms.
     """
-    scheme, _, place = checked_reference(reference).partition(":")
-    if scheme == "env":
+    _, _, place = checked_reference(reference).partition(":")
+    places.refuse_what_is_not_set_aside(reference)
+    path = places.path_of(reference)
+    if path is None:
         found = variable(place)
         where = f"the variable {place}"
     else:
-        path = Path(place) if scheme == "file" else secrets_folder / place
         found = _content(reference, path)
         where = f"the file {path}"
     if not found:
@@ -65,10 +118,9 @@ def password_of(reference: str, secrets_folder: Path) -> str:
     return found
 
 
-def readable_by_others(reference: str | None, secrets_folder: Path) -> bool:
+def readable_by_others(reference: str | None, places: SecretPlaces) -> bool:
     """Whether the file behind a reference can be read by any user of this machine."""
-    scheme, _, place = (reference or "").partition(":")
-    path = {"file": Path(place), "secret": secrets_folder / place}.get(scheme)
+    path = places.path_of(reference or "")
     try:
         return path is not None and path.is_file() and bool(path.stat().st_mode & 0o004)
     except OSError:

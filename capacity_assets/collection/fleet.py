@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import DatabaseSize, Kind, MeasureError
-from capacity_assets.collection.measuring import Stages, Surroundings, access_to, in_background, measure, timed_out
+from capacity_assets.collection.measuring import (
+    GRACE_SECONDS,
+    LOOK_SECONDS,
+    Stages,
+    Surroundings,
+    access_to,
+    in_background,
+    measure,
+    timed_out,
+)
 from capacity_assets.collection.results import Outcome
 from capacity_assets.collection.servers import Server
 
@@ -37,9 +46,6 @@ PATIENCE_SECONDS = 1.0
 BESIDE_PER_PLACE = 7
 # Connected and ready, at most this many times the places: a connection should not lie idle for long.
 READY_PER_PLACE = 4
-# What a driver may take beyond its own limits before it is left behind.
-GRACE_SECONDS = 3.0
-LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -196,8 +202,8 @@ class FleetMeasurement:
                 statement_seconds=habits.statement_seconds,
             )
             excluded = self.surroundings.excluded.get(server.engine, ())
-            sizes = measure(server, access, excluded, one.stages, wait=one.wait)
-            refuse_impossible(sizes)
+            found = measure(server, access, excluded, one.stages, wait=one.wait)
+            refuse_impossible(found.sizes)
         except MeasureError as error:
             return self._failed(one.task, one.stages, error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
@@ -206,7 +212,9 @@ class FleetMeasurement:
             one.task.instance_id,
             server.name,
             self.clock.now(),
-            sizes=tuple(sizes),
+            sizes=found.sizes,
+            not_counted=found.not_counted,
+            left_out=found.left_out,
             connect_seconds=one.stages.connect_seconds,
             measure_seconds=one.stages.measure_seconds,
         )

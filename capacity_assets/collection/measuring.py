@@ -6,6 +6,7 @@ No failure of a server leaves here as anything but a `MeasureError`, and none ho
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,24 +17,26 @@ from typing import Any, TypeVar
 from sqlalchemy import URL
 
 from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.collection.credentials import OWN, password_of
+from capacity_assets.collection.credentials import OWN, SecretPlaces, password_of
 from capacity_assets.collection.engines.base import (
     FILES,
     STATISTICS,
-    TLS_REQUIRE,
+    TLS_VERIFY_FULL,
     Access,
-    DatabaseSize,
     Engine,
     Kind,
     MeasureError,
+    Measurement,
     ServerFacts,
     engine_named,
     first_line,
 )
 from capacity_assets.collection.servers import Server
 
-HIDDEN = "***"
 Result = TypeVar("Result")
+# What a driver may take beyond its own limits before it is left behind.
+GRACE_SECONDS = 3.0
+LOOK_SECONDS = 0.05
 
 
 @dataclass
@@ -58,9 +61,9 @@ class Stages:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What measuring needs beside the server: where secrets are mounted, our own database, what is left out."""
+    """What measuring needs beside the server: where passwords may be looked up, our own database, what is left out."""
 
-    secrets_folder: Path
+    secrets: SecretPlaces
     own_url: URL
     excluded: dict[str, tuple[str, ...]]
 
@@ -77,7 +80,7 @@ def access_to(
     if server.password_from == OWN:
         return _own_access(server, surroundings.own_url, limits)
     try:
-        password = password_of(server.password_from, surroundings.secrets_folder) if server.password_from else None
+        password = password_of(server.password_from, surroundings.secrets) if server.password_from else None
     except CapacityError as error:
         raise MeasureError(Kind.CREDENTIAL, str(error).rstrip(".")) from None
     for path in (server.tls_ca, server.tls_certificate, server.tls_key):
@@ -89,12 +92,13 @@ def access_to(
         username=server.username,
         database=server.database,
         password=password,
-        tls=server.tls or TLS_REQUIRE,
+        tls=server.tls or TLS_VERIFY_FULL,
         tls_ca=server.tls_ca,
         tls_certificate=server.tls_certificate,
         tls_key=server.tls_key,
         sizing=server.sizing or FILES,
-        **limits,
+        connect_seconds=connect_seconds,
+        statement_seconds=statement_seconds,
     )
 
 
@@ -118,7 +122,9 @@ def _own_access(server: Server, url: URL, limits: dict[str, float]) -> Access:
         tls_certificate=query.get("sslcert"),
         tls_key=query.get("sslkey"),
         sizing=server.sizing or FILES,
-        **limits,
+        is_own=True,
+        connect_seconds=limits["connect_seconds"],
+        statement_seconds=limits["statement_seconds"],
     )
 
 
@@ -128,14 +134,14 @@ def measure(
     excluded: Sequence[str],
     stages: Stages,
     wait: Callable[[], object] = lambda: None,
-) -> list[DatabaseSize]:
+) -> Measurement:
     """Measure every database of a server; connected, `wait` first.
 
     Raises:
         MeasureError: it cannot be measured; nothing of it is known then.
     """
 
-    def look(engine: Engine, connection: Any) -> list[DatabaseSize]:
+    def look(engine: Engine, connection: Any) -> Measurement:
         wait()
         stages.measuring = time.monotonic()
         return engine.sizes(connection, access, excluded)
@@ -163,7 +169,7 @@ def with_connection(server: Server, access: Access, stages: Stages, work: Callab
             connected = stages.connected is not None
             seconds = access.statement_seconds if connected else access.connect_seconds
             known = timed_out(server, seconds, connected=connected)
-        raise _without_secret(known, access) from None
+        raise known.without(access.password) from None
     finally:
         stages.ended = time.monotonic()
         if connection is not None:
@@ -195,11 +201,33 @@ def _explained(engine: Engine, error: Exception) -> MeasureError:
     return MeasureError(Kind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
 
 
-def _without_secret(error: MeasureError, access: Access) -> MeasureError:
-    """Hide the password where a driver or server repeats it."""
-    if not access.password or access.password not in str(error):
-        return error
-    return MeasureError(error.kind, str(error).replace(access.password, HIDDEN))
+def given_up_in_time(server: Server, access: Access, stages: Stages, work: Callable[[], Result]) -> Result:
+    """Work in a thread of its own, and give up when its time is over: a driver may hang for ever.
+
+    Raises:
+        MeasureError: as `work`, or it did not come back in time.
+    """
+    outcome: queue.SimpleQueue[Result | MeasureError] = queue.SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            outcome.put(work())
+        except MeasureError as error:
+            outcome.put(error)
+
+    in_background(attempt, f"test {server.name}")
+    while True:
+        try:
+            found = outcome.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            connected = stages.connected is not None
+            seconds = access.statement_seconds if connected else access.connect_seconds
+            if time.monotonic() - (stages.connected or stages.began) > seconds + GRACE_SECONDS:
+                raise timed_out(server, seconds, connected=connected) from None
+        else:
+            if isinstance(found, MeasureError):
+                raise found
+            return found
 
 
 def in_background(work: Callable[[], None], name: str) -> None:

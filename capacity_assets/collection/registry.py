@@ -6,6 +6,7 @@ only where they are. Files that declare servers are read in `declarations`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -137,7 +138,7 @@ def register(
     """
     wanted = [complete(server) for server in servers]
     names = [server.name for server in wanted]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValidationError(f"Declared more than once: {', '.join(twice)}. Nothing was registered.")
     before = {one.server.name: one for one in registered(engine)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS, AggregationStatus
-from capacity_assets.collection.engines.base import DatabaseSize, Kind
+from capacity_assets.collection.engines.base import NAMED, DatabaseSize, Kind
+from capacity_assets.units import first_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Outcome:
     reason: str | None = None
     connect_seconds: float | None = None
     measure_seconds: float | None = None
+    not_counted: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     keeps_sample: bool = False
     """Whether a failed one has a sample of an earlier run of the day, which stays."""
 
@@ -54,7 +58,8 @@ class CollectionSummary:
     """One day's collection: total = processed + failed + skipped servers; skipped were measured before on that day.
 
     `kept_instances` of the failed ones have a sample of an earlier run of the day. `measured_*` is what this run
-    measured, the other sums are what is stored of the day.
+    measured, the other sums are what is stored of the day. `not_counted` names what no size is known of, by server;
+    `left_out` counts the servers on which a system database of that name was left out.
     """
 
     day: date
@@ -67,6 +72,8 @@ class CollectionSummary:
     database_count: int = 0
     total_size_mb: int = 0
     failures: tuple[Failure, ...] = ()
+    not_counted: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
     filled_elsewhere: int = 0
     duration_seconds: float = 0.0
 
@@ -105,6 +112,9 @@ class CollectionSummary:
                 f"{self.failed_instances:,} failed and {has} no sample of this day{kept}{stored}. "
                 "The same again measures those that have none."
             )
+        if self.not_counted:
+            named = first_of(self.not_counted, NAMED)
+            parts.append(f"Not counted, because no size is told: {named}.")
         if self.filled_elsewhere:
             parts.append(f"How to reach {self.filled_elsewhere:,} more active servers is not registered.")
         return " ".join(parts)
@@ -125,6 +135,8 @@ class CollectionSummary:
             measured_databases=self.measured_databases + sum(len(outcome.sizes) for outcome in collected),
             measured_size_mb=self.measured_size_mb + sum(outcome.total_size_mb for outcome in collected),
             failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
+            not_counted=tuple(sorted((*self.not_counted, *_named(outcomes)))),
+            left_out=dict(sorted((Counter(self.left_out) + Counter(_left_out(outcomes))).items())),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -140,6 +152,17 @@ class CollectionSummary:
             "total_size_mb": self.total_size_mb,
             "errors": [str(failure) for failure in self.failures[:MAXIMUM_LISTED_ERRORS]],
             "error_count": len(self.failures),
+            "not_counted": list(self.not_counted[:MAXIMUM_LISTED_ERRORS]),
+            "not_counted_count": len(self.not_counted),
+            "left_out": dict(self.left_out),
             "message": self.message,
             "duration_seconds": round(self.duration_seconds, 3),
         }
+
+
+def _named(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    return (f"{outcome.server}: {what}" for outcome in outcomes for what in outcome.not_counted)
+
+
+def _left_out(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    return (name for outcome in outcomes for name in outcome.left_out)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.credentials import OWN, checked_reference
-from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_REQUIRE, engine_named
+from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL, engine_named
 
 LARGEST_PORT = 65535
 LONGEST_NAME = 255
@@ -51,7 +51,7 @@ def complete(server: Server) -> Server:
     """
     engine = engine_named(server.engine)
     port = engine.default_port if server.port is None else server.port
-    tls = server.tls or (TLS_OFF if _stays_here(server.host) else TLS_REQUIRE)
+    tls = server.tls or (TLS_OFF if _stays_here(server.host) else TLS_VERIFY_FULL)
     sizing = server.sizing or FILES
     problems = [
         (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -21,6 +22,10 @@ LARGEST_MB = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
 LONGEST_NAME = 255
 MOST_DIGITS = 30
+BYTES = "bytes"
+POINT, COMMA = ".", ","
+# What a number is before its decimal mark is known; other alphabets' digits and `1_000` are none.
+_PLAIN = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+", re.ASCII)
 # As on the command line.
 FIRST_YEAR = 1900
 
@@ -34,6 +39,11 @@ class Layout:
     sizes: tuple[str, ...]
     optional_sizes: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The columns that keep the bytes of the sizes, where they are known."""
+        return tuple(f"{name.removesuffix('_mb')}_bytes" for name in (*self.sizes, *self.optional_sizes))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -75,13 +85,17 @@ class _BadValue(Exception):  # noqa: N818 -- becomes a Problem
 
 @dataclass(frozen=True)
 class RowReader:
-    """Turns the texts of a row into values; sizes are in `unit`, every row is of `server` if one is given."""
+    """Turns the texts of a row into values; sizes are in `unit`, every row is of `server` if one is given.
+
+    `decimal` is the mark before the decimals; None where both a point and a comma may be meant, so neither is taken.
+    """
 
     layout: Layout
     unit: str
     zone: ZoneInfo
     now: datetime
     server: str | None = None
+    decimal: str | None = POINT
     _places: Mapping[str, int] = field(init=False)
     _today: date = field(init=False)
 
@@ -91,7 +105,7 @@ class RowReader:
         object.__setattr__(self, "_places", {name: place for place, name in enumerate(self.layout.columns)})
 
     def read(self, position: int, texts: Sequence[str | None]) -> tuple[object, ...] | Problem:
-        """Return (position, server, instance id, keys, sizes, counts, time) or what is wrong."""
+        """Return (position, server, instance id, keys, sizes, counts, exact bytes, time) or what is wrong."""
         try:
             return (position, *self._values(texts))
         except _BadValue as bad:
@@ -109,9 +123,13 @@ class RowReader:
             raise _BadValue(f"day {day} lies ahead")
         values: list[object] = [*self._server(cells)]
         values += [_database(name) if key == DATABASE_NAME else day for key in layout.keys]
-        values += [self._size(cells, column) for column in layout.sizes]
-        values += [self._size(cells, column) if cells[column] else None for column in layout.optional_sizes]
+        amounts: list[Decimal | None] = [self._amount(cells, column) for column in layout.sizes]
+        amounts += [self._amount(cells, column) if cells[column] else None for column in layout.optional_sizes]
+        times, parts = UNITS[self.unit]
+        # Whole megabytes, rounded down, as the collection does it.
+        values += [None if amount is None else int(amount * times // parts) for amount in amounts]
         values += [_count(cells, column) for column in layout.counts]
+        values += [int(amount) if amount is not None and self.unit == BYTES else None for amount in amounts]
         return [*values, min(_moment(cells[COLLECTED_AT], day, self.zone), self.now)]
 
     def _server(self, cells: Mapping[str, str]) -> tuple[str | None, int | None]:
@@ -123,20 +141,23 @@ class RowReader:
             raise _BadValue("it names no server")
         return None, _count(cells, INSTANCE_ID)
 
-    def _size(self, cells: Mapping[str, str], column: str) -> int:
+    def _amount(self, cells: Mapping[str, str], column: str) -> Decimal:
         text = cells[column]
-        times, parts = UNITS[self.unit]
-        try:
-            amount = Decimal(text)
-            if amount.is_finite() and amount.adjusted() > MOST_DIGITS:
-                raise _BadValue(f"{column} {text!r:.40} is no possible size")
-            # Whole megabytes, rounded down, as the collection does it.
-            size_mb = int(amount * times // parts)
-        except (InvalidOperation, ValueError, OverflowError):
-            raise _BadValue(f"{column} {text!r:.40} is no number") from None
-        if not 0 <= size_mb <= LARGEST_MB or amount < 0:
+        if text.startswith("-"):
             raise _BadValue(f"{column} {text!r:.40} is no possible size")
-        return size_mb
+        if self.decimal is None and (POINT in text or COMMA in text):
+            raise _BadValue(
+                f"{column} {text!r:.40} may have decimals or thousands: say which with --decimal . or --decimal ,"
+            )
+        plain = text.replace(COMMA, POINT) if self.decimal == COMMA and POINT not in text else text
+        if (self.decimal == COMMA and POINT in text) or not _PLAIN.fullmatch(plain):
+            raise _BadValue(f"{column} {text!r:.40} is no number")
+        amount = Decimal(plain)
+        times, parts = UNITS[self.unit]
+        # Before anything is multiplied: 1e999999999 would not fit into memory.
+        if amount.adjusted() > MOST_DIGITS or amount * times // parts > LARGEST_MB:
+            raise _BadValue(f"{column} {text!r:.40} is no possible size")
+        return amount
 
 
 def _database(name: str | None) -> str:
@@ -168,7 +189,7 @@ def _day(text: str) -> date:
 
 def _count(cells: Mapping[str, str], column: str) -> int:
     text = cells[column]
-    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) > LARGEST_COUNT:
+    if not (text.isascii() and text.isdecimal()) or len(text) > MOST_DIGITS or int(text) > LARGEST_COUNT:
         raise _BadValue(f"{column} {text!r:.40} is no whole number up to {LARGEST_COUNT}")
     return int(text)
 

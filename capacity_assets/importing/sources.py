@@ -7,11 +7,13 @@ goes on. What the texts mean is decided in `rows`.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
 
 from sqlalchemy import Engine, text
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 DELIMITERS = ",;\t|"
-PARQUET = ".parquet"
+PARQUET, GZIP = ".parquet", ".gz"
 BATCH_ROWS = 50_000
 HASHED_BYTES = 1024 * 1024
 PositionedRow = tuple[int, Sequence[str | None]]
@@ -38,6 +40,10 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """Which rows they are."""
+
+    @property
+    def decimal_in_doubt(self) -> bool:
+        """Whether its numbers may have a decimal comma."""
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows whose position is greater than `after`, in order."""
@@ -68,7 +74,7 @@ def _digest(path: Path) -> str:
 
 
 class CsvSource:
-    """A CSV file in UTF-8 with headings; comma, semicolon, tab or bar, whichever its headings have most of."""
+    """A CSV file in UTF-8 with headings, plain or ending in .gz; separated by whichever mark its headings have most."""
 
     def __init__(
         self, path: Path, layout: Layout, mapping: Mapping[str, str], server: str | None, fingerprint: str
@@ -79,6 +85,8 @@ class CsvSource:
         try:
             with self._opened() as file:
                 first = file.readline()
+        except (gzip.BadGzipFile, zlib.error, EOFError):
+            raise ValidationError(f"{path} ends in {GZIP} and is no gzip file.") from None
         except UnicodeDecodeError:
             raise ValidationError(
                 f"{path} is not UTF-8. Convert it first: iconv -f latin1 -t utf-8, for example."
@@ -92,7 +100,14 @@ class CsvSource:
             raise ValidationError(f"The headings of {path} cannot be read: {error}.") from None
         self._places = places_of([name.strip() for name in self._headings], layout, mapping, server)
 
+    @property
+    def decimal_in_doubt(self) -> bool:
+        """Whether decimals may be written with a comma: programs that separate by semicolons do so."""
+        return self._delimiter == ";"
+
     def _opened(self) -> TextIO:
+        if self._path.suffix.lower() == GZIP:
+            return gzip.open(self._path, "rt", encoding="utf-8-sig", newline="")
         return self._path.open(encoding="utf-8-sig", newline="")
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
@@ -113,7 +128,7 @@ class CsvSource:
                     if position > after and row:
                         right = len(row) == width
                         yield position, [None if p is None else row[p] for p in places] if right else ()
-        except (UnicodeDecodeError, csv.Error) as error:
+        except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise ValidationError(
                 f"{self._path} cannot be read soon after row {position}: {reason}. What was loaded before is kept."
@@ -140,6 +155,8 @@ class ParquetSource:
         except ArrowInvalid as error:
             raise ValidationError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
         self._places = places_of(self._headings, layout, mapping, server)
+
+    decimal_in_doubt = False
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number from 1 on."""
@@ -186,6 +203,7 @@ class QuerySource:
     description: str
     fingerprint: str
     query: str
+    decimal_in_doubt: ClassVar[bool] = False
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows by id, through a cursor of the server."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
+from capacity_assets.importing.rows import layout_of
 
 TYPES = {"database_name": "varchar(255)", "day": "date", "database_count": "integer"}
 
@@ -30,19 +31,21 @@ def _statements(level: Level) -> SliceStatements:
     of_database = level is DATABASE
     keys = ("database_name", "day") if of_database else ("day",)
     values = ("size_mb", "data_size_mb", "log_size_mb") if of_database else ("total_size_mb", "database_count")
-    typed = "".join(f", {name} {TYPES.get(name, 'bigint')}" for name in (*keys, *values))
+    exact = layout_of(level).exact
+    columns = (*keys, *values, *exact)
+    typed = "".join(f", {name} {TYPES.get(name, 'bigint')}" for name in columns)
     return SliceStatements(
-        copy=f"COPY staged (position, server, instance_id, {', '.join((*keys, *values))}, collected_at) FROM STDIN",
+        copy=f"COPY staged (position, server, instance_id, {', '.join(columns)}, collected_at) FROM STDIN",
         stage=f"CREATE TEMPORARY TABLE staged (position bigint, server text, instance_id integer{typed}, "
         "collected_at timestamptz, found_id integer) ON COMMIT DROP",
-        compare=_compare(level, keys, values),
-        write=_write(level, values),
+        compare=_compare(level, keys, values, exact[0]),
+        write=_write(level, (*values, *exact)),
         conflicts=_conflicts(level, values[0]),
         totals=TOTALS if of_database else None,
     )
 
 
-def _compare(level: Level, keys: Sequence[str], values: Sequence[str]) -> str:
+def _compare(level: Level, keys: Sequence[str], values: Sequence[str], exact: str) -> str:
     """Say of each row which turn it has among those of its key, and whether it is new, present or in conflict.
 
     Of rows that contradict each other the first one counts, or with `replace` the last: as if each came in a slice of
@@ -58,7 +61,7 @@ SELECT c.*, turn = 1 AND (stored_mb IS NULL OR (CAST(:replace AS boolean) AND NO
        (turn = 1 AND NOT same_stored AND NOT CAST(:replace AS boolean)) OR (turn > 1 AND NOT same_first) AS conflicting
 FROM (
     SELECT s.*, row_number() OVER w AS turn, ({row}) IS NOT DISTINCT FROM ({first}) AS same_first,
-           first_value(s.{values[0]}) OVER w AS first_mb, o.{values[0]} AS stored_mb,
+           first_value(s.{values[0]}) OVER w AS first_mb, o.{values[0]} AS stored_mb, o.{exact} AS stored_bytes,
            o.instance_id IS NULL OR ({row}) IS NOT DISTINCT FROM ({stored}) AS same_stored
     FROM staged s LEFT JOIN {level.source.name} o
         ON o.instance_id = s.found_id AND o.collected_date = s.day {same_database}
@@ -93,12 +96,19 @@ FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER 
 """  # noqa: S608 -- see the module
 
 
+def _bytes_of(size_mb: str, size_bytes: str) -> str:
+    """The exact bytes where they are known, else those of the whole megabytes."""
+    return f"coalesce({size_bytes}, {size_mb} * CAST(1048576 AS numeric))"
+
+
 # The total of a server and day is derived where there is none, and follows where it was the sum of its databases before
 # this slice; one that somebody measured otherwise is kept.
-TOTALS = """
+TOTALS = f"""
 WITH touched AS (
     SELECT found_id AS instance_id, day, max(collected_at) AS collected_at,
-           sum(size_mb - coalesce(stored_mb, 0)) AS grown_mb, count(*) FILTER (WHERE stored_mb IS NULL) AS added
+           sum({_bytes_of("size_mb", "size_bytes")} - coalesce({_bytes_of("stored_mb", "stored_bytes")}, 0))
+               AS grown_bytes,
+           count(*) FILTER (WHERE stored_mb IS NULL) AS added
     FROM compared WHERE taken GROUP BY found_id, day
     UNION ALL
     SELECT found_id, day, max(collected_at), 0, 0 FROM compared c
@@ -106,26 +116,31 @@ WITH touched AS (
                       WHERE o.instance_id = c.found_id AND o.collected_date = c.day AND o.is_deleted = false)
     GROUP BY found_id, day HAVING NOT bool_or(taken)
 ), derived AS (
-    SELECT t.instance_id, t.day, t.collected_at, t.grown_mb, t.added,
-           sum(d.size_mb) AS total_size_mb, count(*) AS database_count
+    SELECT t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added, count(*) AS database_count,
+           sum({_bytes_of("d.size_mb", "d.size_bytes")}) AS total_bytes,
+           count(d.size_bytes) = count(*) AS is_exact
     FROM touched t JOIN database_size_stats d ON d.instance_id = t.instance_id AND d.collected_date = t.day
-    GROUP BY t.instance_id, t.day, t.collected_at, t.grown_mb, t.added
+    GROUP BY t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added
 ), written AS (
     INSERT INTO instance_size_stats AS s
-        (instance_id, total_size_mb, database_count, collected_date, collected_at, is_deleted, created_at, updated_at)
-    SELECT d.instance_id, d.total_size_mb, d.database_count, d.day, d.collected_at, false, now(), now()
+        (instance_id, total_size_mb, total_size_bytes, database_count, collected_date, collected_at, is_deleted,
+         created_at, updated_at)
+    SELECT d.instance_id, div(d.total_bytes, 1048576), CASE WHEN d.is_exact THEN d.total_bytes END, d.database_count,
+           d.day, d.collected_at, false, now(), now()
     FROM derived d LEFT JOIN instance_size_stats o
         ON o.instance_id = d.instance_id AND o.collected_date = d.day AND o.is_deleted = false
     WHERE o.instance_id IS NULL
-       OR (o.total_size_mb = d.total_size_mb - d.grown_mb AND o.database_count = d.database_count - d.added)
+       OR (o.total_size_mb = div(d.total_bytes - d.grown_bytes, 1048576)
+           AND o.database_count = d.database_count - d.added)
     ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false DO UPDATE
-    SET total_size_mb = excluded.total_size_mb, database_count = excluded.database_count,
-        collected_at = excluded.collected_at, updated_at = now()
-    WHERE (s.total_size_mb, s.database_count) IS DISTINCT FROM (excluded.total_size_mb, excluded.database_count)
+    SET total_size_mb = excluded.total_size_mb, total_size_bytes = excluded.total_size_bytes,
+        database_count = excluded.database_count, collected_at = excluded.collected_at, updated_at = now()
+    WHERE (s.total_size_mb, s.total_size_bytes, s.database_count)
+        IS DISTINCT FROM (excluded.total_size_mb, excluded.total_size_bytes, excluded.database_count)
     RETURNING 1
 )
 SELECT count(*) AS totals_written FROM written
-"""
+"""  # noqa: S608 -- see the module
 COUNT = """
 SELECT count(*) FILTER (WHERE taken AND stored_mb IS NULL) AS written,
        count(*) FILTER (WHERE taken AND stored_mb IS NOT NULL) AS replaced,

@@ -128,7 +128,15 @@ def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
 
 def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
     """Turn a summary into metadata: flat, and numbers where they are numbers."""
-    return {**typed(summary.to_dict()), "errors": dg.MetadataValue.md(_listed(summary) or "none")}
+    hidden = len(summary.not_counted) - MAXIMUM_LISTED_ERRORS
+    not_counted = bullets(summary.not_counted[:MAXIMUM_LISTED_ERRORS], hidden=hidden)
+    left_out = (f"{name} on {servers:,} servers" for name, servers in summary.left_out.items())
+    return {
+        **typed(summary.to_dict()),
+        "errors": dg.MetadataValue.md(_listed(summary) or "none"),
+        "not_counted": dg.MetadataValue.md(not_counted or "nothing"),
+        "left_out": dg.MetadataValue.md(bullets(left_out, hidden=0) or "nothing"),
+    }
 
 
 def _listed(summary: CollectionSummary) -> str:

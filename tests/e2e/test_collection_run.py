@@ -56,7 +56,8 @@ def fleet(
     measured_mariadb.execute(*(line for line in grants if not line.startswith("--")), "CREATE DATABASE shop")
     secret = home / "secret"
     secret.write_text(RIGHT)
-    monkeypatch.setenv("PROBE_WRONG", WRONG)
+    monkeypatch.setenv("PROBE_WRONG_PASSWORD", WRONG)
+    monkeypatch.setenv("CAPACITY_PASSWORD_FOLDERS", str(home))
     with silent_socket() as port:
         file = home / "servers.toml"
         server = '[[servers]]\nname = "{}"\nengine = "{}"\nhost = "127.0.0.1"\nport = {}\npassword_from = "{}"\n'
@@ -64,8 +65,8 @@ def fleet(
             '[defaults]\nusername = "capacity_probe"\n'
             + server.format("pg", "postgresql", measured_postgres.port, f"file:{secret}")
             + server.format("my", "mariadb", measured_mariadb.port, f"file:{secret}")
-            + server.format("shut", "postgresql", measured_postgres.port, "env:PROBE_WRONG")
-            + server.format("silent", "postgresql", port, "env:PROBE_WRONG")
+            + server.format("shut", "postgresql", measured_postgres.port, "env:PROBE_WRONG_PASSWORD")
+            + server.format("silent", "postgresql", port, "env:PROBE_WRONG_PASSWORD")
         )
         for arguments in (["init"], ["instances", "import", str(file)]):
             done = run(home, *arguments)
@@ -108,7 +109,7 @@ def test_a_run_through_the_ui_measures_the_fleet_and_no_secret_is_anywhere_after
 
     assert "2 of 4 servers measured, 2 failed" in everything["commands"]
     assert len(everything) > 30, "files and tables were looked at"
-    assert "env:PROBE_WRONG" in everything["table capacity_collection_targets"]
+    assert "env:PROBE_WRONG_PASSWORD" in everything["table capacity_collection_targets"]
     found = {place for place, content in everything.items() if RIGHT in content or WRONG in content}
     assert found == set()
 

@@ -26,6 +26,7 @@ from tests.servers import PostgresServer, postgres_offers_tls, postgres_server, 
 
 PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
 YESTERDAY = TODAY - timedelta(days=1)
+MIB = 1024**2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,12 +71,16 @@ def test_what_is_stored_is_what_the_server_says_and_the_total_is_its_sum(
     summary = collection.collect()
 
     said = measured_postgres.sizes()
-    assert collection.sizes("pg") == said
+    total_mb = sum(said.values()) // MIB
+    assert collection.sizes("pg") == {name: size // MIB for name, size in said.items()}
     assert set(said) == {"orders", "Ünïcødé; --"}
     assert said["orders"] > said["Ünïcødé; --"] > 0
-    assert collection.total("pg") == (sum(said.values()), 2)
+    assert collection.total("pg") == (total_mb, 2), "the sum of bytes, rounded down once"
+    assert dict(collection.rows("SELECT database_name, size_bytes FROM database_size_stats")) == said
+    assert collection.rows("SELECT total_size_bytes FROM instance_size_stats") == [(sum(said.values()),)]
     assert (summary.processed_instances, summary.failed_instances, summary.database_count) == (1, 0, 2)
-    assert summary.total_size_mb == sum(said.values())
+    assert summary.total_size_mb == total_mb
+    assert summary.left_out == {"postgres": 1, "template0": 1, "template1": 1}
     assert collection.rows("SELECT DISTINCT data_size_mb = size_mb, log_size_mb FROM database_size_stats") == [
         (True, None)
     ]
@@ -94,10 +99,25 @@ def test_databases_created_dropped_and_renamed_between_two_days_are_so_on_their_
 
     assert set(collection.sizes("pg", YESTERDAY)) == {"orders", "Ünïcødé; --"}
     assert set(collection.sizes("pg", TODAY)) == {"orders_2", "new"}
-    assert collection.total("pg", TODAY) == (sum(measured_postgres.sizes().values()), 2)
+    assert collection.total("pg", TODAY) == (sum(measured_postgres.sizes().values()) // MIB, 2)
 
 
-def test_templates_closed_databases_and_system_databases_are_left_out(
+def test_many_small_databases_lose_nothing_by_rounding(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    """Rounded down one by one, twenty databases of 7.4 MiB would be 140 of 148."""
+    measured_postgres.execute(*(f"CREATE DATABASE small_{number}" for number in range(20)))
+    register(collection.engine, [at(measured_postgres, collection)])
+
+    collection.collect()
+
+    exact = sum(measured_postgres.sizes().values())
+    assert collection.total("pg") == (exact // MIB, 22)
+    assert exact // MIB - sum(collection.sizes("pg").values()) >= 3
+    measured_postgres.execute(*(f"DROP DATABASE small_{number}" for number in range(20)))
+
+
+def test_closed_databases_and_templates_count_and_system_databases_are_left_out_and_named(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
     measured_postgres.execute(
@@ -106,11 +126,16 @@ def test_templates_closed_databases_and_system_databases_are_left_out(
     register(collection.engine, [at(measured_postgres, collection)])
 
     collection.collect()
-    assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --"}
+    assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --", "closed", "a_template"}
 
-    service = collection.service(excluded="postgresql=orders")
-    service.collect(TODAY, again=True)
-    assert set(collection.sizes("pg")) == {"postgres", "Ünïcødé; --"}
+    service = collection.service(excluded="postgresql=ord*|template*")
+    summary = service.collect(TODAY, again=True)
+    assert set(collection.sizes("pg")) == {"postgres", "Ünïcødé; --", "closed", "a_template"}
+    assert summary.left_out == {"orders": 1, "template0": 1, "template1": 1}
+    register(collection.engine, [at(measured_postgres, collection, sizing="statistics")])
+    assert failures(collection.collect(again=True)) == {}
+    assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --", "closed", "a_template"}
+    measured_postgres.execute('DROP DATABASE "closed"')
     measured_postgres.execute('ALTER DATABASE "a_template" IS_TEMPLATE false', 'DROP DATABASE "a_template"')
 
 
@@ -130,7 +155,7 @@ def test_statistics_are_a_cheaper_way_to_nearly_the_same_sizes(
     assert failures(summary) == {}
     told, exact = collection.sizes("pg"), measured_postgres.sizes()
     assert set(told) == set(exact)
-    assert exact["orders"] - 3 <= told["orders"] <= exact["orders"]
+    assert exact["orders"] // MIB - 3 <= told["orders"] <= exact["orders"] // MIB
 
 
 def test_a_wrong_password_fails_its_server_alone_and_is_told_with_what_to_do(
@@ -181,12 +206,12 @@ def test_no_password_is_in_a_log_a_table_or_a_summary(
 def test_a_password_that_is_missing_is_a_failure_that_names_where_it_was_looked_for(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:
-    register(collection.engine, [at(measured_postgres, collection, password_from="env:NOT_THERE")])  # noqa: S106
+    register(collection.engine, [at(measured_postgres, collection, password_from="env:NO_PASSWORD")])  # noqa: S106
 
     kind, reason = failures(collection.collect())["pg"]
 
     assert kind == "credential"
-    assert "the variable NOT_THERE is missing or empty" in reason
+    assert "the variable NO_PASSWORD is missing or empty" in reason
 
 
 def test_a_server_that_accepts_and_never_answers_is_failed_and_holds_up_nobody(
@@ -284,7 +309,7 @@ def test_measuring_again_on_the_same_day_forgets_what_was_dropped_meanwhile(
     collection.collect(again=True)
 
     assert set(collection.sizes("pg")) == {"orders"}
-    assert collection.total("pg") == (measured_postgres.sizes()["orders"], 1)
+    assert collection.total("pg") == (measured_postgres.sizes()["orders"] // MIB, 1)
 
 
 def test_a_failed_attempt_after_a_good_one_leaves_the_sample_and_says_so(
@@ -399,6 +424,7 @@ def test_a_server_that_freezes_while_it_is_measured_is_left_behind(
     monkeypatch.setattr(fleet, "STATEMENT_SECONDS", 1.0)
     monkeypatch.setattr(fleet, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(postgresql, "QUERY", f"SELECT q.* FROM pg_sleep(60), ({postgresql.QUERY}) q")
+    doomed.execute("CREATE DATABASE mine")
     register(collection.engine, [at(doomed, collection)])
     freezer = threading.Timer(0.7, doomed.freeze)
     freezer.start()

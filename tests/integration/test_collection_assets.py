@@ -36,14 +36,15 @@ def reader(measured_postgres: PostgresServer) -> None:
 @pytest.fixture
 def registered(engine: Engine, measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """A server that can be measured and one whose password is wrong."""
-    monkeypatch.setenv("RIGHT", PASSWORD)
-    monkeypatch.setenv("WRONG", "guess-W0rd")
+    monkeypatch.setenv("RIGHT_PASSWORD", PASSWORD)
+    monkeypatch.setenv("WRONG_PASSWORD", "guess-W0rd")
     port = measured_postgres.port
+    login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": port, "username": "capacity_probe"}
     register(
         engine,
         [
-            Server("pg", "postgresql", "127.0.0.1", port=port, username="capacity_probe", password_from="env:RIGHT"),  # noqa: S106
-            Server("shut", "postgresql", "127.0.0.1", port=port, username="capacity_probe", password_from="env:WRONG"),  # noqa: S106
+            Server("pg", **login, password_from="env:RIGHT_PASSWORD"),  # noqa: S106
+            Server("shut", **login, password_from="env:WRONG_PASSWORD"),  # noqa: S106
         ],
     )
     return engine
@@ -108,7 +109,7 @@ def test_a_second_run_of_the_day_measures_the_failed_server_only_and_again_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(settings, "collection_job")
-    monkeypatch.setenv("WRONG", PASSWORD)
+    monkeypatch.setenv("WRONG_PASSWORD", PASSWORD)
 
     second = metadata_of(run(settings, "collection_job"), "instance_size_stats")
     again = metadata_of(run(settings, "collection_job", again=True), "instance_size_stats")
@@ -201,7 +202,7 @@ def test_the_schedule_asks_for_today_and_half_an_hour_later_only_if_a_server_is_
     first = tick(settings, "2025-07-20T03:00")
     run(settings, "collection_job")
     second = tick(settings, "2025-07-20T03:30")
-    monkeypatch.setenv("WRONG", PASSWORD)
+    monkeypatch.setenv("WRONG_PASSWORD", PASSWORD)
     run(settings, "collection_job")
     third = tick(settings, "2025-07-20T03:30")
 

@@ -83,7 +83,9 @@ def test_sizes_are_those_of_the_files_rounded_up_and_names_are_decoded(
         HOSTILE: ceiling_mb(files[hostile_folder]),
     }
     assert collection.sizes("shop")["orders"] > 5
-    assert collection.total("shop") == (sum(collection.sizes("shop").values()), 3)
+    stored = dict(collection.rows("SELECT database_name, size_bytes FROM database_size_stats"))
+    assert stored == {"orders": files["orders"], "empty": 0, HOSTILE: files[hostile_folder]}, "to the byte"
+    assert collection.total("shop") == (sum(files[name] for name in ("orders", hostile_folder)) // 1024**2, 3)
 
 
 def test_schemas_created_and_dropped_between_two_days_are_so_on_their_days(
@@ -132,7 +134,7 @@ def test_a_wrong_password_and_a_missing_right_are_told_apart(
     found = failures(collection.collect())
 
     assert {name: kind for name, (kind, _) in found.items()} == {"locked": "login", "poor": "rights"}
-    assert "PROCESS privilege" in found["poor"][1]
+    assert "SHOW VIEW on *.* is missing" in found["poor"][1]
     assert "guess-W0rd" not in str(found)
     assert collection.total("shop") is not None
 
@@ -141,7 +143,10 @@ def test_a_login_that_may_not_see_every_schema_fails_its_server_instead_of_missi
     measured_mariadb: MariaDBServer, collection: Collection
 ) -> None:
     measured_mariadb.execute(
-        f"CREATE OR REPLACE USER 'poor'@'%' IDENTIFIED BY '{PASSWORD}'", "GRANT PROCESS ON *.* TO 'poor'@'%'"
+        f"CREATE OR REPLACE USER 'poor'@'%' IDENTIFIED BY '{PASSWORD}'",
+        # Sees that there are tables, in the schemas that it is shown.
+        "GRANT PROCESS ON *.* TO 'poor'@'%'",
+        "GRANT SHOW VIEW ON mysql.* TO 'poor'@'%'",
     )
     register(collection.engine, [at(measured_mariadb, collection, "poor", username="poor")])
 
@@ -157,7 +162,7 @@ def test_tls_is_used_verified_and_refused_as_registered(
     files = measured_mariadb.certificates
     measured_mariadb.execute(
         f"CREATE OR REPLACE USER 'careful'@'%' IDENTIFIED BY '{PASSWORD}' REQUIRE SSL",
-        "GRANT PROCESS, SHOW DATABASES ON *.* TO 'careful'@'%'",
+        "GRANT PROCESS, SHOW DATABASES, SHOW VIEW ON *.* TO 'careful'@'%'",
     )
     ways = {
         "clear": {"tls": "off"},
@@ -194,7 +199,7 @@ def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(c
 def test_a_server_that_dies_while_it_is_measured_is_failed(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mysql, "FILES_QUERY", f"SELECT q.* FROM ({mysql.FILES_QUERY}) q WHERE sleep(30) = 0")
+    monkeypatch.setattr(mysql, "MARIADB_FILES", f"SELECT q.* FROM ({mysql.MARIADB_FILES}) q WHERE sleep(30) = 0")
     with mariadb_server() as doomed:
         make_reader(doomed)
         register(collection.engine, [at(doomed, collection)])
@@ -212,9 +217,104 @@ def test_a_statement_that_takes_too_long_is_a_timeout(
     measured_mariadb: MariaDBServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "STATEMENT_SECONDS", 1.0)
-    monkeypatch.setattr(mysql, "FILES_QUERY", f"SELECT q.* FROM ({mysql.FILES_QUERY}) q WHERE sleep(30) = 0")
+    monkeypatch.setattr(mysql, "MARIADB_FILES", f"SELECT q.* FROM ({mysql.MARIADB_FILES}) q WHERE sleep(30) = 0")
     register(collection.engine, [at(measured_mariadb, collection)])
 
     kind, reason = failures(collection.collect())["shop"]
 
     assert kind == "timeout", reason
+
+
+def test_tables_of_every_engine_count_and_those_whose_size_is_not_told_are_named(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    """Stored as 0 before: schemas of MyISAM and Aria, and tables in the shared tablespace."""
+    measured_mariadb.execute(
+        "CREATE DATABASE myisam",
+        "CREATE TABLE myisam.t (id int PRIMARY KEY, filler char(200), KEY (filler)) ENGINE = MyISAM",
+        "INSERT INTO myisam.t SELECT seq, repeat('x', 100) FROM orders.seq_1_to_50000",
+        "CREATE DATABASE aria",
+        "CREATE TABLE aria.t (id int PRIMARY KEY, filler char(200)) ENGINE = Aria TRANSACTIONAL = 0",
+        "INSERT INTO aria.t SELECT seq, repeat('x', 100) FROM orders.seq_1_to_50000",
+        "CREATE DATABASE listed",
+        "CREATE TABLE listed.t (id int NOT NULL) ENGINE = CSV",
+        "CREATE TABLE listed.m (id int) ENGINE = MEMORY",
+        "FLUSH TABLES",
+    )
+    register(collection.engine, [at(measured_mariadb, collection)])
+
+    summary = collection.collect()
+
+    stored = dict(collection.rows("SELECT database_name, size_bytes FROM database_size_stats"))
+    assert stored["myisam"] == measured_mariadb.file_sizes("MYD", "MYI")["myisam"] > 10**7
+    assert stored["aria"] == measured_mariadb.file_sizes("MAD", "MAI")["aria"] > 10**6
+    assert stored["listed"] == 0
+    assert summary.not_counted == ("shop: listed: 1 tables of engine CSV",)
+    assert summary.left_out == dict.fromkeys(("information_schema", "mysql", "performance_schema", "sys"), 1)
+    assert "Not counted, because no size is told: shop: listed: 1 tables of engine CSV." in summary.message
+
+
+def test_tables_in_the_shared_tablespace_count_by_their_statistics(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    measured_mariadb.execute(
+        "SET GLOBAL innodb_file_per_table = 0",
+        "CREATE DATABASE `sh/ared`",
+        "CREATE TABLE `sh/ared`.`t#1` (id int PRIMARY KEY, filler varchar(200))",
+        "INSERT INTO `sh/ared`.`t#1` SELECT seq, repeat('x', 100) FROM orders.seq_1_to_50000",
+        "ANALYZE TABLE `sh/ared`.`t#1`",
+        "SET GLOBAL innodb_file_per_table = 1",
+    )
+    register(collection.engine, [at(measured_mariadb, collection)])
+
+    assert failures(collection.collect()) == {}
+
+    assert 5 <= collection.sizes("shop")["sh/ared"] <= 12
+
+
+def test_a_login_that_does_not_see_which_tables_there_are_fails_its_server(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    """With the rights that used to be documented, tables of other engines than InnoDB would count as nothing."""
+    measured_mariadb.execute(
+        f"CREATE OR REPLACE USER 'former'@'%' IDENTIFIED BY '{PASSWORD}'",
+        "GRANT PROCESS, SHOW DATABASES ON *.* TO 'former'@'%'",
+        "GRANT SELECT ON mysql.innodb_table_stats TO 'former'@'%'",
+    )
+    register(collection.engine, [at(measured_mariadb, collection, username="former")])
+
+    kind, reason = failures(collection.collect())["shop"]
+
+    assert kind == "rights"
+    assert "SHOW VIEW on *.* is missing" in reason
+
+
+def test_allocated_sizes_are_what_compressed_pages_take_on_the_disk(
+    measured_mariadb: MariaDBServer, collection: Collection
+) -> None:
+    measured_mariadb.execute(
+        "CREATE TABLE orders.compressed (id int PRIMARY KEY, filler varchar(200)) PAGE_COMPRESSED = 1",
+        "INSERT INTO orders.compressed SELECT seq, repeat('x', 100) FROM orders.seq_1_to_50000",
+        "FLUSH TABLES orders.compressed FOR EXPORT",
+        "UNLOCK TABLES",
+    )
+    register(collection.engine, [at(measured_mariadb, collection, sizing="allocated")])
+
+    assert failures(collection.collect()) == {}
+
+    [(stored,)] = collection.rows("SELECT size_bytes FROM database_size_stats WHERE database_name = 'orders'")
+    assert stored == measured_mariadb.file_sizes(allocated=True)["orders"]
+
+
+def test_an_endless_answer_is_given_up_and_the_others_are_stored(
+    measured_mariadb: MariaDBServer, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = "information_schema.COLUMNS"
+    endless = f"SELECT repeat('x', 1000), 1, 1 FROM {columns} a, {columns} b, {columns} c"
+    monkeypatch.setattr(mysql, "MARIADB_FILES", endless)
+    register(collection.engine, [at(measured_mariadb, collection)])
+
+    kind, reason = failures(collection.collect())["shop"]
+
+    assert kind == "unexpected"
+    assert "its answer has more than 200,000 rows or 64 MiB, and was not read to its end" in reason

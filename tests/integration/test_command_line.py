@@ -79,7 +79,7 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
     [
         (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly"),
         (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, all"),
-        (("--period", "daily", "--instance", "99"), "No instance with id 99 is registered"),
+        (("--period", "daily", "--instance", "99"), "No instance '99' is registered"),
         (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),
         (("--period", "daily", "--from", "2019-01-01", "--to", "2019-01-01"), "partition range: the first starts on"),
         (("--period", "daily", "--from", "2999-01-01", "--to", "2999-01-01"), "partition range: the first starts on"),

@@ -18,7 +18,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.cli import export as export_module
 from capacity_assets.settings import Settings
 from tests.command import capacity
-from tests.fleet import load_sample, stored
+from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def exported(output: str) -> list[dict[str, str]]:
 
 @pytest.mark.usefixtures("sample")
 def test_csv_on_standard_output_equals_the_table_hostile_names_included(engine: Engine) -> None:
-    rows = exported(capacity("export", "--period", "monthly").output)
+    rows = exported(capacity("export", "--period", "monthly", "--raw").output)
 
     names = {
         "database": "database_name",
@@ -138,3 +138,29 @@ def test_a_reader_that_goes_away_ends_the_export_quietly() -> None:
 
     assert ended.stdout.startswith("period,window_start")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_name_that_a_spreadsheet_would_run_as_a_formula_is_text_unless_it_is_wanted_raw(
+    settings: Settings, engine: Engine, service: AggregationService
+) -> None:
+    assert settings
+    name = "=cmd|' /C calc'!A0"
+    add_instances(engine, [1], name="-1+1")
+    add_database_sizes(engine, sizes(1, name, "2025-02-01", [200] * 31 + [100] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 3, 31))
+
+    guarded = exported(capacity("export", "--period", "monthly").output)
+    raw = exported(capacity("export", "--period", "monthly", "--raw").output)
+
+    assert {(row["server"], row["database"]) for row in guarded} == {("'-1+1", f"'{name}")}
+    assert {(row["server"], row["database"]) for row in raw} == {("-1+1", name)}
+    assert int(guarded[1]["change_mb"]) < 0, "numbers are as they are"
+
+
+@pytest.mark.usefixtures("sample")
+def test_an_ending_that_means_something_else_is_refused(tmp_path: Path) -> None:
+    refused = capacity("export", "--period", "monthly", "--output", str(tmp_path / "x.xlsx"))
+
+    assert refused.exit_code == 2
+    assert ".xlsx files are not made: name it .csv or .parquet" in refused.stderr
+    assert list(tmp_path.glob("*.xlsx")) == []

@@ -173,15 +173,15 @@ def test_trying_a_server_says_what_works(
         engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"),
         "CREATE DATABASE tried",
     )
-    monkeypatch.setenv("TRIED", PASSWORD)
-    place = {"port": measured_postgres.port, "username": "capacity_probe", "password_from": "env:TRIED"}
+    monkeypatch.setenv("TRIED_PASSWORD", PASSWORD)
+    place = {"port": measured_postgres.port, "username": "capacity_probe", "password_from": "env:TRIED_PASSWORD"}
     register(engine, [Server("a", "postgresql", "127.0.0.1", **place)])  # type: ignore[arg-type]
 
     tried = capacity("instances", "test", "a")
     told = json.loads(capacity("instances", "test", "a", "--json").output)
 
     assert tried.exit_code == 0, tried.output
-    assert "works: password: found by env:TRIED" in tried.output
+    assert "works: password: found by env:TRIED_PASSWORD" in tried.output
     assert "PostgreSQL" in tried.output
     assert "not encrypted" in tried.output
     assert "1 databases" in tried.output
@@ -271,8 +271,10 @@ def test_a_legacy_database_that_was_upgraded_in_place_is_measured_into(
     with empty_engine.connect() as connection:
         assert connection.execute(
             text(
-                "SELECT sum(d.size_mb) = max(t.total_size_mb) FROM database_size_stats d JOIN instance_size_stats t "
-                "USING (instance_id, collected_date) JOIN instances i ON i.id = instance_id "
+                "SELECT sum(d.size_bytes) = max(t.total_size_bytes) "
+                "AND div(sum(d.size_bytes), 1048576) = max(t.total_size_mb) "
+                "FROM database_size_stats d JOIN instance_size_stats t USING (instance_id, collected_date) "
+                "JOIN instances i ON i.id = instance_id "
                 "WHERE i.name = 'capacity-database'"
             )
         ).scalar_one()

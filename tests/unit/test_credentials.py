@@ -9,10 +9,16 @@ import pytest
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.credentials import (
     CredentialError,
+    SecretPlaces,
     checked_reference,
     password_of,
     readable_by_others,
 )
+from capacity_assets.settings import Settings
+
+
+def places(folder: Path) -> SecretPlaces:
+    return SecretPlaces(folder, ("DB_*", "NOT_THERE"), (folder,))
 
 
 @pytest.mark.parametrize("reference", ["env:DB_7", "file:/etc/capacity/db", "secret:db-7.password", "own"])
@@ -40,10 +46,10 @@ def test_a_password_is_found_in_a_variable_in_the_env_file_in_a_file_and_in_the_
     (tmp_path / ".env").write_text("DB_7=shadowed\nDB_8=from the file\n")
     (tmp_path / "db-9").write_text("with = signs\n")
 
-    assert password_of("env:DB_7", tmp_path) == "exported"
-    assert password_of("env:DB_8", tmp_path) == "from the file"
-    assert password_of(f"file:{tmp_path / 'db-9'}", tmp_path) == "with = signs"
-    assert password_of("secret:db-9", tmp_path) == "with = signs"
+    assert password_of("env:DB_7", places(tmp_path)) == "exported"
+    assert password_of("env:DB_8", places(tmp_path)) == "from the file"
+    assert password_of(f"file:{tmp_path / 'db-9'}", places(tmp_path)) == "with = signs"
+    assert password_of("secret:db-9", places(tmp_path)) == "with = signs"
 
 
 def test_what_is_missing_empty_or_unreadable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +65,7 @@ def test_what_is_missing_empty_or_unreadable_is_named(tmp_path: Path, monkeypatc
         f"file:{tmp_path}": "cannot be read (Is a directory)",
     }.items():
         with pytest.raises(CredentialError) as failed:
-            password_of(reference, tmp_path)
+            password_of(reference, places(tmp_path))
         assert reason in str(failed.value)
 
 
@@ -67,8 +73,40 @@ def test_a_file_that_everybody_can_read_is_noticed(tmp_path: Path) -> None:
     secret = tmp_path / "db"
     secret.write_text("x")
     secret.chmod(0o644)
-    assert readable_by_others("secret:db", tmp_path)
+    assert readable_by_others("secret:db", places(tmp_path))
     secret.chmod(0o600)
-    assert not readable_by_others("secret:db", tmp_path)
-    assert not readable_by_others("env:X", tmp_path)
-    assert not readable_by_others(None, tmp_path)
+    assert not readable_by_others("secret:db", places(tmp_path))
+    assert not readable_by_others("env:X", places(tmp_path))
+    assert not readable_by_others(None, places(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("env:CAPACITY_DATABASE_URL", "CAPACITY_DATABASE_URL is a variable of capacity_assets itself"),
+        ("env:AWS_SECRET_ACCESS_KEY", "the variable AWS_SECRET_ACCESS_KEY is not set aside for passwords of servers"),
+        ("file:/etc/shadow", "the file /etc/shadow does not lie in a folder that is set aside"),
+        ("file:{folder}/../shadow", "does not lie in a folder that is set aside"),
+        ("secret:link", "does not lie in a folder that is set aside"),
+    ],
+)
+def test_a_registrar_cannot_have_any_secret_sent_to_a_host_of_his_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, reason: str
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://u:secret@h/d")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    (tmp_path / "link").symlink_to("/etc/hostname")
+
+    with pytest.raises(CredentialError, match=reason):
+        password_of(reference.format(folder=tmp_path), SecretPlaces(tmp_path, ("*PASSWORD*", "CAPACITY_*"), ()))
+
+
+def test_by_default_variables_are_told_by_their_name_and_files_by_their_folder(tmp_path: Path) -> None:
+    default = SecretPlaces.of(Settings())
+
+    assert (default.mounted, default.variables) == (Path("/run/secrets"), ("*PASSWORD*",))
+    assert default.folders == (Path("/etc/capacity"), Path("/run/credentials"))
+    default.refuse_what_is_not_set_aside("env:DB_7_PASSWORD")
+    default.refuse_what_is_not_set_aside("file:/etc/capacity/db-7.password")
+    with pytest.raises(CredentialError):
+        default.refuse_what_is_not_set_aside(f"file:{tmp_path}/x")

@@ -70,7 +70,7 @@ def test_a_spreadsheet_declares_the_same(tmp_path: Path) -> None:
 
     first, second = declared_servers(path)
 
-    assert (first.port, first.password_from, first.tls) == (5432, "env:X", "require")
+    assert (first.port, first.password_from, first.tls) == (5432, "env:X", "verify-full")
     assert (second.host, second.tls, second.username) == ("/run/my.sock", "off", None)
 
 
@@ -138,8 +138,14 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "tls"),
-    [("db.example", "require"), ("127.0.0.1", "off"), ("::1", "off"), ("localhost", "off"), ("/run/postgresql", "off")],
+    [
+        ("db.example", "verify-full"),
+        ("127.0.0.1", "off"),
+        ("::1", "off"),
+        ("localhost", "off"),
+        ("/run/postgresql", "off"),
+    ],
 )
-def test_what_leaves_this_machine_is_encrypted_unless_somebody_says_otherwise(host: str, tls: str) -> None:
+def test_what_leaves_this_machine_goes_to_a_verified_server_unless_somebody_says_otherwise(host: str, tls: str) -> None:
     assert complete(Server("a", "postgresql", host)).tls == tls
-    assert complete(Server("a", "postgresql", host, tls="verify-full")).tls == "verify-full"
+    assert complete(Server("a", "postgresql", host, tls="require")).tls == "require"

@@ -16,6 +16,7 @@ from capacity_assets.collection.engines.base import (
     engines,
     excluded_databases,
     floor_mb,
+    is_excluded,
 )
 
 MB = 1024 * 1024
@@ -26,7 +27,7 @@ def test_engines_are_found_by_their_entry_points() -> None:
 
     assert found == {
         "mariadb": ("MariaDB", 3306, True),
-        "mysql": ("MySQL", 3306, False),
+        "mysql": ("MySQL", 3306, True),
         "oracle": ("Oracle", 1521, False),
         "postgresql": ("PostgreSQL", 5432, True),
         "sqlserver": ("SQLServer", 1433, False),
@@ -44,26 +45,65 @@ def test_bytes_become_whole_megabytes(size_bytes: int, down: int, up: int) -> No
 
 
 def test_recorded_rows_of_sql_server_become_data_and_log_sizes() -> None:
-    rows = [("ERP_Main", 512 * MB + 5, 128 * MB, 3), ("HR", 8 * MB, 8 * MB - 1, 2)]
+    rows = [("ERP_Main", 512 * MB + 5, 128 * MB, 3, 0, 0, 0), ("HR", 8 * MB, 8 * MB - 1, 2, 0, 0, 0)]
 
-    assert sqlserver.sizes_of(rows) == [
-        DatabaseSize("ERP_Main", 512, data_size_mb=512, log_size_mb=128),
-        DatabaseSize("HR", 8, data_size_mb=8, log_size_mb=7),
+    assert sqlserver.measurement_of(rows, ()).sizes == (
+        DatabaseSize("ERP_Main", 512, 512, 128, 512 * MB + 5, 512 * MB + 5, 128 * MB),
+        DatabaseSize("HR", 8, 8, 7, 8 * MB, 8 * MB, 8 * MB - 1),
+    )
+
+
+def test_a_snapshot_of_sql_server_is_no_database_and_containers_without_a_size_are_named() -> None:
+    rows = [
+        ("ERP", 3 * MB, MB, 3, 2, 0, 0),
+        ("ERP_snapshot", 3 * MB, None, 2, 0, 0, 1),
+        ("tempdb", MB, MB, 2, 0, 0, 0),
     ]
+
+    found = sqlserver.measurement_of(rows, ("tempdb",))
+
+    assert [size.name for size in found.sizes] == ["ERP"]
+    assert found.not_counted == (
+        "ERP: 2 containers of FILESTREAM or memory-optimized data",
+        "ERP_snapshot: a database snapshot",
+    )
+    assert found.left_out == ("tempdb",)
 
 
 def test_databases_of_sql_server_whose_files_may_not_be_seen_fail_the_server() -> None:
     with pytest.raises(MeasureError, match="may not measure hidden: VIEW ANY DEFINITION is missing") as failed:
-        sqlserver.sizes_of([("seen", MB, MB, 2), ("hidden", 0, 0, 0)])
+        sqlserver.measurement_of([("seen", MB, MB, 2, 0, 0, 0), ("hidden", None, None, 0, 0, 0, 0)], ())
 
     assert failed.value.kind is Kind.RIGHTS
 
 
+def test_a_file_without_a_size_fails_the_server_instead_of_counting_as_nothing() -> None:
+    with pytest.raises(MeasureError, match="of ERP the size of a file is not known"):
+        sqlserver.measurement_of([("ERP", None, MB, 2, 0, 1, 0)], ())
+    with pytest.raises(MeasureError, match="the size of a data file of USERS is not known"):
+        oracle.measurement_of([("USERS", None, 2, 0)], ())
+
+
+@pytest.mark.parametrize(
+    ("edition", "database", "reason"),
+    [
+        (5, "master", "Azure SQL Database shows one database per connection"),
+        (6, "master", r"Azure Synapse \(dedicated\) tells no sizes"),
+        (12, "x", "Microsoft Fabric tells no sizes"),
+    ],
+)
+def test_editions_that_show_no_files_are_refused_with_what_to_do(edition: int, database: str, reason: str) -> None:
+    with pytest.raises(MeasureError, match=reason):
+        sqlserver.query_for(edition, database)
+    assert sqlserver.query_for(5, "shop") == sqlserver.ONE_DATABASE
+    assert sqlserver.query_for(8, "master") == sqlserver.QUERY
+
+
 def test_recorded_rows_of_oracle_become_tablespaces() -> None:
-    assert oracle.sizes_of([("USERS", 104857600), ("SYSTEM", 943718399)]) == [
-        DatabaseSize("USERS", 100, data_size_mb=100),
-        DatabaseSize("SYSTEM", 899, data_size_mb=899),
-    ]
+    found = oracle.measurement_of([("USERS", 104857600, 1, 1), ("SYSTEM", 943718399, 2, 2)], ("SYSTEM",))
+
+    assert found.sizes == (DatabaseSize("USERS", 100, 100, None, 104857600, 104857600),)
+    assert found.left_out == ("SYSTEM",)
 
 
 def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
@@ -124,7 +164,33 @@ def test_system_databases_are_the_engines_unless_the_setting_says_otherwise() ->
 
     said = excluded_databases(" postgresql= , mysql = mysql|sys ")
     assert (said["postgresql"], said["mysql"]) == ((), ("mysql", "sys"))
-    assert said["sqlserver"] == ("master", "model", "msdb", "tempdb")
+    assert said["sqlserver"] == ("master", "model", "msdb", "tempdb", "rdsadmin")
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "left_out"),
+    [
+        ("tmp_1", ("tmp_*",), True),
+        ("atmp_1", ("tmp_*",), False),
+        ("#sql-ib1", ("#sql*",), True),
+        ("a.b\nc", ("a*c",), True),
+        ("x[1]", ("x[1]",), True),
+        ("x1", ("x[1]",), False),
+        ("TMP_1", ("tmp_*",), False),
+    ],
+)
+def test_databases_are_left_out_by_name_or_by_a_pattern_with_a_star(
+    name: str, patterns: tuple[str, ...], left_out: bool
+) -> None:
+    assert is_excluded(name, patterns) is left_out
+
+
+def test_a_secret_is_hidden_before_a_long_reason_is_cut() -> None:
+    secret = "S3cret-Pa55word"  # noqa: S105 -- made up
+    error = MeasureError(Kind.UNEXPECTED, "x" * 995 + secret).without(secret)
+
+    assert "S3cre" not in error.told
+    assert error.told.startswith("x" * 995 + "***")
 
 
 @pytest.mark.parametrize("setting", ["db2=x", "mysql", "postgresql:x"])

@@ -21,6 +21,7 @@ from capacity_assets.collection.engines.base import (
     Engine,
     Kind,
     MeasureError,
+    Measurement,
     ServerFacts,
     engines,
 )
@@ -51,10 +52,10 @@ class Simulated(Engine):
             raise
         return connection
 
-    def sizes(self, connection: socket.socket, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:  # noqa: ARG002
+    def sizes(self, connection: socket.socket, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002
         connection.settimeout(access.statement_seconds)
         connection.sendall(b"?")
-        return [DatabaseSize("db", int(connection.recv(16)))]
+        return Measurement((DatabaseSize("db", int(connection.recv(16))),))
 
     def facts(self, connection: Any) -> ServerFacts:  # noqa: ARG002
         return ServerFacts("simulated", encrypted=None)
@@ -174,7 +175,7 @@ def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monk
 def test_what_no_table_could_hold_fails_its_server_alone(
     simulation: Simulation, monkeypatch: pytest.MonkeyPatch, told: list[DatabaseSize]
 ) -> None:
-    monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: told)
+    monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: Measurement(tuple(told)))
 
     [outcome] = measured(tasks(1, simulation.port), places=1)
 

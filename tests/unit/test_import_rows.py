@@ -20,9 +20,10 @@ def database_row(**cells: str) -> tuple[object, ...] | Problem:
 def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_told() -> None:
     noon = datetime(2025, 1, 31, 4, tzinfo=UTC)
 
-    assert database_row() == (3, "s", None, "d", date(2025, 1, 31), 7, None, None, noon)
+    no_bytes = (None, None, None)
+    assert database_row() == (3, "s", None, "d", date(2025, 1, 31), 7, None, None, *no_bytes, noon)
     assert database_row(day="2025-01-31 00:00:00", data_size_mb="6.9", log_size_mb="0") == (
-        *(3, "s", None, "d", date(2025, 1, 31), 7, 6, 0, noon),
+        *(3, "s", None, "d", date(2025, 1, 31), 7, 6, 0, *no_bytes, noon),
     )
     assert database_row(server="", instance_id="12")[1:3] == (None, 12)  # type: ignore[index]
 
@@ -40,6 +41,10 @@ def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_told() -> Non
         ({"size_mb": "1e999999999"}, "is no possible size"),
         ({"size_mb": "9223372036854775808"}, "is no possible size"),
         ({"size_mb": "-0.5"}, "is no possible size"),
+        ({"size_mb": "1_000"}, "is no number"),
+        ({"size_mb": "١٢"}, "is no number"),
+        ({"size_mb": "10,7"}, "is no number"),
+        ({"server": "", "instance_id": "١٢"}, "is no whole number"),
         ({"log_size_mb": "x"}, "log_size_mb 'x' is no number"),
         ({"server": ""}, "names no server"),
         ({"server": "a\0b"}, "is no possible name"),
@@ -67,3 +72,34 @@ def test_units_become_whole_megabytes_rounded_down(unit: str, text: str, size_mb
     )
 
     assert row[4:6] == (size_mb, 3)  # type: ignore[index]
+
+
+def in_file_with(decimal: str | None, text: str) -> object:
+    layout = layout_of(INSTANCE)
+    reader = RowReader(layout, "mb", SHANGHAI, fixed_clock().now(), server="s", decimal=decimal)
+    found = reader.read(1, [None, None, "2025-01-31", text, "3", None])
+    return found.reason if isinstance(found, Problem) else found[4]
+
+
+@pytest.mark.parametrize(
+    ("decimal", "text", "size_mb"),
+    [(".", "1.234", 1), (",", "1,234", 1), (",", "10", 10), (None, "1234", 1234), (".", "1e3", 1000), (".", "7.", 7)],
+)
+def test_a_file_has_one_mark_before_its_decimals(decimal: str | None, text: str, size_mb: int) -> None:
+    assert in_file_with(decimal, text) == size_mb
+
+
+@pytest.mark.parametrize("text", ["1.234", "10,7"])
+def test_what_may_be_decimals_or_thousands_is_refused_until_somebody_says_which(text: str) -> None:
+    assert "say which with --decimal . or --decimal ," in str(in_file_with(None, text))
+    for decimal in ".,":
+        if decimal not in text:
+            assert "is no number" in str(in_file_with(decimal, text))
+
+
+def test_bytes_are_kept_exactly_and_other_units_leave_them_unknown() -> None:
+    layout = layout_of(INSTANCE)
+    for unit, kept in (("bytes", 1048577), ("kb", None)):
+        reader = RowReader(layout, unit, SHANGHAI, fixed_clock().now(), server="s")
+        row = reader.read(1, [None, None, "2025-01-31", "1048577", "3", None])
+        assert row[6] == kept  # type: ignore[index]

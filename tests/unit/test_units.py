@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capacity_assets.units import human_change_mb, human_mb, human_pair_mb, human_percent
+from capacity_assets.units import (
+    first_of,
+    human_change_mb,
+    human_mb,
+    human_pair_mb,
+    human_percent,
+    natural_key,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,12 @@ def test_a_difference_can_always_be_seen(one: int, other: int) -> None:
 )
 def test_shares_round_half_away_from_zero_and_from_nothing_there_is_none(change: int, of: int, shown: str) -> None:
     assert human_percent(change, of) == shown
+
+
+def test_control_characters_of_a_name_are_shown_and_not_obeyed() -> None:
+    assert printable("a\x1b[2Jb\nc\u202e日本") == "a\\x1b[2Jb\\nc\\u202e日本"
+    assert first_of(["x\x07"], 3) == "x\\x07"
+
+
+def test_names_are_sorted_as_people_count() -> None:
+    assert sorted(["db-10", "DB-2", "db-1", "9", "a"], key=natural_key) == ["9", "a", "db-1", "DB-2", "db-10"]

@@ -6,8 +6,9 @@ Here is also what they share: the words for what can go wrong, and how bytes bec
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,12 +23,18 @@ ENTRY_POINTS = "capacity_assets.engines"
 BYTES_PER_MB = 1024 * 1024
 PROGRAM = "capacity_assets"
 LONGEST_REASON = 1000
+HIDDEN = "***"
 NAMED = 5
-# Sizes from the catalogue instead of the files, where reading every file takes too long.
-FILES, STATISTICS = "files", "statistics"
+# Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
+FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
 SIZINGS = (FILES, STATISTICS)
+# More than any server tells, and little enough that an endless answer does no harm.
+MOST_ROWS = 200_000
+MOST_BYTES = 64 * 1024 * 1024
+ROWS_AT_A_TIME = 1000
 TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL = "off", "require", "verify-ca", "verify-full"
 TLS_MODES = (TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL)
+VERIFIED_TLS = (TLS_VERIFY_CA, TLS_VERIFY_FULL)
 
 
 class Kind(StrEnum):
@@ -64,14 +71,20 @@ class MeasureError(Exception):
 
     def __init__(self, kind: Kind, reason: str) -> None:
         """Keep the kind; `reason` completes "It was not measured: ", and is made fit for a line of text."""
-        line = "".join(sign if sign.isprintable() else " " for sign in reason)
-        super().__init__(line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ...")
+        super().__init__("".join(sign if sign.isprintable() else " " for sign in reason))
         self.kind = kind
+
+    def without(self, secret: str | None) -> MeasureError:
+        """Return it with a secret hidden, before anything is cut: half a password is too much of it."""
+        text = str(self)
+        return MeasureError(self.kind, text.replace(secret, HIDDEN)) if secret and secret in text else self
 
     @property
     def told(self) -> str:
-        """The reason and what to do."""
-        return f"{self}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
+        """The reason, cut to a bearable length, and what to do."""
+        text = str(self)
+        line = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+        return f"{line}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,8 @@ class Access:
     sizing: str = FILES
     connect_seconds: float = 10.0
     statement_seconds: float = 60.0
+    is_own: bool = False
+    """Whether it is the server that holds the capacity tables, which is reached as they are."""
 
     @property
     def socket(self) -> str | None:
@@ -105,6 +120,35 @@ class DatabaseSize:
     size_mb: int
     data_size_mb: int | None = None
     log_size_mb: int | None = None
+    size_bytes: int | None = None
+    data_size_bytes: int | None = None
+    log_size_bytes: int | None = None
+
+    @classmethod
+    def of_bytes(
+        cls,
+        name: str,
+        size: int,
+        data: int | None = None,
+        log: int | None = None,
+        *,
+        whole_mb: Callable[[int], int] | None = None,
+    ) -> DatabaseSize:
+        """Keep the exact bytes beside whole MiB, rounded as the engine always was: down, unless told otherwise."""
+        rounded = whole_mb or floor_mb
+        parts = {"size": size, "data_size": data, "log_size": log}
+        exact = {f"{part}_bytes": None if value is None else int(value) for part, value in parts.items()}
+        whole = {f"{part}_mb": None if value is None else rounded(int(value)) for part, value in parts.items()}
+        return cls(name, **whole, **exact)  # type: ignore[arg-type]  # the size itself is never None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a server said: its databases, what it holds that no size is known of, and databases left out on purpose."""
+
+    sizes: tuple[DatabaseSize, ...]
+    not_counted: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,8 +180,8 @@ class Engine(ABC):
         """Open a connection; raises what the driver raises, or MeasureError."""
 
     @abstractmethod
-    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:
-        """Measure every database but the excluded ones; raises what the driver raises, or MeasureError."""
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
+        """Measure every database for which `is_excluded` is false; raises what the driver raises, or MeasureError."""
 
     @abstractmethod
     def facts(self, connection: Any) -> ServerFacts:
@@ -159,16 +203,41 @@ def closed_on_failure(connection: Any) -> Iterator[None]:
 
 
 def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
-    """Execute a query on a DBAPI connection and return its rows; without parameters a percent sign is itself."""
+    """Execute a query on a DBAPI connection and return its rows; without parameters a percent sign is itself.
+
+    Raises:
+        MeasureError: there is no end of rows.
+    """
     cursor = connection.cursor()
     try:
         if parameters is None:
             cursor.execute(query)
         else:
             cursor.execute(query, tuple(parameters))
-        return [tuple(row) for row in cursor.fetchall()]
+        rows: list[tuple[Any, ...]] = []
+        while part := cursor.fetchmany(ROWS_AT_A_TIME):
+            rows += [tuple(row) for row in part]
+            if len(rows) > MOST_ROWS:
+                raise too_much()
+        return rows
     finally:
         cursor.close()
+
+
+def too_much() -> MeasureError:
+    """Return the refusal of an answer that no real server gives."""
+    return MeasureError(
+        Kind.UNEXPECTED,
+        f"its answer has more than {MOST_ROWS:,} rows or {MOST_BYTES // BYTES_PER_MB} MiB, and was not read to its end",
+    )
+
+
+def is_excluded(name: str, excluded: Sequence[str]) -> bool:
+    """Whether a database is one of those that are not measured: by its exact name, or by a pattern with `*`."""
+    return any(
+        name == pattern or ("*" in pattern and re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name, re.DOTALL))
+        for pattern in excluded
+    )
 
 
 def floor_mb(size_bytes: int) -> int:

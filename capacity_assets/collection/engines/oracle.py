@@ -17,14 +17,19 @@ from capacity_assets.collection.engines.base import (
     Engine,
     Kind,
     MeasureError,
+    Measurement,
     ServerFacts,
     first_line,
-    floor_mb,
+    is_excluded,
     rows_of,
 )
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
-QUERY = "SELECT tablespace_name, SUM(bytes) FROM dba_data_files GROUP BY tablespace_name"
+QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"
+# The root of a container database shows its own files only, and says nothing of the others.
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/sqlrf/SYS_CONTEXT.html
+CONTAINER = "SELECT SYS_CONTEXT('USERENV', 'CON_NAME') FROM dual"
+ROOT = "CDB$ROOT"
 VERSION = "SELECT version FROM product_component_version WHERE ROWNUM = 1"
 
 
@@ -40,7 +45,11 @@ class Oracle(Engine):
         "GRANT CREATE SESSION TO capacity_probe;\n"
         "GRANT SELECT ON sys.dba_data_files TO capacity_probe;"
     )
-    definition: ClassVar[str] = "bytes of the data files in `dba_data_files` of each tablespace, rounded down"
+    definition: ClassVar[str] = (
+        "bytes of the data files in `dba_data_files` of each tablespace, rounded down, whatever ASM mirrors. "
+        "Temporary tablespaces, redo and archived logs are not counted. Each pluggable database is registered by its "
+        "own service; the root of a container database is refused"
+    )
 
     def connect(self, access: Access) -> Any:
         """Connect; needs the extra `oracle` and a service name."""
@@ -69,9 +78,16 @@ class Oracle(Engine):
         connection.call_timeout = round(access.statement_seconds * 1000)
         return connection
 
-    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:  # noqa: ARG002 -- one way of sizing
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002 -- one way of sizing
         """Measure."""
-        return sizes_of([row for row in rows_of(connection, QUERY) if row[0] not in excluded])
+        [(container,)] = rows_of(connection, CONTAINER)
+        if container == ROOT:
+            raise MeasureError(
+                Kind.SETUP,
+                "its service leads to the root of a container database, which does not show the pluggable ones: "
+                "register the service of each pluggable database",
+            )
+        return measurement_of(rows_of(connection, QUERY), excluded)
 
     def facts(self, connection: Any) -> ServerFacts:
         """Read the version."""
@@ -103,6 +119,18 @@ KINDS = {
 }
 
 
-def sizes_of(rows: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
-    """Turn the rows of the query (tablespace, bytes) into sizes."""
-    return [DatabaseSize(name, floor_mb(size), data_size_mb=floor_mb(size)) for name, size in rows]
+def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> Measurement:
+    """Turn the rows of the query (tablespace, bytes, files, files with a size) into sizes.
+
+    Raises:
+        MeasureError: the size of a file is not known, which is not 0.
+    """
+    left_out = tuple(row[0] for row in rows if is_excluded(row[0], excluded))
+    wanted = [row for row in rows if row[0] not in left_out]
+    unknown = [row[0] for row in wanted if row[2] != row[3]]
+    if unknown:
+        raise MeasureError(
+            Kind.UNEXPECTED,
+            f"the size of a data file of {unknown[0]} is not known: the file is offline, or its wallet closed",
+        )
+    return Measurement(tuple(DatabaseSize.of_bytes(row[0], row[1], row[1]) for row in wanted), left_out=left_out)

@@ -1,25 +1,30 @@
-"""PostgreSQL: `pg_database_size` of every database but templates and those that refuse connections."""
+"""PostgreSQL: `pg_database_size` of every database, those that refuse connections included."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from capacity_assets.collection.engines.base import (
+    MOST_BYTES,
+    MOST_ROWS,
     PROGRAM,
     SIZINGS,
     STATISTICS,
+    TLS_VERIFY_FULL,
+    VERIFIED_TLS,
     Access,
     DatabaseSize,
     Engine,
     Kind,
     MeasureError,
+    Measurement,
     ServerFacts,
     closed_on_failure,
     first_line,
-    floor_mb,
+    is_excluded,
     refuse_without_rights,
-    rows_of,
+    too_much,
 )
 
 if TYPE_CHECKING:
@@ -28,16 +33,13 @@ if TYPE_CHECKING:
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE: CONNECT on the database or
 # pg_read_all_stats is needed. Asked for with the size, so that a missing right is not one error for the whole server.
 QUERY = """
-SELECT d.datname, readable, CASE WHEN readable THEN pg_database_size(d.oid) END
+SELECT d.datname, readable, CASE WHEN readable THEN pg_database_size(d.oid) END, d.datallowconn
 FROM pg_database d
 CROSS JOIN LATERAL (SELECT has_database_privilege(d.oid, 'CONNECT')
                         OR pg_has_role('pg_read_all_stats', 'USAGE') AS readable) AS r
-WHERE d.datallowconn AND NOT d.datistemplate AND d.datname <> ALL (%s::text[])
+WHERE d.datname = ANY (%s::text[])
 """
-NAMES = """
-SELECT d.datname, has_database_privilege(d.oid, 'CONNECT') FROM pg_database d
-WHERE d.datallowconn AND NOT d.datistemplate AND d.datname <> ALL (%s::text[])
-"""
+NAMES = "SELECT datname, datallowconn, has_database_privilege(oid, 'CONNECT') FROM pg_database ORDER BY datname"
 # What VACUUM and ANALYZE counted last, for tables, indexes, TOAST, materialized views and sequences.
 PAGES = """
 SELECT coalesce(sum(relpages::bigint), 0) * current_setting('block_size')::bigint
@@ -54,7 +56,11 @@ class PostgreSQL(Engine):
     name: ClassVar[str] = "postgresql"
     default_port: ClassVar[int] = 5432
     default_database: ClassVar[str | None] = "postgres"
-    system_databases: ClassVar[tuple[str, ...]] = ("postgres",)
+    # Beside its own: those that cloud providers administer, whose size their customers may not read.
+    system_databases: ClassVar[tuple[str, ...]] = (
+        *("postgres", "template0", "template1"),
+        *("rdsadmin", "cloudsqladmin", "alloydbadmin", "alloydbmetadata", "azure_maintenance", "azure_sys"),
+    )
     sizings: ClassVar[tuple[str, ...]] = SIZINGS
     verified: ClassVar[bool] = True
     grants: ClassVar[str] = (
@@ -63,8 +69,9 @@ class PostgreSQL(Engine):
         "-- GRANT CONNECT ON DATABASE ... TO capacity_probe;"
     )
     definition: ClassVar[str] = (
-        "`pg_database_size`, rounded down; templates and databases that refuse connections are left out. "
-        "`statistics`: pages in `pg_class`, one short connection a database"
+        "`pg_database_size`, rounded down: all tablespaces and temporary tables; WAL, temporary files of queries and "
+        "the shared catalogue belong to no database. `statistics`: pages in `pg_class`, one short connection per "
+        "database; those that refuse connections as without it"
     )
 
     def connect(self, access: Access) -> psycopg.Connection:
@@ -80,9 +87,12 @@ class PostgreSQL(Engine):
             # libpq takes whole seconds, and waits for ever at 0.
             connect_timeout=max(round(access.connect_seconds), 2),
             sslmode=SSLMODES.get(access.tls, access.tls),
-            sslrootcert=access.tls_ca,
+            sslrootcert=access.tls_ca or ("system" if access.tls == TLS_VERIFY_FULL else None),
             sslcert=access.tls_certificate,
             sslkey=access.tls_key,
+            # Whoever answers is known by a verified certificate only. Else a server that asks for the password itself
+            # does not get it: trust, certificates, SCRAM and MD5 go on working.
+            require_auth=None if access.socket or access.is_own or access.tls in VERIFIED_TLS else "!password",
             # A database in SQL_ASCII would have its names handed out as bytes.
             client_encoding="UTF8",
             application_name=PROGRAM,
@@ -95,41 +105,42 @@ class PostgreSQL(Engine):
             connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
         return connection
 
-    def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:
+    def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> Measurement:
         """Measure; a database dropped meanwhile has no size and is left out."""
+        names = _rows(connection, NAMES)
+        left_out = tuple(name for name, *_ in names if is_excluded(name, excluded))
+        wanted = [row for row in names if row[0] not in left_out]
         if access.sizing == STATISTICS:
-            return self._by_statistics(connection, access, excluded)
-        found = rows_of(connection, QUERY, [list(excluded)])
-        refuse_without_rights([name for name, readable, _ in found if not readable], "pg_read_all_stats")
-        return [_size(name, size_bytes) for name, _, size_bytes in found if size_bytes is not None]
+            closed = [name for name, allows_connections, _ in wanted if not allows_connections]
+            sizes = self._by_statistics(access, [row for row in wanted if row[1]]) + _by_files(connection, closed)
+        else:
+            sizes = _by_files(connection, [name for name, *_ in wanted])
+        return Measurement(tuple(sizes), left_out=left_out)
 
-    def _by_statistics(
-        self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]
-    ) -> list[DatabaseSize]:
+    def _by_statistics(self, access: Access, found: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
         """One database after the other, so that the server has two connections of ours at most."""
         from dataclasses import replace
 
         import psycopg
 
-        found = rows_of(connection, NAMES, [list(excluded)])
-        refuse_without_rights([name for name, readable in found if not readable], "CONNECT on each database")
+        refuse_without_rights([name for name, _, readable in found if not readable], "CONNECT on each database")
         sizes = []
-        for name, _ in found:
+        for name, *_ in found:
             try:
                 with self.connect(replace(access, database=name)) as there:
-                    [(size_bytes,)] = rows_of(there, PAGES)
+                    [(size_bytes,)] = _rows(there, PAGES)
             except psycopg.errors.InvalidCatalogName:
                 continue  # dropped meanwhile
             except psycopg.OperationalError as error:
                 if "does not exist" in str(error):
                     continue  # as above, told at login without a code
                 raise
-            sizes.append(_size(name, size_bytes))
+            sizes.append(DatabaseSize.of_bytes(name, size_bytes, size_bytes))
         return sizes
 
     def facts(self, connection: psycopg.Connection) -> ServerFacts:
         """Read the version, and whether the connection is encrypted."""
-        [(version,)] = rows_of(connection, "SHOW server_version")
+        [(version,)] = _rows(connection, "SHOW server_version")
         return ServerFacts(f"PostgreSQL {version}", bool(connection.pgconn.ssl_in_use))
 
     def explained(self, error: Exception) -> MeasureError | None:
@@ -142,9 +153,26 @@ class PostgreSQL(Engine):
         return MeasureError(kind, _reason(error))
 
 
-def _size(name: str, size_bytes: int) -> DatabaseSize:
-    size_mb = floor_mb(size_bytes)
-    return DatabaseSize(name, size_mb, data_size_mb=size_mb)
+def _by_files(connection: psycopg.Connection, names: Sequence[str]) -> list[DatabaseSize]:
+    found = _rows(connection, QUERY, [list(names)]) if names else []
+    refuse_without_rights([name for name, readable, *_ in found if not readable], "pg_read_all_stats")
+    return [DatabaseSize.of_bytes(row[0], row[2], row[2]) for row in found if row[2] is not None]
+
+
+def _rows(
+    connection: psycopg.Connection, query: str, parameters: Sequence[object] | None = None
+) -> list[tuple[Any, ...]]:
+    """As `rows_of`, row by row: libpq would keep an endless answer whole before handing out its first row."""
+    rows: list[tuple[Any, ...]] = []
+    received_bytes = 0
+    with connection.cursor() as cursor:
+        for row in cursor.stream(query.encode(), parameters):
+            rows.append(tuple(row))
+            received_bytes += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if len(rows) > MOST_ROWS or received_bytes > MOST_BYTES:
+                connection.close()  # the rest is not read
+                raise too_much()
+    return rows
 
 
 # Parts of the server's or libpq's own text, where there is no SQLSTATE.
@@ -156,6 +184,9 @@ TEXTS = {
     "no pg_hba.conf entry": Kind.LOGIN,
     "certificate": Kind.TLS,
     "SSL": Kind.TLS,
+    "requires auth": Kind.LOGIN,
+    "auth method": Kind.LOGIN,
+    "authentication method requirement": Kind.LOGIN,
     "does not exist": Kind.LOGIN,
     "not permitted to log in": Kind.LOGIN,
     "permission denied": Kind.RIGHTS,

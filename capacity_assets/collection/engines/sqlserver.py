@@ -5,6 +5,7 @@ Not verified: written from the vendor's documentation and tested on recorded res
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,37 +17,62 @@ from capacity_assets.collection.engines.base import (
     Engine,
     Kind,
     MeasureError,
+    Measurement,
     ServerFacts,
     first_line,
-    floor_mb,
+    is_excluded,
     refuse_without_rights,
     rows_of,
 )
 
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: sizes are in
-# pages of 8 KB; without VIEW ANY DEFINITION its rows are left out without a word, hence the outer join.
+# pages of 8 KB; without VIEW ANY DEFINITION its rows are left out without a word, hence the outer join. Containers of
+# FILESTREAM and memory-optimized data (type 2) say 0, and a snapshot the most that it could ever take.
 QUERY = """
 SELECT d.name,
-       SUM(CASE WHEN f.type_desc = 'ROWS' THEN CAST(f.size AS bigint) ELSE 0 END) * 8192,
-       SUM(CASE WHEN f.type_desc = 'LOG' THEN CAST(f.size AS bigint) ELSE 0 END) * 8192,
-       COUNT(f.file_id)
+       SUM(CASE WHEN f.type IN (0, 4) THEN CAST(f.size AS bigint) END) * 8192,
+       SUM(CASE WHEN f.type = 1 THEN CAST(f.size AS bigint) END) * 8192,
+       COUNT(f.file_id),
+       SUM(CASE WHEN f.type NOT IN (0, 1, 4) THEN 1 ELSE 0 END),
+       SUM(CASE WHEN f.type IN (0, 1, 4) AND f.size IS NULL THEN 1 ELSE 0 END),
+       MAX(CASE WHEN d.source_database_id IS NULL THEN 0 ELSE 1 END)
 FROM sys.databases d LEFT JOIN sys.master_files f ON f.database_id = d.database_id
 GROUP BY d.name
 """
+# Azure SQL Database has no sys.master_files; one connection sees the files of one database.
+# https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-database-files-transact-sql
+ONE_DATABASE = """
+SELECT DB_NAME(),
+       SUM(CASE WHEN type IN (0, 2, 4) THEN CAST(size AS bigint) END) * 8192,
+       SUM(CASE WHEN type = 1 THEN CAST(size AS bigint) END) * 8192, COUNT(*), 0,
+       SUM(CASE WHEN size IS NULL THEN 1 ELSE 0 END), 0
+FROM sys.database_files
+"""
+EDITION = "SELECT CAST(SERVERPROPERTY('EngineEdition') AS int), DB_NAME()"
+# https://learn.microsoft.com/sql/t-sql/functions/serverproperty-transact-sql, EngineEdition.
+AZURE_SQL_DATABASE = 5
+WITHOUT_FILES = {6: "Azure Synapse (dedicated)", 11: "Azure Synapse (serverless)", 12: "Microsoft Fabric"}
 
 
 class SQLServer(Engine):
-    """Sizes by `sys.master_files`."""
+    """Sizes by `sys.master_files`; of Azure SQL Database by `sys.database_files` of the database connected to."""
 
     name: ClassVar[str] = "sqlserver"
     default_port: ClassVar[int] = 1433
     default_database: ClassVar[str | None] = "master"
-    system_databases: ClassVar[tuple[str, ...]] = ("master", "model", "msdb", "tempdb")
+    system_databases: ClassVar[tuple[str, ...]] = ("master", "model", "msdb", "tempdb", "rdsadmin")
     verified: ClassVar[bool] = False
     grants: ClassVar[str] = (
-        "CREATE LOGIN capacity_probe WITH PASSWORD = '...';\nGRANT VIEW ANY DEFINITION TO capacity_probe;"
+        "CREATE LOGIN capacity_probe WITH PASSWORD = '...';\nGRANT VIEW ANY DEFINITION TO capacity_probe;\n"
+        "-- Without it, databases that are offline are not seen at all:\n"
+        "-- GRANT ALTER ANY DATABASE TO capacity_probe;"
     )
-    definition: ClassVar[str] = "data files (`ROWS`) in `sys.master_files`, rounded down; its log files as log size"
+    definition: ClassVar[str] = (
+        "data files in `sys.master_files`, rounded down; log files as log size. Containers of FILESTREAM and "
+        "memory-optimized data are not counted, and named; database snapshots are left out, and named. Azure SQL "
+        "Database: `sys.database_files` of the one database that is registered; elastic pools, Synapse and Fabric are "
+        "not measured"
+    )
 
     def connect(self, access: Access) -> Any:
         """Connect; needs the extra `sqlserver`."""
@@ -58,6 +84,10 @@ class SQLServer(Engine):
             ) from None
         if access.tls != TLS_OFF and not access.tls_ca:
             raise MeasureError(Kind.SETUP, f"its driver encrypts only what it can verify: {access.tls} needs `tls_ca`")
+        if access.tls == TLS_OFF and access.password and not _is_loopback(access.host):
+            raise MeasureError(
+                Kind.SETUP, "without TLS its password would cross the network in clear: register `tls` and `tls_ca`"
+            )
         return pytds.connect(
             server=access.host,
             port=access.port,
@@ -74,9 +104,10 @@ class SQLServer(Engine):
             disable_connect_retry=True,
         )
 
-    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> list[DatabaseSize]:  # noqa: ARG002 -- one way of sizing
+    def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002 -- one way of sizing
         """Measure."""
-        return sizes_of([row for row in rows_of(connection, QUERY) if row[0] not in excluded])
+        [(edition, database)] = rows_of(connection, EDITION)
+        return measurement_of(rows_of(connection, query_for(int(edition), str(database))), excluded)
 
     def facts(self, connection: Any) -> ServerFacts:
         """Read the version, and whether the connection is encrypted (told to those with VIEW SERVER STATE only)."""
@@ -87,12 +118,17 @@ class SQLServer(Engine):
         """Tell by SQL Server's error number."""
         if isinstance(error, TimeoutError):
             return MeasureError(Kind.TIMEOUT, first_line(error))
-        if type(error).__module__.partition(".")[0] != "pytds":
+        module = type(error).__module__.partition(".")[0]
+        # The driver raises a bare Exception where a server insists on TLS that was not asked for.
+        if module == "OpenSSL" or "tls_ctx" in str(error):
+            return MeasureError(Kind.TLS, first_line(error))
+        if module != "pytds":
             return None
         number = getattr(error, "msg_no", 0)
         # The text of the exception is a tuple of what the server said and what caused it.
         said = error.args[0] if error.args else error
-        return MeasureError(KINDS.get(number, Kind.UNEXPECTED), first_line(said))
+        kind = Kind.TLS if "Certificate" in str(said) else Kind.UNEXPECTED
+        return MeasureError(KINDS.get(number, kind), first_line(said))
 
 
 # https://learn.microsoft.com/sql/relational-databases/errors-events/database-engine-events-and-errors
@@ -107,14 +143,47 @@ KINDS = {
 }
 
 
-def sizes_of(rows: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
-    """Turn the rows of the query (name, data bytes, log bytes, files seen) into sizes.
+def query_for(edition: int, database: str) -> str:
+    """Return the statement that an edition understands.
 
     Raises:
-        MeasureError: of a database no file may be seen.
+        MeasureError: none tells sizes there, or only of each database by itself.
     """
-    refuse_without_rights([name for name, _, _, files in rows if not files], "VIEW ANY DEFINITION")
-    return [
-        DatabaseSize(name, floor_mb(data), data_size_mb=floor_mb(data), log_size_mb=floor_mb(log))
-        for name, data, log, _ in rows
-    ]
+    if edition in WITHOUT_FILES:
+        raise MeasureError(Kind.SETUP, f"{WITHOUT_FILES[edition]} tells no sizes of files")
+    if edition != AZURE_SQL_DATABASE:
+        return QUERY
+    if database == "master":
+        raise MeasureError(
+            Kind.SETUP, "Azure SQL Database shows one database per connection: register each with its `database`"
+        )
+    return ONE_DATABASE
+
+
+def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> Measurement:
+    """Turn the rows of the query into sizes.
+
+    Shape of a row: name, data bytes, log bytes, files seen, containers, files without a size, whether it is a snapshot.
+
+    Raises:
+        MeasureError: of a database no file may be seen, or a file has no size.
+    """
+    left_out = tuple(row[0] for row in rows if is_excluded(row[0], excluded))
+    wanted = [row for row in rows if row[0] not in left_out and not row[6]]
+    refuse_without_rights([row[0] for row in wanted if not row[3]], "VIEW ANY DEFINITION")
+    unknown = [row[0] for row in wanted if row[5] or row[1] is None]
+    if unknown:
+        raise MeasureError(Kind.UNEXPECTED, f"of {unknown[0]} the size of a file is not known")
+    not_counted = [f"{row[0]}: {row[4]} containers of FILESTREAM or memory-optimized data" for row in wanted if row[4]]
+    snapshots = [f"{row[0]}: a database snapshot" for row in rows if row[6]]
+    sizes = [DatabaseSize.of_bytes(row[0], row[1], row[1], row[2]) for row in wanted]
+    return Measurement(tuple(sizes), (*not_counted, *snapshots), left_out)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

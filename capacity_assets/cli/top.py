@@ -1,0 +1,106 @@
+"""`capacity top`: the databases of a window that grew or shrank most, or the largest. Reads the views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Engine, Row, text
+
+from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.output import print_json, print_table
+from capacity_assets.clock import Clock
+from capacity_assets.periods import Period, Window
+from capacity_assets.runtime import open_task_runner
+from capacity_assets.settings import Settings
+from capacity_assets.units import human_change_mb, human_mb
+
+# What comes first, and which rows take part: an unknown change is neither growth nor shrinkage.
+ORDERS = {
+    "growth": ("change_mb > 0", "change_mb DESC"),
+    "shrinkage": ("change_mb < 0", "change_mb"),
+    "size": ("true", "size_mb DESC"),
+    "percent": ("change_percent > 0", "change_percent DESC"),
+}
+COLUMNS = (
+    ("Server", "left"),
+    ("Engine", "left"),
+    ("Database", "left"),
+    ("Mean size", "right"),
+    ("Change", "right"),
+    ("Growth", "right"),
+    ("Trend", "left"),
+    ("Days", "right"),
+)
+_QUERY = """
+SELECT server, engine, database, size_mb, change_mb, change_percent, trend, measured_days, window_days
+FROM capacity_growth
+WHERE period = :period AND window_start = :start AND counted AND {condition}
+  AND (CAST(:server AS text) IS NULL OR server = :server)
+ORDER BY {order}, server, database LIMIT :limit
+"""
+
+
+@dataclass(frozen=True)
+class Top:
+    """What was asked for on the command line."""
+
+    period: str
+    day: date | None
+    by: str
+    server: str | None
+    limit: int
+    as_json: bool
+
+
+def show_top(settings: Settings, asked: Top) -> int:
+    """Print the list; return the exit code.
+
+    Raises:
+        ValidationError: unknown period, a day outside the partition range, or a window without such a row.
+        NotFoundError: no such server.
+        DatabaseError: the database failed.
+    """
+    refuse_an_absent_embedded_server(settings)
+    with open_task_runner(settings) as runner:
+        period = runner.service.period(asked.period)
+        day = asked.day or period.last(Clock(settings.zone).today()).start
+        [window] = runner.windows_between(period, day, day)
+        if asked.server is not None:
+            runner.service.ids_of([asked.server])
+        rows = top_rows(runner.engine, asked, window.start)
+    if not rows:
+        raise ValidationError(
+            f"Nothing to list in {period.name_of(window)}: no row is stored, or none with such a change. "
+            f"`capacity plan --period {period.name} --from {window.start} --to {window.start}` says what could be."
+        )
+    if asked.as_json:
+        print_json([row._asdict() for row in rows])
+    else:
+        print_top(period, window, asked.by, rows)
+    return DONE
+
+
+def top_rows(engine: Engine, asked: Top, start: date) -> list[Row[Any]]:
+    """Read the rows, as the view names them."""
+    condition, order = ORDERS[asked.by]
+    parameters = {"period": asked.period, "start": start, "server": asked.server, "limit": asked.limit}
+    with engine.connect() as connection:
+        return list(connection.execute(text(_QUERY.format(condition=condition, order=order)), parameters))
+
+
+def print_top(period: Period, window: Window, by: str, rows: Iterable[Row[Any]]) -> None:
+    """Print the rows under what they are."""
+    title = f"Databases with most {by}, {period.name_of(window)} against the window before"
+    print_table(title, COLUMNS, [_cells(row) for row in rows])
+
+
+def _cells(row: Row[Any]) -> list[object]:
+    change = "unknown" if row.change_mb is None else human_change_mb(row.change_mb)
+    percent = "unknown" if row.change_percent is None else f"{row.change_percent:+} %"
+    days = f"{row.measured_days} of {row.window_days}"
+    return [row.server, row.engine, row.database, human_mb(row.size_mb), change, percent, row.trend or "unknown", days]

@@ -1,0 +1,109 @@
+"""Where the files of the embedded server lie, so that its system user reaches them and nobody else gets at them.
+
+As root the server runs as the system user `pgserver`. No folder that exists has its mode loosened for it: where that
+user cannot pass through the folders above, or the path is too long for a socket, data and programs lie in a folder that
+belongs to this purpose alone, and the configured one is a link to it. Starting the server is the business of
+`embedded`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+PRIVATE = Path("/var/lib/capacity_assets")
+# The kernel's limit for the path of a socket is 108 with the byte that ends it.
+LONGEST_SOCKET = 107
+SOCKET_NAME = ".s.PGSQL.5432"
+
+
+class FolderRefusedError(Exception):
+    """A folder cannot be used; the text says why and what to do."""
+
+
+def data_folder(wanted: Path) -> Path:
+    """Return where the data really lies: `wanted`, or as root a private folder that `wanted` becomes a link to.
+
+    Raises:
+        FolderRefusedError: data lies there already, and its server's user cannot reach it.
+        OSError: a folder cannot be made.
+    """
+    if wanted.is_symlink():
+        return wanted.resolve()
+    if os.geteuid() != 0 or (_lets_others_through(wanted.parent) and _fits_a_socket(wanted)):
+        wanted.mkdir(mode=0o700, exist_ok=True)
+        return wanted
+    if wanted.exists():
+        raise FolderRefusedError(
+            f"The server's system user cannot pass through the folders above {wanted}, or its path is too long for a "
+            "socket, and no mode is changed for it. Work as an ordinary user, or move the data to a folder that others "
+            "may pass through (mode 711) and set CAPACITY_HOME to it."
+        )
+    # A new one each time: whoever removes the link wants to begin anew, not to find the old data again.
+    private = Path(tempfile.mkdtemp(prefix="postgres-", dir=_made(PRIVATE, 0o711)))
+    wanted.symlink_to(private)
+    return private
+
+
+def programs_folder(installed: Path) -> Path:
+    """Return where the server's programs are: as installed, or as root a copy that its user can reach."""
+    if os.geteuid() != 0 or _lets_others_through(installed):
+        return installed
+    package = installed.parent
+    copy = _made(PRIVATE, 0o711) / f"programs-{_mark(package)}"
+    if not copy.exists():
+        # Whole or not at all: another process may be about to do the same.
+        with tempfile.TemporaryDirectory(dir=PRIVATE) as folder:
+            shutil.copytree(package, Path(folder) / "programs", symlinks=True)
+            Path(folder).chmod(0o755)
+            try:
+                (Path(folder) / "programs").rename(copy)
+            except OSError:
+                if not copy.exists():
+                    raise
+    return copy / installed.name
+
+
+def socket_folder(data: Path) -> Path:
+    """Return where the socket lies: with the data, or where that path is too long in a folder of ours alone.
+
+    Raises:
+        FolderRefusedError: that folder belongs to somebody else, or others may enter it.
+        OSError: it cannot be made.
+    """
+    if _fits_a_socket(data):
+        return data
+    folder = Path(tempfile.gettempdir()) / f"capacity-{os.geteuid()}-{_mark(data)}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise FolderRefusedError(
+            f"The path of {data} is too long for a socket, and {folder}, where it would lie instead, is not ours "
+            "alone. Remove that folder, or set CAPACITY_HOME to a shorter path."
+        )
+    return folder
+
+
+def _made(folder: Path, mode: int) -> Path:
+    """Make a folder of ours, with this mode whatever the umask; one that is there keeps its own."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(mode)
+    return folder
+
+
+def _mark(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:12]
+
+
+def _fits_a_socket(folder: Path) -> bool:
+    return len(os.fsencode(folder / SOCKET_NAME)) <= LONGEST_SOCKET
+
+
+def _lets_others_through(folder: Path) -> bool:
+    """Whether any user may pass through a folder and all above it."""
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))

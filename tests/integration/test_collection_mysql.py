@@ -1,0 +1,137 @@
+"""Measuring a real MySQL: its tables have other names than MariaDB's, and spell schemas in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.registry import register
+from capacity_assets.collection.servers import Server
+from tests.conftest import Collection
+from tests.integration.test_collection_mariadb import PASSWORD, ceiling_mb, failures
+from tests.servers import MySQLServer
+
+HOSTILE = ("a/b", "a-b/c.d @\u00e4\u65e5'", 'quo"te', "\u00fcber", "UPPER", "x" * 64, "a")
+FILL = "INSERT INTO {table} WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 900) SELECT a.n * 1000 + b.n, repeat('x', 100) FROM s a, s b WHERE b.n <= 50"  # noqa: E501
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reader(measured_mysql: MySQLServer) -> None:
+    """The login of the collection, made by the very statements that are documented."""
+    statements = engine_named("mysql").grants.replace("'...'", f"'{PASSWORD}'").split("\n")
+    measured_mysql.execute(*(statement for statement in statements if not statement.startswith("--")))
+
+
+@pytest.fixture(autouse=True)
+def fresh(measured_mysql: MySQLServer) -> Iterator[None]:
+    names = ("orders", "empty", *HOSTILE)
+    measured_mysql.execute(
+        *(f"CREATE DATABASE `{name}`" for name in names),
+        "CREATE TABLE orders.t (id int PRIMARY KEY, filler varchar(200), KEY (filler))",
+        FILL.format(table="orders.t"),
+        # `a/b`.`t` and `a`.`b/t` are told apart by more than their joined names.
+        *(f"CREATE TABLE `{name}`.t (id int PRIMARY KEY)" for name in HOSTILE),
+        "CREATE TABLE `a`.`b/t2` (id int PRIMARY KEY) PARTITION BY HASH (id) PARTITIONS 3",
+    )
+    yield
+    measured_mysql.execute(*(f"DROP DATABASE `{name}`" for name in names))
+
+
+def at(server: MySQLServer, collection: Collection, **values: object) -> Server:
+    known = {
+        "port": server.port,
+        "username": "capacity_probe",
+        "password_from": collection.password("mysql-password", PASSWORD),
+    }
+    return Server("shop", "mysql", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
+
+
+def stored_bytes(collection: Collection) -> dict[str, int]:
+    return dict(collection.rows("SELECT database_name, size_bytes FROM database_size_stats"))  # type: ignore[arg-type]
+
+
+def test_sizes_are_those_of_the_files_to_the_byte_whatever_a_schema_is_called(
+    measured_mysql: MySQLServer, collection: Collection
+) -> None:
+    register(collection.engine, [at(measured_mysql, collection)])
+
+    summary = collection.collect()
+
+    assert failures(summary) == {}
+    files = measured_mysql.file_sizes()
+    sizes = stored_bytes(collection)
+    assert set(sizes) == {"orders", "empty", *HOSTILE}
+    assert sizes["orders"] == files["orders"] > 5 * 1024**2
+    assert sizes["empty"] == 0
+    # One table each, but for `a`, which has three partitions besides.
+    assert [sizes[name] for name in HOSTILE[:-1]] == [files["UPPER"]] * (len(HOSTILE) - 1)
+    assert sizes["a"] == files["a"] == 4 * files["UPPER"]
+    assert collection.sizes("shop")["orders"] == ceiling_mb(files["orders"])
+    assert collection.total("shop") == (sum(sizes.values()) // 1024**2, len(sizes))
+
+
+def test_tables_of_other_engines_and_in_shared_tablespaces_count(
+    measured_mysql: MySQLServer, collection: Collection
+) -> None:
+    measured_mysql.execute(
+        "CREATE TABLE `empty`.t (id int PRIMARY KEY, filler char(200), KEY (filler)) ENGINE = MyISAM",
+        FILL.format(table="`empty`.t"),
+        "CREATE TABLE `UPPER`.c (id int NOT NULL) ENGINE = CSV",
+        "CREATE TABLESPACE general ADD DATAFILE 'general.ibd'",
+        "CREATE TABLE `a/b`.`in general` (id int PRIMARY KEY, filler varchar(200)) TABLESPACE = general",
+        FILL.format(table="`a/b`.`in general`"),
+        "CREATE TABLE `a/b`.`in system` (id int PRIMARY KEY, filler varchar(200)) TABLESPACE = innodb_system",
+        FILL.format(table="`a/b`.`in system`"),
+        "ANALYZE TABLE `a/b`.`in general`, `a/b`.`in system`",
+        "FLUSH TABLES",
+    )
+    register(collection.engine, [at(measured_mysql, collection)])
+
+    summary = collection.collect()
+
+    sizes = stored_bytes(collection)
+    assert sizes["empty"] == measured_mysql.file_sizes("MYD", "MYI")["empty"] > 10**7
+    assert 10 <= collection.sizes("shop")["a/b"] <= 24, "two tables of some six MiB by their statistics"
+    assert summary.not_counted == ("shop: UPPER: 1 tables of engine CSV",)
+    measured_mysql.execute("DROP TABLE `a/b`.`in general`", "DROP TABLESPACE general")
+
+
+def test_allocated_sizes_and_statistics_are_other_ways(measured_mysql: MySQLServer, collection: Collection) -> None:
+    measured_mysql.execute("ANALYZE TABLE orders.t")
+    register(collection.engine, [at(measured_mysql, collection, sizing="allocated")])
+    assert failures(collection.collect()) == {}
+    assert stored_bytes(collection)["orders"] == measured_mysql.file_sizes(allocated=True)["orders"]
+
+    register(collection.engine, [at(measured_mysql, collection, sizing="statistics")])
+    assert failures(collection.collect(again=True)) == {}
+
+    files = measured_mysql.file_sizes()["orders"]
+    assert files / 2 < stored_bytes(collection)["orders"] <= files
+    assert set(stored_bytes(collection)) == {"orders", "empty", *HOSTILE}
+
+
+def test_a_hidden_schema_or_table_fails_the_server(measured_mysql: MySQLServer, collection: Collection) -> None:
+    measured_mysql.execute(
+        f"CREATE USER 'poor'@'%' IDENTIFIED BY '{PASSWORD}'", "GRANT PROCESS, SHOW DATABASES ON *.* TO 'poor'@'%'"
+    )
+    register(collection.engine, [at(measured_mysql, collection, username="poor")])
+
+    kind, reason = failures(collection.collect())["shop"]
+    measured_mysql.execute("DROP USER 'poor'@'%'")
+
+    assert kind == "rights"
+    assert "SHOW VIEW on *.* is missing" in reason
+
+
+def test_tls_is_verified_by_default_for_a_server_elsewhere(measured_mysql: MySQLServer, collection: Collection) -> None:
+    files = measured_mysql.certificates
+    ways = {"verify-full": str(files.ca), "another": str(files.other_ca)}
+    found = {}
+    for name, authority in ways.items():
+        register(collection.engine, [at(measured_mysql, collection, tls="verify-full", tls_ca=authority)])
+        found[name] = failures(collection.collect(again=True))
+
+    assert found["verify-full"] == {}
+    assert found["another"]["shop"][0] == "tls"

@@ -1,0 +1,114 @@
+"""The embedded server lets nobody else in: not by its socket, not by loosening the modes of folders above it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from capacity_assets.storage import embedded_folders
+from capacity_assets.storage.embedded import EmbeddedServerError, embedded_server
+from capacity_assets.storage.embedded_folders import FolderRefusedError, socket_folder
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root only")
+
+
+@pytest.fixture
+def closed_folder() -> Iterator[Path]:
+    """A folder that only its owner may enter, with a file that everybody could read who got there."""
+    folder = Path(tempfile.mkdtemp(prefix="closed-"))
+    (folder / "letter").write_text("for me alone")
+    (folder / "letter").chmod(0o644)
+    yield folder
+    home = folder / "home" / "postgres"
+    if home.is_symlink():
+        shutil.rmtree(home.resolve())
+    shutil.rmtree(folder)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, user="nobody", capture_output=True, text=True, check=False, cwd="/")
+
+
+@as_root
+def test_as_root_no_folder_is_opened_for_others_and_nobody_else_can_connect(closed_folder: Path) -> None:
+    data = closed_folder / "home" / "postgres"
+    with embedded_server(data) as server:
+        with psycopg.connect(host=server.socket_folder, user="postgres", dbname="capacity") as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        refused = as_nobody("/usr/bin/env", "python3", "-c", f"import socket; {_connect(server.socket_folder)}")
+
+    assert refused.returncode != 0
+    assert "Permission denied" in refused.stderr
+    assert mode(closed_folder) == 0o700
+    assert as_nobody("cat", str(closed_folder / "letter")).returncode != 0
+
+
+def _connect(folder: str) -> str:
+    return f"socket.socket(socket.AF_UNIX).connect({folder + '/.s.PGSQL.5432'!r})"
+
+
+@as_root
+def test_as_root_data_that_its_user_cannot_reach_is_refused_and_not_opened(closed_folder: Path) -> None:
+    data = closed_folder / "home" / "postgres"
+    data.mkdir(parents=True)
+
+    with pytest.raises(EmbeddedServerError, match="no mode is changed for it"), embedded_server(data):
+        pass
+
+    assert mode(closed_folder) == 0o700
+
+
+@as_root
+def test_whoever_removes_the_folder_begins_anew(closed_folder: Path) -> None:
+    data = closed_folder / "home" / "postgres"
+    with embedded_server(data) as server:
+        _execute(server.socket_folder, "CREATE TABLE kept ()")
+    with embedded_server(data) as server:
+        _execute(server.socket_folder, "SELECT * FROM kept")
+    first = data.resolve()
+    data.unlink()
+    with embedded_server(data) as server, pytest.raises(psycopg.errors.UndefinedTable):
+        _execute(server.socket_folder, "SELECT * FROM kept")
+    shutil.rmtree(first)
+
+
+def _execute(host: str, statement: str) -> None:
+    with psycopg.connect(host=host, user="postgres", dbname="capacity") as connection:
+        connection.execute(statement.encode())
+
+
+def test_a_socket_beside_a_long_path_lies_in_a_folder_of_ours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    long = Path("/" + "x" * 120)
+
+    folder = socket_folder(long)
+
+    assert (folder.parent, mode(folder)) == (tmp_path, 0o700)
+    assert socket_folder(long) == folder
+    folder.chmod(0o777)
+    with pytest.raises(FolderRefusedError, match="is not ours alone"):
+        socket_folder(long)
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(FolderRefusedError, match="is not ours alone"):
+        socket_folder(long)
+
+
+def test_a_short_path_keeps_its_socket_beside_the_data() -> None:
+    assert socket_folder(Path("/srv/capacity/postgres")) == Path("/srv/capacity/postgres")
+    assert embedded_folders.LONGEST_SOCKET == 107, f"on {sys.platform}"

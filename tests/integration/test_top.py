@@ -1,0 +1,59 @@
+"""`capacity top`: who grew, shrank or is large, in the order asked for."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+
+import pytest
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.settings import Settings
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instances, sizes
+
+
+@pytest.fixture(autouse=True)
+def fleet(settings: Settings, engine: Engine, service: AggregationService) -> None:
+    assert settings
+    add_instances(engine, [1, 2])
+    for server, name, january, february in (
+        (1, "orders", 1000, 3000),
+        (1, "small", 10, 40),
+        (2, "shrinks", 9000, 8000),
+        (2, "stays", 500, 500),
+    ):
+        add_database_sizes(engine, sizes(server, name, "2025-01-01", [january] * 31 + [february] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+
+def listed(*options: str) -> list[str]:
+    done = capacity("top", "--window", "2025-02-01", "--json", *options)
+    assert done.exit_code == 0, done.output
+    return [row["database"] for row in json.loads(done.output)]
+
+
+def test_the_first_ones_have_most_of_what_was_asked_for() -> None:
+    assert listed() == ["orders", "small"]
+    assert listed("--by", "percent") == ["small", "orders"]
+    assert listed("--by", "shrinkage") == ["shrinks"]
+    assert listed("--by", "size", "--limit", "2") == ["shrinks", "orders"]
+    assert listed("--by", "size", "--server", "server-1") == ["orders", "small"]
+
+
+def test_people_read_sizes_and_the_month() -> None:
+    shown = capacity("top", "--window", "2025-02-10").output
+
+    assert "Databases with most growth, February 2025 against the window before" in shown
+    words = [line.split() for line in shown.splitlines()]
+    assert "server-1 postgresql orders 2.9 GiB +2.0 GiB +200.00 % growing 28 of 28".split() in words
+
+
+def test_a_window_without_rows_and_an_unknown_server_say_so() -> None:
+    empty = capacity("top", "--window", "2025-03-01")
+    unknown = capacity("top", "--window", "2025-02-01", "--server", "server-9")
+
+    assert (empty.exit_code, unknown.exit_code) == (2, 2)
+    assert "Nothing to list in March 2025" in empty.stderr
+    assert "No instance 'server-9' is registered" in unknown.stderr
