@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only the tests need and no Python package brings: Chromium, MariaDB and MySQL. Installed where this may be done; where
+# What only the tests need and no Python package brings: Chromium, nginx, MariaDB and MySQL. Installed where this may be done; where
 # not, the tests that need them are skipped and say so.
 set -euo pipefail
 
@@ -17,6 +17,7 @@ install() {
 }
 
 command -v chromium chromium-browser google-chrome > /dev/null || install Chromium chromium
+command -v nginx > /dev/null || [ -x /usr/sbin/nginx ] || install nginx nginx-light
 command -v mariadbd mysqld > /dev/null || [ -x /usr/sbin/mariadbd ] || install MariaDB mariadb-server-core
 
 # MySQL comes from another distribution, beside MariaDB, so it gets a folder of its own and changes nothing else here.

@@ -319,12 +319,15 @@ def demo() -> None:
 
 @main.command()
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
+@click.option(
+    "--name", "names", multiple=True, metavar="HOST:PORT", help="By which browsers also know it, as behind a proxy."
+)
 @command
-def up(*, port: int) -> int:
+def up(*, port: int, names: tuple[str, ...]) -> int:
     """Serve the Dagster UI, daemon and graph on 127.0.0.1 until Ctrl-C; the embedded server included."""
     from capacity_assets.cli.up import serve
 
-    return serve(load_settings(), port=port)
+    return serve(load_settings(), port=port, names=names)
 
 
 for collecting in (collect, instances, import_):

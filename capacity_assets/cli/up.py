@@ -1,24 +1,22 @@
-"""`capacity up`: webserver, daemon and code location as one foreground process.
+"""`capacity up`: web server, daemon and code location as one foreground process.
 
-`dagster dev` runs the three; this module gives it databases and a home, waits until the UI answers, and
-takes everything down again. Its output goes to a log file, so that the screen says what matters.
+This module starts the three, gives them databases and a home, waits until the UI answers, and takes everything
+down again. Their output goes to a log file, so that the screen says what matters.
 """
 
 from __future__ import annotations
 
 import fcntl
 import itertools
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -33,16 +31,14 @@ from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, late_windows
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
-from capacity_assets.cli.platform import dagster_environment, dagster_instance, shipped_file
+from capacity_assets.cli.platform import dagster_environment, dagster_instance
+from capacity_assets.cli.processes import HOST, POLL_SECONDS, Processes, dagster_processes, web_options
 from capacity_assets.runtime import open_dagster_storage, open_engine, open_task_runner_lazily, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
-HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 120
-STOP_TIMEOUT_SECONDS = 30
-POLL_SECONDS = 0.5
 LOOK_SECONDS = 2
 LOOKS_PER_LATE_LOOK = 15
 LOG_LINES_SHOWN = 15
@@ -56,8 +52,8 @@ class _StopRequestedError(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries would wrap."""
 
 
-def serve(settings: Settings, *, port: int) -> int:
-    """Serve until Ctrl-C or SIGTERM; return the exit code.
+def serve(settings: Settings, *, port: int, names: Sequence[str] = ()) -> int:
+    """Serve until Ctrl-C or SIGTERM; return the exit code. Browsers may know it by further `names`, each host:port.
 
     Raises:
         ConfigurationError: CAPACITY_RETENTION_DAYS names something that does not exist.
@@ -73,25 +69,31 @@ def serve(settings: Settings, *, port: int) -> int:
             with dagster_instance(environment):
                 # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
                 pass
-            _serve_until_stopped(settings, environment, port, lock, stop)
+            web = web_options(settings, port, names)
+            _serve_until_stopped(settings, environment, port, web, lock, stop)
     say("Stopped. All data was kept; `capacity up` continues where it was.")
     return DONE
 
 
-def _serve_until_stopped(
-    settings: Settings, environment: dict[str, str], port: int, lock: IO[str], stop: threading.Event
+def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes need, and what tells us to stop
+    settings: Settings,
+    environment: dict[str, str],
+    port: int,
+    web: Sequence[str],
+    lock: IO[str],
+    stop: threading.Event,
 ) -> None:
     log = settings.dagster_home / "up.log"
-    with _dagster(environment, port, log, lock) as process:
+    with dagster_processes(settings.dagster_home, environment, web, log, lock) as processes:
         try:
-            _wait_until_served(process, port, log, stop)
+            _wait_until_served(processes, port, log, stop)
             say(f"Dagster UI: http://{HOST}:{port}")
             if settings.capacity_url is None:
                 say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
             say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-            _tell_until_it_exits(process, settings, stop)
+            ended = _tell_until_one_exits(processes, settings, stop)
             raise CommandFailedError(
-                f"Dagster stopped by itself with code {process.returncode}. The end of {log}:\n{_tail(log)}"
+                f"Dagster stopped by itself with code {ended.returncode}. The end of {log}:\n{_tail(log)}"
             )
         except _StopRequestedError:
             say("Stopping ...")
@@ -184,66 +186,12 @@ def _ensure_schema(settings: Settings) -> None:
             )
 
 
-@contextmanager
-def _dagster(environment: dict[str, str], port: int, log: Path, lock: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dagster dev` in a session of its own, so that Ctrl-C reaches only us, and end it in order.
-
-    Its folder is Dagster's home: elsewhere it would read a .env file, which beats the variables it is given.
-    """
-    arguments = [sys.executable, "-m", "dagster", "dev", "-h", HOST, "-p", str(port)]
-    arguments += ["-w", str(shipped_file("workspace.yaml"))]
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
-            arguments,
-            cwd=environment["DAGSTER_HOME"],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=[lock.fileno()],
-        )
-        lock.write(str(process.pid))
-        lock.flush()
-        try:
-            yield process
-        finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask `dagster dev` to stop, then whatever of its session outlives it.
-
-    Its code servers notice only by a missed heartbeat, up to half a minute later, that nobody needs them.
-    """
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_SECONDS)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not _session_remains(process.pid):
-            break
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
-        while _session_remains(process.pid) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-    process.wait()
-
-
-def _session_remains(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _wait_until_served(process: subprocess.Popen[bytes], port: int, log: Path, stop: threading.Event) -> None:
+def _wait_until_served(processes: Processes, port: int, log: Path, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not _answers(port):
         if stop.is_set():
             raise _StopRequestedError
-        if process.poll() is not None:
+        if processes.ended:
             raise CommandFailedError(f"Dagster stopped while starting. The end of {log}:\n{_tail(log)}")
         if time.monotonic() > deadline:
             raise CommandFailedError(
@@ -261,13 +209,13 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _tell_until_it_exits(process: subprocess.Popen[bytes], settings: Settings, stop: threading.Event) -> None:
-    """Print a line whenever what runs, waits or is late has changed."""
+def _tell_until_one_exits(processes: Processes, settings: Settings, stop: threading.Event) -> subprocess.Popen[bytes]:
+    """Print a line whenever what runs, waits or is late has changed; return the process that ended."""
     told, runs = "", list[ActiveRun]()
     late: list[Late] | None = None
     looks = itertools.count()
     with open_dagster_storage(settings) as storage, open_task_runner_lazily(settings) as runner:
-        while process.poll() is None:
+        while not (ended := processes.ended):
             if stop.is_set():
                 raise _StopRequestedError
             try:
@@ -283,8 +231,8 @@ def _tell_until_it_exits(process: subprocess.Popen[bytes], settings: Settings, s
             if text != told:
                 say(f"{datetime.now(tz=settings.zone):%H:%M:%S %z} {text}")
                 told = text
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK_SECONDS)
+            stop.wait(LOOK_SECONDS)
+    return ended
 
 
 def _tail(log: Path) -> str:

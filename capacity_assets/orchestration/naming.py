@@ -3,6 +3,9 @@
 from capacity_assets.aggregation.levels import DATABASE, Level, aggregates_name
 from capacity_assets.periods import Period
 
+# Where the web server serves the growth reports, and the UI links to them.
+REPORTS_PATH = "/capacity/reports"
+
 
 def asset_name(period: Period, level: Level) -> str:
     """Return the key of an aggregate asset, for example `daily_database_aggregations`."""

@@ -14,7 +14,7 @@ from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.metadata import MetadataMapping, escaped
-from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.naming import REPORTS_PATH, asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
@@ -121,6 +121,7 @@ def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMap
     """Return what a month's materialisation shows: where the page is, and the waterfall's numbers, which plot."""
     steps = {f"{kind}_mb": dg.MetadataValue.int(change) for kind, change in report.steps}
     return {
+        "Open the report": dg.MetadataValue.url(f"{REPORTS_PATH}/{path.name}"),
         "report": dg.MetadataValue.path(path),
         "summary": dg.MetadataValue.md(report_text(report, edition)),
         "issue": dg.MetadataValue.int(edition.issue.number),

@@ -68,14 +68,14 @@ def programs_folder(installed: Path) -> Path:
     return copy / installed.name
 
 
-def socket_folder(data: Path) -> Path:
-    """Return where the socket lies: with the data, or where that path is too long in a folder of ours alone.
+def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
+    """Return where a socket lies: with the data, or where that path is too long in a folder of ours alone.
 
     Raises:
         FolderRefusedError: that folder belongs to somebody else, or others may enter it.
         OSError: it cannot be made.
     """
-    if _fits_a_socket(data):
+    if _fits_a_socket(data, socket_name):
         return data
     folder = Path(tempfile.gettempdir()) / f"capacity-{os.geteuid()}-{_mark(data)}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -100,8 +100,8 @@ def _mark(path: Path) -> str:
     return hashlib.sha256(str(path).encode()).hexdigest()[:12]
 
 
-def _fits_a_socket(folder: Path) -> bool:
-    return len(os.fsencode(folder / SOCKET_NAME)) <= LONGEST_SOCKET
+def _fits_a_socket(folder: Path, socket_name: str = SOCKET_NAME) -> bool:
+    return len(os.fsencode(folder / socket_name)) <= LONGEST_SOCKET
 
 
 def _lets_others_through(folder: Path) -> bool:

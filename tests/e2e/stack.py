@@ -120,9 +120,9 @@ def processes_naming(text: str) -> list[str]:
 
 
 @contextmanager
-def served(home: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def served(home: Path, port: int, *options: str) -> Iterator[subprocess.Popen[str]]:
     """`capacity up` until the block ends; then Ctrl-C, which must stop everything."""
-    arguments = [*COMMAND, "up", "--port", str(port)]
+    arguments = [*COMMAND, "up", "--port", str(port), *options]
     with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first_line = process.stdout.readline()

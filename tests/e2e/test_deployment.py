@@ -19,6 +19,7 @@ import yaml
 from sqlalchemy import URL, Engine
 
 from capacity_assets.settings import DAGSTER_DRIVER, Settings, variable_names
+from capacity_assets.storage.embedded_folders import socket_folder
 from tests.conftest import RedisServer
 from tests.e2e.stack import ask, free_port, launch, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -53,7 +54,7 @@ def test_units_run_as_an_ordinary_user_with_secrets_from_a_file_and_start_again_
         service = unit(path)["Service"]
         assert service["User"] == "capacity"
         assert service["EnvironmentFile"] == "/etc/capacity/capacity.env"
-        assert service["Restart"] == "on-failure"
+        assert service["Restart"] == "always", "a code server that was asked to end does so without a failure"
         assert service["NoNewPrivileges"] == "yes"
         assert "://" not in path.read_text()
 
@@ -81,9 +82,15 @@ def test_the_compose_file_runs_the_same_programs_unprivileged_with_health_checks
     defaults = {str(field.validation_alias): field.default for field in Settings.model_fields.values()}
 
     assert set(services) == set(ORDER)
+    code = services["code-location"]["command"]
+    assert code.replace(
+        "--host 0.0.0.0 --port 4000", "--socket /run/capacity/code.sock --location-name capacity_assets"
+    ) == (" ".join(command_of("code-location")))
     for name, service in services.items():
         here = re.sub(r"127\.0\.0\.1", "0.0.0.0", " ".join(command_of(name)))  # noqa: S104 -- inside the container
-        assert service["command"].replace("/opt/capacity/", "") == here.replace("/opt/capacity/deploy/systemd/", "")
+        if name != "code-location":
+            there = service["command"].replace("/opt/capacity/", "")
+            assert there == here.replace("/opt/capacity/deploy/systemd/", "")
         assert service["user"] == "10001"
         assert service["read_only"] is True
         assert service["healthcheck"]["test"][0] == "CMD"
@@ -91,7 +98,9 @@ def test_the_compose_file_runs_the_same_programs_unprivileged_with_health_checks
         for variable, value in service["environment"].items():
             assert str(value).startswith(f"${{{variable}"), "values come from outside"
             default = value.partition(":-")[2].removesuffix("}")
-            assert default in {str(defaults.get(variable) or ""), "100"}, "an absent value means the same as elsewhere"
+            known = defaults.get(variable) or ""
+            means = ",".join(map(str, known)) if isinstance(known, tuple) else str(known)
+            assert default in {means, "100"}, "an absent value means the same as elsewhere"
         # Where the data lies is the image's business.
         assert {*service["environment"], "CAPACITY_HOME"} == {*variable_names(), "DAGSTER_EVENT_BATCH_SIZE"}
 
@@ -127,8 +136,10 @@ def test_the_three_programs_of_the_units_serve_and_run_against_servers_of_ones_o
     home = tmp_path / "dagster"
     home.mkdir()
     shutil.copy(ROOT / "dagster.yaml", home)
-    code_port, web_port = free_port(), free_port()
-    workspace = (ROOT / "deploy" / "systemd" / "workspace.yaml").read_text().replace("4000", str(code_port))
+    web_port = free_port()
+    socket = socket_folder(tmp_path, "code.sock") / "code.sock"
+    workspace = (ROOT / "deploy" / "systemd" / "workspace.yaml").read_text()
+    workspace = workspace.replace("/run/capacity/code.sock", str(socket))
     (tmp_path / "workspace.yaml").write_text(workspace)
     environment = {
         **os.environ,
@@ -141,15 +152,15 @@ def test_the_three_programs_of_the_units_serve_and_run_against_servers_of_ones_o
     subprocess.run([str(PROGRAMS / "capacity"), "init"], env=environment, cwd=tmp_path, check=True, capture_output=True)
 
     def arguments(name: str) -> list[str]:
-        values = {"4000": str(code_port), "3000": str(web_port)}
+        values = {"/run/capacity/code.sock": str(socket), "3000": str(web_port)}
+        values["/var/lib/capacity/reports"] = str(tmp_path / "reports")
         values["/opt/capacity/deploy/systemd/workspace.yaml"] = str(tmp_path / "workspace.yaml")
         return [values.get(word, word) for word in command_of(name)]
 
     def healthy(name: str) -> bool:
-        test = [
-            word.replace("4000", str(code_port)).replace("3000", str(web_port))
-            for word in compose()["services"][name]["healthcheck"]["test"][1:]
-        ]
+        test = [word.replace("3000", str(web_port)) for word in compose()["services"][name]["healthcheck"]["test"][1:]]
+        if name == "code-location":
+            test = [*test[: test.index("--port")], "--socket", str(socket)]
         program = sys.executable if test[0] == "python" else str(PROGRAMS / test[0])
         return subprocess.run([program, *test[1:]], env=environment, capture_output=True, check=False).returncode == 0
 

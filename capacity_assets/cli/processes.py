@@ -1,0 +1,125 @@
+"""The three processes of Dagster under `capacity up`: code server, web server, daemon, as one process group.
+
+Not `dagster dev`, whose web server answers every page of every site; see `orchestration.webserver`. When they are
+started, and what is said about them, is decided in `up`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from capacity_assets.settings import Settings
+from capacity_assets.storage.embedded_folders import socket_folder
+
+HOST = "127.0.0.1"
+LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
+CODE_SOCKET = "code.sock"
+# The code server obeys whoever can connect to its socket.
+PRIVATE_UMASK = 0o077
+STOP_TIMEOUT_SECONDS = 30
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class Processes:
+    """Code server, web server and daemon: one process group of its own, so that Ctrl-C reaches only us."""
+
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], lock: IO[str]) -> None:
+        """Start one more; the first one leads the group."""
+        process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
+            [sys.executable, "-m", *arguments],
+            # Elsewhere Dagster would read a .env file, which beats the variables it is given.
+            cwd=environment["DAGSTER_HOME"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=self.running[0].pid if self.running else 0,
+            umask=PRIVATE_UMASK,
+            pass_fds=[lock.fileno()],
+        )
+        self.running.append(process)
+
+    @property
+    def group(self) -> int:
+        """Number of the group."""
+        return self.running[0].pid
+
+    @property
+    def ended(self) -> subprocess.Popen[bytes] | None:
+        """The first one that is there no more."""
+        return next((process for process in self.running if process.poll() is not None), None)
+
+    def end(self) -> None:
+        """Ask each to stop, the code server last, then whatever of the group outlives them."""
+        for process in reversed(self.running):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        for process in self.running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), POLL_SECONDS))
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not _group_remains(self.group):
+                break
+            with suppress(ProcessLookupError):
+                os.killpg(self.group, number)
+            deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+            while _group_remains(self.group) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+                self.ended  # noqa: B018 -- takes note of those that ended, which would remain as zombies
+        for process in self.running:
+            process.wait()
+
+
+def web_options(settings: Settings, port: int, names: Sequence[str]) -> list[str]:
+    """Return the options of the web server that are known beforehand."""
+    further = (word for name in names for word in ("--name", name))
+    return ["--host", HOST, "--port", str(port), "--reports", str(settings.reports), *further]
+
+
+@contextmanager
+def dagster_processes(
+    home: Path, environment: dict[str, str], web: Sequence[str], log: Path, lock: IO[str]
+) -> Iterator[Processes]:
+    """Run the three processes with Dagster's `home`, and end them in order; `web` are options of the web server."""
+    code = socket_folder(home, CODE_SOCKET) / CODE_SOCKET
+    code.unlink(missing_ok=True)
+    workspace = home / "workspace.yaml"
+    target = {"socket": str(code), "location_name": LOCATION}
+    workspace.write_text(json.dumps({"load_from": [{"grpc_server": target}]}), encoding="utf-8")
+    programs = (
+        ["dagster", "code-server", "start", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS],
+        ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
+        ["dagster._daemon", "run", "--workspace", str(workspace)],
+    )
+    processes = Processes()
+    with log.open("wb") as output:
+        try:
+            for arguments in programs:
+                processes.start(arguments, environment, output, lock)
+            lock.write(str(processes.group))
+            lock.flush()
+            yield processes
+        finally:
+            if processes.running:
+                processes.end()
+
+
+def _group_remains(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,138 @@
+"""Dagster's web server, answering its own pages only: `python -m capacity_assets.orchestration.webserver --help`.
+
+Dagster 1.13 executes mutations that come by GET, and asks neither under which name nor from which page a request comes,
+so a picture on any web page could launch runs through a browser on this machine. A guard before it refuses requests by
+another name, queries in the address, and whatever a page of another site sends. It also serves the growth reports, so
+that the UI opens them by a click. Login is the business of a proxy; see the operations page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import uvicorn
+from dagster import DagsterInstance
+from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._utils.interrupts import setup_interrupt_handlers
+from dagster_webserver.version import __version__
+from dagster_webserver.webserver import DagsterWebserver
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from capacity_assets.orchestration.naming import REPORTS_PATH
+
+READING = {"GET", "HEAD"}
+# A report holds no script, and must not be made to load anything by what a database is called.
+REPORT_HEADERS = [(b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; img-src data:")]
+# The defaults of Dagster's own command.
+POLL_MILLISECONDS, STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW = 2000, 15_000, 3600, 20
+
+
+class OwnPagesOnly:
+    """Refuses what a page of another site could make a browser send."""
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        """Guard `app`, which goes by `names`, each host:port as a browser sends it."""
+        self._app = app
+        self._names = frozenset(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 403 with the reason."""
+        reason = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
+        if reason is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": reason})
+        else:
+            await PlainTextResponse(f"{reason}\n", status_code=403)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> str | None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or hosts[0] not in self._names:
+            # A name of somebody else's may be bound to this address.
+            return "Refused: this server does not go by that name. See --name."
+        if scope["type"] == "http" and scope["method"] in READING:
+            asks = scope["path"] == "/graphql" and scope["query_string"]
+            return "Refused: queries are sent by POST." if asks else None
+        if all(self._is_ours(origin) for origin in headers.getlist("origin")):
+            return None
+        return "Refused: sent by a page of another site."
+
+    def _is_ours(self, origin: str) -> bool:
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc in self._names
+
+
+class Reports:
+    """The growth reports as files, with a policy that lets a page load nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Serve `folder`, which need not exist yet."""
+        self._files = StaticFiles(directory=folder, check_dir=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *REPORT_HEADERS]
+            await send(message)
+
+        await self._files(scope, receive, with_policy)
+
+
+class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContext]):
+    """Dagster's web server behind the guard, with the reports beside its pages."""
+
+    def __init__(self, context: WorkspaceProcessContext, names: Collection[str], reports: Path) -> None:
+        """Serve the workspace of `context`."""
+        self._names, self._reports = names, reports
+        super().__init__(context, live_data_poll_rate=POLL_MILLISECONDS)
+
+    def build_middleware(self) -> list[Middleware]:
+        """Put the guard first."""
+        return [Middleware(OwnPagesOnly, names=self._names), *super().build_middleware()]
+
+    def build_routes(self) -> list[BaseRoute]:
+        """Put the reports before Dagster's routes, whose last ones take every path."""
+        return [Mount(REPORTS_PATH, Reports(self._reports)), *super().build_routes()]  # type: ignore[no-untyped-call]  # Dagster leaves it untyped
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--workspace", required=True, help="File that says where the code is.")
+@click.option("--reports", required=True, type=click.Path(path_type=Path), help="Folder of the growth reports.")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    help="Further host:port by which browsers know it, as behind a proxy; may be repeated.",
+)
+@click.option("--read-only", is_flag=True, help="Launch and change nothing.")
+def main(  # noqa: PLR0913 -- one argument per option
+    host: str, port: int, workspace: str, reports: Path, names: Sequence[str], *, read_only: bool
+) -> None:
+    """Serve the Dagster UI, for its own pages only."""
+    setup_interrupt_handlers()
+    own = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+    with DagsterInstance.get() as instance:
+        instance.optimize_for_webserver(STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW)
+        target = WorkspaceFileTarget(paths=[workspace])
+        with WorkspaceProcessContext(instance, target, version=__version__, read_only=read_only) as context:
+            app = GuardedWebserver(context, {*own, *names}, reports).create_asgi_app()
+            uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What a page of another site can make a browser send reaches neither `capacity up` nor the proxy before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.e2e.stack import free_port, served, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+MUTATION = "mutation { setNuxSeen }"
+JSON = {"Content-Type": "application/json"}
+
+
+def answer(
+    url: str, headers: Mapping[str, str] | None = None, body: object | None = None, method: str | None = None
+) -> int:
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=dict(headers or {}), method=method)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=30) as found:  # noqa: S310 -- our own address
+            return int(found.status)
+    except HTTPError as error:
+        return error.code
+    except URLError:
+        return 0  # nobody listens yet
+
+
+def questions(host: str, login: Mapping[str, str]) -> dict[str, int]:
+    """What is sent, and what comes back."""
+    base, own = f"http://{host}", {"Origin": f"http://{host}"}
+    foreign = {"Origin": "http://evil.example"}
+    hidden = quote(MUTATION)
+    query, change = {"query": "{ version }"}, {"query": MUTATION}
+
+    def get(path: str, **headers: str) -> int:
+        return answer(f"{base}{path}", {**login, **headers})
+
+    def post(body: object, headers: Mapping[str, str], path: str = "/graphql") -> int:
+        return answer(f"{base}{path}", {**login, **JSON, **headers}, body)
+
+    return {
+        "its page": get("/"),
+        "a link from another page": get("/runs", Referer="http://evil.example/", Origin="http://evil.example"),
+        "a query of its own page": post(query, own),
+        "a query of a script": post(query, {}),
+        "a change of its own page": post(change, own),
+        "a picture with a change": get(f"/graphql?query={hidden}"),
+        "a picture with a hidden change": get(f"/%67raphql?%71uery={hidden}"),
+        "a form of another page": post(
+            b"", {**foreign, "Content-Type": "text/plain"}, f"/graphql?query={quote(MUTATION)}"
+        ),
+        "a change of another page": post(change, foreign),
+        "a change of a page without origin": post(change, {"Origin": "null"}),
+        "a change of another port": post(change, {"Origin": "http://127.0.0.1:9"}),
+        "a materialisation of another page": post({}, foreign, "/report_asset_materialization/x"),
+        "another name": get("/", Host="evil.example:3000"),
+        "a socket of its own page": socket(host, own, login),
+        "a socket of another page": socket(host, foreign, login),
+    }
+
+
+def socket(host: str, origin: Mapping[str, str], login: Mapping[str, str]) -> int:
+    try:
+        with connect(
+            f"ws://{host}/graphql",
+            origin=origin["Origin"],  # type: ignore[arg-type]
+            subprotocols=["graphql-ws"],  # type: ignore[list-item]
+            additional_headers=dict(login),
+            open_timeout=30,
+        ):
+            return 200
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+TAKEN = {
+    "its page", "a link from another page", "a query of its own page", "a query of a script",
+    "a change of its own page", "a socket of its own page",
+}  # fmt: skip
+
+
+def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "reports").mkdir(parents=True)
+    (home / "reports" / "growth.html").write_text("<p>a page</p>")
+    (home / "secret").write_text("not for readers")
+    port = free_port()
+    with served(home, port):
+        found = questions(f"127.0.0.1:{port}", {})
+        report = urllib.request.urlopen(f"http://127.0.0.1:{port}/capacity/reports/growth.html", timeout=30)
+        with report:
+            page, policy = report.read(), report.headers["Content-Security-Policy"]
+        beside = answer(f"http://127.0.0.1:{port}/capacity/reports/%2e%2e/secret")
+
+    assert {what for what, status in found.items() if status == 200} == TAKEN, found
+    assert {status for what, status in found.items() if what not in TAKEN} == {403}
+    assert (page, policy[:18]) == (b"<p>a page</p>", "default-src 'none'")
+    assert beside == 404
+
+
+def _nginx() -> str:
+    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None:
+        pytest.skip("no nginx here; see tests/install_servers.sh")
+    return found
+
+
+@contextmanager
+def proxy(folder: Path, ports: Mapping[str, int]) -> Iterator[None]:
+    """The shipped configuration, with other ports, in a folder of its own."""
+    shipped = (ROOT / "deploy" / "nginx" / "capacity.conf").read_text()
+    for known, port in ports.items():
+        shipped = shipped.replace(known, str(port))
+    temporary = "".join(
+        f"{name}_temp_path temporary; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    configuration = folder / "nginx.conf"
+    configuration.write_text(
+        f"{user}pid nginx.pid; error_log error.log; daemon off; events {{}}\n"
+        f"http {{ access_log off; {temporary}{shipped} }}"
+    )
+    for who in ("operators", "readers"):
+        password = subprocess.run(
+            ["openssl", "passwd", "-apr1", f"{who}-Pa55"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        (folder / f"capacity-{who}").write_text(f"ann:{password}")
+    arguments = [_nginx(), "-p", f"{folder}/", "-c", str(configuration)]
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def login(who: str) -> dict[str, str]:
+    from base64 import b64encode
+
+    return {"Authorization": f"Basic {b64encode(f'ann:{who}-Pa55'.encode()).decode()}"}
+
+
+def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(tmp_path: Path) -> None:
+    _nginx()
+    web, operators, readers = free_port(), free_port(), free_port()
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    # Both sides of the proxy lead to the one server that runs here.
+    ports = {"3000": web, "3001": web, "3180": operators, "3181": readers}
+    names = ("--name", f"127.0.0.1:{operators}", "--name", f"127.0.0.1:{readers}")
+    with served(tmp_path / "home", web, *names), proxy(folder, ports):
+        host = f"127.0.0.1:{operators}"
+        wait_for(lambda: answer(f"http://{host}/") == 401, "nginx")
+        assert answer(f"http://{host}/", login("readers")) == 401, "a reader is no operator"
+        found = questions(host, login("operators"))
+        read = questions(f"127.0.0.1:{readers}", login("readers"))
+
+    for answers in (found, read):
+        assert {what for what, status in answers.items() if status == 200} == TAKEN, answers
+        assert answers["another name"] == 421
