@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+# Test and lint tools are as large as the product: only what needs them waits for them.
+DEVELOPER := $(VENV)/.installed-dev
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo own up test check docs bench format clean
 help: ## Show this list
@@ -11,39 +14,46 @@ help: ## Show this list
 demo: $(READY) ## Load a sample fleet, compute everything through Dagster, print the result
 	@$(BIN)/capacity demo
 
-own: $(READY) ## Measure the server that holds the capacity tables (the embedded one), compute the day and draw it
-	@$(BIN)/capacity collect --own
+own: $(READY) ## Measure the embedded server itself, compute the day and draw it; in .capacity-own, apart from the demo
+	@CAPACITY_HOME=$${CAPACITY_HOME:-.capacity-own} $(BIN)/capacity collect --own
 
 up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctrl-C
 	@$(BIN)/capacity up
 
-test: $(READY) ## Run all tests on real servers they start themselves
+test: $(DEVELOPER) ## Run all tests on real servers they start themselves
 	@tests/install_servers.sh
 	@# In the order of their folders: the long end-to-end files first, not last and alone.
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
-check: $(READY) ## Lint and type-check
+check: $(DEVELOPER) ## Lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: $(READY) ## Write the parts of the reference that follow from the code
+docs: $(DEVELOPER) ## Write the parts of the reference that follow from the code
 	@$(BIN)/python docs/generate.py
 
-bench: $(READY) ## Measure against hand-written statements and the row-at-a-time way; BENCH='--size 1000x20x184'
+bench: $(DEVELOPER) ## Measure against hand-written statements and the row-at-a-time way; BENCH='--size 1000x20x184'
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-format: $(READY) ## Format the code
+format: $(DEVELOPER) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-clean: ## Remove the virtual environment and caches; the data under .capacity stays
+clean: ## Remove the virtual environment and caches; the data under .capacity and .capacity-own stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments (on Debian: apt-get install python3-venv)."; exit 1; }
-	@echo "Installing packages into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Installing packages into $(VENV), some 800 MB on disk ..."
+	@# A line per package, as a sign of life; a pipe would hide a failure.
+	@rm -f $(VENV)/.failed; { $(INSTALL) -e . || touch $(VENV)/.failed; } | grep -E '^(Collecting|Installing|Successfully)' || true
+	@test ! -e $(VENV)/.failed
+	@touch $@
+
+$(DEVELOPER): $(READY)
+	@echo "Installing the tools for tests and lint ..."
+	@$(INSTALL) --quiet -e '.[dev]'
 	@touch $@

@@ -26,6 +26,7 @@ from capacity_assets.settings import CAPACITY_DRIVER, ConfigurationError, Settin
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
 from capacity_assets.storage.schema import initialise
+from capacity_assets.storage.zone import record_zone
 
 
 @contextmanager
@@ -104,6 +105,7 @@ def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
         sqlalchemy.exc.DBAPIError: the database refused a step of the schema; nothing was changed.
     """
     done = initialise(engine)
+    record_zone(engine, settings.timezone, chosen="timezone" in settings.model_fields_set)
     report = task_runner(engine, settings).prepare_tables()
     if report.created:
         moved = f", {report.moved_records:,} rows moved there" if report.moved_records else ""

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, field_validator
@@ -21,8 +21,8 @@ from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
+from tzlocal import get_localzone_name
 
-DEFAULT_TIMEZONE = "Asia/Shanghai"
 DEFAULT_START_DATE = date(2025, 1, 1)
 # Samples arrive at three.
 DEFAULT_SCHEDULE_HOUR = 4
@@ -48,6 +48,15 @@ CAPACITY_DRIVER = "postgresql+psycopg"
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, on which dagster-postgres 0.29 fails at its
 # first event (NOTIFY with a bound parameter): Dagster's own storage stays on psycopg2.
 DAGSTER_DRIVER = "postgresql+psycopg2"
+
+
+def machine_zone() -> str:
+    """Return the time zone of this machine, UTC where it has none that is known."""
+    try:
+        name = get_localzone_name()
+    except ZoneInfoNotFoundError:
+        name = None
+    return name if name in available_timezones() else "UTC"
 
 
 class ConfigurationError(Exception):
@@ -85,9 +94,10 @@ class Settings(BaseSettings):
         "Unset: nowhere.",
     )
     timezone: str = Field(
-        default=DEFAULT_TIMEZONE,
+        default_factory=machine_zone,
         validation_alias="CAPACITY_TIMEZONE",
-        description="Time zone (IANA name) in which days, weeks and months begin and end.",
+        description="Time zone (IANA name) in which days, weeks and months begin and end. Unset: this machine's. A "
+        "database keeps the one it was filled in, the legacy application's being Asia/Shanghai.",
     )
     start_date: date = Field(
         default=DEFAULT_START_DATE,

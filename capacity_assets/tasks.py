@@ -2,16 +2,23 @@
 
 They read the settings, open the database and go through the task runner. Failures come back as a result
 with status `failed`, as legacy callers expect; only a broken configuration raises.
+
+The `run_…` functions have the names and keys of this project. `calculate_database` and
+`calculate_database_size_aggregations` take what schedulers and routes of the legacy application pass, and return the
+keys that those read.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from uuid import uuid4
 
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.results import AggregationStatus, InstanceSummary, RunSummary
+from capacity_assets.aggregation.results import AggregationStatus, InstanceError, InstanceSummary, RunSummary
+from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.runtime import open_task_runner
@@ -20,6 +27,7 @@ from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
 
 TaskResult = dict[str, object]
+logger = logging.getLogger(__name__)
 
 
 def run_capacity_aggregation(
@@ -64,6 +72,98 @@ def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] |
     details: TaskResult = {name: run.of_period(name).to_dict() for name in names}
     own: TaskResult = {"instance_id": instance.id, "instance_name": instance.name, "periods": details}
     return _result(run, troubles, summary.message, names, own)
+
+
+def calculate_database_size_aggregations(
+    manual_run: bool = False,
+    periods: Sequence[str] | None = None,
+    created_by: int | None = None,
+) -> TaskResult:
+    """Do what `calculate_database` does, under its older name and with its older arguments."""
+    return calculate_database(manual_run=manual_run, periods=periods, created_by=created_by)
+
+
+def calculate_database(
+    *,
+    manual_run: bool = False,
+    periods: Sequence[str] | None = None,
+    created_by: int | None = None,
+    run_id: str | None = None,
+    log: logging.Logger = logger,
+    **_ignored: object,
+) -> TaskResult:
+    """Aggregate the scheduled window of each period at both levels, for callers of the legacy application.
+
+    Unknown periods are told to `log` and left out. `manual_run`, `created_by` and `run_id` are told there too; no
+    session is written, so `session_id` is None. Returns `status`, `message`, `run_id`, `session_id`,
+    `periods_executed`, `details` (`periods`: a summary per period, of the databases; `instances`: by id, what failed)
+    and `metrics` (`instances`: `total`, `successful`, `failed`, each server counted once; `records`), and `error` where
+    nothing could be done.
+
+    Raises:
+        ConfigurationError: an environment variable holds a value that cannot work.
+    """
+    run_id = run_id or str(uuid4())
+    run, instances, chosen, errors = RunSummary(), list[InstanceRef](), list[str](), list[str]()
+    try:
+        with _opened() as runner:
+            chosen = _known_periods(periods, runner.service.period_names, log)
+            log.info("Aggregation %s: periods %s, manual %s, by %s.", run_id, chosen, manual_run, created_by)
+            instances = [instance for instance in runner.service.instances(None) if instance.active]
+            run, troubles = runner.run_each(runner.scheduled_work(chosen))
+            errors = list(map(str, troubles))
+    except (CapacityError, UnreachableError, EmbeddedServerError) as error:
+        errors, chosen = [str(error)], []
+    if errors:
+        log.error("Aggregation %s: %s", run_id, " ".join(errors))
+    message = run.message if chosen else "No registered period was asked for." if not errors else ""
+    of_databases = run.of_level(DATABASE.name)
+    summaries = [part.to_dict() for name in chosen for part in of_databases.of_period(name).parts]
+    return {
+        "status": (AggregationStatus.FAILED if errors else run.status).value,
+        "message": " ".join(filter(None, [*errors, message])),
+        "run_id": run_id,
+        "session_id": None,
+        "periods_executed": chosen,
+        "details": {"periods": summaries, "instances": _instance_details(run, instances)},
+        "metrics": {"instances": _counted_once(run, instances), "records": _metrics(run)["records"]},
+        **({"error": " ".join(errors)} if errors else {}),
+    }
+
+
+def _known_periods(periods: Sequence[str] | None, known: Sequence[str], log: logging.Logger) -> list[str]:
+    """Keep the registered ones, in the registry's order."""
+    unknown = [name for name in periods or () if name not in known]
+    if unknown:
+        log.warning("Unknown periods were left out: %s. Registered: %s.", ", ".join(unknown), ", ".join(known))
+    return [name for name in known if periods is None or name in periods]
+
+
+def _errors_by_instance(run: RunSummary) -> dict[int, list[InstanceError]]:
+    found: dict[int, list[InstanceError]] = {}
+    for part in run.parts:
+        for error in part.errors:
+            found.setdefault(error.instance_id, []).append(error)
+    return found
+
+
+def _counted_once(run: RunSummary, instances: Sequence[InstanceRef]) -> TaskResult:
+    """Count servers, not servers per window and level. A part lists its first failures only, but counts all."""
+    listed = len(_errors_by_instance(run))
+    failed = max([listed, *(part.failed_instances for part in run.parts)])
+    return {"total": len(instances), "successful": len(instances) - failed, "failed": failed}
+
+
+def _instance_details(run: RunSummary, instances: Sequence[InstanceRef]) -> dict[int, TaskResult]:
+    errors = _errors_by_instance(run)
+    return {
+        instance.id: {
+            "instance_id": instance.id,
+            "instance_name": instance.name,
+            "errors": [error.reason for error in errors.get(instance.id, ())],
+        }
+        for instance in instances
+    }
 
 
 def _result(

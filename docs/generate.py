@@ -37,7 +37,10 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def variables() -> str:
     """Every environment variable with its default."""
-    defaults = {str(field.validation_alias): field.default for field in Settings.model_fields.values()}
+    defaults = {
+        str(field.validation_alias): None if field.default_factory else field.default
+        for field in Settings.model_fields.values()
+    }
     rows = [
         [f"`{name}`", "" if defaults[name] is None else f"`{defaults[name]}`", text]
         for name, text in variable_names().items()

@@ -71,6 +71,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*variable_names(), "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "yes")
+    # Unset, it would be that of the machine, and days would depend on where the tests run.
+    monkeypatch.setenv("CAPACITY_TIMEZONE", SHANGHAI.key)
 
 
 @pytest.fixture(scope="session")

@@ -5,21 +5,26 @@ How a schema is made and what it must hold is the business of `storage.schema`.
 
 from __future__ import annotations
 
+from zoneinfo import ZoneInfo
+
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, database_error
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.storage.zone import another_zone, recorded_zone
 
 
-def refuse_a_missing_schema(engine: Engine, *, kept: str) -> None:
-    """Refuse a database without the schema of this version; `kept` is a sentence about the data.
+def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo, *, kept: str) -> None:
+    """Refuse a database without this version's schema, or with days of another zone; `kept` says so of the data.
 
     Raises:
         DatabaseError: the schema is missing or another, or the database does not answer.
+        ValidationError: its days are days of another zone.
     """
     try:
         revision = schema_revision(engine)
+        recorded = recorded_zone(engine) if revision == SCHEMA_REVISION else None
     except DBAPIError as error:
         raise database_error(error, doing="reading the schema version", kept=kept) from error
     if revision != SCHEMA_REVISION:
@@ -28,3 +33,5 @@ def refuse_a_missing_schema(engine: Engine, *, kept: str) -> None:
             f"The capacity schema is {found}; this version needs revision {SCHEMA_REVISION}. {kept} "
             "Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
         )
+    if recorded is not None and recorded != zone.key:
+        raise ValidationError(f"{another_zone(recorded, zone.key)} {kept}")

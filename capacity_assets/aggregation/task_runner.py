@@ -22,7 +22,7 @@ from capacity_assets.aggregation.maintenance import TableMaintenance
 from capacity_assets.aggregation.maintenance_report import MaintenanceReport
 from capacity_assets.aggregation.movers import WindowSizes, window_sizes
 from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
-from capacity_assets.aggregation.readiness import refuse_a_missing_schema
+from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
 from capacity_assets.aggregation.retention import Retention, parse_retention
 from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationService, RunOptions
@@ -83,7 +83,7 @@ class AggregationTaskRunner:
             parts = (PeriodSummary(chosen.name, level, wanted[0].start, wanted[0].end) for level in options.levels)
             return RunSummary(tuple(parts))
         self._refuse_windows_outside_the_range(chosen, wanted)
-        self._refuse_a_missing_schema()
+        self._refuse_an_unfit_database()
         return self._run(chosen, wanted, options)
 
     def run_each(
@@ -138,12 +138,11 @@ class AggregationTaskRunner:
         Raises:
             DatabaseError: the database failed, or the schema is missing; what was done before is kept.
         """
-        self._refuse_a_missing_schema()
+        self._refuse_an_unfit_database()
         return self.maintenance().run(self._clock.today(), dry_run=dry_run)
 
     def prepare_tables(self) -> MaintenanceReport:
-        """Add the partitions that are wanted as of today; raises as `maintain`."""
-        self._refuse_a_missing_schema()
+        """Add the partitions that are wanted as of today, in any zone; the schema is there. Raises as `maintain`."""
         return self.maintenance().prepare(self._clock.today())
 
     def convert_tables(self, tell: Callable[[str], None], *, dry_run: bool = False) -> MaintenanceReport:
@@ -153,7 +152,7 @@ class AggregationTaskRunner:
             DatabaseError: as `maintain`; the same call continues.
             SchemaProblemsError: something belongs to a table that would not follow; nothing was changed.
         """
-        self._refuse_a_missing_schema()
+        self._refuse_an_unfit_database()
         return self.maintenance(tell).convert(self._clock.today(), dry_run=dry_run)
 
     def maintenance(self, tell: Callable[[str], None] = logger.info) -> TableMaintenance:
@@ -168,7 +167,7 @@ class AggregationTaskRunner:
         Raises:
             DatabaseError: the database failed, or the schema is missing; nothing is lost.
         """
-        self._refuse_a_missing_schema()
+        self._refuse_an_unfit_database()
         known = [stale for stale in self.service.ledger.stale() if stale.period_type in self.service.period_names]
         return [stale for stale in known if self._is_inside(self.service.period(stale.period_type), stale.window)]
 
@@ -179,7 +178,7 @@ class AggregationTaskRunner:
             DatabaseError: the database failed, or the schema is missing.
         """
         chosen = self.service.period(period)
-        self._refuse_a_missing_schema()
+        self._refuse_an_unfit_database()
         return self.service.ledger.open_windows(chosen, LEVELS[level], self.due_windows(chosen))
 
     def due_windows(self, period: Period) -> list[Window]:
@@ -232,5 +231,5 @@ class AggregationTaskRunner:
         if outside:
             raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
 
-    def _refuse_a_missing_schema(self) -> None:
-        refuse_a_missing_schema(self.engine, kept="Nothing was written.")
+    def _refuse_an_unfit_database(self) -> None:
+        refuse_an_unfit_database(self.engine, self._clock.zone, kept="Nothing was written.")

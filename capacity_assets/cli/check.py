@@ -33,6 +33,7 @@ from capacity_assets.storage.schema import (
     schema_revision,
     schema_state,
 )
+from capacity_assets.storage.zone import another_zone, recorded_zone
 from capacity_assets.units import first_of
 
 OLDEST_SERVER = 14
@@ -149,6 +150,7 @@ def _capacity_database(settings: Settings) -> Iterator[Finding]:
         with open_engine(settings) as engine:
             yield from _server(engine)
             yield from _schema(engine)
+            yield from _zone(engine, settings)
             yield from _partitions(engine, settings)
             yield from _collection(engine, settings)
     except (UnreachableError, EmbeddedServerError) as error:
@@ -181,6 +183,12 @@ def _schema(engine: Engine) -> Iterator[Finding]:
         yield Finding("schema", Verdict.BAD, f"missing tables: {', '.join(state.missing_tables)}")
     for shortcoming in state.shortcomings:
         yield Finding("schema", Verdict.BAD, f"{shortcoming}; run `capacity init`, which mends it or says what to do")
+
+
+def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    recorded = recorded_zone(engine) if schema_revision(engine) == SCHEMA_REVISION else None
+    if recorded is not None and recorded != settings.timezone:
+        yield Finding("time zone", Verdict.BAD, another_zone(recorded, settings.timezone))
 
 
 def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ from capacity_assets.storage.schema import (
     unnoted_changes,
 )
 from capacity_assets.storage.tables import instances
+from capacity_assets.storage.zone import another_zone, recorded_zone
 
 
 def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
@@ -59,6 +60,9 @@ def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
         for line in done:
             say(f"  {line}")
         say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
+        recorded = recorded_zone(engine)
+        if recorded is not None and recorded != settings.timezone:
+            say(f"Warning: {another_zone(recorded, settings.timezone)}")
         if everybody_may_create(engine):
             say(f"Warning: {EVERYBODY_MAY_CREATE}")
         if settings.dagster_url is not None:

@@ -2,16 +2,21 @@
 
 Partitions that are materialised already and whose samples did not change are left alone, so that an
 interrupted demo continues and a second one changes nothing. At the end everything is computed once more
-without Dagster, which must write nothing: the stored figures are what the samples say.
+without Dagster, which must write nothing: the stored figures are what the samples say. `--remove` takes all of it
+away again. The sample fleet never shares a database with other servers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
+from dagster._core.execution.job_execution_result import JobExecutionResult
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
@@ -19,6 +24,7 @@ from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.results import AggregationStatus, RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
@@ -26,25 +32,38 @@ from capacity_assets.cli.top import Top, print_top, top_rows
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.jobs import range_tags
+from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
-from capacity_assets.orchestration.reports import GROWTH_REPORT_JOB, REPORT_PERIOD
+from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, REPORT_PERIOD
 from capacity_assets.orchestration.sample_days import unmarked_days
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.report.data import file_name
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
-from capacity_assets.storage.sample_fleet import LoadedFleet, first_sample_day, load_sample_fleet, other_instances
+from capacity_assets.storage.sample_fleet import (
+    LoadedFleet,
+    first_sample_day,
+    holds_sample_fleet,
+    load_sample_fleet,
+    other_instances,
+    remove_sample_fleet,
+)
+from capacity_assets.storage.schema import require_schema
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FASTEST_SHOWN = 5
+# By this name the UI knows where jobs come from; a run without it is missing from their pages and the timeline.
+CODE_LOCATION = "capacity_assets"
+DEMO_TAG = "capacity/demo"
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Adjacent windows that go through Dagster in one run."""
+    """Adjacent windows that go through a job of Dagster in one run."""
 
-    period: Period
+    job: str
+    subject: str
     windows: Sequence[Window]
 
 
@@ -57,7 +76,7 @@ def run_demo(settings: Settings) -> None:
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
         today = Clock(settings.zone).today()
-        first_day = max(first_sample_day(today), settings.start_date)
+        first_day = first_sample_day(settings.start_date, today)
         if first_day > today:
             raise ConfigurationError(
                 f"CAPACITY_START_DATE: {settings.start_date} lies ahead; there is no partition yet"
@@ -66,14 +85,13 @@ def run_demo(settings: Settings) -> None:
             fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
-            _mark_days(settings, instance, engine)
+            _mark_days(settings, instance, engine, today)
             chunks = _open_work(instance, first_day, today, fleet)
             written = _materialise(settings, instance, chunks)
             month = PERIODS[REPORT_PERIOD].last(today)
-            _make_report(settings, instance, month)
             runner = task_runner(engine, settings)
             run = _verify(runner, first_day, today)
-            _print_result(run, written, fleet)
+            _print_result(run, written, fleet, changed=bool(chunks))
             _print_fastest(engine, PERIODS["monthly"].last(today))
         _print_where_to_look(settings, month)
 
@@ -83,8 +101,8 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     others = other_instances(engine)
     if others:
         raise CommandFailedError(
-            f"This database holds {others} instances that do not belong to the sample fleet. Nothing was loaded. "
-            "Unset CAPACITY_DATABASE_URL to run the demo on the embedded server, or point it to an empty database."
+            f"This database holds other servers than the sample fleet ({others}), and the two do not mix. "
+            "Nothing was loaded. Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
     fleet = load_sample_fleet(engine, first_day, today)
     # Days that are older than samples are kept have no partition ahead of time.
@@ -92,10 +110,11 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     return fleet
 
 
-def _mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine) -> None:
-    """Have Dagster know the days that were loaded, as its sensor would once it runs."""
+def _mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, today: date) -> None:
+    """Have Dagster know the days that were loaded, today's too, as its sensor would in time."""
     if settings.collection == "on":
-        for event in unmarked_days(instance, collection_service(engine, settings), settings):
+        service = collection_service(engine, settings)
+        for event in unmarked_days(instance, service, settings, before=today + timedelta(days=1)):
             instance.report_runless_asset_event(event)
 
 
@@ -103,17 +122,25 @@ def _open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet
     """List the windows without a materialisation, and those whose samples, or whose predecessor's, are new."""
     chunks = []
     for period in PERIODS.values():
-        done = set.intersection(
-            *(instance.get_materialized_partitions(dg.AssetKey(asset_name(period, level))) for level in LEVELS.values())
-        )
-        wanted = period.windows_between(first_day, today)
-        open_windows = [window for window in wanted if window.key not in done or _is_touched(period, window, fleet)]
-        for span in adjacent_spans(open_windows):
-            chunks += [
-                _Chunk(period, span[first : first + PARTITIONS_PER_RUN])
-                for first in range(0, len(span), PARTITIONS_PER_RUN)
-            ]
+        names = [asset_name(period, level) for level in LEVELS.values()]
+        for span in _open_spans(instance, period, names, (first_day, today), fleet):
+            chunks.append(_Chunk(job_name(period), f"the {period.name} windows", span))
+    for span in _open_spans(instance, PERIODS[REPORT_PERIOD], [GROWTH_REPORT], (first_day, today), fleet):
+        chunks.append(_Chunk(GROWTH_REPORT_JOB, "the growth reports", span))
+    if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
+        chunks.append(_Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
     return chunks
+
+
+def _open_spans(
+    instance: dg.DagsterInstance, period: Period, names: Sequence[str], days: tuple[date, date], fleet: LoadedFleet
+) -> Iterator[Sequence[Window]]:
+    done = set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(name)) for name in names))
+    wanted = period.windows_between(*days)
+    open_windows = [window for window in wanted if window.key not in done or _is_touched(period, window, fleet)]
+    for span in adjacent_spans(open_windows):
+        for first in range(0, len(span), PARTITIONS_PER_RUN):
+            yield span[first : first + PARTITIONS_PER_RUN]
 
 
 def _is_touched(period: Period, window: Window, fleet: LoadedFleet) -> bool:
@@ -129,7 +156,7 @@ def _materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Seque
         return written
     definitions = build_definitions(settings)
     with _progress_bar() as bar:
-        task = bar.add_task("windows computed", total=sum(len(chunk.windows) for chunk in chunks))
+        task = bar.add_task("windows computed and drawn", total=sum(len(chunk.windows) for chunk in chunks))
         for chunk in chunks:
             written += _materialise_chunk(definitions, instance, chunk)
             bar.advance(task, len(chunk.windows))
@@ -137,37 +164,38 @@ def _materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Seque
 
 
 def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance, chunk: _Chunk) -> int:
-    job = definitions.resolve_job_def(job_name(chunk.period))
-    first, last = chunk.windows[0].key, chunk.windows[-1].key
-    result = job.execute_in_process(
-        instance=instance,
-        tags=range_tags(chunk.windows),
-        run_config=QUIET,
-        raise_on_error=False,
+    result = _execute(
+        definitions.resolve_job_def(chunk.job), instance, range_tags(chunk.windows) if chunk.windows else {}
     )
     if not result.success:
         if "DagsterExecutionInterruptedError" in _reasons(result):
             raise KeyboardInterrupt
+        span = f" {chunk.windows[0].key} to {chunk.windows[-1].key}" if chunk.windows else ""
         raise CommandFailedError(
-            f"Run {result.run_id} over the {chunk.period.name} windows {first} to {last} failed. {_reasons(result)} "
+            f"Run {result.run_id} over {chunk.subject}{span} failed. {_reasons(result)} "
             "Finished runs were kept. `capacity up` shows the run; `capacity demo` continues."
         )
     counts = [
-        event.materialization.metadata["written_records"].value for event in result.get_asset_materialization_events()
+        event.materialization.metadata["written_records"].value
+        for event in result.get_asset_materialization_events()
+        if "written_records" in event.materialization.metadata
     ]
     return sum(count for count in counts if isinstance(count, int))
 
 
-def _make_report(settings: Settings, instance: dg.DagsterInstance, month: Window) -> None:
-    """Make the growth report of a month, the only one the demo makes by itself."""
-    job = build_definitions(settings).resolve_job_def(GROWTH_REPORT_JOB)
-    result = job.execute_in_process(instance=instance, partition_key=month.key, run_config=QUIET, raise_on_error=False)
-    if not result.success:
-        reasons = _reasons(result)
-        raise CommandFailedError(f"The growth report of {month.key} failed. {reasons} The aggregates are there.")
+def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> JobExecutionResult:
+    """Run a job in this process, as one of the code location that `capacity up` serves."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(CODE_LOCATION), "__repository__")
+    run = instance.create_run_for_job(
+        job,
+        run_config=QUIET,
+        tags={**job.run_tags, **tags, DEMO_TAG: "true"},
+        remote_job_origin=RemoteJobOrigin(repository, job.name),
+    )
+    return execute_run(InMemoryJob(job), run, instance)
 
 
-def _reasons(result: dg.ExecuteInProcessResult) -> str:
+def _reasons(result: JobExecutionResult) -> str:
     """Say what the failed steps said, or the class of what they raised."""
     failures = [event.step_failure_data for event in result.get_step_failure_events()]
     texts = [
@@ -200,7 +228,7 @@ COLUMNS = (
 )
 
 
-def _print_result(run: RunSummary, written: int, fleet: LoadedFleet) -> None:
+def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed: bool) -> None:
     rows = []
     for name in PERIODS:
         part = run.of_period(name)
@@ -210,7 +238,10 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet) -> None:
     print_table("Instances (once for each window and level) and rows", COLUMNS, rows)
     if run.status is AggregationStatus.FAILED or run.total("written_records"):
         raise CommandFailedError(f"The check after the runs found differences: {run.message}")
-    say(f"{written:,} rows were written by this run. Computing everything once more changed nothing.")
+    if changed:
+        say(f"{written:,} rows were written by this run. Computing everything once more changed nothing.")
+    else:
+        say("Everything was there already: 0 rows were written by this run, and computing once more changed nothing.")
     say(f"Not aggregated because it is retired: {', '.join(fleet.retired)}. Skipped: no samples in the window.")
 
 
@@ -224,4 +255,37 @@ def _print_where_to_look(settings: Settings, month: Window) -> None:
     say(f"Growth report, to open in a browser: {settings.reports / file_name(PERIODS[REPORT_PERIOD], month)}")
     say("Next: `make up` (or `capacity up`) serves the Dagster UI; Catalog has the assets, Runs these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` computes without Dagster.")
-    say(f"Data: {settings.home.resolve()}")
+    say(f"Data: {settings.home.resolve()}. `capacity demo --remove` takes all of it away again.")
+
+
+def remove_demo(settings: Settings) -> None:
+    """Take the sample fleet away again: samples, aggregates, reports, and what Dagster knows of them.
+
+    Raises:
+        CommandFailedError: there is no sample fleet, or there are other servers beside it; nothing was removed.
+    """
+    refuse_an_absent_embedded_server(settings)
+    with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
+        with open_engine(load_settings()) as engine:
+            require_schema(engine)
+            _refuse_what_is_not_the_demo(engine)
+            samples = remove_sample_fleet(engine)
+        for run in instance.get_runs(dg.RunsFilter(tags={DEMO_TAG: "true"})):
+            instance.delete_run(run.run_id)
+        instance.wipe_assets(instance.all_asset_keys())
+    pages = list(settings.reports.glob("growth-*.html"))
+    for page in pages:
+        page.unlink()
+    say(f"The sample fleet is gone: {samples:,} samples, their aggregates and runs, {len(pages)} pages.")
+    say("The database, its tables and the rest of Dagster's history were kept.")
+
+
+def _refuse_what_is_not_the_demo(engine: Engine) -> None:
+    if not holds_sample_fleet(engine):
+        raise CommandFailedError("This database holds no sample fleet. Nothing was removed.")
+    others = other_instances(engine)
+    if others:
+        raise CommandFailedError(
+            f"This database holds other servers beside the sample fleet ({others}), and their figures would go too. "
+            "Nothing was removed. `capacity instances disable` takes servers out of service."
+        )

@@ -306,15 +306,17 @@ def partition(*, dry_run: bool, as_json: bool) -> int:
 
 
 @main.command()
+@click.option("--remove", is_flag=True, help="Take the sample fleet away again, and all that was made of it.")
 @command
-def demo() -> None:
+def demo(*, remove: bool) -> None:
     """Load a sample fleet and compute every period through Dagster, onto a persistent instance.
 
-    Uses the embedded PostgreSQL unless CAPACITY_DATABASE_URL is set. A second run changes nothing.
+    Uses the embedded PostgreSQL unless CAPACITY_DATABASE_URL is set; refuses a database that holds other servers. A
+    second run changes nothing.
     """
-    from capacity_assets.cli.demo import run_demo
+    from capacity_assets.cli.demo import remove_demo, run_demo
 
-    run_demo(load_settings())
+    (remove_demo if remove else run_demo)(load_settings())
 
 
 @main.command()

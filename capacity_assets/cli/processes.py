@@ -26,6 +26,7 @@ LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
 CODE_SOCKET = "code.sock"
 # The code server obeys whoever can connect to its socket.
 PRIVATE_UMASK = 0o077
+CODE_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
 
@@ -107,14 +108,36 @@ def dagster_processes(
     processes = Processes()
     with log.open("wb") as output:
         try:
-            for arguments in programs:
-                processes.start(arguments, environment, output, lock)
+            code_server, *others = programs
+            processes.start(code_server, environment, output, lock)
             lock.write(str(processes.group))
             lock.flush()
+            _wait_for_code(processes, code)
+            for arguments in others:
+                processes.start(arguments, environment, output, lock)
             yield processes
         finally:
             if processes.running:
                 processes.end()
+
+
+def _wait_for_code(processes: Processes, code: Path) -> None:
+    """Wait for the code server: without it the web server would serve a page without assets, and look again later.
+
+    One that has ended, or takes too long, is left to who waits for the web server.
+    """
+    from dagster._core.errors import DagsterUserCodeUnreachableError
+    from dagster._grpc.client import DagsterGrpcClient
+
+    client = DagsterGrpcClient(socket=str(code))
+    deadline = time.monotonic() + CODE_TIMEOUT_SECONDS
+    while not processes.ended and time.monotonic() < deadline:
+        try:
+            client.ping("")
+        except DagsterUserCodeUnreachableError:
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 def _group_remains(group: int) -> bool:

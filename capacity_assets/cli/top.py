@@ -20,11 +20,12 @@ from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
 
 # What comes first, and which rows take part: an unknown change is neither growth nor shrinkage.
+# Title, which rows, and their order.
 ORDERS = {
-    "growth": ("change_mb > 0", "change_mb DESC"),
-    "shrinkage": ("change_mb < 0", "change_mb"),
-    "size": ("true", "size_mb DESC"),
-    "percent": ("change_percent > 0", "change_percent DESC"),
+    "growth": ("Databases that grew most", "change_mb > 0", "change_mb DESC"),
+    "shrinkage": ("Databases that shrank most", "change_mb < 0", "change_mb"),
+    "size": ("Largest databases", "true", "size_mb DESC"),
+    "percent": ("Fastest growing databases", "change_percent > 0", "change_percent DESC"),
 }
 COLUMNS = (
     ("Server", "left"),
@@ -87,7 +88,7 @@ def show_top(settings: Settings, asked: Top) -> int:
 
 def top_rows(engine: Engine, asked: Top, start: date) -> list[Row[Any]]:
     """Read the rows, as the view names them."""
-    condition, order = ORDERS[asked.by]
+    _, condition, order = ORDERS[asked.by]
     parameters = {"period": asked.period, "start": start, "server": asked.server, "limit": asked.limit}
     with engine.connect() as connection:
         return list(connection.execute(text(_QUERY.format(condition=condition, order=order)), parameters))
@@ -95,7 +96,7 @@ def top_rows(engine: Engine, asked: Top, start: date) -> list[Row[Any]]:
 
 def print_top(period: Period, window: Window, by: str, rows: Iterable[Row[Any]]) -> None:
     """Print the rows under what they are."""
-    title = f"Databases with most {by}, {period.name_of(window)} against the window before"
+    title = f"{ORDERS[by][0]}, {period.name_of(window)} against the window before"
     print_table(title, COLUMNS, [_cells(row) for row in rows])
 
 

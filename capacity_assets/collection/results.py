@@ -88,6 +88,11 @@ class CollectionSummary:
         return self.failed_instances > self.kept_instances and not (self.processed_instances or self.skipped_instances)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no server has samples of this day: none is registered, or every one failed."""
+        return self.everything_failed or not self.total_instances
+
+    @property
     def status(self) -> AggregationStatus:
         """As of an aggregation: failed if any server failed, else skipped if none was measured now."""
         if self.failed_instances:

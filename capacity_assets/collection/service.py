@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import ValidationError, database_error
 from capacity_assets.aggregation.locks import SAMPLES, CapacityLockManager, HeldLock
-from capacity_assets.aggregation.readiness import refuse_a_missing_schema
+from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.clock import Clock
 from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, Habits, Task
 from capacity_assets.collection.measuring import Surroundings
@@ -67,7 +67,7 @@ class CollectionService:
             DatabaseError: the capacity database failed; batches stored before are kept, the same again continues.
         """
         self._refuse_another_day(day)
-        refuse_a_missing_schema(self.engine, kept="Nothing was measured.")
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
         began = time.monotonic()
         with self.locks.job_lock(SAMPLES) as held:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again)
@@ -85,13 +85,21 @@ class CollectionService:
         [row] = self._read(_STORED, {"day": day}, "adding up the day")
         return int(row.database_count), int(row.total_size_mb)
 
+    def has_servers(self) -> bool:
+        """Whether a server in service is registered for collection.
+
+        Raises:
+            DatabaseError: the database failed.
+        """
+        return any(one.active and one.is_collected for one in registered(self.engine))
+
     def left(self, day: date) -> int:
         """Count the servers in service that are registered for collection and have not been measured on a day.
 
         Raises:
             DatabaseError: the database failed.
         """
-        refuse_a_missing_schema(self.engine, kept="Nothing was measured.")
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
         [(count,)] = self._read(_LEFT, {"day": day}, "counting servers that are left")
         return int(count)
 

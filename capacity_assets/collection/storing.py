@@ -17,6 +17,7 @@ from capacity_assets.aggregation.errors import DatabaseError, database_error
 from capacity_assets.collection.engines.base import Kind
 from capacity_assets.collection.results import Outcome
 from capacity_assets.storage.engine import copy_rows
+from capacity_assets.storage.known_databases import note_measured
 
 COLLECTED, FAILED = "collected", "failed"
 # A value does not fit, or breaks a rule of the table.
@@ -36,6 +37,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> None:
             _stage(connection, outcomes)
             for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
                 connection.execute(text(statement), {"day": day})
+            note_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
     except DBAPIError as error:
         raise database_error(
             error,

@@ -18,12 +18,13 @@ from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import database_error
-from capacity_assets.aggregation.levels import Level
+from capacity_assets.aggregation.levels import DATABASE, Level
 from capacity_assets.aggregation.locks import HeldLock
 from capacity_assets.importing import statements as sql
 from capacity_assets.importing.rows import Problem, RowReader
 from capacity_assets.importing.sources import PositionedRow, Source
 from capacity_assets.storage.engine import copy_rows
+from capacity_assets.storage.known_databases import note_history
 
 SLICE_ROWS = 100_000
 LISTED = 20
@@ -146,6 +147,8 @@ class Loader:
                 self.held.ensure_held()
             self.progress(report.counts["read"])
         with self.engine.begin() as connection:
+            if self.level is DATABASE:
+                note_history(connection)
             connection.execute(text(sql.FINISH), this)
 
     def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:

@@ -65,7 +65,7 @@ def build_definitions(
     with warnings.catch_warnings():
         # Backfill policies and lenient partition mappings are marked beta; the pinned minor release bounds that.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        raw = _raw(settings, periods, the_clock, retries)
+        raw = _raw(settings, periods, retries)
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
             *raw.assets,
             *aggregate_assets(settings, periods.values(), retries),
@@ -118,9 +118,9 @@ class _Raw:
     sensors: Sequence[dg.SensorDefinition] = ()
 
 
-def _raw(settings: Settings, periods: Mapping[str, Period], clock: Clock, retries: dg.RetryPolicy) -> _Raw:
+def _raw(settings: Settings, periods: Mapping[str, Period], retries: dg.RetryPolicy) -> _Raw:
     if settings.collection == "off":
         return _Raw(observed_assets(settings), observation_job(), observation_schedule(settings))
-    collected = collected_assets(settings, clock, retries, OWNERS)
+    collected = collected_assets(settings, retries, OWNERS)
     marking = [sample_days_sensor(settings)]
     return _Raw([collected], collection_job(periods), collection_schedule(settings), marking)

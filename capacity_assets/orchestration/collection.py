@@ -7,7 +7,7 @@ the business of `collection`.
 
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 
 import dagster as dg
@@ -18,14 +18,15 @@ from pydantic import Field
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
-from capacity_assets.clock import Clock
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.collection.standing import Standing, standing
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata, typed
 from capacity_assets.orchestration.naming import asset_name, subject_of
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
 from capacity_assets.orchestration.pools import COLLECTION_POOL
+from capacity_assets.orchestration.requested_days import RequestedDays, measure_requested
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import HOURS_PER_DAY, Settings
@@ -53,9 +54,7 @@ class CollectionConfig(dg.Config):
     )
 
 
-def collected_assets(
-    settings: Settings, clock: Clock, retries: dg.RetryPolicy, owners: list[str]
-) -> dg.AssetsDefinition:
+def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[str]) -> dg.AssetsDefinition:
     """Build the raw tables as one step that measures."""
     specs = [
         dg.AssetSpec(
@@ -67,6 +66,8 @@ def collected_assets(
             kinds=KINDS,
             tags={"level": level.name},
             metadata=raw_metadata(level),
+            # Of several days, those without samples stay missing.
+            skippable=True,
         )
         for level in LEVELS.values()
     ]
@@ -82,38 +83,54 @@ def collected_assets(
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         required_resource_keys={COLLECTION_RESOURCE},
     )
-    def collection(context: dg.AssetExecutionContext, config: CollectionConfig) -> Iterator[dg.MaterializeResult[None]]:
+    def collection(
+        context: dg.AssetExecutionContext, config: CollectionConfig
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
-        day = _only_day(context.partition_keys, clock)
         try:
-            summary = service.collect(day, again=config.again)
+            done = measure_requested(service, context.partition_keys, again=config.again)
+            check = _check_result(done.summary) if done.summary else _standing_result(standing(service.engine))
         except CapacityError as error:
             raise dg.Failure(description=str(error), allow_retries=error.transient) from None
-        _refuse_a_day_without_samples(summary)
+        if done.summary and len(done.days) == 1:
+            _refuse_a_day_without_samples(done.summary)
+        if done.missing:
+            yield from _told_one_by_one(context, done, check)
+            return
         for level in LEVELS.values():
-            results = [_check_result(summary)] if level is INSTANCE else []
-            yield dg.MaterializeResult(
-                asset_key=level.source.name, metadata=collection_metadata(summary), check_results=results
-            )
+            for day in done.days:
+                context.add_asset_metadata(_metadata_of(done, day), level.source.name, partition_key=day.isoformat())
+            results = [check] if level is INSTANCE else []
+            yield dg.MaterializeResult(asset_key=level.source.name, check_results=results)
 
     return collection
 
 
-def _only_day(keys: Iterable[str], clock: Clock) -> date:
-    """Return the day of the partition.
+def _told_one_by_one(
+    context: dg.AssetExecutionContext, done: RequestedDays, check: dg.AssetCheckResult
+) -> Iterator[dg.AssetCheckResult]:
+    """Report the days that have samples; a result would stand for all that were asked for."""
+    context.log.warning(
+        f"{len(done.missing)} of {len(done.days)} days have no samples and stay missing, {done.missing[0]} to "
+        f"{done.missing[-1]}: a server can only say how large its databases are now. Samples that were taken "
+        "elsewhere come in by `capacity import`."
+    )
+    for day in done.days:
+        if day not in done.missing:
+            for level in LEVELS.values():
+                context.log_event(
+                    dg.AssetMaterialization(
+                        level.source.name, metadata=_metadata_of(done, day), partition=day.isoformat()
+                    )
+                )
+    yield check
 
-    Raises:
-        dagster.Failure: there are several; none but today can be measured.
-    """
-    days = sorted(date.fromisoformat(key) for key in keys)
-    if len(days) > 1:
-        raise dg.Failure(
-            description=f"{len(days)} days were asked for, {days[0]} to {days[-1]}, and a server can only say how "
-            "large its databases are now. Nothing was measured. Materialise today's partition, "
-            f"{clock.today()}; samples of other days that were taken elsewhere come in by `capacity import`.",
-            allow_retries=False,
-        )
-    return days[0]
+
+def _metadata_of(done: RequestedDays, day: date) -> MetadataMapping:
+    if done.summary and done.is_measured(day):
+        return collection_metadata(done.summary)
+    message = f"{day} is not measured again; its samples were kept as they are."
+    return typed({"status": "kept", "collected_date": day.isoformat(), "message": message})
 
 
 def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
@@ -122,7 +139,7 @@ def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
     Raises:
         dagster.Failure: no server is registered, or every one failed.
     """
-    if summary.everything_failed or not summary.total_instances:
+    if summary.is_empty:
         raise dg.Failure(description=summary.message, metadata=collection_metadata(summary), allow_retries=False)
 
 
@@ -149,12 +166,30 @@ def _check_result(summary: CollectionSummary) -> dg.AssetCheckResult:
     listed = _listed(summary)
     return dg.AssetCheckResult(
         check_name=SERVERS_MEASURED,
+        asset_key=INSTANCE.source.name,
         passed=not summary.failures,
         severity=dg.AssetCheckSeverity.ERROR,
         description=f"Not measured on {summary.day}: {summary.failed_instances}.\n\n{listed}"
         if listed
         else "Every server was measured.",
         metadata={"places": summary.failed_instances, "found": dg.MetadataValue.md(listed or "nothing")},
+    )
+
+
+def _standing_result(found: Standing) -> dg.AssetCheckResult:
+    """Repeat how the newest day stands: a run that measures nothing must not hide who failed in the last one."""
+    listed = bullets(
+        (f"{one.server}: {one.kind}: {one.reason}" for one in found.failing[:MAXIMUM_LISTED_ERRORS]),
+        hidden=len(found.failing) - MAXIMUM_LISTED_ERRORS,
+    )
+    return dg.AssetCheckResult(
+        check_name=SERVERS_MEASURED,
+        # One of two assets, so it is named.
+        asset_key=INSTANCE.source.name,
+        passed=not found.failing,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{found.text}\n\n{listed}" if listed else found.text,
+        metadata={"places": found.failed, "found": dg.MetadataValue.md(listed or "nothing")},
     )
 
 
@@ -265,9 +300,10 @@ def _collected_description(level: Level) -> str:
         Raw size samples, one row a {subject_of(level)} and day.
 
         Materialising today's partition measures every server registered with `capacity instances`, both tables in
-        one step. Days gone by cannot be measured. A server that does not answer or refuses counts as failed, with
-        the reason; it has no sample of the day, and the others are stored. A second run of the day measures those
-        that failed. With `CAPACITY_COLLECTION=off` another application fills the tables.
+        one step. Days gone by cannot be measured: those with samples keep them, the others stay missing. A server
+        that does not answer or refuses counts as failed, with the reason; it has no sample
+        of the day, and the others are stored. A second run of the day measures those that failed. With
+        `CAPACITY_COLLECTION=off` another application fills the tables.
 
         A partition is one day. Aggregates read the days of their window and of the window before it.""")
 

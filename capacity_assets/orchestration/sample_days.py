@@ -5,6 +5,7 @@ was never made. A sensor tells it which days have samples. Today is left to the 
 """
 
 from collections.abc import Iterator
+from datetime import date
 from itertools import islice
 
 import dagster as dg
@@ -35,7 +36,8 @@ def sample_days_sensor(settings: Settings) -> dg.SensorDefinition:
     def mark_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
         try:
-            events = list(islice(unmarked_days(context.instance, service, settings), MOST_PER_TICK))
+            today = service.clock.today()
+            events = list(islice(unmarked_days(context.instance, service, settings, before=today), MOST_PER_TICK))
         except CapacityError as error:
             raise dg.Failure(description=str(error)) from None
         if not events:
@@ -46,17 +48,16 @@ def sample_days_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def unmarked_days(
-    instance: dg.DagsterInstance, service: CollectionService, settings: Settings
+    instance: dg.DagsterInstance, service: CollectionService, settings: Settings, *, before: date
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield a materialisation for each raw table and day before today that has samples and none yet.
+    """Yield a materialisation for each raw table and day before `before` that has samples and none yet.
 
     Raises:
         DatabaseError: the database failed.
     """
-    today = service.clock.today()
     for level in LEVELS.values():
         key = dg.AssetKey(level.source.name)
         marked = instance.get_materialized_partitions(key)
-        for day in days_with_samples(service.engine, level.source, settings.start_date, today):
+        for day in days_with_samples(service.engine, level.source, settings.start_date, before):
             if day.isoformat() not in marked:
                 yield dg.AssetMaterialization(key, partition=day.isoformat(), metadata={"origin": ORIGIN})

@@ -30,6 +30,8 @@ class Step:
 
     reason: str
     statement: str
+    # The column whose type it changes, as (table, column): nothing may read it meanwhile.
+    widened: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
     columns = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
     steps = [*_column_steps(wanted, columns), *_period_check_steps(connection, wanted)]
     steps += default_partition_steps(connection, wanted)
+    steps += _partition_trigger_steps(connection, wanted)
     problems = list(_column_problems(wanted, columns))
     for key in unique_keys(wanted):
         if _has_unique_key(connection, wanted, key):
@@ -89,7 +92,7 @@ def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterato
         if column.name != "id" and _is_narrower(found, column):
             wanted_type = column.type.compile(dialect=DIALECT)
             reason = f"{name} is {found['type'].compile(dialect=DIALECT)}, too narrow: {wanted_type} is needed"
-            yield Step(reason, f"{alter} TYPE {wanted_type}")
+            yield Step(reason, f"{alter} TYPE {wanted_type}", (wanted.name, column.name))
         if column.nullable and not found["nullable"]:
             yield Step(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
 
@@ -168,6 +171,29 @@ def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[S
             yield Step(
                 f"{name} belongs to another than {wanted.name}", f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}"
             )
+
+
+def _partition_trigger_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+    """A row trigger of the legacy application makes partitions in mid-insert.
+
+    PostgreSQL refuses that as soon as the row goes to a partition, a default one too; partitions are made ahead here.
+    """
+    triggers = connection.execute(
+        text(
+            "SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
+            "JOIN pg_partitioned_table q ON q.partrelid = t.tgrelid "
+            "WHERE t.tgrelid = to_regclass(:table) AND NOT t.tgisinternal AND t.tgenabled <> 'D' "
+            # Row, before, insert.
+            "AND t.tgtype & 7 = 7 AND p.prosrc ~* '(PARTITION\\s+OF|create_\\w*partition)' ORDER BY 1"
+        ),
+        {"table": wanted.name},
+    )
+    for name in triggers.scalars():
+        yield Step(
+            f"{wanted.name} has the trigger {name}, which makes partitions in mid-insert and so refuses rows; it is "
+            "switched off, not dropped",
+            f"ALTER TABLE {quoted(wanted.name)} DISABLE TRIGGER {quoted(name)}",
+        )
 
 
 def other_owner(connection: Connection, table: str) -> str | None:

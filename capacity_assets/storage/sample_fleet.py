@@ -15,13 +15,20 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.storage.engine import copy_rows
+from capacity_assets.storage.tables import metadata
 
 EPOCH = date(2024, 1, 1)
-MONTHS_OF_SAMPLES = 15
+MOST_DAYS_OF_SAMPLES = 3 * 366
 NEW_SERVER_DAYS = 100
 RETIRED_DAYS_AGO = 150
 OUTAGE_DAYS = range(200, 210)
 MISSING_ONE_DAY_IN = 150
+HISTORY = (
+    "database_size_stats",
+    "instance_size_stats",
+    "database_size_aggregations",
+    "instance_size_aggregations",
+)
 THEMES = (
     "orders", "billing", "inventory", "crm", "audit", "reporting", "identity", "catalog", "pricing", "shipping",
     "archive", "sessions", "search", "metrics", "content", "payroll", "ledger", "support", "events", "staging",
@@ -73,20 +80,35 @@ class LoadedFleet:
     retired: tuple[str, ...]
 
 
-def first_sample_day(today: date) -> date:
-    """Return the first day of the month fifteen months before `today`."""
-    months = today.year * 12 + today.month - 1 - MONTHS_OF_SAMPLES
-    return date(months // 12, months % 12 + 1, 1)
+def first_sample_day(start: date, today: date) -> date:
+    """Return the first day of samples: `start`, so that no partition is without; three years before at the most."""
+    return max(start, today - timedelta(days=MOST_DAYS_OF_SAMPLES))
+
+
+def holds_sample_fleet(engine: Engine) -> bool:
+    """Tell whether the sample fleet is registered: its names at addresses that are set aside for examples."""
+    with engine.connect() as connection:
+        query = text("SELECT EXISTS (SELECT FROM instances WHERE name = ANY (:names) AND host LIKE '192.0.2.%')")
+        return bool(connection.execute(query, {"names": [server.name for server in FLEET]}).scalar_one())
 
 
 def other_instances(engine: Engine) -> int:
-    """Count registered instances that belong neither to the sample fleet nor to the database itself."""
+    """Count the instances with a registration or with history that do not belong to the sample fleet."""
     with engine.connect() as connection:
-        query = text(
-            "SELECT count(*) FROM instances i WHERE name <> ALL (:names) AND NOT EXISTS "
-            "(SELECT FROM capacity_collection_targets t WHERE t.instance_id = i.id AND t.password_from = 'own')"
-        )
-        return int(connection.execute(query, {"names": [server.name for server in FLEET]}).scalar_one())
+        return int(connection.execute(text(_OTHERS), {"names": [server.name for server in FLEET]}).scalar_one())
+
+
+def remove_sample_fleet(engine: Engine) -> int:
+    """Empty all capacity tables, in one transaction; return how many samples went.
+
+    The caller makes sure that they hold nothing else, by `other_instances`.
+    """
+    # What the change log and the ledger say of these samples goes with them.
+    emptied = ", ".join(table.name for table in metadata.sorted_tables)
+    with engine.begin() as connection:
+        samples = int(connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one())
+        connection.execute(text(f"TRUNCATE {emptied}"))
+    return samples
 
 
 def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFleet:
@@ -102,6 +124,13 @@ def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFle
     retired = tuple(server.name for server in FLEET if server.fate == "retired")
     return LoadedFleet(added.samples, added.first_day, added.last_day, retired)
 
+
+_OTHERS = f"""
+WITH fleet AS (SELECT id FROM instances WHERE name = ANY (:names))
+SELECT count(*) FROM (
+    SELECT id FROM instances {"".join(f"UNION SELECT instance_id FROM {table} " for table in HISTORY)}
+) AS known WHERE id NOT IN (SELECT id FROM fleet)
+"""  # noqa: S608 -- names of our own tables
 
 _INSERT_SAMPLES = """
 WITH added AS (

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.storage.adoption import carry_out, comment_steps, default_partition_steps, execute, plan_table
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.engine import safe_url
+from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
 
@@ -24,6 +25,10 @@ SCHEMA_REVISION = "0005"
 NOT_NOTED_MEANWHILE = (
     "samples written meanwhile may have been missed: compute the days since it was lost again, "
     "and the window after them"
+)
+READS_A_WIDENED_COLUMN = (
+    "reads a column that has to be widened, which PostgreSQL refuses. Take it away, run `capacity init`, then create "
+    "it again."
 )
 _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 
@@ -103,6 +108,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         done: list[str] = []
         # A column that a view reads cannot be widened.
         taken = _taken_away(connection) if revision != SCHEMA_REVISION else []
+        foreign, readers = _take_readers_away(connection)
         config.attributes.update(connection=connection, done=done)
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
@@ -115,10 +121,30 @@ def initialise(engine: Engine) -> tuple[str, ...]:
             connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
         unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"mended: {step.reason}{unseen}" for step in missing)
+        execute(connection, foreign)
+        done += [f"taken away and put back as it was: view {view}" for view in readers]
         done += _renew_views(connection, taken)
         for step in comment_steps(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)
+
+
+def _readers_of_widened_columns(connection: Connection) -> InTheWay:
+    present = set(inspect(connection).get_table_names())
+    plans = [plan_table(connection, table) for table in metadata.sorted_tables if table.name in present]
+    return in_the_way(connection, [step.widened for plan in plans for step in plan.steps if step.widened])
+
+
+def _take_readers_away(connection: Connection) -> tuple[list[str], tuple[str, ...]]:
+    """Drop views of others that read a column to be widened; return what puts them back, and their names.
+
+    Raises:
+        SchemaProblemsError: something reads such a column that cannot be put back.
+    """
+    found = _readers_of_widened_columns(connection)
+    if found.immovable:
+        raise SchemaProblemsError([f"{what} {READS_A_WIDENED_COLUMN}" for what in found.immovable])
+    return take_foreign_views_away(connection, found.views), found.views
 
 
 def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
@@ -206,6 +232,12 @@ def schema_state(engine: Engine) -> SchemaState:
             steps = [*change_log_steps(connection), *disturbance_steps(connection)]
             shortcomings += dict.fromkeys(step.reason for step in steps)
             shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
+        readers = _readers_of_widened_columns(connection)
+        shortcomings += [f"{what} {READS_A_WIDENED_COLUMN}" for what in readers.immovable]
+        shortcomings += [
+            f"view {view} reads a column that is widened: it is taken away meanwhile and put back as it was"
+            for view in readers.views
+        ]
         return SchemaState(_revision(connection), missing, tuple(shortcomings))
 
 

@@ -349,6 +349,15 @@ collection_attempts = Table(
     comment="What became of each server on each day of the last months: collected, or failed and why.",
 )
 
+capacity_settings = Table(
+    "capacity_settings",
+    metadata,
+    Column("name", String(63), primary_key=True, comment="timezone: in which days of the samples begin and end"),
+    Column("value", Text, nullable=False, comment="What holds for this database"),
+    _timestamp("set_at", "When it was set"),
+    comment="What must stay the same as long as the database holds figures.",
+)
+
 imports = Table(
     "capacity_imports",
     metadata,

@@ -244,10 +244,15 @@ def take_views_away(connection: Connection) -> list[str]:
         if view.name not in foreign and connection.execute(present, {"name": view.name}).scalar():
             there.append(view)
             back += creation(view)
-            back += connection.execute(text(_OWNER_AND_GRANTS), {"view": view.name}).scalars()
+            back += owner_and_grants(connection, view.name)
     if there:
         connection.exec_driver_sql(f"DROP VIEW {', '.join(quoted(view.name) for view in there)}")
     return back
+
+
+def owner_and_grants(connection: Connection, view: str) -> list[str]:
+    """Return the statements that give a view its grants, options and owner; the name is as SQL writes it."""
+    return list(connection.execute(text(_OWNER_AND_GRANTS), {"view": view}).scalars())
 
 
 def built_on_views(connection: Connection) -> list[str]:
@@ -262,22 +267,22 @@ def _literal(value: str) -> str:
 
 
 _OWNER_AND_GRANTS = """
-SELECT format('GRANT %s ON %I TO %s%s', a.privilege_type, c.relname, coalesce(quote_ident(r.rolname), 'PUBLIC'),
+SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, c.oid::regclass, coalesce(quote_ident(r.rolname), 'PUBLIC'),
               CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
 WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
 UNION ALL
-SELECT format('GRANT %s (%I) ON %I TO %s%s', a.privilege_type, t.attname, c.relname,
+SELECT format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, c.oid::regclass,
               coalesce(quote_ident(r.rolname), 'PUBLIC'),
               CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid CROSS JOIN LATERAL aclexplode(t.attacl) a
 LEFT JOIN pg_roles r ON r.oid = a.grantee
 WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
 UNION ALL
-SELECT format('ALTER VIEW %I SET (%s)', c.relname, array_to_string(c.reloptions, ', '))
+SELECT format('ALTER VIEW %s SET (%s)', c.oid::regclass, array_to_string(c.reloptions, ', '))
 FROM pg_class c WHERE c.oid = to_regclass(:view) AND c.reloptions IS NOT NULL
 UNION ALL
-SELECT format('ALTER VIEW %I OWNER TO %I', c.relname, r.rolname)
+SELECT format('ALTER VIEW %s OWNER TO %I', c.oid::regclass, r.rolname)
 FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
 WHERE c.oid = to_regclass(:view) AND r.rolname <> current_user
 """

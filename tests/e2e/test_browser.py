@@ -122,7 +122,7 @@ def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
     page.goto("/assets/monthly_database_aggregations?view=overview")
 
     expect(page.get_by_text("How each database developed, one row a monthly window.")).to_be_visible()
-    expect(page.get_by_text("Mean total size, rounded down, MB (from size_mb)")).to_be_visible()
+    expect(page.get_by_text("Mean total size, rounded down, MiB (from size_mb)")).to_be_visible()
     picture(page, "asset")
 
 
@@ -195,9 +195,13 @@ def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tabl
     month = months(engine)[1]
 
     page.goto(f"/assets/growth_report?view=partitions&partition={month}")
-    shown = page.get_by_text(re.compile(rf"/reports/growth-monthly-{month}\.html$")).first
+    shown = page.get_by_text(re.compile(rf"^\s*/(?!capacity/).*reports/growth-monthly-{month}\.html\s*$")).first
     path = shown.inner_text().strip()
     picture(page, "report-partition")
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name=re.compile(rf"/capacity/reports/growth-monthly-{month}\.html")).first.click()
+    expect(opened.value.locator("[data-step=end]")).to_be_visible()
+    opened.value.close()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(f"file://{path}")

@@ -134,17 +134,72 @@ def test_a_past_day_is_refused_with_the_reason_and_not_retried(
         assert connection.execute(text("SELECT count(*) FROM capacity_collection_attempts")).scalar() == 0
 
 
-def test_several_days_in_one_run_are_refused(settings: Settings, registered: Engine) -> None:  # noqa: ARG001
+def run_days(settings: Settings, first: str, last: str) -> dg.ExecuteInProcessResult:
+    """As "Materialize all" of the raw assets does."""
     definitions = build_definitions(settings, clock=fixed_clock())
-    result = definitions.resolve_job_def("collection_job").execute_in_process(
-        tags={"dagster/asset_partition_range_start": "2025-07-18", "dagster/asset_partition_range_end": "2025-07-20"},
-        run_config=QUIET,
-        raise_on_error=False,
+    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    return definitions.resolve_job_def("collection_job").execute_in_process(
+        tags=tags, run_config=QUIET, raise_on_error=False
     )
 
-    [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
-    assert failure.user_failure_data is not None
-    assert "3 days were asked for, 2025-07-18 to 2025-07-20" in str(failure.user_failure_data.description)
+
+def made(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:
+    """What became of the raw partitions, by day."""
+    return {
+        str(event.partition): event.materialization.metadata["status"].value
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey(asset)
+    }
+
+
+def add_samples(engine: Engine, *days: str) -> None:
+    for day in days:
+        add_database_sizes(engine, sizes(1, "orders", day, [7]))
+        add_instance_sizes(engine, totals(1, day, [(7, 1)]))
+
+
+def test_a_past_day_that_has_samples_keeps_them_and_does_not_hide_who_failed_last(
+    settings: Settings, registered: Engine
+) -> None:
+    run(settings, "collection_job")
+    add_samples(registered, "2025-07-19")
+
+    result = run(settings, "collection_job", day=date(2025, 7, 19))
+
+    assert result.success
+    assert made(result, "database_size_stats") == {"2025-07-19": "kept"}
+    metadata = metadata_of(result, "instance_size_stats")
+    assert metadata["message"] == "2025-07-19 is not measured again; its samples were kept as they are."
+    [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
+    assert not check.passed
+    assert "Collection, 2025-07-20: 1 of 2 servers measured, 1 failed." in str(check.description)
+
+
+def test_materialising_all_days_measures_today_keeps_the_days_with_samples_and_leaves_the_others(
+    settings: Settings, registered: Engine
+) -> None:
+    add_samples(registered, "2025-07-17", "2025-07-19")
+
+    with_gaps = run_days(settings, "2025-07-16", "2025-07-20")
+    without = run_days(settings, "2025-07-19", "2025-07-20")
+    nothing = run_days(settings, "2025-07-01", "2025-07-10")
+
+    assert all(result.success for result in (with_gaps, without, nothing))
+    for asset in RAW:
+        expected = {"2025-07-17": "kept", "2025-07-19": "kept", "2025-07-20": "failed"}
+        assert made(with_gaps, asset) == expected
+        assert made(without, asset) == {"2025-07-19": "kept", "2025-07-20": "failed"}
+        assert made(nothing, asset) == {}
+
+
+def test_without_registered_servers_a_day_that_was_loaded_is_kept_today_too(settings: Settings, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_samples(engine, "2025-07-20")
+
+    result = run(settings, "collection_job")
+
+    assert result.success
+    assert made(result, "instance_size_stats") == {"2025-07-20": "kept"}
 
 
 def test_a_day_on_which_every_server_failed_fails_the_run_and_nothing_follows(

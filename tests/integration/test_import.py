@@ -292,7 +292,8 @@ def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None
 
     assert row[:5] == (7, "s", None, " a ", row[4])  # type: ignore[index]
     assert row[5:8] == (1536, None, None)  # type: ignore[index]
-    assert str(row[8]) == "2025-07-01 01:00:00+00:00"  # type: ignore[index]
+    assert row[8:11] == (None, None, None)  # type: ignore[index]
+    assert str(row[11]) == "2025-07-01 01:00:00+00:00"  # type: ignore[index]
 
 
 @pytest.fixture
@@ -439,10 +440,10 @@ def test_options_for_files_are_refused_for_a_database(option: list[str]) -> None
 
 
 def test_a_password_that_cannot_be_looked_up_is_a_sentence() -> None:
-    refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", "--password-from", "env:NOT_THERE")
+    refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", "--password-from", "env:NO_SUCH_PASSWORD")
 
     assert refused.exit_code == 1
-    assert "the variable NOT_THERE is missing or empty" in refused.output
+    assert "the variable NO_SUCH_PASSWORD is missing or empty" in refused.output
     assert "Traceback" not in refused.output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,12 @@ from capacity_assets.aggregation.errors import NotFoundError, ValidationError
 from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.servers import Server
-from capacity_assets.storage.sample_fleet import other_instances
+from capacity_assets.storage.sample_fleet import (
+    holds_sample_fleet,
+    load_sample_fleet,
+    other_instances,
+    remove_sample_fleet,
+)
 from tests.command import capacity
 from tests.fleet import add_instances, load_sample
 from tests.legacy import LegacyShape, create_legacy_tables
@@ -224,12 +230,30 @@ def test_commands_say_that_the_schema_is_missing(empty_database: object, monkeyp
         assert "Run `capacity init`" in failed.output
 
 
-def test_the_server_measured_as_our_own_is_no_stranger_to_the_demo(engine: Engine) -> None:
-    assert capacity("collect", "--own").exit_code == 0
+def test_the_demo_knows_every_server_that_is_not_its_own_also_by_its_history_only(engine: Engine) -> None:
     assert other_instances(engine) == 0
-
-    register(engine, [Server("a", "mysql", "h")])
+    assert capacity("collect", "--own").exit_code == 0
     assert other_instances(engine) == 1
+
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM instances"))
+    assert other_instances(engine) == 1, "its samples are still there"
+
+
+def test_the_own_server_is_not_measured_into_the_sample_fleet_and_the_fleet_can_be_taken_away(engine: Engine) -> None:
+    load_sample_fleet(engine, date(2025, 1, 1), date(2025, 1, 3))
+
+    refused = capacity("collect", "--own")
+
+    assert refused.exit_code == 1
+    assert "holds the sample fleet of `capacity demo`" in refused.output
+    assert "Nothing was measured" in refused.output
+    assert holds_sample_fleet(engine)
+    with engine.connect() as connection:
+        samples = connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one()
+    assert remove_sample_fleet(engine) == samples > 0
+    assert not holds_sample_fleet(engine)
+    assert capacity("collect", "--own").exit_code == 0
 
 
 def test_a_registry_that_another_application_fills_further_is_told_apart_and_its_servers_can_be_measured(

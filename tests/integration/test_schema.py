@@ -206,7 +206,7 @@ def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
     for thread in threads:
         thread.join(60)
 
-    assert sorted(map(len, outcomes)) == [0, 12 + len(VIEWS)]
+    assert sorted(map(len, outcomes)) == [0, 13 + len(VIEWS)]
 
 
 def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:
@@ -371,3 +371,67 @@ def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: E
     ):
         assert expected in told
     assert state == schema_state(empty_engine)
+
+
+LEGACY_VIEW = """
+CREATE VIEW v_database_size_aggregations_recent AS
+SELECT dsa.*, i.name AS instance_name FROM database_size_aggregations dsa JOIN instances i ON dsa.instance_id = i.id
+WHERE dsa.period_start >= current_date - interval '12 months'
+"""
+FURTHER_VIEWS = (
+    LEGACY_VIEW,
+    'CREATE SCHEMA "Office"',
+    'CREATE VIEW "Office"."Top 100%" WITH (security_barrier = true) AS '
+    "SELECT database_name, growth_rate FROM v_database_size_aggregations_recent WHERE growth_rate > 100",
+    "COMMENT ON VIEW v_database_size_aggregations_recent IS 'It''s read by a page'",
+    'COMMENT ON COLUMN "Office"."Top 100%".growth_rate IS \'fast\'',
+    "CREATE ROLE reader_of_views",
+    'GRANT SELECT ON v_database_size_aggregations_recent, "Office"."Top 100%" TO reader_of_views WITH GRANT OPTION',
+    "GRANT UPDATE (growth_rate) ON v_database_size_aggregations_recent TO reader_of_views",
+)
+DEFINITIONS = text(
+    "SELECT c.oid::regclass::text, pg_get_viewdef(c.oid), obj_description(c.oid, 'pg_class'), c.relacl::text, "
+    "c.reloptions::text, array_agg(concat_ws('|', a.attname, a.attacl, col_description(c.oid, a.attnum)) "
+    "ORDER BY a.attnum) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 "
+    "WHERE c.oid IN (to_regclass('v_database_size_aggregations_recent'), to_regclass('\"Office\".\"Top 100%\"')) "
+    "GROUP BY c.oid ORDER BY 1"
+)
+
+
+def test_views_of_others_that_read_a_widened_column_are_put_back_as_they_were(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, SHAPES["plain"])
+    with empty_engine.begin() as connection:
+        for statement in FURTHER_VIEWS:
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+        before = connection.execute(DEFINITIONS).all()
+
+    foreseen = schema_state(empty_engine).shortcomings
+    done = initialise(empty_engine)
+
+    with empty_engine.begin() as connection:
+        after = connection.execute(DEFINITIONS).all()
+        connection.exec_driver_sql('DROP SCHEMA "Office" CASCADE')
+        connection.exec_driver_sql("DROP OWNED BY reader_of_views")
+        connection.exec_driver_sql("DROP ROLE reader_of_views")
+    assert len(before) == 2
+    assert after == before
+    for view in ("v_database_size_aggregations_recent", '"Office"."Top 100%"'):
+        assert f"taken away and put back as it was: view {view}" in done
+        assert f"view {view} reads a column that is widened: it is taken away meanwhile and put back as it was" in (
+            foreseen
+        )
+
+
+def test_a_materialised_view_on_a_widened_column_is_named_and_nothing_is_changed(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, SHAPES["plain"])
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE MATERIALIZED VIEW fast AS SELECT growth_rate FROM database_size_aggregations"
+        )
+
+    foreseen = schema_state(empty_engine).shortcomings
+    with pytest.raises(SchemaProblemsError, match="materialized view fast reads a column that has to be widened"):
+        initialise(empty_engine)
+
+    assert any(line.startswith("materialized view fast reads a column") for line in foreseen)
+    assert schema_state(empty_engine).revision is None

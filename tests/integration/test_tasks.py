@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -11,7 +13,12 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.settings import ConfigurationError, Settings
-from capacity_assets.tasks import run_capacity_aggregation, run_capacity_instance_aggregation
+from capacity_assets.tasks import (
+    calculate_database,
+    calculate_database_size_aggregations,
+    run_capacity_aggregation,
+    run_capacity_instance_aggregation,
+)
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 
 LEGACY_KEYS = {"status", "message", "periods_executed", "details", "metrics"}
@@ -94,3 +101,58 @@ def test_the_legacy_method_names_of_the_service_work_for_every_period(engine: En
         assert (databases.total("written_records"), servers.total("written_records")) == (2, 2)
         current = service.aggregate_current_period(period, scope="all")
         assert (current.total("unchanged_records"), current.total("written_records")) == (4, 0)
+
+
+READ_BY_LEGACY_CALLERS = {
+    "status",
+    "message",
+    "run_id",
+    "session_id",
+    "periods_executed",
+    "details",
+    "metrics",
+}
+
+
+@pytest.mark.usefixtures("measured")
+def test_legacy_callers_get_the_keys_they_read_with_each_server_counted_once() -> None:
+    older = calculate_database_size_aggregations(manual_run=True, created_by=7, periods=["monthly", "daily"])
+    newer = calculate_database(manual_run=True, created_by=7, run_id="r-1", periods=["daily", "monthly"], job="ignored")
+
+    assert set(older) == set(newer) == READ_BY_LEGACY_CALLERS
+    assert (newer["run_id"], newer["session_id"], older["status"]) == ("r-1", None, "completed")
+    assert older["periods_executed"] == newer["periods_executed"] == ["daily", "monthly"]
+    details: Any = newer["details"]
+    assert [(part["period_type"], part["level"]) for part in details["periods"]] == [
+        ("daily", "database"),
+        ("monthly", "database"),
+    ]
+    assert details["instances"][2] == {"instance_id": 2, "instance_name": "server-2", "errors": []}
+    metrics: Any = newer["metrics"]
+    assert metrics["instances"] == {"total": 2, "successful": 2, "failed": 0}
+    assert metrics["records"]["total"] == metrics["records"]["database"] + metrics["records"]["instance"] > 0
+
+
+@pytest.mark.usefixtures("measured")
+def test_an_unknown_period_is_told_and_does_not_keep_the_known_ones_from_running(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    some = calculate_database(periods=["hourly", "daily"], log=logging.getLogger("theirs"))
+    none = calculate_database(periods=["hourly"])
+
+    assert (some["status"], some["periods_executed"]) == ("completed", ["daily"])
+    assert ("theirs", logging.WARNING) in [(record.name, record.levelno) for record in caplog.records]
+    assert "Unknown periods were left out: hourly." in caplog.text
+    assert (none["status"], none["periods_executed"]) == ("skipped", [])
+    assert none["message"] == "No registered period was asked for."
+
+
+def test_a_database_that_is_away_is_an_error_that_a_legacy_caller_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nowhere")
+
+    result = calculate_database(manual_run=True)
+
+    assert set(result) == READ_BY_LEGACY_CALLERS | {"error"}
+    assert result["status"] == "failed"
+    assert "127.0.0.1:1" in str(result["error"])
+    assert result["details"] == {"periods": [], "instances": {}}

@@ -45,7 +45,7 @@ def test_the_first_ones_have_most_of_what_was_asked_for() -> None:
 def test_people_read_sizes_and_the_month() -> None:
     shown = capacity("top", "--window", "2025-02-10").output
 
-    assert "Databases with most growth, February 2025 against the window before" in shown
+    assert "Databases that grew most, February 2025 against the window before" in shown
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert "server-1 postgresql orders 2.9 GiB +2.0 GiB +200.00 % growing 28 of 28" in lines
 

@@ -55,7 +55,6 @@ def test_defaults_in_the_example_are_the_real_ones() -> None:
     example = dict(re.findall(r"^#([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     defaults = Settings()
 
-    assert example["CAPACITY_TIMEZONE"] == defaults.timezone
     assert example["CAPACITY_START_DATE"] == defaults.start_date.isoformat()
     assert example["CAPACITY_HOME"] == str(defaults.home)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
+from tzlocal import reload_localzone
 
 from capacity_assets.settings import ConfigurationError, load_settings
 
@@ -16,18 +17,32 @@ def test_without_any_variable_the_defaults_hold() -> None:
 
     assert settings.capacity_url is None
     assert settings.dagster_url is None
-    assert (settings.timezone, settings.start_date) == ("Asia/Shanghai", date(2025, 1, 1))
+    assert settings.start_date == date(2025, 1, 1)
     assert settings.dagster_home.parts[-2:] == (".capacity", "dagster")
 
 
 def test_an_empty_variable_is_the_same_as_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_DATABASE_URL", "")
-    monkeypatch.setenv("CAPACITY_TIMEZONE", "")
+    monkeypatch.setenv("CAPACITY_START_DATE", "")
 
     settings = load_settings()
 
     assert settings.capacity_url is None
-    assert settings.timezone == "Asia/Shanghai"
+    assert settings.start_date == date(2025, 1, 1)
+
+
+@pytest.mark.parametrize(("machine", "zone"), [("America/Lima", "America/Lima"), ("Etc/GMT+5", "Etc/GMT+5")])
+def test_days_are_the_machines_own_unless_a_zone_is_set(
+    monkeypatch: pytest.MonkeyPatch, machine: str, zone: str
+) -> None:
+    monkeypatch.delenv("CAPACITY_TIMEZONE")
+    monkeypatch.setenv("TZ", machine)
+    reload_localzone()
+
+    assert load_settings().timezone == zone
+
+    monkeypatch.delenv("TZ")
+    reload_localzone()
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg"])

@@ -1,4 +1,4 @@
-"""Keep the exact bytes of samples, count rows kept without samples, and note servers that are put into service.
+"""Keep exact bytes of samples, count rows kept without samples, note servers put into service, record the zone.
 
 Samples stored before have no bytes: only megabytes, rounded, were kept of them. Windows computed before do not know how
 many of their rows are without samples, and are computed in full the next time.
@@ -30,6 +30,14 @@ sa.Table(
     sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
 
+sa.Table(
+    "capacity_settings",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("set_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+)
+
 BYTES = {
     "database_size_stats": ("size_bytes", "data_size_bytes", "log_size_bytes"),
     "instance_size_stats": ("total_size_bytes",),
@@ -37,7 +45,7 @@ BYTES = {
 
 
 def upgrade() -> None:
-    """Create the table, add the columns, renew the functions that note changes."""
+    """Create the tables, add the columns, renew the functions that note changes."""
     connection = op.get_bind()
     context.config.attributes.get("done", []).extend(adopt(connection, metadata))
     for table, columns in BYTES.items():

@@ -1,0 +1,83 @@
+"""`instance_databases` of the legacy application, which its pages join: which databases a server has, and since when.
+
+Kept current where the table exists and our role may write to it; elsewhere nothing happens. Ours is not to create it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+from sqlalchemy import Connection, text
+
+TABLE = "instance_databases"
+COLUMNS = ("instance_id", "database_name", "is_active", "first_seen_date", "last_seen_date", "deleted_at", "updated_at")
+
+
+def note_measured(connection: Connection, day: date, instance_ids: Sequence[int]) -> None:
+    """Enter the databases that servers have on a day by their samples, and mark those inactive that are gone."""
+    if instance_ids and _may_be_written(connection):
+        for statement in (_ENTER_DAY, _MARK_GONE):
+            connection.execute(text(statement), {"day": day, "ids": list(instance_ids)})
+
+
+def note_history(connection: Connection) -> None:
+    """Enter every database with samples; a trigger of the legacy application takes the day it is given for the last."""
+    if _may_be_written(connection):
+        connection.execute(text(_ENTER_HISTORY))
+
+
+def _may_be_written(connection: Connection) -> bool:
+    return bool(connection.execute(text(_MAY_BE_WRITTEN), {"table": TABLE, "columns": list(COLUMNS)}).scalar_one())
+
+
+_MAY_BE_WRITTEN = """
+SELECT coalesce(
+    has_table_privilege(to_regclass(:table), 'SELECT') AND has_table_privilege(to_regclass(:table), 'INSERT')
+    AND has_table_privilege(to_regclass(:table), 'UPDATE')
+    AND (SELECT count(*) FROM pg_attribute
+         WHERE attrelid = to_regclass(:table) AND attname = ANY (:columns)) = cardinality(CAST(:columns AS text[]))
+    AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indpred IS NULL
+                AND ARRAY(SELECT a.attname::text FROM unnest(i.indkey) AS k (attnum)
+                          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY 1)
+                    = ARRAY['database_name', 'instance_id']), false)
+"""
+
+_ENTER_DAY = """
+INSERT INTO instance_databases AS k (instance_id, database_name, is_active, first_seen_date, last_seen_date)
+SELECT instance_id, database_name, true, :day, :day FROM database_size_stats
+WHERE collected_date = :day AND instance_id = ANY (:ids)
+ON CONFLICT (instance_id, database_name) DO UPDATE
+SET is_active = true, deleted_at = NULL, last_seen_date = greatest(k.last_seen_date, excluded.last_seen_date),
+    updated_at = now()
+WHERE NOT k.is_active OR k.deleted_at IS NOT NULL OR k.last_seen_date < excluded.last_seen_date
+"""
+
+_MARK_GONE = """
+UPDATE instance_databases k SET is_active = false, deleted_at = now(), updated_at = now()
+WHERE k.instance_id = ANY (:ids) AND k.is_active AND k.last_seen_date < :day
+  AND NOT EXISTS (SELECT FROM database_size_stats d WHERE d.collected_date = :day
+                  AND d.instance_id = k.instance_id AND d.database_name = k.database_name)
+"""
+
+_ENTER_HISTORY = """
+WITH seen AS (
+    SELECT instance_id, database_name, min(collected_date) AS first_day, max(collected_date) AS last_day
+    FROM database_size_stats WHERE instance_id IN (SELECT id FROM instances) GROUP BY 1, 2
+), newest AS (
+    SELECT instance_id, max(last_day) AS last_day FROM seen GROUP BY 1
+)
+INSERT INTO instance_databases AS k
+    (instance_id, database_name, is_active, first_seen_date, last_seen_date, deleted_at)
+SELECT s.instance_id, s.database_name, s.last_day = n.last_day, s.first_day, s.last_day,
+       CASE WHEN s.last_day < n.last_day THEN now() END
+FROM seen s JOIN newest n USING (instance_id)
+ON CONFLICT (instance_id, database_name) DO UPDATE
+SET first_seen_date = least(k.first_seen_date, excluded.first_seen_date),
+    last_seen_date = greatest(k.last_seen_date, excluded.last_seen_date), is_active = excluded.is_active,
+    deleted_at = CASE WHEN NOT excluded.is_active THEN coalesce(k.deleted_at, excluded.deleted_at) END,
+    updated_at = now()
+WHERE (k.first_seen_date, k.last_seen_date, k.is_active)
+    IS DISTINCT FROM (least(k.first_seen_date, excluded.first_seen_date),
+                      greatest(k.last_seen_date, excluded.last_seen_date), excluded.is_active)
+"""

@@ -1,0 +1,94 @@
+"""The time zone of a database's days: recorded when it is prepared, kept, and never mixed with another."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.settings import load_settings
+from capacity_assets.storage.zone import FORMER_DEFAULT, recorded_zone
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.legacy import LegacyShape, create_legacy_tables
+
+
+@pytest.fixture
+def prepared(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An empty database that was prepared in Lima."""
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "America/Lima")
+    assert capacity("init").exit_code == 0
+    return empty_engine
+
+
+def fill(engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-07-01", [7]))
+    add_instance_sizes(engine, totals(1, "2025-07-01", [(7, 1)]))
+
+
+def test_whoever_writes_in_another_zone_is_refused_and_told_what_to_set(
+    prepared: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(prepared)
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "Europe/Berlin")
+
+    computed = capacity("aggregate", "--period", "monthly", "--from", "2025-07-01")
+    measured = capacity("collect", "--own")
+    checked = capacity("check")
+
+    assert (computed.exit_code, measured.exit_code, checked.exit_code) == (1, 1, 1)
+    for refused in (computed, measured, checked):
+        words = " ".join(refused.output.replace("│", " ").split())
+        assert "The days of this database are days of America/Lima" in words
+        assert "Set CAPACITY_TIMEZONE=America/Lima" in words
+    assert "Nothing was written." in computed.output
+    assert "Nothing was measured." in measured.output
+    with prepared.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM database_size_aggregations")).scalar() == 0
+
+
+def test_the_zone_may_change_as_long_as_nothing_is_stored(prepared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "Europe/Berlin")
+    assert capacity("init").exit_code == 0
+    assert recorded_zone(prepared) == "Europe/Berlin"
+
+    fill(prepared)
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "America/Lima")
+    capacity("init")
+    assert recorded_zone(prepared) == "Europe/Berlin"
+
+
+@pytest.mark.parametrize("chosen", [None, "Europe/Berlin"])
+def test_a_database_filled_before_keeps_what_unset_meant_then_unless_somebody_has_chosen(
+    empty_engine: Engine, monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    with empty_engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
+                "VALUES (1, 'a', 1, '2025-07-01')"
+            )
+        )
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
+    monkeypatch.delenv("CAPACITY_TIMEZONE")
+    if chosen:
+        monkeypatch.setenv("CAPACITY_TIMEZONE", chosen)
+
+    done = capacity("init")
+
+    assert done.exit_code == 0
+    assert recorded_zone(empty_engine) == (chosen or FORMER_DEFAULT)
+    assert (f"Set CAPACITY_TIMEZONE={FORMER_DEFAULT}" in done.output) == (
+        load_settings().timezone != FORMER_DEFAULT and not chosen
+    )
+
+
+def test_an_empty_database_takes_the_zone_of_the_machine(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
+    monkeypatch.delenv("CAPACITY_TIMEZONE")
+
+    assert capacity("init").exit_code == 0
+
+    assert recorded_zone(empty_engine) == load_settings().timezone
