@@ -34,7 +34,7 @@ def test_whoever_writes_in_another_zone_is_refused_and_told_what_to_set(
     monkeypatch.setenv("CAPACITY_TIMEZONE", "Europe/Berlin")
 
     computed = capacity("aggregate", "--period", "monthly", "--from", "2025-07-01")
-    measured = capacity("collect", "--own")
+    measured = capacity("collect")
     checked = capacity("check")
 
     assert (computed.exit_code, measured.exit_code, checked.exit_code) == (1, 1, 1)
