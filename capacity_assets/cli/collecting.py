@@ -55,7 +55,7 @@ def reaching_options(function: Callable[Parameters, None]) -> Callable[Parameter
             help="env:NAME, file:/PATH or secret:NAME (a file in CAPACITY_SECRETS_FOLDER). Never the password itself.",
         ),
         click.option("--database", help="To connect to; of Oracle the service name. Default: the engine's usual one."),
-        click.option("--tls", help="off, require, verify-ca or verify-full. Default: require; off on this machine."),
+        click.option("--tls", help="off, require, verify-ca or verify-full (the default; on this machine off)."),
         click.option("--tls-ca", metavar="FILE", help="Certificate authority; of Oracle the folder of the wallet."),
         click.option("--tls-certificate", metavar="FILE", help="The client's certificate."),
         click.option("--tls-key", metavar="FILE", help="The client's key."),
@@ -171,6 +171,28 @@ def test_(*, name: str, as_json: bool) -> int:
     from capacity_assets.cli.instances import test_instance
 
     return test_instance(load_settings(), name, as_json=as_json)
+
+
+@click.command("copy")
+@click.argument("address")
+@click.option("--password-from", metavar="WHERE", help="Where the password of ADDRESS is, as env:NAME.")
+@json_option
+@command
+def copy_(*, address: str, password_from: str | None, as_json: bool) -> None:
+    """Copy everything in the capacity database to an empty one: samples, aggregates, servers and how they are reached.
+
+    ADDRESS is postgresql://user@host/database without a password, or env:NAME of a variable that holds the whole
+    address. The tables are made there; it must hold no rows. This database is only read. The two may be of different
+    versions of PostgreSQL.
+
+    \b
+    Examples:
+      capacity copy env:NEW_CAPACITY_URL
+      capacity copy postgresql://capacity@db.example/capacity --password-from env:CAPACITY_OWNER_PASSWORD
+    """
+    from capacity_assets.cli.copying import copy
+
+    copy(load_settings(), address, password_from, as_json=as_json)
 
 
 @click.command("import")

@@ -12,7 +12,7 @@ import click
 
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.service import SCOPE_ALL
-from capacity_assets.cli.collecting import collect, import_, instances
+from capacity_assets.cli.collecting import collect, copy_, import_, instances
 from capacity_assets.cli.options import DAY, Parameters, command, completing, dry_run_option, json_option
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import load_settings
@@ -332,5 +332,5 @@ def up(*, port: int, names: tuple[str, ...]) -> int:
     return serve(load_settings(), port=port, names=names)
 
 
-for collecting in (collect, instances, import_):
+for collecting in (collect, instances, import_, copy_):
     main.add_command(collecting)

@@ -1,0 +1,54 @@
+"""`capacity copy`: everything of this capacity database into another PostgreSQL."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.errors import database_error
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.output import print_json, say
+from capacity_assets.importing.copying import KEPT, copy_database
+from capacity_assets.importing.legacy import address_of
+from capacity_assets.runtime import open_engine, prepare_database
+from capacity_assets.settings import Settings
+from capacity_assets.storage.engine import capacity_engine, ensure_reachable, safe_url
+from capacity_assets.storage.schema import require_schema
+
+
+def copy(settings: Settings, address: str, password_from: str | None, *, as_json: bool) -> None:
+    """Prepare the target, copy every table, and say what to set.
+
+    Raises:
+        ValidationError: the address cannot be one, or the target holds rows.
+        SchemaProblemsError, SchemaMissingError, UnreachableError: as the texts say; nothing was copied.
+        DatabaseError: one of the two failed; nothing was copied.
+    """
+    refuse_an_absent_embedded_server(settings)
+    target = capacity_engine(address_of(address, password_from, settings))
+    try:
+        with open_engine(settings) as source:
+            require_schema(source)
+            ensure_reachable(target, "the address")
+            try:
+                prepare_database(target, settings)
+                copied = copy_database(source, target, _silent if as_json else _told)
+                # Rows of months without a partition are in the default one until now.
+                prepare_database(target, settings)
+            except DBAPIError as error:
+                raise database_error(error, doing="preparing the target", kept=KEPT) from error
+    finally:
+        target.dispose()
+    if as_json:
+        print_json({"copied": copied, "database": safe_url(target.url)})
+        return
+    say(f"Copied {sum(copied.values()):,} rows to {safe_url(target.url)}. This database was only read.")
+    say("Next: set CAPACITY_DATABASE_URL to that address, then `capacity check` and `capacity up`.")
+    say("What Dagster keeps (runs, history) was not copied; partitions of aggregates are missing there until they run.")
+
+
+def _told(table: str, rows: int) -> None:
+    say(f"  {table}: {rows:,} rows")
+
+
+def _silent(_table: str, _rows: int) -> None:
+    """Say nothing, because a script reads."""

@@ -1,0 +1,101 @@
+"""`capacity copy`: everything of one capacity database in another, on a server of another version too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.collection.registry import register, registered
+from capacity_assets.collection.servers import Server
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.schema import schema_state
+from capacity_assets.storage.tables import metadata
+from tests.command import capacity
+from tests.fleet import add_database_sizes, load_sample, sizes, stored
+from tests.servers import ADMIN_PASSWORD, PostgresServer
+
+
+@pytest.fixture
+def target(measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An empty database on a server of its own, whose address is in a variable."""
+    measured_postgres.execute("DROP DATABASE IF EXISTS moved", "CREATE DATABASE moved")
+    url = URL.create(CAPACITY_DRIVER, "postgres", ADMIN_PASSWORD, "127.0.0.1", measured_postgres.port, "moved")
+    monkeypatch.setenv("NEW_URL", url.render_as_string(hide_password=False))
+    engine = capacity_engine(url)
+    yield engine
+    engine.dispose()
+    measured_postgres.execute("DROP DATABASE moved WITH (FORCE)")
+
+
+@pytest.fixture
+def filled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The sample, a registered server, and a computed month."""
+    load_sample(engine)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT setval('instances_id_seq', 1000)"))
+    register(
+        engine,
+        [Server("db-7", "postgresql", "db-7.example", username="probe", password_from="env:DB_7_PASSWORD")],  # noqa: S106 -- a place
+    )
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    assert capacity("aggregate", "--period", "monthly", "--from", "2025-03-01", "--to", "2025-04-30").exit_code == 0
+    return engine
+
+
+def rows(engine: Engine, table: str) -> list[str]:
+    names = ", ".join(column.name for column in metadata.tables[table].columns)
+    with engine.connect() as connection:
+        query = text(f"SELECT t::text FROM (SELECT {names} FROM {table}) AS t ORDER BY 1")
+        return list(connection.execute(query).scalars())
+
+
+def test_every_row_is_there_and_the_work_goes_on_where_it_was(
+    filled: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = capacity("copy", "env:NEW_URL")
+
+    assert done.exit_code == 0, done.output
+    assert ADMIN_PASSWORD not in done.output
+    for table in set(metadata.tables) - {"capacity_settings"}:
+        assert rows(target, table) == rows(filled, table), table
+    assert [one.server for one in registered(target, ["db-7"])] == [one.server for one in registered(filled, ["db-7"])]
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", target.url.render_as_string(hide_password=False))
+    before = {level: stored(target, LEVELS[level]) for level in LEVELS}
+    again = capacity("aggregate", "--period", "monthly", "--from", "2025-03-01", "--to", "2025-04-30")
+    assert again.exit_code == 0, again.output
+    assert {level: stored(target, LEVELS[level]) for level in LEVELS} == before
+    assert schema_state(target).fit
+    add_database_sizes(target, sizes(1, "new", "2025-04-01", [7]))
+    register(target, [Server("db-8", "postgresql", "db-8.example")])
+    with target.connect() as connection:
+        noted = connection.execute(
+            text("SELECT count(*) FROM capacity_sample_changes WHERE collected_date = '2025-04-01'")
+        )
+        assert noted.scalar_one() > 0, "the triggers are on again"
+
+
+def test_a_target_that_holds_rows_is_left_alone(filled: Engine, target: Engine) -> None:
+    assert capacity("copy", "env:NEW_URL").exit_code == 0
+    before = rows(target, "database_size_stats")
+
+    refused = capacity("copy", "env:NEW_URL")
+
+    assert refused.exit_code == 2
+    assert "The target holds rows in" in refused.output
+    assert "Nothing was copied" in refused.output
+    assert rows(target, "database_size_stats") == before == rows(filled, "database_size_stats")
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_target_that_is_away_or_named_with_its_password_is_a_sentence() -> None:
+    away = capacity("copy", "postgresql://nobody@127.0.0.1:1/nowhere")
+    shown = capacity("copy", "postgresql://nobody:hunter2@127.0.0.1:1/nowhere")
+
+    assert (away.exit_code, shown.exit_code) == (1, 2)
+    assert "Cannot reach PostgreSQL at postgresql://nobody@127.0.0.1:1/nowhere" in away.output
+    assert "The address holds a password" in shown.output
+    assert "hunter2" not in shown.output
