@@ -168,6 +168,7 @@ def test_a_dot_env_file_is_read_by_everything_and_what_is_exported_wins(
     )
     variables = {"DAGSTER_POSTGRES_URL": empty_database.render_as_string(hide_password=False)}
     settings = environment(tmp_path / "home", **variables)
+    del settings["CAPACITY_TIMEZONE"]
     port = free_port()
     with subprocess.Popen(
         [*COMMAND, "up", "--port", str(port)], cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True
