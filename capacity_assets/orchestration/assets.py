@@ -16,6 +16,7 @@ from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
+from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.checks import check_results, check_specs
 from capacity_assets.orchestration.metadata import (
@@ -68,6 +69,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         name=asset_name(period, level),
         description=_description(period, level),
         group_name=period.name,
+        code_version=code_version(level, period),
         partitions_def=partitions_of(period, settings),
         deps=[dg.AssetDep(level.source.name, partition_mapping=days_behind_a_window())],
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
@@ -102,6 +104,11 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         yield dg.MaterializeResult(check_results=check_results(outcomes, windows))
 
     return aggregate
+
+
+def code_version(level: Level, period: Period) -> str:
+    """Return what changes when the arithmetic does: twelve hexadecimal digits."""
+    return fingerprint(level, period, ())[:12]
 
 
 def freshness(period: Period, settings: Settings) -> dg.FreshnessPolicy:
