@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from capacity_assets.aggregation.errors import database_error
 from capacity_assets.aggregation.ledger_statements import (
     BEGIN,
+    COMPUTED,
     COPY_ACTIVATIONS,
     COPY_CHANGES,
     DOUBT,
@@ -75,6 +76,16 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
+class ComputedWindow:
+    """A window that was computed, and what of: servers and rows."""
+
+    window: Window
+    processed_instances: int
+    failed_instances: int
+    total_records: int
+
+
+@dataclass(frozen=True)
 class OpenWindow:
     """A window that is due and not as it should be, and why in a few words."""
 
@@ -116,6 +127,16 @@ class Ledger:
                     },
                 ).scalar_one()
             )
+
+    def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
+        """Return the windows whose computation was finished, in order.
+
+        Raises:
+            DatabaseError: the database failed.
+        """
+        with self._work("reading what was computed", "Nothing was changed.") as connection:
+            rows = connection.execute(text(COMPUTED), {"period_type": period.name, "level": level.name})
+            return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
 
     def unchanged(
         self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str, *, dry_run: bool = False

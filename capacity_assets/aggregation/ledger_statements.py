@@ -48,6 +48,13 @@ WITH begun AS (
 SELECT CAST(pg_current_snapshot() AS text)
 """
 
+COMPUTED = """
+SELECT period_start, period_end, coalesce(processed_instances, 0) AS processed_instances, failed_instances,
+       coalesce(total_records, 0) AS total_records
+FROM capacity_computed_windows
+WHERE period_type = :period_type AND level = :level AND snapshot IS NOT NULL ORDER BY period_start
+"""
+
 # Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
 FINISH = f"""
 UPDATE capacity_computed_windows w

@@ -15,7 +15,7 @@ from datetime import date, timedelta
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.errors import CapacityError, ValidationError
-from capacity_assets.aggregation.ledger import OpenWindow, StaleWindow
+from capacity_assets.aggregation.ledger import ComputedWindow, OpenWindow, StaleWindow
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.maintenance import TableMaintenance
@@ -170,6 +170,17 @@ class AggregationTaskRunner:
         self._refuse_an_unfit_database()
         known = [stale for stale in self.service.ledger.stale() if stale.period_type in self.service.period_names]
         return [stale for stale in known if self._is_inside(self.service.period(stale.period_type), stale.window)]
+
+    def computed_windows(self, period: str | Period, level: str) -> list[ComputedWindow]:
+        """Return the windows that were computed, within the partition range.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing.
+        """
+        chosen = self.service.period(period)
+        self._refuse_an_unfit_database()
+        found = self.service.ledger.computed(chosen, LEVELS[level])
+        return [computed for computed in found if self._is_inside(chosen, computed.window)]
 
     def left_windows(self, period: str | Period, level: str) -> list[OpenWindow]:
         """Return the windows that are due by now and missing, unfinished, failed in part or stale.

@@ -43,7 +43,7 @@ def copy(settings: Settings, address: str, password_from: str | None, *, as_json
         return
     say(f"Copied {sum(copied.values()):,} rows to {safe_url(target.url)}. This database was only read.")
     say("Next: set CAPACITY_DATABASE_URL to that address, then `capacity check` and `capacity up`.")
-    say("What Dagster keeps (runs, history) was not copied; partitions of aggregates are missing there until they run.")
+    say("What Dagster keeps (runs, history) was not copied; its sensors mark the partitions that are there.")
 
 
 def _told(table: str, rows: int) -> None:

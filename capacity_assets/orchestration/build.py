@@ -23,6 +23,7 @@ from capacity_assets.orchestration.collection import (
     observation_schedule,
     observed_assets,
 )
+from capacity_assets.orchestration.computed_windows import computed_windows_sensor
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
@@ -95,6 +96,7 @@ def build_definitions(
         ],
         sensors=[
             late_data_sensor(jobs, periods, the_clock, settings.settle_seconds),
+            computed_windows_sensor(periods),
             *raw.sensors,
             *report_sensors,
             *alert_sensors(webhook),

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENSOR
 from capacity_assets.orchestration.late_data import LATE_DATA_SENSOR
 from capacity_assets.orchestration.reports import GROWTH_REPORT_SENSOR
 from capacity_assets.orchestration.sample_days import SAMPLE_DAYS_SENSOR
@@ -237,7 +238,7 @@ def test_without_a_receiver_there_is_no_sensor_and_with_one_its_address_is_not_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = [sensor.name for sensor in build_definitions(Settings()).get_repository_def().sensor_defs]
-    assert names == [GROWTH_REPORT_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR]
+    assert names == [COMPUTED_WINDOWS_SENSOR, GROWTH_REPORT_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR]
 
     monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://hooks.example/services/secret-path")
     sensor = build_definitions(Settings()).get_repository_def().get_sensor_def(ALERT_SENSOR)

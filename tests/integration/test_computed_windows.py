@@ -1,0 +1,70 @@
+"""What was computed outside Dagster is marked in it; what a run of its own is computing is left to that run."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import dagster as dg
+import pytest
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENSOR
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings
+from tests.conftest import fixed_clock
+from tests.fleet import load_sample
+
+MONTHLY = PERIODS["monthly"]
+MONTHS = MONTHLY.windows_between(date(2025, 2, 1), date(2025, 4, 30))
+
+
+def tick(settings: Settings, instance: dg.DagsterInstance) -> dg.SensorResult:
+    repository = build_definitions(settings, clock=fixed_clock()).get_repository_def()
+    resources = repository.get_top_level_resources()
+    with dg.build_sensor_context(instance=instance, repository_def=repository, resources=resources) as context:
+        found: dg.SensorResult = repository.get_sensor_def(COMPUTED_WINDOWS_SENSOR).evaluate_tick(context)
+    for event in found.asset_events:
+        instance.report_runless_asset_event(event)
+    return found
+
+
+@pytest.fixture
+def computed(engine: Engine, runner: AggregationTaskRunner) -> AggregationTaskRunner:
+    load_sample(engine)
+    runner.run_period(MONTHLY, MONTHS)
+    return runner
+
+
+@pytest.mark.usefixtures("computed")
+def test_windows_of_the_command_line_are_marked_once_with_what_was_computed(settings: Settings) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = tick(settings, instance)
+        second = tick(settings, instance)
+        marked = {
+            level: instance.get_materialized_partitions(dg.AssetKey(f"monthly_{level}_aggregations"))
+            for level in ("database", "instance")
+        }
+
+    expected = {window.key for window in MONTHS}
+    assert marked == {"database": expected, "instance": expected}
+    assert len(first.asset_events) == 6
+    metadata = first.asset_events[0].metadata
+    assert metadata["processed_instances"].value > 0
+    assert metadata["total_records"].value > 0
+    assert str(metadata["origin"].value).startswith("computed outside this Dagster")
+    assert second.skip_message == "Every computed window is marked."
+
+
+@pytest.mark.usefixtures("computed")
+def test_while_a_run_is_under_way_it_marks_its_own_windows(settings: Settings) -> None:
+    job = build_definitions(settings).resolve_job_def("monthly_aggregation_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+        during = tick(settings, instance)
+        instance.report_run_canceled(run)
+        after = tick(settings, instance)
+
+    assert during.skip_message == "A run is under way."
+    assert len(after.asset_events) == 6
