@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import CapacityError, reason_of
+from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
 from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.database import server_version
@@ -48,6 +49,13 @@ class Verdict(StrEnum):
     BAD = "bad"
 
 
+AGGREGATES = tuple(level.target.name for level in LEVELS.values())
+# The last thirteen months, so that a long history is not read as a whole.
+_CONTRADICTING = """
+SELECT count(*) AS rows, min(period_start) AS first_day FROM {table}
+WHERE period_start >= current_date - 400
+  AND (growth_rate < 0 AND trend_direction = 'growing' OR growth_rate > 0 AND trend_direction = 'shrinking')
+"""
 COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 
 
@@ -151,6 +159,7 @@ def _capacity_database(settings: Settings) -> Iterator[Finding]:
             yield from _server(engine)
             yield from _schema(engine)
             yield from _zone(engine, settings)
+            yield from _trends(engine)
             yield from _partitions(engine, settings)
             yield from _collection(engine, settings)
     except (UnreachableError, EmbeddedServerError) as error:
@@ -189,6 +198,22 @@ def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
     recorded = recorded_zone(engine) if schema_revision(engine) == SCHEMA_REVISION else None
     if recorded is not None and recorded != settings.timezone:
         yield Finding("time zone", Verdict.BAD, another_zone(recorded, settings.timezone))
+
+
+def _trends(engine: Engine) -> Iterator[Finding]:
+    """Look for rows of the last months that another application has written without their trend."""
+    if schema_revision(engine) != SCHEMA_REVISION:
+        return
+    with engine.connect() as connection:
+        rows = {name: connection.execute(text(_CONTRADICTING.format(table=name))).one() for name in AGGREGATES}
+    for name, found in rows.items():
+        if found.rows:
+            yield Finding(
+                name,
+                Verdict.NOTE,
+                f"{found.rows:,} rows since {found.first_day} have a trend against their growth: another application "
+                "wrote them and left the trend. `capacity aggregate` for these days puts it right",
+            )
 
 
 def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,25 @@ def test_what_is_measured_here_is_known_to_the_legacy_pages(legacy: Engine) -> N
             text("SELECT is_active, deleted_at IS NOT NULL FROM instance_databases WHERE database_name = 'gone'")
         ).one()
     assert tuple(gone) == (False, True)
+
+
+def test_check_counts_rows_whose_trend_another_application_left_as_it_was(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    with engine.begin() as connection:
+        for start, growth, trend in (
+            ("date_trunc('month', current_date)", 96.72, "shrinking"),
+            ("date_trunc('month', current_date) - interval '1 month'", 3, "growing"),
+            ("date_trunc('month', current_date) - interval '2 years'", -9, "growing"),
+        ):
+            connection.exec_driver_sql(
+                "INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, "
+                "total_size_mb, avg_size_mb, max_size_mb, min_size_mb, data_count, database_count, growth_rate, "
+                f"trend_direction) VALUES (1, 'monthly', {start}, {start}, 1, 1, 1, 1, 1, 1, {growth}, '{trend}')"
+            )
+
+    words = " ".join(capacity("check").output.replace("│", " ").split())
+
+    assert re.search(r"instance_size_aggregations note 1 rows since \S+ have a trend against their growth", words)
+    assert "database_size_aggregations note" not in words
