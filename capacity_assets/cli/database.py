@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import date
 
 from sqlalchemy import Engine, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
@@ -18,7 +19,7 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
-from capacity_assets.periods import PERIODS
+from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
@@ -90,14 +91,14 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
         samples = [_samples(engine, level) for level in LEVELS.values()]
-        windows = [_latest(engine, name, level) for name in PERIODS for level in LEVELS.values()]
+        today = Clock(settings.zone).today()
+        windows = [_latest(engine, name, level, today) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.
         late = late_windows(task_runner(engine, settings)) if revision == SCHEMA_REVISION else None
         unnoted = unnoted_changes(engine)
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
     runs, works = _activity(settings)
-    today = Clock(settings.zone).today()
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
         activity = {"runs": _as_dicts(runs), "daemon_works": works, "late": _as_dicts(late), "not_noted": unnoted}
@@ -176,6 +177,7 @@ WINDOW_COLUMNS = (
     ("First window", "left"),
     ("Latest window", "left"),
     ("Rows in it", "right"),
+    ("Days measured", "left"),
     ("Its last change", "left"),
 )
 
@@ -200,14 +202,16 @@ def _samples(engine: Engine, level: Level) -> dict[str, object]:
     return {"table": level.source.name, "first_day": first_day, "last_day": last_day, "rows_on_last_day": rows}
 
 
-def _latest(engine: Engine, period: str, level: Level) -> dict[str, object]:
+def _latest(engine: Engine, period: str, level: Level, today: date) -> dict[str, object]:
     target = level.target
     of_period = target.c.period_type == bindparam("period", period)
     ends = select(func.min(target.c.period_start), func.max(target.c.period_start)).where(of_period)
     with engine.connect() as connection:
         first, latest = connection.execute(ends).one()
-        rows, changed = connection.execute(
-            select(func.count(), func.max(target.c.calculated_at)).where(of_period, target.c.period_start == latest)
+        rows, changed, days = connection.execute(
+            select(func.count(), func.max(target.c.calculated_at), func.max(target.c.data_count)).where(
+                of_period, target.c.period_start == latest
+            )
         ).one()
     shown = None if changed is None else f"{changed:%Y-%m-%d %H:%M} UTC"
     return {
@@ -216,8 +220,15 @@ def _latest(engine: Engine, period: str, level: Level) -> dict[str, object]:
         "first_window": first,
         "latest_window": latest,
         "rows": rows,
+        "days": None if latest is None else _days(PERIODS[period].window_of(latest), days, today),
         "last_change": shown,
     }
+
+
+def _days(window: Window, measured: int, today: date) -> str:
+    """Say how many days the window's best measured row rests on, and how many of an open one are over."""
+    elapsed = min((today - window.start).days + 1, window.days)
+    return f"{measured} of {elapsed}" + (f" so far, {window.days} in all" if elapsed < window.days else "")
 
 
 def server_version(engine: Engine) -> tuple[int, str]:

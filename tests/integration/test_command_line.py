@@ -16,10 +16,12 @@ from sqlalchemy import URL, Engine, create_engine, text
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.command import capacity
-from tests.fleet import add_database_sizes, add_instances, sizes, stored
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 from tests.integration.test_failures import add_overflowing_instance
 
 
@@ -266,8 +268,24 @@ def test_status_shows_samples_and_latest_windows() -> None:
     assert document["samples"][0]["last_day"] == "2025-07-20"
     weekly = {row["level"]: row for row in document["windows"] if row["period"] == "weekly"}
     assert (weekly["database"]["first_window"], weekly["database"]["latest_window"]) == ("2024-12-30", "2025-07-14")
-    assert [row["rows"] for row in document["windows"] if row["period"] == "daily"] == [0, 0]
+    assert weekly["instance"]["days"] == "7 of 7"
+    daily = [row for row in document["windows"] if row["period"] == "daily"]
+    assert [(row["rows"], row["days"]) for row in daily] == [(0, None), (0, None)]
     assert "Latest stored window" in capacity("status").output
+
+
+def test_status_tells_how_much_of_an_open_window_is_over_and_measured(settings: Settings, engine: Engine) -> None:
+    today = Clock(settings.zone).today()
+    add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, today.isoformat(), [(10, 1)]))
+    assert capacity("aggregate", "--period", "yearly", "--from", today.isoformat()).exit_code == 0
+
+    document = json.loads(capacity("status", "--json").output)
+
+    [days] = [row["days"] for row in document["windows"] if (row["period"], row["level"]) == ("yearly", "instance")]
+    year = PERIODS["yearly"].window_of(today)
+    so_far = (today - year.start).days + 1
+    assert days == f"1 of {so_far}" + (f" so far, {year.days} in all" if so_far < year.days else "")
 
 
 @pytest.mark.usefixtures("sample")
