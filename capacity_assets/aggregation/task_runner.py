@@ -15,7 +15,7 @@ from datetime import date, timedelta
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.errors import CapacityError, ValidationError
-from capacity_assets.aggregation.ledger import ComputedWindow, OpenWindow, StaleWindow
+from capacity_assets.aggregation.ledger import PATIENCE_SECONDS, ComputedWindow, OpenWindow, StaleWindow
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.maintenance import TableMaintenance
@@ -182,15 +182,20 @@ class AggregationTaskRunner:
         found = self.service.ledger.computed(chosen, LEVELS[level])
         return [computed for computed in found if self._is_inside(chosen, computed.window)]
 
-    def left_windows(self, period: str | Period, level: str) -> list[OpenWindow]:
+    def left_windows(
+        self, period: str | Period, level: str, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> list[OpenWindow]:
         """Return the windows that are due by now and missing, unfinished, failed in part or stale.
+
+        Samples that changed less than `patience_seconds` ago make no window stale: that is being followed.
 
         Raises:
             DatabaseError: the database failed, or the schema is missing.
         """
         chosen = self.service.period(period)
         self._refuse_an_unfit_database()
-        return self.service.ledger.open_windows(chosen, LEVELS[level], self.due_windows(chosen))
+        due = self.due_windows(chosen)
+        return self.service.ledger.open_windows(chosen, LEVELS[level], due, patience_seconds=patience_seconds)
 
     def due_windows(self, period: Period) -> list[Window]:
         """Return the windows from the first partition to the last one whose schedule has ticked by now."""

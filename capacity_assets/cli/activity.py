@@ -14,6 +14,7 @@ from itertools import groupby
 
 from sqlalchemy import Engine, inspect, text
 
+from capacity_assets.aggregation.ledger import PATIENCE_SECONDS
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.runtime import open_dagster_storage
@@ -100,16 +101,23 @@ def daemon_works(storage: Engine) -> bool:
         return bool(connection.execute(text(query), {"age": HEARTBEAT_SECONDS}).scalar_one())
 
 
-def late_windows(runner: AggregationTaskRunner) -> list[Late]:
+def late_windows(runner: AggregationTaskRunner, runs: Sequence[ActiveRun]) -> list[Late]:
     """Return what is due and left, by period, level and reason.
+
+    What changed within the hour is being followed and not late, unless one of `runs` failed: it may be the one that
+    followed.
 
     Raises:
         DatabaseError: the database failed, or the schema is missing.
     """
     found = []
+    failed = any(run.state == STATES["FAILURE"] for run in runs)
+    patience_seconds = 0 if failed else PATIENCE_SECONDS
     for name in runner.service.period_names:
         for level in LEVELS:
-            left = sorted(runner.left_windows(name, level), key=lambda window: window.reason)
+            left = sorted(
+                runner.left_windows(name, level, patience_seconds=patience_seconds), key=lambda window: window.reason
+            )
             for reason, group in groupby(left, key=lambda window: window.reason):
                 windows = sorted(window.window for window in group)
                 found.append(Late(name, level, len(windows), windows[0].key, windows[-1].key, reason))

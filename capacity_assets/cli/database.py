@@ -87,6 +87,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print what samples there are and the latest stored window of each period and level."""
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
+        runs, works = _activity(settings)
         revision = schema_revision(engine)
         if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
@@ -95,10 +96,9 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         windows = [_latest(engine, name, level, today) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.
-        late = late_windows(task_runner(engine, settings)) if revision == SCHEMA_REVISION else None
+        late = late_windows(task_runner(engine, settings), runs or ()) if revision == SCHEMA_REVISION else None
         unnoted = unnoted_changes(engine)
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
-    runs, works = _activity(settings)
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
         activity = {"runs": _as_dicts(runs), "daemon_works": works, "late": _as_dicts(late), "not_noted": unnoted}

@@ -222,7 +222,7 @@ def _tell_until_one_exits(processes: Processes, settings: Settings, stop: thread
                 before, runs = runs, active_runs(storage)
                 if next(looks) % LOOKS_PER_LATE_LOOK == 0 or len(runs) < len(before):
                     late = None
-                    late = late_windows(runner)
+                    late = late_windows(runner, runs)
                 text = activity_text(runs, late)
             except (DBAPIError, PoolTimeoutError) as error:
                 text = f"what runs and waits cannot be read: {reason_of(error)}"

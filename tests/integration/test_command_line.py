@@ -327,6 +327,23 @@ def test_status_tells_failed_runs_and_that_changes_are_not_noted(
     )
 
 
+@pytest.mark.usefixtures("sample")
+def test_a_window_whose_samples_just_changed_is_late_once_a_run_has_failed(
+    shipped_instance: DagsterInstance, engine: Engine
+) -> None:
+    assert capacity("aggregate", "--period", "all", "--from", "2025-01-01", "--to", "2025-07-20").exit_code == 0
+    add_database_sizes(engine, sizes(1, "new", "2025-03-03", [5]))
+
+    followed = json.loads(capacity("status", "--json").output)["late"]
+    run = create_run_for_test(shipped_instance, "weekly_aggregation_job", status=DagsterRunStatus.STARTED)
+    shipped_instance.report_run_failed(run)
+    late = json.loads(capacity("status", "--json").output)["late"]
+
+    changed = [found for found in late if found["reason"] == "samples changed since it was computed"]
+    assert not [found for found in followed if found["reason"] == "samples changed since it was computed"]
+    assert {(found["period"], found["level"]) for found in changed} >= {("weekly", "database"), ("monthly", "database")}
+
+
 def test_status_says_so_where_there_is_no_dagster_and_nothing_late(settings: Settings) -> None:
     screen = " ".join(capacity("status").output.split())
 
