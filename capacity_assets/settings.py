@@ -42,6 +42,8 @@ DEFAULT_SECRETS_FOLDER = Path("/run/secrets")
 DEFAULT_PASSWORD_FOLDERS = (Path("/etc/capacity"), Path("/run/credentials"))
 DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
 HOURS_PER_DAY = 24
+# Machines without a zone of their own have it under one or the other.
+OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
 ENV_FILE = ".env"
 EARLIEST_START = date(1970, 1, 1)
 CAPACITY_DRIVER = "postgresql+psycopg"
@@ -56,7 +58,7 @@ def machine_zone() -> str:
         name = get_localzone_name()
     except ZoneInfoNotFoundError:
         name = None
-    return name if name in available_timezones() else "UTC"
+    return name if name in available_timezones() and name not in OTHER_NAMES_OF_UTC else "UTC"
 
 
 class ConfigurationError(Exception):
@@ -291,6 +293,11 @@ class Settings(BaseSettings):
     def zone(self) -> ZoneInfo:
         """The configured time zone."""
         return ZoneInfo(self.timezone)
+
+    @property
+    def zone_is_chosen(self) -> bool:
+        """Whether somebody has set the time zone; else it is the machine's."""
+        return "timezone" in self.model_fields_set
 
     @property
     def capacity_url(self) -> URL | None:

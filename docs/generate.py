@@ -41,6 +41,9 @@ def variables() -> str:
         str(field.validation_alias): None if field.default_factory else field.default
         for field in Settings.model_fields.values()
     }
+    defaults = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in defaults.items()
+    }
     rows = [
         [f"`{name}`", "" if defaults[name] is None else f"`{defaults[name]}`", text]
         for name, text in variable_names().items()

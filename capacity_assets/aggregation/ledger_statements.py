@@ -52,7 +52,10 @@ COMPUTED = """
 SELECT period_start, period_end, coalesce(processed_instances, 0) AS processed_instances, failed_instances,
        coalesce(total_records, 0) AS total_records
 FROM capacity_computed_windows
-WHERE period_type = :period_type AND level = :level AND snapshot IS NOT NULL ORDER BY period_start
+WHERE period_type = :period_type AND level = :level AND snapshot IS NOT NULL
+  -- Where every server failed, the run failed too, and its partition is to be seen as failed.
+  AND (processed_instances > 0 OR failed_instances = 0)
+ORDER BY period_start
 """
 
 # Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.

@@ -66,6 +66,11 @@ class AggregationTaskRunner:
         """Where the figures lie, for looking at them."""
         return self._locks.engine
 
+    @property
+    def today(self) -> date:
+        """The present day in the configured zone."""
+        return self._clock.today()
+
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
     ) -> RunSummary:

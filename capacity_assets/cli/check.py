@@ -34,7 +34,7 @@ from capacity_assets.storage.schema import (
     schema_revision,
     schema_state,
 )
-from capacity_assets.storage.zone import another_zone, recorded_zone
+from capacity_assets.storage.zone import another_zone, are_same_days, recorded_zone
 from capacity_assets.units import first_of
 
 OLDEST_SERVER = 14
@@ -196,7 +196,7 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 
 def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
     recorded = recorded_zone(engine) if schema_revision(engine) == SCHEMA_REVISION else None
-    if recorded is not None and recorded != settings.timezone:
+    if recorded is not None and not are_same_days(recorded, settings.timezone):
         yield Finding("time zone", Verdict.BAD, another_zone(recorded, settings.timezone))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import CapacityError, database_error
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.importing.copying import KEPT, copy_database
 from capacity_assets.importing.legacy import address_of
@@ -21,7 +22,8 @@ def copy(settings: Settings, address: str, password_from: str | None, *, as_json
     Raises:
         ValidationError: the address cannot be one, or the target holds rows.
         SchemaProblemsError, SchemaMissingError, UnreachableError: as the texts say; nothing was copied.
-        DatabaseError: one of the two failed; nothing was copied.
+        DatabaseError: one of the two failed; nothing was copied, the target has empty tables at most.
+        CommandFailedError: everything was copied, and the target's partitions could not be completed.
     """
     refuse_an_absent_embedded_server(settings)
     target = capacity_engine(address_of(address, password_from, settings))
@@ -31,11 +33,17 @@ def copy(settings: Settings, address: str, password_from: str | None, *, as_json
             ensure_reachable(target, "the address")
             try:
                 prepare_database(target, settings)
-                copied = copy_database(source, target, _silent if as_json else _told)
-                # Rows of months without a partition are in the default one until now.
-                prepare_database(target, settings)
             except DBAPIError as error:
                 raise database_error(error, doing="preparing the target", kept=KEPT) from error
+            copied = copy_database(source, target, _silent if as_json else _told)
+        try:
+            # Rows of months without a partition are in the default one until now.
+            prepare_database(target, settings)
+        except (CapacityError, DBAPIError) as error:
+            raise CommandFailedError(
+                f"Everything was copied. Moving rows into partitions of the target failed: {error}. Set "
+                "CAPACITY_DATABASE_URL to it and run `capacity init`, which does that."
+            ) from None
     finally:
         target.dispose()
     if as_json:

@@ -31,7 +31,7 @@ from capacity_assets.storage.schema import (
     unnoted_changes,
 )
 from capacity_assets.storage.tables import instances
-from capacity_assets.storage.zone import another_zone, recorded_zone
+from capacity_assets.storage.zone import another_zone, are_same_days, recorded_zone
 
 
 def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
@@ -62,7 +62,7 @@ def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
             say(f"  {line}")
         say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
         recorded = recorded_zone(engine)
-        if recorded is not None and recorded != settings.timezone:
+        if recorded is not None and not are_same_days(recorded, settings.timezone):
             say(f"Warning: {another_zone(recorded, settings.timezone)}")
         if everybody_may_create(engine):
             say(f"Warning: {EVERYBODY_MAY_CREATE}")

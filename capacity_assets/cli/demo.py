@@ -73,6 +73,8 @@ def run_demo(settings: Settings) -> None:
     Raises:
         CommandFailedError: the database holds other instances, or a run failed.
     """
+    # Asked before the children's environment names a zone in any case.
+    zone_chosen = settings.zone_is_chosen
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
         today = Clock(settings.zone).today()
@@ -82,6 +84,7 @@ def run_demo(settings: Settings) -> None:
                 f"CAPACITY_START_DATE: {settings.start_date} lies ahead; there is no partition yet"
             )
         with open_engine(settings) as engine:
+            prepare_database(engine, settings, zone_chosen=zone_chosen)
             fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
@@ -97,7 +100,6 @@ def run_demo(settings: Settings) -> None:
 
 
 def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> LoadedFleet:
-    prepare_database(engine, settings)
     others = other_instances(engine)
     if others:
         raise CommandFailedError(
@@ -272,7 +274,9 @@ def remove_demo(settings: Settings) -> None:
             samples = remove_sample_fleet(engine)
         for run in instance.get_runs(dg.RunsFilter(tags={DEMO_TAG: "true"})):
             instance.delete_run(run.run_id)
-        instance.wipe_assets(instance.all_asset_keys())
+        # Other code locations may keep their own in the same storage.
+        ours = build_definitions(settings).resolve_asset_graph().get_all_asset_keys()
+        instance.wipe_assets([key for key in instance.all_asset_keys() if key in ours])
     pages = list(settings.reports.glob("growth-*.html"))
     for page in pages:
         page.unlink()

@@ -113,7 +113,8 @@ def dagster_processes(
             lock.write(str(processes.group))
             lock.flush()
             _wait_for_code(processes, code)
-            for arguments in others:
+            # Once it has ended, its group cannot be joined; who waits for the web server says why it ended.
+            for arguments in others if not processes.ended else ():
                 processes.start(arguments, environment, output, lock)
             yield processes
         finally:

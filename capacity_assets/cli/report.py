@@ -36,7 +36,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         chosen = runner.service.period(period)
         day = day or chosen.last(Clock(settings.zone).today()).start
         [window] = runner.windows_between(chosen, day, day)
-        report = read_report(runner.engine, chosen, window, server)
+        report = read_report(runner.engine, chosen, window, server, today=runner.today)
         path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
         edition = next_edition(runner.engine, report, path)
     if report.computed_at is None:

@@ -17,7 +17,7 @@ from capacity_assets.storage.adoption import quoted
 from capacity_assets.storage.tables import capacity_settings, metadata
 
 Told = Callable[[str, int], None]
-KEPT = "Nothing was copied; both databases are as before."
+KEPT = "Nothing was copied; no row was changed."
 
 
 def copy_database(source: Engine, target: Engine, told: Told) -> dict[str, int]:
@@ -32,6 +32,9 @@ def copy_database(source: Engine, target: Engine, told: Told) -> dict[str, int]:
     try:
         reading = source.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with reading, target.begin() as writing:
+            for connection in (reading, writing):
+                # A table may take hours, and ends with the transaction.
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
             _refuse_rows(writing)
             writing.execute(text(f"DELETE FROM {capacity_settings.name}"))  # noqa: S608 -- a name of ours
             copied = {}

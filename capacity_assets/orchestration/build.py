@@ -41,7 +41,7 @@ from capacity_assets.orchestration.resources import (
 )
 from capacity_assets.orchestration.sample_days import sample_days_sensor
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
-from capacity_assets.periods import PERIODS, Period
+from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.runtime import excluded_of
 from capacity_assets.settings import Settings
 
@@ -60,6 +60,7 @@ def build_definitions(
     Raises:
         ConfigurationError: CAPACITY_RETENTION_DAYS or CAPACITY_SYSTEM_DATABASES names something that does not exist.
     """
+    periods = with_trend_threshold(periods, settings.trend_percent)
     parse_retention(settings.retention_days, periods)
     the_clock = clock or Clock(settings.zone)
     excluded_of(settings)

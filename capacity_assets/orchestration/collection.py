@@ -92,7 +92,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
             check = _check_result(done.summary) if done.summary else _standing_result(standing(service.engine))
         except CapacityError as error:
             raise dg.Failure(description=str(error), allow_retries=error.transient) from None
-        if done.summary and len(done.days) == 1:
+        if done.summary and len(done.days) == 1 and done.missing:
             _refuse_a_day_without_samples(done.summary)
         if done.missing:
             yield from _told_one_by_one(context, done, check)
@@ -113,7 +113,8 @@ def _told_one_by_one(
     context.log.warning(
         f"{len(done.missing)} of {len(done.days)} days have no samples and stay missing, {done.missing[0]} to "
         f"{done.missing[-1]}: a server can only say how large its databases are now. Samples that were taken "
-        "elsewhere come in by `capacity import`."
+        "elsewhere come in by `capacity import`. Aggregates that were asked for in the same run are skipped: "
+        "materialise theirs by themselves."
     )
     for day in done.days:
         if day not in done.missing:

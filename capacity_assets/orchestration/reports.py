@@ -69,7 +69,7 @@ def growth_report(
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         try:
             for window in windows_of(period, context.partition_keys):
-                report = read_report(runner.engine, period, window)
+                report = read_report(runner.engine, period, window, today=runner.today)
                 path = settings.reports / file_name(period, window)
                 edition = next_edition(runner.engine, report, path)
                 write_report(report, path, edition)

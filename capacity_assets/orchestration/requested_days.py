@@ -47,10 +47,11 @@ def measure_requested(service: CollectionService, keys: Sequence[str], *, again:
     measurable = today in days and (today not in kept or service.has_servers())
     if not measurable and kept.issuperset(days):
         return RequestedDays(days, kept, None)
-    if len(days) == 1:
-        return RequestedDays(days, frozenset(), service.collect(days[0], again=again))
-    summary = service.collect(today, again=again) if measurable else None
-    return RequestedDays(days, kept - {today} if measurable else kept, summary)
+    day = today if measurable else days[0]
+    summary = service.collect(day, again=again) if measurable or len(days) == 1 else None
+    # Samples of today that others have taken are there also where every server of ours failed.
+    measured = {today} if summary is not None and not summary.is_empty else set[date]()
+    return RequestedDays(days, kept - measured, summary)
 
 
 def _days_with_samples(service: CollectionService, days: Sequence[date]) -> frozenset[date]:

@@ -77,8 +77,8 @@ class Reports:
     """The growth reports as files, with a policy that lets a page load nothing."""
 
     def __init__(self, folder: Path) -> None:
-        """Serve `folder`, which need not exist yet."""
-        self._files = StaticFiles(directory=folder, check_dir=False)
+        """Serve `folder`."""
+        self._files = StaticFiles(directory=folder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -125,6 +125,7 @@ def main(  # noqa: PLR0913 -- one argument per option
 ) -> None:
     """Serve the Dagster UI, for its own pages only."""
     setup_interrupt_handlers()
+    reports.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
     with DagsterInstance.get() as instance:
         instance.optimize_for_webserver(STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW)

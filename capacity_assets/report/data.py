@@ -143,6 +143,7 @@ class Report:
     computed_at: datetime | None
     first_sample: date | None
     last_sample: date | None
+    today: date | None = None
 
     @property
     def before(self) -> Window:
@@ -204,7 +205,8 @@ class Report:
     @property
     def is_open(self) -> bool:
         """Whether the window is not over, or its last days were not measured."""
-        return self.last_sample is not None and self.last_sample < self.window.end
+        over = self.today is None or self.window.end < self.today
+        return not over or self.last_sample is None or self.last_sample < self.window.end
 
     @property
     def unmeasured_days(self) -> tuple[date, ...]:
@@ -240,8 +242,12 @@ def _in_a_file_name(server: str) -> str:
     return plain if plain == server else f"{plain}-{hashlib.sha256(server.encode()).hexdigest()[:8]}"
 
 
-def read_report(engine: Engine, period: Period, window: Window, server: str | None = None) -> Report:
+def read_report(
+    engine: Engine, period: Period, window: Window, server: str | None = None, *, today: date | None = None
+) -> Report:
     """Read the report of one window: of all servers, or of the one of that name.
+
+    On its last day a window is still open: servers that failed are measured later. Without `today` it is over.
 
     Raises:
         NotFoundError: no server of that name is registered.
@@ -253,12 +259,12 @@ def read_report(engine: Engine, period: Period, window: Window, server: str | No
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
             connection.execute(text("SET LOCAL enable_nestloop = off"))
-            return _read(connection, period, window, server)
+            return _read(connection, period, window, server, today)
     except DBAPIError as error:
         raise database_error(error, doing="reading the report's figures", kept="Nothing was written.") from error
 
 
-def _read(connection: Connection, period: Period, window: Window, server: str | None) -> Report:
+def _read(connection: Connection, period: Period, window: Window, server: str | None, today: date | None) -> Report:
     shown = _windows_shown(period, window)
     parameters: dict[str, object] = {
         "period": period.name,
@@ -321,6 +327,7 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         computed_at=ends.computed_at,
         first_sample=ends.first_sample,
         last_sample=ends.last_sample,
+        today=today,
     )
 
 

@@ -113,7 +113,9 @@ def _notes_on_servers(report: Report) -> list[str]:
     if report.is_empty:
         found.append("There is no stored row in either window: they were not computed, or nothing was measured.")
     if report.is_open:
-        found.append(f"The window is not over, or its last days were not measured: the last is {report.last_sample}.")
+        found.append(
+            f"The window is not over, or its last days were not measured: the last is {report.last_sample or 'none'}."
+        )
     if report.counted_by_others:
         found.append(
             f"{report.counted_by_others} of {report.active_servers} active servers are left out, because another one "

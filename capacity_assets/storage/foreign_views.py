@@ -68,10 +68,17 @@ WITH RECURSIVE wanted AS (
     JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid AND r.ev_class <> readers.oid
 )
 SELECT c.oid::regclass::text AS name, c.relkind = 'v' AS movable,
-       pg_describe_object('pg_class'::regclass, c.oid, 0) AS described
+       pg_describe_object('pg_class'::regclass, c.oid, 0) AS described, max(readers.depth) AS depth
 FROM readers JOIN pg_class c ON c.oid = readers.oid
 WHERE NOT (c.relname = ANY (:ours) AND c.relkind = 'v')
-GROUP BY c.oid, c.relkind ORDER BY max(readers.depth) DESC, c.oid DESC
+GROUP BY c.oid, c.relkind
+UNION ALL
+-- A function, say, that takes a row of a view.
+SELECT NULL, false, pg_describe_object(d.classid, d.objid, d.objsubid), 0
+FROM (SELECT DISTINCT oid FROM readers) r JOIN pg_class c ON c.oid = r.oid AND c.relkind = 'v'
+JOIN pg_type t ON t.oid = c.reltype
+JOIN pg_depend d ON d.refclassid = 'pg_type'::regclass AND d.refobjid IN (t.oid, t.typarray) AND d.deptype = 'n'
+ORDER BY depth DESC, name DESC
 """
 
 _DEFINITION = """

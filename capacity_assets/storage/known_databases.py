@@ -5,26 +5,39 @@ Kept current where the table exists and our role may write to it; elsewhere noth
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import date
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
+logger = logging.getLogger(__name__)
 TABLE = "instance_databases"
 COLUMNS = ("instance_id", "database_name", "is_active", "first_seen_date", "last_seen_date", "deleted_at", "updated_at")
 
 
 def note_measured(connection: Connection, day: date, instance_ids: Sequence[int]) -> None:
     """Enter the databases that servers have on a day by their samples, and mark those inactive that are gone."""
-    if instance_ids and _may_be_written(connection):
-        for statement in (_ENTER_DAY, _MARK_GONE):
-            connection.execute(text(statement), {"day": day, "ids": list(instance_ids)})
+    if instance_ids:
+        _write(connection, (_ENTER_DAY, _MARK_GONE), {"day": day, "ids": list(instance_ids)})
 
 
 def note_history(connection: Connection) -> None:
     """Enter every database with samples; a trigger of the legacy application takes the day it is given for the last."""
-    if _may_be_written(connection):
-        connection.execute(text(_ENTER_HISTORY))
+    _write(connection, (_ENTER_HISTORY,), {})
+
+
+def _write(connection: Connection, statements: Sequence[str], parameters: dict[str, object]) -> None:
+    """Execute in a savepoint: what another application's table refuses must not take the samples with it."""
+    try:
+        with connection.begin_nested():
+            if _may_be_written(connection):
+                for statement in statements:
+                    connection.execute(text(statement), parameters)
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        logger.warning(f"{TABLE} was left as it was: {reason}. The samples are not touched by that.")
 
 
 def _may_be_written(connection: Connection) -> bool:
@@ -47,6 +60,7 @@ _ENTER_DAY = """
 INSERT INTO instance_databases AS k (instance_id, database_name, is_active, first_seen_date, last_seen_date)
 SELECT instance_id, database_name, true, :day, :day FROM database_size_stats
 WHERE collected_date = :day AND instance_id = ANY (:ids)
+ORDER BY instance_id, database_name
 ON CONFLICT (instance_id, database_name) DO UPDATE
 SET is_active = true, deleted_at = NULL, last_seen_date = greatest(k.last_seen_date, excluded.last_seen_date),
     updated_at = now()
@@ -72,6 +86,7 @@ INSERT INTO instance_databases AS k
 SELECT s.instance_id, s.database_name, s.last_day = n.last_day, s.first_day, s.last_day,
        CASE WHEN s.last_day < n.last_day THEN now() END
 FROM seen s JOIN newest n USING (instance_id)
+ORDER BY s.instance_id, s.database_name
 ON CONFLICT (instance_id, database_name) DO UPDATE
 SET first_seen_date = least(k.first_seen_date, excluded.first_seen_date),
     last_seen_date = greatest(k.last_seen_date, excluded.last_seen_date), is_active = excluded.is_active,

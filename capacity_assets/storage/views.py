@@ -267,10 +267,19 @@ def _literal(value: str) -> str:
 
 
 _OWNER_AND_GRANTS = """
+SELECT format('ALTER VIEW %s OWNER TO %I', c.oid::regclass, r.rolname)
+FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+WHERE c.oid = to_regclass(:view) AND r.rolname <> current_user
+UNION ALL
+-- The owner may have taken rights from himself.
+SELECT format('REVOKE ALL ON %s FROM %I', c.oid::regclass, r.rolname)
+FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+WHERE c.oid = to_regclass(:view) AND c.relacl IS NOT NULL
+UNION ALL
 SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, c.oid::regclass, coalesce(quote_ident(r.rolname), 'PUBLIC'),
               CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
+WHERE c.oid = to_regclass(:view)
 UNION ALL
 SELECT format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, c.oid::regclass,
               coalesce(quote_ident(r.rolname), 'PUBLIC'),
@@ -281,10 +290,6 @@ WHERE c.oid = to_regclass(:view) AND a.grantee <> c.relowner
 UNION ALL
 SELECT format('ALTER VIEW %s SET (%s)', c.oid::regclass, array_to_string(c.reloptions, ', '))
 FROM pg_class c WHERE c.oid = to_regclass(:view) AND c.reloptions IS NOT NULL
-UNION ALL
-SELECT format('ALTER VIEW %s OWNER TO %I', c.oid::regclass, r.rolname)
-FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
-WHERE c.oid = to_regclass(:view) AND r.rolname <> current_user
 """
 
 _NOT_OURS = """

@@ -5,9 +5,14 @@ Samples carry a day, not a moment: written in two zones, the days of one history
 
 from __future__ import annotations
 
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
 from sqlalchemy import Connection, Engine, text
 
 ZONE = "timezone"
+# Two in each month tell any two zones apart whose days differ by more than the week of a change of the clocks.
+_MOMENTS = [datetime(year, month, day) for year in range(1990, 2038) for month in range(1, 13) for day in (1, 16)]  # noqa: DTZ001 -- a wall clock
 # What unset meant before the zone was recorded, and what the legacy application is shipped with.
 FORMER_DEFAULT = "Asia/Shanghai"
 
@@ -32,6 +37,13 @@ def recorded_zone(engine: Engine) -> str | None:
     """Return the zone of the days in a database, or None where it is not recorded."""
     with engine.connect() as connection:
         return _recorded(connection)
+
+
+def are_same_days(one: str, other: str) -> bool:
+    """Whether two names of zones stand for the same days: the same zone, or another name of it."""
+    return one == other or all(
+        ZoneInfo(one).utcoffset(moment) == ZoneInfo(other).utcoffset(moment) for moment in _MOMENTS
+    )
 
 
 def another_zone(recorded: str, configured: str) -> str:

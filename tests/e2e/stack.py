@@ -24,7 +24,8 @@ PATIENCE_SECONDS = 180
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, "CAPACITY_HOME": str(home), **more}
+    # Fixtures of a module begin before a test's own variables are set.
+    return {"CAPACITY_TIMEZONE": "Asia/Shanghai", **os.environ, "CAPACITY_HOME": str(home), **more}
 
 
 def run(home: Path, *arguments: str, timeout: int = PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:

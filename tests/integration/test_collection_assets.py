@@ -192,6 +192,25 @@ def test_materialising_all_days_measures_today_keeps_the_days_with_samples_and_l
         assert made(nothing, asset) == {}
 
 
+def test_a_today_that_others_have_measured_is_kept_although_every_server_of_ours_failed(
+    settings: Settings, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    add_samples(engine, "2025-07-20")
+    with engine.begin() as connection:
+        connection.execute(text("SELECT setval('instances_id_seq', 100)"))
+    login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u"}
+    register(engine, [Server("away", **login)])
+
+    result = run(settings, "collection_job")
+
+    assert result.success
+    assert made(result, "instance_size_stats") == {"2025-07-20": "kept"}
+    [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "servers_measured"]
+    assert not check.passed
+    assert "away: unreachable: " in str(check.description)
+
+
 def test_without_registered_servers_a_day_that_was_loaded_is_kept_today_too(settings: Settings, engine: Engine) -> None:
     add_instances(engine, [1])
     add_samples(engine, "2025-07-20")

@@ -14,7 +14,8 @@ from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.conftest import fixed_clock
-from tests.fleet import load_sample
+from tests.fleet import add_instances, load_sample
+from tests.integration.test_failures import add_overflowing_instance
 
 MONTHLY = PERIODS["monthly"]
 MONTHS = MONTHLY.windows_between(date(2025, 2, 1), date(2025, 4, 30))
@@ -55,6 +56,21 @@ def test_windows_of_the_command_line_are_marked_once_with_what_was_computed(sett
     assert metadata["total_records"].value > 0
     assert str(metadata["origin"].value).startswith("computed outside this Dagster")
     assert second.skip_message == "Every computed window is marked."
+
+
+def test_a_window_in_which_every_server_failed_is_not_marked(
+    settings: Settings, engine: Engine, runner: AggregationTaskRunner
+) -> None:
+    add_instances(engine, [1])
+    add_overflowing_instance(engine, 1, date(2025, 3, 9))
+    summary = runner.run_period(MONTHLY, MONTHS)
+
+    assert summary.of_level("instance").total("failed_instances") == 1
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = tick(settings, instance)
+    marked = {(event.asset_key.path[-1], event.partition) for event in found.asset_events}
+    assert ("monthly_instance_aggregations", "2025-03-01") not in marked
+    assert ("monthly_instance_aggregations", "2025-02-01") in marked
 
 
 @pytest.mark.usefixtures("computed")

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
+from capacity_assets.settings import Settings, load_settings
 from tests.fleet import load_sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,9 @@ def test_the_documented_asset_computes_from_the_figures_and_hangs_on_ours(
     assert keys.get_partition_keys() == theirs.partitions_def.get_partition_keys()
 
 
-def test_the_version_of_the_code_follows_from_the_arithmetic(settings: Settings) -> None:
+def test_the_version_of_the_code_follows_from_the_arithmetic(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = build_definitions(settings).resolve_asset_graph()
     versions = {
         name: graph.get(dg.AssetKey(f"{name}_aggregations")).code_version
@@ -78,7 +80,13 @@ def test_the_version_of_the_code_follows_from_the_arithmetic(settings: Settings)
     }
     graph_again = build_definitions(settings).resolve_asset_graph()
 
+    monkeypatch.setenv("CAPACITY_TREND_PERCENT", "5")
+    other_threshold = build_definitions(load_settings()).resolve_asset_graph()
+
     assert None not in versions.values()
+    daily = other_threshold.get(dg.AssetKey("daily_database_aggregations"))
+    assert daily.code_version != versions["daily_database"]
+    assert "growing above +5 %" in str(daily.description)
     assert len(set(versions.values())) == 3, "levels and thresholds differ"
     assert graph_again.get(dg.AssetKey("daily_database_aggregations")).code_version == versions["daily_database"]
 

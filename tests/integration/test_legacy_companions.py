@@ -137,6 +137,22 @@ def test_what_is_measured_here_is_known_to_the_legacy_pages(legacy: Engine) -> N
     assert tuple(gone) == (False, True)
 
 
+def test_what_the_legacy_table_refuses_does_not_take_the_samples_with_it(
+    legacy: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    initialise(legacy)
+    with legacy.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE instance_databases ADD COLUMN owner text NOT NULL")
+
+    done = capacity("collect", "--own")
+
+    assert done.exit_code == 0, done.output
+    with legacy.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one() > 0
+        assert connection.execute(text("SELECT count(*) FROM instance_databases")).scalar_one() == 0
+    assert "instance_databases was left as it was: null value in column" in caplog.text
+
+
 def test_check_counts_rows_whose_trend_another_application_left_as_it_was(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

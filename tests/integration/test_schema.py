@@ -388,6 +388,7 @@ FURTHER_VIEWS = (
     "CREATE ROLE reader_of_views",
     'GRANT SELECT ON v_database_size_aggregations_recent, "Office"."Top 100%" TO reader_of_views WITH GRANT OPTION',
     "GRANT UPDATE (growth_rate) ON v_database_size_aggregations_recent TO reader_of_views",
+    "REVOKE INSERT, DELETE ON v_database_size_aggregations_recent FROM CURRENT_USER",
 )
 DEFINITIONS = text(
     "SELECT c.oid::regclass::text, pg_get_viewdef(c.oid), obj_description(c.oid, 'pg_class'), c.relacl::text, "
@@ -420,6 +421,21 @@ def test_views_of_others_that_read_a_widened_column_are_put_back_as_they_were(em
         assert f"view {view} reads a column that is widened: it is taken away meanwhile and put back as it was" in (
             foreseen
         )
+
+
+def test_a_function_on_the_row_of_such_a_view_is_named_too(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, SHAPES["plain"])
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql(LEGACY_VIEW)
+        connection.exec_driver_sql(
+            "CREATE FUNCTION fast(v_database_size_aggregations_recent) RETURNS numeric LANGUAGE sql "
+            "AS 'SELECT $1.growth_rate'"
+        )
+
+    with pytest.raises(
+        SchemaProblemsError, match=r"function fast\(v_database_size_aggregations_recent\) reads a column"
+    ):
+        initialise(empty_engine)
 
 
 def test_a_materialised_view_on_a_widened_column_is_named_and_nothing_is_changed(empty_engine: Engine) -> None:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.settings import load_settings
-from capacity_assets.storage.zone import FORMER_DEFAULT, recorded_zone
+from capacity_assets.storage.zone import FORMER_DEFAULT, are_same_days, recorded_zone
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.legacy import LegacyShape, create_legacy_tables
@@ -83,6 +83,13 @@ def test_a_database_filled_before_keeps_what_unset_meant_then_unless_somebody_ha
     assert (f"Set CAPACITY_TIMEZONE={FORMER_DEFAULT}" in done.output) == (
         load_settings().timezone != FORMER_DEFAULT and not chosen
     )
+
+
+def test_another_name_of_the_same_zone_is_the_same_zone() -> None:
+    assert are_same_days("UTC", "Etc/UTC")
+    assert are_same_days("Asia/Calcutta", "Asia/Kolkata")
+    assert not are_same_days("Europe/Berlin", "Africa/Tunis")
+    assert not are_same_days("Europe/London", "UTC")
 
 
 def test_an_empty_database_takes_the_zone_of_the_machine(empty_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
