@@ -59,10 +59,10 @@ class Coverage:
         """The days in one sentence."""
         if self.is_open:
             return (
-                f"The window is open: {self.measured_days} of {self.elapsed_days} days so far were measured, "
+                f"The window is open: samples on {self.measured_days} of {self.elapsed_days} days so far, "
                 f"of {self.window_days} days in all."
             )
-        return f"{self.measured_days} of {_counted(self.window_days, 'day')} measured."
+        return f"Samples on {self.measured_days} of {_counted(self.window_days, 'day')}."
 
     def to_dict(self) -> dict[str, object]:
         """Return the published keys."""

@@ -101,18 +101,21 @@ def daemon_works(storage: Engine) -> bool:
         return bool(connection.execute(text(query), {"age": HEARTBEAT_SECONDS}).scalar_one())
 
 
-def late_windows(runner: AggregationTaskRunner, runs: Sequence[ActiveRun]) -> list[Late]:
+def has_failed(runs: Sequence[ActiveRun]) -> bool:
+    """Whether one of the runs failed: it may be the one that followed changed samples."""
+    return any(run.state == STATES["FAILURE"] for run in runs)
+
+
+def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Late]:
     """Return what is due and left, by period, level and reason.
 
-    What changed within the hour is being followed and not late, unless one of `runs` failed: it may be the one that
-    followed.
+    Where changes are `followed`, those of the last hour make nothing late.
 
     Raises:
         DatabaseError: the database failed, or the schema is missing.
     """
     found = []
-    failed = any(run.state == STATES["FAILURE"] for run in runs)
-    patience_seconds = 0 if failed else PATIENCE_SECONDS
+    patience_seconds = PATIENCE_SECONDS if followed else 0
     for name in runner.service.period_names:
         for level in LEVELS:
             left = sorted(

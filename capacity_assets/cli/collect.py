@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
 from capacity_assets.aggregation.service import RunOptions
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
-from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
+from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
+from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
@@ -23,7 +23,6 @@ from capacity_assets.collection.service import Progress as Told
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 from capacity_assets.settings import DEFAULT_HOME, ConfigurationError, Settings
-from capacity_assets.storage.sample_fleet import holds_sample_fleet
 from capacity_assets.storage.schema import require_schema
 from capacity_assets.units import first_of, human_mb
 
@@ -43,7 +42,7 @@ def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool,
     with open_engine(settings) as engine:
         if own:
             prepare_database(engine, settings)
-            _refuse_the_sample_fleet(engine)
+            refuse_the_sample_fleet(engine, kept="Nothing was measured.")
             _register_own(engine)
         require_schema(engine)
         service = collection_service(engine, settings)
@@ -63,15 +62,6 @@ def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool,
         home = "" if settings.home == DEFAULT_HOME else f"CAPACITY_HOME={settings.home} "
         say(f"Tomorrow the same command adds a day. `{home}capacity up` measures every night by itself.")
     return FAILED if summary.failed_instances else DONE
-
-
-def _refuse_the_sample_fleet(engine: Engine) -> None:
-    if holds_sample_fleet(engine):
-        raise CommandFailedError(
-            "This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. Nothing was "
-            "measured. Set CAPACITY_HOME to another folder, as `make own` does, or take the fleet away by "
-            "`capacity demo --remove`."
-        )
 
 
 def _register_own(engine: Engine) -> None:

@@ -30,7 +30,7 @@ def copy(settings: Settings, address: str, password_from: str | None, *, as_json
     try:
         with open_engine(settings) as source:
             require_schema(source)
-            ensure_reachable(target, "the address")
+            ensure_reachable(target, "ADDRESS")
             try:
                 prepare_database(target, settings)
             except DBAPIError as error:

@@ -10,11 +10,11 @@ from datetime import date
 from sqlalchemy import Engine, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, database_error
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.statements import is_active
-from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, late_windows, open_runs
-from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows, open_runs
+from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
@@ -23,6 +23,7 @@ from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
+from capacity_assets.storage.sample_fleet import holds_sample_fleet
 from capacity_assets.storage.schema import (
     EVERYBODY_MAY_CREATE,
     SCHEMA_REVISION,
@@ -83,6 +84,20 @@ def refuse_an_absent_embedded_server(settings: Settings) -> None:
         )
 
 
+def refuse_the_sample_fleet(engine: Engine, *, kept: str) -> None:
+    """Keep real servers and samples out of a database that the demo has filled.
+
+    Raises:
+        CommandFailedError: it holds the sample fleet.
+    """
+    if holds_sample_fleet(engine):
+        raise CommandFailedError(
+            f"This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. {kept} "
+            "Set CAPACITY_HOME to another folder, as `make own` does, or CAPACITY_DATABASE_URL to a database of your "
+            "own, or take the fleet away by `capacity demo --remove`."
+        )
+
+
 def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print what samples there are and the latest stored window of each period and level."""
     refuse_an_absent_embedded_server(settings)
@@ -96,7 +111,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         windows = [_latest(engine, name, level, today) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.
-        late = late_windows(task_runner(engine, settings), runs or ()) if revision == SCHEMA_REVISION else None
+        late, unknown = _late(engine, settings, revision, followed=works and not has_failed(runs or ()))
         unnoted = unnoted_changes(engine)
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
     if as_json:
@@ -109,12 +124,22 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         _print_collection(collecting)
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
-    _print_activity(runs, late)
+    _print_activity(runs, late, unknown)
     if runs is not None and not works:
         say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
     for shortcoming in unnoted:
         say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
     return DONE
+
+
+def _late(engine: Engine, settings: Settings, revision: str | None, *, followed: bool) -> tuple[list[Late] | None, str]:
+    """Return what is late; None and the reason where that cannot be known."""
+    if revision != SCHEMA_REVISION:
+        return None, "not known before `capacity init` has upgraded the schema."
+    try:
+        return late_windows(task_runner(engine, settings), followed=followed), ""
+    except ValidationError as error:
+        return None, f"not known. {error}"
 
 
 def _print_collection(collecting: Standing) -> None:
@@ -139,7 +164,7 @@ def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
         return None, False
 
 
-def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None) -> None:
+def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unknown: str) -> None:
     if runs is None:
         say("Runs: Dagster's storage does not answer or does not exist yet; `capacity check` says which.")
     elif not runs:
@@ -147,9 +172,9 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None) -> No
     else:
         print_table("Runs", RUN_COLUMNS, [_run_cells(run) for run in runs])
     if late is None:
-        say("Late: not known before `capacity init` has upgraded the schema.")
+        say(f"Late: {unknown}")
     elif not late:
-        say("Late: nothing. Windows that are due were computed; what changed within the hour is followed.")
+        say("Late: nothing. Windows that are due were computed; while a daemon is at work, what changes is followed.")
     else:
         print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
         say("Materialise these partitions in the UI, or run `capacity aggregate --help`. The operations page has more.")

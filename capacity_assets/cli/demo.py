@@ -291,5 +291,6 @@ def _refuse_what_is_not_the_demo(engine: Engine) -> None:
     if others:
         raise CommandFailedError(
             f"This database holds other servers beside the sample fleet ({others}), and their figures would go too. "
-            "Nothing was removed. `capacity instances disable` takes servers out of service."
+            "Nothing was removed. To begin anew, end what uses it and remove the folder of the embedded server, or "
+            "drop the database."
         )

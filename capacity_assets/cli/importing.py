@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.locks import SAMPLES, HeldLock
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.clock import Clock
@@ -99,6 +99,7 @@ def run_import(settings: Settings, source: str, asked: Request, *, as_json: bool
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         require_schema(engine)
+        refuse_the_sample_fleet(engine, kept="Nothing was imported.")
         # A dry run writes nothing, and must not keep a collection from its day.
         with _nobody() if asked.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as held:
             importing = _Import(settings, engine, asked, held, as_json)
@@ -256,11 +257,13 @@ def _say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
         say("Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE.")
     if report.counts["conflicts"]:
         say("Stored samples were kept. --on-conflict replace takes the file's instead.")
-    if dry_run or report.first_day is None:
+    new = report.counts["written"] or report.counts["replaced"]
+    if dry_run or report.first_day is None or not (new or report.resumed_after):
         return
     if report.first_day < settings.start_date:
         say(f"CAPACITY_START_DATE is {settings.start_date}: set it to {report.first_day} to aggregate all of it.")
     first = max(report.first_day, settings.start_date)
     if report.last_day is not None and first <= report.last_day:
         days = f"--from {first} --to {report.last_day}"
-        say(f"Next: capacity aggregate --period all {days}, or backfill these partitions; nothing does it by itself.")
+        say(f"Next: capacity aggregate --period all {days}, or backfill these partitions.")
+        say("Windows that were computed before follow by themselves while Dagster is at work; others wait for that.")

@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.errors import NotFoundError, ValidationError
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
+from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
-from capacity_assets.collection.credentials import readable_by_others
+from capacity_assets.collection.credentials import OWN, CredentialError, SecretPlaces, readable_by_others
 from capacity_assets.collection.declarations import declared_servers
 from capacity_assets.collection.engines.base import Kind, MeasureError, engine_named
 from capacity_assets.collection.fleet import STATEMENT_SECONDS, refuse_impossible
@@ -50,16 +50,19 @@ def add_instance(settings: Settings, name: str, given: Mapping[str, Any], *, rep
     What is not given is taken from the registry where the server is known.
     """
     with _opened(settings) as engine:
+        refuse_the_sample_fleet(engine, kept="Nothing was registered.")
         known = {one.server.name: one for one in registered(engine)}.get(name)
         if known is not None and known.is_collected and not replace:
             raise ValidationError(
                 f"A server named {name!r} is registered already. Nothing was changed. `--replace` changes it."
             )
-        changes = register(engine, [_server(name, given, known.server if known else None)])
+        server = _server(name, given, known.server if known else None)
+        changes = register(engine, [server])
     if as_json:
         print_json(asdict(changes))
     else:
         _say_changes(changes, dry_run=False)
+        _warn_of_passwords_that_will_be_refused(settings, [server])
         say(f"Next: capacity instances test {name}")
     return DONE
 
@@ -84,12 +87,25 @@ def import_instances(settings: Settings, path: Path, *, disable_others: bool, dr
     """Register what a file declares."""
     servers = declared_servers(path)
     with _opened(settings) as engine:
+        refuse_the_sample_fleet(engine, kept="Nothing was registered.")
         changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **asdict(changes)})
     else:
         _say_changes(changes, dry_run=dry_run)
+        _warn_of_passwords_that_will_be_refused(settings, servers)
     return DONE
+
+
+def _warn_of_passwords_that_will_be_refused(settings: Settings, servers: Sequence[Server]) -> None:
+    """Say it when a password lies where this configuration looks none up; another machine may have another one."""
+    places = SecretPlaces.of(settings)
+    for server in servers:
+        if server.password_from and server.password_from != OWN:
+            try:
+                places.refuse_what_is_not_set_aside(server.password_from)
+            except CredentialError as error:
+                say(f"Warning: {server.name} cannot be measured with this configuration. {error}")
 
 
 def _say_changes(changes: Changes, *, dry_run: bool) -> None:

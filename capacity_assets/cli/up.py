@@ -28,7 +28,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from capacity_assets.aggregation.errors import CapacityError, reason_of
 from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
 from capacity_assets.aggregation.retention import parse_retention
-from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, late_windows
+from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, has_failed, late_windows
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
@@ -222,7 +222,7 @@ def _tell_until_one_exits(processes: Processes, settings: Settings, stop: thread
                 before, runs = runs, active_runs(storage)
                 if next(looks) % LOOKS_PER_LATE_LOOK == 0 or len(runs) < len(before):
                     late = None
-                    late = late_windows(runner, runs)
+                    late = late_windows(runner, followed=not has_failed(runs))
                 text = activity_text(runs, late)
             except (DBAPIError, PoolTimeoutError) as error:
                 text = f"what runs and waits cannot be read: {reason_of(error)}"

@@ -6,6 +6,7 @@ Where servers are kept is the business of `registry`, where they are declared th
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, fields, replace
 
 from capacity_assets.aggregation.errors import ValidationError
@@ -13,6 +14,7 @@ from capacity_assets.collection.credentials import OWN, checked_reference
 from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL, engine_named
 
 LARGEST_PORT = 65535
+HOST_AND_PORT = re.compile(r"[^:/]+:\d+")
 LONGEST_NAME = 255
 
 
@@ -64,6 +66,7 @@ def complete(server: Server) -> Server:
         (sizing not in engine.sizings, f"sizing: {server.engine} knows {' and '.join(engine.sizings)} only"),
         (server.counted_by == server.name, "counted_by: a server cannot be counted by itself"),
         (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
+        (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port by itself, as port (--port)"),
         ("@" in server.host, "host: an @ does not belong there; write username and password_from"),
         (server.password_from == OWN and server.engine != "postgresql", "password_from: own is a PostgreSQL"),
     ]

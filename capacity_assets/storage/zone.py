@@ -49,8 +49,8 @@ def are_same_days(one: str, other: str) -> bool:
 def another_zone(recorded: str, configured: str) -> str:
     """Say that a database is of another zone than configured, and what to do."""
     return (
-        f"The days of this database are days of {recorded}, and CAPACITY_TIMEZONE is {configured} (unset, it is this "
-        f"machine's own). Set CAPACITY_TIMEZONE={recorded}; for days of another zone, use another database."
+        f"The days of this database are days of {recorded}, and here days are days of {configured} (CAPACITY_TIMEZONE, "
+        f"or this machine's zone). Set CAPACITY_TIMEZONE={recorded}; for days of another zone, use another database."
     )
 
 

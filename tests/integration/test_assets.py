@@ -118,7 +118,7 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
     before = sum(row["total_size_mb"] - row["total_size_change_mb"] for row in servers)
     assert march.pop("Size change (%)") == round(change * 100 / before, 1)
     assert list(march)[:3] == ["Size", "Change", "Coverage"], "what people look for comes first"
-    assert march.pop("Coverage") == "31 of 31 days measured."
+    assert march.pop("Coverage") == "Samples on 31 of 31 days."
     assert (march.pop("Size"), march.pop("Change")[0]) == (human_mb(sum(row["total_size_mb"] for row in servers)), "+")
     assert march.pop("unknown_changes") == len(rows) - len(changes)
     assert march == {
@@ -146,7 +146,7 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
         "errors": "none",
         "message": "monthly database aggregates 2025-03-01 to 2025-03-31: 3 of 5 instances processed, "
         "17 rows written, 0 unchanged, 0 protected. "
-        "31 of 31 days measured.",
+        "Samples on 31 of 31 days.",
         "dagster/partition_row_count": 17,
     }
 

@@ -240,14 +240,23 @@ def test_the_demo_knows_every_server_that_is_not_its_own_also_by_its_history_onl
     assert other_instances(engine) == 1, "its samples are still there"
 
 
-def test_the_own_server_is_not_measured_into_the_sample_fleet_and_the_fleet_can_be_taken_away(engine: Engine) -> None:
+def test_the_own_server_is_not_measured_into_the_sample_fleet_and_the_fleet_can_be_taken_away(
+    engine: Engine, tmp_path: Path
+) -> None:
     load_sample_fleet(engine, date(2025, 1, 1), date(2025, 1, 3))
 
     refused = capacity("collect", "--own")
 
-    assert refused.exit_code == 1
-    assert "holds the sample fleet of `capacity demo`" in refused.output
-    assert "Nothing was measured" in refused.output
+    registered_too = capacity("instances", "add", "db-7", "--engine", "mysql", "--host", "h")
+    file = tmp_path / "sizes.csv"
+    file.write_text("server,database,day,size_mb\nmysql-orders-01,shop,2025-01-02,7\n")
+    imported = capacity("import", str(file))
+
+    for done, kept in ((refused, "measured"), (registered_too, "registered"), (imported, "imported")):
+        assert done.exit_code == 1
+        assert "holds the sample fleet of `capacity demo`" in done.output
+        assert f"Nothing was {kept}" in done.output
+    assert other_instances(engine) == 0
     assert holds_sample_fleet(engine)
     with engine.connect() as connection:
         samples = connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one()
@@ -396,3 +405,23 @@ def test_a_file_of_tls_that_is_missing_is_told_by_its_name(engine: Engine) -> No
     tried = capacity("instances", "test", "a")
 
     assert "fails: setup: the file /nowhere/ca.pem of its TLS settings is missing" in tried.output
+
+
+def test_a_password_that_this_configuration_will_not_look_up_is_told_at_once(engine: Engine) -> None:  # noqa: ARG001
+    shadow = capacity(
+        "instances", "add", "a", "--engine", "mysql", "--host", "h", "--password-from", "file:/etc/shadow"
+    )
+    fine = capacity("instances", "add", "b", "--engine", "mysql", "--host", "h", "--password-from", "env:B_PASSWORD")
+
+    assert (shadow.exit_code, fine.exit_code) == (0, 0)
+    assert "Warning: a cannot be measured with this configuration." in shadow.output
+    assert "CAPACITY_PASSWORD_FOLDERS allows" in shadow.output
+    assert "Warning" not in fine.output
+
+
+def test_a_port_behind_the_host_is_refused(engine: Engine) -> None:
+    refused = capacity("instances", "add", "a", "--engine", "mysql", "--host", "127.0.0.1:3306")
+
+    assert refused.exit_code == 2
+    assert "host: write the port by itself, as port (--port)" in refused.output
+    assert registered(engine) == []
