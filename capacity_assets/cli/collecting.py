@@ -175,7 +175,9 @@ def test_(*, name: str, as_json: bool) -> int:
 
 @click.command("copy")
 @click.argument("address")
-@click.option("--password-from", metavar="WHERE", help="Where the password of ADDRESS is, as env:NAME.")
+@click.option(
+    "--password-from", metavar="WHERE", help="Where the password of ADDRESS is: env:NAME, file:/PATH or secret:NAME."
+)
 @json_option
 @command
 def copy_(*, address: str, password_from: str | None, as_json: bool) -> None:
@@ -218,7 +220,11 @@ def copy_(*, address: str, password_from: str | None, as_json: bool) -> None:
     help="Where another size of that day is stored: keep it, or replace it.",
 )
 @click.option("--register-as", metavar="ENGINE", help="Register servers that are not known yet, with this engine.")
-@click.option("--password-from", metavar="WHERE", help="Where the password of a database SOURCE is, as env:NAME.")
+@click.option(
+    "--password-from",
+    metavar="WHERE",
+    help="Where the password of a database SOURCE is: env:NAME, file:/PATH or secret:NAME.",
+)
 @dry_run_option
 @json_option
 @command
