@@ -219,7 +219,8 @@ class RunSummary:
             )
         if self.status is AggregationStatus.SKIPPED:
             reason = "has samples there" if self.total("total_instances") else "is in scope"
-            return f"{what}: nothing to do, no active instance {reason}."
+            span = f" from {min(part.period_start for part in self.parts)}" if self.parts else ""
+            return f"{what}{span}: nothing to do, no active instance {reason}."
         removed = self.total("removed_records")
         return (
             f"{what}: {_counted(self.total('written_records'), 'row')} written, "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -425,3 +427,21 @@ def test_a_port_behind_the_host_is_refused(engine: Engine) -> None:
     assert refused.exit_code == 2
     assert "host: write the port by itself, as port (--port)" in refused.output
     assert registered(engine) == []
+
+
+@pytest.mark.usefixtures("engine")
+def test_trying_a_server_ends_in_time_although_its_driver_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle's driver does not bound the wait for a listener that takes the connection and stays silent."""
+    monkeypatch.setenv("ORA_PASSWORD", "x")
+    with silent_socket() as port:
+        reached = ("--host", "127.0.0.1", "--port", str(port), "--database", "svc", "--username", "u")
+        added = capacity(
+            "instances", "add", "ora", "--engine", "oracle", *reached, "--password-from", "env:ORA_PASSWORD"
+        )
+        # A process of its own: what the driver leaves behind goes with it.
+        command = [sys.executable, "-m", "capacity_assets.cli", "instances", "test", "ora"]
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert added.exit_code == 0, added.output
+    assert tried.returncode == 1
+    assert "fails: timeout: " in tried.stdout
