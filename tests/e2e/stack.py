@@ -21,6 +21,8 @@ from sqlalchemy import Engine, text
 
 COMMAND = [sys.executable, "-m", "capacity_assets.cli"]
 PATIENCE_SECONDS = 180
+# Two years of days through Dagster, beside another file's stack.
+DEMO_SECONDS = 600
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from capacity_assets.settings import DAGSTER_DRIVER
 from capacity_assets.storage.embedded import EmbeddedServer
 from tests.conftest import RedisServer
-from tests.e2e.stack import COMMAND, ask, environment, free_port, processes_naming, run, served, wait_for
+from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_port, processes_naming, run, served, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo(home: Path) -> subprocess.CompletedProcess[str]:
     """The first `capacity demo`."""
-    return run(home, "demo")
+    return run(home, "demo", timeout=DEMO_SECONDS)
 
 
 def written_rows(output: str) -> int:
@@ -54,7 +54,7 @@ def test_the_demo_computes_every_period_and_prints_what_a_dba_asks_for(
 
 @pytest.mark.usefixtures("demo")
 def test_a_second_demo_changes_nothing(home: Path) -> None:
-    again = run(home, "demo")
+    again = run(home, "demo", timeout=DEMO_SECONDS)
 
     assert again.returncode == 0, again.stderr
     assert "Everything was there already: 0 rows were written by this run" in again.stdout
@@ -238,7 +238,7 @@ def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
 def test_the_demo_can_be_taken_away_and_leaves_room_for_real_servers(home: Path) -> None:
     removed = run(home, "demo", "--remove")
     own = run(home, "collect", "--own")
-    demo_again = run(home, "demo")
+    demo_again = run(home, "demo", timeout=DEMO_SECONDS)
 
     assert removed.returncode == 0, removed.stderr
     assert "The sample fleet is gone" in removed.stdout
