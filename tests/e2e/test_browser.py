@@ -16,7 +16,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
-from tests.e2e.stack import ask, free_port, run, served, wait_for
+from tests.e2e.stack import DEMO_SECONDS, ask, free_port, run, served, wait_for
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
