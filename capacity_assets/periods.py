@@ -43,6 +43,10 @@ class Window:
         """Number of days in the window."""
         return (self.end - self.start).days + 1
 
+    def elapsed_days(self, today: date) -> int:
+        """Number of days of the window up to and including today."""
+        return max(0, (min(self.end, today) - self.start).days + 1)
+
 
 @dataclass(frozen=True)
 class Period:

@@ -96,10 +96,8 @@ def open_task_runner(
         yield task_runner(engine, settings, clock=clock, periods=periods)
 
 
-def prepare_database(engine: Engine, settings: Settings, *, zone_chosen: bool | None = None) -> tuple[str, ...]:
+def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
     """Create or upgrade the schema and add the partitions that are wanted today; return what was done.
-
-    `zone_chosen` says whether the zone of `settings` was set by somebody, where they cannot tell.
 
     Raises:
         SchemaProblemsError: as `storage.schema.initialise`; nothing was changed.
@@ -107,7 +105,7 @@ def prepare_database(engine: Engine, settings: Settings, *, zone_chosen: bool | 
         sqlalchemy.exc.DBAPIError: the database refused a step of the schema; nothing was changed.
     """
     done = initialise(engine)
-    record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen if zone_chosen is None else zone_chosen)
+    record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen)
     report = task_runner(engine, settings).prepare_tables()
     if report.created:
         moved = f", {report.moved_records:,} rows moved there" if report.moved_records else ""

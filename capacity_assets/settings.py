@@ -315,7 +315,8 @@ class Settings(BaseSettings):
         The two addresses are left out: who starts the child knows where the embedded server is.
         """
         values = {
-            "CAPACITY_TIMEZONE": self.timezone,
+            # Left to the child as it was to us, which tells a zone that was chosen from the machine's.
+            "CAPACITY_TIMEZONE": self.timezone if self.zone_is_chosen else "",
             "CAPACITY_START_DATE": self.start_date.isoformat(),
             "CAPACITY_SCHEDULE_HOUR": str(self.schedule_hour),
             "CAPACITY_JUMP_PERCENT": str(self.jump_percent),

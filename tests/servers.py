@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 import pymysql
@@ -232,6 +233,7 @@ class MySQLServer(MariaDBServer):
         return [f"--ssl-cert={files.certificate}", f"--ssl-key={files.key}"] if self.tls else ["--tls-version="]
 
 
+Kind = TypeVar("Kind", bound=MariaDBServer)
 MYSQL_FOLDER = Path(__file__).resolve().parents[1] / "build" / "mysql"
 
 
@@ -245,19 +247,8 @@ def _mysql_program() -> Path:
 @contextmanager
 def mysql_server(*, tls: bool = True) -> Iterator[MySQLServer]:
     program = _mysql_program()
-    folder = _own_folder("measured-mysql-")
-    try:
-        certificates = _certificates(folder)
-        options = ["--initialize-insecure", f"--datadir={folder / 'data'}"]
-        subprocess.run([program, *options], check=True, capture_output=True, user=USER, cwd=folder)
-        server = MySQLServer(folder, free_port(), certificates, tls=tls)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.kill()
-    finally:
-        shutil.rmtree(folder)
+    with _initialised(MySQLServer, [program, "--initialize-insecure"], tls=tls) as server:
+        yield server
 
 
 def _mariadb_program(name: str) -> str:
@@ -271,12 +262,20 @@ def _mariadb_program(name: str) -> str:
 def mariadb_server(*, tls: bool = True) -> Iterator[MariaDBServer]:
     install = _mariadb_program("mariadb-install-db")
     _mariadb_program("mariadbd")
-    folder = _own_folder("measured-mariadb-")
+    options = ["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]
+    with _initialised(MariaDBServer, [install, *options], tls=tls) as server:
+        yield server
+
+
+@contextmanager
+def _initialised(kind: type[Kind], command: list[str | Path], *, tls: bool) -> Iterator[Kind]:
+    """A server of MariaDB's family whose data folder the command makes; stopped and removed at the end."""
+    folder = _own_folder(f"measured-{kind.__name__.lower()}-")
     try:
         certificates = _certificates(folder)
-        options = [f"--datadir={folder / 'data'}", "--auth-root-authentication-method=normal", "--skip-test-db"]
-        subprocess.run([install, "--no-defaults", *options], check=True, capture_output=True, user=USER, cwd=folder)
-        server = MariaDBServer(folder, free_port(), certificates, tls=tls)
+        options = [f"--datadir={folder / 'data'}"]
+        subprocess.run([*command, *options], check=True, capture_output=True, user=USER, cwd=folder)
+        server = kind(folder, free_port(), certificates, tls=tls)
         server.start()
         try:
             yield server

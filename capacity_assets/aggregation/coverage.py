@@ -36,13 +36,8 @@ def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: 
     except DBAPIError as error:
         raise database_error(error, doing="counting measured days", kept="What was computed is kept.") from error
     return {
-        window.start: Coverage(measured[window.start], _elapsed_days(window, today), window.days) for window in windows
+        window.start: Coverage(measured[window.start], window.elapsed_days(today), window.days) for window in windows
     }
-
-
-def _elapsed_days(window: Window, today: date) -> int:
-    """Days of the window up to and including today."""
-    return max(0, (min(window.end, today) - window.start).days + 1)
 
 
 _DAYS = """

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
-from capacity_assets.storage.zone import another_zone, are_same_days, recorded_zone
+from capacity_assets.storage.zone import another_zone
 
 
 def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo, *, kept: str) -> None:
@@ -24,7 +24,7 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo, *, kept: str) -> No
     """
     try:
         revision = schema_revision(engine)
-        recorded = recorded_zone(engine) if revision == SCHEMA_REVISION else None
+        problem = another_zone(engine, zone.key) if revision == SCHEMA_REVISION else None
     except DBAPIError as error:
         raise database_error(error, doing="reading the schema version", kept=kept) from error
     if revision != SCHEMA_REVISION:
@@ -33,5 +33,5 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo, *, kept: str) -> No
             f"The capacity schema is {found}; this version needs revision {SCHEMA_REVISION}. {kept} "
             "Run `capacity init`, which creates or upgrades the tables without losing a row, then run this again."
         )
-    if recorded is not None and not are_same_days(recorded, zone.key):
-        raise ValidationError(f"{another_zone(recorded, zone.key)} {kept}")
+    if problem:
+        raise ValidationError(f"{problem} {kept}")

@@ -34,7 +34,7 @@ from capacity_assets.storage.schema import (
     schema_revision,
     schema_state,
 )
-from capacity_assets.storage.zone import another_zone, are_same_days, recorded_zone
+from capacity_assets.storage.zone import another_zone
 from capacity_assets.units import first_of
 
 OLDEST_SERVER = 14
@@ -158,10 +158,11 @@ def _capacity_database(settings: Settings) -> Iterator[Finding]:
         with open_engine(settings) as engine:
             yield from _server(engine)
             yield from _schema(engine)
-            yield from _zone(engine, settings)
-            yield from _trends(engine)
-            yield from _partitions(engine, settings)
-            yield from _collection(engine, settings)
+            if schema_revision(engine) == SCHEMA_REVISION:
+                yield from _zone(engine, settings)
+                yield from _trends(engine)
+                yield from _partitions(engine, settings)
+                yield from _collection(engine, settings)
     except (UnreachableError, EmbeddedServerError) as error:
         yield Finding(subject, Verdict.BAD, str(error))
     except DBAPIError as error:
@@ -195,15 +196,12 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 
 
 def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    recorded = recorded_zone(engine) if schema_revision(engine) == SCHEMA_REVISION else None
-    if recorded is not None and not are_same_days(recorded, settings.timezone):
-        yield Finding("time zone", Verdict.BAD, another_zone(recorded, settings.timezone))
+    if problem := another_zone(engine, settings.timezone):
+        yield Finding("time zone", Verdict.BAD, problem)
 
 
 def _trends(engine: Engine) -> Iterator[Finding]:
     """Look for rows of the last months that another application has written without their trend."""
-    if schema_revision(engine) != SCHEMA_REVISION:
-        return
     with engine.connect() as connection:
         rows = {name: connection.execute(text(_CONTRADICTING.format(table=name))).one() for name in AGGREGATES}
     for name, found in rows.items():
@@ -217,8 +215,6 @@ def _trends(engine: Engine) -> Iterator[Finding]:
 
 
 def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    if schema_revision(engine) != SCHEMA_REVISION:
-        return
     try:
         lacks = task_runner(engine, settings).maintenance().shortcomings(Clock(settings.zone).today())
     except ConfigurationError:
@@ -231,8 +227,6 @@ def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Say who is measured, and whose password cannot be looked up; no server is asked."""
-    if schema_revision(engine) != SCHEMA_REVISION:
-        return
     every = registered(engine)
     measured = [one for one in every if one.active and one.is_collected]
     for one in measured:

@@ -32,7 +32,7 @@ from capacity_assets.storage.schema import (
     unnoted_changes,
 )
 from capacity_assets.storage.tables import instances
-from capacity_assets.storage.zone import another_zone, are_same_days, recorded_zone
+from capacity_assets.storage.zone import another_zone
 
 
 def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
@@ -62,9 +62,8 @@ def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
         for line in done:
             say(f"  {line}")
         say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
-        recorded = recorded_zone(engine)
-        if recorded is not None and not are_same_days(recorded, settings.timezone):
-            say(f"Warning: {another_zone(recorded, settings.timezone)}")
+        if problem := another_zone(engine, settings.timezone):
+            say(f"Warning: {problem}")
         if everybody_may_create(engine):
             say(f"Warning: {EVERYBODY_MAY_CREATE}")
         if settings.dagster_url is not None:
@@ -252,7 +251,7 @@ def _latest(engine: Engine, period: str, level: Level, today: date) -> dict[str,
 
 def _days(window: Window, measured: int, today: date) -> str:
     """Say how many days the window's best measured row rests on, and how many of an open one are over."""
-    elapsed = min((today - window.start).days + 1, window.days)
+    elapsed = window.elapsed_days(today)
     return f"{measured} of {elapsed}" + (f" so far, {window.days} in all" if elapsed < window.days else "")
 
 

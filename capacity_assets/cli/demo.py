@@ -73,8 +73,6 @@ def run_demo(settings: Settings) -> None:
     Raises:
         CommandFailedError: the database holds other instances, or a run failed.
     """
-    # Asked before the children's environment names a zone in any case.
-    zone_chosen = settings.zone_is_chosen
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
         today = Clock(settings.zone).today()
@@ -84,7 +82,7 @@ def run_demo(settings: Settings) -> None:
                 f"CAPACITY_START_DATE: {settings.start_date} lies ahead; there is no partition yet"
             )
         with open_engine(settings) as engine:
-            prepare_database(engine, settings, zone_chosen=zone_chosen)
+            prepare_database(engine, settings)
             fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")

@@ -177,15 +177,21 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
     return show_explanation(load_settings(), database, server, period, day, every_day=every_day, as_json=as_json)
 
 
+def window_options(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Say which window is looked at: the options that `report` and `top` share."""
+    period = click.option(
+        "--period",
+        default="monthly",
+        show_default=True,
+        help=f"One of {', '.join(PERIODS)}.",
+        shell_complete=completing(PERIODS),
+    )
+    window = click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one.")
+    return period(window(function))
+
+
 @main.command()
-@click.option(
-    "--period",
-    default="monthly",
-    show_default=True,
-    help=f"One of {', '.join(PERIODS)}.",
-    shell_complete=completing(PERIODS),
-)
-@click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one.")
+@window_options
 @click.option("--server", help="A page of this server alone, with all its databases.")
 @click.option(
     "--output",
@@ -209,14 +215,7 @@ def report(*, period: str, day: date | None, server: str | None, output: Path | 
 
 
 @main.command()
-@click.option(
-    "--period",
-    default="monthly",
-    show_default=True,
-    help=f"One of {', '.join(PERIODS)}.",
-    shell_complete=completing(PERIODS),
-)
-@click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one.")
+@window_options
 @click.option(
     "--by",
     default="growth",

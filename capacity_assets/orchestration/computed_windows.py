@@ -5,18 +5,16 @@ missing. A sensor tells it which windows the ledger has as computed. Computing i
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 
 import dagster as dg
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
 from capacity_assets.orchestration.metadata import typed
 from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
-from capacity_assets.orchestration.sample_days import INTERVAL_SECONDS, MOST_PER_TICK
 from capacity_assets.periods import Period
 
 COMPUTED_WINDOWS_SENSOR = "computed_windows_sensor"
@@ -38,13 +36,7 @@ def computed_windows_sensor(periods: Mapping[str, Period]) -> dg.SensorDefinitio
             # What a run has entered in the ledger, it marks itself at its end.
             return dg.SkipReason("A run is under way.")
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        try:
-            events = list(islice(_unmarked(context.instance, runner, periods), MOST_PER_TICK))
-        except CapacityError as error:
-            raise dg.Failure(description=str(error)) from None
-        if not events:
-            return dg.SkipReason("Every computed window is marked.")
-        return dg.SensorResult(asset_events=events)
+        return marked(_unmarked(context.instance, runner, periods), "Every computed window is marked.")
 
     return mark_windows
 
@@ -60,9 +52,9 @@ def _unmarked(
     for period in periods.values():
         for level in LEVELS.values():
             key = dg.AssetKey(asset_name(period, level))
-            marked = instance.get_materialized_partitions(key)
+            known = instance.get_materialized_partitions(key)
             for computed in runner.computed_windows(period, level.name):
-                if computed.window.key not in marked:
+                if computed.window.key not in known:
                     metadata = typed(
                         {
                             "origin": ORIGIN,

@@ -6,20 +6,17 @@ was never made. A sensor tells it which days have samples. Today is left to the 
 
 from collections.abc import Iterator
 from datetime import date
-from itertools import islice
 
 import dagster as dg
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.collection.observing import days_with_samples
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.settings import Settings
 
 SAMPLE_DAYS_SENSOR = "sample_days_sensor"
-INTERVAL_SECONDS = 60
-MOST_PER_TICK = 500
 ORIGIN = "not measured here: imported, or written by another application"
 
 
@@ -35,14 +32,9 @@ def sample_days_sensor(settings: Settings) -> dg.SensorDefinition:
     )
     def mark_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
-        try:
-            today = service.clock.today()
-            events = list(islice(unmarked_days(context.instance, service, settings, before=today), MOST_PER_TICK))
-        except CapacityError as error:
-            raise dg.Failure(description=str(error)) from None
-        if not events:
-            return dg.SkipReason("Every day with samples is marked.")
-        return dg.SensorResult(asset_events=events)
+        today = service.clock.today()
+        unmarked = unmarked_days(context.instance, service, settings, before=today)
+        return marked(unmarked, "Every day with samples is marked.")
 
     return mark_days
 
@@ -57,7 +49,7 @@ def unmarked_days(
     """
     for level in LEVELS.values():
         key = dg.AssetKey(level.source.name)
-        marked = instance.get_materialized_partitions(key)
+        known = instance.get_materialized_partitions(key)
         for day in days_with_samples(service.engine, level.source, settings.start_date, before):
-            if day.isoformat() not in marked:
+            if day.isoformat() not in known:
                 yield dg.AssetMaterialization(key, partition=day.isoformat(), metadata={"origin": ORIGIN})

@@ -30,8 +30,6 @@ class Step:
 
     reason: str
     statement: str
-    # The column whose type it changes, as (table, column): nothing may read it meanwhile.
-    widened: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,10 @@ def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterato
                 yield Step(f"{name} is missing", f"ALTER TABLE {quoted(wanted.name)} ADD COLUMN {_definition(column)}")
             continue
         found = present[column.name]
-        if column.name != "id" and _is_narrower(found, column):
+        if _is_widened(found, column):
             wanted_type = column.type.compile(dialect=DIALECT)
             reason = f"{name} is {found['type'].compile(dialect=DIALECT)}, too narrow: {wanted_type} is needed"
-            yield Step(reason, f"{alter} TYPE {wanted_type}", (wanted.name, column.name))
+            yield Step(reason, f"{alter} TYPE {wanted_type}")
         if column.nullable and not found["nullable"]:
             yield Step(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
 
@@ -119,6 +117,18 @@ def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iter
                 f"above the largest id and make it the default: ALTER TABLE {wanted.name} ALTER COLUMN id "
                 f"SET DEFAULT nextval('{sequence}'); then run `capacity init` again."
             )
+
+
+def widened_columns(connection: Connection, wanted: Table) -> list[str]:
+    """Name the columns of an existing table whose type has to change, while nothing may read them."""
+    present = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
+    return [
+        column.name for column in wanted.columns if column.name in present and _is_widened(present[column.name], column)
+    ]
+
+
+def _is_widened(found: ReflectedColumn, wanted: Column[object]) -> bool:
+    return wanted.name != "id" and _is_narrower(found, wanted)
 
 
 def _is_narrower(found: ReflectedColumn, wanted: Column[object]) -> bool:

@@ -7,10 +7,10 @@ is named instead. The views of our own are the business of `views`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from capacity_assets.storage.views import VIEWS, owner_and_grants
 
@@ -23,11 +23,14 @@ class InTheWay:
     immovable: tuple[str, ...] = ()
 
 
-def in_the_way(connection: Connection, columns: Iterable[tuple[str, str]]) -> InTheWay:
+def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]]) -> InTheWay:
     """Look for what reads one of the columns, given as (table, column), directly or through a view."""
-    tables, names = zip(*columns, strict=True) if (columns := list(columns)) else ((), ())
-    ours = [view.name for view in VIEWS]
-    rows = connection.execute(text(_READERS), {"tables": list(tables), "columns": list(names), "ours": ours}).all()
+    parameters = {
+        "tables": [table for table, _ in columns],
+        "columns": [column for _, column in columns],
+        "ours": [view.name for view in VIEWS],
+    }
+    rows = connection.execute(text(_READERS), parameters).all()
     return InTheWay(
         views=tuple(row.name for row in rows if row.movable),
         immovable=tuple(row.described for row in rows if not row.movable),
@@ -42,13 +45,9 @@ def take_foreign_views_away(connection: Connection, views: Iterable[str]) -> lis
     back: list[str] = []
     for view in views:
         found = connection.execute(text(_DEFINITION), {"view": view}).one()
-        back = [*_statements(found), *owner_and_grants(connection, view), *back]
+        back = [found.creation, *found.others, *owner_and_grants(connection, view), *back]
         connection.exec_driver_sql(f"DROP VIEW {view}".replace("%", "%%"))
     return back
-
-
-def _statements(found: Row[tuple[str, list[str]]]) -> list[str]:
-    return [found.creation, *found.others]
 
 
 # A rule on a table and a materialised view's contents are more than a definition.

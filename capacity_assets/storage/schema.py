@@ -13,7 +13,14 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.storage.adoption import carry_out, comment_steps, default_partition_steps, execute, plan_table
+from capacity_assets.storage.adoption import (
+    carry_out,
+    comment_steps,
+    default_partition_steps,
+    execute,
+    plan_table,
+    widened_columns,
+)
 from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
@@ -131,8 +138,10 @@ def initialise(engine: Engine) -> tuple[str, ...]:
 
 def _readers_of_widened_columns(connection: Connection) -> InTheWay:
     present = set(inspect(connection).get_table_names())
-    plans = [plan_table(connection, table) for table in metadata.sorted_tables if table.name in present]
-    return in_the_way(connection, [step.widened for plan in plans for step in plan.steps if step.widened])
+    tables = [table for table in metadata.sorted_tables if table.name in present]
+    return in_the_way(
+        connection, [(table.name, column) for table in tables for column in widened_columns(connection, table)]
+    )
 
 
 def _take_readers_away(connection: Connection) -> tuple[list[str], tuple[str, ...]]:

@@ -125,6 +125,21 @@ def _database_name() -> Column[object]:
     return Column("database_name", String(255), nullable=False, comment="Database, exactly as the server spells it")
 
 
+def _transaction(comment: str) -> list[Column[object]]:
+    """By which transaction something was noted: its number, part of the key, and when it began."""
+    return [
+        Column(
+            "transaction_id",
+            BigInteger,
+            primary_key=True,
+            autoincrement=False,
+            server_default=text("(pg_current_xact_id()::text)::bigint"),
+            comment=comment,
+        ),
+        _timestamp("changed_at", "When that transaction began"),
+    ]
+
+
 instances = Table(
     "instances",
     metadata,
@@ -241,15 +256,7 @@ sample_changes = Table(
     metadata,
     Column("table_name", String(63), primary_key=True, comment="Raw table whose samples changed"),
     Column("collected_date", Date, primary_key=True, comment="Day whose samples were added or corrected"),
-    Column(
-        "transaction_id",
-        BigInteger,
-        primary_key=True,
-        autoincrement=False,
-        server_default=text("(pg_current_xact_id()::text)::bigint"),
-        comment="Transaction that changed them",
-    ),
-    _timestamp("changed_at", "When that transaction began"),
+    *_transaction("Transaction that changed them"),
     comment="Days whose samples changed and whose windows may have to be computed again; emptied by itself.",
 )
 
@@ -257,15 +264,7 @@ disturbances = Table(
     "capacity_disturbances",
     metadata,
     Column("table_name", String(63), primary_key=True, comment="Table that was written to"),
-    Column(
-        "transaction_id",
-        BigInteger,
-        primary_key=True,
-        autoincrement=False,
-        server_default=text("(pg_current_xact_id()::text)::bigint"),
-        comment="Transaction that did it",
-    ),
-    _timestamp("changed_at", "When that transaction began"),
+    *_transaction("Transaction that did it"),
     comment="Samples deleted, and aggregates written by others: windows computed before are not taken as unchanged.",
 )
 
@@ -273,15 +272,7 @@ activations = Table(
     "capacity_activations",
     metadata,
     Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
-    Column(
-        "transaction_id",
-        BigInteger,
-        primary_key=True,
-        autoincrement=False,
-        server_default=text("(pg_current_xact_id()::text)::bigint"),
-        comment="Transaction that put it into service",
-    ),
-    _timestamp("changed_at", "When that transaction began"),
+    *_transaction("Transaction that put it into service"),
     comment="Servers put into service, until their days are entered in capacity_sample_changes; emptied by itself.",
 )
 

@@ -46,8 +46,11 @@ def are_same_days(one: str, other: str) -> bool:
     )
 
 
-def another_zone(recorded: str, configured: str) -> str:
-    """Say that a database is of another zone than configured, and what to do."""
+def another_zone(engine: Engine, configured: str) -> str | None:
+    """Say that a database is of another zone than configured, and what to do; None where it is of this one."""
+    recorded = recorded_zone(engine)
+    if recorded is None or are_same_days(recorded, configured):
+        return None
     return (
         f"The days of this database are days of {recorded}, and here days are days of {configured} (CAPACITY_TIMEZONE, "
         f"or this machine's zone). Set CAPACITY_TIMEZONE={recorded}; for days of another zone, use another database."

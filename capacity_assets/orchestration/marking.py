@@ -1,0 +1,27 @@
+"""Telling Dagster of partitions that were filled elsewhere: a materialisation each, without a run, a few per tick.
+
+Which partitions these are is decided by the sensors that mark.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import dagster as dg
+
+from capacity_assets.aggregation.errors import CapacityError
+
+INTERVAL_SECONDS = 60
+MOST_PER_TICK = 500
+
+
+def marked(unmarked: Iterator[dg.AssetMaterialization], nothing: str) -> dg.SensorResult | dg.SkipReason:
+    """Return a tick's result: the first of the materialisations, or the reason `nothing` where there is none.
+
+    Raises:
+        dagster.Failure: looking for them failed.
+    """
+    try:
+        events = list(islice(unmarked, MOST_PER_TICK))
+    except CapacityError as error:
+        raise dg.Failure(description=str(error)) from None
+    return dg.SensorResult(asset_events=events) if events else dg.SkipReason(nothing)
