@@ -1,15 +1,15 @@
 """The best statements we can write by hand for one window: the same rows and columns, nothing else.
 
-One scan with FILTER for the window and the one before, one upsert. No check for lost samples, no counts by window, no
-slices, no lock, no ledger: what those cost is what the benchmark is to show. Exact like ours, or the comparison
-would be with other figures.
+One scan with FILTER for the window, the one before and the one a year before, one upsert. No check for lost samples, no
+counts by window, no slices, no lock, no ledger: what those cost is what the benchmark is to show. Exact like ours, or
+the comparison would be with other figures.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import LEVELS, Level, Measure
+from capacity_assets.aggregation.levels import LEVELS, Further, Level, Measure
 from capacity_assets.periods import Period, Window
 
 
@@ -17,26 +17,53 @@ def _percent(above: str, below: str) -> str:
     return f"div(abs({above}) * 200 + abs({below}), nullif(abs({below}) * 2, 0)) * sign({above}) * sign({below}) * 0.01"
 
 
-def _figures(measure: Measure) -> dict[str, str]:
-    s, n, p, m = (f"{kind}_{measure.source}" for kind in ("s", "n", "p", "m"))
+def _difference(measure: Measure, total: str, count: str) -> tuple[str, str]:
+    """Absolute and in percent, to the window whose sum and count are named."""
+    s, n, p, m = (f"{kind}_{measure.source}" for kind in ("s", "n", total, count))
     difference = f"({s} * nullif({m}, 0) - {p} * nullif({n}, 0))"
+    absolute = f"div({difference}, nullif({n}, 0)::numeric * nullif({m}, 0))"
+    return absolute, _percent(f"({difference} * 100)", f"({p} * nullif({n}, 0)::numeric)")
+
+
+def _further(measure: Measure, further: Further, period: Period) -> dict[str, str]:
+    s, n, p, m = (f"{kind}_{measure.source}" for kind in ("s", "n", "p", "m"))
+    rate = "NULL::numeric"
+    if period.windows_per_year:
+        above, below = f"({s} * {m}) ^ {period.windows_per_year}", f"({p} * {n}) ^ {period.windows_per_year}"
+        rate = f"CASE WHEN sign({s}) * sign({p}) >= 0 THEN {_percent(f'(({above} - {below}) * 100)', f'({below})')} END"
+    change, percent = _difference(measure, "y", "z")
+    return {
+        further.last: f"last_{measure.source}[2]",
+        further.growth: f"CASE WHEN {n} > 1 THEN last_{measure.source}[2] - first_{measure.source}[2] END",
+        further.year_change: change,
+        further.year_change_percent: percent,
+        further.yearly_rate_percent: rate,
+    }
+
+
+def _figures(measure: Measure, period: Period) -> dict[str, str]:
+    s, n = f"s_{measure.source}", f"n_{measure.source}"
+    change, percent = _difference(measure, "p", "m")
     figures = {
         measure.average: f"floor(div({s}, nullif({n}, 0))) - (mod({s}, nullif({n}, 0)) < 0)::int",
         measure.maximum: f"max_{measure.source}",
         measure.minimum: f"min_{measure.source}",
-        measure.change: f"div({difference}, nullif({n}, 0)::numeric * nullif({m}, 0))",
-        measure.change_percent: _percent(f"({difference} * 100)", f"({p} * nullif({n}, 0)::numeric)"),
+        measure.change: change,
+        measure.change_percent: percent,
     }
+    if measure.further:
+        figures |= _further(measure, measure.further, period)
     if measure.average_two_decimals:
         figures[measure.average_two_decimals] = _percent(s, f"{n}::numeric")
     return figures
 
 
-def _reading(level: Level) -> tuple[str, dict[str, str]]:
+def _reading(level: Level, period: Period) -> tuple[str, dict[str, str]]:
     """Return the query that reads and sums, and what each figure is made of its columns."""
     keys = ", ".join(level.keys)
     own = "FILTER (WHERE collected_date >= :start)"
-    previous = "FILTER (WHERE collected_date < :start)"
+    previous = "FILTER (WHERE collected_date >= :before AND collected_date < :start)"
+    year_before = "FILTER (WHERE collected_date BETWEEN :year_first AND :year_last)"
     reduced = [f"count(*) {own} AS data_count", f"count(*) {previous} AS previous_count"]
     figures: dict[str, str] = {"period_end": "CAST(:end AS date)", "data_count": "data_count"}
     for measure in level.measures:
@@ -49,29 +76,39 @@ def _reading(level: Level) -> tuple[str, dict[str, str]]:
             f"max({column}) {own} AS max_{column}",
             f"min({column}) {own} AS min_{column}",
         ]
-        figures |= _figures(measure)
+        if measure.further:
+            dated = f"ARRAY[(collected_date - date '2000-01-01')::bigint, {column}]"
+            reduced += [
+                f"sum({column}) {year_before} AS y_{column}",
+                f"count({column}) {year_before} AS z_{column}",
+                f"max({dated}) {own} AS last_{column}",
+                f"min({dated}) {own} AS first_{column}",
+            ]
+        figures |= _figures(measure, period)
     for ratio in level.ratios:
         above, below = f"s_{ratio.numerator}", f"s_{ratio.denominator}"
         figures[ratio.target] = f"CASE WHEN {below} = 0 THEN 0 ELSE floor({above} / {below}) END"
     headline = level.headline
     percent = figures[headline.change_percent]
     figures["growth_rate"] = percent
+    threshold = period.trend_percent
     figures["trend_direction"] = (
-        f"CASE WHEN previous_count = 0 THEN NULL WHEN {percent} > 5 OR p_{headline.source} = 0 AND "
-        f"s_{headline.source} > 0 THEN 'growing' WHEN {percent} < -5 THEN 'shrinking' ELSE 'stable' END"
+        f"CASE WHEN previous_count = 0 THEN NULL WHEN {percent} > {threshold} OR p_{headline.source} = 0 AND "
+        f"s_{headline.source} > 0 THEN 'growing' WHEN {percent} < -{threshold} THEN 'shrinking' ELSE 'stable' END"
     )
     source = f"{level.source.name} r JOIN instances i ON i.id = r.instance_id AND i.is_active AND i.deleted_at IS NULL"
     live = f"AND NOT {level.void_flag}" if level.void_flag else ""
     query = f"""
 SELECT {keys}, {", ".join(reduced)} FROM {source}
-WHERE collected_date BETWEEN :before AND :end {live} GROUP BY {keys}
+WHERE (collected_date BETWEEN :before AND :end OR collected_date BETWEEN :year_first AND :year_last) {live}
+GROUP BY {keys}
 """  # noqa: S608 -- names from our own table definitions
     return query, figures
 
 
-def statement(level: Level) -> str:
-    """Return the statement for one window; parameters `before`, `start`, `end` and `period`."""
-    query, figures = _reading(level)
+def statement(level: Level, period: Period) -> str:
+    """Return the statement for one window; its parameters are those of `parameters`."""
+    query, figures = _reading(level, period)
     keys, names = ", ".join(level.keys), list(level.figures)
     excluded = ", ".join(f"excluded.{name}" for name in names)
     return f"""
@@ -91,7 +128,7 @@ def compute(engine: Engine, period: Period, window: Window) -> None:
     """Compute one window at both levels, in one transaction."""
     with engine.begin() as connection:
         for level in LEVELS.values():
-            connection.execute(text(statement(level)), parameters(period, window))
+            connection.execute(text(statement(level, period)), parameters(period, window))
 
 
 def parameters(period: Period, window: Window) -> dict[str, object]:
@@ -103,7 +140,7 @@ def figure(engine: Engine, period: Period, window: Window) -> None:
     """Read, sum and compute every figure, and count what comes out."""
     with engine.connect() as connection:
         for level in LEVELS.values():
-            query, figures = _reading(level)
+            query, figures = _reading(level, period)
             columns = ", ".join(f"{made} AS {name}" for name, made in figures.items())
             # OFFSET 0, or PostgreSQL would leave out the figures that nobody asks for.
             rows = f"SELECT {columns} FROM ({query}) AS reduced OFFSET 0"  # noqa: S608
@@ -116,9 +153,16 @@ def read(engine: Engine, period: Period, window: Window) -> None:
     with engine.connect() as connection:
         for level in LEVELS.values():
             # The whole row, or PostgreSQL would leave out the sums that nobody asks for.
-            query = f"SELECT count(reduced) FROM ({_reading(level)[0]}) AS reduced"  # noqa: S608
+            query = f"SELECT count(reduced) FROM ({_reading(level, period)[0]}) AS reduced"  # noqa: S608
             connection.execute(text(query), _days(period, window)).all()
 
 
 def _days(period: Period, window: Window) -> dict[str, object]:
-    return {"before": period.previous(window).start, "start": window.start, "end": window.end}
+    year_before = period.year_before(window)
+    return {
+        "before": period.previous(window).start,
+        "start": window.start,
+        "end": window.end,
+        "year_first": year_before.start,
+        "year_last": year_before.end,
+    }

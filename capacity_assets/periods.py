@@ -22,6 +22,8 @@ MONTH_NAMES = (
 )  # fmt: skip
 LONGEST_NAME = 20  # the column period_type holds no more
 DAYS_PER_YEAR = Decimal("365.2425")
+WEEKS_PER_YEAR = 52
+LEAP_DAY = (2, 29)
 # Growth of 20 % per year is the boundary of the trend; for a quarter that is the 5 % of the legacy application.
 TREND_PERCENT_PER_YEAR = 20
 
@@ -147,6 +149,25 @@ class Period:
     def following(self, window: Window) -> Window:
         """Return the natural period right after `window`."""
         return self.window_of(window.end + timedelta(days=1))
+
+    def year_before(self, window: Window) -> Window:
+        """Return the window of a year before: 52 weeks for a week, 28 February for the 29th, else the same date."""
+        start = window.start
+        if self.days == DAYS_PER_WEEK:
+            return self.window_of(start - timedelta(weeks=WEEKS_PER_YEAR))
+        if (start.month, start.day) == LEAP_DAY:
+            start -= timedelta(days=1)
+        return self.window_of(start.replace(year=start.year - 1))
+
+    @property
+    def year_interval(self) -> str:
+        """What PostgreSQL subtracts from the first day of a window to get that of the year before."""
+        return f"{WEEKS_PER_YEAR * DAYS_PER_WEEK} days" if self.days == DAYS_PER_WEEK else "1 year"
+
+    @property
+    def windows_per_year(self) -> int | None:
+        """Number of windows in a year; None where a year does not hold a whole number of them."""
+        return MONTHS_PER_YEAR // self.months if self.months else None
 
     def current(self, today: date) -> Window:
         """Return the window holding `today`; its end may lie ahead."""

@@ -45,7 +45,8 @@ def mean(values: Sequence[int]) -> Fraction:
 def two_decimals(value: Fraction) -> Decimal:
     """Half away from zero."""
     hundredths = math.floor(abs(value) * 100 + Fraction(1, 2))
-    return Decimal(hundredths if value >= 0 else -hundredths) / 100
+    # Not by dividing: that rounds to the digits of the context.
+    return Decimal(f"{hundredths if value >= 0 else -hundredths}e-2")
 
 
 def change(now: Sequence[int], before: Sequence[int]) -> tuple[int | None, Decimal | None]:
@@ -77,8 +78,44 @@ def trend(period: str, now: Sequence[int], before: Sequence[int]) -> str | None:
     return "growing" if percent > threshold else "shrinking" if percent < -threshold else "stable"
 
 
+def year_before(period: str, bounds: tuple[date, date]) -> tuple[date, date]:
+    """The same window a year before: 52 weeks for a week, else the same date; 28 February for the 29th."""
+    first = bounds[0]
+    if period == "weekly":
+        return first - timedelta(days=364), first - timedelta(days=358)
+    day = 28 if (first.month, first.day) == (2, 29) else first.day
+    return window(period, date(first.year - 1, first.month, day))
+
+
+def yearly_rate(period: str, now: Sequence[int], before: Sequence[int]) -> Decimal | None:
+    """Growth of the mean, kept up for a year; only of windows that are months."""
+    windows_a_year = {"monthly": 12, "quarterly": 4, "yearly": 1}.get(period)
+    if windows_a_year is None or not now or not before or mean(before) == 0:
+        return None
+    ratio = mean(now) / mean(before)
+    # Below zero there is no factor by which a size grew.
+    return None if ratio < 0 else two_decimals((ratio**windows_a_year - 1) * 100)
+
+
 def _inside(rows: Iterable[Row], bounds: tuple[date, date]) -> list[Row]:
     return [row for row in rows if bounds[0] <= row["collected_date"] <= bounds[1]]  # type: ignore[operator]
+
+
+def _further(period: str, days: Mapping[date, int], bounds: tuple[date, date], stem: str, last: str) -> Figures:
+    """Size on the last measured day, growth within the window, against the year before, per year."""
+
+    def between(limits: tuple[date, date]) -> list[int]:
+        return [days[day] for day in sorted(days) if limits[0] <= day <= limits[1]]
+
+    now, before = between(bounds), between(window(period, bounds[0] - timedelta(days=1)))
+    year_change, year_percent = change(now, between(year_before(period, bounds)))
+    return {
+        last: now[-1],
+        f"{stem}_growth_mb": now[-1] - now[0] if len(now) > 1 else None,
+        f"{stem}_year_change_mb": year_change,
+        f"{stem}_year_change_percent": year_percent,
+        f"{stem}_yearly_rate_percent": yearly_rate(period, now, before),
+    }
 
 
 def _values(rows: Iterable[Row], column: str) -> list[int]:
@@ -98,16 +135,22 @@ def database_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]
         result[f"max_{infix}_mb"] = max(values, default=None)
         result[f"min_{infix}_mb"] = min(values, default=None)
         result[f"{infix}_change_mb"], result[f"{infix}_change_percent"] = change(values, earlier)
+    by_day: dict[date, int] = {row["collected_date"]: row["size_mb"] for row in rows}  # type: ignore[misc]
+    result |= _further(period, by_day, bounds, "size", "last_size_mb")
     result["growth_rate"] = result["size_change_percent"]
     result["trend_direction"] = trend(period, _values(now, "size_mb"), _values(before, "size_mb"))
     return result
 
 
-def _per_day(rows: Iterable[Row], column: str) -> list[int]:
-    days: dict[object, int] = {}
+def _by_day(rows: Iterable[Row], column: str) -> dict[date, int]:
+    days: dict[date, int] = {}
     for row in rows:
-        days[row["collected_date"]] = days.get(row["collected_date"], 0) + row[column]  # type: ignore[operator]
-    return list(days.values())
+        days[row["collected_date"]] = days.get(row["collected_date"], 0) + row[column]  # type: ignore[index,operator,arg-type]
+    return days
+
+
+def _per_day(rows: Iterable[Row], column: str) -> list[int]:
+    return list(_by_day(rows, column).values())
 
 
 def instance_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]) -> Figures | None:
@@ -132,6 +175,7 @@ def instance_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]
         "avg_database_count": two_decimals(mean(counts)),
         "max_database_count": max(counts),
         "min_database_count": min(counts),
+        **_further(period, _by_day(live, "total_size_mb"), bounds, "total_size", "last_total_size_mb"),
         "total_size_change_mb": size_change,
         "total_size_change_percent": size_percent,
         "database_count_change": count_change,

@@ -13,7 +13,7 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
-from capacity_assets.aggregation.levels import Level, Measure
+from capacity_assets.aggregation.levels import Further, Level, Measure
 from capacity_assets.periods import Period, Window
 
 Value = int | Decimal | str | date | None
@@ -28,16 +28,32 @@ class Sample:
     values: Mapping[str, int | None]
 
 
+@dataclass(frozen=True)
+class WindowSamples:
+    """Samples in the order of their days: of a window, of the one before, and of the same window a year before."""
+
+    own: tuple[Sample, ...]
+    before: tuple[Sample, ...]
+    year_before: tuple[Sample, ...]
+
+
 def figures_by_hand(
-    level: Level, period: Period, window: Window, samples: Sequence[Sample], before: Sequence[Sample]
+    level: Level, period: Period, window: Window, window_samples: WindowSamples
 ) -> Iterator[tuple[str, tuple[str, Value]]]:
-    """Yield each figure of a row and how it comes about; the window has at least one sample, the one before may not."""
+    """Yield each figure of a row and how it comes about; the window has at least one sample, the others may not."""
+    samples, before = window_samples.own, window_samples.before
     yield "period_end", ("last day of the window", window.end)
     yield "data_count", ("days with a sample", len(samples))
     for measure in level.measures:
         now, earlier = _known(samples, measure), _known(before, measure)
         yield from _own_figures(measure, samples)
-        yield from _compared_figures(measure, now, earlier)
+        yield from _compared_figures(measure.change, measure.change_percent, now, earlier, "in the window before")
+        if measure.further:
+            a_year_ago = _known(window_samples.year_before, measure)
+            yield from _ends(measure, measure.further, samples)
+            names = (measure.further.year_change, measure.further.year_change_percent)
+            yield from _compared_figures(*names, now, a_year_ago, "a year before")
+            yield measure.further.yearly_rate_percent, _yearly_rate(now, earlier, period.windows_per_year)
     for ratio in level.ratios:
         above, below = (sum(_values(samples, name)) for name in (ratio.numerator, ratio.denominator))
         how = f"{above:,} / {below:,}, rounded down" if below else "no database: 0"
@@ -70,23 +86,49 @@ def _own_figures(measure: Measure, samples: Sequence[Sample]) -> Iterator[tuple[
         yield measure.average_two_decimals, (f"{mean}, to two decimals", _two_decimals(_mean(now)))
 
 
+def _ends(measure: Measure, further: Further, samples: Sequence[Sample]) -> Iterator[tuple[str, tuple[str, Value]]]:
+    dated = [(sample.day, value) for sample in samples if (value := sample.values[measure.source]) is not None]
+    if not dated:
+        yield from ((name, ("no value was measured", None)) for name in further.own)
+        return
+    (first_day, first), (last_day, last) = dated[0], dated[-1]
+    yield further.last, (f"value of {last_day}, the last measured day", last)
+    if len(dated) == 1:
+        yield further.growth, ("a single measured day: unknown", None)
+    else:
+        how = f"{last:,} on {last_day} - {first:,} on {first_day}"
+        yield further.growth, (how, last - first)
+
+
+def _yearly_rate(now: Sequence[int], before: Sequence[int], windows_per_year: int | None) -> tuple[str, Value]:
+    if windows_per_year is None:
+        return "only of windows that are whole months", None
+    if not now or not before or not sum(before):
+        return "no mean before to grow from", None
+    factor = _mean(now) / _mean(before)
+    if factor < 0:
+        return "a factor below zero says nothing", None
+    how = f"({_shown(_mean(now))} / {_shown(_mean(before))}) to the power of {windows_per_year}, less 1, x 100"
+    return how, _two_decimals((factor**windows_per_year - 1) * 100)
+
+
 def _compared_figures(
-    measure: Measure, now: Sequence[int], before: Sequence[int]
+    change: str, change_percent: str, now: Sequence[int], before: Sequence[int], when: str
 ) -> Iterator[tuple[str, tuple[str, Value]]]:
     if not now or not before:
-        reason = f"no value {'in the window before' if now else 'was measured'}: unknown"
-        yield measure.change, (reason, None)
-        yield measure.change_percent, (reason, None)
+        reason = f"no value {when if now else 'was measured'}: unknown"
+        yield change, (reason, None)
+        yield change_percent, (reason, None)
         return
     difference = _mean(now) - _mean(before)
     fractions = f"{sum(now):,} / {len(now)} - {sum(before):,} / {len(before)} = {_shown(difference)}"
-    yield measure.change, (f"{fractions}, cut toward zero", math.trunc(difference))
+    yield change, (f"{fractions}, cut toward zero", math.trunc(difference))
     percent = _percent(now, before)
     if percent is None:
-        yield measure.change_percent, ("the mean before is 0: no percent", None)
+        yield change_percent, ("the mean before is 0: no percent", None)
     else:
         how = f"{_shown(difference)} / {_shown(_mean(before))} x 100, half away from zero"
-        yield measure.change_percent, (how, percent)
+        yield change_percent, (how, percent)
 
 
 def _trend(now: Sequence[int], before: Sequence[int], threshold: Decimal) -> tuple[str, Value]:
@@ -115,7 +157,8 @@ def _mean(values: Sequence[int]) -> Fraction:
 def _two_decimals(value: Fraction) -> Decimal:
     """Round half away from zero."""
     hundredths = math.floor(abs(value) * 100 + Fraction(1, 2))
-    return Decimal(hundredths if value >= 0 else -hundredths) / 100
+    # Not by dividing, which rounds to the digits of Python's decimal context.
+    return Decimal(f"{hundredths if value >= 0 else -hundredths}e-2")
 
 
 def _shown(value: Fraction) -> str:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
 
-from sqlalchemy import Engine, Select, Table, and_, func, literal, or_, select, true
+from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, or_, select, true
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from capacity_assets.aggregation.by_hand import Sample, Value, figures_by_hand
+from capacity_assets.aggregation.by_hand import Sample, Value, WindowSamples, figures_by_hand
 from capacity_assets.aggregation.errors import NotFoundError, database_error
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregation.statements import is_active
@@ -64,24 +64,21 @@ class Figure:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A window of one subject: its samples, those of the window before, and the figures."""
+    """A window of one subject: its samples, those of the window before and of a year before, and the figures."""
 
     subject: Subject
     period: Period
     window: Window
-    samples: tuple[Sample, ...]
-    samples_before: tuple[Sample, ...]
+    samples: WindowSamples
     stored: Mapping[str, Value] | None
     today: date
 
     @cached_property
     def figures(self) -> tuple[Figure, ...]:
         """Every figure of the row, in the order of the table; none without a sample."""
-        if not self.samples:
+        if not self.samples.own:
             return ()
-        computed = dict(
-            figures_by_hand(self.subject.level, self.period, self.window, self.samples, self.samples_before)
-        )
+        computed = dict(figures_by_hand(self.subject.level, self.period, self.window, self.samples))
         stored = self.stored or {}
         return tuple(
             Figure(name, how, value, stored.get(name))
@@ -92,7 +89,7 @@ class Explanation:
     @property
     def missing_days(self) -> tuple[date, ...]:
         """Days of the window up to today without a sample."""
-        there = {sample.day for sample in self.samples}
+        there = {sample.day for sample in self.samples.own}
         last = min(self.window.end, self.today)
         days = (self.window.start + timedelta(days=n) for n in range((last - self.window.start).days + 1))
         return tuple(day for day in days if day not in there)
@@ -100,7 +97,7 @@ class Explanation:
     @property
     def verdict(self) -> str:
         """Say in one sentence whether the stored row is what its samples give, and if not, why that may be."""
-        if not self.samples:
+        if not self.samples.own:
             rest = "no row is stored either." if self.stored is None else "the row that is stored was kept."
             return f"The samples hold nothing for this window; {rest}"
         if self.stored is None and not self.subject.active:
@@ -111,15 +108,15 @@ class Explanation:
         if not wrong:
             return "Every stored figure is what its samples give."
         stored_samples = self.stored["data_count"]
-        if isinstance(stored_samples, int) and stored_samples > len(self.samples):
+        if isinstance(stored_samples, int) and stored_samples > len(self.samples.own):
             rebuild = "`capacity aggregate --overwrite` would rebuild it from those"
             return (
-                f"The stored row was built from {stored_samples} samples, of which {len(self.samples)} are left. It is "
-                f"protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
+                f"The stored row was built from {stored_samples} samples, of which {len(self.samples.own)} are left. "
+                f"It is protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
             )
         return (
             f"{', '.join(wrong)}: stored otherwise than the samples give now. They changed after the row was computed, "
-            "or those of the window before are gone. `capacity plan` says what a run would do."
+            "or those of the window before or of a year before are gone. `capacity plan` says what a run would do."
         )
 
 
@@ -160,7 +157,6 @@ def explain(engine: Engine, subject: Subject, period: Period, window: Window, to
     Raises:
         DatabaseError: the database failed.
     """
-    before = period.previous(window)
     target = subject.level.target
     row = select(*(target.c[name] for name in subject.level.figures)).where(
         *(target.c[name] == value for name, value in subject.key.items()),
@@ -169,20 +165,21 @@ def explain(engine: Engine, subject: Subject, period: Period, window: Window, to
     )
     try:
         with engine.connect() as connection:
-            found = connection.execute(_samples(subject, before.start, window.end)).mappings().all()
+            samples = WindowSamples(
+                own=_read_samples(connection, subject, window),
+                before=_read_samples(connection, subject, period.previous(window)),
+                year_before=_read_samples(connection, subject, period.year_before(window)),
+            )
             stored = connection.execute(row).mappings().one_or_none()
     except DBAPIError as error:
         raise database_error(error, doing="reading the samples", kept="Nothing was written.") from error
-    samples = [Sample(one["day"], {m.source: _whole(one[m.source]) for m in subject.level.measures}) for one in found]
-    return Explanation(
-        subject,
-        period,
-        window,
-        samples=tuple(sample for sample in samples if sample.day >= window.start),
-        samples_before=tuple(sample for sample in samples if sample.day < window.start),
-        stored=None if stored is None else dict(stored),
-        today=today,
-    )
+    return Explanation(subject, period, window, samples, None if stored is None else dict(stored), today)
+
+
+def _read_samples(connection: Connection, subject: Subject, window: Window) -> tuple[Sample, ...]:
+    found = connection.execute(_samples(subject, window.start, window.end)).mappings().all()
+    columns = [measure.source for measure in subject.level.measures]
+    return tuple(Sample(one["day"], {name: _whole(one[name]) for name in columns}) for one in found)
 
 
 def _those_with(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:

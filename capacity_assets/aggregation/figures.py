@@ -1,8 +1,8 @@
 """The first half of the statement: from raw rows to the figures of each window, exactly.
 
 A chain of steps. Windows are numbered by `width_bucket`, so that a single scan serves all of them; samples are
-reduced to count, sum and extremes; `lag` over adjacent windows puts the previous figures beside, without a
-second scan. What happens to the figures afterwards is the business of `statements`.
+reduced to count, sum, extremes and ends; window functions put the figures of the window before and of a year before
+beside, without a second scan. What happens to the figures afterwards is the business of `statements`.
 
 Exactness: sums are numeric and exact, and every figure is made by integer division of exact numerators.
 Rounding "half away from zero to two decimals" is `div(200*a + b, 2*b) * 0.01`, because numeric `/` rounds to
@@ -12,11 +12,13 @@ about sixteen digits and `round` would then round a rounded number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
     CTE,
+    BigInteger,
     BindParameter,
     Boolean,
     ColumnElement,
@@ -37,10 +39,13 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.dialects.postgresql import INTERVAL, array
+from sqlalchemy.sql.elements import FrameClause, FrameClauseType
 
-from capacity_assets.aggregation.levels import Level, Measure
+from capacity_assets.aggregation.levels import Further, Level, Measure
 
 SINGLE_BUCKET = 2  # the window before it is the first
+SOME_DAY = date(2000, 1, 1)
 
 # Expressions over columns whose Python type never matters here: no figure travels through Python.
 Element: TypeAlias = ColumnElement[Any]
@@ -48,7 +53,11 @@ Element: TypeAlias = ColumnElement[Any]
 
 @dataclass(frozen=True)
 class Parameters:
-    """Bind parameters; `starts`, `ends` and `wanted` describe adjacent windows, of which only some are asked for."""
+    """Bind parameters; `starts`, `ends` and `wanted` describe adjacent windows, of which only some are asked for.
+
+    Samples are read from `first_day`, which begins the window before the first one asked for, to `last_day`, and of the
+    days `year_first` to `year_last` with which these are compared, `year_interval` earlier.
+    """
 
     period_type: BindParameter[str]
     instance_ids: BindParameter[Any]
@@ -58,6 +67,9 @@ class Parameters:
     last_start: BindParameter[Any]
     first_day: BindParameter[Any]
     last_day: BindParameter[Any]
+    year_first: BindParameter[Any]
+    year_last: BindParameter[Any]
+    year_interval: BindParameter[Any]
     trend_percent: BindParameter[Any]
 
 
@@ -72,6 +84,9 @@ def parameters_of_a_run() -> Parameters:
         last_start=bindparam("last_start", type_=Date),
         first_day=bindparam("first_day", type_=Date),
         last_day=bindparam("last_day", type_=Date),
+        year_first=bindparam("year_first", type_=Date),
+        year_last=bindparam("year_last", type_=Date),
+        year_interval=bindparam("year_interval", type_=INTERVAL),
         trend_percent=bindparam("trend_percent", type_=Numeric),
     )
 
@@ -89,27 +104,38 @@ def numbered_windows(parameters: Parameters) -> CTE:
         numbered.c.period_end,
         numbered.c.wanted,
         func.lag(numbered.c.period_start).over(order_by=numbered.c.bucket).label("previous_start"),
+        cast(numbered.c.period_start - parameters.year_interval, Date).label("year_before_start"),
     ).cte("windows")
 
 
-def window_figures(level: Level, parameters: Parameters, windows: CTE, *, single: bool) -> CTE:
+def window_figures(
+    level: Level, parameters: Parameters, windows: CTE, *, single: bool, windows_per_year: int | None
+) -> CTE:
     """Compute one row of figures for each key and window asked for that has a raw row.
 
-    With `single` there is one window asked for and the one before it, the daily case: two sets of sums a key, told
-    apart by the day, need no sorting. The figures are the same.
+    With `single` there is one window asked for and the one before it, the daily case: sets of sums per key, told
+    apart by the day, need no sorting. The figures are the same. `windows_per_year` is the exponent of the yearly rate,
+    which is null without one.
 
     Columns: the keys, `period_start`, every column of `level.figures`, and for the decision what to do with them
-    `previous_start` and `previous_data_count`.
+    `previous_start`, `previous_data_count`, `year_before_start` and `year_before_data_count`.
     """
-    compared = _side_by_side(level, parameters) if single else _compared(level, _bucketed(level, parameters))
-    return _laid_out(level, _measured(level, compared), windows, parameters.trend_percent)
+    if single:
+        compared = _side_by_side(level, parameters)
+    else:
+        compared = _compared(level, _bucketed(level, parameters, windows), parameters)
+    measured = _measured(level, compared, windows_per_year)
+    return _laid_out(level, measured, windows, parameters.trend_percent)
 
 
 def _raw_rows(level: Level, parameters: Parameters) -> FromClause:
     """Raw rows that count: of the instances, in the days, not void; summed per day where the level says so."""
     raw = level.source
     conditions = [
-        raw.c.collected_date.between(parameters.first_day, parameters.last_day),
+        or_(
+            raw.c.collected_date.between(parameters.first_day, parameters.last_day),
+            raw.c.collected_date.between(parameters.year_first, parameters.year_last),
+        ),
         raw.c.instance_id == func.any(parameters.instance_ids),
         *level.live(),
     ]
@@ -123,32 +149,43 @@ def _raw_rows(level: Level, parameters: Parameters) -> FromClause:
     ).subquery("samples")
 
 
-def _bucketed(level: Level, parameters: Parameters) -> Subquery:
-    """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact."""
+def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
+    """Reduce the samples of each key and window to count, sum, extremes and ends: partial state that stays exact."""
     samples = _raw_rows(level, parameters)
     keys = [samples.c[key] for key in level.keys]
     bucket = func.width_bucket(samples.c.collected_date, parameters.starts).label("bucket")
-    columns: list[Element] = [func.count().label("data_count")]
+    columns: dict[str, Element] = {"data_count": func.count()}
     for measure in level.measures:
         column = samples.c[measure.source]
-        columns += [
-            func.count(column).label(_count(measure)),
-            cast(func.sum(column), Numeric).label(_sum(measure)),
-            func.max(column).label(measure.maximum),
-            func.min(column).label(measure.minimum),
-        ]
-    return select(*keys, bucket, *columns).group_by(*keys, bucket).subquery("bucketed")
+        columns[_count(measure)] = func.count(column)
+        columns[_sum(measure)] = cast(func.sum(column), Numeric)
+        columns[measure.maximum] = func.max(column)
+        columns[measure.minimum] = func.min(column)
+        if measure.further:
+            columns |= _ends(measure, samples)
+    reduced = (
+        select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
+        .group_by(*keys, bucket)
+        .subquery("reduced")
+    )
+    return (
+        select(*reduced.c, windows.c.period_start)
+        .join_from(reduced, windows, windows.c.bucket == reduced.c.bucket)
+        .subquery("bucketed")
+    )
 
 
 def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
-    """Reduce the samples of each key to the partial states of the one window and of the window before it."""
+    """Reduce the samples of each key to partial states: of the one window, the one before, and a year before."""
     samples = _raw_rows(level, parameters)
     keys = [samples.c[key] for key in level.keys]
     own = samples.c.collected_date >= parameters.last_start
-    previous = samples.c.collected_date < parameters.last_start
+    previous = and_(samples.c.collected_date >= parameters.first_day, samples.c.collected_date < parameters.last_start)
+    year_before = samples.c.collected_date.between(parameters.year_first, parameters.year_last)
     columns: dict[str, Element] = {
         "data_count": func.count().filter(own),
         "previous_data_count": func.nullif(func.count().filter(previous), 0),
+        "year_before_data_count": func.nullif(func.count().filter(year_before), 0),
     }
     for measure in level.measures:
         column = samples.c[measure.source]
@@ -158,6 +195,10 @@ def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
         columns[f"previous_{_sum(measure)}"] = cast(func.sum(column).filter(previous), Numeric)
         columns[measure.maximum] = func.max(column).filter(own)
         columns[measure.minimum] = func.min(column).filter(own)
+        if measure.further:
+            columns[f"year_before_{_count(measure)}"] = func.count(column).filter(year_before)
+            columns[f"year_before_{_sum(measure)}"] = cast(func.sum(column).filter(year_before), Numeric)
+            columns |= _ends(measure, samples, own)
     bucket = literal(SINGLE_BUCKET).label("bucket")
     return (
         select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
@@ -167,30 +208,52 @@ def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
     )
 
 
-def _compared(level: Level, bucketed: Subquery) -> Subquery:
-    """Put the count and sum of the previous window beside each window; null where it has no sample."""
+def _ends(measure: Measure, samples: FromClause, condition: Element | None = None) -> dict[str, Element]:
+    """The values of the first and of the last day that has one, by the day itself in the order of arrays."""
+    column = samples.c[measure.source]
+    dated = array([cast(samples.c.collected_date - literal(SOME_DAY, Date), BigInteger), column])
+    measured = column.is_not(None) if condition is None else and_(column.is_not(None), condition)
+    return {
+        _first(measure): func.min(dated).filter(measured),
+        _last(measure): func.max(dated).filter(measured),
+    }
+
+
+def _compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subquery:
+    """Put counts and sums of the window before, and of a year before, beside each window; null without a sample."""
     keys = [bucketed.c[key] for key in level.keys]
+    preceding = FrameClauseType.PRECEDING
+    a_year_before = FrameClause(parameters.year_interval, parameters.year_interval, preceding, preceding)
 
     def before(column: Element) -> Element:
-        return func.lag(column).over(partition_by=keys, order_by=bucketed.c.bucket)
+        return func.lag(column).over(partition_by=keys, order_by=bucketed.c.period_start)
+
+    def year_before(column: Element) -> Element:
+        return func.first_value(column).over(partition_by=keys, order_by=bucketed.c.period_start, range_=a_year_before)
 
     is_adjacent = before(bucketed.c.bucket) == bucketed.c.bucket - 1
-    names = ["data_count", *(_count(m) for m in level.measures), *(_sum(m) for m in level.measures)]
+    states = {measure: (_count(measure), _sum(measure)) for measure in level.measures}
+    names = ["data_count", *(name for state in states.values() for name in state)]
+    yearly = ["data_count", *(name for measure, state in states.items() if measure.further for name in state)]
     previous = [case((is_adjacent, before(bucketed.c[name]))).label(f"previous_{name}") for name in names]
-    return select(*bucketed.c, *previous).subquery("compared")
+    a_year_ago = [year_before(bucketed.c[name]).label(f"year_before_{name}") for name in yearly]
+    return select(*bucketed.c, *previous, *a_year_ago).subquery("compared")
 
 
-def _measured(level: Level, compared: Subquery) -> Subquery:
+def _measured(level: Level, compared: Subquery, windows_per_year: int | None) -> Subquery:
     """Compute the figures of each measure, and keep the two sums that the trend looks at."""
     columns: dict[str, Element] = {}
     for measure in level.measures:
         columns |= _measure_figures(measure, compared)
+        if measure.further:
+            columns |= _further_figures(measure, measure.further, compared, windows_per_year)
     for ratio in level.ratios:
         numerator, denominator = (compared.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
         columns[ratio.target] = case((denominator == 0, literal(0)), else_=_floor(numerator, denominator))
     columns["headline_sum"] = compared.c[_sum(level.headline)]
     columns["previous_headline_sum"] = compared.c[f"previous_{_sum(level.headline)}"]
-    kept = [compared.c[name] for name in (*level.keys, "bucket", "data_count", "previous_data_count")]
+    counts = ("data_count", "previous_data_count", "year_before_data_count")
+    kept = [compared.c[name] for name in (*level.keys, "bucket", *counts)]
     # OFFSET 0 keeps PostgreSQL from merging this step into the next ones, which name each figure several times: the
     # exact divisions would be computed anew at every mention.
     return select(*kept, *(column.label(name) for name, column in columns.items())).offset(0).subquery("measured")
@@ -211,6 +274,8 @@ def _laid_out(level: Level, measured: Subquery, windows: CTE, threshold: Element
             windows.c.period_start,
             windows.c.previous_start,
             measured.c.previous_data_count,
+            windows.c.year_before_start,
+            measured.c.year_before_data_count,
             *(column.label(name) for name, column in zip(level.figures, columns, strict=True)),
         )
         .join_from(measured, windows, windows.c.bucket == measured.c.bucket)
@@ -221,20 +286,66 @@ def _laid_out(level: Level, measured: Subquery, windows: CTE, threshold: Element
 
 def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, Element]:
     """Exact mean, extremes and change of one measure (SEMANTICS, sections 4 and 5)."""
-    total, count = compared.c[_sum(measure)], func.nullif(compared.c[_count(measure)], 0)
-    previous_total = compared.c[f"previous_{_sum(measure)}"]
-    previous_count = func.nullif(compared.c[f"previous_{_count(measure)}"], 0)
-    difference = total * previous_count - previous_total * count
+    total, count = _state(measure, compared)
+    change, change_percent = _difference(measure, compared, "previous_")
     figures: dict[str, Element] = {
         measure.average: _floor(total, count),
         measure.maximum: compared.c[measure.maximum],
         measure.minimum: compared.c[measure.minimum],
-        measure.change: func.div(difference, count * previous_count),
-        measure.change_percent: _two_decimals(difference * 100, func.nullif(previous_total * count, 0)),
+        measure.change: change,
+        measure.change_percent: change_percent,
     }
     if measure.average_two_decimals:
         figures[measure.average_two_decimals] = _two_decimals(total, count)
     return figures
+
+
+def _further_figures(
+    measure: Measure, further: Further, compared: Subquery, windows_per_year: int | None
+) -> dict[str, Element]:
+    """Ends of one measure within the window, its change against a year before, and its yearly rate."""
+    # What max() and min() give back is the day and the value.
+    last, first = (compared.c[name][2] for name in (_last(measure), _first(measure)))
+    year_change, year_change_percent = _difference(measure, compared, "year_before_")
+    return {
+        further.last: last,
+        further.growth: case((compared.c[_count(measure)] > 1, last - first)),
+        further.year_change: year_change,
+        further.year_change_percent: year_change_percent,
+        further.yearly_rate_percent: _yearly_rate(measure, compared, windows_per_year),
+    }
+
+
+def _state(measure: Measure, compared: Subquery, prefix: str = "") -> tuple[Element, Element]:
+    """Sum and count of a measure; the count is null instead of zero."""
+    return compared.c[f"{prefix}{_sum(measure)}"], func.nullif(compared.c[f"{prefix}{_count(measure)}"], 0)
+
+
+def _difference(measure: Measure, compared: Subquery, prefix: str) -> tuple[Element, Element]:
+    """Difference of the exact means to another window, cut toward zero, and in percent of the other one."""
+    total, count = _state(measure, compared)
+    other_total, other_count = _state(measure, compared, prefix)
+    difference = total * other_count - other_total * count
+    percent = _two_decimals(difference * 100, func.nullif(other_total * count, 0))
+    return func.div(difference, count * other_count), percent
+
+
+def _yearly_rate(measure: Measure, compared: Subquery, windows_per_year: int | None) -> Element:
+    """The factor by which the mean grew, to the power of the windows in a year, less one, in percent.
+
+    Numerator and denominator are whole, and PostgreSQL raises whole numerics to a whole power exactly. A factor below
+    zero, of sizes that cannot be, says nothing.
+    """
+    if windows_per_year is None:
+        return cast(null(), Numeric)
+    total, count = _state(measure, compared)
+    previous_total, previous_count = _state(measure, compared, "previous_")
+    above, below = (
+        func.power(cast(each, Numeric), cast(literal(windows_per_year), Numeric))
+        for each in (total * previous_count, previous_total * count)
+    )
+    sign = func.sign(total) * func.sign(previous_total)
+    return case((sign >= 0, _two_decimals((above - below) * 100, func.nullif(below, 0))))
 
 
 def _trend(percent: Element, total: Element, previous_total: Element, threshold: Element) -> Element:
@@ -253,6 +364,14 @@ def _count(measure: Measure) -> str:
 
 def _sum(measure: Measure) -> str:
     return f"sum_{measure.source}"
+
+
+def _first(measure: Measure) -> str:
+    return f"first_{measure.source}"
+
+
+def _last(measure: Measure) -> str:
+    return f"last_{measure.source}"
 
 
 def _floor(numerator: Element, denominator: Element) -> Element:

@@ -2,9 +2,9 @@
 
 Every computation over all servers is entered with PostgreSQL's own account of which transactions it could see
 (a `pg_snapshot`, taken before the first sample is read). A change of samples is noted with its transaction by
-`storage.change_log`. A window is *stale* when a change of its days, or of those of the window before, is not
-among the transactions it saw. That holds across restarts and for transactions that commit late, and needs no
-clock: a change is forgotten only when every computed window that it touches has seen it.
+`storage.change_log`. A window is *stale* when a change of its days, of those of the window before or of a year
+before, is not among the transactions it saw. That holds across restarts and for transactions that commit late, and
+needs no clock: a change is forgotten only when every computed window that it touches has seen it.
 
 Requesting runs belongs to the orchestration, computing to `service`.
 """
@@ -113,6 +113,7 @@ class Ledger:
             DatabaseError: the database failed; nothing of this level was written.
         """
         kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
+        years_before = [period.year_before(window) for window in windows]
         with self._work("noting that a computation begins", kept) as connection:
             _renumber_after_a_restore(connection)
             return str(
@@ -124,6 +125,8 @@ class Ledger:
                         "starts": [window.start for window in windows],
                         "ends": [window.end for window in windows],
                         "reads_from": [period.previous(window).start for window in windows],
+                        "year_before_starts": [window.start for window in years_before],
+                        "year_before_ends": [window.end for window in years_before],
                     },
                 ).scalar_one()
             )
@@ -178,7 +181,7 @@ class Ledger:
         }
 
     def doubt(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
-        """Take `windows` and those after them as changed, whose protection depends on the rows before them.
+        """Take `windows` as changed, and those after them and a year later, whose protection depends on their rows.
 
         Raises:
             DatabaseError: the database failed; nothing of this level was written.

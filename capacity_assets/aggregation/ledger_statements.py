@@ -6,7 +6,10 @@ What they are for, and when each is issued, is said in `ledger`. `w` is a window
 
 TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
 SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
-TOUCHES = "c.table_name = l.table_name AND c.collected_date BETWEEN w.reads_from AND w.period_end"
+TOUCHES = (
+    "c.table_name = l.table_name AND (c.collected_date BETWEEN w.reads_from AND w.period_end "
+    "OR c.collected_date BETWEEN w.year_before_start AND w.year_before_end)"
+)
 UNSEEN = f"{TOUCHES} AND NOT pg_visible_in_snapshot({TRANSACTION}, {SNAPSHOT})"
 # With those that were seen while an older transaction was open: computing again, they are forgotten.
 PERHAPS_UNSEEN = f"{TOUCHES} AND {TRANSACTION} >= pg_snapshot_xmin({SNAPSHOT})"
@@ -39,11 +42,15 @@ ON CONFLICT DO NOTHING
 
 BEGIN = """
 WITH begun AS (
-    INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from)
-    SELECT :period_type, :level, period_start, period_end, reads_from
-    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]))
-        AS asked (period_start, period_end, reads_from)
-    ON CONFLICT DO NOTHING
+    INSERT INTO capacity_computed_windows AS w
+        (period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end)
+    SELECT :period_type, :level, *
+    FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]),
+                CAST(:year_before_starts AS date[]), CAST(:year_before_ends AS date[])) AS asked
+    ON CONFLICT (period_type, level, period_start) DO UPDATE
+    SET year_before_start = EXCLUDED.year_before_start, year_before_end = EXCLUDED.year_before_end
+    -- Entered by a version that did not compare with a year before.
+    WHERE w.year_before_start IS NULL
 )
 SELECT CAST(pg_current_snapshot() AS text)
 """
@@ -146,8 +153,8 @@ WHERE state.reason IS NOT NULL ORDER BY asked.period_start
 
 DOUBT = """
 UPDATE capacity_computed_windows SET fingerprint = NULL
-WHERE period_type = :period_type AND level = :level AND period_start = ANY (CAST(:starts AS date[]))
-  AND fingerprint IS NOT NULL
+WHERE period_type = :period_type AND level = :level AND fingerprint IS NOT NULL
+  AND (period_start = ANY (CAST(:starts AS date[])) OR year_before_start = ANY (CAST(:starts AS date[])))
 """
 
 # Rows of other servers, inactive by now, may be there besides.

@@ -16,6 +16,27 @@ from capacity_assets.storage import tables
 
 
 @dataclass(frozen=True)
+class Further:
+    """The aggregate columns of a measure's ends within the window, and of its comparison with a year."""
+
+    last: str
+    growth: str
+    year_change: str
+    year_change_percent: str
+    yearly_rate_percent: str
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those that are made of the window's own samples alone."""
+        return (self.last, self.growth)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Those for which samples of other windows are needed."""
+        return (self.year_change, self.year_change_percent, self.yearly_rate_percent)
+
+
+@dataclass(frozen=True)
 class Measure:
     """One raw column and the columns of the aggregate table that its samples end up in."""
 
@@ -26,12 +47,19 @@ class Measure:
     change: str
     change_percent: str
     average_two_decimals: str | None = None
+    further: Further | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the aggregate columns this measure fills."""
         optional = (self.average_two_decimals,) if self.average_two_decimals else ()
-        return (self.average, self.maximum, self.minimum, self.change, self.change_percent, *optional)
+        further = self.further.own if self.further else ()
+        return (self.average, self.maximum, self.minimum, *optional, *further, *self.compared)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Names of those for which samples of other windows are needed."""
+        return (self.change, self.change_percent, *(self.further.compared if self.further else ()))
 
 
 @dataclass(frozen=True)
@@ -62,6 +90,11 @@ class Level:
         return self.measures[0]
 
     @cached_property
+    def further(self) -> tuple[Further, ...]:
+        """The further columns of those measures that have some."""
+        return tuple(measure.further for measure in self.measures if measure.further)
+
+    @cached_property
     def figures(self) -> tuple[str, ...]:
         """Every computed column of the aggregate table, in table order: all but id, keys and timestamps."""
         fixed = {"id", *self.keys, "period_type", "period_start", "calculated_at", "created_at"}
@@ -70,7 +103,7 @@ class Level:
     @cached_property
     def own_figures(self) -> tuple[str, ...]:
         """The figures made of the window's own samples alone: all but change, growth and trend."""
-        compared = {name for measure in self.measures for name in (measure.change, measure.change_percent)}
+        compared = {name for measure in self.measures for name in measure.compared}
         return tuple(name for name in self.figures if name not in {*compared, "growth_rate", "trend_direction"})
 
     def live(self) -> Iterator[ColumnElement[bool]]:
@@ -87,7 +120,17 @@ class Level:
         return made_of | dict.fromkeys(("growth_rate", "trend_direction"), (self.headline.source,))
 
 
-def _size_measure(infix: str) -> Measure:
+def _further(stem: str, last: str) -> Further:
+    return Further(
+        last=last,
+        growth=f"{stem}_growth_mb",
+        year_change=f"{stem}_year_change_mb",
+        year_change_percent=f"{stem}_year_change_percent",
+        yearly_rate_percent=f"{stem}_yearly_rate_percent",
+    )
+
+
+def _size_measure(infix: str, further: Further | None = None) -> Measure:
     return Measure(
         source=f"{infix}_mb",
         average=f"avg_{infix}_mb",
@@ -95,6 +138,7 @@ def _size_measure(infix: str) -> Measure:
         minimum=f"min_{infix}_mb",
         change=f"{infix}_change_mb",
         change_percent=f"{infix}_change_percent",
+        further=further,
     )
 
 
@@ -103,7 +147,11 @@ DATABASE = Level(
     source=tables.database_size_stats,
     target=tables.database_size_aggregations,
     keys=("instance_id", "database_name"),
-    measures=(_size_measure("size"), _size_measure("data_size"), _size_measure("log_size")),
+    measures=(
+        _size_measure("size", _further("size", "last_size_mb")),
+        _size_measure("data_size"),
+        _size_measure("log_size"),
+    ),
 )
 
 INSTANCE = Level(
@@ -119,6 +167,7 @@ INSTANCE = Level(
             minimum="min_size_mb",
             change="total_size_change_mb",
             change_percent="total_size_change_percent",
+            further=_further("total_size", "last_total_size_mb"),
         ),
         Measure(
             source="database_count",

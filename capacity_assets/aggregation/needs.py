@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 from sqlalchemy import Connection
 
@@ -19,6 +19,10 @@ from capacity_assets.aggregation.retention import KeptSpans
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_log import noting_is_on
 from capacity_assets.storage.partitions import Span, span_of
+
+# A year before a day is 364 to 366 days before; windows that begin sooner do not compare with it.
+A_YEAR_LATER = timedelta(days=364)
+SLACK = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class Needs:
 
 
 def _reading(period: Period, span: Span) -> Sequence[Window]:
-    """The windows that hold a day of `span`, and the one after them, which compares with the last."""
+    """The windows that hold a day of `span`, the one after them, and those of a year later, in order."""
     windows = period.windows_between(span.first, span.last)
-    return [*windows, period.following(windows[-1])]
+    later = [
+        window
+        for window in period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
+        if period.year_before(window).start <= span.last
+    ]
+    return sorted({*windows, period.following(windows[-1]), *later})

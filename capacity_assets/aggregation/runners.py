@@ -97,10 +97,19 @@ class _Work:
     writing: Writing
     guard: Guard | None
 
+    @property
+    def single(self) -> bool:
+        """Whether one window is asked for, for which the statement has a form of its own."""
+        return len(self.windows) == 1
+
     def parameters(self) -> dict[str, object]:
-        """Return the statement's parameters: adjacent windows from the previous one on, and which are asked for."""
-        first, last = self.period.previous(self.windows[0]), self.windows[-1]
-        windows = self.period.windows_between(first.start, last.end)
+        """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
+        period = self.period
+        first, last = period.previous(self.windows[0]), self.windows[-1]
+        year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
+        # A single window needs no numbers for those between it and a year before.
+        begin = first if self.single else min(first, year_first)
+        windows = period.windows_between(begin.start, last.end)
         asked_for = set(self.windows)
         return {
             "period_type": self.period.name,
@@ -111,6 +120,9 @@ class _Work:
             "last_start": last.start,
             "first_day": first.start,
             "last_day": last.end,
+            "year_first": year_first.start,
+            "year_last": year_last.end,
+            "year_interval": period.year_interval,
             "trend_percent": self.period.trend_percent,
         }
 
@@ -129,8 +141,10 @@ class _Work:
 
 
 def days_read(period: Period, windows: Sequence[Window]) -> int:
-    """Count the days that windows in order read: gaps between them, and the window before the first, included."""
-    return (windows[-1].end - period.previous(windows[0]).start).days + 1
+    """Count the days that windows in order read: gaps between them, the window before the first, and a year before."""
+    now = (windows[-1].end - period.previous(windows[0]).start).days + 1
+    year_before = (period.year_before(windows[-1]).end - period.year_before(windows[0]).start).days + 1
+    return now + year_before
 
 
 class AggregationRunner:
@@ -214,9 +228,14 @@ class AggregationRunner:
         return [part for half in halves for part in self._aggregate_slice(half)]
 
     def _write(self, work: _Work) -> list[PeriodSummary]:
-        single = len(work.windows) == 1
         how = work.writing
-        statement = aggregation_statement(self.level, overwrite=how.overwrite, single=single, dry_run=how.dry_run)
+        statement = aggregation_statement(
+            self.level,
+            overwrite=how.overwrite,
+            single=work.single,
+            windows_per_year=work.period.windows_per_year,
+            dry_run=how.dry_run,
+        )
         with self._engine.begin() as connection:
             if how.dry_run:
                 connection.execute(READ_ONLY)

@@ -58,14 +58,15 @@ def known_instances() -> Select[int, str, bool]:
 
 @cache
 def aggregation_statement(
-    level: Level, *, overwrite: bool, single: bool, dry_run: bool = False
+    level: Level, *, overwrite: bool, single: bool, windows_per_year: int | None, dry_run: bool = False
 ) -> Select[object, int, int, int, int, int, int]:
     """Build the statement for one level; `single` for the faster form that takes one window only.
 
-    With `dry_run` it only reads, and counts what would be written and removed.
+    `windows_per_year` is what a growth is raised to for its yearly rate. With `dry_run` the statement only reads, and
+    counts what would be written and removed.
 
     Parameters at execution: `period_type`, `instance_ids`, `starts`, `ends`, `wanted`, `last_start`, `first_day`,
-    `last_day`, `trend_percent`.
+    `last_day`, `year_first`, `year_last`, `year_interval`, `trend_percent`.
     Returns one row per window asked for: `period_start`, `instances` (with raw rows), `records`, `written`,
     `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left). Without `overwrite`, rows that
     were built from more samples than the raw data still holds are left alone (SEMANTICS, section 6); they are
@@ -73,7 +74,7 @@ def aggregation_statement(
     """
     parameters = parameters_of_a_run()
     windows = numbered_windows(parameters)
-    figures = window_figures(level, parameters, windows, single=single)
+    figures = window_figures(level, parameters, windows, single=single, windows_per_year=windows_per_year)
     classified = _classified(level, figures, parameters, overwrite=overwrite)
     if dry_run:
         written = _to_be_written(level, classified)
@@ -91,12 +92,13 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
     another way by itself.
     """
     servers = ",".join(map(str, sorted(instance_ids)))
-    return hashlib.sha256(f"{_statement_text(level)}\n{period.trend_percent}\n{servers}".encode()).hexdigest()
+    text = _statement_text(level, period.windows_per_year)
+    return hashlib.sha256(f"{text}\n{period.trend_percent}\n{servers}".encode()).hexdigest()
 
 
 @cache
-def _statement_text(level: Level) -> str:
-    statement = aggregation_statement(level, overwrite=False, single=True)
+def _statement_text(level: Level, windows_per_year: int | None) -> str:
+    statement = aggregation_statement(level, overwrite=False, single=True, windows_per_year=windows_per_year)
     compiled = statement.compile(dialect=DIALECT)
     # Constants are no part of the text.
     return f"{compiled} {sorted(compiled.params.items(), key=repr)}"
@@ -138,35 +140,58 @@ def _stored(level: Level, parameters: Parameters) -> Subquery:
 
 def _in_range(target: FromClause, parameters: Parameters) -> ColumnElement[bool]:
     """The period and the span of its windows: what PostgreSQL chooses partitions by, which an array does not tell."""
-    span = target.c.period_start.between(parameters.first_day, parameters.last_start)
-    return and_(target.c.period_type == parameters.period_type, span)
+    return _in_span(target, parameters, parameters.first_day, parameters.last_start)
+
+
+def _in_span(target: FromClause, parameters: Parameters, first: Element, last: Element) -> ColumnElement[bool]:
+    return and_(target.c.period_type == parameters.period_type, target.c.period_start.between(first, last))
 
 
 def _built_from_more_samples(
     level: Level, stored: FromClause, figures: CTE, parameters: Parameters
 ) -> ColumnElement[bool]:
-    """Whether taking the new row would only lose samples: its own, or those its known change was measured against.
+    """Whether taking the new row would only lose samples: its own, or those its known changes were measured against.
 
     The second holds only while the window's own figures are the same: a window that grows or is corrected follows
     its samples, and its change what is left of the window before. That window had more samples if its stored row says
-    so, or, where retention has dropped that row, if a change is stored that could not be computed any more.
+    so, or, where retention has dropped that row, if a change is stored that could not be computed any more. The same
+    goes for the window of a year before.
     """
-    before = level.target.alias("stored_before")
+    before, year_before = level.target.alias("stored_before"), level.target.alias("stored_year_before")
     previous_was_fuller = exists().where(
-        _same_row(level, before, figures, parameters, figures.c.previous_start),
+        _in_range(before, parameters),
+        _same_row(level, before, figures, figures.c.previous_start),
         before.c.data_count > func.coalesce(figures.c.previous_data_count, 0),
     )
-    own_is_the_same = ~_differ(level.own_figures, stored, figures)
+    year_before_was_fuller = exists().where(
+        _in_span(year_before, parameters, parameters.year_first, parameters.year_last),
+        _same_row(level, year_before, figures, figures.c.year_before_start),
+        year_before.c.data_count > func.coalesce(figures.c.year_before_data_count, 0),
+    )
     change_is_lost = or_(
         *(
             and_(_is_known(level, stored, measure, parameters), figures.c[measure.change].is_(None))
             for measure in level.measures
-        )
+        ),
+        *(
+            and_(stored.c[further.year_change].is_not(None), figures.c[further.year_change].is_(None))
+            for further in level.further
+        ),
     )
     return or_(
         stored.c.data_count > figures.c.data_count,
-        and_(own_is_the_same, or_(change_is_lost, previous_was_fuller)),
+        and_(
+            _own_is_the_same(level, stored, figures), or_(change_is_lost, previous_was_fuller, year_before_was_fuller)
+        ),
     )
+
+
+def _own_is_the_same(level: Level, stored: FromClause, figures: CTE) -> ColumnElement[bool]:
+    """Whether the figures made of the window's own samples agree; those that an older version did not store, do."""
+    added = {name for further in level.further for name in further.own}
+    older = tuple(name for name in level.own_figures if name not in added)
+    newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in sorted(added)]
+    return and_(~_differ(older, stored, figures), *newer)
 
 
 def _is_known(level: Level, stored: FromClause, measure: Measure, parameters: Parameters) -> ColumnElement[bool]:
@@ -187,11 +212,8 @@ def _differ(names: tuple[str, ...], one: FromClause, other: FromClause) -> Colum
     return tuple_(*(one.c[name] for name in names)).is_distinct_from(tuple_(*(other.c[name] for name in names)))
 
 
-def _same_row(
-    level: Level, table: FromClause, figures: CTE, parameters: Parameters, start: Element
-) -> ColumnElement[bool]:
-    keys = [table.c[key] == figures.c[key] for key in level.keys]
-    return and_(*keys, _in_range(table, parameters), table.c.period_start == start)
+def _same_row(level: Level, table: FromClause, figures: CTE, start: Element) -> ColumnElement[bool]:
+    return and_(*(table.c[key] == figures.c[key] for key in level.keys), table.c.period_start == start)
 
 
 def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite: bool) -> CTE:
@@ -242,7 +264,7 @@ def _is_unsupported(level: Level, figures: CTE, parameters: Parameters) -> Colum
     """Rows the raw data no longer supports, only where the instance has raw rows in the window."""
     target = level.target
     sampled = select(figures.c.instance_id, figures.c.period_start).distinct().subquery("sampled")
-    supported = exists().where(_same_row(level, target, figures, parameters, figures.c.period_start))
+    supported = exists().where(_same_row(level, target, figures, figures.c.period_start))
     return and_(
         target.c.instance_id == sampled.c.instance_id,
         target.c.period_start == sampled.c.period_start,

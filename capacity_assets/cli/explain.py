@@ -70,14 +70,18 @@ def _only(subjects: list[Subject]) -> Subject:
 
 
 def _print(explanation: Explanation, *, every_day: bool) -> None:
-    window, before = explanation.window, explanation.period.previous(explanation.window)
-    say(f"{explanation.subject}, {explanation.period.name} window {window.start} to {window.end}")
-    _print_samples(f"Samples of the window: {len(explanation.samples)}", explanation.samples, every_day=every_day)
+    period, window, samples = explanation.period, explanation.window, explanation.samples
+    say(f"{explanation.subject}, {period.name} window {window.start} to {window.end}")
+    _print_samples(f"Samples of the window: {len(samples.own)}", samples.own, every_day=every_day)
     missing = explanation.missing_days
-    if missing and explanation.samples:
+    if missing and samples.own:
         say(f"Days without a sample: {first_of(missing, DAYS_LISTED)}")
-    heading = f"Samples of the window before, {before.start} to {before.end}: {len(explanation.samples_before)}"
-    _print_samples(heading, explanation.samples_before, every_day=every_day)
+    for what, other, found in (
+        ("of the window before", period.previous(window), samples.before),
+        ("of the same window a year before", period.year_before(window), samples.year_before),
+    ):
+        heading = f"Samples {what}, {other.start} to {other.end}: {len(found)}"
+        _print_samples(heading, found, every_day=every_day)
     if explanation.figures:
         print_table("Figures", FIGURE_COLUMNS, [_cells(explanation, figure) for figure in explanation.figures])
     say(explanation.verdict)
@@ -110,14 +114,19 @@ def _print_samples(heading: str, samples: tuple[Sample, ...], *, every_day: bool
     print_table(heading, columns, shown)
 
 
+def _days(samples: tuple[Sample, ...]) -> list[dict[str, object]]:
+    return [{"day": sample.day, **sample.values} for sample in samples]
+
+
 def _as_dict(explanation: Explanation) -> dict[str, object]:
     return {
         "subject": asdict(explanation.subject),
         "period_type": explanation.period.name,
         "period_start": explanation.window.start,
         "period_end": explanation.window.end,
-        "samples": [{"day": sample.day, **sample.values} for sample in explanation.samples],
-        "samples_before": [{"day": sample.day, **sample.values} for sample in explanation.samples_before],
+        "samples": _days(explanation.samples.own),
+        "samples_before": _days(explanation.samples.before),
+        "samples_year_before": _days(explanation.samples.year_before),
         "missing_days": list(explanation.missing_days),
         "figures": [{**asdict(figure), "agrees": figure.agrees} for figure in explanation.figures],
         "verdict": explanation.verdict,

@@ -28,7 +28,7 @@ from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 NOT_NOTED_MEANWHILE = (
     "samples written meanwhile may have been missed: compute the days since it was lost again, "
     "and the window after them"

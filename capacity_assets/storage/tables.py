@@ -41,6 +41,8 @@ metadata = MetaData()
 # Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
 # 28 digits before the point hold every value that can occur.
 PERCENT = Numeric(30, 2)
+# The same to the power of twelve has no such bound.
+COMPOUND_PERCENT = Numeric()
 
 
 _THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
@@ -68,6 +70,36 @@ def _change(stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: 
     return [
         Column(f"{stem}_change{unit}", kind, comment=absolute),
         Column(f"{stem}_change_percent", PERCENT, comment=percent),
+    ]
+
+
+def _further(stem: str, last: str, what: str) -> list[Column[object]]:
+    """Columns of the measure that growth follows: its ends within the window, and a year as the yardstick."""
+    of_means = f"the exact mean {what} to the same window a year before"
+    return [
+        Column(last, BigInteger, comment=f"{what.capitalize()} on the last measured day of the window, MiB"),
+        Column(
+            f"{stem}_growth_mb",
+            BigInteger,
+            comment=f"{what.capitalize()} on the last measured day less that on the first, MiB; "
+            "null: fewer than two measured days",
+        ),
+        Column(
+            f"{stem}_year_change_mb",
+            BigInteger,
+            comment=f"Difference of {of_means}, cut toward zero, MiB; null: unknown",
+        ),
+        Column(
+            f"{stem}_year_change_percent",
+            PERCENT,
+            comment=f"Difference of {of_means}, in percent of the latter; null: unknown, or from 0",
+        ),
+        Column(
+            f"{stem}_yearly_rate_percent",
+            COMPOUND_PERCENT,
+            comment=f"Growth of the exact mean {what} since the window before, compounded to a year, in percent; "
+            "null: unknown, from 0, or the window is no whole number of months",
+        ),
     ]
 
 
@@ -218,6 +250,7 @@ database_size_aggregations = Table(
     *_change("size", "total size", BigInteger),
     *_change("data_size", "data size", BigInteger),
     *_change("log_size", "log size", BigInteger),
+    *_further("size", "last_size_mb", "total size"),
     *_verdict_columns(),
     _windows_key("database_size_aggregations"),
     UniqueConstraint(
@@ -244,6 +277,7 @@ instance_size_aggregations = Table(
     Column("min_database_count", Integer, comment="Smallest daily number of databases"),
     *_change("total_size", "daily total", BigInteger),
     *_change("database_count", "number of databases", Integer, unit=""),
+    *_further("total_size", "last_total_size_mb", "daily total"),
     *_verdict_columns(),
     _windows_key("instance_size_aggregations"),
     UniqueConstraint("instance_id", "period_type", "period_start", name="uq_instance_size_aggregation"),
@@ -286,6 +320,8 @@ computed_windows = Table(
     Column(
         "reads_from", Date, nullable=False, comment="First day of the window before, with which its change compares"
     ),
+    Column("year_before_start", Date, comment="First day of the window a year before; null: not compared with it"),
+    Column("year_before_end", Date, comment="Last day of that window, included"),
     Column(
         "snapshot",
         Text,

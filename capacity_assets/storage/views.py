@@ -79,16 +79,43 @@ _COUNTED = ViewColumn(
     "(i.counted_by IS NULL)",
     "Whether sums over the fleet count it; false: another server does, whose replica it is or whose storage it shares",
 )
+
+
+def _further(stem: str, last: str) -> tuple[ViewColumn, ...]:
+    """Columns on the ends of a window and on a year, of the measure that growth follows."""
+    return (
+        ViewColumn("last_size_mb", f"a.{last}", "Size on the last measured day of the window, MiB"),
+        ViewColumn(
+            "growth_in_window_mb",
+            f"a.{stem}_growth_mb",
+            "That less the size on the first measured day, MiB; null: fewer than two measured days",
+        ),
+        ViewColumn(
+            "year_change_mb",
+            f"a.{stem}_year_change_mb",
+            "Change of the mean against the same window a year before, MiB; null: unknown",
+        ),
+        ViewColumn(
+            "year_change_percent", f"a.{stem}_year_change_percent", "The same in percent; null: unknown, or from 0"
+        ),
+        ViewColumn(
+            "yearly_rate_percent",
+            f"a.{stem}_yearly_rate_percent",
+            "change_percent compounded to a year; null: unknown, from 0, or the window is no whole number of months",
+        ),
+    )
+
+
 _REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
 _NEWEST = ", ".join(f"('{name}')" for name in PERIODS)
 
 # The rows of a window, and those of the window before whose server has none in it.
 _WITH_MISSING = """
     SELECT period_type, period_start, period_end, instance_id, total_size_mb, total_size_change_mb, database_count,
-           CAST(NULL AS bigint) AS missing_size_mb
+           CAST(NULL AS bigint) AS missing_size_mb, last_total_size_mb
     FROM instance_size_aggregations
     UNION ALL
-    SELECT w.period_type, w.period_start, w.period_end, b.instance_id, NULL, NULL, NULL, b.total_size_mb
+    SELECT w.period_type, w.period_start, w.period_end, b.instance_id, NULL, NULL, NULL, b.total_size_mb, NULL
     FROM (SELECT DISTINCT period_type, period_start, period_end FROM instance_size_aggregations) AS w
     JOIN instance_size_aggregations b ON b.period_type = w.period_type AND b.period_end = w.period_start - 1
     WHERE NOT EXISTS (SELECT FROM instance_size_aggregations n
@@ -111,6 +138,7 @@ _DATABASE_COLUMNS = (
     _SERVER_ID,
     _COUNTED,
     *_ELAPSED,
+    *_further("size", "last_size_mb"),
 )
 
 VIEWS = (
@@ -159,6 +187,7 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             _SERVER_ID,
             _COUNTED,
             *_ELAPSED,
+            *_further("total_size", "last_total_size_mb"),
         ),
         f"FROM instance_size_aggregations a {_REGISTER}",
     ),
@@ -187,6 +216,11 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
                 "Servers measured in the window before and not in this one, whose absence is no shrinkage",
             ),
             ViewColumn("missing_size_mb", "sum(a.missing_size_mb)", "Their size in the window before, MiB; null: none"),
+            ViewColumn(
+                "last_size_mb",
+                "sum(a.last_total_size_mb)",
+                "Sum of the sizes of its servers, each on its last measured day of the window, MiB",
+            ),
         ),
         f"FROM ({_WITH_MISSING}) AS a {_REGISTER}\nWHERE i.counted_by IS NULL\nGROUP BY 1, 2, 3, 4",
     ),

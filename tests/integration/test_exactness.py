@@ -36,10 +36,12 @@ NAMES = st.one_of(
 
 @st.composite
 def days(draw: st.DrawFn) -> list[date]:
-    """A few days with gaps, spread over one to three hundred days."""
+    """A few days with gaps, spread over one to three hundred days; some of them a year later once more."""
     first = draw(st.sampled_from(FIRST_DAYS))
     spread = draw(st.sampled_from([3, 20, 100, 300]))
     offsets = draw(st.sets(st.integers(0, spread), min_size=1, max_size=12))
+    years_later = draw(st.sets(st.sampled_from(sorted(offsets)), max_size=4)) if draw(st.booleans()) else set()
+    offsets |= {offset + draw(st.sampled_from([364, 365, 366])) for offset in years_later}
     return [first + timedelta(days=offset) for offset in sorted(offsets)]
 
 

@@ -36,8 +36,9 @@ def as_text(value: object) -> str:
 
 def compared_columns(level: Level) -> list[str]:
     differ = ("change", "growth", "trend")
-    # Log sizes were never aggregated by the legacy code.
-    return [name for name in level.figures if not any(word in name for word in differ) and "log_size" not in name]
+    # Neither log sizes nor further measures were ever aggregated by the legacy code.
+    added = ("log_size", "last_", "yearly_rate")
+    return [name for name in level.figures if not any(word in name for word in (*differ, *added))]
 
 
 @pytest.fixture

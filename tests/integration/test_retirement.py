@@ -31,6 +31,9 @@ from tests.integration.test_maintenance import (
 )
 from tests.legacy import LegacyShape, create_legacy_tables
 
+# The samples of 2025 are compared with by the windows of 2026.
+A_YEAR_LATER = date(2026, 7, 20)
+
 
 @pytest.fixture
 def fleet(engine: Engine) -> Engine:
@@ -43,7 +46,7 @@ def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
     keep_a_month = keeper(fleet, "raw=30,daily=forever", SHORT)
 
     def kept() -> dict[str, str]:
-        told = [line.split(": ", 1) for line in keep_a_month.run(TODAY).kept]
+        told = [line.split(": ", 1) for line in keep_a_month.run(A_YEAR_LATER).kept]
         return {name.removeprefix("database_size_stats_"): reason for name, reason in told if "database" in name}
 
     assert kept()["2025_01"] == ("the daily window from 2025-01-01 reads them and has samples, but was never computed")
@@ -60,14 +63,34 @@ def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
     assert sum(row["data_count"] for key, row in before[0].items() if key[2] == "quarterly") == 2 * 90
     compute(service, "quarterly")
 
-    report = keep_a_month.run(TODAY)
+    report = keep_a_month.run(A_YEAR_LATER)
 
     assert [line.split(":")[0] for line in report.dropped] == [
-        f"{level}_size_stats_2025_{month}" for level in ("database", "instance") for month in ("01", "02", "03")
+        f"{level}_size_stats_2025_{month:02}" for level in ("database", "instance") for month in range(1, 7)
     ]
-    assert report.dropped_records == 2 * 2 * 90
-    third = "the quarterly window from 2025-07-01 reads them and is not over"
-    assert kept() == {"2025_04": third, "2025_05": third}
+    assert report.dropped_records == 2 * 2 * 181
+    assert kept()["2025_07"] == "the daily window from 2026-07-31 reads them and is not over"
+
+
+def test_samples_stay_until_the_windows_of_a_year_later_have_compared_with_them(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *SHORT)
+    add_database_sizes(fleet, sizes(1, "orders", "2026-05-01", [500] * 3))
+    keep_a_month = keeper(fleet, "raw=30,daily=forever", SHORT)
+
+    def kept(day: date) -> dict[str, str]:
+        told = [line.split(": ", 1) for line in keep_a_month.run(day).kept]
+        return {name.removeprefix("database_size_stats_"): reason for name, reason in told if "database" in name}
+
+    assert kept(TODAY)["2025_01"] == "the daily window from 2026-01-31 reads them and is not over"
+    assert kept(A_YEAR_LATER)["2025_05"] == (
+        "the daily window from 2026-05-01 reads them and has samples, but was never computed"
+    )
+    compute(service, *SHORT, last=date(2026, 7, 20))
+    assert "2025_05" not in kept(A_YEAR_LATER)
+    [may] = [row for key, row in figures(fleet, DATABASE, "daily").items() if key[3] == date(2026, 5, 2)]
+    assert may["size_year_change_mb"] == 500 - 221
 
 
 def test_nothing_computed_is_changed_by_retention_nor_by_computing_again_after_it(
@@ -76,7 +99,7 @@ def test_nothing_computed_is_changed_by_retention_nor_by_computing_again_after_i
     compute(service, *SHORT)
     before = figures(fleet, DATABASE), figures(fleet, INSTANCE)
 
-    assert keeper(fleet, "raw=30,daily=forever", SHORT).run(TODAY).dropped_records == 360
+    assert keeper(fleet, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER).dropped_records == 724
     compute(service, *SHORT)
 
     assert (figures(fleet, DATABASE), figures(fleet, INSTANCE)) == before
@@ -91,17 +114,18 @@ def test_samples_that_changed_since_are_kept_until_their_windows_followed(
         connection.execute(text("UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-03'"))
     keep_a_month = keeper(fleet, "raw=30,daily=forever", SHORT)
 
-    report = keep_a_month.run(TODAY)
+    report = keep_a_month.run(A_YEAR_LATER)
 
     changed = "reads them and samples changed since it was computed"
     assert [line for line in report.kept if line.startswith("database_size_stats") and changed in line] == [
         f"database_size_stats_2025_01: the quarterly window from 2025-01-01 {changed}",
         f"database_size_stats_2025_02: the daily window from 2025-02-03 {changed}",
         f"database_size_stats_2025_03: the quarterly window from 2025-01-01 {changed}",
+        *(f"database_size_stats_2025_0{month}: the quarterly window from 2025-04-01 {changed}" for month in (4, 5, 6)),
     ]
-    assert [line.split(":")[0] for line in report.dropped] == [f"instance_size_stats_2025_0{n}" for n in (1, 2, 3)]
+    assert [line.split(":")[0] for line in report.dropped] == [f"instance_size_stats_2025_0{n}" for n in range(1, 7)]
     compute(service, *SHORT)
-    assert len(keep_a_month.run(TODAY).dropped) == 3
+    assert len(keep_a_month.run(A_YEAR_LATER).dropped) == 6
 
 
 def test_samples_of_a_server_that_failed_are_kept(fleet: Engine, service: AggregationService) -> None:
@@ -109,7 +133,7 @@ def test_samples_of_a_server_that_failed_are_kept(fleet: Engine, service: Aggreg
     add_overflowing_instance(fleet, 3, date(2025, 2, 3))
     compute(service, *SHORT)
 
-    report = keeper(fleet, "raw=30,daily=forever", SHORT).run(TODAY)
+    report = keeper(fleet, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER)
 
     february = next(line for line in report.kept if line.startswith("instance_size_stats_2025_02"))
     assert "reads them and servers that failed in it: 1" in february
@@ -128,7 +152,7 @@ def test_a_sample_that_is_being_written_while_retention_decides_is_not_lost(
             )
         )
         thread = threading.Thread(
-            target=lambda: reports.append(keeper(fleet, "raw=30,daily=forever", SHORT).run(TODAY))
+            target=lambda: reports.append(keeper(fleet, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER))
         )
         thread.start()
         thread.join(2)
@@ -146,7 +170,7 @@ def test_samples_of_before_the_start_date_were_never_computed_and_stay(
     compute(service, *SHORT)
     add_database_sizes(fleet, sizes(1, "old", "2023-01-30", range(5)))
 
-    report = keeper(fleet, "raw=30,daily=forever", SHORT).run(TODAY)
+    report = keeper(fleet, "raw=30,daily=forever", SHORT).run(A_YEAR_LATER)
 
     assert report.kept[:2] == [
         f"database_size_stats_2023_{month}: the daily window from {day} reads them and has samples, but was never "
@@ -157,7 +181,7 @@ def test_samples_of_before_the_start_date_were_never_computed_and_stay(
     earlier = TableMaintenance(fleet, date(2023, 1, 1), parse_retention("raw=30,daily=forever"), SHORT)
     for period in SHORT:
         service.calculate_period_aggregations(period, date(2023, 1, 1), date(2023, 6, 30))
-    assert [line.split(":")[0] for line in earlier.run(TODAY).dropped] == [
+    assert [line.split(":")[0] for line in earlier.run(A_YEAR_LATER).dropped] == [
         "database_size_stats_2023_01",
         "database_size_stats_2023_02",
     ]
@@ -170,7 +194,7 @@ def test_samples_whose_aggregates_are_gone_stay_until_they_are_computed_again(
     execute(fleet, "DELETE FROM database_size_aggregations WHERE period_start = '2025-02-03' AND instance_id = 2")
     keep_a_month = keeper(fleet, "raw=30,daily=forever", SHORT)
 
-    report = keep_a_month.run(TODAY)
+    report = keep_a_month.run(A_YEAR_LATER)
 
     assert [line for line in report.kept if "gone" in line] == [
         "database_size_stats_2025_02: the daily window from 2025-02-03 reads them and 1 of its 2 aggregates are gone: "
@@ -178,7 +202,7 @@ def test_samples_whose_aggregates_are_gone_stay_until_they_are_computed_again(
     ]
     assert "database_size_stats_2025_01" in "".join(report.dropped)
     compute(service, *SHORT)
-    assert [line.split(":")[0] for line in keep_a_month.run(TODAY).dropped] == ["database_size_stats_2025_02"]
+    assert [line.split(":")[0] for line in keep_a_month.run(A_YEAR_LATER).dropped] == ["database_size_stats_2025_02"]
 
 
 def test_aggregates_that_retention_itself_dropped_hold_no_samples_back(
@@ -186,8 +210,8 @@ def test_aggregates_that_retention_itself_dropped_hold_no_samples_back(
 ) -> None:
     compute(service, *SHORT)
 
-    assert keeper(fleet, "raw=forever,daily=60", SHORT).run(TODAY).dropped_records > 0
-    dropped = keeper(fleet, "raw=60,daily=60", SHORT).run(TODAY).dropped
+    assert keeper(fleet, "raw=forever,daily=60", SHORT).run(A_YEAR_LATER).dropped_records > 0
+    dropped = keeper(fleet, "raw=60,daily=60", SHORT).run(A_YEAR_LATER).dropped
 
     assert "database_size_stats_2025_01" in "".join(dropped)
 

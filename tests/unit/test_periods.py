@@ -56,6 +56,35 @@ def test_year_ends_and_leap_days(period: str, day: str, start: str, end: str) ->
     assert (window.start.isoformat(), window.end.isoformat()) == (start, end)
 
 
+@given(st.sampled_from(ALL_PERIODS), DAYS)
+def test_the_window_of_a_year_before_is_the_same_stretch_of_the_year(period: Period, day: date) -> None:
+    window = period.window_of(day)
+    before = period.year_before(window)
+
+    assert period.window_of(before.start) == before
+    assert before.end < window.start
+    assert abs((window.start - before.start).days - 365) <= 1
+    if not period.days:
+        assert (before.start.month, before.end.month) == (window.start.month, window.end.month)
+
+
+@pytest.mark.parametrize(
+    ("period", "start", "before"),
+    [
+        ("daily", "2025-03-01", "2024-03-01"),
+        ("daily", "2024-02-29", "2023-02-28"),
+        ("weekly", "2025-01-06", "2024-01-08"),
+        ("monthly", "2024-02-01", "2023-02-01"),
+        ("quarterly", "2025-01-01", "2024-01-01"),
+        ("yearly", "2025-01-01", "2024-01-01"),
+    ],
+)
+def test_a_year_before_a_leap_day_and_a_week(period: str, start: str, before: str) -> None:
+    chosen = PERIODS[period]
+
+    assert chosen.year_before(chosen.window_of(date.fromisoformat(start))).start == date.fromisoformat(before)
+
+
 def test_the_previous_quarter_is_the_whole_quarter_before() -> None:
     """The legacy code compared a quarter with only the first two months of the one before."""
     quarter = PERIODS["quarterly"]

@@ -1,0 +1,190 @@
+"""Ends of a window, the year before and the yearly rate: examples by hand, late data, and what retention must not lose.
+
+That they are exact for any history is shown in `test_exactness`.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.periods import PERIODS
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
+from tests.integration.test_ledger import execute, stale
+
+MONTHLY = PERIODS["monthly"]
+MARCH_2025 = MONTHLY.window_of(date(2025, 3, 1))
+FURTHER = (
+    "last_size_mb",
+    "size_growth_mb",
+    "size_year_change_mb",
+    "size_year_change_percent",
+    "size_yearly_rate_percent",
+)
+
+
+@pytest.fixture
+def orders(engine: Engine) -> Engine:
+    """100 MiB in March 2024; 200 in February 2025; in March 2025 three measured days: 205, 210 and 215."""
+    add_instances(engine, [1])
+    march = [None, 205, None, 210, None, 215]
+    add_database_sizes(engine, sizes(1, "orders", "2024-03-01", [100] * 31))
+    add_database_sizes(engine, sizes(1, "orders", "2025-02-01", [200] * 28))
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", march))
+    return engine
+
+
+def further(engine: Engine, period: str, start: str) -> tuple[object, ...]:
+    row = figures(engine, DATABASE)[1, "orders", period, date.fromisoformat(start)]
+    return tuple(row[name] for name in FURTHER)
+
+
+def test_ends_of_the_window_the_year_before_and_the_yearly_rate_of_a_month(
+    orders: Engine, service: AggregationService
+) -> None:
+    service.aggregate("monthly", [MARCH_2025])
+
+    # 210 / 200 = 1.05, and 1.05 to the power of twelve is 1.79585632602212...
+    assert further(orders, "monthly", "2025-03-01") == (215, 10, 110, Decimal("110.00"), Decimal("79.59"))
+
+
+def test_the_yearly_rate_takes_the_power_by_which_windows_make_a_year(
+    orders: Engine, service: AggregationService
+) -> None:
+    add_database_sizes(orders, sizes(1, "orders", "2024-12-01", [100]))
+    for period in ("quarterly", "yearly"):
+        service.calculate_period_aggregations(period, date(2025, 3, 1), date(2025, 3, 1))
+
+    # Means: (28 * 200 + 630) / 31 in 2025, 100 in 2024.
+    factor = Decimal(6230) / 31 / 100
+    assert further(orders, "quarterly", "2025-01-01")[4] == ((factor**4 - 1) * 100).quantize(Decimal("0.01"))
+    assert further(orders, "yearly", "2025-01-01")[4] == ((factor - 1) * 100).quantize(Decimal("0.01"))
+
+
+@pytest.mark.parametrize("period", ["daily", "weekly"])
+def test_days_and_weeks_have_no_yearly_rate(orders: Engine, service: AggregationService, period: str) -> None:
+    service.calculate_period_aggregations(period, date(2025, 2, 1), date(2025, 2, 28))
+
+    assert {row["size_yearly_rate_percent"] for row in stored(orders, DATABASE)} == {None}
+
+
+def test_what_lacks_an_end_is_unknown_not_zero(orders: Engine, service: AggregationService) -> None:
+    service.calculate_period_aggregations("daily", date(2025, 3, 2), date(2025, 3, 2))
+    service.calculate_period_aggregations("monthly", date(2024, 3, 1), date(2024, 3, 1))
+
+    # One measured day has one end; 2 March 2024 was measured.
+    assert further(orders, "daily", "2025-03-02") == (205, None, 105, Decimal("105.00"), None)
+    assert further(orders, "monthly", "2024-03-01") == (100, 0, None, None, None)
+
+
+def test_a_leap_day_compares_with_the_28th_and_so_does_the_28th(orders: Engine, service: AggregationService) -> None:
+    add_database_sizes(orders, sizes(1, "orders", "2023-02-28", [50]))
+    add_database_sizes(orders, sizes(1, "orders", "2024-02-28", [60, 70]))
+
+    service.calculate_period_aggregations("daily", date(2024, 2, 28), date(2024, 2, 29))
+    together = further(orders, "daily", "2024-02-28")[2], further(orders, "daily", "2024-02-29")[2]
+    for day in (date(2024, 2, 28), date(2024, 2, 29)):
+        service.aggregate("daily", [PERIODS["daily"].window_of(day)], RunOptions(recompute=True))
+
+    assert together == (10, 20)
+    assert (further(orders, "daily", "2024-02-28")[2], further(orders, "daily", "2024-02-29")[2]) == together
+
+
+def test_a_server_has_the_same_measures_and_its_void_samples_do_not_count(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, "2024-03-01", [(1000, 4)] * 31))
+    add_instance_sizes(engine, totals(1, "2025-02-01", [(2000, 5)] * 28))
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(2000, 5)] * 30 + [(2600, 5)]))
+    execute(engine, "UPDATE instance_size_stats SET is_deleted = true WHERE collected_date = '2025-03-31'")
+
+    service.aggregate("monthly", [MARCH_2025])
+
+    row = figures(engine, INSTANCE)[1, "monthly", date(2025, 3, 1)]
+    assert (row["last_total_size_mb"], row["total_size_growth_mb"]) == (2000, 0)
+    assert (row["total_size_year_change_mb"], row["total_size_year_change_percent"]) == (1000, Decimal("100.00"))
+    assert row["total_size_yearly_rate_percent"] == Decimal("0.00")
+
+
+def test_a_late_sample_touches_the_windows_that_compare_with_it_a_year_later(
+    orders: Engine, service: AggregationService
+) -> None:
+    for period in ("weekly", "monthly"):
+        service.calculate_period_aggregations(period, date(2025, 2, 1), date(2025, 3, 31))
+    assert stale(service) == set()
+
+    execute(orders, "UPDATE database_size_stats SET size_mb = 131 WHERE collected_date = '2024-03-12'")
+
+    assert stale(service) == {("database", "monthly", "2025-03-01"), ("database", "weekly", "2025-03-10")}
+    service.aggregate("monthly", [MARCH_2025])
+    assert further(orders, "monthly", "2025-03-01")[2] == 109
+    assert stale(service) == {("database", "weekly", "2025-03-10")}
+
+
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["one window", "several windows"])
+@pytest.mark.parametrize("left", ["some", "none"])
+def test_a_known_change_against_the_year_before_survives_the_loss_of_its_samples(
+    orders: Engine, service: AggregationService, left: str, *, one_by_one: bool
+) -> None:
+    service.aggregate("monthly", [MONTHLY.window_of(date(2024, 3, 1)), MARCH_2025])
+    before = stored(orders, DATABASE)
+    last = "2024-03-31" if left == "none" else "2024-03-20"
+    execute(orders, f"DELETE FROM database_size_stats WHERE collected_date BETWEEN '2024-03-01' AND '{last}'")
+    execute(orders, "UPDATE database_size_stats SET size_mb = 1 WHERE collected_date = '2024-03-31'")
+
+    windows = [MARCH_2025] if one_by_one else [MARCH_2025, MONTHLY.following(MARCH_2025)]
+    run = service.aggregate("monthly", windows, RunOptions(("database",)))
+
+    assert (run.total("written_records"), run.total("protected_records")) == (0, 1)
+    assert stored(orders, DATABASE) == before
+
+
+def test_rows_of_an_older_version_keep_their_known_change_when_they_are_filled(
+    orders: Engine, service: AggregationService
+) -> None:
+    """An older version stored no further measures; that alone must not let a known change become unknown."""
+    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 3, 31))
+    columns = ", ".join(f"{name} = NULL" for name in FURTHER)
+    execute(orders, f"UPDATE database_size_aggregations SET {columns}")
+    execute(orders, "DELETE FROM database_size_aggregations WHERE period_start = '2025-02-01'")
+    execute(orders, "DELETE FROM database_size_stats WHERE collected_date < '2025-03-01'")
+
+    service.aggregate("monthly", [MARCH_2025], RunOptions(("database",)))
+
+    [march] = stored(orders, DATABASE)
+    assert march["size_change_mb"] == 10
+
+
+def test_the_windows_of_an_upgraded_ledger_compare_with_a_year_before_once_they_are_computed_again(
+    orders: Engine, service: AggregationService
+) -> None:
+    service.aggregate("monthly", [MARCH_2025])
+    execute(
+        orders,
+        "UPDATE capacity_computed_windows SET year_before_start = NULL, year_before_end = NULL, fingerprint = 'older'",
+    )
+    service.aggregate("monthly", [MARCH_2025])
+
+    with orders.connect() as connection:
+        query = "SELECT DISTINCT year_before_start, year_before_end FROM capacity_computed_windows"
+        assert [tuple(row) for row in connection.execute(text(query))] == [(date(2024, 3, 1), date(2024, 3, 31))]
+
+
+def test_the_views_show_them_and_the_fleet_adds_the_last_sizes_up(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [1, 2])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(number, "orders", "2025-03-01", [100] * 30 + [130]))
+        add_instance_sizes(engine, totals(number, "2025-03-01", [(100, 1)] * 30 + [(130, 1)]))
+    service.aggregate("monthly", [MARCH_2025])
+
+    with engine.connect() as connection:
+        for view in ("capacity_growth", "capacity_latest", "capacity_server_growth"):
+            query = f"SELECT last_size_mb, growth_in_window_mb, year_change_mb, yearly_rate_percent FROM {view}"
+            assert {tuple(row) for row in connection.execute(text(query))} == {(130, 30, None, None)}
+        assert connection.execute(text("SELECT last_size_mb FROM capacity_fleet")).scalars().all() == [260]
