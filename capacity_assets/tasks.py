@@ -3,30 +3,34 @@
 They read the settings, open the database and go through the task runner. Failures come back as a result
 with status `failed`, as legacy callers expect; only a broken configuration raises.
 
-The `run_…` functions have the names and keys of this project. `calculate_database` and
-`calculate_database_size_aggregations` take what schedulers and routes of the legacy application pass, and return the
-keys that those read.
+The `run_…` functions have the names and keys of this project. `calculate_database`,
+`calculate_database_size_aggregations` and `aggregate_current_period` take what schedulers and routes of the legacy
+application pass, and return the keys that those read.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from uuid import uuid4
 
 from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.results import AggregationStatus, InstanceError, InstanceSummary, RunSummary
 from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import load_settings
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
 
 TaskResult = dict[str, object]
+ProgressCallbacks = Mapping[str, Mapping[str, Callable[..., None]]]
+"""By level (`database`, `instance`): `on_start(instance)`, `on_complete(instance, payload)`, `on_error` likewise."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -129,6 +133,68 @@ def calculate_database(
         "metrics": {"instances": _counted_once(run, instances), "records": _metrics(run)["records"]},
         **({"error": " ".join(errors)} if errors else {}),
     }
+
+
+def aggregate_current_period(
+    period_type: str = "daily", *, scope: str = SCOPE_ALL, progress_callbacks: ProgressCallbacks | None = None
+) -> TaskResult:
+    """Aggregate the window that holds today, for the button of the legacy application.
+
+    With `progress_callbacks` each active server is computed by itself first, which takes longer: its callbacks get the
+    server (`id`, `name`) and a payload of `status`, `message`, `processed_records`, `errors`, `instance_id`,
+    `instance_name` and `period_type`. What a callback raises ends the work and is raised here; servers done before are
+    kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary` and
+    `instance_summary` (null where the scope leaves a level out).
+
+    Raises:
+        ConfigurationError: an environment variable holds a value that cannot work.
+    """
+    summaries: TaskResult = {f"{level}_summary": None for level in LEVELS}
+    asked: TaskResult = {"period_type": period_type, "period_start": None, "period_end": None, "scope": scope}
+    try:
+        with _opened() as runner:
+            levels, period = runner.service.levels_of(scope), runner.service.period(period_type)
+            window = period.current(runner.today)
+            asked |= {"period_start": window.start.isoformat(), "period_end": window.end.isoformat()}
+            for level in levels:
+                _run_by_instance(runner, level, period, window, (progress_callbacks or {}).get(level, {}))
+            run = runner.run_period(period, [window], RunOptions(levels))
+    except (CapacityError, UnreachableError, EmbeddedServerError) as error:
+        return {"status": AggregationStatus.FAILED.value, "message": str(error), **asked, **summaries}
+    summaries |= {f"{part.level}_summary": part.to_dict() for part in run.parts}
+    return {"status": run.status.value, "message": run.message, **asked, **summaries}
+
+
+def _run_by_instance(
+    runner: AggregationTaskRunner,
+    level: str,
+    period: Period,
+    window: Window,
+    callbacks: Mapping[str, Callable[..., None]],
+) -> None:
+    """Compute one server after the other and tell of each; nothing where nobody wants to know."""
+    if not callbacks:
+        return
+    for instance in runner.service.instances(None):
+        if not instance.active:
+            continue
+        callbacks.get("on_start", _tell_nobody)(instance)
+        [part] = runner.run_period(period, [window], RunOptions([level], instance_ids=[instance.id])).parts
+        payload = {
+            "status": part.status.value,
+            "message": part.message,
+            "processed_records": part.total_records,
+            "errors": [error.reason for error in part.errors],
+            "instance_id": instance.id,
+            "instance_name": instance.name,
+            "period_type": period.name,
+        }
+        event = "on_error" if part.status is AggregationStatus.FAILED else "on_complete"
+        callbacks.get(event, _tell_nobody)(instance, payload)
+
+
+def _tell_nobody(*_: object) -> None:
+    """Stand in for a callback that was not given."""
 
 
 def _known_periods(periods: Sequence[str] | None, known: Sequence[str], log: logging.Logger) -> list[str]:

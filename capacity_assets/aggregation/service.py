@@ -6,7 +6,9 @@ lock that keeps other writers away to `task_runner`: who calls the service direc
 
 The names of the replaced system live on here: `calculate_period_aggregations`,
 `calculate_instance_aggregations`, `aggregate_current_period`, `build_period_summary`, and one
-`calculate_<period>_aggregations` / `calculate_<period>_instance_aggregations` for each registered period.
+`calculate_<period>_aggregations`, `calculate_<period>_instance_aggregations`,
+`calculate_<period>_database_aggregations_for_instance` and `calculate_<period>_aggregations_for_instance` for each
+registered period.
 """
 
 from __future__ import annotations
@@ -190,13 +192,25 @@ class AggregationService:
         self, period_type: str, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
     ) -> RunSummary:
         """Compute the window regular work takes: current for daily, last for the rest, unless told which."""
-        period = self.period(period_type)
-        today = self._clock.today()
-        if use_current_period is None:
-            window = period.scheduled(today)
-        else:
-            window = period.current(today) if use_current_period else period.last(today)
-        return self.aggregate(period, [window], RunOptions(self.levels_of(scope)))
+        window = self._due_window(period_type, use_current_period)
+        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope)))
+
+    def calculate_aggregations_for_instance(
+        self, period_type: str, instance_id: int, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
+    ) -> RunSummary:
+        """Do the same for one instance.
+
+        Raises:
+            NotFoundError: the id is not registered.
+        """
+        window = self._due_window(period_type, use_current_period)
+        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope), instance_ids=[instance_id]))
+
+    def _due_window(self, period_type: str, use_current: bool | None) -> Window:
+        period, today = self.period(period_type), self._clock.today()
+        if use_current is None:
+            return period.scheduled(today)
+        return period.current(today) if use_current else period.last(today)
 
     def calculate_instance_aggregations(
         self, instance_id: int, periods: Sequence[str] | None = None, *, scope: str = SCOPE_ALL
@@ -320,4 +334,14 @@ for _name in PERIODS:
         AggregationService,
         f"calculate_{_name}_instance_aggregations",
         partialmethod(AggregationService.calculate_scheduled_aggregations, _name, scope=INSTANCE.name),
+    )
+    setattr(
+        AggregationService,
+        f"calculate_{_name}_database_aggregations_for_instance",
+        partialmethod(AggregationService.calculate_aggregations_for_instance, _name, scope=DATABASE.name),
+    )
+    setattr(
+        AggregationService,
+        f"calculate_{_name}_aggregations_for_instance",
+        partialmethod(AggregationService.calculate_aggregations_for_instance, _name, scope=INSTANCE.name),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -41,6 +43,21 @@ def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_slot_comes_f
     assert stored(engine, DATABASE) == []
     following = launch(port, "daily_aggregation_job", [], "2025-03-02")
     wait_for(lambda: status(port, following) == "SUCCESS", "the next run")
+    assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
+
+
+def test_the_request_of_the_operations_page_starts_a_run_from_another_application(port: int, engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    [body] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    request = json.loads(body)
+
+    launched = ask(port, request["query"], **request["variables"])["launchRun"]
+
+    run_id = launched["run"]["runId"]
+    [how_it_goes] = re.findall(r"`(query\(\$id: ID!\) .*?)`", page)
+    wait_for(lambda: ask(port, how_it_goes, id=run_id)["runOrError"]["status"] == "SUCCESS", "the run")
     assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
 
 

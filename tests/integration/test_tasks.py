@@ -10,16 +10,19 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.tasks import (
+    aggregate_current_period,
     calculate_database,
     calculate_database_size_aggregations,
     run_capacity_aggregation,
     run_capacity_instance_aggregation,
 )
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
+from tests.integration.test_failures import add_overflowing_instance
 
 LEGACY_KEYS = {"status", "message", "periods_executed", "details", "metrics"}
 
@@ -101,6 +104,67 @@ def test_the_legacy_method_names_of_the_service_work_for_every_period(engine: En
         assert (databases.total("written_records"), servers.total("written_records")) == (2, 2)
         current = service.aggregate_current_period(period, scope="all")
         assert (current.total("unchanged_records"), current.total("written_records")) == (4, 0)
+
+
+@pytest.mark.usefixtures("measured")
+def test_one_instance_is_computed_under_the_names_that_legacy_collection_calls(
+    engine: Engine, settings: Settings
+) -> None:
+    service = AggregationService(engine, Clock(settings.zone))
+
+    databases = service.calculate_daily_database_aggregations_for_instance(2)  # type: ignore[attr-defined]
+    server = service.calculate_monthly_aggregations_for_instance(2, use_current_period=True)  # type: ignore[attr-defined]
+
+    assert (databases.total("written_records"), server.total("written_records")) == (1, 1)
+    assert [(row["instance_id"], row["period_type"]) for row in stored(engine, DATABASE)] == [(2, "daily")]
+    assert [(row["instance_id"], row["period_type"]) for row in stored(engine, INSTANCE)] == [(2, "monthly")]
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_button_for_the_current_window_gets_its_summaries_and_hears_of_each_server(engine: Engine) -> None:
+    add_instances(engine, [3])
+    add_instances(engine, [4], is_active=False)
+    heard: list[tuple[object, ...]] = []
+    callbacks = {
+        "on_start": lambda instance: heard.append(("start", instance.id)),
+        "on_complete": lambda instance, payload: heard.append(
+            ("complete", instance.name, payload["status"], payload["processed_records"])
+        ),
+    }
+
+    result: Any = aggregate_current_period(scope="database", progress_callbacks={"database": callbacks})
+
+    assert (result["status"], result["period_type"], result["scope"]) == ("completed", "daily", "database")
+    assert (result["database_summary"]["processed_instances"], result["instance_summary"]) == (2, None)
+    assert heard == [
+        ("start", 1),
+        ("complete", "server-1", "completed", 1),
+        ("start", 2),
+        ("complete", "server-2", "completed", 1),
+        ("start", 3),
+        ("complete", "server-3", "skipped", 0),
+    ]
+    assert aggregate_current_period("hourly")["message"] == (
+        "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly. Nothing was written."
+    )
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_server_that_fails_is_told_to_its_own_callback_and_a_callback_may_end_the_work(engine: Engine) -> None:
+    day = Clock(Settings().zone).today()
+    add_instances(engine, [1, 2])
+    add_overflowing_instance(engine, 1, day)
+    failed: list[tuple[int, str]] = []
+
+    def end(instance: InstanceRef) -> None:
+        if instance.id == 2:
+            raise KeyboardInterrupt
+
+    callbacks = {"on_start": end, "on_error": lambda instance, payload: failed.append((instance.id, payload["status"]))}
+    with pytest.raises(KeyboardInterrupt):
+        aggregate_current_period(scope="instance", progress_callbacks={"instance": callbacks})
+
+    assert failed == [(1, "failed")]
 
 
 READ_BY_LEGACY_CALLERS = {
