@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
+from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from capacity_assets.orchestration.metadata import unescaped
 from capacity_assets.units import first_of
@@ -117,15 +118,21 @@ def _new_incidents(
         job = str(entry.job_name)
         if event.event_type is DagsterEventType.RUN_SUCCESS:
             state.failing_jobs.pop(job, None)
-        elif event.event_type is DagsterEventType.RUN_FAILURE:
+        elif event.event_type is DagsterEventType.RUN_FAILURE and not _is_retried(instance, entry.run_id):
             told = state.failing_jobs.setdefault(job, [])
             text = _failure_text(instance, entry)
             if text in runs or text not in told:
                 runs.setdefault(text, []).append(entry.run_id)
                 state.failing_jobs[job] = [*dict.fromkeys([*told, text])][-TEXTS_REMEMBERED:]
-        else:
+        elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             messages += _check_incident(event.asset_check_evaluation_data, state.failing)
     return messages + [_runs_text(text, run_ids) for text, run_ids in runs.items()]
+
+
+def _is_retried(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether Dagster starts the run again by itself; the last of its attempts is told."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]) -> list[str]:

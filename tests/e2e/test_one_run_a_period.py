@@ -28,7 +28,12 @@ def port(database: URL, empty_database: URL, tmp_path: Path, monkeypatch: pytest
         yield chosen
 
 
-def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_slot_comes_free(port: int, engine: Engine) -> None:
+RETRIES = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId } } } }"""
+
+
+def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_run_is_started_again(
+    port: int, engine: Engine
+) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
     with engine.connect() as blocker:
@@ -37,12 +42,14 @@ def test_a_worker_killed_in_mid_statement_leaves_the_tables_and_its_slot_comes_f
         pid = wait_for(lambda: _started_pid(port, killed), "the worker")
         wait_for(lambda: waits_for_a_lock(engine), "the statement")
         os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: status(port, killed) == "FAILURE", "the killed run to be seen as failed")
+        assert stored(engine, DATABASE) == []
         blocker.rollback()
 
-    wait_for(lambda: status(port, killed) == "FAILURE", "the killed run to be seen as failed")
-    assert stored(engine, DATABASE) == []
-    following = launch(port, "daily_aggregation_job", [], "2025-03-02")
-    wait_for(lambda: status(port, following) == "SUCCESS", "the next run")
+    parent = [{"key": "dagster/parent_run_id", "value": killed}]
+    retries = wait_for(lambda: ask(port, RETRIES, filter={"tags": parent})["runsOrError"]["results"], "the retry")
+    wait_for(lambda: status(port, retries[0]["runId"]) == "SUCCESS", "the retry's end")
+    assert len(retries) == 1
     assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
 
 

@@ -103,6 +103,23 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     assert len(receiver.texts) == 2
 
 
+def test_a_run_whose_worker_died_is_told_once_dagster_starts_it_no_more(house: House, receiver: Receiver) -> None:
+    job = house.definitions.resolve_job_def("daily_aggregation_job")
+    first = house.instance.create_run_for_job(job)
+    house.instance.report_run_failed(first)
+    house.tick()
+    assert receiver.texts == [], "it is started again"
+
+    again = {"dagster/root_run_id": first.run_id, "dagster/parent_run_id": first.run_id}
+    for _ in range(2):
+        last = house.instance.create_run_for_job(job, tags=again, root_run_id=first.run_id, parent_run_id=first.run_id)
+        house.instance.report_run_failed(last)
+    house.tick()
+
+    [message] = receiver.texts
+    assert message.startswith(f"Run failed ({last.run_id[:8]}). daily_aggregation_job: It ended without saying why")
+
+
 def test_a_name_reads_in_a_message_as_it_is(house: House, receiver: Receiver, engine: Engine) -> None:
     add_instances(engine, [1])
     name = "<b>a_b*c</b> [d](e) | f\\g"
