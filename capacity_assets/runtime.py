@@ -148,5 +148,7 @@ def task_runner(
     service = AggregationService(engine, the_clock, periods=periods, parallel_slices=settings.parallel_slices)
     locks = lock_manager(engine, settings)
     retention = parse_retention(settings.retention_days, periods)
-    limits = RunnerLimits(settings.start_date, settings.jump_percent, settings.schedule_hour, retention)
+    limits = RunnerLimits(
+        settings.start_date, settings.jump_percent, settings.schedule_hour, retention, settings.legacy_runs == "on"
+    )
     return AggregationTaskRunner(service, locks, the_clock, limits)

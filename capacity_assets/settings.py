@@ -155,6 +155,12 @@ class Settings(BaseSettings):
         description="`on`: the raw assets measure the servers registered with `capacity instances`. `off`: another "
         "application fills the raw tables, and the raw assets observe them.",
     )
+    legacy_runs: Literal["on", "off"] = Field(
+        default="off",
+        validation_alias="CAPACITY_LEGACY_RUNS",
+        description="`on`: each run of a period is also entered in `task_runs` or `sync_sessions` of the legacy "
+        "application, whose pages then show it.",
+    )
     collection_hour: int = Field(
         default=DEFAULT_COLLECTION_HOUR,
         validation_alias="CAPACITY_COLLECTION_HOUR",

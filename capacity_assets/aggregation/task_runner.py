@@ -29,6 +29,7 @@ from capacity_assets.aggregation.service import DEFAULT_OPTIONS, AggregationServ
 from capacity_assets.clock import Clock
 from capacity_assets.periods import Period, Window
 from capacity_assets.settings import DEFAULT_JUMP_PERCENT, DEFAULT_RETENTION_DAYS, DEFAULT_SCHEDULE_HOUR
+from capacity_assets.storage.legacy_runs import EndedRun, tell_legacy_tables
 
 logger = logging.getLogger("capacity_assets")
 
@@ -41,12 +42,16 @@ _LOG_LEVELS = {
 
 @dataclass(frozen=True)
 class RunnerLimits:
-    """What is configured: the first day with samples, the jump that is named, the schedules' hour, how long to keep."""
+    """What is configured: the first day with samples, the jump that is named, the schedules' hour, how long to keep.
+
+    With `tell_legacy` each run is told to the legacy application's table of runs.
+    """
 
     first_day: date
     jump_percent: int = DEFAULT_JUMP_PERCENT
     schedule_hour: int = DEFAULT_SCHEDULE_HOUR
     retention: Retention = field(default_factory=lambda: parse_retention(DEFAULT_RETENTION_DAYS))
+    tell_legacy: bool = False
 
 
 class AggregationTaskRunner:
@@ -240,11 +245,18 @@ class AggregationTaskRunner:
     def _run(self, period: Period, windows: Sequence[Window], options: RunOptions) -> RunSummary:
         if options.dry_run:
             return self.service.aggregate(period, windows, options)
+        started_at = self._clock.local_now()
         with self._locks.job_lock(period.name) as lock:
             guarded = replace(options, watch=replace(options.watch, guard=lock.ensure_held))
             summary = self.service.aggregate(period, windows, guarded)
         levels = " and ".join(options.levels)
         logger.log(_LOG_LEVELS[summary.status], "%s %s aggregates, %s", period.name, levels, summary.message)
+        if self._limits.tell_legacy:
+            total, failed = (
+                max(getattr(part, f"{outcome}_instances") for part in summary.parts) for outcome in ("total", "failed")
+            )
+            name = f"{period.name} aggregates from {windows[0].start}"
+            tell_legacy_tables(self.engine, EndedRun(name, started_at, total, failed, summary.message))
         return summary
 
     def _refuse_windows_outside_the_range(self, period: Period, windows: Sequence[Window]) -> None:

@@ -1,0 +1,72 @@
+"""Runs told to the legacy application, by option, so that its page of runs shows them beside its own.
+
+Its newer versions list `task_runs`, its older ones `sync_sessions`. A run that ended is one row of the first of the two
+that exists. What Dagster knows of a run is the truth; a table that refuses the row does no run any harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """What their page shows. Servers that did not fail succeeded, those without samples too."""
+
+    name: str
+    started_at: datetime
+    total: int
+    failed: int
+    message: str
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The row, by what their tables call it."""
+        return {
+            "name": self.name,
+            "started_at": self.started_at,
+            "status": "failed" if self.failed else "completed",
+            "total": self.total,
+            "successful": self.total - self.failed,
+            "failed": self.failed,
+            "error": self.message if self.failed else None,
+        }
+
+
+def tell_legacy_tables(engine: Engine, run: EndedRun) -> None:
+    """Enter a run that ended; without either table, or where it refuses, only the log says so."""
+    try:
+        with engine.begin() as connection:
+            for table, statement in _STATEMENTS.items():
+                if connection.execute(text("SELECT to_regclass(:table) IS NOT NULL"), {"table": table}).scalar():
+                    connection.execute(text(statement), run.parameters)
+                    return
+    except (DBAPIError, PoolTimeoutError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        logger.warning(f"The run could not be told to the legacy application: {reason}. The aggregates are stored.")
+        return
+    logger.warning(f"CAPACITY_LEGACY_RUNS is on, but there is neither {' nor '.join(_STATEMENTS)}.")
+
+
+_STATEMENTS = {
+    "task_runs": """
+INSERT INTO task_runs (run_id, task_key, task_name, task_category, trigger_source, status, started_at, completed_at,
+                       progress_total, progress_completed, progress_failed, error_message, created_at, updated_at)
+VALUES (CAST(gen_random_uuid() AS text), 'capacity_assets', :name, 'aggregation', 'scheduled', :status, :started_at,
+        now(), :total, :successful, :failed, :error, now(), now())
+""",
+    "sync_sessions": """
+INSERT INTO sync_sessions (session_id, sync_type, sync_category, status, started_at, completed_at,
+                           total_instances, successful_instances, failed_instances, created_at, updated_at)
+VALUES (CAST(gen_random_uuid() AS text), 'scheduled_task', 'aggregation', :status, :started_at, now(),
+        :total, :successful, :failed, now(), now())
+""",
+}
