@@ -86,6 +86,11 @@ def natural_key(name: str) -> tuple[object, ...]:
     return (*((1, int(part), "") if part.isascii() and part.isdecimal() else (0, 0, part) for part in parts), name)
 
 
+def counted(count: int, noun: str) -> str:
+    """Render a number of things: '1 server', '2,000 servers'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def first_of(names: Iterable[object], shown: int) -> str:
     """List the first names in one line and count the rest: 'a, b and 3 more'."""
     listed = [printable(str(name)) for name in names]

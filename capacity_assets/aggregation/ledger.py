@@ -34,6 +34,7 @@ from capacity_assets.aggregation.ledger_statements import (
     FORGET_ALL_DISTURBANCES,
     FORGET_DISTURBANCES,
     FROM_ANOTHER_SERVER,
+    LAST_COMPUTATION,
     LOST_ROWS,
     OPEN,
     RENUMBER_WINDOWS,
@@ -140,6 +141,15 @@ class Ledger:
         with self._work("reading what was computed", "Nothing was changed.") as connection:
             rows = connection.execute(text(COMPUTED), {"period_type": period.name, "level": level.name})
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
+
+    def last_computation(self) -> str:
+        """Return a text that differs as soon as a further window is computed.
+
+        Raises:
+            DatabaseError: the database failed.
+        """
+        with self._work("reading what was computed", "Nothing was changed.") as connection:
+            return str(connection.execute(text(LAST_COMPUTATION)).scalar_one())
 
     def unchanged(
         self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str, *, dry_run: bool = False

@@ -65,6 +65,12 @@ WHERE period_type = :period_type AND level = :level AND snapshot IS NOT NULL
 ORDER BY period_start
 """
 
+# The number besides the time: of two computations, the one that began first may end last.
+LAST_COMPUTATION = """
+SELECT format('%s windows, the last at %s', count(*), max(computed_at)) FROM capacity_computed_windows
+WHERE snapshot IS NOT NULL
+"""
+
 # Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
 FINISH = f"""
 UPDATE capacity_computed_windows w

@@ -133,7 +133,7 @@ CROSS JOIN LATERAL (
            (SELECT sum(change_mb) FROM servers) AS total_change_mb,
            coalesce((SELECT sum(size_mb - change_mb) FROM servers WHERE change_mb IS NOT NULL), 0) AS known_before_mb,
            (SELECT count(*) - count(change_mb) FROM stored) AS unknown_changes,
-           {most("m.change_mb > 0", "m.change_mb DESC, m.instance_id, m.database")} AS growers,
-           {most("m.change_mb < 0", "m.change_mb, m.instance_id, m.database")} AS shrinkers
+           {most("m.change_mb > 0", "m.change_mb DESC, m.size_mb DESC, m.instance_id, m.database")} AS growers,
+           {most("m.change_mb < 0", "m.change_mb, m.size_mb DESC, m.instance_id, m.database")} AS shrinkers
 ) AS found
 """)  # noqa: S608 -- as above

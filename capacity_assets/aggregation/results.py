@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from enum import StrEnum
 
+from capacity_assets.units import counted
+
 MAXIMUM_LISTED_ERRORS = 20
 
 
@@ -62,7 +64,7 @@ class Coverage:
                 f"The window is open: samples on {self.measured_days} of {self.elapsed_days} days so far, "
                 f"of {self.window_days} days in all."
             )
-        return f"Samples on {self.measured_days} of {_counted(self.window_days, 'day')}."
+        return f"Samples on {self.measured_days} of {counted(self.window_days, 'day')}."
 
     def to_dict(self) -> dict[str, object]:
         """Return the published keys."""
@@ -129,7 +131,7 @@ class PeriodSummary:
             return f"{window}: nothing to do, {reason}."
         return (
             f"{window}: {self.processed_instances} of {self.total_instances} instances processed, "
-            f"{_counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
+            f"{counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
             f"{self.protected_records} protected{_kept(self.unsampled_records)}."
             + (f" {self.coverage.message}" if self.coverage else "")
         )
@@ -211,10 +213,10 @@ class RunSummary:
     def message(self) -> str:
         """One sentence on the whole run."""
         windows = len({(part.period_type, part.period_start) for part in self.parts})
-        what = _counted(windows, "window")
+        what = counted(windows, "window")
         if self.status is AggregationStatus.FAILED:
             return (
-                f"{what}: {_counted(self.total('failed_instances'), 'instance computation')} failed, "
+                f"{what}: {counted(self.total('failed_instances'), 'instance computation')} failed, "
                 f"{self.total('processed_instances')} succeeded and were kept. First: {self.errors[0]}."
             )
         if self.status is AggregationStatus.SKIPPED:
@@ -223,7 +225,7 @@ class RunSummary:
             return f"{what}{span}: nothing to do, no active instance {reason}."
         removed = self.total("removed_records")
         return (
-            f"{what}: {_counted(self.total('written_records'), 'row')} written, "
+            f"{what}: {counted(self.total('written_records'), 'row')} written, "
             f"{self.total('unchanged_records')} unchanged, {self.total('protected_records')} protected"
             f"{f', {removed} removed' if removed else ''}{_kept(self.total('unsampled_records'))}."
         )
@@ -296,11 +298,7 @@ def combine(parts: Iterable[PeriodSummary]) -> tuple[PeriodSummary, ...]:
 
 
 def _kept(unsampled: int) -> str:
-    return f", {_counted(unsampled, 'row')} kept without samples" if unsampled else ""
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f", {counted(unsampled, 'row')} kept without samples" if unsampled else ""
 
 
 def _status(failed: int, processed: int) -> AggregationStatus:

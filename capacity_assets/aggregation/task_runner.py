@@ -192,6 +192,15 @@ class AggregationTaskRunner:
         found = self.service.ledger.computed(chosen, LEVELS[level])
         return [computed for computed in found if self._is_inside(chosen, computed.window)]
 
+    def last_computation(self) -> str:
+        """Return a text that differs as soon as a further window is computed.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing.
+        """
+        self._refuse_an_unfit_database()
+        return self.service.ledger.last_computation()
+
     def left_windows(
         self, period: str | Period, level: str, *, patience_seconds: float = PATIENCE_SECONDS
     ) -> list[OpenWindow]:

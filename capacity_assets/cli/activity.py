@@ -19,7 +19,7 @@ from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.runtime import open_dagster_storage
 from capacity_assets.settings import Settings
-from capacity_assets.units import first_of
+from capacity_assets.units import counted, first_of
 
 _RUNS = """
 SELECT r.run_id, r.pipeline_name AS job, r.status,
@@ -134,9 +134,8 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str
         "no run works or waits"
     ]
     windows = sum(found.windows for found in late or ())
-    counted = f"{windows} window{'' if windows == 1 else 's'}"
     on_time = "nothing is late" if late is not None else "what is late cannot be read, see `capacity check`"
-    parts.append(f"late: {counted}, see `capacity status`" if windows else on_time)
+    parts.append(f"late: {counted(windows, 'window')}, see `capacity status`" if windows else on_time)
     return "; ".join(parts)
 
 

@@ -35,10 +35,11 @@ from capacity_assets.storage.schema import (
     schema_state,
 )
 from capacity_assets.storage.zone import another_zone
-from capacity_assets.units import first_of
+from capacity_assets.units import counted, first_of
 
 OLDEST_SERVER = 14
 NAMED = 5
+ZONE = "CAPACITY_TIMEZONE"
 
 
 class Verdict(StrEnum):
@@ -77,7 +78,11 @@ def check_all(*, as_json: bool) -> int:
         _print(findings, as_json=as_json)
         return BAD_USAGE
     configuration = list(_configuration(settings))
-    findings = [*configuration, *_capacity_database(settings), *_dagster_storage(settings), *_redis(settings)]
+    database = list(_capacity_database(settings))
+    if any(finding.subject == ZONE for finding in database):
+        # What the database says of the zone stands for what was set.
+        configuration = [finding for finding in configuration if finding.subject != ZONE]
+    findings = [*configuration, *database, *_dagster_storage(settings), *_redis(settings)]
     _print(findings, as_json=as_json)
     if any(finding.verdict is Verdict.BAD for finding in configuration):
         return BAD_USAGE
@@ -91,7 +96,7 @@ def _split(line: str) -> tuple[str, Verdict, str]:
 
 def _configuration(settings: Settings) -> Iterator[Finding]:
     today = Clock(settings.zone).today()
-    yield Finding("CAPACITY_TIMEZONE", Verdict.OK, f"{settings.timezone}, where it is {today}")
+    yield Finding(ZONE, Verdict.OK, f"{settings.timezone}, where it is {today}")
     ahead = settings.start_date > today
     note = "lies ahead: there is no partition yet" if ahead else "first day with samples"
     yield Finding("CAPACITY_SCHEDULE_HOUR", Verdict.OK, f"schedules tick at {settings.schedule_hour:02}:00")
@@ -197,7 +202,7 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 
 def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
     if problem := another_zone(engine, settings.timezone):
-        yield Finding("time zone", Verdict.BAD, problem)
+        yield Finding(ZONE, Verdict.BAD, problem)
 
 
 def _trends(engine: Engine) -> Iterator[Finding]:
@@ -243,7 +248,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         yield Finding("collection", Verdict.NOTE if measured else Verdict.OK, text)
     else:
         failing = standing(engine).failing
-        found = f"{len(measured):,} servers are measured at {settings.collection_hour:02}:00"
+        found = f"{counted(len(measured), 'server')} measured daily at {settings.collection_hour:02}:00"
         if failing:
             found += f"; {len(failing):,} of them failed last: {first_of((one.server for one in failing), NAMED)}"
         yield Finding("collection", Verdict.OK if measured and not failing else Verdict.NOTE, found)

@@ -24,7 +24,6 @@ from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.results import AggregationStatus, RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console, print_table, say
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
@@ -264,7 +263,8 @@ def remove_demo(settings: Settings) -> None:
     Raises:
         CommandFailedError: there is no sample fleet, or there are other servers beside it; nothing was removed.
     """
-    refuse_an_absent_embedded_server(settings)
+    if settings.capacity_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+        raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}. Nothing was removed.")
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         with open_engine(load_settings()) as engine:
             require_schema(engine)

@@ -73,6 +73,8 @@ def _print(explanation: Explanation, *, every_day: bool) -> None:
     period, window, samples = explanation.period, explanation.window, explanation.samples
     say(f"{explanation.subject}, {period.name} window {window.start} to {window.end}")
     _print_samples(f"Samples of the window: {len(samples.own)}", samples.own, every_day=every_day)
+    if not explanation.subject.active:
+        say(RETIRED)
     missing = explanation.missing_days
     if missing and samples.own:
         say(f"Days without a sample: {first_of(missing, DAYS_LISTED)}")
@@ -87,6 +89,7 @@ def _print(explanation: Explanation, *, every_day: bool) -> None:
     say(explanation.verdict)
 
 
+RETIRED = "The server is not active: it is aggregated no more, and what is stored of it stays."
 FIGURE_COLUMNS = (("Figure", "left"), ("How", "text"), ("Result", "right"), ("Stored", "right"))
 
 

@@ -36,6 +36,7 @@ from capacity_assets.importing.sources import Source, file_source
 from capacity_assets.runtime import lock_manager, open_engine
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import require_schema
+from capacity_assets.units import counted
 
 MEANINGS = {
     "read": "rows read",
@@ -153,8 +154,8 @@ class _Import:
                 add_servers(servers, self.engine)
             if not self.as_json:
                 would = "would be " if self.asked.dry_run else ""
-                known = f"{servers.known:,} are known here by name already"
-                say(f"{len(servers.rows):,} servers {would}registered, {known}.")
+                known = f"{servers.known:,} known here by name already"
+                say(f"{counted(len(servers.rows), 'server')} {would}registered, {known}.")
             for level in LEVELS.values():
                 if level.source.name in there:
                     has_totals = INSTANCE.source.name in there

@@ -42,7 +42,7 @@ SELECT server, engine, database, size_mb, change_mb, change_percent, trend, meas
 FROM capacity_growth
 WHERE period = :period AND window_start = :start AND counted AND {condition}
   AND (CAST(:server AS text) IS NULL OR server = :server)
-ORDER BY {order}, server, database LIMIT :limit
+ORDER BY {order}, size_mb DESC, server_id, database LIMIT :limit
 """
 
 

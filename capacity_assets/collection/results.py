@@ -9,7 +9,7 @@ from datetime import date, datetime
 
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS, AggregationStatus
 from capacity_assets.collection.engines.base import NAMED, DatabaseSize, Kind
-from capacity_assets.units import first_of
+from capacity_assets.units import counted, first_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class CollectionSummary:
         earlier = f", {self.skipped_instances:,} of them earlier this day" if self.skipped_instances else ""
         parts = [f"{self.day}: {done:,} of {self.total_instances:,} servers measured{earlier}."]
         if self.processed_instances:
-            parts.append(f"{self.measured_databases:,} databases were measured now.")
+            was = "was" if self.measured_databases == 1 else "were"
+            parts.append(f"{counted(self.measured_databases, 'database')} {was} measured now.")
         if self.failed_instances:
             has = "has" if self.failed_instances == 1 else "have"
             kept = f", but for {self.kept_instances:,} with that of an earlier run" if self.kept_instances else ""

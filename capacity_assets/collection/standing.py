@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.errors import database_error
+from capacity_assets.units import counted
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Standing:
         if not self.registered:
             return "Collection: no server is registered; samples come from elsewhere, or not at all."
         if self.day is None:
-            return f"Collection: {self.registered:,} servers are registered, none was measured yet."
+            return f"Collection: {counted(self.registered, 'server')} registered, none measured yet."
         left = self.registered - self.collected - self.failed
         return (
             f"Collection, {self.day}: {self.collected:,} of {self.registered:,} servers measured, "

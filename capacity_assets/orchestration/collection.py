@@ -30,6 +30,7 @@ from capacity_assets.orchestration.requested_days import RequestedDays, measure_
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import HOURS_PER_DAY, Settings
+from capacity_assets.units import counted
 
 RAW_GROUP = "raw"
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
@@ -148,7 +149,7 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
     """Turn a summary into metadata: flat, and numbers where they are numbers."""
     hidden = len(summary.not_counted) - MAXIMUM_LISTED_ERRORS
     not_counted = bullets(summary.not_counted[:MAXIMUM_LISTED_ERRORS], hidden=hidden)
-    left_out = (f"{name} on {servers:,} servers" for name, servers in summary.left_out.items())
+    left_out = (f"{name} on {counted(servers, 'server')}" for name, servers in summary.left_out.items())
     return {
         **typed(summary.to_dict()),
         "errors": dg.MetadataValue.md(_listed(summary) or "none"),

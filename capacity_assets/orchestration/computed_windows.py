@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
+from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
@@ -36,7 +37,16 @@ def computed_windows_sensor(periods: Mapping[str, Period]) -> dg.SensorDefinitio
             # What a run has entered in the ledger, it marks itself at its end.
             return dg.SkipReason("A run is under way.")
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        return marked(_unmarked(context.instance, runner, periods), "Every computed window is marked.")
+        try:
+            last = runner.last_computation()
+        except CapacityError as error:
+            raise dg.Failure(description=str(error)) from None
+        if context.cursor == last:
+            return dg.SkipReason("Nothing was computed since.")
+        result = marked(_unmarked(context.instance, runner, periods), "Every computed window is marked.")
+        if isinstance(result, dg.SkipReason):
+            context.update_cursor(last)
+        return result
 
     return mark_windows
 

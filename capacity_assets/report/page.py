@@ -19,7 +19,7 @@ from capacity_assets.report.charts import (
 )
 from capacity_assets.report.data import Kind, Report
 from capacity_assets.report.issues import Edition, path_of_issue
-from capacity_assets.units import first_of, human_change_mb, human_mb, human_pair_mb, human_percent
+from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
 UNMEASURED_NAMED = 20
 DAYS_NAMED = 10
@@ -118,17 +118,15 @@ def _notes_on_servers(report: Report) -> list[str]:
         )
     if report.counted_by_others:
         found.append(
-            f"{report.counted_by_others} of {report.active_servers} active servers are left out, because another one "
-            "counts their bytes: replicas, and servers on shared storage."
+            f"Left out: {report.counted_by_others} of {counted(report.active_servers, 'active server')}, because "
+            "another one counts their bytes: replicas, and servers on shared storage."
         )
     if report.never_measured_servers:
         never = first_of(report.never_measured_servers, UNMEASURED_NAMED)
-        found.append(f"{len(report.never_measured_servers)} active servers were never measured: {never}.")
+        found.append(f"{counted(len(report.never_measured_servers), 'active server')} never measured: {never}.")
     if report.unmeasured_servers:
-        missing = (
-            f"{len(report.unmeasured_servers)} of {report.active_servers} active servers have no row in this window"
-        )
-        found.append(f"{missing}: {first_of(report.unmeasured_servers, UNMEASURED_NAMED)}.")
+        missing = f"{len(report.unmeasured_servers)} of {counted(report.active_servers, 'active server')}"
+        found.append(f"No row in this window: {missing}: {first_of(report.unmeasured_servers, UNMEASURED_NAMED)}.")
     return found
 
 

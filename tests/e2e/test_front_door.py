@@ -235,6 +235,13 @@ def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
     assert "choose another with --port" in refused.stderr
 
 
+def test_there_is_no_demo_to_take_away_where_none_was_made(tmp_path: Path) -> None:
+    refused = run(tmp_path, "demo", "--remove")
+
+    assert refused.returncode == 1
+    assert f"There is no sample fleet under {tmp_path}. Nothing was removed." in " ".join(refused.stderr.split())
+
+
 def test_the_demo_can_be_taken_away_and_leaves_room_for_real_servers(home: Path) -> None:
     removed = run(home, "demo", "--remove")
     own = run(home, "collect", "--own")

@@ -21,10 +21,12 @@ MONTHLY = PERIODS["monthly"]
 MONTHS = MONTHLY.windows_between(date(2025, 2, 1), date(2025, 4, 30))
 
 
-def tick(settings: Settings, instance: dg.DagsterInstance) -> dg.SensorResult:
+def tick(settings: Settings, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
     repository = build_definitions(settings, clock=fixed_clock()).get_repository_def()
     resources = repository.get_top_level_resources()
-    with dg.build_sensor_context(instance=instance, repository_def=repository, resources=resources) as context:
+    with dg.build_sensor_context(
+        instance=instance, repository_def=repository, resources=resources, cursor=cursor
+    ) as context:
         found: dg.SensorResult = repository.get_sensor_def(COMPUTED_WINDOWS_SENSOR).evaluate_tick(context)
     for event in found.asset_events:
         instance.report_runless_asset_event(event)
@@ -56,6 +58,20 @@ def test_windows_of_the_command_line_are_marked_once_with_what_was_computed(sett
     assert metadata["total_records"].value > 0
     assert str(metadata["origin"].value).startswith("computed outside this Dagster")
     assert second.skip_message == "Every computed window is marked."
+
+
+def test_the_ledger_is_read_again_only_after_something_was_computed(
+    settings: Settings, computed: AggregationTaskRunner
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick(settings, instance)
+        done = tick(settings, instance)
+        idle = tick(settings, instance, cursor=done.cursor)
+        computed.run_period(MONTHLY, [MONTHLY.following(MONTHS[-1])])
+        again = tick(settings, instance, cursor=done.cursor)
+
+    assert idle.skip_message == "Nothing was computed since."
+    assert {event.partition for event in again.asset_events} == {"2025-05-01"}
 
 
 def test_a_window_in_which_every_server_failed_is_not_marked(

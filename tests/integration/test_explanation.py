@@ -94,6 +94,17 @@ def test_a_corrected_sample_is_told_from_a_lost_one(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("orders")
+def test_a_retired_server_is_said_to_be_one(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 1"))
+
+    output = explained("explain", "orders", "--period", "monthly", "--window", "2025-02-01").output
+
+    assert "The server is not active: it is aggregated no more, and what is stored of it stays." in output
+    assert "Every stored figure is what its samples give." in output
+
+
+@pytest.mark.usefixtures("orders")
 def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
 

@@ -162,7 +162,7 @@ def test_a_window_without_rows_and_a_day_without_samples_are_shown_as_gaps(
     assert '<th scope="row">Dec 2024</th>' not in april, "what was before the first row is no gap"
     assert re.search(r'<th scope="row">Apr 2025</th>(<td class="number">(0|170) MiB</td>){2}', april)
     assert "Not measured at all on 1 of 59 days: 2025-02-10." in february
-    assert "1 of 4 active servers have no row in this window: server-4." in february
+    assert "No row in this window: 1 of 4 active servers: server-4." in february
 
 
 def test_a_server_has_a_page_of_its_own_with_all_its_databases(every_kind: Engine) -> None:
@@ -472,7 +472,7 @@ def test_a_server_counts_from_its_first_sample_to_its_retirement(engine: Engine,
             text("DELETE FROM instance_size_stats WHERE instance_id = 2 AND collected_date = '2025-02-22'")
         )
     assert notes(read_report(engine, MONTHLY, FEBRUARY)) == [
-        "1 active servers were never measured: server-4.",
+        "1 active server never measured: server-4.",
         "Not every server was measured on 1 of 59 days: 2025-02-22 (1 of 2).",
     ]
     [january] = [read_report(engine, MONTHLY, MONTHLY.window_of(date(2025, 1, 1)))]

@@ -42,6 +42,7 @@ def test_whoever_writes_in_another_zone_is_refused_and_told_what_to_set(
         words = " ".join(refused.output.replace("│", " ").split())
         assert "The days of this database are days of America/Lima" in words
         assert "Set CAPACITY_TIMEZONE=America/Lima" in words
+    assert "where it is" not in checked.output, "one verdict on the zone, the database's"
     assert "Nothing was written." in computed.output
     assert "Nothing was measured." in measured.output
     with prepared.connect() as connection:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capacity_assets.units import (
+    counted,
     first_of,
     human_change_mb,
     human_mb,
@@ -72,6 +73,10 @@ def test_shares_round_half_away_from_zero_and_from_nothing_there_is_none(change:
 def test_control_characters_of_a_name_are_shown_and_not_obeyed() -> None:
     assert printable("a\x1b[2Jb\nc\u202e日本") == "a\\x1b[2Jb\\nc\\u202e日本"
     assert first_of(["x\x07"], 3) == "x\\x07"
+
+
+def test_one_thing_is_singular() -> None:
+    assert [counted(count, "server") for count in (0, 1, 2000)] == ["0 servers", "1 server", "2,000 servers"]
 
 
 def test_names_are_sorted_as_people_count() -> None:
