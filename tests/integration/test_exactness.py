@@ -26,6 +26,7 @@ HUGE = 10**16
 SIZES = st.one_of(
     st.integers(0, 12), st.integers(0, 100_000), st.just(0), st.integers(-9, 9), st.integers(HUGE - 9, HUGE)
 )
+LEDGER = "capacity_computed_windows, capacity_sample_changes, capacity_disturbances"
 NAMES = st.one_of(
     st.sampled_from(
         ["orders", "Orders", 'a"b', "o'clock; DROP TABLE instances;--", "two\nlines", "💾", "x" * 255, " "]
@@ -96,6 +97,8 @@ def emptied(server: EmbeddedServer) -> Iterator[Callable[[], Engine]]:
             for level in (DATABASE, INSTANCE):
                 connection.execute(text(f"DELETE FROM {level.source.name}"))
                 connection.execute(text(f"DELETE FROM {level.target.name}"))
+            # Else every window of every history before would be looked at too.
+            connection.execute(text(f"TRUNCATE {LEDGER}"))
         return engine
 
     yield empty
