@@ -1,8 +1,9 @@
 """The first half of the statement: from raw rows to the figures of each window, exactly.
 
 A chain of steps. Windows are numbered by `width_bucket`, so that a single scan serves all of them; samples are
-reduced to count, sum, extremes and ends; window functions put the figures of the window before and of a year before
-beside, without a second scan. What happens to the figures afterwards is the business of `statements`.
+reduced to count, sum and extremes; window functions put the figures of the window before and of a year before beside,
+without a second scan. The values of first and last days are looked up on these few days. What happens to the figures
+afterwards is the business of `statements`.
 
 Exactness: sums are numeric and exact, and every figure is made by integer division of exact numerators.
 Rounding "half away from zero to two decimals" is `div(200*a + b, 2*b) * 0.01`, because numeric `/` rounds to
@@ -12,13 +13,11 @@ about sixteen digits and `round` would then round a rounded number.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
     CTE,
-    BigInteger,
     BindParameter,
     Boolean,
     ColumnElement,
@@ -45,7 +44,6 @@ from sqlalchemy.sql.elements import FrameClause, FrameClauseType
 from capacity_assets.aggregation.levels import Further, Level, Measure
 
 SINGLE_BUCKET = 2  # the window before it is the first
-SOME_DAY = date(2000, 1, 1)
 
 # Expressions over columns whose Python type never matters here: no figure travels through Python.
 Element: TypeAlias = ColumnElement[Any]
@@ -124,21 +122,21 @@ def window_figures(
         compared = _side_by_side(level, parameters)
     else:
         compared = _compared(level, _bucketed(level, parameters, windows), parameters)
-    measured = _measured(level, compared, windows_per_year)
+    measured = _measured(level, _with_ends(level, parameters, compared), windows_per_year)
     return _laid_out(level, measured, windows, parameters.trend_percent)
 
 
-def _raw_rows(level: Level, parameters: Parameters) -> FromClause:
-    """Raw rows that count: of the instances, in the days, not void; summed per day where the level says so."""
+def _days_read(level: Level, parameters: Parameters) -> ColumnElement[bool]:
+    day = level.source.c.collected_date
+    return or_(
+        day.between(parameters.first_day, parameters.last_day), day.between(parameters.year_first, parameters.year_last)
+    )
+
+
+def _raw_rows(level: Level, parameters: Parameters, days: ColumnElement[bool]) -> FromClause:
+    """Raw rows that count: of the instances, on the days, not void; summed per day where the level says so."""
     raw = level.source
-    conditions = [
-        or_(
-            raw.c.collected_date.between(parameters.first_day, parameters.last_day),
-            raw.c.collected_date.between(parameters.year_first, parameters.year_last),
-        ),
-        raw.c.instance_id == func.any(parameters.instance_ids),
-        *level.live(),
-    ]
+    conditions = [days, raw.c.instance_id == func.any(parameters.instance_ids), *level.live()]
     measures = [raw.c[measure.source] for measure in level.measures]
     keys = [raw.c[key] for key in level.keys]
     if not level.sum_per_day:
@@ -150,8 +148,8 @@ def _raw_rows(level: Level, parameters: Parameters) -> FromClause:
 
 
 def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
-    """Reduce the samples of each key and window to count, sum, extremes and ends: partial state that stays exact."""
-    samples = _raw_rows(level, parameters)
+    """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact."""
+    samples = _raw_rows(level, parameters, _days_read(level, parameters))
     keys = [samples.c[key] for key in level.keys]
     bucket = func.width_bucket(samples.c.collected_date, parameters.starts).label("bucket")
     columns: dict[str, Element] = {"data_count": func.count()}
@@ -162,7 +160,7 @@ def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
         columns[measure.maximum] = func.max(column)
         columns[measure.minimum] = func.min(column)
         if measure.further:
-            columns |= _ends(measure, samples)
+            columns |= _end_days(measure, samples, column.is_not(None))
     reduced = (
         select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
         .group_by(*keys, bucket)
@@ -177,7 +175,7 @@ def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
 
 def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
     """Reduce the samples of each key to partial states: of the one window, the one before, and a year before."""
-    samples = _raw_rows(level, parameters)
+    samples = _raw_rows(level, parameters, _days_read(level, parameters))
     keys = [samples.c[key] for key in level.keys]
     own = samples.c.collected_date >= parameters.last_start
     previous = and_(samples.c.collected_date >= parameters.first_day, samples.c.collected_date < parameters.last_start)
@@ -198,7 +196,7 @@ def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
         if measure.further:
             columns[f"year_before_{_count(measure)}"] = func.count(column).filter(year_before)
             columns[f"year_before_{_sum(measure)}"] = cast(func.sum(column).filter(year_before), Numeric)
-            columns |= _ends(measure, samples, own)
+            columns |= _end_days(measure, samples, and_(own, column.is_not(None)))
     bucket = literal(SINGLE_BUCKET).label("bucket")
     return (
         select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
@@ -208,15 +206,29 @@ def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
     )
 
 
-def _ends(measure: Measure, samples: FromClause, condition: Element | None = None) -> dict[str, Element]:
-    """The values of the first and of the last day that has one, by the day itself in the order of arrays."""
-    column = samples.c[measure.source]
-    dated = array([cast(samples.c.collected_date - literal(SOME_DAY, Date), BigInteger), column])
-    measured = column.is_not(None) if condition is None else and_(column.is_not(None), condition)
-    return {
-        _first(measure): func.min(dated).filter(measured),
-        _last(measure): func.max(dated).filter(measured),
-    }
+def _end_days(measure: Measure, samples: FromClause, measured: ColumnElement[bool]) -> dict[str, Element]:
+    day = samples.c.collected_date
+    return {_first_day(measure): func.min(day).filter(measured), _last_day(measure): func.max(day).filter(measured)}
+
+
+def _with_ends(level: Level, parameters: Parameters, compared: Subquery) -> Subquery:
+    """Look up the values of the first and last days, in a second look at these days alone: few, for all keys."""
+    rows = select(compared).cte("with_end_days")
+    columns: list[Element] = list(rows.c)
+    joined: FromClause = rows
+    for measure in level.measures:
+        if not measure.further:
+            continue
+        ends = {_first(measure): rows.c[_first_day(measure)], _last(measure): rows.c[_last_day(measure)]}
+        days = select(func.unnest(array(list(ends.values())))).distinct().scalar_subquery()
+        on_them = and_(_days_read(level, parameters), level.source.c.collected_date == func.any(func.array(days)))
+        values = select(_raw_rows(level, parameters, on_them)).cte(f"ends_of_{measure.source}")
+        for name, day in ends.items():
+            end = values.alias(name)
+            same = [end.c[key] == rows.c[key] for key in level.keys]
+            joined = joined.outerjoin(end, and_(*same, end.c.collected_date == day))
+            columns.append(end.c[measure.source].label(name))
+    return select(*columns).select_from(joined).subquery("with_ends")
 
 
 def _compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subquery:
@@ -304,8 +316,7 @@ def _further_figures(
     measure: Measure, further: Further, compared: Subquery, windows_per_year: int | None
 ) -> dict[str, Element]:
     """Ends of one measure within the window, its change against a year before, and its yearly rate."""
-    # What max() and min() give back is the day and the value.
-    last, first = (compared.c[name][2] for name in (_last(measure), _first(measure)))
+    first, last = compared.c[_first(measure)], compared.c[_last(measure)]
     year_change, year_change_percent = _difference(measure, compared, "year_before_")
     return {
         further.last: last,
@@ -364,6 +375,14 @@ def _count(measure: Measure) -> str:
 
 def _sum(measure: Measure) -> str:
     return f"sum_{measure.source}"
+
+
+def _first_day(measure: Measure) -> str:
+    return f"first_day_of_{measure.source}"
+
+
+def _last_day(measure: Measure) -> str:
+    return f"last_day_of_{measure.source}"
 
 
 def _first(measure: Measure) -> str:

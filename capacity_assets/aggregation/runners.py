@@ -142,9 +142,11 @@ class _Work:
 
 def days_read(period: Period, windows: Sequence[Window]) -> int:
     """Count the days that windows in order read: gaps between them, the window before the first, and a year before."""
-    now = (windows[-1].end - period.previous(windows[0]).start).days + 1
-    year_before = (period.year_before(windows[-1]).end - period.year_before(windows[0]).start).days + 1
-    return now + year_before
+    first, last = period.previous(windows[0]).start, windows[-1].end
+    year_first, year_last = period.year_before(windows[0]).start, period.year_before(windows[-1]).end
+    if year_last >= first:
+        return (last - min(first, year_first)).days + 1
+    return (last - first).days + (year_last - year_first).days + 2
 
 
 class AggregationRunner:
