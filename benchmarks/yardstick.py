@@ -33,8 +33,8 @@ def _further(measure: Measure, further: Further, period: Period) -> dict[str, st
         rate = f"CASE WHEN sign({s}) * sign({p}) >= 0 THEN {_percent(f'(({above} - {below}) * 100)', f'({below})')} END"
     change, percent = _difference(measure, "y", "z")
     return {
-        further.last: f"last_{measure.source}[2]",
-        further.growth: f"CASE WHEN {n} > 1 THEN last_{measure.source}[2] - first_{measure.source}[2] END",
+        further.last: f"last_{measure.source}",
+        further.growth: f"CASE WHEN {n} > 1 THEN last_{measure.source} - first_{measure.source} END",
         further.year_change: change,
         further.year_change_percent: percent,
         further.yearly_rate_percent: rate,
@@ -77,13 +77,7 @@ def _reading(level: Level, period: Period) -> tuple[str, dict[str, str]]:
             f"min({column}) {own} AS min_{column}",
         ]
         if measure.further:
-            dated = f"ARRAY[(collected_date - date '2000-01-01')::bigint, {column}]"
-            reduced += [
-                f"sum({column}) {year_before} AS y_{column}",
-                f"count({column}) {year_before} AS z_{column}",
-                f"max({dated}) {own} AS last_{column}",
-                f"min({dated}) {own} AS first_{column}",
-            ]
+            reduced += [f"sum({column}) {year_before} AS y_{column}", f"count({column}) {year_before} AS z_{column}"]
         figures |= _figures(measure, period)
     for ratio in level.ratios:
         above, below = f"s_{ratio.numerator}", f"s_{ratio.denominator}"
@@ -98,10 +92,23 @@ def _reading(level: Level, period: Period) -> tuple[str, dict[str, str]]:
     )
     source = f"{level.source.name} r JOIN instances i ON i.id = r.instance_id AND i.is_active AND i.deleted_at IS NULL"
     live = f"AND NOT {level.void_flag}" if level.void_flag else ""
+    # Of the first and last days only the dates are reduced; their values are joined from these days' rows.
+    column = headline.source
     query = f"""
-SELECT {keys}, {", ".join(reduced)} FROM {source}
-WHERE (collected_date BETWEEN :before AND :end OR collected_date BETWEEN :year_first AND :year_last) {live}
-GROUP BY {keys}
+WITH sums AS (
+    SELECT {keys}, {", ".join(reduced)}, min(collected_date) {own} AS first_day, max(collected_date) {own} AS last_day
+    FROM {source}
+    WHERE (collected_date BETWEEN :before AND :end OR collected_date BETWEEN :year_first AND :year_last) {live}
+    GROUP BY {keys}
+), ends AS (
+    SELECT {keys}, collected_date, {column} FROM {source}
+    WHERE collected_date = ANY (ARRAY(SELECT DISTINCT unnest(ARRAY[first_day, last_day]) FROM sums))
+      AND collected_date BETWEEN :start AND :end {live}
+)
+SELECT sums.*, first.{column} AS first_{column}, last.{column} AS last_{column}
+FROM sums
+LEFT JOIN (SELECT {keys}, collected_date AS first_day, {column} FROM ends) AS first USING ({keys}, first_day)
+LEFT JOIN (SELECT {keys}, collected_date AS last_day, {column} FROM ends) AS last USING ({keys}, last_day)
 """  # noqa: S608 -- names from our own table definitions
     return query, figures
 

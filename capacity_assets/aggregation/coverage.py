@@ -40,10 +40,11 @@ def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: 
     }
 
 
+# LIMIT 1 keeps the probe a probe: EXISTS becomes a join with every sample of these days.
 _DAYS = """
 SELECT w.period_start,
-       (SELECT count(*)
+       (SELECT count((SELECT true FROM {raw} r WHERE r.collected_date = CAST(d.day AS date) {live} LIMIT 1))
         FROM generate_series(w.period_start, least(w.period_end, CAST(:today AS date)), interval '1 day') AS d (day)
-        WHERE EXISTS (SELECT FROM {raw} r WHERE r.collected_date = CAST(d.day AS date) {live})) AS measured
+       ) AS measured
 FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)
 """
