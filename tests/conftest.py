@@ -85,6 +85,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         else embedded_server(tmp_path_factory.mktemp("postgres") / "postgres")
     )
     with started as running:
+        # Nothing here has to outlive a crash of the machine, and each test makes a database.
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            _execute(running, f"ALTER SYSTEM SET {setting} = off")
+        _execute(running, "SELECT pg_reload_conf()")
         _execute(running, f"CREATE DATABASE {TEMPLATE}")
         engine = capacity_engine(running.url(TEMPLATE, CAPACITY_DRIVER))
         initialise(engine)

@@ -65,7 +65,7 @@ def build_definitions(
     the_clock = clock or Clock(settings.zone)
     excluded_of(settings)
     with warnings.catch_warnings():
-        # Backfill policies and lenient partition mappings are marked beta; the pinned minor release bounds that.
+        # Backfill policies, lenient partition mappings and code references are beta; the pinned release bounds that.
         warnings.simplefilter("ignore", dg.BetaWarning)
         raw = _raw(settings, periods, retries)
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
@@ -77,10 +77,12 @@ def build_definitions(
         monthly = [period for name, period in periods.items() if name == REPORT_PERIOD]
         assets += [growth_report(settings, period, retries, OWNERS) for period in monthly]
         report_sensors = [growth_report_sensor() for _ in monthly]
+        # The page of an asset names the file and line of its function on the machine of the code location.
+        with_references = dg.with_source_code_references(assets)
     jobs = aggregation_jobs(periods.values())
     webhook = settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None
     return dg.Definitions(
-        assets=assets,
+        assets=with_references,
         asset_checks=standing_checks(periods.values(), retries),
         jobs=[
             *jobs,

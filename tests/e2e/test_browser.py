@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
+from tests.conftest import SHANGHAI
 from tests.e2e.stack import DEMO_SECONDS, ask, free_port, run, served, wait_for
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -49,16 +50,19 @@ expect.set_options(timeout=30_000)
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine, Path]]:
-    """The demo, served; then the samples of two months change, and one server's add up to more than can be stored."""
+    """The demo of the last four months, served; tests then change the samples of two of them."""
     home = tmp_path_factory.mktemp("home")
-    demo = run(home, "demo", timeout=DEMO_SECONDS)
-    assert demo.returncode == 0, demo.stderr
-    port = free_port()
-    settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
-    with served(home, port), embedded_server(settings.postgres_data) as server:
-        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
-        yield port, engine, home
-        engine.dispose()
+    first = PERIODS["monthly"].window_of(datetime.now(tz=SHANGHAI).date() - timedelta(days=120)).start
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CAPACITY_START_DATE", first.isoformat())
+        demo = run(home, "demo", timeout=DEMO_SECONDS)
+        assert demo.returncode == 0, demo.stderr
+        port = free_port()
+        settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
+        with served(home, port), embedded_server(settings.postgres_data) as server:
+            engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+            yield port, engine, home
+            engine.dispose()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,17 @@ def test_what_the_ui_shows_reads_as_documentation(definitions: dg.Definitions) -
         schema = spec.metadata["dagster/column_schema"]
         assert [column.name for column in schema.columns] == list(table.columns.keys())
         assert all(column.description for column in schema.columns), key
+
+
+def test_the_page_of_each_asset_names_the_line_of_its_function(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    keys = graph.get_all_asset_keys()
+
+    assert len(keys) == 14
+    for key in keys:
+        [reference] = graph.get(key).metadata["dagster/code_references"].code_references
+        lines = Path(reference.file_path).read_text().splitlines()
+        assert re.match(r"\s*(@dg\.|def )", lines[reference.line_number - 1]), (key, reference)
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
