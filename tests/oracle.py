@@ -1,4 +1,4 @@
-"""What SEMANTICS says, computed naively with exact fractions: one window at a time, no SQL, no shared code.
+"""What docs/semantics.md says, computed naively with exact fractions: one window at a time, no SQL, no shared code.
 
 Its own calendar, its own rounding. Slow and obvious on purpose.
 """

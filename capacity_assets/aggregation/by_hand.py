@@ -1,4 +1,4 @@
-"""The figures of one row by fractions in Python, each with its arithmetic in words (SEMANTICS, sections 4 and 5).
+"""The figures of one row by fractions in Python, each with its arithmetic in words (docs/semantics.md).
 
 A second way to the same numbers on purpose: it shares nothing with the SQL in `figures`, so that a person can check
 one by hand. Not for computing.

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from datetime import date
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.aggregation.levels import Level
 from capacity_assets.aggregation.results import Coverage
 from capacity_assets.periods import Window
@@ -30,11 +29,11 @@ def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: 
         "ends": [window.end for window in windows],
         "today": today,
     }
-    try:
-        with engine.connect() as connection:
-            measured = {row.period_start: row.measured for row in connection.execute(query, parameters)}
-    except DBAPIError as error:
-        raise database_error(error, doing="counting measured days", kept="What was computed is kept.") from error
+    with (
+        database_errors(doing="counting measured days", kept="What was computed is kept."),
+        engine.connect() as connection,
+    ):
+        measured = {row.period_start: row.measured for row in connection.execute(query, parameters)}
     return {
         window.start: Coverage(measured[window.start], window.elapsed_days(today), window.days) for window in windows
     }

@@ -7,6 +7,9 @@ do, and never hold a statement, its parameters or a password. Retrying is not de
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -84,6 +87,21 @@ def reason_of(error: DBAPIError | PoolTimeoutError) -> str:
     primary = getattr(diagnostic, "message_primary", None)
     text = str(primary or error.orig or error.__class__.__name__)
     return text.strip().splitlines()[0] if text.strip() else error.__class__.__name__
+
+
+@contextmanager
+def database_errors(*, doing: str, kept: str) -> Iterator[None]:
+    """Turn every failure of the database inside the block into one that a user is meant to read.
+
+    `doing` completes "The database failed while …"; `kept` is a sentence about the data.
+
+    Raises:
+        DatabaseError: the database refused or lost the work, or no connection of the pool became free.
+    """
+    try:
+        yield
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise database_error(error, doing=doing, kept=kept) from error
 
 
 def database_error(error: DBAPIError | PoolTimeoutError, *, doing: str, kept: str) -> DatabaseError:

@@ -11,11 +11,10 @@ from datetime import date, timedelta
 from functools import cached_property
 
 from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, or_, select, true
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from capacity_assets.aggregation.by_hand import Sample, Value, WindowSamples, figures_by_hand
-from capacity_assets.aggregation.errors import NotFoundError, database_error
+from capacity_assets.aggregation.errors import NotFoundError, database_errors
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregation.statements import is_active
 from capacity_assets.periods import Period, Window
@@ -133,14 +132,11 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
     query = known if database is None else _those_with(database, known)
     if server is not None:
         query = query.where(instances.c.name == server)
-    try:
-        with engine.connect() as connection:
-            named = select(instances.c.id).where(instances.c.name == server)
-            if server is not None and connection.execute(named).first() is None:
-                database = None  # the server is what is wrong
-            rows = connection.execute(query.order_by(instances.c.name)).all()
-    except DBAPIError as error:
-        raise database_error(error, doing="looking the name up", kept="Nothing was written.") from error
+    with database_errors(doing="looking the name up", kept="Nothing was written."), engine.connect() as connection:
+        named = select(instances.c.id).where(instances.c.name == server)
+        if server is not None and connection.execute(named).first() is None:
+            database = None  # the server is what is wrong
+        rows = connection.execute(query.order_by(instances.c.name)).all()
     if not rows:
         what = f"server {server!r}" if database is None else f"database {database!r}"
         where = f" on server {server!r}" if server is not None and database is not None else ""
@@ -163,16 +159,13 @@ def explain(engine: Engine, subject: Subject, period: Period, window: Window, to
         target.c.period_type == period.name,
         target.c.period_start == window.start,
     )
-    try:
-        with engine.connect() as connection:
-            samples = WindowSamples(
-                own=_read_samples(connection, subject, window),
-                before=_read_samples(connection, subject, period.previous(window)),
-                year_before=_read_samples(connection, subject, period.year_before(window)),
-            )
-            stored = connection.execute(row).mappings().one_or_none()
-    except DBAPIError as error:
-        raise database_error(error, doing="reading the samples", kept="Nothing was written.") from error
+    with database_errors(doing="reading the samples", kept="Nothing was written."), engine.connect() as connection:
+        samples = WindowSamples(
+            own=_read_samples(connection, subject, window),
+            before=_read_samples(connection, subject, period.previous(window)),
+            year_before=_read_samples(connection, subject, period.year_before(window)),
+        )
+        stored = connection.execute(row).mappings().one_or_none()
     return Explanation(subject, period, window, samples, None if stored is None else dict(stored), today)
 
 

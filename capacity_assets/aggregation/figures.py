@@ -297,7 +297,7 @@ def _laid_out(level: Level, measured: Subquery, windows: CTE, threshold: Element
 
 
 def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, Element]:
-    """Exact mean, extremes and change of one measure (SEMANTICS, sections 4 and 5)."""
+    """Exact mean, extremes and change of one measure (docs/semantics.md)."""
     total, count = _state(measure, compared)
     change, change_percent = _difference(measure, compared, "previous_")
     figures: dict[str, Element] = {

@@ -19,10 +19,8 @@ from datetime import date
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.aggregation.ledger_statements import (
     BEGIN,
     COMPUTED,
@@ -321,11 +319,8 @@ class Ledger:
 
     @contextmanager
     def _work(self, doing: str, kept: str) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except (DBAPIError, PoolTimeoutError) as error:
-            raise database_error(error, doing=doing, kept=kept) from error
+        with database_errors(doing=doing, kept=kept), self._engine.begin() as connection:
+            yield connection
 
 
 def _spread_activations(connection: Connection) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
-from capacity_assets.aggregation.errors import CapacityError, database_error
+from capacity_assets.aggregation.errors import CapacityError, database_errors
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -120,10 +120,8 @@ class CapacityLockManager:
     @contextmanager
     def _advisory_lock(self, period: str) -> Iterator[HeldLock]:
         # Not from the pool: a connection given back to it would keep the lock.
-        try:
+        with database_errors(doing=f"taking the lock of {period}", kept=_nothing(period)):
             connection = self.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
-        except DBAPIError as error:
-            raise database_error(error, doing=f"taking the lock of {period}", kept=_nothing(period)) from error
         with connection:
             connection.detach()
             lock = _AdvisoryLock(connection, period)
@@ -153,16 +151,12 @@ class _AdvisoryLock:
     def acquire(self) -> None:
         first, second = advisory_key(self.period)
         parameters = {"first": first, "second": second, "name": f"capacity_assets lock {owner_name()}"[:63]}
-        try:
+        with database_errors(doing=f"taking the lock of {self.period}", kept=_nothing(self.period)):
             self.connection.execute(text("SELECT set_config('application_name', :name, false)"), parameters)
             # It is idle while the work goes on elsewhere.
             self.connection.execute(text("SELECT set_config('idle_session_timeout', '0', false)"))
             taken = self.connection.execute(text("SELECT pg_try_advisory_lock(:first, :second)"), parameters).scalar()
             holder = None if taken else self.connection.execute(text(_ADVISORY_HOLDER), parameters).first()
-        except DBAPIError as error:
-            raise database_error(
-                error, doing=f"taking the lock of {self.period}", kept=_nothing(self.period)
-            ) from error
         if not taken:
             who = _readable_holder(holder) if holder else None
             raise _held(self.period, who)

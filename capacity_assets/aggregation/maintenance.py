@@ -18,9 +18,8 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregation.errors import DatabaseError, database_error
+from capacity_assets.aggregation.errors import DatabaseError, database_error, database_errors
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
 from capacity_assets.aggregation.needs import Needs
@@ -289,14 +288,14 @@ class TableMaintenance:
 
     @contextmanager
     def _look(self, doing: str) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                # A month of a large fleet takes longer to move than a statement may otherwise take.
-                connection.execute(text("SET LOCAL statement_timeout = 0"))
-                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
-                yield connection
-        except (DBAPIError, PoolTimeoutError) as error:
-            raise database_error(error, doing=doing, kept="What was done before was kept; no row was lost.") from error
+        with (
+            database_errors(doing=doing, kept="What was done before was kept; no row was lost."),
+            self._engine.begin() as connection,
+        ):
+            # A month of a large fleet takes longer to move than a statement may otherwise take.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+            yield connection
 
 
 def _default_rows(connection: Connection, table: Table, layout: Layout, today: date) -> DefaultRows:

@@ -14,9 +14,8 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Engine, TextClause, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.aggregation.levels import DATABASE, Level
 from capacity_assets.periods import Period, Window
 
@@ -64,11 +63,11 @@ def window_sizes(
         "before": [period.previous(window).start for window in windows],
         "largest": largest,
     }
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(_statement(level), parameters).all()
-    except DBAPIError as error:
-        raise database_error(error, doing="reading the largest changes", kept="What was computed is kept.") from error
+    with (
+        database_errors(doing="reading the largest changes", kept="What was computed is kept."),
+        engine.connect() as connection,
+    ):
+        rows = connection.execute(_statement(level), parameters).all()
     return {
         row.period_start: WindowSizes(
             int(row.total_size_mb),

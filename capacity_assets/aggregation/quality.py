@@ -13,9 +13,8 @@ from datetime import date
 from enum import StrEnum
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.aggregation.ledger import OpenWindow
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS, RunSummary
@@ -146,18 +145,18 @@ def look(engine: Engine, question: Question) -> list[Outcome]:
     Raises:
         DatabaseError: the database failed; nothing is changed by looking.
     """
-    try:
-        with engine.connect() as connection:
-            outcomes = []
-            for check in CHECKS:
-                if question.level.name in check.levels:
-                    rows = connection.execute(text(check.statement(question.level)), question.parameters()).all()
-                    places = rows[0].places if rows else 0
-                    listed = tuple(str(row.place) for row in rows)
-                    outcomes.append(Outcome(check.name, check.severity, places, listed, check.advice))
-            return outcomes
-    except DBAPIError as error:
-        raise database_error(error, doing="looking at what was written", kept="All rows written were kept.") from error
+    with (
+        database_errors(doing="looking at what was written", kept="All rows written were kept."),
+        engine.connect() as connection,
+    ):
+        outcomes = []
+        for check in CHECKS:
+            if question.level.name in check.levels:
+                rows = connection.execute(text(check.statement(question.level)), question.parameters()).all()
+                places = rows[0].places if rows else 0
+                listed = tuple(str(row.place) for row in rows)
+                outcomes.append(Outcome(check.name, check.severity, places, listed, check.advice))
+        return outcomes
 
 
 def checks_of(level: Level) -> list[tuple[str, str]]:

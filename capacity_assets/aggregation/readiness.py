@@ -8,9 +8,8 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.storage.zone import another_zone
 
@@ -22,11 +21,9 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo, *, kept: str) -> No
         DatabaseError: the schema is missing or another, or the database does not answer.
         ValidationError: its days are days of another zone.
     """
-    try:
+    with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)
         problem = another_zone(engine, zone.key) if revision == SCHEMA_REVISION else None
-    except DBAPIError as error:
-        raise database_error(error, doing="reading the schema version", kept=kept) from error
     if revision != SCHEMA_REVISION:
         found = f"at revision {revision}" if revision else "missing"
         raise DatabaseError(

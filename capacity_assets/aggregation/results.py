@@ -151,7 +151,7 @@ class PeriodSummary:
         return replace(self, **sums, errors=errors, duration_seconds=self.duration_seconds + other.duration_seconds)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the summary under the published keys (SEMANTICS, section 7), plain JSON values."""
+        """Return the summary under the published keys (docs/semantics.md, "Summaries"), plain JSON values."""
         return {
             "status": self.status.value,
             "period_type": self.period_type,

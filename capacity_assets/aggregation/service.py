@@ -19,10 +19,9 @@ from datetime import date
 from functools import partial, partialmethod
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.coverage import coverage_of
-from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_error
+from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import InstanceSummary, PeriodSummary, RunSummary
@@ -305,11 +304,11 @@ class AggregationService:
         Raises:
             NotFoundError: an id is not registered.
         """
-        try:
-            with self._engine.connect() as connection:
-                rows = connection.execute(known_instances()).all()
-        except DBAPIError as error:
-            raise database_error(error, doing="reading the instances", kept="Nothing was written.") from error
+        with (
+            database_errors(doing="reading the instances", kept="Nothing was written."),
+            self._engine.connect() as connection,
+        ):
+            rows = connection.execute(known_instances()).all()
         known = {row.id: InstanceRef(row.id, row.name, row.active) for row in rows}
         if instance_ids is None:
             return list(known.values())

@@ -47,7 +47,7 @@ INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protect
 
 
 def is_active() -> ColumnElement[bool]:
-    """The one rule for which instances are aggregated (SEMANTICS, section 3)."""
+    """The one rule for which instances are aggregated (docs/semantics.md, "Which servers")."""
     return and_(instances.c.is_active, instances.c.deleted_at.is_(None))
 
 
@@ -69,7 +69,7 @@ def aggregation_statement(
     `last_day`, `year_first`, `year_last`, `year_interval`, `trend_percent`.
     Returns one row per window asked for: `period_start`, `instances` (with raw rows), `records`, `written`,
     `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left). Without `overwrite`, rows that
-    were built from more samples than the raw data still holds are left alone (SEMANTICS, section 6); they are
+    were built from more samples than the raw data still holds are left alone (docs/semantics.md, "Writing"); they are
     `records - written - unchanged`.
     """
     parameters = parameters_of_a_run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import CapacityError, database_error
+from capacity_assets.aggregation.errors import CapacityError, database_errors
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import print_json, say
@@ -31,10 +31,8 @@ def copy(settings: Settings, address: str, password_from: str | None, *, as_json
         with open_engine(settings) as source:
             require_schema(source)
             ensure_reachable(target, "ADDRESS")
-            try:
+            with database_errors(doing="preparing the target", kept=KEPT):
                 prepare_database(target, settings)
-            except DBAPIError as error:
-                raise database_error(error, doing="preparing the target", kept=KEPT) from error
             copied = copy_database(source, target, _silent if as_json else _told)
         try:
             # Rows of months without a partition are in the default one until now.

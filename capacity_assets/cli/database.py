@@ -10,7 +10,7 @@ from datetime import date
 from sqlalchemy import Engine, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.statements import is_active
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows, open_runs
@@ -50,12 +50,8 @@ def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
         # Dagster's first: what stands in the way there shows before anything is changed here.
         if environment is not None:
             stack.enter_context(dagster_instance(environment))
-        try:
+        with database_errors(doing="creating or upgrading the schema", kept="Nothing was changed."):
             done = prepare_database(engine, settings)
-        except DBAPIError as error:
-            raise database_error(
-                error, doing="creating or upgrading the schema", kept="Nothing was changed."
-            ) from error
         if as_json:
             print_json({"done": list(done), "database": safe_url(engine.url)})
             return

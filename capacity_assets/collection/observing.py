@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 
 from sqlalchemy import Engine, Table, func, select, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.storage.tables import database_size_stats
 
 # Each day is an event: few, and late corrections are followed by the notes of the database anyway.
@@ -28,11 +27,8 @@ def data_versions(engine: Engine, table: Table, today: date) -> dict[date, str]:
     )
     if "is_deleted" in table.c:
         query = query.where(~table.c.is_deleted)
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(query).all()
-    except DBAPIError as error:
-        raise database_error(error, doing=f"looking at {table.name}", kept="Nothing was changed.") from error
+    with database_errors(doing=f"looking at {table.name}", kept="Nothing was changed."), engine.connect() as connection:
+        rows = connection.execute(query).all()
     return {day: f"{count} rows, {total} MiB, {_moment(changed)}" for day, count, total, changed in rows}
 
 
@@ -42,12 +38,9 @@ def days_with_samples(engine: Engine, table: Table, first: date, before: date) -
     Raises:
         DatabaseError: the database failed.
     """
-    try:
-        with engine.connect() as connection:
-            parameters = {"first": first, "before": before}
-            return list(connection.execute(text(_DAYS.format(table=table.name)), parameters).scalars())
-    except DBAPIError as error:
-        raise database_error(error, doing=f"looking at {table.name}", kept="Nothing was changed.") from error
+    with database_errors(doing=f"looking at {table.name}", kept="Nothing was changed."), engine.connect() as connection:
+        parameters = {"first": first, "before": before}
+        return list(connection.execute(text(_DAYS.format(table=table.name)), parameters).scalars())
 
 
 _DAYS = """

@@ -20,6 +20,7 @@ from capacity_assets.aggregation.errors import (
     NotFoundError,
     ValidationError,
     database_error,
+    database_errors,
     reason_of,
     sqlstate_of,
 )
@@ -76,11 +77,8 @@ def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Regis
         NotFoundError: one of the names is not registered.
         DatabaseError: the registry cannot be read.
     """
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(_REGISTRY).all()
-    except DBAPIError as error:
-        raise database_error(error, doing="reading the registry", kept="Nothing was changed.") from error
+    with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
+        rows = connection.execute(_REGISTRY).all()
     found = [_registered(row) for row in rows]
     if names is None:
         return found
@@ -238,14 +236,11 @@ def remove(engine: Engine, names: Sequence[str]) -> tuple[str, ...]:
         DatabaseError: the database failed; nothing was changed.
     """
     ids = {one.id: one.server.name for one in registered(engine, names)}
-    try:
-        with engine.begin() as connection:
-            for statement in _FORGET:
-                connection.execute(text(statement), {"ids": list(ids)})
-            gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
-            connection.execute(update(instances).where(instances.c.id.in_(ids)).values(is_active=False))
-    except DBAPIError as error:
-        raise database_error(error, doing="removing servers", kept="Nothing was changed.") from error
+    with database_errors(doing="removing servers", kept="Nothing was changed."), engine.begin() as connection:
+        for statement in _FORGET:
+            connection.execute(text(statement), {"ids": list(ids)})
+        gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
+        connection.execute(update(instances).where(instances.c.id.in_(ids)).values(is_active=False))
     return tuple(name for number, name in ids.items() if number not in gone)
 
 
@@ -274,8 +269,5 @@ def set_active(engine: Engine, names: Sequence[str], *, active: bool) -> None:
     found = registered(engine, names)
     values: dict[str, object] = {"is_active": active} | ({"deleted_at": None} if active else {})
     statement = update(instances).where(instances.c.id == bindparam("server")).values(**values)
-    try:
-        with engine.begin() as connection:
-            connection.execute(statement, [{"server": one.id} for one in found])
-    except DBAPIError as error:
-        raise database_error(error, doing="changing the registry", kept="Nothing was changed.") from error
+    with database_errors(doing="changing the registry", kept="Nothing was changed."), engine.begin() as connection:
+        connection.execute(statement, [{"server": one.id} for one in found])

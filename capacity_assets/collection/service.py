@@ -15,9 +15,8 @@ from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, Row, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import ValidationError, database_error
+from capacity_assets.aggregation.errors import ValidationError, database_errors
 from capacity_assets.aggregation.locks import SAMPLES, CapacityLockManager, HeldLock
 from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.clock import Clock
@@ -137,11 +136,8 @@ class CollectionService:
         return habits, {row.instance_id for row in rows if row.done}
 
     def _read(self, query: str, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
-        try:
-            with self.engine.connect() as connection:
-                return connection.execute(text(query), parameters).all()
-        except DBAPIError as error:
-            raise database_error(error, doing=doing, kept="Nothing was measured.") from error
+        with database_errors(doing=doing, kept="Nothing was measured."), self.engine.connect() as connection:
+            return connection.execute(text(query), parameters).all()
 
     def _measured(
         self, summary: CollectionSummary, tasks: Sequence[Task], held: HeldLock, progress: Progress

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.units import counted
 
 
@@ -52,12 +51,9 @@ def standing(engine: Engine) -> Standing:
     Raises:
         DatabaseError: the database failed.
     """
-    try:
-        with engine.connect() as connection:
-            counts = connection.execute(text(_COUNTS)).one()
-            failing = [Failing(*row) for row in connection.execute(text(_FAILING))]
-    except DBAPIError as error:
-        raise database_error(error, doing="reading the collection", kept="Nothing was changed.") from error
+    with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
+        counts = connection.execute(text(_COUNTS)).one()
+        failing = [Failing(*row) for row in connection.execute(text(_FAILING))]
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 

@@ -11,9 +11,8 @@ from dataclasses import replace
 from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, database_error
+from capacity_assets.aggregation.errors import DatabaseError, database_errors
 from capacity_assets.collection.engines.base import Kind
 from capacity_assets.collection.results import Outcome
 from capacity_assets.storage.engine import copy_rows
@@ -32,18 +31,17 @@ def store(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> None:
     Raises:
         DatabaseError: the database failed; nothing of these outcomes was written.
     """
-    try:
-        with engine.begin() as connection:
-            _stage(connection, outcomes)
-            for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
-                connection.execute(text(statement), {"day": day})
-            note_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
-    except DBAPIError as error:
-        raise database_error(
-            error,
+    with (
+        database_errors(
             doing="writing samples",
             kept=f"Those of {len(outcomes):,} servers were not written; what was written before was kept.",
-        ) from error
+        ),
+        engine.begin() as connection,
+    ):
+        _stage(connection, outcomes)
+        for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
+            connection.execute(text(statement), {"day": day})
+        note_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
 
 def store_each(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -71,11 +69,8 @@ def forget_old_attempts(engine: Engine, day: date) -> None:
     """Delete what became of servers too long ago to matter; raises as `store`."""
     before = day - timedelta(days=ATTEMPTS_KEPT_DAYS)
     statement = text("DELETE FROM capacity_collection_attempts WHERE collected_date < :before")
-    try:
-        with engine.begin() as connection:
-            connection.execute(statement, {"before": before})
-    except DBAPIError as error:
-        raise database_error(error, doing="deleting old attempts", kept="All samples were written.") from error
+    with database_errors(doing="deleting old attempts", kept="All samples were written."), engine.begin() as connection:
+        connection.execute(statement, {"before": before})
 
 
 def _stage(connection: Connection, outcomes: Sequence[Outcome]) -> None:

@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import ValidationError, database_error
+from capacity_assets.aggregation.errors import ValidationError, database_errors
 from capacity_assets.storage.adoption import quoted
 from capacity_assets.storage.tables import capacity_settings, metadata
 
@@ -29,7 +29,7 @@ def copy_database(source: Engine, target: Engine, told: Told) -> dict[str, int]:
         ValidationError: the target holds rows; nothing was copied.
         DatabaseError: one of the two failed; nothing was copied.
     """
-    try:
+    with database_errors(doing="copying the database", kept=KEPT):
         reading = source.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with reading, target.begin() as writing:
             for connection in (reading, writing):
@@ -41,8 +41,6 @@ def copy_database(source: Engine, target: Engine, told: Told) -> dict[str, int]:
             for table in metadata.sorted_tables:
                 copied[table.name] = _copy_table(reading, writing, table)
                 told(table.name, copied[table.name])
-    except DBAPIError as error:
-        raise database_error(error, doing="copying the database", kept=KEPT) from error
     return copied
 
 

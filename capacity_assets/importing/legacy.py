@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_error, reason_of
+from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_errors, reason_of
 from capacity_assets.aggregation.levels import Level
 from capacity_assets.collection.credentials import SecretPlaces, password_of
 from capacity_assets.importing.rows import layout_of
@@ -144,13 +144,11 @@ def unknown_servers(legacy: Legacy, engine: Engine) -> LegacyServers:
         DatabaseError: one of the databases failed.
     """
     query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
-    try:
+    with database_errors(doing="comparing servers", kept="No server was registered."):
         with legacy.engine.connect() as there:
             rows = [dict(row) for row in there.execute(query).mappings()]
         with engine.connect() as connection:
             known = set(connection.execute(text("SELECT name FROM instances")).scalars())
-    except DBAPIError as error:
-        raise database_error(error, doing="comparing servers", kept="No server was registered.") from error
     unknown = tuple(row for row in rows if row["name"] not in known)
     return LegacyServers(unknown, len(rows) - len(unknown))
 
@@ -161,11 +159,8 @@ def add_servers(servers: LegacyServers, engine: Engine) -> None:
     Raises:
         DatabaseError: the database failed; none was registered.
     """
-    try:
-        with engine.begin() as connection:
-            servers.add(connection)
-    except DBAPIError as error:
-        raise database_error(error, doing="copying servers", kept="No server was registered.") from error
+    with database_errors(doing="copying servers", kept="No server was registered."), engine.begin() as connection:
+        servers.add(connection)
 
 
 def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
@@ -184,31 +179,29 @@ def copy_aggregates(  # noqa: PLR0913 -- the parts of one copy
     """
     counts = {"read": 0, "written": 0, "present": 0}
     target = level.target.name
-    try:
-        with legacy.engine.connect() as there:
-            present = {column["name"] for column in inspect(there).get_columns(target)}
-            names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]
-            query = text(
-                f"SELECT a.id, i.name, {', '.join(f'a.{name}' for name in names)} FROM {target} a "  # noqa: S608 -- our names
-                "JOIN instances i ON i.id = a.instance_id WHERE a.id > :after ORDER BY a.id LIMIT :rows"
-            )
-            after = 0
-            while rows := there.execute(query, {"after": after, "rows": COPY_ROWS}).all():
-                after = rows[-1][0]
-                with engine.connect() as connection, connection.begin() as transaction:
-                    if dry_run:
-                        servers.add(connection)
-                    written = _insert_aggregates(connection, level, names, [row[1:] for row in rows])
-                    if dry_run:
-                        transaction.rollback()
-                counts["read"] += len(rows)
-                counts["written"] += written
-                counts["present"] += len(rows) - written
-                progress(counts["read"])
-    except DBAPIError as error:
-        raise database_error(
-            error, doing=f"copying {target}", kept="What was copied before is kept; a repetition continues."
-        ) from error
+    with (
+        database_errors(doing=f"copying {target}", kept="What was copied before is kept; a repetition continues."),
+        legacy.engine.connect() as there,
+    ):
+        present = {column["name"] for column in inspect(there).get_columns(target)}
+        names = [c.name for c in level.target.columns if c.name in present and c.name not in {"id", "instance_id"}]
+        query = text(
+            f"SELECT a.id, i.name, {', '.join(f'a.{name}' for name in names)} FROM {target} a "  # noqa: S608 -- our names
+            "JOIN instances i ON i.id = a.instance_id WHERE a.id > :after ORDER BY a.id LIMIT :rows"
+        )
+        after = 0
+        while rows := there.execute(query, {"after": after, "rows": COPY_ROWS}).all():
+            after = rows[-1][0]
+            with engine.connect() as connection, connection.begin() as transaction:
+                if dry_run:
+                    servers.add(connection)
+                written = _insert_aggregates(connection, level, names, [row[1:] for row in rows])
+                if dry_run:
+                    transaction.rollback()
+            counts["read"] += len(rows)
+            counts["written"] += written
+            counts["present"] += len(rows) - written
+            progress(counts["read"])
     return counts
 
 

@@ -15,9 +15,8 @@ from datetime import date
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.aggregation.levels import DATABASE, Level
 from capacity_assets.aggregation.locks import HeldLock
 from capacity_assets.importing import statements as sql
@@ -111,17 +110,14 @@ class Loader:
             DatabaseError: the database failed; earlier slices are kept, the same again continues behind them.
         """
         report = LoadReport()
-        try:
+        with database_errors(
+            doing=f"loading {self.level.source.name}",
+            kept="The slice at work was rolled back, earlier ones are kept; the same command continues.",
+        ):
             if self.options.dry_run:
                 self._rehearse(source, report)
             else:
                 self._load(source, fingerprint, report)
-        except DBAPIError as error:
-            raise database_error(
-                error,
-                doing=f"loading {self.level.source.name}",
-                kept="The slice at work was rolled back, earlier ones are kept; the same command continues.",
-            ) from error
         return report
 
     def _rehearse(self, source: Source, report: LoadReport) -> None:

@@ -4,7 +4,6 @@ Assets are thin: windows from the partition keys, one call of the task runner, t
 SQL and dates do not belong here.
 """
 
-import logging
 import textwrap
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -12,13 +11,13 @@ from datetime import timedelta
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.checks import check_results, check_specs
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import (
     aggregate_metadata,
     failure_metadata,
@@ -39,7 +38,6 @@ OWNERS = ["team:dba"]
 # Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
 # and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.
 RETRIES = dg.RetryPolicy(max_retries=5, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-logger = logging.getLogger(__name__)
 
 
 class AggregationConfig(dg.Config):
@@ -89,7 +87,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         windows = windows_of(period, context.partition_keys)
         options = RunOptions(levels=(level.name,), overwrite=config.overwrite, recompute=config.recompute)
-        try:
+        with dagster_failures():
             summary = runner.run_period(period, windows, options)
             _refuse_a_run_without_success(summary)
             sizes = runner.sizes(summary, level.name)
@@ -97,10 +95,6 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
                 key = part.period_start
                 context.add_asset_metadata(summary_metadata(part, sizes[key]), partition_key=key.isoformat())
             outcomes = runner.look(summary, level.name)
-        except CapacityError as error:
-            # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
-            logger.debug("cause of the failure", exc_info=error)
-            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
         yield dg.MaterializeResult(check_results=check_results(outcomes, windows))
 
     return aggregate

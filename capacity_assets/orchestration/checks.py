@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.quality import (
     PARTITIONS_COMPLETE,
@@ -20,6 +19,7 @@ from capacity_assets.aggregation.quality import (
     partitions_complete,
 )
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import bullets
 from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
@@ -95,10 +95,8 @@ def _standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDe
         severity = Severity.ERROR if context.run.job_name == STANDING_CHECK_JOB else Severity.WARN
         for key in context.selected_asset_check_keys:
             asset = key.asset_key.to_user_string()
-            try:
+            with dagster_failures():
                 left = runner.left_windows(period, levels[asset])
-            except CapacityError as error:
-                raise dg.Failure(description=str(error), allow_retries=error.transient) from None
             yield _result(partitions_complete(left, severity), {}, asset)
 
     return check

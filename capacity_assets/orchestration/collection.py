@@ -15,13 +15,13 @@ from dagster._core.definitions.external_asset import create_external_asset_from_
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.standing import Standing, standing
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata, typed
 from capacity_assets.orchestration.naming import asset_name, subject_of
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
@@ -88,11 +88,9 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
         context: dg.AssetExecutionContext, config: CollectionConfig
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
-        try:
+        with dagster_failures():
             done = measure_requested(service, context.partition_keys, again=config.again)
             check = _check_result(done.summary) if done.summary else _standing_result(standing(service.engine))
-        except CapacityError as error:
-            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
         if done.summary and len(done.days) == 1 and done.missing:
             _refuse_a_day_without_samples(done.summary)
         if done.missing:
@@ -222,12 +220,8 @@ def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
         tick = context.scheduled_execution_time.astimezone(settings.zone)
         if tick.date() != service.clock.today():
             return dg.SkipReason(f"{tick.date()} is over; only today can be measured.")
-        try:
+        with dagster_failures():
             left = service.left(tick.date())
-        except CapacityError as error:
-            # The run waits for the database; a tick that failed would not come back.
-            context.log.warning(str(error))
-            left = None
         if left == 0:
             return dg.SkipReason(f"No registered server is left to measure on {tick.date()}.")
         return dg.RunRequest(run_key=f"{tick:%Y-%m-%dT%H:%M}", partition_key=tick.date().isoformat())
@@ -261,10 +255,8 @@ def _observed_asset(settings: Settings, level: Level) -> dg.SourceAsset:
     )
     def observe(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
-        try:
+        with dagster_failures():
             versions = data_versions(service.engine, level.source, service.clock.today())
-        except CapacityError as error:
-            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
         known = {
             day.isoformat(): dg.DataVersion(version) for day, version in versions.items() if day >= settings.start_date
         }

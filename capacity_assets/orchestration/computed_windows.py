@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
 from capacity_assets.orchestration.metadata import typed
 from capacity_assets.orchestration.naming import asset_name
@@ -37,10 +37,8 @@ def computed_windows_sensor(periods: Mapping[str, Period]) -> dg.SensorDefinitio
             # What a run has entered in the ledger, it marks itself at its end.
             return dg.SkipReason("A run is under way.")
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        try:
+        with dagster_failures():
             last = runner.last_computation()
-        except CapacityError as error:
-            raise dg.Failure(description=str(error)) from None
         if context.cursor == last:
             return dg.SkipReason("Nothing was computed since.")
         result = marked(_unmarked(context.instance, runner, periods), "Every computed window is marked.")

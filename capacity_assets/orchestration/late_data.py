@@ -13,11 +13,11 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.ledger import StaleWindow
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.jobs import run_request
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
@@ -55,10 +55,8 @@ def late_data_sensor(
     )
     def request_stale_windows(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        try:
+        with dagster_failures():
             stale = runner.stale_windows()
-        except CapacityError as error:
-            raise dg.Failure(description=str(error)) from None
         if not stale:
             return dg.SkipReason("Every computed window holds the samples as they are.")
         moving = {found.period_type for found in stale if not _has_settled(found, settle_seconds)}

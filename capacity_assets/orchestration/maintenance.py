@@ -9,9 +9,9 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, typed
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.settings import Settings
@@ -51,13 +51,12 @@ def table_partitions(retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.Asset
     )
     def maintain(context: dg.AssetExecutionContext, config: MaintenanceConfig) -> dg.MaterializeResult[None]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        try:
-            report = runner.maintain(dry_run=config.dry_run)
-        except MaintenanceError as error:
-            done = maintenance_metadata(error.report)
-            raise dg.Failure(description=str(error), metadata=done, allow_retries=error.transient) from None
-        except CapacityError as error:
-            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+        with dagster_failures():
+            try:
+                report = runner.maintain(dry_run=config.dry_run)
+            except MaintenanceError as error:
+                done = maintenance_metadata(error.report)
+                raise dg.Failure(description=str(error), metadata=done, allow_retries=error.transient) from None
         return dg.MaterializeResult(metadata=maintenance_metadata(report))
 
     return maintain

@@ -8,7 +8,7 @@ from itertools import islice
 
 import dagster as dg
 
-from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.orchestration.failures import dagster_failures
 
 INTERVAL_SECONDS = 60
 MOST_PER_TICK = 500
@@ -20,8 +20,6 @@ def marked(unmarked: Iterator[dg.AssetMaterialization], nothing: str) -> dg.Sens
     Raises:
         dagster.Failure: looking for them failed.
     """
-    try:
+    with dagster_failures():
         events = list(islice(unmarked, MOST_PER_TICK))
-    except CapacityError as error:
-        raise dg.Failure(description=str(error)) from None
     return dg.SensorResult(asset_events=events) if events else dg.SkipReason(nothing)

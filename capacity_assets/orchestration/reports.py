@@ -3,16 +3,15 @@
 What the page says is the business of `report`; here it gets a partition, a file and an automation condition.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, escaped
 from capacity_assets.orchestration.naming import REPORTS_PATH, asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
@@ -29,7 +28,6 @@ GROWTH_REPORT_SENSOR = "growth_report_sensor"
 REPORT_PERIOD = "monthly"
 REPORT_GROUP = "reports"
 TOLD = 5
-logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 A page for people, one a month: size by engine over time, a waterfall from the month before that adds up exactly, the
@@ -68,16 +66,14 @@ def growth_report(
 
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         try:
-            for window in windows_of(period, context.partition_keys):
-                report = read_report(runner.engine, period, window, today=runner.today)
-                path = settings.reports / file_name(period, window)
-                edition = next_edition(runner.engine, report, path)
-                write_report(report, path, edition)
-                metadata = report_metadata(report, edition, path)
-                context.add_asset_metadata(metadata, partition_key=window.key)
-        except CapacityError as error:
-            logger.debug("cause of the failure", exc_info=error)
-            raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+            with dagster_failures():
+                for window in windows_of(period, context.partition_keys):
+                    report = read_report(runner.engine, period, window, today=runner.today)
+                    path = settings.reports / file_name(period, window)
+                    edition = next_edition(runner.engine, report, path)
+                    write_report(report, path, edition)
+                    metadata = report_metadata(report, edition, path)
+                    context.add_asset_metadata(metadata, partition_key=window.key)
         except OSError as error:
             raise dg.Failure(
                 description=f"The report cannot be written to {settings.reports}: {error.strerror}. Pages written "

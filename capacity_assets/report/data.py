@@ -16,9 +16,8 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import Connection, Engine, Row, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import NotFoundError, database_error
+from capacity_assets.aggregation.errors import NotFoundError, database_errors
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 
@@ -253,15 +252,15 @@ def read_report(
         NotFoundError: no server of that name is registered.
         DatabaseError: the database failed.
     """
-    try:
-        with engine.connect() as connection:
-            # One state of the tables throughout, or the sums would not add up while a run writes.
-            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-            # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
-            connection.execute(text("SET LOCAL enable_nestloop = off"))
-            return _read(connection, period, window, server, today)
-    except DBAPIError as error:
-        raise database_error(error, doing="reading the report's figures", kept="Nothing was written.") from error
+    with (
+        database_errors(doing="reading the report's figures", kept="Nothing was written."),
+        engine.connect() as connection,
+    ):
+        # One state of the tables throughout, or the sums would not add up while a run writes.
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
+        connection.execute(text("SET LOCAL enable_nestloop = off"))
+        return _read(connection, period, window, server, today)
 
 
 def _read(connection: Connection, period: Period, window: Window, server: str | None, today: date | None) -> Report:

@@ -16,9 +16,8 @@ from html import escape, unescape
 from pathlib import Path
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import database_error
+from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.report import queries
 from capacity_assets.report.data import Report, server_id
 from capacity_assets.units import first_of, human_pair_mb
@@ -130,17 +129,14 @@ def _kept_before(path: Path, number: int) -> tuple[Issue, str] | None:
 
 def _reason(engine: Engine, report: Report, since: datetime) -> str:
     """Say which samples of the two windows came or changed since a moment."""
-    try:
-        with engine.connect() as connection:
-            parameters = {
-                "since": since,
-                "before": report.before.start,
-                "end": report.window.end,
-                "server": server_id(connection, report.server),
-            }
-            rows = connection.execute(text(queries.SAMPLES_SINCE), parameters).all()
-    except DBAPIError as error:
-        raise database_error(error, doing="looking what changed", kept="No page was written.") from error
+    with database_errors(doing="looking what changed", kept="No page was written."), engine.connect() as connection:
+        parameters = {
+            "since": since,
+            "before": report.before.start,
+            "end": report.window.end,
+            "server": server_id(connection, report.server),
+        }
+        rows = connection.execute(text(queries.SAMPLES_SINCE), parameters).all()
     if not rows:
         return (
             "No sample of these two windows was added or corrected since: samples were deleted, rows were rebuilt, or "

@@ -4,10 +4,10 @@ Two triggers on each raw table note, once per transaction and day, that samples 
 `instances` note that a server became active. They run once per statement, not once per row, and look at
 nothing but the rows of that statement. Which windows follow from a changed day is the business of `aggregation.ledger`.
 
-No window follows from deleted samples: a computation never lets a stored row lose samples (SEMANTICS, section 6). That
-some were deleted is noted all the same, by table and transaction only, and so is every write to the aggregates that is
-not a computation's: a window computed before is then not taken as unchanged without being computed. Rows put into a
-partition by its own name bypass the triggers of the table.
+No window follows from deleted samples: a computation never lets a stored row lose samples (docs/semantics.md,
+"Writing"). That some were deleted is noted all the same, by table and transaction only, and so is every write to the
+aggregates that is not a computation's: a window computed before is then not taken as unchanged without being computed.
+Rows put into a partition by its own name bypass the triggers of the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writing: idempotent, and never losing history by accident (SEMANTICS, section 6)."""
+"""Writing: idempotent, and never losing history by accident (docs/semantics.md, "Writing")."""
 
 from __future__ import annotations
 

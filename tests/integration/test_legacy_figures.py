@@ -1,4 +1,4 @@
-"""The legacy system's own rows: equal where SEMANTICS says so, different only where it says why."""
+"""The legacy system's own rows: equal where docs/semantics.md says so, different only where it says why."""
 
 from __future__ import annotations
 

@@ -1,0 +1,29 @@
+"""The step from a failure of ours to one of Dagster's, which a run or a tick shows as it is.
+
+Which failures there are, and which of them can pass by themselves, is decided in `aggregation.errors`.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from capacity_assets.aggregation.errors import CapacityError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def dagster_failures() -> Iterator[None]:
+    """Hand a failure inside the block to Dagster with its text alone; only a transient one may be retried.
+
+    Raises:
+        dagster.Failure: something failed that a user is meant to read.
+    """
+    try:
+        yield
+    except CapacityError as error:
+        # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
+        logger.debug("cause of the failure", exc_info=error)
+        raise dg.Failure(description=str(error), allow_retries=error.transient) from None

@@ -1,0 +1,58 @@
+"""Every look at the database ends in a sentence when no connection of the pool comes free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import date
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine
+
+from capacity_assets.aggregation.coverage import coverage_of
+from capacity_assets.aggregation.errors import DatabaseError
+from capacity_assets.aggregation.explanation import find_subjects
+from capacity_assets.aggregation.levels import DATABASE
+from capacity_assets.aggregation.movers import window_sizes
+from capacity_assets.aggregation.quality import Question, look
+from capacity_assets.aggregation.readiness import refuse_an_unfit_database
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.collection.observing import data_versions
+from capacity_assets.collection.registry import registered
+from capacity_assets.collection.standing import standing
+from capacity_assets.periods import PERIODS
+from capacity_assets.report.data import read_report
+from tests.conftest import SHANGHAI, TODAY, fixed_clock
+
+MONTHLY = PERIODS["monthly"]
+MARCH = MONTHLY.window_of(date(2025, 3, 1))
+LOOKS: dict[str, Callable[[Engine], object]] = {
+    "service.instances": lambda engine: AggregationService(engine, fixed_clock()).instances(None),
+    "service.aggregate": lambda engine: AggregationService(engine, fixed_clock()).aggregate("monthly", [MARCH]),
+    "ledger.stale": lambda engine: AggregationService(engine, fixed_clock()).ledger.stale(),
+    "quality.look": lambda engine: look(engine, Question("monthly", DATABASE, [MARCH], TODAY, 50)),
+    "registry.registered": registered,
+    "coverage": lambda engine: coverage_of(engine, DATABASE, [MARCH], TODAY),
+    "movers": lambda engine: window_sizes(engine, MONTHLY, DATABASE, [MARCH]),
+    "readiness": lambda engine: refuse_an_unfit_database(engine, SHANGHAI, kept="Nothing was written."),
+    "explanation": lambda engine: find_subjects(engine, "orders", None),
+    "collection standing": standing,
+    "observing": lambda engine: data_versions(engine, DATABASE.source, TODAY),
+    "report": lambda engine: read_report(engine, MONTHLY, MARCH, today=TODAY),
+}
+
+
+@pytest.fixture
+def exhausted(database: URL) -> Iterator[Engine]:
+    """An engine whose only connection is taken."""
+    engine = create_engine(database, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    with engine.connect():
+        yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_pool_without_a_free_connection_is_a_sentence_and_may_be_tried_again(exhausted: Engine, name: str) -> None:
+    with pytest.raises(DatabaseError, match=r"^No database connection became free while .*Run it again\.$") as raised:
+        LOOKS[name](exhausted)
+
+    assert raised.value.transient
