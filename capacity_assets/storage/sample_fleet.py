@@ -121,6 +121,9 @@ def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFle
         _copy(connection, known, first_day, today)
         added = connection.execute(text(_INSERT_SAMPLES)).one()
         connection.execute(text(_INSERT_TOTALS))
+        if added.samples:
+            # Everything is read at once, long before the server would gather statistics by itself.
+            connection.execute(text("ANALYZE database_size_stats, instance_size_stats"))
     retired = tuple(server.name for server in FLEET if server.fate == "retired")
     return LoadedFleet(added.samples, added.first_day, added.last_day, retired)
 

@@ -11,21 +11,79 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Engine
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.levels import DATABASE
+from capacity_assets.storage.embedded import EmbeddedServer
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.tables import metadata
+from tests.conftest import TEMPLATE, _database
 from tests.e2e.stack import BLOCK, RUN, ask, free_port, launch, served, status, wait_for, waits_for_a_lock
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 
 
+@pytest.fixture(scope="module")
+def stack(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine]]:
+    """`capacity up` for the first time on two databases of the user's own."""
+    databases = [_database(server, template) for template in (TEMPLATE, "template1")]
+    capacity, storage = map(next, databases)
+    engine = capacity_engine(capacity)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CAPACITY_DATABASE_URL", capacity.render_as_string(hide_password=False))
+        patched.setenv("DAGSTER_POSTGRES_URL", storage.render_as_string(hide_password=False))
+        port = free_port()
+        with served(tmp_path_factory.mktemp("home"), port):
+            yield port, engine
+    engine.dispose()
+    for database in databases:
+        next(database, None)
+
+
 @pytest.fixture
-def port(database: URL, empty_database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """`capacity up` for the first time on two servers of the user's own."""
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", database.render_as_string(hide_password=False))
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_database.render_as_string(hide_password=False))
-    chosen = free_port()
-    with served(tmp_path, chosen):
-        yield chosen
+def port(stack: tuple[int, Engine]) -> int:
+    """Where the stack answers."""
+    return stack[0]
+
+
+@pytest.fixture
+def engine(stack: tuple[int, Engine]) -> Engine:
+    """Its database, emptied."""
+    with stack[1].begin() as connection:
+        tables = [table.name for table in metadata.sorted_tables if table.name != "capacity_settings"]
+        connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
+    return stack[1]
+
+
+def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_period_goes_on(
+    port: int, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
+    doors = [("daily_aggregation_job", []), ("__ASSET_JOB", ["daily_database_aggregations"])]
+    launched: list[str] = []
+    # A row of the same key, not yet committed, makes the first run wait in the middle of its statement.
+    with engine.connect() as blocker:
+        blocker.execute(BLOCK)
+        threads = [
+            threading.Thread(target=lambda door=door: launched.append(launch(port, *door, "2025-03-02")))
+            for door in doors
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        wait_for(lambda: sorted(status(port, run) for run in launched) == ["QUEUED", "STARTED"], "one of the two runs")
+
+        monthly = launch(port, "monthly_aggregation_job", [], "2025-03-01")
+        wait_for(lambda: status(port, monthly) == "SUCCESS", "the monthly run")
+
+        assert sorted(status(port, run) for run in launched) == ["QUEUED", "STARTED"]
+        blocker.rollback()
+
+    wait_for(lambda: [status(port, run) for run in launched] == ["SUCCESS", "SUCCESS"], "both daily runs")
+    times = [ask(port, RUN, id=run)["runOrError"] for run in launched]
+    first, second = sorted(times, key=lambda run: run["startTime"])
+    assert first["endTime"] <= second["startTime"]
 
 
 RETRIES = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId } } } }"""
@@ -80,35 +138,3 @@ def _started_pid(port: int, run_id: str) -> int | None:
     entries = [entry for event in events for entry in event.get("metadataEntries", [])]
     found = [entry.get("intValue") or entry.get("text") for entry in entries if entry["label"] == "pid"]
     return int(found[-1]) if found else None
-
-
-def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_period_goes_on(
-    port: int, engine: Engine
-) -> None:
-    add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
-    doors = [("daily_aggregation_job", []), ("__ASSET_JOB", ["daily_database_aggregations"])]
-    launched: list[str] = []
-    # A row of the same key, not yet committed, makes the first run wait in the middle of its statement.
-    with engine.connect() as blocker:
-        blocker.execute(BLOCK)
-        threads = [
-            threading.Thread(target=lambda door=door: launched.append(launch(port, *door, "2025-03-02")))
-            for door in doors
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        wait_for(lambda: sorted(status(port, run) for run in launched) == ["QUEUED", "STARTED"], "one of the two runs")
-
-        monthly = launch(port, "monthly_aggregation_job", [], "2025-03-01")
-        wait_for(lambda: status(port, monthly) == "SUCCESS", "the monthly run")
-
-        assert sorted(status(port, run) for run in launched) == ["QUEUED", "STARTED"]
-        blocker.rollback()
-
-    wait_for(lambda: [status(port, run) for run in launched] == ["SUCCESS", "SUCCESS"], "both daily runs")
-    times = [ask(port, RUN, id=run)["runOrError"] for run in launched]
-    first, second = sorted(times, key=lambda run: run["startTime"])
-    assert first["endTime"] <= second["startTime"]
