@@ -191,7 +191,7 @@ def _rows(engine: Engine) -> list[list[tuple[object, ...]]]:
 
 
 def draw(measured: list[Measured]) -> None:
-    """Draw seconds over databases for ours and the hand-written statements, a line a period."""
+    """Draw seconds over databases for ours and the hand-written statements, one line per period."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))

@@ -116,7 +116,7 @@ FROM pg_inherits i JOIN pg_class parent ON parent.oid = i.inhparent AND parent.r
             rows = connection.exec_driver_sql(f"SELECT count(*) FROM {row.name}").scalar_one()  # noqa: S608
             if rows:
                 click.echo(
-                    f"{row.name}: {rows:,} rows, {row.table_bytes / rows:.0f} bytes a row, "
+                    f"{row.name}: {rows:,} rows, {row.table_bytes / rows:.0f} bytes per row, "
                     f"indexes {row.index_bytes / rows:.0f}"
                 )
 

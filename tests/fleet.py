@@ -41,7 +41,7 @@ def add_instance_sizes(engine: Engine, rows: Sequence[Mapping[str, object]]) -> 
 def sizes(
     instance_id: int, database: str, first_day: str, values: Iterable[int | None], **more: object
 ) -> list[Mapping[str, object]]:
-    """One row a day from `first_day`; None leaves the day out."""
+    """One row per day from `first_day`; None leaves the day out."""
     start = date.fromisoformat(first_day)
     return [
         {

@@ -118,13 +118,13 @@ def database_error(error: DBAPIError | PoolTimeoutError, *, doing: str, kept: st
         return DatabaseError(f"{_sentence(doing, reason)} {kept} {advice}", sqlstate=sqlstate)
     transient = is_transient(error)
     advice = (
-        "This can pass by itself: run it again." if transient else "Repeating it will not help: mend the cause first."
+        "This can pass by itself: run it again." if transient else "Repeating it will not help: fix the cause first."
     )
     return DatabaseError(f"{_sentence(doing, reason)} {kept} {advice}", sqlstate=sqlstate, transient=transient)
 
 
 # A connection that is refused at login carries no SQLSTATE; these parts of the server's text tell what time
-# does not mend. (A server with translated messages is retried in vain, which does no harm.)
+# does not fix. (A server with translated messages is retried in vain, which does no harm.)
 REFUSED_LOGIN = ("authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in")
 
 

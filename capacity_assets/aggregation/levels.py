@@ -181,7 +181,7 @@ INSTANCE = Level(
     ),
     ratios=(Ratio("avg_size_mb", numerator="total_size_mb", denominator="database_count"),),
     void_flag="is_deleted",
-    # The unique index allows one live row a day; a legacy table without it may hold several.
+    # The unique index allows one live row per day; a legacy table without it may hold several.
     sum_per_day=True,
 )
 

@@ -296,7 +296,7 @@ def _redis_errors(period: str) -> Iterator[None]:
         yield
     except (AuthenticationError, AuthorizationError) as error:
         raise LockUnavailableError(
-            f"{what}: Redis refuses the login. {_nothing(period)} Mend the password in CAPACITY_REDIS_URL.",
+            f"{what}: Redis refuses the login. {_nothing(period)} Fix the password in CAPACITY_REDIS_URL.",
             transient=False,
         ) from error
     except NoPermissionError as error:
@@ -307,7 +307,7 @@ def _redis_errors(period: str) -> Iterator[None]:
         ) from error
     except (TypeError, ValueError) as error:
         raise LockUnavailableError(
-            f"{what}: the address in CAPACITY_REDIS_URL cannot be used. {_nothing(period)} Mend it.", transient=False
+            f"{what}: the address in CAPACITY_REDIS_URL cannot be used. {_nothing(period)} Fix it.", transient=False
         ) from error
     except RedisError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
 """Why samples must stay although they are older than need be: what still reads them.
 
 Every window that reads a day of them, as its own or for comparison, must be over, computed over the samples as they
-are, without a failed server, and what it was computed to must be stored. What is old enough to go at all is said by
+are, without a failed server, and its rows must be stored. What is old enough to go at all is said by
 `retention`; what is done about it, by `maintenance`.
 """
 

@@ -100,7 +100,7 @@ class Check:
 SERVERS_STORED = "servers_stored"
 SERVERS_STORED_DESCRIPTION = "Every server with samples in the windows of the run has its rows stored."
 SERVERS_STORED_ADVICE = (
-    "Mend the samples of these servers, then materialise the partitions again; stored rows were kept."
+    "Fix the samples of these servers, then materialise the partitions again; stored rows were kept."
 )
 
 
@@ -117,7 +117,7 @@ PARTITIONS_COMPLETE_DESCRIPTION = (
     "Every window that is due and has samples was computed, for every server, over the samples as they are."
 )
 PARTITIONS_COMPLETE_ADVICE = (
-    "Mend the samples of servers that failed, then materialise these partitions. Changed samples are followed by the "
+    "Fix the samples of servers that failed, then materialise these partitions. Changed samples are followed by the "
     "late data sensor by itself, unless it is off or its run failed."
 )
 

@@ -87,7 +87,7 @@ def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
     """Read `name=days,name=forever`, on top of the defaults.
 
     Raises:
-        ConfigurationError: a name that nothing bears, or a number of days that is none.
+        ConfigurationError: an unknown name, or a number of days that is not a number.
     """
     return Retention(dict(_rules(DEFAULT_RETENTION_DAYS)) | dict(_checked(value, set(_names(periods)))))
 

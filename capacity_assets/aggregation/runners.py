@@ -58,7 +58,7 @@ Guard = Callable[[], None]
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on while a runner works."""
+    """Callbacks of a run: progress after each slice, and a guard before each commit."""
 
     progress: Progress | None = None
     guard: Guard | None = None

@@ -197,7 +197,7 @@ def _schema(engine: Engine) -> Iterator[Finding]:
     if state.missing_tables:
         yield Finding("schema", Verdict.BAD, f"missing tables: {', '.join(state.missing_tables)}")
     for shortcoming in state.shortcomings:
-        yield Finding("schema", Verdict.BAD, f"{shortcoming}; run `capacity init`, which mends it or says what to do")
+        yield Finding("schema", Verdict.BAD, f"{shortcoming}; run `capacity init`, which fixes it or says what to do")
 
 
 def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
@@ -303,7 +303,7 @@ def _pools(engine: Engine) -> Finding:
     if open_pools:
         listed = ", ".join(open_pools)
         return Finding("pools", Verdict.BAD, f"not limited to one run at a time: {listed}; run `capacity init`")
-    return Finding("pools", Verdict.OK, "one run a period at a time")
+    return Finding("pools", Verdict.OK, "one run per period at a time")
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:

@@ -134,4 +134,4 @@ def _content(reference: str, path: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise CredentialError(f"No password: the file {path} cannot be read ({reason}). Mend {reference}.") from None
+        raise CredentialError(f"No password: the file {path} cannot be read ({reason}). Fix {reference}.") from None

@@ -1,4 +1,4 @@
-"""Files that declare servers: TOML with a table a server, or CSV with a row a server.
+"""Files that declare servers: TOML with one table per server, or CSV with one row per server.
 
 Both have the same names, those of `registry.Server`. What a file says is checked as a whole before anything is
 registered.

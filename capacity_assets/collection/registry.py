@@ -226,7 +226,7 @@ def _id_of(connection: Connection, ids: dict[str, int], server: Server) -> int |
 
 
 def remove(engine: Engine, names: Sequence[str]) -> tuple[str, ...]:
-    """Forget how servers are reached and what became of them; return those whose history keeps them registered.
+    """Delete the connection settings and the attempts of servers; return those whose history keeps them registered.
 
     A server without samples and aggregates goes altogether, unless another one is counted by it; the others are
     disabled.

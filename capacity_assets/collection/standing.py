@@ -23,7 +23,7 @@ class Failing:
 
 @dataclass(frozen=True)
 class Standing:
-    """Servers registered for collection and in service, by what became of them on the newest day of attempts."""
+    """Servers registered for collection and in service, by the outcome of the newest day of attempts."""
 
     registered: int
     day: date | None

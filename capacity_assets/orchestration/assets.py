@@ -123,7 +123,7 @@ def _refuse_a_run_without_success(summary: RunSummary) -> None:
     """
     if summary.everything_failed:
         raise dg.Failure(
-            description=f"{summary.message} Stored rows were kept as they were. Mend the named instances' "
+            description=f"{summary.message} Stored rows were kept as they were. Fix the named instances' "
             "samples, then run these partitions again.",
             metadata=failure_metadata(summary),
             allow_retries=False,
@@ -137,7 +137,7 @@ def _description(period: Period, level: Level) -> str:
         "instance": "Total size and number of databases, summed per day first: mean, largest, smallest, change.",
     }[level.name]
     return textwrap.dedent(f"""\
-        How each {subject} developed, one row a {period.name} window.
+        How each {subject} developed, one row per {period.name} window.
 
         Rows lie in `{level.target.name}` with `period_type = '{period.name}'`. A partition is a window; its key is
         the first day. {figures}

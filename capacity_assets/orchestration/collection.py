@@ -15,6 +15,7 @@ from dagster._core.definitions.external_asset import create_external_asset_from_
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
+from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
 from capacity_assets.collection.observing import data_versions
@@ -220,8 +221,12 @@ def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
         tick = context.scheduled_execution_time.astimezone(settings.zone)
         if tick.date() != service.clock.today():
             return dg.SkipReason(f"{tick.date()} is over; only today can be measured.")
-        with dagster_failures():
+        try:
             left = service.left(tick.date())
+        except CapacityError as error:
+            # The run waits for the database; a tick that failed would not come back.
+            context.log.warning(str(error))
+            left = None
         if left == 0:
             return dg.SkipReason(f"No registered server is left to measure on {tick.date()}.")
         return dg.RunRequest(run_key=f"{tick:%Y-%m-%dT%H:%M}", partition_key=tick.date().isoformat())
@@ -291,7 +296,7 @@ def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
 
 def _collected_description(level: Level) -> str:
     return textwrap.dedent(f"""\
-        Raw size samples, one row a {subject_of(level)} and day.
+        Raw size samples, one row per {subject_of(level)} and day.
 
         Materialising today's partition measures every server registered with `capacity instances`, both tables in
         one step. Days gone by cannot be measured: those with samples keep them, the others stay missing. A server
@@ -304,7 +309,7 @@ def _collected_description(level: Level) -> str:
 
 def _observed_description(level: Level) -> str:
     return textwrap.dedent(f"""\
-        Raw size samples, one row a {subject_of(level)} and day, written by another application.
+        Raw size samples, one row per {subject_of(level)} and day, written by another application.
 
         Observing gives the newest days a data version: how many rows there are, their sum, and the last change.
 

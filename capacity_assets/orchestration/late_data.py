@@ -1,4 +1,4 @@
-"""Late and corrected samples: the sensor that has exactly the windows computed again which they touch.
+"""Late and corrected samples: the sensor that requests runs for exactly the windows they affect.
 
 It keeps no state of its own. The ledger says which computed windows have not seen a change; a run that succeeds
 takes its windows off that list, so nothing is lost by a restart and nothing is requested for ever. Which

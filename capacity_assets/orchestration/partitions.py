@@ -32,7 +32,7 @@ def partitions_of(period: Period, settings: Settings) -> dg.TimeWindowPartitions
 
 
 def sample_days(settings: Settings) -> dg.TimeWindowPartitionsDefinition:
-    """Return the partitions of the raw tables: one a day."""
+    """Return the partitions of the raw tables: one per day."""
     return partitions_of(SAMPLE_DAY, settings)
 
 

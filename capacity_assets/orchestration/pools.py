@@ -1,4 +1,4 @@
-"""One run a period at a time, from every door: pools of one slot, and their limits set before the first run.
+"""One run per period at a time, however it is started: pools of one slot, and their limits set before the first run.
 
 The limit of a pool that Dagster has never seen is set only after the first dequeue, which lets two runs of
 a fresh pool run side by side. Therefore set-up sets each limit explicitly, and `capacity check` looks.

@@ -30,7 +30,7 @@ REPORT_GROUP = "reports"
 TOLD = 5
 
 DESCRIPTION = """\
-A page for people, one a month: size by engine over time, a waterfall from the month before that adds up exactly, the
+A page for people, one per month: size by engine over time, a waterfall from the month before that adds up exactly, the
 largest growers and shrinkers, new and vanished databases, and the days that were not measured.
 
 The file, named in the materialisation, lies under `CAPACITY_HOME` in `reports`. It needs no network and prints on A4.
@@ -77,7 +77,7 @@ def growth_report(
         except OSError as error:
             raise dg.Failure(
                 description=f"The report cannot be written to {settings.reports}: {error.strerror}. Pages written "
-                "before were kept. Make room or mend the folder's rights, then run these partitions again."
+                "before were kept. Make room or fix the folder's rights, then run these partitions again."
             ) from None
         yield dg.MaterializeResult()
 

@@ -1,4 +1,4 @@
-"""One schedule a period: on the day a window is due, at the configured hour in the configured zone.
+"""One schedule per period: on the day a window is due, at the configured hour in the configured zone.
 
 A tick computes its window from the scheduled time, never from the clock. Dagster evaluates only the last
 tick that a downtime missed (measured on 1.13.27: no schedule catches up any more), so a tick also requests

@@ -1,1 +1,1 @@
-"""The growth report: one window of the fleet, or of one server, as a page that stands for itself."""
+"""The growth report: one window of the fleet, or of one server, as one self-contained page."""

@@ -2,7 +2,7 @@
 
 `plan_table` compares one existing table with the wanted one and returns the steps, each with a reason a
 person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row or a
-column; the one thing they drop is a check that refuses registered periods. What no step can mend (duplicate
+column; the one thing they drop is a check that refuses registered periods. What no step can fix (duplicate
 keys, for example) comes back as a problem that says what to do. Which tables are wanted is decided by the
 callers.
 """

@@ -91,7 +91,7 @@ class SchemaState:
 
 
 def initialise(engine: Engine) -> tuple[str, ...]:
-    """Create the tables, or upgrade or mend those that are there, in one transaction; return what was done.
+    """Create the tables, or upgrade or fix those that are there, in one transaction; return what was done.
 
     Raises:
         SchemaProblemsError: duplicates or missing columns stand in the way, or the schema is newer than this
@@ -127,7 +127,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
             # Whatever was written while they were absent is not known.
             connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
         unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
-        done += dict.fromkeys(f"mended: {step.reason}{unseen}" for step in missing)
+        done += dict.fromkeys(f"fixed: {step.reason}{unseen}" for step in missing)
         execute(connection, foreign)
         done += [f"taken away and put back as it was: view {view}" for view in readers]
         done += _renew_views(connection, taken)

@@ -207,7 +207,7 @@ database_size_stats = Table(
     _samples_key("database_size_stats"),
     UniqueConstraint("instance_id", "database_name", "collected_date", name="uq_daily_database_size"),
     postgresql_partition_by=BY_DAY,
-    comment="Raw samples: one row a database and day.",
+    comment="Raw samples: one row per database and day.",
 )
 
 instance_size_stats = Table(
@@ -233,7 +233,7 @@ instance_size_stats = Table(
         postgresql_where=text("is_deleted = false"),
     ),
     postgresql_partition_by=BY_DAY,
-    comment="Raw samples: one live row an instance and day.",
+    comment="Raw samples: one live row per instance and day.",
 )
 
 database_size_aggregations = Table(

@@ -129,7 +129,7 @@ def test_the_lineage_leads_from_the_samples_over_each_period_to_the_report(page:
 def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
     page.goto("/assets/monthly_database_aggregations?view=overview")
 
-    expect(page.get_by_text("How each database developed, one row a monthly window.")).to_be_visible()
+    expect(page.get_by_text("How each database developed, one row per monthly window.")).to_be_visible()
     expect(page.get_by_text("Mean total size, rounded down, MiB (from size_mb)")).to_be_visible()
     picture(page, "asset")
 

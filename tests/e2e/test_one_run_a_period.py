@@ -1,4 +1,4 @@
-"""One run a period at a time, whatever door it comes through, also when the pool is new; periods run side by side."""
+"""One run per period at a time, whatever door it comes through, also when the pool is new; periods run side by side."""
 
 from __future__ import annotations
 

@@ -362,7 +362,7 @@ def test_a_full_disk_is_permanent_and_not_retried(settings: Settings, engine: En
     assert not result.success
     assert retries(result) == 0
     assert "No space left on device" in failure_text(result)
-    assert "Repeating it will not help: mend the cause first." in failure_text(result)
+    assert "Repeating it will not help: fix the cause first." in failure_text(result)
     assert stored(engine, DATABASE) == []
 
 

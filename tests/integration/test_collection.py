@@ -172,7 +172,7 @@ def test_a_wrong_password_fails_its_server_alone_and_is_told_with_what_to_do(
     kind, reason = failures(summary)["locked"]
     assert kind == "login"
     assert "password authentication failed" in reason
-    assert "Mend the login" in reason
+    assert "Fix the login" in reason
     assert collection.total("locked") is None
     assert set(collection.sizes("pg")) == {"orders", "Ünïcødé; --"}
     assert summary.status == "failed"

@@ -178,7 +178,7 @@ def test_init_limits_the_pools_and_check_says_when_they_are_not(own_dagster_stor
         1,
         ("bad", "Dagster has no tables here yet: run `capacity init`"),
     )
-    assert (after.exit_code, pools(after.output)) == (0, ("ok", "one run a period at a time"))
+    assert (after.exit_code, pools(after.output)) == (0, ("ok", "one run per period at a time"))
     assert lost.exit_code == 1
     assert "not limited to one run at a time: capacity_weekly" in pools(lost.output)[1]
 

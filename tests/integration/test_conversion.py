@@ -98,7 +98,7 @@ def test_every_row_is_there_unchanged_and_lies_in_its_partition(empty_engine: En
     for table in PARTITIONED:
         assert not any("default" in name for name in rows_by_partition(empty_engine, table.name))
     assert schema_state(empty_engine).fit
-    assert initialise(empty_engine) == (), "nothing is left to mend"
+    assert initialise(empty_engine) == (), "nothing is left to fix"
     assert keeper(empty_engine).convert(TODAY).converted == [], "once is enough"
 
 

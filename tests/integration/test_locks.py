@@ -1,4 +1,4 @@
-"""One writer a period, on real Redis and real PostgreSQL: held, lost, released, and never unguarded in silence."""
+"""One writer per period, on real Redis and real PostgreSQL: held, lost, released, and never unguarded in silence."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
         "changed: database_size_aggregations.trend_direction is missing",
         *(f"created or renewed view capacity_{name}" for name in ("coverage", "growth", "latest")),
         "created table instance_size_stats",
-        f"mended: {NOT_NOTED.format('instance_size_stats')}; {NOT_NOTED_MEANWHILE}",
-        f"mended: writes of instance_size_stats are not noted: a trigger is missing, old or disabled; "
+        f"fixed: {NOT_NOTED.format('instance_size_stats')}; {NOT_NOTED_MEANWHILE}",
+        f"fixed: writes of instance_size_stats are not noted: a trigger is missing, old or disabled; "
         f"{NOT_NOTED_MEANWHILE}",
     ]
     assert schema_state(engine).fit
@@ -126,7 +126,7 @@ def test_init_mends_the_triggers_that_note_changes_and_check_tells_before(engine
     missing = NOT_NOTED.format("database_size_stats")
     assert schema_state(engine).shortcomings == (missing,)
 
-    assert initialise(engine) == (f"mended: {missing}; {NOT_NOTED_MEANWHILE}",)
+    assert initialise(engine) == (f"fixed: {missing}; {NOT_NOTED_MEANWHILE}",)
     assert schema_state(engine).fit
 
 

@@ -55,8 +55,8 @@ class Kind(StrEnum):
 ADVICE = {
     Kind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
     Kind.TIMEOUT: "Is it overloaded or locked up?",
-    Kind.LOGIN: "Mend the login on the server, or where its password is looked up.",
-    Kind.TLS: "Mend the certificate, or register another `tls` for it.",
+    Kind.LOGIN: "Fix the login on the server, or where its password is looked up.",
+    Kind.TLS: "Fix the certificate, or register another `tls` for it.",
     Kind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
     Kind.CREDENTIAL: "",
     Kind.SETUP: "",
