@@ -48,7 +48,7 @@ TODAY = date(2025, 7, 20)
 TEMPLATE = "capacity_template"
 
 # CAPACITY_TEST_HISTORIES raises the number of generated histories for a long run by hand.
-HISTORIES = int(os.environ.get("CAPACITY_TEST_HISTORIES", "100"))
+HISTORIES = int(os.environ.get("CAPACITY_TEST_HISTORIES", "60"))
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("capacity")
 
