@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_port, 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def recent_start() -> Iterator[None]:
-    """The demo of eight months takes half the time of the usual one, which begins in 2025."""
-    first = datetime.now(tz=SHANGHAI).date() - timedelta(days=240)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("CAPACITY_START_DATE", first.replace(day=1).isoformat())
-        yield
+# A demo of eight months takes half the time of the usual one, which begins in 2025.
+RECENT = (datetime.now(tz=SHANGHAI).date() - timedelta(days=240)).replace(day=1).isoformat()
+
+
+@pytest.fixture(autouse=True)
+def recent_start(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 -- goes first
+    monkeypatch.setenv("CAPACITY_START_DATE", RECENT)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo(home: Path) -> subprocess.CompletedProcess[str]:
     """The first `capacity demo`."""
-    return run(home, "demo", timeout=DEMO_SECONDS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CAPACITY_START_DATE", RECENT)
+        return run(home, "demo", timeout=DEMO_SECONDS)
 
 
 def written_rows(output: str) -> int:
