@@ -101,10 +101,21 @@ class Level:
         return tuple(column.name for column in self.target.columns if column.name not in fixed)
 
     @cached_property
+    def previous_figures(self) -> tuple[str, ...]:
+        """The figures for which samples of the window before are needed: change, growth, trend, yearly rate."""
+        changes = [name for measure in self.measures for name in (measure.change, measure.change_percent)]
+        return (*changes, *(further.yearly_rate_percent for further in self.further), "growth_rate", "trend_direction")
+
+    @cached_property
+    def year_figures(self) -> tuple[str, ...]:
+        """The figures for which samples of a year before are needed."""
+        return tuple(name for further in self.further for name in (further.year_change, further.year_change_percent))
+
+    @cached_property
     def own_figures(self) -> tuple[str, ...]:
         """The figures made of the window's own samples alone: all but change, growth and trend."""
-        compared = {name for measure in self.measures for name in measure.compared}
-        return tuple(name for name in self.figures if name not in {*compared, "growth_rate", "trend_direction"})
+        compared = {*self.previous_figures, *self.year_figures}
+        return tuple(name for name in self.figures if name not in compared)
 
     def live(self) -> Iterator[ColumnElement[bool]]:
         """Conditions a raw row must meet to count."""

@@ -110,22 +110,50 @@ def _classified(level: Level, figures: CTE, parameters: Parameters, *, overwrite
     Sorting out unchanged rows here, not in the upsert, is what makes a repetition free of writes: an
     upsert whose WHERE is false still locks the row on its page.
     """
+    joined = _with_stored(level, figures, parameters, overwrite=overwrite)
+    taken: dict[str, Element] = {name: joined.c[name] for name in level.figures}
+    for names, kept in ((level.previous_figures, joined.c.keeps_change), (level.year_figures, joined.c.keeps_year)):
+        taken |= {name: case((kept, joined.c[f"stored_{name}"]), else_=joined.c[name]) for name in names}
+    as_stored = tuple_(*(joined.c[f"stored_{name}"] for name in level.figures))
+    action = case(
+        (~joined.c.was_stored, literal(INSERT)),
+        (joined.c.is_unchanged, literal(UNCHANGED)),
+        (joined.c.was_fuller, literal(PROTECTED)),
+        # Nothing but what is kept would have changed.
+        (~tuple_(*taken.values()).is_distinct_from(as_stored), literal(PROTECTED)),
+        else_=literal(UPDATE),
+    ).label("action")
+    others = [joined.c[name] for name in (*level.keys, "period_start", "was_stored")]
+    return select(*others, *(value.label(name) for name, value in taken.items()), action).cte("classified")
+
+
+def _with_stored(level: Level, figures: CTE, parameters: Parameters, *, overwrite: bool) -> Subquery:
+    """Put the stored row beside each computed one, and what of it is to be kept; with `overwrite` nothing is.
+
+    A row that has fewer samples now is kept whole. One whose own figures are the same keeps those comparisons that have
+    lost samples, and takes the rest.
+    """
     stored = _stored(level, parameters)
     same_row = and_(
         *(stored.c[key] == figures.c[key] for key in level.keys), stored.c.period_start == figures.c.period_start
     )
-    rules: list[tuple[ColumnElement[bool], ColumnElement[str]]] = [
-        (stored.c.data_count.is_(None), literal(INSERT)),
-        (~_differ(level.figures, stored, figures), literal(UNCHANGED)),
+    was_stored = stored.c.data_count.is_not(None)
+    is_unchanged = ~_differ(level.figures, stored, figures)
+    fuller = stored.c.data_count > figures.c.data_count
+    change, year = _comparisons_lost(level, stored, figures, parameters)
+    # Looked at for rows that differ only: the comparisons look other rows up.
+    rules = {"was_fuller": fuller, "keeps_change": change, "keeps_year": year}
+    nothing: list[tuple[ColumnElement[bool], ColumnElement[bool]]] = [(or_(~was_stored, is_unchanged), literal(False))]
+    flags = {name: literal(False) if overwrite else case(*nothing, else_=rule) for name, rule in rules.items()}
+    columns = [
+        *figures.c,
+        *(stored.c[name].label(f"stored_{name}") for name in level.figures),
+        was_stored.label("was_stored"),
+        is_unchanged.label("is_unchanged"),
+        *(flag.label(name) for name, flag in flags.items()),
     ]
-    if not overwrite:
-        rules.append((_built_from_more_samples(level, stored, figures, parameters), literal(PROTECTED)))
-    action = case(*rules, else_=literal(UPDATE)).label("action")
-    return (
-        select(*figures.c, stored.c.data_count.is_not(None).label("was_stored"), action)
-        .join_from(figures, stored, same_row, isouter=True)
-        .cte("classified")
-    )
+    # OFFSET 0: each flag once, although every column asks for it.
+    return select(*columns).join_from(figures, stored, same_row, isouter=True).offset(0).subquery("joined")
 
 
 def _stored(level: Level, parameters: Parameters) -> Subquery:
@@ -147,12 +175,12 @@ def _in_span(target: FromClause, parameters: Parameters, first: Element, last: E
     return and_(target.c.period_type == parameters.period_type, target.c.period_start.between(first, last))
 
 
-def _built_from_more_samples(
+def _comparisons_lost(
     level: Level, stored: FromClause, figures: CTE, parameters: Parameters
-) -> ColumnElement[bool]:
-    """Whether taking the new row would only lose samples: its own, or those its known changes were measured against.
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Whether the change, and that against the year before, would only lose samples they were measured against.
 
-    The second holds only while the window's own figures are the same: a window that grows or is corrected follows
+    That holds only while the window's own figures are the same: a window that grows or is corrected follows
     its samples, and its change what is left of the window before. That window had more samples if its stored row says
     so, or, where retention has dropped that row, if a change is stored that could not be computed any more. The same
     goes for the window of a year before.
@@ -173,17 +201,18 @@ def _built_from_more_samples(
             and_(_is_known(level, stored, measure, parameters), figures.c[measure.change].is_(None))
             for measure in level.measures
         ),
+    )
+    year_change_is_lost = or_(
         *(
-            and_(stored.c[further.year_change].is_not(None), figures.c[further.year_change].is_(None))
+            and_(
+                stored.c[further.year_change].is_not(None),
+                or_(figures.c[further.year_change].is_(None), year_before_was_fuller),
+            )
             for further in level.further
-        ),
+        )
     )
-    return or_(
-        stored.c.data_count > figures.c.data_count,
-        and_(
-            _own_is_the_same(level, stored, figures), or_(change_is_lost, previous_was_fuller, year_before_was_fuller)
-        ),
-    )
+    own_is_the_same = _own_is_the_same(level, stored, figures)
+    return and_(own_is_the_same, or_(change_is_lost, previous_was_fuller)), and_(own_is_the_same, year_change_is_lost)
 
 
 def _own_is_the_same(level: Level, stored: FromClause, figures: CTE) -> ColumnElement[bool]:

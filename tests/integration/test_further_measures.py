@@ -145,7 +145,7 @@ def test_a_known_change_against_the_year_before_survives_the_loss_of_its_samples
     assert stored(orders, DATABASE) == before
 
 
-def test_rows_of_an_older_version_keep_their_known_change_when_they_are_filled(
+def test_rows_of_an_older_version_are_filled_and_keep_their_known_change(
     orders: Engine, service: AggregationService
 ) -> None:
     """An older version stored no further measures; that alone must not let a known change become unknown."""
@@ -158,7 +158,43 @@ def test_rows_of_an_older_version_keep_their_known_change_when_they_are_filled(
     service.aggregate("monthly", [MARCH_2025], RunOptions(("database",)))
 
     [march] = stored(orders, DATABASE)
-    assert march["size_change_mb"] == 10
+    assert (march["size_change_mb"], march["growth_rate"], march["trend_direction"]) == (10, Decimal("5.00"), "growing")
+    assert (march["last_size_mb"], march["size_growth_mb"]) == (215, 10)
+    assert march["size_year_change_mb"] is None, "those samples are gone too"
+
+
+def test_a_correction_of_the_window_before_is_taken_although_the_year_before_lost_its_samples(
+    orders: Engine, service: AggregationService
+) -> None:
+    service.aggregate("monthly", [MONTHLY.window_of(date(2024, 3, 1)), MARCH_2025])
+    execute(orders, "DELETE FROM database_size_stats WHERE collected_date < '2024-12-31'")
+    execute(orders, "UPDATE database_size_stats SET size_mb = 140 WHERE collected_date < '2025-03-01'")
+
+    run = service.aggregate("monthly", [MARCH_2025], RunOptions(("database",)))
+
+    assert run.total("written_records") == 1
+    # The year before is as it was known; change and rate follow February.
+    rate = ((Decimal(210) / 140) ** 12 - 1) * 100
+    assert further(orders, "monthly", "2025-03-01")[2:] == (110, Decimal("110.00"), rate.quantize(Decimal("0.01")))
+    march = figures(orders, DATABASE)[1, "orders", "monthly", date(2025, 3, 1)]
+    assert (march["size_change_mb"], march["growth_rate"]) == (70, Decimal("50.00"))
+    assert (
+        service.aggregate("monthly", [MARCH_2025], RunOptions(("database",), recompute=True)).total("protected_records")
+        == 1
+    )
+
+
+def test_rows_of_an_older_version_are_filled_although_the_year_before_has_lost_its_samples(
+    orders: Engine, service: AggregationService
+) -> None:
+    service.aggregate("monthly", [MONTHLY.window_of(date(2024, 3, 1)), MARCH_2025])
+    columns = ", ".join(f"{name} = NULL" for name in FURTHER)
+    execute(orders, f"UPDATE database_size_aggregations SET {columns}")
+    execute(orders, "DELETE FROM database_size_stats WHERE collected_date < '2024-12-31'")
+
+    service.aggregate("monthly", [MARCH_2025], RunOptions(("database",)))
+
+    assert further(orders, "monthly", "2025-03-01") == (215, 10, None, None, Decimal("79.59"))
 
 
 def test_the_windows_of_an_upgraded_ledger_compare_with_a_year_before_once_they_are_computed_again(
