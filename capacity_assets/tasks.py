@@ -17,7 +17,14 @@ from uuid import uuid4
 
 from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.aggregation.results import AggregationStatus, InstanceError, InstanceSummary, RunSummary
+from capacity_assets.aggregation.results import (
+    AggregationStatus,
+    InstanceError,
+    InstanceSummary,
+    PeriodSummary,
+    RunSummary,
+    combine,
+)
 from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -156,9 +163,15 @@ def aggregate_current_period(
             levels, period = runner.service.levels_of(scope), runner.service.period(period_type)
             window = period.current(runner.today)
             asked |= {"period_start": window.start.isoformat(), "period_end": window.end.isoformat()}
-            for level in levels:
-                _run_by_instance(runner, level, period, window, (progress_callbacks or {}).get(level, {}))
+            told = [
+                part
+                for level in levels
+                for part in _run_by_instance(runner, level, period, window, (progress_callbacks or {}).get(level, {}))
+            ]
             run = runner.run_period(period, [window], RunOptions(levels))
+            # What was written server by server is unchanged now; the summary is that of the first computation.
+            first = {part.level: part for part in combine(told)}
+            run = RunSummary(tuple(first.get(part.level, part) for part in run.parts))
     except (CapacityError, UnreachableError, EmbeddedServerError) as error:
         return {"status": AggregationStatus.FAILED.value, "message": str(error), **asked, **summaries}
     summaries |= {f"{part.level}_summary": part.to_dict() for part in run.parts}
@@ -171,10 +184,11 @@ def _run_by_instance(
     period: Period,
     window: Window,
     callbacks: Mapping[str, Callable[..., None]],
-) -> None:
+) -> list[PeriodSummary]:
     """Compute one server after the other and tell of each; nothing where nobody wants to know."""
+    parts: list[PeriodSummary] = []
     if not callbacks:
-        return
+        return parts
     for instance in runner.service.instances(None):
         if not instance.active:
             continue
@@ -191,6 +205,8 @@ def _run_by_instance(
         }
         event = "on_error" if part.status is AggregationStatus.FAILED else "on_complete"
         callbacks.get(event, _tell_nobody)(instance, payload)
+        parts.append(part)
+    return parts
 
 
 def _tell_nobody(*_: object) -> None:

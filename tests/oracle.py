@@ -111,7 +111,7 @@ def _further(period: str, days: Mapping[date, int], bounds: tuple[date, date], s
     year_change, year_percent = change(now, between(year_before(period, bounds)))
     return {
         last: now[-1],
-        f"{stem}_growth_mb": now[-1] - now[0] if len(now) > 1 else None,
+        f"{stem}_growth_in_window_mb": now[-1] - now[0] if len(now) > 1 else None,
         f"{stem}_year_change_mb": year_change,
         f"{stem}_year_change_percent": year_percent,
         f"{stem}_yearly_rate_percent": yearly_rate(period, now, before),

@@ -106,12 +106,22 @@ class Explanation:
         wrong = [figure.name for figure in self.figures if not figure.agrees]
         if not wrong:
             return "Every stored figure is what its samples give."
-        stored_samples = self.stored["data_count"]
+        return self._why(wrong, self.stored)
+
+    def _why(self, wrong: list[str], stored: Mapping[str, Value]) -> str:
+        """Say why figures may be stored otherwise than the samples give."""
+        stored_samples = stored["data_count"]
         if isinstance(stored_samples, int) and stored_samples > len(self.samples.own):
             rebuild = "`capacity aggregate --overwrite` would rebuild it from those"
             return (
                 f"The stored row was built from {stored_samples} samples, of which {len(self.samples.own)} are left. "
                 f"It is protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
+            )
+        further = {name for one in self.subject.level.further for name in (*one.own, *one.compared)}
+        if all(name in further and stored[name] is None for name in wrong):
+            return (
+                f"{', '.join(wrong)}: not stored, because an older version computed this window, or samples were "
+                "imported since. Materialise it again."
             )
         return (
             f"{', '.join(wrong)}: stored otherwise than the samples give now. They changed after the row was computed, "

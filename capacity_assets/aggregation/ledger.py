@@ -34,6 +34,7 @@ from capacity_assets.aggregation.ledger_statements import (
     FROM_ANOTHER_SERVER,
     LAST_COMPUTATION,
     LOST_ROWS,
+    NOT_COMPARED,
     OPEN,
     RENUMBER_WINDOWS,
     SPREAD_ACTIVATIONS,
@@ -293,6 +294,25 @@ class Ledger:
         }
         rows = connection.execute(text(OPEN.format(raw=level.source.name)), parameters).all()
         return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+
+    def not_compared(
+        self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
+    ) -> OpenWindow | None:
+        """Return the first of `windows` that an older version computed, which did not compare with a year before.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
+        parameters = {
+            "period_type": period.name,
+            "level": level.name,
+            "starts": [window.start for window in windows],
+        }
+        row = connection.execute(text(NOT_COMPARED), parameters).first()
+        if row is None:
+            return None
+        reason = "was computed by a version that did not compare it with the year before: materialise it again"
+        return OpenWindow(Window(row.period_start, row.period_end), reason)
 
     def lost_rows(
         self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]

@@ -173,6 +173,13 @@ GROUP BY w.period_start, w.period_end, w.total_records HAVING count(a.instance_i
 ORDER BY w.period_start LIMIT 1
 """
 
+NOT_COMPARED = """
+SELECT period_start, period_end FROM capacity_computed_windows
+WHERE period_type = :period_type AND level = :level AND period_start = ANY (CAST(:starts AS date[]))
+  AND year_before_start IS NULL AND processed_instances > 0
+ORDER BY period_start LIMIT 1
+"""
+
 FROM_ANOTHER_SERVER = """
 SELECT EXISTS (SELECT FROM capacity_computed_windows
                WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))

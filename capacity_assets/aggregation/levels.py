@@ -134,7 +134,7 @@ class Level:
 def _further(stem: str, last: str) -> Further:
     return Further(
         last=last,
-        growth=f"{stem}_growth_mb",
+        growth=f"{stem}_growth_in_window_mb",
         year_change=f"{stem}_year_change_mb",
         year_change_percent=f"{stem}_year_change_percent",
         yearly_rate_percent=f"{stem}_yearly_rate_percent",

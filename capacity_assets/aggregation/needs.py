@@ -47,6 +47,9 @@ class Needs:
             left = self.ledger.windows_left(connection, period, level, reading)
             if left:
                 return self._told(period, left[0])
+            older = self.ledger.not_compared(connection, period, level, _a_year_later(period, span))
+            if older:
+                return self._told(period, older)
         return None
 
     def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
@@ -77,9 +80,10 @@ class Needs:
 def _reading(period: Period, span: Span) -> Sequence[Window]:
     """The windows that hold a day of `span`, the one after them, and those of a year later, in order."""
     windows = period.windows_between(span.first, span.last)
-    later = [
-        window
-        for window in period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
-        if period.year_before(window).start <= span.last
-    ]
-    return sorted({*windows, period.following(windows[-1]), *later})
+    return sorted({*windows, period.following(windows[-1]), *_a_year_later(period, span)})
+
+
+def _a_year_later(period: Period, span: Span) -> Sequence[Window]:
+    """The windows that compare with one of those that hold a day of `span`."""
+    later = period.windows_between(span.first + A_YEAR_LATER, span.last + A_YEAR_LATER + SLACK)
+    return [window for window in later if period.year_before(window).start <= span.last]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import Engine
 
@@ -255,18 +255,41 @@ class AggregationTaskRunner:
         if options.dry_run:
             return self.service.aggregate(period, windows, options)
         started_at = self._clock.local_now()
-        with self._locks.job_lock(period.name) as lock:
-            guarded = replace(options, watch=replace(options.watch, guard=lock.ensure_held))
-            summary = self.service.aggregate(period, windows, guarded)
+        try:
+            with self._locks.job_lock(period.name) as lock:
+                guarded = replace(options, watch=replace(options.watch, guard=lock.ensure_held))
+                summary = self.service.aggregate(period, windows, guarded)
+        except CapacityError as error:
+            self._tell_legacy(period, windows, options, started_at, error)
+            raise
         levels = " and ".join(options.levels)
         logger.log(_LOG_LEVELS[summary.status], "%s %s aggregates, %s", period.name, levels, summary.message)
-        if self._limits.tell_legacy:
-            total, failed = (
-                max(getattr(part, f"{outcome}_instances") for part in summary.parts) for outcome in ("total", "failed")
-            )
-            name = f"{period.name} aggregates from {windows[0].start}"
-            tell_legacy_tables(self.engine, EndedRun(name, started_at, total, failed, summary.message))
+        self._tell_legacy(period, windows, options, started_at, summary)
         return summary
+
+    def _tell_legacy(
+        self,
+        period: Period,
+        windows: Sequence[Window],
+        options: RunOptions,
+        started_at: datetime,
+        outcome: RunSummary | CapacityError,
+    ) -> None:
+        """Enter a run over all servers in the legacy application's table, if that is wanted."""
+        if not self._limits.tell_legacy or options.instance_ids is not None:
+            return
+        what = "" if len(options.levels) > 1 else f"{options.levels[0]} "
+        span = f"{windows[0].start}" if len(windows) == 1 else f"{windows[0].start} to {windows[-1].end}"
+        total = failed = 0
+        if isinstance(outcome, RunSummary):
+            message, is_failed = outcome.message, outcome.status is AggregationStatus.FAILED
+            total = max(part.total_instances for part in outcome.parts)
+            # Each window and level counts its own; a server may have failed in several.
+            failed = min(total, sum(part.failed_instances for part in outcome.parts))
+        else:
+            message, is_failed = str(outcome), True
+        name = f"{period.name} {what}aggregates, {span}"
+        tell_legacy_tables(self.engine, EndedRun(name, started_at, total, failed, message, is_failed=is_failed))
 
     def _refuse_windows_outside_the_range(self, period: Period, windows: Sequence[Window]) -> None:
         outside = [window for window in windows if not self._is_inside(period, window)]

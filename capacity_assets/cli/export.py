@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,17 +183,33 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         described = cursor.description or []
         types = connection.adapters.types
         schema = pyarrow.schema(
-            [(column.name, kinds.get(types[column.type_code].name, pyarrow.string())) for column in described]
+            [
+                (
+                    column.name,
+                    pyarrow.float64()
+                    if column.name in UNBOUNDED
+                    else kinds.get(types[column.type_code].name, pyarrow.string()),
+                )
+                for column in described
+            ]
         )
         with parquet.ParquetWriter(path, schema) as writer:
             while rows := cursor.fetchmany(ROWS_AT_ONCE):
                 columns = [
-                    pyarrow.array(values, field.type)
+                    pyarrow.array(_floats(values) if field.name in UNBOUNDED else values, field.type)
                     for values, field in zip(zip(*rows, strict=True), schema, strict=True)
                 ]
                 writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
                 written += len(rows)
     return written
+
+
+# To the power of twelve, a percent may have hundreds of digits, more than a decimal of Parquet holds.
+UNBOUNDED = frozenset({"yearly_rate_percent"})
+
+
+def _floats(values: Iterable[Decimal | None]) -> list[float | None]:
+    return [None if value is None else float(value) for value in values]
 
 
 WRITERS: dict[str, Callable[[Connection[Any], sql.Composed, Path], int]] = {

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
-from dagster._core.storage.tags import WILL_RETRY_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
 from capacity_assets.orchestration.metadata import unescaped
 from capacity_assets.units import first_of
@@ -61,17 +61,21 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
 
 @dataclass
 class _State:
-    """What the sensor remembers: the last event it saw, and which checks and jobs it has told to be failing."""
+    """What the sensor remembers: the last event it saw, and which checks and jobs it has told to be failing.
+
+    Also runs, with their jobs, that Dagster is about to start again: whether it can is seen later.
+    """
 
     after: int
     failing: dict[str, str] = field(default_factory=dict)
     failing_jobs: dict[str, list[str]] = field(default_factory=dict)
+    retried: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_cursor(cls, cursor: str) -> "_State":
         """Read the cursor."""
         found = json.loads(cursor)
-        return cls(found["after"], found["failing"], found.get("failing_jobs", {}))
+        return cls(found["after"], found["failing"], found.get("failing_jobs", {}), found.get("retried", {}))
 
     def to_cursor(self) -> str:
         """Write the cursor."""
@@ -110,6 +114,16 @@ def _new_incidents(
     """
     runs: dict[str, list[str]] = {}
     messages: list[str] = []
+
+    def tell(run_id: str, job: str) -> None:
+        told = state.failing_jobs.setdefault(job, [])
+        text = _failure_text(instance, run_id, job)
+        if text in runs or text not in told:
+            runs.setdefault(text, []).append(run_id)
+            state.failing_jobs[job] = [*dict.fromkeys([*told, text])][-TEXTS_REMEMBERED:]
+
+    for run_id, job in _not_started_again(instance, state):
+        tell(run_id, job)
     for storage_id, entry in entries:
         state.after = max(state.after, storage_id)
         event = entry.dagster_event
@@ -118,12 +132,11 @@ def _new_incidents(
         job = str(entry.job_name)
         if event.event_type is DagsterEventType.RUN_SUCCESS:
             state.failing_jobs.pop(job, None)
-        elif event.event_type is DagsterEventType.RUN_FAILURE and not _is_retried(instance, entry.run_id):
-            told = state.failing_jobs.setdefault(job, [])
-            text = _failure_text(instance, entry)
-            if text in runs or text not in told:
-                runs.setdefault(text, []).append(entry.run_id)
-                state.failing_jobs[job] = [*dict.fromkeys([*told, text])][-TEXTS_REMEMBERED:]
+        elif event.event_type is DagsterEventType.RUN_FAILURE:
+            if _is_retried(instance, entry.run_id):
+                state.retried[entry.run_id] = job
+            else:
+                tell(entry.run_id, job)
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             messages += _check_incident(event.asset_check_evaluation_data, state.failing)
     return messages + [_runs_text(text, run_ids) for text, run_ids in runs.items()]
@@ -133,6 +146,16 @@ def _is_retried(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether Dagster starts the run again by itself; the last of its attempts is told."""
     run = instance.get_run_by_id(run_id)
     return run is not None and run.tags.get(WILL_RETRY_TAG) == "true"
+
+
+def _not_started_again(instance: dg.DagsterInstance, state: _State) -> list[tuple[str, str]]:
+    """Take out the runs that Dagster could not start again, and forget those that it has; the others wait."""
+    ended = [(run_id, job) for run_id, job in state.retried.items() if not _is_retried(instance, run_id)]
+    for run_id in list(state.retried):
+        run = instance.get_run_by_id(run_id)
+        if run is None or not _is_retried(instance, run_id) or AUTO_RETRY_RUN_ID_TAG in run.tags:
+            del state.retried[run_id]
+    return ended
 
 
 def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]) -> list[str]:
@@ -148,16 +171,16 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
     return [f"Check failed. {name}\n{text}"]
 
 
-def _failure_text(instance: dg.DagsterInstance, entry: EventLogEntry) -> str:
+def _failure_text(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
     """Say what the failed steps said of themselves; never a traceback, which may hold anything."""
-    failures = instance.all_logs(entry.run_id, of_type=DagsterEventType.STEP_FAILURE)
+    failures = instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
     told = [
         data.user_failure_data.description or ""
         for failure in failures
         if failure.dagster_event and (data := failure.dagster_event.step_failure_data).user_failure_data
     ]
     reason = " ".join(dict.fromkeys(told)) or "It ended without saying why; its log in the UI has more."
-    return f"{entry.job_name}: {reason}"
+    return f"{job}: {reason}"
 
 
 def _runs_text(text: str, run_ids: list[str]) -> str:

@@ -51,7 +51,7 @@ def late_data_sensor(
         default_status=dg.DefaultSensorStatus.RUNNING,
         required_resource_keys={AGGREGATION_RESOURCE},
         description="Has computed windows whose samples arrived late or were corrected computed again, and the windows "
-        "after them, which compare with them.",
+        "after them and a year later, which compare with them.",
     )
     def request_stale_windows(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)

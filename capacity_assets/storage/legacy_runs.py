@@ -26,6 +26,7 @@ class EndedRun:
     total: int
     failed: int
     message: str
+    is_failed: bool
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -33,11 +34,11 @@ class EndedRun:
         return {
             "name": self.name,
             "started_at": self.started_at,
-            "status": "failed" if self.failed else "completed",
+            "status": "failed" if self.is_failed else "completed",
             "total": self.total,
             "successful": self.total - self.failed,
             "failed": self.failed,
-            "error": self.message if self.failed else None,
+            "error": self.message if self.is_failed else None,
         }
 
 

@@ -79,7 +79,7 @@ def _further(stem: str, last: str, what: str) -> list[Column[object]]:
     return [
         Column(last, BigInteger, comment=f"{what.capitalize()} on the last measured day of the window, MiB"),
         Column(
-            f"{stem}_growth_mb",
+            f"{stem}_growth_in_window_mb",
             BigInteger,
             comment=f"{what.capitalize()} on the last measured day less that on the first, MiB; "
             "null: fewer than two measured days",

@@ -87,7 +87,7 @@ def _further(stem: str, last: str) -> tuple[ViewColumn, ...]:
         ViewColumn("last_size_mb", f"a.{last}", "Size on the last measured day of the window, MiB"),
         ViewColumn(
             "growth_in_window_mb",
-            f"a.{stem}_growth_mb",
+            f"a.{stem}_growth_in_window_mb",
             "That less the size on the first measured day, MiB; null: fewer than two measured days",
         ),
         ViewColumn(
@@ -218,8 +218,8 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             ViewColumn("missing_size_mb", "sum(a.missing_size_mb)", "Their size in the window before, MiB; null: none"),
             ViewColumn(
                 "last_size_mb",
-                "sum(a.last_total_size_mb)",
-                "Sum of the sizes of its servers, each on its last measured day of the window, MiB",
+                "CASE WHEN count(a.last_total_size_mb) = count(a.total_size_mb) THEN sum(a.last_total_size_mb) END",
+                "Sum of the sizes of its servers, each on its last measured day of the window, MiB; null: not of all",
             ),
         ),
         f"FROM ({_WITH_MISSING}) AS a {_REGISTER}\nWHERE i.counted_by IS NULL\nGROUP BY 1, 2, 3, 4",

@@ -120,6 +120,23 @@ def test_a_run_whose_worker_died_is_told_once_dagster_starts_it_no_more(house: H
     assert message.startswith(f"Run failed ({last.run_id[:8]}). daily_aggregation_job: It ended without saying why")
 
 
+def test_a_run_that_dagster_could_not_start_again_is_told_late(house: House, receiver: Receiver) -> None:
+    job = house.definitions.resolve_job_def("daily_aggregation_job")
+    lost, begun = (house.instance.create_run_for_job(job) for _ in range(2))
+    for run in (lost, begun):
+        house.instance.report_run_failed(run)
+    house.tick()
+    assert receiver.texts == []
+
+    house.instance.add_run_tags(lost.run_id, {"dagster/will_retry": "false"})
+    house.instance.add_run_tags(begun.run_id, {"dagster/auto_retry_run_id": "another"})
+    house.tick()
+    house.tick()
+
+    [message] = receiver.texts
+    assert message.startswith(f"Run failed ({lost.run_id[:8]}).")
+
+
 def test_a_name_reads_in_a_message_as_it_is(house: House, receiver: Receiver, engine: Engine) -> None:
     add_instances(engine, [1])
     name = "<b>a_b*c</b> [d](e) | f\\g"

@@ -164,3 +164,21 @@ def test_an_ending_that_means_something_else_is_refused(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert ".xlsx files are not made: name it .csv or .parquet" in refused.stderr
     assert list(tmp_path.glob("*.xlsx")) == []
+
+
+def test_a_rate_of_hundreds_of_digits_does_not_keep_the_others_out_of_parquet(
+    settings: Settings, engine: Engine, service: AggregationService, tmp_path: Path
+) -> None:
+    assert settings.capacity_url is not None
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "new", "2025-02-01", [1] * 28 + [1_000_000] * 31))
+    add_database_sizes(engine, sizes(1, "calm", "2025-02-01", [100] * 28 + [110] * 31))
+    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 3, 1))
+    path = tmp_path / "databases.parquet"
+
+    done = capacity("export", "--period", "monthly", "--level", "database", "--output", str(path))
+
+    assert done.exit_code == 0, done.output
+    rates = {row["database"]: row["yearly_rate_percent"] for row in parquet.read_table(path).to_pylist()}
+    assert rates["new"] == pytest.approx(1e74)
+    assert rates["calm"] == pytest.approx(213.84)

@@ -21,7 +21,7 @@ MONTHLY = PERIODS["monthly"]
 MARCH_2025 = MONTHLY.window_of(date(2025, 3, 1))
 FURTHER = (
     "last_size_mb",
-    "size_growth_mb",
+    "size_growth_in_window_mb",
     "size_year_change_mb",
     "size_year_change_percent",
     "size_yearly_rate_percent",
@@ -107,7 +107,7 @@ def test_a_server_has_the_same_measures_and_its_void_samples_do_not_count(
     service.aggregate("monthly", [MARCH_2025])
 
     row = figures(engine, INSTANCE)[1, "monthly", date(2025, 3, 1)]
-    assert (row["last_total_size_mb"], row["total_size_growth_mb"]) == (2000, 0)
+    assert (row["last_total_size_mb"], row["total_size_growth_in_window_mb"]) == (2000, 0)
     assert (row["total_size_year_change_mb"], row["total_size_year_change_percent"]) == (1000, Decimal("100.00"))
     assert row["total_size_yearly_rate_percent"] == Decimal("0.00")
 
@@ -159,7 +159,7 @@ def test_rows_of_an_older_version_are_filled_and_keep_their_known_change(
 
     [march] = stored(orders, DATABASE)
     assert (march["size_change_mb"], march["growth_rate"], march["trend_direction"]) == (10, Decimal("5.00"), "growing")
-    assert (march["last_size_mb"], march["size_growth_mb"]) == (215, 10)
+    assert (march["last_size_mb"], march["size_growth_in_window_mb"]) == (215, 10)
     assert march["size_year_change_mb"] is None, "those samples are gone too"
 
 

@@ -8,6 +8,8 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation.locks import LockHeldError, advisory_key
+from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import task_runner
 from capacity_assets.settings import Settings
@@ -77,7 +79,7 @@ def test_a_run_is_one_row_of_the_newer_table_where_both_exist(engine: Engine, to
         "length(run_id), completed_at >= started_at FROM task_runs"
     )
     assert rows(engine, query) == [
-        ("daily aggregates from 2025-03-01", "aggregation", "completed", 2, 2, 0, None, 36, True)
+        ("daily aggregates, 2025-03-01", "aggregation", "completed", 2, 2, 0, None, 36, True)
     ]
     assert rows(engine, "SELECT count(*) FROM sync_sessions") == [(0,)]
 
@@ -91,6 +93,23 @@ def test_a_failed_server_fails_the_run_in_the_older_table_too(engine: Engine, to
 
     query = "SELECT sync_category, status, total_instances, successful_instances, failed_instances FROM sync_sessions"
     assert rows(engine, query) == [("aggregation", "failed", 3, 2, 1)]
+
+
+def test_a_run_that_ends_in_an_error_is_told_and_one_for_a_single_server_is_not(engine: Engine, told: Settings) -> None:
+    execute(engine, NEWER)
+    runner = task_runner(engine, told, clock=fixed_clock())
+    day = PERIODS["daily"].window_of(DAY)
+    runner.run_period("daily", [day], RunOptions(("database",), instance_ids=[1]))
+    with (
+        engine.connect() as other,
+        other.execute(text(f"SELECT pg_advisory_lock({advisory_key('daily')[0]}, {advisory_key('daily')[1]})")),
+        pytest.raises(LockHeldError),
+    ):
+        runner.run_period("daily", [day], RunOptions(("database",)))
+
+    [(name, status, error)] = rows(engine, "SELECT task_name, status, error_message FROM task_runs")
+    assert (name, status) == ("daily database aggregates, 2025-03-01", "failed")
+    assert str(error).startswith("The daily aggregates are being written by")
 
 
 def test_a_table_that_refuses_does_no_harm_and_the_log_says_so(

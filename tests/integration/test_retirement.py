@@ -93,6 +93,21 @@ def test_samples_stay_until_the_windows_of_a_year_later_have_compared_with_them(
     assert may["size_year_change_mb"] == 500 - 221
 
 
+def test_samples_stay_for_windows_that_an_older_version_did_not_compare_with_them(
+    fleet: Engine, service: AggregationService
+) -> None:
+    compute(service, *SHORT)
+    add_database_sizes(fleet, sizes(1, "orders", "2026-01-01", [500] * 31))
+    compute(service, *SHORT, last=date(2026, 7, 20))
+    execute(fleet, "UPDATE capacity_computed_windows SET year_before_start = NULL, fingerprint = 'older'")
+    keep_a_month = keeper(fleet, "raw=30,daily=forever", SHORT)
+
+    january = next(line for line in keep_a_month.run(A_YEAR_LATER).kept if "database_size_stats_2025_01" in line)
+    assert "the daily window from 2026-01-01 reads them and was computed by a version that did not compare" in january
+    compute(service, *SHORT, last=date(2026, 7, 20))
+    assert "database_size_stats_2025_01" in "".join(keep_a_month.run(A_YEAR_LATER).dropped)
+
+
 def test_nothing_computed_is_changed_by_retention_nor_by_computing_again_after_it(
     fleet: Engine, service: AggregationService
 ) -> None:

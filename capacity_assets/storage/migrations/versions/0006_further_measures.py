@@ -16,7 +16,7 @@ STEMS = {"database_size_aggregations": "size", "instance_size_aggregations": "to
 def upgrade() -> None:
     """Add the columns; none of them has a default, so that no row is rewritten."""
     for table, stem in STEMS.items():
-        for name in (f"last_{stem}_mb", f"{stem}_growth_mb", f"{stem}_year_change_mb"):
+        for name in (f"last_{stem}_mb", f"{stem}_growth_in_window_mb", f"{stem}_year_change_mb"):
             op.add_column(table, sa.Column(name, sa.BigInteger), if_not_exists=True)
         op.add_column(table, sa.Column(f"{stem}_year_change_percent", sa.Numeric(30, 2)), if_not_exists=True)
         op.add_column(table, sa.Column(f"{stem}_yearly_rate_percent", sa.Numeric), if_not_exists=True)
