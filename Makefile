@@ -23,8 +23,8 @@ up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctr
 test: $(DEVELOPER) ## Run all tests on real servers they start themselves
 	@tests/install_servers.sh
 	@# In the order of their folders: the long end-to-end files first, not last and alone. These wait more than they
-	@# compute, so four at a time keep two cores busy.
-	@$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
+	@# compute, so three at a time keep two cores busy.
+	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -q
 
 check: $(DEVELOPER) ## Lint and type-check
 	@$(BIN)/ruff check .
