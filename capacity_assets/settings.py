@@ -311,6 +311,11 @@ class Settings(BaseSettings):
         return _with_driver(self.database_url, CAPACITY_DRIVER)
 
     @property
+    def embedded_server_exists(self) -> bool:
+        """Whether the embedded server was created, running or not."""
+        return (self.postgres_data / "PG_VERSION").exists()
+
+    @property
     def dagster_url(self) -> URL | None:
         """URL of Dagster's storage for the driver it needs, or None for the embedded server."""
         return _with_driver(self.dagster_postgres_url, DAGSTER_DRIVER)

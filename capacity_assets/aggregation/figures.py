@@ -155,8 +155,8 @@ def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
     columns: dict[str, Element] = {"data_count": func.count()}
     for measure in level.measures:
         column = samples.c[measure.source]
-        columns[_count(measure)] = func.count(column)
-        columns[_sum(measure)] = cast(func.sum(column), Numeric)
+        columns[_named("count", measure)] = func.count(column)
+        columns[_named("sum", measure)] = cast(func.sum(column), Numeric)
         columns[measure.maximum] = func.max(column)
         columns[measure.minimum] = func.min(column)
         if measure.further:
@@ -187,15 +187,15 @@ def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
     }
     for measure in level.measures:
         column = samples.c[measure.source]
-        columns[_count(measure)] = func.count(column).filter(own)
-        columns[f"previous_{_count(measure)}"] = func.count(column).filter(previous)
-        columns[_sum(measure)] = cast(func.sum(column).filter(own), Numeric)
-        columns[f"previous_{_sum(measure)}"] = cast(func.sum(column).filter(previous), Numeric)
+        columns[_named("count", measure)] = func.count(column).filter(own)
+        columns[_named("previous_count", measure)] = func.count(column).filter(previous)
+        columns[_named("sum", measure)] = cast(func.sum(column).filter(own), Numeric)
+        columns[_named("previous_sum", measure)] = cast(func.sum(column).filter(previous), Numeric)
         columns[measure.maximum] = func.max(column).filter(own)
         columns[measure.minimum] = func.min(column).filter(own)
         if measure.further:
-            columns[f"year_before_{_count(measure)}"] = func.count(column).filter(year_before)
-            columns[f"year_before_{_sum(measure)}"] = cast(func.sum(column).filter(year_before), Numeric)
+            columns[_named("year_before_count", measure)] = func.count(column).filter(year_before)
+            columns[_named("year_before_sum", measure)] = cast(func.sum(column).filter(year_before), Numeric)
             columns |= _end_days(measure, samples, and_(own, column.is_not(None)))
     bucket = literal(SINGLE_BUCKET).label("bucket")
     return (
@@ -208,7 +208,10 @@ def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
 
 def _end_days(measure: Measure, samples: FromClause, measured: ColumnElement[bool]) -> dict[str, Element]:
     day = samples.c.collected_date
-    return {_first_day(measure): func.min(day).filter(measured), _last_day(measure): func.max(day).filter(measured)}
+    return {
+        _named("first_day_of", measure): func.min(day).filter(measured),
+        _named("last_day_of", measure): func.max(day).filter(measured),
+    }
 
 
 def _with_ends(level: Level, parameters: Parameters, compared: Subquery) -> Subquery:
@@ -219,7 +222,10 @@ def _with_ends(level: Level, parameters: Parameters, compared: Subquery) -> Subq
     for measure in level.measures:
         if not measure.further:
             continue
-        ends = {_first(measure): rows.c[_first_day(measure)], _last(measure): rows.c[_last_day(measure)]}
+        ends = {
+            _named("first", measure): rows.c[_named("first_day_of", measure)],
+            _named("last", measure): rows.c[_named("last_day_of", measure)],
+        }
         days = select(func.unnest(array(list(ends.values())))).distinct().scalar_subquery()
         on_them = and_(_days_read(level, parameters), level.source.c.collected_date == func.any(func.array(days)))
         values = select(_raw_rows(level, parameters, on_them)).cte(f"ends_of_{measure.source}")
@@ -244,7 +250,7 @@ def _compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subqu
         return func.first_value(column).over(partition_by=keys, order_by=bucketed.c.period_start, range_=a_year_before)
 
     is_adjacent = before(bucketed.c.bucket) == bucketed.c.bucket - 1
-    states = {measure: (_count(measure), _sum(measure)) for measure in level.measures}
+    states = {measure: (_named("count", measure), _named("sum", measure)) for measure in level.measures}
     names = ["data_count", *(name for state in states.values() for name in state)]
     yearly = ["data_count", *(name for measure, state in states.items() if measure.further for name in state)]
     previous = [case((is_adjacent, before(bucketed.c[name]))).label(f"previous_{name}") for name in names]
@@ -262,8 +268,8 @@ def _measured(level: Level, compared: Subquery, windows_per_year: int | None) ->
     for ratio in level.ratios:
         numerator, denominator = (compared.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
         columns[ratio.target] = case((denominator == 0, literal(0)), else_=_floor(numerator, denominator))
-    columns["headline_sum"] = compared.c[_sum(level.headline)]
-    columns["previous_headline_sum"] = compared.c[f"previous_{_sum(level.headline)}"]
+    columns["headline_sum"] = compared.c[_named("sum", level.headline)]
+    columns["previous_headline_sum"] = compared.c[_named("previous_sum", level.headline)]
     counts = ("data_count", "previous_data_count", "year_before_data_count")
     kept = [compared.c[name] for name in (*level.keys, "bucket", *counts)]
     # OFFSET 0 keeps PostgreSQL from merging this step into the next ones, which name each figure several times: the
@@ -316,11 +322,11 @@ def _further_figures(
     measure: Measure, further: Further, compared: Subquery, windows_per_year: int | None
 ) -> dict[str, Element]:
     """Ends of one measure within the window, its change against a year before, and its yearly rate."""
-    first, last = compared.c[_first(measure)], compared.c[_last(measure)]
+    first, last = compared.c[_named("first", measure)], compared.c[_named("last", measure)]
     year_change, year_change_percent = _difference(measure, compared, "year_before_")
     return {
         further.last: last,
-        further.growth: case((compared.c[_count(measure)] > 1, last - first)),
+        further.growth: case((compared.c[_named("count", measure)] > 1, last - first)),
         further.year_change: year_change,
         further.year_change_percent: year_change_percent,
         further.yearly_rate_percent: _yearly_rate(measure, compared, windows_per_year),
@@ -329,7 +335,7 @@ def _further_figures(
 
 def _state(measure: Measure, compared: Subquery, prefix: str = "") -> tuple[Element, Element]:
     """Sum and count of a measure; the count is null instead of zero."""
-    return compared.c[f"{prefix}{_sum(measure)}"], func.nullif(compared.c[f"{prefix}{_count(measure)}"], 0)
+    return compared.c[_named(f"{prefix}sum", measure)], func.nullif(compared.c[_named(f"{prefix}count", measure)], 0)
 
 
 def _difference(measure: Measure, compared: Subquery, prefix: str) -> tuple[Element, Element]:
@@ -369,28 +375,9 @@ def _trend(percent: Element, total: Element, previous_total: Element, threshold:
     )
 
 
-def _count(measure: Measure) -> str:
-    return f"count_{measure.source}"
-
-
-def _sum(measure: Measure) -> str:
-    return f"sum_{measure.source}"
-
-
-def _first_day(measure: Measure) -> str:
-    return f"first_day_of_{measure.source}"
-
-
-def _last_day(measure: Measure) -> str:
-    return f"last_day_of_{measure.source}"
-
-
-def _first(measure: Measure) -> str:
-    return f"first_{measure.source}"
-
-
-def _last(measure: Measure) -> str:
-    return f"last_{measure.source}"
+def _named(kind: str, measure: Measure) -> str:
+    """Name a partial state of a measure."""
+    return f"{kind}_{measure.source}"
 
 
 def _floor(numerator: Element, denominator: Element) -> Element:

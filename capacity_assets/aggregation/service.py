@@ -323,24 +323,17 @@ def _mark(level: Level, period: Period, instances: Iterable[InstanceRef]) -> str
     return fingerprint(level, period, [instance.id for instance in instances])
 
 
-for _name in PERIODS:
-    setattr(
-        AggregationService,
-        f"calculate_{_name}_aggregations",
-        partialmethod(AggregationService.calculate_scheduled_aggregations, _name, scope=DATABASE.name),
-    )
-    setattr(
-        AggregationService,
-        f"calculate_{_name}_instance_aggregations",
-        partialmethod(AggregationService.calculate_scheduled_aggregations, _name, scope=INSTANCE.name),
-    )
-    setattr(
-        AggregationService,
-        f"calculate_{_name}_database_aggregations_for_instance",
-        partialmethod(AggregationService.calculate_aggregations_for_instance, _name, scope=DATABASE.name),
-    )
-    setattr(
-        AggregationService,
-        f"calculate_{_name}_aggregations_for_instance",
-        partialmethod(AggregationService.calculate_aggregations_for_instance, _name, scope=INSTANCE.name),
-    )
+# What the replaced system calls them, what they do, and at which level.
+_NAMES = (
+    ("calculate_{}_aggregations", AggregationService.calculate_scheduled_aggregations, DATABASE),
+    ("calculate_{}_instance_aggregations", AggregationService.calculate_scheduled_aggregations, INSTANCE),
+    (
+        "calculate_{}_database_aggregations_for_instance",
+        AggregationService.calculate_aggregations_for_instance,
+        DATABASE,
+    ),
+    ("calculate_{}_aggregations_for_instance", AggregationService.calculate_aggregations_for_instance, INSTANCE),
+)
+for _period in PERIODS:
+    for _name, _method, _level in _NAMES:
+        setattr(AggregationService, _name.format(_period), partialmethod(_method, _period, scope=_level.name))

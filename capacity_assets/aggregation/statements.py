@@ -134,17 +134,15 @@ def _with_stored(level: Level, figures: CTE, parameters: Parameters, *, overwrit
     lost samples, and takes the rest.
     """
     stored = _stored(level, parameters)
-    same_row = and_(
-        *(stored.c[key] == figures.c[key] for key in level.keys), stored.c.period_start == figures.c.period_start
-    )
     was_stored = stored.c.data_count.is_not(None)
     is_unchanged = ~_differ(level.figures, stored, figures)
-    fuller = stored.c.data_count > figures.c.data_count
-    change, year = _comparisons_lost(level, stored, figures, parameters)
-    # Looked at for rows that differ only: the comparisons look other rows up.
-    rules = {"was_fuller": fuller, "keeps_change": change, "keeps_year": year}
-    nothing: list[tuple[ColumnElement[bool], ColumnElement[bool]]] = [(or_(~was_stored, is_unchanged), literal(False))]
-    flags = {name: literal(False) if overwrite else case(*nothing, else_=rule) for name, rule in rules.items()}
+    flags: dict[str, ColumnElement[bool]] = dict.fromkeys(("was_fuller", "keeps_change", "keeps_year"), literal(False))
+    if not overwrite:
+        fuller = stored.c.data_count > figures.c.data_count
+        rules = (fuller, *_comparisons_lost(level, stored, figures, parameters))
+        # Looked at for rows that differ only: the comparisons look other rows up.
+        differs = and_(was_stored, ~is_unchanged)
+        flags = {name: case((differs, rule), else_=False) for name, rule in zip(flags, rules, strict=True)}
     columns = [
         *figures.c,
         *(stored.c[name].label(f"stored_{name}") for name in level.figures),
@@ -153,6 +151,7 @@ def _with_stored(level: Level, figures: CTE, parameters: Parameters, *, overwrit
         *(flag.label(name) for name, flag in flags.items()),
     ]
     # OFFSET 0: each flag once, although every column asks for it.
+    same_row = _same_row(level, stored, figures, figures.c.period_start)
     return select(*columns).join_from(figures, stored, same_row, isouter=True).offset(0).subquery("joined")
 
 
@@ -200,7 +199,7 @@ def _comparisons_lost(
         *(
             and_(_is_known(level, stored, measure, parameters), figures.c[measure.change].is_(None))
             for measure in level.measures
-        ),
+        )
     )
     year_change_is_lost = or_(
         *(

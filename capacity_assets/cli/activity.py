@@ -142,7 +142,7 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str
 @contextmanager
 def open_runs(settings: Settings) -> Iterator[Engine | None]:
     """Yield an engine on Dagster's storage, or None where the embedded server, which would hold it, does not exist."""
-    if settings.dagster_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+    if settings.dagster_url is None and not settings.embedded_server_exists:
         yield None
         return
     with open_dagster_storage(settings) as engine:

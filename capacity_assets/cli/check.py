@@ -154,7 +154,7 @@ def _retention(settings: Settings) -> Finding:
 
 def _capacity_database(settings: Settings) -> Iterator[Finding]:
     subject = "capacity database"
-    if settings.capacity_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+    if settings.capacity_url is None and not settings.embedded_server_exists:
         yield Finding(
             subject, Verdict.NOTE, "the embedded server does not exist yet: `capacity init` or `capacity demo`"
         )

@@ -72,7 +72,7 @@ def refuse_an_absent_embedded_server(settings: Settings) -> None:
     Raises:
         DatabaseError: no URL is set and the embedded server was never created.
     """
-    if settings.capacity_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+    if settings.capacity_url is None and not settings.embedded_server_exists:
         raise DatabaseError(
             f"CAPACITY_DATABASE_URL is unset and there is no embedded server under {settings.home.resolve()} yet. "
             "Run `capacity init` or `capacity demo` to create it, or set CAPACITY_HOME to where it is."

@@ -263,7 +263,7 @@ def remove_demo(settings: Settings) -> None:
     Raises:
         CommandFailedError: there is no sample fleet, or there are other servers beside it; nothing was removed.
     """
-    if settings.capacity_url is None and not (settings.postgres_data / "PG_VERSION").exists():
+    if settings.capacity_url is None and not settings.embedded_server_exists:
         raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}. Nothing was removed.")
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         with open_engine(load_settings()) as engine:

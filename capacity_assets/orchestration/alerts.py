@@ -133,7 +133,7 @@ def _new_incidents(
         if event.event_type is DagsterEventType.RUN_SUCCESS:
             state.failing_jobs.pop(job, None)
         elif event.event_type is DagsterEventType.RUN_FAILURE:
-            if _is_retried(instance, entry.run_id):
+            if _is_retried(instance.get_run_by_id(entry.run_id)):
                 state.retried[entry.run_id] = job
             else:
                 tell(entry.run_id, job)
@@ -142,19 +142,20 @@ def _new_incidents(
     return messages + [_runs_text(text, run_ids) for text, run_ids in runs.items()]
 
 
-def _is_retried(instance: dg.DagsterInstance, run_id: str) -> bool:
+def _is_retried(run: dg.DagsterRun | None) -> bool:
     """Whether Dagster starts the run again by itself; the last of its attempts is told."""
-    run = instance.get_run_by_id(run_id)
     return run is not None and run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 def _not_started_again(instance: dg.DagsterInstance, state: _State) -> list[tuple[str, str]]:
     """Take out the runs that Dagster could not start again, and forget those that it has; the others wait."""
-    ended = [(run_id, job) for run_id, job in state.retried.items() if not _is_retried(instance, run_id)]
-    for run_id in list(state.retried):
+    waiting, state.retried, ended = state.retried, {}, []
+    for run_id, job in waiting.items():
         run = instance.get_run_by_id(run_id)
-        if run is None or not _is_retried(instance, run_id) or AUTO_RETRY_RUN_ID_TAG in run.tags:
-            del state.retried[run_id]
+        if not _is_retried(run):
+            ended.append((run_id, job))
+        elif run is not None and AUTO_RETRY_RUN_ID_TAG not in run.tags:
+            state.retried[run_id] = job
     return ended
 
 
