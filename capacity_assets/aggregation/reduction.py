@@ -1,0 +1,251 @@
+"""The first third of the statement: from raw rows to the partial states of each window, exactly.
+
+Windows are numbered by `width_bucket`, so that a single scan serves all of them; samples are reduced to count, sum and
+extremes; window functions put the states of the window before and of a year before beside, without a second scan. The
+values of first and last days are looked up on these few days. What figures are made of them is decided in `figures`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    Date,
+    FromClause,
+    Integer,
+    Numeric,
+    String,
+    Subquery,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.postgresql import INTERVAL, array
+from sqlalchemy.sql.elements import FrameClause, FrameClauseType
+
+from capacity_assets.aggregation.levels import Level, Measure
+
+SINGLE_BUCKET = 2  # the window before it is the first
+
+# Expressions over columns whose Python type never matters here: no figure travels through Python.
+Element: TypeAlias = ColumnElement[Any]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Bind parameters; `starts`, `ends` and `wanted` describe adjacent windows, of which only some are asked for.
+
+    Samples are read from `first_day`, which begins the window before the first one asked for, to `last_day`, and of the
+    days `year_first` to `year_last` with which these are compared, `year_interval` earlier.
+    """
+
+    period_type: BindParameter[str]
+    instance_ids: BindParameter[Any]
+    starts: BindParameter[Any]
+    ends: BindParameter[Any]
+    wanted: BindParameter[Any]
+    last_start: BindParameter[Any]
+    first_day: BindParameter[Any]
+    last_day: BindParameter[Any]
+    year_first: BindParameter[Any]
+    year_last: BindParameter[Any]
+    year_interval: BindParameter[Any]
+    trend_percent: BindParameter[Any]
+
+
+def parameters_of_a_run() -> Parameters:
+    """Name and type the parameters; their values come at execution."""
+    return Parameters(
+        period_type=bindparam("period_type", type_=String),
+        instance_ids=bindparam("instance_ids", type_=ARRAY(Integer)),
+        starts=bindparam("starts", type_=ARRAY(Date)),
+        ends=bindparam("ends", type_=ARRAY(Date)),
+        wanted=bindparam("wanted", type_=ARRAY(Boolean)),
+        last_start=bindparam("last_start", type_=Date),
+        first_day=bindparam("first_day", type_=Date),
+        last_day=bindparam("last_day", type_=Date),
+        year_first=bindparam("year_first", type_=Date),
+        year_last=bindparam("year_last", type_=Date),
+        year_interval=bindparam("year_interval", type_=INTERVAL),
+        trend_percent=bindparam("trend_percent", type_=Numeric),
+    )
+
+
+def numbered_windows(parameters: Parameters) -> CTE:
+    """Number the windows: bucket 1 is the previous window of the first one asked for, gaps are numbered too."""
+    numbered = (
+        func.unnest(parameters.starts, parameters.ends, parameters.wanted)
+        .table_valued("period_start", "period_end", "wanted", with_ordinality="bucket", name="numbered")
+        .render_derived()
+    )
+    return select(
+        cast(numbered.c.bucket, Integer).label("bucket"),
+        numbered.c.period_start,
+        numbered.c.period_end,
+        numbered.c.wanted,
+        func.lag(numbered.c.period_start).over(order_by=numbered.c.bucket).label("previous_start"),
+        cast(numbered.c.period_start - parameters.year_interval, Date).label("year_before_start"),
+    ).cte("windows")
+
+
+def partial_states(level: Level, parameters: Parameters, windows: CTE, *, single: bool) -> Subquery:
+    """Reduce the samples of each key and window to sums, counts, extremes and ends, with the compared windows beside.
+
+    With `single` there is one window asked for and the one before it, the daily case: sets of sums per key, told
+    apart by the day, need no sorting. The states are the same.
+
+    Columns: the keys, `bucket`, the counts of rows of the three windows, and per measure what `named` names.
+    """
+    if single:
+        compared = _side_by_side(level, parameters)
+    else:
+        compared = _compared(level, _bucketed(level, parameters, windows), parameters)
+    return _with_ends(level, parameters, compared)
+
+
+def _days_read(level: Level, parameters: Parameters) -> ColumnElement[bool]:
+    day = level.source.c.collected_date
+    return or_(
+        day.between(parameters.first_day, parameters.last_day), day.between(parameters.year_first, parameters.year_last)
+    )
+
+
+def _raw_rows(level: Level, parameters: Parameters, days: ColumnElement[bool]) -> FromClause:
+    """Raw rows that count: of the instances, on the days, not void; summed per day where the level says so."""
+    raw = level.source
+    conditions = [days, raw.c.instance_id == func.any(parameters.instance_ids), *level.live()]
+    measures = [raw.c[measure.source] for measure in level.measures]
+    keys = [raw.c[key] for key in level.keys]
+    if not level.sum_per_day:
+        return select(*keys, raw.c.collected_date, *measures).where(*conditions).subquery("samples")
+    sums = [func.sum(column).label(column.name) for column in measures]
+    return (
+        select(*keys, raw.c.collected_date, *sums).where(*conditions).group_by(*keys, raw.c.collected_date)
+    ).subquery("samples")
+
+
+def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
+    """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact."""
+    samples = _raw_rows(level, parameters, _days_read(level, parameters))
+    keys = [samples.c[key] for key in level.keys]
+    bucket = func.width_bucket(samples.c.collected_date, parameters.starts).label("bucket")
+    columns: dict[str, Element] = {"data_count": func.count()}
+    for measure in level.measures:
+        column = samples.c[measure.source]
+        columns[named("count", measure)] = func.count(column)
+        columns[named("sum", measure)] = cast(func.sum(column), Numeric)
+        columns[measure.maximum] = func.max(column)
+        columns[measure.minimum] = func.min(column)
+        if measure.further:
+            columns |= _end_days(measure, samples, column.is_not(None))
+    reduced = (
+        select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
+        .group_by(*keys, bucket)
+        .subquery("reduced")
+    )
+    return (
+        select(*reduced.c, windows.c.period_start)
+        .join_from(reduced, windows, windows.c.bucket == reduced.c.bucket)
+        .subquery("bucketed")
+    )
+
+
+def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
+    """Reduce the samples of each key to partial states: of the one window, the one before, and a year before."""
+    samples = _raw_rows(level, parameters, _days_read(level, parameters))
+    keys = [samples.c[key] for key in level.keys]
+    own = samples.c.collected_date >= parameters.last_start
+    previous = and_(samples.c.collected_date >= parameters.first_day, samples.c.collected_date < parameters.last_start)
+    year_before = samples.c.collected_date.between(parameters.year_first, parameters.year_last)
+    columns: dict[str, Element] = {
+        "data_count": func.count().filter(own),
+        "previous_data_count": func.nullif(func.count().filter(previous), 0),
+        "year_before_data_count": func.nullif(func.count().filter(year_before), 0),
+    }
+    for measure in level.measures:
+        column = samples.c[measure.source]
+        columns[named("count", measure)] = func.count(column).filter(own)
+        columns[named("previous_count", measure)] = func.count(column).filter(previous)
+        columns[named("sum", measure)] = cast(func.sum(column).filter(own), Numeric)
+        columns[named("previous_sum", measure)] = cast(func.sum(column).filter(previous), Numeric)
+        columns[measure.maximum] = func.max(column).filter(own)
+        columns[measure.minimum] = func.min(column).filter(own)
+        if measure.further:
+            columns[named("year_before_count", measure)] = func.count(column).filter(year_before)
+            columns[named("year_before_sum", measure)] = cast(func.sum(column).filter(year_before), Numeric)
+            columns |= _end_days(measure, samples, and_(own, column.is_not(None)))
+    bucket = literal(SINGLE_BUCKET).label("bucket")
+    return (
+        select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
+        .group_by(*keys)
+        .having(func.count().filter(own) > 0)
+        .subquery("compared")
+    )
+
+
+def _end_days(measure: Measure, samples: FromClause, measured: ColumnElement[bool]) -> dict[str, Element]:
+    day = samples.c.collected_date
+    return {
+        named("first_day_of", measure): func.min(day).filter(measured),
+        named("last_day_of", measure): func.max(day).filter(measured),
+    }
+
+
+def _with_ends(level: Level, parameters: Parameters, compared: Subquery) -> Subquery:
+    """Look up the values of the first and last days, in a second look at these days alone: few, for all keys."""
+    rows = select(compared).cte("with_end_days")
+    columns: list[Element] = list(rows.c)
+    joined: FromClause = rows
+    for measure in level.measures:
+        if not measure.further:
+            continue
+        ends = {
+            named("first", measure): rows.c[named("first_day_of", measure)],
+            named("last", measure): rows.c[named("last_day_of", measure)],
+        }
+        days = select(func.unnest(array(list(ends.values())))).distinct().scalar_subquery()
+        on_them = and_(_days_read(level, parameters), level.source.c.collected_date == func.any(func.array(days)))
+        values = select(_raw_rows(level, parameters, on_them)).cte(f"ends_of_{measure.source}")
+        for name, day in ends.items():
+            end = values.alias(name)
+            same = [end.c[key] == rows.c[key] for key in level.keys]
+            joined = joined.outerjoin(end, and_(*same, end.c.collected_date == day))
+            columns.append(end.c[measure.source].label(name))
+    return select(*columns).select_from(joined).subquery("with_ends")
+
+
+def _compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subquery:
+    """Put counts and sums of the window before, and of a year before, beside each window; null without a sample."""
+    keys = [bucketed.c[key] for key in level.keys]
+    preceding = FrameClauseType.PRECEDING
+    a_year_before = FrameClause(parameters.year_interval, parameters.year_interval, preceding, preceding)
+
+    def before(column: Element) -> Element:
+        return func.lag(column).over(partition_by=keys, order_by=bucketed.c.period_start)
+
+    def year_before(column: Element) -> Element:
+        return func.first_value(column).over(partition_by=keys, order_by=bucketed.c.period_start, range_=a_year_before)
+
+    is_adjacent = before(bucketed.c.bucket) == bucketed.c.bucket - 1
+    states = {measure: (named("count", measure), named("sum", measure)) for measure in level.measures}
+    names = ["data_count", *(name for state in states.values() for name in state)]
+    yearly = ["data_count", *(name for measure, state in states.items() if measure.further for name in state)]
+    previous = [case((is_adjacent, before(bucketed.c[name]))).label(f"previous_{name}") for name in names]
+    a_year_ago = [year_before(bucketed.c[name]).label(f"year_before_{name}") for name in yearly]
+    return select(*bucketed.c, *previous, *a_year_ago).subquery("compared")
+
+
+def named(kind: str, measure: Measure) -> str:
+    """Name a partial state of a measure."""
+    return f"{kind}_{measure.source}"
