@@ -29,13 +29,13 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import (
     Access,
     DatabaseSize,
-    Engine,
+    EngineAdapter,
     MeasureError,
     Measurement,
     ServerFacts,
     engines,
 )
-from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
@@ -51,7 +51,7 @@ SILENT = "silent"
 DAY = datetime(2025, 7, 20, 4, tzinfo=UTC)
 
 
-class Simulated(Engine):
+class Simulated(EngineAdapter):
     """Sends who it wants to measure, and reads a line of sizes."""
 
     name = ENGINE
@@ -111,25 +111,25 @@ def serve(port: int) -> None:
 
 def declared(count: int, silent: int, port: int) -> list[Server]:
     """Name the servers; those that hang lie anywhere among them."""
-    places = set(random.Random(7).sample(range(count), silent))  # noqa: S311
+    workers = set(random.Random(7).sample(range(count), silent))  # noqa: S311
     return [
         Server(
             f"server-{number}",
             ENGINE,
             "127.0.0.1",
             port=port,
-            username=f"{SILENT if number in places else 'server'}-{number}",
+            username=f"{SILENT if number in workers else 'server'}-{number}",
         )
         for number in range(count)
     ]
 
 
-def collected(database: Database, days: int, places: int) -> tuple[float, int, int]:
+def collected(database: Database, days: int, workers: int) -> tuple[float, int, int]:
     """Measure on a day of its own; return seconds, servers measured and servers failed."""
     moment = DAY + timedelta(days=days)
     clock = Clock(ZoneInfo("UTC"), now=lambda: moment)
-    surroundings = Surroundings(Path("/nowhere"), database.url, {})
-    service = CollectionService(database, clock, CapacityLockManager(database), surroundings, places)
+    context = ProbeContext(Path("/nowhere"), database.url, {})
+    service = CollectionService(database, clock, CapacityLockManager(database), context, workers)
     began = time.perf_counter()
     summary = service.collect(clock.today())
     return time.perf_counter() - began, summary.processed_instances, summary.failed_instances
@@ -138,8 +138,8 @@ def collected(database: Database, days: int, places: int) -> tuple[float, int, i
 @click.command()
 @click.option("--servers", default=2000, show_default=True)
 @click.option("--hanging-percent", default=5, show_default=True)
-@click.option("--places", default=DEFAULT_COLLECTION_CONCURRENCY, show_default=True)
-def main(*, servers: int, hanging_percent: int, places: int) -> None:
+@click.option("--workers", default=DEFAULT_COLLECTION_CONCURRENCY, show_default=True)
+def main(*, servers: int, hanging_percent: int, workers: int) -> None:
     """Measure the fleet without those that hang, then with them: on the first day, and on the next one."""
     engines()[ENGINE] = Simulated()
     with socket.socket() as probe:
@@ -157,13 +157,13 @@ def main(*, servers: int, hanging_percent: int, places: int) -> None:
         register(database, healthy)
         without: dict[int, float] = {}
         for day, label in enumerate(("first day", "next day")):
-            without[day], measured, failed = collected(database, day, places)
+            without[day], measured, failed = collected(database, day, workers)
             click.echo(f"| without, {label} | {without[day]:.1f} | | {measured:,} | {failed:,} |")
         with database.begin() as connection:
             connection.execute(text("TRUNCATE capacity_collection_attempts"))
         register(database, every)
         for day, label in enumerate(("first day", "next day")):
-            seconds, measured, failed = collected(database, day + 2, places)
+            seconds, measured, failed = collected(database, day + 2, workers)
             ratio = seconds / without[day]
             click.echo(f"| with {silent}, {label} | {seconds:.1f} | {ratio:.3f} | {measured:,} | {failed:,} |")
         database.dispose()

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.late_data`: what a look for changed samples costs, and what noting them costs.
+"""`python -m benchmarks.late_data`: what a look for changed samples costs, and what recording them costs.
 
 By default on ten million samples. A look reads the log of changes and the ledger, never the samples.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a file beside `path` to be written, which takes its place when the block ends well.
 
     Any number of writers may do this at once: the last one to end wins, and a reader never sees half a file.

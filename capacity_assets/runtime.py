@@ -15,11 +15,11 @@ from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
 from capacity_assets.clock import Clock
-from capacity_assets.collection.credentials import SecretPlaces
+from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import excluded_databases
-from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.settings import CAPACITY_DRIVER, ConfigurationError, Settings
@@ -115,10 +115,10 @@ def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
 
 def collection_service(engine: Engine, settings: Settings, *, clock: Clock | None = None) -> CollectionService:
     """Put a collection together on an engine that is open already; raises as `excluded_of`."""
-    surroundings = Surroundings(SecretPlaces.of(settings), engine.url, excluded_of(settings))
+    context = ProbeContext(SecretFolders.of(settings), engine.url, excluded_of(settings))
     the_clock = clock or Clock(settings.zone)
     return CollectionService(
-        engine, the_clock, lock_manager(engine, settings), surroundings, settings.collection_concurrency
+        engine, the_clock, lock_manager(engine, settings), context, settings.collection_concurrency
     )
 
 
@@ -148,7 +148,7 @@ def task_runner(
     service = AggregationService(engine, the_clock, periods=periods, parallel_slices=settings.parallel_slices)
     locks = lock_manager(engine, settings)
     retention = parse_retention(settings.retention_days, periods)
-    limits = RunnerLimits(
+    limits = RunRange(
         settings.start_date, settings.jump_percent, settings.schedule_hour, retention, settings.legacy_runs == "on"
     )
     return AggregationTaskRunner(service, locks, the_clock, limits)

@@ -26,12 +26,12 @@ from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.maintenance import TableMaintenance
 from capacity_assets.aggregation.retention import Retention
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
 from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.clock import Clock
-from capacity_assets.collection.credentials import SecretPlaces
+from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import excluded_databases
-from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
@@ -261,7 +261,7 @@ def service(engine: Engine, clock: Clock) -> AggregationService:
 @pytest.fixture
 def runner(engine: Engine, service: AggregationService, clock: Clock) -> AggregationTaskRunner:
     """The task runner on a fresh database, on 2025-07-20; the first partition holds 2025-01-01."""
-    return AggregationTaskRunner(service, CapacityLockManager(engine), clock, RunnerLimits(date(2025, 1, 1)))
+    return AggregationTaskRunner(service, CapacityLockManager(engine), clock, RunRange(date(2025, 1, 1)))
 
 
 @pytest.fixture
@@ -313,10 +313,10 @@ class Collection:
         (self.secrets / name).write_text(f"{password}\n")
         return f"secret:{name}"
 
-    def service(self, clock: Clock | None = None, excluded: str = "", places: int = 8) -> CollectionService:
-        surroundings = Surroundings(SecretPlaces(self.secrets), self.engine.url, excluded_databases(excluded))
+    def service(self, clock: Clock | None = None, excluded: str = "", workers: int = 8) -> CollectionService:
+        context = ProbeContext(SecretFolders(self.secrets), self.engine.url, excluded_databases(excluded))
         locks = CapacityLockManager(self.engine)
-        return CollectionService(self.engine, clock or fixed_clock(), locks, surroundings, places, connect_seconds=2.0)
+        return CollectionService(self.engine, clock or fixed_clock(), locks, context, workers, connect_seconds=2.0)
 
     def collect(self, day: date = TODAY, **options: object) -> CollectionSummary:
         """Measure every registered server at noon of a day."""

@@ -1,6 +1,6 @@
 """One stored row traced to its samples, and compared with what they give.
 
-How its figures come about is the business of `by_hand`.
+How its figures come about is the business of `reference`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import cached_property
 from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, or_, select, true
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from capacity_assets.aggregation.by_hand import Sample, Value, WindowSamples, figures_by_hand
 from capacity_assets.aggregation.errors import NotFoundError, database_errors
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregation.reference import Sample, Value, WindowSamples, reference_figures
 from capacity_assets.aggregation.statements import is_active
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.tables import instances
@@ -77,7 +77,7 @@ class Explanation:
         """Every figure of the row, in the order of the table; none without a sample."""
         if not self.samples.own:
             return ()
-        computed = dict(figures_by_hand(self.subject.level, self.period, self.window, self.samples))
+        computed = dict(reference_figures(self.subject.level, self.period, self.window, self.samples))
         stored = self.stored or {}
         return tuple(
             Figure(name, how, value, stored.get(name))

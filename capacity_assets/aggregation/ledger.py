@@ -1,8 +1,8 @@
 """The ledger of computed windows: which were computed, over which samples, and what has to be done again.
 
 Every computation over all servers is entered with PostgreSQL's own account of which transactions it could see
-(a `pg_snapshot`, taken before the first sample is read). A change of samples is noted with its transaction by
-`storage.change_log`. A window is *stale* when a change of its days, of those of the window before or of a year
+(a `pg_snapshot`, taken before the first sample is read). A change of samples is recorded with its transaction by
+`storage.change_tracking`. A window is *stale* when a change of its days, of those of the window before or of a year
 before, is not among the transactions it saw. That holds across restarts and for transactions that commit late, and
 needs no clock: a change is forgotten only when every computed window that it touches has seen it.
 
@@ -29,7 +29,7 @@ from capacity_assets.aggregation.ledger_statements import (
     DOUBT,
     FINISH,
     FORGET,
-    FORGET_ALL_DISTURBANCES,
+    FORGET_ALL_INVALIDATIONS,
     FORGET_DISTURBANCES,
     FROM_ANOTHER_SERVER,
     LAST_COMPUTATION,
@@ -44,7 +44,7 @@ from capacity_assets.aggregation.ledger_statements import (
 from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.storage.change_log import noting_is_on
+from capacity_assets.storage.change_tracking import change_tracking_is_on
 
 PATIENCE_SECONDS = 3600
 
@@ -114,7 +114,7 @@ class Ledger:
         """
         kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
         years_before = [period.year_before(window) for window in windows]
-        with self._work("noting that a computation begins", kept) as connection:
+        with self._work("recording that a computation begins", kept) as connection:
             _renumber_after_a_restore(connection)
             return str(
                 connection.execute(
@@ -157,7 +157,7 @@ class Ledger:
 
         Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
         corrected or deleted, nobody else wrote to the aggregates, and the same statement was used for the same servers.
-        None while anything keeps changes from being noted. In a dry run the log of changes is not tidied up meanwhile.
+        None while change tracking is off. A dry run does not tidy up the change log.
 
         Raises:
             DatabaseError: the database failed; nothing was written.
@@ -170,7 +170,7 @@ class Ledger:
             "fingerprint": fingerprint,
         }
         with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
-            if not noting_is_on(connection):
+            if not change_tracking_is_on(connection):
                 return {}
             if dry_run:
                 connection.execute(text("SET TRANSACTION READ ONLY"))
@@ -189,14 +189,14 @@ class Ledger:
             for row in rows
         }
 
-    def doubt(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
+    def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
         """Take `windows` as changed, and those after them and a year later, whose protection depends on their rows.
 
         Raises:
             DatabaseError: the database failed; nothing of this level was written.
         """
         starts = {start for window in windows for start in (window.start, period.following(window).start)}
-        with self._work("noting that rows are to be replaced", "Nothing was written.") as connection:
+        with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
             connection.execute(text(DOUBT), {"period_type": period.name, "level": level.name, "starts": sorted(starts)})
 
     def finish(self, snapshot: str, parts: Sequence[PeriodSummary], fingerprint: str) -> None:
@@ -205,7 +205,7 @@ class Ledger:
         Raises:
             DatabaseError: the database failed; the aggregates were kept, and the windows count as not computed.
         """
-        with self._work("noting that a computation is done", "The aggregates were kept.") as connection:
+        with self._work("recording that a computation is done", "The aggregates were kept.") as connection:
             connection.execute(
                 text(FINISH),
                 {
@@ -360,4 +360,4 @@ def _renumber_after_a_restore(connection: Connection) -> None:
         connection.execute(text(RENUMBER_WINDOWS))
         connection.execute(text(COPY_CHANGES))
         connection.execute(text(COPY_ACTIVATIONS))
-        connection.execute(text(FORGET_ALL_DISTURBANCES))
+        connection.execute(text(FORGET_ALL_INVALIDATIONS))

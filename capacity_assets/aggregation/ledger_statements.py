@@ -1,7 +1,7 @@
 """The statements of the ledger: which windows saw which change, in SQL.
 
 What they are for, and when each is issued, is said in `ledger`. `w` is a window of the ledger, `c` a change of samples,
-`d` a disturbance, `l` a level with the table it reads and the one it writes.
+`d` an invalidation, `l` a level with the table it reads and the one it writes.
 """
 
 TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
@@ -17,7 +17,7 @@ LEVELS = (
     "unnest(CAST(:levels AS text[]), CAST(:tables AS text[]), CAST(:targets AS text[])) "
     "AS l (level, table_name, target_name)"
 )
-DISTURBED = (
+INVALIDATED = (
     "d.table_name IN (l.table_name, l.target_name) "
     f"AND NOT pg_visible_in_snapshot(CAST(CAST(d.transaction_id AS text) AS xid8), {SNAPSHOT})"
 )
@@ -84,7 +84,7 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = don
   AND (w.snapshot IS NULL OR w.failed_instances <> done.failed OR w.fingerprint IS DISTINCT FROM :fingerprint
        OR (w.processed_instances, w.total_records, w.protected_records, w.unsampled_records)
           IS DISTINCT FROM (done.processed, done.records, done.protected, done.unsampled)
-       OR EXISTS (SELECT FROM capacity_disturbances d WHERE {DISTURBED})
+       OR EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED})
        OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {PERHAPS_UNSEEN}))
 """  # noqa: S608 -- built from the constants above
 
@@ -120,7 +120,7 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY
   AND w.snapshot IS NOT NULL AND w.failed_instances = 0 AND w.fingerprint = :fingerprint
   AND w.unsampled_records IS NOT NULL
   AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {PERHAPS_UNSEEN})
-  AND NOT EXISTS (SELECT FROM capacity_disturbances d WHERE {DISTURBED})
+  AND NOT EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED})
   AND (w.total_records = 0 OR EXISTS (
       SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
 """  # noqa: S608 -- built from the constants above and names of our own tables
@@ -128,13 +128,13 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY
 # Not sooner: a computation at work has looked before them and is entered after.
 FORGET_DISTURBANCES = f"""
 WITH old AS (
-    SELECT table_name, transaction_id FROM capacity_disturbances WHERE changed_at < now() - interval '1 day'
+    SELECT table_name, transaction_id FROM capacity_invalidations WHERE changed_at < now() - interval '1 day'
 ),
-doubted AS (
+invalidated AS (
     UPDATE capacity_computed_windows w SET fingerprint = NULL FROM {LEVELS}
-    WHERE l.level = w.level AND w.fingerprint IS NOT NULL AND EXISTS (SELECT FROM old d WHERE {DISTURBED})
+    WHERE l.level = w.level AND w.fingerprint IS NOT NULL AND EXISTS (SELECT FROM old d WHERE {INVALIDATED})
 )
-DELETE FROM capacity_disturbances d USING old
+DELETE FROM capacity_invalidations d USING old
 WHERE d.table_name = old.table_name AND d.transaction_id = old.transaction_id
 """  # noqa: S608 -- built from the constants above
 
@@ -194,7 +194,7 @@ SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
     snapshot = CASE WHEN snapshot IS NOT NULL THEN CAST(pg_current_snapshot() AS text) END,
     fingerprint = NULL
 """
-FORGET_ALL_DISTURBANCES = "DELETE FROM capacity_disturbances"
+FORGET_ALL_INVALIDATIONS = "DELETE FROM capacity_invalidations"
 # This transaction is in none of the snapshots just written.
 COPY_CHANGES = """
 WITH old AS (DELETE FROM capacity_sample_changes RETURNING table_name, collected_date)

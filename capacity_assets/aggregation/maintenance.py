@@ -30,8 +30,8 @@ from capacity_assets.storage.partitions import (
     AGGREGATES,
     PARTITIONED,
     DefaultRows,
-    Layout,
     Partition,
+    PartitionLayout,
     Span,
     add_partition,
     count_rows,
@@ -179,7 +179,9 @@ class TableMaintenance:
             swap(connection, table)
         self._tell(f"{table.name}: partitioned; its rows lie in the default partition until they are moved")
 
-    def _prepare(self, table: Table, layout: Layout, today: date, report: MaintenanceReport) -> list[_Candidate]:
+    def _prepare(
+        self, table: Table, layout: PartitionLayout, today: date, report: MaintenanceReport
+    ) -> list[_Candidate]:
         """Add partitions and move rows; return what a dry run would have moved."""
         if not layout.is_served:
             self._note_other_layout(table, layout, report)
@@ -197,7 +199,7 @@ class TableMaintenance:
                 empty_default(connection, layout)
         return [candidate for candidate in planned if candidate]
 
-    def _note_other_layout(self, table: Table, layout: Layout, report: MaintenanceReport) -> None:
+    def _note_other_layout(self, table: Table, layout: PartitionLayout, report: MaintenanceReport) -> None:
         if layout.is_partitioned:
             report.notes.append(f"{table.name} is partitioned in a way of its own ({layout.key}): left alone")
         elif table.name not in report.converted:
@@ -275,7 +277,7 @@ class TableMaintenance:
         reason = self._needs.reason_to_keep(connection, level, span, today)
         return self._needs.lost_rows(connection, level, span, today) if reason is None and thoroughly else reason
 
-    def _layout(self, table: Table) -> Layout:
+    def _layout(self, table: Table) -> PartitionLayout:
         with self._look(f"looking at {table.name}") as connection:
             return layout_of(connection, table)
 
@@ -298,7 +300,7 @@ class TableMaintenance:
             yield connection
 
 
-def _default_rows(connection: Connection, table: Table, layout: Layout, today: date) -> DefaultRows:
+def _default_rows(connection: Connection, table: Table, layout: PartitionLayout, today: date) -> DefaultRows:
     """What lies in the default partition; rows from far ahead stay there, because their days are hardly meant."""
     if layout.default is None or not has_rows(connection, layout.default):
         return DefaultRows()

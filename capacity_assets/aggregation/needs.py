@@ -17,7 +17,7 @@ from capacity_assets.aggregation.ledger import Ledger, OpenWindow
 from capacity_assets.aggregation.levels import Level
 from capacity_assets.aggregation.retention import KeptSpans
 from capacity_assets.periods import Period, Window
-from capacity_assets.storage.change_log import noting_is_on
+from capacity_assets.storage.change_tracking import change_tracking_is_on
 from capacity_assets.storage.partitions import Span, span_of
 
 # A year before a day is 364 to 366 days before; windows that begin sooner do not compare with it.
@@ -38,8 +38,8 @@ class Needs:
         Raises:
             sqlalchemy.exc.DBAPIError: the database failed.
         """
-        if not noting_is_on(connection):
-            return "a trigger that notes changes of samples is missing or off: run `capacity init`"
+        if not change_tracking_is_on(connection):
+            return "a trigger that records changes of samples is missing or off: run `capacity init`"
         for period in self.kept.periods.values():
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):

@@ -34,7 +34,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
-class Question:
+class CheckScope:
     """What a check is asked about: the windows of a run at one level, on a day."""
 
     period_type: str
@@ -61,7 +61,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """What a check found: how many places, the first of them in words, and what to do."""
 
     name: str
@@ -104,12 +104,14 @@ SERVERS_STORED_ADVICE = (
 )
 
 
-def servers_stored(summary: RunSummary) -> Outcome:
+def servers_stored(summary: RunSummary) -> CheckOutcome:
     """Turn the failures of a run into an outcome; needs no statement."""
     listed = tuple(f"{part.period_start}: {error}" for part in summary.parts for error in part.errors)[
         :MAXIMUM_LISTED_ERRORS
     ]
-    return Outcome(SERVERS_STORED, Severity.ERROR, summary.total("failed_instances"), listed, SERVERS_STORED_ADVICE)
+    return CheckOutcome(
+        SERVERS_STORED, Severity.ERROR, summary.total("failed_instances"), listed, SERVERS_STORED_ADVICE
+    )
 
 
 PARTITIONS_COMPLETE = "partitions_complete"
@@ -122,7 +124,7 @@ PARTITIONS_COMPLETE_ADVICE = (
 )
 
 
-def partitions_complete(left: Sequence[OpenWindow], severity: Severity) -> Outcome:
+def partitions_complete(left: Sequence[OpenWindow], severity: Severity) -> CheckOutcome:
     """Turn the windows that are left into an outcome that names them by stretches."""
     stretches = [
         (reason, span)
@@ -130,7 +132,7 @@ def partitions_complete(left: Sequence[OpenWindow], severity: Severity) -> Outco
         for span in adjacent_spans(sorted(found.window for found in left if found.reason == reason))
     ]
     listed = tuple(_stretch(span, reason) for reason, span in stretches[:MAXIMUM_LISTED_ERRORS])
-    return Outcome(PARTITIONS_COMPLETE, severity, len(stretches), listed, PARTITIONS_COMPLETE_ADVICE)
+    return CheckOutcome(PARTITIONS_COMPLETE, severity, len(stretches), listed, PARTITIONS_COMPLETE_ADVICE)
 
 
 def _stretch(span: Sequence[Window], reason: str) -> str:
@@ -139,7 +141,7 @@ def _stretch(span: Sequence[Window], reason: str) -> str:
     return f"{span[0].key} to {span[-1].key}, {len(span)} windows: {reason}"
 
 
-def look(engine: Engine, question: Question) -> list[Outcome]:
+def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
     """Run every check of the level.
 
     Raises:
@@ -151,11 +153,11 @@ def look(engine: Engine, question: Question) -> list[Outcome]:
     ):
         outcomes = []
         for check in CHECKS:
-            if question.level.name in check.levels:
-                rows = connection.execute(text(check.statement(question.level)), question.parameters()).all()
+            if scope.level.name in check.levels:
+                rows = connection.execute(text(check.statement(scope.level)), scope.parameters()).all()
                 places = rows[0].places if rows else 0
                 listed = tuple(str(row.place) for row in rows)
-                outcomes.append(Outcome(check.name, check.severity, places, listed, check.advice))
+                outcomes.append(CheckOutcome(check.name, check.severity, places, listed, check.advice))
         return outcomes
 
 

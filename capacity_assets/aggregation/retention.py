@@ -14,7 +14,7 @@ from sqlalchemy import Table
 from capacity_assets.aggregation.levels import LEVELS, Level, aggregates_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
-from capacity_assets.storage.partitions import Layout, Span, spans_between
+from capacity_assets.storage.partitions import PartitionLayout, Span, spans_between
 
 VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"
@@ -48,7 +48,7 @@ class KeptSpans:
     retention: Retention
     periods: Mapping[str, Period]
 
-    def wanted(self, table: Table, layout: Layout, today: date, last: date) -> Iterator[Span]:
+    def wanted(self, table: Table, layout: PartitionLayout, today: date, last: date) -> Iterator[Span]:
         """The spans from the first day that is kept to the last one wanted ahead."""
         if not layout.by_period:
             begin = self._begin(today, self.days(table, None))

@@ -25,7 +25,7 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.periods import Period, Window
-from capacity_assets.storage.change_log import WRITER_SETTING
+from capacity_assets.storage.change_tracking import WRITER_SETTING
 
 INSTANCES_PER_SLICE = 1000
 """A thousand servers of twenty databases are about 20,000 rows a daily window, written in one transaction."""

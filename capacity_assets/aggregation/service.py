@@ -125,7 +125,7 @@ class AggregationService:
         writing = Writing(overwrite=options.overwrite, dry_run=options.dry_run)
         compute = partial(runner.aggregate, writing=writing, watch=options.watch)
         if options.overwrite and not options.dry_run:
-            self.ledger.doubt(period, runner.level, windows)
+            self.ledger.invalidate(period, runner.level, windows)
         if options.instance_ids is not None:
             return compute(period, windows, self._active(options.instance_ids))
         parts: dict[date, PeriodSummary] = {}
@@ -136,7 +136,7 @@ class AggregationService:
             parts |= {part.period_start: part for part in compute(period, open_windows, self._active())}
         elif open_windows:
             snapshot = self.ledger.begin(period, runner.level, open_windows)
-            # Only now: a server that becomes active later than this was noted as a change the snapshot has not seen.
+            # Only now: a server that becomes active later than this was recorded as a change the snapshot has not seen.
             active = self._active()
             computed = compute(period, open_windows, active)
             self.ledger.finish(snapshot, computed, _mark(runner.level, period, active))

@@ -21,7 +21,7 @@ from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.maintenance import TableMaintenance
 from capacity_assets.aggregation.maintenance_report import MaintenanceReport
 from capacity_assets.aggregation.movers import WindowSizes, window_sizes
-from capacity_assets.aggregation.quality import Outcome, Question, look, servers_stored
+from capacity_assets.aggregation.quality import CheckOutcome, CheckScope, run_checks, servers_stored
 from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
 from capacity_assets.aggregation.retention import Retention, parse_retention
@@ -41,7 +41,7 @@ _LOG_LEVELS = {
 
 
 @dataclass(frozen=True)
-class RunnerLimits:
+class RunRange:
     """What is configured: the first day with samples, the jump that is named, the schedules' hour, how long to keep.
 
     With `tell_legacy` each run is told to the legacy application's table of runs.
@@ -57,9 +57,7 @@ class RunnerLimits:
 class AggregationTaskRunner:
     """Runs periods; see the module's text for what it adds to the service."""
 
-    def __init__(
-        self, service: AggregationService, locks: CapacityLockManager, clock: Clock, limits: RunnerLimits
-    ) -> None:
+    def __init__(self, service: AggregationService, locks: CapacityLockManager, clock: Clock, limits: RunRange) -> None:
         """Run on `service` under `locks`, within `limits`; `clock` tells which windows are current."""
         self.service = service
         self._locks = locks
@@ -118,7 +116,7 @@ class AggregationTaskRunner:
         names = self.service.period_names if periods is None else periods
         return [(self.service.period(name), None) for name in names]
 
-    def look(self, summary: RunSummary, level: str) -> list[Outcome]:
+    def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
         """Check what a run has written at one level.
 
         Raises:
@@ -126,10 +124,8 @@ class AggregationTaskRunner:
         """
         parts = summary.of_level(level).parts
         windows = [Window(part.period_start, part.period_end) for part in parts]
-        question = Question(
-            parts[0].period_type, LEVELS[level], windows, self._clock.today(), self._limits.jump_percent
-        )
-        return [servers_stored(summary.of_level(level)), *look(self.engine, question)]
+        scope = CheckScope(parts[0].period_type, LEVELS[level], windows, self._clock.today(), self._limits.jump_percent)
+        return [servers_stored(summary.of_level(level)), *run_checks(self.engine, scope)]
 
     def sizes(self, summary: RunSummary, level: str) -> dict[date, WindowSizes]:
         """Read what the windows of a run add up to at one level, and their largest changes, by first day.

@@ -24,7 +24,7 @@ from capacity_assets.settings import Settings
 
 
 @dataclass(frozen=True)
-class Request:
+class AggregateRequest:
     """What was asked for on the command line; open days are None."""
 
     periods: tuple[str, ...]
@@ -36,7 +36,7 @@ class Request:
     recompute: bool
 
 
-def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int:
+def run_aggregate(settings: Settings, request: AggregateRequest, *, as_json: bool) -> int:
     """Compute what was asked for and print it; return the exit code.
 
     Raises: as `AggregationTaskRunner.run_period`; every name and date is checked before anything is written.
@@ -51,7 +51,7 @@ def run_aggregate(settings: Settings, request: Request, *, as_json: bool) -> int
     return FAILED if run.status is AggregationStatus.FAILED else DONE
 
 
-def show_plan(settings: Settings, request: Request, *, as_json: bool) -> int:
+def show_plan(settings: Settings, request: AggregateRequest, *, as_json: bool) -> int:
     """Print what `run_aggregate` would do, having written nothing; return the exit code. Raises: as it does."""
     run, troubles = _run(settings, request, dry_run=True)
     if as_json:
@@ -64,7 +64,9 @@ def show_plan(settings: Settings, request: Request, *, as_json: bool) -> int:
     return FAILED if run.status is AggregationStatus.FAILED else DONE
 
 
-def _run(settings: Settings, request: Request, *, dry_run: bool) -> tuple[RunSummary, tuple[CapacityError, ...]]:
+def _run(
+    settings: Settings, request: AggregateRequest, *, dry_run: bool
+) -> tuple[RunSummary, tuple[CapacityError, ...]]:
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         named = [runner.service.period(name) for name in dict.fromkeys(request.periods) if name != SCOPE_ALL]
@@ -80,7 +82,7 @@ def _run(settings: Settings, request: Request, *, dry_run: bool) -> tuple[RunSum
             return runner.run_each(work, options)
 
 
-def _windows(runner: AggregationTaskRunner, period: Period, request: Request) -> list[Window] | None:
+def _windows(runner: AggregationTaskRunner, period: Period, request: AggregateRequest) -> list[Window] | None:
     if request.first_day is None and request.last_day is None:
         return None
     return runner.windows_between(period, request.first_day, request.last_day)

@@ -19,7 +19,7 @@ from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.output import Coloured, print_json, print_table
 from capacity_assets.clock import Clock
-from capacity_assets.collection.credentials import OWN, SecretPlaces, password_of
+from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
 from capacity_assets.periods import PERIODS
@@ -239,10 +239,10 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         if reference is None or reference == OWN:
             continue
         try:
-            password_of(reference, SecretPlaces.of(settings))
+            password_of(reference, SecretFolders.of(settings))
         except CapacityError as error:
             yield Finding(f"server {one.server.name}", Verdict.BAD, str(error))
-    yield from _doubtful(measured, every)
+    yield from _warnings(measured, every)
     if settings.collection == "off":
         text = "off: another application fills the raw tables, which are observed"
         yield Finding("collection", Verdict.NOTE if measured else Verdict.OK, text)
@@ -254,7 +254,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         yield Finding("collection", Verdict.OK if measured and not failing else Verdict.NOTE, found)
 
 
-def _doubtful(measured: Sequence[Registered], every: Sequence[Registered]) -> Iterator[Finding]:
+def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> Iterator[Finding]:
     """Name what would make a fleet total wrong: one place registered twice, a replica counted by nobody."""
     places: dict[tuple[str, str | None], list[str]] = {}
     for one in measured:

@@ -17,7 +17,7 @@ from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
 from capacity_assets.collection.measuring import host_of
 from capacity_assets.collection.registry import register, registered
-from capacity_assets.collection.results import CollectionSummary, Outcome
+from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import Progress as Told
 from capacity_assets.periods import PERIODS
@@ -27,7 +27,7 @@ from capacity_assets.storage.schema import require_schema
 from capacity_assets.units import first_of, human_mb
 
 OWN_SERVER = "capacity-database"
-FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
+FAILURE_COLUMNS = (("Server", "left"), ("FailureKind", "left"), ("Reason", "text"))
 
 
 def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool, as_json: bool) -> int:
@@ -79,7 +79,7 @@ def _progress(*, as_json: bool) -> Iterator[Told]:
     with Progress(*columns, console=error_console(), disable=as_json) as bar:
         task = bar.add_task("servers measured", total=None)
 
-        def told(_outcome: Outcome, left: int) -> None:
+        def told(_outcome: ProbeOutcome, left: int) -> None:
             done = bar.tasks[0].completed + 1
             bar.update(task, completed=done, total=done + left)
 

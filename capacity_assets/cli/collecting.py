@@ -241,6 +241,6 @@ def import_(*, source: str, as_json: bool, **asked: Any) -> int:
       capacity import sizes.csv --map server=host --map database=db --map size_mb=bytes --unit bytes
       capacity import env:LEGACY_DATABASE_URL
     """
-    from capacity_assets.cli.importing import Request, run_import
+    from capacity_assets.cli.importing import ImportRequest, run_import
 
-    return run_import(load_settings(), source, Request(**asked), as_json=as_json)
+    return run_import(load_settings(), source, ImportRequest(**asked), as_json=as_json)

@@ -29,7 +29,7 @@ from capacity_assets.storage.schema import (
     SCHEMA_REVISION,
     everybody_may_create,
     schema_revision,
-    unnoted_changes,
+    untracked_changes,
 )
 from capacity_assets.storage.tables import instances
 from capacity_assets.storage.zone import another_zone
@@ -107,11 +107,16 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.
         late, unknown = _late(engine, settings, revision, followed=works and not has_failed(runs or ()))
-        unnoted = unnoted_changes(engine)
+        untracked = untracked_changes(engine)
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
-        activity = {"runs": _as_dicts(runs), "daemon_works": works, "late": _as_dicts(late), "not_noted": unnoted}
+        activity = {
+            "runs": _as_dicts(runs),
+            "daemon_works": works,
+            "late": _as_dicts(late),
+            "untracked_changes": untracked,
+        }
         print_json({**stored, **activity, "collection": None if collecting is None else asdict(collecting)})
         return DONE
     say(f"Today is {today} ({settings.timezone}). Active instances: {active:,}.")
@@ -122,7 +127,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
     _print_activity(runs, late, unknown)
     if runs is not None and not works:
         say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
-    for shortcoming in unnoted:
+    for shortcoming in untracked:
         say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
     return DONE
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import date
 
-from capacity_assets.aggregation.by_hand import Sample
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explain, find_subjects
+from capacity_assets.aggregation.reference import Sample
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say

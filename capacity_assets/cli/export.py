@@ -22,7 +22,7 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
-from capacity_assets.files import whole_file
+from capacity_assets.files import atomic_write
 from capacity_assets.periods import Period
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
@@ -80,7 +80,7 @@ def export(settings: Settings, wanted: Export) -> int:
                 _copy(connection, query, sys.stdout.buffer.write)
                 sys.stdout.buffer.flush()
             return DONE
-        with writing(path), whole_file(path) as begun:
+        with writing(path), atomic_write(path) as begun:
             rows = write(connection, query, begun)
     if wanted.as_json:
         print_json({"path": str(path), "rows": rows, "view": VIEW_OF_LEVEL[wanted.level]})

@@ -52,7 +52,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True)
-class Request:
+class ImportRequest:
     """What was asked for on the command line."""
 
     level: str = "database"
@@ -71,7 +71,7 @@ class Request:
         Raises:
             ValidationError: one of them was given.
         """
-        known = Request()
+        known = ImportRequest()
         for name, option in {
             "level": "--level",
             "mapping": "--map",
@@ -93,7 +93,7 @@ class Request:
         return LoadOptions(self.on_conflict == "replace", self.register_as, port, self.dry_run)
 
 
-def run_import(settings: Settings, source: str, asked: Request, *, as_json: bool) -> int:
+def run_import(settings: Settings, source: str, asked: ImportRequest, *, as_json: bool) -> int:
     """Import a source; 1 where a row was not imported that should be looked at."""
     if is_address(source):
         asked.refuse_what_is_for_files()
@@ -126,7 +126,7 @@ class _Import:
 
     settings: Settings
     engine: Engine
-    asked: Request
+    asked: ImportRequest
     held: HeldLock
     as_json: bool
 
@@ -183,7 +183,7 @@ class _Import:
         servers: LegacyServers = LegacyServers(()),  # noqa: B008 -- frozen
     ) -> LoadReport:
         zone = self.settings.zone
-        decimal = self.asked.decimal or (None if source.decimal_in_doubt else POINT)
+        decimal = self.asked.decimal or (None if source.decimal_is_ambiguous else POINT)
         reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.asked.server, decimal)
         with _progress(level.source.name, as_json=self.as_json) as told:
             options = replace(self.asked.options(), derive_totals=derive_totals)
@@ -216,7 +216,7 @@ def _mapping(given: tuple[str, ...]) -> dict[str, str]:
     return {ours: theirs for ours, _, theirs in pairs}
 
 
-def _fingerprint(source: Source, asked: Request) -> str:
+def _fingerprint(source: Source, asked: ImportRequest) -> str:
     """Tell the same import again from another one: the rows, and how they are read."""
     reading = [
         asked.level,

@@ -17,9 +17,9 @@ from capacity_assets.cli.database import refuse_an_absent_embedded_server, refus
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
-from capacity_assets.collection.credentials import OWN, CredentialError, SecretPlaces, readable_by_others
+from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders, readable_by_others
 from capacity_assets.collection.declarations import declared_servers
-from capacity_assets.collection.engines.base import Kind, MeasureError, engine_named
+from capacity_assets.collection.engines.base import FailureKind, MeasureError, engine_named
 from capacity_assets.collection.fleet import STATEMENT_SECONDS, refuse_impossible
 from capacity_assets.collection.measuring import Stages, access_to, facts_of, given_up_in_time, measure
 from capacity_assets.collection.registry import Changes, Registered, register, registered, remove, set_active
@@ -99,11 +99,11 @@ def import_instances(settings: Settings, path: Path, *, disable_others: bool, dr
 
 def _warn_of_passwords_that_will_be_refused(settings: Settings, servers: Sequence[Server]) -> None:
     """Say it when a password lies where this configuration looks none up; another machine may have another one."""
-    places = SecretPlaces.of(settings)
+    folders = SecretFolders.of(settings)
     for server in servers:
         if server.password_from and server.password_from != OWN:
             try:
-                places.refuse_what_is_not_set_aside(server.password_from)
+                folders.refuse_what_is_not_set_aside(server.password_from)
             except CredentialError as error:
                 say(f"Warning: {server.name} cannot be measured with this configuration. {error}")
 
@@ -262,14 +262,14 @@ def test_instance(settings: Settings, name: str, *, as_json: bool) -> int:
 def _tried(server: Server, service: CollectionService) -> _Trial:
     trial = _Trial(server.name)
     kind = engine_named(server.engine)
-    surroundings = service.surroundings
-    if readable_by_others(server.password_from, surroundings.secrets):
+    context = service.context
+    if readable_by_others(server.password_from, context.secrets):
         trial.warnings.append(f"Every user of this machine can read the file behind {server.password_from}.")
     if not kind.verified:
         trial.warnings.append(f"Measuring {server.engine} was never run against a real server by this project's tests.")
     try:
         access = access_to(
-            server, surroundings, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
+            server, context, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
         )
         trial.steps.append(
             f"password: {f'found by {server.password_from}' if server.password_from else 'none registered'}"
@@ -279,12 +279,12 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
         encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not told"}[facts.encrypted]
         trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
         stages = Stages()
-        excluded = surroundings.excluded.get(server.engine, ())
+        excluded = context.excluded.get(server.engine, ())
         found = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
         refuse_impossible(found.sizes)
     except MeasureError as error:
         trial.failure = f"{error.kind}: {error.told}"
-        trial.grants = kind.grants if error.kind in {Kind.RIGHTS, Kind.LOGIN} else None
+        trial.grants = kind.grants if error.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
         return trial
     total = sum(size.size_mb for size in found.sizes)
     trial.steps.append(f"{len(found.sizes):,} databases, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s")

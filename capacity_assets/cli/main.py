@@ -125,9 +125,9 @@ def aggregate(*, as_json: bool, **asked: Any) -> int:
       capacity aggregate --period monthly --from 2025-01-01 --to 2025-06-30
       capacity aggregate --period all --from 2025-01-01 --json
     """
-    from capacity_assets.cli.aggregate import Request, run_aggregate
+    from capacity_assets.cli.aggregate import AggregateRequest, run_aggregate
 
-    return run_aggregate(load_settings(), Request(**asked), as_json=as_json)
+    return run_aggregate(load_settings(), AggregateRequest(**asked), as_json=as_json)
 
 
 @main.command()
@@ -145,9 +145,9 @@ def plan(*, as_json: bool, **asked: Any) -> int:
       capacity plan --period monthly --from 2025-01-01 --to 2025-06-30
       capacity plan --period all --from 2025-01-01 --overwrite
     """
-    from capacity_assets.cli.aggregate import Request, show_plan
+    from capacity_assets.cli.aggregate import AggregateRequest, show_plan
 
-    return show_plan(load_settings(), Request(**asked), as_json=as_json)
+    return show_plan(load_settings(), AggregateRequest(**asked), as_json=as_json)
 
 
 @main.command()

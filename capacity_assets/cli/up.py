@@ -101,7 +101,7 @@ def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes 
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Turn the signals that ask to stop into an exception, once; a second one does not disturb the stopping.
+    """Turn the signals that ask to stop into an exception, once; a second one is ignored.
 
     Yields an event that says the same, because an exception that is raised in a destructor is swallowed.
     """

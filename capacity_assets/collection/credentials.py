@@ -57,7 +57,7 @@ def checked_reference(reference: str) -> str:
 
 
 @dataclass(frozen=True)
-class SecretPlaces:
+class SecretFolders:
     """Where passwords may be looked up: the mounted folder, patterns of variables, folders of files."""
 
     mounted: Path
@@ -65,7 +65,7 @@ class SecretPlaces:
     folders: tuple[Path, ...] = DEFAULT_PASSWORD_FOLDERS
 
     @classmethod
-    def of(cls, settings: Settings) -> SecretPlaces:
+    def of(cls, settings: Settings) -> SecretFolders:
         """Return what is configured."""
         return cls(settings.secrets_folder, settings.password_variables, settings.password_folders)
 
@@ -97,7 +97,7 @@ class SecretPlaces:
             )
 
 
-def password_of(reference: str, places: SecretPlaces) -> str:
+def password_of(reference: str, folders: SecretFolders) -> str:
     """Look a password up.
 
     Raises:
@@ -105,8 +105,8 @@ def password_of(reference: str, places: SecretPlaces) -> str:
         ValidationError: the reference has none of the known forms.
     """
     _, _, place = checked_reference(reference).partition(":")
-    places.refuse_what_is_not_set_aside(reference)
-    path = places.path_of(reference)
+    folders.refuse_what_is_not_set_aside(reference)
+    path = folders.path_of(reference)
     if path is None:
         found = variable(place)
         where = f"the variable {place}"
@@ -118,9 +118,9 @@ def password_of(reference: str, places: SecretPlaces) -> str:
     return found
 
 
-def readable_by_others(reference: str | None, places: SecretPlaces) -> bool:
+def readable_by_others(reference: str | None, folders: SecretFolders) -> bool:
     """Whether the file behind a reference can be read by any user of this machine."""
-    path = places.path_of(reference or "")
+    path = folders.path_of(reference or "")
     try:
         return path is not None and path.is_file() and bool(path.stat().st_mode & 0o004)
     except OSError:

@@ -15,18 +15,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.base import DatabaseSize, Kind, MeasureError
+from capacity_assets.collection.engines.base import DatabaseSize, FailureKind, MeasureError
 from capacity_assets.collection.measuring import (
     GRACE_SECONDS,
-    LOOK_SECONDS,
+    POLL_SECONDS,
+    ProbeContext,
     Stages,
-    Surroundings,
     access_to,
     in_background,
     measure,
     timed_out,
 )
-from capacity_assets.collection.results import Outcome
+from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 
 # To begin with; one that used to need longer gets longer, and so does one that failed, which begins first anyway.
@@ -43,13 +43,13 @@ MOST_DOUBLINGS = 7
 PATIENCE_SECONDS = 1.0
 # Connected ahead or waited for beside the working ones, at most this many times their number: threads and sockets
 # are finite.
-BESIDE_PER_PLACE = 7
-# Connected and ready, at most this many times the places: a connection should not lie idle for long.
-READY_PER_PLACE = 4
+BESIDE_PER_WORKER = 7
+# Connected and ready, at most this many times the workers: a connection should not lie idle for long.
+READY_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
-class Habits:
+class ProbeHistory:
     """What is known of a server from the days before."""
 
     usual_seconds: float | None = None
@@ -84,7 +84,7 @@ class Task:
 
     instance_id: int
     server: Server
-    habits: Habits = field(default_factory=Habits)
+    history: ProbeHistory = field(default_factory=ProbeHistory)
     measured_before: bool = False
     """Whether it has a sample of this day already."""
 
@@ -101,16 +101,16 @@ class _Running:
     given_up: bool = False
 
     @property
-    def has_place(self) -> bool:
+    def holds_worker(self) -> bool:
         """Whether it counts among the working ones."""
-        return self.go.is_set() and time.monotonic() - self.went < self.task.habits.patience_seconds
+        return self.go.is_set() and time.monotonic() - self.went < self.task.history.patience_seconds
 
     @property
     def waits(self) -> bool:
         """Whether it is connected and waits for a place."""
         return self.stages.connected is not None and not self.go.is_set()
 
-    def take_place(self) -> None:
+    def take_worker(self) -> None:
         """Begin to measure."""
         self.went = time.monotonic()
         self.go.set()
@@ -133,29 +133,31 @@ class _Running:
         if self.stages.connected is None:
             if now - self.stages.began > self.connect_seconds + GRACE_SECONDS:
                 return timed_out(self.task.server, self.connect_seconds, connected=False)
-        elif self.go.is_set() and now - self.went > self.task.habits.statement_seconds + GRACE_SECONDS:
-            return timed_out(self.task.server, self.task.habits.statement_seconds, connected=True)
+        elif self.go.is_set() and now - self.went > self.task.history.statement_seconds + GRACE_SECONDS:
+            return timed_out(self.task.server, self.task.history.statement_seconds, connected=True)
         return None
 
 
 @dataclass
 class FleetMeasurement:
-    """Measures servers side by side; `places` is how many work at a time."""
+    """Measures servers side by side; `workers` is how many work at a time."""
 
-    surroundings: Surroundings
+    context: ProbeContext
     clock: Clock
-    places: int
+    workers: int
     connect_seconds: float = CONNECT_SECONDS
 
-    def outcomes(self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True) -> Iterator[Outcome | None]:
+    def outcomes(
+        self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True
+    ) -> Iterator[ProbeOutcome | None]:
         """Yield the outcome of each task as it comes, and None now and then in between.
 
         Once `may_begin` says no, no more servers are measured: those that are left fail, because the day is over.
         """
-        waiting = sorted(tasks, key=lambda task: not task.habits.failed_last)
+        waiting = sorted(tasks, key=lambda task: not task.history.failed_last)
         waiting.reverse()
         running: dict[int, _Running] = {}
-        done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[int, ProbeOutcome]] = queue.SimpleQueue()
         while waiting or running:
             while waiting and self._may_connect(running.values()):
                 task = waiting.pop()
@@ -163,28 +165,28 @@ class FleetMeasurement:
                     running[task.instance_id] = self._begin(task, done)
                 else:
                     yield self._failed(task, Stages(), _day_over())
-            yield from self._give_places(running, may_begin)
+            yield from self._assign_workers(running, may_begin)
             yield from self._finished(running, done)
             yield None
 
     def _may_connect(self, running: Collection[_Running]) -> bool:
         ready = sum(one.waits for one in running)
-        return len(running) < self.places * (BESIDE_PER_PLACE + 1) and ready < self.places * READY_PER_PLACE
+        return len(running) < self.workers * (BESIDE_PER_WORKER + 1) and ready < self.workers * READY_PER_WORKER
 
-    def _give_places(self, running: dict[int, _Running], may_begin: Callable[[], bool]) -> Iterator[Outcome]:
+    def _assign_workers(self, running: dict[int, _Running], may_begin: Callable[[], bool]) -> Iterator[ProbeOutcome]:
         """Let those begin for which there is a place; an outcome is that of one that waited too long for its own."""
         everything = list(running.values())
-        free = self.places - sum(one.has_place for one in everything)
+        free = self.workers - sum(one.holds_worker for one in everything)
         for one in [one for one in everything if one.waits][: max(free, 0)]:
             if may_begin():
-                one.take_place()
+                one.take_worker()
             else:
                 del running[one.task.instance_id]
                 one.give_up()
                 yield self._failed(one.task, one.stages, _day_over())
 
-    def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, Outcome]]) -> _Running:
-        one = _Running(task, task.habits.connect_seconds(self.connect_seconds))
+    def _begin(self, task: Task, done: queue.SimpleQueue[tuple[int, ProbeOutcome]]) -> _Running:
+        one = _Running(task, task.history.connect_seconds(self.connect_seconds))
 
         def work() -> None:
             done.put((task.instance_id, self._outcome(one)))
@@ -192,23 +194,23 @@ class FleetMeasurement:
         in_background(work, f"measure {task.server.name}")
         return one
 
-    def _outcome(self, one: _Running) -> Outcome:
-        server, habits = one.task.server, one.task.habits
+    def _outcome(self, one: _Running) -> ProbeOutcome:
+        server, history = one.task.server, one.task.history
         try:
             access = access_to(
                 server,
-                self.surroundings,
+                self.context,
                 connect_seconds=one.connect_seconds,
-                statement_seconds=habits.statement_seconds,
+                statement_seconds=history.statement_seconds,
             )
-            excluded = self.surroundings.excluded.get(server.engine, ())
+            excluded = self.context.excluded.get(server.engine, ())
             found = measure(server, access, excluded, one.stages, wait=one.wait)
             refuse_impossible(found.sizes)
         except MeasureError as error:
             return self._failed(one.task, one.stages, error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
-            return self._failed(one.task, one.stages, MeasureError(Kind.UNEXPECTED, type(error).__name__))
-        return Outcome(
+            return self._failed(one.task, one.stages, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
+        return ProbeOutcome(
             one.task.instance_id,
             server.name,
             self.clock.now(),
@@ -219,8 +221,8 @@ class FleetMeasurement:
             measure_seconds=one.stages.measure_seconds,
         )
 
-    def _failed(self, task: Task, stages: Stages, error: MeasureError) -> Outcome:
-        return Outcome(
+    def _failed(self, task: Task, stages: Stages, error: MeasureError) -> ProbeOutcome:
+        return ProbeOutcome(
             task.instance_id,
             task.server.name,
             self.clock.now(),
@@ -232,10 +234,10 @@ class FleetMeasurement:
         )
 
     def _finished(
-        self, running: dict[int, _Running], done: queue.SimpleQueue[tuple[int, Outcome]]
-    ) -> Iterator[Outcome]:
+        self, running: dict[int, _Running], done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
+    ) -> Iterator[ProbeOutcome]:
         """Take what has come, and give up what is overdue; the outcome of one that was given up is dropped."""
-        timeout = LOOK_SECONDS
+        timeout = POLL_SECONDS
         while running:
             try:
                 instance_id, outcome = done.get(timeout=timeout) if timeout else done.get_nowait()
@@ -252,7 +254,7 @@ class FleetMeasurement:
 
 
 def _day_over() -> MeasureError:
-    return MeasureError(Kind.DAY_OVER, "the day was over before its turn came")
+    return MeasureError(FailureKind.DAY_OVER, "the day was over before its turn came")
 
 
 LARGEST_MB = 2**63 - 1
@@ -275,4 +277,4 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
         or "\0" in size.name
     ]
     if wrong or len(set(names)) < len(names):
-        raise MeasureError(Kind.UNEXPECTED, f"it told an impossible size or name: {(wrong or names)[0]!r:.80}")
+        raise MeasureError(FailureKind.UNEXPECTED, f"it told an impossible size or name: {(wrong or names)[0]!r:.80}")

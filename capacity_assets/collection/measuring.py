@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 from sqlalchemy import URL
 
 from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.collection.credentials import OWN, SecretPlaces, password_of
+from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.engines.base import (
     FILES,
     STATISTICS,
     TLS_VERIFY_FULL,
     Access,
-    Engine,
-    Kind,
+    EngineAdapter,
+    FailureKind,
     MeasureError,
     Measurement,
     ServerFacts,
@@ -36,7 +36,7 @@ from capacity_assets.collection.servers import Server
 Result = TypeVar("Result")
 # What a driver may take beyond its own limits before it is left behind.
 GRACE_SECONDS = 3.0
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 @dataclass
@@ -60,17 +60,15 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ProbeContext:
     """What measuring needs beside the server: where passwords may be looked up, our own database, what is left out."""
 
-    secrets: SecretPlaces
+    secrets: SecretFolders
     own_url: URL
     excluded: dict[str, tuple[str, ...]]
 
 
-def access_to(
-    server: Server, surroundings: Surroundings, *, connect_seconds: float, statement_seconds: float
-) -> Access:
+def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, statement_seconds: float) -> Access:
     """Put together how to reach a server, with its password.
 
     Raises:
@@ -78,14 +76,14 @@ def access_to(
     """
     limits = {"connect_seconds": connect_seconds, "statement_seconds": statement_seconds}
     if server.password_from == OWN:
-        return _own_access(server, surroundings.own_url, limits)
+        return _own_access(server, context.own_url, limits)
     try:
-        password = password_of(server.password_from, surroundings.secrets) if server.password_from else None
+        password = password_of(server.password_from, context.secrets) if server.password_from else None
     except CapacityError as error:
-        raise MeasureError(Kind.CREDENTIAL, str(error).rstrip(".")) from None
+        raise MeasureError(FailureKind.CREDENTIAL, str(error).rstrip(".")) from None
     for path in (server.tls_ca, server.tls_certificate, server.tls_key):
         if path is not None and not Path(path).exists():
-            raise MeasureError(Kind.SETUP, f"the file {path} of its TLS settings is missing")
+            raise MeasureError(FailureKind.SETUP, f"the file {path} of its TLS settings is missing")
     return Access(
         host=server.host,
         port=server.port or engine_named(server.engine).default_port,
@@ -141,12 +139,12 @@ def measure(
         MeasureError: it cannot be measured; nothing of it is known then.
     """
 
-    def look(engine: Engine, connection: Any) -> Measurement:
+    def read_sizes(engine: EngineAdapter, connection: Any) -> Measurement:
         wait()
         stages.measuring = time.monotonic()
         return engine.sizes(connection, access, excluded)
 
-    return with_connection(server, access, stages, look)
+    return with_connection(server, access, stages, read_sizes)
 
 
 def facts_of(server: Server, access: Access, stages: Stages) -> ServerFacts:
@@ -154,7 +152,9 @@ def facts_of(server: Server, access: Access, stages: Stages) -> ServerFacts:
     return with_connection(server, access, stages, lambda engine, connection: engine.facts(connection))
 
 
-def with_connection(server: Server, access: Access, stages: Stages, work: Callable[[Engine, Any], Result]) -> Result:
+def with_connection(
+    server: Server, access: Access, stages: Stages, work: Callable[[EngineAdapter, Any], Result]
+) -> Result:
     """Connect, work, close."""
     engine = engine_named(server.engine)
     connection = None
@@ -165,7 +165,7 @@ def with_connection(server: Server, access: Access, stages: Stages, work: Callab
     except Exception as error:  # noqa: BLE001 -- see below
         # Drivers raise what they like, down to errors of the operating system; one server's failure stays its own.
         known = error if isinstance(error, MeasureError) else _explained(engine, error)
-        if known.kind is Kind.TIMEOUT:
+        if known.kind is FailureKind.TIMEOUT:
             connected = stages.connected is not None
             seconds = access.statement_seconds if connected else access.connect_seconds
             known = timed_out(server, seconds, connected=connected)
@@ -181,24 +181,25 @@ def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureErro
     """Say what did not come in time; each driver has other words for it, some of them wrong."""
     if not connected:
         return MeasureError(
-            Kind.TIMEOUT, f"no answer to the connection within {seconds:.0f} s; perhaps something else listens there"
+            FailureKind.TIMEOUT,
+            f"no answer to the connection within {seconds:.0f} s; perhaps something else listens there",
         )
     cheaper = STATISTICS in engine_named(server.engine).sizings and server.sizing != STATISTICS
     advice = "; `sizing = statistics` is cheaper" if cheaper else ""
-    return MeasureError(Kind.TIMEOUT, f"no sizes within {seconds:.0f} s{advice}")
+    return MeasureError(FailureKind.TIMEOUT, f"no sizes within {seconds:.0f} s{advice}")
 
 
-def _explained(engine: Engine, error: Exception) -> MeasureError:
+def _explained(engine: EngineAdapter, error: Exception) -> MeasureError:
     known = engine.explained(error)
     if known is not None:
         return known
     if isinstance(error, TimeoutError):
-        return MeasureError(Kind.TIMEOUT, first_line(error))
+        return MeasureError(FailureKind.TIMEOUT, first_line(error))
     if isinstance(error, FileNotFoundError | PermissionError):
-        return MeasureError(Kind.SETUP, f"a file of its certificates cannot be read: {first_line(error)}")
+        return MeasureError(FailureKind.SETUP, f"a file of its certificates cannot be read: {first_line(error)}")
     if isinstance(error, OSError):
-        return MeasureError(Kind.UNREACHABLE, first_line(error))
-    return MeasureError(Kind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
+        return MeasureError(FailureKind.UNREACHABLE, first_line(error))
+    return MeasureError(FailureKind.UNEXPECTED, f"{type(error).__name__}: {first_line(error)}")
 
 
 def given_up_in_time(server: Server, access: Access, stages: Stages, work: Callable[[], Result]) -> Result:
@@ -218,7 +219,7 @@ def given_up_in_time(server: Server, access: Access, stages: Stages, work: Calla
     in_background(attempt, f"test {server.name}")
     while True:
         try:
-            found = outcome.get(timeout=LOOK_SECONDS)
+            found = outcome.get(timeout=POLL_SECONDS)
         except queue.Empty:
             connected = stages.connected is not None
             seconds = access.statement_seconds if connected else access.connect_seconds

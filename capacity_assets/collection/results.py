@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
 from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS, AggregationStatus
-from capacity_assets.collection.engines.base import NAMED, DatabaseSize, Kind
+from capacity_assets.collection.engines.base import NAMED, DatabaseSize, FailureKind
 from capacity_assets.units import counted, first_of
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeOutcome:
     """What became of one server: sizes, or a failure; and how long it took."""
 
     instance_id: int
     server: str
     ended_at: datetime
     sizes: tuple[DatabaseSize, ...] = ()
-    kind: Kind | None = None
+    kind: FailureKind | None = None
     reason: str | None = None
     connect_seconds: float | None = None
     measure_seconds: float | None = None
@@ -45,7 +45,7 @@ class Failure:
     """A server that was not measured."""
 
     server: str
-    kind: Kind
+    kind: FailureKind
     reason: str
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class CollectionSummary:
             parts.append(f"How to reach {self.filled_elsewhere:,} more active servers is not registered.")
         return " ".join(parts)
 
-    def with_outcomes(self, outcomes: Sequence[Outcome]) -> CollectionSummary:
+    def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:
         """Add outcomes; their sizes are counted and let go."""
         collected = [outcome for outcome in outcomes if outcome.collected]
         failures = [
@@ -166,9 +166,9 @@ class CollectionSummary:
         }
 
 
-def _named(outcomes: Iterable[Outcome]) -> Iterator[str]:
+def _named(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
     return (f"{outcome.server}: {what}" for outcome in outcomes for what in outcome.not_counted)
 
 
-def _left_out(outcomes: Iterable[Outcome]) -> Iterator[str]:
+def _left_out(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
     return (name for outcome in outcomes for name in outcome.left_out)

@@ -20,10 +20,10 @@ from capacity_assets.aggregation.errors import ValidationError, database_errors
 from capacity_assets.aggregation.locks import SAMPLES, CapacityLockManager, HeldLock
 from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.clock import Clock
-from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, Habits, Task
-from capacity_assets.collection.measuring import Surroundings
+from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, ProbeHistory, Task
+from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.registry import Registered, registered
-from capacity_assets.collection.results import CollectionSummary, Outcome
+from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.storing import forget_old_attempts, store_each
 
 logger = logging.getLogger(__name__)
@@ -31,20 +31,20 @@ logger = logging.getLogger(__name__)
 BATCH_SERVERS = 200
 BATCH_SECONDS = 5.0
 # How many days back a server's usual time is looked for.
-HABIT_DAYS = 14
+HISTORY_DAYS = 14
 
-Progress = Callable[[Outcome, int], None]
+Progress = Callable[[ProbeOutcome, int], None]
 
 
 @dataclass(frozen=True)
 class CollectionService:
-    """Measures for today, with `places` servers at work at a time."""
+    """Measures for today, with `workers` servers at work at a time."""
 
     engine: Engine
     clock: Clock
     locks: CapacityLockManager
-    surroundings: Surroundings
-    places: int
+    context: ProbeContext
+    workers: int
     connect_seconds: float = CONNECT_SECONDS
 
     def collect(
@@ -118,22 +118,22 @@ class CollectionService:
         if names is not None:
             _refuse_unmeasurable(found)
         wanted = [one for one in found if one.active and one.is_collected]
-        habits, done = self._history(day)
+        history, done = self._history(day)
         left = [one for one in wanted if again or one.id not in done]
-        tasks = [Task(one.id, one.server, habits.get(one.id, Habits()), one.id in done) for one in left]
+        tasks = [Task(one.id, one.server, history.get(one.id, ProbeHistory()), one.id in done) for one in left]
         elsewhere = sum(one.active and not one.is_collected for one in found)
         return tasks, len(wanted) - len(left), elsewhere
 
-    def _history(self, day: date) -> tuple[dict[int, Habits], set[int]]:
-        """Return each server's habits, and who has been measured on this day."""
-        rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HABIT_DAYS)}, "reading what became")
-        habits = {
-            row.instance_id: Habits(
+    def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
+        """Return each server's history, and who has been measured on this day."""
+        rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HISTORY_DAYS)}, "reading what became")
+        history = {
+            row.instance_id: ProbeHistory(
                 row.usual_seconds, row.usual_connect_seconds, bool(row.failed_last), int(row.timeouts)
             )
             for row in rows
         }
-        return habits, {row.instance_id for row in rows if row.done}
+        return history, {row.instance_id for row in rows if row.done}
 
     def _read(self, query: str, parameters: dict[str, object], doing: str) -> Sequence[Row[Any]]:
         with database_errors(doing=doing, kept="Nothing was measured."), self.engine.connect() as connection:
@@ -142,7 +142,7 @@ class CollectionService:
     def _measured(
         self, summary: CollectionSummary, tasks: Sequence[Task], held: HeldLock, progress: Progress
     ) -> CollectionSummary:
-        fleet = FleetMeasurement(self.surroundings, self.clock, self.places, self.connect_seconds)
+        fleet = FleetMeasurement(self.context, self.clock, self.workers, self.connect_seconds)
         batch = _Batch(self.engine, held, summary)
         day, left = summary.day, len(tasks)
         try:
@@ -183,7 +183,7 @@ class _Batch:
     engine: Engine
     held: HeldLock
     summary: CollectionSummary
-    waiting: list[Outcome] = field(default_factory=list)
+    waiting: list[ProbeOutcome] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
     @property

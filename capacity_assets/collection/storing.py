@@ -13,8 +13,8 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.aggregation.errors import DatabaseError, database_errors
-from capacity_assets.collection.engines.base import Kind
-from capacity_assets.collection.results import Outcome
+from capacity_assets.collection.engines.base import FailureKind
+from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import note_measured
 
@@ -25,7 +25,7 @@ REFUSED_DATA = ("22", "23")
 ATTEMPTS_KEPT_DAYS = 90
 
 
-def store(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> None:
+def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
     """Write outcomes of a day in one transaction.
 
     Raises:
@@ -44,7 +44,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> None:
         note_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
 
-def store_each(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> list[ProbeOutcome]:
     """Write outcomes; a server whose sizes the tables refuse becomes a failed one, found by halving.
 
     Raises:
@@ -60,7 +60,7 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[Outcome]) -> list[O
             return store_each(engine, day, outcomes[:middle]) + store_each(engine, day, outcomes[middle:])
         [refused] = outcomes
         reason = f"its sizes cannot be stored: {error}"
-        outcomes = [replace(refused, sizes=(), kind=Kind.UNEXPECTED, reason=reason)]
+        outcomes = [replace(refused, sizes=(), kind=FailureKind.UNEXPECTED, reason=reason)]
         store(engine, day, outcomes)
     return list(outcomes)
 
@@ -73,7 +73,7 @@ def forget_old_attempts(engine: Engine, day: date) -> None:
         connection.execute(statement, {"before": before})
 
 
-def _stage(connection: Connection, outcomes: Sequence[Outcome]) -> None:
+def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
     connection.execute(text(_STAGE_SERVERS))
     connection.execute(text(_STAGE_DATABASES))
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
@@ -82,7 +82,7 @@ def _stage(connection: Connection, outcomes: Sequence[Outcome]) -> None:
     connection.execute(text("ANALYZE measured_server, measured_database"))
 
 
-def _server_rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[object, ...]]:
+def _server_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
         status = COLLECTED if outcome.collected else FAILED
         yield (
@@ -96,7 +96,7 @@ def _server_rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[object, ...]]:
         )
 
 
-def _database_rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[object, ...]]:
+def _database_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
         for size in outcome.sizes:
             mb = size.size_mb, size.data_size_mb, size.log_size_mb

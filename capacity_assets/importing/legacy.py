@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_errors, reason_of
 from capacity_assets.aggregation.levels import Level
-from capacity_assets.collection.credentials import SecretPlaces, password_of
+from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.importing.rows import layout_of
 from capacity_assets.importing.sources import QuerySource
 from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable
@@ -57,7 +57,7 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
             "Nothing was read."
         )
     if password_from is not None:
-        url = url.set(password=password_of(password_from, SecretPlaces.of(settings)))
+        url = url.set(password=password_of(password_from, SecretFolders.of(settings)))
     return url.set(drivername=CAPACITY_DRIVER)
 
 

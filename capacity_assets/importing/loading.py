@@ -1,6 +1,6 @@
 """Loading rows of history: slice by slice, by COPY and set-wise comparison with what is stored.
 
-A slice is a transaction that also notes how far it came, so that an interrupted import goes on behind the last
+A slice is a transaction that also records how far it came, so that an interrupted import goes on behind the last
 slice and nothing is loaded by halves. A sample that is stored already is never replaced unasked: the same value is
 counted as present, another one as a conflict and listed.
 """
@@ -55,17 +55,17 @@ class LoadReport:
         listed = self.listed.setdefault(what, [])
         listed += map(str, itertools.islice(lines, LISTED - len(listed)))
 
-    def noted(self) -> str:
+    def recorded(self) -> str:
         """What an import that goes on has to know, as JSON."""
         days = {"first_day": self.first_day, "last_day": self.last_day}
         return json.dumps({"counts": self.counts, "listed": self.listed, **days}, default=str)
 
-    def go_on(self, position: int, noted: Mapping[str, Any]) -> None:
-        """Take over what was noted of an interrupted import, so that every row of it is accounted for."""
+    def go_on(self, position: int, recorded: Mapping[str, Any]) -> None:
+        """Take over what was recorded of an interrupted import, so that every row of it is accounted for."""
         self.resumed_after = position
-        self.counts |= noted["counts"]
-        self.listed = noted["listed"]
-        first, last = (noted[name] and date.fromisoformat(noted[name]) for name in ("first_day", "last_day"))
+        self.counts |= recorded["counts"]
+        self.listed = recorded["listed"]
+        first, last = (recorded[name] and date.fromisoformat(recorded[name]) for name in ("first_day", "last_day"))
         self.first_day, self.last_day = first, last
 
     def spans(self, first_day: date | None, last_day: date | None) -> None:
@@ -138,8 +138,8 @@ class Loader:
         for part in self._slices(source.rows(report.resumed_after)):
             with self.engine.begin() as connection:
                 self._slice(connection, part, report)
-                noted = {"source": source.description, "target": self.level.source.name, "position": part[-1][0]}
-                connection.execute(text(sql.NOTE), {**this, **noted, "counts": report.noted()})
+                recorded = {"source": source.description, "target": self.level.source.name, "position": part[-1][0]}
+                connection.execute(text(sql.NOTE), {**this, **recorded, "counts": report.recorded()})
                 self.held.ensure_held()
             self.progress(report.counts["read"])
         with self.engine.begin() as connection:

@@ -31,7 +31,7 @@ FIRST_YEAR = 1900
 
 
 @dataclass(frozen=True)
-class Layout:
+class ImportColumns:
     """The columns of a level: which hold sizes, which of them may be missing or empty."""
 
     level: str
@@ -57,12 +57,12 @@ class Layout:
 
 
 LAYOUTS = {
-    "database": Layout("database", (DATABASE_NAME, DAY), ("size_mb",), ("data_size_mb", "log_size_mb")),
-    "instance": Layout("instance", (DAY,), ("total_size_mb",), counts=("database_count",)),
+    "database": ImportColumns("database", (DATABASE_NAME, DAY), ("size_mb",), ("data_size_mb", "log_size_mb")),
+    "instance": ImportColumns("instance", (DAY,), ("total_size_mb",), counts=("database_count",)),
 }
 
 
-def layout_of(level: Level) -> Layout:
+def layout_of(level: Level) -> ImportColumns:
     """Return the layout of a level."""
     return LAYOUTS["database" if level is DATABASE else "instance"]
 
@@ -90,7 +90,7 @@ class RowReader:
     `decimal` is the mark before the decimals; None where both a point and a comma may be meant, so neither is taken.
     """
 
-    layout: Layout
+    layout: ImportColumns
     unit: str
     zone: ZoneInfo
     now: datetime
@@ -210,8 +210,8 @@ def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
         raise _BadValue(f"collected_at {text!r:.40} is no time, as 2025-01-31T03:00:00+08:00") from None
 
 
-def places_of(
-    headings: Sequence[str], layout: Layout, mapping: Mapping[str, str], server: str | None
+def column_positions(
+    headings: Sequence[str], layout: ImportColumns, mapping: Mapping[str, str], server: str | None
 ) -> dict[str, int]:
     """Find the columns of a source: where each of ours is among its headings.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.errors import ValidationError
-from capacity_assets.importing.rows import Layout, places_of
+from capacity_assets.importing.rows import ImportColumns, column_positions
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -42,14 +42,14 @@ class Source(Protocol):
         """Which rows they are."""
 
     @property
-    def decimal_in_doubt(self) -> bool:
+    def decimal_is_ambiguous(self) -> bool:
         """Whether its numbers may have a decimal comma."""
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows whose position is greater than `after`, in order."""
 
 
-def file_source(path: Path, layout: Layout, mapping: Mapping[str, str], server: str | None) -> Source:
+def file_source(path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None) -> Source:
     """Open a file as a source; what ends in .parquet is one, everything else is CSV.
 
     Raises:
@@ -77,9 +77,9 @@ class CsvSource:
     """A CSV file in UTF-8 with headings, plain or ending in .gz; separated by whichever mark its headings have most."""
 
     def __init__(
-        self, path: Path, layout: Layout, mapping: Mapping[str, str], server: str | None, fingerprint: str
+        self, path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None, fingerprint: str
     ) -> None:
-        """Read the headings; raises ValidationError as `places_of`."""
+        """Read the headings; raises ValidationError as `column_positions`."""
         self.description, self.fingerprint = str(path.resolve()), fingerprint
         self._path, self._columns = path, layout.columns
         try:
@@ -98,10 +98,10 @@ class CsvSource:
             self._headings = next(csv.reader([first], delimiter=self._delimiter, strict=True))
         except csv.Error as error:
             raise ValidationError(f"The headings of {path} cannot be read: {error}.") from None
-        self._places = places_of([name.strip() for name in self._headings], layout, mapping, server)
+        self._places = column_positions([name.strip() for name in self._headings], layout, mapping, server)
 
     @property
-    def decimal_in_doubt(self) -> bool:
+    def decimal_is_ambiguous(self) -> bool:
         """Whether decimals may be written with a comma: programs that separate by semicolons do so."""
         return self._delimiter == ";"
 
@@ -139,9 +139,9 @@ class ParquetSource:
     """A Parquet file, read in batches; needs pyarrow."""
 
     def __init__(
-        self, path: Path, layout: Layout, mapping: Mapping[str, str], server: str | None, fingerprint: str
+        self, path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None, fingerprint: str
     ) -> None:
-        """Read the schema; raises ValidationError as `places_of`, or where pyarrow is missing."""
+        """Read the schema; raises ValidationError as `column_positions`, or where pyarrow is missing."""
         self.description, self.fingerprint = str(path.resolve()), fingerprint
         self._path, self._columns = path, layout.columns
         try:
@@ -154,9 +154,9 @@ class ParquetSource:
             self._headings = parquet.read_schema(path).names
         except ArrowInvalid as error:
             raise ValidationError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
-        self._places = places_of(self._headings, layout, mapping, server)
+        self._places = column_positions(self._headings, layout, mapping, server)
 
-    decimal_in_doubt = False
+    decimal_is_ambiguous = False
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows; a row's position is its number from 1 on."""
@@ -203,7 +203,7 @@ class QuerySource:
     description: str
     fingerprint: str
     query: str
-    decimal_in_doubt: ClassVar[bool] = False
+    decimal_is_ambiguous: ClassVar[bool] = False
 
     def rows(self, after: int) -> Iterator[PositionedRow]:
         """Yield the rows by id, through a cursor of the server."""

@@ -94,7 +94,7 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
             for part in summary.parts:
                 key = part.period_start
                 context.add_asset_metadata(summary_metadata(part, sizes[key]), partition_key=key.isoformat())
-            outcomes = runner.look(summary, level.name)
+            outcomes = runner.run_checks(summary, level.name)
         yield dg.MaterializeResult(check_results=check_results(outcomes, windows))
 
     return aggregate

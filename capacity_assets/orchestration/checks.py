@@ -13,7 +13,7 @@ from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.quality import (
     PARTITIONS_COMPLETE,
     PARTITIONS_COMPLETE_DESCRIPTION,
-    Outcome,
+    CheckOutcome,
     Severity,
     checks_of,
     partitions_complete,
@@ -34,13 +34,13 @@ def check_specs(asset: str, level: Level) -> list[dg.AssetCheckSpec]:
     return [dg.AssetCheckSpec(name, asset=asset, description=description) for name, description in checks_of(level)]
 
 
-def check_results(outcomes: Sequence[Outcome], windows: Sequence[Window]) -> list[dg.AssetCheckResult]:
+def check_results(outcomes: Sequence[CheckOutcome], windows: Sequence[Window]) -> list[dg.AssetCheckResult]:
     """Turn outcomes into results that name the windows they speak of."""
     span = {"first_partition": min(windows).key, "last_partition": max(windows).key}
     return [_result(outcome, span) for outcome in outcomes]
 
 
-def _result(outcome: Outcome, metadata: Mapping[str, str], asset: str | None = None) -> dg.AssetCheckResult:
+def _result(outcome: CheckOutcome, metadata: Mapping[str, str], asset: str | None = None) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=outcome.name,
@@ -55,7 +55,7 @@ def _result(outcome: Outcome, metadata: Mapping[str, str], asset: str | None = N
     )
 
 
-def _text(outcome: Outcome) -> str:
+def _text(outcome: CheckOutcome) -> str:
     """The outcome in words; the UI reads them as Markdown, so no name may be markup."""
     first = outcome.text.partition("\n")[0]
     if outcome.passed:

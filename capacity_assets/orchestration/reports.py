@@ -17,7 +17,7 @@ from capacity_assets.orchestration.naming import REPORTS_PATH, asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
-from capacity_assets.report.data import Kind, Report, file_name, read_report
+from capacity_assets.report.data import ChangeKind, Report, file_name, read_report
 from capacity_assets.report.issues import Edition
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_pair_mb
@@ -135,7 +135,7 @@ def report_text(report: Report, edition: Edition) -> str:
     restated = [escaped(edition.sentence), ""] if edition.sentence else []
     growers = [
         f"- {escaped(database.server)} / {escaped(database.name)}: {human_change_mb(database.change_mb)}"
-        for database in report.databases[Kind.GROWN][:TOLD]
+        for database in report.databases[ChangeKind.GROWN][:TOLD]
     ]
     return "\n".join(
         [

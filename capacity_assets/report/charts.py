@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from capacity_assets.periods import PERIODS, Window
-from capacity_assets.report.data import NOT_COMPARABLE, OTHER, Kind, Report
+from capacity_assets.report.data import NOT_COMPARABLE, OTHER, ChangeKind, Report
 from capacity_assets.units import human_change_mb, human_pair_mb
 
 # Okabe and Ito: told apart with every kind of colour vision, and in grey.
@@ -35,17 +35,17 @@ LONGEST_LABEL = 28
 WIDTH_INCHES, HEIGHT_INCHES = 8.0, 3.2
 
 STEP_NAMES = {
-    Kind.GROWN.value: "Grown",
-    Kind.SHRUNK.value: "Shrunk",
-    Kind.PARTLY.value: "There on a part\nof the days",
-    Kind.NEW.value: "New",
-    Kind.GONE.value: "Gone",
-    Kind.APPEARED.value: "Not measured\nbefore",
-    Kind.MISSING.value: "Not measured\nnow",
+    ChangeKind.GROWN.value: "Grown",
+    ChangeKind.SHRUNK.value: "Shrunk",
+    ChangeKind.PARTLY.value: "There on a part\nof the days",
+    ChangeKind.NEW.value: "New",
+    ChangeKind.GONE.value: "Gone",
+    ChangeKind.APPEARED.value: "Not measured\nbefore",
+    ChangeKind.MISSING.value: "Not measured\nnow",
     OTHER: "Other",
 }
 # Shown only where there is something to show.
-RARE_STEPS = {Kind.PARTLY.value, *(kind.value for kind in NOT_COMPARABLE), OTHER}
+RARE_STEPS = {ChangeKind.PARTLY.value, *(kind.value for kind in NOT_COMPARABLE), OTHER}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ SERVERS_LISTED = 20
 LONGEST_IN_A_FILE_NAME = 50
 
 
-class Kind(StrEnum):
+class ChangeKind(StrEnum):
     """What became of a database from one window to the next."""
 
     GROWN = "grown"
@@ -44,7 +44,7 @@ class Kind(StrEnum):
     """Its server has no row in this window."""
 
 
-NOT_COMPARABLE = (Kind.APPEARED, Kind.MISSING)
+NOT_COMPARABLE = (ChangeKind.APPEARED, ChangeKind.MISSING)
 """What became of these is not known, so it is neither growth nor the opposite."""
 
 OTHER = "other"
@@ -82,7 +82,7 @@ class Database:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerChange:
     """One server that was measured in both windows: its mean totals and their stored change, MiB."""
 
     name: str
@@ -128,9 +128,9 @@ class Report:
     window: Window
     server: str | None
     totals: Totals
-    changes: Mapping[Kind, Change]
-    databases: Mapping[Kind, Sequence[Database]]
-    servers: Sequence[Server]
+    changes: Mapping[ChangeKind, Change]
+    databases: Mapping[ChangeKind, Sequence[Database]]
+    servers: Sequence[ServerChange]
     history: Sequence[Bar]
     measured_servers: Mapping[date, int]
     expected_servers: Mapping[date, int]
@@ -162,9 +162,12 @@ class Report:
     @property
     def steps(self) -> tuple[tuple[str, int], ...]:
         """What leads from start to end, in this order: start + all of these = end, exactly."""
-        compared = (Kind.GROWN, Kind.SHRUNK, Kind.PARTLY, Kind.NEW, Kind.GONE)
+        compared = (ChangeKind.GROWN, ChangeKind.SHRUNK, ChangeKind.PARTLY, ChangeKind.NEW, ChangeKind.GONE)
         steps: list[tuple[str, int]] = [(kind.value, self.changes[kind].change_mb) for kind in compared]
-        steps += [(Kind.APPEARED.value, self.totals.appeared_mb), (Kind.MISSING.value, -self.totals.missing_mb)]
+        steps += [
+            (ChangeKind.APPEARED.value, self.totals.appeared_mb),
+            (ChangeKind.MISSING.value, -self.totals.missing_mb),
+        ]
         return (*steps, (OTHER, self.end_mb - self.start_mb - sum(change for _, change in steps)))
 
     @property
@@ -282,12 +285,12 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         return connection.execute(text(query), {name: parameters[name] for name in named}).all()
 
     changes = {
-        Kind(row.kind): Change(row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
+        ChangeKind(row.kind): Change(row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
         for row in rows(queries.CHANGES)
     }
     listed = [
         (
-            Kind(row.kind),
+            ChangeKind(row.kind),
             Database(
                 row.server,
                 row.name,
@@ -309,10 +312,10 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         window=window,
         server=server,
         totals=_totals(totals),
-        changes={kind: changes.get(kind, Change()) for kind in Kind},
-        databases={kind: [database for its, database in listed if its is kind] for kind in Kind},
+        changes={kind: changes.get(kind, Change()) for kind in ChangeKind},
+        databases={kind: [database for its, database in listed if its is kind] for kind in ChangeKind},
         servers=[
-            Server(row.name, row.engine, row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
+            ServerChange(row.name, row.engine, row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
             for row in rows(queries.SERVERS)
         ],
         history=[Bar(row.window_start, row.series, int(row.size_mb)) for row in rows(queries.HISTORY)],

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from capacity_assets.files import whole_file
+from capacity_assets.files import atomic_write
 from capacity_assets.report.charts import (
     RARE_STEPS,
     STEP_NAMES,
@@ -17,18 +17,18 @@ from capacity_assets.report.charts import (
     stacked_series,
     waterfall_chart,
 )
-from capacity_assets.report.data import Kind, Report
+from capacity_assets.report.data import ChangeKind, Report
 from capacity_assets.report.issues import Edition, path_of_issue
 from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
 UNMEASURED_NAMED = 20
 DAYS_NAMED = 10
 KINDS_LISTED = {
-    Kind.GROWN: "Largest growers",
-    Kind.SHRUNK: "Largest shrinkers",
-    Kind.NEW: "New databases",
-    Kind.GONE: "Vanished databases",
-    Kind.PARTLY: "There on a part of the days",
+    ChangeKind.GROWN: "Largest growers",
+    ChangeKind.SHRUNK: "Largest shrinkers",
+    ChangeKind.NEW: "New databases",
+    ChangeKind.GONE: "Vanished databases",
+    ChangeKind.PARTLY: "There on a part of the days",
 }
 
 
@@ -53,7 +53,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
     page = environment.get_template("report.html.j2")
     return page.render(
         report=report,
-        Kind=Kind,
+        ChangeKind=ChangeKind,
         rare_steps=RARE_STEPS,
         headline=headline(report),
         restated=edition and edition.sentence,
@@ -84,7 +84,7 @@ def headline(report: Report) -> str:
         return f"In {name} {whose} kept its size{so_far}: {size}."
     moved = f"grew by {human_mb(change)}" if change > 0 else f"shrank by {human_mb(-change)}"
     share = human_percent(change, report.totals.known_before_mb)
-    most = report.databases[Kind.GROWN if change > 0 else Kind.SHRUNK]
+    most = report.databases[ChangeKind.GROWN if change > 0 else ChangeKind.SHRUNK]
     where = "" if report.server or not most else f", most by {most[0].name} on {most[0].server}"
     return f"In {name} {whose} {moved} ({share}){so_far} to {size}{where}."
 
@@ -149,10 +149,10 @@ def _notes_on_days(report: Report) -> list[str]:
 
 def _notes_on_databases(report: Report) -> list[str]:
     found = []
-    if report.changes[Kind.PARTLY].databases:
+    if report.changes[ChangeKind.PARTLY].databases:
         found.append(
-            f"{report.changes[Kind.PARTLY].databases} databases were there on a part of their server's measured days, "
-            "and count with that part: renamed, created, dropped or copied for a while. They are listed below."
+            f"{report.changes[ChangeKind.PARTLY].databases} databases were there on a part of their server's measured "
+            "days, and count with that part: renamed, created, dropped or copied for a while. They are listed below."
         )
     if report.levels_disagree:
         found.append(
@@ -172,7 +172,7 @@ def write_report(report: Report, path: Path, edition: Edition) -> None:
     if edition.restatement is not None:
         kept = path_of_issue(path, edition.restatement.before.number)
         if not kept.exists():
-            with whole_file(kept) as begun:
+            with atomic_write(kept) as begun:
                 shutil.copyfile(path, begun)
-    with whole_file(path) as begun:
+    with atomic_write(path) as begun:
         begun.write_text(page, encoding="utf-8")

@@ -17,11 +17,10 @@ from collections.abc import Iterable, Iterator
 from sqlalchemy import Connection, Engine, Row, Table, text
 
 from capacity_assets.storage.adoption import carry_out, execute, free_name, other_owner, quoted, unique_keys
-from capacity_assets.storage.change_log import (
-    DISTURBANCE,
+from capacity_assets.storage.change_tracking import (
     EVENTS,
-    change_log_steps,
-    disturbance_steps,
+    INVALIDATION_FUNCTION,
+    change_tracking_steps,
     function_name,
 )
 from capacity_assets.storage.partitions import LIKE_PARENT, layout_of
@@ -121,7 +120,7 @@ def swap(connection: Connection, table: Table) -> None:
     execute(connection, statements)
     for sequence in connection.execute(text(_SEQUENCES), {"table": old}).scalars().all():
         connection.exec_driver_sql(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(table.name)}.id")
-    for step in (*change_log_steps(connection), *disturbance_steps(connection)):
+    for step in change_tracking_steps(connection):
         carry_out(connection, step)
 
 
@@ -147,7 +146,7 @@ def _set_aside(connection: Connection, table: Table, old: str, indexes: list[Row
     yield f"ALTER TABLE {quoted(table.name)} RENAME TO {quoted(old)}"
     for event in EVENTS:
         yield f"DROP TRIGGER IF EXISTS {function_name(table.name)}_{event} ON {quoted(old)}"
-    yield f"DROP TRIGGER IF EXISTS {DISTURBANCE} ON {quoted(old)}"
+    yield f"DROP TRIGGER IF EXISTS {INVALIDATION_FUNCTION} ON {quoted(old)}"
     for index in indexes:
         if index.is_primary:
             yield f"ALTER TABLE {quoted(old)} DROP CONSTRAINT {quoted(index.name)}"

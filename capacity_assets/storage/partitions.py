@@ -94,7 +94,7 @@ class DefaultRows:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PartitionLayout:
     """How one table is stored now; a plain table has no key and no partitions."""
 
     table: str
@@ -146,7 +146,7 @@ def spans_between(first: date, last: date, period: Period | None = None) -> list
     return spans
 
 
-def layout_of(connection: Connection, table: Table) -> Layout:
+def layout_of(connection: Connection, table: Table) -> PartitionLayout:
     """Read how `table`, which must exist, is stored."""
     key = connection.execute(
         text(
@@ -165,7 +165,7 @@ def layout_of(connection: Connection, table: Table) -> Layout:
         {"table": table.name},
     ).all()
     partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT", row.size_bytes) for row in rows]
-    return Layout(table.name, key, tuple(partitions))
+    return PartitionLayout(table.name, key, tuple(partitions))
 
 
 def _span(bound: str) -> Span | None:
@@ -181,7 +181,7 @@ def _span(bound: str) -> Span | None:
     return None
 
 
-def rows_in_default(connection: Connection, table: Table, layout: Layout) -> DefaultRows:
+def rows_in_default(connection: Connection, table: Table, layout: PartitionLayout) -> DefaultRows:
     """Look through the default partition, all of it."""
     if layout.default is None:
         return DefaultRows()
@@ -209,7 +209,7 @@ def rows_in_default(connection: Connection, table: Table, layout: Layout) -> Def
     return DefaultRows(tuple(sorted(spans, key=str)), tuple(sorted(staying)))
 
 
-def add_partition(connection: Connection, table: Table, layout: Layout, span: Span) -> int:
+def add_partition(connection: Connection, table: Table, layout: PartitionLayout, span: Span) -> int:
     """Add the partition for `span`, and move its rows there from the default one; return how many were moved.
 
     Readers go on until the last moment; writers wait until the caller's transaction ends. They wait for the table, not
@@ -339,7 +339,7 @@ def has_rows(connection: Connection, partition: Partition) -> bool:
     return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {partition.name})").scalar())  # noqa: S608 -- from the catalogue
 
 
-def empty_default(connection: Connection, layout: Layout) -> bool:
+def empty_default(connection: Connection, layout: PartitionLayout) -> bool:
     """Give back the space of a default partition that holds no row any more; return whether it did."""
     if layout.default is None:
         return False

@@ -36,7 +36,7 @@ THEMES = (
 
 
 @dataclass(frozen=True)
-class Server:
+class SampleServer:
     """One sample server; `fate` is plain, new, retired or outage."""
 
     name: str
@@ -47,18 +47,18 @@ class Server:
 
 
 FLEET = (
-    Server("mysql-orders-01", "mysql", 3306, 12),
-    Server("mysql-orders-02", "mysql", 3306, 10),
-    Server("mysql-web-01", "mysql", 3306, 9, "outage"),
-    Server("mysql-legacy-01", "mysql", 3306, 5, "retired"),
-    Server("postgresql-core-01", "postgresql", 5432, 14),
-    Server("postgresql-core-02", "postgresql", 5432, 11),
-    Server("postgresql-events-01", "postgresql", 5432, 6, "new"),
-    Server("sqlserver-erp-01", "sqlserver", 1433, 10),
-    Server("sqlserver-erp-02", "sqlserver", 1433, 8),
-    Server("sqlserver-bi-01", "sqlserver", 1433, 6),
-    Server("oracle-ledger-01", "oracle", 1521, 5),
-    Server("oracle-archive-01", "oracle", 1521, 4),
+    SampleServer("mysql-orders-01", "mysql", 3306, 12),
+    SampleServer("mysql-orders-02", "mysql", 3306, 10),
+    SampleServer("mysql-web-01", "mysql", 3306, 9, "outage"),
+    SampleServer("mysql-legacy-01", "mysql", 3306, 5, "retired"),
+    SampleServer("postgresql-core-01", "postgresql", 5432, 14),
+    SampleServer("postgresql-core-02", "postgresql", 5432, 11),
+    SampleServer("postgresql-events-01", "postgresql", 5432, 6, "new"),
+    SampleServer("sqlserver-erp-01", "sqlserver", 1433, 10),
+    SampleServer("sqlserver-erp-02", "sqlserver", 1433, 8),
+    SampleServer("sqlserver-bi-01", "sqlserver", 1433, 6),
+    SampleServer("oracle-ledger-01", "oracle", 1521, 5),
+    SampleServer("oracle-archive-01", "oracle", 1521, 4),
 )
 
 
@@ -198,7 +198,7 @@ def _samples(known: dict[str, _Registered], first_day: date, today: date) -> Ite
                 yield _sample(server, registered.id, number, day)
 
 
-def _measured_days(server: Server, first_day: date, last_day: date) -> Iterator[date]:
+def _measured_days(server: SampleServer, first_day: date, last_day: date) -> Iterator[date]:
     day = max(first_day, last_day - timedelta(days=NEW_SERVER_DAYS)) if server.fate == "new" else first_day
     while day <= last_day:
         outage = server.fate == "outage" and (day - EPOCH).days % 365 in OUTAGE_DAYS
@@ -208,7 +208,7 @@ def _measured_days(server: Server, first_day: date, last_day: date) -> Iterator[
         day += timedelta(days=1)
 
 
-def _sample(server: Server, instance_id: int, number: int, day: date) -> Row:
+def _sample(server: SampleServer, instance_id: int, number: int, day: date) -> Row:
     name = f"{THEMES[number % len(THEMES)]}{'' if number < len(THEMES) else number}"
     size = _size_mb(server.name, name, (day - EPOCH).days)
     log = size // 8 if server.db_type == "sqlserver" else None

@@ -21,15 +21,17 @@ from capacity_assets.storage.adoption import (
     plan_table,
     widened_columns,
 )
-from capacity_assets.storage.change_log import change_log_steps, disturbance_steps
+from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0006"
-NOT_NOTED_MEANWHILE = (
+SCHEMA_REVISION = "0007"
+# No release contained them; the baseline covers what they left.
+FORMER_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: compute the days since it was lost again, "
     "and the window after them"
 )
@@ -56,10 +58,10 @@ def everybody_may_create(engine: Engine) -> bool:
         return bool(connection.execute(granted).scalar_one())
 
 
-def unnoted_changes(engine: Engine) -> tuple[str, ...]:
-    """Return what keeps changed samples from being noted; nothing if all is well."""
+def untracked_changes(engine: Engine) -> tuple[str, ...]:
+    """Return what keeps changed samples from being recorded; nothing if all is well."""
     with engine.connect() as connection:
-        steps = [*change_log_steps(connection), *disturbance_steps(connection)]
+        steps = change_tracking_steps(connection)
         return tuple(dict.fromkeys(step.reason for step in steps))
 
 
@@ -117,16 +119,18 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         taken = _taken_away(connection) if revision != SCHEMA_REVISION else []
         foreign, readers = _take_readers_away(connection)
         config.attributes.update(connection=connection, done=done)
+        if revision in FORMER_REVISIONS:
+            connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))  # noqa: S608 -- constant
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
         done += adopt(connection, metadata)
-        missing = [*change_log_steps(connection), *disturbance_steps(connection)]
+        missing = change_tracking_steps(connection)
         for step in missing:
             carry_out(connection, step)
         if missing:
             # Whatever was written while they were absent is not known.
             connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
-        unseen = f"; {NOT_NOTED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
+        unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"fixed: {step.reason}{unseen}" for step in missing)
         execute(connection, foreign)
         done += [f"taken away and put back as it was: view {view}" for view in readers]
@@ -238,7 +242,7 @@ def schema_state(engine: Engine) -> SchemaState:
                 shortcomings += [step.reason for step in plan.steps]
                 shortcomings += plan.problems
         if not missing:
-            steps = [*change_log_steps(connection), *disturbance_steps(connection)]
+            steps = change_tracking_steps(connection)
             shortcomings += dict.fromkeys(step.reason for step in steps)
             shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
         readers = _readers_of_widened_columns(connection)

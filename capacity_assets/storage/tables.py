@@ -158,7 +158,7 @@ def _database_name() -> Column[object]:
 
 
 def _transaction(comment: str) -> list[Column[object]]:
-    """By which transaction something was noted: its number, part of the key, and when it began."""
+    """By which transaction something was recorded: its number, part of the key, and when it began."""
     return [
         Column(
             "transaction_id",
@@ -294,8 +294,8 @@ sample_changes = Table(
     comment="Days whose samples changed and whose windows may have to be computed again; emptied by itself.",
 )
 
-disturbances = Table(
-    "capacity_disturbances",
+invalidations = Table(
+    "capacity_invalidations",
     metadata,
     Column("table_name", String(63), primary_key=True, comment="Table that was written to"),
     *_transaction("Transaction that did it"),

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, Outcome
+from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, CheckOutcome
 from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.periods import PERIODS
@@ -23,9 +23,9 @@ MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 31))
 FIRST_DAYS = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 3))
 
 
-def looked_at(runner: AggregationTaskRunner, period: str, windows: Any, level: str) -> dict[str, Outcome]:
+def looked_at(runner: AggregationTaskRunner, period: str, windows: Any, level: str) -> dict[str, CheckOutcome]:
     summary = runner.run_period(period, windows, RunOptions((level,)))
-    return {outcome.name: outcome for outcome in runner.look(summary, level)}
+    return {outcome.name: outcome for outcome in runner.run_checks(summary, level)}
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -19,7 +19,7 @@ from capacity_assets.collection import fleet
 from capacity_assets.collection.engines import postgresql
 from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.collection.registry import register, set_active
-from capacity_assets.collection.results import Outcome
+from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from tests.conftest import SHANGHAI, TODAY, Collection
 from tests.servers import PostgresServer, postgres_offers_tls, postgres_server, silent_socket
@@ -222,7 +222,7 @@ def test_a_server_that_accepts_and_never_answers_is_failed_and_holds_up_nobody(
         register(collection.engine, [at(measured_postgres, collection), *silent])
         told: list[str] = []
 
-        summary = collection.service(places=1).collect(
+        summary = collection.service(workers=1).collect(
             TODAY, progress=lambda outcome, _left: told.append(outcome.server)
         )
 
@@ -382,7 +382,7 @@ def test_servers_whose_turn_comes_after_midnight_fail_instead_of_lending_the_nex
     def now() -> datetime:
         return next(moments, noon + timedelta(days=1))
 
-    summary = collection.service(Clock(SHANGHAI, now=now), places=1).collect(TODAY)
+    summary = collection.service(Clock(SHANGHAI, now=now), workers=1).collect(TODAY)
 
     assert summary.processed_instances + summary.failed_instances == 3
     assert summary.failed_instances > 0
@@ -455,12 +455,12 @@ def test_what_was_measured_before_an_interruption_is_kept_and_the_rest_comes_wit
 ) -> None:
     register(collection.engine, [at(measured_postgres, collection, f"pg-{number}") for number in range(4)])
 
-    def interrupt(_outcome: Outcome, left: int) -> None:
+    def interrupt(_outcome: ProbeOutcome, left: int) -> None:
         if left == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collection.service(places=1).collect(TODAY, progress=interrupt)
+        collection.service(workers=1).collect(TODAY, progress=interrupt)
     kept = collection.rows("SELECT count(*) FROM instance_size_stats")
     rest = collection.collect()
 
@@ -499,12 +499,12 @@ def test_how_long_a_server_took_decides_how_long_it_may_take(
     with collection.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE capacity_collection_attempts SET measure_seconds = 20, connect_seconds = 2")
 
-    habits, _ = collection.service()._history(TODAY)
+    history, _ = collection.service()._history(TODAY)
 
-    [habit] = habits.values()
-    assert (habit.usual_seconds, habit.statement_seconds, habit.patience_seconds) == (22, 110, 44)
-    assert (habit.connect_seconds(5), habit.connect_seconds(15)) == (10, 15)
-    assert not habit.failed_last
+    [one] = history.values()
+    assert (one.usual_seconds, one.statement_seconds, one.patience_seconds) == (22, 110, 44)
+    assert (one.connect_seconds(5), one.connect_seconds(15)) == (10, 15)
+    assert not one.failed_last
 
 
 def test_sizes_that_did_not_come_in_time_get_twice_as_long_the_next_time(collection: Collection) -> None:
@@ -518,9 +518,9 @@ def test_sizes_that_did_not_come_in_time_get_twice_as_long_the_next_time(collect
                 (day, status, connected),
             )
 
-    habits, _ = collection.service()._history(TODAY)
+    history, _ = collection.service()._history(TODAY)
 
-    slow, silent = habits[1], habits[2]
+    slow, silent = history[1], history[2]
     assert (slow.usual_seconds, slow.timeouts, slow.statement_seconds) == (10, 2, 50 * 2**2)
     assert (silent.timeouts, silent.connect_seconds(5)) == (0, 10)
 

@@ -224,8 +224,8 @@ def test_samples_written_meanwhile_are_all_there_and_noted(legacy: Engine) -> No
     assert len(written) > 10
     add_database_sizes(legacy, sizes(1, "after", "2025-03-03", [1]))
     with legacy.connect() as connection:
-        noted = connection.execute(text("SELECT DISTINCT collected_date FROM capacity_sample_changes")).scalars()
-        assert date(2025, 3, 3) in set(noted)
+        recorded = connection.execute(text("SELECT DISTINCT collected_date FROM capacity_sample_changes")).scalars()
+        assert date(2025, 3, 3) in set(recorded)
 
 
 def test_rights_foreign_keys_row_numbers_and_further_indexes_are_kept(legacy: Engine) -> None:

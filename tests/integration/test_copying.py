@@ -72,10 +72,10 @@ def test_every_row_is_there_and_the_work_goes_on_where_it_was(
     add_database_sizes(target, sizes(1, "new", "2025-04-01", [7]))
     register(target, [Server("db-8", "postgresql", "db-8.example")])
     with target.connect() as connection:
-        noted = connection.execute(
+        recorded = connection.execute(
             text("SELECT count(*) FROM capacity_sample_changes WHERE collected_date = '2025-04-01'")
         )
-        assert noted.scalar_one() > 0, "the triggers are on again"
+        assert recorded.scalar_one() > 0, "the triggers are on again"
 
 
 def test_a_target_that_holds_rows_is_left_alone(filled: Engine, target: Engine) -> None:

@@ -13,7 +13,7 @@ from capacity_assets.aggregation.errors import DatabaseError
 from capacity_assets.aggregation.explanation import find_subjects
 from capacity_assets.aggregation.levels import DATABASE
 from capacity_assets.aggregation.movers import window_sizes
-from capacity_assets.aggregation.quality import Question, look
+from capacity_assets.aggregation.quality import CheckScope, run_checks
 from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.collection.observing import data_versions
@@ -29,7 +29,7 @@ LOOKS: dict[str, Callable[[Engine], object]] = {
     "service.instances": lambda engine: AggregationService(engine, fixed_clock()).instances(None),
     "service.aggregate": lambda engine: AggregationService(engine, fixed_clock()).aggregate("monthly", [MARCH]),
     "ledger.stale": lambda engine: AggregationService(engine, fixed_clock()).ledger.stale(),
-    "quality.look": lambda engine: look(engine, Question("monthly", DATABASE, [MARCH], TODAY, 50)),
+    "quality.run_checks": lambda engine: run_checks(engine, CheckScope("monthly", DATABASE, [MARCH], TODAY, 50)),
     "registry.registered": registered,
     "coverage": lambda engine: coverage_of(engine, DATABASE, [MARCH], TODAY),
     "movers": lambda engine: window_sizes(engine, MONTHLY, DATABASE, [MARCH]),

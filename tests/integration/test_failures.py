@@ -14,7 +14,7 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.results import AggregationStatus
 from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.engine import UnreachableError, capacity_engine, ensure_reachable
 from tests.conftest import fixed_clock
@@ -175,7 +175,7 @@ def test_a_missing_schema_says_capacity_init(empty_engine: Engine) -> None:
     clock = fixed_clock()
     locks = CapacityLockManager(empty_engine)
     service = AggregationService(empty_engine, clock)
-    runner = AggregationTaskRunner(service, locks, clock, RunnerLimits(date(2025, 1, 1)))
+    runner = AggregationTaskRunner(service, locks, clock, RunRange(date(2025, 1, 1)))
 
     with pytest.raises(DatabaseError, match=r"schema is missing; .* Run `capacity init`"):
         runner.run_period("daily")

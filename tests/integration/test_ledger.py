@@ -52,7 +52,7 @@ def execute(engine: Engine, statement: str) -> None:
         connection.execute(text(statement))
 
 
-def noted(engine: Engine) -> list[tuple[str, date]]:
+def recorded(engine: Engine) -> list[tuple[str, date]]:
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT table_name, collected_date FROM capacity_sample_changes ORDER BY 1, 2"))
         return [tuple(row) for row in rows]
@@ -62,7 +62,7 @@ def test_nothing_is_stale_after_everything_was_computed_and_the_log_of_changes_i
     engine: Engine, computed: AggregationService
 ) -> None:
     assert stale(computed) == set()
-    assert noted(engine) == []
+    assert recorded(engine) == []
 
 
 def test_a_corrected_day_makes_exactly_the_windows_that_hold_it_and_their_successors_stale(
@@ -108,7 +108,7 @@ def test_what_changes_no_figure_makes_nothing_stale(
     stale(computed)
     execute(engine, statement)
 
-    assert noted(engine) == []
+    assert recorded(engine) == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_corrections_of_any_kind_are_noted(
     stale(computed)
     execute(engine, statement)
 
-    assert noted(engine) == [("instance_size_stats", date.fromisoformat(day)) for day in days]
+    assert recorded(engine) == [("instance_size_stats", date.fromisoformat(day)) for day in days]
 
 
 def test_a_transaction_that_commits_after_the_windows_were_computed_is_not_lost(
@@ -177,7 +177,7 @@ def test_a_computation_that_was_begun_and_never_finished_keeps_the_changes_and_i
 
     assert service.ledger.stale() == []
     # Once by the sample itself, once by the server, whose activation is spread over its days at the first look.
-    assert set(noted(engine)) == {("database_size_stats", date(2025, 3, 3))}
+    assert set(recorded(engine)) == {("database_size_stats", date(2025, 3, 3))}
     [left] = service.ledger.open_windows(PERIODS["monthly"], DATABASE, [march])
     assert left.reason == "was begun, but never finished"
 
@@ -235,12 +235,12 @@ def test_many_small_transactions_on_one_day_are_one_change_for_its_windows_and_a
             "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
             f"VALUES (1, 'db-{number}', 5, '2025-03-31')",
         )
-    assert len(noted(engine)) == 200
+    assert len(recorded(engine)) == 200
 
     assert len([found for found in computed.ledger.stale() if found.period_type == "daily"]) == 2
     redo(computed)
     assert stale(computed) == set()
-    assert noted(engine) == []
+    assert recorded(engine) == []
 
 
 def test_a_dump_loaded_into_a_new_server_loses_no_change(engine: Engine, computed: AggregationService) -> None:
@@ -279,7 +279,7 @@ def test_a_server_that_becomes_active_makes_the_windows_of_its_samples_stale(
     assert len(figures(engine, DATABASE)) == 4
     execute(engine, "UPDATE instances SET host = 'elsewhere'")
     execute(engine, "UPDATE instances SET is_active = false WHERE id = 2")
-    assert noted(engine) == []
+    assert recorded(engine) == []
 
 
 def test_changes_beside_an_open_transaction_are_forgotten_once_it_has_ended_and_the_windows_were_computed_again(
@@ -292,12 +292,12 @@ def test_changes_beside_an_open_transaction_are_forgotten_once_it_has_ended_and_
         execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
         redo(computed)
         assert stale(computed) == set()
-        assert noted(engine) == [("database_size_stats", date(2025, 3, 31))], "kept longer than it must"
+        assert recorded(engine) == [("database_size_stats", date(2025, 3, 31))], "kept longer than it must"
     other.dispose()
 
     compute_everything(computed)
 
-    assert noted(engine) == [], "also without a sensor"
+    assert recorded(engine) == [], "also without a sensor"
 
 
 def test_a_change_noted_by_another_server_is_still_a_change(engine: Engine, computed: AggregationService) -> None:
@@ -330,7 +330,7 @@ def test_whoever_writes_samples_needs_no_right_on_the_log_of_changes(
         connection.execute(text("DROP OWNED BY collector"))
         connection.execute(text("DROP ROLE collector"))
 
-    assert noted(engine) == [("database_size_stats", date(2025, 3, 31))]
+    assert recorded(engine) == [("database_size_stats", date(2025, 3, 31))]
 
 
 def test_a_server_activated_in_an_open_transaction_makes_the_windows_stale_that_were_computed_meanwhile(

@@ -29,7 +29,7 @@ from capacity_assets.aggregation.locks import (
 )
 from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.conftest import RedisServer, fixed_clock
@@ -56,7 +56,7 @@ def redis_locks(engine: Engine, redis_server: RedisServer) -> CapacityLockManage
 def runner_with(engine: Engine, locks: CapacityLockManager, *, slices_of: int = 1000) -> AggregationTaskRunner:
     clock = fixed_clock()
     service = AggregationService(engine, clock, instances_per_slice=slices_of)
-    return AggregationTaskRunner(service, locks, clock, RunnerLimits(date(2025, 1, 1)))
+    return AggregationTaskRunner(service, locks, clock, RunRange(date(2025, 1, 1)))
 
 
 def test_a_second_writer_of_the_same_period_is_told_who_holds_the_lock_and_since_when(

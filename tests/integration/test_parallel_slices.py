@@ -15,7 +15,7 @@ from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager, LockLostError
 from capacity_assets.aggregation.runners import Watch
 from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.conftest import RedisServer, end_sessions, fixed_clock
@@ -131,7 +131,7 @@ def test_every_slice_asks_for_the_lock_and_one_lost_in_mid_work_stops_them_all(
 ) -> None:
     add_servers(wide_engine, 40)
     locks = CapacityLockManager(wide_engine, redis_server.url if with_redis else None)
-    runner = AggregationTaskRunner(parallel, locks, fixed_clock(), RunnerLimits(date(2025, 1, 1)))
+    runner = AggregationTaskRunner(parallel, locks, fixed_clock(), RunRange(date(2025, 1, 1)))
     holders = text(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted"
     )

@@ -21,7 +21,7 @@ from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.report.charts import history_chart
-from capacity_assets.report.data import Change, Kind, Report, read_report
+from capacity_assets.report.data import Change, ChangeKind, Report, read_report
 from capacity_assets.report.issues import issue_of, next_edition
 from capacity_assets.report.page import footer_query, headline, notes, render, write_report
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
@@ -87,14 +87,14 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
     report = read_report(every_kind, MONTHLY, FEBRUARY)
 
     assert report.changes == {
-        Kind.GROWN: Change(1, 100, 150, 50),
-        Kind.SHRUNK: Change(1, 80, 50, -30),
-        Kind.SAME: Change(2, 8, 8),
-        Kind.PARTLY: Change(),
-        Kind.NEW: Change(1, 0, 30, 30),
-        Kind.GONE: Change(1, 20, 0, -20),
-        Kind.APPEARED: Change(1, 0, 500, 500),
-        Kind.MISSING: Change(1, 60, 0, -60),
+        ChangeKind.GROWN: Change(1, 100, 150, 50),
+        ChangeKind.SHRUNK: Change(1, 80, 50, -30),
+        ChangeKind.SAME: Change(2, 8, 8),
+        ChangeKind.PARTLY: Change(),
+        ChangeKind.NEW: Change(1, 0, 30, 30),
+        ChangeKind.GONE: Change(1, 20, 0, -20),
+        ChangeKind.APPEARED: Change(1, 0, 500, 500),
+        ChangeKind.MISSING: Change(1, 60, 0, -60),
     }
     assert (report.start_mb, report.end_mb) == (268, 738)
     assert adds_up(report)
@@ -102,7 +102,7 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
     assert (report.totals.known_before_mb, report.known_change_mb) == (208, 50 - 30 + 30 - 20)
     assert report.known_change_mb == 30, "a server that was not measured neither grew nor shrank"
     assert [server.name for server in report.servers] == ["server-1", "server-2"]
-    assert [(one.server, one.name) for one in report.databases[Kind.GONE]] == [("server-2", "gone")]
+    assert [(one.server, one.name) for one in report.databases[ChangeKind.GONE]] == [("server-2", "gone")]
     assert report.unmeasured_servers == ["server-4"], "an inactive server is not expected"
     assert report.active_servers == 4
 
@@ -172,7 +172,7 @@ def test_a_server_has_a_page_of_its_own_with_all_its_databases(every_kind: Engin
     assert (report.start_mb, report.end_mb) == (187, 207)
     assert adds_up(report)
     assert {bar.series for bar in report.history} == {"grows", "shrinks", "stays"}
-    assert [one.name for one in report.databases[Kind.SAME]] == ["stays"]
+    assert [one.name for one in report.databases[ChangeKind.SAME]] == ["stays"]
     assert "Growth of server-1" in page
     assert "server-2" not in page
     with pytest.raises(NotFoundError, match="There is no server 'Server-1'"):
@@ -384,8 +384,8 @@ def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
         assert adds_up(report)
         assert abs(report.other_mb) <= 1
     february = read_report(engine, MONTHLY, FEBRUARY)
-    assert [(one.name, one.days) for one in february.databases[Kind.PARTLY]] == [("old", "15 of 28")]
-    assert february.changes[Kind.NEW].change_mb == -february.changes[Kind.PARTLY].change_mb == 464_286
+    assert [(one.name, one.days) for one in february.databases[ChangeKind.PARTLY]] == [("old", "15 of 28")]
+    assert february.changes[ChangeKind.NEW].change_mb == -february.changes[ChangeKind.PARTLY].change_mb == 464_286
     assert "1 databases were there on a part of their server's measured days" in " ".join(notes(february))
     for level in (DATABASE, INSTANCE):
         sums = window_sizes(engine, MONTHLY, level, [FEBRUARY])[FEBRUARY.start]
@@ -400,7 +400,7 @@ def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: A
     report = read_report(engine, MONTHLY, FEBRUARY)
 
     assert (report.start_mb, report.end_mb, report.known_change_mb) == (1000, 201_000, 200_000)
-    assert report.changes[Kind.NEW].change_mb == 200_000
+    assert report.changes[ChangeKind.NEW].change_mb == 200_000
 
 
 @given(

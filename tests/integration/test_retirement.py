@@ -239,7 +239,7 @@ def test_while_changes_are_not_noted_no_sample_goes(fleet: Engine, service: Aggr
 
     assert report.dropped == []
     assert report.kept[0] == (
-        "database_size_stats_2025_01: a trigger that notes changes of samples is missing or off: run `capacity init`"
+        "database_size_stats_2025_01: a trigger that records changes of samples is missing or off: run `capacity init`"
     )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ProgrammingError
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunnerLimits
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.periods import PERIODS
@@ -60,11 +60,11 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
     load_sample(granted)
     with as_role(database, "capacity_runner") as engine:
         service = AggregationService(engine, fixed_clock())
-        limits = RunnerLimits(date(2025, 1, 1))
+        limits = RunRange(date(2025, 1, 1))
         runner = AggregationTaskRunner(service, CapacityLockManager(engine), fixed_clock(), limits)
         run = runner.run_period("monthly", MARCH)
         for level in ("database", "instance"):
-            runner.look(run, level)
+            runner.run_checks(run, level)
             runner.sizes(run, level)
             runner.left_windows("monthly", level)
         runner.stale_windows()
@@ -100,8 +100,10 @@ def test_the_collector_adds_and_corrects_samples_which_are_noted_and_reads_no_fi
             with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
                 connection.execute(text(statement))
     with granted.connect() as connection:
-        noted = connection.execute(text("SELECT DISTINCT table_name FROM capacity_sample_changes ORDER BY 1")).scalars()
-        assert list(noted) == ["database_size_stats", "instance_size_stats"]
+        recorded = connection.execute(
+            text("SELECT DISTINCT table_name FROM capacity_sample_changes ORDER BY 1")
+        ).scalars()
+        assert list(recorded) == ["database_size_stats", "instance_size_stats"]
 
 
 def test_the_collector_measures_and_imports(

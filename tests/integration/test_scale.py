@@ -159,13 +159,13 @@ def test_every_slice_is_planned_for_its_own_windows_and_servers(engine: Engine) 
     service = AggregationService(engine, fixed_clock(), instances_per_slice=len(servers) // slices)
     generic_plans: list[int] = []
 
-    def look(connection: Connection) -> None:
+    def read_plans(connection: Connection) -> None:
         prepared = "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE 'WITH windows%'"
         generic_plans.extend(connection.execute(text(prepared)).scalars())
 
-    event.listen(engine, "commit", look)
+    event.listen(engine, "commit", read_plans)
     service.aggregate("quarterly", [PERIODS["quarterly"].window_of(date(2025, 1, 1))], RunOptions(levels=("database",)))
-    event.remove(engine, "commit", look)
+    event.remove(engine, "commit", read_plans)
 
     assert len(generic_plans) > slices // 2, "the statement is prepared, as it is from the sixth execution on"
     assert set(generic_plans) == {0}

@@ -16,9 +16,11 @@ import capacity_assets.storage.migrations
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.schema import (
-    NOT_NOTED_MEANWHILE,
+    FORMER_REVISIONS,
+    NOT_RECORDED_MEANWHILE,
     SCHEMA_REVISION,
     VERSION_TABLE,
     SchemaProblemsError,
@@ -42,7 +44,7 @@ SHAPES = {
 }
 
 
-NOT_NOTED = "changes of {} are not noted: a trigger is missing, old or disabled"
+NOT_RECORDED = "changes of {} are not recorded: a trigger is missing, old or disabled"
 
 
 def row_counts(engine: Engine) -> dict[str, int]:
@@ -101,9 +103,9 @@ def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
         "changed: database_size_aggregations.trend_direction is missing",
         *(f"created or renewed view capacity_{name}" for name in ("coverage", "growth", "latest")),
         "created table instance_size_stats",
-        f"fixed: {NOT_NOTED.format('instance_size_stats')}; {NOT_NOTED_MEANWHILE}",
-        f"fixed: writes of instance_size_stats are not noted: a trigger is missing, old or disabled; "
-        f"{NOT_NOTED_MEANWHILE}",
+        f"fixed: {NOT_RECORDED.format('instance_size_stats')}; {NOT_RECORDED_MEANWHILE}",
+        f"fixed: writes of instance_size_stats are not recorded: a trigger is missing, old or disabled; "
+        f"{NOT_RECORDED_MEANWHILE}",
     ]
     assert schema_state(engine).fit
 
@@ -111,22 +113,22 @@ def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        "DROP TRIGGER capacity_note_database_size_stats_update ON database_size_stats",
-        "ALTER TABLE database_size_stats DISABLE TRIGGER capacity_note_database_size_stats_insert",
-        "DROP FUNCTION capacity_note_database_size_stats CASCADE",
-        "CREATE OR REPLACE FUNCTION capacity_note_database_size_stats() RETURNS trigger LANGUAGE plpgsql "
+        "DROP TRIGGER capacity_track_database_size_stats_update ON database_size_stats",
+        "ALTER TABLE database_size_stats DISABLE TRIGGER capacity_track_database_size_stats_insert",
+        "DROP FUNCTION capacity_track_database_size_stats CASCADE",
+        "CREATE OR REPLACE FUNCTION capacity_track_database_size_stats() RETURNS trigger LANGUAGE plpgsql "
         "AS 'BEGIN RETURN NULL; END'",
-        "ALTER FUNCTION capacity_note_database_size_stats SET search_path = elsewhere",
-        "ALTER TABLE database_size_stats ENABLE REPLICA TRIGGER capacity_note_database_size_stats_insert",
+        "ALTER FUNCTION capacity_track_database_size_stats SET search_path = elsewhere",
+        "ALTER TABLE database_size_stats ENABLE REPLICA TRIGGER capacity_track_database_size_stats_insert",
     ],
 )
 def test_init_mends_the_triggers_that_note_changes_and_check_tells_before(engine: Engine, damage: str) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(damage)
-    missing = NOT_NOTED.format("database_size_stats")
+    missing = NOT_RECORDED.format("database_size_stats")
     assert schema_state(engine).shortcomings == (missing,)
 
-    assert initialise(engine) == (f"fixed: {missing}; {NOT_NOTED_MEANWHILE}",)
+    assert initialise(engine) == (f"fixed: {missing}; {NOT_RECORDED_MEANWHILE}",)
     assert schema_state(engine).fit
 
 
@@ -214,6 +216,97 @@ def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:
     config.set_main_option("script_location", capacity_assets.storage.migrations.__path__[0])
 
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
+
+
+FURTHER = {
+    "database_size_aggregations": "size",
+    "instance_size_aggregations": "total_size",
+}
+# What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
+ADDED_LATER = {
+    "0006": (
+        "DROP FUNCTION capacity_track_invalidation() CASCADE",
+        "DROP FUNCTION capacity_track_database_size_stats() CASCADE",
+        "ALTER TABLE capacity_invalidations RENAME TO capacity_disturbances",
+        "CREATE FUNCTION capacity_note_disturbance() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "INSERT INTO capacity_disturbances (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING; "
+        "RETURN NULL; END $$",
+        "CREATE TRIGGER capacity_note_disturbance AFTER DELETE ON database_size_stats "
+        "FOR EACH STATEMENT EXECUTE FUNCTION capacity_note_disturbance()",
+    ),
+    "0005": (
+        *(
+            f"ALTER TABLE {table} DROP COLUMN {column} CASCADE"
+            for table, stem in FURTHER.items()
+            for column in (
+                f"last_{stem}_mb",
+                f"{stem}_growth_in_window_mb",
+                f"{stem}_year_change_mb",
+                f"{stem}_year_change_percent",
+                f"{stem}_yearly_rate_percent",
+            )
+        ),
+        "ALTER TABLE capacity_computed_windows DROP COLUMN year_before_start, DROP COLUMN year_before_end",
+    ),
+    "0004": (
+        "DROP TABLE capacity_activations, capacity_settings",
+        "ALTER TABLE database_size_stats DROP COLUMN size_bytes, DROP COLUMN data_size_bytes, "
+        "DROP COLUMN log_size_bytes",
+        "ALTER TABLE instance_size_stats DROP COLUMN total_size_bytes",
+        "ALTER TABLE capacity_computed_windows DROP COLUMN unsampled_records",
+    ),
+    "0003": (
+        "DROP TABLE capacity_collection_targets, capacity_collection_attempts, capacity_imports CASCADE",
+        "ALTER TABLE instances DROP COLUMN counted_by CASCADE",
+    ),
+    "0002": (
+        "DROP TABLE capacity_disturbances",
+        "DROP FUNCTION capacity_note_disturbance() CASCADE",
+        "ALTER TABLE capacity_computed_windows DROP COLUMN fingerprint, DROP COLUMN processed_instances, "
+        "DROP COLUMN total_records, DROP COLUMN protected_records",
+    ),
+    "0001": (
+        "DROP TABLE capacity_sample_changes, capacity_computed_windows",
+        "DROP FUNCTION capacity_track_instance_size_stats() CASCADE",
+        "DROP FUNCTION capacity_track_instances() CASCADE",
+    ),
+}
+
+
+@pytest.mark.parametrize("former", FORMER_REVISIONS)
+def test_a_database_of_each_former_revision_becomes_the_same_as_a_new_one_and_keeps_its_rows(
+    former: str, engine: Engine, clock: Clock
+) -> None:
+    load_sample(engine)
+    AggregationService(engine, clock).aggregate("yearly", [PERIODS["yearly"].window_of(date(2025, 1, 1))])
+    with engine.begin() as connection:
+        for revision, statements in ADDED_LATER.items():
+            if revision >= former:
+                for statement in statements:
+                    connection.execute(text(statement))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :former"), {"former": former})
+    kept = row_counts(engine)
+
+    initialise(engine)
+
+    assert schema_state(engine).fit
+    assert row_counts(engine) == kept
+    with engine.connect() as connection:
+        functions = connection.execute(text("SELECT proname FROM pg_proc WHERE proname LIKE 'capacity%' ORDER BY 1"))
+        tables = sorted(inspect(connection).get_table_names())
+        windows = (
+            connection.execute(select(computed_windows.c.level).order_by(computed_windows.c.level)).scalars().all()
+        )
+        assert functions.scalars().all() == [
+            "capacity_track_database_size_stats",
+            "capacity_track_instance_size_stats",
+            "capacity_track_instances",
+            "capacity_track_invalidation",
+        ]
+    assert "capacity_invalidations" in tables
+    assert "capacity_disturbances" not in tables
+    assert windows == ["database", "instance"]
+    assert initialise(engine) == ()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

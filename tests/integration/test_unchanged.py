@@ -178,7 +178,7 @@ def test_computing_for_some_servers_only_is_never_taken_for_the_whole(
 
 
 def test_after_triggers_were_lost_nothing_is_taken_as_unchanged(engine: Engine, computed: AggregationService) -> None:
-    execute(engine, "DROP TRIGGER capacity_note_disturbance ON database_size_aggregations")
+    execute(engine, "DROP TRIGGER capacity_track_invalidation ON database_size_aggregations")
     execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
 
     initialise(engine)
@@ -190,12 +190,12 @@ def test_notes_of_foreign_writes_are_forgotten_after_a_day_but_not_what_follows_
     engine: Engine, computed: AggregationService
 ) -> None:
     execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
-    execute(engine, "UPDATE capacity_disturbances SET changed_at = changed_at - interval '2 days'")
+    execute(engine, "UPDATE capacity_invalidations SET changed_at = changed_at - interval '2 days'")
 
     computed.aggregate("monthly", MONTHS[:1], RECOMPUTE)
 
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT count(*) FROM capacity_disturbances")).scalar_one() == 0
+        assert connection.execute(text("SELECT count(*) FROM capacity_invalidations")).scalar_one() == 0
     assert months_read(engine, computed) == {"database": [2, 3, 4, 5, 6, 7]}
 
 

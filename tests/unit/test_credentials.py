@@ -9,7 +9,7 @@ import pytest
 from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.credentials import (
     CredentialError,
-    SecretPlaces,
+    SecretFolders,
     checked_reference,
     password_of,
     readable_by_others,
@@ -17,8 +17,8 @@ from capacity_assets.collection.credentials import (
 from capacity_assets.settings import Settings
 
 
-def places(folder: Path) -> SecretPlaces:
-    return SecretPlaces(folder, ("DB_*", "NOT_THERE"), (folder,))
+def places(folder: Path) -> SecretFolders:
+    return SecretFolders(folder, ("DB_*", "NOT_THERE"), (folder,))
 
 
 @pytest.mark.parametrize("reference", ["env:DB_7", "file:/etc/capacity/db", "secret:db-7.password", "own"])
@@ -98,11 +98,11 @@ def test_a_registrar_cannot_have_any_secret_sent_to_a_host_of_his_choice(
     (tmp_path / "link").symlink_to("/etc/hostname")
 
     with pytest.raises(CredentialError, match=reason):
-        password_of(reference.format(folder=tmp_path), SecretPlaces(tmp_path, ("*PASSWORD*", "CAPACITY_*"), ()))
+        password_of(reference.format(folder=tmp_path), SecretFolders(tmp_path, ("*PASSWORD*", "CAPACITY_*"), ()))
 
 
 def test_by_default_variables_are_told_by_their_name_and_files_by_their_folder(tmp_path: Path) -> None:
-    default = SecretPlaces.of(Settings())
+    default = SecretFolders.of(Settings())
 
     assert (default.mounted, default.variables) == (Path("/run/secrets"), ("*PASSWORD*",))
     assert default.folders == (Path("/etc/capacity"), Path("/run/credentials"))

@@ -16,7 +16,7 @@ from capacity_assets.aggregation.maintenance import MaintenanceReport
 from capacity_assets.aggregation.movers import WindowSizes
 from capacity_assets.aggregation.results import Coverage, PeriodSummary
 from capacity_assets.cli.main import main
-from capacity_assets.collection.engines.base import Kind as FailureKind
+from capacity_assets.collection.engines.base import ChangeKind as FailureKind
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
@@ -25,7 +25,7 @@ from capacity_assets.orchestration.maintenance import MaintenanceConfig, mainten
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.reports import report_metadata
 from capacity_assets.periods import PERIODS
-from capacity_assets.report.data import Change, Kind, Report, Totals
+from capacity_assets.report.data import Change, ChangeKind, Report, Totals
 from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.settings import Settings, variable_names
 
@@ -162,8 +162,8 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
         PERIODS["monthly"].window_of(date(2025, 1, 1)),
         server=None,
         totals=Totals(),
-        changes=dict.fromkeys(Kind, Change()),
-        databases=dict.fromkeys(Kind, ()),
+        changes=dict.fromkeys(ChangeKind, Change()),
+        databases=dict.fromkeys(ChangeKind, ()),
         servers=(),
         history=(),
         measured_servers={},

@@ -9,7 +9,7 @@ from capacity_assets.collection.engines import oracle, sqlserver
 from capacity_assets.collection.engines.base import (
     Access,
     DatabaseSize,
-    Kind,
+    FailureKind,
     MeasureError,
     ceiling_mb,
     engine_named,
@@ -74,7 +74,7 @@ def test_databases_of_sql_server_whose_files_may_not_be_seen_fail_the_server() -
     with pytest.raises(MeasureError, match="may not measure hidden: VIEW ANY DEFINITION is missing") as failed:
         sqlserver.measurement_of([("seen", MB, MB, 2, 0, 0, 0), ("hidden", None, None, 0, 0, 0, 0)], ())
 
-    assert failed.value.kind is Kind.RIGHTS
+    assert failed.value.kind is FailureKind.RIGHTS
 
 
 def test_a_file_without_a_size_fails_the_server_instead_of_counting_as_nothing() -> None:
@@ -114,7 +114,7 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
     login.msg_no = 18456
     told = engine_named("sqlserver").explained(login)
     assert told is not None
-    assert (told.kind, str(told)) == (Kind.LOGIN, "Login failed for user 'x'")
+    assert (told.kind, str(told)) == (FailureKind.LOGIN, "Login failed for user 'x'")
     assert engine_named("sqlserver").explained(ValueError()) is None
 
     class Recorded:
@@ -125,7 +125,7 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
 
     told = engine_named("oracle").explained(oracledb.DatabaseError(Recorded()))
     assert told is not None
-    assert told.kind is Kind.LOGIN
+    assert told.kind is FailureKind.LOGIN
     assert str(told).startswith("ORA-01017: invalid credential")
     assert engine_named("oracle").explained(ValueError()) is None
 
@@ -142,7 +142,7 @@ def test_what_a_driver_cannot_do_is_told_before_it_is_tried(name: str, access: A
     with pytest.raises(MeasureError, match=reason) as failed:
         engine_named(name).connect(access)
 
-    assert failed.value.kind is Kind.SETUP
+    assert failed.value.kind is FailureKind.SETUP
 
 
 @pytest.mark.parametrize("name", ["oracle", "sqlserver"])
@@ -154,7 +154,7 @@ def test_a_server_that_refuses_the_connection_fails_by_the_real_driver(name: str
         engine.connect(access)
 
     told = engine.explained(failed.value)  # type: ignore[arg-type]
-    assert told is None or told.kind in {Kind.UNREACHABLE, Kind.UNEXPECTED}
+    assert told is None or told.kind in {FailureKind.UNREACHABLE, FailureKind.UNEXPECTED}
     assert "secret-Pa55" not in f"{failed.value} {told} {access}"
 
 
@@ -187,7 +187,7 @@ def test_databases_are_left_out_by_name_or_by_a_pattern_with_a_star(
 
 def test_a_secret_is_hidden_before_a_long_reason_is_cut() -> None:
     secret = "S3cret-Pa55word"  # noqa: S105 -- made up
-    error = MeasureError(Kind.UNEXPECTED, "x" * 995 + secret).without(secret)
+    error = MeasureError(FailureKind.UNEXPECTED, "x" * 995 + secret).without(secret)
 
     assert "S3cre" not in error.told
     assert error.told.startswith("x" * 995 + "***")

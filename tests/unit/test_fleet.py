@@ -18,22 +18,22 @@ from capacity_assets.collection import fleet
 from capacity_assets.collection.engines.base import (
     Access,
     DatabaseSize,
-    Engine,
-    Kind,
+    EngineAdapter,
+    FailureKind,
     MeasureError,
     Measurement,
     ServerFacts,
     engines,
 )
-from capacity_assets.collection.fleet import FleetMeasurement, Habits, Task
-from capacity_assets.collection.measuring import Surroundings
-from capacity_assets.collection.results import Outcome
+from capacity_assets.collection.fleet import FleetMeasurement, ProbeHistory, Task
+from capacity_assets.collection.measuring import ProbeContext
+from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from tests.conftest import fixed_clock
 from tests.servers import silent_socket
 
 
-class Simulated(Engine):
+class Simulated(EngineAdapter):
     """Speaks to a loopback socket: one line is the name of a database and its size."""
 
     name = "simulated"
@@ -106,21 +106,21 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def tasks(count: int, port: int, first: int = 0, habits: Habits = Habits()) -> list[Task]:  # noqa: B008 -- frozen
+def tasks(count: int, port: int, first: int = 0, history: ProbeHistory = ProbeHistory()) -> list[Task]:  # noqa: B008 -- frozen
     return [
-        Task(number, Server(f"server-{number}", "simulated", "127.0.0.1", port=port, tls="off"), habits)
+        Task(number, Server(f"server-{number}", "simulated", "127.0.0.1", port=port, tls="off"), history)
         for number in range(first, first + count)
     ]
 
 
-def measured(work: list[Task], places: int, connect_seconds: float = 0.5) -> list[Outcome]:
-    surroundings = Surroundings(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
-    measurement = FleetMeasurement(surroundings, fixed_clock(), places, connect_seconds)
+def measured(work: list[Task], workers: int, connect_seconds: float = 0.5) -> list[ProbeOutcome]:
+    context = ProbeContext(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
+    measurement = FleetMeasurement(context, fixed_clock(), workers, connect_seconds)
     return [outcome for outcome in measurement.outcomes(work) if outcome is not None]
 
 
 def test_every_server_has_one_outcome_and_no_more_work_at_once_than_there_are_places(simulation: Simulation) -> None:
-    outcomes = measured(tasks(60, simulation.port), places=8)
+    outcomes = measured(tasks(60, simulation.port), workers=8)
 
     assert Counter(outcome.server for outcome in outcomes) == {f"server-{number}": 1 for number in range(60)}
     assert {(outcome.kind, outcome.total_size_mb) for outcome in outcomes} == {(None, 7)}
@@ -132,18 +132,18 @@ def test_servers_that_hang_give_their_places_to_those_that_answer(
 ) -> None:
     monkeypatch.setattr(fleet, "PATIENCE_SECONDS", 0.2)
     with silent_socket() as port:
-        hanging = tasks(4, port, first=100, habits=Habits(failed_last=True))
-        outcomes = measured([*tasks(20, simulation.port), *hanging], places=2, connect_seconds=1.5)
+        hanging = tasks(4, port, first=100, history=ProbeHistory(failed_last=True))
+        outcomes = measured([*tasks(20, simulation.port), *hanging], workers=2, connect_seconds=1.5)
 
-    # All four began first, two places were theirs: who answers is done before the first of them is given up.
-    assert [outcome.kind for outcome in outcomes] == [None] * 20 + [Kind.TIMEOUT] * 4
+    # All four began first, two workers were theirs: who answers is done before the first of them is given up.
+    assert [outcome.kind for outcome in outcomes] == [None] * 20 + [FailureKind.TIMEOUT] * 4
 
 
 def test_servers_that_failed_last_begin_first(simulation: Simulation) -> None:
     usual = tasks(10, simulation.port)
-    failed = tasks(3, simulation.port, first=100, habits=Habits(usual_seconds=0.1, failed_last=True))
+    failed = tasks(3, simulation.port, first=100, history=ProbeHistory(usual_seconds=0.1, failed_last=True))
 
-    outcomes = measured([*usual, *failed], places=1)
+    outcomes = measured([*usual, *failed], workers=1)
 
     assert {outcome.server for outcome in outcomes[:3]} == {"server-100", "server-101", "server-102"}
 
@@ -156,9 +156,9 @@ def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monk
     monkeypatch.setattr(fleet, "GRACE_SECONDS", 0.3)
     monkeypatch.setattr(Simulated, "connect", hang)
 
-    [outcome] = measured(tasks(1, simulation.port), places=1, connect_seconds=0.3)
+    [outcome] = measured(tasks(1, simulation.port), workers=1, connect_seconds=0.3)
 
-    assert outcome.kind is Kind.TIMEOUT
+    assert outcome.kind is FailureKind.TIMEOUT
     assert "no answer to the connection within 0 s" in str(outcome.reason)
 
 
@@ -177,9 +177,9 @@ def test_what_no_table_could_hold_fails_its_server_alone(
 ) -> None:
     monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: Measurement(tuple(told)))
 
-    [outcome] = measured(tasks(1, simulation.port), places=1)
+    [outcome] = measured(tasks(1, simulation.port), workers=1)
 
-    assert outcome.kind is Kind.UNEXPECTED
+    assert outcome.kind is FailureKind.UNEXPECTED
     assert "impossible size or name" in str(outcome.reason)
 
 
@@ -191,20 +191,20 @@ def test_an_error_nobody_foresaw_is_one_servers_failure(
 
     monkeypatch.setattr(Simulated, "sizes", broken)
 
-    [outcome] = measured(tasks(1, simulation.port), places=1)
+    [outcome] = measured(tasks(1, simulation.port), workers=1)
 
     assert (outcome.kind, str(outcome.reason).partition(".")[0]) == (
-        Kind.UNEXPECTED,
+        FailureKind.UNEXPECTED,
         "ZeroDivisionError: a bug in a driver",
     )
 
 
 def test_servers_that_wait_for_their_place_when_the_day_ends_are_not_measured(simulation: Simulation) -> None:
-    surroundings = Surroundings(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
-    measurement = FleetMeasurement(surroundings, fixed_clock(), 1, 0.5)
-    outcomes: list[Outcome] = []
+    context = ProbeContext(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
+    measurement = FleetMeasurement(context, fixed_clock(), 1, 0.5)
+    outcomes: list[ProbeOutcome] = []
     for found in measurement.outcomes(tasks(8, simulation.port), may_begin=lambda: not outcomes):
         if found is not None:
             outcomes.append(found)
 
-    assert Counter(outcome.kind for outcome in outcomes) == {None: 1, Kind.DAY_OVER: 7}
+    assert Counter(outcome.kind for outcome in outcomes) == {None: 1, FailureKind.DAY_OVER: 7}

@@ -1,6 +1,6 @@
 """What an engine is: a class with a query, found through the entry points `capacity_assets.engines`.
 
-A new engine subclasses `Engine`, names its entry point and has a test; nothing else knows engines by name.
+A new engine subclasses `EngineAdapter`, names its entry point and has a test; nothing else knows engines by name.
 Here is also what they share: the words for what can go wrong, and how bytes become megabytes.
 """
 
@@ -37,7 +37,7 @@ TLS_MODES = (TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL)
 VERIFIED_TLS = (TLS_VERIFY_CA, TLS_VERIFY_FULL)
 
 
-class Kind(StrEnum):
+class FailureKind(StrEnum):
     """What kept a server from being measured."""
 
     UNREACHABLE = "unreachable"
@@ -53,23 +53,23 @@ class Kind(StrEnum):
 
 
 ADVICE = {
-    Kind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
-    Kind.TIMEOUT: "Is it overloaded or locked up?",
-    Kind.LOGIN: "Fix the login on the server, or where its password is looked up.",
-    Kind.TLS: "Fix the certificate, or register another `tls` for it.",
-    Kind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
-    Kind.CREDENTIAL: "",
-    Kind.SETUP: "",
-    Kind.BROKEN_OFF: "It was stopped, restarted, or the network failed.",
-    Kind.DAY_OVER: "Begin earlier, or raise CAPACITY_COLLECTION_CONCURRENCY.",
-    Kind.UNEXPECTED: "The server's own words say more; `capacity instances test` repeats it.",
+    FailureKind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
+    FailureKind.TIMEOUT: "Is it overloaded or locked up?",
+    FailureKind.LOGIN: "Fix the login on the server, or where its password is looked up.",
+    FailureKind.TLS: "Fix the certificate, or register another `tls` for it.",
+    FailureKind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
+    FailureKind.CREDENTIAL: "",
+    FailureKind.SETUP: "",
+    FailureKind.BROKEN_OFF: "It was stopped, restarted, or the network failed.",
+    FailureKind.DAY_OVER: "Begin earlier, or raise CAPACITY_COLLECTION_CONCURRENCY.",
+    FailureKind.UNEXPECTED: "The server's own words say more; `capacity instances test` repeats it.",
 }
 
 
 class MeasureError(Exception):
     """A server could not be measured: of which kind, and in words that hold no secret."""
 
-    def __init__(self, kind: Kind, reason: str) -> None:
+    def __init__(self, kind: FailureKind, reason: str) -> None:
         """Keep the kind; `reason` completes "It was not measured: ", and is made fit for a line of text."""
         super().__init__("".join(sign if sign.isprintable() else " " for sign in reason))
         self.kind = kind
@@ -159,7 +159,7 @@ class ServerFacts:
     encrypted: bool | None
 
 
-class Engine(ABC):
+class EngineAdapter(ABC):
     """One kind of database server. Instances hold nothing: one serves all servers of its kind."""
 
     name: ClassVar[str]
@@ -227,7 +227,7 @@ def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = N
 def too_much() -> MeasureError:
     """Return the refusal of an answer that no real server gives."""
     return MeasureError(
-        Kind.UNEXPECTED,
+        FailureKind.UNEXPECTED,
         f"its answer has more than {MOST_ROWS:,} rows or {MOST_BYTES // BYTES_PER_MB} MiB, and was not read to its end",
     )
 
@@ -264,20 +264,20 @@ def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
     """
     if unreadable:
         named = first_of(sorted(unreadable), NAMED)
-        raise MeasureError(Kind.RIGHTS, f"its login may not measure {named}: {missing} is missing")
+        raise MeasureError(FailureKind.RIGHTS, f"its login may not measure {named}: {missing} is missing")
 
 
 @cache
-def engines() -> dict[str, Engine]:
+def engines() -> dict[str, EngineAdapter]:
     """Return every installed engine by the name that servers are registered with."""
-    found: dict[str, Engine] = {}
+    found: dict[str, EngineAdapter] = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        loaded: type[Engine] = point.load()
+        loaded: type[EngineAdapter] = point.load()
         found[point.name] = loaded()
     return found
 
 
-def engine_named(name: str) -> Engine:
+def engine_named(name: str) -> EngineAdapter:
     """Return an engine.
 
     Raises:

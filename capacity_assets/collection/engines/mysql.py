@@ -18,8 +18,8 @@ from capacity_assets.collection.engines.base import (
     STATISTICS,
     Access,
     DatabaseSize,
-    Engine,
-    Kind,
+    EngineAdapter,
+    FailureKind,
     MeasureError,
     Measurement,
     ServerFacts,
@@ -120,7 +120,7 @@ WITHOUT_BYTES = {
 UNTOLD = {"CSV"}
 
 
-class MySQL(Engine):
+class MySQL(EngineAdapter):
     """Sizes by tablespace files; `allocated` by what they take on disk; `statistics` without looking at files."""
 
     name: ClassVar[str] = "mysql"
@@ -181,7 +181,7 @@ class MySQL(Engine):
         # Every server has tables here beside the one that the documented grant names.
         if sum(found.get("mysql", {}).values()) <= 1:
             raise MeasureError(
-                Kind.RIGHTS, "its login does not see which tables there are: SHOW VIEW on *.* is missing"
+                FailureKind.RIGHTS, "its login does not see which tables there are: SHOW VIEW on *.* is missing"
             )
         return found
 
@@ -253,7 +253,7 @@ def _statements_for(version: str) -> _Statements:
         return _Statements(MARIADB_FILES, MARIADB_SHARED, MARIADB_SHARED_SIZES)
     if version.startswith("5.") or "TiDB" in version:
         raise MeasureError(
-            Kind.SETUP, f"version {version} is not measured by its files: register `sizing = statistics` for it"
+            FailureKind.SETUP, f"version {version} is not measured by its files: register `sizing = statistics` for it"
         )
     return _Statements(MYSQL_FILES, MYSQL_SHARED, MYSQL_SHARED_SIZES)
 

@@ -11,7 +11,7 @@ from capacity_assets.collection.engines.base import (
     TLS_OFF,
     VERIFIED_TLS,
     Access,
-    Kind,
+    FailureKind,
     MeasureError,
     closed_on_failure,
     first_line,
@@ -73,37 +73,37 @@ def explained(error: Exception) -> MeasureError | None:
     if not isinstance(error, pymysql.err.Error):
         # The driver lets these escape when a server names a way to log in that it does not know.
         if isinstance(error, RuntimeError | UnicodeDecodeError | AttributeError):
-            return MeasureError(Kind.LOGIN, f"the server asks for a way to log in that is not known: {error}")
+            return MeasureError(FailureKind.LOGIN, f"the server asks for a way to log in that is not known: {error}")
         return None
     number, text = _number_and_text(error)
-    kind = KINDS.get(number, Kind.UNEXPECTED)
+    kind = KINDS.get(number, FailureKind.UNEXPECTED)
     if number == CANNOT_CONNECT and ("certificate" in text or "SSL" in text):
-        kind = Kind.TLS
+        kind = FailureKind.TLS
     if number in {CANNOT_CONNECT, LOST} and "timed out" in text:
-        kind = Kind.TIMEOUT
+        kind = FailureKind.TIMEOUT
     return MeasureError(kind, first_line(text))
 
 
 CANNOT_CONNECT, LOST = 2003, 2013
 # https://mariadb.com/docs/server/reference/error-codes/mariadb-error-code-reference; 2003 and above are the client's.
 KINDS = {
-    1040: Kind.UNREACHABLE,
-    1044: Kind.LOGIN,
-    1045: Kind.LOGIN,
-    1049: Kind.LOGIN,
-    1142: Kind.RIGHTS,
-    1227: Kind.RIGHTS,
-    1317: Kind.BROKEN_OFF,
-    1698: Kind.LOGIN,
-    1927: Kind.BROKEN_OFF,
-    1969: Kind.TIMEOUT,
-    2003: Kind.UNREACHABLE,
-    2006: Kind.BROKEN_OFF,
-    2013: Kind.BROKEN_OFF,
-    2026: Kind.TLS,
-    2059: Kind.LOGIN,
-    3024: Kind.TIMEOUT,
-    3159: Kind.TLS,
+    1040: FailureKind.UNREACHABLE,
+    1044: FailureKind.LOGIN,
+    1045: FailureKind.LOGIN,
+    1049: FailureKind.LOGIN,
+    1142: FailureKind.RIGHTS,
+    1227: FailureKind.RIGHTS,
+    1317: FailureKind.BROKEN_OFF,
+    1698: FailureKind.LOGIN,
+    1927: FailureKind.BROKEN_OFF,
+    1969: FailureKind.TIMEOUT,
+    2003: FailureKind.UNREACHABLE,
+    2006: FailureKind.BROKEN_OFF,
+    2013: FailureKind.BROKEN_OFF,
+    2026: FailureKind.TLS,
+    2059: FailureKind.LOGIN,
+    3024: FailureKind.TIMEOUT,
+    3159: FailureKind.TLS,
 }
 
 

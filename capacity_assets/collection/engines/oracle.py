@@ -14,8 +14,8 @@ from capacity_assets.collection.engines.base import (
     TLS_VERIFY_FULL,
     Access,
     DatabaseSize,
-    Engine,
-    Kind,
+    EngineAdapter,
+    FailureKind,
     MeasureError,
     Measurement,
     ServerFacts,
@@ -33,7 +33,7 @@ ROOT = "CDB$ROOT"
 VERSION = "SELECT version FROM product_component_version WHERE ROWNUM = 1"
 
 
-class Oracle(Engine):
+class Oracle(EngineAdapter):
     """Sizes by `dba_data_files`; the database to connect to is the service name."""
 
     name: ClassVar[str] = "oracle"
@@ -57,12 +57,12 @@ class Oracle(Engine):
             import oracledb
         except ImportError:
             raise MeasureError(
-                Kind.SETUP, "its driver is not installed: pip install 'capacity_assets[oracle]'"
+                FailureKind.SETUP, "its driver is not installed: pip install 'capacity_assets[oracle]'"
             ) from None
         if not access.username:
-            raise MeasureError(Kind.SETUP, "it needs a login: register `username` and `password_from`")
+            raise MeasureError(FailureKind.SETUP, "it needs a login: register `username` and `password_from`")
         if not access.database:
-            raise MeasureError(Kind.SETUP, "it needs its service name: register `database`")
+            raise MeasureError(FailureKind.SETUP, "it needs its service name: register `database`")
         connection = oracledb.connect(
             user=access.username,
             password=access.password,
@@ -83,7 +83,7 @@ class Oracle(Engine):
         [(container,)] = rows_of(connection, CONTAINER)
         if container == ROOT:
             raise MeasureError(
-                Kind.SETUP,
+                FailureKind.SETUP,
                 "its service leads to the root of a container database, which does not show the pluggable ones: "
                 "register the service of each pluggable database",
             )
@@ -99,23 +99,23 @@ class Oracle(Engine):
         if type(error).__module__.partition(".")[0] != "oracledb":
             return None
         code = str(getattr(error.args[0] if error.args else None, "full_code", ""))
-        return MeasureError(KINDS.get(code, Kind.UNEXPECTED), first_line(error))
+        return MeasureError(KINDS.get(code, FailureKind.UNEXPECTED), first_line(error))
 
 
 # https://docs.oracle.com/error-help/db/ and
 # https://python-oracledb.readthedocs.io/en/latest/user_guide/troubleshooting.html
 KINDS = {
-    "ORA-01017": Kind.LOGIN,
-    "ORA-28000": Kind.LOGIN,
-    "ORA-28001": Kind.LOGIN,
-    "ORA-00942": Kind.RIGHTS,
-    "ORA-01031": Kind.RIGHTS,
-    "ORA-01045": Kind.RIGHTS,
-    "ORA-12514": Kind.LOGIN,
-    "DPY-6001": Kind.LOGIN,
-    "DPY-6005": Kind.UNREACHABLE,
-    "DPY-4011": Kind.BROKEN_OFF,
-    "DPY-4024": Kind.TIMEOUT,
+    "ORA-01017": FailureKind.LOGIN,
+    "ORA-28000": FailureKind.LOGIN,
+    "ORA-28001": FailureKind.LOGIN,
+    "ORA-00942": FailureKind.RIGHTS,
+    "ORA-01031": FailureKind.RIGHTS,
+    "ORA-01045": FailureKind.RIGHTS,
+    "ORA-12514": FailureKind.LOGIN,
+    "DPY-6001": FailureKind.LOGIN,
+    "DPY-6005": FailureKind.UNREACHABLE,
+    "DPY-4011": FailureKind.BROKEN_OFF,
+    "DPY-4024": FailureKind.TIMEOUT,
 }
 
 
@@ -130,7 +130,7 @@ def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> 
     unknown = [row[0] for row in wanted if row[2] != row[3]]
     if unknown:
         raise MeasureError(
-            Kind.UNEXPECTED,
+            FailureKind.UNEXPECTED,
             f"the size of a data file of {unknown[0]} is not known: the file is offline, or its wallet closed",
         )
     return Measurement(tuple(DatabaseSize.of_bytes(row[0], row[1], row[1]) for row in wanted), left_out=left_out)

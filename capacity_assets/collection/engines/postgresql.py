@@ -15,8 +15,8 @@ from capacity_assets.collection.engines.base import (
     VERIFIED_TLS,
     Access,
     DatabaseSize,
-    Engine,
-    Kind,
+    EngineAdapter,
+    FailureKind,
     MeasureError,
     Measurement,
     ServerFacts,
@@ -50,7 +50,7 @@ KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count
 SSLMODES = {"off": "disable"}
 
 
-class PostgreSQL(Engine):
+class PostgreSQL(EngineAdapter):
     """Sizes by `pg_database_size`; with `statistics` by the pages the catalogue of each database counts."""
 
     name: ClassVar[str] = "postgresql"
@@ -177,46 +177,46 @@ def _rows(
 
 # Parts of the server's or libpq's own text, where there is no SQLSTATE.
 TEXTS = {
-    "certificate file": Kind.SETUP,
-    "private key file": Kind.SETUP,
-    "authentication failed": Kind.LOGIN,
-    "no password supplied": Kind.LOGIN,
-    "no pg_hba.conf entry": Kind.LOGIN,
-    "certificate": Kind.TLS,
-    "SSL": Kind.TLS,
-    "requires auth": Kind.LOGIN,
-    "auth method": Kind.LOGIN,
-    "authentication method requirement": Kind.LOGIN,
-    "does not exist": Kind.LOGIN,
-    "not permitted to log in": Kind.LOGIN,
-    "permission denied": Kind.RIGHTS,
-    "timeout expired": Kind.TIMEOUT,
-    "starting up": Kind.UNREACHABLE,
-    "server closed the connection unexpectedly": Kind.BROKEN_OFF,
+    "certificate file": FailureKind.SETUP,
+    "private key file": FailureKind.SETUP,
+    "authentication failed": FailureKind.LOGIN,
+    "no password supplied": FailureKind.LOGIN,
+    "no pg_hba.conf entry": FailureKind.LOGIN,
+    "certificate": FailureKind.TLS,
+    "SSL": FailureKind.TLS,
+    "requires auth": FailureKind.LOGIN,
+    "auth method": FailureKind.LOGIN,
+    "authentication method requirement": FailureKind.LOGIN,
+    "does not exist": FailureKind.LOGIN,
+    "not permitted to log in": FailureKind.LOGIN,
+    "permission denied": FailureKind.RIGHTS,
+    "timeout expired": FailureKind.TIMEOUT,
+    "starting up": FailureKind.UNREACHABLE,
+    "server closed the connection unexpectedly": FailureKind.BROKEN_OFF,
 }
 STATES = {
-    "28": Kind.LOGIN,
-    "3D": Kind.LOGIN,
-    "42501": Kind.RIGHTS,
-    "57014": Kind.TIMEOUT,
-    "57P01": Kind.BROKEN_OFF,
-    "57P02": Kind.BROKEN_OFF,
-    "57P03": Kind.UNREACHABLE,
-    "08": Kind.BROKEN_OFF,
-    "53300": Kind.UNREACHABLE,
+    "28": FailureKind.LOGIN,
+    "3D": FailureKind.LOGIN,
+    "42501": FailureKind.RIGHTS,
+    "57014": FailureKind.TIMEOUT,
+    "57P01": FailureKind.BROKEN_OFF,
+    "57P02": FailureKind.BROKEN_OFF,
+    "57P03": FailureKind.UNREACHABLE,
+    "08": FailureKind.BROKEN_OFF,
+    "53300": FailureKind.UNREACHABLE,
 }
 
 
-def _kind(error: Exception, sqlstate: str | None, text: str) -> Kind:
+def _kind(error: Exception, sqlstate: str | None, text: str) -> FailureKind:
     import psycopg
 
     if isinstance(error, psycopg.errors.ConnectionTimeout):
-        return Kind.TIMEOUT
+        return FailureKind.TIMEOUT
     if sqlstate:
-        return STATES.get(sqlstate) or STATES.get(sqlstate[:2]) or Kind.UNEXPECTED
+        return STATES.get(sqlstate) or STATES.get(sqlstate[:2]) or FailureKind.UNEXPECTED
     known = next((kind for part, kind in TEXTS.items() if part in text), None)
     if known is None:
-        return Kind.UNREACHABLE if isinstance(error, psycopg.OperationalError) else Kind.UNEXPECTED
+        return FailureKind.UNREACHABLE if isinstance(error, psycopg.OperationalError) else FailureKind.UNEXPECTED
     return known
 
 

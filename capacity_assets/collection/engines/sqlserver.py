@@ -14,8 +14,8 @@ from capacity_assets.collection.engines.base import (
     TLS_OFF,
     Access,
     DatabaseSize,
-    Engine,
-    Kind,
+    EngineAdapter,
+    FailureKind,
     MeasureError,
     Measurement,
     ServerFacts,
@@ -54,7 +54,7 @@ AZURE_SQL_DATABASE = 5
 WITHOUT_FILES = {6: "Azure Synapse (dedicated)", 11: "Azure Synapse (serverless)", 12: "Microsoft Fabric"}
 
 
-class SQLServer(Engine):
+class SQLServer(EngineAdapter):
     """Sizes by `sys.master_files`; of Azure SQL Database by `sys.database_files` of the database connected to."""
 
     name: ClassVar[str] = "sqlserver"
@@ -80,13 +80,16 @@ class SQLServer(Engine):
             import pytds
         except ImportError:
             raise MeasureError(
-                Kind.SETUP, "its driver is not installed: pip install 'capacity_assets[sqlserver]'"
+                FailureKind.SETUP, "its driver is not installed: pip install 'capacity_assets[sqlserver]'"
             ) from None
         if access.tls != TLS_OFF and not access.tls_ca:
-            raise MeasureError(Kind.SETUP, f"its driver encrypts only what it can verify: {access.tls} needs `tls_ca`")
+            raise MeasureError(
+                FailureKind.SETUP, f"its driver encrypts only what it can verify: {access.tls} needs `tls_ca`"
+            )
         if access.tls == TLS_OFF and access.password and not _is_loopback(access.host):
             raise MeasureError(
-                Kind.SETUP, "without TLS its password would cross the network in clear: register `tls` and `tls_ca`"
+                FailureKind.SETUP,
+                "without TLS its password would cross the network in clear: register `tls` and `tls_ca`",
             )
         return pytds.connect(
             server=access.host,
@@ -117,29 +120,29 @@ class SQLServer(Engine):
     def explained(self, error: Exception) -> MeasureError | None:
         """Tell by SQL Server's error number."""
         if isinstance(error, TimeoutError):
-            return MeasureError(Kind.TIMEOUT, first_line(error))
+            return MeasureError(FailureKind.TIMEOUT, first_line(error))
         module = type(error).__module__.partition(".")[0]
         # The driver raises a bare Exception where a server insists on TLS that was not asked for.
         if module == "OpenSSL" or "tls_ctx" in str(error):
-            return MeasureError(Kind.TLS, first_line(error))
+            return MeasureError(FailureKind.TLS, first_line(error))
         if module != "pytds":
             return None
         number = getattr(error, "msg_no", 0)
         # The text of the exception is a tuple of what the server said and what caused it.
         said = error.args[0] if error.args else error
-        kind = Kind.TLS if "Certificate" in str(said) else Kind.UNEXPECTED
+        kind = FailureKind.TLS if "Certificate" in str(said) else FailureKind.UNEXPECTED
         return MeasureError(KINDS.get(number, kind), first_line(said))
 
 
 # https://learn.microsoft.com/sql/relational-databases/errors-events/database-engine-events-and-errors
 KINDS = {
-    18456: Kind.LOGIN,
-    18452: Kind.LOGIN,
-    4060: Kind.LOGIN,
-    229: Kind.RIGHTS,
-    297: Kind.RIGHTS,
-    300: Kind.RIGHTS,
-    6005: Kind.BROKEN_OFF,
+    18456: FailureKind.LOGIN,
+    18452: FailureKind.LOGIN,
+    4060: FailureKind.LOGIN,
+    229: FailureKind.RIGHTS,
+    297: FailureKind.RIGHTS,
+    300: FailureKind.RIGHTS,
+    6005: FailureKind.BROKEN_OFF,
 }
 
 
@@ -150,12 +153,12 @@ def query_for(edition: int, database: str) -> str:
         MeasureError: none tells sizes there, or only of each database by itself.
     """
     if edition in WITHOUT_FILES:
-        raise MeasureError(Kind.SETUP, f"{WITHOUT_FILES[edition]} tells no sizes of files")
+        raise MeasureError(FailureKind.SETUP, f"{WITHOUT_FILES[edition]} tells no sizes of files")
     if edition != AZURE_SQL_DATABASE:
         return QUERY
     if database == "master":
         raise MeasureError(
-            Kind.SETUP, "Azure SQL Database shows one database per connection: register each with its `database`"
+            FailureKind.SETUP, "Azure SQL Database shows one database per connection: register each with its `database`"
         )
     return ONE_DATABASE
 
@@ -173,7 +176,7 @@ def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> 
     refuse_without_rights([row[0] for row in wanted if not row[3]], "VIEW ANY DEFINITION")
     unknown = [row[0] for row in wanted if row[5] or row[1] is None]
     if unknown:
-        raise MeasureError(Kind.UNEXPECTED, f"of {unknown[0]} the size of a file is not known")
+        raise MeasureError(FailureKind.UNEXPECTED, f"of {unknown[0]} the size of a file is not known")
     not_counted = [f"{row[0]}: {row[4]} containers of FILESTREAM or memory-optimized data" for row in wanted if row[4]]
     snapshots = [f"{row[0]}: a database snapshot" for row in rows if row[6]]
     sizes = [DatabaseSize.of_bytes(row[0], row[1], row[1], row[2]) for row in wanted]

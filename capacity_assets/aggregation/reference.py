@@ -37,7 +37,7 @@ class WindowSamples:
     year_before: tuple[Sample, ...]
 
 
-def figures_by_hand(
+def reference_figures(
     level: Level, period: Period, window: Window, window_samples: WindowSamples
 ) -> Iterator[tuple[str, tuple[str, Value]]]:
     """Yield each figure of a row and how it comes about; the window has at least one sample, the others may not."""

@@ -1,13 +1,13 @@
-"""Which days of the raw tables changed: noted by the database itself, whoever writes there.
+"""Change tracking: triggers record which days of the raw tables changed, whoever writes there.
 
-Two triggers on each raw table note, once per transaction and day, that samples of a day were added or corrected; two on
-`instances` note that a server became active. They run once per statement, not once per row, and look at
-nothing but the rows of that statement. Which windows follow from a changed day is the business of `aggregation.ledger`.
+Two triggers on each raw table record each day whose samples were added or corrected, once per transaction. Two on
+`instances` record each server that became active. They run once per statement and read only the rows of that statement.
+Which windows have to be recomputed for a changed day is decided in `aggregation.ledger`.
 
-No window follows from deleted samples: a computation never lets a stored row lose samples (docs/semantics.md,
-"Writing"). That some were deleted is noted all the same, by table and transaction only, and so is every write to the
-aggregates that is not a computation's: a window computed before is then not taken as unchanged without being computed.
-Rows put into a partition by its own name bypass the triggers of the table.
+Deleted samples make no window stale: a computation never lets a stored row lose samples (docs/semantics.md, "Writing").
+The invalidation log still records deletions, by table and transaction, and every write to the aggregates that is not a
+computation's. A window computed before such a write is computed again instead of being skipped as unchanged.
+Rows written to a partition by its own name bypass the triggers of the table.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from capacity_assets.storage.tables import (
     activations,
     database_size_aggregations,
     database_size_stats,
-    disturbances,
     instance_size_aggregations,
     instance_size_stats,
     instances,
+    invalidations,
     sample_changes,
 )
 
@@ -37,27 +37,21 @@ EVENTS = {
 }
 
 
-def change_log_steps(connection: Connection) -> list[Step]:
-    """Return what is missing for the tables that exist: functions and triggers that are absent, old or disabled."""
-    return [step for table, noting in _changes() for step in _steps(connection, table, noting)]
+def change_tracking_steps(connection: Connection) -> list[Step]:
+    """Return what is missing for change tracking: functions and triggers that are absent, old or disabled."""
+    return [step for table, tracking in _every_tracking() for step in _steps(connection, table, tracking)]
 
 
-def disturbance_steps(connection: Connection) -> list[Step]:
-    """Return what is missing for noting deleted samples and foreign writes to the aggregates, table by table."""
-    return [step for table, noting in _disturbances() for step in _steps(connection, table, noting)]
-
-
-def noting_is_on(connection: Connection) -> bool:
+def change_tracking_is_on(connection: Connection) -> bool:
     """Whether every trigger is there and fires: one quick look, for those who are about to rely on it."""
-    everything = (*_changes(), *_disturbances())
-    wanted = [(table, noting.trigger(event)) for table, noting in everything for event in noting.events]
+    wanted = [(table, tracking.trigger(event)) for table, tracking in _every_tracking() for event in tracking.events]
     tables, triggers = zip(*wanted, strict=True)
     firing = connection.execute(text(_FIRING), {"tables": list(tables), "triggers": list(triggers)}).scalar_one()
     return bool(firing == len(wanted))
 
 
 @dataclass(frozen=True)
-class _Noting:
+class _Tracking:
     """A function and the triggers that call it; what they note, for the reason."""
 
     function: str
@@ -70,29 +64,34 @@ class _Noting:
         return f"{self.function}_{event}" if len(self.events) > 1 else self.function
 
 
-def _changes() -> Iterator[tuple[str, _Noting]]:
+def _every_tracking() -> Iterator[tuple[str, _Tracking]]:
+    yield from _changes()
+    yield from _invalidations()
+
+
+def _changes() -> Iterator[tuple[str, _Tracking]]:
     bodies = {table.name: _raw_body(table) for table in RAW} | {instances.name: _instances_body()}
     for table, body in bodies.items():
-        yield table, _Noting(function_name(table), body, EVENTS, "changes")
+        yield table, _Tracking(function_name(table), body, EVENTS, "changes")
 
 
-def _disturbances() -> Iterator[tuple[str, _Noting]]:
+def _invalidations() -> Iterator[tuple[str, _Tracking]]:
     events = dict.fromkeys((table.name for table in RAW), "DELETE OR TRUNCATE")
     events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
     for table, event in events.items():
-        yield table, _Noting(DISTURBANCE, _DISTURBANCE_BODY, {event: ""}, "writes")
+        yield table, _Tracking(INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes")
 
 
 def function_name(table: str) -> str:
-    """Return the name of the function that notes the changes of a table; its triggers begin with it."""
-    return f"capacity_note_{table}"
+    """Return the name of the function that records the changes of a table; its triggers begin with it."""
+    return f"capacity_track_{table}"
 
 
-def _steps(connection: Connection, table: str, noting: _Noting) -> Iterator[Step]:
-    function = noting.function
-    reason = f"{noting.what} of {table} are not noted: a trigger is missing, old or disabled"
+def _steps(connection: Connection, table: str, tracking: _Tracking) -> Iterator[Step]:
+    function = tracking.function
+    reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
     schema = connection.execute(text("SELECT current_schema()")).scalar_one()
-    body = noting.body.replace(SCHEMA_MARK, quoted(schema))
+    body = tracking.body.replace(SCHEMA_MARK, quoted(schema))
     # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
     path = "pg_catalog, pg_temp"
     found = connection.execute(
@@ -110,8 +109,8 @@ def _steps(connection: Connection, table: str, noting: _Noting) -> Iterator[Step
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
             f"SET search_path = {path} AS $body${body}$body$",
         )
-    for event, rows in noting.events.items():
-        trigger = noting.trigger(event)
+    for event, rows in tracking.events.items():
+        trigger = tracking.trigger(event)
         fires = connection.execute(
             text(
                 "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid "
@@ -136,15 +135,15 @@ JOIN pg_trigger t ON t.tgrelid = to_regclass(wanted.table_name) AND t.tgname = w
 WHERE t.tgenabled IN ('O', 'A')
 """
 
-# What the session that computes says of itself, so that its own writes are no disturbance.
+# What the session that computes says of itself, so that its own writes invalidate nothing.
 WRITER_SETTING = "capacity.writer"
 # Stands for the schema of the tables in the bodies of the functions.
 SCHEMA_MARK = "{schema}"
-DISTURBANCE = "capacity_note_disturbance"
-_DISTURBANCE_BODY = f"""
+INVALIDATION_FUNCTION = "capacity_track_invalidation"
+_INVALIDATION_BODY = f"""
 BEGIN
     IF current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM 'on' THEN
-        INSERT INTO {SCHEMA_MARK}.{disturbances.name} (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING;
+        INSERT INTO {SCHEMA_MARK}.{invalidations.name} (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING;
     END IF;
     RETURN NULL;
 END

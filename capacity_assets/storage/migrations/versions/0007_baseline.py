@@ -1,0 +1,87 @@
+"""The baseline: brings any database to today's tables, whatever it holds.
+
+It covers an empty database, the tables of the legacy application, tables that were left half-made, and each earlier
+revision (0001 to 0006), which no release contained. `storage.schema.adopt` compares the tables with `storage.tables`,
+and adds and widens only. What is here is the rest: objects that have another name now, and windows that have rows
+already and are entered as computed. Later revisions hold only what a comparison of tables cannot do.
+"""
+
+import sqlalchemy as sa
+from alembic import context, op
+
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.storage.adoption import carry_out, execute
+from capacity_assets.storage.change_tracking import change_tracking_steps
+from capacity_assets.storage.schema import adopt
+from capacity_assets.storage.tables import (
+    computed_windows,
+    database_size_aggregations,
+    instance_size_aggregations,
+    metadata,
+)
+
+revision = "0007"
+down_revision = None
+
+FORMER_FUNCTIONS = (
+    "capacity_note_database_size_stats",
+    "capacity_note_instance_size_stats",
+    "capacity_note_instances",
+    "capacity_note_disturbance",
+)
+REGISTER = """
+INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from, snapshot)
+SELECT CAST(:name AS varchar), CAST(:level AS varchar), w.period_start, w.period_end, w.reads_from,
+    CAST(pg_current_snapshot() AS text)
+FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]))
+    AS w (period_start, period_end, reads_from)
+WHERE EXISTS (SELECT FROM {table} a WHERE a.period_type = CAST(:name AS varchar) AND a.period_start = w.period_start)
+ON CONFLICT DO NOTHING
+"""
+
+
+def upgrade() -> None:
+    """Rename, create and adopt, begin to track changes, and enter the windows that have rows.
+
+    Raises:
+        SchemaProblemsError: duplicates or missing columns; the caller's transaction rolls everything back.
+    """
+    connection = op.get_bind()
+    _rename_former_objects(connection)
+    registered_before = sa.inspect(connection).has_table(computed_windows.name)
+    context.config.attributes.get("done", []).extend(adopt(connection, metadata))
+    # Before windows are entered: the locks of new triggers keep writers out until everything is committed.
+    for step in change_tracking_steps(connection):
+        carry_out(connection, step)
+    if not registered_before:
+        for level, table in (("database", database_size_aggregations), ("instance", instance_size_aggregations)):
+            for period in PERIODS.values():
+                _register(connection, level, table, period)
+
+
+def _rename_former_objects(connection: sa.Connection) -> None:
+    """Drop functions with their triggers, which are created again under their new names; keep the rows of the log."""
+    execute(connection, (f"DROP FUNCTION IF EXISTS {name}() CASCADE" for name in FORMER_FUNCTIONS))
+    execute(connection, ["ALTER TABLE IF EXISTS capacity_disturbances RENAME TO capacity_invalidations"])
+
+
+def _register(connection: sa.Connection, level: str, table: sa.Table, period: Period) -> None:
+    """Enter each window that has rows, each looked up by its key: listing those that occur would read every row.
+
+    What changed before the triggers existed is not known, so these windows count as computed up to now.
+    """
+    ends = sa.select(sa.func.min(table.c.period_start), sa.func.max(table.c.period_start))
+    first, last = connection.execute(ends.where(table.c.period_type == period.name)).one()
+    if first is None:
+        return
+    windows = period.windows_between(first, last)
+    connection.execute(
+        sa.text(REGISTER.format(table=table.name)),
+        {
+            "name": period.name,
+            "level": level,
+            "starts": [window.start for window in windows],
+            "ends": [window.end for window in windows],
+            "reads_from": [period.previous(window).start for window in windows],
+        },
+    )
