@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate
-from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS

@@ -19,9 +19,9 @@ from sqlalchemy import Engine, text
 from benchmarks import yardstick
 from benchmarks.__main__ import Size, empty, scan
 from benchmarks.fleet import Fleet, generate, prepare
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server

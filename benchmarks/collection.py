@@ -24,7 +24,6 @@ import click
 from sqlalchemy import Engine as Database
 from sqlalchemy import text
 
-from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import (
     Access,
@@ -39,6 +38,7 @@ from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.settings import CAPACITY_DRIVER, DEFAULT_COLLECTION_CONCURRENCY
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine

@@ -11,8 +11,8 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.aggregation.maintenance import TableMaintenance
-from capacity_assets.aggregation.retention import Retention
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import Retention
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import database_size_stats, instance_size_stats
 

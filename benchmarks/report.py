@@ -14,10 +14,11 @@ import click
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
-from capacity_assets.aggregation.levels import DATABASE
 from capacity_assets.aggregation.movers import window_sizes
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import LEVELS, Further, Level, Measure
+from capacity_assets.foundation.levels import LEVELS, Further, Level, Measure
 from capacity_assets.periods import Period, Window
 
 

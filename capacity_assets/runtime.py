@@ -6,27 +6,33 @@ after. What the parts do is not decided here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from sqlalchemy import URL, Engine
 
-from capacity_assets.aggregation.errors import ValidationError
-from capacity_assets.aggregation.locks import CapacityLockManager
-from capacity_assets.aggregation.retention import parse_retention
+from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import parse_retention
+from capacity_assets.retention.service import RetentionService
 from capacity_assets.settings import CAPACITY_DRIVER, ConfigurationError, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.zone import record_zone
+
+logger = logging.getLogger("capacity_assets")
 
 
 @contextmanager
@@ -106,7 +112,7 @@ def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
     """
     done = initialise(engine)
     record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen)
-    report = task_runner(engine, settings).prepare_tables()
+    report = retention_service(engine, settings).prepare()
     if report.created:
         moved = f", {report.moved_records:,} rows moved there" if report.moved_records else ""
         done += (f"added {len(report.created)} partitions{moved}",)
@@ -145,10 +151,28 @@ def task_runner(
     """Put a task runner together on an engine that is open already."""
     the_clock = clock or Clock(settings.zone)
     periods = with_trend_threshold(periods, settings.trend_percent)
-    service = AggregationService(engine, the_clock, periods=periods, parallel_slices=settings.parallel_slices)
-    locks = lock_manager(engine, settings)
-    retention = parse_retention(settings.retention_days, periods)
-    limits = RunRange(
-        settings.start_date, settings.jump_percent, settings.schedule_hour, retention, settings.legacy_runs == "on"
+    # A rule that means nothing is refused before any work, not by the nightly maintenance.
+    parse_retention(settings.retention_days, periods)
+    service = AggregationService(
+        engine,
+        the_clock,
+        periods=periods,
+        partitions=PartitionRange(the_clock, settings.start_date, settings.schedule_hour),
+        locks=lock_manager(engine, settings),
+        parallel_slices=settings.parallel_slices,
     )
-    return AggregationTaskRunner(service, locks, the_clock, limits)
+    return AggregationTaskRunner(service, jump_percent=settings.jump_percent, tell_legacy=settings.legacy_runs == "on")
+
+
+def retention_service(
+    engine: Engine,
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    periods: Mapping[str, Period] = PERIODS,
+    tell: Callable[[str], None] = logger.info,
+) -> RetentionService:
+    """Put together what maintains the tables, on an engine that is open already; `tell` hears of each step."""
+    rules = parse_retention(settings.retention_days, periods)
+    tables = TableMaintenance(engine, settings.start_date, rules, periods, tell)
+    return RetentionService(engine, clock or Clock(settings.zone), tables)

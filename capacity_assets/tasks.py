@@ -15,19 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from uuid import uuid4
 
-from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.aggregation.results import (
-    AggregationStatus,
-    InstanceError,
-    InstanceSummary,
-    PeriodSummary,
-    RunSummary,
-    combine,
-)
+from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.results import InstanceError, InstanceSummary, PeriodSummary, RunSummary, combine
 from capacity_assets.aggregation.runners import InstanceRef
-from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import load_settings
@@ -161,7 +155,7 @@ def aggregate_current_period(
     try:
         with _opened() as runner:
             levels, period = runner.service.levels_of(scope), runner.service.period(period_type)
-            window = period.current(runner.today)
+            window = period.current(runner.service.clock.today())
             asked |= {"period_start": window.start.isoformat(), "period_end": window.end.isoformat()}
             told = [
                 part

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from sqlalchemy.dialects import postgresql
 
-from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.locks import SAMPLES, advisory_key, redis_key
 from capacity_assets.aggregation.quality import (
     CHECKS,
     PARTITIONS_COMPLETE,
@@ -20,6 +18,8 @@ from capacity_assets.aggregation.quality import (
     checks_of,
 )
 from capacity_assets.collection.engines.base import engines
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.locks import SAMPLES, advisory_key, redis_key
 from capacity_assets.orchestration.naming import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings, variable_names

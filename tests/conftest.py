@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from datetime import time as time_of_day
 from pathlib import Path
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -22,24 +23,25 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import URL, Engine, create_engine, text
 
-from capacity_assets.aggregation.locks import CapacityLockManager
-from capacity_assets.aggregation.maintenance import TableMaintenance
-from capacity_assets.aggregation.retention import Retention
+from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
-from capacity_assets.cli.platform import dagster_environment, dagster_instance
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
+from capacity_assets.foundation.locks import CapacityLockManager
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import Retention
+from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
 from tests import other_postgres
-from tests.daemon import Daemon, running_daemon
+from tests.daemon import CodeServers, Daemon, daemon_over
 from tests.fleet import load_sample
 from tests.servers import MariaDBServer, MySQLServer, PostgresServer, mariadb_server, mysql_server, postgres_server
 
@@ -47,9 +49,18 @@ SHANGHAI = ZoneInfo("Asia/Shanghai")
 TODAY = date(2025, 7, 20)
 TEMPLATE = "capacity_template"
 
-# CAPACITY_TEST_HISTORIES raises the number of generated histories for a long run by hand.
-HISTORIES = int(os.environ.get("CAPACITY_TEST_HISTORIES", "60"))
-hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True)
+
+class Profile(NamedTuple):
+    """How long a run of the tests may take: generated histories per property, and kills in a row."""
+
+    histories: int
+    kills: int
+
+
+PROFILES = {"fast": Profile(10, 2), "ci": Profile(25, 4), "nightly": Profile(500, 60)}
+PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
+HISTORIES = PROFILE.histories
+hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)
 hypothesis_settings.load_profile("capacity")
 
 # A shell's background jobs ignore Ctrl-C, and what they start would inherit that.
@@ -108,23 +119,62 @@ def _execute(server: EmbeddedServer, statement: str) -> None:
     engine.dispose()
 
 
-def _database(server: EmbeddedServer, template: str) -> Iterator[URL]:
-    name = f"test_{next(_numbers)}"
+def _database(server: EmbeddedServer, template: str, name: str | None = None) -> Iterator[URL]:
+    name = name or f"test_{next(_numbers)}"
     _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield server.url(name, CAPACITY_DRIVER)
     _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def database(server: EmbeddedServer) -> Iterator[URL]:
-    """A fresh database with the capacity schema."""
-    yield from _database(server, TEMPLATE)
+class Templates:
+    """Databases that several tests begin with: each is filled once per test process and then copied."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+        self._filled: set[str] = set()
+
+    def filled(self, name: str, fill: Callable[[Engine], object], basis: str = TEMPLATE) -> str:
+        """The name of a database to copy: a copy of `basis`, as `fill` left it the first time."""
+        template = f"template_{name}"
+        if template not in self._filled:
+            _execute(self._server, f"CREATE DATABASE {template} TEMPLATE {basis}")
+            engine = capacity_engine(self._server.url(template, CAPACITY_DRIVER))
+            fill(engine)
+            engine.dispose()
+            self._filled.add(template)
+        return template
+
+
+@pytest.fixture(scope="session")
+def templates(server: EmbeddedServer) -> Templates:
+    """Databases to copy, filled when a test first asks for them."""
+    return Templates(server)
+
+
+def _template(request: pytest.FixtureRequest, templates: Templates, basis: str, register: str) -> str:
+    """What a test's database is copied from: a module may say what the users of one of its fixtures begin with."""
+    for fixture, fill in getattr(request.module, register, {}).items():
+        if fixture in request.fixturenames:
+            return templates.filled(f"{request.module.__name__.rpartition('.')[2]}_{fixture}", fill, basis)
+    return basis
+
+
+def _fixed_name(request: pytest.FixtureRequest, name: str) -> str | None:
+    """One name for all tests with a daemon: their code server is started once and keeps its environment."""
+    return name if "daemon" in request.fixturenames else None
 
 
 @pytest.fixture
-def empty_database(server: EmbeddedServer) -> Iterator[URL]:
-    """A fresh database with nothing in it."""
-    yield from _database(server, "template1")
+def database(server: EmbeddedServer, templates: Templates, request: pytest.FixtureRequest) -> Iterator[URL]:
+    """A fresh database with the capacity schema; in a module with `PREPARED`, with the rows of a fixture's name."""
+    template = _template(request, templates, TEMPLATE, "PREPARED")
+    yield from _database(server, template, _fixed_name(request, "daemon_capacity"))
+
+
+@pytest.fixture
+def empty_database(server: EmbeddedServer, templates: Templates, request: pytest.FixtureRequest) -> Iterator[URL]:
+    """A fresh database with nothing in it; in a module with `PREPARED_FROM_NOTHING`, as a fixture's name says."""
+    yield from _database(server, _template(request, templates, "template1", "PREPARED_FROM_NOTHING"))
 
 
 @pytest.fixture
@@ -143,22 +193,48 @@ def empty_engine(empty_database: URL) -> Iterator[Engine]:
     created.dispose()
 
 
+@pytest.fixture(scope="session")
+def dagster_template(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database that holds Dagster's tables: making them takes seconds."""
+    name = "dagster_template"
+    _execute(server, f"CREATE DATABASE {name}")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CAPACITY_TIMEZONE", SHANGHAI.key)
+        patched.setenv("CAPACITY_HOME", str(tmp_path_factory.mktemp("home")))
+        for variable, database in (("CAPACITY_DATABASE_URL", TEMPLATE), ("DAGSTER_POSTGRES_URL", name)):
+            url = server.url(database, CAPACITY_DRIVER if database == TEMPLATE else DAGSTER_DRIVER)
+            patched.setenv(variable, url.render_as_string(hide_password=False))
+        with dagster_environment(Settings()) as environment, dagster_instance(environment):
+            pass
+    return name
+
+
 @pytest.fixture
 def shipped_instance(
     settings: Settings,  # noqa: ARG001 -- sets the environment that code servers inherit
-    empty_database: URL,
+    server: EmbeddedServer,
+    dagster_template: str,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[DagsterInstance]:
     """The instance of the shipped dagster.yaml on a PostgreSQL database of its own."""
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_database.render_as_string(hide_password=False))
-    with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
-        yield instance
+    for url in _database(server, dagster_template, _fixed_name(request, "daemon_dagster")):
+        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
+        with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
+            yield instance
+
+
+@pytest.fixture(scope="session")
+def code_servers() -> Iterator[CodeServers]:
+    """Code servers that tests share as long as their variables are the same."""
+    with CodeServers() as started:
+        yield started
 
 
 @pytest.fixture
-def daemon(shipped_instance: DagsterInstance) -> Iterator[Daemon]:
+def daemon(shipped_instance: DagsterInstance, code_servers: CodeServers) -> Iterator[Daemon]:
     """Dagster's daemon over the shipped instance, one iteration at a time."""
-    with running_daemon(shipped_instance) as running:
+    with daemon_over(shipped_instance, code_servers.target()) as running:
         yield running
 
 
@@ -259,9 +335,10 @@ def service(engine: Engine, clock: Clock) -> AggregationService:
 
 
 @pytest.fixture
-def runner(engine: Engine, service: AggregationService, clock: Clock) -> AggregationTaskRunner:
+def runner(engine: Engine, clock: Clock) -> AggregationTaskRunner:
     """The task runner on a fresh database, on 2025-07-20; the first partition holds 2025-01-01."""
-    return AggregationTaskRunner(service, CapacityLockManager(engine), clock, RunRange(date(2025, 1, 1)))
+    partitions = PartitionRange(clock, date(2025, 1, 1))
+    return AggregationTaskRunner(AggregationService(engine, clock, partitions=partitions))
 
 
 @pytest.fixture

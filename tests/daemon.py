@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -56,10 +57,13 @@ class Daemon:
         ):
             assert expect_trouble or error is None, error
 
-    def tick_sensors(self, *, expect_trouble: bool = False) -> None:
-        """One iteration of the sensor daemon, whatever the pause between ticks is."""
+    def tick_sensors(self, *names: str, expect_trouble: bool = False) -> None:
+        """One iteration of the sensor daemon, whatever the pause between ticks is; all sensors, or the named ones."""
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("dagster._daemon.sensor.is_under_min_interval", lambda *_: False)
+            patched.setattr(
+                "dagster._daemon.sensor.is_under_min_interval",
+                lambda _state, sensor: bool(names) and sensor.name not in names,
+            )
             for error in execute_sensor_iteration(self.context, logging.getLogger("sensors"), None, None):
                 assert expect_trouble or error is None, error
 
@@ -74,7 +78,15 @@ class Daemon:
 
     def launch(self, run: dg.DagsterRun) -> dg.DagsterRun:
         """Have a queued run executed by the code location; return it when it has ended."""
+        self.start(run)
+        return self.wait(run)
+
+    def start(self, run: dg.DagsterRun) -> None:
+        """Have a queued run executed by the code location, in a process of its own."""
         self.instance.launch_run(run.run_id, self.context.create_request_context())
+
+    def wait(self, run: dg.DagsterRun) -> dg.DagsterRun:
+        """Return a run when it has ended."""
         deadline = time.monotonic() + RUN_PATIENCE_SECONDS
         while True:
             found = self.instance.get_run_by_id(run.run_id)
@@ -83,6 +95,10 @@ class Daemon:
                 return found
             assert time.monotonic() < deadline, "the run does not end"
             time.sleep(0.2)
+
+    def event_types(self, run: dg.DagsterRun) -> set[dg.DagsterEventType | None]:
+        """What has happened in a run so far."""
+        return {entry.dagster_event_type for entry in self.instance.all_logs(run.run_id)}
 
 
 def partitions_of(run: dg.DagsterRun) -> tuple[str, str]:
@@ -93,11 +109,38 @@ def partitions_of(run: dg.DagsterRun) -> tuple[str, str]:
     return run.tags["dagster/asset_partition_range_start"], run.tags["dagster/asset_partition_range_end"]
 
 
+class CodeServers(AbstractContextManager["CodeServers"]):
+    """At most one code server at a time; it goes on serving while the variables are those it was started with."""
+
+    def __init__(self) -> None:
+        self._variables: dict[str, str] | None = None
+        self._target: GrpcServerTarget | None = None
+        self._started = ExitStack()
+
+    def target(self) -> GrpcServerTarget:
+        """The address of a code server with the present variables; the data folder may be an earlier test's."""
+        prefixes, homes = ("CAPACITY_", "DAGSTER_"), ("CAPACITY_HOME", "DAGSTER_HOME")
+        variables = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+        variables = {name: value for name, value in variables.items() if name not in homes}
+        if self._target is None or variables != self._variables:
+            self._started.close()
+            self._target = self._started.enter_context(code_server(find_free_port()))
+            self._variables = variables
+        return self._target
+
+    def __exit__(self, *_error: object) -> None:
+        self._started.close()
+
+
+@contextmanager
+def daemon_over(instance: dg.DagsterInstance, target: GrpcServerTarget) -> Iterator[Daemon]:
+    """A workspace over `instance` whose code runs in the process at `target`."""
+    with create_test_daemon_workspace_context(target, instance) as context:
+        yield Daemon(instance, context)
+
+
 @contextmanager
 def running_daemon(instance: dg.DagsterInstance) -> Iterator[Daemon]:
-    """A workspace over `instance` whose code runs in a process of its own."""
-    with (
-        code_server(find_free_port()) as target,
-        create_test_daemon_workspace_context(target, instance) as context,
-    ):
-        yield Daemon(instance, context)
+    """A workspace over `instance` with a code server of its own."""
+    with code_server(find_free_port()) as target, daemon_over(instance, target) as daemon:
+        yield daemon

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, Table, insert, select
 
-from capacity_assets.aggregation.levels import Level
+from capacity_assets.foundation.levels import Level
 from capacity_assets.storage.tables import database_size_stats, instance_size_stats, instances
 
 SAMPLE = Path(__file__).with_name("sample")

@@ -9,7 +9,7 @@ from datetime import date
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from tests.fleet import SAMPLE
 
 

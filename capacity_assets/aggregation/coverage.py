@@ -10,9 +10,9 @@ from datetime import date
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import database_errors
-from capacity_assets.aggregation.levels import Level
 from capacity_assets.aggregation.results import Coverage
+from capacity_assets.foundation.errors import database_errors
+from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Window
 
 

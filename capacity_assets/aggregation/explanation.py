@@ -13,10 +13,10 @@ from functools import cached_property
 from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, or_, select, true
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from capacity_assets.aggregation.errors import NotFoundError, database_errors
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregation.reference import Sample, Value, WindowSamples, reference_figures
 from capacity_assets.aggregation.statements import is_active
+from capacity_assets.foundation.errors import NotFoundError, database_errors
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.tables import instances
 

@@ -25,8 +25,8 @@ from sqlalchemy import (
     select,
 )
 
-from capacity_assets.aggregation.levels import Further, Level, Measure
 from capacity_assets.aggregation.reduction import Element, Parameters, named, partial_states
+from capacity_assets.foundation.levels import Further, Level, Measure
 
 
 def window_figures(

@@ -20,7 +20,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.aggregation.ledger_statements import (
     BEGIN,
     COMPUTED,
@@ -41,8 +40,9 @@ from capacity_assets.aggregation.ledger_statements import (
     STALE,
     UNCHANGED,
 )
-from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.results import PeriodSummary
+from capacity_assets.foundation.errors import database_errors
+from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import change_tracking_is_on
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy import Engine, TextClause, text
 
-from capacity_assets.aggregation.errors import database_errors
-from capacity_assets.aggregation.levels import DATABASE, Level
+from capacity_assets.foundation.errors import database_errors
+from capacity_assets.foundation.levels import DATABASE, Level
 from capacity_assets.periods import Period, Window
 
 LARGEST_SHOWN = 5

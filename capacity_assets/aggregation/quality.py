@@ -14,10 +14,11 @@ from enum import StrEnum
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import database_errors
 from capacity_assets.aggregation.ledger import OpenWindow
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
-from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS, RunSummary
+from capacity_assets.aggregation.results import RunSummary
+from capacity_assets.foundation.errors import database_errors
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import Window, adjacent_spans
 
 LEVELS_TOLERANCE_PERCENT = 1

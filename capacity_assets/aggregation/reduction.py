@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import INTERVAL, array
 from sqlalchemy.sql.elements import FrameClause, FrameClauseType
 
-from capacity_assets.aggregation.levels import Level, Measure
+from capacity_assets.foundation.levels import Level, Measure
 
 SINGLE_BUCKET = 2  # the window before it is the first
 

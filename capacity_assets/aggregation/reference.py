@@ -13,7 +13,7 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
-from capacity_assets.aggregation.levels import Further, Level, Measure
+from capacity_assets.foundation.levels import Further, Level, Measure
 from capacity_assets.periods import Period, Window
 
 Value = int | Decimal | str | date | None

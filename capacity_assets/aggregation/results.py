@@ -10,19 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
-from enum import StrEnum
 
+from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS, AggregationStatus
 from capacity_assets.units import counted
-
-MAXIMUM_LISTED_ERRORS = 20
-
-
-class AggregationStatus(StrEnum):
-    """How a window, or a whole run, ended."""
-
-    COMPLETED = "completed"
-    SKIPPED = "skipped"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -20,10 +20,11 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregation.errors import database_error, is_data_error, reason_of
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
+from capacity_assets.foundation.errors import database_error, is_data_error, reason_of
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
 
@@ -49,34 +50,6 @@ SECONDS_BETWEEN_LINES = 10
 
 logger = logging.getLogger("capacity_assets")
 
-Progress = Callable[[int], None]
-"""Called after each slice with the number of instances it held."""
-
-Guard = Callable[[], None]
-"""Called before each commit, never twice at once; raises when the work must not be committed."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Callbacks of a run: progress after each slice, and a guard before each commit."""
-
-    progress: Progress | None = None
-    guard: Guard | None = None
-
-
-UNWATCHED = Watch()
-
-
-@dataclass(frozen=True)
-class Writing:
-    """What may happen to stored rows: whether history may be replaced, or nothing at all may be written."""
-
-    overwrite: bool = False
-    dry_run: bool = False
-
-
-DEFAULT_WRITING = Writing()
-
 
 @dataclass(frozen=True)
 class InstanceRef:
@@ -94,8 +67,7 @@ class _Work:
     period: Period
     windows: Sequence[Window]
     instances: Sequence[InstanceRef]
-    writing: Writing
-    guard: Guard | None
+    options: RunOptions
 
     @property
     def single(self) -> bool:
@@ -169,9 +141,7 @@ class AggregationRunner:
         period: Period,
         windows: Sequence[Window],
         instances: Sequence[InstanceRef],
-        *,
-        writing: Writing = DEFAULT_WRITING,
-        watch: Watch = UNWATCHED,
+        options: RunOptions = DEFAULT_OPTIONS,
     ) -> tuple[PeriodSummary, ...]:
         """Aggregate `windows` of `period`, given in order, for `instances`; return one summary per window.
 
@@ -184,12 +154,12 @@ class AggregationRunner:
         parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         done, told = 0, started
         chunks = self._slices(instances, days_read(period, windows))
-        slices = [_Work(period, windows, chunk, writing, watch.guard) for chunk in chunks]
+        slices = [_Work(period, windows, chunk, options) for chunk in chunks]
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             parts += written
             done += len(work.instances)
-            if watch.progress:
-                watch.progress(len(work.instances))
+            if options.progress:
+                options.progress(len(work.instances))
             if time.perf_counter() - told >= SECONDS_BETWEEN_LINES and done < len(instances):
                 told = time.perf_counter()
                 line = "%s %s aggregates: %s of %s servers written, going on"
@@ -230,22 +200,22 @@ class AggregationRunner:
         return [part for half in halves for part in self._aggregate_slice(half)]
 
     def _write(self, work: _Work) -> list[PeriodSummary]:
-        how = work.writing
+        options = work.options
         statement = aggregation_statement(
             self.level,
-            overwrite=how.overwrite,
+            overwrite=options.overwrite,
             single=work.single,
             windows_per_year=work.period.windows_per_year,
-            dry_run=how.dry_run,
+            dry_run=options.dry_run,
         )
         with self._engine.begin() as connection:
-            if how.dry_run:
+            if options.dry_run:
                 connection.execute(READ_ONLY)
             connection.execute(SESSION_OF_A_SLICE)
             rows = connection.execute(statement, work.parameters()).all()
-            if work.guard:
+            if options.guard:
                 with self._guarding:
-                    work.guard()
+                    options.guard()
         return [
             replace(
                 self._empty(work.period, window),

@@ -1,87 +1,67 @@
 """`AggregationService`: the façade that assets, tasks and the command line call.
 
-It resolves what was asked for (period, level, instances, windows), refuses what makes no sense, and hands
-the work to the runner of each level. SQL belongs to `statements`, slices and transactions to `runners`, the
-lock that keeps other writers away to `task_runner`: who calls the service directly works without it.
-
-The names of the replaced system live on here: `calculate_period_aggregations`,
-`calculate_instance_aggregations`, `aggregate_current_period`, `build_period_summary`, and one
-`calculate_<period>_aggregations`, `calculate_<period>_instance_aggregations`,
-`calculate_<period>_database_aggregations_for_instance` and `calculate_<period>_aggregations_for_instance` for each
-registered period.
+It resolves what was asked for (period, level, instances, windows), refuses what makes no sense or lies outside the
+partition range, takes the period's lock, and hands the work to the runner of each level. SQL belongs to `statements`,
+slices and transactions to `runners`, the names of the replaced system to `legacy_calls`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
-from functools import partial, partialmethod
+from functools import partial
 
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.coverage import coverage_of
-from capacity_assets.aggregation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS, Level
-from capacity_assets.aggregation.results import InstanceSummary, PeriodSummary, RunSummary
+from capacity_assets.aggregation.legacy_calls import LegacyCalls
+from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.partition_range import PartitionRange
+from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import (
     INSTANCES_PER_SLICE,
-    UNWATCHED,
     AggregationRunner,
     DatabaseAggregationRunner,
     InstanceAggregationRunner,
     InstanceRef,
-    Watch,
-    Writing,
 )
 from capacity_assets.aggregation.statements import fingerprint, known_instances
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.foundation.levels import Level
+from capacity_assets.foundation.locks import CapacityLockManager
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS, Period, Window, in_order
 
-ALL_LEVELS = tuple(LEVELS)
-SCOPE_ALL = "all"
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is to be done: at which levels, for whom, and whether stored history may be replaced.
-
-    With `recompute`, windows that nothing has touched since they were computed are computed all the same. With
-    `dry_run` nothing is written anywhere, and the summary says what would be.
-    """
-
-    levels: Sequence[str] = ALL_LEVELS
-    instance_ids: Sequence[int] | None = None
-    overwrite: bool = False
-    recompute: bool = False
-    dry_run: bool = False
-    watch: Watch = UNWATCHED
-
-
-DEFAULT_OPTIONS = RunOptions()
-
-
-class AggregationService:
+class AggregationService(LegacyCalls):
     """Computes aggregates over any number of windows with a constant number of statements."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- one argument per part it is put together from
         self,
         engine: Engine,
         clock: Clock,
         *,
         periods: Mapping[str, Period] = PERIODS,
+        partitions: PartitionRange | None = None,
+        locks: CapacityLockManager | None = None,
         instances_per_slice: int = INSTANCES_PER_SLICE,
         parallel_slices: int = 1,
     ) -> None:
         """Work through `engine`; `clock` tells which windows are current; `periods` is the registry.
 
-        With `parallel_slices`, so many slices are written side by side, each on a connection of the engine's pool.
+        Windows outside `partitions` are refused (by default none). `locks` are PostgreSQL's by
+        default. With `parallel_slices`, so many slices are written side by side, each on its own connection.
         """
-        self._engine = engine
-        self._clock = clock
-        self._periods = periods
+        self.engine = engine
+        self.clock = clock
+        self.periods = periods
+        self.partitions = partitions or PartitionRange(clock)
         self.ledger = Ledger(engine, periods)
+        self._locks = locks or CapacityLockManager(engine)
         runners = (DatabaseAggregationRunner, InstanceAggregationRunner)
         self._runners: dict[str, AggregationRunner] = {
             runner.level.name: runner(engine, instances_per_slice=instances_per_slice, parallel_slices=parallel_slices)
@@ -96,7 +76,9 @@ class AggregationService:
         Raises:
             ValidationError: unknown period or level, no window, or something that is no window of the period.
             NotFoundError: an id is not registered; nothing was written.
-            DatabaseError: the database failed; what was committed before is kept and a repetition continues.
+            DatabaseError: the database failed or lacks the schema; what was committed before is kept, and a repetition
+                continues.
+            LockHeldError, LockLostError, LockUnavailableError: as the texts say.
         """
         chosen = self.period(period)
         runners = [self._runner(level) for level in options.levels]
@@ -106,14 +88,32 @@ class AggregationService:
             raise ValidationError(f"{error}. Nothing was written.") from error
         if not wanted or not runners:
             raise ValidationError("No window or no level was asked for. Nothing was written.")
+        self.partitions.refuse_windows_outside(chosen, wanted)
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")
         if options.instance_ids is not None:
             self.instances(options.instance_ids)
-        parts: list[PeriodSummary] = []
-        for runner in runners:
-            computed = self._computed(runner, chosen, wanted, options)
-            days = coverage_of(self._engine, runner.level, wanted, self._clock.today())
-            parts += [replace(part, coverage=days[part.period_start]) for part in computed]
+        with self._guarded(chosen, options) as guarded:
+            parts: list[PeriodSummary] = []
+            for runner in runners:
+                computed = self._computed(runner, chosen, wanted, guarded)
+                days = coverage_of(self.engine, runner.level, wanted, self.clock.today())
+                parts += [replace(part, coverage=days[part.period_start]) for part in computed]
         return RunSummary(tuple(parts))
+
+    @contextmanager
+    def _guarded(self, period: Period, options: RunOptions) -> Iterator[RunOptions]:
+        """Hold the period's lock unless nothing is written; yield options whose guard asks for it before a commit."""
+        if options.dry_run:
+            yield options
+            return
+        with self._locks.job_lock(period.name) as lock:
+
+            def guard() -> None:
+                if options.guard:
+                    options.guard()
+                lock.ensure_held()
+
+            yield replace(options, guard=guard)
 
     def _computed(
         self, runner: AggregationRunner, period: Period, windows: Sequence[Window], options: RunOptions
@@ -122,8 +122,7 @@ class AggregationService:
 
         Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
         """
-        writing = Writing(overwrite=options.overwrite, dry_run=options.dry_run)
-        compute = partial(runner.aggregate, writing=writing, watch=options.watch)
+        compute = partial(runner.aggregate, options=options)
         if options.overwrite and not options.dry_run:
             self.ledger.invalidate(period, runner.level, windows)
         if options.instance_ids is not None:
@@ -176,59 +175,8 @@ class AggregationService:
 
         Raises: as `aggregate`; also ValidationError when the dates are in the wrong order.
         """
-        return self.aggregate(
-            period_type,
-            self.windows_between(period_type, start_date, end_date),
-            RunOptions(self.levels_of(scope), overwrite=overwrite),
-        )
-
-    def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
-        """Compute the window that holds today; `scope` is database, instance or all."""
-        window = self.period(period_type).current(self._clock.today())
-        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope)))
-
-    def calculate_scheduled_aggregations(
-        self, period_type: str, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
-    ) -> RunSummary:
-        """Compute the window regular work takes: current for daily, last for the rest, unless told which."""
-        window = self._due_window(period_type, use_current_period)
-        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope)))
-
-    def calculate_aggregations_for_instance(
-        self, period_type: str, instance_id: int, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
-    ) -> RunSummary:
-        """Do the same for one instance.
-
-        Raises:
-            NotFoundError: the id is not registered.
-        """
-        window = self._due_window(period_type, use_current_period)
-        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope), instance_ids=[instance_id]))
-
-    def _due_window(self, period_type: str, use_current: bool | None) -> Window:
-        period, today = self.period(period_type), self._clock.today()
-        if use_current is None:
-            return period.scheduled(today)
-        return period.current(today) if use_current else period.last(today)
-
-    def calculate_instance_aggregations(
-        self, instance_id: int, periods: Sequence[str] | None = None, *, scope: str = SCOPE_ALL
-    ) -> InstanceSummary:
-        """Compute the scheduled window of each period for one instance; an inactive one is skipped.
-
-        Raises:
-            NotFoundError: the id is not registered.
-        """
-        instance = self.instance(instance_id)
-        run = RunSummary()
-        for period in [self.period(name) for name in (self._periods if periods is None else periods)]:
-            window = period.scheduled(self._clock.today())
-            run += self.aggregate(period, [window], RunOptions(self.levels_of(scope), instance_ids=[instance_id]))
-        return InstanceSummary(instance.id, instance.name, instance.active, run)
-
-    def build_period_summary(self, run: RunSummary) -> dict[str, object]:
-        """Return what the task layer reports of one period: status, message, counts and each window."""
-        return run.to_dict()
+        windows = self.windows_between(period_type, start_date, end_date)
+        return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
 
     def windows_between(self, period_type: str | Period, first_day: date, last_day: date) -> tuple[Window, ...]:
         """Return the windows that hold a day of the range.
@@ -249,15 +197,15 @@ class AggregationService:
         """
         if isinstance(period, Period):
             # The registered one: its trend threshold may have been set for this installation.
-            return self._periods.get(period.name, period)
-        if period not in self._periods:
-            raise ValidationError(f"Unknown period {period!r}; known: {', '.join(self._periods)}. Nothing was written.")
-        return self._periods[period]
+            return self.periods.get(period.name, period)
+        if period not in self.periods:
+            raise ValidationError(f"Unknown period {period!r}; known: {', '.join(self.periods)}. Nothing was written.")
+        return self.periods[period]
 
     @property
     def period_names(self) -> tuple[str, ...]:
         """Names of the registered periods."""
-        return tuple(self._periods)
+        return tuple(self.periods)
 
     def instance(self, instance_id: int) -> InstanceRef:
         """Look an instance up by id.
@@ -306,7 +254,7 @@ class AggregationService:
         """
         with (
             database_errors(doing="reading the instances", kept="Nothing was written."),
-            self._engine.connect() as connection,
+            self.engine.connect() as connection,
         ):
             rows = connection.execute(known_instances()).all()
         known = {row.id: InstanceRef(row.id, row.name, row.active) for row in rows}
@@ -321,19 +269,3 @@ class AggregationService:
 
 def _mark(level: Level, period: Period, instances: Iterable[InstanceRef]) -> str:
     return fingerprint(level, period, [instance.id for instance in instances])
-
-
-# What the replaced system calls them, what they do, and at which level.
-_NAMES = (
-    ("calculate_{}_aggregations", AggregationService.calculate_scheduled_aggregations, DATABASE),
-    ("calculate_{}_instance_aggregations", AggregationService.calculate_scheduled_aggregations, INSTANCE),
-    (
-        "calculate_{}_database_aggregations_for_instance",
-        AggregationService.calculate_aggregations_for_instance,
-        DATABASE,
-    ),
-    ("calculate_{}_aggregations_for_instance", AggregationService.calculate_aggregations_for_instance, INSTANCE),
-)
-for _period in PERIODS:
-    for _name, _method, _level in _NAMES:
-        setattr(AggregationService, _name.format(_period), partialmethod(_method, _period, scope=_level.name))

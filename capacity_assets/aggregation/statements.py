@@ -32,8 +32,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.aggregation.figures import window_figures
-from capacity_assets.aggregation.levels import Level, Measure
 from capacity_assets.aggregation.reduction import Element, Parameters, numbered_windows, parameters_of_a_run
+from capacity_assets.foundation.levels import Level, Measure
 from capacity_assets.periods import Period
 from capacity_assets.storage.adoption import DIALECT
 from capacity_assets.storage.tables import computed_windows, instances

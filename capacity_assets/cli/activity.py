@@ -15,8 +15,8 @@ from itertools import groupby
 from sqlalchemy import Engine, inspect, text
 
 from capacity_assets.aggregation.ledger import PATIENCE_SECONDS
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_dagster_storage
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted, first_of
@@ -119,7 +119,10 @@ def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Late]
     for name in runner.service.period_names:
         for level in LEVELS:
             left = sorted(
-                runner.left_windows(name, level, patience_seconds=patience_seconds), key=lambda window: window.reason
+                runner.inspection.incomplete_windows(
+                    runner.service.period(name), level, patience_seconds=patience_seconds
+                ),
+                key=lambda window: window.reason,
             )
             for reason, group in groupby(left, key=lambda window: window.reason):
                 windows = sorted(window.window for window in group)

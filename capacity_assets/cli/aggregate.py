@@ -9,15 +9,15 @@ from datetime import date
 
 from rich.progress import Progress
 
-from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.results import AggregationStatus, PeriodSummary, RunSummary
-from capacity_assets.aggregation.runners import Progress as ReportProgress
-from capacity_assets.aggregation.runners import Watch
-from capacity_assets.aggregation.service import SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.options import Progress as ReportProgress
+from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
 from capacity_assets.cli.output import error_console, is_terminal, print_json, print_table, say
+from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
@@ -77,15 +77,16 @@ def _run(
         instance_ids = runner.service.ids_of(request.names) if request.names else None
         active = sum(instance.active for instance in runner.service.instances(instance_ids))
         with _progress_bar(active * len(levels) * len(work)) as report:
-            how = {"overwrite": request.overwrite, "recompute": request.recompute, "dry_run": dry_run}
-            options = RunOptions(levels, instance_ids, **how, watch=Watch(progress=report))
+            options = RunOptions(
+                levels, instance_ids, request.overwrite, request.recompute, dry_run=dry_run, progress=report
+            )
             return runner.run_each(work, options)
 
 
 def _windows(runner: AggregationTaskRunner, period: Period, request: AggregateRequest) -> list[Window] | None:
     if request.first_day is None and request.last_day is None:
         return None
-    return runner.windows_between(period, request.first_day, request.last_day)
+    return runner.service.partitions.windows_between(period, request.first_day, request.last_day)
 
 
 @contextmanager

@@ -11,10 +11,6 @@ from pathlib import Path
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import CapacityError, reason_of
-from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
-from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.database import server_version
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.output import Coloured, print_json, print_table
@@ -22,8 +18,12 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
+from capacity_assets.foundation.errors import CapacityError, reason_of
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.locks import LockUnavailableError, ask_redis
 from capacity_assets.periods import PERIODS
-from capacity_assets.runtime import excluded_of, open_engine, task_runner
+from capacity_assets.retention.rules import parse_retention
+from capacity_assets.runtime import excluded_of, open_engine, retention_service
 from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
@@ -221,7 +221,7 @@ def _trends(engine: Engine) -> Iterator[Finding]:
 
 def _partitions(engine: Engine, settings: Settings) -> Iterator[Finding]:
     try:
-        lacks = task_runner(engine, settings).maintenance().shortcomings(Clock(settings.zone).today())
+        lacks = retention_service(engine, settings).shortcomings()
     except ConfigurationError:
         return  # told already, with the variable
     for lack in lacks:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
-from capacity_assets.aggregation.service import RunOptions
+from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
@@ -20,6 +19,7 @@ from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import Progress as Told
+from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 from capacity_assets.settings import DEFAULT_HOME, ConfigurationError, Settings

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import CapacityError, database_errors
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import print_json, say
+from capacity_assets.foundation.errors import CapacityError, database_errors
 from capacity_assets.importing.copying import KEPT, copy_database
 from capacity_assets.importing.legacy import address_of
 from capacity_assets.runtime import open_engine, prepare_database

@@ -20,16 +20,25 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.results import AggregationStatus, RunSummary
-from capacity_assets.aggregation.service import RunOptions
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console, print_table, say
-from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.cli.top import Top, print_top, top_rows
 from capacity_assets.clock import Clock
+from capacity_assets.demo.sample_fleet import (
+    LoadedFleet,
+    first_sample_day,
+    holds_sample_fleet,
+    load_sample_fleet,
+    other_instances,
+    remove_sample_fleet,
+)
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
 from capacity_assets.orchestration.naming import asset_name, job_name
@@ -38,16 +47,8 @@ from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_J
 from capacity_assets.orchestration.sample_days import unmarked_days
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.report.data import file_name
-from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
+from capacity_assets.runtime import collection_service, open_engine, prepare_database, retention_service, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
-from capacity_assets.storage.sample_fleet import (
-    LoadedFleet,
-    first_sample_day,
-    holds_sample_fleet,
-    load_sample_fleet,
-    other_instances,
-    remove_sample_fleet,
-)
 from capacity_assets.storage.schema import require_schema
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -105,7 +106,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
         )
     fleet = load_sample_fleet(engine, first_day, today)
     # Days that are older than samples are kept have no partition ahead of time.
-    task_runner(engine, settings).prepare_tables()
+    retention_service(engine, settings).prepare()
     return fleet
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import date
 
-from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explain, find_subjects
 from capacity_assets.aggregation.reference import Sample
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.units import first_of
@@ -45,9 +45,9 @@ def show_explanation(  # noqa: PLR0913 -- one argument per documented option
         chosen = runner.service.period(period)
         today = Clock(settings.zone).today()
         day = day or chosen.scheduled(today).start
-        [window] = runner.windows_between(chosen, day, day)
-        subject = _only(find_subjects(runner.engine, database, server))
-        explanation = explain(runner.engine, subject, chosen, window, today)
+        [window] = runner.service.partitions.windows_between(chosen, day, day)
+        subject = _only(find_subjects(runner.service.engine, database, server))
+        explanation = explain(runner.service.engine, subject, chosen, window, today)
     if as_json:
         print_json(_as_dict(explanation))
     else:

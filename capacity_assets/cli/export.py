@@ -16,13 +16,13 @@ from psycopg.errors import Error as PostgresError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import ValidationError, database_error
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.files import atomic_write
+from capacity_assets.foundation.errors import ValidationError, database_error
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import Period
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
@@ -73,7 +73,7 @@ def export(settings: Settings, wanted: Export) -> int:
     if to_file and path.exists() and not path.is_file():
         raise ValidationError(f"{path} exists and is no ordinary file. Nothing was written.")
     refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner, _reading(runner.engine) as connection:
+    with open_task_runner(settings) as runner, _reading(runner.service.engine) as connection:
         query = _rows(runner, wanted, guarded=form == "csv" and not wanted.raw)
         if not to_file:
             with writing("Standard output"):

@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import NotFoundError, ValidationError
 from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table, say
@@ -25,6 +24,7 @@ from capacity_assets.collection.measuring import Stages, access_to, facts_of, gi
 from capacity_assets.collection.registry import Changes, Registered, register, registered, remove, set_active
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.runtime import collection_service, open_engine
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import require_schema

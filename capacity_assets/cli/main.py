@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.service import SCOPE_ALL
+from capacity_assets.aggregation.options import SCOPE_ALL
 from capacity_assets.cli.collecting import collect, copy_, import_, instances
 from capacity_assets.cli.options import DAY, Parameters, command, completing, dry_run_option, json_option
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import load_settings
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import error_console, print_json, say
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
+from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.settings import Settings
 
 
 def maintain_tables(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
-    """Keep partitions ahead, apply retention, print what was done; raises as `AggregationTaskRunner.maintain`."""
+    """Keep partitions ahead, apply retention, print what was done; raises as `RetentionService.maintain`."""
     refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner, _told(as_json=as_json):
-        _print(runner.maintain(dry_run=dry_run), as_json=as_json)
+    with open_engine(settings) as engine, _told(as_json=as_json):
+        _print(retention_service(engine, settings).maintain(dry_run=dry_run), as_json=as_json)
     return DONE
 
 
 def partition_tables(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
-    """Make unpartitioned tables partitioned, print it; raises as `AggregationTaskRunner.convert_tables`."""
+    """Make unpartitioned tables partitioned, print it; raises as `RetentionService.convert`."""
     refuse_an_absent_embedded_server(settings)
-    with open_task_runner(settings) as runner, _told(as_json=as_json):
-        _print(runner.convert_tables(_tell, dry_run=dry_run), as_json=as_json)
+    with open_engine(settings) as engine, _told(as_json=as_json):
+        _print(retention_service(engine, settings, tell=_tell).convert(dry_run=dry_run), as_json=as_json)
     return DONE
 
 

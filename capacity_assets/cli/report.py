@@ -6,11 +6,11 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
@@ -35,10 +35,10 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
         day = day or chosen.last(Clock(settings.zone).today()).start
-        [window] = runner.windows_between(chosen, day, day)
-        report = read_report(runner.engine, chosen, window, server, today=runner.today)
+        [window] = runner.service.partitions.windows_between(chosen, day, day)
+        report = read_report(runner.service.engine, chosen, window, server, today=runner.service.clock.today())
         path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
-        edition = next_edition(runner.engine, report, path)
+        edition = next_edition(runner.service.engine, report, path)
     if report.computed_at is None:
         whose = "" if server is None else f" of {server}"
         raise ValidationError(

@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import Settings
@@ -70,10 +70,10 @@ def show_top(settings: Settings, asked: Top) -> int:
     with open_task_runner(settings) as runner:
         period = runner.service.period(asked.period)
         day = asked.day or period.last(Clock(settings.zone).today()).start
-        [window] = runner.windows_between(period, day, day)
+        [window] = runner.service.partitions.windows_between(period, day, day)
         if asked.server is not None:
             runner.service.ids_of([asked.server])
-        rows = top_rows(runner.engine, asked, window.start)
+        rows = top_rows(runner.service.engine, asked, window.start)
     if not rows:
         raise ValidationError(
             f"Nothing to list in {period.name_of(window)}: no row is stored, or none with such a change. "

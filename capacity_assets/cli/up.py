@@ -25,14 +25,14 @@ from typing import IO
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregation.errors import CapacityError, reason_of
-from capacity_assets.aggregation.locks import LockUnavailableError, ask_redis
-from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, has_failed, late_windows
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import say
-from capacity_assets.cli.platform import dagster_environment, dagster_instance
 from capacity_assets.cli.processes import HOST, POLL_SECONDS, Processes, dagster_processes, web_options
+from capacity_assets.foundation.errors import CapacityError, reason_of
+from capacity_assets.foundation.locks import LockUnavailableError, ask_redis
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
+from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import open_dagster_storage, open_engine, open_task_runner_lazily, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.engines.base import engines
 from capacity_assets.collection.servers import FIELDS, Server, complete
+from capacity_assets.foundation.errors import ValidationError
 
 NEEDED = ("name", "engine", "host")
 # What people write for a password; refused, and never repeated.

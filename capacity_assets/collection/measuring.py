@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import URL
 
-from capacity_assets.aggregation.errors import CapacityError
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.engines.base import (
     FILES,
@@ -32,6 +31,7 @@ from capacity_assets.collection.engines.base import (
     first_line,
 )
 from capacity_assets.collection.servers import Server
+from capacity_assets.foundation.errors import CapacityError
 
 Result = TypeVar("Result")
 # What a driver may take beyond its own limits before it is left behind.

@@ -6,7 +6,7 @@ from datetime import date, datetime, timedelta
 
 from sqlalchemy import Engine, Table, func, select, text
 
-from capacity_assets.aggregation.errors import database_errors
+from capacity_assets.foundation.errors import database_errors
 from capacity_assets.storage.tables import database_size_stats
 
 # Each day is an event: few, and late corrections are followed by the records of the database anyway.

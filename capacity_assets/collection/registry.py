@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select,
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import (
+from capacity_assets.collection.servers import Server, complete
+from capacity_assets.foundation.errors import (
     DatabaseError,
     NotFoundError,
     ValidationError,
@@ -24,7 +25,6 @@ from capacity_assets.aggregation.errors import (
     reason_of,
     sqlstate_of,
 )
-from capacity_assets.collection.servers import Server, complete
 from capacity_assets.storage.tables import collection_targets, instances
 
 NOT_NULL_VIOLATION = "23502"

@@ -16,15 +16,15 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.aggregation.errors import ValidationError, database_errors
-from capacity_assets.aggregation.locks import SAMPLES, CapacityLockManager, HeldLock
-from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.clock import Clock
 from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, ProbeHistory, Task
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.storing import forget_old_attempts, store_each
+from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.foundation.locks import SAMPLES, CapacityLockManager, HeldLock
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 
 logger = logging.getLogger(__name__)
 

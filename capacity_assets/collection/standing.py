@@ -7,7 +7,7 @@ from datetime import date
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import database_errors
+from capacity_assets.foundation.errors import database_errors
 from capacity_assets.units import counted
 
 

@@ -12,9 +12,9 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.aggregation.errors import DatabaseError, database_errors
 from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.foundation.errors import DatabaseError, database_errors
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import note_measured
 

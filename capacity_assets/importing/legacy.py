@@ -13,9 +13,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, ValidationError, database_errors, reason_of
-from capacity_assets.aggregation.levels import Level
 from capacity_assets.collection.credentials import SecretFolders, password_of
+from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors, reason_of
+from capacity_assets.foundation.levels import Level
 from capacity_assets.importing.rows import layout_of
 from capacity_assets.importing.sources import QuerySource
 from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable

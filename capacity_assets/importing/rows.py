@@ -10,8 +10,8 @@ from decimal import Decimal
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-from capacity_assets.aggregation.errors import ValidationError
-from capacity_assets.aggregation.levels import DATABASE, Level
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.levels import DATABASE, Level
 
 # How many megabytes a unit is, as a fraction.
 UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.importing.rows import ImportColumns, column_positions
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
+from capacity_assets.foundation.levels import DATABASE, LEVELS, Level
 from capacity_assets.importing.rows import layout_of
 
 TYPES = {"database_name": "varchar(255)", "day": "date", "database_count": "integer"}

@@ -11,11 +11,11 @@ from datetime import timedelta
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
+from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.orchestration.checks import check_results, check_specs
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import (
@@ -90,11 +90,11 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
         with dagster_failures():
             summary = runner.run_period(period, windows, options)
             _refuse_a_run_without_success(summary)
-            sizes = runner.sizes(summary, level.name)
+            sizes = runner.inspection.sizes(summary, level.name)
             for part in summary.parts:
                 key = part.period_start
                 context.add_asset_metadata(summary_metadata(part, sizes[key]), partition_key=key.isoformat())
-            outcomes = runner.run_checks(summary, level.name)
+            outcomes = runner.inspection.run_checks(summary, level.name)
         yield dg.MaterializeResult(check_results=check_results(outcomes, windows))
 
     return aggregate

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_assets
@@ -36,12 +35,15 @@ from capacity_assets.orchestration.reports import (
 from capacity_assets.orchestration.resources import (
     AGGREGATION_RESOURCE,
     COLLECTION_RESOURCE,
+    RETENTION_RESOURCE,
     aggregation_resource,
     collection_resource,
+    retention_resource,
 )
 from capacity_assets.orchestration.sample_days import sample_days_sensor
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
+from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import excluded_of
 from capacity_assets.settings import Settings
 
@@ -107,6 +109,7 @@ def build_definitions(
         resources={
             AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods),
             COLLECTION_RESOURCE: collection_resource(settings, clock=the_clock),
+            RETENTION_RESOURCE: retention_resource(settings, clock=the_clock, periods=periods),
         },
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,

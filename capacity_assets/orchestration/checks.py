@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from capacity_assets.aggregation.levels import LEVELS, Level
 from capacity_assets.aggregation.quality import (
     PARTITIONS_COMPLETE,
     PARTITIONS_COMPLETE_DESCRIPTION,
@@ -19,6 +18,7 @@ from capacity_assets.aggregation.quality import (
     partitions_complete,
 )
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import bullets
 from capacity_assets.orchestration.naming import asset_name
@@ -96,7 +96,7 @@ def _standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDe
         for key in context.selected_asset_check_keys:
             asset = key.asset_key.to_user_string()
             with dagster_failures():
-                left = runner.left_windows(period, levels[asset])
+                left = runner.inspection.incomplete_windows(period, levels[asset])
             yield _result(partitions_complete(left, severity), {}, asset)
 
     return check

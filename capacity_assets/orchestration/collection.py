@@ -15,13 +15,13 @@ from dagster._core.definitions.external_asset import create_external_asset_from_
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
-from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.levels import INSTANCE, LEVELS, Level
-from capacity_assets.aggregation.results import MAXIMUM_LISTED_ERRORS
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.standing import Standing, standing
+from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
+from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata, typed
 from capacity_assets.orchestration.naming import asset_name, subject_of

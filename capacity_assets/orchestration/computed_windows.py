@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
 from capacity_assets.orchestration.metadata import typed
@@ -38,7 +38,7 @@ def computed_windows_sensor(periods: Mapping[str, Period]) -> dg.SensorDefinitio
             return dg.SkipReason("A run is under way.")
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         with dagster_failures():
-            last = runner.last_computation()
+            last = runner.inspection.last_computation()
         if context.cursor == last:
             return dg.SkipReason("Nothing was computed since.")
         result = marked(_unmarked(context.instance, runner, periods), "Every computed window is marked.")
@@ -61,7 +61,7 @@ def _unmarked(
         for level in LEVELS.values():
             key = dg.AssetKey(asset_name(period, level))
             known = instance.get_materialized_partitions(key)
-            for computed in runner.computed_windows(period, level.name):
+            for computed in runner.inspection.computed_windows(period, level.name):
                 if computed.window.key not in known:
                     metadata = typed(
                         {

@@ -1,6 +1,6 @@
 """The step from a failure of ours to one of Dagster's, which a run or a tick shows as it is.
 
-Which failures there are, and which of them can pass by themselves, is decided in `aggregation.errors`.
+Which failures there are, and which of them can pass by themselves, is decided in `foundation.errors`.
 """
 
 import logging
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from capacity_assets.aggregation.errors import CapacityError
+from capacity_assets.foundation.errors import CapacityError
 
 logger = logging.getLogger(__name__)
 

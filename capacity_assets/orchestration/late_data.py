@@ -14,9 +14,9 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 
 from capacity_assets.aggregation.ledger import StaleWindow
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.jobs import run_request
 from capacity_assets.orchestration.naming import asset_name, job_name
@@ -56,7 +56,7 @@ def late_data_sensor(
     def request_stale_windows(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         with dagster_failures():
-            stale = runner.stale_windows()
+            stale = runner.inspection.stale_windows()
         if not stale:
             return dg.SkipReason("Every computed window holds the samples as they are.")
         moving = {found.period_type for found in stale if not _has_settled(found, settle_seconds)}

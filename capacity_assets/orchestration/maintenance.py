@@ -9,11 +9,11 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
-from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, typed
-from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.orchestration.resources import RETENTION_RESOURCE
+from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
+from capacity_assets.retention.service import RetentionService
 from capacity_assets.settings import Settings
 
 TABLE_PARTITIONS = "table_partitions"
@@ -47,13 +47,13 @@ def table_partitions(retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.Asset
         retry_policy=retries,
         owners=owners,
         kinds={"postgres"},
-        required_resource_keys={AGGREGATION_RESOURCE},
+        required_resource_keys={RETENTION_RESOURCE},
     )
     def maintain(context: dg.AssetExecutionContext, config: MaintenanceConfig) -> dg.MaterializeResult[None]:
-        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        retention: RetentionService = getattr(context.resources, RETENTION_RESOURCE)
         with dagster_failures():
             try:
-                report = runner.maintain(dry_run=config.dry_run)
+                report = retention.maintain(dry_run=config.dry_run)
             except MaintenanceError as error:
                 done = maintenance_metadata(error.report)
                 raise dg.Failure(description=str(error), metadata=done, allow_retries=error.transient) from None

@@ -12,9 +12,9 @@ import dagster as dg
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
-from capacity_assets.aggregation.levels import Level
 from capacity_assets.aggregation.movers import Mover, WindowSizes
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
+from capacity_assets.foundation.levels import Level
 from capacity_assets.units import human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
 
 MetadataMapping = Mapping[str, dg.MetadataValue]

@@ -1,6 +1,6 @@
 """Names that others rely on, made from the registries. What is called so is built elsewhere."""
 
-from capacity_assets.aggregation.levels import DATABASE, Level, aggregates_name
+from capacity_assets.foundation.levels import DATABASE, Level, aggregates_name
 from capacity_assets.periods import Period
 
 # Where the web server serves the growth reports, and the UI links to them.

@@ -9,8 +9,8 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, escaped
 from capacity_assets.orchestration.naming import REPORTS_PATH, asset_name
@@ -68,9 +68,9 @@ def growth_report(
         try:
             with dagster_failures():
                 for window in windows_of(period, context.partition_keys):
-                    report = read_report(runner.engine, period, window, today=runner.today)
+                    report = read_report(runner.service.engine, period, window, today=runner.service.clock.today())
                     path = settings.reports / file_name(period, window)
-                    edition = next_edition(runner.engine, report, path)
+                    edition = next_edition(runner.service.engine, report, path)
                     write_report(report, path, edition)
                     metadata = report_metadata(report, edition, path)
                     context.add_asset_metadata(metadata, partition_key=window.key)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.collection.observing import days_with_samples
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.foundation.levels import LEVELS
 
 
 @dataclass(frozen=True)

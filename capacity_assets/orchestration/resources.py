@@ -12,12 +12,14 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.periods import Period
-from capacity_assets.runtime import collection_service, open_engine, open_task_runner_lazily
+from capacity_assets.retention.service import RetentionService
+from capacity_assets.runtime import collection_service, open_engine, open_task_runner_lazily, retention_service
 from capacity_assets.settings import Settings
 from capacity_assets.storage.embedded import EmbeddedServerError
 
 AGGREGATION_RESOURCE = "aggregation"
 COLLECTION_RESOURCE = "collection"
+RETENTION_RESOURCE = "retention"
 
 
 def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[str, Period]) -> dg.ResourceDefinition:
@@ -32,6 +34,20 @@ def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[s
             raise dg.Failure(description=str(error)) from None
 
     return aggregation
+
+
+def retention_resource(settings: Settings, *, clock: Clock, periods: Mapping[str, Period]) -> dg.ResourceDefinition:
+    """Build the resource: what maintains the tables of the capacity database, for the length of a run."""
+
+    @dg.resource(description="RetentionService on the capacity database (CAPACITY_DATABASE_URL).")
+    def retention(_context: dg.InitResourceContext) -> Iterator[RetentionService]:
+        try:
+            with open_engine(settings, connect=False) as engine:
+                yield retention_service(engine, settings, clock=clock, periods=periods)
+        except EmbeddedServerError as error:
+            raise dg.Failure(description=str(error)) from None
+
+    return retention
 
 
 def collection_resource(settings: Settings, *, clock: Clock) -> dg.ResourceDefinition:

@@ -9,9 +9,9 @@ from datetime import date
 
 import dagster as dg
 
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.collection.observing import days_with_samples
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.settings import Settings

@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.aggregation.errors import NotFoundError, database_errors
+from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 

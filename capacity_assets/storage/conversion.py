@@ -3,7 +3,7 @@
 Two steps before the rows move: an index is built beside the running work, then one short transaction puts a
 partitioned table in the old one's place and hangs the old one in as its default partition. From then on everything is
 as it should be; that rows still lie in the default partition only means that they cannot leave as whole partitions
-yet. Moving them is the ordinary work of `aggregation.maintenance`, so a conversion that is stopped at any point is
+yet. Moving them is the ordinary work of `retention.maintenance`, so a conversion that is stopped at any point is
 continued by the same command, or by the next scheduled maintenance.
 
 What the table is to others (views, foreign keys to it, triggers, policies, publications) is tied to the old table and
@@ -67,7 +67,7 @@ def build_key(engine: Engine, table: Table) -> None:
 
 def problems_of(connection: Connection, table: Table) -> list[str]:
     """Return what only a person can decide before the table may be converted."""
-    ours = {"table": table.name, "ours": "capacity\\_note\\_%", "views": [view.name for view in VIEWS]}
+    ours = {"table": table.name, "ours": "capacity\\_track\\_%", "views": [view.name for view in VIEWS]}
     listed = [
         f"{table.name}: {row.what} belongs to it and would be left behind with the old rows. Take it away, run "
         "`capacity partition`, and create it again."

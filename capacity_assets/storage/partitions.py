@@ -5,7 +5,7 @@ while another's stay: windows of a day by calendar month, longer ones by year, w
 size. A default partition takes whatever no other does, so no row is refused; adding a partition moves its rows there.
 
 A legacy table that is cut by month already is served as it is. Which partitions are wanted and which may go is
-decided by `aggregation.retention`; how an unpartitioned table becomes partitioned, by `conversion`.
+decided by `retention.rules`; how an unpartitioned table becomes partitioned, by `conversion`.
 """
 
 from __future__ import annotations

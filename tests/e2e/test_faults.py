@@ -1,4 +1,4 @@
-"""What happens to the work when something dies: the whole stack, real servers, real kills."""
+"""What happens to the work when something dies: real servers, real run workers, real kills."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,29 @@ import pytest
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.levels import DATABASE, LEVELS
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.cli.platform import dagster_environment, dagster_instance
+from capacity_assets.foundation.levels import DATABASE, LEVELS
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
 from capacity_assets.storage import embedded
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, EmbeddedServer, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
-from tests.conftest import end_sessions, fixed_clock
-from tests.daemon import running_daemon
+from tests.conftest import PROFILE, end_sessions, fixed_clock
+from tests.daemon import Daemon, running_daemon
 from tests.e2e.stack import (
     BLOCK,
     COMMAND,
     PATIENCE_SECONDS,
-    ask,
     environment,
-    free_port,
-    launch,
-    served,
-    status,
     wait_for,
     waits_for_a_lock,
 )
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
 from tests.receiver import receiving
 
-# CAPACITY_TEST_KILLS raises the number of kills for a long run by hand.
-KILLS = int(os.environ.get("CAPACITY_TEST_KILLS", "8"))
+KILLS = PROFILE.kills
 
 
 class RestartableServer:
@@ -97,35 +91,44 @@ def engine_on(url: URL) -> Iterator[Engine]:
     engine.dispose()
 
 
-EVENTS = """query($id: ID!) { runOrError(runId: $id) { ... on Run { eventConnection { events {
-  __typename ... on MessageEvent { message } } } } } }"""
+@contextmanager
+def deployment(capacity: URL, storage: URL, home: Path, **variables: str) -> Iterator[Daemon]:
+    """A Dagster of its own over the two databases: shipped configuration, code location, run workers."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CAPACITY_DATABASE_URL", plain(capacity))
+        patched.setenv("DAGSTER_POSTGRES_URL", plain(storage))
+        patched.setenv("CAPACITY_HOME", str(home))
+        for name, value in variables.items():
+            patched.setenv(name, value)
+        with (
+            dagster_environment(Settings()) as environment,
+            dagster_instance(environment) as instance,
+            running_daemon(instance) as daemon,
+        ):
+            yield daemon
 
 
-def event_types(port: int, run_id: str) -> list[str]:
-    events = ask(port, EVENTS, id=run_id)["runOrError"]["eventConnection"]["events"]
-    return [event["__typename"] for event in events]
+def request_daily(daemon: Daemon) -> dg.DagsterRun:
+    """The run that the schedule requests for 2025-03-02."""
+    daemon.tick_schedules("2025-03-02T03:00")
+    daemon.tick_schedules("2025-03-02T04:00")
+    [run] = daemon.runs("daily_aggregation_job")
+    return run
 
 
 @pytest.mark.parametrize("also_dagsters", [False, True], ids=["of the figures", "of everything"])
 def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
-    own_server: RestartableServer,
-    empty_database: URL,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    also_dagsters: bool,
+    own_server: RestartableServer, empty_database: URL, tmp_path: Path, *, also_dagsters: bool
 ) -> None:
     storage = own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER) if also_dagsters else empty_database
     capacity = own_server.url(CAPACITY_DATABASE)
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(capacity))
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(storage))
-    port = free_port()
-    with engine_on(capacity) as engine, served(tmp_path / "home", port):
+    with engine_on(capacity) as engine, deployment(capacity, storage, tmp_path / "home") as daemon:
         add_instances(engine, [1])
         add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
         blocker = engine.connect()
         blocker.execute(BLOCK)
-        run = launch(port, "daily_aggregation_job", [], "2025-03-02")
+        run = request_daily(daemon)
+        daemon.start(run)
         wait_for(lambda: waits_for_a_lock(engine), "the statement")
 
         own_server.restart()
@@ -133,9 +136,8 @@ def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
         blocker.close()
         engine.dispose()
 
-        wait_for(lambda: status(port, run) in ("SUCCESS", "FAILURE"), "the run's end")
-        assert status(port, run) == "SUCCESS"
-        assert "ExecutionStepRestartEvent" in event_types(port, run)
+        assert daemon.wait(run).status is dg.DagsterRunStatus.SUCCESS
+        assert dg.DagsterEventType.STEP_RESTARTED in daemon.event_types(run)
         assert [(row["max_size_mb"], row["size_change_mb"]) for row in stored(engine, DATABASE)] == [(101, 1)]
 
 
@@ -143,12 +145,8 @@ def test_a_postgresql_restarted_in_the_middle_of_a_tick_loses_no_window_and_doub
     own_server: RestartableServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dagster's storage goes away between the creation of a run and its submission."""
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(own_server.url(CAPACITY_DATABASE)))
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)))
-    monkeypatch.setenv("CAPACITY_HOME", str(tmp_path / "home"))
-    with ExitStack() as stack:
-        variables = stack.enter_context(dagster_environment(Settings()))
-        daemon = stack.enter_context(running_daemon(stack.enter_context(dagster_instance(variables))))
+    capacity, storage = own_server.url(CAPACITY_DATABASE), own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
+    with deployment(capacity, storage, tmp_path / "home") as daemon:
         daemon.tick_schedules("2025-03-02T03:00")
         daemon.tick_schedules("2025-03-02T04:00")
         submit = dg.DagsterInstance.submit_run
@@ -240,58 +238,57 @@ def grow(engine: Engine) -> None:
 
 
 def test_two_deployments_on_one_database_wait_for_each_other(
-    engine: Engine, database: URL, own_server: RestartableServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, database: URL, own_server: RestartableServer, tmp_path: Path
 ) -> None:
     """Each has its own Dagster, whose queue knows nothing of the other's; the period's lock keeps them apart."""
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(database))
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
-    ports = [free_port(), free_port()]
-    with ExitStack() as stack:
-        for number, port in enumerate(ports):
-            storage = own_server.url(DAGSTER_DATABASE if number else "postgres", DAGSTER_DRIVER)
-            monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(storage))
-            stack.enter_context(served(tmp_path / f"home{number}", port))
+    storages = [own_server.url(name, DAGSTER_DRIVER) for name in ("postgres", DAGSTER_DATABASE)]
+    with (
+        deployment(database, storages[0], tmp_path / "home0") as one,
+        deployment(database, storages[1], tmp_path / "home1") as other,
+    ):
+        first, second = request_daily(one), request_daily(other)
         with engine.connect() as blocker:
             blocker.execute(BLOCK)
-            first = launch(ports[0], "daily_aggregation_job", [], "2025-03-02")
+            one.start(first)
             wait_for(lambda: waits_for_a_lock(engine), "the first run's statement")
-            second = launch(ports[1], "daily_aggregation_job", [], "2025-03-02")
-            wait_for(
-                lambda: "ExecutionStepUpForRetryEvent" in event_types(ports[1], second), "the second to be refused"
-            )
-            assert status(ports[0], first) == "STARTED"
+            other.start(second)
+            refused = dg.DagsterEventType.STEP_UP_FOR_RETRY
+            wait_for(lambda: refused in other.event_types(second), "the second to be refused")
+            assert one.runs("daily_aggregation_job")[0].status is dg.DagsterRunStatus.STARTED
             blocker.rollback()
-        wait_for(lambda: status(ports[0], first) == "SUCCESS", "the first run")
-        wait_for(lambda: status(ports[1], second) == "SUCCESS", "the second run")
+        assert one.wait(first).status is dg.DagsterRunStatus.SUCCESS
+        assert other.wait(second).status is dg.DagsterRunStatus.SUCCESS
 
     assert [row["max_size_mb"] for row in stored(engine, DATABASE)] == [101]
 
 
 def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves_the_house(
-    engine: Engine, database: URL, empty_database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, database: URL, empty_database: URL, tmp_path: Path
 ) -> None:
-    """The late data sensor, the run it requests, its checks and the alert sensor, under the real daemon."""
+    """The late data sensor, the run it requests, its checks and the alert sensor, tick by tick."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 110)))
     AggregationService(engine, fixed_clock()).calculate_period_aggregations(
         "daily", date(2025, 3, 1), date(2025, 3, 10)
     )
     with receiving() as receiver:
-        monkeypatch.setenv("CAPACITY_DATABASE_URL", plain(database))
-        monkeypatch.setenv("DAGSTER_POSTGRES_URL", plain(empty_database))
-        monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", receiver.url)
-        monkeypatch.setenv("CAPACITY_SETTLE_SECONDS", "1")
-        with served(tmp_path / "home", free_port()):
+        variables = {"CAPACITY_ALERT_WEBHOOK_URL": receiver.url, "CAPACITY_SETTLE_SECONDS": "0"}
+        storage = empty_database.set(drivername=DAGSTER_DRIVER)
+        with deployment(database, storage, tmp_path / "home", **variables) as daemon:
             # The alert sensor begins at its first tick.
-            wait_for(lambda: ticks_of(empty_database, "alert_sensor"), "the alert sensor")
+            daemon.tick_sensors()
             with engine.begin() as connection:
                 connection.execute(
                     text("UPDATE database_size_stats SET size_mb = -5 WHERE collected_date = '2025-03-04'")
                 )
-            wait_for(lambda: receiver.texts, "the alert")
-            told = ticks_of(empty_database, "alert_sensor")
-            wait_for(lambda: ticks_of(empty_database, "alert_sensor") > told, "the tick after it")
+            daemon.tick_sensors()
+            [run] = daemon.runs()
+            assert daemon.launch(run).status is dg.DagsterRunStatus.SUCCESS
+            assert receiver.texts == []
+            for _ in range(3):
+                daemon.tick_sensors()
 
     [message] = receiver.texts
     assert message.startswith("Check failed. daily_database_aggregations: values_possible")
@@ -299,12 +296,3 @@ def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves
     by_day = {row["period_start"]: row for row in stored(engine, DATABASE)}
     assert by_day[date(2025, 3, 4)]["avg_size_mb"] == -5
     assert by_day[date(2025, 3, 5)]["size_change_mb"] == 109, "the day after compares with it"
-
-
-def ticks_of(storage: URL, name: str) -> int:
-    """Count the ticks of a sensor that ended without a run."""
-    with engine_on(storage) as engine, engine.connect() as connection:
-        if not connection.execute(text("SELECT to_regclass('job_ticks')")).scalar():
-            return 0
-        query = "SELECT count(*) FROM job_ticks WHERE status = 'SKIPPED' AND tick_body LIKE '%' || :name || '%'"
-        return int(connection.execute(text(query), {"name": name}).scalar_one())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE
+from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.tables import metadata

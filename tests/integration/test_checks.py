@@ -9,10 +9,10 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.levels import LEVELS
+from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, CheckOutcome
-from capacity_assets.aggregation.service import RunOptions
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -25,7 +25,7 @@ FIRST_DAYS = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 3)
 
 def looked_at(runner: AggregationTaskRunner, period: str, windows: Any, level: str) -> dict[str, CheckOutcome]:
     summary = runner.run_period(period, windows, RunOptions((level,)))
-    return {outcome.name: outcome for outcome in runner.run_checks(summary, level)}
+    return {outcome.name: outcome for outcome in runner.inspection.run_checks(summary, level)}
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -16,9 +16,9 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 from sqlalchemy import URL, Engine, create_engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.locks import CapacityLockManager
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION

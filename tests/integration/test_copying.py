@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.servers import Server
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import schema_state

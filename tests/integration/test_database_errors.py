@@ -9,16 +9,16 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine
 
 from capacity_assets.aggregation.coverage import coverage_of
-from capacity_assets.aggregation.errors import DatabaseError
 from capacity_assets.aggregation.explanation import find_subjects
-from capacity_assets.aggregation.levels import DATABASE
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.quality import CheckScope, run_checks
-from capacity_assets.aggregation.readiness import refuse_an_unfit_database
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.registry import registered
 from capacity_assets.collection.standing import standing
+from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import read_report
 from tests.conftest import SHANGHAI, TODAY, fixed_clock

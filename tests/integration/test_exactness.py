@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine

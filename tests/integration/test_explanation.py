@@ -10,12 +10,12 @@ from click.testing import Result
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.explanation import Subject, explain
-from capacity_assets.aggregation.levels import DATABASE, LEVELS
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.command import capacity
-from tests.conftest import TODAY
+from tests.conftest import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 
@@ -39,13 +39,20 @@ def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engin
     assert explained > 700
 
 
-@pytest.fixture
-def orders(settings: Settings, engine: Engine, service: AggregationService) -> Settings:
-    """100 MB in January; 150 MB in February, but for three days without a sample."""
+def two_months_of_orders(engine: Engine) -> None:
     add_instances(engine, [1, 2])
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [100] * 31 + [None] * 3 + [150] * 24 + [151]))
     add_instance_sizes(engine, totals(1, "2025-01-01", [(100, 1)] * 31 + [(150, 1)] * 28))
+    service = AggregationService(engine, fixed_clock())
     service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+
+PREPARED = {"orders": two_months_of_orders}
+
+
+@pytest.fixture
+def orders(settings: Settings) -> Settings:
+    """100 MB in January; 150 MB in February, but for three days without a sample."""
     return settings
 
 

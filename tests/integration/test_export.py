@@ -13,18 +13,26 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.cli import export as export_module
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.settings import Settings
 from tests.command import capacity
+from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
 
 
-@pytest.fixture
-def sample(settings: Settings, engine: Engine, service: AggregationService) -> Settings:
+def months_of_the_sample(engine: Engine) -> None:
     load_sample(engine)
+    service = AggregationService(engine, fixed_clock())
     service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+
+
+PREPARED = {"sample": months_of_the_sample}
+
+
+@pytest.fixture
+def sample(settings: Settings) -> Settings:
     return settings
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Engine, event, text
 
-from capacity_assets.aggregation.errors import DatabaseError, NotFoundError, ValidationError
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.locks import CapacityLockManager
-from capacity_assets.aggregation.results import AggregationStatus
-from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.errors import DatabaseError, NotFoundError, ValidationError
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.engine import UnreachableError, capacity_engine, ensure_reachable
 from tests.conftest import fixed_clock
@@ -165,17 +165,16 @@ def test_bad_requests_are_refused_before_anything_is_written(
     with pytest.raises(ValidationError, match="No window"):
         service.aggregate("weekly", [])
     with pytest.raises(ValidationError, match="2019-01-01 lies outside the monthly partition range: the first"):
-        runner.windows_between("monthly", date(2019, 1, 1), date(2025, 3, 1))
+        runner.service.partitions.windows_between(PERIODS["monthly"], date(2019, 1, 1), date(2025, 3, 1))
     with pytest.raises(ValidationError, match="the current one on 2025-07-01"):
-        runner.windows_between("monthly", date(2025, 3, 1), date(2025, 8, 1))
+        runner.service.partitions.windows_between(PERIODS["monthly"], date(2025, 3, 1), date(2025, 8, 1))
     assert stored(engine, DATABASE) == []
 
 
 def test_a_missing_schema_says_capacity_init(empty_engine: Engine) -> None:
     clock = fixed_clock()
-    locks = CapacityLockManager(empty_engine)
     service = AggregationService(empty_engine, clock)
-    runner = AggregationTaskRunner(service, locks, clock, RunRange(date(2025, 1, 1)))
+    runner = AggregationTaskRunner(service)
 
     with pytest.raises(DatabaseError, match=r"schema is missing; .* Run `capacity init`"):
         runner.run_period("daily")

@@ -11,8 +11,9 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.integration.test_ledger import execute, stale

@@ -9,9 +9,10 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, delete, text, update
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.tables import database_size_stats, instance_size_stats
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals

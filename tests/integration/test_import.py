@@ -15,8 +15,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, LEVELS
-from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.foundation.levels import DATABASE, LEVELS
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.importing import loading
 from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
 from capacity_assets.importing.rows import RowReader, layout_of
@@ -394,7 +394,7 @@ samples_of = st.lists(
 
 
 @given(stored_before=samples_of, file=samples_of, replace=st.booleans(), slice_rows=st.integers(1, 5))
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_import_ends_as_a_naive_one_row_at_a_time(
     engine: Engine, tmp_path: Path, stored_before: list[Sample], file: list[Sample], replace: bool, slice_rows: int
 ) -> None:

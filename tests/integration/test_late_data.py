@@ -16,6 +16,7 @@ from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSO
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import capacity_engine
+from tests.conftest import fixed_clock
 from tests.daemon import Daemon, partitions_of
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_ledger import compute_everything, execute, redo
@@ -33,13 +34,19 @@ def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
 NOON = datetime(2025, 7, 20, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def computed(engine: Engine, service: AggregationService) -> AggregationService:
-    """Half a year of one server, every window computed."""
+def half_a_year_of_a_server(engine: Engine) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", range(100, 301)))
     add_instance_sizes(engine, totals(1, "2025-01-01", [(size, 1) for size in range(100, 301)]))
-    compute_everything(service)
+    compute_everything(AggregationService(engine, fixed_clock()))
+
+
+PREPARED = {"computed": half_a_year_of_a_server}
+
+
+@pytest.fixture
+def computed(service: AggregationService) -> AggregationService:
+    """Half a year of one server, every window computed."""
     return service
 
 
@@ -64,12 +71,12 @@ def last_tick(daemon: Daemon) -> tuple[dg._core.scheduler.instigation.TickStatus
 def test_a_corrected_day_has_exactly_its_windows_and_their_successors_computed_again_and_only_once(
     daemon: Daemon, engine: Engine, computed: AggregationService
 ) -> None:
-    daemon.tick_sensors()
+    daemon.tick_sensors(LATE_DATA_SENSOR)
     assert daemon.runs() == []
     execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
 
-    daemon.tick_sensors()
-    daemon.tick_sensors()
+    daemon.tick_sensors(LATE_DATA_SENSOR)
+    daemon.tick_sensors(LATE_DATA_SENSOR)
 
     assert requested(daemon) == {
         ("daily_database_aggregations", "2025-03-31", "2025-04-01"),
@@ -83,7 +90,7 @@ def test_a_corrected_day_has_exactly_its_windows_and_their_successors_computed_a
         assert run.tags["capacity/reason"] == "samples changed"
         assert daemon.launch(run).status == dg.DagsterRunStatus.SUCCESS
 
-    daemon.tick_sensors()
+    daemon.tick_sensors(LATE_DATA_SENSOR)
 
     assert len(daemon.runs()) == 5, "its own writes are no change"
     assert compute_everything(computed) == 0, "the tables hold what a full computation would"
@@ -106,7 +113,7 @@ def test_a_change_of_both_raw_tables_is_one_run_a_period(daemon: Daemon, engine:
 def test_changes_that_arrive_while_their_run_waits_gather_for_the_next_one(daemon: Daemon, engine: Engine) -> None:
     for size in (7, 8, 9):
         execute(engine, f"UPDATE database_size_stats SET size_mb = {size} WHERE collected_date = '2025-03-31'")
-        daemon.tick_sensors()
+        daemon.tick_sensors(LATE_DATA_SENSOR)
 
     assert len(daemon.runs("daily_aggregation_job")) == 1
     assert "the runs requested before are not done yet (daily, " in last_tick(daemon)[1]
@@ -123,11 +130,11 @@ def test_a_daemon_that_dies_between_creating_and_submitting_runs_loses_none(
 
     with monkeypatch.context() as patched:
         patched.setattr(dg.DagsterInstance, "submit_run", die)
-        daemon.tick_sensors(expect_trouble=True)
+        daemon.tick_sensors(LATE_DATA_SENSOR, expect_trouble=True)
     assert daemon.runs() == []
 
-    daemon.tick_sensors()
-    daemon.tick_sensors()
+    daemon.tick_sensors(LATE_DATA_SENSOR)
+    daemon.tick_sensors(LATE_DATA_SENSOR)
 
     assert len(daemon.runs()) == 5
 
@@ -140,7 +147,7 @@ def test_a_transaction_that_commits_between_two_ticks_although_it_began_long_bef
     with late.connect() as connection:
         connection.execute(text("UPDATE database_size_stats SET size_mb = 1 WHERE collected_date = '2025-02-03'"))
         execute(engine, "UPDATE instance_size_stats SET total_size_mb = 7 WHERE collected_date = '2025-07-20'")
-        daemon.tick_sensors()
+        daemon.tick_sensors(LATE_DATA_SENSOR)
         assert all("instance" in asset for asset, _, _ in requested(daemon))
         redo(computed)
         for run in daemon.runs():
@@ -148,7 +155,7 @@ def test_a_transaction_that_commits_between_two_ticks_although_it_began_long_bef
         connection.commit()
     late.dispose()
 
-    daemon.tick_sensors()
+    daemon.tick_sensors(LATE_DATA_SENSOR)
 
     assert ("daily_database_aggregations", "2025-02-03", "2025-02-04") in requested(daemon)
 
@@ -164,7 +171,7 @@ def test_a_hundred_thousand_samples_imported_again_become_a_bounded_number_of_ru
         "FROM generate_series(1, 500) n, generate_series(0, 200) d",
     )
 
-    daemon.tick_sensors()
+    daemon.tick_sensors(LATE_DATA_SENSOR)
 
     assert len(daemon.runs()) == 7, "201 days in three runs, and one for each other period"
     assert sum(run.job_name == "daily_aggregation_job" for run in daemon.runs()) == 3
@@ -180,7 +187,7 @@ def test_a_database_that_is_away_fails_the_tick_with_a_readable_reason_and_the_n
     administrator = capacity_engine(engine.url.set(database="postgres"))
     with administrator.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"ALTER DATABASE {name} RENAME TO away"))
-        daemon.tick_sensors(expect_trouble=True)
+        daemon.tick_sensors(LATE_DATA_SENSOR, expect_trouble=True)
         connection.execute(text(f"ALTER DATABASE away RENAME TO {name}"))
     administrator.dispose()
 
@@ -190,7 +197,7 @@ def test_a_database_that_is_away_fails_the_tick_with_a_readable_reason_and_the_n
     assert "INSERT" not in reason
     assert "SELECT" not in reason
 
-    daemon.tick_sensors()
+    daemon.tick_sensors(LATE_DATA_SENSOR)
     assert len(daemon.runs()) == 5
 
 

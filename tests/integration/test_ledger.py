@@ -8,26 +8,34 @@ from itertools import groupby
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.results import AggregationStatus
+from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.runners import DatabaseAggregationRunner
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
+from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.integration.test_failures import add_overflowing_instance
 
 FIRST, LAST = date(2025, 1, 1), date(2025, 7, 20)
 
 
-@pytest.fixture
-def computed(engine: Engine, service: AggregationService) -> AggregationService:
-    """Two servers with samples of half a year, every window computed."""
+def half_a_year_of_two_servers(engine: Engine) -> None:
     add_instances(engine, [1, 2])
     for instance_id in (1, 2):
         add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 301)))
         add_instance_sizes(engine, totals(instance_id, "2025-01-01", [(size, 1) for size in range(100, 301)]))
-    compute_everything(service)
+    compute_everything(AggregationService(engine, fixed_clock()))
+
+
+PREPARED = {"computed": half_a_year_of_two_servers}
+
+
+@pytest.fixture
+def computed(service: AggregationService) -> AggregationService:
+    """Two servers with samples of half a year, every window computed."""
     return service
 
 

@@ -11,9 +11,10 @@ from fractions import Fraction
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from tests import oracle
+from tests.conftest import fixed_clock
 from tests.fleet import SAMPLE, Row, figures, load_sample
 
 FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 7, 20)
@@ -41,11 +42,18 @@ def compared_columns(level: Level) -> list[str]:
     return [name for name in level.figures if not any(word in name for word in (*differ, *added))]
 
 
-@pytest.fixture
-def computed(engine: Engine, service: AggregationService) -> Engine:
+def the_sample_in_the_legacy_periods(engine: Engine) -> None:
     load_sample(engine)
+    service = AggregationService(engine, fixed_clock())
     for period in LEGACY_PERIODS:
         service.calculate_period_aggregations(period, FIRST_DAY, LAST_DAY)
+
+
+PREPARED = {"computed": the_sample_in_the_legacy_periods}
+
+
+@pytest.fixture
+def computed(engine: Engine) -> Engine:
     return engine
 
 

@@ -8,8 +8,8 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.locks import LockHeldError, advisory_key
-from capacity_assets.aggregation.service import RunOptions
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.foundation.locks import LockHeldError, advisory_key
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import task_runner
 from capacity_assets.settings import Settings

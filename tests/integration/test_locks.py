@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import CapacityError
-from capacity_assets.aggregation.levels import DATABASE
-from capacity_assets.aggregation.locks import (
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.foundation.locks import (
     CapacityLockManager,
     HeldLock,
     LockHeldError,
@@ -27,9 +30,6 @@ from capacity_assets.aggregation.locks import (
     owner_name,
     redis_key,
 )
-from capacity_assets.aggregation.runners import Watch
-from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.conftest import RedisServer, fixed_clock
@@ -55,8 +55,8 @@ def redis_locks(engine: Engine, redis_server: RedisServer) -> CapacityLockManage
 
 def runner_with(engine: Engine, locks: CapacityLockManager, *, slices_of: int = 1000) -> AggregationTaskRunner:
     clock = fixed_clock()
-    service = AggregationService(engine, clock, instances_per_slice=slices_of)
-    return AggregationTaskRunner(service, locks, clock, RunRange(date(2025, 1, 1)))
+    service = AggregationService(engine, clock, locks=locks, instances_per_slice=slices_of)
+    return AggregationTaskRunner(service)
 
 
 def test_a_second_writer_of_the_same_period_is_told_who_holds_the_lock_and_since_when(
@@ -107,7 +107,7 @@ def test_the_task_runner_writes_nothing_while_someone_else_holds_the_period(
 HOLDER = """
 import sys, time
 from sqlalchemy import make_url
-from capacity_assets.aggregation.locks import CapacityLockManager
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.storage.engine import capacity_engine
 manager = CapacityLockManager(capacity_engine(make_url(sys.argv[1])), sys.argv[2] or None, float(sys.argv[3]))
 with manager.job_lock("daily"):
@@ -288,7 +288,7 @@ def test_a_lock_lost_in_mid_work_stops_it_before_it_commits(
     for instance_id in (1, 2):
         add_database_sizes(engine, sizes(instance_id, "orders", "2025-03-01", [1, 2]))
     runner = runner_with(engine, redis_locks, slices_of=1)
-    options = RunOptions(("database",), watch=Watch(progress=lambda _: lose(redis_server)))
+    options = RunOptions(("database",), progress=lambda _: lose(redis_server))
 
     with pytest.raises(LockLostError) as caught:
         runner.run_period("monthly", MARCH, options)
@@ -311,7 +311,7 @@ def test_a_terminated_lock_connection_stops_the_work_before_it_commits(engine: E
 
     runner = runner_with(engine, CapacityLockManager(engine), slices_of=1)
     with pytest.raises(LockLostError, match="its connection was closed"):
-        runner.run_period("monthly", MARCH, RunOptions(("database",), watch=Watch(progress=terminate)))
+        runner.run_period("monthly", MARCH, RunOptions(("database",), progress=terminate))
 
     assert [row["instance_id"] for row in stored(engine, DATABASE)] == [1]
     assert runner.run_period("monthly", MARCH, DATABASE_LEVEL).total("written_records") == 1

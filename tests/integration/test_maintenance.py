@@ -9,13 +9,13 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, Table, select, text
 
-from capacity_assets.aggregation import maintenance
-from capacity_assets.aggregation.errors import DatabaseError
-from capacity_assets.aggregation.maintenance import TableMaintenance
-from capacity_assets.aggregation.maintenance_report import MaintenanceError
-from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.errors import DatabaseError
 from capacity_assets.periods import PERIODS, Period
+from capacity_assets.retention import maintenance
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.report import MaintenanceError
+from capacity_assets.retention.rules import parse_retention
 from capacity_assets.storage import partitions
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.partitions import PARTITIONED, Span, layout_of, span_of, spans_between

@@ -9,10 +9,10 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation import maintenance
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
+from capacity_assets.retention import maintenance
 from capacity_assets.settings import Settings
 from capacity_assets.storage import partitions
 from capacity_assets.storage.partitions import PARTITIONED

@@ -7,10 +7,10 @@ from datetime import date
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.movers import Mover, WindowSizes, window_sizes
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.orchestration.metadata import summary_text
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings

@@ -10,12 +10,12 @@ from datetime import date
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.errors import DatabaseError
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.locks import CapacityLockManager, LockLostError
-from capacity_assets.aggregation.runners import Watch
-from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.locks import CapacityLockManager, LockLostError
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.conftest import RedisServer, end_sessions, fixed_clock
@@ -97,7 +97,7 @@ def test_a_fleet_smaller_than_a_slice_is_divided_too(wide_engine: Engine) -> Non
     add_servers(wide_engine, 7)
     slices: list[int] = []
 
-    service.aggregate("monthly", MARCH, RunOptions(("instance",), watch=Watch(progress=slices.append)))
+    service.aggregate("monthly", MARCH, RunOptions(("instance",), progress=slices.append))
 
     assert slices == [3, 3, 1]
     assert len(stored(wide_engine, INSTANCE)) == 7
@@ -116,7 +116,7 @@ def test_after_a_lost_connection_no_further_slice_is_begun_and_a_repetition_comp
             end_sessions(wide_engine)
 
     with pytest.raises(DatabaseError, match="What was committed before was kept") as caught:
-        parallel.aggregate("monthly", MARCH, RunOptions(("instance",), watch=Watch(guard=kill_all_at_the_fifth)))
+        parallel.aggregate("monthly", MARCH, RunOptions(("instance",), guard=kill_all_at_the_fifth))
 
     kept = len(stored(wide_engine, INSTANCE))
     assert caught.value.transient
@@ -127,11 +127,12 @@ def test_after_a_lost_connection_no_further_slice_is_begun_and_a_repetition_comp
 
 @pytest.mark.parametrize("with_redis", [True, False], ids=["Redis", "PostgreSQL"])
 def test_every_slice_asks_for_the_lock_and_one_lost_in_mid_work_stops_them_all(
-    wide_engine: Engine, parallel: AggregationService, redis_server: RedisServer, *, with_redis: bool
+    wide_engine: Engine, redis_server: RedisServer, *, with_redis: bool
 ) -> None:
     add_servers(wide_engine, 40)
     locks = CapacityLockManager(wide_engine, redis_server.url if with_redis else None)
-    runner = AggregationTaskRunner(parallel, locks, fixed_clock(), RunRange(date(2025, 1, 1)))
+    parallel = AggregationService(wide_engine, fixed_clock(), locks=locks, instances_per_slice=2, parallel_slices=3)
+    runner = AggregationTaskRunner(parallel)
     holders = text(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted"
     )
@@ -144,7 +145,7 @@ def test_every_slice_asks_for_the_lock_and_one_lost_in_mid_work_stops_them_all(
                 connection.execute(holders)
 
     with pytest.raises(LockLostError):
-        runner.run_period("monthly", MARCH, RunOptions(("instance",), watch=Watch(progress=lose_the_lock)))
+        runner.run_period("monthly", MARCH, RunOptions(("instance",), progress=lose_the_lock))
 
     kept = len(stored(wide_engine, INSTANCE))
     assert 2 <= kept < 40

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from tests.command import capacity
 from tests.fleet import add_instances, stored
 from tests.integration.test_failures import add_overflowing_instance

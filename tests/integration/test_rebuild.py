@@ -9,8 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.storage.tables import metadata
 from tests.conftest import HISTORIES, fixed_clock
 from tests.fleet import add_database_sizes, add_instances, figures, sizes

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import NotFoundError, ValidationError
 from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.servers import Server
-from capacity_assets.storage.sample_fleet import (
+from capacity_assets.demo.sample_fleet import (
     holds_sample_fleet,
     load_sample_fleet,
     other_instances,
     remove_sample_fleet,
 )
+from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from tests.command import capacity
 from tests.fleet import add_instances, load_sample
 from tests.legacy import LegacyShape, create_legacy_tables

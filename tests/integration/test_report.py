@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.errors import NotFoundError
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.report.charts import history_chart
 from capacity_assets.report.data import Change, ChangeKind, Report, read_report
@@ -407,7 +407,7 @@ def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: A
     st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=4),
     st.integers(0, 59),
 )
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_renaming_databases_changes_no_total(
     engine: Engine, service: AggregationService, databases: list[tuple[int, int, int]], renamed_on: int
 ) -> None:

@@ -8,11 +8,11 @@ from datetime import date, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
-from capacity_assets.aggregation.maintenance import TableMaintenance
-from capacity_assets.aggregation.retention import parse_retention
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import parse_retention
 from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.schema import initialise
 from tests.conftest import TODAY

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.locks import CapacityLockManager
-from capacity_assets.aggregation.service import AggregationService, RunOptions
-from capacity_assets.aggregation.task_runner import AggregationTaskRunner, RunRange
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import read_report
 from capacity_assets.storage.engine import capacity_engine
@@ -60,14 +60,13 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
     load_sample(granted)
     with as_role(database, "capacity_runner") as engine:
         service = AggregationService(engine, fixed_clock())
-        limits = RunRange(date(2025, 1, 1))
-        runner = AggregationTaskRunner(service, CapacityLockManager(engine), fixed_clock(), limits)
+        runner = AggregationTaskRunner(service)
         run = runner.run_period("monthly", MARCH)
         for level in ("database", "instance"):
-            runner.run_checks(run, level)
-            runner.sizes(run, level)
-            runner.left_windows("monthly", level)
-        runner.stale_windows()
+            runner.inspection.run_checks(run, level)
+            runner.inspection.sizes(run, level)
+            runner.inspection.incomplete_windows(PERIODS["monthly"], level)
+        runner.inspection.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
         read_report(engine, PERIODS["monthly"], MARCH[0])
 

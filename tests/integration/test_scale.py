@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from capacity_assets.aggregation import runners
-from capacity_assets.aggregation.levels import DATABASE
-from capacity_assets.aggregation.runners import Watch
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
 from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
@@ -43,8 +43,11 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             event.remove(engine, "before_cursor_execute", count)
             counts[fleet, days] = len(statements)
 
-    expected = "a level: the servers twice, ten for the ledger, a setting, its statement, the measured days"
-    assert set(counts.values()) == {30}, expected
+    expected = (
+        "three for the schema and zone, four for the lock; per level: the servers twice, ten for the ledger, a "
+        "setting, its statement and one for the guard, the measured days"
+    )
+    assert set(counts.values()) == {39}, expected
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
@@ -115,7 +118,7 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
     service.aggregate(
         "daily",
         PERIODS["daily"].windows_between(date(2025, 1, 1), date(2026, 5, 15)),
-        RunOptions(("instance",), recompute=True, watch=Watch(progress=slices.append)),
+        RunOptions(("instance",), recompute=True, progress=slices.append),
     )
 
     expected = "five hundred days and the 366 before that they are compared with, at most 100,000 server-days at once"
@@ -140,8 +143,11 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     run = service.aggregate("daily", days, RunOptions(("database",)))
     event.remove(engine, "before_cursor_execute", count)
 
-    expected = "the servers twice, ten for the ledger and one for the new server, a setting, its statement, the days"
-    assert len(statements) == 16, expected
+    expected = (
+        "three for the schema and zone, four for the lock and one for the guard; the servers twice, ten for the ledger "
+        "and one for the new server, a setting, its statement, the days"
+    )
+    assert len(statements) == 24, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]

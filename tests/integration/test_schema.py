@@ -14,9 +14,9 @@ from sqlalchemy import Engine, inspect, select, text
 
 import capacity_assets.storage.migrations
 from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.schema import (
     FORMER_REVISIONS,

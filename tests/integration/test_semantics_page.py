@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.levels import DATABASE, LEVELS, Level
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, LEVELS, Level
 from capacity_assets.periods import PERIODS
 from tests.fleet import add_database_sizes, add_instances, figures
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
 from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.tasks import (
     aggregate_current_period,

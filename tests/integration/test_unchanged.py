@@ -11,11 +11,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import PeriodSummary
-from capacity_assets.aggregation.runners import Watch
-from capacity_assets.aggregation.service import AggregationService, RunOptions
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.statements import fingerprint
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS, with_trend_threshold
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import metadata
@@ -237,7 +237,7 @@ def test_a_server_that_becomes_active_while_a_level_is_computed_is_not_lost(
     def activate(_instances: int) -> None:
         execute(engine, "UPDATE instances SET is_active = true WHERE id = 2")
 
-    service.aggregate("monthly", MONTHS[2:3], RunOptions(watch=Watch(progress=activate)))
+    service.aggregate("monthly", MONTHS[2:3], RunOptions(progress=activate))
 
     assert [row["instance_id"] for row in stored(engine, INSTANCE)] == [1, 2]
     assert {(stale.level, stale.window) for stale in service.ledger.stale()} == {("database", MONTHS[2])}

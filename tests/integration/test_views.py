@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
 
-from capacity_assets.aggregation.levels import LEVELS
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import read_report
 from capacity_assets.report.page import notes

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.credentials import (
     CredentialError,
     SecretFolders,
@@ -14,6 +13,7 @@ from capacity_assets.collection.credentials import (
     password_of,
     readable_by_others,
 )
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.settings import Settings
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.declarations import declared_servers
 from capacity_assets.collection.servers import Server, complete
+from capacity_assets.foundation.errors import ValidationError
 
 TOML = """
 [defaults]

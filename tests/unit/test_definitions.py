@@ -12,9 +12,9 @@ import dagster as dg
 import pytest
 import yaml
 
-from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.cli.platform import shipped_file
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.instance import shipped_file
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import ConfigurationError, Settings
@@ -292,13 +292,16 @@ ROOMS = [
     "periods",
     "clock",
     "storage",
+    "foundation",
     "aggregation",
+    "retention",
     "report",
     "collection",
     "importing",
     "runtime",
     "tasks",
     "orchestration",
+    "demo",
     "cli",
 ]
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import click
 import pytest
 
-from capacity_assets.aggregation.levels import LEVELS
-from capacity_assets.aggregation.maintenance import MaintenanceReport
 from capacity_assets.aggregation.movers import WindowSizes
 from capacity_assets.aggregation.results import Coverage, PeriodSummary
 from capacity_assets.cli.main import main
-from capacity_assets.collection.engines.base import ChangeKind as FailureKind
+from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
@@ -27,6 +26,7 @@ from capacity_assets.orchestration.reports import report_metadata
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Change, ChangeKind, Report, Totals
 from capacity_assets.report.issues import Edition, Issue
+from capacity_assets.retention.maintenance import MaintenanceReport
 from capacity_assets.settings import Settings, variable_names
 
 ROOT = Path(__file__).resolve().parents[2]

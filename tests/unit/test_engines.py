@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from capacity_assets.aggregation.errors import ValidationError
 from capacity_assets.collection.engines import oracle, sqlserver
 from capacity_assets.collection.engines.base import (
     Access,
@@ -18,6 +17,7 @@ from capacity_assets.collection.engines.base import (
     floor_mb,
     is_excluded,
 )
+from capacity_assets.foundation.errors import ValidationError
 
 MB = 1024 * 1024
 

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.importing.rows import Problem, RowReader, layout_of
 from tests.conftest import SHANGHAI, fixed_clock
 

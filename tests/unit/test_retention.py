@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from capacity_assets.aggregation.levels import DATABASE, INSTANCE
-from capacity_assets.aggregation.retention import parse_retention
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS, Period
+from capacity_assets.retention.rules import parse_retention
 from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from capacity_assets.aggregation.errors import ValidationError
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.units import first_of
 
 ENTRY_POINTS = "capacity_assets.engines"

@@ -19,12 +19,12 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import DatabaseError, database_error, database_errors
 from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.maintenance_report import MaintenanceError, MaintenanceReport
-from capacity_assets.aggregation.needs import Needs
-from capacity_assets.aggregation.retention import KeptSpans, Retention, level_of
+from capacity_assets.foundation.errors import DatabaseError, database_error, database_errors
 from capacity_assets.periods import PERIODS, Period
+from capacity_assets.retention.needs import Needs
+from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
+from capacity_assets.retention.rules import KeptSpans, Retention, level_of
 from capacity_assets.storage.conversion import build_key, needs_conversion, problems_of, swap
 from capacity_assets.storage.partitions import (
     AGGREGATES,

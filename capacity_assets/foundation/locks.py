@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
-from capacity_assets.aggregation.errors import CapacityError, database_errors
+from capacity_assets.foundation.errors import CapacityError, database_errors
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -14,9 +14,9 @@ from datetime import date, timedelta
 from sqlalchemy import Connection
 
 from capacity_assets.aggregation.ledger import Ledger, OpenWindow
-from capacity_assets.aggregation.levels import Level
-from capacity_assets.aggregation.retention import KeptSpans
+from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
+from capacity_assets.retention.rules import KeptSpans
 from capacity_assets.storage.change_tracking import change_tracking_is_on
 from capacity_assets.storage.partitions import Span, span_of
 

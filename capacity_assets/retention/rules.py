@@ -11,7 +11,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Table
 
-from capacity_assets.aggregation.levels import LEVELS, Level, aggregates_name
+from capacity_assets.foundation.levels import LEVELS, Level, aggregates_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
 from capacity_assets.storage.partitions import PartitionLayout, Span, spans_between

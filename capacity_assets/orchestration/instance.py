@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.errors import reason_of
-from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, file_variables
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, ensure_reachable
@@ -85,12 +84,12 @@ def _opened(home: str) -> DagsterInstance:
         instance = DagsterInstance.from_config(home)
         set_pool_limits(instance, PERIODS.values())
     except CommandError:
-        raise CommandFailedError(
+        raise CapacityError(
             "The database named in DAGSTER_POSTGRES_URL holds the alembic version of another application, which "
             "Dagster takes for its own. The capacity tables were not touched. Give Dagster a database of its own."
         ) from None
     except DBAPIError as error:
-        raise CommandFailedError(
+        raise CapacityError(
             f"Dagster's tables cannot be made in the database named in DAGSTER_POSTGRES_URL: {reason_of(error)}. "
             "The capacity tables were not touched. Its role must own that database, or may create tables there."
         ) from None
@@ -115,13 +114,13 @@ def shipped_file(name: str) -> Path:
     """Return `dagster.yaml` or `workspace.yaml` of this version: beside the package in a checkout, inside a wheel.
 
     Raises:
-        CommandFailedError: the installation is incomplete.
+        CapacityError: the installation is incomplete.
     """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "shipped" / name, package.parent / name):
         if candidate.is_file():
             return candidate
-    raise CommandFailedError(f"This installation lacks its {name}. Install capacity_assets again.")
+    raise CapacityError(f"This installation lacks its {name}. Install capacity_assets again.")
 
 
 def _plain(url: URL) -> str:

@@ -1,0 +1,101 @@
+"""`Inspection`: what can be said of windows without computing any. Nothing here writes.
+
+Checks of a run, sizes and movers, and what the ledger knows: computed, stale and incomplete windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.ledger import PATIENCE_SECONDS, ComputedWindow, Ledger, OpenWindow, StaleWindow
+from capacity_assets.aggregation.movers import WindowSizes, window_sizes
+from capacity_assets.aggregation.partition_range import PartitionRange
+from capacity_assets.aggregation.quality import CheckOutcome, CheckScope, run_checks, servers_stored
+from capacity_assets.aggregation.results import RunSummary
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.periods import Period, Window
+from capacity_assets.settings import DEFAULT_JUMP_PERCENT
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Reads a capacity database within a partition range; a jump of `jump_percent` is reported by the checks."""
+
+    engine: Engine
+    periods: Mapping[str, Period]
+    partitions: PartitionRange
+    ledger: Ledger
+    jump_percent: int = DEFAULT_JUMP_PERCENT
+
+    def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
+        """Check what a run has written at one level.
+
+        Raises:
+            DatabaseError: the database failed; what was written was kept.
+        """
+        parts = summary.of_level(level).parts
+        windows = [Window(part.period_start, part.period_end) for part in parts]
+        today = self.partitions.clock.today()
+        scope = CheckScope(parts[0].period_type, LEVELS[level], windows, today, self.jump_percent)
+        return [servers_stored(summary.of_level(level)), *run_checks(self.engine, scope)]
+
+    def sizes(self, summary: RunSummary, level: str) -> dict[date, WindowSizes]:
+        """Read what the windows of a run add up to at one level, and their largest changes, by first day.
+
+        Raises:
+            DatabaseError: the database failed; what was written was kept.
+        """
+        parts = summary.of_level(level).parts
+        windows = [Window(part.period_start, part.period_end) for part in parts]
+        return window_sizes(self.engine, self.periods[parts[0].period_type], LEVELS[level], windows)
+
+    def stale_windows(self) -> list[StaleWindow]:
+        """Return the computed windows whose samples changed since, of registered periods, within the partition range.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing; nothing is lost.
+        """
+        self._refuse_an_unfit_database()
+        known = [stale for stale in self.ledger.stale() if stale.period_type in self.periods]
+        return [stale for stale in known if self.partitions.contains(self.periods[stale.period_type], stale.window)]
+
+    def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
+        """Return the windows that were computed, within the partition range.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing.
+        """
+        self._refuse_an_unfit_database()
+        found = self.ledger.computed(period, LEVELS[level])
+        return [computed for computed in found if self.partitions.contains(period, computed.window)]
+
+    def last_computation(self) -> str:
+        """Return a text that differs as soon as a further window is computed.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing.
+        """
+        self._refuse_an_unfit_database()
+        return self.ledger.last_computation()
+
+    def incomplete_windows(
+        self, period: Period, level: str, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> list[OpenWindow]:
+        """Return the windows that are due by now and missing, unfinished, failed in part or stale.
+
+        Samples that changed less than `patience_seconds` ago make no window stale: they are being followed up.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing.
+        """
+        self._refuse_an_unfit_database()
+        due = self.partitions.due_windows(period)
+        return self.ledger.open_windows(period, LEVELS[level], due, patience_seconds=patience_seconds)
+
+    def _refuse_an_unfit_database(self) -> None:
+        refuse_an_unfit_database(self.engine, self.partitions.clock.zone, kept="Nothing was written.")

@@ -1,0 +1,59 @@
+"""`RetentionService`: what doors call to maintain the tables; it refuses a database that is not prepared.
+
+How partitions are added, dropped and converted is the business of `maintenance`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from capacity_assets.clock import Clock
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.report import MaintenanceReport
+
+
+@dataclass(frozen=True)
+class RetentionService:
+    """Maintains the tables of one capacity database as of today."""
+
+    engine: Engine
+    clock: Clock
+    tables: TableMaintenance
+
+    def maintain(self, *, dry_run: bool = False) -> MaintenanceReport:
+        """Keep partitions ahead and apply retention; in a dry run only say what would be done.
+
+        Raises:
+            DatabaseError: the database failed, or the schema is missing; what was done before is kept.
+            ValidationError: the database's days are days of another zone.
+        """
+        self._refuse_an_unfit_database()
+        return self.tables.run(self.clock.today(), dry_run=dry_run)
+
+    def prepare(self) -> MaintenanceReport:
+        """Add the partitions that are wanted as of today, in any zone; the schema is there. Raises as `maintain`."""
+        return self.tables.prepare(self.clock.today())
+
+    def convert(self, *, dry_run: bool = False) -> MaintenanceReport:
+        """Make unpartitioned tables partitioned.
+
+        Raises:
+            DatabaseError: as `maintain`; the same call continues.
+            SchemaProblemsError: something belongs to a table that would not follow; nothing was changed.
+        """
+        self._refuse_an_unfit_database()
+        return self.tables.convert(self.clock.today(), dry_run=dry_run)
+
+    def shortcomings(self) -> list[str]:
+        """Return what keeps old rows from leaving, in words; changes nothing.
+
+        Raises:
+            DatabaseError: the database failed.
+        """
+        return self.tables.shortcomings(self.clock.today())
+
+    def _refuse_an_unfit_database(self) -> None:
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")
