@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
-from tests.conftest import SHANGHAI
-from tests.e2e.stack import DEMO_SECONDS, ask, free_port, run, served, wait_for
+from tests.e2e.conftest import FIRST_DAY, Demo
+from tests.e2e.stack import ask, free_port, served, wait_for
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,14 +49,11 @@ expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine, Path]]:
-    """The demo of the last four months, served; tests then change the samples of two of them."""
-    home = tmp_path_factory.mktemp("home")
-    first = PERIODS["monthly"].window_of(datetime.now(tz=SHANGHAI).date() - timedelta(days=120)).start
+def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine, Path]]:
+    """The demo, served; tests then change the samples of two months."""
+    home = demo.copy_to(tmp_path_factory.mktemp("browser") / "home")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("CAPACITY_START_DATE", first.isoformat())
-        demo = run(home, "demo", timeout=DEMO_SECONDS)
-        assert demo.returncode == 0, demo.stderr
+        patched.setenv("CAPACITY_START_DATE", FIRST_DAY)
         port = free_port()
         settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
         with served(home, port), embedded_server(settings.postgres_data) as server:
