@@ -15,6 +15,8 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.foundation.errors import DatabaseError, database_errors
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.samples import exact_bytes, insert_samples, staging_columns
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import note_measured
 
@@ -99,8 +101,7 @@ def _server_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...
 def _database_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
         for size in outcome.sizes:
-            mb = size.size_mb, size.data_size_mb, size.log_size_mb
-            yield outcome.instance_id, size.name, *mb, size.size_bytes, size.data_size_bytes, size.log_size_bytes
+            yield outcome.instance_id, size.name, *size.values
 
 
 _STAGE_SERVERS = """
@@ -109,10 +110,9 @@ CREATE TEMPORARY TABLE measured_server (
     connect_seconds double precision, measure_seconds double precision
 ) ON COMMIT DROP
 """
-_STAGE_DATABASES = """
+_STAGE_DATABASES = f"""
 CREATE TEMPORARY TABLE measured_database (
-    instance_id integer, database_name varchar(255), size_mb bigint, data_size_mb bigint, log_size_mb bigint,
-    size_bytes bigint, data_size_bytes bigint, log_size_bytes bigint
+    {staging_columns(DATABASE, "instance_id integer", "database_name varchar(255)")}
 ) ON COMMIT DROP
 """
 # Measured again on the same day, a server may have lost a database since.
@@ -122,39 +122,25 @@ WHERE d.collected_date = :day AND d.instance_id = s.instance_id AND s.status = '
   AND NOT EXISTS (SELECT FROM measured_database m
                   WHERE m.instance_id = d.instance_id AND m.database_name = d.database_name)
 """
-_WRITE_DATABASES = """
-INSERT INTO database_size_stats AS d
-    (instance_id, database_name, size_mb, data_size_mb, log_size_mb, size_bytes, data_size_bytes, log_size_bytes,
-     collected_date, collected_at, created_at, updated_at)
-SELECT m.instance_id, m.database_name, m.size_mb, m.data_size_mb, m.log_size_mb,
-       m.size_bytes, m.data_size_bytes, m.log_size_bytes, :day, s.measured_at, now(), now()
-FROM measured_database m JOIN measured_server s USING (instance_id)
-ON CONFLICT (instance_id, database_name, collected_date) DO UPDATE
-SET size_mb = excluded.size_mb, data_size_mb = excluded.data_size_mb, log_size_mb = excluded.log_size_mb,
-    size_bytes = excluded.size_bytes, data_size_bytes = excluded.data_size_bytes,
-    log_size_bytes = excluded.log_size_bytes, collected_at = excluded.collected_at, updated_at = now()
-WHERE (d.size_mb, d.data_size_mb, d.log_size_mb, d.size_bytes, d.data_size_bytes, d.log_size_bytes)
-    IS DISTINCT FROM (excluded.size_mb, excluded.data_size_mb, excluded.log_size_mb,
-                      excluded.size_bytes, excluded.data_size_bytes, excluded.log_size_bytes)
-"""
+_WRITE_DATABASES = insert_samples(
+    DATABASE,
+    "(SELECT m.*, CAST(:day AS date) AS collected_date, s.measured_at AS collected_at "
+    "FROM measured_database m JOIN measured_server s USING (instance_id))",
+)
 # The sum of exact bytes, rounded down once: rounded per database, a server of many small ones would lose megabytes.
-_WRITE_TOTALS = """
-INSERT INTO instance_size_stats AS t
-    (instance_id, total_size_mb, total_size_bytes, database_count, collected_date, collected_at, is_deleted,
-     created_at, updated_at)
-SELECT s.instance_id, div(coalesce(sum(coalesce(d.size_bytes, d.size_mb * CAST(1048576 AS numeric))), 0), 1048576),
-       CASE WHEN count(d.size_bytes) = count(d.size_mb) THEN coalesce(sum(d.size_bytes), 0) END, count(d.size_mb),
-       :day, s.measured_at, false, now(), now()
-FROM measured_server s
-LEFT JOIN database_size_stats d ON d.instance_id = s.instance_id AND d.collected_date = :day
-WHERE s.status = 'collected'
-GROUP BY s.instance_id, s.measured_at
-ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false DO UPDATE
-SET total_size_mb = excluded.total_size_mb, total_size_bytes = excluded.total_size_bytes,
-    database_count = excluded.database_count, collected_at = excluded.collected_at, updated_at = now()
-WHERE (t.total_size_mb, t.total_size_bytes, t.database_count)
-    IS DISTINCT FROM (excluded.total_size_mb, excluded.total_size_bytes, excluded.database_count)
-"""
+_WRITE_TOTALS = insert_samples(
+    INSTANCE,
+    f"""(
+    SELECT s.instance_id, CAST(:day AS date) AS collected_date, s.measured_at AS collected_at,
+           div(coalesce(sum({exact_bytes("d.")}), 0), 1048576) AS total_size_mb,
+           CASE WHEN count(d.size_bytes) = count(d.size_mb) THEN coalesce(sum(d.size_bytes), 0) END
+               AS total_size_bytes,
+           count(d.size_mb) AS database_count
+    FROM measured_server s
+    LEFT JOIN database_size_stats d ON d.instance_id = s.instance_id AND d.collected_date = :day
+    WHERE s.status = 'collected'
+    GROUP BY s.instance_id, s.measured_at)""",  # noqa: S608 -- names from our own table definitions
+)
 _WRITE_ATTEMPTS = """
 INSERT INTO capacity_collection_attempts AS a
     (collected_date, instance_id, status, failure, reason, connect_seconds, measure_seconds, attempted_at)

@@ -14,6 +14,8 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.samples import insert_samples
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.tables import metadata
 
@@ -135,24 +137,22 @@ SELECT count(*) FROM (
 ) AS known WHERE id NOT IN (SELECT id FROM fleet)
 """  # noqa: S608 -- names of our own tables
 
-_INSERT_SAMPLES = """
-WITH added AS (
-    INSERT INTO database_size_stats
-        (instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date, collected_at)
-    SELECT instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date, collected_date + time '03:00'
-    FROM sample
-    ON CONFLICT (instance_id, database_name, collected_date) DO NOTHING
-    RETURNING collected_date
-)
+_VALUES = ", ".join((*DATABASE.values, *DATABASE.exact))
+_SAMPLE = f"""(
+    SELECT instance_id, database_name, collected_date, {_VALUES}, collected_date + time '03:00' AS collected_at
+    FROM sample)"""  # noqa: S608 -- names of our own tables
+_INSERT_SAMPLES = f"""
+WITH added AS ({insert_samples(DATABASE, _SAMPLE, replace=False)} RETURNING collected_date)
 SELECT count(*) AS samples, min(collected_date) AS first_day, max(collected_date) AS last_day FROM added
-"""
-
-_INSERT_TOTALS = """
-INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date, collected_at)
-SELECT instance_id, sum(size_mb), count(*), collected_date, collected_date + time '03:00'
-FROM sample GROUP BY instance_id, collected_date
-ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false DO NOTHING
-"""
+"""  # noqa: S608 -- as above
+_INSERT_TOTALS = insert_samples(
+    INSTANCE,
+    """(
+    SELECT instance_id, collected_date, sum(size_mb) AS total_size_mb, count(*) AS database_count,
+           CAST(NULL AS bigint) AS total_size_bytes, collected_date + time '03:00' AS collected_at
+    FROM sample GROUP BY instance_id, collected_date)""",
+    replace=False,
+)
 
 
 def _register(connection: Connection, today: date) -> dict[str, _Registered]:

@@ -1,7 +1,7 @@
 """The two levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
-A new metric is one `Measure` here, with its columns in `storage.tables` and their migration. How the
-figures are computed is the business of `statements`.
+A further size of a database is an entry of `storage.metrics`; a measure of another kind is a `Measure` here with its
+columns in `storage.tables`. How the figures are computed is the business of `aggregation.statements`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 from sqlalchemy import ColumnElement, Table
 
 from capacity_assets.storage import tables
+from capacity_assets.storage.metrics import PART_SIZES
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ class Level:
     ratios: tuple[Ratio, ...] = ()
     void_flag: str | None = None
     sum_per_day: bool = False
+
+    @cached_property
+    def values(self) -> tuple[str, ...]:
+        """The measured columns of the raw table."""
+        return tuple(measure.source for measure in self.measures)
+
+    @cached_property
+    def exact(self) -> tuple[str, ...]:
+        """The columns of the raw table that keep the bytes of the sizes, where they are known."""
+        return tuple(f"{name.removesuffix('_mb')}_bytes" for name in self.values if name.endswith("_mb"))
 
     @property
     def headline(self) -> Measure:
@@ -160,8 +171,7 @@ DATABASE = Level(
     keys=("instance_id", "database_name"),
     measures=(
         _size_measure("size", _further("size", "last_size_mb")),
-        _size_measure("data_size"),
-        _size_measure("log_size"),
+        *(_size_measure(part.stem) for part in PART_SIZES),
     ),
 )
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from capacity_assets.foundation.errors import ValidationError
-from capacity_assets.foundation.levels import DATABASE, Level
+from capacity_assets.foundation.levels import Level
 
 # How many megabytes a unit is, as a fraction.
 UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
@@ -56,15 +56,16 @@ class ImportColumns:
         return (*self.keys, *self.sizes, *self.counts)
 
 
-LAYOUTS = {
-    "database": ImportColumns("database", (DATABASE_NAME, DAY), ("size_mb",), ("data_size_mb", "log_size_mb")),
-    "instance": ImportColumns("instance", (DAY,), ("total_size_mb",), counts=("database_count",)),
-}
-
-
 def layout_of(level: Level) -> ImportColumns:
-    """Return the layout of a level."""
-    return LAYOUTS["database" if level is DATABASE else "instance"]
+    """Return the columns of a level: keys, then what is measured."""
+    sizes = [name for name in level.values if name.endswith("_mb")]
+    return ImportColumns(
+        level.name,
+        (DATABASE_NAME, DAY) if "database_name" in level.keys else (DAY,),
+        tuple(name for name in sizes if not level.source.c[name].nullable),
+        tuple(name for name in sizes if level.source.c[name].nullable),
+        tuple(name for name in level.values if name not in sizes),
+    )
 
 
 @dataclass(frozen=True)

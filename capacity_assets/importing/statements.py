@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capacity_assets.foundation.levels import DATABASE, LEVELS, Level
-from capacity_assets.importing.rows import layout_of
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.foundation.samples import exact_bytes, insert_samples, staging_columns
 
-TYPES = {"database_name": "varchar(255)", "day": "date", "database_count": "integer"}
+KEY_TYPES = {"database_name": "varchar(255)", "day": "date"}
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,18 @@ class SliceStatements:
 
 
 def _statements(level: Level) -> SliceStatements:
-    of_database = level is DATABASE
-    keys = ("database_name", "day") if of_database else ("day",)
-    values = ("size_mb", "data_size_mb", "log_size_mb") if of_database else ("total_size_mb", "database_count")
-    exact = layout_of(level).exact
+    keys, values, exact = (*level.keys[1:], "day"), level.values, level.exact
     columns = (*keys, *values, *exact)
-    typed = "".join(f", {name} {TYPES.get(name, 'bigint')}" for name in columns)
+    head = ("position bigint", "server text", "instance_id integer", *(f"{name} {KEY_TYPES[name]}" for name in keys))
+    staged = staging_columns(level, *head)
+    written = ", ".join(("found_id AS instance_id", *level.keys[1:], "day AS collected_date", *values, *exact))
     return SliceStatements(
         copy=f"COPY staged (position, server, instance_id, {', '.join(columns)}, collected_at) FROM STDIN",
-        stage=f"CREATE TEMPORARY TABLE staged (position bigint, server text, instance_id integer{typed}, "
-        "collected_at timestamptz, found_id integer) ON COMMIT DROP",
+        stage=f"CREATE TEMPORARY TABLE staged ({staged}, collected_at timestamptz, found_id integer) ON COMMIT DROP",
         compare=_compare(level, keys, values, exact[0]),
-        write=_write(level, (*values, *exact)),
+        write=insert_samples(level, f"(SELECT {written}, collected_at FROM compared WHERE taken)"),  # noqa: S608 -- see the module
         conflicts=_conflicts(level, values[0]),
-        totals=TOTALS if of_database else None,
+        totals=TOTALS if level is DATABASE else None,
     )
 
 
@@ -71,22 +69,6 @@ FROM (
 """  # noqa: S608 -- see the module
 
 
-def _write(level: Level, values: Sequence[str]) -> str:
-    listed = ", ".join(values)
-    changes = ", ".join(f"{name} = excluded.{name}" for name in values)
-    extra, extra_value, database, key = (
-        ("", "", ", database_name", "(instance_id, database_name, collected_date)")
-        if level is DATABASE
-        else (", is_deleted", ", false", "", "(instance_id, collected_date) WHERE is_deleted = false")
-    )
-    return f"""
-INSERT INTO {level.source.name}
-    (instance_id{database}, collected_date, {listed}, collected_at, created_at, updated_at{extra})
-SELECT found_id{database}, day, {listed}, collected_at, now(), now(){extra_value} FROM compared WHERE taken
-ON CONFLICT {key} DO UPDATE SET {changes}, collected_at = excluded.collected_at, updated_at = now()
-"""  # noqa: S608 -- see the module
-
-
 def _conflicts(level: Level, size: str) -> str:
     database = "c.database_name" if level is DATABASE else "NULL"
     return f"""
@@ -96,18 +78,12 @@ FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER 
 """  # noqa: S608 -- see the module
 
 
-def _bytes_of(size_mb: str, size_bytes: str) -> str:
-    """The exact bytes where they are known, else those of the whole megabytes."""
-    return f"coalesce({size_bytes}, {size_mb} * CAST(1048576 AS numeric))"
-
-
 # The total of a server and day is derived where there is none, and follows where it was the sum of its databases before
 # this slice; one that somebody measured otherwise is kept.
 TOTALS = f"""
 WITH touched AS (
     SELECT found_id AS instance_id, day, max(collected_at) AS collected_at,
-           sum({_bytes_of("size_mb", "size_bytes")} - coalesce({_bytes_of("stored_mb", "stored_bytes")}, 0))
-               AS grown_bytes,
+           sum({exact_bytes()} - coalesce(stored_bytes, stored_mb * CAST(1048576 AS numeric), 0)) AS grown_bytes,
            count(*) FILTER (WHERE stored_mb IS NULL) AS added
     FROM compared WHERE taken GROUP BY found_id, day
     UNION ALL
@@ -117,28 +93,19 @@ WITH touched AS (
     GROUP BY found_id, day HAVING NOT bool_or(taken)
 ), derived AS (
     SELECT t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added, count(*) AS database_count,
-           sum({_bytes_of("d.size_mb", "d.size_bytes")}) AS total_bytes,
+           sum({exact_bytes("d.")}) AS total_bytes,
            count(d.size_bytes) = count(*) AS is_exact
     FROM touched t JOIN database_size_stats d ON d.instance_id = t.instance_id AND d.collected_date = t.day
     GROUP BY t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added
-), written AS (
-    INSERT INTO instance_size_stats AS s
-        (instance_id, total_size_mb, total_size_bytes, database_count, collected_date, collected_at, is_deleted,
-         created_at, updated_at)
-    SELECT d.instance_id, div(d.total_bytes, 1048576), CASE WHEN d.is_exact THEN d.total_bytes END, d.database_count,
-           d.day, d.collected_at, false, now(), now()
+), wanted AS (
+    SELECT d.instance_id, d.day AS collected_date, div(d.total_bytes, 1048576) AS total_size_mb,
+           CASE WHEN d.is_exact THEN d.total_bytes END AS total_size_bytes, d.database_count, d.collected_at
     FROM derived d LEFT JOIN instance_size_stats o
         ON o.instance_id = d.instance_id AND o.collected_date = d.day AND o.is_deleted = false
     WHERE o.instance_id IS NULL
        OR (o.total_size_mb = div(d.total_bytes - d.grown_bytes, 1048576)
            AND o.database_count = d.database_count - d.added)
-    ON CONFLICT (instance_id, collected_date) WHERE is_deleted = false DO UPDATE
-    SET total_size_mb = excluded.total_size_mb, total_size_bytes = excluded.total_size_bytes,
-        database_count = excluded.database_count, collected_at = excluded.collected_at, updated_at = now()
-    WHERE (s.total_size_mb, s.total_size_bytes, s.database_count)
-        IS DISTINCT FROM (excluded.total_size_mb, excluded.total_size_bytes, excluded.database_count)
-    RETURNING 1
-)
+), written AS ({insert_samples(INSTANCE, "wanted")} RETURNING 1)
 SELECT count(*) AS totals_written FROM written
 """  # noqa: S608 -- see the module
 COUNT = """

@@ -35,6 +35,7 @@ from sqlalchemy import (
 )
 
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.metrics import PART_SIZES
 
 metadata = MetaData()
 
@@ -197,9 +198,8 @@ database_size_stats = Table(
     _instance_id(),
     _database_name(),
     _megabytes("size_mb", "Total size of the database"),
-    _megabytes("data_size_mb", "Size of the data files", nullable=True),
-    _megabytes("log_size_mb", "Size of the log files", nullable=True),
-    *(_bytes(name) for name in ("size", "data_size", "log_size")),
+    *(_megabytes(f"{part.stem}_mb", f"Size of {part.files}", nullable=True) for part in PART_SIZES),
+    *(_bytes(name) for name in ("size", *(part.stem for part in PART_SIZES))),
     Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
     _timestamp("collected_at", "When the sample was taken"),
     _timestamp("created_at", "When the row was first written"),
@@ -245,11 +245,9 @@ database_size_aggregations = Table(
     *_window_columns(),
     *_size_columns("size", "total size", nullable=False),
     Column("data_count", Integer, nullable=False, comment="Samples in the window"),
-    *_size_columns("data_size", "data size", nullable=True),
-    *_size_columns("log_size", "log size", nullable=True),
+    *(column for part in PART_SIZES for column in _size_columns(part.stem, part.what, nullable=True)),
     *_change("size", "total size", BigInteger),
-    *_change("data_size", "data size", BigInteger),
-    *_change("log_size", "log size", BigInteger),
+    *(column for part in PART_SIZES for column in _change(part.stem, part.what, BigInteger)),
     *_further("size", "last_size_mb", "total size"),
     *_verdict_columns(),
     _windows_key("database_size_aggregations"),

@@ -7,6 +7,7 @@ added, at the end, so that what is built on a view goes on working. `capacity in
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.adoption import quoted
+from capacity_assets.storage.metrics import PART_SIZES, PartSize
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,17 @@ def _further(stem: str, last: str) -> tuple[ViewColumn, ...]:
     )
 
 
+# Those of the first edition of the views; columns of later ones follow at the end.
+FIRST_PARTS = 2
+
+
+def _parts(parts: Sequence[PartSize]) -> tuple[ViewColumn, ...]:
+    return tuple(
+        ViewColumn(f"{part.stem}_mb", f"a.avg_{part.stem}_mb", f"Mean size of {part.files}, MiB; null: not measured")
+        for part in parts
+    )
+
+
 _REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
 _NEWEST = ", ".join(f"('{name}')" for name in PERIODS)
 
@@ -129,8 +142,7 @@ _DATABASE_COLUMNS = (
     ViewColumn("size_mb", "a.avg_size_mb", "Mean total size, rounded down, MiB"),
     ViewColumn("largest_size_mb", "a.max_size_mb", "Largest total size, MiB"),
     ViewColumn("smallest_size_mb", "a.min_size_mb", "Smallest total size, MiB"),
-    ViewColumn("data_size_mb", "a.avg_data_size_mb", "Mean size of the data files, MiB; null: not measured"),
-    ViewColumn("log_size_mb", "a.avg_log_size_mb", "Mean size of the log files, MiB; null: not measured"),
+    *_parts(PART_SIZES[:FIRST_PARTS]),
     ViewColumn("change_mb", "a.size_change_mb", "Change of the mean against the window before, MiB; null: unknown"),
     ViewColumn("change_percent", "a.size_change_percent", "The same in percent; null: unknown, or from 0"),
     ViewColumn("trend", "a.trend_direction", "growing, shrinking or stable; null: nothing to compare with"),
@@ -139,6 +151,7 @@ _DATABASE_COLUMNS = (
     _COUNTED,
     *_ELAPSED,
     *_further("size", "last_size_mb"),
+    *_parts(PART_SIZES[FIRST_PARTS:]),
 )
 
 VIEWS = (

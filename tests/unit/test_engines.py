@@ -48,8 +48,14 @@ def test_recorded_rows_of_sql_server_become_data_and_log_sizes() -> None:
     rows = [("ERP_Main", 512 * MB + 5, 128 * MB, 3, 0, 0, 0), ("HR", 8 * MB, 8 * MB - 1, 2, 0, 0, 0)]
 
     assert sqlserver.measurement_of(rows, ()).sizes == (
-        DatabaseSize("ERP_Main", 512, 512, 128, 512 * MB + 5, 512 * MB + 5, 128 * MB),
-        DatabaseSize("HR", 8, 8, 7, 8 * MB, 8 * MB, 8 * MB - 1),
+        DatabaseSize(
+            "ERP_Main",
+            512,
+            512 * MB + 5,
+            {"data_size": 512, "log_size": 128},
+            {"data_size": 512 * MB + 5, "log_size": 128 * MB},
+        ),
+        DatabaseSize("HR", 8, 8 * MB, {"data_size": 8, "log_size": 7}, {"data_size": 8 * MB, "log_size": 8 * MB - 1}),
     )
 
 
@@ -102,7 +108,7 @@ def test_editions_that_show_no_files_are_refused_with_what_to_do(edition: int, d
 def test_recorded_rows_of_oracle_become_tablespaces() -> None:
     found = oracle.measurement_of([("USERS", 104857600, 1, 1), ("SYSTEM", 943718399, 2, 2)], ("SYSTEM",))
 
-    assert found.sizes == (DatabaseSize("USERS", 100, 100, None, 104857600, 104857600),)
+    assert found.sizes == (DatabaseSize("USERS", 100, 104857600, {"data_size": 100}, {"data_size": 104857600}),)
     assert found.left_out == ("SYSTEM",)
 
 

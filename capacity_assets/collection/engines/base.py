@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.storage.metrics import PART_SIZES
 from capacity_assets.units import first_of
 
 ENTRY_POINTS = "capacity_assets.engines"
@@ -114,32 +115,33 @@ class Access:
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """One database, MiB; a part that the engine does not tell is None."""
+    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `storage.metrics`."""
 
     name: str
     size_mb: int
-    data_size_mb: int | None = None
-    log_size_mb: int | None = None
     size_bytes: int | None = None
-    data_size_bytes: int | None = None
-    log_size_bytes: int | None = None
+    parts_mb: Mapping[str, int] = field(default_factory=dict)
+    parts_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_bytes(
-        cls,
-        name: str,
-        size: int,
-        data: int | None = None,
-        log: int | None = None,
-        *,
-        whole_mb: Callable[[int], int] | None = None,
+        cls, name: str, size: int, *, whole_mb: Callable[[int], int] | None = None, **parts: int | None
     ) -> DatabaseSize:
-        """Keep the exact bytes beside whole MiB, rounded as the engine always was: down, unless told otherwise."""
+        """Keep the exact bytes beside whole MiB, rounded as the engine always was: down, unless told otherwise.
+
+        `parts` are bytes by stem, for example `data_size`; one that the engine does not tell is None or left out.
+        """
         rounded = whole_mb or floor_mb
-        parts = {"size": size, "data_size": data, "log_size": log}
-        exact = {f"{part}_bytes": None if value is None else int(value) for part, value in parts.items()}
-        whole = {f"{part}_mb": None if value is None else rounded(int(value)) for part, value in parts.items()}
-        return cls(name, **whole, **exact)  # type: ignore[arg-type]  # the size itself is never None
+        exact = {stem: int(value) for stem, value in parts.items() if value is not None}
+        whole = {stem: rounded(value) for stem, value in exact.items()}
+        return cls(name, rounded(int(size)), int(size), whole, exact)
+
+    @property
+    def values(self) -> tuple[int | None, ...]:
+        """What a sample holds of it, in the order of the level: MiB, then bytes; None: not told."""
+        stems = [part.stem for part in PART_SIZES]
+        whole, exact = (tuple(map(parts.get, stems)) for parts in (self.parts_mb, self.parts_bytes))
+        return (self.size_mb, *whole, self.size_bytes, *exact)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class MySQL(EngineAdapter):
             not_counted += self._add_shared(connection, statements, total, excluded)
         not_counted += _add_other_engines(connection, total, data, visible)
         sizes = [
-            DatabaseSize.of_bytes(name, size, size if data is None else data[name], whole_mb=ceiling_mb)
+            DatabaseSize.of_bytes(name, size, data_size=size if data is None else data[name], whole_mb=ceiling_mb)
             for name, size in total.items()
         ]
         return Measurement(tuple(sizes), tuple(not_counted), tuple(sorted(set(schemas) - set(wanted))))

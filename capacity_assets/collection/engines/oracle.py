@@ -133,4 +133,6 @@ def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> 
             FailureKind.UNEXPECTED,
             f"the size of a data file of {unknown[0]} is not known: the file is offline, or its wallet closed",
         )
-    return Measurement(tuple(DatabaseSize.of_bytes(row[0], row[1], row[1]) for row in wanted), left_out=left_out)
+    return Measurement(
+        tuple(DatabaseSize.of_bytes(row[0], row[1], data_size=row[1]) for row in wanted), left_out=left_out
+    )

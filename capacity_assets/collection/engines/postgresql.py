@@ -135,7 +135,7 @@ class PostgreSQL(EngineAdapter):
                 if "does not exist" in str(error):
                     continue  # as above, told at login without a code
                 raise
-            sizes.append(DatabaseSize.of_bytes(name, size_bytes, size_bytes))
+            sizes.append(DatabaseSize.of_bytes(name, size_bytes, data_size=size_bytes))
         return sizes
 
     def facts(self, connection: psycopg.Connection) -> ServerFacts:
@@ -156,7 +156,7 @@ class PostgreSQL(EngineAdapter):
 def _by_files(connection: psycopg.Connection, names: Sequence[str]) -> list[DatabaseSize]:
     found = _rows(connection, QUERY, [list(names)]) if names else []
     refuse_without_rights([name for name, readable, *_ in found if not readable], "pg_read_all_stats")
-    return [DatabaseSize.of_bytes(row[0], row[2], row[2]) for row in found if row[2] is not None]
+    return [DatabaseSize.of_bytes(row[0], row[2], data_size=row[2]) for row in found if row[2] is not None]
 
 
 def _rows(

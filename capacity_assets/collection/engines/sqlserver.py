@@ -179,7 +179,7 @@ def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> 
         raise MeasureError(FailureKind.UNEXPECTED, f"of {unknown[0]} the size of a file is not known")
     not_counted = [f"{row[0]}: {row[4]} containers of FILESTREAM or memory-optimized data" for row in wanted if row[4]]
     snapshots = [f"{row[0]}: a database snapshot" for row in rows if row[6]]
-    sizes = [DatabaseSize.of_bytes(row[0], row[1], row[1], row[2]) for row in wanted]
+    sizes = [DatabaseSize.of_bytes(row[0], row[1], data_size=row[1], log_size=row[2]) for row in wanted]
     return Measurement(tuple(sizes), (*not_counted, *snapshots), left_out)
 
 

@@ -1,0 +1,148 @@
+"""A further metric and a further period are one entry each: every door shows them, with nothing else changed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+METRIC = """
+import capacity_assets.storage.metrics as metrics
+metrics.PART_SIZES = (*metrics.PART_SIZES, metrics.PartSize("temp_size", "the temporary files"))
+"""
+PERIOD = """
+import capacity_assets.periods as periods
+periods.PERIODS["half_yearly"] = periods.Period("half_yearly", months=6)
+"""
+COMMAND = """
+import sys
+from capacity_assets.cli.main import main
+main(sys.argv[1:])
+"""
+REFERENCE = """
+from docs.generate import REFERENCE, generated
+print(generated(REFERENCE.read_text()))
+"""
+COLLECT = """
+from datetime import date, datetime, timezone
+from capacity_assets.collection.engines.base import DatabaseSize
+from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.storing import store
+from capacity_assets.runtime import open_engine
+from capacity_assets.settings import load_settings
+size = DatabaseSize.of_bytes("billing", 5 * 1024**2, temp_size=3 * 1024**2 + 7)
+with open_engine(load_settings()) as engine:
+    store(engine, date(2025, 3, 3), [ProbeOutcome(1, "pg-1", datetime.now(tz=timezone.utc), sizes=(size,))])
+"""
+GRAPH = """
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.settings import load_settings
+graph = build_definitions(load_settings()).resolve_asset_graph()
+print(*(key.to_user_string() for key in graph.get_all_asset_keys() if "half" in key.to_user_string()))
+repository = build_definitions(load_settings()).get_repository_def()
+print(*(found.name for found in (*repository.schedule_defs, *repository.get_all_jobs()) if "half" in found.name))
+"""
+
+
+def run(*program: str, arguments: tuple[str, ...] = ()) -> str:
+    """Run a program that begins with a further entry; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", "".join(program), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_further_size_is_seen_from_the_sample_to_the_reference(engine: Engine, tmp_path: Path) -> None:
+    history = tmp_path / "history.csv"
+    history.write_text(
+        "server,database_name,day,size_mb,temp_size_mb\n"
+        "pg-1,orders,2025-02-01,100,7\npg-1,orders,2025-03-01,110,9\npg-1,orders,2025-03-02,110,\n"
+    )
+
+    def capacity(*arguments: str) -> str:
+        return run(METRIC, COMMAND, arguments=arguments)
+
+    initialised = capacity("init")
+    capacity("import", str(history), "--register-as", "postgresql")
+    run(METRIC, COLLECT)
+    capacity("aggregate", "--period", "monthly", "--from", "2025-02-01", "--to", "2025-03-31")
+    explained = json.loads(capacity("explain", "orders", "--period", "monthly", "--window", "2025-03-01", "--json"))
+    exported = list(csv.DictReader(io.StringIO(capacity("export", "--period", "monthly"), newline="")))
+
+    assert "database_size_stats.temp_size_mb is missing" in initialised
+    with engine.connect() as connection:
+        sample = connection.execute(
+            text("SELECT temp_size_mb, temp_size_bytes FROM database_size_stats WHERE database_name = 'billing'")
+        ).one()
+        figures = connection.execute(
+            text(
+                "SELECT avg_temp_size_mb, max_temp_size_mb, min_temp_size_mb, temp_size_change_mb, "
+                "temp_size_change_percent FROM database_size_aggregations "
+                "WHERE database_name = 'orders' AND period_start = '2025-03-01'"
+            )
+        ).one()
+    assert tuple(sample) == (3, 3 * 1024**2 + 7)
+    assert [str(value) for value in figures] == ["9", "9", "9", "2", "28.57"]
+    shown = {figure["name"]: figure for figure in explained["figures"]}
+    assert shown["avg_temp_size_mb"]["computed"] == shown["avg_temp_size_mb"]["stored"] == 9
+    assert {(row["database"], row["window_start"]): row["temp_size_mb"] for row in exported} == {
+        ("orders", "2025-02-01"): "7",
+        ("orders", "2025-03-01"): "9",
+        ("billing", "2025-03-01"): "3",
+    }
+    assert "| `temp_size_mb` | bigint | Size of the temporary files, MiB; null: not measured |" in run(
+        METRIC, REFERENCE
+    )
+
+
+def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
+    settings: Settings, engine: Engine, tmp_path: Path
+) -> None:
+    history = tmp_path / "history.csv"
+    history.write_text("server,database_name,day,size_mb\npg-1,orders,2025-02-01,100\npg-1,orders,2025-08-01,150\n")
+
+    def capacity(*arguments: str) -> str:
+        return run(PERIOD, COMMAND, arguments=arguments)
+
+    capacity("init")
+    capacity("import", str(history), "--register-as", "postgresql")
+    capacity("aggregate", "--period", "half_yearly", "--from", "2025-01-01", "--to", "2025-12-31")
+    explained = capacity("explain", "orders", "--period", "half_yearly", "--window", "2025-07-01")
+    exported = list(csv.DictReader(io.StringIO(capacity("export", "--period", "half_yearly"), newline="")))
+    assets, jobs = run(PERIOD, GRAPH).splitlines()
+
+    assert settings.start_date == date(2025, 1, 1)
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT period_start, period_end, avg_size_mb, size_change_mb, trend_direction "
+                "FROM database_size_aggregations WHERE period_type = 'half_yearly' ORDER BY 1"
+            )
+        ).all()
+    assert [tuple(row) for row in rows] == [
+        (date(2025, 1, 1), date(2025, 6, 30), 100, None, None),
+        (date(2025, 7, 1), date(2025, 12, 31), 150, 50, "growing"),
+    ]
+    assert "Every stored figure is what its samples give." in explained
+    assert [row["window_start"] for row in exported] == ["2025-01-01", "2025-07-01"]
+    assert set(assets.split()) == {"half_yearly_database_aggregations", "half_yearly_instance_aggregations"}
+    assert set(jobs.split()) == {"half_yearly_aggregation_job", "half_yearly_aggregation_schedule"}
+    assert "`half_yearly_aggregation_job`" in run(PERIOD, REFERENCE)
