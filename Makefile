@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # Test and lint tools are as large as the product: only what needs them waits for them.
 DEVELOPER := $(VENV)/.installed-dev
+# In the order of their folders: the long end-to-end files first, not last and alone. These wait more than they compute,
+# so four at a time keep two cores busy.
+PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test check docs bench format clean
+.PHONY: help demo own up test test-fast test-integration test-nightly check docs bench format clean
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 demo: $(READY) ## Load a sample fleet, compute everything through Dagster, print the result
 	@$(BIN)/capacity demo
@@ -22,9 +25,18 @@ up: $(READY) ## Serve the Dagster UI, daemon and graph on this machine until Ctr
 
 test: $(DEVELOPER) ## Run all tests on real servers they start themselves
 	@tests/install_servers.sh
-	@# In the order of their folders: the long end-to-end files first, not last and alone. These wait more than they
-	@# compute, so three at a time keep two cores busy.
-	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -q
+	@$(PYTEST)
+
+test-fast: $(DEVELOPER) ## Run the tests that need no server, in seconds
+	@$(BIN)/pytest -n 2 -q -m "not slow" tests/unit
+
+test-integration: $(DEVELOPER) ## Run the tests without the served stacks; CAPACITY_TEST_POSTGRES_BIN names another PostgreSQL
+	@tests/install_servers.sh
+	@$(PYTEST) tests/unit tests/integration
+
+test-nightly: $(DEVELOPER) ## Run all tests with many generated histories and many kills; takes hours
+	@tests/install_servers.sh
+	@CAPACITY_TEST_PROFILE=nightly $(PYTEST)
 
 check: $(DEVELOPER) ## Lint and type-check
 	@$(BIN)/ruff check .

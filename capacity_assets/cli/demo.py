@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 import dagster as dg
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.api import execute_run
-from dagster._core.execution.job_execution_result import JobExecutionResult
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
@@ -43,6 +39,13 @@ from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.orchestration.private.definitions import (
+    InMemoryJob,
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+    execute_run,
+)
 from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, REPORT_PERIOD
 from capacity_assets.orchestration.sample_days import unmarked_days
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
@@ -183,7 +186,7 @@ def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance
     return sum(count for count in counts if isinstance(count, int))
 
 
-def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> JobExecutionResult:
+def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dg.JobExecutionResult:
     """Run a job in this process, as one of the code location that `capacity up` serves."""
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(CODE_LOCATION), "__repository__")
     run = instance.create_run_for_job(
@@ -195,7 +198,7 @@ def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[
     return execute_run(InMemoryJob(job), run, instance)
 
 
-def _reasons(result: JobExecutionResult) -> str:
+def _reasons(result: dg.JobExecutionResult) -> str:
     """Say what the failed steps said, or the class of what they raised."""
     failures = [event.step_failure_data for event in result.get_step_failure_events()]
     texts = [

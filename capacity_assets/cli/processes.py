@@ -127,8 +127,7 @@ def _wait_for_code(processes: Processes, code: Path) -> None:
 
     One that has ended, or takes too long, is left to who waits for the web server.
     """
-    from dagster._core.errors import DagsterUserCodeUnreachableError
-    from dagster._grpc.client import DagsterGrpcClient
+    from capacity_assets.orchestration.private.serving import DagsterGrpcClient, DagsterUserCodeUnreachableError
 
     client = DagsterGrpcClient(socket=str(code))
     deadline = time.monotonic() + CODE_TIMEOUT_SECONDS

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
 from capacity_assets.orchestration.metadata import unescaped
+from capacity_assets.orchestration.private.definitions import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from capacity_assets.units import first_of
 
 ALERT_SENSOR = "alert_sensor"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.alerts import alert_sensors
@@ -26,6 +25,7 @@ from capacity_assets.orchestration.computed_windows import computed_windows_sens
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.reports import (
     REPORT_PERIOD,
     growth_report,

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 
 import dagster as dg
-from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
 from capacity_assets.collection.observing import data_versions
@@ -27,6 +25,10 @@ from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw
 from capacity_assets.orchestration.naming import asset_name, subject_of
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
 from capacity_assets.orchestration.pools import COLLECTION_POOL
+from capacity_assets.orchestration.private.definitions import (
+    UnresolvedAssetJobDefinition,
+    create_external_asset_from_source_asset,
+)
 from capacity_assets.orchestration.requested_days import RequestedDays, measure_requested
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.periods import Period

@@ -7,7 +7,6 @@ missing. A sensor tells it which windows the ledger has as computed. Computing i
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.levels import LEVELS
@@ -15,6 +14,7 @@ from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
 from capacity_assets.orchestration.metadata import typed
 from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.private.definitions import IN_PROGRESS_RUN_STATUSES
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 

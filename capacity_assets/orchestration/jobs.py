@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.checks import STANDING_CHECK_JOB, standing_check_keys
 from capacity_assets.orchestration.naming import asset_name, job_name
+from capacity_assets.orchestration.private.definitions import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    UnresolvedAssetJobDefinition,
+)
 from capacity_assets.periods import Period, Window
 
 

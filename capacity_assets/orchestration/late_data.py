@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.tags import SENSOR_NAME_TAG
 
 from capacity_assets.aggregation.ledger import StaleWindow
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -21,6 +19,7 @@ from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.jobs import run_request
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.orchestration.private.definitions import SENSOR_NAME_TAG, UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period, Window, adjacent_spans
 from capacity_assets.settings import LONGEST_SETTLING

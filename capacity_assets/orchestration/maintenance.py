@@ -6,11 +6,11 @@ An asset, so that its history is in one place: what was added, moved and dropped
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, typed
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import RETENTION_RESOURCE
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.service import RetentionService

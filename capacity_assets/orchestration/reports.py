@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.levels import LEVELS
@@ -15,6 +14,7 @@ from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, escaped
 from capacity_assets.orchestration.naming import REPORTS_PATH, asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.report.data import ChangeKind, Report, file_name, read_report

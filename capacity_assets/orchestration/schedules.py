@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from datetime import date
 
 import dagster as dg
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    PARTITION_NAME_TAG,
-    SCHEDULE_NAME_TAG,
-)
 
 from capacity_assets.orchestration.checks import STANDING_CHECK_JOB
 from capacity_assets.orchestration.jobs import run_request
 from capacity_assets.orchestration.naming import job_name, schedule_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
+from capacity_assets.orchestration.private.definitions import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    PARTITION_NAME_TAG,
+    SCHEDULE_NAME_TAG,
+)
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
 

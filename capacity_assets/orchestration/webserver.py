@@ -15,9 +15,6 @@ from urllib.parse import urlsplit
 import click
 import uvicorn
 from dagster import DagsterInstance
-from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
-from dagster._utils.interrupts import setup_interrupt_handlers
 from dagster_webserver.version import __version__
 from dagster_webserver.webserver import DagsterWebserver
 from starlette.datastructures import Headers
@@ -28,6 +25,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from capacity_assets.orchestration.naming import REPORTS_PATH
+from capacity_assets.orchestration.private.serving import (
+    WorkspaceFileTarget,
+    WorkspaceProcessContext,
+    WorkspaceRequestContext,
+    setup_interrupt_handlers,
+)
 
 READING = {"GET", "HEAD"}
 # A report holds no script, and must not be made to load anything by what a database is called.

@@ -11,8 +11,9 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, delete, text
 
+from capacity_assets.foundation import locks
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.locks import CapacityLockManager
+from capacity_assets.foundation.locks import CapacityLockManager, LockHeldError
 from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
@@ -366,12 +367,21 @@ def test_a_full_disk_is_permanent_and_not_retried(settings: Settings, engine: En
     assert stored(engine, DATABASE) == []
 
 
-def test_a_period_held_by_another_writer_is_retried_until_it_is_free(settings: Settings, engine: Engine) -> None:
+def test_a_period_held_by_another_writer_is_retried_until_it_is_free(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
+    refused, held = threading.Event(), locks._held
+
+    def refuse(period: str, who: str | None) -> LockHeldError:
+        refused.set()
+        return held(period, who)
+
+    monkeypatch.setattr(locks, "_held", refuse)
     with CapacityLockManager(engine).job_lock("daily"):
         thread, results = run_in_thread(settings)
-        time.sleep(1.2)
+        assert refused.wait(60)
         assert stored(engine, DATABASE) == []
     thread.join(90)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from capacity_assets.collection.engines.base import Access, Kind, MeasureError, engine_named
+from capacity_assets.collection.engines.base import Access, FailureKind, MeasureError, engine_named
 
 SECRET = "hunter-S3cret"  # noqa: S105 -- made up
 
@@ -81,7 +81,7 @@ def test_a_postgresql_that_asks_for_the_password_itself_does_not_get_it() -> Non
     with impostor(asks_as_postgresql) as (port, heard):
         told = refused("postgresql", port)
 
-    assert told.kind is Kind.LOGIN, told
+    assert told.kind is FailureKind.LOGIN, told
     assert SECRET.encode() not in heard
 
 
@@ -91,7 +91,7 @@ def test_a_mysql_that_asks_for_the_password_itself_does_not_get_it(engine: str, 
     with impostor(asks_as_mysql(plugin)) as (port, heard):
         told = refused(engine, port)
 
-    assert told.kind is Kind.LOGIN, told
+    assert told.kind is FailureKind.LOGIN, told
     assert "it asks for the password itself, which was not sent" in str(told)
     assert SECRET.encode() not in heard
 

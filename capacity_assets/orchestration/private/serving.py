@@ -1,0 +1,16 @@
+"""Private names that the web server and `capacity up` need; loading them takes a moment, so runs do not."""
+
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._utils.interrupts import setup_interrupt_handlers
+
+__all__ = [
+    "DagsterGrpcClient",
+    "DagsterUserCodeUnreachableError",
+    "WorkspaceFileTarget",
+    "WorkspaceProcessContext",
+    "WorkspaceRequestContext",
+    "setup_interrupt_handlers",
+]
