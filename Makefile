@@ -28,7 +28,7 @@ test: $(DEVELOPER) ## Run all tests on real servers they start themselves
 	@$(PYTEST)
 
 test-fast: $(DEVELOPER) ## Run the tests that need no server, in seconds
-	@$(BIN)/pytest -n 2 -q -m "not slow" tests/unit
+	@$(BIN)/pytest -n 2 -q tests/unit
 
 test-integration: $(DEVELOPER) ## Run the tests without the served stacks; CAPACITY_TEST_POSTGRES_BIN names another PostgreSQL
 	@tests/install_servers.sh

@@ -1,6 +1,6 @@
 """The one clock: what day it is in the configured time zone.
 
-Everything that needs "today" without having been told takes a `Clock`; tests hand in a fixed one.
+Whatever needs today's date takes a `Clock`; tests pass a fixed one.
 Intervals (durations) do not belong here: they come from `time.perf_counter`.
 """
 

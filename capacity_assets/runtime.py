@@ -172,7 +172,7 @@ def retention_service(
     periods: Mapping[str, Period] = PERIODS,
     tell: Callable[[str], None] = logger.info,
 ) -> RetentionService:
-    """Put together what maintains the tables, on an engine that is open already; `tell` hears of each step."""
+    """Put together what maintains the tables, on an open engine; `tell` is called with each finished step."""
     rules = parse_retention(settings.retention_days, periods)
     tables = TableMaintenance(engine, settings.start_date, rules, periods, tell)
     return RetentionService(engine, clock or Clock(settings.zone), tables)

@@ -302,7 +302,7 @@ class Settings(BaseSettings):
 
     @property
     def zone_is_chosen(self) -> bool:
-        """Whether somebody has set the time zone; else it is the machine's."""
+        """Whether the time zone is set; else it is the machine's."""
         return "timezone" in self.model_fields_set
 
     @property

@@ -99,7 +99,7 @@ def calculate_database(
 ) -> TaskResult:
     """Aggregate the scheduled window of each period at both levels, for callers of the legacy application.
 
-    Unknown periods are told to `log` and left out. `manual_run`, `created_by` and `run_id` are told there too; no
+    Unknown periods are logged and left out. `manual_run`, `created_by` and `run_id` are logged too; no
     session is written, so `session_id` is None. Returns `status`, `message`, `run_id`, `session_id`,
     `periods_executed`, `details` (`periods`: a summary per period, of the databases; `instances`: by id, what failed)
     and `metrics` (`instances`: `total`, `successful`, `failed`, each server counted once; `records`), and `error` where
@@ -179,7 +179,7 @@ def _run_by_instance(
     window: Window,
     callbacks: Mapping[str, Callable[..., None]],
 ) -> list[PeriodSummary]:
-    """Compute one server after the other and tell of each; nothing where nobody wants to know."""
+    """Compute one server after the other and call its callbacks; nothing without callbacks."""
     parts: list[PeriodSummary] = []
     if not callbacks:
         return parts
@@ -245,7 +245,7 @@ def _instance_details(run: RunSummary, instances: Sequence[InstanceRef]) -> dict
 def _result(
     run: RunSummary, troubles: Sequence[CapacityError], message: str, names: list[str], details: TaskResult
 ) -> TaskResult:
-    """Lay out the legacy keys; a period that could not be run makes the whole a failure and is told first."""
+    """Lay out the legacy keys; a period that could not be run makes the whole a failure and comes first."""
     status = AggregationStatus.FAILED if troubles else run.status
     return {
         "status": status.value,

@@ -57,7 +57,7 @@ class Profile(NamedTuple):
     kills: int
 
 
-PROFILES = {"fast": Profile(10, 2), "ci": Profile(25, 4), "nightly": Profile(500, 60)}
+PROFILES = {"fast": Profile(5, 2), "ci": Profile(15, 4), "nightly": Profile(500, 60)}
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)

@@ -1,6 +1,6 @@
 """One stored row traced to its samples, and compared with what they give.
 
-How its figures come about is the business of `reference`.
+The arithmetic of its figures is in `reference`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, o
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from capacity_assets.aggregation.reference import Sample, Value, WindowSamples, reference_figures
-from capacity_assets.aggregation.statements import is_active
 from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
+from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.tables import instances
 
 
@@ -32,12 +32,12 @@ class Subject:
 
     @property
     def level(self) -> Level:
-        """The level whose rows speak of it."""
+        """The level of its rows."""
         return INSTANCE if self.database is None else DATABASE
 
     @property
     def key(self) -> dict[str, object]:
-        """The columns that tell its rows from others."""
+        """The columns that identify its rows."""
         known = {"instance_id": self.instance_id, "database_name": self.database}
         return {name: known[name] for name in self.level.keys}
 
@@ -48,7 +48,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: how it comes about, what comes out, and what is stored."""
+    """One figure: its arithmetic, its result, and what is stored."""
 
     name: str
     how: str
@@ -95,7 +95,7 @@ class Explanation:
 
     @property
     def verdict(self) -> str:
-        """Say in one sentence whether the stored row is what its samples give, and if not, why that may be."""
+        """Say in one sentence whether the stored row equals what its samples give, and if not, possible reasons."""
         if not self.samples.own:
             rest = "no row is stored either." if self.stored is None else "the row that is stored was kept."
             return f"The samples hold nothing for this window; {rest}"
@@ -109,7 +109,7 @@ class Explanation:
         return self._why(wrong, self.stored)
 
     def _why(self, wrong: list[str], stored: Mapping[str, Value]) -> str:
-        """Say why figures may be stored otherwise than the samples give."""
+        """Say why stored figures may differ from those of the samples."""
         stored_samples = stored["data_count"]
         if isinstance(stored_samples, int) and stored_samples > len(self.samples.own):
             rebuild = "`capacity aggregate --overwrite` would rebuild it from those"
@@ -186,7 +186,7 @@ def _read_samples(connection: Connection, subject: Subject, window: Window) -> t
 
 
 def _those_with(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
-    """Look server by server, by the keys that begin with the server: there is no index on names alone."""
+    """Search server by server, by the keys that begin with the server: there is no index on names alone."""
 
     def rows_of(table: Table) -> LateralFromClause:
         named = and_(table.c.instance_id == instances.c.id, table.c.database_name == database)

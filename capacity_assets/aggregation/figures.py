@@ -1,4 +1,4 @@
-"""The second third of the statement: from partial states to the figures of each window, exactly.
+"""The second part of the statement: from partial states to the exact figures of each window.
 
 What happens to the figures afterwards is the business of `statements`.
 

@@ -1,4 +1,4 @@
-"""`Inspection`: what can be said of windows without computing any. Nothing here writes.
+"""`Inspection`: reads the state of windows. Nothing here computes or writes.
 
 Checks of a run, sizes and movers, and what the ledger knows: computed, stale and incomplete windows.
 """
@@ -75,7 +75,7 @@ class Inspection:
         return [computed for computed in found if self.partitions.contains(period, computed.window)]
 
     def last_computation(self) -> str:
-        """Return a text that differs as soon as a further window is computed.
+        """Return a token that changes when a further window is computed.
 
         Raises:
             DatabaseError: the database failed, or the schema is missing.

@@ -1,4 +1,4 @@
-"""The ledger of computed windows: which were computed, over which samples, and what has to be done again.
+"""The ledger of computed windows: which were computed, over which samples, and which must be recomputed.
 
 Every computation over all servers is entered with PostgreSQL's own account of which transactions it could see
 (a `pg_snapshot`, taken before the first sample is read). A change of samples is recorded with its transaction by
@@ -67,7 +67,7 @@ class StaleWindow:
 
 @dataclass(frozen=True)
 class Unchanged:
-    """What a computed window held when it was computed, and still does."""
+    """The counts of an unchanged window from when it was computed."""
 
     processed_instances: int
     total_records: int
@@ -87,7 +87,7 @@ class ComputedWindow:
 
 @dataclass(frozen=True)
 class OpenWindow:
-    """A window that is due and not as it should be, and why in a few words."""
+    """A window that is due and incomplete, and the reason in a few words."""
 
     window: Window
     reason: str
@@ -107,7 +107,7 @@ class Ledger:
         }
 
     def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
-        """Enter that a computation of `windows` begins; return the snapshot to finish it with.
+        """Record that a computation of `windows` begins; return the snapshot to finish it with.
 
         Raises:
             DatabaseError: the database failed; nothing of this level was written.
@@ -142,7 +142,7 @@ class Ledger:
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
 
     def last_computation(self) -> str:
-        """Return a text that differs as soon as a further window is computed.
+        """Return a token that changes when a further window is computed.
 
         Raises:
             DatabaseError: the database failed.
@@ -156,8 +156,8 @@ class Ledger:
         """Return those of `windows` that computing again would leave as they are, by their first day.
 
         Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
-        corrected or deleted, nobody else wrote to the aggregates, and the same statement was used for the same servers.
-        None while change tracking is off. A dry run does not tidy up the change log.
+        corrected or deleted, no other session wrote to the aggregates, and the same statement was used for the same
+        servers. None while change tracking is off. A dry run does not tidy up the change log.
 
         Raises:
             DatabaseError: the database failed; nothing was written.
@@ -190,7 +190,7 @@ class Ledger:
         }
 
     def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
-        """Take `windows` as changed, and those after them and a year later, whose protection depends on their rows.
+        """Invalidate `windows`, and those after them and a year later, whose protection depends on their rows.
 
         Raises:
             DatabaseError: the database failed; nothing of this level was written.
@@ -200,7 +200,7 @@ class Ledger:
             connection.execute(text(DOUBT), {"period_type": period.name, "level": level.name, "starts": sorted(starts)})
 
     def finish(self, snapshot: str, parts: Sequence[PeriodSummary], fingerprint: str) -> None:
-        """Enter that the windows of `parts` were computed over what `snapshot` could see, and by what.
+        """Record that the windows of `parts` were computed over what `snapshot` could see, and the fingerprint.
 
         Raises:
             DatabaseError: the database failed; the aggregates were kept, and the windows count as not computed.
@@ -227,11 +227,11 @@ class Ledger:
 
     @property
     def stale_query(self) -> tuple[str, dict[str, list[str]]]:
-        """The statement of a look and its parameters, for those who want to see its plan."""
+        """The statement of `stale` and its parameters, for EXPLAIN."""
         return STALE, self._parameters
 
     def stale(self) -> list[StaleWindow]:
-        """Return every computed window whose samples changed since, in order; and forget changes all have seen.
+        """Return the computed windows whose samples changed since, in order; delete changes that all windows saw.
 
         Raises:
             DatabaseError: the database failed; nothing is lost.
@@ -344,7 +344,7 @@ class Ledger:
 
 
 def _spread_activations(connection: Connection) -> None:
-    """Enter the days of servers that were put into service as changed. Whoever may only read leaves that to others."""
+    """Enter the days of servers that were put into service as changed. A role that may only read skips this."""
     if connection.execute(text("SELECT EXISTS (SELECT FROM capacity_activations)")).scalar():
         connection.execute(text(SPREAD_ACTIVATIONS))
 

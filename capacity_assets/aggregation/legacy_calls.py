@@ -56,7 +56,7 @@ class LegacyCalls(ABC):
         scope: str = SCOPE_ALL,
         use_current_period: bool | None = None,
     ) -> RunSummary:
-        """Compute the window regular work takes (current for daily, last for the rest) unless told which.
+        """Compute the scheduled window (current for daily, last for the rest), or the one `use_current_period` says.
 
         Raises:
             NotFoundError: the id is not registered.

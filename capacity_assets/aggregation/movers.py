@@ -1,6 +1,6 @@
 """What a window's stored rows add up to, and the databases or servers that changed most in it.
 
-Read after a run, to be shown with it. Nothing is computed anew: sizes and changes are the stored figures. The sums are
+Read after a run, to be shown with it. Nothing is recomputed: sizes and changes are the stored figures. The sums are
 those of the servers' own rows; where these were not computed, of database rows weighted by the days on which each was
 measured, so that renaming a database changes no total.
 """

@@ -1,4 +1,4 @@
-"""How a run is to be done. One object carries it from every door down to the statement."""
+"""The options of a run. One object carries them from assets, tasks and commands down to the statement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Guard = Callable[[], None]
 class RunOptions:
     """At which levels and for which instances to compute, and whether stored history may be replaced.
 
-    With `recompute`, windows that nothing has touched since they were computed are computed all the same. With
+    With `recompute`, windows that are unchanged since they were computed are computed too. With
     `dry_run` nothing is written anywhere, and the summary says what would be. The service adds its lock to `guard`.
     """
 

@@ -1,8 +1,8 @@
-"""What is looked at after a run, so that a figure can be trusted: checks as data, one statement each.
+"""The checks after a run, as data: one statement per check.
 
 A check asks the database for places where something is wrong in the windows of the run, names the first
-twenty and counts the rest. Severity says whether a person is called (`error`: someone can and must act) or
-told (`warn`). How an outcome becomes an asset check is not decided here.
+twenty and counts the rest. Severity says whether a person has to act (`error`) or is informed
+(`warn`). How an outcome becomes an asset check is not decided here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import Window, adjacent_spans
+from capacity_assets.storage.active_servers import active_condition
 
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
@@ -28,7 +29,7 @@ JUMP_FROM_ZERO_MB = 1024
 
 
 class Severity(StrEnum):
-    """Whether a failed check calls a person or tells one."""
+    """Whether a failed check needs a person to act, or only informs."""
 
     ERROR = "error"
     WARN = "warn"
@@ -36,7 +37,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class CheckScope:
-    """What a check is asked about: the windows of a run at one level, on a day."""
+    """What is checked: the windows of a run at one level, as of a day."""
 
     period_type: str
     level: Level
@@ -73,7 +74,7 @@ class CheckOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether there was nothing to find."""
+        """Whether nothing was found."""
         return self.places == 0
 
     @property
@@ -177,7 +178,7 @@ def _first(body: str, order: str) -> str:
 
 
 _WINDOWS = "unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)"
-_ACTIVE = "(SELECT id, name FROM instances WHERE is_active AND deleted_at IS NULL) AS i"
+_ACTIVE = f"(SELECT id, name FROM instances WHERE {active_condition('instances')}) AS i"  # noqa: S608 -- constants
 
 
 def _live(level: Level) -> str:
@@ -208,7 +209,7 @@ def _missing_days(level: Level) -> str:
 
 
 def _impossible_values(level: Level) -> str:
-    """Stored rows that no real server can have."""
+    """Stored rows with impossible values."""
     negative = " OR ".join(f"a.{measure.minimum} < 0" for measure in level.measures)
     database = "a.database_name" if "database_name" in level.keys else "'all databases'"
     body = f"""

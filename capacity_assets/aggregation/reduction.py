@@ -1,4 +1,4 @@
-"""The first third of the statement: from raw rows to the partial states of each window, exactly.
+"""The first part of the statement: from raw rows to the exact partial states of each window.
 
 Windows are numbered by `width_bucket`, so that a single scan serves all of them; samples are reduced to count, sum and
 extremes; window functions put the states of the window before and of a year before beside, without a second scan. The

@@ -40,7 +40,7 @@ class WindowSamples:
 def reference_figures(
     level: Level, period: Period, window: Window, window_samples: WindowSamples
 ) -> Iterator[tuple[str, tuple[str, Value]]]:
-    """Yield each figure of a row and how it comes about; the window has at least one sample, the others may not."""
+    """Yield each figure of a row with its arithmetic; the window has at least one sample, the others may have none."""
     samples, before = window_samples.own, window_samples.before
     yield "period_end", ("last day of the window", window.end)
     yield "data_count", ("days with a sample", len(samples))

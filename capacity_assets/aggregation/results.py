@@ -69,7 +69,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class PeriodSummary:
-    """CheckOutcome of one window at one level; summaries of disjoint instances of one window can be added.
+    """Outcome of one window at one level; summaries of disjoint instances of one window can be added.
 
     `unsampled_records` are stored rows, kept although no sample of them is left; they are no part of `total_records`.
     `coverage` is None where it was not looked up.
@@ -180,7 +180,7 @@ COUNT_FIELDS = (
 
 @dataclass(frozen=True)
 class RunSummary:
-    """CheckOutcome of a run over any number of windows, periods and levels."""
+    """Outcome of a run over any number of windows, periods and levels."""
 
     parts: tuple[PeriodSummary, ...] = ()
 
@@ -252,7 +252,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class InstanceSummary:
-    """CheckOutcome for one instance asked for by id; `active` is False for an instance that is not aggregated."""
+    """Outcome for one instance asked for by id; `active` is False for an instance that is not aggregated."""
 
     instance_id: int
     instance_name: str

@@ -1,4 +1,4 @@
-"""One class per level, one job each: write the aggregates of some windows for some instances.
+"""Write the aggregates of windows for instances; one class per level.
 
 Instances go in bounded slices, each its own transaction, so that an interruption keeps what was written
 and a repetition continues. When the rows of a slice are at fault, the slice is halved until the failing
@@ -175,7 +175,7 @@ class AggregationRunner:
             yield instances[first : first + size]
 
     def _aggregate_slices(self, slices: Sequence[_Work]) -> Iterator[list[PeriodSummary]]:
-        """Write slices one after the other or side by side; give back what came of each, in order.
+        """Write slices one after the other or in parallel; yield the summaries of each, in order.
 
         After an error no further slice is begun; those at work are finished first, and kept.
         """

@@ -35,15 +35,11 @@ from capacity_assets.aggregation.figures import window_figures
 from capacity_assets.aggregation.reduction import Element, Parameters, numbered_windows, parameters_of_a_run
 from capacity_assets.foundation.levels import Level, Measure
 from capacity_assets.periods import Period
+from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.adoption import DIALECT
 from capacity_assets.storage.tables import computed_windows, instances
 
 INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protected"
-
-
-def is_active() -> ColumnElement[bool]:
-    """The one rule for which instances are aggregated (docs/semantics.md, "Which servers")."""
-    return and_(instances.c.is_active, instances.c.deleted_at.is_(None))
 
 
 def known_instances() -> Select[int, str, bool]:
@@ -81,7 +77,7 @@ def aggregation_statement(
 
 
 def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
-    """Return what tells one way of computing a level, for some servers, from another: 64 hexadecimal digits.
+    """Return a fingerprint of how a level is computed and for which servers: 64 hexadecimal digits.
 
     It follows from the statement itself and the period's trend threshold, so that new arithmetic or a new metric is
     another way by itself.

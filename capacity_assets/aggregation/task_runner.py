@@ -1,7 +1,7 @@
-"""`AggregationTaskRunner`: what every door goes through, be it an asset, a task function or a command.
+"""`AggregationTaskRunner`: runs periods for assets, task functions and commands.
 
-It chooses the windows that are due, runs periods through the service, logs one line per run, and tells the legacy
-application's table of runs where that is wanted. Checks, locks and writing belong to the service.
+It chooses the windows that are due, runs periods through the service, logs one line per run, and enters runs in the
+legacy application's table where that is configured. Checks, locks and writing belong to the service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What runs, what waits, what is late: for `capacity status` and the screen of `capacity up`.
 
-Runs are read from Dagster's own table, because opening its instance would create tables, and looking must not.
+Runs are read from Dagster's own table, because opening its instance would create tables, and reading must not.
 Which windows are late is decided by the ledger.
 """
 
@@ -90,7 +90,7 @@ def active_runs(storage: Engine) -> list[ActiveRun]:
 
 
 def daemon_works(storage: Engine) -> bool:
-    """Whether a Dagster daemon, which starts what is scheduled and waits, gave a sign of life in the last minutes."""
+    """Whether a Dagster daemon, which starts what is scheduled and waits, sent a heartbeat in the last minutes."""
     if not inspect(storage).has_table("daemon_heartbeats"):
         return False
     query = (

@@ -43,7 +43,7 @@ ZONE = "CAPACITY_TIMEZONE"
 
 
 class Verdict(StrEnum):
-    """How one line of the screen ended."""
+    """The verdict of one line of the screen."""
 
     OK = "ok"
     NOTE = "note"
@@ -62,7 +62,7 @@ COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, the verdict, and what was found or what to do."""
+    """One line: what was checked, the verdict, and what was found or what to do."""
 
     subject: str
     verdict: Verdict
@@ -215,7 +215,7 @@ def _trends(engine: Engine) -> Iterator[Finding]:
                 name,
                 Verdict.NOTE,
                 f"{found.rows:,} rows since {found.first_day} have a trend against their growth: another application "
-                "wrote them and left the trend. `capacity aggregate` for these days puts it right",
+                "wrote them and left the trend. `capacity aggregate` for these days corrects it",
             )
 
 
@@ -255,7 +255,7 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> Iterator[Finding]:
-    """Name what would make a fleet total wrong: one place registered twice, a replica counted by nobody."""
+    """Name what would make a fleet total wrong: one server registered twice, a replica that no other server counts."""
     places: dict[tuple[str, str | None], list[str]] = {}
     for one in measured:
         if one.server.counted_by is None:
@@ -271,7 +271,7 @@ def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> It
         one.server.name for one in every if one.active and (one.server.counted_by or one.server.name) not in active
     ]
     if orphans:
-        text = f"counted by a server that is out of service, so by nobody: {first_of(orphans, NAMED)}"
+        text = f"counted by a server that is out of service, so not counted at all: {first_of(orphans, NAMED)}"
         yield Finding("servers", Verdict.NOTE, text)
     unreached = [one.server.name for one in every if one.active and not one.is_collected]
     if measured and unreached:

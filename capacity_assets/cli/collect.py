@@ -19,11 +19,11 @@ from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import Progress as Told
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
 from capacity_assets.settings import DEFAULT_HOME, ConfigurationError, Settings
-from capacity_assets.storage.schema import require_schema
 from capacity_assets.units import first_of, human_mb
 
 OWN_SERVER = "capacity-database"
@@ -44,7 +44,7 @@ def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool,
             prepare_database(engine, settings)
             refuse_the_sample_fleet(engine, kept="Nothing was measured.")
             _register_own(engine)
-        require_schema(engine)
+        refuse_an_unfit_database(engine, kept="Nothing was measured.")
         service = collection_service(engine, settings)
         with _progress(as_json=as_json) as told:
             chosen = [*names, *([OWN_SERVER] if own and names else [])] or None

@@ -23,7 +23,7 @@ from capacity_assets.settings import load_settings
 def collect(*, servers: tuple[str, ...], again: bool, own: bool, as_json: bool) -> int:
     """Measure the registered servers, or the named SERVERS, and store today's sizes.
 
-    A server that does not answer or refuses is told with the reason and has no sample; the others are stored. The
+    A server that does not answer or refuses is reported with its reason and gets no sample; the others are stored. The
     same command again measures those that failed.
 
     \b
@@ -39,7 +39,7 @@ def collect(*, servers: tuple[str, ...], again: bool, own: bool, as_json: bool) 
 
 @click.group()
 def instances() -> None:
-    """Register the servers that are measured, and try whether they can be."""
+    """Register the servers to be measured, and test whether they can be."""
 
 
 def reaching_options(function: Callable[Parameters, None]) -> Callable[Parameters, None]:

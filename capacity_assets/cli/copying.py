@@ -8,12 +8,12 @@ from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.foundation.errors import CapacityError, database_errors
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.copying import KEPT, copy_database
 from capacity_assets.importing.legacy import address_of
 from capacity_assets.runtime import open_engine, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable, safe_url
-from capacity_assets.storage.schema import require_schema
 
 
 def copy(settings: Settings, address: str, password_from: str | None, *, as_json: bool) -> None:
@@ -21,7 +21,7 @@ def copy(settings: Settings, address: str, password_from: str | None, *, as_json
 
     Raises:
         ValidationError: the address cannot be one, or the target holds rows.
-        SchemaProblemsError, SchemaMissingError, UnreachableError: as the texts say; nothing was copied.
+        SchemaProblemsError, DatabaseError, UnreachableError: as the texts say; nothing was copied.
         DatabaseError: one of the two failed; nothing was copied, the target has empty tables at most.
         CommandFailedError: everything was copied, and the target's partitions could not be completed.
     """
@@ -29,7 +29,7 @@ def copy(settings: Settings, address: str, password_from: str | None, *, as_json
     target = capacity_engine(address_of(address, password_from, settings))
     try:
         with open_engine(settings) as source:
-            require_schema(source)
+            refuse_an_unfit_database(source, kept="Nothing was copied.")
             ensure_reachable(target, "ADDRESS")
             with database_errors(doing="preparing the target", kept=KEPT):
                 prepare_database(target, settings)
@@ -57,4 +57,4 @@ def _told(table: str, rows: int) -> None:
 
 
 def _silent(_table: str, _rows: int) -> None:
-    """Say nothing, because a script reads."""
+    """Print nothing: the output is JSON."""

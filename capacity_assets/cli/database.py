@@ -10,7 +10,6 @@ from datetime import date
 from sqlalchemy import Engine, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.aggregation.statements import is_active
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows, open_runs
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.output import print_json, print_table, say
@@ -23,6 +22,7 @@ from capacity_assets.orchestration.instance import dagster_environment, dagster_
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import open_engine, prepare_database, task_runner
 from capacity_assets.settings import Settings
+from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.schema import (
     EVERYBODY_MAY_CREATE,

@@ -32,6 +32,7 @@ from capacity_assets.demo.sample_fleet import (
     remove_sample_fleet,
 )
 from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
@@ -52,7 +53,6 @@ from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.report.data import file_name
 from capacity_assets.runtime import collection_service, open_engine, prepare_database, retention_service, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
-from capacity_assets.storage.schema import require_schema
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FASTEST_SHOWN = 5
@@ -114,7 +114,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
 
 
 def _mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, today: date) -> None:
-    """Have Dagster know the days that were loaded, today's too, as its sensor would in time."""
+    """Report the loaded days to Dagster, today included, as its sensor would later."""
     if settings.collection == "on":
         service = collection_service(engine, settings)
         for event in unmarked_days(instance, service, settings, before=today + timedelta(days=1)):
@@ -271,7 +271,7 @@ def remove_demo(settings: Settings) -> None:
         raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}. Nothing was removed.")
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         with open_engine(load_settings()) as engine:
-            require_schema(engine)
+            refuse_an_unfit_database(engine, kept="Nothing was removed.")
             _refuse_what_is_not_the_demo(engine)
             samples = remove_sample_fleet(engine)
         for run in instance.get_runs(dg.RunsFilter(tags={DEMO_TAG: "true"})):

@@ -1,4 +1,4 @@
-"""How failures leave the command line: one text on standard error and an exit code, never a traceback.
+"""How errors are reported on the command line: one text on standard error and an exit code, no traceback.
 
 Exit 0: done. 1: the work failed. 2: bad usage or configuration. What is not listed here is a bug and
 keeps its traceback.
@@ -18,7 +18,7 @@ from capacity_assets.foundation.locks import LockHeldError, LockLostError, LockU
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
-from capacity_assets.storage.schema import SchemaMissingError, SchemaProblemsError
+from capacity_assets.storage.schema import SchemaProblemsError
 from capacity_assets.units import printable
 
 DONE = 0
@@ -38,7 +38,6 @@ _EXIT_CODES: dict[type[Exception], int] = {
     UnreachableError: FAILED,
     EmbeddedServerError: FAILED,
     SchemaProblemsError: FAILED,
-    SchemaMissingError: FAILED,
     CommandFailedError: FAILED,
     LockHeldError: FAILED,
     LockLostError: FAILED,

@@ -1,4 +1,4 @@
-"""`capacity explain`: the samples behind one row, and how each figure comes about."""
+"""`capacity explain`: the samples behind one row, and the arithmetic of each figure."""
 
 from __future__ import annotations
 

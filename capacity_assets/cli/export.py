@@ -1,4 +1,4 @@
-"""`capacity export`: the aggregates of a period as a file for other tools, through the views everyone else reads."""
+"""`capacity export`: the aggregates of a period as a file for other tools, read from the public views."""
 
 from __future__ import annotations
 

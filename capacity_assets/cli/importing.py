@@ -1,4 +1,4 @@
-"""`capacity import`: history from files or from a legacy database, and what became of every row."""
+"""`capacity import`: history from files or a legacy database, with the outcome of every row."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from capacity_assets.collection.engines.base import engine_named
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.locks import SAMPLES, HeldLock
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.legacy import (
     Legacy,
     LegacyServers,
@@ -35,7 +36,6 @@ from capacity_assets.importing.rows import POINT, RowReader, layout_of
 from capacity_assets.importing.sources import Source, file_source
 from capacity_assets.runtime import lock_manager, open_engine
 from capacity_assets.settings import Settings
-from capacity_assets.storage.schema import require_schema
 from capacity_assets.units import counted
 
 MEANINGS = {
@@ -94,12 +94,12 @@ class ImportRequest:
 
 
 def run_import(settings: Settings, source: str, asked: ImportRequest, *, as_json: bool) -> int:
-    """Import a source; 1 where a row was not imported that should be looked at."""
+    """Import a source; return 1 if a row was left out that somebody should check."""
     if is_address(source):
         asked.refuse_what_is_for_files()
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
-        require_schema(engine)
+        refuse_an_unfit_database(engine, kept="Nothing was imported.")
         refuse_the_sample_fleet(engine, kept="Nothing was imported.")
         # A dry run writes nothing, and must not keep a collection from its day.
         with _nobody() if asked.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as held:
@@ -217,7 +217,7 @@ def _mapping(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _fingerprint(source: Source, asked: ImportRequest) -> str:
-    """Tell the same import again from another one: the rows, and how they are read."""
+    """Return what identifies an import: its rows, and how they are read."""
     reading = [
         asked.level,
         sorted(asked.mapping),

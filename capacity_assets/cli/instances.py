@@ -25,9 +25,9 @@ from capacity_assets.collection.registry import Changes, Registered, register, r
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runtime import collection_service, open_engine
 from capacity_assets.settings import Settings
-from capacity_assets.storage.schema import require_schema
 from capacity_assets.units import first_of, human_mb, natural_key
 
 NAMES_SHOWN = 10
@@ -40,7 +40,7 @@ def _opened(settings: Settings) -> Iterator[Engine]:
     """Open the registry, where there is one."""
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
-        require_schema(engine)
+        refuse_an_unfit_database(engine, kept="Nothing was changed.")
         yield engine
 
 
@@ -98,7 +98,7 @@ def import_instances(settings: Settings, path: Path, *, disable_others: bool, dr
 
 
 def _warn_of_passwords_that_will_be_refused(settings: Settings, servers: Sequence[Server]) -> None:
-    """Say it when a password lies where this configuration looks none up; another machine may have another one."""
+    """Warn of passwords that this configuration does not look up; another machine may be configured differently."""
     folders = SecretFolders.of(settings)
     for server in servers:
         if server.password_from and server.password_from != OWN:
@@ -185,7 +185,7 @@ def list_instances(settings: Settings, *, as_json: bool) -> int:
 
 @dataclass(frozen=True)
 class _Attempts:
-    """What became of a server lately."""
+    """The newest attempts to measure a server."""
 
     last_collected: date | None
     last_failure: str | None
@@ -232,7 +232,7 @@ def _as_dict(one: Registered, attempts: _Attempts | None) -> dict[str, object]:
 
 @dataclass
 class _Trial:
-    """What a test of one server found out."""
+    """The result of testing one server."""
 
     server: str
     works: bool = False
@@ -276,7 +276,7 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
         )
         stages = Stages()
         facts = given_up_in_time(server, access, stages, partial(facts_of, server, access, stages))
-        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption not told"}[facts.encrypted]
+        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption unknown"}[facts.encrypted]
         trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
         stages = Stages()
         excluded = context.excluded.get(server.engine, ())
@@ -314,7 +314,7 @@ def _print_trial(trial: _Trial) -> None:
         f"Largest databases{f', {more:,} more' if more else ''}", (("Database", "left"), ("Size", "right")), rows
     )
     if trial.not_counted:
-        say(f"Not counted, because no size is told: {first_of(trial.not_counted, NAMES_SHOWN)}.")
+        say(f"Not counted, because no size is reported: {first_of(trial.not_counted, NAMES_SHOWN)}.")
     if trial.left_out:
         say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(trial.left_out, NAMES_SHOWN)}.")
     say("Nothing was stored. `capacity collect` measures and stores.")

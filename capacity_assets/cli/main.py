@@ -1,4 +1,4 @@
-"""The `capacity` command: options, help texts, exit codes. What a command does lies in its own module."""
+"""The `capacity` command: options, help texts, exit codes. The work of a command is in its own module."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def declared_servers(path: Path) -> list[Server]:
     """Read a file.
 
     Raises:
-        ValidationError: it cannot be read, or a declaration cannot work; every problem is told at once.
+        ValidationError: it cannot be read, or a declaration cannot work; all problems are reported together.
     """
     servers, problems = [], []
     for place, values in _entries(path):

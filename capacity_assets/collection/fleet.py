@@ -1,9 +1,9 @@
-"""Many servers side by side: bounded, each on its own, none able to hold up the others.
+"""Measures many servers in parallel, within limits, so that no server delays the others.
 
-Connections are made ahead, so that a server that never answers is found out while others are measured; connected, a
-server waits for its place. One that takes longer than it used to gives its place to the next and is waited for beside
-the others, until its time is over. Servers that failed last time begin first. Threads, because drivers block; a
-thread whose driver never returns is left behind when its time is over. What is done with an outcome is the caller's.
+Connections are opened ahead, so that a server that never answers is detected while others are measured. A connected
+server waits for a free worker. One that takes longer than usual frees its worker and is waited for beside the others
+until its time limit. Servers that failed last time begin first. Drivers block, hence threads; a thread whose driver
+never returns is abandoned at its time limit. Storing an outcome is the caller's task.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from capacity_assets.collection.measuring import (
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 
-# To begin with; one that used to need longer gets longer, and so does one that failed, which begins first anyway.
+# The default; a server that needed longer before, or failed, gets longer.
 CONNECT_SECONDS = 5.0
 LONGEST_CONNECT_SECONDS = 60.0
-# Of a server that was never measured.
+# For a server that was never measured.
 STATEMENT_SECONDS = 300.0
-# Room for a server to take longer than it ever did: so many times, and at least these seconds.
+# How much longer than ever before a server may take: this factor, and at least these seconds.
 SLOWER_BY = 5
 SHORTEST_STATEMENT_SECONDS = 30.0
 LONGEST_STATEMENT_SECONDS = 3600.0
 MOST_DOUBLINGS = 7
-# A server keeps its place for twice its usual time, at least this long.
+# A server keeps its worker for twice its usual time, at least this long.
 PATIENCE_SECONDS = 1.0
 # Connected ahead or waited for beside the working ones, at most this many times their number: threads and sockets
 # are finite.
 BESIDE_PER_WORKER = 7
-# Connected and ready, at most this many times the workers: a connection should not lie idle for long.
+# Connected and waiting, at most this many per worker: a connection should not be idle for long.
 READY_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
 class ProbeHistory:
-    """What is known of a server from the days before."""
+    """How measuring a server went on the days before."""
 
     usual_seconds: float | None = None
     usual_connect_seconds: float | None = None
     failed_last: bool = False
     timeouts: int = 0
-    """How often in a row its sizes did not come in time: each time doubles what it gets, or it would never be done."""
+    """How often in a row it exceeded its time limit; each time doubles the limit."""
 
     def connect_seconds(self, usually: float) -> float:
         """How long connecting may take."""
@@ -74,13 +74,13 @@ class ProbeHistory:
 
     @property
     def patience_seconds(self) -> float:
-        """How long it keeps its place."""
+        """How long it keeps its worker."""
         return max((self.usual_seconds or 0.0) * 2, PATIENCE_SECONDS)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A server to be measured, and what is known of it."""
+    """A server to be measured, and its probe history."""
 
     instance_id: int
     server: Server
@@ -91,7 +91,7 @@ class Task:
 
 @dataclass
 class _Running:
-    """A measurement that goes on."""
+    """A measurement in progress."""
 
     task: Task
     connect_seconds: float
@@ -102,12 +102,12 @@ class _Running:
 
     @property
     def holds_worker(self) -> bool:
-        """Whether it counts among the working ones."""
+        """Whether it occupies a worker."""
         return self.go.is_set() and time.monotonic() - self.went < self.task.history.patience_seconds
 
     @property
     def waits(self) -> bool:
-        """Whether it is connected and waits for a place."""
+        """Whether it is connected and waits for a worker."""
         return self.stages.connected is not None and not self.go.is_set()
 
     def take_worker(self) -> None:
@@ -116,19 +116,19 @@ class _Running:
         self.go.set()
 
     def give_up(self) -> None:
-        """Have its connection closed without a question."""
+        """Have its connection closed without measuring."""
         self.given_up = True
         self.go.set()
 
     def wait(self) -> None:
-        """Wait for the place; raises MeasureError if it is not to come."""
+        """Wait for a worker; raises MeasureError if it was given up."""
         self.go.wait()
         if self.given_up:
             raise _day_over()
 
     @property
     def overdue(self) -> MeasureError | None:
-        """What to say of it when its driver has not come back in time."""
+        """The error if its driver has exceeded the time limit."""
         now = time.monotonic()
         if self.stages.connected is None:
             if now - self.stages.began > self.connect_seconds + GRACE_SECONDS:
@@ -140,7 +140,7 @@ class _Running:
 
 @dataclass
 class FleetMeasurement:
-    """Measures servers side by side; `workers` is how many work at a time."""
+    """Measures servers in parallel, `workers` at a time."""
 
     context: ProbeContext
     clock: Clock
@@ -150,9 +150,9 @@ class FleetMeasurement:
     def outcomes(
         self, tasks: Iterable[Task], may_begin: Callable[[], bool] = lambda: True
     ) -> Iterator[ProbeOutcome | None]:
-        """Yield the outcome of each task as it comes, and None now and then in between.
+        """Yield the outcome of each task when it is known, and None from time to time in between.
 
-        Once `may_begin` says no, no more servers are measured: those that are left fail, because the day is over.
+        Once `may_begin` returns false no further server is measured: the rest fail, because the day is over.
         """
         waiting = sorted(tasks, key=lambda task: not task.history.failed_last)
         waiting.reverse()
@@ -174,7 +174,7 @@ class FleetMeasurement:
         return len(running) < self.workers * (BESIDE_PER_WORKER + 1) and ready < self.workers * READY_PER_WORKER
 
     def _assign_workers(self, running: dict[int, _Running], may_begin: Callable[[], bool]) -> Iterator[ProbeOutcome]:
-        """Let those begin for which there is a place; an outcome is that of one that waited too long for its own."""
+        """Start waiting servers on free workers; yield the outcome of each that can no longer start today."""
         everything = list(running.values())
         free = self.workers - sum(one.holds_worker for one in everything)
         for one in [one for one in everything if one.waits][: max(free, 0)]:
@@ -236,7 +236,7 @@ class FleetMeasurement:
     def _finished(
         self, running: dict[int, _Running], done: queue.SimpleQueue[tuple[int, ProbeOutcome]]
     ) -> Iterator[ProbeOutcome]:
-        """Take what has come, and give up what is overdue; the outcome of one that was given up is dropped."""
+        """Yield finished outcomes, and fail overdue servers, whose later outcome is ignored."""
         timeout = POLL_SECONDS
         while running:
             try:
@@ -277,4 +277,6 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
         or "\0" in size.name
     ]
     if wrong or len(set(names)) < len(names):
-        raise MeasureError(FailureKind.UNEXPECTED, f"it told an impossible size or name: {(wrong or names)[0]!r:.80}")
+        raise MeasureError(
+            FailureKind.UNEXPECTED, f"it reported an impossible size or name: {(wrong or names)[0]!r:.80}"
+        )

@@ -148,7 +148,7 @@ def measure(
 
 
 def facts_of(server: Server, access: Access, stages: Stages) -> ServerFacts:
-    """Say what answers; raises as `measure`."""
+    """Return version and encryption of the server; raises as `measure`."""
     return with_connection(server, access, stages, lambda engine, connection: engine.facts(connection))
 
 
@@ -178,7 +178,7 @@ def with_connection(
 
 
 def timed_out(server: Server, seconds: float, *, connected: bool) -> MeasureError:
-    """Say what did not come in time; each driver has other words for it, some of them wrong."""
+    """Return the error of an exceeded time limit; drivers word it differently, some of them wrongly."""
     if not connected:
         return MeasureError(
             FailureKind.TIMEOUT,
@@ -203,7 +203,7 @@ def _explained(engine: EngineAdapter, error: Exception) -> MeasureError:
 
 
 def given_up_in_time(server: Server, access: Access, stages: Stages, work: Callable[[], Result]) -> Result:
-    """Work in a thread of its own, and give up when its time is over: a driver may hang for ever.
+    """Work in a thread of its own, and give up at the time limit: a driver may hang for ever.
 
     Raises:
         MeasureError: as `work`, or it did not come back in time.
@@ -232,5 +232,5 @@ def given_up_in_time(server: Server, access: Access, stages: Stages, work: Calla
 
 
 def in_background(work: Callable[[], None], name: str) -> None:
-    """Work beside, in a thread that keeps no process from ending: a driver may hang for ever."""
+    """Work in a daemon thread, which does not keep the process from ending: a driver may hang for ever."""
     threading.Thread(target=work, name=name, daemon=True).start()

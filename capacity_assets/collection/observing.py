@@ -1,4 +1,4 @@
-"""Looking at raw tables that others fill: a version for each of the newest days, and which days there are."""
+"""Observes raw tables that others fill: a data version for each of the newest days, and the days with samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a collection did: one outcome a server, and their sum. How it becomes metadata or a screen is decided there."""
+"""What a collection did: one outcome per server, and their sum. How it is shown is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from capacity_assets.units import counted, first_of
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """What became of one server: sizes, or a failure; and how long it took."""
+    """The outcome of one server: sizes, or a failure; and how long it took."""
 
     instance_id: int
     server: str
@@ -101,7 +101,7 @@ class CollectionSummary:
 
     @property
     def message(self) -> str:
-        """The same in a few sentences."""
+        """The outcome in a few sentences."""
         if not self.total_instances:
             return "No server is registered for collection: `capacity instances add` registers one."
         done = self.processed_instances + self.skipped_instances
@@ -120,7 +120,7 @@ class CollectionSummary:
             )
         if self.not_counted:
             named = first_of(self.not_counted, NAMED)
-            parts.append(f"Not counted, because no size is told: {named}.")
+            parts.append(f"Not counted, because no size is reported: {named}.")
         if self.filled_elsewhere:
             parts.append(f"How to reach {self.filled_elsewhere:,} more active servers is not registered.")
         return " ".join(parts)

@@ -1,7 +1,7 @@
-"""`CollectionService`: measures the registered servers for today and stores what they say. Every door goes through it.
+"""`CollectionService`: measures the registered servers for today and stores the sizes. Assets and commands use it.
 
-Today only: how large a database was on a day gone by, no server can tell. A second run of a day measures the servers
-that failed; with `again`, all of them. Batches are committed while others are still being measured, so a
+Only today can be measured: no server reports how large a database was on an earlier day. A second run of a day measures
+the servers that failed; with `again`, all of them. Batches are committed while others are still being measured, so a
 run that is killed loses at most the last seconds.
 """
 
@@ -25,6 +25,7 @@ from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.foundation.locks import SAMPLES, CapacityLockManager, HeldLock
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.storage.active_servers import active_condition
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ Progress = Callable[[ProbeOutcome, int], None]
 
 @dataclass(frozen=True)
 class CollectionService:
-    """Measures for today, with `workers` servers at work at a time."""
+    """Measures for today, `workers` servers at a time."""
 
     engine: Engine
     clock: Clock
@@ -57,7 +58,7 @@ class CollectionService:
     ) -> CollectionSummary:
         """Measure servers (all that are registered, or the named ones) for `day`, which must be today.
 
-        `progress` is told each outcome and how many servers are left.
+        `progress` is called with each outcome and the number of servers left.
 
         Raises:
             ValidationError: `day` is not today, or a named server is not in service or not registered for collection.
@@ -125,7 +126,7 @@ class CollectionService:
         return tasks, len(wanted) - len(left), elsewhere
 
     def _history(self, day: date) -> tuple[dict[int, ProbeHistory], set[int]]:
-        """Return each server's history, and who has been measured on this day."""
+        """Return the probe history of each server, and the servers measured on this day."""
         rows = self._read(_HISTORY, {"day": day, "since": day - timedelta(days=HISTORY_DAYS)}, "reading what became")
         history = {
             row.instance_id: ProbeHistory(
@@ -154,7 +155,7 @@ class CollectionService:
                 if batch.is_full:
                     batch.write()
         except BaseException as error:
-            # Interrupted, by Ctrl-C or by the platform: what has been measured is not to be measured again.
+            # Interrupted by Ctrl-C or by Dagster: what was measured is stored, so that it is not measured again.
             if not isinstance(error, Exception):
                 batch.write()
             raise
@@ -178,7 +179,7 @@ def _refuse_unmeasurable(found: Sequence[Registered]) -> None:
 
 @dataclass
 class _Batch:
-    """Outcomes on their way into the database."""
+    """Outcomes that are not stored yet."""
 
     engine: Engine
     held: HeldLock
@@ -188,12 +189,12 @@ class _Batch:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to write."""
+        """Whether the batch should be written now."""
         late = time.monotonic() - self.since > BATCH_SECONDS
         return len(self.waiting) >= BATCH_SERVERS or (late and bool(self.waiting))
 
     def write(self) -> None:
-        """Store what waits."""
+        """Store the waiting outcomes."""
         if self.waiting:
             self.held.ensure_held()
             self.summary = self.summary.with_outcomes(store_each(self.engine, self.summary.day, self.waiting))
@@ -219,15 +220,15 @@ SELECT instance_id,
        bool_or(status = 'collected' AND collected_date = :day) AS done
 FROM known GROUP BY instance_id
 """
-_STORED = """
+_STORED = f"""
 SELECT coalesce(sum(s.database_count), 0) AS database_count, coalesce(sum(s.total_size_mb), 0) AS total_size_mb
 FROM instance_size_stats s JOIN capacity_collection_targets t ON t.instance_id = s.instance_id
 JOIN instances i ON i.id = s.instance_id
-WHERE s.collected_date = :day AND NOT s.is_deleted AND i.is_active AND i.deleted_at IS NULL AND i.counted_by IS NULL
-"""
-_LEFT = """
+WHERE s.collected_date = :day AND NOT s.is_deleted AND {active_condition("i")} AND i.counted_by IS NULL
+"""  # noqa: S608 -- a constant condition
+_LEFT = f"""
 SELECT count(*) FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
-WHERE i.is_active AND i.deleted_at IS NULL
+WHERE {active_condition("i")}
   AND NOT EXISTS (SELECT FROM capacity_collection_attempts a
                   WHERE a.instance_id = t.instance_id AND a.collected_date = :day AND a.status = 'collected')
-"""
+"""  # noqa: S608 -- a constant condition

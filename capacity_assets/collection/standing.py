@@ -1,4 +1,4 @@
-"""How the collection stands: what became of the servers on the newest day, and who has been failing since when."""
+"""The state of the collection: the outcome of each server on the newest day, and since when servers have failed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import date
 from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.errors import database_errors
+from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.units import counted
 
 
@@ -46,7 +47,7 @@ class Standing:
 
 
 def standing(engine: Engine) -> Standing:
-    """Read how the collection stands.
+    """Read the state of the collection.
 
     Raises:
         DatabaseError: the database failed.
@@ -57,10 +58,10 @@ def standing(engine: Engine) -> Standing:
     return Standing(counts.registered, counts.day, counts.collected, counts.failed, tuple(failing))
 
 
-_IN_SERVICE = """
+_IN_SERVICE = f"""
 SELECT i.id, i.name FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
-WHERE i.is_active AND i.deleted_at IS NULL
-"""
+WHERE {active_condition("i")}
+"""  # noqa: S608 -- a constant condition
 _COUNTS = f"""
 WITH servers AS ({_IN_SERVICE}), newest AS (SELECT max(collected_date) AS day FROM capacity_collection_attempts)
 SELECT (SELECT count(*) FROM servers) AS registered, (SELECT day FROM newest) AS day,

@@ -1,6 +1,6 @@
-"""Writing what was measured: many servers a transaction, by COPY and a constant number of statements.
+"""Stores measurements: many servers per transaction, by COPY and a constant number of statements.
 
-A server's databases, its total and what became of it appear together or not at all. The total is the sum and count of
+A server's databases, its total and its outcome are stored together or not at all. The total is the sum and count of
 the very rows that are stored, so that the two levels agree by construction.
 """
 
@@ -23,7 +23,7 @@ from capacity_assets.storage.known_databases import note_measured
 COLLECTED, FAILED = "collected", "failed"
 # A value does not fit, or breaks a rule of the table.
 REFUSED_DATA = ("22", "23")
-# How long attempts are told and timeouts learnt from.
+# How long attempts are shown, and time limits derived from them.
 ATTEMPTS_KEPT_DAYS = 90
 
 
@@ -68,7 +68,7 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
 
 
 def forget_old_attempts(engine: Engine, day: date) -> None:
-    """Delete what became of servers too long ago to matter; raises as `store`."""
+    """Delete attempts that are too old to be shown; raises as `store`."""
     before = day - timedelta(days=ATTEMPTS_KEPT_DAYS)
     statement = text("DELETE FROM capacity_collection_attempts WHERE collected_date < :before")
     with database_errors(doing="deleting old attempts", kept="All samples were written."), engine.begin() as connection:

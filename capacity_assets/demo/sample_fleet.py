@@ -88,7 +88,7 @@ def first_sample_day(start: date, today: date) -> date:
 
 
 def holds_sample_fleet(engine: Engine) -> bool:
-    """Tell whether the sample fleet is registered: its names at addresses that are set aside for examples."""
+    """Whether the sample fleet is registered: its names at addresses that are set aside for examples."""
     with engine.connect() as connection:
         query = text("SELECT EXISTS (SELECT FROM instances WHERE name = ANY (:names) AND host LIKE '192.0.2.%')")
         return bool(connection.execute(query, {"names": [server.name for server in FLEET]}).scalar_one())

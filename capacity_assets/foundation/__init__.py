@@ -1,1 +1,1 @@
-"""What every room stands on: errors, the two levels, locks, the guard of the schema. No work is done here."""
+"""What all rooms use: errors, the two levels, locks, the check of the schema, writing of samples."""

@@ -1,8 +1,8 @@
-"""Failures as types, and the one place that decides which of them can pass by themselves.
+"""Errors as types, and the one place that decides which of them are transient.
 
 A permanent failure (bad input, bad data, a missing table) comes back on every attempt; a transient one
 (lost connection, deadlock, server starting) may not. Texts say what is wrong, what was kept and what to
-do, and never hold a statement, its parameters or a password. Retrying is not decided here.
+do, and never hold a statement, its parameters or a password. Retries are decided elsewhere.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DatabaseError(CapacityError):
     """The database refused or lost the work; `sqlstate` is PostgreSQL's code where there is one."""
 
     def __init__(self, message: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
-        """Keep the code and the decision beside the text."""
+        """Keep code and transience with the text."""
         super().__init__(message)
         self.sqlstate = sqlstate
         self.transient = transient

@@ -18,7 +18,7 @@ from capacity_assets.storage.metrics import PART_SIZES
 
 @dataclass(frozen=True)
 class Further:
-    """The aggregate columns of a measure's ends within the window, and of its comparison with a year."""
+    """The aggregate columns of a measure's first and last values in the window, and of its year comparison."""
 
     last: str
     growth: str

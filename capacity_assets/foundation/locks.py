@@ -1,10 +1,10 @@
-"""`CapacityLockManager`: one writer a period, across everything the run coordinator does not see.
+"""`CapacityLockManager`: one writer per period, also among writers that the run coordinator does not see.
 
 The command line, a second deployment, the legacy scheduler during a migration: whoever writes a period's
 aggregates holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed
 while the work lasts; if the process dies, renewals stop with it and the key expires within one time to live.
 Without Redis it is a PostgreSQL advisory lock on a connection of its own, which the server drops when the
-process dies. The work asks `ensure_held` before each commit, so that a lock lost in mid-work stops it.
+process dies. The work asks `ensure_held` before each commit, so that work stops when the lock was lost.
 
 Queueing inside Dagster belongs to the pools; retrying to the callers.
 """
@@ -45,16 +45,16 @@ class LockHeldError(CapacityError):
 
 
 class LockLostError(CapacityError):
-    """The lock was lost in mid-work; the transaction at work was rolled back."""
+    """The lock was lost during the work; the open transaction was rolled back."""
 
     transient = True
 
 
 class LockUnavailableError(CapacityError):
-    """The lock service cannot be asked; the work is not done unguarded."""
+    """The lock service cannot be reached; nothing is written without a lock."""
 
     def __init__(self, message: str, *, transient: bool = True) -> None:
-        """Keep the decision beside the text: a server that is away may come back, a wrong password stays wrong."""
+        """Keep transience with the text: an unreachable server may come back, a wrong password stays wrong."""
         super().__init__(message)
         self.transient = transient
 
@@ -89,7 +89,7 @@ def _nothing(period: str) -> str:
 
 
 def owner_name() -> str:
-    """Say who this process is, for whoever finds the lock held."""
+    """Return how this process is named to others that find the lock held."""
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
@@ -106,7 +106,7 @@ class CapacityLockManager:
         """Hold the lock of a period, or of `SAMPLES`, for the length of the block; never waits.
 
         Raises:
-            LockHeldError: someone else holds it; the text says who and since when.
+            LockHeldError: another session holds it; the text says who and since when.
             LockUnavailableError: Redis cannot be asked.
             DatabaseError: PostgreSQL cannot be asked.
         """
@@ -177,7 +177,7 @@ class _AdvisoryLock:
             # Asked again after it was lost, by another slice, SQLAlchemy refuses before the server could.
             raise _lost(self.period, "its connection was closed") from error
         if not held:
-            raise _lost(self.period, "it was released by someone else")
+            raise _lost(self.period, "it was released by another session")
 
 
 _ADVISORY_HOLDER = """
@@ -193,7 +193,7 @@ AND classid = :first AND objid = :second AND objsubid = 2
 
 
 def ask_redis(url: str) -> None:
-    """Do with a key of its own what a lock does, so that missing rights show too.
+    """Try out a lock with a key of its own, so that missing rights are noticed too.
 
     Raises:
         LockUnavailableError: Redis does not answer, refuses the login, or does not allow what locks need.
@@ -273,7 +273,7 @@ class _RedisLock:
         except RedisError as error:
             raise _lost(self._period, "Redis cannot be asked whether it is still held") from error
         if not owned:
-            raise _lost(self._period, "its key expired, was flushed, or belongs to someone else")
+            raise _lost(self._period, "its key expired, was flushed, or belongs to another holder")
 
     def release(self) -> None:
         """Give the lock back if it is still ours; a key that is not ours is left alone."""
@@ -337,6 +337,6 @@ def _held(period: str, who: str | None) -> LockHeldError:
 
 def _lost(period: str, why: str) -> LockLostError:
     return LockLostError(
-        f"The lock of the {_subject(period)} was lost in mid-work: {why}. The transaction at work was rolled back, "
+        f"The lock of the {_subject(period)} was lost during the work: {why}. The transaction at work was rolled back, "
         "what was committed before was kept. Run this again."
     )

@@ -1,6 +1,6 @@
 """How samples are written: the one statement behind the collection, imports and the demo.
 
-Which rows are written, and what becomes of those that are there, is the caller's business.
+Which rows are written, and whether stored rows are replaced, is decided by the caller.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def staging_columns(level: Level, *more: str) -> str:
 
 
 def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
-    """Return an INSERT of rows of `source`, which has the columns of `rows_of`; equal rows are not touched.
+    """Return an INSERT of rows of `source`, which has the columns of the samples; equal rows are not touched.
 
     With `replace` a row of the same key takes the new values, else it stays as it is.
     """

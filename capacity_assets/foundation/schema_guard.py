@@ -1,4 +1,4 @@
-"""Whether a database is prepared for the work: asked before it by everything that runs in the graph.
+"""Checks that a database is prepared, before any work on it.
 
 How a schema is made and what it must hold is the business of `storage.schema`.
 """
@@ -14,8 +14,10 @@ from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.storage.zone import another_zone
 
 
-def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo, *, kept: str) -> None:
-    """Refuse a database without this version's schema, or with days of another zone; `kept` says so of the data.
+def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str) -> None:
+    """Refuse a database without this version's schema, or, with `zone`, with days of another zone.
+
+    `kept` is a sentence about the data, for the error's text.
 
     Raises:
         DatabaseError: the schema is missing or another, or the database does not answer.
@@ -23,7 +25,7 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo, *, kept: str) -> No
     """
     with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)
-        problem = another_zone(engine, zone.key) if revision == SCHEMA_REVISION else None
+        problem = another_zone(engine, zone.key) if zone and revision == SCHEMA_REVISION else None
     if revision != SCHEMA_REVISION:
         found = f"at revision {revision}" if revision else "missing"
         raise DatabaseError(

@@ -1,4 +1,4 @@
-"""How work ends, and how much of its trouble is listed: the words that aggregation and collection share."""
+"""How work ends, and how many errors are listed: shared by aggregation and collection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alerts that leave the house: failed runs and failed checks of severity error, to a webhook.
+"""Alerts to a webhook: failed runs, and failed checks of severity error.
 
 One sensor reads both kinds of event after its cursor, so that a receiver that is away loses nothing: the tick
 fails, the cursor stays, the next tick sends again. It runs beside the work and can harm no run. The first
@@ -28,7 +28,7 @@ TEXTS_REMEMBERED = 20
 
 
 class ReceiverError(Exception):
-    """The receiver of alerts did not take one; nothing was lost, the next tick sends again."""
+    """The receiver refused an alert; it is not lost, the next tick sends it again."""
 
 
 def alert_sensors(webhook_url: str | None) -> list[dg.SensorDefinition]:
@@ -61,7 +61,7 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
 
 @dataclass
 class _State:
-    """What the sensor remembers: the last event it saw, and which checks and jobs it has told to be failing.
+    """What the sensor remembers: the last event it saw, and which failing checks and jobs it has reported.
 
     Also runs, with their jobs, that Dagster is about to start again: whether it can is seen later.
     """
@@ -107,9 +107,9 @@ def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[in
 def _new_incidents(
     instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State
 ) -> list[str]:
-    """Turn events into messages, one an incident.
+    """Turn events into messages, one per incident.
 
-    Runs that failed alike are told together and once until a run of their job succeeds, a check is told once until
+    Runs that failed alike are reported together and once until a run of their job succeeds, a check once until
     it passes or finds something else.
     """
     runs: dict[str, list[str]] = {}
@@ -143,12 +143,12 @@ def _new_incidents(
 
 
 def _is_retried(run: dg.DagsterRun | None) -> bool:
-    """Whether Dagster starts the run again by itself; the last of its attempts is told."""
+    """Whether Dagster starts the run again by itself; the last attempt is reported."""
     return run is not None and run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 def _not_started_again(instance: dg.DagsterInstance, state: _State) -> list[tuple[str, str]]:
-    """Take out the runs that Dagster could not start again, and forget those that it has; the others wait."""
+    """Return the runs that Dagster could not start again, and drop those it has started; the others wait."""
     waiting, state.retried, ended = state.retried, {}, []
     for run_id, job in waiting.items():
         run = instance.get_run_by_id(run_id)
@@ -173,7 +173,7 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
 
 
 def _failure_text(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
-    """Say what the failed steps said of themselves; never a traceback, which may hold anything."""
+    """Return the failed steps' own messages; never a traceback, which may hold a secret."""
     failures = instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
     told = [
         data.user_failure_data.description or ""

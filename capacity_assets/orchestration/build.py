@@ -1,6 +1,6 @@
 """Puts the code location together. Tests, the command line and production share this one assembly.
 
-Parts are handed in, never patched: other settings, another period registry, a fixed clock.
+Parts are passed in, never patched: other settings, another period registry, a fixed clock.
 """
 
 import warnings

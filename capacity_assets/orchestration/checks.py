@@ -35,7 +35,7 @@ def check_specs(asset: str, level: Level) -> list[dg.AssetCheckSpec]:
 
 
 def check_results(outcomes: Sequence[CheckOutcome], windows: Sequence[Window]) -> list[dg.AssetCheckResult]:
-    """Turn outcomes into results that name the windows they speak of."""
+    """Turn outcomes into results that name their windows."""
     span = {"first_partition": min(windows).key, "last_partition": max(windows).key}
     return [_result(outcome, span) for outcome in outcomes]
 
@@ -64,7 +64,7 @@ def _text(outcome: CheckOutcome) -> str:
 
 
 def standing_checks(periods: Iterable[Period], retries: dg.RetryPolicy) -> list[dg.AssetChecksDefinition]:
-    """Build one check for each period that tells which partitions of its assets are left failed or missing."""
+    """Build one check per period that lists the failed and missing partitions of its assets."""
     return [_standing_check(period, retries) for period in periods]
 
 

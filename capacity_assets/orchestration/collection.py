@@ -111,7 +111,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
 def _told_one_by_one(
     context: dg.AssetExecutionContext, done: RequestedDays, check: dg.AssetCheckResult
 ) -> Iterator[dg.AssetCheckResult]:
-    """Report the days that have samples; a result would stand for all that were asked for."""
+    """Report the days that have samples one by one; one result would stand for all requested days."""
     context.log.warning(
         f"{len(done.missing)} of {len(done.days)} days have no samples and stay missing, {done.missing[0]} to "
         f"{done.missing[-1]}: a server can only say how large its databases are now. Samples that were taken "
@@ -180,7 +180,7 @@ def _check_result(summary: CollectionSummary) -> dg.AssetCheckResult:
 
 
 def _standing_result(found: Standing) -> dg.AssetCheckResult:
-    """Repeat how the newest day stands: a run that measures nothing must not hide who failed in the last one."""
+    """Repeat the state of the newest day: a run that measures nothing must not hide earlier failures."""
     listed = bullets(
         (f"{one.server}: {one.kind}: {one.reason}" for one in found.failing[:MAXIMUM_LISTED_ERRORS]),
         hidden=len(found.failing) - MAXIMUM_LISTED_ERRORS,
@@ -243,7 +243,7 @@ def _crons(hour: int) -> list[str]:
 
 
 def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:
-    """Build the raw tables as assets that are looked at: their newest days get a data version each."""
+    """Build the raw tables as observed assets: each of their newest days gets a data version."""
     with warnings.catch_warnings():
         # Dagster 1.13 makes this conversion itself, and warns there of a property that it alone uses.
         warnings.filterwarnings("ignore", message="Property `OpDefinition.version` is deprecated")

@@ -1,7 +1,7 @@
 """Windows that were computed outside this Dagster: by the command line, the task functions, another deployment.
 
 Dagster knows a partition only by a materialisation of its own, so that figures which are there would be shown as
-missing. A sensor tells it which windows the ledger has as computed. Computing is not its business.
+missing. A sensor reports to it which windows the ledger has as computed. It computes nothing.
 """
 
 from collections.abc import Iterator, Mapping

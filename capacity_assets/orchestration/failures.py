@@ -1,4 +1,4 @@
-"""The step from a failure of ours to one of Dagster's, which a run or a tick shows as it is.
+"""Translates our errors into Dagster's failures, whose text a run or tick shows.
 
 Which failures there are, and which of them can pass by themselves, is decided in `foundation.errors`.
 """
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def dagster_failures() -> Iterator[None]:
-    """Hand a failure inside the block to Dagster with its text alone; only a transient one may be retried.
+    """Raise an error of the block as a Dagster failure with its text alone; only a transient one may be retried.
 
     Raises:
         dagster.Failure: something failed that a user is meant to read.

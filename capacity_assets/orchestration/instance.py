@@ -97,7 +97,7 @@ def _opened(home: str) -> DagsterInstance:
 
 
 def _ensure_dagster_storage(url: URL) -> None:
-    """Say that the server is away before Dagster says it with a page of traceback."""
+    """Report an unreachable server before Dagster reports it with a traceback."""
     engine = create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
     try:
         ensure_reachable(engine, "DAGSTER_POSTGRES_URL")

@@ -1,4 +1,4 @@
-"""One job a period, both levels in one run. A job over unlike partitions does not resolve, hence one each."""
+"""One job per period, with both levels in one run. A job over unlike partitions does not resolve, hence one each."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

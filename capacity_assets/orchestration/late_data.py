@@ -76,7 +76,7 @@ def late_data_sensor(
 
 
 def _has_settled(stale: StaleWindow, settle_seconds: int) -> bool:
-    """Whether samples have rested since the last change, or have been changing for too long to wait any more.
+    """Whether samples have been quiet since the last change, or have been changing for too long to wait.
 
     Without it, a collection that commits server by server for an hour would have its windows computed all that time.
     """
@@ -84,7 +84,7 @@ def _has_settled(stale: StaleWindow, settle_seconds: int) -> bool:
 
 
 def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:
-    """Whether a run that this sensor requested waits or works: while it does, changes gather for the next one."""
+    """Whether a run requested by this sensor is queued or running; meanwhile changes are left to the next tick."""
     tags = {SENSOR_NAME_TAG: LATE_DATA_SENSOR}
     return bool(instance.get_run_ids(dg.RunsFilter(job_name=job_name(period), statuses=UNFINISHED, tags=tags), limit=1))
 

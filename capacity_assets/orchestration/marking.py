@@ -1,4 +1,4 @@
-"""Telling Dagster of partitions that were filled elsewhere: a materialisation each, without a run, a few per tick.
+"""Reports partitions that were filled elsewhere to Dagster: a materialisation each, without a run, a few per tick.
 
 Which partitions these are is decided by the sensors that mark.
 """

@@ -71,7 +71,7 @@ def aggregate_metadata(level: Level) -> dict[str, object]:
 
 
 def typed(values: Mapping[str, object]) -> dict[str, dg.MetadataValue]:
-    """Give plain values their types, so that numbers stay numbers; lists are left to those who know what is in them."""
+    """Give plain values their types, so that numbers stay numbers; lists are left to the caller."""
     makers: dict[type, Callable[[Any], dg.MetadataValue]] = {
         bool: dg.MetadataValue.bool,
         int: dg.MetadataValue.int,
@@ -108,7 +108,7 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes) -> MetadataMapp
 
 
 def change_text(sizes: WindowSizes) -> str:
-    """Say how the fleet changed: '+12.0 GiB (+3.4 %)', or that nobody knows."""
+    """Say how the fleet changed: '+12.0 GiB (+3.4 %)', or that the change is unknown."""
     if sizes.total_change_mb is None:
         return "unknown: nothing to compare with"
     return f"{human_change_mb(sizes.total_change_mb)} ({human_percent(sizes.total_change_mb, sizes.known_before_mb)})"
@@ -184,7 +184,7 @@ def escaped(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Give back what was escaped, for those who show plain text."""
+    """Undo `escaped`, for plain text."""
     return re.sub(rf"\\([{re.escape(MARKS)}])", r"\1", text)
 
 

@@ -1,4 +1,4 @@
-"""Names that others rely on, made from the registries. What is called so is built elsewhere."""
+"""Public names, derived from the registries. The named objects are built elsewhere."""
 
 from capacity_assets.foundation.levels import DATABASE, Level, aggregates_name
 from capacity_assets.periods import Period
@@ -28,5 +28,5 @@ def pool_name(period: Period) -> str:
 
 
 def subject_of(level: Level) -> str:
-    """Say what a row of a level is about, as people call it."""
+    """Return what a row of a level describes, in words."""
     return "database" if level is DATABASE else "server"

@@ -1,6 +1,6 @@
 """Partitions and their mappings, made from the period registry.
 
-A partition is a window; its key is the window's first day. What a window is is decided in `periods`.
+A partition is a window; its key is the window's first day. Windows are defined in `periods`.
 """
 
 from collections.abc import Sequence

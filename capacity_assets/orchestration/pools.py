@@ -31,7 +31,7 @@ def _pools(periods: Iterable[Period]) -> list[str]:
 def pools_without_limit(storage: Engine, periods: Iterable[Period]) -> list[str] | None:
     """Return the pools whose explicit limit is not one slot, or None where Dagster has no tables yet.
 
-    Reads Dagster's own table, because opening an instance would create tables, and looking must not.
+    Reads Dagster's own table, because opening an instance would create tables, and reading must not.
     """
     if not inspect(storage).has_table(LIMITS.name):
         return None

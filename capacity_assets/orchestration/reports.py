@@ -1,4 +1,4 @@
-"""The growth report as an asset: one page a month, made again whenever the month's aggregates are.
+"""The growth report as an asset: one page per month, rendered again when the month's aggregates are recomputed.
 
 What the page says is the business of `report`; here it gets a partition, a file and an automation condition.
 """
@@ -87,8 +87,8 @@ def growth_report(
 def _whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
     """As `eager`, for every partition: a backfill or late samples change old months.
 
-    `since_last_handled` would forget aggregates that are made again while a report is: a report may be made once too
-    often, never once too little.
+    `since_last_handled` would forget aggregates that are recomputed while a report is rendered: a report may be
+    rendered once too often, never once too little.
     """
     condition = dg.AutomationCondition
     made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())

@@ -1,7 +1,7 @@
 """Days whose samples were not measured here: imported ones, the demo's, those from before there was a collection.
 
 Dagster knows a raw partition only by a materialisation of its own, and warns before a backfill that what is upstream
-was never made. A sensor tells it which days have samples. Today is left to the collection.
+was never made. A sensor reports to it which days have samples. Today is left to the collection.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
-"""What the report says, as numbers: read from the stored aggregates and the samples, never computed anew.
+"""The numbers of the report: read from the stored aggregates and the samples, never recomputed.
 
 Totals are sums of the servers' figures, as in the view `capacity_fleet`, and everything adds up in whole MiB. A
 database is *new* or *gone* only if its server was measured in both windows; one whose server was not is *not
-comparable*, because nobody knows. One that was there on a part of its server's days counts with that part. How it looks
-is the business of `charts` and `page`, which issue of a page it is that of `issues`.
+comparable*, because it is unknown. One that was there on a part of its server's days counts with that part. How it
+looks is the business of `charts` and `page`, which issue of a page it is that of `issues`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_IN_A_FILE_NAME = 50
 
 
 class ChangeKind(StrEnum):
-    """What became of a database from one window to the next."""
+    """How a database changed from one window to the next."""
 
     GROWN = "grown"
     SHRUNK = "shrunk"
@@ -239,7 +239,7 @@ def file_name(period: Period, window: Window, server: str | None = None) -> str:
 
 
 def _in_a_file_name(server: str) -> str:
-    """The name itself if it can be one; else what is left of it, told apart from others by a mark."""
+    """The name itself if it can be one; else what is left of it, made unique by a hash."""
     plain = re.sub(r"[^\w.-]+", "_", server)[:LONGEST_IN_A_FILE_NAME]
     return plain if plain == server else f"{plain}-{hashlib.sha256(server.encode()).hexdigest()[:8]}"
 

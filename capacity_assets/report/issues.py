@@ -1,7 +1,7 @@
-"""Which issue of a report a page is: what was published stays, and a restated figure says what it was, is, and why.
+"""The issues of a report: a published page stays, and a restatement gives the old figure, the new one and why.
 
-A page carries its own figures in its head. When the page of a closed window is made again with other figures, the old
-one is kept beside it under a name of its own, and the new one is the next issue. What is on a page is decided in
+A page carries its own figures in its head. When the page of a closed window is rendered again with other figures, the
+old one is kept beside it under a name of its own, and the new one is the next issue. What is on a page is decided in
 `data`.
 """
 
@@ -107,7 +107,7 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
     if before is None or before.is_open:
         return Edition(issue)
     if before.has_the_figures_of(report):
-        # Still the same issue: a restatement is told on until the next one.
+        # Still the same issue: a restatement is shown until the next one.
         kept = _kept_before(path, before.number)
         restated = None if kept is None else Restatement(*kept, _reason(engine, report, kept[0].issued_at))
         return Edition(before, restated)

@@ -104,7 +104,7 @@ def footer_query(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """Say what keeps the page from being the whole truth, a sentence each."""
+    """List the limitations of the page's figures, one sentence each."""
     return [*_notes_on_servers(report), *_notes_on_days(report), *_notes_on_databases(report)]
 
 

@@ -6,6 +6,8 @@ was there: renaming one, or a copy that lived a day, changes no total.
 
 from __future__ import annotations
 
+from capacity_assets.storage.active_servers import active_condition
+
 # All rows of one server, or of every server that is not counted by another one.
 _OF_SERVER = """(a.instance_id = :server OR (CAST(:server AS integer) IS NULL
        AND a.instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))))"""
@@ -122,9 +124,9 @@ ORDER BY 1, 2
 """  # noqa: S608 -- a constant of this module
 
 # A server is expected from its first sample to its retirement: one that was registered since is not missing before.
-MEASURED = """
+MEASURED = f"""
 WITH spans AS (
-    SELECT f.first_day, CASE WHEN i.is_active AND i.deleted_at IS NULL THEN NULL
+    SELECT f.first_day, CASE WHEN {active_condition("i")} THEN NULL
                              ELSE coalesce(CAST(i.deleted_at AS date) - 1, f.last_day) END AS last_day
     FROM instances i CROSS JOIN LATERAL (
         SELECT min(s.collected_date) AS first_day, max(s.collected_date) AS last_day FROM instance_size_stats s
@@ -146,13 +148,13 @@ SELECT CAST(d.day AS date) AS day, coalesce(m.servers, 0) AS measured,
        greatest(coalesce(m.servers, 0), coalesce((SELECT sum(step) FROM steps WHERE steps.day <= d.day), 0)) AS expected
 FROM generate_series(CAST(:before AS date), CAST(:end AS date), interval '1 day') AS d (day)
 LEFT JOIN measured m ON m.day = CAST(d.day AS date) ORDER BY 1
-"""
+"""  # noqa: S608 -- a constant condition
 
-UNMEASURED = """
+UNMEASURED = f"""
 SELECT i.name, NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = i.id AND NOT s.is_deleted)
                AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = i.id) AS never_measured
 FROM instances i
-WHERE i.is_active AND i.deleted_at IS NULL
+WHERE {active_condition("i")}
   AND (CAST(:server AS integer) IS NULL OR i.id = :server)
   AND NOT EXISTS (SELECT FROM database_size_aggregations a
                   WHERE a.instance_id = i.id AND a.period_type = :period AND a.period_start = :start)
@@ -162,15 +164,15 @@ WHERE i.is_active AND i.deleted_at IS NULL
   AND NOT EXISTS (SELECT FROM instance_size_stats s
                   WHERE s.instance_id = i.id AND NOT s.is_deleted HAVING min(s.collected_date) > :end)
 ORDER BY i.name
-"""
+"""  # noqa: S608 -- a constant condition
 
-ENDS = """
+ENDS = f"""
 SELECT now() AS read_at,
        (SELECT count(*) FROM instances i
-        WHERE i.is_active AND i.deleted_at IS NULL
+        WHERE {active_condition("i")}
           AND (CAST(:server AS integer) IS NULL OR i.id = :server)) AS active_servers,
        (SELECT count(*) FROM instances i
-        WHERE i.is_active AND i.deleted_at IS NULL AND i.counted_by IS NOT NULL
+        WHERE {active_condition("i")} AND i.counted_by IS NOT NULL
           AND CAST(:server AS integer) IS NULL) AS counted_by_others,
        (SELECT max(calculated_at) FROM database_size_aggregations a
         WHERE period_type = :period AND period_start = :start
@@ -179,7 +181,7 @@ SELECT now() AS read_at,
         WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)) AS first_sample,
        (SELECT max(collected_date) FROM instance_size_stats s
         WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)) AS last_sample
-"""
+"""  # noqa: S608 -- a constant condition
 
 # Why figures of a closed window are others than they were: samples of the two windows that came or changed since.
 SAMPLES_SINCE = """

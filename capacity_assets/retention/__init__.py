@@ -1,1 +1,1 @@
-"""Partitions of the tables: added ahead, and dropped when they are old and nothing reads them any more."""
+"""Partitions of the tables: added ahead, and dropped when they are old and no window needs them any more."""

@@ -1,7 +1,7 @@
-"""`TableMaintenance`: partitions ahead of time, rows out of the default ones, old rows away as whole partitions.
+"""`TableMaintenance`: adds partitions ahead, moves rows out of default partitions, drops old partitions.
 
 Each partition is a transaction of its own, decided and done under its lock; an interruption keeps what was done, and
-the trouble of one table hides none of the others.
+an error in one table does not keep the others from being maintained.
 
 How partitions are made is the business of `storage.partitions`; how long rows are kept, of `retention`; what keeps
 samples longer than that, of `needs`.
@@ -54,7 +54,7 @@ LOCK_TIMEOUT_SECONDS = 10
 """Whoever waits for a table makes everyone after it wait; better to come back."""
 
 TRIES = 3
-"""How often a partition is added again that someone was in the way of."""
+"""How often adding a partition is tried while another session is in the way."""
 
 LOCK_NOT_AVAILABLE = "55P03"
 _MAINTENANCE_LOCK = 0x70617274  # "part": one maintenance at a time, step by step
@@ -82,7 +82,7 @@ class TableMaintenance:
         periods: Mapping[str, Period] = PERIODS,
         tell: Callable[[str], None] = logger.info,
     ) -> None:
-        """Work through `engine`; `first_day` is the first with samples; `tell` hears of each step that was done."""
+        """Work through `engine`; `first_day` is the first with samples; `tell` is called with each finished step."""
         self._tell = tell
         self._engine = engine
         self._kept = KeptSpans(first_day, retention, periods)
@@ -173,7 +173,7 @@ class TableMaintenance:
         try:
             build_key(self._engine, table)
         except DBAPIError as error:
-            kept = "The table is as it was, up to an unfinished index that `capacity partition` builds anew."
+            kept = "The table is as it was, up to an unfinished index that `capacity partition` builds again."
             raise database_error(error, doing=f"building the new key of {table.name}", kept=kept) from error
         with self._work(f"putting a partitioned table in the place of {table.name}") as connection:
             swap(connection, table)
@@ -206,7 +206,7 @@ class TableMaintenance:
             report.notes.append(f"{table.name} is not partitioned: nothing leaves it; see `capacity partition`")
 
     def _add(self, table: Table, span: Span, report: MaintenanceReport) -> _Candidate | None:
-        """Add one partition, again if someone is in the way; in a dry run return what it would hold."""
+        """Add one partition, retrying while another session is in the way; in a dry run return what it would hold."""
         if report.dry_run:
             with self._look(f"looking at {table.name}") as connection:
                 default = layout_of(connection, table).default
@@ -283,7 +283,7 @@ class TableMaintenance:
 
     @contextmanager
     def _work(self, doing: str) -> Iterator[Connection]:
-        """Work alone: another maintenance waits for this transaction."""
+        """Open a transaction that other maintenances wait for."""
         with self._look(doing) as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MAINTENANCE_LOCK})
             yield connection

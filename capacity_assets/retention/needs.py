@@ -1,4 +1,4 @@
-"""Why samples must stay although they are older than need be: what still reads them.
+"""Which samples must be kept although they are older than the retention: those that windows still read.
 
 Every window that reads a day of them, as its own or for comparison, must be over, computed over the samples as they
 are, without a failed server, and its rows must be stored. What is old enough to go at all is said by

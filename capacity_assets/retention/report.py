@@ -1,4 +1,4 @@
-"""What came of a maintenance of the tables: counts and lines for people, and the error that carries them."""
+"""The result of a maintenance of the tables: counts and lines for people, and the error that carries them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MaintenanceError(DatabaseError):
     """Some of the work could not be done; `report` says what was."""
 
     def __init__(self, troubles: list[DatabaseError], report: MaintenanceReport) -> None:
-        """Tell each trouble once; waiting helps if it helps all of them."""
+        """List each error once; the whole is transient if all of them are."""
         message = "\n".join(dict.fromkeys(map(str, troubles)))
         transient = all(trouble.transient for trouble in troubles)
         super().__init__(message, sqlstate=troubles[0].sqlstate, transient=transient)

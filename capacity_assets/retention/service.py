@@ -1,4 +1,4 @@
-"""`RetentionService`: what doors call to maintain the tables; it refuses a database that is not prepared.
+"""`RetentionService`: maintains the tables for assets and commands; it refuses a database that is not prepared.
 
 How partitions are added, dropped and converted is the business of `maintenance`.
 """

@@ -1,1 +1,1 @@
-"""Where data lies: tables, engines, schema migrations, the embedded server."""
+"""Where data is stored: tables, engines, schema, change tracking, the embedded server."""

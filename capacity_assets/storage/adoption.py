@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done about a table, and what stands in the way."""
+    """The steps for a table, and the problems that prevent them."""
 
     steps: tuple[Step, ...] = ()
     problems: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
 
 @dataclass(frozen=True)
 class UniqueKey:
-    """A unique key of a wanted table: columns, and the condition of a partial one."""
+    """A unique key of a wanted table: its columns, and its condition if it is partial."""
 
     name: str
     columns: tuple[str, ...]
@@ -120,7 +120,7 @@ def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iter
 
 
 def widened_columns(connection: Connection, wanted: Table) -> list[str]:
-    """Name the columns of an existing table whose type has to change, while nothing may read them."""
+    """List the columns of an existing table whose type has to change; no view may read them meanwhile."""
     present = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
     return [
         column.name for column in wanted.columns if column.name in present and _is_widened(present[column.name], column)
@@ -207,7 +207,7 @@ def _partition_trigger_steps(connection: Connection, wanted: Table) -> Iterator[
 
 
 def other_owner(connection: Connection, table: str) -> str | None:
-    """Return who owns a table, unless it is who works here: what is added to it should belong to the same."""
+    """Return the owner of a table unless that is the current role: what is added should have the same owner."""
     return connection.execute(
         text(
             "SELECT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner "
@@ -218,7 +218,7 @@ def other_owner(connection: Connection, table: str) -> str | None:
 
 
 def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
-    """Plain indexes that looks and checks rely on; one that begins with the same columns will do."""
+    """Plain indexes that queries and checks rely on; an index that begins with the same columns is enough."""
     present = [
         tuple(row.columns)
         for row in connection.execute(
@@ -243,7 +243,7 @@ def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
 
 
 def free_name(connection: Connection, name: str) -> str:
-    """Return a name for a table or index: the wanted one, or a longer one where something bears it."""
+    """Return a name for a table or index: the wanted one, or a longer one where it is taken."""
     taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()
     return f"{name}_capacity" if taken else name
 
@@ -325,7 +325,7 @@ def execute(connection: Connection, statements: Iterable[str]) -> None:
 
 
 def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]:
-    """Comments of tables and columns that are missing or other than ours in the database."""
+    """Comments of tables and columns that are missing in the database or differ."""
     steps = []
     for table in wanted:
         present = inspect(connection)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, DateTime, Table, text
 
+from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.adoption import Step, quoted
 from capacity_assets.storage.tables import (
     activations,
@@ -43,7 +44,7 @@ def change_tracking_steps(connection: Connection) -> list[Step]:
 
 
 def change_tracking_is_on(connection: Connection) -> bool:
-    """Whether every trigger is there and fires: one quick look, for those who are about to rely on it."""
+    """Whether every trigger exists and fires; one cheap query for callers that rely on it."""
     wanted = [(table, tracking.trigger(event)) for table, tracking in _every_tracking() for event in tracking.events]
     tables, triggers = zip(*wanted, strict=True)
     firing = connection.execute(text(_FIRING), {"tables": list(tables), "triggers": list(triggers)}).scalar_one()
@@ -52,7 +53,7 @@ def change_tracking_is_on(connection: Connection) -> bool:
 
 @dataclass(frozen=True)
 class _Tracking:
-    """A function and the triggers that call it; what they note, for the reason."""
+    """A function and the triggers that call it; `what` they record, for messages."""
 
     function: str
     body: str
@@ -60,7 +61,7 @@ class _Tracking:
     what: str
 
     def trigger(self, event: str) -> str:
-        """One trigger an event of its own; a single one for several events needs no more than the function's name."""
+        """The name of the trigger of an event: the function's, and the event where there are several."""
         return f"{self.function}_{event}" if len(self.events) > 1 else self.function
 
 
@@ -151,7 +152,7 @@ END
 
 
 def _raw_body(table: Table) -> str:
-    """Note the days of new rows, and those of corrected ones on both sides, once a transaction."""
+    """Record the days of new rows, and the old and new days of corrected ones, once per transaction."""
     measured = [column.name for column in table.columns if column.name != "id" and not _is_timestamp(column.type)]
     old, new = (f"({', '.join(f'{side}.{quoted(name)}' for name in measured)})" for side in ("o", "n"))
     return f"""
@@ -174,22 +175,21 @@ END
 
 
 def _instances_body() -> str:
-    """Note servers that become active: windows that were computed without them lack their samples.
+    """Record servers that become active: windows that were computed without them lack their samples.
 
-    Which days these are is found out when the note is read (`ledger_statements.SPREAD_ACTIVATIONS`): here, samples that
-    another transaction is about to commit cannot be seen.
+    Their days are looked up when the record is read (`ledger_statements.SPREAD_ACTIVATIONS`): a trigger cannot see
+    samples that another transaction is about to commit.
     """
     return f"""
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO {SCHEMA_MARK}.{activations.name} (instance_id)
-        SELECT n.id FROM new_rows n WHERE n.is_active AND n.deleted_at IS NULL
+        SELECT n.id FROM new_rows n WHERE {active_condition("n")}
         ON CONFLICT DO NOTHING;
     ELSE
         INSERT INTO {SCHEMA_MARK}.{activations.name} (instance_id)
         SELECT n.id FROM new_rows n LEFT JOIN old_rows o USING (id)
-        WHERE n.is_active AND n.deleted_at IS NULL
-          AND (o.is_active AND o.deleted_at IS NULL) IS NOT TRUE
+        WHERE {active_condition("n")} AND {active_condition("o")} IS NOT TRUE
         ON CONFLICT DO NOTHING;
     END IF;
     RETURN NULL;

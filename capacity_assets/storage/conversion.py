@@ -1,4 +1,4 @@
-"""Making an unpartitioned capacity table partitioned, while it is in use, without losing a row.
+"""Converts an unpartitioned capacity table to a partitioned one while it is in use, without losing a row.
 
 Two steps before the rows move: an index is built beside the running work, then one short transaction puts a
 partitioned table in the old one's place and hangs the old one in as its default partition. From then on everything is
@@ -66,15 +66,15 @@ def build_key(engine: Engine, table: Table) -> None:
 
 
 def problems_of(connection: Connection, table: Table) -> list[str]:
-    """Return what only a person can decide before the table may be converted."""
+    """Return the problems that a person has to solve before the table can be converted."""
     ours = {"table": table.name, "ours": "capacity\\_track\\_%", "views": [view.name for view in VIEWS]}
     listed = [
-        f"{table.name}: {row.what} belongs to it and would be left behind with the old rows. Take it away, run "
+        f"{table.name}: {row.what} belongs to it and would be left behind with the old rows. Drop it, run "
         "`capacity partition`, and create it again."
         for row in connection.execute(text(_DEPENDENTS), ours)
     ]
     listed += [
-        f"{table.name}: {what} is built on a view of ours, which has to be made anew. Take it away, run "
+        f"{table.name}: {what} depends on one of our views, which has to be created again. Drop it, run "
         "`capacity partition`, and create it again."
         for what in built_on_views(connection)
     ]
@@ -201,7 +201,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _aside(name: str) -> str:
-    """A name for what is set aside, within PostgreSQL's 63 characters."""
+    """The name of a renamed object, within PostgreSQL's 63 characters."""
     return f"{name[:LONGEST_STEM]}_default"
 
 

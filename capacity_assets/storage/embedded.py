@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: a real server from a package, for those who have none at hand.
+"""The embedded PostgreSQL: a real server from a package, for use without a server of one's own.
 
 Lifecycle: the first process that enters `embedded_server` starts the server, the last one that leaves
 stops it. "Last" is decided by file locks, which the kernel drops when a process dies however it dies, so
@@ -51,7 +51,7 @@ class EmbeddedServer:
 
 @contextmanager
 def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
-    """Use the server whose data lies in `data`; start it if needed, stop it if nobody else uses it.
+    """Use the server whose data lies in `data`; start it if needed, stop it after its last user.
 
     Raises:
         EmbeddedServerError: it did not start.
@@ -130,7 +130,7 @@ def _start(data: Path) -> PostgresServer:
 
 
 def _leave_modes_alone(*_arguments: object) -> None:
-    """Take the place of what the package does to the modes of folders."""
+    """Replaces the package's function that changes the modes of folders."""
 
 
 def _wait_until_ready(server: EmbeddedServer, data: Path) -> None:

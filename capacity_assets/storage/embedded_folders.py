@@ -1,4 +1,4 @@
-"""Where the files of the embedded server lie, so that its system user reaches them and nobody else gets at them.
+"""Where the files of the embedded server lie, so that its system user can reach them and other users cannot.
 
 As root the server runs as the system user `pgserver`. No folder that exists has its mode loosened for it: where that
 user cannot pass through the folders above, or the path is too long for a socket, data and programs lie in a folder that
@@ -76,7 +76,7 @@ def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
     """Return where a socket lies: with the data, or where that path is too long in a folder of ours alone.
 
     Raises:
-        FolderRefusedError: that folder belongs to somebody else, or others may enter it.
+        FolderRefusedError: that folder belongs to another user, or others may enter it.
         OSError: it cannot be made.
     """
     if _fits_a_socket(data, socket_name):

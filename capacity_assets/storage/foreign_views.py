@@ -24,7 +24,7 @@ class InTheWay:
 
 
 def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]]) -> InTheWay:
-    """Look for what reads one of the columns, given as (table, column), directly or through a view."""
+    """Find what reads one of the columns, given as (table, column), directly or through a view."""
     parameters = {
         "tables": [table for table, _ in columns],
         "columns": [column for _, column in columns],

@@ -1,6 +1,6 @@
 """`instance_databases` of the legacy application, which its pages join: which databases a server has, and since when.
 
-Kept current where the table exists and our role may write to it; elsewhere nothing happens. Ours is not to create it.
+Kept current where the table exists and our role may write to it; elsewhere nothing happens. It is never created here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def note_history(connection: Connection) -> None:
 
 
 def _write(connection: Connection, statements: Sequence[str], parameters: dict[str, object]) -> None:
-    """Execute in a savepoint: what another application's table refuses must not take the samples with it."""
+    """Execute in a savepoint, so that samples are kept if the other application's table refuses a row."""
     try:
         with connection.begin_nested():
             if _may_be_written(connection):

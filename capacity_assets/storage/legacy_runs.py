@@ -1,7 +1,7 @@
-"""Runs told to the legacy application, by option, so that its page of runs shows them beside its own.
+"""Optionally enters runs in the legacy application's table, so that its page of runs shows them beside its own.
 
 Its newer versions list `task_runs`, its older ones `sync_sessions`. A run that ended is one row of the first of the two
-that exists. What Dagster knows of a run is the truth; a table that refuses the row does no run any harm.
+that exists. Dagster's own record of a run is authoritative; if the table refuses the row, the run is not affected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EndedRun:
 
     @property
     def parameters(self) -> dict[str, object]:
-        """The row, by what their tables call it."""
+        """The row, by the column names of those tables."""
         return {
             "name": self.name,
             "started_at": self.started_at,
@@ -52,7 +52,9 @@ def tell_legacy_tables(engine: Engine, run: EndedRun) -> None:
                     return
     except (DBAPIError, PoolTimeoutError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        logger.warning(f"The run could not be told to the legacy application: {reason}. The aggregates are stored.")
+        logger.warning(
+            f"The run could not be entered in the legacy application's table: {reason}. The aggregates are stored."
+        )
         return
     logger.warning(f"CAPACITY_LEGACY_RUNS is on, but there is neither {' nor '.join(_STATEMENTS)}.")
 

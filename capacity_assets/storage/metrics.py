@@ -1,7 +1,7 @@
 """The registry of sizes that are measured of a database beside its total. A further one is an entry here.
 
 Its columns of samples and aggregates, its figures, the columns of imports and views, and the reference follow from the
-entry; `capacity init` adds the columns to a database that lacks them. An engine's class hands its bytes over by `stem`.
+entry; `capacity init` adds the columns to a database that lacks them. An engine's class passes its bytes by `stem`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PartSize:
-    """A part of a database's size: `{stem}_mb` and `{stem}_bytes` of a sample; null where the engine tells none."""
+    """A part of a database's size: `{stem}_mb` and `{stem}_bytes` of a sample; null where the engine reports none."""
 
     stem: str
     files: str

@@ -77,7 +77,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition as the catalogue knows it; `span` is None where its bounds are none of ours, and of the default."""
+    """A partition in the catalogue; `span` is None for the default one, and for bounds of another kind."""
 
     name: str
     span: Span | None
@@ -119,7 +119,7 @@ class PartitionLayout:
 
     @property
     def default(self) -> Partition | None:
-        """The partition for what no other takes."""
+        """The partition for rows that no other partition takes."""
         return next((partition for partition in self.partitions if partition.is_default), None)
 
     def covers(self, span: Span) -> bool:
@@ -182,7 +182,7 @@ def _span(bound: str) -> Span | None:
 
 
 def rows_in_default(connection: Connection, table: Table, layout: PartitionLayout) -> DefaultRows:
-    """Look through the default partition, all of it."""
+    """Scan the whole default partition."""
     if layout.default is None:
         return DefaultRows()
     day = _day_column(table)
@@ -236,7 +236,7 @@ def add_partition(connection: Connection, table: Table, layout: PartitionLayout,
 
 
 def _attach(connection: Connection, table: Table, default: Partition | None, statement: str) -> None:
-    """Attach a partition, for which nobody may be using the default one, in short tries.
+    """Attach a partition in short tries, because no session may be using the default partition.
 
     A transaction that has read the default partition and then writes waits for this one, which waits for it: PostgreSQL
     would end one of the two, most likely the other. So this one gives way, as soon as it sees that.
@@ -270,7 +270,7 @@ def _move(connection: Connection, table: Table, default: Partition, span: Span, 
 
 @contextmanager
 def _row_triggers_off(connection: Connection, partition: Partition) -> Iterator[None]:
-    """Keep row triggers of the table, which its partitions inherit, from taking a move for a deletion."""
+    """Disable inherited row triggers, which would take moved rows for deleted ones."""
     triggers = connection.execute(text(_ROW_TRIGGERS), {"partition": partition.name}).all()
     for trigger in triggers:
         connection.exec_driver_sql(f"ALTER TABLE {partition.name} DISABLE TRIGGER {quoted(trigger.name)}")
@@ -322,7 +322,7 @@ def drop_partition(connection: Connection, table: Table, partition: Partition) -
 
 
 def lock_partition(connection: Connection, table: Table, partition: Partition) -> None:
-    """Keep everyone out of a partition until the transaction ends: the table before it, as readers do."""
+    """Lock a partition until the transaction ends, after its table, in the order of readers."""
     connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN ACCESS EXCLUSIVE MODE")
     connection.exec_driver_sql(f"LOCK TABLE {partition.name} IN ACCESS EXCLUSIVE MODE")
 
@@ -340,7 +340,7 @@ def has_rows(connection: Connection, partition: Partition) -> bool:
 
 
 def empty_default(connection: Connection, layout: PartitionLayout) -> bool:
-    """Give back the space of a default partition that holds no row any more; return whether it did."""
+    """Truncate a default partition that holds no row any more; return whether it was truncated."""
     if layout.default is None:
         return False
     name = layout.default.name

@@ -22,7 +22,6 @@ from capacity_assets.storage.adoption import (
     widened_columns,
 )
 from capacity_assets.storage.change_tracking import change_tracking_steps
-from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
@@ -36,8 +35,8 @@ NOT_RECORDED_MEANWHILE = (
     "and the window after them"
 )
 READS_A_WIDENED_COLUMN = (
-    "reads a column that has to be widened, which PostgreSQL refuses. Take it away, run `capacity init`, then create "
-    "it again."
+    "reads a column that has to be widened, which PostgreSQL refuses. Drop it, run `capacity init`, then create it "
+    "again."
 )
 _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 
@@ -66,16 +65,12 @@ def untracked_changes(engine: Engine) -> tuple[str, ...]:
 
 
 class SchemaProblemsError(Exception):
-    """Something only a person can decide stands in the way of the upgrade; nothing was changed."""
+    """The upgrade needs a person's decision; nothing was changed."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Keep the single problems; the text lists them all."""
+        """Keep the problems; the text lists them all."""
         self.problems = problems
         super().__init__("The schema was not changed, no row was touched.\n" + "\n".join(f"- {p}" for p in problems))
-
-
-class SchemaMissingError(Exception):
-    """The database was not prepared by this version; nothing was done."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
     """Put the views back that were taken away, and make those that are missing or outdated; return what was done.
 
     Raises:
-        SchemaProblemsError: one has to be made anew, and something of somebody else is built on it.
+        SchemaProblemsError: a view has to be created again, and an object of another owner depends on it.
     """
     execute(connection, taken)
     outdated = outdated_views(connection)
@@ -179,8 +174,8 @@ def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
 
 
 def _taken_away(connection: Connection) -> list[str]:
-    """Drop the views; return what puts them back. Raises SchemaProblemsError where somebody built on them."""
-    advice = "is built on a view of ours, which has to be made anew. Take it away, run `capacity init`, then create it."
+    """Drop the views; return what puts them back. Raises SchemaProblemsError where other objects depend on them."""
+    advice = "depends on one of our views, which has to be created again. Drop it, run `capacity init`, then create it."
     problems = [f"{what} {advice}" for what in built_on_views(connection)]
     if problems:
         raise SchemaProblemsError(problems) from None
@@ -222,8 +217,8 @@ def _refuse_a_newer_schema(revision: str | None) -> None:
 
 def _refuse_names_taken(connection: Connection) -> None:
     problems = [
-        f"{name} is the name of a view of ours, and something else bears it. Rename that, then run `capacity init` "
-        "again."
+        f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
+        "`capacity init` again."
         for name in names_taken(connection)
     ]
     if problems:
@@ -231,7 +226,7 @@ def _refuse_names_taken(connection: Connection) -> None:
 
 
 def schema_state(engine: Engine) -> SchemaState:
-    """Look at the database without changing it."""
+    """Inspect the database without changing it."""
     with engine.connect() as connection:
         present = set(inspect(connection).get_table_names())
         missing = tuple(table.name for table in metadata.sorted_tables if table.name not in present)
@@ -258,20 +253,6 @@ def schema_revision(engine: Engine) -> str | None:
     """Return the revision the database is at, or None where `capacity init` never ran."""
     with engine.connect() as connection:
         return _revision(connection)
-
-
-def require_schema(engine: Engine) -> None:
-    """Refuse a database that this version has not prepared.
-
-    Raises:
-        SchemaMissingError: the schema is missing or another; the text says what to run.
-    """
-    revision = schema_revision(engine)
-    if revision != SCHEMA_REVISION:
-        what = "There is no capacity schema" if revision is None else f"The capacity schema is at revision {revision}"
-        raise SchemaMissingError(
-            f"{what} at {safe_url(engine.url)}; this version needs {SCHEMA_REVISION}. Run `capacity init`."
-        )
 
 
 def _revision(connection: Connection) -> str | None:

@@ -256,7 +256,7 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
 
 
 def names_taken(connection: Connection) -> list[str]:
-    """Name what bears the name of a view and is none of ours."""
+    """List objects that have the name of one of our views."""
     names = {"views": [view.name for view in VIEWS]}
     return list(connection.execute(text(_NOT_OURS), names).scalars())
 
@@ -281,7 +281,7 @@ def take_views_away(connection: Connection) -> list[str]:
     """Drop the views, in the caller's transaction; return the statements that put them and their grants back.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: something of somebody else is built on one of them.
+        sqlalchemy.exc.DBAPIError: an object of another owner depends on one of them.
     """
     back: list[str] = []
     there = []
@@ -303,7 +303,7 @@ def owner_and_grants(connection: Connection, view: str) -> list[str]:
 
 
 def built_on_views(connection: Connection) -> list[str]:
-    """Name what others have built on the views, which would have to go with them."""
+    """List objects of others that depend on the views and would have to be dropped with them."""
     names = {"views": [view.name for view in VIEWS]}
     return list(connection.execute(text(_BUILT_ON_VIEWS), names).scalars())
 

@@ -20,7 +20,7 @@ FORMER_DEFAULT = "Asia/Shanghai"
 def record_zone(engine: Engine, zone: str, *, chosen: bool) -> str:
     """Record the zone unless one is, or nothing is stored yet; return the one that holds.
 
-    A database that holds figures already, and for which nobody has chosen, keeps what unset meant then.
+    A database that holds figures already, and for which no zone was chosen, keeps the former default.
     """
     with engine.begin() as connection:
         found = _recorded(connection)

@@ -27,7 +27,7 @@ from tests.fleet import add_database_sizes, figures, load_sample, sizes
 from tests.integration.test_maintenance import everything, keeper, rows_by_partition
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 
-ADVICE = "Take it away, run `capacity partition`, and create it again."
+ADVICE = "Drop it, run `capacity partition`, and create it again."
 
 
 def upgraded(engine: Engine, shape: LegacyShape) -> Engine:
@@ -440,5 +440,5 @@ def test_a_view_that_somebody_built_on_ours_stands_in_the_way_and_is_named(legac
     with pytest.raises(SchemaProblemsError) as refused:
         keeper(legacy).convert(TODAY)
 
-    assert f"view theirs is built on a view of ours, which has to be made anew. {ADVICE}" in str(refused.value)
+    assert f"view theirs depends on one of our views, which has to be created again. {ADVICE}" in str(refused.value)
     assert not any(is_partitioned(legacy))

@@ -120,7 +120,7 @@ def test_a_table_that_refuses_does_no_harm_and_the_log_says_so(
     with caplog.at_level(logging.WARNING):
         run(engine, told)
 
-    assert "could not be told to the legacy application: null value in column" in caplog.text
+    assert "could not be entered in the legacy application's table: null value in column" in caplog.text
     assert rows(engine, "SELECT count(*) FROM database_size_aggregations") == [(2,)]
 
 

@@ -261,7 +261,7 @@ def test_a_key_that_has_become_someone_elses_is_neither_renewed_nor_released(
     with redis_server.client() as client:
         with redis_locks.job_lock("daily") as lock:
             client.set("capacity:aggregation:daily", "someone else", ex=60)
-            with pytest.raises(LockLostError, match="belongs to someone else"):
+            with pytest.raises(LockLostError, match="belongs to another holder"):
                 lock.ensure_held()
         assert client.get("capacity:aggregation:daily") == b"someone else"
 

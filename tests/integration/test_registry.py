@@ -228,7 +228,7 @@ def test_commands_say_that_the_schema_is_missing(empty_database: object, monkeyp
     for arguments in (["instances", "list"], ["collect"], ["instances", "disable", "a"]):
         failed = capacity(*arguments)
         assert failed.exit_code == 1
-        assert "There is no capacity schema" in failed.output
+        assert "The capacity schema is missing" in failed.output
         assert "Run `capacity init`" in failed.output
 
 
@@ -385,7 +385,7 @@ def test_check_names_what_would_make_a_fleet_total_wrong(engine: Engine) -> None
     told = " ".join(capacity("check", columns=300).output.split())
 
     assert "one, twin are all at h:3306: fleet totals count it 2 times" in told
-    assert "counted by a server that is out of service, so by nobody: replica" in told
+    assert "counted by a server that is out of service, so not counted at all: replica" in told
     assert "active, but how to reach them is not registered: elsewhere" in told
 
 

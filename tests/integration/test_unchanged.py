@@ -270,7 +270,7 @@ DISTURBANCES = st.sampled_from(
 )
 
 
-@hypothesis_settings(max_examples=max(10, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=max(5, HISTORIES // 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(st.lists(st.tuples(DISTURBANCES, DAY), max_size=3), min_size=1, max_size=3))
 def test_whatever_was_taken_as_unchanged_would_not_have_been_changed(
     engine: Engine, rounds: list[list[tuple[str, date]]]

@@ -151,7 +151,7 @@ def test_a_view_whose_columns_were_others_is_made_anew_unless_somebody_built_on_
             connection.execute(text("CREATE VIEW theirs AS SELECT * FROM capacity_coverage"))
 
     if built_on:
-        with pytest.raises(SchemaProblemsError, match="view theirs is built on a view of ours"):
+        with pytest.raises(SchemaProblemsError, match="view theirs depends on one of our views"):
             initialise(engine)
         assert rows(engine, "SELECT day FROM theirs") == [{"day": 1}]
         return
@@ -211,7 +211,7 @@ def test_a_legacy_object_of_a_views_name_stands_in_the_way_and_is_kept(empty_eng
     with empty_engine.begin() as connection:
         connection.execute(text("CREATE TABLE capacity_fleet (theirs integer)"))
 
-    with pytest.raises(SchemaProblemsError, match="capacity_fleet is the name of a view of ours"):
+    with pytest.raises(SchemaProblemsError, match="capacity_fleet is the name of one of our views"):
         initialise(empty_engine)
 
     assert rows(empty_engine, "SELECT count(*) AS found FROM capacity_fleet") == [{"found": 0}]

@@ -94,8 +94,8 @@ def test_a_file_without_a_size_fails_the_server_instead_of_counting_as_nothing()
     ("edition", "database", "reason"),
     [
         (5, "master", "Azure SQL Database shows one database per connection"),
-        (6, "master", r"Azure Synapse \(dedicated\) tells no sizes"),
-        (12, "x", "Microsoft Fabric tells no sizes"),
+        (6, "master", r"Azure Synapse \(dedicated\) reports no sizes"),
+        (12, "x", "Microsoft Fabric reports no sizes"),
     ],
 )
 def test_editions_that_show_no_files_are_refused_with_what_to_do(edition: int, database: str, reason: str) -> None:

@@ -29,7 +29,7 @@ NAMED = 5
 # Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
 SIZINGS = (FILES, STATISTICS)
-# More than any server tells, and little enough that an endless answer does no harm.
+# More than any server reports, and few enough that an endless answer does no harm.
 MOST_ROWS = 200_000
 MOST_BYTES = 64 * 1024 * 1024
 ROWS_AT_A_TIME = 1000
@@ -82,7 +82,7 @@ class MeasureError(Exception):
 
     @property
     def told(self) -> str:
-        """The reason, cut to a bearable length, and what to do."""
+        """The reason, shortened, and what to do."""
         text = str(self)
         line = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
         return f"{line}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
@@ -129,7 +129,7 @@ class DatabaseSize:
     ) -> DatabaseSize:
         """Keep the exact bytes beside whole MiB, rounded as the engine always was: down, unless told otherwise.
 
-        `parts` are bytes by stem, for example `data_size`; one that the engine does not tell is None or left out.
+        `parts` are bytes by stem, for example `data_size`; one that the engine does not report is None or left out.
         """
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
@@ -138,7 +138,7 @@ class DatabaseSize:
 
     @property
     def values(self) -> tuple[int | None, ...]:
-        """What a sample holds of it, in the order of the level: MiB, then bytes; None: not told."""
+        """What a sample holds of it, in the order of the level: MiB, then bytes; None: not reported."""
         stems = [part.stem for part in PART_SIZES]
         whole, exact = (tuple(map(parts.get, stems)) for parts in (self.parts_mb, self.parts_bytes))
         return (self.size_mb, *whole, self.size_bytes, *exact)
@@ -155,7 +155,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What `capacity instances test` tells beside the sizes."""
+    """What `capacity instances test` shows beside the sizes."""
 
     version: str
     encrypted: bool | None
@@ -187,11 +187,11 @@ class EngineAdapter(ABC):
 
     @abstractmethod
     def facts(self, connection: Any) -> ServerFacts:
-        """Say what answers at the other end."""
+        """Return version and encryption of the server."""
 
     @abstractmethod
     def explained(self, error: Exception) -> MeasureError | None:
-        """Say what an error of the driver means, or None where it is none of the driver's."""
+        """Classify an error of the driver; None for errors of another kind."""
 
 
 @contextmanager

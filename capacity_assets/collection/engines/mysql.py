@@ -1,8 +1,8 @@
 """MySQL and MariaDB: the bytes of every table of each schema, whatever its engine.
 
 InnoDB tables with a file of their own count with that file. Those in a shared tablespace (`ibdata1`, general ones) have
-none, and count with InnoDB's own statistics; tables of other engines with what the engine tells. What no engine tells
-is named. The two servers hold the same facts in tables of other names, and other spellings of the schema.
+none, and count with InnoDB's own statistics; tables of other engines with what the engine reports. What no engine
+reports is named. The two servers hold the same facts in tables of other names, and other spellings of the schema.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = "SELECT CONVERT(SCHEMA_NAME USING utf8mb4) COLLATE utf8mb4_bin FROM information_schema.SCHEMATA"
 # MySQL decodes the names of its tablespaces, so `a/b/t` may be table `t` of schema `a/b`: how many slashes belong to
-# the schema is told by the encoded name, where each is `@002f`. {size} is FILE_SIZE or ALLOCATED_SIZE.
+# the schema follows from the encoded name, where each is `@002f`. {size} is FILE_SIZE or ALLOCATED_SIZE.
 # https://dev.mysql.com/doc/refman/9.0/en/information-schema-innodb-tablespaces-table.html
 MYSQL_FILES = """
 SELECT CONVERT(SUBSTRING_INDEX(s.NAME, '/', 1 + (LENGTH(e.folder) - LENGTH(REPLACE(e.folder, '@002f', ''))) DIV 5)
@@ -137,8 +137,8 @@ class MySQL(EngineAdapter):
     )
     definition: ClassVar[str] = (
         "all tables of each schema, rounded up. InnoDB: the tablespace files; tables in shared tablespaces by "
-        "`mysql.innodb_table_stats`. MyISAM, Aria, ARCHIVE and others: data and indexes as the engine tells. CSV "
-        "tables are not counted, and named. `allocated`: what the files take on disk, less than their size where pages "
+        "`mysql.innodb_table_stats`. MyISAM, Aria, ARCHIVE and others: data and indexes as the engine reports them. "
+        "CSV tables are not counted, and named. `allocated`: what the files take on disk, which is less where pages "
         "are compressed. `statistics`: InnoDB by `mysql.innodb_table_stats`, of which clustered indexes are data. "
         "Undo, redo, binary logs and temporary tablespaces belong to no schema"
     )
@@ -232,7 +232,7 @@ class MySQL(EngineAdapter):
 
 
 class MariaDB(MySQL):
-    """As MySQL: which of the two answers is told by its version, whatever it was registered as."""
+    """As MySQL: the version says which of the two answers, whatever was registered."""
 
     name: ClassVar[str] = "mariadb"
 
@@ -247,7 +247,7 @@ def _statements_for(version: str) -> _Statements:
     """Return the statements of the server that answers.
 
     Raises:
-        MeasureError: it tells no sizes of files.
+        MeasureError: it reports no sizes of files.
     """
     if "MariaDB" in version:
         return _Statements(MARIADB_FILES, MARIADB_SHARED, MARIADB_SHARED_SIZES)
@@ -270,7 +270,7 @@ def _add_other_engines(
     data: dict[str, int] | None,
     visible: Mapping[str, Mapping[str | None, int]],
 ) -> Iterable[str]:
-    """Add tables of other engines than InnoDB, schema by schema that has any; name what is not told."""
+    """Add tables of other engines than InnoDB, schema by schema that has any; name what is not reported."""
     for name in total:
         engines = visible.get(name, {})
         untold = {

@@ -56,7 +56,7 @@ def connected(access: Access) -> Connection[Any]:
 
 
 def version_of(connection: Connection[Any]) -> str:
-    """Return the version as the server tells it."""
+    """Return the version that the server reports."""
     [(version,)] = rows_of(connection, "SELECT VERSION()")
     return str(version)
 
@@ -123,7 +123,7 @@ def _limits(version: str, seconds: float) -> list[str]:
 
 
 def _password_is_safe(access: Access) -> bool:
-    """Whether whoever is at the other end is known to be the server: a socket, or a verified certificate."""
+    """Whether the other end is known to be the server: a socket, or a verified certificate."""
     return access.socket is not None or access.tls in VERIFIED_TLS
 
 

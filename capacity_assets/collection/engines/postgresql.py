@@ -144,7 +144,7 @@ class PostgreSQL(EngineAdapter):
         return ServerFacts(f"PostgreSQL {version}", bool(connection.pgconn.ssl_in_use))
 
     def explained(self, error: Exception) -> MeasureError | None:
-        """Tell by SQLSTATE; a refused login carries none, and is told by the server's text."""
+        """Classify by SQLSTATE; a refused login has none and is classified by the server's text."""
         import psycopg
 
         if not isinstance(error, psycopg.Error):

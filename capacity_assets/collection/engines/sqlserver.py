@@ -113,7 +113,7 @@ class SQLServer(EngineAdapter):
         return measurement_of(rows_of(connection, query_for(int(edition), str(database))), excluded)
 
     def facts(self, connection: Any) -> ServerFacts:
-        """Read the version, and whether the connection is encrypted (told to those with VIEW SERVER STATE only)."""
+        """Read the version, and whether the connection is encrypted (visible with VIEW SERVER STATE only)."""
         [(version,)] = rows_of(connection, "SELECT CAST(SERVERPROPERTY('ProductVersion') AS varchar(64))")
         return ServerFacts(f"SQL Server {version}", encrypted=None)
 
@@ -150,10 +150,10 @@ def query_for(edition: int, database: str) -> str:
     """Return the statement that an edition understands.
 
     Raises:
-        MeasureError: none tells sizes there, or only of each database by itself.
+        MeasureError: this edition reports no sizes, or only those of the connected database.
     """
     if edition in WITHOUT_FILES:
-        raise MeasureError(FailureKind.SETUP, f"{WITHOUT_FILES[edition]} tells no sizes of files")
+        raise MeasureError(FailureKind.SETUP, f"{WITHOUT_FILES[edition]} reports no sizes of files")
     if edition != AZURE_SQL_DATABASE:
         return QUERY
     if database == "master":

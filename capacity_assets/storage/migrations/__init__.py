@@ -1,1 +1,1 @@
-"""Schema migrations (alembic). Revisions hold their own frozen table definitions, never the live ones."""
+"""Schema revisions (alembic): a baseline, and later steps that comparing tables cannot do."""

@@ -1,4 +1,4 @@
-"""What alembic runs: our revisions on the connection that `storage.schema` hands in, in its transaction."""
+"""What alembic runs: our revisions, on the connection and in the transaction of `storage.schema`."""
 
 from alembic import context
 
