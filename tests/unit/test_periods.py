@@ -175,3 +175,30 @@ def test_the_trend_threshold_is_the_windows_share_of_a_year_unless_one_is_set_fo
         "yearly": "20.00",
     }
     assert {period.trend_percent for period in with_trend_threshold(PERIODS, Decimal(5)).values()} == {Decimal(5)}
+
+
+@pytest.mark.parametrize(
+    ("period", "day", "name", "label"),
+    [
+        ("daily", date(2026, 10, 5), "2026-10-05", "5 Oct 2026"),
+        ("weekly", date(2026, 10, 5), "2026-10-05 to 2026-10-11", "5 Oct 2026"),
+        ("monthly", date(2026, 10, 5), "October 2026", "Oct 2026"),
+        ("quarterly", date(2026, 1, 1), "Q1 2026", "Q1 2026"),
+        ("quarterly", date(2026, 12, 31), "Q4 2026", "Q4 2026"),
+        ("yearly", date(2026, 7, 1), "2026", "2026"),
+    ],
+)
+def test_windows_are_named_as_people_do(period: str, day: date, name: str, label: str) -> None:
+    window = PERIODS[period].window_of(day)
+
+    assert PERIODS[period].name_of(window) == name
+    assert PERIODS[period].label_of(window) == label
+
+
+def test_windows_of_a_fiscal_calendar_are_named_by_their_days() -> None:
+    fiscal = Period("fiscal_quarterly", months=3, first_month=2)
+    half = Period("half_yearly", months=6)
+
+    assert fiscal.name_of(fiscal.window_of(date(2026, 3, 1))) == "2026-02-01 to 2026-04-30"
+    assert fiscal.label_of(fiscal.window_of(date(2026, 3, 1))) == "Feb 2026"
+    assert half.label_of(half.window_of(date(2026, 3, 1))) == "Jan 2026"

@@ -1,0 +1,53 @@
+"""`CapacityFleet`: the whole graph as one component of a project of one's own, with its servers declared in a file.
+
+A component's `defs.yaml` names the file; everything else comes from the environment, as in the code location of this
+project. Nothing is registered when definitions load: materialising `registered_servers` does it.
+"""
+
+from pathlib import Path
+
+import dagster as dg
+
+from capacity_assets.collection.declarations import declared_servers
+from capacity_assets.collection.registry import Changes, register
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.runtime import open_engine
+from capacity_assets.settings import Settings, load_settings
+
+REGISTERED_SERVERS = "registered_servers"
+NAMES = ("added", "changed", "unchanged", "disabled", "out_of_service")
+
+
+class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
+    """The capacity graph, and the servers of a TOML or CSV file as `capacity instances import` takes them."""
+
+    fleet: str | None = None
+    """The file, beside `defs.yaml`; without it servers are registered by the command only."""
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Build the definitions from the settings of the environment."""
+        settings = load_settings()
+        definitions = build_definitions(settings)
+        if self.fleet is None:
+            return definitions
+        asset = _registered_servers(settings, Path(context.path) / self.fleet)
+        return dg.Definitions.merge(definitions, dg.Definitions(assets=[asset]))
+
+
+def _registered_servers(settings: Settings, path: Path) -> dg.AssetsDefinition:
+    @dg.asset(name=REGISTERED_SERVERS, group_name="samples", kinds={"postgres"})
+    def servers() -> dg.MaterializeResult[None]:
+        """The servers that the fleet's file declares, registered for collection; all of them or none."""
+        with dagster_failures(), open_engine(settings) as engine:
+            refuse_an_unfit_database(engine, kept="Nothing was registered.")
+            changes = register(engine, declared_servers(path))
+        return dg.MaterializeResult(metadata=_metadata(changes))
+
+    return servers
+
+
+def _metadata(changes: Changes) -> dict[str, dg.MetadataValue]:
+    """Return counts, which plot over time."""
+    return {f"{name}_servers": dg.MetadataValue.int(len(getattr(changes, name))) for name in NAMES}

@@ -1,0 +1,72 @@
+"""The graph as a component of another project, with its servers in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import pytest
+from dagster.components.testing import create_defs_folder_sandbox
+from sqlalchemy import Engine, text
+
+from capacity_assets.orchestration.component import REGISTERED_SERVERS, CapacityFleet
+
+pytestmark = [
+    # Dagster 1.13 reads a component's YAML by a function that pydantic deprecates,
+    pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
+    # and the loader of components copies definitions by parameters of its own that are in beta.
+    pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.BetaWarning"),
+]
+FLEET = """
+[defaults]
+engine = "postgresql"
+username = "capacity_probe"
+
+[[servers]]
+name = "db-1"
+host = "db-1.example"
+
+[[servers]]
+name = "db-2"
+host = "db-2.example"
+"""
+
+
+@contextmanager
+def loaded(attributes: dict[str, str]) -> Iterator[dg.Definitions]:
+    """The definitions of a project whose `defs.yaml` has these attributes, a fleet's file beside it."""
+    kind = f"{CapacityFleet.__module__}.{CapacityFleet.__name__}"
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(
+            component_cls=CapacityFleet, defs_yaml_contents={"type": kind, "attributes": attributes}
+        )
+        (folder / "fleet.toml").write_text(FLEET)
+        with sandbox.load_component_and_build_defs(defs_path=folder) as (_, definitions):
+            yield definitions
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_component_brings_the_graph_and_registers_the_servers_of_its_file(engine: Engine) -> None:
+    with loaded({"fleet": "fleet.toml"}) as definitions:
+        asset = definitions.get_assets_def(REGISTERED_SERVERS)
+        keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+
+        def register() -> dict[str, object]:
+            [event] = dg.materialize([asset]).get_asset_materialization_events()
+            return {name: value.value for name, value in event.materialization.metadata.items()}
+
+        first, second = register(), register()
+
+    with engine.connect() as connection:
+        names = connection.execute(text("SELECT name FROM instances ORDER BY name")).scalars().all()
+    assert names == ["db-1", "db-2"]
+    assert (first["added_servers"], first["unchanged_servers"]) == (2, 0)
+    assert (second["added_servers"], second["unchanged_servers"]) == (0, 2)
+    assert {"monthly_database_aggregations", "database_size_stats", REGISTERED_SERVERS} <= keys
+
+
+@pytest.mark.usefixtures("settings")
+def test_without_a_file_the_component_is_the_graph_alone() -> None:
+    with loaded({}) as definitions:
+        assert dg.AssetKey(REGISTERED_SERVERS) not in definitions.resolve_asset_graph().get_all_asset_keys()
