@@ -20,8 +20,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
-from capacity_assets.report.data import read_report
 from capacity_assets.report.page import render
+from capacity_assets.report.reading import read_report
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine

@@ -27,9 +27,10 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         CommandFailedError: the file cannot be written.
         DatabaseError: the database failed.
     """
-    from capacity_assets.report.data import file_name, read_report
+    from capacity_assets.report.data import file_name
     from capacity_assets.report.issues import next_edition
     from capacity_assets.report.page import render, write_report
+    from capacity_assets.report.reading import read_report
 
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:

@@ -17,8 +17,9 @@ from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partiti
 from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
-from capacity_assets.report.data import ChangeKind, Report, file_name, read_report
+from capacity_assets.report.data import ChangeKind, Report, file_name
 from capacity_assets.report.issues import Edition
+from capacity_assets.report.reading import read_report
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_pair_mb
 

@@ -19,7 +19,8 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.report import queries
-from capacity_assets.report.data import Report, server_id
+from capacity_assets.report.data import Report
+from capacity_assets.report.reading import server_id
 from capacity_assets.units import first_of, human_pair_mb
 
 META = "capacity-report"

@@ -26,6 +26,13 @@ from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
 from capacity_assets.storage.conversion import build_key, needs_conversion, problems_of, swap
+from capacity_assets.storage.partition_changes import (
+    add_partition,
+    drop_partition,
+    empty_default,
+    lock_partition,
+    partition_name,
+)
 from capacity_assets.storage.partitions import (
     AGGREGATES,
     PARTITIONED,
@@ -33,14 +40,9 @@ from capacity_assets.storage.partitions import (
     Partition,
     PartitionLayout,
     Span,
-    add_partition,
     count_rows,
-    drop_partition,
-    empty_default,
     has_rows,
     layout_of,
-    lock_partition,
-    partition_name,
     rows_in_default,
 )
 from capacity_assets.storage.schema import SchemaProblemsError

@@ -25,7 +25,8 @@ from capacity_assets.storage.change_tracking import (
 )
 from capacity_assets.storage.partitions import LIKE_PARENT, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError
-from capacity_assets.storage.views import VIEWS, built_on_views, take_views_away
+from capacity_assets.storage.view_upgrades import built_on_views, take_views_away
+from capacity_assets.storage.views import VIEWS
 
 NEW_KEY = "{}_partitioned_pkey"
 LONGEST_STEM = 63 - len("_default_capacity")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.storage.views import VIEWS, owner_and_grants
+from capacity_assets.storage.view_upgrades import owner_and_grants
+from capacity_assets.storage.views import VIEWS
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from capacity_assets.storage.adoption import (
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.tables import metadata
-from capacity_assets.storage.views import built_on_views, creation, names_taken, outdated_views, take_views_away
+from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0007"

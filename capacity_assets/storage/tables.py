@@ -19,158 +19,41 @@ from sqlalchemy import (
     Boolean,
     Column,
     Date,
-    DateTime,
     Double,
     Index,
     Integer,
     MetaData,
-    Numeric,
-    PrimaryKeyConstraint,
     String,
     Table,
     Text,
     UniqueConstraint,
-    func,
     text,
 )
 
-from capacity_assets.periods import PERIODS
+from capacity_assets.storage.columns import (
+    PERCENT,
+    change_columns,
+    database_name,
+    exact_bytes,
+    further_columns,
+    instance_id,
+    megabytes,
+    row_number,
+    samples_key,
+    size_columns,
+    timestamp,
+    transaction_columns,
+    verdict_columns,
+    window_columns,
+    windows_key,
+)
 from capacity_assets.storage.metrics import PART_SIZES
 
 metadata = MetaData()
 
-# Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
-# 28 digits before the point hold every value that can occur.
-PERCENT = Numeric(30, 2)
-# The same to the power of twelve has no such bound.
-COMPOUND_PERCENT = Numeric()
-
-
-_THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
-
-
-def _timestamp(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
-    default = None if nullable else func.now()
-    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default, comment=comment)
-
-
-def _megabytes(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
-    note = "; null: not measured" if nullable else ""
-    return Column(name, BigInteger, nullable=nullable, comment=f"{comment}, MiB{note}")
-
-
-def _bytes(stem: str) -> Column[object]:
-    return Column(f"{stem}_bytes", BigInteger, comment=f"What {stem}_mb was made of, exact, bytes; null: not known")
-
-
-def _change(stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: str = "_mb") -> list[Column[object]]:
-    """Change columns of one measure: absolute, truncated toward zero, and in percent of the previous mean."""
-    of_means = f"difference of the exact mean {what} to the window before"
-    absolute = f"{of_means.capitalize()}, cut toward zero{', MiB' if unit else ''}; null: unknown"
-    percent = f"{of_means.capitalize()}, in percent of the latter; null: unknown, or from 0"
-    return [
-        Column(f"{stem}_change{unit}", kind, comment=absolute),
-        Column(f"{stem}_change_percent", PERCENT, comment=percent),
-    ]
-
-
-def _further(stem: str, last: str, what: str) -> list[Column[object]]:
-    """Columns of the measure that growth follows: its ends within the window, and a year as the yardstick."""
-    of_means = f"the exact mean {what} to the same window a year before"
-    return [
-        Column(last, BigInteger, comment=f"{what.capitalize()} on the last measured day of the window, MiB"),
-        Column(
-            f"{stem}_growth_in_window_mb",
-            BigInteger,
-            comment=f"{what.capitalize()} on the last measured day less that on the first, MiB; "
-            "null: fewer than two measured days",
-        ),
-        Column(
-            f"{stem}_year_change_mb",
-            BigInteger,
-            comment=f"Difference of {of_means}, cut toward zero, MiB; null: unknown",
-        ),
-        Column(
-            f"{stem}_year_change_percent",
-            PERCENT,
-            comment=f"Difference of {of_means}, in percent of the latter; null: unknown, or from 0",
-        ),
-        Column(
-            f"{stem}_yearly_rate_percent",
-            COMPOUND_PERCENT,
-            comment=f"Growth of the exact mean {what} since the window before, compounded to a year, in percent; "
-            "null: unknown, from 0, or the window is no whole number of months",
-        ),
-    ]
-
-
-def _size_columns(infix: str, what: str, *, nullable: bool) -> list[Column[object]]:
-    return [
-        _megabytes(f"avg_{infix}_mb", f"Mean {what}, rounded down", nullable=nullable),
-        _megabytes(f"max_{infix}_mb", f"Largest {what}", nullable=nullable),
-        _megabytes(f"min_{infix}_mb", f"Smallest {what}", nullable=nullable),
-    ]
-
-
-def _window_columns() -> list[Column[object]]:
-    return [
-        Column("period_type", String(20), nullable=False, comment="Name of the period, such as daily or monthly"),
-        Column("period_start", Date, nullable=False, comment="First day of the window"),
-        Column("period_end", Date, nullable=False, comment="Last day of the window, included"),
-    ]
-
-
-def _verdict_columns() -> list[Column[object]]:
-    return [
-        Column("growth_rate", PERCENT, comment="Change of the exact mean total in percent; null: unknown, or from 0"),
-        Column(
-            "trend_direction",
-            String(20),
-            comment=f"growing or shrinking by more than the period's threshold ({_THRESHOLDS}; CAPACITY_TREND_PERCENT "
-            "sets another), growing from 0, else stable; null: nothing to compare with",
-        ),
-        _timestamp("calculated_at", "When the figures last changed"),
-        _timestamp("created_at", "When the row was first written"),
-    ]
-
-
-def _row_number() -> Column[object]:
-    return Column("id", BigInteger, autoincrement=True, comment="Row number; stays over recomputations")
-
-
-def _samples_key(table: str) -> PrimaryKeyConstraint:
-    return PrimaryKeyConstraint("collected_date", "instance_id", "id", name=f"{table}_pkey")
-
-
-def _windows_key(table: str) -> PrimaryKeyConstraint:
-    return PrimaryKeyConstraint("period_type", "period_start", "instance_id", "id", name=f"{table}_pkey")
-
 
 BY_DAY = "RANGE (collected_date)"
 BY_WINDOW = "RANGE (period_type, period_start)"
-
-
-def _instance_id() -> Column[object]:
-    return Column("instance_id", Integer, nullable=False, comment="Server, instances.id")
-
-
-def _database_name() -> Column[object]:
-    return Column("database_name", String(255), nullable=False, comment="Database, exactly as the server spells it")
-
-
-def _transaction(comment: str) -> list[Column[object]]:
-    """By which transaction something was recorded: its number, part of the key, and when it began."""
-    return [
-        Column(
-            "transaction_id",
-            BigInteger,
-            primary_key=True,
-            autoincrement=False,
-            server_default=text("(pg_current_xact_id()::text)::bigint"),
-            comment=comment,
-        ),
-        _timestamp("changed_at", "When that transaction began"),
-    ]
 
 
 instances = Table(
@@ -182,7 +65,7 @@ instances = Table(
     Column("host", String(255), nullable=False, comment="Host name or address"),
     Column("port", Integer, nullable=False, comment="TCP port"),
     Column("is_active", Boolean, nullable=False, server_default=text("true"), comment="Whether it is aggregated"),
-    _timestamp("deleted_at", "When it was taken out of service; null: in service", nullable=True),
+    timestamp("deleted_at", "When it was taken out of service; null: in service", nullable=True),
     Column(
         "counted_by",
         Integer,
@@ -194,17 +77,17 @@ instances = Table(
 database_size_stats = Table(
     "database_size_stats",
     metadata,
-    _row_number(),
-    _instance_id(),
-    _database_name(),
-    _megabytes("size_mb", "Total size of the database"),
-    *(_megabytes(f"{part.stem}_mb", f"Size of {part.files}", nullable=True) for part in PART_SIZES),
-    *(_bytes(name) for name in ("size", *(part.stem for part in PART_SIZES))),
+    row_number(),
+    instance_id(),
+    database_name(),
+    megabytes("size_mb", "Total size of the database"),
+    *(megabytes(f"{part.stem}_mb", f"Size of {part.files}", nullable=True) for part in PART_SIZES),
+    *(exact_bytes(name) for name in ("size", *(part.stem for part in PART_SIZES))),
     Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
-    _timestamp("collected_at", "When the sample was taken"),
-    _timestamp("created_at", "When the row was first written"),
-    _timestamp("updated_at", "When the row was last changed"),
-    _samples_key("database_size_stats"),
+    timestamp("collected_at", "When the sample was taken"),
+    timestamp("created_at", "When the row was first written"),
+    timestamp("updated_at", "When the row was last changed"),
+    samples_key("database_size_stats"),
     UniqueConstraint("instance_id", "database_name", "collected_date", name="uq_daily_database_size"),
     postgresql_partition_by=BY_DAY,
     comment="Raw samples: one row per database and day.",
@@ -213,18 +96,18 @@ database_size_stats = Table(
 instance_size_stats = Table(
     "instance_size_stats",
     metadata,
-    _row_number(),
-    _instance_id(),
-    _megabytes("total_size_mb", "Total size of all databases of the server"),
-    _bytes("total_size"),
+    row_number(),
+    instance_id(),
+    megabytes("total_size_mb", "Total size of all databases of the server"),
+    exact_bytes("total_size"),
     Column("database_count", Integer, nullable=False, comment="Number of databases on the server"),
     Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
-    _timestamp("collected_at", "When the sample was taken"),
+    timestamp("collected_at", "When the sample was taken"),
     Column("is_deleted", Boolean, nullable=False, server_default=text("false"), comment="Whether the sample is void"),
-    _timestamp("deleted_at", "When the sample was declared void", nullable=True),
-    _timestamp("created_at", "When the row was first written"),
-    _timestamp("updated_at", "When the row was last changed"),
-    _samples_key("instance_size_stats"),
+    timestamp("deleted_at", "When the sample was declared void", nullable=True),
+    timestamp("created_at", "When the row was first written"),
+    timestamp("updated_at", "When the row was last changed"),
+    samples_key("instance_size_stats"),
     Index(
         "uq_instance_size_stats_instance_date",
         "instance_id",
@@ -239,18 +122,18 @@ instance_size_stats = Table(
 database_size_aggregations = Table(
     "database_size_aggregations",
     metadata,
-    _row_number(),
-    _instance_id(),
-    _database_name(),
-    *_window_columns(),
-    *_size_columns("size", "total size", nullable=False),
+    row_number(),
+    instance_id(),
+    database_name(),
+    *window_columns(),
+    *size_columns("size", "total size", nullable=False),
     Column("data_count", Integer, nullable=False, comment="Samples in the window"),
-    *(column for part in PART_SIZES for column in _size_columns(part.stem, part.what, nullable=True)),
-    *_change("size", "total size", BigInteger),
-    *(column for part in PART_SIZES for column in _change(part.stem, part.what, BigInteger)),
-    *_further("size", "last_size_mb", "total size"),
-    *_verdict_columns(),
-    _windows_key("database_size_aggregations"),
+    *(column for part in PART_SIZES for column in size_columns(part.stem, part.what, nullable=True)),
+    *change_columns("size", "total size", BigInteger),
+    *(column for part in PART_SIZES for column in change_columns(part.stem, part.what, BigInteger)),
+    *further_columns("size", "last_size_mb", "total size"),
+    *verdict_columns(),
+    windows_key("database_size_aggregations"),
     UniqueConstraint(
         "instance_id", "database_name", "period_type", "period_start", name="uq_database_size_aggregation"
     ),
@@ -261,23 +144,23 @@ database_size_aggregations = Table(
 instance_size_aggregations = Table(
     "instance_size_aggregations",
     metadata,
-    _row_number(),
-    _instance_id(),
-    *_window_columns(),
-    _megabytes("total_size_mb", "Mean daily total of the server, rounded down"),
-    _megabytes("avg_size_mb", "Mean size of one of its databases, rounded down; 0 without databases"),
-    _megabytes("max_size_mb", "Largest daily total"),
-    _megabytes("min_size_mb", "Smallest daily total"),
+    row_number(),
+    instance_id(),
+    *window_columns(),
+    megabytes("total_size_mb", "Mean daily total of the server, rounded down"),
+    megabytes("avg_size_mb", "Mean size of one of its databases, rounded down; 0 without databases"),
+    megabytes("max_size_mb", "Largest daily total"),
+    megabytes("min_size_mb", "Smallest daily total"),
     Column("data_count", Integer, nullable=False, comment="Days with samples in the window"),
     Column("database_count", Integer, nullable=False, comment="Mean number of databases, rounded down"),
     Column("avg_database_count", PERCENT, comment="Mean number of databases, two decimals"),
     Column("max_database_count", Integer, comment="Largest daily number of databases"),
     Column("min_database_count", Integer, comment="Smallest daily number of databases"),
-    *_change("total_size", "daily total", BigInteger),
-    *_change("database_count", "number of databases", Integer, unit=""),
-    *_further("total_size", "last_total_size_mb", "daily total"),
-    *_verdict_columns(),
-    _windows_key("instance_size_aggregations"),
+    *change_columns("total_size", "daily total", BigInteger),
+    *change_columns("database_count", "number of databases", Integer, unit=""),
+    *further_columns("total_size", "last_total_size_mb", "daily total"),
+    *verdict_columns(),
+    windows_key("instance_size_aggregations"),
     UniqueConstraint("instance_id", "period_type", "period_start", name="uq_instance_size_aggregation"),
     postgresql_partition_by=BY_WINDOW,
     comment="Total size, number of databases, change, growth and trend of each server in each window.",
@@ -288,7 +171,7 @@ sample_changes = Table(
     metadata,
     Column("table_name", String(63), primary_key=True, comment="Raw table whose samples changed"),
     Column("collected_date", Date, primary_key=True, comment="Day whose samples were added or corrected"),
-    *_transaction("Transaction that changed them"),
+    *transaction_columns("Transaction that changed them"),
     comment="Days whose samples changed and whose windows may have to be computed again; emptied by itself.",
 )
 
@@ -296,7 +179,7 @@ invalidations = Table(
     "capacity_invalidations",
     metadata,
     Column("table_name", String(63), primary_key=True, comment="Table that was written to"),
-    *_transaction("Transaction that did it"),
+    *transaction_columns("Transaction that did it"),
     comment="Samples deleted, and aggregates written by others: windows computed before are not taken as unchanged.",
 )
 
@@ -304,7 +187,7 @@ activations = Table(
     "capacity_activations",
     metadata,
     Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
-    *_transaction("Transaction that put it into service"),
+    *transaction_columns("Transaction that put it into service"),
     comment="Servers put into service, until their days are entered in capacity_sample_changes; emptied by itself.",
 )
 
@@ -333,7 +216,7 @@ computed_windows = Table(
         comment="PostgreSQL server that numbered these transactions",
     ),
     Column("failed_instances", Integer, nullable=False, server_default=text("0"), comment="Servers that failed in it"),
-    _timestamp("computed_at", "When it was last computed over samples that were new to it"),
+    timestamp("computed_at", "When it was last computed over samples that were new to it"),
     Column("fingerprint", String(64), comment="What computed it, for which servers; null: not known"),
     Column("processed_instances", Integer, comment="Servers with samples in it"),
     Column("total_records", BigInteger, comment="Rows its samples supported"),
@@ -354,8 +237,8 @@ collection_targets = Table(
     Column("tls_certificate", Text, comment="File of the client's certificate"),
     Column("tls_key", Text, comment="File of the client's key"),
     Column("sizing", String(20), nullable=False, comment="files: exact; statistics: cheaper, from the catalogue"),
-    _timestamp("created_at", "When it was registered for collection"),
-    _timestamp("updated_at", "When this was last changed"),
+    timestamp("created_at", "When it was registered for collection"),
+    timestamp("updated_at", "When this was last changed"),
     comment="How to reach the servers that are measured here. Holds no secret, only where each one lies.",
 )
 
@@ -370,7 +253,7 @@ collection_attempts = Table(
     Column("attempts", Integer, nullable=False, server_default=text("1"), comment="Attempts on this day"),
     Column("connect_seconds", Double, comment="How long connecting took; null: never connected"),
     Column("measure_seconds", Double, comment="How long measuring took; null: never measured"),
-    _timestamp("attempted_at", "When the last attempt ended"),
+    timestamp("attempted_at", "When the last attempt ended"),
     comment="What became of each server on each day of the last months: collected, or failed and why.",
 )
 
@@ -379,7 +262,7 @@ capacity_settings = Table(
     metadata,
     Column("name", String(63), primary_key=True, comment="timezone: in which days of the samples begin and end"),
     Column("value", Text, nullable=False, comment="What holds for this database"),
-    _timestamp("set_at", "When it was set"),
+    timestamp("set_at", "When it was set"),
     comment="What must stay the same as long as the database holds figures.",
 )
 
@@ -391,7 +274,7 @@ imports = Table(
     Column("target", String(63), nullable=False, comment="Table it was read into"),
     Column("position", BigInteger, nullable=False, comment="Last row that was read and committed"),
     Column("counts", JSON, nullable=False, comment="What became of them"),
-    _timestamp("started_at", "When it was begun"),
-    _timestamp("finished_at", "When its last row was read; null: interrupted", nullable=True),
+    timestamp("started_at", "When it was begun"),
+    timestamp("finished_at", "When its last row was read; null: interrupted", nullable=True),
     comment="Imports of history, and how far each one came.",
 )

@@ -16,7 +16,7 @@ from capacity_assets.retention import maintenance
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.report import MaintenanceError
 from capacity_assets.retention.rules import parse_retention
-from capacity_assets.storage import partitions
+from capacity_assets.storage import partition_changes
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.partitions import PARTITIONED, Span, layout_of, span_of, spans_between
 from capacity_assets.storage.schema import initialise
@@ -298,7 +298,7 @@ def test_moving_fires_no_row_trigger_and_leaves_each_as_it_was(fleet: Engine) ->
 def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_told(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
+    monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
     monkeypatch.setattr(maintenance, "TRIES", 1)
     add_database_sizes(fleet, sizes(1, "old", "2023-01-01", [5]))
     add_instance_sizes(fleet, totals(1, "2023-01-01", [(5, 1)]))
@@ -333,7 +333,7 @@ def test_a_half_made_run_continues_where_it_stopped(fleet: Engine) -> None:
 def test_a_table_in_use_makes_maintenance_come_back_later_with_nothing_half_done(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
+    monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
     monkeypatch.setattr(maintenance, "TRIES", 1)
     add_database_sizes(fleet, sizes(1, "old", "2023-01-01", [5]))
     before = everything(fleet)

@@ -21,9 +21,10 @@ from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.report.charts import history_chart
-from capacity_assets.report.data import Change, ChangeKind, Report, read_report
+from capacity_assets.report.data import Change, ChangeKind, Report
 from capacity_assets.report.issues import issue_of, next_edition
 from capacity_assets.report.page import footer_query, headline, notes, render, write_report
+from capacity_assets.report.reading import read_report
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 MONTHLY = PERIODS["monthly"]

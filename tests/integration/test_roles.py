@@ -19,7 +19,7 @@ from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
-from capacity_assets.report.data import read_report
+from capacity_assets.report.reading import read_report
 from capacity_assets.storage.engine import capacity_engine
 from tests.command import capacity
 from tests.conftest import fixed_clock

@@ -17,8 +17,8 @@ from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
-from capacity_assets.report.data import read_report
 from capacity_assets.report.page import notes
+from capacity_assets.report.reading import read_report
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.storage.views import VIEWS
 from tests.conftest import fixed_clock

@@ -1,0 +1,162 @@
+"""Columns that several tables share, and what each means. The tables themselves are in `tables`."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Date,
+    DateTime,
+    Integer,
+    Numeric,
+    PrimaryKeyConstraint,
+    String,
+    func,
+    text,
+)
+
+from capacity_assets.periods import PERIODS
+
+# Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
+# 28 digits before the point hold every value that can occur.
+PERCENT = Numeric(30, 2)
+
+
+# The same to the power of twelve has no such bound.
+COMPOUND_PERCENT = Numeric()
+
+
+_THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
+
+
+def timestamp(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
+    """Return a column with a moment, by default that of the insert."""
+    default = None if nullable else func.now()
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default, comment=comment)
+
+
+def megabytes(name: str, comment: str, *, nullable: bool = False) -> Column[object]:
+    """Return a column with a size in MiB."""
+    note = "; null: not measured" if nullable else ""
+    return Column(name, BigInteger, nullable=nullable, comment=f"{comment}, MiB{note}")
+
+
+def exact_bytes(stem: str) -> Column[object]:
+    """Return the column with the exact bytes of a size."""
+    return Column(f"{stem}_bytes", BigInteger, comment=f"What {stem}_mb was made of, exact, bytes; null: not known")
+
+
+def change_columns(
+    stem: str, what: str, kind: type[BigInteger] | type[Integer], unit: str = "_mb"
+) -> list[Column[object]]:
+    """Change columns of one measure: absolute, truncated toward zero, and in percent of the previous mean."""
+    of_means = f"difference of the exact mean {what} to the window before"
+    absolute = f"{of_means.capitalize()}, cut toward zero{', MiB' if unit else ''}; null: unknown"
+    percent = f"{of_means.capitalize()}, in percent of the latter; null: unknown, or from 0"
+    return [
+        Column(f"{stem}_change{unit}", kind, comment=absolute),
+        Column(f"{stem}_change_percent", PERCENT, comment=percent),
+    ]
+
+
+def further_columns(stem: str, last: str, what: str) -> list[Column[object]]:
+    """Columns of the measure that growth follows: its ends within the window, and a year as the yardstick."""
+    of_means = f"the exact mean {what} to the same window a year before"
+    return [
+        Column(last, BigInteger, comment=f"{what.capitalize()} on the last measured day of the window, MiB"),
+        Column(
+            f"{stem}_growth_in_window_mb",
+            BigInteger,
+            comment=f"{what.capitalize()} on the last measured day less that on the first, MiB; "
+            "null: fewer than two measured days",
+        ),
+        Column(
+            f"{stem}_year_change_mb",
+            BigInteger,
+            comment=f"Difference of {of_means}, cut toward zero, MiB; null: unknown",
+        ),
+        Column(
+            f"{stem}_year_change_percent",
+            PERCENT,
+            comment=f"Difference of {of_means}, in percent of the latter; null: unknown, or from 0",
+        ),
+        Column(
+            f"{stem}_yearly_rate_percent",
+            COMPOUND_PERCENT,
+            comment=f"Growth of the exact mean {what} since the window before, compounded to a year, in percent; "
+            "null: unknown, from 0, or the window is no whole number of months",
+        ),
+    ]
+
+
+def size_columns(infix: str, what: str, *, nullable: bool) -> list[Column[object]]:
+    """Return mean and extremes of a size."""
+    return [
+        megabytes(f"avg_{infix}_mb", f"Mean {what}, rounded down", nullable=nullable),
+        megabytes(f"max_{infix}_mb", f"Largest {what}", nullable=nullable),
+        megabytes(f"min_{infix}_mb", f"Smallest {what}", nullable=nullable),
+    ]
+
+
+def window_columns() -> list[Column[object]]:
+    """Return period and days of a window."""
+    return [
+        Column("period_type", String(20), nullable=False, comment="Name of the period, such as daily or monthly"),
+        Column("period_start", Date, nullable=False, comment="First day of the window"),
+        Column("period_end", Date, nullable=False, comment="Last day of the window, included"),
+    ]
+
+
+def verdict_columns() -> list[Column[object]]:
+    """Return growth, trend and the times of a row."""
+    return [
+        Column("growth_rate", PERCENT, comment="Change of the exact mean total in percent; null: unknown, or from 0"),
+        Column(
+            "trend_direction",
+            String(20),
+            comment=f"growing or shrinking by more than the period's threshold ({_THRESHOLDS}; CAPACITY_TREND_PERCENT "
+            "sets another), growing from 0, else stable; null: nothing to compare with",
+        ),
+        timestamp("calculated_at", "When the figures last changed"),
+        timestamp("created_at", "When the row was first written"),
+    ]
+
+
+def row_number() -> Column[object]:
+    """Return the number of a row."""
+    return Column("id", BigInteger, autoincrement=True, comment="Row number; stays over recomputations")
+
+
+def samples_key(table: str) -> PrimaryKeyConstraint:
+    """Return the primary key of samples."""
+    return PrimaryKeyConstraint("collected_date", "instance_id", "id", name=f"{table}_pkey")
+
+
+def windows_key(table: str) -> PrimaryKeyConstraint:
+    """Return the primary key of aggregates."""
+    return PrimaryKeyConstraint("period_type", "period_start", "instance_id", "id", name=f"{table}_pkey")
+
+
+def instance_id() -> Column[object]:
+    """Return the number of a server."""
+    return Column("instance_id", Integer, nullable=False, comment="Server, instances.id")
+
+
+def database_name() -> Column[object]:
+    """Return the name of a database."""
+    return Column("database_name", String(255), nullable=False, comment="Database, exactly as the server spells it")
+
+
+def transaction_columns(comment: str) -> list[Column[object]]:
+    """By which transaction something was recorded: its number, part of the key, and when it began."""
+    return [
+        Column(
+            "transaction_id",
+            BigInteger,
+            primary_key=True,
+            autoincrement=False,
+            server_default=text("(pg_current_xact_id()::text)::bigint"),
+            comment=comment,
+        ),
+        timestamp("changed_at", "When that transaction began"),
+    ]
