@@ -10,7 +10,7 @@ DEVELOPER := $(VENV)/.installed-dev
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test test-fast test-integration test-nightly check docs bench format clean
+.PHONY: help demo own up test test-fast test-integration test-nightly coverage check docs bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -33,6 +33,10 @@ test-fast: $(DEVELOPER) ## Run the tests that need no server, in seconds
 test-integration: $(DEVELOPER) ## Run the tests without the served stacks; CAPACITY_TEST_POSTGRES_BIN names another PostgreSQL
 	@tests/install_servers.sh
 	@$(PYTEST) tests/unit tests/integration
+
+coverage: $(DEVELOPER) ## Measure branch coverage by the tests in this process, and fail below the floor of pyproject.toml
+	@tests/install_servers.sh
+	@$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/integration
 
 test-nightly: $(DEVELOPER) ## Run all tests with many generated histories and many kills; takes hours
 	@tests/install_servers.sh

@@ -25,7 +25,7 @@ class InstanceError:
 
     def __str__(self) -> str:
         """Read as one line of a report."""
-        return f"instance {self.instance_id} ({self.instance_name}): {self.reason}"
+        return f"server {self.instance_id} ({self.instance_name}): {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,15 @@ class PeriodSummary:
         window = f"{self.period_type} {self.level} aggregates {self.period_start} to {self.period_end}"
         if self.status is AggregationStatus.FAILED:
             return (
-                f"{window}: {self.failed_instances} of {self.total_instances} instances failed; "
+                f"{window}: {self.failed_instances} of {self.total_instances} servers failed; "
                 f"the rows of the other {self.processed_instances} are stored, "
                 "those of the failed ones were kept as they were."
             )
         if self.status is AggregationStatus.SKIPPED:
-            reason = "no active instance" if not self.total_instances else "no instance has samples in this window"
+            reason = "no active server" if not self.total_instances else "no server has samples in this window"
             return f"{window}: nothing to do, {reason}."
         return (
-            f"{window}: {self.processed_instances} of {self.total_instances} instances processed, "
+            f"{window}: {self.processed_instances} of {self.total_instances} servers processed, "
             f"{counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
             f"{self.protected_records} protected{_kept(self.unsampled_records)}."
             + (f" {self.coverage.message}" if self.coverage else "")
@@ -191,7 +191,7 @@ class RunSummary:
 
     @property
     def everything_failed(self) -> bool:
-        """Whether instances failed and not one was processed: such a run has done nothing."""
+        """Whether servers failed and not one was processed: such a run has done nothing."""
         return self.total("failed_instances") > 0 and self.total("processed_instances") == 0
 
     @property
@@ -206,13 +206,13 @@ class RunSummary:
         what = counted(windows, "window")
         if self.status is AggregationStatus.FAILED:
             return (
-                f"{what}: {counted(self.total('failed_instances'), 'instance computation')} failed, "
+                f"{what}: {counted(self.total('failed_instances'), 'server computation')} failed, "
                 f"{self.total('processed_instances')} succeeded and were kept. First: {self.errors[0]}."
             )
         if self.status is AggregationStatus.SKIPPED:
             reason = "has samples there" if self.total("total_instances") else "is in scope"
             span = f" from {min(part.period_start for part in self.parts)}" if self.parts else ""
-            return f"{what}{span}: nothing to do, no active instance {reason}."
+            return f"{what}{span}: nothing to do, no active server {reason}."
         removed = self.total("removed_records")
         return (
             f"{what}: {counted(self.total('written_records'), 'row')} written, "
@@ -267,7 +267,7 @@ class InstanceSummary:
     @property
     def message(self) -> str:
         """One sentence on the instance."""
-        name = f"instance {self.instance_id} ({self.instance_name})"
+        name = f"server {self.instance_id} ({self.instance_name})"
         if not self.active:
             return f"{name} is inactive or deleted and is not aggregated; its stored rows were kept."
         return f"{name}: {self.run.message}"

@@ -226,7 +226,7 @@ class AggregationService(LegacyCalls):
         known = {str(instance.id): instance.id for instance in every} | {one.name: one.id for one in every}
         missing = [name for name in names if name not in known]
         if missing:
-            raise NotFoundError(f"No instance {', '.join(map(repr, missing))} is registered. Nothing was written.")
+            raise NotFoundError(f"No server {', '.join(map(repr, missing))} is registered. Nothing was written.")
         return [known[name] for name in names]
 
     def levels_of(self, scope: str) -> tuple[str, ...]:
@@ -253,7 +253,7 @@ class AggregationService(LegacyCalls):
             NotFoundError: an id is not registered.
         """
         with (
-            database_errors(doing="reading the instances", kept="Nothing was written."),
+            database_errors(doing="reading the servers", kept="Nothing was written."),
             self.engine.connect() as connection,
         ):
             rows = connection.execute(known_instances()).all()
@@ -263,7 +263,7 @@ class AggregationService(LegacyCalls):
         missing = sorted(set(instance_ids) - known.keys())
         if missing:
             listed = ", ".join(map(str, missing))
-            raise NotFoundError(f"No instance with id {listed} is registered. Nothing was written.")
+            raise NotFoundError(f"No server with id {listed} is registered. Nothing was written.")
         return [known[instance_id] for instance_id in sorted(set(instance_ids))]
 
 

@@ -132,7 +132,7 @@ def print_run(run: RunSummary) -> None:
     for period, level in dict.fromkeys((part.period_type, part.level) for part in run.parts):
         part = run.of_period(period).of_level(level)
         rows.append([period, level, len(part.parts), *map(part.total, counts.values())])
-    print_table("Instances (counted once for each window) and rows", columns, rows)
+    print_table("Servers (counted once for each window) and rows", columns, rows)
     say(f"{run.status.value}: {run.message}")
     for error in run.errors[1:]:
         say(f"  {error}")

@@ -119,7 +119,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         }
         print_json({**stored, **activity, "collection": None if collecting is None else asdict(collecting)})
         return DONE
-    say(f"Today is {today} ({settings.timezone}). Active instances: {active:,}.")
+    say(f"Today is {today} ({settings.timezone}). Active servers: {active:,}.")
     if collecting is not None:
         _print_collection(collecting)
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])

@@ -119,11 +119,11 @@ def _refuse_a_run_without_success(summary: RunSummary) -> None:
     """Fail a run that has done nothing.
 
     Raises:
-        dagster.Failure: instances failed and not one was processed.
+        dagster.Failure: servers failed and not one was processed.
     """
     if summary.everything_failed:
         raise dg.Failure(
-            description=f"{summary.message} Stored rows were kept as they were. Fix the named instances' "
+            description=f"{summary.message} Stored rows were kept as they were. Fix the named servers' "
             "samples, then run these partitions again.",
             metadata=failure_metadata(summary),
             allow_retries=False,

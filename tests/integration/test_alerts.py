@@ -215,7 +215,7 @@ def test_a_failing_server_is_named_and_warnings_stay_in_the_house(
 
     told = "\n".join(receiver.texts)
     assert "daily_instance_aggregations: servers_stored" in told
-    assert "instance 2 (server-2): bigint out of range" in told
+    assert "server 2 (server-2): bigint out of range" in told
     assert "jumps_named" not in told
     assert "samples_complete" not in told
 

@@ -148,7 +148,7 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
         "is_open": False,
         "error_count": 0,
         "errors": "none",
-        "message": "monthly database aggregates 2025-03-01 to 2025-03-31: 3 of 5 instances processed, "
+        "message": "monthly database aggregates 2025-03-01 to 2025-03-31: 3 of 5 servers processed, "
         "17 rows written, 0 unchanged, 0 protected. "
         "Samples on 31 of 31 days.",
         "dagster/partition_row_count": 17,
@@ -170,9 +170,7 @@ def test_one_failing_instance_is_named_in_its_partition_and_the_run_succeeds(
     assert [metadata[f"2025-03-0{day}"]["status"] for day in range(1, 6)] == [
         "completed", "failed", "completed", "completed", "completed",
     ]  # fmt: skip
-    assert metadata["2025-03-02"]["errors"] == (
-        "- instance 1 (\\<b\\>bold\\</b\\> & \\[link\\](x)): bigint out of range"
-    )
+    assert metadata["2025-03-02"]["errors"] == ("- server 1 (\\<b\\>bold\\</b\\> & \\[link\\](x)): bigint out of range")
 
 
 def test_a_run_in_which_everything_failed_fails_without_retry_and_keeps_stored_rows(

@@ -171,7 +171,7 @@ def test_a_range_run_evaluates_every_check_of_both_assets_for_its_partitions(
     assert "2025-03-02: servers that failed in it: 1" in str(servers["partitions_complete"].description)
     assert not servers["servers_stored"].passed
     assert servers["servers_stored"].severity is dg.AssetCheckSeverity.ERROR
-    assert "instance 2 (server-2): bigint out of range" in str(servers["servers_stored"].description)
+    assert "server 2 (server-2): bigint out of range" in str(servers["servers_stored"].description)
     metadata = databases["values_possible"].metadata
     assert (metadata["first_partition"].value, metadata["last_partition"].value) == ("2025-03-01", "2025-03-03")
     assert metadata["places"].value == 1

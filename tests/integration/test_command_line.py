@@ -63,7 +63,7 @@ def test_aggregate_exits_with_one_when_an_instance_failed_and_names_it(settings:
 
     assert settings.capacity_url is not None
     assert result.exit_code == 1
-    assert "instance 2 (server-2): bigint out of range" in result.output
+    assert "server 2 (server-2): bigint out of range" in result.output
 
 
 def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Settings, engine: Engine) -> None:
@@ -83,7 +83,7 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
     [
         (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly"),
         (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, all"),
-        (("--period", "daily", "--instance", "99"), "No instance '99' is registered"),
+        (("--period", "daily", "--instance", "99"), "No server '99' is registered"),
         (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),
         (("--period", "daily", "--from", "2019-01-01", "--to", "2019-01-01"), "partition range: the first starts on"),
         (("--period", "daily", "--from", "2999-01-01", "--to", "2999-01-01"), "partition range: the first starts on"),

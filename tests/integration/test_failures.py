@@ -47,7 +47,7 @@ def test_an_instance_whose_sum_overflows_fails_alone_and_is_named(engine: Engine
     assert not run.everything_failed
     assert (summary.processed_instances, summary.failed_instances, summary.skipped_instances) == (18, 1, 1)
     assert summary.total_instances == 20
-    assert str(summary.errors[0]) == "instance 7 (server-7): bigint out of range"
+    assert str(summary.errors[0]) == "server 7 (server-7): bigint out of range"
     assert [row["instance_id"] for row in stored(engine, INSTANCE)] == [*range(1, 7), *range(8, 20)]
 
 
@@ -102,7 +102,7 @@ def test_a_change_that_no_bigint_holds_fails_at_database_level_too(engine: Engin
 
     run = service.aggregate("daily", FIRST_WEEK[:1], RunOptions(("database",)))
 
-    assert [str(error) for error in run.errors] == ["instance 1 (server-1): bigint out of range"]
+    assert [str(error) for error in run.errors] == ["server 1 (server-1): bigint out of range"]
     assert [row["database_name"] for row in stored(engine, DATABASE)] == ["fine"]
 
 
@@ -142,9 +142,9 @@ def test_asking_for_an_inactive_instance_is_a_skipped_summary_and_for_an_unknown
     assert summary.status is AggregationStatus.SKIPPED
     assert (
         summary.message
-        == "instance 3 (server-3) is inactive or deleted and is not aggregated; its stored rows were kept."
+        == "server 3 (server-3) is inactive or deleted and is not aggregated; its stored rows were kept."
     )
-    with pytest.raises(NotFoundError, match=r"No instance with id 99 is registered\. Nothing was written\."):
+    with pytest.raises(NotFoundError, match=r"No server with id 99 is registered\. Nothing was written\."):
         service.calculate_instance_aggregations(99)
 
 

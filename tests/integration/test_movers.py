@@ -78,7 +78,7 @@ def test_each_partition_shows_its_summary_with_the_failed_server_named(settings:
 
     shown = metadata_of(result, "monthly_instance_aggregations")["2025-04-01"]["summary"]
     assert "| Servers | processed | failed | skipped |\n| --- | --- | --- | --- |\n|  | 1 | 1 | 0 |" in shown
-    assert "instance 9 (server-9)" in shown
+    assert "server 9 (server-9)" in shown
     assert "| server-1 | 1.0 GiB | 2.5 GiB | +1.5 GiB |" in shown
     assert "**Largest shrinkers**: none" in shown
 

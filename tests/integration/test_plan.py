@@ -72,7 +72,7 @@ def test_plan_names_the_server_whose_rows_could_not_be_stored(engine: Engine) ->
     result = capacity("plan", "--period", "monthly", "--from", "2025-03-01", "--to", "2025-03-01")
 
     assert result.exit_code == 1
-    assert "would fail: instance 9 (server-9)" in result.output
+    assert "would fail: server 9 (server-9)" in result.output
     assert stored(engine, INSTANCE) == []
 
 

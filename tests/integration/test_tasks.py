@@ -78,7 +78,7 @@ def test_failures_come_back_as_a_failed_result() -> None:
 
     assert (unknown_period["status"], unknown_instance["status"]) == ("failed", "failed")
     assert "Unknown period 'hourly'" in str(unknown_period["message"])
-    assert "No instance with id 99" in str(unknown_instance["message"])
+    assert "No server with id 99" in str(unknown_instance["message"])
     assert set(unknown_period) == set(unknown_instance) == LEGACY_KEYS
 
 

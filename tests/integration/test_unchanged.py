@@ -82,7 +82,7 @@ def test_nothing_is_read_again_and_the_summary_says_what_computing_again_would(
     first = run.parts[0]
     assert (first.processed_instances, first.skipped_instances, first.unchanged_records) == (2, 1, 2)
     assert first.message == (
-        "monthly database aggregates 2025-01-01 to 2025-01-31: 2 of 3 instances processed, 0 rows written, "
+        "monthly database aggregates 2025-01-01 to 2025-01-31: 2 of 3 servers processed, 0 rows written, "
         "2 unchanged, 0 protected. Samples on 31 of 31 days."
     )
     assert stored(engine, DATABASE) == before
