@@ -20,8 +20,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(0, "it exists and is no ordinary file")
-    # A folder that is made for it is ours alone: pages name databases.
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         # Inside a folder of its own, the file gets the rights that any new file gets, or those of the one it replaces.
         begun = Path(folder) / "file"

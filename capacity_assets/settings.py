@@ -388,6 +388,10 @@ def unknown_variables() -> list[str]:
     return sorted(name for name in present if name.startswith("CAPACITY_") and name not in variable_names())
 
 
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Input should be a valid decimal", "write a number, such as 5")
+
+
 def load_settings() -> Settings:
     """Read the environment.
 
@@ -398,5 +402,5 @@ def load_settings() -> Settings:
         return Settings()
     except PydanticValidationError as error:
         # The pydantic text repeats the input, which may be a URL with a password: build our own lines.
-        lines = [f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+        lines = [f"{item['loc'][0]}: {_reason(item['msg'])}" for item in error.errors()]
         raise ConfigurationError("\n".join(lines)) from None

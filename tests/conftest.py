@@ -122,8 +122,10 @@ def _execute(server: EmbeddedServer, statement: str) -> None:
 def _database(server: EmbeddedServer, template: str, name: str | None = None) -> Iterator[URL]:
     name = name or f"test_{next(_numbers)}"
     _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield server.url(name, CAPACITY_DRIVER)
-    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+    try:
+        yield server.url(name, CAPACITY_DRIVER)
+    finally:
+        _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 class Templates:
@@ -139,7 +141,12 @@ class Templates:
         if template not in self._filled:
             _execute(self._server, f"CREATE DATABASE {template} TEMPLATE {basis}")
             engine = capacity_engine(self._server.url(template, CAPACITY_DRIVER))
-            fill(engine)
+            try:
+                fill(engine)
+            except BaseException:
+                engine.dispose()
+                _execute(self._server, f"DROP DATABASE {template} WITH (FORCE)")
+                raise
             engine.dispose()
             self._filled.add(template)
         return template

@@ -25,12 +25,12 @@ from capacity_assets.aggregation.ledger_statements import (
     COMPUTED,
     COPY_ACTIVATIONS,
     COPY_CHANGES,
-    DOUBT,
     FINISH,
     FORGET,
     FORGET_ALL_INVALIDATIONS,
-    FORGET_DISTURBANCES,
+    FORGET_INVALIDATIONS,
     FROM_ANOTHER_SERVER,
+    INVALIDATE,
     LAST_COMPUTATION,
     LOST_ROWS,
     NOT_COMPARED,
@@ -197,7 +197,9 @@ class Ledger:
         """
         starts = {start for window in windows for start in (window.start, period.following(window).start)}
         with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
-            connection.execute(text(DOUBT), {"period_type": period.name, "level": level.name, "starts": sorted(starts)})
+            connection.execute(
+                text(INVALIDATE), {"period_type": period.name, "level": level.name, "starts": sorted(starts)}
+            )
 
     def finish(self, snapshot: str, parts: Sequence[PeriodSummary], fingerprint: str) -> None:
         """Record that the windows of `parts` were computed over what `snapshot` could see, and the fingerprint.
@@ -223,7 +225,7 @@ class Ledger:
                 },
             )
             connection.execute(text(FORGET), self._parameters)
-            connection.execute(text(FORGET_DISTURBANCES), self._parameters)
+            connection.execute(text(FORGET_INVALIDATIONS), self._parameters)
 
     @property
     def stale_query(self) -> tuple[str, dict[str, list[str]]]:

@@ -126,7 +126,7 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
 # Not sooner: a computation at work has looked before them and is entered after.
-FORGET_DISTURBANCES = f"""
+FORGET_INVALIDATIONS = f"""
 WITH old AS (
     SELECT table_name, transaction_id FROM capacity_invalidations WHERE changed_at < now() - interval '1 day'
 ),
@@ -157,7 +157,7 @@ CROSS JOIN LATERAL (SELECT CASE
 WHERE state.reason IS NOT NULL ORDER BY asked.period_start
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
-DOUBT = """
+INVALIDATE = """
 UPDATE capacity_computed_windows SET fingerprint = NULL
 WHERE period_type = :period_type AND level = :level AND fingerprint IS NOT NULL
   AND (period_start = ANY (CAST(:starts AS date[])) OR year_before_start = ANY (CAST(:starts AS date[])))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partialmethod
 
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.results import InstanceSummary, RunSummary
 from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.clock import Clock
@@ -25,6 +26,7 @@ class LegacyCalls(ABC):
 
     clock: Clock
     periods: Mapping[str, Period]
+    partitions: PartitionRange
 
     @abstractmethod
     def aggregate(
@@ -49,53 +51,60 @@ class LegacyCalls(ABC):
         return self.calculate_scheduled_aggregations(period_type, scope=scope, use_current_period=True)
 
     def calculate_scheduled_aggregations(
-        self,
-        period_type: str,
-        instance_id: int | None = None,
-        *,
-        scope: str = SCOPE_ALL,
-        use_current_period: bool | None = None,
+        self, period_type: str, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
     ) -> RunSummary:
-        """Compute the scheduled window (current for daily, last for the rest), or the one `use_current_period` says.
+        """Compute the scheduled window (current for daily, last for the rest), or the one `use_current_period` says."""
+        window = self._due_window(self.period(period_type), use_current_period)
+        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope)))
+
+    def calculate_aggregations_for_instance(
+        self, period_type: str, instance_id: int, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
+    ) -> RunSummary:
+        """Do the same for one instance.
 
         Raises:
             NotFoundError: the id is not registered.
         """
-        period, today = self.period(period_type), self.clock.today()
-        if use_current_period is None:
-            window = period.scheduled(today)
-        else:
-            window = period.current(today) if use_current_period else period.last(today)
-        only = None if instance_id is None else [instance_id]
-        return self.aggregate(period, [window], RunOptions(self.levels_of(scope), instance_ids=only))
+        window = self._due_window(self.period(period_type), use_current_period)
+        return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope), [self.instance(instance_id).id]))
 
     def calculate_instance_aggregations(
         self, instance_id: int, periods: Sequence[str] | None = None, *, scope: str = SCOPE_ALL
     ) -> InstanceSummary:
         """Compute the scheduled window of each period for one instance; an inactive one is skipped.
 
+        A window before the first partition is left out.
+
         Raises:
             NotFoundError: the id is not registered.
+            ValidationError: an unknown period or scope; nothing was written.
         """
-        instance = self.instance(instance_id)
+        instance, levels = self.instance(instance_id), self.levels_of(scope)
+        chosen = [self.period(name) for name in (self.periods if periods is None else periods)]
         run = RunSummary()
-        for name in self.periods if periods is None else periods:
-            run += self.calculate_scheduled_aggregations(name, instance_id, scope=scope)
+        for period in chosen:
+            window = self._due_window(period, None)
+            if not self.partitions.is_before(period, window):
+                run += self.aggregate(period, [window], RunOptions(levels, [instance.id]))
         return InstanceSummary(instance.id, instance.name, instance.active, run)
+
+    def _due_window(self, period: Period, use_current: bool | None) -> Window:
+        today = self.clock.today()
+        if use_current is None:
+            return period.scheduled(today)
+        return period.current(today) if use_current else period.last(today)
 
     def build_period_summary(self, run: RunSummary) -> dict[str, object]:
         """Return what the task layer reports of one period: status, message, counts and each window."""
         return run.to_dict()
 
 
-# Those for one instance take its id as their first argument.
-_NAMES = {
-    "calculate_{}_aggregations": DATABASE,
-    "calculate_{}_instance_aggregations": INSTANCE,
-    "calculate_{}_database_aggregations_for_instance": DATABASE,
-    "calculate_{}_aggregations_for_instance": INSTANCE,
-}
+_NAMES = (
+    ("calculate_{}_aggregations", LegacyCalls.calculate_scheduled_aggregations, DATABASE),
+    ("calculate_{}_instance_aggregations", LegacyCalls.calculate_scheduled_aggregations, INSTANCE),
+    ("calculate_{}_database_aggregations_for_instance", LegacyCalls.calculate_aggregations_for_instance, DATABASE),
+    ("calculate_{}_aggregations_for_instance", LegacyCalls.calculate_aggregations_for_instance, INSTANCE),
+)
 for _period in PERIODS:
-    for _name, _level in _NAMES.items():
-        _call = partialmethod(LegacyCalls.calculate_scheduled_aggregations, _period, scope=_level.name)
-        setattr(LegacyCalls, _name.format(_period), _call)
+    for _name, _method, _level in _NAMES:
+        setattr(LegacyCalls, _name.format(_period), partialmethod(_method, _period, scope=_level.name))

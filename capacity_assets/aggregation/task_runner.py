@@ -14,7 +14,7 @@ from capacity_assets.aggregation.inspection import Inspection
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.errors import CapacityError, ValidationError
+from capacity_assets.foundation.errors import CapacityError, DatabaseError, ValidationError
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
 from capacity_assets.settings import DEFAULT_JUMP_PERCENT
@@ -60,10 +60,9 @@ class AggregationTaskRunner:
         started_at = service.clock.local_now()
         try:
             summary = service.aggregate(chosen, wanted, options)
-        except ValidationError:
-            raise
         except CapacityError as error:
-            self._tell_legacy(chosen, wanted, options, started_at, error)
+            if not isinstance(error, ValidationError) and not _was_never_begun(error):
+                self._tell_legacy(chosen, wanted, options, started_at, error)
             raise
         if not options.dry_run:
             levels = " and ".join(options.levels)
@@ -117,3 +116,8 @@ class AggregationTaskRunner:
         name = f"{period.name} {what}aggregates, {span}"
         ended = EndedRun(name, started_at, total, failed, message, is_failed=is_failed)
         tell_legacy_tables(self.service.engine, ended)
+
+
+def _was_never_begun(error: CapacityError) -> bool:
+    """Whether nobody answered, or the schema is missing: the legacy table cannot be written then either."""
+    return isinstance(error, DatabaseError) and error.sqlstate is None

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
@@ -19,6 +19,7 @@ from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import Progress as Told
+from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import PERIODS
@@ -27,7 +28,7 @@ from capacity_assets.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.units import first_of, human_mb
 
 OWN_SERVER = "capacity-database"
-FAILURE_COLUMNS = (("Server", "left"), ("FailureKind", "left"), ("Reason", "text"))
+FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
 
 
 def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool, as_json: bool) -> int:

@@ -11,11 +11,10 @@ from sqlalchemy import Engine, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows, open_runs
-from capacity_assets.cli.errors import DONE, CommandFailedError
+from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
-from capacity_assets.demo.sample_fleet import holds_sample_fleet
 from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
@@ -79,20 +78,6 @@ def refuse_an_absent_embedded_server(settings: Settings) -> None:
         )
 
 
-def refuse_the_sample_fleet(engine: Engine, *, kept: str) -> None:
-    """Keep real servers and samples out of a database that the demo has filled.
-
-    Raises:
-        CommandFailedError: it holds the sample fleet.
-    """
-    if holds_sample_fleet(engine):
-        raise CommandFailedError(
-            f"This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. {kept} "
-            "Set CAPACITY_HOME to another folder, as `make own` does, or CAPACITY_DATABASE_URL to a database of your "
-            "own, or take the fleet away by `capacity demo --remove`."
-        )
-
-
 def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print what samples there are and the latest stored window of each period and level."""
     refuse_an_absent_embedded_server(settings)
@@ -124,6 +109,8 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         _print_collection(collecting)
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
+    if not any(row["rows_on_last_day"] for row in samples):
+        say("There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`.")
     _print_activity(runs, late, unknown)
     if runs is not None and not works:
         say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
@@ -177,7 +164,8 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unkno
         say("Late: nothing. Windows that are due were computed; while a daemon is at work, what changes is followed.")
     else:
         print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
-        say("Materialise these partitions in the UI, or run `capacity aggregate --help`. The operations page has more.")
+        first = min(found.first_window for found in late)
+        say(f"Materialise these partitions in the UI, or run `capacity aggregate --period all --from {first}`.")
 
 
 def _run_cells(run: ActiveRun) -> list[object]:

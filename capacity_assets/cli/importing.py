@@ -12,11 +12,12 @@ from pathlib import Path
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
-from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.locks import SAMPLES, HeldLock

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.cli.database import refuse_an_absent_embedded_server, refuse_the_sample_fleet
+from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
@@ -24,6 +24,7 @@ from capacity_assets.collection.measuring import Stages, access_to, facts_of, gi
 from capacity_assets.collection.registry import Changes, Registered, register, registered, remove, set_active
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runtime import collection_service, open_engine
@@ -79,7 +80,8 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
         values["host"] = None  # registered by an import, which knew its name only
     missing = [f"--{key}" for key in ("engine", "host") if not values.get(key)]
     if missing:
-        raise ValidationError(f"{' and '.join(missing)} is needed: it is not known for {name!r} yet.")
+        needed = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} needed"
+        raise ValidationError(f"Server {name!r} is new, so {needed}. Nothing was registered.")
     return Server(name=name, **values)
 
 

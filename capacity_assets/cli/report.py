@@ -29,7 +29,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     """
     from capacity_assets.report.data import file_name
     from capacity_assets.report.issues import next_edition
-    from capacity_assets.report.page import render, write_report
+    from capacity_assets.report.page import make_report_folder, render, write_report
     from capacity_assets.report.reading import read_report
 
     refuse_an_absent_embedded_server(settings)
@@ -53,6 +53,8 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
             sys.stdout.flush()
         return DONE
     with writing(path):
+        if output is None:
+            make_report_folder(path.parent)
         write_report(report, path, edition)
     if as_json:
         steps = {f"{kind}_mb": change for kind, change in report.steps}

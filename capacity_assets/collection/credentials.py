@@ -85,8 +85,8 @@ class SecretFolders:
             raise CredentialError(f"No password: {place} is a variable of capacity_assets itself, not of a server.")
         if scheme == "env" and not any(fnmatchcase(place, pattern) for pattern in self.variables):
             raise CredentialError(
-                f"No password: the variable {place} is not set aside for passwords of servers. "
-                f"CAPACITY_PASSWORD_VARIABLES allows {', '.join(self.variables) or 'none'}."
+                f"No password: variable {place} may not hold the password of a server. CAPACITY_PASSWORD_VARIABLES "
+                f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there."
             )
         path = self.path_of(reference)
         allowed = (self.mounted, *self.folders)

@@ -116,13 +116,14 @@ class CollectionSummary:
             stored = "; the others are stored" if done else ""
             parts.append(
                 f"{self.failed_instances:,} failed and {has} no sample of this day{kept}{stored}. "
-                "The same again measures those that have none."
+                "Run the same command again to measure those."
             )
         if self.not_counted:
             named = first_of(self.not_counted, NAMED)
             parts.append(f"Not counted, because no size is reported: {named}.")
         if self.filled_elsewhere:
-            parts.append(f"How to reach {self.filled_elsewhere:,} more active servers is not registered.")
+            more = counted(self.filled_elsewhere, "further active server")
+            parts.append(f"Not measured from here, because no address is registered: {more}.")
         return " ".join(parts)
 
     def with_outcomes(self, outcomes: Sequence[ProbeOutcome]) -> CollectionSummary:

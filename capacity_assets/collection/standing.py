@@ -36,7 +36,9 @@ class Standing:
     def text(self) -> str:
         """In a sentence."""
         if not self.registered:
-            return "Collection: no server is registered; samples come from elsewhere, or not at all."
+            return (
+                "Collection: no server is measured from here; samples are imported, or another application writes them."
+            )
         if self.day is None:
             return f"Collection: {counted(self.registered, 'server')} registered, none measured yet."
         left = self.registered - self.collected - self.failed

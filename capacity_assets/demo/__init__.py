@@ -1,1 +1,1 @@
-"""The sample fleet and the demo that loads and computes it. Nothing else depends on this room but the commands."""
+"""The sample fleet of the demo: its servers, its samples, and the check that keeps real servers apart from it."""

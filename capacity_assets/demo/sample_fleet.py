@@ -14,6 +14,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import insert_samples
 from capacity_assets.storage.engine import copy_rows
@@ -92,6 +93,20 @@ def holds_sample_fleet(engine: Engine) -> bool:
     with engine.connect() as connection:
         query = text("SELECT EXISTS (SELECT FROM instances WHERE name = ANY (:names) AND host LIKE '192.0.2.%')")
         return bool(connection.execute(query, {"names": [server.name for server in FLEET]}).scalar_one())
+
+
+def refuse_the_sample_fleet(engine: Engine, *, kept: str) -> None:
+    """Refuse to add real servers or samples to a database that holds the demo.
+
+    Raises:
+        CapacityError: it holds the sample fleet.
+    """
+    if holds_sample_fleet(engine):
+        raise CapacityError(
+            f"This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. {kept} "
+            "Set CAPACITY_HOME to another folder, as `make own` does, or CAPACITY_DATABASE_URL to a database of your "
+            "own, or take the fleet away by `capacity demo --remove`."
+        )
 
 
 def other_instances(engine: Engine) -> int:

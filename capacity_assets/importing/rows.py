@@ -238,16 +238,18 @@ def column_positions(
                 raise ValidationError(f"The column {found!r} is there more than once; which one is meant?")
             places[ours] = headings.index(found)
     missing = [name for name in layout.needed if name not in places]
-    if missing:
-        raise ValidationError(
-            f"No column is known to be {', '.join(missing)}: name it with --map {missing[0]}=NAME. The source "
-            f"has {_listed(headings)}."
+    has_no_server = server is None and SERVER not in places and INSTANCE_ID not in places
+    if missing or has_no_server:
+        named = ", ".join([SERVER] * has_no_server + missing)
+        mapped = " ".join(f"--map {name}=NAME" for name in [SERVER] * has_no_server + missing)
+        whose = (
+            "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
+            if has_no_server
+            else ""
         )
-    if server is None and SERVER not in places and INSTANCE_ID not in places:
         raise ValidationError(
-            "Nothing says whose rows these are: name the column with --map server=NAME, or the server with --server; "
-            "numbers of our own table instances with --map instance_id=NAME. The source has "
-            f"{_listed(headings)}."
+            f"The source has no column {named}. Say which columns these are: {mapped}. {whose}It has "
+            f"{_listed(headings)}. Nothing was imported."
         )
     return places
 

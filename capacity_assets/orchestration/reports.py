@@ -63,7 +63,7 @@ def growth_report(
     def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         # Only here: drawing is loaded by runs that draw, not by the code location.
         from capacity_assets.report.issues import next_edition
-        from capacity_assets.report.page import write_report
+        from capacity_assets.report.page import make_report_folder, write_report
 
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         try:
@@ -72,6 +72,7 @@ def growth_report(
                     report = read_report(runner.service.engine, period, window, today=runner.service.clock.today())
                     path = settings.reports / file_name(period, window)
                     edition = next_edition(runner.service.engine, report, path)
+                    make_report_folder(settings.reports)
                     write_report(report, path, edition)
                     metadata = report_metadata(report, edition, path)
                     context.add_asset_metadata(metadata, partition_key=window.key)

@@ -162,6 +162,15 @@ def _notes_on_databases(report: Report) -> list[str]:
     return found
 
 
+def make_report_folder(folder: Path) -> None:
+    """Make the folder of reports where it is missing, for its owner alone: pages name databases.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def write_report(report: Report, path: Path, edition: Edition) -> None:
     """Write the page whole or not at all; the issue that it restates is kept beside it.
 

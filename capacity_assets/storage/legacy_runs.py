@@ -53,7 +53,7 @@ def tell_legacy_tables(engine: Engine, run: EndedRun) -> None:
     except (DBAPIError, PoolTimeoutError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         logger.warning(
-            f"The run could not be entered in the legacy application's table: {reason}. The aggregates are stored."
+            f"The run could not be entered in the legacy application's table: {reason}. The run itself is not affected."
         )
         return
     logger.warning(f"CAPACITY_LEGACY_RUNS is on, but there is neither {' nor '.join(_STATEMENTS)}.")

@@ -12,8 +12,8 @@ from sqlalchemy.exc import OperationalError
 
 from capacity_assets.storage.adoption import free_name, other_owner, quoted
 from capacity_assets.storage.partitions import (
-    _YEAR,
     LIKE_PARENT,
+    YEAR,
     Partition,
     PartitionLayout,
     Span,
@@ -113,7 +113,7 @@ def _stored_columns(connection: Connection, table: Table) -> list[str]:
 
 def partition_name(table: Table, span: Span) -> str:
     """Return the name that the partition for `span` gets."""
-    whole_year = span_of(span.first, _YEAR).after == span.after and span.first.month == 1
+    whole_year = span_of(span.first, YEAR).after == span.after and span.first.month == 1
     when = f"{span.first:%Y}" if whole_year else f"{span.first:%Y_%m}"
     return "_".join(part for part in (table.name, span.period_type, when) if part)
 

@@ -42,7 +42,7 @@ FIRST_PLAUSIBLE, AFTER_PLAUSIBLE = date(1900, 1, 1), date(9000, 1, 1)
 
 
 _MONTH = Period("month", months=1)
-_YEAR = Period("year", months=12)
+YEAR = Period("year", months=12)
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
 _BOUNDS_WITH_PERIOD = 4
 _BOUNDS = 2
@@ -125,7 +125,7 @@ class PartitionLayout:
 
 def span_of(day: date, period: Period | None = None) -> Span:
     """Return the span whose partition holds `day`: of the samples, or of the aggregates of a period."""
-    unit = _MONTH if period is None or period.days == 1 else _YEAR
+    unit = _MONTH if period is None or period.days == 1 else YEAR
     window = unit.window_of(day)
     return Span(None if period is None else period.name, window.start, window.end + timedelta(days=1))
 

@@ -44,4 +44,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Demo:
                 patched.setenv("CAPACITY_START_DATE", FIRST_DAY)
                 done = run(home, "demo", timeout=DEMO_SECONDS)
             output.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
-    return Demo(subprocess.CompletedProcess(*json.loads(output.read_text())), home)
+    demo = Demo(subprocess.CompletedProcess(*json.loads(output.read_text())), home)
+    assert demo.done.returncode == 0, demo.done.stderr
+    return demo

@@ -199,8 +199,16 @@ def test_a_parquet_file_is_read_like_a_csv(engine: Engine, tmp_path: Path) -> No
     ("content", "arguments", "reason"),
     [
         ("", [], "is empty"),
-        ("server,database,day\n", [], "No column is known to be size_mb"),
-        ("database,day,size_mb\n", [], "Nothing says whose rows these are"),
+        (
+            "server,database,day\n",
+            [],
+            "The source has no column size_mb. Say which columns these are: --map size_mb=NAME",
+        ),
+        (
+            "database,day,size_mb\n",
+            [],
+            "The source has no column server. Say which columns these are: --map server=NAME",
+        ),
         ("instance_id,database,day,size_mb\n", [], "--map instance_id=NAME"),
         (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
         (HEAD, ["--map", "colour=size_mb"], "there is no such column; ours are server"),

@@ -73,7 +73,7 @@ def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
     ("arguments", "reason"),
     [
         (["a", "--host", "h"], "--engine is needed"),
-        (["a"], "--engine and --host is needed"),
+        (["a"], "Server 'a' is new, so --engine and --host are needed. Nothing was registered."),
         (["a", "--host", "h", "--engine", "db2"], "'db2' is no engine"),
         (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
     ],

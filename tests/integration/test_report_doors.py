@@ -89,8 +89,10 @@ def test_the_command_writes_the_page_of_any_window_and_says_where(settings: Sett
     usual = capacity("report", "--window", "2025-02-14")
     document = json.loads(capacity("report", "--window", "2025-02-14", "--server", "server-1", "--json").output)
     printed = capacity("report", "--window", "2025-02-14", "--output", "-")
-    own = tmp_path / "deep" / "page.html"
+    own = tmp_path / "own" / "page.html"
+    own.parent.mkdir()
     capacity("report", "--window", "2025-02-14", "--output", str(own))
+    mistyped = capacity("report", "--window", "2025-02-14", "--output", str(tmp_path / "mistyped" / "page.html"))
 
     assert usual.exit_code == 0, usual.output
     assert str(settings.reports / "growth-monthly-2025-02-01.html") in usual.output.replace("\n", "")
@@ -99,6 +101,9 @@ def test_the_command_writes_the_page_of_any_window_and_says_where(settings: Sett
     assert Page(Path(document["path"]).read_text()).steps["end"] == 207
     assert Page(own.read_text()).steps["end"] == 738
     assert list(own.parent.iterdir()) == [own], "no unfinished file is left"
+    assert mistyped.exit_code == 1
+    assert "cannot be written: No such file or directory" in " ".join(mistyped.output.split())
+    assert not (tmp_path / "mistyped").exists()
 
 
 @pytest.mark.usefixtures("every_kind", "settings")

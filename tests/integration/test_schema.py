@@ -18,6 +18,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.schema import (
     FORMER_REVISIONS,
     NOT_RECORDED_MEANWHILE,
@@ -225,14 +226,22 @@ FURTHER = {
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
     "0006": (
-        "DROP FUNCTION capacity_track_invalidation() CASCADE",
-        "DROP FUNCTION capacity_track_database_size_stats() CASCADE",
+        *(
+            f"ALTER TRIGGER capacity_track_{table}_{event} ON {table} RENAME TO capacity_note_{table}_{event}"
+            for table in ("database_size_stats", "instance_size_stats", "instances")
+            for event in ("insert", "update")
+        ),
+        *(
+            f"ALTER TRIGGER capacity_track_invalidation ON {table.name} RENAME TO capacity_note_disturbance"
+            for table in PARTITIONED
+        ),
+        *(
+            f"ALTER FUNCTION capacity_track_{table} RENAME TO capacity_note_{table}"
+            for table in ("database_size_stats", "instance_size_stats", "instances")
+        ),
+        "ALTER FUNCTION capacity_track_invalidation RENAME TO capacity_note_disturbance",
         "ALTER TABLE capacity_invalidations RENAME TO capacity_disturbances",
-        "CREATE FUNCTION capacity_note_disturbance() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        "INSERT INTO capacity_disturbances (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING; "
-        "RETURN NULL; END $$",
-        "CREATE TRIGGER capacity_note_disturbance AFTER DELETE ON database_size_stats "
-        "FOR EACH STATEMENT EXECUTE FUNCTION capacity_note_disturbance()",
+        "ALTER INDEX capacity_invalidations_pkey RENAME TO capacity_disturbances_pkey",
     ),
     "0005": (
         *(
@@ -267,8 +276,9 @@ ADDED_LATER = {
     ),
     "0001": (
         "DROP TABLE capacity_sample_changes, capacity_computed_windows",
-        "DROP FUNCTION capacity_track_instance_size_stats() CASCADE",
-        "DROP FUNCTION capacity_track_instances() CASCADE",
+        "DROP FUNCTION capacity_note_database_size_stats() CASCADE",
+        "DROP FUNCTION capacity_note_instance_size_stats() CASCADE",
+        "DROP FUNCTION capacity_note_instances() CASCADE",
     ),
 }
 
@@ -286,11 +296,21 @@ def test_a_database_of_each_former_revision_becomes_the_same_as_a_new_one_and_ke
                     connection.execute(text(statement))
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :former"), {"former": former})
     kept = row_counts(engine)
+    log = f"SELECT count(*) FROM {'capacity_disturbances' if former >= '0003' else 'capacity_sample_changes'}"
+    with engine.connect() as connection:
+        logged = connection.execute(text(log)).scalar_one() if former > "0001" else 0
 
-    initialise(engine)
+    done = initialise(engine)
 
     assert schema_state(engine).fit
     assert row_counts(engine) == kept
+    assert any("capacity_disturbances to capacity_invalidations" in line for line in done) == (former >= "0003")
+    with engine.connect() as connection:
+        if former > "0001":
+            assert connection.execute(text(log.replace("disturbances", "invalidations"))).scalar_one() == logged
+        indexes = {index["name"] for index in inspect(connection).get_indexes("capacity_invalidations")}
+        indexes.add(inspect(connection).get_pk_constraint("capacity_invalidations")["name"])
+    assert indexes == {"capacity_invalidations_pkey"}
     with engine.connect() as connection:
         functions = connection.execute(text("SELECT proname FROM pg_proc WHERE proname LIKE 'capacity%' ORDER BY 1"))
         tables = sorted(inspect(connection).get_table_names())

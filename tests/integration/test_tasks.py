@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.tasks import (
@@ -21,7 +23,8 @@ from capacity_assets.tasks import (
     run_capacity_aggregation,
     run_capacity_instance_aggregation,
 )
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
+from tests.conftest import fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 from tests.integration.test_failures import add_overflowing_instance
 
 LEGACY_KEYS = {"status", "message", "periods_executed", "details", "metrics"}
@@ -222,3 +225,31 @@ def test_a_database_that_is_away_is_an_error_that_a_legacy_caller_reads(monkeypa
     assert result["status"] == "failed"
     assert "127.0.0.1:1" in str(result["error"])
     assert result["details"] == {"periods": [], "instances": {}}
+
+
+def test_a_call_for_one_server_needs_its_number_and_one_that_is_unknown_writes_nothing(
+    settings: Settings, engine: Engine
+) -> None:
+    load_sample(engine)
+    service = AggregationService(engine, Clock(settings.zone))
+
+    with pytest.raises(TypeError):
+        service.calculate_weekly_database_aggregations_for_instance()  # type: ignore[attr-defined]
+    with pytest.raises(NotFoundError):
+        service.calculate_weekly_aggregations_for_instance(None)  # type: ignore[attr-defined]
+    with pytest.raises(TypeError):
+        service.calculate_quarterly_aggregations(1)  # type: ignore[attr-defined]
+    with pytest.raises(ValidationError, match="Unknown period 'nonsense'"):
+        service.calculate_instance_aggregations(1, ["daily", "nonsense"])
+    assert stored(engine, DATABASE) == []
+
+
+def test_periods_whose_window_lies_before_the_first_partition_are_left_out_for_one_server(engine: Engine) -> None:
+    load_sample(engine)
+    clock = fixed_clock(date(2025, 4, 5))
+    service = AggregationService(engine, clock, partitions=PartitionRange(clock, date(2025, 4, 1)))
+
+    summary = service.calculate_instance_aggregations(1)
+
+    assert {part.period_type for part in summary.run.parts} == {"daily"}
+    assert {row["period_type"] for row in stored(engine, DATABASE)} == {"daily"}

@@ -293,6 +293,7 @@ ROOMS = [
     "clock",
     "storage",
     "foundation",
+    "demo",
     "aggregation",
     "retention",
     "report",
@@ -301,7 +302,6 @@ ROOMS = [
     "runtime",
     "tasks",
     "orchestration",
-    "demo",
     "cli",
 ]
 

@@ -131,6 +131,10 @@ class DatabaseSize:
 
         `parts` are bytes by stem, for example `data_size`; one that the engine does not report is None or left out.
         """
+        unknown = set(parts) - {part.stem for part in PART_SIZES}
+        if unknown:
+            msg = f"no part of a size is called {', '.join(sorted(unknown))}; see storage/metrics.py"
+            raise TypeError(msg)
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
         whole = {stem: rounded(value) for stem, value in exact.items()}

@@ -23,12 +23,32 @@ from capacity_assets.storage.tables import (
 revision = "0007"
 down_revision = None
 
-FORMER_FUNCTIONS = (
-    "capacity_note_database_size_stats",
-    "capacity_note_instance_size_stats",
-    "capacity_note_instances",
-    "capacity_note_disturbance",
-)
+# Renamed, not dropped: owners and grants stay, and at no moment is a trigger missing.
+RENAME = """
+DO $$
+DECLARE former record;
+BEGIN
+    FOR former IN
+        SELECT t.tgname, t.tgrelid::regclass AS relation,
+               replace(replace(t.tgname, 'note_disturbance', 'track_invalidation'), 'y_note_', 'y_track_')
+                   AS name
+        FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+        WHERE t.tgname LIKE 'capacity\\_note\\_%' AND NOT t.tgisinternal AND t.tgparentid = 0
+          AND c.relnamespace = CAST(current_schema() AS regnamespace)
+    LOOP
+        EXECUTE format('ALTER TRIGGER %I ON %s RENAME TO %I', former.tgname, former.relation, former.name);
+    END LOOP;
+    FOR former IN
+        SELECT p.oid::regprocedure AS function,
+               replace(replace(p.proname, 'note_disturbance', 'track_invalidation'), 'y_note_', 'y_track_')
+                   AS name
+        FROM pg_proc p
+        WHERE p.proname LIKE 'capacity\\_note\\_%' AND p.pronamespace = CAST(current_schema() AS regnamespace)
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s RENAME TO %I', former.function, former.name);
+    END LOOP;
+END $$
+"""
 REGISTER = """
 INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from, snapshot)
 SELECT CAST(:name AS varchar), CAST(:level AS varchar), w.period_start, w.period_end, w.reads_from,
@@ -47,9 +67,10 @@ def upgrade() -> None:
         SchemaProblemsError: duplicates or missing columns; the caller's transaction rolls everything back.
     """
     connection = op.get_bind()
-    _rename_former_objects(connection)
+    done: list[str] = context.config.attributes.get("done", [])
+    done += _rename_former_objects(connection)
     registered_before = sa.inspect(connection).has_table(computed_windows.name)
-    context.config.attributes.get("done", []).extend(adopt(connection, metadata))
+    done += adopt(connection, metadata)
     # Before windows are entered: the locks of new triggers keep writers out until everything is committed.
     for step in change_tracking_steps(connection):
         carry_out(connection, step)
@@ -59,10 +80,20 @@ def upgrade() -> None:
                 _register(connection, level, table, period)
 
 
-def _rename_former_objects(connection: sa.Connection) -> None:
-    """Drop functions with their triggers, which are created again under their new names; keep the rows of the log."""
-    execute(connection, (f"DROP FUNCTION IF EXISTS {name}() CASCADE" for name in FORMER_FUNCTIONS))
-    execute(connection, ["ALTER TABLE IF EXISTS capacity_disturbances RENAME TO capacity_invalidations"])
+def _rename_former_objects(connection: sa.Connection) -> list[str]:
+    """Rename what has another name now; return what was done."""
+    former = sa.inspect(connection).has_table("capacity_disturbances")
+    execute(connection, [RENAME])
+    if not former:
+        return []
+    execute(
+        connection,
+        (
+            "ALTER TABLE capacity_disturbances RENAME TO capacity_invalidations",
+            "ALTER INDEX IF EXISTS capacity_disturbances_pkey RENAME TO capacity_invalidations_pkey",
+        ),
+    )
+    return ["renamed table capacity_disturbances to capacity_invalidations, and the triggers of change tracking"]
 
 
 def _register(connection: sa.Connection, level: str, table: sa.Table, period: Period) -> None:
