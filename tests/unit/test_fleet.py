@@ -113,15 +113,15 @@ def tasks(count: int, port: int, first: int = 0, history: ProbeHistory = ProbeHi
     ]
 
 
-def measured(work: list[Task], workers: int, connect_seconds: float = 0.5) -> list[ProbeOutcome]:
+def measured(work: list[Task], workers: int, connect_seconds: float = 30) -> list[ProbeOutcome]:
+    # By default time enough to connect on a machine that is busy with other tests.
     context = ProbeContext(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
     measurement = FleetMeasurement(context, fixed_clock(), workers, connect_seconds)
     return [outcome for outcome in measurement.outcomes(work) if outcome is not None]
 
 
 def test_every_server_has_one_outcome_and_no_more_work_at_once_than_there_are_places(simulation: Simulation) -> None:
-    # Time enough to connect on a machine that is busy with other tests.
-    outcomes = measured(tasks(60, simulation.port), workers=8, connect_seconds=30)
+    outcomes = measured(tasks(60, simulation.port), workers=8)
 
     assert Counter(outcome.server for outcome in outcomes) == {f"server-{number}": 1 for number in range(60)}
     assert {(outcome.kind, outcome.total_size_mb) for outcome in outcomes} == {(None, 7)}
@@ -201,6 +201,7 @@ def test_an_error_nobody_foresaw_is_one_servers_failure(
 
 
 def test_servers_that_wait_for_their_place_when_the_day_ends_are_not_measured(simulation: Simulation) -> None:
+    # By default time enough to connect on a machine that is busy with other tests.
     context = ProbeContext(Path("/nowhere"), make_url("postgresql://localhost/x"), {})
     measurement = FleetMeasurement(context, fixed_clock(), 1, 0.5)
     outcomes: list[ProbeOutcome] = []
