@@ -17,6 +17,7 @@ class _Unit(NamedTuple):
     places: int
 
 
+BYTES_PER_MB = 1024 * 1024
 _STEP = 1024
 # The larger the unit, the more a decimal of it hides.
 _UNITS = (_Unit("PiB", _STEP**3, 3), _Unit("TiB", _STEP**2, 2), _Unit("GiB", _STEP, 1))

@@ -16,7 +16,7 @@ from capacity_assets.collection.engines.base import FailureKind
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.foundation.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.samples import exact_bytes, insert_samples, staging_columns
+from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import note_measured
 
@@ -132,7 +132,7 @@ _WRITE_TOTALS = insert_samples(
     INSTANCE,
     f"""(
     SELECT s.instance_id, CAST(:day AS date) AS collected_date, s.measured_at AS collected_at,
-           div(coalesce(sum({exact_bytes("d.")}), 0), 1048576) AS total_size_mb,
+           div(coalesce(sum({bytes_of("d.size_mb", "d.size_bytes")}), 0), 1048576) AS total_size_mb,
            CASE WHEN count(d.size_bytes) = count(d.size_mb) THEN coalesce(sum(d.size_bytes), 0) END
                AS total_size_bytes,
            count(d.size_mb) AS database_count

@@ -5,9 +5,9 @@ Which rows are written, and whether stored rows are replaced, is decided by the 
 
 from __future__ import annotations
 
-from capacity_assets.foundation.levels import DATABASE, Level
+from capacity_assets.foundation.levels import Level
+from capacity_assets.units import BYTES_PER_MB
 
-BYTES_PER_MB = 1024 * 1024
 _KEYS = {
     "database": "(instance_id, database_name, collected_date)",
     "instance": "(instance_id, collected_date) WHERE is_deleted = false",
@@ -38,7 +38,6 @@ ON CONFLICT {_KEYS[level.name]} DO {update if replace else "NOTHING"}
 """  # noqa: S608 -- names from our own table definitions
 
 
-def exact_bytes(side: str = "") -> str:
-    """Return the expression of a database's bytes: exact where they are known, else those of the whole megabytes."""
-    size = DATABASE.values[0]
-    return f"coalesce({side}{size.removesuffix('_mb')}_bytes, {side}{size} * CAST({BYTES_PER_MB} AS numeric))"
+def bytes_of(size_mb: str, size_bytes: str) -> str:
+    """Return the expression of a size in bytes: exact where they are known, else those of the whole megabytes."""
+    return f"coalesce({size_bytes}, {size_mb} * CAST({BYTES_PER_MB} AS numeric))"

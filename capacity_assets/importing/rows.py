@@ -41,11 +41,6 @@ class ImportColumns:
     counts: tuple[str, ...] = ()
 
     @property
-    def exact(self) -> tuple[str, ...]:
-        """The columns that keep the bytes of the sizes, where they are known."""
-        return tuple(f"{name.removesuffix('_mb')}_bytes" for name in (*self.sizes, *self.optional_sizes))
-
-    @property
     def columns(self) -> tuple[str, ...]:
         """All columns, in the order in which rows are handed on."""
         return (SERVER, INSTANCE_ID, *self.keys, *self.sizes, *self.optional_sizes, *self.counts, COLLECTED_AT)
@@ -238,17 +233,14 @@ def column_positions(
                 raise ValidationError(f"The column {found!r} is there more than once; which one is meant?")
             places[ours] = headings.index(found)
     missing = [name for name in layout.needed if name not in places]
-    has_no_server = server is None and SERVER not in places and INSTANCE_ID not in places
-    if missing or has_no_server:
-        named = ", ".join([SERVER] * has_no_server + missing)
-        mapped = " ".join(f"--map {name}=NAME" for name in [SERVER] * has_no_server + missing)
-        whose = (
-            "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
-            if has_no_server
-            else ""
-        )
+    whose = ""
+    if server is None and SERVER not in places and INSTANCE_ID not in places:
+        missing.insert(0, SERVER)
+        whose = "If all rows are of one server, name it with --server; a column of numbers is --map instance_id=NAME. "
+    if missing:
+        mapped = " ".join(f"--map {name}=NAME" for name in missing)
         raise ValidationError(
-            f"The source has no column {named}. Say which columns these are: {mapped}. {whose}It has "
+            f"The source has no column {', '.join(missing)}. Say which columns these are: {mapped}. {whose}It has "
             f"{_listed(headings)}. Nothing was imported."
         )
     return places

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
-from capacity_assets.foundation.samples import exact_bytes, insert_samples, staging_columns
+from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 
 KEY_TYPES = {"database_name": "varchar(255)", "day": "date"}
 
@@ -83,7 +83,8 @@ FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER 
 TOTALS = f"""
 WITH touched AS (
     SELECT found_id AS instance_id, day, max(collected_at) AS collected_at,
-           sum({exact_bytes()} - coalesce(stored_bytes, stored_mb * CAST(1048576 AS numeric), 0)) AS grown_bytes,
+           sum({bytes_of("size_mb", "size_bytes")} - coalesce({bytes_of("stored_mb", "stored_bytes")}, 0))
+               AS grown_bytes,
            count(*) FILTER (WHERE stored_mb IS NULL) AS added
     FROM compared WHERE taken GROUP BY found_id, day
     UNION ALL
@@ -93,7 +94,7 @@ WITH touched AS (
     GROUP BY found_id, day HAVING NOT bool_or(taken)
 ), derived AS (
     SELECT t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added, count(*) AS database_count,
-           sum({exact_bytes("d.")}) AS total_bytes,
+           sum({bytes_of("d.size_mb", "d.size_bytes")}) AS total_bytes,
            count(d.size_bytes) = count(*) AS is_exact
     FROM touched t JOIN database_size_stats d ON d.instance_id = t.instance_id AND d.collected_date = t.day
     GROUP BY t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added

@@ -4,25 +4,23 @@ A component's `defs.yaml` names the file; everything else comes from the environ
 project. Nothing is registered when definitions load: materialising `registered_servers` does it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
 
 from capacity_assets.collection.declarations import declared_servers
-from capacity_assets.collection.registry import Changes, register
+from capacity_assets.collection.registry import register
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.orchestration.metadata import typed
 from capacity_assets.runtime import open_engine
 from capacity_assets.settings import Settings, load_settings
-from capacity_assets.storage.embedded import EmbeddedServerError
 
 REGISTERED_SERVERS = "registered_servers"
-NAMES = ("added", "changed", "unchanged", "disabled", "out_of_service")
 
 
 class CapacityFleet(dg.Component, dg.Model, dg.Resolvable):
@@ -45,23 +43,11 @@ def _registered_servers(settings: Settings, path: Path) -> dg.AssetsDefinition:
     @dg.asset(name=REGISTERED_SERVERS, group_name="samples", kinds={"postgres"}, retry_policy=RETRIES)
     def servers() -> dg.MaterializeResult[None]:
         """The servers that the fleet's file declares, registered for collection; all of them or none."""
-        with _reported(), dagster_failures(), open_engine(settings, connect=False) as engine:
+        with dagster_failures(), open_engine(settings, connect=False) as engine:
             refuse_an_unfit_database(engine, kept="Nothing was registered.")
             refuse_the_sample_fleet(engine, kept="Nothing was registered.")
             changes = register(engine, declared_servers(path))
-        return dg.MaterializeResult(metadata=_metadata(changes))
+        counts = {f"{name}_servers": len(names) for name, names in asdict(changes).items()}
+        return dg.MaterializeResult(metadata=typed(counts))
 
     return servers
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    try:
-        yield
-    except EmbeddedServerError as error:
-        raise dg.Failure(description=str(error)) from None
-
-
-def _metadata(changes: Changes) -> dict[str, dg.MetadataValue]:
-    """Return counts, which plot over time."""
-    return {f"{name}_servers": dg.MetadataValue.int(len(getattr(changes, name))) for name in NAMES}

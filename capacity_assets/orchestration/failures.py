@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.storage.embedded import EmbeddedServerError
 
 logger = logging.getLogger(__name__)
 
@@ -27,3 +28,5 @@ def dagster_failures() -> Iterator[None]:
         # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
         logger.debug("cause of the failure", exc_info=error)
         raise dg.Failure(description=str(error), allow_retries=error.transient) from None
+    except EmbeddedServerError as error:
+        raise dg.Failure(description=str(error)) from None

@@ -11,11 +11,11 @@ import dagster as dg
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.periods import Period
 from capacity_assets.retention.service import RetentionService
 from capacity_assets.runtime import collection_service, open_engine, open_task_runner_lazily, retention_service
 from capacity_assets.settings import Settings
-from capacity_assets.storage.embedded import EmbeddedServerError
 
 AGGREGATION_RESOURCE = "aggregation"
 COLLECTION_RESOURCE = "collection"
@@ -27,11 +27,8 @@ def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[s
 
     @dg.resource(description="AggregationService on the capacity database (CAPACITY_DATABASE_URL).")
     def aggregation(_context: dg.InitResourceContext) -> Iterator[AggregationTaskRunner]:
-        try:
-            with open_task_runner_lazily(settings, clock=clock, periods=periods) as runner:
-                yield runner
-        except EmbeddedServerError as error:
-            raise dg.Failure(description=str(error)) from None
+        with dagster_failures(), open_task_runner_lazily(settings, clock=clock, periods=periods) as runner:
+            yield runner
 
     return aggregation
 
@@ -41,11 +38,8 @@ def retention_resource(settings: Settings, *, clock: Clock, periods: Mapping[str
 
     @dg.resource(description="RetentionService on the capacity database (CAPACITY_DATABASE_URL).")
     def retention(_context: dg.InitResourceContext) -> Iterator[RetentionService]:
-        try:
-            with open_engine(settings, connect=False) as engine:
-                yield retention_service(engine, settings, clock=clock, periods=periods)
-        except EmbeddedServerError as error:
-            raise dg.Failure(description=str(error)) from None
+        with dagster_failures(), open_engine(settings, connect=False) as engine:
+            yield retention_service(engine, settings, clock=clock, periods=periods)
 
     return retention
 
@@ -55,10 +49,7 @@ def collection_resource(settings: Settings, *, clock: Clock) -> dg.ResourceDefin
 
     @dg.resource(description="CollectionService on the capacity database (CAPACITY_DATABASE_URL).")
     def collection(_context: dg.InitResourceContext) -> Iterator[CollectionService]:
-        try:
-            with open_engine(settings, connect=False) as engine:
-                yield collection_service(engine, settings, clock=clock)
-        except EmbeddedServerError as error:
-            raise dg.Failure(description=str(error)) from None
+        with dagster_failures(), open_engine(settings, connect=False) as engine:
+            yield collection_service(engine, settings, clock=clock)
 
     return collection

@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from capacity_assets.periods import Period, Window
 
+WINDOWS_SHOWN = 13
 LONGEST_IN_A_FILE_NAME = 50
 
 
@@ -234,9 +235,6 @@ def _in_a_file_name(server: str) -> str:
     """The name itself if it can be one; else what is left of it, made unique by a hash."""
     plain = re.sub(r"[^\w.-]+", "_", server)[:LONGEST_IN_A_FILE_NAME]
     return plain if plain == server else f"{plain}-{hashlib.sha256(server.encode()).hexdigest()[:8]}"
-
-
-WINDOWS_SHOWN = 13
 
 
 def windows_shown(period: Period, window: Window) -> tuple[Window, ...]:

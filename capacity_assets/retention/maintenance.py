@@ -46,6 +46,7 @@ from capacity_assets.storage.partitions import (
     rows_in_default,
 )
 from capacity_assets.storage.schema import SchemaProblemsError
+from capacity_assets.units import BYTES_PER_MB
 
 logger = logging.getLogger("capacity_assets")
 
@@ -60,7 +61,6 @@ TRIES = 3
 
 LOCK_NOT_AVAILABLE = "55P03"
 _MAINTENANCE_LOCK = 0x70617274  # "part": one maintenance at a time, step by step
-_BYTES_PER_MB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class TableMaintenance:
         if not report.dry_run:
             self._tell(f"{candidate.name}: dropped with {records:,} rows, {candidate.span}")
         report.dropped_records += records
-        report.freed_mb += partition.size_bytes // _BYTES_PER_MB if partition else 0
+        report.freed_mb += partition.size_bytes // BYTES_PER_MB if partition else 0
 
     def _reason_to_keep(
         self, connection: Connection, table: Table, span: Span, today: date, *, thoroughly: bool

@@ -20,12 +20,8 @@ from capacity_assets.periods import PERIODS
 # Sizes are bigint and a previous mean may be as small as 1/366, so a percent can reach 3.4e23:
 # 28 digits before the point hold every value that can occur.
 PERCENT = Numeric(30, 2)
-
-
 # The same to the power of twelve has no such bound.
 COMPOUND_PERCENT = Numeric()
-
-
 _THRESHOLDS = ", ".join(f"{name} {period.trend_percent} %" for name, period in PERIODS.items())
 
 

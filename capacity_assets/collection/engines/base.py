@@ -18,10 +18,9 @@ from typing import Any, ClassVar
 
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.storage.metrics import PART_SIZES
-from capacity_assets.units import first_of
+from capacity_assets.units import BYTES_PER_MB, first_of
 
 ENTRY_POINTS = "capacity_assets.engines"
-BYTES_PER_MB = 1024 * 1024
 PROGRAM = "capacity_assets"
 LONGEST_REASON = 1000
 HIDDEN = "***"
