@@ -25,15 +25,9 @@ from sqlalchemy import Engine as Database
 from sqlalchemy import text
 
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.base import (
-    Access,
-    DatabaseSize,
-    EngineAdapter,
-    MeasureError,
-    Measurement,
-    ServerFacts,
-    engines,
-)
+from capacity_assets.collection.engines.base import Access, DatabaseSize, EngineAdapter, Measurement, ServerFacts
+from capacity_assets.collection.engines.failures import MeasureError
+from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server

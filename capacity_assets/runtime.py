@@ -17,16 +17,16 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.engines.base import excluded_databases
+from capacity_assets.collection.engines.installed import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.retention.service import RetentionService
-from capacity_assets.settings import CAPACITY_DRIVER, ConfigurationError, Settings
+from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
 from capacity_assets.storage.schema import initialise
@@ -43,14 +43,10 @@ def open_database(settings: Settings) -> Iterator[URL]:
 
 
 @contextmanager
-def open_dagster_storage(settings: Settings) -> Iterator[Engine]:
-    """Yield an engine on Dagster's storage, for looking; without DAGSTER_POSTGRES_URL the embedded server serves it."""
+def open_dagster_database(settings: Settings) -> Iterator[URL]:
+    """Yield the URL of Dagster's storage; without DAGSTER_POSTGRES_URL the embedded server serves it."""
     with _served(settings, settings.dagster_url, DAGSTER_DATABASE) as url:
-        engine = capacity_engine(url.set(drivername=CAPACITY_DRIVER))
-        try:
-            yield engine
-        finally:
-            engine.dispose()
+        yield url.set(drivername=DAGSTER_DRIVER)
 
 
 @contextmanager
@@ -78,6 +74,19 @@ def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]
             yield engine
         finally:
             engine.dispose()
+
+
+def refuse_an_absent_embedded_server(settings: Settings) -> None:
+    """Say that there is nothing yet, instead of creating a server only to find it empty.
+
+    Raises:
+        DatabaseError: no URL is set and the embedded server was never created.
+    """
+    if settings.capacity_url is None and not settings.embedded_server_exists:
+        raise DatabaseError(
+            f"CAPACITY_DATABASE_URL is unset and there is no embedded server under {settings.home.resolve()} yet. "
+            "Run `capacity init` or `capacity demo` to create it, or set CAPACITY_HOME to where it is."
+        )
 
 
 @contextmanager

@@ -8,57 +8,48 @@ registry, slice sizes) does not belong here.
 from __future__ import annotations
 
 import os
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+from typing import Literal
+from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr
 from pydantic import ValidationError as PydanticValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
-from tzlocal import get_localzone_name
 
-DEFAULT_START_DATE = date(2025, 1, 1)
-# Samples arrive at three.
+from capacity_assets.setting_values import (
+    FirstDay,
+    Folder,
+    Folders,
+    Hour,
+    PostgresUrl,
+    RedisUrl,
+    WebAddress,
+    Words,
+    ZoneName,
+    machine_zone,
+)
+
+# Samples are measured at three.
 DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
-DEFAULT_SETTLE_SECONDS = 60
 LONGEST_SETTLING = 30
-MOST_PARALLEL_SLICES = 32
 # 400 days hold a year and the month before it.
 DEFAULT_RETENTION_DAYS = "raw=400,daily=1096"
 DEFAULT_HOME = Path(".capacity")
-# Before the aggregates' hour.
-DEFAULT_COLLECTION_HOUR = 3
 DEFAULT_COLLECTION_CONCURRENCY = 32
-MOST_COLLECTION_CONCURRENCY = 256
-DEFAULT_SECRETS_FOLDER = Path("/run/secrets")
 # systemd mounts credentials of a unit below the second.
 DEFAULT_PASSWORD_FOLDERS = (Path("/etc/capacity"), Path("/run/credentials"))
 DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
-HOURS_PER_DAY = 24
-# Machines without a zone of their own have it under one or the other.
-OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
 ENV_FILE = ".env"
-EARLIEST_START = date(1970, 1, 1)
+ADDRESSES = ("database_url", "dagster_postgres_url")
 CAPACITY_DRIVER = "postgresql+psycopg"
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, on which dagster-postgres 0.29 fails at its
 # first event (NOTIFY with a bound parameter): Dagster's own storage stays on psycopg2.
 DAGSTER_DRIVER = "postgresql+psycopg2"
-
-
-def machine_zone() -> str:
-    """Return the time zone of this machine, UTC where it has none that is known."""
-    try:
-        name = get_localzone_name()
-    except ZoneInfoNotFoundError:
-        name = None
-    return name if name in available_timezones() and name not in OTHER_NAMES_OF_UTC else "UTC"
 
 
 class ConfigurationError(Exception):
@@ -71,48 +62,48 @@ class Settings(BaseSettings):
     # Like `dagster dev`, which reads .env from the folder it is started in; here what is exported wins.
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_file=ENV_FILE)
 
-    database_url: SecretStr | None = Field(
+    database_url: PostgresUrl | None = Field(
         default=None,
         validation_alias="CAPACITY_DATABASE_URL",
         description="PostgreSQL that holds the capacity tables, `postgresql://user:password@host:5432/name`. "
         "Unset: the embedded server under CAPACITY_HOME.",
     )
-    dagster_postgres_url: SecretStr | None = Field(
+    dagster_postgres_url: PostgresUrl | None = Field(
         default=None,
         validation_alias="DAGSTER_POSTGRES_URL",
         description="PostgreSQL that holds Dagster's runs, events and schedules, "
         "`postgresql+psycopg2://user:password@host:5432/name`. Unset: the embedded server under CAPACITY_HOME.",
     )
-    redis_url: SecretStr | None = Field(
+    redis_url: RedisUrl | None = Field(
         default=None,
         validation_alias="CAPACITY_REDIS_URL",
         description="Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. "
         "Unset: PostgreSQL advisory locks.",
     )
-    alert_webhook_url: SecretStr | None = Field(
+    alert_webhook_url: WebAddress | None = Field(
         default=None,
         validation_alias="CAPACITY_ALERT_WEBHOOK_URL",
         description="Where failed runs and failed checks of severity error are sent, as JSON with the key `text`. "
         "Unset: nowhere.",
     )
-    timezone: str = Field(
+    timezone: ZoneName = Field(
         default_factory=machine_zone,
         validation_alias="CAPACITY_TIMEZONE",
         description="Time zone (IANA name) in which days, weeks and months begin and end. Unset: this machine's. A "
         "database keeps the one it was filled in, the legacy application's being Asia/Shanghai.",
     )
-    start_date: date = Field(
-        default=DEFAULT_START_DATE,
+    start_date: FirstDay = Field(
+        default=date(2025, 1, 1),
         validation_alias="CAPACITY_START_DATE",
         description="First day with samples, `YYYY-MM-DD`. Each period's first partition is the window that holds it.",
     )
-    schedule_hour: int = Field(
+    schedule_hour: Hour = Field(
         default=DEFAULT_SCHEDULE_HOUR,
         validation_alias="CAPACITY_SCHEDULE_HOUR",
         description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there.",
     )
     settle_seconds: int = Field(
-        default=DEFAULT_SETTLE_SECONDS,
+        default=60,
         validation_alias="CAPACITY_SETTLE_SECONDS",
         ge=0,
         description="How long samples must have rested after a change before their windows are computed again; "
@@ -145,7 +136,7 @@ class Settings(BaseSettings):
         default=1,
         validation_alias="CAPACITY_PARALLEL_SLICES",
         ge=1,
-        le=MOST_PARALLEL_SLICES,
+        le=32,
         description="How many slices of servers a run writes side by side. Each keeps a core of the PostgreSQL server "
         "busy and takes a connection.",
     )
@@ -161,8 +152,8 @@ class Settings(BaseSettings):
         description="`on`: each run of a period is also entered in `task_runs` or `sync_sessions` of the legacy "
         "application, whose pages then show it.",
     )
-    collection_hour: int = Field(
-        default=DEFAULT_COLLECTION_HOUR,
+    collection_hour: Hour = Field(
+        default=3,
         validation_alias="CAPACITY_COLLECTION_HOUR",
         description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which servers are measured, or the raw tables "
         "observed.",
@@ -171,7 +162,7 @@ class Settings(BaseSettings):
         default=DEFAULT_COLLECTION_CONCURRENCY,
         validation_alias="CAPACITY_COLLECTION_CONCURRENCY",
         ge=1,
-        le=MOST_COLLECTION_CONCURRENCY,
+        le=256,
         description="How many servers are measured side by side, one connection each. Servers that do not answer "
         "in the time they usually take are waited for beside these.",
     )
@@ -182,118 +173,26 @@ class Settings(BaseSettings):
         "`mysql=mysql|sys,postgresql=`. Engines that are not named keep theirs.",
     )
     secrets_folder: Path = Field(
-        default=DEFAULT_SECRETS_FOLDER,
+        default=Path("/run/secrets"),
         validation_alias="CAPACITY_SECRETS_FOLDER",
         description="Folder in which `secret:NAME` finds the file NAME: where a secret store is mounted.",
     )
-    password_variables: Annotated[tuple[str, ...], NoDecode] = Field(
+    password_variables: Words = Field(
         default=DEFAULT_PASSWORD_VARIABLES,
         validation_alias="CAPACITY_PASSWORD_VARIABLES",
         description="Variables that `env:NAME` may name, as names or patterns with `*`, separated by commas. Those of "
         "capacity_assets itself are refused whatever is written here.",
     )
-    password_folders: Annotated[tuple[Path, ...], NoDecode] = Field(
+    password_folders: Folders = Field(
         default=DEFAULT_PASSWORD_FOLDERS,
         validation_alias="CAPACITY_PASSWORD_FOLDERS",
         description="Folders in which the file of `file:/PATH` must lie, links followed, separated by commas.",
     )
-    home: Path = Field(
+    home: Folder = Field(
         default=DEFAULT_HOME,
         validation_alias="CAPACITY_HOME",
         description="Folder for the embedded server's data and Dagster's home.",
     )
-
-    @field_validator("database_url", "dagster_postgres_url")
-    @classmethod
-    def _is_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        try:
-            url = make_url(value.get_secret_value())
-        except (ArgumentError, ValueError):
-            msg = "is not a URL; write postgresql://user:password@host:5432/database"
-            raise ValueError(msg) from None
-        if url.get_backend_name() not in ("postgresql", "postgres"):
-            msg = f"names {url.get_backend_name()!r}; only PostgreSQL works: postgresql://user:password@host:5432/database"
-            raise ValueError(msg)
-        if "@" in f"{url.host}{url.database}":
-            # A password with an unescaped @ would be cut there, and its rest shown as a part of the host.
-            msg = "holds an @ too many; write an @ in the password as %40"
-            raise ValueError(msg)
-        if not url.database:
-            msg = "names no database; write postgresql://user:password@host:5432/database"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("alert_webhook_url")
-    @classmethod
-    def _is_web_address(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            msg = "is not a web address; write https://host/path"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("redis_url")
-    @classmethod
-    def _is_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        from redis import ConnectionPool
-
-        try:
-            ConnectionPool.from_url(value.get_secret_value()).make_connection()
-        except (TypeError, ValueError):
-            # The client's own text may repeat a part of the URL.
-            msg = "is not a Redis URL; write redis://:password@host:6379/0, rediss://... or unix:///path"
-            raise ValueError(msg) from None
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _is_known_zone(cls, value: str) -> str:
-        if value not in available_timezones():
-            msg = f"{value!r} is no known time zone; write an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("start_date", mode="before")
-    @classmethod
-    def _is_iso_date(cls, value: object) -> object:
-        if isinstance(value, str):
-            try:
-                day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC).date()
-            except ValueError:
-                msg = f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01"
-                raise ValueError(msg) from None
-            if day < EARLIEST_START:
-                msg = f"{value!r} lies before {EARLIEST_START}; write the first day with samples"
-                raise ValueError(msg)
-            return day
-        return value
-
-    @field_validator("password_variables", "password_folders", mode="before")
-    @classmethod
-    def _is_a_list(cls, value: object) -> object:
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
-
-    @field_validator("home")
-    @classmethod
-    def _is_folder(cls, value: Path) -> Path:
-        if value.exists() and not value.is_dir():
-            msg = f"{str(value)!r} is a file; write the path of a folder"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("schedule_hour", "collection_hour", mode="before")
-    @classmethod
-    def _is_hour(cls, value: object) -> object:
-        if str(value).strip() not in map(str, range(HOURS_PER_DAY)):
-            msg = f"{value!r} is not an hour of the day; write a whole number from 0 to 23"
-            raise ValueError(msg)
-        return value
 
     @property
     def zone(self) -> ZoneInfo:
@@ -326,26 +225,12 @@ class Settings(BaseSettings):
         The two addresses are left out: who starts the child knows where the embedded server is.
         """
         values = {
-            # Left to the child as it was to us, which tells a zone that was chosen from the machine's.
-            "CAPACITY_TIMEZONE": self.timezone if self.zone_is_chosen else "",
-            "CAPACITY_START_DATE": self.start_date.isoformat(),
-            "CAPACITY_SCHEDULE_HOUR": str(self.schedule_hour),
-            "CAPACITY_JUMP_PERCENT": str(self.jump_percent),
-            "CAPACITY_TREND_PERCENT": "" if self.trend_percent is None else str(self.trend_percent),
-            "CAPACITY_SETTLE_SECONDS": str(self.settle_seconds),
-            "CAPACITY_RETENTION_DAYS": self.retention_days,
-            "CAPACITY_PARALLEL_SLICES": str(self.parallel_slices),
-            "CAPACITY_COLLECTION": self.collection,
-            "CAPACITY_COLLECTION_HOUR": str(self.collection_hour),
-            "CAPACITY_COLLECTION_CONCURRENCY": str(self.collection_concurrency),
-            "CAPACITY_SYSTEM_DATABASES": self.system_databases,
-            "CAPACITY_SECRETS_FOLDER": str(self.secrets_folder.resolve()),
-            "CAPACITY_PASSWORD_VARIABLES": ",".join(self.password_variables),
-            "CAPACITY_PASSWORD_FOLDERS": ",".join(map(str, self.password_folders)),
-            "CAPACITY_HOME": str(self.home.resolve()),
+            str(field.validation_alias): _as_text(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if name not in ADDRESSES
         }
-        secrets = {"CAPACITY_REDIS_URL": self.redis_url, "CAPACITY_ALERT_WEBHOOK_URL": self.alert_webhook_url}
-        return values | {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
+        # Left to the child as it was to us, which tells a zone that was chosen from the machine's.
+        return values | ({} if self.zone_is_chosen else {"CAPACITY_TIMEZONE": ""})
 
     @property
     def postgres_data(self) -> Path:
@@ -361,6 +246,15 @@ class Settings(BaseSettings):
     def dagster_home(self) -> Path:
         """Folder that serves as DAGSTER_HOME under `capacity up` and `capacity demo`."""
         return self.home.resolve() / "dagster"
+
+
+def _as_text(value: object) -> str:
+    """Return what a variable holds so that it is read as `value` again, wherever the reader is started."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return "" if value is None else str(value.resolve() if isinstance(value, Path) else value)
 
 
 def _with_driver(secret: SecretStr | None, driver: str) -> URL | None:

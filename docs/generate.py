@@ -17,9 +17,11 @@ from capacity_assets.aggregation.quality import (
     Severity,
     checks_of,
 )
-from capacity_assets.collection.engines.base import engines
+from capacity_assets.collection.engines.installed import engines
 from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.foundation.locks import SAMPLES, advisory_key, redis_key
+from capacity_assets.foundation.lock_errors import SAMPLES
+from capacity_assets.foundation.locks import advisory_key
+from capacity_assets.foundation.redis_locks import redis_key
 from capacity_assets.orchestration.naming import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings, variable_names

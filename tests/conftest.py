@@ -28,7 +28,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.engines.base import excluded_databases
+from capacity_assets.collection.engines.installed import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService

@@ -157,7 +157,7 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
     return [Subject(row.id, row.name, database, row.active) for row in rows]
 
 
-def explain(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:
+def explanation_of(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:
     """Read the samples and the stored row of one window.
 
     Raises:

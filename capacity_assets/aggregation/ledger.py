@@ -11,10 +11,8 @@ Requesting runs belongs to the orchestration, computing to `service`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -32,65 +30,19 @@ from capacity_assets.aggregation.ledger_statements import (
     FROM_ANOTHER_SERVER,
     INVALIDATE,
     LAST_COMPUTATION,
-    LOST_ROWS,
-    NOT_COMPARED,
-    OPEN,
     RENUMBER_WINDOWS,
-    SPREAD_ACTIVATIONS,
     STALE,
     UNCHANGED,
 )
+from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindow, StaleWindow, Unchanged
 from capacity_assets.aggregation.results import PeriodSummary
+from capacity_assets.aggregation.windows_left import WindowsLeft, spread_activations
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import change_tracking_is_on
 
 PATIENCE_SECONDS = 3600
-
-
-@dataclass(frozen=True)
-class StaleWindow:
-    """A computed window whose samples changed since.
-
-    `newest_change` numbers the last such transaction; `quiet_seconds` have passed since it, `waiting_seconds` since
-    the first one.
-    """
-
-    period_type: str
-    level: str
-    window: Window
-    newest_change: int
-    quiet_seconds: float = math.inf
-    waiting_seconds: float = math.inf
-
-
-@dataclass(frozen=True)
-class Unchanged:
-    """The counts of an unchanged window from when it was computed."""
-
-    processed_instances: int
-    total_records: int
-    protected_records: int
-    unsampled_records: int
-
-
-@dataclass(frozen=True)
-class ComputedWindow:
-    """A window that was computed, and what of: servers and rows."""
-
-    window: Window
-    processed_instances: int
-    failed_instances: int
-    total_records: int
-
-
-@dataclass(frozen=True)
-class OpenWindow:
-    """A window that is due and incomplete, and the reason in a few words."""
-
-    window: Window
-    reason: str
 
 
 class Ledger:
@@ -178,7 +130,7 @@ class Ledger:
                     return {}
             else:
                 _renumber_after_a_restore(connection)
-                _spread_activations(connection)
+                spread_activations(connection)
             rows = connection.execute(text(UNCHANGED.format(target=level.target.name)), parameters).all()
             if not dry_run:
                 connection.execute(text(FORGET), self._parameters)
@@ -240,7 +192,7 @@ class Ledger:
         """
         with self._work("looking for changed samples", "No change was lost.") as connection:
             _renumber_after_a_restore(connection)
-            _spread_activations(connection)
+            spread_activations(connection)
             query, parameters = self.stale_query
             rows = connection.execute(text(query), parameters).all()
             connection.execute(text(FORGET), self._parameters)
@@ -267,88 +219,16 @@ class Ledger:
             DatabaseError: the database failed; nothing is changed by looking.
         """
         with self._work("looking for windows that are left", "Nothing is changed by looking.") as connection:
-            return self.windows_left(connection, period, level, windows, patience_seconds=patience_seconds)
+            return self.within(connection).left(period, level, windows, patience_seconds=patience_seconds)
 
-    def windows_left(
-        self,
-        connection: Connection,
-        period: Period,
-        level: Level,
-        windows: Sequence[Window],
-        *,
-        patience_seconds: float = 0,
-    ) -> list[OpenWindow]:
-        """Return what `open_windows` does, as the transaction of `connection` sees it.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
-        """
-        if not windows:
-            return []
-        _spread_activations(connection)
-        parameters: dict[str, Any] = {
-            **self._parameters,
-            "period_type": period.name,
-            "level": level.name,
-            "starts": [window.start for window in windows],
-            "ends": [window.end for window in windows],
-            "patience_seconds": patience_seconds,
-        }
-        rows = connection.execute(text(OPEN.format(raw=level.source.name)), parameters).all()
-        return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
-
-    def not_compared(
-        self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
-    ) -> OpenWindow | None:
-        """Return the first of `windows` that an older version computed, which did not compare with a year before.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
-        """
-        parameters = {
-            "period_type": period.name,
-            "level": level.name,
-            "starts": [window.start for window in windows],
-        }
-        row = connection.execute(text(NOT_COMPARED), parameters).first()
-        if row is None:
-            return None
-        reason = "was computed by a version that did not compare it with the year before: materialise it again"
-        return OpenWindow(Window(row.period_start, row.period_end), reason)
-
-    def lost_rows(
-        self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
-    ) -> OpenWindow | None:
-        """Return the first of `windows` that was computed to more rows than are stored; counts the rows of all.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
-        """
-        if not windows:
-            return None
-        parameters = {
-            "period_type": period.name,
-            "level": level.name,
-            "starts": [window.start for window in windows],
-            "first": windows[0].start,
-            "last": windows[-1].start,
-        }
-        row = connection.execute(text(LOST_ROWS.format(target=level.target.name)), parameters).first()
-        if row is None:
-            return None
-        reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
-        return OpenWindow(Window(row.period_start, row.period_end), reason)
+    def within(self, connection: Connection) -> WindowsLeft:
+        """Return what answers as the transaction of `connection` sees the ledger."""
+        return WindowsLeft(connection, self._parameters)
 
     @contextmanager
     def _work(self, doing: str, kept: str) -> Iterator[Connection]:
         with database_errors(doing=doing, kept=kept), self._engine.begin() as connection:
             yield connection
-
-
-def _spread_activations(connection: Connection) -> None:
-    """Enter the days of servers that were put into service as changed. A role that may only read skips this."""
-    if connection.execute(text("SELECT EXISTS (SELECT FROM capacity_activations)")).scalar():
-        connection.execute(text(SPREAD_ACTIVATIONS))
 
 
 def _renumber_after_a_restore(connection: Connection) -> None:

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.ledger import OpenWindow
+from capacity_assets.aggregation.ledger_windows import OpenWindow
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level

@@ -25,19 +25,19 @@ from sqlalchemy import (
     exists,
     func,
     literal,
-    or_,
     select,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.aggregation.figures import window_figures
+from capacity_assets.aggregation.protection import comparisons_lost, differ, in_range, same_row
 from capacity_assets.aggregation.reduction import Element, Parameters, numbered_windows, parameters_of_a_run
-from capacity_assets.foundation.levels import Level, Measure
+from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period
 from capacity_assets.storage.active_servers import is_active
-from capacity_assets.storage.adoption import DIALECT
-from capacity_assets.storage.tables import computed_windows, instances
+from capacity_assets.storage.steps import DIALECT
+from capacity_assets.storage.tables import instances
 
 INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protected"
 
@@ -126,11 +126,11 @@ def _with_stored(level: Level, figures: CTE, parameters: Parameters, *, overwrit
     """
     stored = _stored(level, parameters)
     was_stored = stored.c.data_count.is_not(None)
-    is_unchanged = ~_differ(level.figures, stored, figures)
+    is_unchanged = ~differ(level.figures, stored, figures)
     flags: dict[str, ColumnElement[bool]] = dict.fromkeys(("was_fuller", "keeps_change", "keeps_year"), literal(False))
     if not overwrite:
         fuller = stored.c.data_count > figures.c.data_count
-        rules = (fuller, *_comparisons_lost(level, stored, figures, parameters))
+        rules = (fuller, *comparisons_lost(level, stored, figures, parameters))
         # Looked at for rows that differ only: the comparisons look other rows up.
         differs = and_(was_stored, ~is_unchanged)
         flags = {name: case((differs, rule), else_=False) for name, rule in zip(flags, rules, strict=True)}
@@ -142,8 +142,8 @@ def _with_stored(level: Level, figures: CTE, parameters: Parameters, *, overwrit
         *(flag.label(name) for name, flag in flags.items()),
     ]
     # OFFSET 0: each flag once, although every column asks for it.
-    same_row = _same_row(level, stored, figures, figures.c.period_start)
-    return select(*columns).join_from(figures, stored, same_row, isouter=True).offset(0).subquery("joined")
+    matched = same_row(level, stored, figures, figures.c.period_start)
+    return select(*columns).join_from(figures, stored, matched, isouter=True).offset(0).subquery("joined")
 
 
 def _stored(level: Level, parameters: Parameters) -> Subquery:
@@ -154,85 +154,6 @@ def _stored(level: Level, parameters: Parameters) -> Subquery:
         .where(*_of_slice(target, parameters))
         .subquery("stored")
     )
-
-
-def _in_range(target: FromClause, parameters: Parameters) -> ColumnElement[bool]:
-    """The period and the span of its windows: what PostgreSQL chooses partitions by, which an array does not tell."""
-    return _in_span(target, parameters, parameters.first_day, parameters.last_start)
-
-
-def _in_span(target: FromClause, parameters: Parameters, first: Element, last: Element) -> ColumnElement[bool]:
-    return and_(target.c.period_type == parameters.period_type, target.c.period_start.between(first, last))
-
-
-def _comparisons_lost(
-    level: Level, stored: FromClause, figures: CTE, parameters: Parameters
-) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """Whether the change, and that against the year before, would only lose samples they were measured against.
-
-    That holds only while the window's own figures are the same: a window that grows or is corrected follows
-    its samples, and its change what is left of the window before. That window had more samples if its stored row says
-    so, or, where retention has dropped that row, if a change is stored that could not be computed any more. The same
-    goes for the window of a year before.
-    """
-    before, year_before = level.target.alias("stored_before"), level.target.alias("stored_year_before")
-    previous_was_fuller = exists().where(
-        _in_range(before, parameters),
-        _same_row(level, before, figures, figures.c.previous_start),
-        before.c.data_count > func.coalesce(figures.c.previous_data_count, 0),
-    )
-    year_before_was_fuller = exists().where(
-        _in_span(year_before, parameters, parameters.year_first, parameters.year_last),
-        _same_row(level, year_before, figures, figures.c.year_before_start),
-        year_before.c.data_count > func.coalesce(figures.c.year_before_data_count, 0),
-    )
-    change_is_lost = or_(
-        *(
-            and_(_is_known(level, stored, measure, parameters), figures.c[measure.change].is_(None))
-            for measure in level.measures
-        )
-    )
-    year_change_is_lost = or_(
-        *(
-            and_(
-                stored.c[further.year_change].is_not(None),
-                or_(figures.c[further.year_change].is_(None), year_before_was_fuller),
-            )
-            for further in level.further
-        )
-    )
-    own_is_the_same = _own_is_the_same(level, stored, figures)
-    return and_(own_is_the_same, or_(change_is_lost, previous_was_fuller)), and_(own_is_the_same, year_change_is_lost)
-
-
-def _own_is_the_same(level: Level, stored: FromClause, figures: CTE) -> ColumnElement[bool]:
-    """Whether the figures made of the window's own samples agree; those that an older version did not store, do."""
-    added = {name for further in level.further for name in further.own}
-    older = tuple(name for name in level.own_figures if name not in added)
-    newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in sorted(added)]
-    return and_(~_differ(older, stored, figures), *newer)
-
-
-def _is_known(level: Level, stored: FromClause, measure: Measure, parameters: Parameters) -> ColumnElement[bool]:
-    """Whether a stored change says something. The legacy application stored 0 for an unknown one; we never do."""
-    window = computed_windows.c
-    computed_here = select(window.period_start).where(
-        window.period_type == parameters.period_type,
-        window.level == level.name,
-        window.period_start == func.any(parameters.starts),
-        window.processed_instances.is_not(None),
-    )
-    change = stored.c[measure.change]
-    return and_(change.is_not(None), or_(change != 0, stored.c.period_start.in_(computed_here)))
-
-
-def _differ(names: tuple[str, ...], one: FromClause, other: FromClause) -> ColumnElement[bool]:
-    """Whether any of the columns differs, nulls being equal to each other."""
-    return tuple_(*(one.c[name] for name in names)).is_distinct_from(tuple_(*(other.c[name] for name in names)))
-
-
-def _same_row(level: Level, table: FromClause, figures: CTE, start: Element) -> ColumnElement[bool]:
-    return and_(*(table.c[key] == figures.c[key] for key in level.keys), table.c.period_start == start)
 
 
 def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite: bool) -> CTE:
@@ -283,11 +204,11 @@ def _is_unsupported(level: Level, figures: CTE, parameters: Parameters) -> Colum
     """Rows the raw data no longer supports, only where the instance has raw rows in the window."""
     target = level.target
     sampled = select(figures.c.instance_id, figures.c.period_start).distinct().subquery("sampled")
-    supported = exists().where(_same_row(level, target, figures, figures.c.period_start))
+    supported = exists().where(same_row(level, target, figures, figures.c.period_start))
     return and_(
         target.c.instance_id == sampled.c.instance_id,
         target.c.period_start == sampled.c.period_start,
-        _in_range(target, parameters),
+        in_range(target, parameters),
         target.c.period_start == func.any(parameters.starts),
         target.c.instance_id == func.any(parameters.instance_ids),
         ~supported,
@@ -307,7 +228,7 @@ def _stored_rows(level: Level, parameters: Parameters) -> Subquery:
 
 def _of_slice(target: FromClause, parameters: Parameters) -> tuple[ColumnElement[bool], ...]:
     return (
-        _in_range(target, parameters),
+        in_range(target, parameters),
         target.c.period_start == func.any(parameters.starts),
         target.c.instance_id == func.any(parameters.instance_ids),
     )

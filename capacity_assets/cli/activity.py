@@ -1,37 +1,26 @@
 """What runs, what waits, what is late: for `capacity status` and the screen of `capacity up`.
 
-Runs are read from Dagster's own table, because opening its instance would create tables, and reading must not.
-Which windows are late is decided by the ledger.
+Dagster's storage is opened so that it creates no tables: looking must not. Which windows are late is decided by the
+ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
-
-from sqlalchemy import Engine, inspect, text
+from typing import TYPE_CHECKING
 
 from capacity_assets.aggregation.ledger import PATIENCE_SECONDS
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.runtime import open_dagster_storage
-from capacity_assets.settings import Settings
 from capacity_assets.units import counted, first_of
 
-_RUNS = """
-SELECT r.run_id, r.pipeline_name AS job, r.status,
-       r.start_time AS since,
-       max(t.value) FILTER (WHERE t.key = 'dagster/partition') AS partition,
-       max(t.value) FILTER (WHERE t.key = 'dagster/asset_partition_range_start') AS first,
-       max(t.value) FILTER (WHERE t.key = 'dagster/asset_partition_range_end') AS last
-FROM runs r LEFT JOIN run_tags t ON t.run_id = r.run_id
-WHERE r.status = ANY (:statuses)
-   OR r.status = 'FAILURE' AND r.end_time > extract(epoch FROM now()) - :failed_seconds
-GROUP BY r.id, r.run_id, r.pipeline_name, r.status, r.start_time ORDER BY r.id
-"""
+if TYPE_CHECKING:
+    from dagster import DagsterRun
+    from dagster_postgres import DagsterPostgresStorage
+
 NAMED_IN_A_LINE = 3
 STATES = {
     "STARTED": "at work",
@@ -41,7 +30,7 @@ STATES = {
     "NOT_STARTED": "waiting",
     "FAILURE": "failed within the hour",
 }
-FAILED_SECONDS = 3600
+FAILED_FOR = timedelta(hours=1)
 HEARTBEAT_SECONDS = 120
 # The name under which Dagster runs what was launched from assets, not from a job.
 ASSET_JOB = "__ASSET_JOB"
@@ -70,35 +59,43 @@ class Late:
     reason: str
 
 
-def active_runs(storage: Engine) -> list[ActiveRun]:
-    """Return the runs that work, wait or failed within the hour, oldest first; none where Dagster has no tables yet."""
-    if not inspect(storage).has_table("runs"):
-        return []
-    with storage.connect() as connection:
-        parameters = {"statuses": list(STATES), "failed_seconds": FAILED_SECONDS}
-        rows = connection.execute(text(_RUNS), parameters).all()
+def active_runs(storage: DagsterPostgresStorage) -> list[ActiveRun]:
+    """Return the runs that work, wait or failed within the hour, oldest first.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed, or Dagster has no tables there yet.
+    """
+    from dagster import DagsterRunStatus, RunsFilter
+
+    failed = DagsterRunStatus.FAILURE
+    begun = [DagsterRunStatus(status) for status in STATES if status != failed.value]
+    an_hour_ago = datetime.now(tz=UTC) - FAILED_FOR
+    every = [RunsFilter(statuses=begun), RunsFilter(statuses=[failed], updated_after=an_hour_ago)]
+    records = [record for wanted in every for record in storage.run_storage.get_run_records(wanted)]
     return [
         ActiveRun(
-            row.run_id[:8],
-            "assets" if row.job == ASSET_JOB else row.job,
-            row.partition or (f"{row.first} to {row.last}" if row.first else "none"),
-            STATES[row.status],
-            None if row.since is None else datetime.fromtimestamp(float(row.since), tz=UTC),
+            record.dagster_run.run_id[:8],
+            "assets" if record.dagster_run.job_name == ASSET_JOB else record.dagster_run.job_name,
+            _partitions(record.dagster_run),
+            STATES[record.dagster_run.status.value],
+            None if record.start_time is None else datetime.fromtimestamp(record.start_time, tz=UTC),
         )
-        for row in rows
+        for record in sorted(records, key=lambda record: record.storage_id)
     ]
 
 
-def daemon_works(storage: Engine) -> bool:
-    """Whether a Dagster daemon, which starts what is scheduled and waits, sent a heartbeat in the last minutes."""
-    if not inspect(storage).has_table("daemon_heartbeats"):
-        return False
-    query = (
-        "SELECT count(*) > 0 FROM daemon_heartbeats "
-        "WHERE timestamp > (now() AT TIME ZONE 'UTC') - make_interval(secs => :age)"
-    )
-    with storage.connect() as connection:
-        return bool(connection.execute(text(query), {"age": HEARTBEAT_SECONDS}).scalar_one())
+def _partitions(run: DagsterRun) -> str:
+    first, last = (run.tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end"))
+    return run.tags.get("dagster/partition") or (f"{first} to {last}" if first else "none")
+
+
+def daemon_works(storage: DagsterPostgresStorage) -> bool:
+    """Whether a Dagster daemon, which starts what is scheduled and waits, sent a heartbeat in the last minutes.
+
+    Raises: as `active_runs`.
+    """
+    newest = max((beat.timestamp for beat in storage.run_storage.get_daemon_heartbeats().values()), default=0.0)
+    return datetime.now(tz=UTC).timestamp() - newest < HEARTBEAT_SECONDS
 
 
 def has_failed(runs: Sequence[ActiveRun]) -> bool:
@@ -140,13 +137,3 @@ def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str
     on_time = "nothing is late" if late is not None else "what is late cannot be read, see `capacity check`"
     parts.append(f"late: {counted(windows, 'window')}, see `capacity status`" if windows else on_time)
     return "; ".join(parts)
-
-
-@contextmanager
-def open_runs(settings: Settings) -> Iterator[Engine | None]:
-    """Yield an engine on Dagster's storage, or None where the embedded server, which would hold it, does not exist."""
-    if settings.dagster_url is None and not settings.embedded_server_exists:
-        yield None
-        return
-    with open_dagster_storage(settings) as engine:
-        yield engine

@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
+import click
 from rich.progress import Progress
 
 from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.options import Progress as ReportProgress
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
+from capacity_assets.cli.options import DAY, command, completing, json_option, options
 from capacity_assets.cli.output import error_console, is_terminal, print_json, print_table, say
 from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 
 
@@ -36,29 +39,86 @@ class AggregateRequest:
     recompute: bool
 
 
-def run_aggregate(settings: Settings, request: AggregateRequest, *, as_json: bool) -> int:
-    """Compute what was asked for and print it; return the exit code.
+work_options = options(
+    click.option(
+        "--period",
+        "periods",
+        multiple=True,
+        required=True,
+        help=f"{', '.join(PERIODS)}; may be repeated, or 'all'.",
+        shell_complete=completing((*PERIODS, SCOPE_ALL)),
+    ),
+    click.option("--from", "first_day", type=DAY, help="First day; its whole window is computed."),
+    click.option("--to", "last_day", type=DAY, help="Last day; its whole window is computed."),
+    click.option(
+        "--level",
+        "scope",
+        default=SCOPE_ALL,
+        show_default=True,
+        help=f"{', '.join(LEVELS)} or {SCOPE_ALL}.",
+        shell_complete=completing((*LEVELS, SCOPE_ALL)),
+    ),
+    click.option(
+        "--server", "--instance", "names", multiple=True, help="Only this one, by name or number; may be repeated."
+    ),
+    click.option("--recompute", is_flag=True, help="Compute also windows that nothing has touched since they were."),
+    click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones."),
+    json_option,
+)
 
-    Raises: as `AggregationTaskRunner.run_period`; every name and date is checked before anything is written.
+
+@click.command()
+@work_options
+@command
+def aggregate(settings: Settings, /, *, as_json: bool, **asked: Any) -> int:
+    """Compute aggregates without Dagster.
+
+    Without --from and --to the window that is due is computed: today's for daily, the last complete one
+    for the other periods. An open --from is the first partition, an open --to is today.
+
+    \b
+    Examples:
+      capacity aggregate --period daily
+      capacity aggregate --period monthly --from 2025-01-01 --to 2025-06-30
+      capacity aggregate --period all --from 2025-01-01 --json
     """
-    run, troubles = _run(settings, request, dry_run=False)
+    run, troubles = _run(settings, AggregateRequest(**asked), dry_run=False)
     if as_json:
         print_json({**run.to_dict(), "troubles": [str(trouble) for trouble in troubles]})
     elif run.parts:
         print_run(run)
-    if troubles:
-        raise CommandFailedError("\n".join(map(str, troubles)))
-    return FAILED if run.status is AggregationStatus.FAILED else DONE
+    return _exit_code(run, troubles)
 
 
-def show_plan(settings: Settings, request: AggregateRequest, *, as_json: bool) -> int:
-    """Print what `run_aggregate` would do, having written nothing; return the exit code. Raises: as it does."""
-    run, troubles = _run(settings, request, dry_run=True)
+@click.command()
+@work_options
+@command
+def plan(settings: Settings, /, *, as_json: bool, **asked: Any) -> int:
+    """Say what `capacity aggregate` would do, and write nothing.
+
+    The options are the same. For each window: servers with and without samples, rows that would be written, those that
+    are right already, and those that would be protected because they were built from more samples than are left.
+
+    \b
+    Examples:
+      capacity plan --period monthly --from 2025-01-01 --to 2025-06-30
+      capacity plan --period all --from 2025-01-01 --overwrite
+    """
+    run, troubles = _run(settings, AggregateRequest(**asked), dry_run=True)
     if as_json:
         windows = [_planned(part) for part in run.parts]
-        print_json({"windows": windows, "troubles": [str(trouble) for trouble in troubles]})
+        print_json({"dry_run": True, "windows": windows, "troubles": [str(trouble) for trouble in troubles]})
     elif run.parts:
         print_plan(run)
+    return _exit_code(run, troubles)
+
+
+def _exit_code(run: RunSummary, troubles: tuple[CapacityError, ...]) -> int:
+    """Return the exit code of a run in which no period failed as a whole.
+
+    Raises:
+        CommandFailedError: one did, for the reasons that it names.
+    """
     if troubles:
         raise CommandFailedError("\n".join(map(str, troubles)))
     return FAILED if run.status is AggregationStatus.FAILED else DONE

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
+from capacity_assets.cli.options import command, json_option
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
@@ -23,7 +24,13 @@ from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import PERIODS
-from capacity_assets.runtime import collection_service, open_engine, prepare_database, task_runner
+from capacity_assets.runtime import (
+    collection_service,
+    open_engine,
+    prepare_database,
+    refuse_an_absent_embedded_server,
+    task_runner,
+)
 from capacity_assets.settings import DEFAULT_HOME, ConfigurationError, Settings
 from capacity_assets.units import first_of, human_mb
 
@@ -31,8 +38,26 @@ OWN_SERVER = "capacity-database"
 FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
 
 
-def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool, as_json: bool) -> int:
-    """Measure for today and store; with `own` also register our own server, aggregate the day and draw it."""
+@click.command()
+@click.argument("servers", nargs=-1)
+@click.option("--again", is_flag=True, help="Measure also servers that were measured before on this day.")
+@click.option(
+    "--own", is_flag=True, help="Measure also the server that holds the capacity tables, and draw its databases."
+)
+@json_option
+@command
+def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, own: bool, as_json: bool) -> int:
+    """Measure the registered servers, and store today's sizes.
+
+    With SERVERS only those. A server that does not answer or refuses is reported with its reason and gets no sample;
+    the others are stored. The same command again measures those that failed.
+
+    \b
+    Examples:
+      capacity collect
+      capacity collect db-7 db-9
+      capacity collect --own
+    """
     if settings.collection == "off":
         raise ConfigurationError(
             "CAPACITY_COLLECTION is off: another application fills the raw tables, and nothing was measured into them. "
@@ -48,7 +73,7 @@ def collect(settings: Settings, names: Sequence[str], *, again: bool, own: bool,
         refuse_an_unfit_database(engine, kept="Nothing was measured.")
         service = collection_service(engine, settings)
         with _progress(as_json=as_json) as told:
-            chosen = [*names, *([OWN_SERVER] if own and names else [])] or None
+            chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
             summary = service.collect(service.clock.today(), chosen, again=again, progress=told)
         if own:
             window = PERIODS["daily"].window_of(summary.day)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import click
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.cli.options import command, json_option, password_option
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.foundation.errors import CapacityError, database_errors
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.copying import KEPT, copy_database
 from capacity_assets.importing.legacy import address_of
-from capacity_assets.runtime import open_engine, prepare_database
+from capacity_assets.runtime import open_engine, prepare_database, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable, safe_url
 
 
-def copy(settings: Settings, address: str, password_from: str | None, *, as_json: bool) -> None:
-    """Prepare the target, copy every table, and say what to set.
+@click.command()
+@click.argument("address")
+@password_option
+@json_option
+@command
+def copy(settings: Settings, /, *, address: str, password_from: str | None, as_json: bool) -> None:
+    """Copy everything in the capacity database to an empty one.
 
-    Raises:
-        ValidationError: the address cannot be one, or the target holds rows.
-        SchemaProblemsError, DatabaseError, UnreachableError: as the texts say; nothing was copied.
-        DatabaseError: one of the two failed; nothing was copied, the target has empty tables at most.
-        CommandFailedError: everything was copied, and the target's partitions could not be completed.
+    Samples, aggregates, servers and how they are reached. ADDRESS is postgresql://user@host/database without a
+    password, or env:NAME of a variable that holds the whole address. The tables are made there; it must hold no rows.
+    This database is only read. The two may be of different versions of PostgreSQL.
+
+    \b
+    Examples:
+      capacity copy env:NEW_CAPACITY_URL
+      capacity copy postgresql://capacity@db.example/capacity --password-from env:CAPACITY_OWNER_PASSWORD
     """
     refuse_an_absent_embedded_server(settings)
     target = capacity_engine(address_of(address, password_from, settings))

@@ -8,19 +8,17 @@ away again. The sample fleet never shares a database with other servers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 
-import dagster as dg
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+import click
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.output import error_console, print_table, say
+from capacity_assets.cli.options import command
+from capacity_assets.cli.output import print_table, say
 from capacity_assets.cli.top import Top, print_top, top_rows
 from capacity_assets.clock import Clock
 from capacity_assets.demo.sample_fleet import (
@@ -34,40 +32,26 @@ from capacity_assets.demo.sample_fleet import (
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.foundation.status import AggregationStatus
-from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
-from capacity_assets.orchestration.jobs import range_tags
-from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
-from capacity_assets.orchestration.naming import asset_name, job_name
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
-from capacity_assets.orchestration.private.definitions import (
-    InMemoryJob,
-    RegisteredCodeLocationOrigin,
-    RemoteJobOrigin,
-    RemoteRepositoryOrigin,
-    execute_run,
-)
-from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, REPORT_PERIOD
-from capacity_assets.orchestration.sample_days import unmarked_days
-from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
+from capacity_assets.periods import PERIODS, Window
 from capacity_assets.report.data import file_name
-from capacity_assets.runtime import collection_service, open_engine, prepare_database, retention_service, task_runner
+from capacity_assets.runtime import open_engine, prepare_database, retention_service, task_runner
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FASTEST_SHOWN = 5
-# By this name the UI knows where jobs come from; a run without it is missing from their pages and the timeline.
-CODE_LOCATION = "capacity_assets"
-DEMO_TAG = "capacity/demo"
+MONTHLY = PERIODS["monthly"]
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Adjacent windows that go through a job of Dagster in one run."""
+@click.command()
+@click.option("--remove", is_flag=True, help="Take the sample fleet away again, and all that was made of it.")
+@command
+def demo(settings: Settings, /, *, remove: bool) -> None:
+    """Load a sample fleet and compute every period through Dagster.
 
-    job: str
-    subject: str
-    windows: Sequence[Window]
+    Onto a persistent instance, with the embedded PostgreSQL unless CAPACITY_DATABASE_URL is set; refuses a database
+    that holds other servers. A second run changes nothing.
+    """
+    (remove_demo if remove else run_demo)(settings)
 
 
 def run_demo(settings: Settings) -> None:
@@ -76,6 +60,8 @@ def run_demo(settings: Settings) -> None:
     Raises:
         CommandFailedError: the database holds other instances, or a run failed.
     """
+    from capacity_assets.cli.demo_runs import mark_days, materialise, open_work
+
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
         today = Clock(settings.zone).today()
@@ -89,14 +75,14 @@ def run_demo(settings: Settings) -> None:
             fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
-            _mark_days(settings, instance, engine, today)
-            chunks = _open_work(instance, first_day, today, fleet)
-            written = _materialise(settings, instance, chunks)
-            month = PERIODS[REPORT_PERIOD].last(today)
+            mark_days(settings, instance, engine, today)
+            chunks = open_work(instance, first_day, today, fleet)
+            written = materialise(settings, instance, chunks)
+            month = MONTHLY.last(today)
             runner = task_runner(engine, settings)
             run = _verify(runner, first_day, today)
             _print_result(run, written, fleet, changed=bool(chunks))
-            _print_fastest(engine, PERIODS["monthly"].last(today))
+            _print_fastest(engine, MONTHLY.last(today))
         _print_where_to_look(settings, month)
 
 
@@ -111,106 +97,6 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
     # Days that are older than samples are kept have no partition ahead of time.
     retention_service(engine, settings).prepare()
     return fleet
-
-
-def _mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, today: date) -> None:
-    """Report the loaded days to Dagster, today included, as its sensor would later."""
-    if settings.collection == "on":
-        service = collection_service(engine, settings)
-        for event in unmarked_days(instance, service, settings, before=today + timedelta(days=1)):
-            instance.report_runless_asset_event(event)
-
-
-def _open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> list[_Chunk]:
-    """List the windows without a materialisation, and those whose samples, or whose predecessor's, are new."""
-    chunks = []
-    for period in PERIODS.values():
-        names = [asset_name(period, level) for level in LEVELS.values()]
-        for span in _open_spans(instance, period, names, (first_day, today), fleet):
-            chunks.append(_Chunk(job_name(period), f"the {period.name} windows", span))
-    for span in _open_spans(instance, PERIODS[REPORT_PERIOD], [GROWTH_REPORT], (first_day, today), fleet):
-        chunks.append(_Chunk(GROWTH_REPORT_JOB, "the growth reports", span))
-    if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
-        chunks.append(_Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
-    return chunks
-
-
-def _open_spans(
-    instance: dg.DagsterInstance, period: Period, names: Sequence[str], days: tuple[date, date], fleet: LoadedFleet
-) -> Iterator[Sequence[Window]]:
-    done = set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(name)) for name in names))
-    wanted = period.windows_between(*days)
-    open_windows = [window for window in wanted if window.key not in done or _is_touched(period, window, fleet)]
-    for span in adjacent_spans(open_windows):
-        for first in range(0, len(span), PARTITIONS_PER_RUN):
-            yield span[first : first + PARTITIONS_PER_RUN]
-
-
-def _is_touched(period: Period, window: Window, fleet: LoadedFleet) -> bool:
-    if fleet.first_day_added is None or fleet.last_day_added is None:
-        return False
-    return period.previous(window).start <= fleet.last_day_added and window.end >= fleet.first_day_added
-
-
-def _materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Sequence[_Chunk]) -> int:
-    """Run the jobs over the chunks; return how many rows were written."""
-    written = 0
-    if not chunks:
-        return written
-    definitions = build_definitions(settings)
-    with _progress_bar() as bar:
-        task = bar.add_task("windows computed and drawn", total=sum(len(chunk.windows) for chunk in chunks))
-        for chunk in chunks:
-            written += _materialise_chunk(definitions, instance, chunk)
-            bar.advance(task, len(chunk.windows))
-    return written
-
-
-def _materialise_chunk(definitions: dg.Definitions, instance: dg.DagsterInstance, chunk: _Chunk) -> int:
-    result = _execute(
-        definitions.resolve_job_def(chunk.job), instance, range_tags(chunk.windows) if chunk.windows else {}
-    )
-    if not result.success:
-        if "DagsterExecutionInterruptedError" in _reasons(result):
-            raise KeyboardInterrupt
-        span = f" {chunk.windows[0].key} to {chunk.windows[-1].key}" if chunk.windows else ""
-        raise CommandFailedError(
-            f"Run {result.run_id} over {chunk.subject}{span} failed. {_reasons(result)} "
-            "Finished runs were kept. `capacity up` shows the run; `capacity demo` continues."
-        )
-    counts = [
-        event.materialization.metadata["written_records"].value
-        for event in result.get_asset_materialization_events()
-        if "written_records" in event.materialization.metadata
-    ]
-    return sum(count for count in counts if isinstance(count, int))
-
-
-def _execute(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> dg.JobExecutionResult:
-    """Run a job in this process, as one of the code location that `capacity up` serves."""
-    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(CODE_LOCATION), "__repository__")
-    run = instance.create_run_for_job(
-        job,
-        run_config=QUIET,
-        tags={**job.run_tags, **tags, DEMO_TAG: "true"},
-        remote_job_origin=RemoteJobOrigin(repository, job.name),
-    )
-    return execute_run(InMemoryJob(job), run, instance)
-
-
-def _reasons(result: dg.JobExecutionResult) -> str:
-    """Say what the failed steps said, or the class of what they raised."""
-    failures = [event.step_failure_data for event in result.get_step_failure_events()]
-    texts = [
-        failure.user_failure_data.description if failure.user_failure_data else failure.error and failure.error.cls_name
-        for failure in failures
-    ]
-    return " ".join(text for text in texts if text)
-
-
-def _progress_bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=error_console())
 
 
 def _verify(runner: AggregationTaskRunner, first_day: date, today: date) -> RunSummary:
@@ -255,7 +141,7 @@ def _print_fastest(engine: Engine, month: Window) -> None:
 
 
 def _print_where_to_look(settings: Settings, month: Window) -> None:
-    say(f"Growth report, to open in a browser: {settings.reports / file_name(PERIODS[REPORT_PERIOD], month)}")
+    say(f"Growth report, to open in a browser: {settings.reports / file_name(PERIODS['monthly'], month)}")
     say("Next: `make up` (or `capacity up`) serves the Dagster UI; Catalog has the assets, Runs these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` computes without Dagster.")
     say(f"Data: {settings.home.resolve()}. `capacity demo --remove` takes all of it away again.")
@@ -267,6 +153,8 @@ def remove_demo(settings: Settings) -> None:
     Raises:
         CommandFailedError: there is no sample fleet, or there are other servers beside it; nothing was removed.
     """
+    from capacity_assets.cli.demo_runs import forget_runs
+
     if settings.capacity_url is None and not settings.embedded_server_exists:
         raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}. Nothing was removed.")
     with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
@@ -274,11 +162,7 @@ def remove_demo(settings: Settings) -> None:
             refuse_an_unfit_database(engine, kept="Nothing was removed.")
             _refuse_what_is_not_the_demo(engine)
             samples = remove_sample_fleet(engine)
-        for run in instance.get_runs(dg.RunsFilter(tags={DEMO_TAG: "true"})):
-            instance.delete_run(run.run_id)
-        # Other code locations may keep their own in the same storage.
-        ours = build_definitions(settings).resolve_asset_graph().get_all_asset_keys()
-        instance.wipe_assets([key for key in instance.all_asset_keys() if key in ours])
+        forget_runs(settings, instance)
     pages = list(settings.reports.glob("growth-*.html"))
     for page in pages:
         page.unlink()

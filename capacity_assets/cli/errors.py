@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.foundation.errors import CapacityError, DatabaseError, NotFoundError, ValidationError, reason_of
-from capacity_assets.foundation.locks import LockHeldError, LockLostError, LockUnavailableError
+from capacity_assets.foundation.lock_errors import LockHeldError, LockLostError, LockUnavailableError
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import date
 
-from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explain, find_subjects
+import click
+
+from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explanation_of, find_subjects
 from capacity_assets.aggregation.reference import Sample
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import DAY, command, completing, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.periods import PERIODS
+from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import first_of
 
@@ -20,26 +23,38 @@ DAYS_LISTED = 5
 SERVERS_NAMED = 10
 
 
-def show_explanation(  # noqa: PLR0913 -- one argument per documented option
+@click.command()
+@click.argument("database", required=False)
+@click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
+@click.option("--window", "day", type=DAY, help="Any day of the window. Default: the window that is due.")
+@click.option("--server", help="Name of the server; needed where several have a database of that name.")
+@click.option("--all", "every_day", is_flag=True, help="Print the samples of every day.")
+@json_option
+@command
+def explain(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings,
+    /,
+    *,
     database: str | None,
-    server: str | None,
     period: str,
     day: date | None,
-    *,
+    server: str | None,
     every_day: bool,
     as_json: bool,
 ) -> int:
-    """Print where the figures of a database, or of a server, come from in one window; return the exit code.
+    """Trace the figures of a database or server to their samples.
 
-    Raises:
-        ValidationError: neither is named, an unknown period, a day outside the partition range, or a name that
-            several servers have.
-        NotFoundError: nothing of that name was ever measured.
-        DatabaseError: the database failed.
+    Every figure is computed once more from the samples, by fractions and without the database's help, and
+    compared with the stored one. Changes nothing.
+
+    \b
+    Examples:
+      capacity explain orders --period monthly --window 2025-03-01
+      capacity explain orders --server db-7 --period weekly
+      capacity explain --server db-7 --period quarterly
     """
     if database is None and server is None:
-        raise ValidationError("Name a database, or a server with --server. Nothing was written.")
+        raise ValidationError("Name a database, or a server with --server.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
@@ -47,7 +62,7 @@ def show_explanation(  # noqa: PLR0913 -- one argument per documented option
         day = day or chosen.scheduled(today).start
         [window] = runner.service.partitions.windows_between(chosen, day, day)
         subject = _only(find_subjects(runner.service.engine, database, server))
-        explanation = explain(runner.service.engine, subject, chosen, window, today)
+        explanation = explanation_of(runner.service.engine, subject, chosen, window, today)
     if as_json:
         print_json(_as_dict(explanation))
     else:

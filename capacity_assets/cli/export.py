@@ -11,20 +11,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from psycopg import sql
 from psycopg.errors import Error as PostgresError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, CommandFailedError
+from capacity_assets.cli.options import DAY, command, completing, json_option
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.files import atomic_write
 from capacity_assets.foundation.errors import ValidationError, database_error
 from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.periods import Period
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.storage.views import VIEWS
 
@@ -54,14 +55,31 @@ class Export:
     as_json: bool
 
 
-def export(settings: Settings, wanted: Export) -> int:
-    """Write the aggregates of a period to a file or to standard output; return the exit code.
+@click.command()
+@click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
+@click.option(
+    "--level", default="database", show_default=True, help=f"{' or '.join(LEVELS)}.", shell_complete=completing(LEVELS)
+)
+@click.option("--from", "first_day", type=DAY, help="First day; its whole window is written.")
+@click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are left out.")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the name of the file, else csv."
+)
+@click.option("--output", default="-", help="A file. Default: standard output.")
+@click.option("--raw", is_flag=True, help="CSV: leave names as they are that a spreadsheet would run as a formula.")
+@json_option
+@command
+def export(settings: Settings, /, **asked: Any) -> int:
+    """Write the stored aggregates of a period as CSV or Parquet.
 
-    Raises:
-        ValidationError: unknown period or level, days in the wrong order, or Parquet on standard output.
-        CommandFailedError: the file cannot be written, or Parquet needs a package that is not there.
-        DatabaseError: the database failed; a file that was there before is as it was.
+    With the columns of the views.
+
+    \b
+    Examples:
+      capacity export --period monthly --from 2025-01-01 > growth.csv
+      capacity export --period daily --level instance --format parquet --output servers.parquet
     """
+    wanted = Export(**asked)
     if wanted.level not in LEVELS:
         raise ValidationError(f"Unknown level {wanted.level!r}; known: {', '.join(LEVELS)}. Nothing was written.")
     to_file = wanted.output != STANDARD_OUTPUT

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+import click
 from sqlalchemy import Engine
 
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.output import error_console, print_json, print_table, say
+from capacity_assets.cli.import_report import print_report, progress, say_next
+from capacity_assets.cli.options import command, dry_run_option, json_option, password_option
+from capacity_assets.cli.output import print_json, say
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
-from capacity_assets.foundation.locks import SAMPLES, HeldLock
+from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.legacy import (
     Legacy,
@@ -32,24 +34,12 @@ from capacity_assets.importing.legacy import (
     open_legacy,
     unknown_servers,
 )
-from capacity_assets.importing.loading import COUNTS, Loader, LoadOptions, LoadReport
+from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
 from capacity_assets.importing.rows import POINT, RowReader, layout_of
 from capacity_assets.importing.sources import Source, file_source
-from capacity_assets.runtime import lock_manager, open_engine
+from capacity_assets.runtime import lock_manager, open_engine, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted
-
-MEANINGS = {
-    "read": "rows read",
-    "written": "new samples",
-    "replaced": "samples replaced by another value",
-    "present": "stored already, with the same value",
-    "repeated": "the same as another row",
-    "conflicts": "another value than stored or than another row: not imported",
-    "unknown": "of a server that is not registered: not imported",
-    "bad": "no possible sample: not imported",
-    "totals_written": "totals of servers derived from them",
-}
 
 
 @dataclass(frozen=True)
@@ -94,8 +84,47 @@ class ImportRequest:
         return LoadOptions(self.on_conflict == "replace", self.register_as, port, self.dry_run)
 
 
-def run_import(settings: Settings, source: str, asked: ImportRequest, *, as_json: bool) -> int:
-    """Import a source; return 1 if a row was left out that somebody should check."""
+@click.command("import")
+@click.argument("source")
+@click.option(
+    "--level", default="database", show_default=True, help="What a row is: a database's size, or a server's total."
+)
+@click.option("--map", "mapping", multiple=True, metavar="OURS=THEIRS", help="Column THEIRS is OURS; may be repeated.")
+@click.option("--server", help="All rows are of this server; the source needs no column for it.")
+@click.option(
+    "--unit", default="mb", show_default=True, type=click.Choice(["bytes", "kb", "mb", "gb"]), help="Of the sizes."
+)
+@click.option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    help="The mark before decimals. Needed where the file separates by semicolons and has decimals; else a point.",
+)
+@click.option(
+    "--on-conflict",
+    default="keep",
+    show_default=True,
+    type=click.Choice(["keep", "replace"]),
+    help="Where another size of that day is stored: keep it, or replace it.",
+)
+@click.option("--register-as", metavar="ENGINE", help="Register servers that are not known yet, with this engine.")
+@password_option
+@dry_run_option
+@json_option
+@command
+def import_(settings: Settings, /, *, source: str, as_json: bool, **given: Any) -> int:
+    """Bring in history: samples from a file, or a legacy database.
+
+    SOURCE is a file (.csv, .csv.gz, .parquet), or postgresql://user@host/database without a password, or env:NAME of a
+    variable that holds the whole address. Columns are server (or instance_id), database, day, size_mb, and optionally
+    data_size_mb, log_size_mb, collected_at; --map names others. Interrupt it when you like: the same command continues.
+
+    \b
+    Examples:
+      capacity import sizes.csv --dry-run
+      capacity import sizes.csv --map server=host --map database=db --map size_mb=bytes --unit bytes
+      capacity import env:LEGACY_DATABASE_URL
+    """
+    asked = ImportRequest(**given)
     if is_address(source):
         asked.refuse_what_is_for_files()
     refuse_an_absent_embedded_server(settings)
@@ -139,7 +168,7 @@ class _Import:
         if self.as_json:
             print_json({"dry_run": self.asked.dry_run, "source": source.description, **asdict(report)})
         else:
-            _say_next(report, self.settings, dry_run=self.asked.dry_run)
+            say_next(report, self.settings, dry_run=self.asked.dry_run)
         return [report]
 
     def database(self, address: str) -> list[LoadReport]:
@@ -171,7 +200,7 @@ class _Import:
         if self.as_json:
             print_json(result)
         elif reports:
-            _say_next(reports[0], self.settings, dry_run=self.asked.dry_run)
+            say_next(reports[0], self.settings, dry_run=self.asked.dry_run)
         return reports
 
     def _loaded(
@@ -186,16 +215,16 @@ class _Import:
         zone = self.settings.zone
         decimal = self.asked.decimal or (None if source.decimal_is_ambiguous else POINT)
         reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.asked.server, decimal)
-        with _progress(level.source.name, as_json=self.as_json) as told:
+        with progress(level.source.name, as_json=self.as_json) as told:
             options = replace(self.asked.options(), derive_totals=derive_totals)
             loader = Loader(self.engine, level, reader, options, self.held, told, servers.add)
             report = loader.load(source, _fingerprint(source, self.asked))
         if not self.as_json:
-            _print_report(report, level, dry_run=self.asked.dry_run)
+            print_report(report, level, dry_run=self.asked.dry_run)
         return report
 
     def _aggregates(self, legacy: Legacy, level: Level, servers: LegacyServers) -> dict[str, int]:
-        with _progress(level.target.name, as_json=self.as_json) as told:
+        with progress(level.target.name, as_json=self.as_json) as told:
             dry_run = self.asked.dry_run
             counts = copy_aggregates(legacy, self.engine, level, servers, dry_run=dry_run, progress=told)
         if not self.as_json:
@@ -229,43 +258,3 @@ def _fingerprint(source: Source, asked: ImportRequest) -> str:
         asked.register_as,
     ]
     return hashlib.sha256(json.dumps([source.fingerprint, *reading]).encode()).hexdigest()
-
-
-@contextmanager
-def _progress(what: str, *, as_json: bool) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}: {task.completed:,.0f} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=error_console(), disable=as_json) as bar:
-        task = bar.add_task(what, total=None)
-
-        def told(rows: int) -> None:
-            bar.update(task, completed=rows)
-
-        yield told
-
-
-def _print_report(report: LoadReport, level: Level, *, dry_run: bool) -> None:
-    if report.resumed_after:
-        say(f"Continued behind row {report.resumed_after:,}, where an earlier run was interrupted.")
-    rows = [[f"{report.counts[name]:,}", MEANINGS[name]] for name in COUNTS if report.counts[name] or name == "read"]
-    title = f"{level.source.name}{', dry run: nothing was written' if dry_run else ''}"
-    print_table(title, (("Rows", "right"), ("What became of them", "left")), rows)
-    for what in ("bad", "unknown", "conflicts"):
-        for line in report.listed.get(what, []):
-            say(f"  {what}: {line}")
-
-
-def _say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
-    if report.counts["unknown"]:
-        say("Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE.")
-    if report.counts["conflicts"]:
-        say("Stored samples were kept. --on-conflict replace takes the file's instead.")
-    new = report.counts["written"] or report.counts["replaced"]
-    if dry_run or report.first_day is None or not (new or report.resumed_after):
-        return
-    if report.first_day < settings.start_date:
-        say(f"CAPACITY_START_DATE is {settings.start_date}: set it to {report.first_day} to aggregate all of it.")
-    first = max(report.first_day, settings.start_date)
-    if report.last_day is not None and first <= report.last_day:
-        days = f"--from {first} --to {report.last_day}"
-        say(f"Next: capacity aggregate --period all {days}, or backfill these partitions.")
-        say("Windows that were computed before follow by themselves while Dagster is at work; others wait for that.")

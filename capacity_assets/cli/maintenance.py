@@ -5,24 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
+import click
+
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, dry_run_option, json_option
 from capacity_assets.cli.output import error_console, print_json, say
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
-from capacity_assets.runtime import open_engine, retention_service
+from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
 from capacity_assets.settings import Settings
 
 
-def maintain_tables(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
-    """Keep partitions ahead, apply retention, print what was done; raises as `RetentionService.maintain`."""
+@click.command()
+@dry_run_option
+@json_option
+@command
+def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
+    """Add partitions ahead of time, and drop what need not be kept.
+
+    Rows in default partitions move to their own. How long rows are kept is set in CAPACITY_RETENTION_DAYS. Samples go
+    only when every window that reads them is over and computed. Under Dagster, the table_maintenance_schedule does
+    this every day.
+
+    \b
+    Examples:
+      capacity maintain --dry-run
+      CAPACITY_RETENTION_DAYS=raw=800,daily=forever capacity maintain --dry-run
+    """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine, _told(as_json=as_json):
         _print(retention_service(engine, settings).maintain(dry_run=dry_run), as_json=as_json)
     return DONE
 
 
-def partition_tables(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
-    """Make unpartitioned tables partitioned, print it; raises as `RetentionService.convert`."""
+@click.command()
+@dry_run_option
+@json_option
+@command
+def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
+    """Make the tables of an existing database partitioned.
+
+    While it is in use: readers go on, writers wait while a month's rows move. No row is lost. Interrupt it when you
+    like: the same command continues, and so does the daily maintenance.
+    """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine, _told(as_json=as_json):
         _print(retention_service(engine, settings, tell=_tell).convert(dry_run=dry_run), as_json=as_json)

@@ -1,17 +1,42 @@
-"""What the commands share: days, completion, `--json`, and how a failure becomes an exit code."""
+"""What the commands share: lazy loading, options, days, completion, and how a failure becomes an exit code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from functools import wraps
-from typing import ParamSpec
+from importlib import import_module
+from typing import Any, Concatenate, ParamSpec
 
 import click
 
 from capacity_assets.cli.errors import readable_errors
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings, load_settings
 
 Parameters = ParamSpec("Parameters")
+
+
+class LazyGroup(click.Group):
+    """A group that imports the module of a command when the command is used."""
+
+    def __init__(self, *args: Any, places: Mapping[str, str], **options: Any) -> None:
+        """Take `places`: where each command is, as `module:attribute` of this package, in the order of the help."""
+        super().__init__(*args, **options)
+        self._places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        """Return the names of all commands."""
+        return list(self._places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- as above
+        """Return the command of a name, None where there is none."""
+        place = self._places.get(cmd_name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        found: click.Command = getattr(import_module(f"{__package__}.{module}"), attribute)
+        return found
 
 
 # So far from the ends of the calendar that windows before and after exist.
@@ -49,15 +74,55 @@ def completing(values: Iterable[str]) -> Callable[[click.Context, click.Paramete
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document for scripts.")
+password_option = click.option(
+    "--password-from",
+    metavar="WHERE",
+    help="Where the password of the address is: env:NAME, file:/PATH or secret:NAME.",
+)
 
 
-def command(function: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
-    """Run a command so that its failures are readable and its returned code becomes the exit code."""
+def options(
+    *every: Callable[[Callable[Parameters, None]], Callable[Parameters, None]],
+) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+    """Return several options as one decorator, for commands that share them."""
+
+    def decorate(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+        for option in reversed(every):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+window_options = options(
+    click.option(
+        "--period",
+        default="monthly",
+        show_default=True,
+        help=f"One of {', '.join(PERIODS)}.",
+        shell_complete=completing(PERIODS),
+    ),
+    click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one."),
+)
+
+
+def command(function: Callable[Concatenate[Settings, Parameters], int | None]) -> Callable[Parameters, None]:
+    """Run a command with the settings, so that its failures are readable and what it returns becomes the exit code."""
 
     @wraps(function)
-    def run(*args: Parameters.args, **options: Parameters.kwargs) -> None:
+    def configured(*args: Parameters.args, **given: Parameters.kwargs) -> int | None:
+        return function(load_settings(), *args, **given)
+
+    return without_settings(configured)
+
+
+def without_settings(function: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
+    """Run a command that reads the settings itself; else as `command`."""
+
+    @wraps(function)
+    def run(*args: Parameters.args, **given: Parameters.kwargs) -> None:
         with readable_errors():
-            code = function(*args, **options)
+            code = function(*args, **given)
         click.get_current_context().exit(code or 0)
 
     return run

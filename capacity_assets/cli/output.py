@@ -19,6 +19,7 @@ from capacity_assets.units import printable
 
 WIDEST = 1000
 STANDARD_OUTPUT = "-"
+NOTHING_CHANGED = "Dry run: nothing was changed."
 
 
 def console() -> Console:

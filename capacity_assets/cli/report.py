@@ -6,14 +6,42 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
+import click
+
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, json_option, window_options
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
+
+
+@click.command()
+@window_options
+@click.option("--server", help="A page of this server alone, with all its databases.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Where to write it; - is standard output. Default: CAPACITY_HOME/reports.",
+)
+@json_option
+@command
+def report(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, /, *, period: str, day: date | None, server: str | None, output: Path | None, as_json: bool
+) -> int:
+    """Write the growth report of a window.
+
+    One HTML file that needs no network and prints on A4.
+
+    \b
+    Examples:
+      capacity report
+      capacity report --period quarterly --window 2025-04-01
+      capacity report --server db-7 --output db-7.html
+    """
+    return write_growth_report(settings, period, day, server, output, as_json=as_json)
 
 
 def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
@@ -37,10 +65,10 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         chosen = runner.service.period(period)
         day = day or chosen.last(Clock(settings.zone).today()).start
         [window] = runner.service.partitions.windows_between(chosen, day, day)
-        report = read_report(runner.service.engine, chosen, window, server, today=runner.service.clock.today())
+        read = read_report(runner.service.engine, chosen, window, server, today=runner.service.clock.today())
         path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
-        edition = next_edition(runner.service.engine, report, path)
-    if report.computed_at is None:
+        edition = next_edition(runner.service.engine, read, path)
+    if read.computed_at is None:
         whose = "" if server is None else f" of {server}"
         raise ValidationError(
             f"There is no stored row{whose} in the {period} window {window.start} to {window.end}. "
@@ -49,22 +77,22 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         )
     if str(output) == STANDARD_OUTPUT:
         with writing("Standard output"):
-            sys.stdout.write(render(report))
+            sys.stdout.write(render(read))
             sys.stdout.flush()
         return DONE
     with writing(path):
         if output is None:
             make_report_folder(path.parent)
-        write_report(report, path, edition)
+        write_report(read, path, edition)
     if as_json:
-        steps = {f"{kind}_mb": change for kind, change in report.steps}
-        sizes = {"start_mb": report.start_mb, **steps, "end_mb": report.end_mb}
+        steps = {f"{kind}_mb": change for kind, change in read.steps}
+        sizes = {"start_mb": read.start_mb, **steps, "end_mb": read.end_mb}
         print_json({"path": str(path), "issue": edition.issue.number, **sizes})
     else:
-        known = report.known_change_mb
+        known = read.known_change_mb
         change = "change unknown" if known is None else f"{human_change_mb(known)} where both windows were measured"
-        is_open = " (not over, or not measured to its end)" if report.is_open else ""
-        say(f"{period} window {window.start} to {window.end}{is_open}: {human_mb(report.end_mb)}, {change}")
+        is_open = " (not over, or not measured to its end)" if read.is_open else ""
+        say(f"{period} window {window.start} to {window.end}{is_open}: {human_mb(read.end_mb)}, {change}")
         if edition.sentence:
             say(edition.sentence)
         say(f"Report: {path}")

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+import click
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.cli.database import refuse_an_absent_embedded_server
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, json_option, window_options
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import Period, Window
-from capacity_assets.runtime import open_task_runner
+from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
 
@@ -33,7 +34,7 @@ COLUMNS = (
     ("Database", "left"),
     ("Mean size", "right"),
     ("Change", "right"),
-    ("Growth", "right"),
+    ("Change in %", "right"),
     ("Trend", "left"),
     ("Days", "right"),
 )
@@ -58,14 +59,29 @@ class Top:
     as_json: bool
 
 
-def show_top(settings: Settings, asked: Top) -> int:
-    """Print the list; return the exit code.
+@click.command()
+@window_options
+@click.option(
+    "--by",
+    default="growth",
+    show_default=True,
+    type=click.Choice(list(ORDERS)),
+    help="What the first ones have most of.",
+)
+@click.option("--server", help="Databases of this server alone.")
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
+@json_option
+@command
+def top(settings: Settings, /, **given: Any) -> int:
+    """List the databases that grew or shrank most, or the largest.
 
-    Raises:
-        ValidationError: unknown period, a day outside the partition range, or a window without such a row.
-        NotFoundError: no such server.
-        DatabaseError: the database failed.
+    \b
+    Examples:
+      capacity top
+      capacity top --by size --period daily
+      capacity top --by shrinkage --server db-7 --limit 50
     """
+    asked = Top(**given)
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         period = runner.service.period(asked.period)

@@ -22,18 +22,21 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+import click
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, has_failed, late_windows
 from capacity_assets.cli.errors import DONE, CommandFailedError
+from capacity_assets.cli.options import command
 from capacity_assets.cli.output import say
 from capacity_assets.cli.processes import HOST, POLL_SECONDS, Processes, dagster_processes, web_options
 from capacity_assets.foundation.errors import CapacityError, reason_of
-from capacity_assets.foundation.locks import LockUnavailableError, ask_redis
-from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
+from capacity_assets.foundation.lock_errors import LockUnavailableError
+from capacity_assets.foundation.redis_locks import ask_redis
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.retention.rules import parse_retention
-from capacity_assets.runtime import open_dagster_storage, open_engine, open_task_runner_lazily, prepare_database
+from capacity_assets.runtime import open_engine, open_task_runner_lazily, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
@@ -52,13 +55,16 @@ class _StopRequestedError(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries would wrap."""
 
 
-def serve(settings: Settings, *, port: int, names: Sequence[str] = ()) -> int:
-    """Serve until Ctrl-C or SIGTERM; return the exit code. Browsers may know it by further `names`, each host:port.
+@click.command()
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
+@click.option(
+    "--name", "names", multiple=True, metavar="HOST:PORT", help="By which browsers also know it, as behind a proxy."
+)
+@command
+def up(settings: Settings, /, *, port: int, names: Sequence[str]) -> int:
+    """Serve the Dagster UI, its daemon and the graph until Ctrl-C.
 
-    Raises:
-        ConfigurationError: CAPACITY_RETENTION_DAYS names something that does not exist.
-        CommandFailedError: the port is taken, the schema is missing, or Dagster stopped by itself.
-        EmbeddedServerError: the embedded server did not start.
+    On 127.0.0.1. The embedded server included, unless CAPACITY_DATABASE_URL names another.
     """
     parse_retention(settings.retention_days)  # else the code location would not load
     with _stop_signals() as stop, _only_one(settings.dagster_home) as lock:
@@ -214,7 +220,7 @@ def _tell_until_one_exits(processes: Processes, settings: Settings, stop: thread
     told, runs = "", list[ActiveRun]()
     late: list[Late] | None = None
     looks = itertools.count()
-    with open_dagster_storage(settings) as storage, open_task_runner_lazily(settings) as runner:
+    with dagster_storage(settings) as storage, open_task_runner_lazily(settings) as runner:
         while not (ended := processes.ended):
             if stop.is_set():
                 raise _StopRequestedError

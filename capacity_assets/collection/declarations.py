@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from capacity_assets.collection.engines.base import engines
+from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.servers import FIELDS, Server, complete
 from capacity_assets.foundation.errors import ValidationError
 

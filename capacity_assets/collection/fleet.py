@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.base import DatabaseSize, FailureKind, MeasureError
+from capacity_assets.collection.engines.base import DatabaseSize
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.measuring import (
     GRACE_SECONDS,
     POLL_SECONDS,

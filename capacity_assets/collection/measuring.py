@@ -23,13 +23,12 @@ from capacity_assets.collection.engines.base import (
     TLS_VERIFY_FULL,
     Access,
     EngineAdapter,
-    FailureKind,
-    MeasureError,
     Measurement,
     ServerFacts,
-    engine_named,
     first_line,
 )
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.errors import CapacityError
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
-from capacity_assets.collection.engines.base import NAMED, DatabaseSize, FailureKind
+from capacity_assets.collection.engines.base import NAMED, DatabaseSize
+from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS, AggregationStatus
 from capacity_assets.units import counted, first_of
 

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from capacity_assets.collection.credentials import OWN, checked_reference
-from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL, engine_named
+from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.foundation.errors import ValidationError
 
 LARGEST_PORT = 65535

@@ -12,7 +12,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.collection.engines.base import FailureKind
+from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.foundation.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE

@@ -65,7 +65,8 @@ class DatabaseError(CapacityError):
 
 def sqlstate_of(error: DBAPIError) -> str | None:
     """Return PostgreSQL's five-character code of `error`, or None when the server never answered."""
-    return getattr(error.orig, "sqlstate", None)
+    # The second is the name in psycopg2, which Dagster's storage uses.
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
 
 
 def is_data_error(error: DBAPIError) -> bool:

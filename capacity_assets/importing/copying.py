@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.foundation.errors import ValidationError, database_errors
-from capacity_assets.storage.adoption import quoted
+from capacity_assets.storage.steps import quoted
 from capacity_assets.storage.tables import capacity_settings, metadata
 
 Told = Callable[[str, int], None]

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, Level
-from capacity_assets.foundation.locks import HeldLock
+from capacity_assets.foundation.lock_errors import HeldLock
 from capacity_assets.importing import statements as sql
 from capacity_assets.importing.rows import Problem, RowReader
 from capacity_assets.importing.sources import PositionedRow, Source

@@ -13,18 +13,12 @@ from capacity_assets.clock import Clock
 from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_assets
 from capacity_assets.orchestration.checks import standing_checks
-from capacity_assets.orchestration.collection import (
-    collected_assets,
-    collection_job,
-    collection_schedule,
-    observation_job,
-    observation_schedule,
-    observed_assets,
-)
+from capacity_assets.orchestration.collection import collected_assets, collection_job, collection_schedule
 from capacity_assets.orchestration.computed_windows import computed_windows_sensor
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
+from capacity_assets.orchestration.observation import observation_job, observation_schedule, observed_assets
 from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.reports import (
     REPORT_PERIOD,

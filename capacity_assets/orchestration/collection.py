@@ -1,19 +1,17 @@
-"""The raw tables as assets: measured here, or, where another application fills them, observed.
+"""The raw tables as assets that are measured; where another application fills them, see `observation`.
 
-Measuring: one step for both tables, today's partition only, every failed server in the metadata and in a check.
+One step for both tables, today's partition only, every failed server in the metadata and in a check.
 The job also computes the day's aggregates, which so follow when the measuring is done. How servers are measured is
 the business of `collection`.
 """
 
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping
 from datetime import date
 
 import dagster as dg
 from pydantic import Field
 
-from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.standing import Standing, standing
@@ -27,17 +25,16 @@ from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_
 from capacity_assets.orchestration.pools import COLLECTION_POOL
 from capacity_assets.orchestration.private.definitions import (
     UnresolvedAssetJobDefinition,
-    create_external_asset_from_source_asset,
 )
 from capacity_assets.orchestration.requested_days import RequestedDays, measure_requested
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.periods import Period
-from capacity_assets.settings import HOURS_PER_DAY, Settings
+from capacity_assets.setting_values import HOURS_PER_DAY
+from capacity_assets.settings import Settings
 from capacity_assets.units import counted
 
 RAW_GROUP = "raw"
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
-OBSERVATION_JOB, OBSERVATION_SCHEDULE = "observation_job", "observation_schedule"
 SERVERS_MEASURED = "servers_measured"
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
 # Those that failed are measured once more half an hour later, and three times in the day: one that was down at night,
@@ -242,60 +239,6 @@ def _crons(hour: int) -> list[str]:
     return crons + ([f"0 {','.join(map(str, later))} * * *"] if later else [])
 
 
-def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:
-    """Build the raw tables as observed assets: each of their newest days gets a data version."""
-    with warnings.catch_warnings():
-        # Dagster 1.13 makes this conversion itself, and warns there of a property that it alone uses.
-        warnings.filterwarnings("ignore", message="Property `OpDefinition.version` is deprecated")
-        return [create_external_asset_from_source_asset(_observed_asset(settings, level)) for level in LEVELS.values()]
-
-
-def _observed_asset(settings: Settings, level: Level) -> dg.SourceAsset:
-    @dg.observable_source_asset(
-        key=level.source.name,
-        description=_observed_description(level),
-        group_name=RAW_GROUP,
-        partitions_def=sample_days(settings),
-        tags={"level": level.name, **{f"dagster/kind/{kind}": "" for kind in KINDS}},
-        metadata=raw_metadata(level),
-        required_resource_keys={COLLECTION_RESOURCE},
-    )
-    def observe(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
-        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
-        with dagster_failures():
-            versions = data_versions(service.engine, level.source, service.clock.today())
-        known = {
-            day.isoformat(): dg.DataVersion(version) for day, version in versions.items() if day >= settings.start_date
-        }
-        with warnings.catch_warnings():
-            # The class is marked beta; the pinned minor release bounds that.
-            warnings.simplefilter("ignore", dg.BetaWarning)
-            return dg.DataVersionsByPartition(known)
-
-    return observe
-
-
-def observation_job() -> UnresolvedAssetJobDefinition:
-    """Build the job that observes both tables."""
-    return dg.define_asset_job(
-        OBSERVATION_JOB,
-        selection=[level.source.name for level in LEVELS.values()],
-        description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
-    )
-
-
-def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Build the schedule: every day."""
-    return dg.ScheduleDefinition(
-        name=OBSERVATION_SCHEDULE,
-        job_name=OBSERVATION_JOB,
-        cron_schedule=f"0 {settings.collection_hour} * * *",
-        execution_timezone=settings.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Observes the newest days of the raw tables.",
-    )
-
-
 def _collected_description(level: Level) -> str:
     return textwrap.dedent(f"""\
         Raw size samples, one row per {subject_of(level)} and day.
@@ -305,14 +248,5 @@ def _collected_description(level: Level) -> str:
         that does not answer or refuses counts as failed, with the reason; it has no sample
         of the day, and the others are stored. A second run of the day measures those that failed. With
         `CAPACITY_COLLECTION=off` another application fills the tables.
-
-        A partition is one day. Aggregates read the days of their window and of the window before it.""")
-
-
-def _observed_description(level: Level) -> str:
-    return textwrap.dedent(f"""\
-        Raw size samples, one row per {subject_of(level)} and day, written by another application.
-
-        Observing gives the newest days a data version: how many rows there are, their sum, and the last change.
 
         A partition is one day. Aggregates read the days of their window and of the window before it.""")

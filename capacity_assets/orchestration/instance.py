@@ -17,11 +17,13 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.periods import PERIODS
+from capacity_assets.runtime import open_dagster_database
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, file_variables
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, ensure_reachable
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
+    from dagster_postgres import DagsterPostgresStorage
 
 # Events, not SQL, dominate a long backfill: writing them in batches halves that share.
 EVENT_BATCH_SIZE = "100"
@@ -72,6 +74,21 @@ def dagster_instance(environment: dict[str, str]) -> Iterator[DagsterInstance]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def dagster_storage(settings: Settings) -> Iterator[DagsterPostgresStorage]:
+    """Yield Dagster's storage for looking: it is opened without creating tables.
+
+    Raises:
+        EmbeddedServerError: the embedded server did not start.
+        UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer.
+    """
+    from dagster_postgres import DagsterPostgresStorage
+
+    with open_dagster_database(settings) as url:
+        _ensure_dagster_storage(url)
+        yield DagsterPostgresStorage(_plain(url), should_autocreate_tables=False)
 
 
 def _opened(home: str) -> DagsterInstance:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import dagster as dg
 
-from capacity_assets.aggregation.ledger import StaleWindow
+from capacity_assets.aggregation.ledger_windows import StaleWindow
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS

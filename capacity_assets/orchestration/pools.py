@@ -8,14 +8,13 @@ Writers that the run coordinator does not see are the business of the lock aroun
 from collections.abc import Iterable
 
 import dagster as dg
-from sqlalchemy import Engine, column, inspect, select, table
+from dagster_postgres import DagsterPostgresStorage
 
 from capacity_assets.orchestration.naming import pool_name
 from capacity_assets.periods import Period
 
 SLOTS = 1
 COLLECTION_POOL = "capacity_collection"
-LIMITS = table("concurrency_limits", column("concurrency_key"), column("limit"), column("using_default_limit"))
 
 
 def set_pool_limits(instance: dg.DagsterInstance, periods: Iterable[Period]) -> None:
@@ -28,14 +27,12 @@ def _pools(periods: Iterable[Period]) -> list[str]:
     return [*map(pool_name, periods), COLLECTION_POOL]
 
 
-def pools_without_limit(storage: Engine, periods: Iterable[Period]) -> list[str] | None:
-    """Return the pools whose explicit limit is not one slot, or None where Dagster has no tables yet.
+def pools_without_limit(storage: DagsterPostgresStorage, periods: Iterable[Period]) -> list[str]:
+    """Return the pools whose explicit limit is not one slot.
 
-    Reads Dagster's own table, because opening an instance would create tables, and reading must not.
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed, or Dagster has no tables there yet.
     """
-    if not inspect(storage).has_table(LIMITS.name):
-        return None
-    explicit = select(LIMITS.c.concurrency_key, LIMITS.c.limit).where(~LIMITS.c.using_default_limit)
-    with storage.connect() as connection:
-        limits = {row.concurrency_key: row.limit for row in connection.execute(explicit)}
+    every = storage.event_log_storage.get_pool_limits()
+    limits = {pool.name: pool.limit for pool in every if not pool.from_default}
     return [name for name in _pools(periods) if limits.get(name) != SLOTS]

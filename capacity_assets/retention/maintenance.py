@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.foundation.errors import DatabaseError, database_error, database_errors
 from capacity_assets.periods import PERIODS, Period
+from capacity_assets.retention.default_rows import AHEAD_DAYS, default_rows
 from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
@@ -36,22 +37,16 @@ from capacity_assets.storage.partition_changes import (
 from capacity_assets.storage.partitions import (
     AGGREGATES,
     PARTITIONED,
-    DefaultRows,
     Partition,
     PartitionLayout,
     Span,
     count_rows,
-    has_rows,
     layout_of,
-    rows_in_default,
 )
 from capacity_assets.storage.schema import SchemaProblemsError
 from capacity_assets.units import BYTES_PER_MB
 
 logger = logging.getLogger("capacity_assets")
-
-AHEAD_DAYS = 62
-"""Partitions exist this long before their first row: two months, or the next year from November on."""
 
 LOCK_TIMEOUT_SECONDS = 10
 """Whoever waits for a table makes everyone after it wait; better to come back."""
@@ -155,7 +150,7 @@ class TableMaintenance:
         for table in PARTITIONED:
             with self._look(f"looking at {table.name}") as connection:
                 layout = layout_of(connection, table)
-                in_default = _default_rows(connection, table, layout, today)
+                in_default = default_rows(connection, table, layout, today)
             if not layout.is_partitioned:
                 found.append(f"{table.name} is not partitioned, so old rows stay: `capacity partition` converts it")
             if not layout.is_served:
@@ -190,7 +185,7 @@ class TableMaintenance:
             return []
         last = today + timedelta(days=AHEAD_DAYS)
         with self._look(f"looking at {table.name}") as connection:
-            found = _default_rows(connection, table, layout, today)
+            found = default_rows(connection, table, layout, today)
         wanted = {span for span in self._kept.wanted(table, layout, today, last) if not layout.covers(span)}
         if layout.default:
             stay = f"stay in {layout.default.name}"
@@ -300,16 +295,3 @@ class TableMaintenance:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
             yield connection
-
-
-def _default_rows(connection: Connection, table: Table, layout: PartitionLayout, today: date) -> DefaultRows:
-    """What lies in the default partition; rows from far ahead stay there, because their days are hardly meant."""
-    if layout.default is None or not has_rows(connection, layout.default):
-        return DefaultRows()
-    found = rows_in_default(connection, table, layout)
-    last = today + timedelta(days=AHEAD_DAYS)
-    ahead = [span for span in found.spans if span.first > last]
-    if not ahead:
-        return found
-    told = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
-    return DefaultRows(tuple(span for span in found.spans if span.first <= last), (*found.staying, told))

@@ -13,7 +13,8 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection
 
-from capacity_assets.aggregation.ledger import Ledger, OpenWindow
+from capacity_assets.aggregation.ledger import Ledger
+from capacity_assets.aggregation.ledger_windows import OpenWindow
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.retention.rules import KeptSpans
@@ -44,10 +45,10 @@ class Needs:
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):
                 return f"the {period.name} window from {reading[-1].start} reads them and is not over"
-            left = self.ledger.windows_left(connection, period, level, reading)
+            left = self.ledger.within(connection).left(period, level, reading)
             if left:
                 return self._told(period, left[0])
-            older = self.ledger.not_compared(connection, period, level, _a_year_later(period, span))
+            older = self.ledger.within(connection).not_compared(period, level, _a_year_later(period, span))
             if older:
                 return self._told(period, older)
         return None
@@ -64,7 +65,7 @@ class Needs:
                 for window in _reading(period, span)
                 if not self.kept.is_old(level.target, span_of(window.start, period), today)
             ]
-            lost = self.ledger.lost_rows(connection, period, level, stored)
+            lost = self.ledger.within(connection).lost_rows(period, level, stored)
             if lost:
                 return self._told(period, lost)
         return None

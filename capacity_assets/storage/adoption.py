@@ -13,23 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, inspect, text
-from sqlalchemy import UniqueConstraint as Unique
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
-from sqlalchemy.sql.elements import quoted_name
 
 from capacity_assets.periods import PERIODS
-
-DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves this constructor untyped
-
-
-@dataclass(frozen=True)
-class Step:
-    """One statement that brings a table closer to the wanted shape, and why."""
-
-    reason: str
-    statement: str
+from capacity_assets.storage.steps import DIALECT, Step, free_name, quoted
+from capacity_assets.storage.unique_keys import duplicates_problem, has_unique_key, unique_key_step, unique_keys
 
 
 @dataclass(frozen=True)
@@ -48,34 +37,14 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
     steps += _partition_trigger_steps(connection, wanted)
     problems = list(_column_problems(wanted, columns))
     for key in unique_keys(wanted):
-        if _has_unique_key(connection, wanted, key):
+        if has_unique_key(connection, wanted, key):
             continue
-        duplicates = _duplicates_problem(connection, wanted, key) if not problems else None
+        duplicates = duplicates_problem(connection, wanted, key) if not problems else None
         if duplicates:
             problems.append(duplicates)
-        steps.append(_unique_key_step(connection, wanted, key))
+        steps.append(unique_key_step(connection, wanted, key))
     steps += _index_steps(connection, wanted)
     return Plan(tuple(steps), tuple(problems))
-
-
-@dataclass(frozen=True)
-class UniqueKey:
-    """A unique key of a wanted table: its columns, and its condition if it is partial."""
-
-    name: str
-    columns: tuple[str, ...]
-    condition: str | None = None
-
-
-def unique_keys(table: Table) -> Iterator[UniqueKey]:
-    """List the unique keys of a table definition other than its primary key."""
-    for constraint in sorted((c for c in table.constraints if isinstance(c, Unique)), key=lambda c: str(c.name)):
-        name = str(constraint.name or f"uq_{table.name}_{'_'.join(constraint.columns.keys())}")
-        yield UniqueKey(name, tuple(constraint.columns.keys()))
-    for index in table.indexes:
-        if index.unique:
-            condition = index.dialect_options["postgresql"]["where"]
-            yield UniqueKey(str(index.name), tuple(index.columns.keys()), str(condition))
 
 
 def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[Step]:
@@ -242,88 +211,6 @@ def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
     )
 
 
-def free_name(connection: Connection, name: str) -> str:
-    """Return a name for a table or index: the wanted one, or a longer one where it is taken."""
-    taken = connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": name}).scalar()
-    return f"{name}_capacity" if taken else name
-
-
-def _has_unique_key(connection: Connection, wanted: Table, key: UniqueKey) -> bool:
-    """Whether a valid unique index covers exactly these columns, unconditionally or under the same condition."""
-    found = connection.execute(
-        text(
-            "SELECT pg_get_expr(i.indpred, i.indrelid) AS condition, "
-            "ARRAY(SELECT a.attname::text FROM unnest(i.indkey) AS k(attnum) "
-            "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) AS columns "
-            "FROM pg_index i WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indisvalid "
-            "AND i.indexprs IS NULL"
-        ),
-        {"table": wanted.name},
-    )
-    return any(set(row.columns) == set(key.columns) and _same_condition(row.condition, key.condition) for row in found)
-
-
-def _same_condition(found: str | None, wanted: str | None) -> bool:
-    """Upserts name the columns only, so an unconditional key needs an unconditional index; not so for raw rows."""
-    if wanted is None:
-        return found is None
-    return found is None or found.strip("()").replace(" ", "") in (wanted.replace(" ", ""), "NOTis_deleted")
-
-
-def _duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) -> str | None:
-    columns = ", ".join(quoted(name) for name in key.columns)
-    where = f" WHERE {key.condition}" if key.condition else ""
-    table = quoted(wanted.name)
-    groups = f"SELECT {columns}, count(*) AS copies FROM {table}{where} GROUP BY {columns} HAVING count(*) > 1"  # noqa: S608 -- names from our own table definitions, quoted
-    keys, rows = connection.execute(
-        text(f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated")  # noqa: S608
-    ).one()
-    if not keys:
-        return None
-    found = f"{wanted.name} holds {keys} keys ({', '.join(key.columns)}) with more than one row, {rows} rows too many"
-    if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
-        # Rows that others refer to: deleting one would orphan its history.
-        return (
-            f"{found}; a unique key cannot be added. No row was removed. See them: {groups}; -- Rename or merge them "
-            "by hand, then run `capacity init` again."
-        )
-    newest_first = f"{'calculated_at' if 'calculated_at' in wanted.columns else 'updated_at'} DESC, id DESC"
-    # A ctid is unique only within one partition, hence the tableoid.
-    ranked = (
-        f"SELECT tableoid, ctid, row_number() OVER (PARTITION BY {columns} ORDER BY {newest_first}) AS rank "  # noqa: S608
-        f"FROM {table}{where}"
-    )
-    delete = (
-        f"DELETE FROM {table} WHERE (tableoid, ctid) IN "  # noqa: S608
-        f"(SELECT tableoid, ctid FROM ({ranked}) AS ranked WHERE rank > 1)"
-    )
-    return (
-        f"{found}; a unique key cannot be added. No row was removed. See them: {groups}; -- After a backup, keep the "
-        f"newest row of each key: {delete}; -- Then run `capacity init` again."
-    )
-
-
-def _unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> Step:
-    name = free_name(connection, key.name)
-    columns = ", ".join(quoted(column) for column in key.columns)
-    where = f" WHERE {key.condition}" if key.condition else ""
-    return Step(
-        f"{wanted.name} has no unique key on ({', '.join(key.columns)})",
-        f"CREATE UNIQUE INDEX {quoted(name)} ON {quoted(wanted.name)} ({columns}){where}",
-    )
-
-
-def carry_out(connection: Connection, step: Step) -> None:
-    """Execute a step."""
-    execute(connection, [step.statement])
-
-
-def execute(connection: Connection, statements: Iterable[str]) -> None:
-    """Execute statements of our own; they hold no parameters, so a percent sign in them is itself."""
-    for statement in statements:
-        connection.exec_driver_sql(statement.replace("%", "%%"))
-
-
 def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]:
     """Comments of tables and columns that are missing in the database or differ."""
     steps = []
@@ -346,11 +233,6 @@ def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]
 
 def _definition(column: Column[object]) -> str:
     return str(CreateColumn(column).compile(dialect=DIALECT))
-
-
-def quoted(name: str) -> str:
-    """Quote a name where PostgreSQL needs it."""
-    return DIALECT.identifier_preparer.quote(quoted_name(name, quote=None))
 
 
 def _string(value: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, DateTime, Table, text
 
 from capacity_assets.storage.active_servers import active_condition
-from capacity_assets.storage.adoption import Step, quoted
+from capacity_assets.storage.steps import Step, quoted
 from capacity_assets.storage.tables import (
     activations,
     database_size_aggregations,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from sqlalchemy import Connection, Engine, Row, Table, text
 
-from capacity_assets.storage.adoption import carry_out, execute, free_name, other_owner, quoted, unique_keys
+from capacity_assets.storage.adoption import other_owner
 from capacity_assets.storage.change_tracking import (
     EVENTS,
     INVALIDATION_FUNCTION,
@@ -25,6 +25,8 @@ from capacity_assets.storage.change_tracking import (
 )
 from capacity_assets.storage.partitions import LIKE_PARENT, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError
+from capacity_assets.storage.steps import carry_out, execute, free_name, quoted
+from capacity_assets.storage.unique_keys import unique_keys
 from capacity_assets.storage.view_upgrades import built_on_views, take_views_away
 from capacity_assets.storage.views import VIEWS
 

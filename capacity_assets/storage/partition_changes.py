@@ -10,7 +10,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import OperationalError
 
-from capacity_assets.storage.adoption import free_name, other_owner, quoted
+from capacity_assets.storage.adoption import other_owner
 from capacity_assets.storage.partitions import (
     LIKE_PARENT,
     YEAR,
@@ -22,6 +22,7 @@ from capacity_assets.storage.partitions import (
     parameters_of,
     span_of,
 )
+from capacity_assets.storage.steps import free_name, quoted
 
 ATTACH_SECONDS = 10
 

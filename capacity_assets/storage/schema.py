@@ -13,16 +13,10 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.storage.adoption import (
-    carry_out,
-    comment_steps,
-    default_partition_steps,
-    execute,
-    plan_table,
-    widened_columns,
-)
+from capacity_assets.storage.adoption import comment_steps, default_partition_steps, plan_table, widened_columns
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
+from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 

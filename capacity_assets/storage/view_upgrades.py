@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.storage.adoption import quoted
+from capacity_assets.storage.steps import quoted
 from capacity_assets.storage.views import VIEWS, View
 
 

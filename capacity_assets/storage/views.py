@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.adoption import quoted
 from capacity_assets.storage.metrics import PART_SIZES, PartSize
+from capacity_assets.storage.steps import quoted
 
 
 @dataclass(frozen=True)

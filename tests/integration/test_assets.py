@@ -13,7 +13,8 @@ from sqlalchemy import Engine, delete, text
 
 from capacity_assets.foundation import locks
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.locks import CapacityLockManager, LockHeldError
+from capacity_assets.foundation.lock_errors import LockHeldError
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings

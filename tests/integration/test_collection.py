@@ -15,12 +15,12 @@ import pytest
 from capacity_assets.clock import Clock
 from capacity_assets.collection import fleet
 from capacity_assets.collection.engines import postgresql
-from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register, set_active
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.errors import ValidationError
-from capacity_assets.foundation.locks import SAMPLES, LockHeldError
+from capacity_assets.foundation.lock_errors import SAMPLES, LockHeldError
 from tests.conftest import SHANGHAI, TODAY, Collection
 from tests.servers import PostgresServer, postgres_offers_tls, postgres_server, silent_socket
 

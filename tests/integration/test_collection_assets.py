@@ -11,7 +11,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from sqlalchemy import Engine, text
 
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.orchestration.build import build_definitions

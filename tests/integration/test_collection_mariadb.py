@@ -10,7 +10,7 @@ import pytest
 
 from capacity_assets.collection import fleet
 from capacity_assets.collection.engines import mysql
-from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from tests.conftest import TODAY, Collection

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from tests.conftest import Collection

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.foundation.locks import LockHeldError, advisory_key
+from capacity_assets.foundation.lock_errors import LockHeldError
+from capacity_assets.foundation.locks import advisory_key
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import task_runner
 from capacity_assets.settings import Settings

@@ -19,17 +19,15 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.foundation.locks import (
-    CapacityLockManager,
+from capacity_assets.foundation.lock_errors import (
     HeldLock,
     LockHeldError,
     LockLostError,
     LockUnavailableError,
-    advisory_key,
-    ask_redis,
     owner_name,
-    redis_key,
 )
+from capacity_assets.foundation.locks import CapacityLockManager, advisory_key
+from capacity_assets.foundation.redis_locks import ask_redis, redis_key
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.conftest import RedisServer, fixed_clock

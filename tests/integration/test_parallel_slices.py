@@ -15,7 +15,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
-from capacity_assets.foundation.locks import CapacityLockManager, LockLostError
+from capacity_assets.foundation.lock_errors import LockLostError
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.conftest import RedisServer, end_sessions, fixed_clock

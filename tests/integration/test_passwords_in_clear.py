@@ -10,7 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from capacity_assets.collection.engines.base import Access, FailureKind, MeasureError, engine_named
+from capacity_assets.collection.engines.base import Access
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.installed import engine_named
 
 SECRET = "hunter-S3cret"  # noqa: S105 -- made up
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.engines.base import engine_named
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.servers import Server
 from capacity_assets.demo.sample_fleet import (

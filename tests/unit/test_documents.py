@@ -14,7 +14,7 @@ import pytest
 from capacity_assets.aggregation.movers import WindowSizes
 from capacity_assets.aggregation.results import Coverage, PeriodSummary
 from capacity_assets.cli.main import main
-from capacity_assets.collection.engines.base import FailureKind
+from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.assets import AggregationConfig

@@ -15,16 +15,9 @@ import pytest
 from sqlalchemy import make_url
 
 from capacity_assets.collection import fleet
-from capacity_assets.collection.engines.base import (
-    Access,
-    DatabaseSize,
-    EngineAdapter,
-    FailureKind,
-    MeasureError,
-    Measurement,
-    ServerFacts,
-    engines,
-)
+from capacity_assets.collection.engines.base import Access, DatabaseSize, EngineAdapter, Measurement, ServerFacts
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.fleet import FleetMeasurement, ProbeHistory, Task
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import ProbeOutcome

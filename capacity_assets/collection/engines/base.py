@@ -11,19 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.storage.metrics import PART_SIZES
 from capacity_assets.units import BYTES_PER_MB, first_of
 
-ENTRY_POINTS = "capacity_assets.engines"
 PROGRAM = "capacity_assets"
-LONGEST_REASON = 1000
-HIDDEN = "***"
 NAMED = 5
 # Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
@@ -35,56 +29,6 @@ ROWS_AT_A_TIME = 1000
 TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL = "off", "require", "verify-ca", "verify-full"
 TLS_MODES = (TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL)
 VERIFIED_TLS = (TLS_VERIFY_CA, TLS_VERIFY_FULL)
-
-
-class FailureKind(StrEnum):
-    """What kept a server from being measured."""
-
-    UNREACHABLE = "unreachable"
-    TIMEOUT = "timeout"
-    LOGIN = "login"
-    TLS = "tls"
-    RIGHTS = "rights"
-    CREDENTIAL = "credential"
-    SETUP = "setup"
-    BROKEN_OFF = "broken off"
-    DAY_OVER = "day over"
-    UNEXPECTED = "unexpected"
-
-
-ADVICE = {
-    FailureKind.UNREACHABLE: "Is it up, and are host, port and firewall right?",
-    FailureKind.TIMEOUT: "Is it overloaded or locked up?",
-    FailureKind.LOGIN: "Fix the login on the server, or where its password is looked up.",
-    FailureKind.TLS: "Fix the certificate, or register another `tls` for it.",
-    FailureKind.RIGHTS: "Give its login the rights that `capacity instances test` names.",
-    FailureKind.CREDENTIAL: "",
-    FailureKind.SETUP: "",
-    FailureKind.BROKEN_OFF: "It was stopped, restarted, or the network failed.",
-    FailureKind.DAY_OVER: "Begin earlier, or raise CAPACITY_COLLECTION_CONCURRENCY.",
-    FailureKind.UNEXPECTED: "The server's own words say more; `capacity instances test` repeats it.",
-}
-
-
-class MeasureError(Exception):
-    """A server could not be measured: of which kind, and in words that hold no secret."""
-
-    def __init__(self, kind: FailureKind, reason: str) -> None:
-        """Keep the kind; `reason` completes "It was not measured: ", and is made fit for a line of text."""
-        super().__init__("".join(sign if sign.isprintable() else " " for sign in reason))
-        self.kind = kind
-
-    def without(self, secret: str | None) -> MeasureError:
-        """Return it with a secret hidden, before anything is cut: half a password is too much of it."""
-        text = str(self)
-        return MeasureError(self.kind, text.replace(secret, HIDDEN)) if secret and secret in text else self
-
-    @property
-    def told(self) -> str:
-        """The reason, shortened, and what to do."""
-        text = str(self)
-        line = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
-        return f"{line}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
 
 
 @dataclass(frozen=True)
@@ -270,43 +214,3 @@ def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
     if unreadable:
         named = first_of(sorted(unreadable), NAMED)
         raise MeasureError(FailureKind.RIGHTS, f"its login may not measure {named}: {missing} is missing")
-
-
-@cache
-def engines() -> dict[str, EngineAdapter]:
-    """Return every installed engine by the name that servers are registered with."""
-    found: dict[str, EngineAdapter] = {}
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        loaded: type[EngineAdapter] = point.load()
-        found[point.name] = loaded()
-    return found
-
-
-def engine_named(name: str) -> EngineAdapter:
-    """Return an engine.
-
-    Raises:
-        ValidationError: none of that name is installed.
-    """
-    try:
-        return engines()[name]
-    except KeyError:
-        known = ", ".join(engines())
-        raise ValidationError(f"{name!r} is no engine that can be measured; known are {known}.") from None
-
-
-def excluded_databases(setting: str) -> dict[str, tuple[str, ...]]:
-    """Read CAPACITY_SYSTEM_DATABASES over the defaults; return the excluded names by engine.
-
-    Raises:
-        ValidationError: it names an engine that does not exist, or has another form.
-    """
-    excluded = {name: engine.system_databases for name, engine in engines().items()}
-    for entry in filter(None, (part.strip() for part in setting.split(","))):
-        engine, sign, names = entry.partition("=")
-        if not sign or engine.strip() not in excluded:
-            raise ValidationError(
-                f"CAPACITY_SYSTEM_DATABASES: {entry!r} is not ENGINE=NAME|NAME with one of {', '.join(excluded)}."
-            )
-        excluded[engine.strip()] = tuple(filter(None, (name.strip() for name in names.split("|"))))
-    return excluded

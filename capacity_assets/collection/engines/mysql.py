@@ -19,8 +19,6 @@ from capacity_assets.collection.engines.base import (
     Access,
     DatabaseSize,
     EngineAdapter,
-    FailureKind,
-    MeasureError,
     Measurement,
     ServerFacts,
     ceiling_mb,
@@ -28,6 +26,7 @@ from capacity_assets.collection.engines.base import (
     refuse_without_rights,
     rows_of,
 )
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 
 if TYPE_CHECKING:
     from pymysql.connections import Connection

@@ -11,13 +11,12 @@ from capacity_assets.collection.engines.base import (
     TLS_OFF,
     VERIFIED_TLS,
     Access,
-    FailureKind,
-    MeasureError,
     closed_on_failure,
     first_line,
     rows_of,
     too_much,
 )
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 
 if TYPE_CHECKING:
     import pymysql

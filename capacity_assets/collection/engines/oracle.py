@@ -15,14 +15,13 @@ from capacity_assets.collection.engines.base import (
     Access,
     DatabaseSize,
     EngineAdapter,
-    FailureKind,
-    MeasureError,
     Measurement,
     ServerFacts,
     first_line,
     is_excluded,
     rows_of,
 )
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"

@@ -16,8 +16,6 @@ from capacity_assets.collection.engines.base import (
     Access,
     DatabaseSize,
     EngineAdapter,
-    FailureKind,
-    MeasureError,
     Measurement,
     ServerFacts,
     closed_on_failure,
@@ -26,6 +24,7 @@ from capacity_assets.collection.engines.base import (
     refuse_without_rights,
     too_much,
 )
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 
 if TYPE_CHECKING:
     import psycopg

@@ -15,8 +15,6 @@ from capacity_assets.collection.engines.base import (
     Access,
     DatabaseSize,
     EngineAdapter,
-    FailureKind,
-    MeasureError,
     Measurement,
     ServerFacts,
     first_line,
@@ -24,6 +22,7 @@ from capacity_assets.collection.engines.base import (
     refuse_without_rights,
     rows_of,
 )
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: sizes are in
 # pages of 8 KB; without VIEW ANY DEFINITION its rows are left out without a word, hence the outer join. Containers of

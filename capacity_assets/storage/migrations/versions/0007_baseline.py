@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from alembic import context, op
 
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.storage.adoption import carry_out, execute
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.schema import adopt
+from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.tables import (
     computed_windows,
     database_size_aggregations,

@@ -1,85 +1,41 @@
-"""`capacity init` and `capacity status`: the capacity database as an operator sees it."""
+"""`capacity status`: what is stored, what runs or waits, and what is late."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import date
 
-from sqlalchemy import Engine, bindparam, func, select, text
+import click
+from sqlalchemy import Engine, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows, open_runs
+from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
-from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
+from capacity_assets.foundation.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.levels import LEVELS, Level
-from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
+from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS, Window
-from capacity_assets.runtime import open_engine, prepare_database, task_runner
+from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, task_runner
 from capacity_assets.settings import Settings
 from capacity_assets.storage.active_servers import is_active
-from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.schema import (
-    EVERYBODY_MAY_CREATE,
-    SCHEMA_REVISION,
-    everybody_may_create,
-    schema_revision,
-    untracked_changes,
-)
+from capacity_assets.storage.engine import UnreachableError, safe_url
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, untracked_changes
 from capacity_assets.storage.tables import instances
-from capacity_assets.storage.zone import another_zone
 
 
-def initialise_database(settings: Settings, *, as_json: bool = False) -> None:
-    """Create or upgrade the schema, prepare Dagster's storage where one is named, and say what was done.
+@click.command()
+@json_option
+@command
+def status(settings: Settings, /, *, as_json: bool) -> int:
+    """Show what is stored, what runs or waits, and what is late.
 
-    Raises:
-        SchemaProblemsError: something only a person can decide stands in the way; nothing was changed.
-        DatabaseError: the database refused a step; nothing was changed.
-        UnreachableError: one of the two servers does not answer; nothing was changed.
+    The samples, the latest stored window of each period and level, the last collection, and runs. Changes nothing.
     """
-    with ExitStack() as stack:
-        # The embedded storage is prepared by whatever starts Dagster on it.
-        environment = stack.enter_context(dagster_environment(settings)) if settings.dagster_url else None
-        engine = stack.enter_context(open_engine(settings))
-        # Dagster's first: what stands in the way there shows before anything is changed here.
-        if environment is not None:
-            stack.enter_context(dagster_instance(environment))
-        with database_errors(doing="creating or upgrading the schema", kept="Nothing was changed."):
-            done = prepare_database(engine, settings)
-        if as_json:
-            print_json({"done": list(done), "database": safe_url(engine.url)})
-            return
-        for line in done:
-            say(f"  {line}")
-        say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
-        if problem := another_zone(engine, settings.timezone):
-            say(f"Warning: {problem}")
-        if everybody_may_create(engine):
-            say(f"Warning: {EVERYBODY_MAY_CREATE}")
-        if settings.dagster_url is not None:
-            say(f"Dagster's tables are there and its pools limited at {safe_url(settings.dagster_url)}")
-
-
-def refuse_an_absent_embedded_server(settings: Settings) -> None:
-    """Say that there is nothing yet, instead of creating a server only to find it empty.
-
-    Raises:
-        DatabaseError: no URL is set and the embedded server was never created.
-    """
-    if settings.capacity_url is None and not settings.embedded_server_exists:
-        raise DatabaseError(
-            f"CAPACITY_DATABASE_URL is unset and there is no embedded server under {settings.home.resolve()} yet. "
-            "Run `capacity init` or `capacity demo` to create it, or set CAPACITY_HOME to where it is."
-        )
-
-
-def show_status(settings: Settings, *, as_json: bool) -> int:
-    """Print what samples there are and the latest stored window of each period and level."""
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         runs, works = _activity(settings)
@@ -144,10 +100,12 @@ def _as_dicts(found: Sequence[ActiveRun] | Sequence[Late] | None) -> list[dict[s
 
 def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
     """Return the runs, None where Dagster's storage does not exist or answer, and whether a daemon works."""
+    if settings.dagster_url is None and not settings.embedded_server_exists:
+        return None, False
     try:
-        with open_runs(settings) as storage:
-            return (None, False) if storage is None else (active_runs(storage), daemon_works(storage))
-    except DBAPIError:
+        with dagster_storage(settings) as storage:
+            return active_runs(storage), daemon_works(storage)
+    except (DBAPIError, UnreachableError):
         return None, False
 
 
@@ -242,10 +200,3 @@ def _days(window: Window, measured: int, today: date) -> str:
     """Say how many days the window's best measured row rests on, and how many of an open one are over."""
     elapsed = window.elapsed_days(today)
     return f"{measured} of {elapsed}" + (f" so far, {window.days} in all" if elapsed < window.days else "")
-
-
-def server_version(engine: Engine) -> tuple[int, str]:
-    """Return PostgreSQL's major version and its full name, for `capacity check`."""
-    with engine.connect() as connection:
-        number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
-        return number // 10_000, str(connection.execute(text("SHOW server_version")).scalar_one())

@@ -1,0 +1,95 @@
+"""Which windows the ledger says are left, as one transaction sees it: for status, checks and retention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.aggregation.ledger_statements import LOST_ROWS, NOT_COMPARED, OPEN, SPREAD_ACTIVATIONS
+from capacity_assets.aggregation.ledger_windows import OpenWindow
+from capacity_assets.foundation.levels import Level
+from capacity_assets.periods import Period, Window
+
+
+def spread_activations(connection: Connection) -> None:
+    """Enter the days of servers that were put into service as changed. A role that may only read skips this."""
+    if connection.execute(text("SELECT EXISTS (SELECT FROM capacity_activations)")).scalar():
+        connection.execute(text(SPREAD_ACTIVATIONS))
+
+
+@dataclass(frozen=True)
+class WindowsLeft:
+    """Answers within the transaction of a connection; `parameters` are those of every statement of the ledger."""
+
+    connection: Connection
+    parameters: Mapping[str, Any]
+
+    def left(
+        self,
+        period: Period,
+        level: Level,
+        windows: Sequence[Window],
+        *,
+        patience_seconds: float = 0,
+    ) -> list[OpenWindow]:
+        """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
+
+        A change younger than `patience_seconds` makes no window late.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
+        if not windows:
+            return []
+        spread_activations(self.connection)
+        parameters: dict[str, Any] = {
+            **self.parameters,
+            "period_type": period.name,
+            "level": level.name,
+            "starts": [window.start for window in windows],
+            "ends": [window.end for window in windows],
+            "patience_seconds": patience_seconds,
+        }
+        rows = self.connection.execute(text(OPEN.format(raw=level.source.name)), parameters).all()
+        return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+
+    def not_compared(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:
+        """Return the first of `windows` that an older version computed, which did not compare with a year before.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
+        parameters = {
+            "period_type": period.name,
+            "level": level.name,
+            "starts": [window.start for window in windows],
+        }
+        row = self.connection.execute(text(NOT_COMPARED), parameters).first()
+        if row is None:
+            return None
+        reason = "was computed by a version that did not compare it with the year before: materialise it again"
+        return OpenWindow(Window(row.period_start, row.period_end), reason)
+
+    def lost_rows(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:
+        """Return the first of `windows` that was computed to more rows than are stored; counts the rows of all.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database failed.
+        """
+        if not windows:
+            return None
+        parameters = {
+            "period_type": period.name,
+            "level": level.name,
+            "starts": [window.start for window in windows],
+            "first": windows[0].start,
+            "last": windows[-1].start,
+        }
+        row = self.connection.execute(text(LOST_ROWS.format(target=level.target.name)), parameters).first()
+        if row is None:
+            return None
+        reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
+        return OpenWindow(Window(row.period_start, row.period_end), reason)

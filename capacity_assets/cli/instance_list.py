@@ -1,0 +1,104 @@
+"""`capacity instances list`: the registry, with the last measurement of each server."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import date
+
+import click
+from sqlalchemy import Engine, text
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.registry import opened_registry
+from capacity_assets.collection.registry import Registered, registered
+from capacity_assets.settings import Settings
+from capacity_assets.units import natural_key
+
+LIST_COLUMNS = (
+    ("Server", "left"),
+    ("Engine", "left"),
+    ("Place", "left"),
+    ("Password from", "left"),
+    ("TLS", "left"),
+    ("State", "left"),
+    ("Last measured", "left"),
+)
+FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
+
+
+@click.command("list")
+@json_option
+@command
+def list_(settings: Settings, /, *, as_json: bool) -> int:
+    """Show the servers, and the last measurement of each.
+
+    Also how each is reached. Shows no password, only where it is.
+    """
+    with opened_registry(settings) as engine:
+        found = registered(engine)
+        attempts = _last_attempts(engine)
+    if as_json:
+        print_json([_as_dict(one, attempts.get(one.id)) for one in found])
+        return DONE
+    if not found:
+        say(
+            "No server is registered. `capacity instances add` registers one, `capacity instances import` a whole file."
+        )
+        return DONE
+    found.sort(key=lambda one: natural_key(one.server.name))
+    print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
+    failing = [
+        [one.server.name, attempts[one.id].last_failure] for one in found if one.active and _fails(attempts.get(one.id))
+    ]
+    if failing:
+        print_table("Whose last attempt failed", FAILURE_COLUMNS, failing)
+    return DONE
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """The newest attempts to measure a server."""
+
+    last_collected: date | None
+    last_failure: str | None
+
+
+def _last_attempts(engine: Engine) -> dict[int, _Attempts]:
+    query = text(
+        "SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected, "
+        "(array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || failure || ': ' || reason END "
+        "ORDER BY collected_date DESC))[1] AS last_failure "
+        "FROM capacity_collection_attempts GROUP BY instance_id"
+    )
+    with engine.connect() as connection:
+        return {row.instance_id: _Attempts(row.last_collected, row.last_failure) for row in connection.execute(query)}
+
+
+def _fails(attempts: _Attempts | None) -> bool:
+    return attempts is not None and attempts.last_failure is not None
+
+
+def _cells(one: Registered, attempts: _Attempts | None) -> list[object]:
+    server = one.server
+    counted = f", counted by {server.counted_by}" if server.counted_by else ""
+    return [
+        server.name,
+        server.engine,
+        server.place,
+        server.password_from or "",
+        server.tls or "",
+        f"{one.state}{counted}",
+        (attempts and attempts.last_collected) or "never",
+    ]
+
+
+def _as_dict(one: Registered, attempts: _Attempts | None) -> dict[str, object]:
+    return {
+        "id": one.id,
+        **asdict(one.server),
+        "state": one.state,
+        "last_collected": attempts and attempts.last_collected,
+        "last_failure": attempts and attempts.last_failure,
+    }

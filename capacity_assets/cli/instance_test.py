@@ -1,0 +1,125 @@
+"""`capacity instances test`: reach one server as the collection does, and say what works and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import click
+
+from capacity_assets.cli.errors import DONE, FAILED
+from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.registry import NAMES_SHOWN, opened_registry
+from capacity_assets.clock import Clock
+from capacity_assets.collection.credentials import readable_by_others
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.fleet import STATEMENT_SECONDS, refuse_impossible
+from capacity_assets.collection.measuring import Stages, access_to, facts_of, given_up_in_time, measure
+from capacity_assets.collection.registry import registered
+from capacity_assets.collection.servers import Server
+from capacity_assets.collection.service import CollectionService
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.runtime import collection_service
+from capacity_assets.settings import Settings
+from capacity_assets.units import first_of, human_mb
+
+LARGEST_SHOWN = 10
+
+
+@dataclass
+class _Trial:
+    """The result of testing one server."""
+
+    server: str
+    works: bool = False
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failure: str | None = None
+    grants: str | None = None
+    databases: dict[str, int] = field(default_factory=dict)
+    not_counted: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+@click.command("test")
+@click.argument("name")
+@json_option
+@command
+def test(settings: Settings, /, *, name: str, as_json: bool) -> int:
+    """Reach the server NAME; say what works and what is missing.
+
+    As the collection does it. Stores nothing.
+    """
+    with opened_registry(settings) as engine:
+        [one] = registered(engine, [name])
+        if not one.is_collected:
+            raise NotFoundError(f"How to reach {name!r} is not registered. `capacity instances add` registers it.")
+        trial = _tried(one.server, collection_service(engine, settings))
+    if as_json:
+        print_json({**asdict(trial), "day": Clock(settings.zone).today()})
+    else:
+        _print_trial(trial)
+    return DONE if trial.works else FAILED
+
+
+def _tried(server: Server, service: CollectionService) -> _Trial:
+    trial = _Trial(server.name)
+    kind = engine_named(server.engine)
+    context = service.context
+    if readable_by_others(server.password_from, context.secrets):
+        trial.warnings.append(f"Every user of this machine can read the file behind {server.password_from}.")
+    if not kind.verified:
+        trial.warnings.append(f"Measuring {server.engine} was never run against a real server by this project's tests.")
+    try:
+        access = access_to(
+            server, context, connect_seconds=service.connect_seconds, statement_seconds=STATEMENT_SECONDS
+        )
+        trial.steps.append(
+            f"password: {f'found by {server.password_from}' if server.password_from else 'none registered'}"
+        )
+        stages = Stages()
+        facts = given_up_in_time(server, access, stages, partial(facts_of, server, access, stages))
+        encrypted = {True: "encrypted", False: "not encrypted", None: "encryption unknown"}[facts.encrypted]
+        trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
+        stages = Stages()
+        excluded = context.excluded.get(server.engine, ())
+        found = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
+        refuse_impossible(found.sizes)
+    except MeasureError as error:
+        trial.failure = f"{error.kind}: {error.told}"
+        trial.grants = kind.grants if error.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
+        return trial
+    total = sum(size.size_mb for size in found.sizes)
+    trial.steps.append(f"{len(found.sizes):,} databases, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s")
+    trial.databases = {size.name: size.size_mb for size in sorted(found.sizes, key=lambda size: -size.size_mb)}
+    trial.not_counted = list(found.not_counted)
+    trial.left_out = list(found.left_out)
+    trial.works = True
+    return trial
+
+
+def _print_trial(trial: _Trial) -> None:
+    for step in trial.steps:
+        say(f"works: {step}")
+    for warning in trial.warnings:
+        say(f"note: {warning}")
+    if trial.failure:
+        say(f"fails: {trial.failure}")
+        if trial.grants:
+            say("What its login needs, here with the name that the documents use:")
+            for line in trial.grants.splitlines():
+                say(f"  {line}")
+        return
+    shown = list(trial.databases.items())[:LARGEST_SHOWN]
+    rows = [[name, human_mb(size_mb)] for name, size_mb in shown]
+    more = len(trial.databases) - len(shown)
+    print_table(
+        f"Largest databases{f', {more:,} more' if more else ''}", (("Database", "left"), ("Size", "right")), rows
+    )
+    if trial.not_counted:
+        say(f"Not counted, because no size is reported: {first_of(trial.not_counted, NAMES_SHOWN)}.")
+    if trial.left_out:
+        say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(trial.left_out, NAMES_SHOWN)}.")
+    say("Nothing was stored. `capacity collect` measures and stores.")

@@ -1,0 +1,51 @@
+"""What the commands under `capacity instances` share: the opened registry, and what a change says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from sqlalchemy import Engine
+
+from capacity_assets.cli.output import NOTHING_CHANGED, say
+from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders
+from capacity_assets.collection.registry import Changes
+from capacity_assets.collection.servers import Server
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+from capacity_assets.settings import Settings
+from capacity_assets.units import first_of
+
+NAMES_SHOWN = 10
+
+
+@contextmanager
+def opened_registry(settings: Settings) -> Iterator[Engine]:
+    """Open the registry, where there is one."""
+    refuse_an_absent_embedded_server(settings)
+    with open_engine(settings) as engine:
+        refuse_an_unfit_database(engine, kept="Nothing was changed.")
+        yield engine
+
+
+def warn_of_refused_passwords(settings: Settings, servers: Sequence[Server]) -> None:
+    """Warn of passwords that this configuration does not look up; another machine may be configured differently."""
+    folders = SecretFolders.of(settings)
+    for server in servers:
+        if server.password_from and server.password_from != OWN:
+            try:
+                folders.refuse_what_is_not_set_aside(server.password_from)
+            except CredentialError as error:
+                say(f"Warning: {server.name} cannot be measured with this configuration. {error}")
+
+
+def say_changes(changes: Changes, *, dry_run: bool) -> None:
+    """Say which servers were registered, changed, or taken out of service, or would be."""
+    for what, names in asdict(changes).items():
+        if names:
+            say(f"{what.replace('_', ' ')}: {len(names):,} ({first_of(names, NAMES_SHOWN)})")
+    if changes.out_of_service:
+        say("`capacity instances enable` puts them back into service.")
+    if dry_run:
+        say(NOTHING_CHANGED)

@@ -1,0 +1,118 @@
+"""The kinds of values that variables hold, each with the sentence that refuses another. See `settings`."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfoNotFoundError, available_timezones
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+from tzlocal import get_localzone_name
+
+HOURS_PER_DAY = 24
+EARLIEST_START = date(1970, 1, 1)
+# Machines without a zone of their own have it under one or the other.
+OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
+
+
+def machine_zone() -> str:
+    """Return the time zone of this machine, UTC where it has none that is known."""
+    try:
+        name = get_localzone_name()
+    except ZoneInfoNotFoundError:
+        name = None
+    return name if name in available_timezones() and name not in OTHER_NAMES_OF_UTC else "UTC"
+
+
+def _postgresql_url(value: SecretStr) -> SecretStr:
+    try:
+        url = make_url(value.get_secret_value())
+    except (ArgumentError, ValueError):
+        msg = "is not a URL; write postgresql://user:password@host:5432/database"
+        raise ValueError(msg) from None
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        msg = f"names {url.get_backend_name()!r}; only PostgreSQL works: postgresql://user:password@host:5432/database"
+        raise ValueError(msg)
+    if "@" in f"{url.host}{url.database}":
+        # A password with an unescaped @ would be cut there, and its rest shown as a part of the host.
+        msg = "holds an @ too many; write an @ in the password as %40"
+        raise ValueError(msg)
+    if not url.database:
+        msg = "names no database; write postgresql://user:password@host:5432/database"
+        raise ValueError(msg)
+    return value
+
+
+def _web_address(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        msg = "is not a web address; write https://host/path"
+        raise ValueError(msg)
+    return value
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    from redis import ConnectionPool
+
+    try:
+        ConnectionPool.from_url(value.get_secret_value()).make_connection()
+    except (TypeError, ValueError):
+        # The client's own text may repeat a part of the URL.
+        msg = "is not a Redis URL; write redis://:password@host:6379/0, rediss://... or unix:///path"
+        raise ValueError(msg) from None
+    return value
+
+
+def _known_zone(value: str) -> str:
+    if value not in available_timezones():
+        msg = f"{value!r} is no known time zone; write an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
+        raise ValueError(msg)
+    return value
+
+
+def _first_day(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC).date()
+    except ValueError:
+        msg = f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01"
+        raise ValueError(msg) from None
+    if day < EARLIEST_START:
+        msg = f"{value!r} lies before {EARLIEST_START}; write the first day with samples"
+        raise ValueError(msg)
+    return day
+
+
+def _listed(value: object) -> object:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+def _folder(value: Path) -> Path:
+    if value.exists() and not value.is_dir():
+        msg = f"{str(value)!r} is a file; write the path of a folder"
+        raise ValueError(msg)
+    return value
+
+
+def _hour(value: object) -> object:
+    if str(value).strip() not in map(str, range(HOURS_PER_DAY)):
+        msg = f"{value!r} is not an hour of the day; write a whole number from 0 to 23"
+        raise ValueError(msg)
+    return value
+
+
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgresql_url)]
+WebAddress = Annotated[SecretStr, AfterValidator(_web_address)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+ZoneName = Annotated[str, AfterValidator(_known_zone)]
+FirstDay = Annotated[date, BeforeValidator(_first_day)]
+Hour = Annotated[int, BeforeValidator(_hour)]
+Folder = Annotated[Path, AfterValidator(_folder)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
