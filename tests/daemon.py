@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -25,15 +26,15 @@ from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster._utils import find_free_port
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
+ROOT = Path(__file__).resolve().parents[1]
 RUN_PATIENCE_SECONDS = 60
 
 
 @contextmanager
 def code_server(port: int) -> Iterator[GrpcServerTarget]:
     """A process of its own that serves the code location."""
-    arguments = [sys.executable, "-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port)]
-    arguments += ["-m", "capacity_assets.definitions"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = [sys.executable, "-m", "tests.code_server", str(port)]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_grpc_server(process, DagsterGrpcClient(port=port, host="127.0.0.1"), [])
         yield GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="capacity_assets")

@@ -17,7 +17,7 @@ from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
 from capacity_assets.cli.options import DAY, command, completing, json_option, options
-from capacity_assets.cli.output import error_console, is_terminal, print_json, print_table, say
+from capacity_assets.cli.output import NOTHING_CHANGED, error_console, is_terminal, print_json, print_table, say
 from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.status import AggregationStatus
@@ -216,11 +216,11 @@ def print_plan(run: RunSummary) -> None:
     also = f" and remove {removed:,}" if removed else ""
     say(
         f"Rows: would write {run.total('written_records'):,}{also}, leave {run.total('unchanged_records'):,} as they "
-        f"are and keep {run.total('protected_records'):,} that were built from more samples than are left. "
-        "Nothing was written."
+        f"are and keep {run.total('protected_records'):,} that were built from more samples than are left."
     )
     for error in run.errors:
         say(f"  would fail: {error}")
+    say(NOTHING_CHANGED)
 
 
 def _has_work(part: PeriodSummary) -> bool:

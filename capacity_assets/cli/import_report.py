@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from capacity_assets.cli.output import error_console, print_table, say
+from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_table, say
 from capacity_assets.foundation.levels import Level
 from capacity_assets.importing.loading import COUNTS, LoadReport
 from capacity_assets.settings import Settings
@@ -38,13 +38,12 @@ def progress(what: str, *, as_json: bool) -> Iterator[Callable[[int], None]]:
         yield told
 
 
-def print_report(report: LoadReport, level: Level, *, dry_run: bool) -> None:
+def print_report(report: LoadReport, level: Level) -> None:
     """Print what became of the rows, and the first of those that somebody should check."""
     if report.resumed_after:
         say(f"Continued behind row {report.resumed_after:,}, where an earlier run was interrupted.")
     rows = [[f"{report.counts[name]:,}", MEANINGS[name]] for name in COUNTS if report.counts[name] or name == "read"]
-    title = f"{level.source.name}{', dry run: nothing was written' if dry_run else ''}"
-    print_table(title, (("Rows", "right"), ("What became of them", "left")), rows)
+    print_table(level.source.name, (("Rows", "right"), ("What became of them", "left")), rows)
     for what in ("bad", "unknown", "conflicts"):
         for line in report.listed.get(what, []):
             say(f"  {what}: {line}")
@@ -57,6 +56,8 @@ def say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
     if report.counts["conflicts"]:
         say("Stored samples were kept. --on-conflict replace takes the file's instead.")
     new = report.counts["written"] or report.counts["replaced"]
+    if dry_run:
+        say(NOTHING_CHANGED)
     if dry_run or report.first_day is None or not (new or report.resumed_after):
         return
     if report.first_day < settings.start_date:

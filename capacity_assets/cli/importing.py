@@ -220,7 +220,7 @@ class _Import:
             loader = Loader(self.engine, level, reader, options, self.held, told, servers.add)
             report = loader.load(source, _fingerprint(source, self.asked))
         if not self.as_json:
-            print_report(report, level, dry_run=self.asked.dry_run)
+            print_report(report, level)
         return report
 
     def _aggregates(self, legacy: Legacy, level: Level, servers: LegacyServers) -> dict[str, int]:

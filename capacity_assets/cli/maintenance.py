@@ -9,7 +9,7 @@ import click
 
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import command, dry_run_option, json_option
-from capacity_assets.cli.output import error_console, print_json, say
+from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, say
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
 from capacity_assets.settings import Settings
@@ -79,10 +79,12 @@ def _print(report: MaintenanceReport, *, as_json: bool) -> None:
     _print_list("Older than they need be kept, but kept", report.kept)
     _print_list("Left alone", report.notes)
     say(
-        f"{'Nothing was changed. ' if report.dry_run else ''}{len(report.created)} partitions {would}added, "
+        f"{len(report.created)} partitions {would}added, "
         f"{report.moved_records:,} rows {would}moved, {len(report.dropped)} partitions with "
         f"{report.dropped_records:,} rows {would}dropped ({report.freed_mb:,} MiB)."
     )
+    if report.dry_run:
+        say(NOTHING_CHANGED)
 
 
 def _print_list(title: str, lines: Sequence[str]) -> None:

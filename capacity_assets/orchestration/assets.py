@@ -7,6 +7,7 @@ SQL and dates do not belong here.
 import textwrap
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import cache
 
 import dagster as dg
 from pydantic import Field
@@ -107,12 +108,12 @@ def code_version(level: Level, period: Period) -> str:
 
 def freshness(period: Period, settings: Settings) -> dg.FreshnessPolicy:
     """Expect a materialisation within the hour in which the schedule ticks; after that the asset is shown as late."""
-    hour = timedelta(hours=1)
-    return dg.FreshnessPolicy.cron(
-        deadline_cron=period.cron_at(settings.schedule_hour, minute=59),
-        lower_bound_delta=hour,
-        timezone=settings.timezone,
-    )
+    return _freshness(period.cron_at(settings.schedule_hour, minute=59), settings.timezone)
+
+
+@cache  # Dagster goes through a thousand ticks to see whether the bound fits.
+def _freshness(deadline_cron: str, timezone: str) -> dg.FreshnessPolicy:
+    return dg.FreshnessPolicy.cron(deadline_cron, lower_bound_delta=timedelta(hours=1), timezone=timezone)
 
 
 def _refuse_a_run_without_success(summary: RunSummary) -> None:

@@ -5,13 +5,18 @@ a fresh pool run side by side. Therefore set-up sets each limit explicitly, and 
 Writers that the run coordinator does not see are the business of the lock around a run.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster_postgres import DagsterPostgresStorage
 
 from capacity_assets.orchestration.naming import pool_name
 from capacity_assets.periods import Period
+
+if TYPE_CHECKING:
+    from dagster_postgres import DagsterPostgresStorage
 
 SLOTS = 1
 COLLECTION_POOL = "capacity_collection"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from fasteners import InterProcessLock
 
-from tests.conftest import SHANGHAI
+from tests.clocks import SHANGHAI
 from tests.e2e.stack import DEMO_SECONDS, run
 
 # More than a hundred days, because a backfill takes a hundred per run; the usual demo begins in 2025.

@@ -14,7 +14,7 @@ from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
-from tests.conftest import SHANGHAI
+from tests.clocks import SHANGHAI
 from tests.e2e.stack import ask, free_port, launch, processes_naming, run, served, status, wait_for
 from tests.servers import MariaDBServer, PostgresServer, silent_socket
 

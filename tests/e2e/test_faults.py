@@ -27,8 +27,9 @@ from capacity_assets.storage import embedded
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, EmbeddedServer, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
-from tests.conftest import PROFILE, end_sessions, fixed_clock
+from tests.clocks import fixed_clock
 from tests.daemon import Daemon, running_daemon
+from tests.databases import end_sessions
 from tests.e2e.stack import (
     BLOCK,
     COMMAND,
@@ -38,6 +39,7 @@ from tests.e2e.stack import (
     waits_for_a_lock,
 )
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
+from tests.profiles import PROFILE
 from tests.receiver import receiving
 
 KILLS = PROFILE.kills

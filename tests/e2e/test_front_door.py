@@ -8,17 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
 
 from capacity_assets.settings import DAGSTER_DRIVER
 from capacity_assets.storage.embedded import EmbeddedServer
-from tests.conftest import RedisServer
 from tests.e2e.conftest import FIRST_DAY, Demo
-from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_port, processes_naming, run, served, wait_for
+from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_port, processes_naming, run, wait_for
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,78 +63,6 @@ def test_the_embedded_server_stops_with_its_last_user(home: Path) -> None:
     assert processes_naming(str(home)) == []
 
 
-ASSETS = """query { assetNodes { assetKey { path } groupName
-  partitionStats { numMaterialized numPartitions numFailed } } }"""
-JOB_RUNS = """query { repositoryOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
-  repositoryName: "__repository__"}) { ... on Repository { jobs { name runs(limit: 3) { status } } } } }"""
-LAUNCH = """mutation($backfill: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $backfill) {
-  __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
-BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { __typename
-  ... on PartitionBackfill { status assetBackfillData { assetBackfillStatuses { __typename } } } } }"""
-RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"""
-MATERIALIZATIONS = """query($key: AssetKeyInput!, $partitions: [String!]) { assetOrError(assetKey: $key) {
-  ... on Asset { assetMaterializations(partitions: $partitions, limit: 1000) { partition runId
-    metadataEntries { label ... on IntMetadataEntry { intValue } ... on TextMetadataEntry { text } } } } } }"""
-
-
-def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(home: Path) -> None:
-    port = free_port()
-    with served(home, port):
-        nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ASSETS)["assetNodes"]}
-        assert len(nodes) == 14
-        monthly = nodes["monthly_database_aggregations"]
-        assert monthly["groupName"] == "monthly"
-        partitioned = {name: node["partitionStats"] for name, node in nodes.items() if node["partitionStats"]}
-        assert len(partitioned) == 13
-        assert all(stats["numFailed"] == 0 for stats in partitioned.values())
-        assert all(stats["numMaterialized"] == stats["numPartitions"] > 0 for stats in partitioned.values())
-        jobs = ask(port, JOB_RUNS)["repositoryOrError"]["jobs"]
-        ran = {job["name"] for job in jobs if any(run["status"] == "SUCCESS" for run in job["runs"])}
-        assert {"monthly_aggregation_job", "growth_report_job", "table_maintenance_job"} <= ran
-
-        days = [day["partition"] for day in _daily_partitions(port)][:110]
-        names = ["daily_database_aggregations", "daily_instance_aggregations"]
-        backfill = {"assetSelection": [{"path": [name]} for name in names], "partitionNames": days}
-        launched = ask(port, LAUNCH, backfill=backfill)["launchPartitionBackfill"]
-        assert launched["__typename"] == "LaunchBackfillSuccess", launched
-        identifier = launched["backfillId"]
-
-        def finished() -> bool:
-            return ask(port, BACKFILL, id=identifier)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"
-
-        wait_for(finished, "the backfill")
-        tag = [{"key": "dagster/backfill", "value": identifier}]
-        runs = ask(port, RUNS, filter={"tags": tag})["runsOrError"]["results"]
-        assert [run["status"] for run in runs] == ["SUCCESS", "SUCCESS"]
-        for name in names:
-            found = _materializations(port, name, days, {run["runId"] for run in runs})
-            assert sorted(found) == days
-            for day, metadata in found.items():
-                assert metadata["period_start"] == day
-                assert (metadata["status"], metadata["written_records"]) == ("completed", 0)
-        second = run(home, "up", "--port", str(free_port()))
-        assert second.returncode == 1
-        assert "Another `capacity up` serves" in second.stderr
-    assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
-
-
-def _daily_partitions(port: int) -> list[dict[str, str]]:
-    query = """query { assetNodeOrError(assetKey: {path: ["daily_database_aggregations"]}) {
-      ... on AssetNode { partitionKeys } } }"""
-    return [{"partition": key} for key in ask(port, query)["assetNodeOrError"]["partitionKeys"]]
-
-
-def _materializations(port: int, asset: str, partitions: list[str], runs: set[str]) -> dict[str, dict[str, object]]:
-    found = ask(port, MATERIALIZATIONS, key={"path": [asset]}, partitions=partitions)
-    return {
-        event["partition"]: {
-            entry["label"]: entry.get("intValue", entry.get("text")) for entry in event["metadataEntries"]
-        }
-        for event in found["assetOrError"]["assetMaterializations"]
-        if event["runId"] in runs
-    }
-
-
 def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_starting_a_second_daemon(
     home: Path,
 ) -> None:
@@ -149,40 +78,11 @@ def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_sta
     assert refused.returncode == 1
     [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
     os.killpg(int(group), signal.SIGKILL)
-    with served(home, free_port()):
-        pass
+    with taken_port() as port:
+        next_one = run(home, "up", "--port", str(port))
+    assert f"Port {port} on 127.0.0.1 cannot be used" in next_one.stderr, "nothing is left over any more"
+    assert run(home, "status").returncode == 0, "what the killed one had open works"
     assert processes_naming(str(home)) == []
-
-
-def test_a_dot_env_file_is_read_by_everything_what_is_exported_wins_and_a_redis_that_is_away_is_warned_of(
-    database: URL, empty_database: URL, tmp_path: Path
-) -> None:
-    """Dagster reads such a file by itself, and would let it win over what `capacity up` hands it."""
-    (tmp_path / ".env").write_text(
-        f"CAPACITY_DATABASE_URL={database.render_as_string(hide_password=False)}\nCAPACITY_TIMEZONE=Europe/Berlin\n"
-        "DAGSTER_POSTGRES_URL=postgresql://dba@127.0.0.1:9/nowhere\nCAPACITY_REDIS_URL=redis://:hunter2@127.0.0.1:9/0\n"
-    )
-    variables = {"DAGSTER_POSTGRES_URL": empty_database.render_as_string(hide_password=False)}
-    settings = environment(tmp_path / "home", **variables)
-    del settings["CAPACITY_TIMEZONE"]
-    port = free_port()
-    with subprocess.Popen(
-        [*COMMAND, "up", "--port", str(port)], cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            warning = process.stdout.readline()
-            assert process.stdout.readline().strip() == f"Dagster UI: http://127.0.0.1:{port}"
-            schedules = """query { schedulesOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
-              repositoryName: "__repository__"}) { ... on Schedules { results { executionTimezone } } } }"""
-            zones = {row["executionTimezone"] for row in ask(port, schedules)["schedulesOrError"]["results"]}
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=90)
-    assert zones == {"Europe/Berlin"}
-    # A Redis that is away keeps no UI from being served.
-    assert warning.startswith("Warning: The lock of the coming aggregates cannot be taken: Redis does not answer")
-    assert "hunter2" not in warning
 
 
 def test_up_refuses_a_redis_that_refuses_it_and_does_not_show_the_password(
@@ -202,17 +102,32 @@ def test_up_refuses_a_redis_that_refuses_it_and_does_not_show_the_password(
     assert "hunter2" not in refused.stderr + refused.stdout
 
 
-def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
+@contextmanager
+def taken_port() -> Iterator[int]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
+        yield int(taken.getsockname()[1])
 
+
+def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
+    with taken_port() as port:
         refused = run(home, "up", "--port", str(port))
 
     assert refused.returncode == 1
     assert f"Port {port} on 127.0.0.1 cannot be used" in refused.stderr
     assert "choose another with --port" in refused.stderr
+
+
+def test_up_warns_of_a_redis_that_is_away_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps no UI from being served; here Dagster's storage does."""
+    monkeypatch.setenv("CAPACITY_REDIS_URL", "redis://:hunter2@127.0.0.1:9/0")
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://dba@127.0.0.1:9/nowhere")
+    ended = run(tmp_path / "home", "up", "--port", str(free_port()))
+
+    assert ended.stdout.startswith("Warning: The lock of the coming aggregates cannot be taken: Redis does not answer")
+    assert "DAGSTER_POSTGRES_URL" in ended.stderr
+    assert "hunter2" not in ended.stdout + ended.stderr
 
 
 def test_there_is_no_demo_to_take_away_where_none_was_made(tmp_path: Path) -> None:

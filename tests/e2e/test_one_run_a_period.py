@@ -14,29 +14,36 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.tables import metadata
-from tests.conftest import TEMPLATE, _database
+from tests.databases import TEMPLATE, Databases
 from tests.e2e.stack import BLOCK, RUN, ask, free_port, launch, served, status, wait_for, waits_for_a_lock
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 
 
 @pytest.fixture(scope="module")
-def stack(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine]]:
-    """`capacity up` for the first time on two databases of the user's own."""
-    databases = [_database(server, template) for template in (TEMPLATE, "template1")]
-    capacity, storage = map(next, databases)
-    engine = capacity_engine(capacity)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("CAPACITY_DATABASE_URL", capacity.render_as_string(hide_password=False))
+def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine]]:
+    """`capacity up` for the first time on two databases of the user's own, one named in a file `.env`."""
+    with (
+        cluster.copy(TEMPLATE) as capacity,
+        cluster.copy("template1") as storage,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        engine = capacity_engine(capacity)
+        # Dagster reads such a file by itself, and would let it win over what `capacity up` hands it.
+        home = tmp_path_factory.mktemp("home")
+        (home / ".env").write_text(
+            f"CAPACITY_DATABASE_URL={capacity.render_as_string(hide_password=False)}\n"
+            "CAPACITY_TIMEZONE=Europe/Berlin\nDAGSTER_POSTGRES_URL=postgresql://dba@127.0.0.1:9/nowhere\n"
+        )
+        patched.chdir(home)
         patched.setenv("DAGSTER_POSTGRES_URL", storage.render_as_string(hide_password=False))
+        # Empty is unset, and not that of the tests.
+        patched.setenv("CAPACITY_TIMEZONE", "")
         port = free_port()
-        with served(tmp_path_factory.mktemp("home"), port):
+        with served(home, port):
             yield port, engine
-    engine.dispose()
-    for database in databases:
-        next(database, None)
+        engine.dispose()
 
 
 @pytest.fixture
@@ -52,6 +59,15 @@ def engine(stack: tuple[int, Engine]) -> Engine:
         tables = [table.name for table in metadata.sorted_tables if table.name != "capacity_settings"]
         connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
     return stack[1]
+
+
+def test_a_dot_env_file_is_read_by_everything_and_what_is_exported_wins(port: int) -> None:
+    schedules = """query { schedulesOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
+      repositoryName: "__repository__"}) { ... on Schedules { results { executionTimezone } } } }"""
+
+    zones = {row["executionTimezone"] for row in ask(port, schedules)["schedulesOrError"]["results"]}
+
+    assert zones == {"Europe/Berlin"}
 
 
 def test_two_runs_of_one_period_from_two_doors_never_overlap_while_another_period_goes_on(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHANGHAI
+from tests.clocks import SHANGHAI
 from tests.e2e.stack import DEMO_SECONDS, environment
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from capacity_assets.orchestration.reports import GROWTH_REPORT_SENSOR
 from capacity_assets.orchestration.sample_days import SAMPLE_DAYS_SENSOR
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_assets import QUICK_RETRIES, QUIET
 from tests.integration.test_failures import add_overflowing_instance

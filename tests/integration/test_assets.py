@@ -20,7 +20,7 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
 from capacity_assets.storage.tables import database_size_stats
 from capacity_assets.units import human_mb
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import (
     add_database_sizes,
     add_instance_sizes,
@@ -32,6 +32,7 @@ from tests.fleet import (
     totals,
 )
 from tests.integration.test_failures import add_overflowing_instance
+from tests.profiles import PROFILE
 
 DATABASES = "daily_database_aggregations"
 # As many retries as the real policy has, without its pauses.
@@ -61,21 +62,22 @@ def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict
     }
 
 
-def fill_four_hundred_days(engine: Engine) -> None:
+def fill_days(engine: Engine, count: int) -> None:
     """Day n has 1 + n % 3 databases; the second server is measured every other day only."""
     add_instances(engine, [1, 2])
     for number in range(3):
-        days = [100 + day if number <= day % 3 else None for day in range(400)]
+        days = [100 + day if number <= day % 3 else None for day in range(count)]
         add_database_sizes(engine, sizes(1, f"db{number}", "2025-01-01", days))
-    add_database_sizes(engine, sizes(2, "other", "2025-01-01", [7 if day % 2 else None for day in range(400)]))
-    add_instance_sizes(engine, totals(1, "2025-01-01", [(300 + day, 1 + day % 3) for day in range(400)]))
+    add_database_sizes(engine, sizes(2, "other", "2025-01-01", [7 if day % 2 else None for day in range(count)]))
+    add_instance_sizes(engine, totals(1, "2025-01-01", [(300 + day, 1 + day % 3) for day in range(count)]))
 
 
-def test_a_range_run_gives_each_of_four_hundred_partitions_its_own_metadata_and_equals_single_runs(
+def test_a_range_run_gives_each_partition_its_own_metadata_and_equals_single_runs(
     settings: Settings, engine: Engine
 ) -> None:
-    fill_four_hundred_days(engine)
-    keys = [(date(2025, 1, 1) + timedelta(days=number)).isoformat() for number in range(400)]
+    count = PROFILE.partitions
+    fill_days(engine, count)
+    keys = [(date(2025, 1, 1) + timedelta(days=number)).isoformat() for number in range(count)]
 
     result = run_range(settings, "daily_aggregation_job", keys[0], keys[-1])
 
@@ -95,15 +97,15 @@ def test_a_range_run_gives_each_of_four_hundred_partitions_its_own_metadata_and_
         connection.execute(delete(INSTANCE.target))
     definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)))
     job = definitions.resolve_job_def("daily_aggregation_job")
-    # Half a second each: the first, the last, and every 79th, which meets every kind of day.
-    alone = {*keys[::79], keys[-1]}
+    # Half a second each: six, which meet every kind of day.
+    alone = {*keys[:: count // 5 - 1 | 1], keys[-1]}
     with dg.DagsterInstance.ephemeral() as instance:
         for key in sorted(alone):
             single = job.execute_in_process(partition_key=key, instance=instance, run_config=QUIET)
             assert single.success
     for level, rows in zip((DATABASE, INSTANCE), in_one_run, strict=True):
         assert figures(engine, level) == {key: row for key, row in rows.items() if str(key[-1]) in alone}
-    assert [len(rows) for rows in in_one_run] == [999, 400]
+    assert [len(rows) for rows in in_one_run] == [sum(1 + day % 3 + day % 2 for day in range(count)), count]
 
 
 def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: Settings, engine: Engine) -> None:
@@ -371,13 +373,13 @@ def test_a_period_held_by_another_writer_is_retried_until_it_is_free(
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [10, 11]))
-    refused, held = threading.Event(), locks._held
+    refused, held = threading.Event(), locks.held_by
 
     def refuse(period: str, who: str | None) -> LockHeldError:
         refused.set()
         return held(period, who)
 
-    monkeypatch.setattr(locks, "_held", refuse)
+    monkeypatch.setattr(locks, "held_by", refuse)
     with CapacityLockManager(engine).job_lock("daily"):
         thread, results = run_in_thread(settings)
         assert refused.wait(60)

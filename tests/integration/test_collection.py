@@ -21,7 +21,8 @@ from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.lock_errors import SAMPLES, LockHeldError
-from tests.conftest import SHANGHAI, TODAY, Collection
+from tests.clocks import SHANGHAI, TODAY
+from tests.collecting import Collection
 from tests.servers import PostgresServer, postgres_offers_tls, postgres_server, silent_socket
 
 PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test

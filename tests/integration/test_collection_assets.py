@@ -16,7 +16,7 @@ from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
-from tests.conftest import SHANGHAI, TODAY, fixed_clock
+from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.daemon import Daemon
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.servers import PostgresServer

@@ -13,7 +13,8 @@ from capacity_assets.collection.engines import mysql
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
-from tests.conftest import TODAY, Collection
+from tests.clocks import TODAY
+from tests.collecting import Collection
 from tests.servers import MariaDBServer, mariadb_server
 
 PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test

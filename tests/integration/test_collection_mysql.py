@@ -9,7 +9,7 @@ import pytest
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
-from tests.conftest import Collection
+from tests.collecting import Collection
 from tests.integration.test_collection_mariadb import PASSWORD, ceiling_mb, failures
 from tests.servers import MySQLServer
 

@@ -13,7 +13,7 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENSOR
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_instances, load_sample
 from tests.integration.test_failures import add_overflowing_instance
 

@@ -22,10 +22,11 @@ from capacity_assets.storage.conversion import NEW_KEY
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.partitions import PARTITIONED, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
-from tests.conftest import TODAY, fixed_clock
+from tests.clocks import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, figures, load_sample, sizes
 from tests.integration.test_maintenance import everything, keeper, rows_by_partition
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
+from tests.profiles import PROFILE
 
 ADVICE = "Drop it, run `capacity partition`, and create it again."
 
@@ -138,7 +139,7 @@ def test_figures_after_a_conversion_are_those_of_a_new_database(legacy: Engine, 
 def test_a_conversion_stopped_before_any_of_its_statements_continues_and_ends_equal(few_rows: Engine) -> None:
     legacy = few_rows
     before = everything(legacy)
-    for number in itertools.count(1):
+    for number in itertools.count(1, PROFILE.stride):
         try:
             with failing_at(legacy, number):
                 keeper(legacy).convert(TODAY)

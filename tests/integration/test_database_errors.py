@@ -21,7 +21,7 @@ from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
-from tests.conftest import SHANGHAI, TODAY, fixed_clock
+from tests.clocks import SHANGHAI, TODAY, fixed_clock
 
 MONTHLY = PERIODS["monthly"]
 MARCH = MONTHLY.window_of(date(2025, 3, 1))

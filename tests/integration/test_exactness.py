@@ -14,11 +14,12 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS, Window
-from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
 from tests import oracle
-from tests.conftest import HISTORIES, TEMPLATE, _database, fixed_clock
+from tests.clocks import fixed_clock
+from tests.databases import TEMPLATE, Databases
 from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures
+from tests.profiles import HISTORIES
 
 # Around a leap day, a year's end and a week that belongs to two years.
 FIRST_DAYS = (date(2024, 2, 1), date(2024, 12, 20), date(2023, 11, 25), date(2025, 3, 1))
@@ -85,10 +86,15 @@ def instance_history(draw: st.DrawFn) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def emptied(server: EmbeddedServer) -> Iterator[Callable[[], Engine]]:
+def emptied(cluster: Databases) -> Iterator[Callable[[], Engine]]:
     """An engine on one database for the whole module, emptied for each history."""
-    databases = _database(server, TEMPLATE)
-    engine = capacity_engine(next(databases))
+    with cluster.copy(TEMPLATE) as url:
+        engine = capacity_engine(url)
+        yield _emptying(engine)
+        engine.dispose()
+
+
+def _emptying(engine: Engine) -> Callable[[], Engine]:
     add_instances(engine, range(1, 4))
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
@@ -102,9 +108,7 @@ def emptied(server: EmbeddedServer) -> Iterator[Callable[[], Engine]]:
             connection.execute(text(f"TRUNCATE {LEDGER}"))
         return engine
 
-    yield empty
-    engine.dispose()
-    next(databases, None)
+    return empty
 
 
 def expected(rows: list[Row], level: Level, figures_of: Callable[..., oracle.Figures | None]) -> dict[object, Row]:

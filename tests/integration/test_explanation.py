@@ -14,8 +14,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
-from tests.conftest import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 

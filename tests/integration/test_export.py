@@ -17,8 +17,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.cli import export as export_module
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.settings import Settings
+from tests.clocks import fixed_clock
 from tests.command import capacity
-from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
 
 

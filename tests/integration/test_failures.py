@@ -17,7 +17,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.engine import UnreachableError, capacity_engine, ensure_reachable
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 
 LARGEST_BIGINT = 2**63 - 1

@@ -21,10 +21,10 @@ from capacity_assets.importing import loading
 from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
 from capacity_assets.importing.rows import RowReader, layout_of
 from capacity_assets.importing.sources import file_source
-from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
+from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
-from tests.conftest import SHANGHAI, _database, fixed_clock
+from tests.databases import Databases
 from tests.fleet import load_sample, stored
 from tests.legacy import LegacyShape, create_legacy_tables
 
@@ -305,9 +305,9 @@ def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None
 
 
 @pytest.fixture
-def legacy(server: EmbeddedServer) -> Iterator[tuple[Engine, URL]]:
+def legacy(cluster: Databases) -> Iterator[tuple[Engine, URL]]:
     """Another database as the legacy application left it: its tables, the sample, and an aggregate of older days."""
-    for url in _database(server, "template1"):
+    with cluster.copy("template1") as url:
         there = capacity_engine(url)
         create_legacy_tables(there, LegacyShape())
         load_sample(there)

@@ -16,7 +16,7 @@ from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSO
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import capacity_engine
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.daemon import Daemon, partitions_of
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_ledger import compute_everything, execute, redo

@@ -15,7 +15,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.integration.test_failures import add_overflowing_instance
 

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from tests import oracle
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import SAMPLE, Row, figures, load_sample
 
 FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 7, 20)

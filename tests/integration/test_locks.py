@@ -30,8 +30,9 @@ from capacity_assets.foundation.locks import CapacityLockManager, advisory_key
 from capacity_assets.foundation.redis_locks import ask_redis, redis_key
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
-from tests.conftest import RedisServer, fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
+from tests.redis_server import RedisServer
 
 MARCH = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
 DATABASE_LEVEL = RunOptions(("database",))

@@ -21,7 +21,7 @@ from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.partitions import PARTITIONED, Span, layout_of, span_of, spans_between
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import database_size_aggregations, database_size_stats, metadata
-from tests.conftest import TODAY
+from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_ledger import execute
 

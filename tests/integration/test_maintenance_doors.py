@@ -17,7 +17,7 @@ from capacity_assets.settings import Settings
 from capacity_assets.storage import partition_changes
 from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.schema import initialise
-from tests.conftest import SHANGHAI, fixed_clock
+from tests.clocks import SHANGHAI, fixed_clock
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.integration.test_assets import QUICK_RETRIES, QUIET
 from tests.integration.test_command_line import capacity
@@ -61,7 +61,7 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
 
     assert (said.exit_code, done.exit_code) == (0, 0), said.output + done.output
     assert f"  database_size_stats: {this_month} to " in done.output
-    assert said.output.splitlines()[-1].startswith("Nothing was changed. ")
+    assert said.output.splitlines()[-1] == "Dry run: nothing was changed."
     assert "2 rows would be moved, 0 partitions with 0 rows would be dropped (0 MiB)." in said.output
     assert "2 rows moved, 0 partitions with 0 rows dropped (0 MiB)." in done.output
     assert rows_by_partition(engine, "database_size_stats") == {f"database_size_stats_{this_month:%Y_%m}": 2}

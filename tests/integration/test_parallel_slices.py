@@ -19,9 +19,11 @@ from capacity_assets.foundation.lock_errors import LockLostError
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
-from tests.conftest import RedisServer, end_sessions, fixed_clock
+from tests.clocks import fixed_clock
+from tests.databases import end_sessions
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.integration.test_failures import add_overflowing_instance
+from tests.redis_server import RedisServer
 
 MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 1))
 INSTANCE_LEVEL = RunOptions(("instance",))

@@ -16,8 +16,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, GROWTH_REPORT_SENSOR
 from capacity_assets.settings import Settings
+from tests.clocks import fixed_clock
 from tests.command import capacity
-from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.integration.test_assets import QUIET, metadata_of, run_range
 from tests.integration.test_report import Page, every_kind

@@ -15,7 +15,7 @@ from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.schema import initialise
-from tests.conftest import TODAY
+from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
 from tests.integration.test_failures import add_overflowing_instance
 from tests.integration.test_ledger import execute

@@ -21,8 +21,8 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
 from capacity_assets.storage.engine import capacity_engine
+from tests.clocks import fixed_clock
 from tests.command import capacity
-from tests.conftest import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"

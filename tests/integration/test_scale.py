@@ -15,7 +15,7 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 from tests.integration.test_failures import FIRST_WEEK
 

@@ -31,7 +31,7 @@ from capacity_assets.storage.schema import (
 from capacity_assets.storage.tables import computed_windows, metadata
 from capacity_assets.storage.views import VIEWS
 from tests import oracle
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import figures, load_sample, stored
 from tests.integration.test_legacy_figures import _raw
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates

@@ -23,7 +23,7 @@ from capacity_assets.tasks import (
     run_capacity_aggregation,
     run_capacity_instance_aggregation,
 )
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 from tests.integration.test_failures import add_overflowing_instance
 

@@ -19,10 +19,11 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS, with_trend_threshold
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import metadata
-from tests.conftest import HISTORIES, TODAY, fixed_clock
+from tests.clocks import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.integration.test_ledger import FIRST, LAST, compute_everything, execute
 from tests.integration.test_maintenance import keeper
+from tests.profiles import HISTORIES
 
 MONTHS = PERIODS["monthly"].windows_between(FIRST, LAST)
 RECOMPUTE = RunOptions(recompute=True)

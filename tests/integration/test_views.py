@@ -21,7 +21,7 @@ from capacity_assets.report.page import notes
 from capacity_assets.report.reading import read_report
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.storage.views import VIEWS
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, totals
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "capacity.json"

@@ -22,7 +22,7 @@ from capacity_assets.collection.fleet import FleetMeasurement, ProbeHistory, Tas
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
-from tests.conftest import fixed_clock
+from tests.clocks import fixed_clock
 from tests.servers import silent_socket
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.importing.rows import Problem, RowReader, layout_of
-from tests.conftest import SHANGHAI, fixed_clock
+from tests.clocks import SHANGHAI, fixed_clock
 
 
 def database_row(**cells: str) -> tuple[object, ...] | Problem:

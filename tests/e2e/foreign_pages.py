@@ -1,4 +1,4 @@
-"""What a page of another site can make a browser send reaches neither `capacity up` nor the proxy before it."""
+"""What a page of another site can make a browser send, and the shipped proxy before the UI."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from urllib.parse import quote
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
-
-from tests.e2e.stack import free_port, served, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTATION = "mutation { setNuxSeen }"
@@ -92,26 +90,7 @@ TAKEN = {
 }  # fmt: skip
 
 
-def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    (home / "reports").mkdir(parents=True)
-    (home / "reports" / "growth.html").write_text("<p>a page</p>")
-    (home / "secret").write_text("not for readers")
-    port = free_port()
-    with served(home, port):
-        found = questions(f"127.0.0.1:{port}", {})
-        report = urllib.request.urlopen(f"http://127.0.0.1:{port}/capacity/reports/growth.html", timeout=30)
-        with report:
-            page, policy = report.read(), report.headers["Content-Security-Policy"]
-        beside = answer(f"http://127.0.0.1:{port}/capacity/reports/%2e%2e/secret")
-
-    assert {what for what, status in found.items() if status == 200} == TAKEN, found
-    assert {status for what, status in found.items() if what not in TAKEN} == {403}
-    assert (page, policy[:18]) == (b"<p>a page</p>", "default-src 'none'")
-    assert beside == 404
-
-
-def _nginx() -> str:
+def nginx() -> str:
     found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
         pytest.skip("no nginx here; see tests/install_servers.sh")
@@ -141,7 +120,7 @@ def proxy(folder: Path, ports: Mapping[str, int]) -> Iterator[None]:
             check=True,
         ).stdout
         (folder / f"capacity-{who}").write_text(f"ann:{password}")
-    arguments = [_nginx(), "-p", f"{folder}/", "-c", str(configuration)]
+    arguments = [nginx(), "-p", f"{folder}/", "-c", str(configuration)]
     with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
         try:
             yield
@@ -154,23 +133,3 @@ def login(who: str) -> dict[str, str]:
     from base64 import b64encode
 
     return {"Authorization": f"Basic {b64encode(f'ann:{who}-Pa55'.encode()).decode()}"}
-
-
-def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(tmp_path: Path) -> None:
-    _nginx()
-    web, operators, readers = free_port(), free_port(), free_port()
-    folder = tmp_path / "nginx"
-    folder.mkdir()
-    # Both sides of the proxy lead to the one server that runs here.
-    ports = {"3000": web, "3001": web, "3180": operators, "3181": readers}
-    names = ("--name", f"127.0.0.1:{operators}", "--name", f"127.0.0.1:{readers}")
-    with served(tmp_path / "home", web, *names), proxy(folder, ports):
-        host = f"127.0.0.1:{operators}"
-        wait_for(lambda: answer(f"http://{host}/") == 401, "nginx")
-        assert answer(f"http://{host}/", login("readers")) == 401, "a reader is no operator"
-        found = questions(host, login("operators"))
-        read = questions(f"127.0.0.1:{readers}", login("readers"))
-
-    for answers in (found, read):
-        assert {what for what, status in answers.items() if status == 200} == TAKEN, answers
-        assert answers["another name"] == 421

@@ -1,12 +1,17 @@
-"""What an operator does with the mouse, in a real browser on the real stack. Screenshots stay in build/screenshots."""
+"""The demo behind `capacity up`, once for all of this: GraphQL, foreign pages, the shipped proxy, and a real browser.
+
+Screenshots stay in build/screenshots.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
@@ -17,7 +22,8 @@ from capacity_assets.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from tests.e2e.conftest import FIRST_DAY, Demo
-from tests.e2e.stack import ask, free_port, served, wait_for
+from tests.e2e.foreign_pages import TAKEN, answer, login, nginx, proxy, questions
+from tests.e2e.stack import ask, free_port, processes_naming, run, served, wait_for
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,11 +39,12 @@ QUIET = [
 ]
 MONTHLY = "monthly_instance_aggregations"
 HOSTILE = "<b>reports</b> & [sales](x)"
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; see tests/install_servers.sh")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    if PROGRAM is None:
+        pytest.skip("no Chromium here; see tests/install_servers.sh")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=PROGRAM, args=QUIET)
         yield started
@@ -48,23 +55,34 @@ def browser() -> Iterator[Browser]:
 expect.set_options(timeout=30_000)
 
 
+class Stack(NamedTuple):
+    """What is served, where, and the two addresses by which browsers may also know it."""
+
+    port: int
+    engine: Engine
+    home: Path
+    proxies: tuple[int, int]
+
+
 @pytest.fixture(scope="module")
-def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine, Path]]:
+def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The demo, served; tests then change the samples of two months."""
-    home = demo.copy_to(tmp_path_factory.mktemp("browser") / "home")
+    home = demo.copy_to(tmp_path_factory.mktemp("served") / "home")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CAPACITY_START_DATE", FIRST_DAY)
-        port = free_port()
+        port, proxies = free_port(), (free_port(), free_port())
+        names = [word for proxy in proxies for word in ("--name", f"127.0.0.1:{proxy}")]
         settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
-        with served(home, port), embedded_server(settings.postgres_data) as server:
+        with served(home, port, *names), embedded_server(settings.postgres_data) as server:
             engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
-            yield port, engine, home
+            yield Stack(port, engine, home, proxies)
             engine.dispose()
+    assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
 
 
 @pytest.fixture
-def page(browser: Browser, stack: tuple[int, Engine, Path]) -> Iterator[Page]:
-    opened = browser.new_page(viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack[0]}")
+def page(browser: Browser, stack: Stack) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack.port}")
     opened.set_default_timeout(60_000)
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
@@ -76,6 +94,109 @@ def page(browser: Browser, stack: tuple[int, Engine, Path]) -> Iterator[Page]:
 def picture(page: Page, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+ASSETS = """query { assetNodes { assetKey { path } groupName
+  partitionStats { numMaterialized numPartitions numFailed } } }"""
+JOB_RUNS = """query { repositoryOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
+  repositoryName: "__repository__"}) { ... on Repository { jobs { name runs(limit: 3) { status } } } } }"""
+LAUNCH_BACKFILL = """mutation($backfill: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $backfill) {
+  __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { __typename
+  ... on PartitionBackfill { status assetBackfillData { assetBackfillStatuses { __typename } } } } }"""
+RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"""
+MATERIALIZATIONS = """query($key: AssetKeyInput!, $partitions: [String!]) { assetOrError(assetKey: $key) {
+  ... on Asset { assetMaterializations(partitions: $partitions, limit: 1000) { partition runId
+    metadataEntries { label ... on IntMetadataEntry { intValue } ... on TextMetadataEntry { text } } } } } }"""
+
+
+def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: Stack) -> None:
+    port, home = stack.port, stack.home
+    nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ASSETS)["assetNodes"]}
+    assert len(nodes) == 14
+    monthly = nodes["monthly_database_aggregations"]
+    assert monthly["groupName"] == "monthly"
+    partitioned = {name: node["partitionStats"] for name, node in nodes.items() if node["partitionStats"]}
+    assert len(partitioned) == 13
+    assert all(stats["numFailed"] == 0 for stats in partitioned.values())
+    assert all(stats["numMaterialized"] == stats["numPartitions"] > 0 for stats in partitioned.values())
+    jobs = ask(port, JOB_RUNS)["repositoryOrError"]["jobs"]
+    ran = {job["name"] for job in jobs if any(run["status"] == "SUCCESS" for run in job["runs"])}
+    assert {"monthly_aggregation_job", "growth_report_job", "table_maintenance_job"} <= ran
+
+    days = [day["partition"] for day in _daily_partitions(port)][:110]
+    names = ["daily_database_aggregations", "daily_instance_aggregations"]
+    backfill = {"assetSelection": [{"path": [name]} for name in names], "partitionNames": days}
+    launched = ask(port, LAUNCH_BACKFILL, backfill=backfill)["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+    identifier = launched["backfillId"]
+
+    def finished() -> bool:
+        return ask(port, BACKFILL, id=identifier)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"
+
+    wait_for(finished, "the backfill")
+    tag = [{"key": "dagster/backfill", "value": identifier}]
+    runs = ask(port, RUNS, filter={"tags": tag})["runsOrError"]["results"]
+    assert [run["status"] for run in runs] == ["SUCCESS", "SUCCESS"]
+    for name in names:
+        found = _materializations(port, name, days, {run["runId"] for run in runs})
+        assert sorted(found) == days
+        for day, metadata in found.items():
+            assert metadata["period_start"] == day
+            assert (metadata["status"], metadata["written_records"]) == ("completed", 0)
+    second = run(home, "up", "--port", str(free_port()))
+    assert second.returncode == 1
+    assert "Another `capacity up` serves" in second.stderr
+
+
+def _daily_partitions(port: int) -> list[dict[str, str]]:
+    query = """query { assetNodeOrError(assetKey: {path: ["daily_database_aggregations"]}) {
+      ... on AssetNode { partitionKeys } } }"""
+    return [{"partition": key} for key in ask(port, query)["assetNodeOrError"]["partitionKeys"]]
+
+
+def _materializations(port: int, asset: str, partitions: list[str], runs: set[str]) -> dict[str, dict[str, object]]:
+    found = ask(port, MATERIALIZATIONS, key={"path": [asset]}, partitions=partitions)
+    return {
+        event["partition"]: {
+            entry["label"]: entry.get("intValue", entry.get("text")) for entry in event["metadataEntries"]
+        }
+        for event in found["assetOrError"]["assetMaterializations"]
+        if event["runId"] in runs
+    }
+
+
+def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: Stack) -> None:
+    (stack.home / "reports" / "growth.html").write_text("<p>a page</p>")
+    (stack.home / "secret").write_text("not for readers")
+    base = f"http://127.0.0.1:{stack.port}"
+
+    found = questions(f"127.0.0.1:{stack.port}", {})
+    with urllib.request.urlopen(f"{base}/capacity/reports/growth.html", timeout=30) as report:  # noqa: S310 -- our own
+        page, policy = report.read(), report.headers["Content-Security-Policy"]
+    beside = answer(f"{base}/capacity/reports/%2e%2e/secret")
+
+    assert {what for what, status in found.items() if status == 200} == TAKEN, found
+    assert {status for what, status in found.items() if what not in TAKEN} == {403}
+    assert (page, policy[:18]) == (b"<p>a page</p>", "default-src 'none'")
+    assert beside == 404
+
+
+def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(stack: Stack, tmp_path: Path) -> None:
+    nginx()
+    web, operators, readers = stack.port, *stack.proxies
+    # Both sides of the proxy lead to the one server that runs here.
+    ports = {"3000": web, "3001": web, "3180": operators, "3181": readers}
+    with proxy(tmp_path, ports):
+        host = f"127.0.0.1:{operators}"
+        wait_for(lambda: answer(f"http://{host}/") == 401, "nginx")
+        assert answer(f"http://{host}/", login("readers")) == 401, "a reader is no operator"
+        found = questions(host, login("operators"))
+        read = questions(f"127.0.0.1:{readers}", login("readers"))
+
+    for answers in (found, read):
+        assert {what for what, status in answers.items() if status == 200} == TAKEN, answers
+        assert answers["another name"] == 421
 
 
 def months(engine: Engine) -> list[str]:
@@ -132,9 +253,9 @@ def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
 
 
 def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that_failed(
-    page: Page, stack: tuple[int, Engine, Path]
+    page: Page, stack: Stack
 ) -> None:
-    port, engine, _ = stack
+    port, engine = stack.port, stack.engine
     first, last = months(engine)
     disturb(engine, last)
 
@@ -174,12 +295,12 @@ def switch_of(page: Page, name: str) -> Locator:
     return page.locator(row).locator("input[type=checkbox]").last
 
 
-def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: tuple[int, Engine, Path]) -> None:
+def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: Stack) -> None:
     query = """query { schedulesOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
       repositoryName: "__repository__"}) { ... on Schedules { results { name scheduleState { status } } } } }"""
 
     def status() -> str:
-        found = ask(stack[0], query)["schedulesOrError"]["results"]
+        found = ask(stack.port, query)["schedulesOrError"]["results"]
         return next(one["scheduleState"]["status"] for one in found if one["name"] == "weekly_aggregation_schedule")
 
     page.goto("/automation")
@@ -193,10 +314,8 @@ def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: tuple[int, E
     picture(page, "automation")
 
 
-def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tables(
-    page: Page, stack: tuple[int, Engine, Path]
-) -> None:
-    _, engine, _ = stack
+def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tables(page: Page, stack: Stack) -> None:
+    engine = stack.engine
     month = months(engine)[1]
 
     page.goto(f"/assets/growth_report?view=partitions&partition={month}")

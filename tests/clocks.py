@@ -1,0 +1,18 @@
+"""The day that tests take for today, and a clock that stands at its noon."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
+from zoneinfo import ZoneInfo
+
+from capacity_assets.clock import Clock
+
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+TODAY = date(2025, 7, 20)
+
+
+def fixed_clock(day: date = TODAY, zone: ZoneInfo = SHANGHAI) -> Clock:
+    """A clock that stands at noon of `day` in its zone."""
+    noon = datetime.combine(day, time_of_day(12), tzinfo=zone)
+    return Clock(zone, now=lambda: noon.astimezone(UTC))

@@ -1,0 +1,63 @@
+"""A collection on a fresh database and a day of one's own."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.clock import Clock
+from capacity_assets.collection.credentials import SecretFolders
+from capacity_assets.collection.engines.installed import excluded_databases
+from capacity_assets.collection.measuring import ProbeContext
+from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.collection.service import CollectionService
+from capacity_assets.foundation.locks import CapacityLockManager
+from tests.clocks import TODAY, fixed_clock
+
+
+class Collection:
+    """Registers servers and measures them, on a fresh database and a day of one's own."""
+
+    def __init__(self, engine: Engine, secrets: Path) -> None:
+        self.engine = engine
+        self.secrets = secrets
+        secrets.mkdir()
+
+    def password(self, name: str, password: str) -> str:
+        """Put a password where the collection finds it; return the reference."""
+        (self.secrets / name).write_text(f"{password}\n")
+        return f"secret:{name}"
+
+    def service(self, clock: Clock | None = None, excluded: str = "", workers: int = 8) -> CollectionService:
+        context = ProbeContext(SecretFolders(self.secrets), self.engine.url, excluded_databases(excluded))
+        locks = CapacityLockManager(self.engine)
+        return CollectionService(self.engine, clock or fixed_clock(), locks, context, workers, connect_seconds=2.0)
+
+    def collect(self, day: date = TODAY, **options: object) -> CollectionSummary:
+        """Measure every registered server at noon of a day."""
+        return self.service(fixed_clock(day)).collect(day, **options)  # type: ignore[arg-type]
+
+    def rows(self, query: str) -> list[tuple[object, ...]]:
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
+
+    def sizes(self, server: str, day: date = TODAY) -> dict[str, int]:
+        """Stored MB by database."""
+        query = text(
+            "SELECT d.database_name, d.size_mb FROM database_size_stats d JOIN instances i ON i.id = d.instance_id "
+            "WHERE i.name = :server AND d.collected_date = :day"
+        )
+        with self.engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query, {"server": server, "day": day})}
+
+    def total(self, server: str, day: date = TODAY) -> tuple[int, int] | None:
+        """The stored total in MB and number of databases."""
+        query = text(
+            "SELECT t.total_size_mb, t.database_count FROM instance_size_stats t JOIN instances i "
+            "ON i.id = t.instance_id WHERE i.name = :server AND t.collected_date = :day"
+        )
+        with self.engine.connect() as connection:
+            found = connection.execute(query, {"server": server, "day": day}).first()
+        return None if found is None else (found[0], found[1])

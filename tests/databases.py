@@ -1,0 +1,149 @@
+"""Databases for tests: templates that are filled once per test process, their copies, and what is emptied instead.
+
+Making a database costs ten times what emptying one does. One that a test leaves with the catalogue as it was is
+emptied and given to the next; what a test has altered is dropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import URL, Connection, Engine, create_engine, text
+
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.embedded import EmbeddedServer
+from capacity_assets.storage.engine import capacity_engine
+
+TEMPLATE = "capacity_template"
+# What a test can alter, its own rows apart. Each change of a catalogue has the number of its transaction, and a
+# deletion is seen by the count.
+CATALOGUES = (
+    "capacity_alembic_version", "pg_attribute", "pg_attrdef", "pg_class", "pg_constraint", "pg_db_role_setting",
+    "pg_default_acl", "pg_description", "pg_index", "pg_inherits", "pg_namespace", "pg_policy", "pg_proc", "pg_rewrite",
+    "pg_trigger", "pg_type",
+)  # fmt: skip
+_CATALOGUE = " UNION ALL ".join(
+    f"SELECT '{name}', count(*), max(xmin::text::bigint) FROM {name}" for name in CATALOGUES
+)
+_FILLED = """
+SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND pg_relation_size(oid) > 0
+  AND relname <> 'capacity_alembic_version'
+"""
+_RESTART = "SELECT setval(quote_ident(sequencename)::regclass, 1, false) FROM pg_sequences WHERE last_value IS NOT NULL"
+_VERSION = "SELECT to_regclass('capacity_alembic_version') IS NOT NULL"
+_OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
+
+
+@dataclass(frozen=True)
+class _Emptied:
+    """A database without rows of a test, and its catalogue as it is then."""
+
+    name: str
+    catalogue: list[tuple[object, ...]]
+
+
+class Databases:
+    """The databases of one server."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.server = server
+        # Kept open: a connection costs as much as a statement of a test.
+        self._engine = create_engine(server.url("postgres", CAPACITY_DRIVER), isolation_level="AUTOCOMMIT")
+        self._administrator: Connection = self._engine.connect()
+        self._filled: set[str] = set()
+        self._emptied: list[_Emptied] = []
+        self._numbers = itertools.count(1)
+
+    def close(self) -> None:
+        self._administrator.close()
+        self._engine.dispose()
+
+    def execute(self, statement: str, **parameters: object) -> None:
+        self._administrator.execute(text(statement), parameters)
+
+    def filled(self, name: str, fill: Callable[[Engine], object], basis: str = TEMPLATE) -> str:
+        """The name of a database to copy: a copy of `basis`, as `fill` left it the first time."""
+        template = f"template_{name}"
+        if template not in self._filled:
+            self.execute(f"CREATE DATABASE {template} TEMPLATE {basis}")
+            engine = capacity_engine(self.server.url(template, CAPACITY_DRIVER))
+            try:
+                fill(engine)
+            except BaseException:
+                engine.dispose()
+                self.execute(f"DROP DATABASE {template} WITH (FORCE)")
+                raise
+            engine.dispose()
+            self._filled.add(template)
+        return template
+
+    @contextmanager
+    def copy(self, template: str, name: str | None = None) -> Iterator[URL]:
+        """A copy of a database until the block ends."""
+        name = name or f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self.server.url(name, CAPACITY_DRIVER)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def fresh(self) -> Iterator[URL]:
+        """A database with the capacity schema and no rows: a copy, or one that an earlier test left as it was."""
+        found = self._emptied.pop() if self._emptied else self._new()
+        try:
+            yield self.server.url(found.name, CAPACITY_DRIVER)
+        finally:
+            emptied = self._empty(found)
+            if emptied:
+                self._emptied.append(emptied)
+            else:
+                self.execute(f"DROP DATABASE {found.name} WITH (FORCE)")
+
+    def _new(self) -> _Emptied:
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        with self._within(name) as connection:
+            return _Emptied(name, _catalogue_of(connection))
+
+    def _empty(self, found: _Emptied) -> _Emptied | None:
+        """Take the rows of a test away; None where it altered more than rows."""
+        self.execute(_OTHERS, name=found.name)
+        with self._within(found.name) as connection:
+            if not connection.execute(text(_VERSION)).scalar() or _catalogue_of(connection) != found.catalogue:
+                return None
+            tables = connection.execute(text(_FILLED)).scalar()
+            if tables:
+                # Without the triggers that record it.
+                connection.execute(text("SET session_replication_role = replica"))
+                connection.execute(text(f"TRUNCATE {tables}"))
+                connection.execute(text(_RESTART))
+            return _Emptied(found.name, _catalogue_of(connection))
+
+    @contextmanager
+    def _within(self, name: str) -> Iterator[Connection]:
+        engine = create_engine(self.server.url(name, CAPACITY_DRIVER), isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+
+
+def _catalogue_of(connection: Connection) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in connection.execute(text(_CATALOGUE))]
+
+
+def end_sessions(engine: Engine) -> None:
+    """End every session of the database but the one that asks."""
+    with engine.connect() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
