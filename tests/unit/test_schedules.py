@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -20,14 +21,20 @@ def settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     return Settings()
 
 
-def tick(settings: Settings, period: str, scheduled: str) -> dg.RunRequest | dg.SkipReason:
+@pytest.fixture(scope="module")
+def instance() -> Iterator[dg.DagsterInstance]:
+    """An instance without runs."""
+    with dg.DagsterInstance.local_temp() as created:
+        yield created
+
+
+def tick(
+    instance: dg.DagsterInstance, settings: Settings, period: str, scheduled: str
+) -> dg.RunRequest | dg.SkipReason:
     """Evaluate one tick; `scheduled` is local time in the configured zone."""
     [schedule] = aggregation_schedules(settings, [PERIODS[period]])
     moment = datetime.fromisoformat(scheduled).replace(tzinfo=settings.zone).astimezone(ZoneInfo("UTC"))
-    with (
-        dg.DagsterInstance.local_temp() as instance,
-        dg.build_schedule_context(instance=instance, scheduled_execution_time=moment) as context,
-    ):
+    with dg.build_schedule_context(instance=instance, scheduled_execution_time=moment) as context:
         result = schedule(context)
     assert isinstance(result, dg.RunRequest | dg.SkipReason)
     return result
@@ -48,9 +55,9 @@ def tick(settings: Settings, period: str, scheduled: str) -> dg.RunRequest | dg.
     ],
 )
 def test_a_tick_requests_today_or_the_window_just_closed(
-    settings: Settings, period: str, scheduled: str, window: str
+    instance: dg.DagsterInstance, settings: Settings, period: str, scheduled: str, window: str
 ) -> None:
-    request = tick(settings, period, scheduled)
+    request = tick(instance, settings, period, scheduled)
 
     assert isinstance(request, dg.RunRequest)
     assert (request.partition_key, request.run_key) == (window, window)
@@ -58,15 +65,19 @@ def test_a_tick_requests_today_or_the_window_just_closed(
 
 @pytest.mark.parametrize("settings", ["Europe/Berlin", "America/New_York", "America/Santiago"], indirect=True)
 @pytest.mark.parametrize("day", ["2025-03-09", "2025-03-30", "2025-04-05", "2025-04-06", "2025-09-07", "2025-10-26"])
-def test_days_on_which_the_clock_changes_are_days_like_any_other(settings: Settings, day: str) -> None:
-    request = tick(settings, "daily", f"{day}T04:00")
+def test_days_on_which_the_clock_changes_are_days_like_any_other(
+    instance: dg.DagsterInstance, settings: Settings, day: str
+) -> None:
+    request = tick(instance, settings, "daily", f"{day}T04:00")
 
     assert isinstance(request, dg.RunRequest)
     assert request.partition_key == day
 
 
-def test_a_tick_before_any_partition_is_skipped_with_the_reason(settings: Settings) -> None:
-    skipped = tick(settings, "yearly", "2024-01-01T04:00")
+def test_a_tick_before_any_partition_is_skipped_with_the_reason(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    skipped = tick(instance, settings, "yearly", "2024-01-01T04:00")
 
     assert isinstance(skipped, dg.SkipReason)
     assert skipped.skip_message == "The window 2023-01-01 lies before the first partition, 2024-01-01."
