@@ -30,7 +30,7 @@ from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Configurat
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
 from capacity_assets.storage.schema import initialise
-from capacity_assets.storage.zone import record_zone
+from capacity_assets.storage.time_zone import record_zone
 
 logger = logging.getLogger("capacity_assets")
 

@@ -14,18 +14,17 @@ from sqlalchemy import (
     Integer,
     Numeric,
     Subquery,
-    and_,
     case,
     cast,
     func,
     literal,
     literal_column,
     null,
-    or_,
     select,
 )
 
 from capacity_assets.aggregation.reduction import Element, Parameters, named, partial_states
+from capacity_assets.aggregation.trend import trend_of
 from capacity_assets.foundation.levels import Further, Level, Measure
 
 
@@ -69,7 +68,7 @@ def _laid_out(level: Level, measured: Subquery, windows: CTE, threshold: Element
     derived = {
         "period_end": windows.c.period_end,
         "growth_rate": growth_rate,
-        "trend_direction": _trend(growth_rate, measured.c.headline_sum, measured.c.previous_headline_sum, threshold),
+        "trend_direction": trend_of(growth_rate, measured.c.headline_sum, measured.c.previous_headline_sum, threshold),
     }
     columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
     return (
@@ -149,16 +148,6 @@ def _yearly_rate(measure: Measure, compared: Subquery, windows_per_year: int | N
     )
     sign = func.sign(total) * func.sign(previous_total)
     return case((sign >= 0, _two_decimals((above - below) * 100, func.nullif(below, 0))))
-
-
-def _trend(percent: Element, total: Element, previous_total: Element, threshold: Element) -> Element:
-    grew_from_nothing = and_(previous_total == 0, total > 0)
-    return case(
-        (previous_total.is_(None), null()),
-        (or_(percent > threshold, grew_from_nothing), literal("growing")),
-        (percent < -threshold, literal("shrinking")),
-        else_=literal("stable"),
-    )
 
 
 def _floor(numerator: Element, denominator: Element) -> Element:

@@ -24,7 +24,7 @@ from capacity_assets.storage.schema import (
     schema_revision,
     schema_state,
 )
-from capacity_assets.storage.zone import another_zone
+from capacity_assets.storage.time_zone import another_zone
 from capacity_assets.units import counted, first_of
 
 OLDEST_SERVER = 14

@@ -14,7 +14,7 @@ from capacity_assets.runtime import open_engine, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
 from capacity_assets.storage.schema import EVERYBODY_MAY_CREATE, everybody_may_create
-from capacity_assets.storage.zone import another_zone
+from capacity_assets.storage.time_zone import another_zone
 
 
 @click.command()

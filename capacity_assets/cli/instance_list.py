@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.cli.registry import opened_registry
+from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.settings import Settings
 from capacity_assets.units import natural_key

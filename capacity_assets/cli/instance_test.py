@@ -10,7 +10,7 @@ import click
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.options import command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.cli.registry import NAMES_SHOWN, opened_registry
+from capacity_assets.cli.server_registry import NAMES_SHOWN, opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import readable_by_others
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError

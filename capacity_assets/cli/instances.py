@@ -12,7 +12,7 @@ import click
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import LazyGroup, command, dry_run_option, json_option, options
 from capacity_assets.cli.output import print_json, say
-from capacity_assets.cli.registry import NAMES_SHOWN, opened_registry, say_changes, warn_of_refused_passwords
+from capacity_assets.cli.server_registry import NAMES_SHOWN, opened_registry, say_changes, warn_of_refused_passwords
 from capacity_assets.collection.declarations import declared_servers
 from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.registry import remove as remove_servers

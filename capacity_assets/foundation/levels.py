@@ -1,7 +1,7 @@
 """The two levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
-A further size of a database is an entry of `storage.metrics`; a measure of another kind is a `Measure` here with its
-columns in `storage.tables`. How the figures are computed is the business of `aggregation.statements`.
+A further size of a database is an entry of `storage.size_metrics`; a measure of another kind is a `Measure` here with
+its columns in `storage.tables`. How the figures are computed is the business of `aggregation.statements`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from sqlalchemy import ColumnElement, Table
 
 from capacity_assets.storage import tables
-from capacity_assets.storage.metrics import PART_SIZES
+from capacity_assets.storage.size_metrics import PART_SIZES
 
 
 @dataclass(frozen=True)

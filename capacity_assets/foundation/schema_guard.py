@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
-from capacity_assets.storage.zone import another_zone
+from capacity_assets.storage.time_zone import another_zone
 
 
 def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str) -> None:

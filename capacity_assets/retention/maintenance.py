@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.foundation.errors import DatabaseError, database_error, database_errors
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.retention.default_rows import AHEAD_DAYS, default_rows
+from capacity_assets.retention.default_partition import AHEAD_DAYS, default_rows
 from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of

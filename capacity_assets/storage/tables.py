@@ -47,7 +47,7 @@ from capacity_assets.storage.columns import (
     window_columns,
     windows_key,
 )
-from capacity_assets.storage.metrics import PART_SIZES
+from capacity_assets.storage.size_metrics import PART_SIZES
 
 metadata = MetaData()
 

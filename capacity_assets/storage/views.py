@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.metrics import PART_SIZES, PartSize
+from capacity_assets.storage.size_metrics import PART_SIZES, PartSize
 from capacity_assets.storage.steps import quoted
 
 

@@ -18,7 +18,7 @@ from capacity_assets.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 METRIC = """
-import capacity_assets.storage.metrics as metrics
+import capacity_assets.storage.size_metrics as metrics
 metrics.PART_SIZES = (*metrics.PART_SIZES, metrics.PartSize("temp_size", "the temporary files"))
 """
 PERIOD = """

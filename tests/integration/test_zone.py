@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.settings import load_settings
-from capacity_assets.storage.zone import FORMER_DEFAULT, are_same_days, recorded_zone
+from capacity_assets.storage.time_zone import FORMER_DEFAULT, are_same_days, recorded_zone
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.legacy import LegacyShape, create_legacy_tables

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
-from capacity_assets.storage.metrics import PART_SIZES
+from capacity_assets.storage.size_metrics import PART_SIZES
 from capacity_assets.units import BYTES_PER_MB, first_of
 
 PROGRAM = "capacity_assets"
@@ -58,7 +58,7 @@ class Access:
 
 @dataclass(frozen=True)
 class DatabaseSize:
-    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `storage.metrics`."""
+    """One database: whole MiB, and exact bytes where they are known; parts by their stem in `storage.size_metrics`."""
 
     name: str
     size_mb: int
@@ -76,7 +76,7 @@ class DatabaseSize:
         """
         unknown = set(parts) - {part.stem for part in PART_SIZES}
         if unknown:
-            msg = f"no part of a size is called {', '.join(sorted(unknown))}; see storage/metrics.py"
+            msg = f"no part of a size is called {', '.join(sorted(unknown))}; see storage/size_metrics.py"
             raise TypeError(msg)
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
