@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from datetime import date
@@ -21,6 +22,7 @@ from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import Retention
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
+from capacity_assets.storage.embedded_folders import PRIVATE
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
 from tests import (
@@ -37,6 +39,17 @@ from tests.servers import MariaDBServer, MySQLServer, PostgresServer, mariadb_se
 
 # A shell's background jobs ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove what embedded servers of the tests left where their system user can reach it, which is not below /tmp."""
+    factory = getattr(session.config, "_tmp_path_factory", None)
+    if factory is None or hasattr(session.config, "workerinput"):
+        return  # the first of the processes does it, when all are done
+    for link in factory.getbasetemp().rglob("postgres"):
+        if link.is_symlink() and link.readlink().parent == PRIVATE:
+            shutil.rmtree(link.readlink(), ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,11 +136,11 @@ def empty_database(cluster: Databases, request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.fixture
-def engine(database: URL) -> Iterator[Engine]:
+def engine(cluster: Databases, database: URL) -> Iterator[Engine]:
     """An engine on a fresh database with the capacity schema."""
-    created = capacity_engine(database)
-    yield created
-    created.dispose()
+    found = cluster.engine(database)
+    yield found
+    found.dispose()
 
 
 @pytest.fixture

@@ -56,11 +56,18 @@ class Databases:
         self._administrator: Connection = self._engine.connect()
         self._filled: set[str] = set()
         self._emptied: list[_Emptied] = []
+        self._engines: dict[URL, Engine] = {}
         self._numbers = itertools.count(1)
 
     def close(self) -> None:
         self._administrator.close()
         self._engine.dispose()
+
+    def engine(self, url: URL) -> Engine:
+        """An engine; the same for a database that is used again, so that statements are compiled already."""
+        if url not in self._engines:
+            self._engines[url] = capacity_engine(url)
+        return self._engines[url]
 
     def execute(self, statement: str, **parameters: object) -> None:
         self._administrator.execute(text(statement), parameters)

@@ -8,12 +8,14 @@ from datetime import date, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import parse_retention
-from capacity_assets.storage.partitions import PARTITIONED
+from capacity_assets.retention.needs import Needs
+from capacity_assets.retention.rules import KeptSpans, Retention, parse_retention
+from capacity_assets.storage.partitions import PARTITIONED, Span
 from capacity_assets.storage.schema import initialise
 from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
@@ -38,6 +40,30 @@ A_YEAR_LATER = date(2026, 7, 20)
 @pytest.fixture
 def fleet(engine: Engine) -> Engine:
     return add_two_servers(engine)
+
+
+@pytest.mark.parametrize(
+    ("period", "day", "last_reader", "ends"),
+    [
+        ("daily", date(2024, 3, 5), date(2025, 3, 5), date(2025, 3, 5)),
+        # A week compares with that of 52 weeks before: the Sunday of one with the week of 364 days later.
+        ("weekly", date(2024, 3, 10), date(2025, 3, 3), date(2025, 3, 9)),
+    ],
+)
+def test_the_window_of_a_year_later_that_ends_today_is_not_over(
+    engine: Engine, period: str, day: date, last_reader: date, ends: date
+) -> None:
+    """Even where it is the first that anyone asked for."""
+    periods = {period: PERIODS[period]}
+    needs = Needs(Ledger(engine, periods), KeptSpans(last_reader, Retention({}), periods))
+    span = Span(None, day, day + timedelta(days=1))
+
+    with engine.connect() as connection:
+        reasons = [
+            needs.reason_to_keep(connection, DATABASE, span, today) for today in (ends, ends + timedelta(days=1))
+        ]
+
+    assert reasons == [f"the {period} window from {last_reader} reads them and is not over", None]
 
 
 def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(

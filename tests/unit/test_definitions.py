@@ -282,6 +282,7 @@ ROOMS = [
     "setting_values",
     "settings",
     "units",
+    "forecast",
     "files",
     "periods",
     "clock",

@@ -1,0 +1,1 @@
+"""Forecasts of sizes, and how far they were off. Arithmetic over arrays: no database, no orchestration."""

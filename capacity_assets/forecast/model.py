@@ -1,0 +1,191 @@
+"""How sizes go on: a robust drift, or the last value where that was the better forecast, and bands from own errors.
+
+Everything is closed form and per series: the same sizes give the same figures to the last digit, whatever else is in
+the batch, in which order, and on how many processors. The method and its measured error are in docs/forecast.md; what
+a limit makes of a forecast is in `runway`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sizes: TypeAlias = NDArray[np.float64]
+
+HISTORY_DAYS = 1096
+"""Days that a forecast looks at, those that daily aggregates are kept by default; fewer are enough."""
+
+DRIFT_DAYS = 400
+"""The drift is the mean of the daily changes of so many days."""
+
+WINSORISED_SHARE = 0.05
+"""Of the daily changes at either end: cut down to the next one, so that a migration or purge is no trend."""
+
+HORIZONS_DAYS = (7, 30, 90, 365)
+LEAST_CHANGES = 28
+ORIGIN_STEP_DAYS = 7
+MOST_ORIGINS = 104
+JUDGED_BY_DAYS = 90
+"""The horizon at which drift and last value compete."""
+
+BAND = 0.8
+"""Share of outcomes that should lie between the lower and the upper end."""
+
+LEAST_ERRORS = 4
+"""A horizon with fewer past errors takes those of the next shorter one, scaled."""
+
+GROWTH_OF_ERRORS = 0.75
+"""Errors grow with the horizon to this power: between a random walk, 0.5, and a wrong drift, 1."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Forecasts of a batch of series; every array has one row per series."""
+
+    last: Sizes
+    """The last known size."""
+    drift: Sizes
+    """Change per day that is forecast; 0 where the last value was the better forecast, or history is short."""
+    known_changes: NDArray[np.int64]
+    """Daily changes that were known; below LEAST_CHANGES there is no band."""
+    errors: Sizes
+    """Past errors in units of the size, series by horizon by MOST_ORIGINS, ascending, NaN where there are none."""
+    counts: NDArray[np.int64]
+    """Number of past errors, series by horizon; 0 where they were scaled from a shorter horizon, or there are none."""
+    lower: Sizes
+    """Lower end of the band, series by horizon; NaN without a band."""
+    upper: Sizes
+    """Upper end of the band, series by horizon; NaN without a band."""
+
+    @property
+    def middle(self) -> Sizes:
+        """The forecast itself, series by horizon; no size is below zero."""
+        days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
+        return np.maximum(self.last[:, None] + self.drift[:, None] * days, 0.0)
+
+
+def forecast(sizes: Sizes) -> Forecasts:
+    """Forecast each row of `sizes`: one row per series, one column per day up to today, NaN where it was not measured.
+
+    Days between two measured ones are taken to lie on the line between them; days after the last measured one repeat
+    it. Columns before HISTORY_DAYS are not looked at.
+    """
+    recent = np.asarray(sizes, dtype=np.float64)[:, -HISTORY_DAYS:]
+    levels = _filled(recent)
+    changes = np.diff(levels, axis=1)
+    known = np.sum(~np.isnan(changes), axis=1)
+    summed = _summed(changes, known)
+    drift = _mean_between(summed, known, levels.shape[1] - 1)
+    errors, counts, follows = _backtest(levels, summed, known)
+    drift = np.where(follows & (known >= LEAST_CHANGES), drift, 0.0)
+    last = levels[:, -1]
+    lower, upper = _bands(last, drift, errors, counts)
+    return Forecasts(last, drift, known, errors, counts, lower, upper)
+
+
+def _filled(sizes: Sizes) -> Sizes:
+    """Put days between two measured ones on the line between them, and repeat the last one; NaN before the first."""
+    days = np.arange(sizes.shape[1])
+    measured = ~np.isnan(sizes)
+    if measured.all():
+        return sizes
+    before = np.maximum.accumulate(np.where(measured, days, -1), axis=1)
+    after = np.minimum.accumulate(np.where(measured, days, sizes.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    rows = np.arange(len(sizes))[:, None]
+    low = sizes[rows, np.maximum(before, 0)]
+    high = np.where(after < sizes.shape[1], sizes[rows, np.minimum(after, sizes.shape[1] - 1)], low)
+    width = np.maximum(after - before, 1)
+    filled = low + (high - low) * ((days - before) / width)
+    return np.where(before < 0, np.nan, filled)
+
+
+def _summed(changes: Sizes, known: NDArray[np.int64]) -> Sizes:
+    """Winsorise the changes of each series and sum them from the left; NaN counts as no change."""
+    ordered = np.sort(changes, axis=1)  # NaN comes last
+    low, high = (_quantile(ordered, known, share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
+    kept = np.clip(changes, low[:, None], high[:, None])
+    total = np.cumsum(np.nan_to_num(kept), axis=1)
+    return np.concatenate([np.zeros((len(total), 1)), total], axis=1)
+
+
+def _quantile(ordered: Sizes, count: NDArray[np.int64], share: float | Sizes) -> Sizes:
+    """Interpolate the quantile of the first `count` values of each row, which are in order; 0 without any."""
+    rows = np.arange(len(ordered))
+    if not ordered.shape[1]:
+        return np.zeros(len(ordered))
+    place = np.clip(share, 0.0, 1.0) * np.maximum(count - 1, 0)
+    below = np.floor(place).astype(np.int64)
+    above = np.minimum(below + 1, np.maximum(count - 1, 0))
+    low, high = ordered[rows, below], ordered[rows, above]
+    found: Sizes = np.where(count > 0, low + (high - low) * (place - below), 0.0)
+    return found
+
+
+def _mean_between(summed: Sizes, known: NDArray[np.int64], day: int) -> Sizes:
+    """Mean of the winsorised changes of the DRIFT_DAYS up to `day`, of those that are known."""
+    first = np.maximum(summed.shape[1] - 1 - known, day - DRIFT_DAYS)
+    width = np.maximum(day - first, 1)
+    mean: Sizes = (summed[:, day] - summed[np.arange(len(summed)), np.minimum(first, day)]) / width
+    return mean
+
+
+def _backtest(
+    levels: Sizes, summed: Sizes, known: NDArray[np.int64]
+) -> tuple[Sizes, NDArray[np.int64], NDArray[np.bool_]]:
+    """Forecast from past days what came after, with the drift and without; keep the errors of the better one.
+
+    Which is better is decided at JUDGED_BY_DAYS, or the longest shorter horizon with LEAST_ERRORS errors, by their sum.
+    """
+    series, days = levels.shape
+    shape = (series, len(HORIZONS_DAYS), MOST_ORIGINS)
+    drifting, staying = np.full(shape, np.nan), np.full(shape, np.nan)
+    first = days - known + LEAST_CHANGES - 1
+    for place, horizon in enumerate(HORIZONS_DAYS):
+        for number in range(MOST_ORIGINS):
+            origin = days - 1 - horizon - number * ORIGIN_STEP_DAYS
+            if origin < LEAST_CHANGES:
+                break
+            moved = levels[:, origin + horizon] - levels[:, origin]
+            usable = origin >= first
+            forecast = np.maximum(_mean_between(summed, known, origin) * horizon, -levels[:, origin])
+            staying[:, place, number] = np.where(usable, moved, np.nan)
+            drifting[:, place, number] = np.where(usable, moved - forecast, np.nan)
+    counts = np.sum(~np.isnan(staying), axis=2)
+    follows = np.ones(series, dtype=np.bool_)
+    for place in range(HORIZONS_DAYS.index(JUDGED_BY_DAYS) + 1):
+        worse = np.nansum(np.abs(drifting[:, place]), axis=1) > np.nansum(np.abs(staying[:, place]), axis=1)
+        follows = np.where(counts[:, place] >= LEAST_ERRORS, ~worse, follows)
+    errors = np.sort(np.where(follows[:, None, None], drifting, staying), axis=2)
+    return errors, np.where(counts >= LEAST_ERRORS, counts, 0), follows
+
+
+def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) -> tuple[Sizes, Sizes]:
+    """Lower and upper end at each horizon: the forecast and quantiles of its own past errors."""
+    shape = (len(last), len(HORIZONS_DAYS))
+    lower, upper = np.full(shape, np.nan), np.full(shape, np.nan)
+    below = above = np.full(len(last), np.nan)
+    for place, horizon in enumerate(HORIZONS_DAYS):
+        count = counts[:, place]
+        tail = _tail(count, horizon)
+        scale = 1.0 if place == 0 else (horizon / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
+        low, high = (_quantile(errors[:, place], count, share) for share in (tail, 1 - tail))
+        # The forecast itself lies in its band.
+        below = np.where(count > 0, np.minimum(low, 0.0), below * scale)
+        above = np.where(count > 0, np.maximum(high, 0.0), above * scale)
+        middle = last + drift * horizon
+        lower[:, place], upper[:, place] = np.maximum(middle + below, 0.0), np.maximum(middle + above, 0.0)
+    return lower, upper
+
+
+def _tail(count: NDArray[np.int64], horizon: int) -> Sizes:
+    """Share of the errors left out at either end.
+
+    Origins a week apart see the same days: errors over a longer horizon count as fewer independent ones, and few ones
+    show too narrow a band, so that less is left out.
+    """
+    independent = np.maximum(count * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
+    tail: Sizes = np.maximum((1 - BAND) / 2 - 0.5 / independent, 0.0)
+    return tail

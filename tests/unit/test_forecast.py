@@ -1,0 +1,192 @@
+"""How sizes go on and when a limit is reached: laws that hold for any series, and figures worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capacity_assets.forecast.model import (
+    HISTORY_DAYS,
+    HORIZONS_DAYS,
+    LEAST_CHANGES,
+    Forecasts,
+    Sizes,
+    forecast,
+)
+from capacity_assets.forecast.runway import HORIZON_DAYS, NOT_WITHIN_HORIZON, runways
+
+MANY_DAYS = 500
+
+
+def line(per_day: float, days: int = MANY_DAYS, start: float = 10_000) -> Sizes:
+    return start + per_day * np.arange(days, dtype=np.float64)
+
+
+def one(values: Sizes) -> Forecasts:
+    return forecast(values[None, :])
+
+
+@st.composite
+def series(draw: st.DrawFn) -> Sizes:
+    """Growth with noise, steps, gaps and flat stretches: whole numbers, so that sums are exact."""
+    seed, days = draw(st.integers(0, 2**32 - 1)), draw(st.integers(2, 700))
+    random = np.random.default_rng(seed)
+    changes = random.integers(-20, 30, size=days)
+    changes[random.random(days) < draw(st.sampled_from([0.0, 0.5, 0.95]))] = 0
+    changes[random.random(days) < draw(st.sampled_from([0.0, 0.02]))] = draw(st.integers(-3000, 5000))
+    values = 100_000 + np.cumsum(changes).astype(np.float64)
+    values[random.random(days) < draw(st.sampled_from([0.0, 0.1]))] = np.nan
+    values[0] = 100_000
+    return values
+
+
+def test_a_series_that_grows_evenly_goes_on_so_and_its_limit_has_a_date() -> None:
+    made = one(line(5))
+
+    assert made.drift.tolist() == [5]
+    assert made.middle[0].tolist() == [12_495 + 5 * days for days in HORIZONS_DAYS]
+    assert made.lower[0, :3].tolist() == made.upper[0, :3].tolist() == [12_495 + 5 * days for days in (7, 30, 90)]
+    ends = runways(made, np.array([12_495.0 + 5 * 40]))
+    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (40, 40, 40)
+    assert ends.probability[0].tolist() == [0, 0, 1, 1]
+
+
+def test_a_series_that_stands_still_is_not_full_within_the_horizon() -> None:
+    ends = runways(one(line(0)), np.array([10_001.0]))
+
+    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (NOT_WITHIN_HORIZON,) * 3
+    assert ends.probability[0].tolist() == [0, 0, 0, 0]
+
+
+def test_a_step_is_no_trend() -> None:
+    moved = line(2)
+    moved[300:] += 5_000
+
+    assert one(moved).drift.tolist() == [2]
+
+
+def test_where_the_drift_was_the_worse_forecast_the_last_value_stays() -> None:
+    """Growth that is purged every sixty days: without the purges, which are cut, it looks like a trend."""
+    purged = 10_000 + 30.0 * (np.arange(800) % 60)
+
+    made = one(purged)
+
+    assert made.drift.tolist() == [0]
+    assert made.middle[0].tolist() == [purged[-1]] * len(HORIZONS_DAYS)
+    assert made.lower[0, 1] <= 10_000 <= made.upper[0, 1], "the purge is in the band"
+
+
+@pytest.mark.parametrize("changes", [0, 1, LEAST_CHANGES - 1])
+def test_too_little_history_has_no_band_and_no_date(changes: int) -> None:
+    made = one(line(50, changes + 1))
+    ends = runways(made, np.array([10_050.0]))
+
+    assert made.known_changes.tolist() == [changes]
+    assert np.isnan(made.upper).all()
+    assert not ends.has_band[0]
+    assert np.isnan(ends.probability).all()
+    assert ends.middle_days.tolist() == [NOT_WITHIN_HORIZON]
+
+
+def test_an_unknown_limit_gives_no_probability_and_no_limit_gives_none_of_being_full() -> None:
+    ends = runways(forecast(np.stack([line(5), line(5)])), np.array([np.nan, np.inf]))
+
+    assert ends.is_known.tolist() == [False, True]
+    assert np.isnan(ends.probability[0]).all()
+    assert ends.probability[1].tolist() == [0, 0, 0, 0]
+    assert ends.early_days.tolist() == [NOT_WITHIN_HORIZON] * 2
+
+
+def test_what_is_full_already_is_full_today() -> None:
+    ends = runways(one(line(5)), np.array([12_495.0]))
+
+    assert (ends.early_days[0], ends.late_days[0]) == (0, 0)
+    assert ends.probability[0].tolist() == [1, 1, 1, 1]
+
+
+def test_days_without_a_measurement_lie_on_the_line_between_their_neighbours() -> None:
+    whole, gaps = line(5), line(5)
+    gaps[100:140] = np.nan
+    gaps[::7] = np.nan
+    gaps[0] = whole[0]
+
+    assert one(gaps).drift == pytest.approx(one(whole).drift)
+
+
+def test_only_so_many_days_are_looked_at() -> None:
+    longer = np.concatenate([line(1_000, 200), line(5, HISTORY_DAYS)])
+
+    assert one(longer).drift.tolist() == one(line(5, HISTORY_DAYS)).drift.tolist()
+
+
+def assert_same(one: Forecasts, other: Forecasts) -> None:
+    for name in ("last", "drift", "errors", "counts", "lower", "upper"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@given(st.lists(series(), min_size=2, max_size=4))
+def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
+    width = max(map(len, every))
+    batch = np.full((len(every), width), np.nan)
+    for row, values in zip(batch, every, strict=True):
+        row[width - len(values) :] = values
+    order = np.random.default_rng(1).permutation(len(every))
+
+    together, shuffled = forecast(batch), forecast(batch[order])
+
+    for name in ("drift", "lower", "upper", "errors"):
+        np.testing.assert_array_equal(getattr(together, name)[order], getattr(shuffled, name))
+    for place, values in enumerate(every):
+        np.testing.assert_array_equal(forecast(values[None, :]).upper[0], together.upper[place])
+
+
+@given(series(), st.integers(1, 50))
+def test_adding_a_constant_moves_forecast_and_band_by_it(values: Sizes, hundred_thousands: int) -> None:
+    moved = 100_000.0 * hundred_thousands
+    # Far from zero, below which no size goes.
+    before, after = one(values + 10_000_000), one(values + 10_000_000 + moved)
+
+    assert after.drift == pytest.approx(before.drift, abs=1e-6)
+    np.testing.assert_allclose(after.upper - moved, before.upper, atol=1e-3)
+    np.testing.assert_allclose(after.lower - moved, before.lower, atol=1e-3)
+
+
+@given(series(), st.sampled_from([0.5, 2.0, 1024.0]))
+def test_scaling_all_sizes_scales_the_band(values: Sizes, factor: float) -> None:
+    before, after = one(values), one(values * factor)
+
+    for name in ("drift", "lower", "upper"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name) * factor)
+
+
+@given(series(), st.floats(0, 2), st.floats(0, 2))
+def test_a_raised_limit_is_never_reached_sooner_and_a_longer_horizon_never_less_likely(
+    values: Sizes, share: float, more: float
+) -> None:
+    made = forecast(np.stack([values, values]))
+    limit = made.last[0] * (1 + share)
+    ends = runways(made, np.array([limit, limit * (1 + more)]))
+
+    for days in (ends.early_days, ends.middle_days, ends.late_days):
+        low, high = (HORIZON_DAYS + 1 if day == NOT_WITHIN_HORIZON else day for day in days)
+        assert low <= high
+    if ends.has_band[0]:
+        assert (ends.probability[0] >= ends.probability[1]).all()
+        assert (np.diff(ends.probability, axis=1) >= 0).all()
+
+
+@given(series())
+def test_the_early_day_comes_before_the_late_one(values: Sizes) -> None:
+    made = one(values)
+    ends = runways(made, made.last * 1.05)
+    in_order = [
+        HORIZON_DAYS + 1 if day == NOT_WITHIN_HORIZON else day
+        for day in (ends.early_days[0], ends.middle_days[0], ends.late_days[0])
+    ]
+
+    assert in_order == sorted(in_order)
+    if not np.isnan(made.upper[0, 0]):
+        assert (made.lower <= made.middle).all()
+        assert (made.middle <= made.upper).all()
