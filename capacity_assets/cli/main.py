@@ -20,6 +20,8 @@ COMMANDS = {
     "import": "importing:import_",
     "aggregate": "aggregate:aggregate",
     "plan": "aggregate:plan",
+    "limits": "limits:limits",
+    "runway": "runway:runway",
     "top": "top:top",
     "explain": "explain:explain",
     "report": "report:report",

@@ -266,6 +266,18 @@ capacity_settings = Table(
     comment="What must stay the same as long as the database holds figures.",
 )
 
+capacity_limits = Table(
+    "capacity_limits",
+    metadata,
+    Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
+    Column("database_name", String(255), primary_key=True, comment="Database; empty: the server as a whole"),
+    Column("limit_mb", BigInteger, comment="How much it can hold, MiB; null: unlimited"),
+    Column("source", String(20), nullable=False, comment="Where the limit comes from: declared"),
+    Column("note", Text, comment="What whoever declared it wrote; null: nothing"),
+    timestamp("declared_at", "Since when it holds"),
+    comment="How much servers and databases can hold, as far as that is known.",
+)
+
 imports = Table(
     "capacity_imports",
     metadata,

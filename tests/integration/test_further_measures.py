@@ -146,6 +146,35 @@ def test_a_known_change_against_the_year_before_survives_the_loss_of_its_samples
     assert stored(orders, DATABASE) == before
 
 
+def test_a_corrected_window_follows_its_samples_although_the_year_before_is_gone(
+    orders: Engine, service: AggregationService
+) -> None:
+    service.aggregate("monthly", [MONTHLY.window_of(date(2024, 3, 1)), MARCH_2025])
+    known = stored(orders, DATABASE)[-1]["size_year_change_mb"]
+    execute(orders, "DELETE FROM database_size_stats WHERE collected_date < '2024-04-01'")
+    execute(orders, "UPDATE database_size_stats SET size_mb = size_mb + 7 WHERE collected_date = '2025-03-06'")
+
+    service.aggregate("monthly", [MARCH_2025], RunOptions(("database",)))
+
+    assert (known is not None, stored(orders, DATABASE)[-1]["size_year_change_mb"]) == (True, None)
+
+
+def test_a_row_of_another_period_says_nothing_of_the_samples_of_the_year_before(
+    engine: Engine, service: AggregationService
+) -> None:
+    """The row of the year 2024 begins on the day of that of January 2024, and has more samples."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2024-01-01", [100] * 366 + [300] * 31))
+    january = MONTHLY.window_of(date(2025, 1, 1))
+    service.aggregate("yearly", [PERIODS["yearly"].window_of(date(2024, 1, 1))])
+    service.aggregate("monthly", [MONTHLY.window_of(date(2024, 1, 1)), january])
+    execute(engine, "UPDATE database_size_stats SET size_mb = 150 WHERE collected_date < '2024-02-01'")
+
+    service.aggregate("monthly", [january], RunOptions(("database",)))
+
+    assert stored(engine, DATABASE, "monthly")[-1]["size_year_change_mb"] == 150
+
+
 def test_rows_of_an_older_version_are_filled_and_keep_their_known_change(
     orders: Engine, service: AggregationService
 ) -> None:

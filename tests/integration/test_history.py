@@ -162,10 +162,14 @@ def test_a_known_change_is_not_lost_when_both_samples_and_row_of_the_window_befo
     assert run.total("protected_records") == len(before)
 
 
+@pytest.mark.parametrize("computed", [[], ["instance"]], ids=["nothing computed", "servers computed"])
 def test_a_zero_that_the_legacy_application_stored_for_an_unknown_change_becomes_unknown(
-    engine: Engine, service: AggregationService
+    engine: Engine, service: AggregationService, computed: list[str]
 ) -> None:
+    """That the servers' rows were computed here says nothing of those of the databases."""
     two_months(engine)
+    for level in computed:
+        service.aggregate("monthly", MARCH, RunOptions((level,)))
     remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 28))
     with engine.begin() as connection:
         values = {"samples": 31}

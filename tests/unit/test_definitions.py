@@ -291,6 +291,7 @@ ROOMS = [
     "demo",
     "aggregation",
     "retention",
+    "runway",
     "report",
     "collection",
     "importing",

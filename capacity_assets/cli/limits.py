@@ -1,0 +1,136 @@
+"""`capacity limits`: how much servers and databases can hold, as declared by people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import LazyGroup, command, dry_run_option, json_option
+from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.runway.limits import (
+    UNLIMITED,
+    Limit,
+    StoredLimit,
+    declare,
+    forget,
+    limits_of_file,
+    megabytes_of,
+    stored_limits,
+)
+from capacity_assets.settings import Settings
+from capacity_assets.units import counted, human_mb, printable
+
+COMMANDS = {"set": "limits:set_", "import": "limits:import_", "list": "limits:list_", "remove": "limits:remove"}
+
+
+@click.group(cls=LazyGroup, places=COMMANDS)
+def limits() -> None:
+    """Declare how much servers and databases can hold."""
+
+
+def told(limit_mb: int | None) -> str:
+    """Render a limit."""
+    return UNLIMITED if limit_mb is None else human_mb(limit_mb)
+
+
+@click.command("set")
+@click.argument("server")
+@click.argument("database", required=False)
+@click.option("--gb", help="How much it can hold, in GiB, as 500 or 1.5.")
+@click.option("--unlimited", is_flag=True, help="It has no limit.")
+@click.option("--note", help="Where the limit comes from, or who said so.")
+@command
+def set_(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, /, *, server: str, database: str | None, gb: str | None, unlimited: bool, note: str | None
+) -> int:
+    """Declare the limit of SERVER, or of one DATABASE of it.
+
+    An earlier limit is replaced. A server's limit holds for all its databases together, as a disk does.
+
+    \b
+    Examples:
+      capacity limits set db-7 --gb 2000
+      capacity limits set db-7 orders --gb 500 --note "contract of 2026"
+      capacity limits set db-7 archive --unlimited
+    """
+    if unlimited == (gb is not None):
+        raise ValidationError("Say how much it can hold: --gb, or --unlimited. Nothing was changed.")
+    limit = Limit(server, database, megabytes_of(UNLIMITED if unlimited else str(gb)), note)
+    with opened_registry(settings) as engine:
+        declare(engine, [limit])
+    say(f"{printable(database or server)}: {told(limit.limit_mb)}. `capacity runway` says when that is reached.")
+    return DONE
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@dry_run_option
+@json_option
+@command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+    """Declare the limits that a CSV file lists.
+
+    Columns are server, database (empty: the whole server), limit_gb (a number or unlimited) and, optionally, note. All
+    of them are stored, or none.
+    """
+    found = limits_of_file(file)
+    with opened_registry(settings) as engine:
+        if not dry_run:
+            declare(engine, found)
+    if as_json:
+        print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found]})
+        return DONE
+    say(f"{counted(len(found), 'limit')} {'read' if dry_run else 'declared'} from {file}.")
+    if dry_run:
+        say(NOTHING_CHANGED)
+    return DONE
+
+
+@click.command("list")
+@json_option
+@command
+def list_(settings: Settings, /, *, as_json: bool) -> int:
+    """Show every limit, where it comes from and since when."""
+    with opened_registry(settings) as engine:
+        found = stored_limits(engine)
+    if as_json:
+        print_json(
+            [{**asdict(one.limit), "source": one.source, "declared_at": one.declared_at.isoformat()} for one in found]
+        )
+    elif found:
+        print_table("Limits", LIST_COLUMNS, list(map(_cells, found)))
+    else:
+        say("No limit is known. `capacity limits set` declares one, `capacity limits import` those of a file.")
+    return DONE
+
+
+LIST_COLUMNS = (
+    ("Server", "left"),
+    ("Database", "left"),
+    ("Limit", "right"),
+    ("Source", "left"),
+    ("Since", "left"),
+    ("Note", "text"),
+)
+
+
+def _cells(one: StoredLimit) -> list[object]:
+    database, since = one.limit.database or "all together", f"{one.declared_at:%Y-%m-%d}"
+    return [one.limit.server, database, told(one.limit.limit_mb), one.source, since, one.limit.note or ""]
+
+
+@click.command()
+@click.argument("server")
+@click.argument("database", required=False)
+@command
+def remove(settings: Settings, /, *, server: str, database: str | None) -> int:
+    """Forget the limit of SERVER, or of one DATABASE of it."""
+    with opened_registry(settings) as engine:
+        forget(engine, server, database)
+    say(f"{printable(database or server)} has no limit that is known any more.")
+    return DONE

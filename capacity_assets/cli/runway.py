@@ -1,0 +1,97 @@
+"""`capacity runway`: when servers and databases are full, the greatest risk first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import date
+from decimal import Decimal
+
+import click
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+from capacity_assets.runway.limits import MB_PER_GB
+from capacity_assets.runway.outlook import FORECAST, OWN, Outlook, Outlooks, outlooks
+from capacity_assets.settings import Settings
+from capacity_assets.units import counted, human_mb
+
+SHOWN_WITHIN_DAYS = (30, 90)
+COLUMNS = (
+    ("Server", "left"),
+    ("Database", "left"),
+    ("Size", "right"),
+    ("Limit", "right"),
+    ("Binds", "left"),
+    ("Early (10 %)", "left"),
+    ("Middle (50 %)", "left"),
+    ("Late (90 %)", "left"),
+    *((f"Within {days} days", "right") for days in SHOWN_WITHIN_DAYS),
+)
+
+
+@click.command()
+@click.argument("server", required=False)
+@click.option("--add-gb", type=Decimal, default=Decimal(0), help="What if every limit were so many GiB higher?")
+@click.option("--show", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
+@json_option
+@command
+def runway(settings: Settings, /, *, server: str | None, add_gb: Decimal, show: int, as_json: bool) -> int:
+    """Say when servers and databases are full.
+
+    With SERVER only that one and all its databases. What has a limit of its own is listed, the greatest risk first: the
+    days by which it is full with a probability of 10, 50 and 90 percent, and the probability of being full within 30
+    and 90 days. Changes nothing.
+
+    \b
+    Examples:
+      capacity runway
+      capacity runway db-7 --add-gb 200
+    """
+    refuse_an_absent_embedded_server(settings)
+    with open_engine(settings) as engine:
+        refuse_an_unfit_database(engine, settings.zone, kept="Nothing was changed.")
+        found = outlooks(engine, Clock(settings.zone).today(), server, add_mb=int(add_gb * MB_PER_GB))
+    if server is not None and not found.rows and not found.unknown_limits:
+        raise NotFoundError(f"No server {server!r} in service was measured within the last month.")
+    if as_json:
+        print_json({**asdict(found), "add_gb": float(add_gb)})
+    else:
+        print_outlooks(found, add_gb=add_gb, show=show, every=server is not None)
+    return DONE
+
+
+def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> None:
+    """Print the first rows as a table, and how many limits are unknown.
+
+    Databases that are bound by their server's limit are left out unless `every` is asked for: the server's own row says
+    when that is reached.
+    """
+    rows = [row for row in found.rows if every or row.binds == OWN]
+    if rows:
+        more = len(rows) - show
+        title = f"Full when, as of {found.as_of}"
+        if add_gb:
+            title += f", if every limit were {add_gb:,} GiB higher"
+        print_table(title + (f" ({more:,} more)" if more > 0 else ""), COLUMNS, list(map(_cells, rows[:show])))
+    else:
+        say("Nothing that is measured has a limit. `capacity limits set` declares one.")
+    if found.unknown_limits:
+        say(f"Limit unknown: {counted(found.unknown_limits, 'database')}.")
+
+
+def _cells(row: Outlook) -> list[object]:
+    limit = "unlimited" if row.limit_mb is None else human_mb(row.limit_mb)
+    probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
+    days = [_day(row, day) for day in (row.early_day, row.middle_day, row.late_day)]
+    return [row.server, row.database or "all together", human_mb(row.size_mb), limit, row.binds, *days, *probabilities]
+
+
+def _day(row: Outlook, day: date | None) -> str:
+    if row.state != FORECAST:
+        return row.state
+    return "not within a year" if day is None else str(day)

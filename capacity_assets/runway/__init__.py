@@ -1,0 +1,1 @@
+"""Limits of servers and databases, and when they are reached."""

@@ -1,0 +1,228 @@
+"""Limits as people declare them, and when they are reached, from the samples to the screen."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.clock import Clock
+from capacity_assets.runway.outlook import OWN, SERVER, Outlook, outlooks
+from capacity_assets.settings import Settings
+from tests.clocks import TODAY
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+
+FIRST = TODAY - timedelta(days=199)
+GROWING = [1024 + 10 * day for day in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def fleet(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers: `orders` grows by ten MiB per day, `still` does not; server-2 has one young database."""
+    assert settings
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
+    add_database_sizes(engine, sizes(2, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
+    add_instance_sizes(engine, totals(2, (TODAY - timedelta(days=9)).isoformat(), [(100, 1)] * 10))
+
+
+def declared(*arguments: str) -> None:
+    done = capacity("limits", "set", *arguments)
+    assert done.exit_code == 0, done.output
+
+
+def found(engine: Engine, **options: Any) -> dict[tuple[str, str | None], Outlook]:
+    return {(row.server, row.database): row for row in outlooks(engine, TODAY, **options).rows}
+
+
+def test_a_limit_of_its_own_gives_a_growing_database_a_day_and_a_still_one_none(engine: Engine) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    declared("server-1", "still", "--gb", "1")
+
+    rows = found(engine)
+
+    orders, still = rows["server-1", "orders"], rows["server-1", "still"]
+    assert (orders.size_mb, orders.limit_mb, orders.headroom_mb, orders.binds) == (3014, 3584, 570, OWN)
+    assert orders.change_mb_per_day == 10
+    assert orders.early_day == orders.middle_day == orders.late_day == TODAY + timedelta(days=57)
+    assert orders.probabilities == {7: 0, 30: 0, 90: 1, 365: 1}
+    assert (still.early_day, still.late_day, still.state) == (None, None, "forecast")
+    assert still.probabilities == {7: 0, 30: 0, 90: 0, 365: 0}
+
+
+def test_the_smaller_of_its_own_limit_and_what_the_server_has_left_binds(engine: Engine) -> None:
+    declared("server-1", "orders", "--gb", "100")
+    declared("server-1", "--gb", "4")
+
+    rows = found(engine)
+
+    orders, whole = rows["server-1", "orders"], rows["server-1", None]
+    # 4,096 MiB less the server's 3,514 are left.
+    assert (orders.binds, orders.limit_mb, orders.headroom_mb) == (SERVER, 3014 + 582, 582)
+    assert (whole.size_mb, whole.limit_mb, whole.middle_day) == (3514, 4096, TODAY + timedelta(days=59))
+    assert rows["server-1", "still"].limit_mb == 500 + 582
+
+
+def test_unknown_is_neither_unlimited_nor_zero_and_too_little_history_says_so(engine: Engine) -> None:
+    declared("server-1", "still", "--unlimited")
+    declared("server-2", "young", "--gb", "1")
+
+    every = outlooks(engine, TODAY)
+
+    assert every.unknown_limits == 1, "orders"
+    states = {row.database: (row.state, row.limit_mb, row.probabilities) for row in every.rows}
+    assert states == {"still": ("unlimited", None, {}), "young": ("too little history", 1024, {})}
+
+
+def test_a_higher_limit_is_tried_without_being_declared(engine: Engine) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+
+    higher = found(engine, add_mb=1024)["server-1", "orders"]
+
+    assert (higher.limit_mb, higher.middle_day) == (4608, TODAY + timedelta(days=160))
+    assert found(engine)["server-1", "orders"].limit_mb == 3584
+
+
+def test_daily_aggregates_stand_for_samples_that_retention_has_dropped(
+    engine: Engine, service: AggregationService
+) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    before = found(engine)
+    service.calculate_period_aggregations("daily", FIRST, TODAY)
+    with engine.begin() as connection:
+        for table in ("database_size_stats", "instance_size_stats"):
+            connection.execute(text(f"DELETE FROM {table} WHERE collected_date < '2025-06-01'"))
+
+    assert found(engine) == before
+
+
+def test_a_database_that_is_gone_and_a_server_out_of_service_are_not_listed(engine: Engine) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    declared("server-2", "young", "--gb", "1")
+    with engine.begin() as connection:
+        connection.execute(
+            text("DELETE FROM database_size_stats WHERE database_name = 'orders' AND collected_date = :day"),
+            {"day": TODAY},
+        )
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 2"))
+
+    assert found(engine) == {}
+
+
+def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    declared("server-2", "--unlimited")
+
+    shown = capacity("runway", columns=200)
+    document = json.loads(capacity("runway", "--json").output)
+
+    lines = shown.output.splitlines()
+    assert lines[0] == f"Full when, as of {TODAY}"
+    assert lines[2].split() == [
+        *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
+        *[str(TODAY + timedelta(days=57))] * 3,
+        *("0%", "100%"),
+    ]
+    assert "unlimited" in lines[3]
+    assert "young" not in shown.output, "bound by its server, which is listed"
+    assert "young" in capacity("runway", "server-2").output
+    assert lines[-1] == "Limit unknown: 1 database."
+    assert [row["database"] for row in document["rows"]] == ["orders", None, "young"]
+    assert document["unknown_limits"] == 1
+
+
+def test_without_any_limit_the_screen_says_how_to_declare_one() -> None:
+    shown = capacity("runway")
+
+    assert shown.exit_code == 0
+    assert "Nothing that is measured has a limit. `capacity limits set` declares one." in shown.output
+    assert "Limit unknown: 3 databases." in shown.output
+
+
+def test_limits_are_listed_replaced_and_forgotten() -> None:
+    declared("server-1", "orders", "--gb", "3.5", "--note", "contract")
+    declared("server-1", "orders", "--gb", "5")
+    declared("server-1", "--gb", "2000")
+
+    listed = json.loads(capacity("limits", "list", "--json").output)
+    removed = capacity("limits", "remove", "server-1", "orders")
+    again = capacity("limits", "remove", "server-1", "orders")
+
+    assert [(one["database"], one["limit_mb"], one["note"], one["source"]) for one in listed] == [
+        (None, 2_048_000, None, "declared"),
+        ("orders", 5120, None, "declared"),
+    ]
+    assert removed.exit_code == 0
+    assert (again.exit_code, "orders on server-1 has no limit. Nothing was changed." in again.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["server-1", "ordres", "--gb", "1"], "No database 'ordres' was ever measured on server-1."),
+        (["server-9", "--gb", "1"], "No server 'server-9' is registered."),
+        (["server-1", "--gb", "much"], "'much' is no limit; write GiB as 500 or 1.5, or unlimited."),
+        (["server-1", "--gb", "0"], "'0' is no limit; it must be above zero."),
+        (["server-1", "--gb", "nan"], "'nan' is no limit"),
+        (["server-1"], "Say how much it can hold: --gb, or --unlimited."),
+        (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: --gb, or --unlimited."),
+    ],
+)
+def test_a_limit_that_cannot_be_one_is_refused(arguments: list[str], told: str) -> None:
+    refused = capacity("limits", "set", *arguments)
+
+    assert refused.exit_code == 2
+    assert told in refused.output
+    assert json.loads(capacity("limits", "list", "--json").output) == []
+
+
+def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
+    good, bad = tmp_path / "limits.csv", tmp_path / "bad.csv"
+    good.write_text(
+        "server,database,limit_gb,note\nserver-1,,2000,disk\nserver-1,orders,1.5,\nserver-2,young,unlimited,\n"
+    )
+    bad.write_text("server,database,limit_gb\nserver-1,,2000\n,orders,1\nserver-1,still,few\n")
+
+    rehearsed = capacity("limits", "import", str(good), "--dry-run")
+    none_yet = json.loads(capacity("limits", "list", "--json").output)
+    done = capacity("limits", "import", str(good))
+    refused = capacity("limits", "import", str(bad))
+
+    assert rehearsed.output.splitlines()[-1] == "Dry run: nothing was changed."
+    assert none_yet == []
+    assert f"3 limits declared from {good}." in done.output
+    listed = json.loads(capacity("limits", "list", "--json").output)
+    assert [(one["server"], one["database"], one["limit_mb"], one["note"]) for one in listed] == [
+        ("server-1", None, 2_048_000, "disk"),
+        ("server-1", "orders", 1536, None),
+        ("server-2", "young", None, None),
+    ]
+    assert refused.exit_code == 2
+    assert "line 3: names no server." in refused.output
+    assert "line 4: 'few' is no limit" in refused.output
+
+
+def test_a_server_that_is_not_there_is_said_so() -> None:
+    refused = capacity("runway", "server-9")
+
+    assert refused.exit_code == 2
+    assert "No server 'server-9' in service was measured within the last month." in refused.output
+
+
+def test_a_server_without_history_takes_its_limit_along_when_it_is_removed(engine: Engine) -> None:
+    add_instances(engine, [3])
+    declared("server-3", "--gb", "10")
+
+    removed = capacity("instances", "remove", "server-3")
+
+    assert removed.exit_code == 0
+    assert json.loads(capacity("limits", "list", "--json").output) == []
