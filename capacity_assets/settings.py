@@ -251,7 +251,7 @@ class Settings(BaseSettings):
 def _as_text(value: object) -> str:
     """Return what a variable holds so that it is read as `value` again, wherever the reader is started."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ",".join(map(_as_text, value))
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return "" if value is None else str(value.resolve() if isinstance(value, Path) else value)

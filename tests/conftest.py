@@ -136,11 +136,11 @@ def empty_database(cluster: Databases, request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.fixture
-def engine(cluster: Databases, database: URL) -> Iterator[Engine]:
+def engine(database: URL) -> Iterator[Engine]:
     """An engine on a fresh database with the capacity schema."""
-    found = cluster.engine(database)
-    yield found
-    found.dispose()
+    created = capacity_engine(database)
+    yield created
+    created.dispose()
 
 
 @pytest.fixture

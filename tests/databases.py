@@ -35,7 +35,9 @@ WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND pg_relation_si
 """
 _RESTART = "SELECT setval(quote_ident(sequencename)::regclass, 1, false) FROM pg_sequences WHERE last_value IS NOT NULL"
 _VERSION = "SELECT to_regclass('capacity_alembic_version') IS NOT NULL"
-_OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
+_OTHERS = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
+)
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,11 @@ class Databases:
         self._administrator: Connection = self._engine.connect()
         self._filled: set[str] = set()
         self._emptied: list[_Emptied] = []
-        self._engines: dict[URL, Engine] = {}
         self._numbers = itertools.count(1)
 
     def close(self) -> None:
         self._administrator.close()
         self._engine.dispose()
-
-    def engine(self, url: URL) -> Engine:
-        """An engine; the same for a database that is used again, so that statements are compiled already."""
-        if url not in self._engines:
-            self._engines[url] = capacity_engine(url)
-        return self._engines[url]
 
     def execute(self, statement: str, **parameters: object) -> None:
         self._administrator.execute(text(statement), parameters)

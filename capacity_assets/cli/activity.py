@@ -31,6 +31,7 @@ STATES = {
     "FAILURE": "failed within the hour",
 }
 FAILED_FOR = timedelta(hours=1)
+FARTHEST_ZONE = timedelta(days=1)
 HEARTBEAT_SECONDS = 120
 # The name under which Dagster runs what was launched from assets, not from a job.
 ASSET_JOB = "__ASSET_JOB"
@@ -70,8 +71,14 @@ def active_runs(storage: DagsterPostgresStorage) -> list[ActiveRun]:
     failed = DagsterRunStatus.FAILURE
     begun = [DagsterRunStatus(status) for status in STATES if status != failed.value]
     an_hour_ago = datetime.now(tz=UTC) - FAILED_FOR
-    every = [RunsFilter(statuses=begun), RunsFilter(statuses=[failed], updated_after=an_hour_ago)]
-    records = [record for wanted in every for record in storage.run_storage.get_run_records(wanted)]
+    # The times by which Dagster filters are shifted where its PostgreSQL has another time zone than UTC.
+    every = [RunsFilter(statuses=begun), RunsFilter(statuses=[failed], updated_after=an_hour_ago - FARTHEST_ZONE)]
+    records = [
+        record
+        for wanted in every
+        for record in storage.run_storage.get_run_records(wanted)
+        if record.dagster_run.status is not failed or (record.end_time or 0.0) > an_hour_ago.timestamp()
+    ]
     return [
         ActiveRun(
             record.dagster_run.run_id[:8],

@@ -10,10 +10,12 @@ import click
 from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explanation_of, find_subjects
 from capacity_assets.aggregation.reference import Sample
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.explain_runway import explain_runway
 from capacity_assets.cli.options import DAY, command, completing, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
@@ -25,9 +27,10 @@ SERVERS_NAMED = 10
 
 @click.command()
 @click.argument("database", required=False)
-@click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
+@click.option("--period", help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
 @click.option("--window", "day", type=DAY, help="Any day of the window. Default: the window that is due.")
 @click.option("--server", help="Name of the server; needed where several have a database of that name.")
+@click.option("--runway", is_flag=True, help="Explain when it is full, instead of a period's figures.")
 @click.option("--all", "every_day", is_flag=True, help="Print the samples of every day.")
 @json_option
 @command
@@ -36,9 +39,10 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
     /,
     *,
     database: str | None,
-    period: str,
+    period: str | None,
     day: date | None,
     server: str | None,
+    runway: bool,
     every_day: bool,
     as_json: bool,
 ) -> int:
@@ -52,11 +56,19 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
       capacity explain orders --period monthly --window 2025-03-01
       capacity explain orders --server db-7 --period weekly
       capacity explain --server db-7 --period quarterly
+      capacity explain orders --runway
     """
     if database is None and server is None:
         raise ValidationError("Name a database, or a server with --server.")
+    if period is not None and runway:
+        raise ValidationError("--period explains figures, --runway when it is full: say one of the two.")
+    if period is None and not runway:
+        raise ValidationError(f"Say which figures: --period, one of {', '.join(PERIODS)}, or --runway.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
+        if period is None:
+            refuse_an_unfit_database(runner.service.engine, settings.zone, kept="Nothing was changed.")
+            return explain_runway(runner.service.engine, settings, database, server, as_json=as_json)
         chosen = runner.service.period(period)
         today = Clock(settings.zone).today()
         day = day or chosen.scheduled(today).start

@@ -80,8 +80,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     """
     found = limits_of_file(file)
     with opened_registry(settings) as engine:
-        if not dry_run:
-            declare(engine, found)
+        declare(engine, found, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found]})
         return DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
+from decimal import Decimal, InvalidOperation
 from functools import wraps
 from importlib import import_module
 from typing import Any, Concatenate, ParamSpec
@@ -41,6 +42,7 @@ class LazyGroup(click.Group):
 
 # So far from the ends of the calendar that windows before and after exist.
 FIRST_YEAR, LAST_YEAR = 1900, 2999
+MOST_GB = 10**12
 
 
 class Day(click.ParamType[date]):
@@ -63,7 +65,27 @@ class Day(click.ParamType[date]):
         return day
 
 
-DAY = Day()
+class Gigabytes(click.ParamType[Decimal]):
+    """A number of GiB that may be zero."""
+
+    name = "GIB"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
+        """Turn text into a number.
+
+        Raises:
+            click.BadParameter: it is none, or below zero.
+        """
+        try:
+            number = Decimal(str(value))
+        except InvalidOperation:
+            number = Decimal("nan")
+        if not number.is_finite() or not 0 <= number <= MOST_GB:
+            self.fail(f"{value!r} is no number of GiB from 0 to {MOST_GB:,}", param, ctx)
+        return number
+
+
+DAY, GIGABYTES = Day(), Gigabytes()
 
 
 def completing(values: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:

@@ -9,14 +9,14 @@ from decimal import Decimal
 import click
 
 from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.options import GIGABYTES, command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
 from capacity_assets.runway.limits import MB_PER_GB
-from capacity_assets.runway.outlook import FORECAST, OWN, Outlook, Outlooks, outlooks
+from capacity_assets.runway.outlook import FORECAST, Outlook, Outlooks, outlooks
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted, human_mb
 
@@ -36,7 +36,7 @@ COLUMNS = (
 
 @click.command()
 @click.argument("server", required=False)
-@click.option("--add-gb", type=Decimal, default=Decimal(0), help="What if every limit were so many GiB higher?")
+@click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="What if every limit were so many GiB higher?")
 @click.option("--show", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
 @json_option
 @command
@@ -68,10 +68,11 @@ def runway(settings: Settings, /, *, server: str | None, add_gb: Decimal, show: 
 def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> None:
     """Print the first rows as a table, and how many limits are unknown.
 
-    Databases that are bound by their server's limit are left out unless `every` is asked for: the server's own row says
+    Databases that have only their server's limit are left out unless `every` is asked for: the server's own row says
     when that is reached.
     """
-    rows = [row for row in found.rows if every or row.binds == OWN]
+    listed = {row.server for row in found.rows if row.database is None}
+    rows = [row for row in found.rows if every or row.has_own_limit or row.server not in listed]
     if rows:
         more = len(rows) - show
         title = f"Full when, as of {found.as_of}"

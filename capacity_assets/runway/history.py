@@ -25,7 +25,7 @@ STALE_DAYS = 31
 
 @dataclass(frozen=True)
 class Histories:
-    """A batch of series with limits: who each one is, and its sizes in MiB, one column per day up to `as_of`."""
+    """A batch of series with limits: who each one is, and its sizes in MiB, one column per day up to its last one."""
 
     subjects: Sequence[Row[Any]]
     sizes: Sizes
@@ -33,8 +33,7 @@ class Histories:
 
 def newest_day(connection: Connection, today: date) -> date | None:
     """Return the newest day with samples up to `today`."""
-    query = text("SELECT max(collected_date) FROM instance_size_stats WHERE collected_date <= :today")
-    found: date | None = connection.execute(query, {"today": today}).scalar()
+    found: date | None = connection.execute(text(_NEWEST_DAY), {"today": today}).scalar()
     return found
 
 
@@ -71,10 +70,19 @@ def _batches(connection: Connection, query: str, as_of: date, server: str | None
     for batch in rows.partitions():
         sizes = np.full((len(batch), HISTORY_DAYS), np.nan)
         for place, row in enumerate(batch):
-            sizes[place, np.asarray(row.days) - 1] = row.sizes
+            # A day that was not measured is no day without a change: each series ends with its own last one.
+            not_measured_since = (as_of - row.last_day).days
+            sizes[place, np.asarray(row.days) - 1 + not_measured_since] = row.sizes
         yield Histories(batch, sizes)
 
 
+_NEWEST_DAY = """
+SELECT max(day) FROM (
+    SELECT max(collected_date) AS day FROM instance_size_stats WHERE collected_date <= :today AND NOT is_deleted
+    UNION ALL
+    SELECT max(collected_date) FROM database_size_stats WHERE collected_date <= :today
+) AS newest
+"""
 # The day numbers count from the day before the first column. A server's own limit has the empty name.
 _SERVERS = f"""
 WITH days AS (
@@ -85,7 +93,8 @@ WITH days AS (
     SELECT a.instance_id, a.period_start, a.total_size_mb
     FROM instance_size_aggregations a
     WHERE a.period_type = 'daily' AND a.period_start > :before_first
-      AND a.period_start < (SELECT min(collected_date) FROM instance_size_stats)
+      AND NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = a.instance_id
+                      AND s.collected_date = a.period_start AND NOT s.is_deleted)
 )
 SELECT i.name AS server, NULL AS database, l.limit_mb AS own_mb, l.source AS own_source,
        CAST(NULL AS bigint) AS server_mb, NULL AS server_source, CAST(NULL AS float8) AS total_mb,
@@ -107,18 +116,21 @@ newest AS (
 """  # noqa: S608 -- as above
 _DATABASES = f"""
 WITH {_NEWEST}, present AS (
-    SELECT s.instance_id, s.database_name, n.day AS last_day FROM newest n
+    SELECT s.instance_id, s.database_name, coalesce(s.size_bytes / 1048576.0, s.size_mb) AS size_mb, n.day AS last_day
+    FROM newest n
     JOIN database_size_stats s ON s.instance_id = n.instance_id AND s.collected_date = n.day
-), limited AS (
+), limited AS MATERIALIZED (
     SELECT p.instance_id, p.database_name, p.last_day, own.limit_mb AS own_mb, own.source AS own_source,
            whole.limit_mb AS server_mb, whole.source AS server_source,
-           (SELECT CAST(coalesce(t.total_size_bytes / 1048576.0, t.total_size_mb) AS float8) FROM instance_size_stats t
-            WHERE t.instance_id = p.instance_id AND t.collected_date = p.last_day AND NOT t.is_deleted
-            ORDER BY t.id DESC LIMIT 1) AS total_mb
+           CAST(coalesce(
+               (SELECT coalesce(t.total_size_bytes / 1048576.0, t.total_size_mb) FROM instance_size_stats t
+                WHERE t.instance_id = p.instance_id AND t.collected_date = p.last_day AND NOT t.is_deleted
+                ORDER BY t.id DESC LIMIT 1),
+               sum(p.size_mb) OVER (PARTITION BY p.instance_id)
+           ) AS float8) AS total_mb
     FROM present p
     LEFT JOIN capacity_limits own ON own.instance_id = p.instance_id AND own.database_name = p.database_name
     LEFT JOIN capacity_limits whole ON whole.instance_id = p.instance_id AND whole.database_name = ''
-    WHERE own.source IS NOT NULL OR whole.source IS NOT NULL
 ), days AS (
     SELECT s.instance_id, s.database_name, s.collected_date AS day,
            coalesce(s.size_bytes / 1048576.0, s.size_mb) AS size_mb
@@ -127,12 +139,13 @@ WITH {_NEWEST}, present AS (
     SELECT a.instance_id, a.database_name, a.period_start, a.avg_size_mb
     FROM database_size_aggregations a
     WHERE a.period_type = 'daily' AND a.period_start > :before_first
-      AND a.period_start < (SELECT min(collected_date) FROM database_size_stats)
+      AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = a.instance_id
+                      AND s.database_name = a.database_name AND s.collected_date = a.period_start)
 )
 SELECT i.name AS server, l.database_name AS database, l.own_mb, l.own_source, l.server_mb, l.server_source, l.total_mb,
        array_agg(d.day - :before_first ORDER BY d.day) AS days,
        array_agg(CAST(d.size_mb AS float8) ORDER BY d.day) AS sizes, l.last_day
-FROM limited l JOIN instances i ON i.id = l.instance_id
+FROM limited l JOIN instances i ON i.id = l.instance_id AND (l.own_source IS NOT NULL OR l.server_source IS NOT NULL)
 JOIN days d ON d.instance_id = l.instance_id AND d.database_name = l.database_name
 GROUP BY i.name, l.database_name, l.own_mb, l.own_source, l.server_mb, l.server_source, l.total_mb, l.last_day
 ORDER BY i.name, l.database_name

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.units import printable
+from capacity_assets.units import first_of, printable
 
 WHOLE_SERVER = ""
 """Stands for a server as a whole where a database is named; no database has this name."""
 
+NAMED = 10
 MB_PER_GB = 1024
 MOST_MB = 2**53
 UNLIMITED = "unlimited"
@@ -43,32 +46,32 @@ class StoredLimit:
     declared_at: datetime
 
 
-def declare(engine: Engine, limits: Sequence[Limit]) -> None:
+def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -> None:
     """Store limits, each in the place of an earlier one of the same server and database. All of them or none.
+
+    A dry run checks them and stores none.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured there.
         ValidationError: two limits are of the same server and database.
         DatabaseError: the database failed; nothing was changed.
     """
-    keys = [(limit.server, limit.database) for limit in limits]
-    repeated = sorted({_named(*key) for key in keys if keys.count(key) > 1})
+    counts = Counter((limit.server, limit.database) for limit in limits)
+    repeated = [_named(*key) for key, count in counts.items() if count > 1]
     if repeated:
-        raise ValidationError(f"{', '.join(repeated)}: more than one limit. Nothing was changed.")
+        raise ValidationError(f"More than one limit of {first_of(repeated, NAMED)}. Nothing was changed.")
     with database_errors(doing="storing limits", kept="Nothing was changed."), engine.begin() as connection:
         ids = _ids(connection, {limit.server for limit in limits})
-        _refuse_unknown_databases(connection, ids, limits)
-        for limit in limits:
-            connection.execute(
-                text(_STORE),
-                {
-                    "instance_id": ids[limit.server],
-                    "database_name": limit.database or WHOLE_SERVER,
-                    "limit_mb": limit.limit_mb,
-                    "source": DECLARED,
-                    "note": limit.note,
-                },
-            )
+        parameters = {
+            "instance_ids": [ids[limit.server] for limit in limits],
+            "databases": [WHOLE_SERVER if limit.database is None else limit.database for limit in limits],
+            "limits_mb": [limit.limit_mb for limit in limits],
+            "notes": [limit.note for limit in limits],
+            "source": DECLARED,
+        }
+        _refuse_unknown_databases(connection, limits, parameters)
+        if not dry_run:
+            connection.execute(text(_STORE), parameters)
 
 
 def forget(engine: Engine, server: str, database: str | None) -> None:
@@ -76,11 +79,14 @@ def forget(engine: Engine, server: str, database: str | None) -> None:
 
     Raises:
         NotFoundError: there is none.
+        ValidationError: the name of the database is empty.
         DatabaseError: the database failed; nothing was changed.
     """
+    if database == WHOLE_SERVER:
+        raise ValidationError("An empty name is no database. Nothing was changed.")
     with database_errors(doing="removing a limit", kept="Nothing was changed."), engine.begin() as connection:
         ids = _ids(connection, {server})
-        parameters = {"instance_id": ids[server], "database_name": database or WHOLE_SERVER}
+        parameters = {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
         gone = connection.execute(text(_FORGET), parameters).rowcount
     if not gone:
         raise NotFoundError(f"{_named(server, database)} has no limit. Nothing was changed.")
@@ -112,7 +118,9 @@ def limits_of_file(path: Path) -> list[Limit]:
             reader = csv.DictReader(file, delimiter=max(",;\t", key=first.count), strict=True)
             missing = {"server", "limit_gb"} - set(reader.fieldnames or ())
             if missing:
-                raise ValidationError(f"{path} has no column {', '.join(sorted(missing))}; columns are {COLUMNS}.")
+                raise ValidationError(
+                    f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
+                )
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
@@ -147,7 +155,7 @@ def megabytes_of(limit_gb: str) -> int | None:
     except (InvalidOperation, ValueError, OverflowError):
         raise ValidationError(f"{limit_gb!r} is no limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
     if not 0 < megabytes <= MOST_MB:
-        raise ValidationError(f"{limit_gb!r} is no limit; it must be above zero.")
+        raise ValidationError(f"{limit_gb!r} is no limit; it must be above zero, and at most {MOST_MB // MB_PER_GB:,}.")
     return megabytes
 
 
@@ -164,21 +172,20 @@ def _ids(connection: Connection, names: set[str]) -> dict[str, int]:
     return ids
 
 
-def _refuse_unknown_databases(connection: Connection, ids: dict[str, int], limits: Sequence[Limit]) -> None:
+def _refuse_unknown_databases(connection: Connection, limits: Sequence[Limit], parameters: dict[str, Any]) -> None:
     """A mistyped name would be a limit of nothing."""
-    for limit in limits:
-        if limit.database is None:
-            continue
-        parameters = {"instance_id": ids[limit.server], "database_name": limit.database}
-        if not connection.execute(text(_WAS_MEASURED), parameters).scalar():
-            raise NotFoundError(
-                f"No database {limit.database!r} was ever measured on {printable(limit.server)}. Nothing was changed."
-            )
+    unknown = [limits[number - 1] for number in connection.execute(text(_NEVER_MEASURED), parameters).scalars()]
+    missing = [limit for limit in unknown if limit.database is not None]
+    if missing:
+        names = first_of((f"{limit.database!r} on {limit.server}" for limit in missing), NAMED)
+        raise NotFoundError(f"No database {names} was ever measured. Nothing was changed.")
 
 
 _STORE = """
 INSERT INTO capacity_limits (instance_id, database_name, limit_mb, source, note)
-VALUES (:instance_id, :database_name, :limit_mb, :source, :note)
+SELECT g.instance_id, g.database_name, g.limit_mb, CAST(:source AS varchar), g.note
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:limits_mb AS bigint[]),
+            CAST(:notes AS text[])) AS g (instance_id, database_name, limit_mb, note)
 ON CONFLICT (instance_id, database_name) DO UPDATE
 SET limit_mb = excluded.limit_mb, source = excluded.source, note = excluded.note, declared_at = now()
 """
@@ -187,10 +194,14 @@ _LIST = """
 SELECT i.name, l.database_name, l.limit_mb, l.source, l.note, l.declared_at
 FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name, l.database_name
 """
-_WAS_MEASURED = """
-SELECT EXISTS (
-    SELECT FROM database_size_stats WHERE instance_id = :instance_id AND database_name = :database_name
+_NEVER_MEASURED = """
+SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
+    AS g (instance_id, database_name, number)
+WHERE NOT EXISTS (
+    SELECT FROM database_size_stats s WHERE s.instance_id = g.instance_id AND s.database_name = g.database_name
     UNION ALL
-    SELECT FROM database_size_aggregations WHERE instance_id = :instance_id AND database_name = :database_name
+    SELECT FROM database_size_aggregations a
+    WHERE a.instance_id = g.instance_id AND a.database_name = g.database_name
 )
+ORDER BY g.number
 """

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine, Row
 
-from capacity_assets.forecast.model import HORIZONS_DAYS, Forecasts, forecast
+from capacity_assets.forecast.model import HORIZONS_DAYS, Forecasts, Sizes, forecast
 from capacity_assets.forecast.runway import NOT_WITHIN_HORIZON, Runways, runways
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.runway import history
+from capacity_assets.units import first_of
 
+NAMED = 10
 OWN, SERVER = "own limit", "server limit"
 FORECAST, TOO_LITTLE_HISTORY, NO_LIMIT = "forecast", "too little history", "unlimited"
 
@@ -23,7 +25,8 @@ FORECAST, TOO_LITTLE_HISTORY, NO_LIMIT = "forecast", "too little history", "unli
 class Outlook:
     """One server (`database` None) or database: how much it holds, may hold, and when that is reached.
 
-    A day is None where the limit is not reached within a year, or `state` is not `forecast`.
+    Days and probabilities count from `last_day`. A day is None where the limit is not reached within a year, or `state`
+    is not `forecast`.
     """
 
     server: str
@@ -32,6 +35,7 @@ class Outlook:
     size_mb: int
     limit_mb: int | None
     """The binding limit: the smallest that is known; None: unlimited."""
+    has_own_limit: bool
     binds: str
     source: str
     headroom_mb: int | None
@@ -75,20 +79,47 @@ def outlooks(engine: Engine, today: date, server: str | None = None, *, add_mb: 
             outlook
             for read in (history.servers, history.databases)
             for batch in read(connection, as_of, server)
-            for outlook in _of_batch(batch, as_of, add_mb)
+            for outlook in _of_batch(batch, add_mb)
         ]
         unknown = history.without_limit(connection, as_of, server)
     rows.sort(key=lambda row: (row.risk, row.server, row.database or ""))
     return Outlooks(as_of, rows, unknown)
 
 
-def _of_batch(batch: history.Histories, as_of: date, add_mb: int) -> Iterator[Outlook]:
+def outlook_with_sizes(
+    engine: Engine, today: date, database: str | None, server: str | None
+) -> tuple[Outlook, Sizes] | None:
+    """Return the outlook of one database, or with None of the whole server, and its sizes; None: it has no limit.
+
+    Raises:
+        ValidationError: several servers have a database of that name.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
+        as_of = history.newest_day(connection, today)
+        if as_of is None:
+            return None
+        read = history.servers if database is None else history.databases
+        found = [
+            (outlook, sizes)
+            for batch in read(connection, as_of, server)
+            for outlook, sizes in zip(_of_batch(batch, 0), batch.sizes, strict=True)
+            if outlook.database == database
+        ]
+    if len(found) > 1:
+        names = first_of((outlook.server for outlook, _ in found), NAMED)
+        raise ValidationError(f"{len(found)} servers have a database of the name {database!r}: {names}. Add --server.")
+    return found[0] if found else None
+
+
+def _of_batch(batch: history.Histories, add_mb: int) -> Iterator[Outlook]:
     made = forecast(batch.sizes)
     bound = [_binding(row, float(size)) for row, size in zip(batch.subjects, made.last, strict=True)]
-    limits = np.array([np.inf if limit is None else limit + add_mb for limit, _, _ in bound])
+    # A server that is more than full leaves a small database less than nothing.
+    limits = np.array([np.inf if limit is None else max(limit + add_mb, 0.0) for limit, _, _ in bound])
     ends = runways(made, limits)
     for place, (row, (_, binds, source)) in enumerate(zip(batch.subjects, bound, strict=True)):
-        yield _outlook(row, place, made, ends, limits[place], binds, source, as_of)
+        yield _outlook(row, place, made, ends, limits[place], binds, source)
 
 
 def _binding(row: Row[Any], size_mb: float) -> tuple[float | None, str, str]:
@@ -104,12 +135,12 @@ def _binding(row: Row[Any], size_mb: float) -> tuple[float | None, str, str]:
 
 
 def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
-    row: Row[Any], place: int, made: Forecasts, ends: Runways, limit: float, binds: str, source: str, as_of: date
+    row: Row[Any], place: int, made: Forecasts, ends: Runways, limit: float, binds: str, source: str
 ) -> Outlook:
     limited, has_band = bool(np.isfinite(limit)), bool(ends.has_band[place])
     state = NO_LIMIT if not limited else FORECAST if has_band else TOO_LITTLE_HISTORY
     days = (ends.early_days, ends.middle_days, ends.late_days)
-    early, middle, late = (_day(as_of, int(each[place])) if state == FORECAST else None for each in days)
+    early, middle, late = (_day(row.last_day, int(each[place])) if state == FORECAST else None for each in days)
     within = zip(HORIZONS_DAYS, ends.probability[place], strict=True)
     probabilities = {days: round(float(share), 3) for days, share in within} if state == FORECAST else {}
     size_mb = int(made.last[place])
@@ -119,6 +150,7 @@ def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
         row.last_day,
         size_mb,
         int(limit) if limited else None,
+        row.own_source is not None,
         binds,
         source,
         int(limit) - size_mb if limited else None,
@@ -131,5 +163,5 @@ def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
     )
 
 
-def _day(as_of: date, days: int) -> date | None:
-    return None if days == NOT_WITHIN_HORIZON else as_of + timedelta(days=days)
+def _day(last_day: date, days: int) -> date | None:
+    return None if days == NOT_WITHIN_HORIZON else last_day + timedelta(days=days)

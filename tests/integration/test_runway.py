@@ -19,6 +19,7 @@ from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = TODAY - timedelta(days=199)
+ORDERS_FULL = TODAY + timedelta(days=57)
 GROWING = [1024 + 10 * day for day in range(200)]
 
 
@@ -53,7 +54,7 @@ def test_a_limit_of_its_own_gives_a_growing_database_a_day_and_a_still_one_none(
     orders, still = rows["server-1", "orders"], rows["server-1", "still"]
     assert (orders.size_mb, orders.limit_mb, orders.headroom_mb, orders.binds) == (3014, 3584, 570, OWN)
     assert orders.change_mb_per_day == 10
-    assert orders.early_day == orders.middle_day == orders.late_day == TODAY + timedelta(days=57)
+    assert orders.early_day == orders.middle_day == orders.late_day == ORDERS_FULL
     assert orders.probabilities == {7: 0, 30: 0, 90: 1, 365: 1}
     assert (still.early_day, still.late_day, still.state) == (None, None, "forecast")
     assert still.probabilities == {7: 0, 30: 0, 90: 0, 365: 0}
@@ -70,6 +71,16 @@ def test_the_smaller_of_its_own_limit_and_what_the_server_has_left_binds(engine:
     assert (orders.binds, orders.limit_mb, orders.headroom_mb) == (SERVER, 3014 + 582, 582)
     assert (whole.size_mb, whole.limit_mb, whole.middle_day) == (3514, 4096, TODAY + timedelta(days=59))
     assert rows["server-1", "still"].limit_mb == 500 + 582
+
+
+def test_a_server_without_a_total_is_as_large_as_its_databases(engine: Engine) -> None:
+    declared("server-1", "--gb", "4")
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE instance_size_stats SET is_deleted = true WHERE collected_date = :day"), {"day": TODAY}
+        )
+
+    assert found(engine)["server-1", "orders"].headroom_mb == 582
 
 
 def test_unknown_is_neither_unlimited_nor_zero_and_too_little_history_says_so(engine: Engine) -> None:
@@ -105,6 +116,55 @@ def test_daily_aggregates_stand_for_samples_that_retention_has_dropped(
     assert found(engine) == before
 
 
+def test_one_old_sample_of_another_server_takes_no_aggregates_away(engine: Engine, service: AggregationService) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    service.calculate_period_aggregations("daily", FIRST, TODAY)
+    before = found(engine)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-01'"))
+    add_database_sizes(engine, sizes(2, "young", "2023-01-01", [1]))
+
+    assert found(engine)["server-1", "orders"] == before["server-1", "orders"]
+
+
+def test_days_that_were_not_measured_are_not_days_without_a_change(engine: Engine) -> None:
+    """A server that was last measured three weeks ago is forecast from that day on."""
+    declared("server-1", "orders", "--gb", "3.5")
+    declared("server-1", "--gb", "4")
+    before = found(engine)
+    silent = TODAY - timedelta(days=21)
+    with engine.begin() as connection:
+        for table in ("database_size_stats", "instance_size_stats"):
+            connection.execute(
+                text(f"DELETE FROM {table} WHERE instance_id = 1 AND collected_date > :day"), {"day": silent}
+            )
+
+    after = found(engine)
+
+    for subject in (("server-1", "orders"), ("server-1", None)):
+        assert (after[subject].last_day, after[subject].change_mb_per_day) == (silent, 10)
+        assert after[subject].middle_day == before[subject].middle_day
+
+
+def test_a_fleet_without_totals_has_runways_too(engine: Engine) -> None:
+    declared("server-1", "--gb", "4")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM instance_size_stats"))
+
+    shown = capacity("runway").output
+
+    assert "orders" in shown, "its server has no row that would stand for it"
+    assert "Limit unknown: 1 database." in shown
+
+
+def test_a_server_that_is_more_than_full_leaves_its_databases_nothing(engine: Engine) -> None:
+    declared("server-1", "--gb", "1")
+
+    still = found(engine)["server-1", "still"]
+
+    assert (still.limit_mb, still.middle_day, still.probabilities[7]) == (0, TODAY, 1)
+
+
 def test_a_database_that_is_gone_and_a_server_out_of_service_are_not_listed(engine: Engine) -> None:
     declared("server-1", "orders", "--gb", "3.5")
     declared("server-2", "young", "--gb", "1")
@@ -118,6 +178,36 @@ def test_a_database_that_is_gone_and_a_server_out_of_service_are_not_listed(engi
     assert found(engine) == {}
 
 
+def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+
+    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
+
+    assert told[0] == f"orders on server-1, as of {TODAY}: 2.9 GiB"
+    assert told[1] == "Measured days that were looked at: 200"
+    assert told[2] == "Daily changes from 10.000 to 10.000 MiB count as they are, 0 beyond were cut to these."
+    assert told[3] == "Drift: 10.000 MiB per day; a second way: 10.000. It was the better forecast."
+    assert told[-3:] == [
+        "Limit: 3.5 GiB, own limit, declared.",
+        f"Full: early {ORDERS_FULL}, middle {ORDERS_FULL}, late {ORDERS_FULL}.",
+        "Both ways come to the same.",
+    ]
+    assert (document["agrees"], document["drift_mb_per_day"], document["cut_changes"]) == (True, 10, 0)
+    assert document["band_mb"]["30"] == [3314, 3314]
+
+
+def test_what_has_no_limit_has_no_runway_to_explain() -> None:
+    refused = capacity("explain", "orders", "--runway")
+    unclear = capacity("explain", "orders")
+
+    assert (refused.exit_code, unclear.exit_code) == (2, 2)
+    both = capacity("explain", "orders", "--runway", "--period", "daily")
+    assert (both.exit_code, "say one of the two" in both.output) == (2, True)
+    assert "'orders' has no limit" in refused.output
+    assert "Say which figures: --period, one of daily," in unclear.output
+
+
 def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() -> None:
     declared("server-1", "orders", "--gb", "3.5")
     declared("server-2", "--unlimited")
@@ -129,7 +219,7 @@ def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() ->
     assert lines[0] == f"Full when, as of {TODAY}"
     assert lines[2].split() == [
         *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
-        *[str(TODAY + timedelta(days=57))] * 3,
+        *[str(ORDERS_FULL)] * 3,
         *("0%", "100%"),
     ]
     assert "unlimited" in lines[3]
@@ -162,17 +252,20 @@ def test_limits_are_listed_replaced_and_forgotten() -> None:
         ("orders", 5120, None, "declared"),
     ]
     assert removed.exit_code == 0
+    empty = capacity("limits", "remove", "server-1", "")
+    assert (empty.exit_code, len(json.loads(capacity("limits", "list", "--json").output))) == (2, 1)
     assert (again.exit_code, "orders on server-1 has no limit. Nothing was changed." in again.output) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["server-1", "ordres", "--gb", "1"], "No database 'ordres' was ever measured on server-1."),
+        (["server-1", "ordres", "--gb", "1"], "No database 'ordres' on server-1 was ever measured."),
         (["server-9", "--gb", "1"], "No server 'server-9' is registered."),
         (["server-1", "--gb", "much"], "'much' is no limit; write GiB as 500 or 1.5, or unlimited."),
-        (["server-1", "--gb", "0"], "'0' is no limit; it must be above zero."),
+        (["server-1", "--gb", "0"], "'0' is no limit; it must be above zero"),
         (["server-1", "--gb", "nan"], "'nan' is no limit"),
+        (["server-1", "--gb", "9e15"], "'9e15' is no limit; it must be above zero, and at most"),
         (["server-1"], "Say how much it can hold: --gb, or --unlimited."),
         (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: --gb, or --unlimited."),
     ],
@@ -186,7 +279,7 @@ def test_a_limit_that_cannot_be_one_is_refused(arguments: list[str], told: str) 
 
 
 def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
-    good, bad = tmp_path / "limits.csv", tmp_path / "bad.csv"
+    good, bad, unknown = (tmp_path / f"{name}.csv" for name in ("limits", "bad", "unknown"))
     good.write_text(
         "server,database,limit_gb,note\nserver-1,,2000,disk\nserver-1,orders,1.5,\nserver-2,young,unlimited,\n"
     )
@@ -196,7 +289,13 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
     none_yet = json.loads(capacity("limits", "list", "--json").output)
     done = capacity("limits", "import", str(good))
     refused = capacity("limits", "import", str(bad))
+    unknown.write_text("server,database,limit_gb\nserver-1,ordres,1\nserver-1,still,1\nserver-1,still,2\n")
+    twice = capacity("limits", "import", str(unknown), "--dry-run")
+    unknown.write_text("server,database,limit_gb\nserver-1,ordres,1\n")
+    mistyped = capacity("limits", "import", str(unknown), "--dry-run")
 
+    assert "More than one limit of still on server-1." in twice.output
+    assert (mistyped.exit_code, "No database 'ordres' on server-1 was ever measured." in mistyped.output) == (2, True)
     assert rehearsed.output.splitlines()[-1] == "Dry run: nothing was changed."
     assert none_yet == []
     assert f"3 limits declared from {good}." in done.output
@@ -209,6 +308,14 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "line 3: names no server." in refused.output
     assert "line 4: 'few' is no limit" in refused.output
+
+
+@pytest.mark.parametrize("wrong", ["abc", "nan", "Infinity", "-1"])
+def test_what_is_no_number_of_gib_is_refused(wrong: str) -> None:
+    refused = capacity("runway", "--add-gb", wrong)
+
+    assert refused.exit_code == 2
+    assert f"'{wrong}' is no number of GiB" in refused.output
 
 
 def test_a_server_that_is_not_there_is_said_so() -> None:

@@ -11,10 +11,12 @@ from capacity_assets.forecast.model import (
     HISTORY_DAYS,
     HORIZONS_DAYS,
     LEAST_CHANGES,
+    LEAST_ERRORS,
     Forecasts,
     Sizes,
     forecast,
 )
+from capacity_assets.forecast.reference import reference
 from capacity_assets.forecast.runway import HORIZON_DAYS, NOT_WITHIN_HORIZON, runways
 
 MANY_DAYS = 500
@@ -78,7 +80,7 @@ def test_where_the_drift_was_the_worse_forecast_the_last_value_stays() -> None:
     assert made.lower[0, 1] <= 10_000 <= made.upper[0, 1], "the purge is in the band"
 
 
-@pytest.mark.parametrize("changes", [0, 1, LEAST_CHANGES - 1])
+@pytest.mark.parametrize("changes", [0, 1, LEAST_CHANGES - 1, 55])
 def test_too_little_history_has_no_band_and_no_date(changes: int) -> None:
     made = one(line(50, changes + 1))
     ends = runways(made, np.array([10_050.0]))
@@ -88,6 +90,10 @@ def test_too_little_history_has_no_band_and_no_date(changes: int) -> None:
     assert not ends.has_band[0]
     assert np.isnan(ends.probability).all()
     assert ends.middle_days.tolist() == [NOT_WITHIN_HORIZON]
+
+
+def test_fifty_six_known_changes_are_enough_for_a_band() -> None:
+    assert not np.isnan(one(line(50, 57)).upper).any()
 
 
 def test_an_unknown_limit_gives_no_probability_and_no_limit_gives_none_of_being_full() -> None:
@@ -140,6 +146,18 @@ def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
         np.testing.assert_array_equal(getattr(together, name)[order], getattr(shuffled, name))
     for place, values in enumerate(every):
         np.testing.assert_array_equal(forecast(values[None, :]).upper[0], together.upper[place])
+
+
+@given(series())
+def test_the_forecast_equals_the_calculation_value_by_value(values: Sizes) -> None:
+    made = one(values)
+    other = reference([None if np.isnan(value) else float(value) for value in values])
+
+    assert made.drift[0] == pytest.approx(other.drift, abs=1e-6)
+    assert [len(errors) >= LEAST_ERRORS for errors in other.errors.values()] == (made.counts[0] > 0).tolist()
+    for place, days in enumerate(HORIZONS_DAYS):
+        band = (made.lower[0, place], made.upper[0, place])
+        assert band == pytest.approx(other.band.get(days, (np.nan, np.nan)), abs=1e-3, nan_ok=True), days
 
 
 @given(series(), st.integers(1, 50))

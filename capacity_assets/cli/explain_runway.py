@@ -1,0 +1,126 @@
+"""`capacity explain --runway`: what a runway was made of, with the forecast computed a second way beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from sqlalchemy import Engine
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.clock import Clock
+from capacity_assets.forecast.model import HORIZONS_DAYS, Forecasts, forecast
+from capacity_assets.forecast.reference import Reference, reference
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.runway.outlook import FORECAST, Outlook, outlook_with_sizes
+from capacity_assets.settings import Settings
+from capacity_assets.units import human_mb
+
+TOLERANCE = 1e-6
+COLUMNS = (
+    ("Horizon", "left"),
+    ("Past errors", "right"),
+    ("Lower", "right"),
+    ("Forecast", "right"),
+    ("Upper", "right"),
+    ("A second way", "left"),
+)
+
+
+@dataclass(frozen=True)
+class RunwayExplanation:
+    """A runway, what it was made of, and the same once more."""
+
+    outlook: Outlook
+    measured_days: int
+    made: Forecasts
+    again: Reference
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both ways come to the same, up to the last digits of a sum."""
+        bands = [(self.made.lower[0, n], self.made.upper[0, n]) for n in range(len(HORIZONS_DAYS))]
+        other = [self.again.band.get(days, (np.nan, np.nan)) for days in HORIZONS_DAYS]
+        close = np.allclose(bands, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        return bool(close and np.isclose(self.made.drift[0], self.again.drift, rtol=TOLERANCE, atol=TOLERANCE))
+
+
+def explain_runway(
+    engine: Engine, settings: Settings, database: str | None, server: str | None, *, as_json: bool
+) -> int:
+    """Print where the runway of a database, or of a server, comes from; return the exit code.
+
+    Raises:
+        NotFoundError: nothing of that name has a limit and was measured within the last month.
+        ValidationError: several servers have a database of that name.
+        DatabaseError: the database failed.
+    """
+    found = outlook_with_sizes(engine, Clock(settings.zone).today(), database, server)
+    if found is None:
+        raise NotFoundError(
+            f"{database or server!r} has no limit, or was not measured within the last month. `capacity limits list` "
+            "shows the limits."
+        )
+    outlook, sizes = found
+    values = [None if np.isnan(size) else float(size) for size in sizes]
+    measured = sum(value is not None for value in values)
+    explanation = RunwayExplanation(outlook, measured, forecast(sizes[None, :]), reference(values))
+    if as_json:
+        print_json(_as_dict(explanation))
+    else:
+        _print(explanation)
+    return DONE
+
+
+def _print(explanation: RunwayExplanation) -> None:
+    outlook, again = explanation.outlook, explanation.again
+    subject = outlook.database or "All databases"
+    say(f"{subject} on {outlook.server}, as of {outlook.last_day}: {human_mb(outlook.size_mb)}")
+    say(f"Measured days that were looked at: {explanation.measured_days:,}")
+    say(
+        f"Daily changes from {again.lowest_change:,.3f} to {again.highest_change:,.3f} MiB count as they are, "
+        f"{again.cut_changes:,} beyond were cut to these."
+    )
+    say(
+        f"Drift: {explanation.made.drift[0]:,.3f} MiB per day; a second way: {again.drift:,.3f}. "
+        + (
+            "It was the better forecast."
+            if again.follows_drift
+            else "The last size was the better forecast, so it stays."
+        )
+    )
+    print_table("Bands in MiB", COLUMNS, [_cells(explanation, place) for place in range(len(HORIZONS_DAYS))])
+    limit = "unlimited" if outlook.limit_mb is None else human_mb(outlook.limit_mb)
+    say(f"Limit: {limit}, {outlook.binds}, {outlook.source}.")
+    if outlook.state == FORECAST:
+        days = (outlook.early_day, outlook.middle_day, outlook.late_day)
+        early, middle, late = ("not within a year" if day is None else day for day in days)
+        say(f"Full: early {early}, middle {middle}, late {late}.")
+    else:
+        say(f"No date: {outlook.state}.")
+    say("Both ways come to the same." if explanation.agrees else "The two ways DIFFER: please report this.")
+
+
+def _cells(explanation: RunwayExplanation, place: int) -> list[object]:
+    made, days = explanation.made, HORIZONS_DAYS[place]
+    other = explanation.again.band.get(days)
+    figures = [f"{each[0, place]:,.1f}" for each in (made.lower, made.middle, made.upper)]
+    again = "none" if other is None else f"{other[0]:,.1f} to {other[1]:,.1f}"
+    return [f"{days} days", len(explanation.again.errors[days]), *figures, again]
+
+
+def _as_dict(explanation: RunwayExplanation) -> dict[str, object]:
+    again = explanation.again
+    return {
+        "outlook": asdict(explanation.outlook),
+        "measured_days": explanation.measured_days,
+        "drift_mb_per_day": float(explanation.made.drift[0]),
+        "lowest_change_mb": again.lowest_change,
+        "highest_change_mb": again.highest_change,
+        "cut_changes": again.cut_changes,
+        "follows_drift": again.follows_drift,
+        "errors_mb": again.errors,
+        "band_mb": again.band,
+        "agrees": explanation.agrees,
+    }

@@ -1,0 +1,118 @@
+"""The forecast of one series computed a second way: value by value, without arrays. For `explain` and for tests.
+
+It follows docs/forecast.md, not `model`, from which it takes nothing but the constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from capacity_assets.forecast.model import (
+    BAND,
+    DRIFT_DAYS,
+    GROWTH_OF_ERRORS,
+    HISTORY_DAYS,
+    HORIZONS_DAYS,
+    JUDGED_BY_DAYS,
+    LEAST_CHANGES,
+    LEAST_ERRORS,
+    MOST_ORIGINS,
+    ORIGIN_STEP_DAYS,
+    WINSORISED_SHARE,
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The forecast of one series, and what it was made of."""
+
+    last: float
+    drift: float
+    lowest_change: float
+    highest_change: float
+    """Between these, daily changes count as they are; beyond, as the nearer of the two."""
+    cut_changes: int
+    follows_drift: bool
+    errors: dict[int, list[float]]
+    """Past errors by horizon in days."""
+    band: dict[int, tuple[float, float]]
+    """Lower and upper end by horizon in days; empty with too little history."""
+
+
+def reference(sizes: Sequence[float | None]) -> Reference:
+    """Forecast one series: one value per day up to today, None where it was not measured; one at least was."""
+    levels = _filled(sizes[-HISTORY_DAYS:])
+    changes = [after - before for before, after in pairwise(levels)]
+    lowest, highest = (_quantile(sorted(changes), share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
+    kept = [min(max(change, lowest), highest) for change in changes]
+    staying, drifting = _errors(levels, kept, drift=False), _errors(levels, kept, drift=True)
+    judged = [
+        horizon for horizon in HORIZONS_DAYS if horizon <= JUDGED_BY_DAYS and len(staying[horizon]) >= LEAST_ERRORS
+    ]
+    follows = not judged or sum(map(abs, drifting[judged[-1]])) <= sum(map(abs, staying[judged[-1]]))
+    enough = len(changes) >= LEAST_CHANGES
+    errors = drifting if follows else staying
+    drift = _mean(kept[-DRIFT_DAYS:]) if follows and enough else 0.0
+    cut = sum(before != after for before, after in zip(changes, kept, strict=True))
+    return Reference(levels[-1], drift, lowest, highest, cut, follows, errors, _band(levels[-1], drift, errors))
+
+
+def _filled(sizes: Sequence[float | None]) -> list[float]:
+    """Drop what lies before the first measured day, and put the days between two on the line between them."""
+    measured = [(day, size) for day, size in enumerate(sizes) if size is not None]
+    levels: list[float] = []
+    for (day, size), (next_day, next_size) in pairwise(measured):
+        width = next_day - day
+        levels += [size + (next_size - size) * (step / width) for step in range(width)]
+    last_day, last = measured[-1]
+    return levels + [last] * (len(sizes) - last_day)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    if not ordered:
+        return 0.0
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def _errors(levels: Sequence[float], kept: Sequence[float], *, drift: bool) -> dict[int, list[float]]:
+    """What came after each past day, less what its forecast would have been."""
+    found: dict[int, list[float]] = {}
+    for horizon in HORIZONS_DAYS:
+        found[horizon] = []
+        for number in range(MOST_ORIGINS):
+            origin = len(levels) - 1 - horizon - number * ORIGIN_STEP_DAYS
+            if origin < LEAST_CHANGES:
+                break
+            expected = _mean(kept[max(0, origin - DRIFT_DAYS) : origin]) * horizon if drift else 0.0
+            expected = max(expected, -levels[origin])
+            found[horizon].append(levels[origin + horizon] - levels[origin] - expected)
+    return found
+
+
+def _band(last: float, drift: float, errors: dict[int, list[float]]) -> dict[int, tuple[float, float]]:
+    """The forecast and quantiles of its past errors; a horizon with too few takes those of the shorter one."""
+    found: dict[int, tuple[float, float]] = {}
+    below = above = math.nan
+    for place, horizon in enumerate(HORIZONS_DAYS):
+        own = sorted(errors[horizon])
+        if len(own) >= LEAST_ERRORS:
+            independent = max(len(own) * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
+            tail = max((1 - BAND) / 2 - 0.5 / independent, 0.0)
+            below, above = min(_quantile(own, tail), 0.0), max(_quantile(own, 1 - tail), 0.0)
+        elif place:
+            grown = (horizon / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
+            below, above = below * grown, above * grown
+        if not math.isnan(below):
+            middle = last + drift * horizon
+            found[horizon] = (max(middle + below, 0.0), max(middle + above, 0.0))
+    return found
