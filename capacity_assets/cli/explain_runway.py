@@ -10,9 +10,10 @@ from sqlalchemy import Engine
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
+from capacity_assets.collection.registry import registered
 from capacity_assets.forecast.model import HORIZONS_DAYS, Forecasts, forecast
 from capacity_assets.forecast.reference import Reference, reference
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.runway.outlook import FORECAST, Outlook, outlook_with_sizes
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_mb
@@ -52,10 +53,14 @@ def explain_runway(
     """Print where the runway of a database, or of a server, comes from; return the exit code.
 
     Raises:
-        NotFoundError: nothing of that name has a limit and was measured within the last month.
-        ValidationError: several servers have a database of that name.
+        NotFoundError: no such server, or nothing of that name has a limit and was measured within the last month.
+        ValidationError: a name is empty, or several servers have a database of that name.
         DatabaseError: the database failed.
     """
+    if "" in {database, server}:
+        raise ValidationError("An empty name is no database and no server.")
+    if server is not None:
+        registered(engine, [server])
     found = outlook_with_sizes(engine, Clock(settings.zone).today(), database, server)
     if found is None:
         raise NotFoundError(

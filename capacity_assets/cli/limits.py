@@ -59,11 +59,12 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity limits set db-7 archive --unlimited
     """
     if unlimited == (gb is not None):
-        raise ValidationError("Say how much it can hold: --gb, or --unlimited. Nothing was changed.")
+        raise ValidationError("Say how much it can hold: either --gb or --unlimited. Nothing was changed.")
     limit = Limit(server, database, megabytes_of(UNLIMITED if unlimited else str(gb)), note)
     with opened_registry(settings) as engine:
         declare(engine, [limit])
-    say(f"{printable(database or server)}: {told(limit.limit_mb)}. `capacity runway` says when that is reached.")
+    subject = server if database is None else f"{database} on {server}"
+    say(f"{printable(subject)}: {told(limit.limit_mb)}. `capacity runway {server}` says when it is full.")
     return DONE
 
 
@@ -131,5 +132,6 @@ def remove(settings: Settings, /, *, server: str, database: str | None) -> int:
     """Forget the limit of SERVER, or of one DATABASE of it."""
     with opened_registry(settings) as engine:
         forget(engine, server, database)
-    say(f"{printable(database or server)} has no limit that is known any more.")
+    subject = server if database is None else f"{database} on {server}"
+    say(f"The limit of {printable(subject)} is forgotten.")
     return DONE

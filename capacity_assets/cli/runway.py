@@ -12,6 +12,7 @@ from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import GIGABYTES, command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
+from capacity_assets.collection.registry import registered
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
@@ -55,9 +56,11 @@ def runway(settings: Settings, /, *, server: str | None, add_gb: Decimal, show: 
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         refuse_an_unfit_database(engine, settings.zone, kept="Nothing was changed.")
+        if server is not None:
+            registered(engine, [server])  # refuses a name that is not
         found = outlooks(engine, Clock(settings.zone).today(), server, add_mb=int(add_gb * MB_PER_GB))
     if server is not None and not found.rows and not found.unknown_limits:
-        raise NotFoundError(f"No server {server!r} in service was measured within the last month.")
+        raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
     if as_json:
         print_json({**asdict(found), "add_gb": float(add_gb)})
     else:

@@ -59,6 +59,8 @@ class Forecasts:
     """Lower end of the band, series by horizon; NaN without a band."""
     upper: Sizes
     """Upper end of the band, series by horizon; NaN without a band."""
+    median_error: Sizes
+    """Median of the past errors, series by horizon; NaN without a band."""
 
     @property
     def middle(self) -> Sizes:
@@ -82,8 +84,8 @@ def forecast(sizes: Sizes) -> Forecasts:
     errors, counts, follows = _backtest(levels, summed, known)
     drift = np.where(follows & (known >= LEAST_CHANGES), drift, 0.0)
     last = levels[:, -1]
-    lower, upper = _bands(last, drift, errors, counts)
-    return Forecasts(last, drift, known, errors, counts, lower, upper)
+    lower, upper, median_error = _bands(last, drift, errors, counts)
+    return Forecasts(last, drift, known, errors, counts, lower, upper, median_error)
 
 
 def _filled(sizes: Sizes) -> Sizes:
@@ -162,11 +164,11 @@ def _backtest(
     return errors, np.where(counts >= LEAST_ERRORS, counts, 0), follows
 
 
-def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) -> tuple[Sizes, Sizes]:
-    """Lower and upper end at each horizon: the forecast and quantiles of its own past errors."""
+def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) -> tuple[Sizes, Sizes, Sizes]:
+    """Lower and upper end at each horizon: the forecast and quantiles of its own past errors; and their median."""
     shape = (len(last), len(HORIZONS_DAYS))
-    lower, upper = np.full(shape, np.nan), np.full(shape, np.nan)
-    below = above = np.full(len(last), np.nan)
+    lower, upper, median = (np.full(shape, np.nan) for _ in range(3))
+    below = above = half = np.full(len(last), np.nan)
     for place, horizon in enumerate(HORIZONS_DAYS):
         count = counts[:, place]
         tail = _tail(count, horizon)
@@ -177,7 +179,9 @@ def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) 
         above = np.where(count > 0, np.maximum(high, 0.0), above * scale)
         middle = last + drift * horizon
         lower[:, place], upper[:, place] = np.maximum(middle + below, 0.0), np.maximum(middle + above, 0.0)
-    return lower, upper
+        half = np.where(count > 0, _quantile(errors[:, place], count, 0.5), half * scale)
+        median[:, place] = half
+    return lower, upper, median
 
 
 def _tail(count: NDArray[np.int64], horizon: int) -> Sizes:

@@ -26,7 +26,7 @@ class Runways:
     early_days: NDArray[np.int64]
     """P10: reached by then with a probability of a tenth, by the upper end of the band."""
     middle_days: NDArray[np.int64]
-    """P50: by the forecast itself."""
+    """P50: by the forecast and the median of its past errors."""
     late_days: NDArray[np.int64]
     """P90: by the lower end of the band."""
     probability: Sizes
@@ -45,11 +45,10 @@ def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
     goal = np.where(known, limits, np.inf)
     above = forecasts.upper - forecasts.last[:, None] - forecasts.drift[:, None] * np.asarray(HORIZONS_DAYS)
     below = forecasts.lower - forecasts.last[:, None] - forecasts.drift[:, None] * np.asarray(HORIZONS_DAYS)
-    nothing = np.zeros_like(above)
     probability = np.where((known & has_band)[:, None], _probabilities(forecasts, goal), np.nan)
     return Runways(
         np.where(has_band, _reached(forecasts, above, goal), NOT_WITHIN_HORIZON),
-        np.where(has_band, _reached(forecasts, nothing, goal), NOT_WITHIN_HORIZON),
+        np.where(has_band, _reached(forecasts, forecasts.median_error, goal), NOT_WITHIN_HORIZON),
         np.where(has_band, _reached(forecasts, below, goal), NOT_WITHIN_HORIZON),
         probability,
         known,

@@ -66,7 +66,10 @@ def _parameters(as_of: date, server: str | None) -> dict[str, object]:
 
 
 def _batches(connection: Connection, query: str, as_of: date, server: str | None) -> Iterator[Histories]:
-    rows = connection.execution_options(yield_per=BATCH).execute(text(query), _parameters(as_of, server))
+    # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
+    connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
+    options = {"yield_per": BATCH}
+    rows = connection.execute(text(query), _parameters(as_of, server), execution_options=options)
     for batch in rows.partitions():
         sizes = np.full((len(batch), HISTORY_DAYS), np.nan)
         for place, row in enumerate(batch):

@@ -266,8 +266,8 @@ def test_limits_are_listed_replaced_and_forgotten() -> None:
         (["server-1", "--gb", "0"], "'0' is no limit; it must be above zero"),
         (["server-1", "--gb", "nan"], "'nan' is no limit"),
         (["server-1", "--gb", "9e15"], "'9e15' is no limit; it must be above zero, and at most"),
-        (["server-1"], "Say how much it can hold: --gb, or --unlimited."),
-        (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: --gb, or --unlimited."),
+        (["server-1"], "Say how much it can hold: either --gb or --unlimited."),
+        (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: either --gb or --unlimited."),
     ],
 )
 def test_a_limit_that_cannot_be_one_is_refused(arguments: list[str], told: str) -> None:
@@ -322,7 +322,7 @@ def test_a_server_that_is_not_there_is_said_so() -> None:
     refused = capacity("runway", "server-9")
 
     assert refused.exit_code == 2
-    assert "No server 'server-9' in service was measured within the last month." in refused.output
+    assert "No server is named 'server-9'." in refused.output
 
 
 def test_a_server_without_history_takes_its_limit_along_when_it_is_removed(engine: Engine) -> None:

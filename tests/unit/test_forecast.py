@@ -105,6 +105,16 @@ def test_an_unknown_limit_gives_no_probability_and_no_limit_gives_none_of_being_
     assert ends.early_days.tolist() == [NOT_WITHIN_HORIZON] * 2
 
 
+def test_the_middle_day_agrees_with_the_probabilities() -> None:
+    """Purged every sixty days: the last size stays, but most weeks end above it."""
+    made = one(10_000 + 30.0 * (np.arange(805) % 60))
+    ends = runways(made, made.last + 150)
+
+    assert made.drift.tolist() == [0]
+    assert ends.probability[0, 0] > 0.8
+    assert 1 <= ends.middle_days[0] <= 7
+
+
 def test_what_is_full_already_is_full_today() -> None:
     ends = runways(one(line(5)), np.array([12_495.0]))
 
@@ -128,7 +138,7 @@ def test_only_so_many_days_are_looked_at() -> None:
 
 
 def assert_same(one: Forecasts, other: Forecasts) -> None:
-    for name in ("last", "drift", "errors", "counts", "lower", "upper"):
+    for name in ("last", "drift", "errors", "counts", "lower", "upper", "median_error"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
