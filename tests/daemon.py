@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
@@ -25,7 +24,8 @@ from dagster._grpc.server import wait_for_grpc_server
 from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster._utils import find_free_port
 
-SHANGHAI = ZoneInfo("Asia/Shanghai")
+from tests.clocks import SHANGHAI
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN_PATIENCE_SECONDS = 60
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tests.servers import free_port
 
 
 def redis_program() -> str:
@@ -29,9 +30,7 @@ class RedisServer:
     """A real redis-server on loopback that a test may stop, start, pause and flush."""
 
     def __init__(self, folder: Path, password: str | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self._folder = folder
         self._password = password
         self.process: subprocess.Popen[bytes] | None = None

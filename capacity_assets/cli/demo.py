@@ -104,7 +104,7 @@ def run_demo(settings: Settings) -> None:
             runner = task_runner(engine, settings)
             run = _verify(runner, first_day, today)
             _print_result(run, written, fleet, changed=bool(chunks))
-            _print_fastest(engine, MONTHLY.last(today))
+            _print_fastest(engine, month)
             _declare_limits(engine, today)
             print_outlooks(outlooks(engine, today), show=FASTEST_SHOWN)
         _print_where_to_look(settings, month)
@@ -188,7 +188,7 @@ def _rounded_up(size_mb: float) -> int:
 
 
 def _print_where_to_look(settings: Settings, month: Window) -> None:
-    say(f"Growth report, to open in a browser: {settings.reports / file_name(PERIODS['monthly'], month)}")
+    say(f"Growth report, to open in a browser: {settings.reports / file_name(MONTHLY, month)}")
     say("Next: `make up` (or `capacity up`) serves the Dagster UI; Catalog has the assets, Runs these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` computes without Dagster.")
     say(f"Data: {settings.home.resolve()}. `capacity demo --remove` takes all of it away again.")

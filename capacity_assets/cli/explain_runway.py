@@ -8,7 +8,9 @@ import numpy as np
 from sqlalchemy import Engine
 
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.limits import told
 from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.runway import days_told
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
 from capacity_assets.forecast.model import HORIZONS_DAYS, Forecasts, forecast
@@ -96,11 +98,9 @@ def _print(explanation: RunwayExplanation) -> None:
         )
     )
     print_table("Bands in MiB", COLUMNS, [_cells(explanation, place) for place in range(len(HORIZONS_DAYS))])
-    limit = "unlimited" if outlook.limit_mb is None else human_mb(outlook.limit_mb)
-    say(f"Limit: {limit}, {outlook.binds}, {outlook.source}.")
+    say(f"Limit: {told(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.")
     if outlook.state == FORECAST:
-        days = (outlook.early_day, outlook.middle_day, outlook.late_day)
-        early, middle, late = ("not within a year" if day is None else day for day in days)
+        early, middle, late = days_told(outlook)
         say(f"Full: early {early}, middle {middle}, late {late}.")
     else:
         say(f"No date: {outlook.state}.")

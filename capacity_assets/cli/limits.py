@@ -20,10 +20,11 @@ from capacity_assets.runway.limits import (
     forget,
     limits_of_file,
     megabytes_of,
+    named,
     stored_limits,
 )
 from capacity_assets.settings import Settings
-from capacity_assets.units import counted, human_mb, printable
+from capacity_assets.units import counted, human_mb
 
 COMMANDS = {"set": "limits:set_", "import": "limits:import_", "list": "limits:list_", "remove": "limits:remove"}
 
@@ -63,8 +64,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     limit = Limit(server, database, megabytes_of(UNLIMITED if unlimited else str(gb)), note)
     with opened_registry(settings) as engine:
         declare(engine, [limit])
-    subject = server if database is None else f"{database} on {server}"
-    say(f"{printable(subject)}: {told(limit.limit_mb)}. `capacity runway {server}` says when it is full.")
+    say(f"{named(server, database)}: {told(limit.limit_mb)}. `capacity runway {server}` says when it is full.")
     return DONE
 
 
@@ -132,6 +132,5 @@ def remove(settings: Settings, /, *, server: str, database: str | None) -> int:
     """Forget the limit of SERVER, or of one DATABASE of it."""
     with opened_registry(settings) as engine:
         forget(engine, server, database)
-    subject = server if database is None else f"{database} on {server}"
-    say(f"The limit of {printable(subject)} is forgotten.")
+    say(f"The limit of {named(server, database)} is forgotten.")
     return DONE

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import date
 from decimal import Decimal
 
 import click
 
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.limits import told
 from capacity_assets.cli.options import GIGABYTES, command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
@@ -89,13 +89,13 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
 
 
 def _cells(row: Outlook) -> list[object]:
-    limit = "unlimited" if row.limit_mb is None else human_mb(row.limit_mb)
     probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
-    days = [_day(row, day) for day in (row.early_day, row.middle_day, row.late_day)]
-    return [row.server, row.database or "all together", human_mb(row.size_mb), limit, row.binds, *days, *probabilities]
+    days = days_told(row) if row.state == FORECAST else [row.state] * 3
+    subject = [row.server, row.database or "all together"]
+    return [*subject, human_mb(row.size_mb), told(row.limit_mb), row.binds, *days, *probabilities]
 
 
-def _day(row: Outlook, day: date | None) -> str:
-    if row.state != FORECAST:
-        return row.state
-    return "not within a year" if day is None else str(day)
+def days_told(row: Outlook) -> list[str]:
+    """Render the early, middle and late day."""
+    days = (row.early_day, row.middle_day, row.late_day)
+    return ["not within a year" if day is None else str(day) for day in days]

@@ -6,7 +6,6 @@ registered.
 
 from __future__ import annotations
 
-import csv
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.servers import FIELDS, Server, complete
+from capacity_assets.foundation.csv_files import csv_rows
 from capacity_assets.foundation.errors import ValidationError
 
 NEEDED = ("name", "engine", "host")
@@ -43,29 +43,15 @@ def declared_servers(path: Path) -> list[Server]:
 def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         if path.suffix.lower() == ".csv":
-            return _of_csv(path)
+            _, rows = csv_rows(path)
+            return [(f"line {line}", values) for line, values in rows]
         with path.open("rb") as file:
             return _of_toml(tomllib.load(file))
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, csv.Error) as error:
-        # The parsers name place and expectation, not the text that is there.
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        # The parser names place and expectation, not the text that is there.
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
-
-
-def _of_csv(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        # Spreadsheets of many countries separate by semicolons.
-        reader = csv.DictReader(file, delimiter=max(",;\t", key=first.count), strict=True)
-        found: list[tuple[str, Mapping[str, Any]]] = []
-        for row in reader:
-            if None in row:
-                raise ValidationError(f"{path}: line {reader.line_num} has more fields than there are headings.")
-            # Empty fields are not given.
-            found.append((f"line {reader.line_num}", {name: value for name, value in row.items() if value}))
-        return found
 
 
 def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -52,7 +52,10 @@ class Forecasts:
     known_changes: NDArray[np.int64]
     """Daily changes that were known; below LEAST_CHANGES there is no band."""
     errors: Sizes
-    """Past errors in units of the size, series by horizon by MOST_ORIGINS, ascending, NaN where there are none."""
+    """Past errors in units of the size, series by horizon by MOST_ORIGINS, ascending, NaN where there are none.
+
+    Those of a horizon with fewer than LEAST_ERRORS are those of the next shorter one, scaled.
+    """
     counts: NDArray[np.int64]
     """Number of past errors, series by horizon; 0 where they were scaled from a shorter horizon, or there are none."""
     lower: Sizes
@@ -161,25 +164,33 @@ def _backtest(
         worse = np.nansum(np.abs(drifting[:, place]), axis=1) > np.nansum(np.abs(staying[:, place]), axis=1)
         follows = np.where(counts[:, place] >= LEAST_ERRORS, ~worse, follows)
     errors = np.sort(np.where(follows[:, None, None], drifting, staying), axis=2)
-    return errors, np.where(counts >= LEAST_ERRORS, counts, 0), follows
+    counts = np.where(counts >= LEAST_ERRORS, counts, 0)
+    return _completed(errors, counts), counts, follows
+
+
+def _completed(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:
+    """Give a horizon with too few past errors those of the next shorter one, scaled."""
+    errors[:, 0] = np.where(counts[:, :1] > 0, errors[:, 0], np.nan)
+    for place in range(1, len(HORIZONS_DAYS)):
+        grown = (HORIZONS_DAYS[place] / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
+        errors[:, place] = np.where(counts[:, place, None] > 0, errors[:, place], errors[:, place - 1] * grown)
+    return errors
 
 
 def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) -> tuple[Sizes, Sizes, Sizes]:
     """Lower and upper end at each horizon: the forecast and quantiles of its own past errors; and their median."""
     shape = (len(last), len(HORIZONS_DAYS))
     lower, upper, median = (np.full(shape, np.nan) for _ in range(3))
-    below = above = half = np.full(len(last), np.nan)
+    tail = np.zeros(len(last))
     for place, horizon in enumerate(HORIZONS_DAYS):
-        count = counts[:, place]
-        tail = _tail(count, horizon)
-        scale = 1.0 if place == 0 else (horizon / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
-        low, high = (_quantile(errors[:, place], count, share) for share in (tail, 1 - tail))
-        # The forecast itself lies in its band.
-        below = np.where(count > 0, np.minimum(low, 0.0), below * scale)
-        above = np.where(count > 0, np.maximum(high, 0.0), above * scale)
+        tail = np.where(counts[:, place] > 0, _tail(counts[:, place], horizon), tail)
+        there = errors[:, place]
+        count = np.sum(~np.isnan(there), axis=1)
+        low, half, high = (np.where(count > 0, _quantile(there, count, s), np.nan) for s in (tail, 0.5, 1 - tail))
         middle = last + drift * horizon
-        lower[:, place], upper[:, place] = np.maximum(middle + below, 0.0), np.maximum(middle + above, 0.0)
-        half = np.where(count > 0, _quantile(errors[:, place], count, 0.5), half * scale)
+        # The forecast itself lies in its band.
+        lower[:, place] = np.maximum(middle + np.minimum(low, 0.0), 0.0)
+        upper[:, place] = np.maximum(middle + np.maximum(high, 0.0), 0.0)
         median[:, place] = half
     return lower, upper, median
 

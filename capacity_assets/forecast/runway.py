@@ -73,18 +73,9 @@ def _reached(forecasts: Forecasts, offsets: Sizes, goal: Sizes) -> NDArray[np.in
 
 def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
     """Share of the past errors with which the forecast would reach the goal, at each horizon."""
-    result = np.zeros((len(goal), len(HORIZONS_DAYS)))
-    errors, counts, scale = forecasts.errors[:, 0], forecasts.counts[:, 0], np.ones(len(goal))
-    for place, horizon in enumerate(HORIZONS_DAYS):
-        own = forecasts.counts[:, place] > 0
-        if place:
-            grown = (horizon / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
-            scale = np.where(own, 1.0, scale * grown)
-            errors = np.where(own[:, None], forecasts.errors[:, place], errors)
-            counts = np.where(own, forecasts.counts[:, place], counts)
-        missing = goal - forecasts.last - forecasts.drift * horizon
-        with np.errstate(invalid="ignore"):
-            reaching = np.sum(errors * scale[:, None] >= missing[:, None], axis=1)
-        result[:, place] = reaching / np.maximum(counts, 1)
+    days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
+    missing = (goal - forecasts.last)[:, None] - forecasts.drift[:, None] * days
+    count = np.sum(~np.isnan(forecasts.errors), axis=2)
+    result = np.sum(forecasts.errors >= missing[:, :, None], axis=2) / np.maximum(count, 1)
     result = np.where((forecasts.last >= goal)[:, None], 1.0, result)
     return np.maximum.accumulate(result, axis=1)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, text
 
 from capacity_assets.forecast.model import HISTORY_DAYS, Sizes
 from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.units import BYTES_PER_MB
 
 BATCH = 2_000
 """Series that are read and forecast together, so that memory does not grow with the fleet."""
@@ -46,9 +47,11 @@ def servers(connection: Connection, as_of: date, server: str | None) -> Iterator
     yield from _batches(connection, _SERVERS, as_of, server)
 
 
-def databases(connection: Connection, as_of: date, server: str | None) -> Iterator[Histories]:
+def databases(
+    connection: Connection, as_of: date, server: str | None, database: str | None = None
+) -> Iterator[Histories]:
     """Yield the databases of servers in service that have a limit, or whose server has one. Raises as `servers`."""
-    yield from _batches(connection, _DATABASES, as_of, server)
+    yield from _batches(connection, _DATABASES, as_of, server, database)
 
 
 def without_limit(connection: Connection, as_of: date, server: str | None) -> int:
@@ -65,11 +68,14 @@ def _parameters(as_of: date, server: str | None) -> dict[str, object]:
     }
 
 
-def _batches(connection: Connection, query: str, as_of: date, server: str | None) -> Iterator[Histories]:
+def _batches(
+    connection: Connection, query: str, as_of: date, server: str | None, database: str | None = None
+) -> Iterator[Histories]:
     # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
     connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
     options = {"yield_per": BATCH}
-    rows = connection.execute(text(query), _parameters(as_of, server), execution_options=options)
+    parameters = {**_parameters(as_of, server), "database": database}
+    rows = connection.execute(text(query), parameters, execution_options=options)
     for batch in rows.partitions():
         sizes = np.full((len(batch), HISTORY_DAYS), np.nan)
         for place, row in enumerate(batch):
@@ -77,6 +83,11 @@ def _batches(connection: Connection, query: str, as_of: date, server: str | None
             not_measured_since = (as_of - row.last_day).days
             sizes[place, np.asarray(row.days) - 1 + not_measured_since] = row.sizes
         yield Histories(batch, sizes)
+
+
+def _mb(size: str) -> str:
+    """The expression of a size in MiB: with its fraction where the exact bytes are known."""
+    return f"coalesce({size}_bytes / CAST({BYTES_PER_MB} AS numeric), {size}_mb)"
 
 
 _NEWEST_DAY = """
@@ -89,7 +100,7 @@ SELECT max(day) FROM (
 # The day numbers count from the day before the first column. A server's own limit has the empty name.
 _SERVERS = f"""
 WITH days AS (
-    SELECT s.instance_id, s.collected_date AS day, coalesce(s.total_size_bytes / 1048576.0, s.total_size_mb) AS size_mb
+    SELECT s.instance_id, s.collected_date AS day, {_mb("s.total_size")} AS size_mb
     FROM instance_size_stats s
     WHERE s.collected_date > :before_first AND s.collected_date <= :as_of AND NOT s.is_deleted
     UNION ALL
@@ -119,14 +130,14 @@ newest AS (
 """  # noqa: S608 -- as above
 _DATABASES = f"""
 WITH {_NEWEST}, present AS (
-    SELECT s.instance_id, s.database_name, coalesce(s.size_bytes / 1048576.0, s.size_mb) AS size_mb, n.day AS last_day
+    SELECT s.instance_id, s.database_name, {_mb("s.size")} AS size_mb, n.day AS last_day
     FROM newest n
     JOIN database_size_stats s ON s.instance_id = n.instance_id AND s.collected_date = n.day
 ), limited AS MATERIALIZED (
     SELECT p.instance_id, p.database_name, p.last_day, own.limit_mb AS own_mb, own.source AS own_source,
            whole.limit_mb AS server_mb, whole.source AS server_source,
            CAST(coalesce(
-               (SELECT coalesce(t.total_size_bytes / 1048576.0, t.total_size_mb) FROM instance_size_stats t
+               (SELECT {_mb("t.total_size")} FROM instance_size_stats t
                 WHERE t.instance_id = p.instance_id AND t.collected_date = p.last_day AND NOT t.is_deleted
                 ORDER BY t.id DESC LIMIT 1),
                sum(p.size_mb) OVER (PARTITION BY p.instance_id)
@@ -136,7 +147,7 @@ WITH {_NEWEST}, present AS (
     LEFT JOIN capacity_limits whole ON whole.instance_id = p.instance_id AND whole.database_name = ''
 ), days AS (
     SELECT s.instance_id, s.database_name, s.collected_date AS day,
-           coalesce(s.size_bytes / 1048576.0, s.size_mb) AS size_mb
+           {_mb("s.size")} AS size_mb
     FROM database_size_stats s WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
     UNION ALL
     SELECT a.instance_id, a.database_name, a.period_start, a.avg_size_mb
@@ -150,6 +161,7 @@ SELECT i.name AS server, l.database_name AS database, l.own_mb, l.own_source, l.
        array_agg(CAST(d.size_mb AS float8) ORDER BY d.day) AS sizes, l.last_day
 FROM limited l JOIN instances i ON i.id = l.instance_id AND (l.own_source IS NOT NULL OR l.server_source IS NOT NULL)
 JOIN days d ON d.instance_id = l.instance_id AND d.database_name = l.database_name
+WHERE CAST(:database AS text) IS NULL OR l.database_name = :database
 GROUP BY i.name, l.database_name, l.own_mb, l.own_source, l.server_mb, l.server_source, l.total_mb, l.last_day
 ORDER BY i.name, l.database_name
 """  # noqa: S608 -- as above

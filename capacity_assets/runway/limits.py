@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.foundation.csv_files import csv_rows
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.units import first_of, printable
 
@@ -57,7 +57,7 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
         DatabaseError: the database failed; nothing was changed.
     """
     counts = Counter((limit.server, limit.database) for limit in limits)
-    repeated = [_named(*key) for key, count in counts.items() if count > 1]
+    repeated = [named(*key) for key, count in counts.items() if count > 1]
     if repeated:
         raise ValidationError(f"More than one limit of {first_of(repeated, NAMED)}. Nothing was changed.")
     with database_errors(doing="storing limits", kept="Nothing was changed."), engine.begin() as connection:
@@ -89,7 +89,7 @@ def forget(engine: Engine, server: str, database: str | None) -> None:
         parameters = {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
         gone = connection.execute(text(_FORGET), parameters).rowcount
     if not gone:
-        raise NotFoundError(f"{_named(server, database)} has no limit. Nothing was changed.")
+        raise NotFoundError(f"{named(server, database)} has no limit. Nothing was changed.")
 
 
 def stored_limits(engine: Engine) -> list[StoredLimit]:
@@ -111,32 +111,23 @@ def limits_of_file(path: Path) -> list[Limit]:
     Raises:
         ValidationError: it cannot be read, or a line cannot be a limit; all problems are reported together.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=first.count), strict=True)
-            missing = {"server", "limit_gb"} - set(reader.fieldnames or ())
-            if missing:
-                raise ValidationError(
-                    f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
-                )
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValidationError(f"{path} cannot be read: {error}.") from None
+    headings, rows = csv_rows(path)
+    missing = {"server", "limit_gb"} - set(headings)
+    if missing:
+        raise ValidationError(
+            f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
+        )
     found, problems = [], []
     for line, row in rows:
-        if not row["server"]:
+        if "server" not in row:
             problems.append(f"line {line}: names no server.")
             continue
         try:
-            limit_mb = megabytes_of(row["limit_gb"] or "")
+            limit_mb = megabytes_of(row.get("limit_gb", ""))
         except ValidationError as error:
             problems.append(f"line {line}: {error}")
         else:
-            found.append(Limit(row["server"], row.get("database") or None, limit_mb, row.get("note") or None))
+            found.append(Limit(row["server"], row.get("database"), limit_mb, row.get("note")))
     if problems:
         raise ValidationError("\n".join([*problems, "Nothing was changed."]))
     return found
@@ -159,7 +150,8 @@ def megabytes_of(limit_gb: str) -> int | None:
     return megabytes
 
 
-def _named(server: str, database: str | None) -> str:
+def named(server: str, database: str | None) -> str:
+    """Return a server, or a database of it, as people read it."""
     return printable(server if database is None else f"{database} on {server}")
 
 

@@ -99,13 +99,12 @@ def outlook_with_sizes(
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return None
-        read = history.servers if database is None else history.databases
-        found = [
-            (outlook, sizes)
-            for batch in read(connection, as_of, server)
-            for outlook, sizes in zip(_of_batch(batch, 0), batch.sizes, strict=True)
-            if outlook.database == database
-        ]
+        batches = (
+            history.servers(connection, as_of, server)
+            if database is None
+            else history.databases(connection, as_of, server, database)
+        )
+        found = [pair for batch in batches for pair in zip(_of_batch(batch, 0), batch.sizes, strict=True)]
     if len(found) > 1:
         names = first_of((outlook.server for outlook, _ in found), NAMED)
         raise ValidationError(f"{len(found)} servers have a database of the name {database!r}: {names}. Add --server.")

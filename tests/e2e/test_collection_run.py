@@ -15,8 +15,8 @@ from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import SHANGHAI
-from tests.e2e.stack import ask, free_port, launch, processes_naming, run, served, status, wait_for
-from tests.servers import MariaDBServer, PostgresServer, silent_socket
+from tests.e2e.stack import ask, launch, processes_naming, run, served, status, wait_for
+from tests.servers import MariaDBServer, PostgresServer, free_port, silent_socket
 
 RIGHT, WRONG = "right-Pa55-of-the-probe", "wrong-Pa55-of-the-probe"
 JOB = "collection_job"

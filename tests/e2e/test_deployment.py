@@ -20,9 +20,10 @@ from sqlalchemy import URL, Engine
 
 from capacity_assets.settings import DAGSTER_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded_folders import socket_folder
-from tests.e2e.stack import ask, free_port, launch, status, wait_for
+from tests.e2e.stack import ask, launch, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.redis_server import RedisServer
+from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))

@@ -18,8 +18,9 @@ import pytest
 from capacity_assets.settings import DAGSTER_DRIVER
 from capacity_assets.storage.embedded import EmbeddedServer
 from tests.e2e.conftest import FIRST_DAY, Demo
-from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_port, processes_naming, run, wait_for
+from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, processes_naming, run, wait_for
 from tests.redis_server import RedisServer
+from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

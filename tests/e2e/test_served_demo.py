@@ -23,7 +23,8 @@ from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from tests.e2e.conftest import FIRST_DAY, Demo
 from tests.e2e.foreign_pages import TAKEN, answer, login, nginx, proxy, questions
-from tests.e2e.stack import ask, free_port, processes_naming, run, served, wait_for
+from tests.e2e.stack import ask, processes_naming, run, served, wait_for
+from tests.servers import free_port
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

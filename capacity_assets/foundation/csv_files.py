@@ -1,0 +1,38 @@
+"""CSV files as people write them by hand or by a spreadsheet: one reader for declarations of servers and of limits.
+
+Large files of samples are read in `importing.sources`.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from capacity_assets.foundation.errors import ValidationError
+
+DELIMITERS = ",;\t"
+"""Spreadsheets of many countries separate by semicolons."""
+
+
+def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the headings and, with the number of its line, each row by heading; empty fields are left out.
+
+    Raises:
+        ValidationError: the file cannot be read, or a row has more fields than there are headings.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
+            rows = []
+            for row in reader:
+                if None in row:
+                    raise ValidationError(f"{path}: line {reader.line_num} has more fields than there are headings.")
+                rows.append((reader.line_num, {name: value for name, value in row.items() if value}))
+            return list(reader.fieldnames or ()), rows
+    except OSError as error:
+        raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        # The parser names place and expectation, not the text that is there.
+        raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
