@@ -14,6 +14,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from tzlocal import get_localzone_name
 
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+
 HOURS_PER_DAY = 24
 EARLIEST_START = date(1970, 1, 1)
 # Machines without a zone of their own have it under one or the other.
@@ -107,11 +109,19 @@ def _hour(value: object) -> object:
     return value
 
 
+def _horizon(value: object) -> object:
+    if str(value).strip() not in map(str, HORIZONS_DAYS):
+        msg = f"{value!r} is no horizon of the forecasts; write {', '.join(map(str, HORIZONS_DAYS))}"
+        raise ValueError(msg)
+    return value
+
+
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgresql_url)]
 WebAddress = Annotated[SecretStr, AfterValidator(_web_address)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ZoneName = Annotated[str, AfterValidator(_known_zone)]
 FirstDay = Annotated[date, BeforeValidator(_first_day)]
+Horizon = Annotated[int, BeforeValidator(_horizon)]
 Hour = Annotated[int, BeforeValidator(_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]

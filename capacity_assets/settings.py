@@ -7,14 +7,12 @@ registry, slice sizes) does not belong here.
 
 from __future__ import annotations
 
-import os
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from dotenv import dotenv_values
 from pydantic import Field, SecretStr
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,6 +22,7 @@ from capacity_assets.setting_values import (
     FirstDay,
     Folder,
     Folders,
+    Horizon,
     Hour,
     PostgresUrl,
     RedisUrl,
@@ -114,6 +113,23 @@ class Settings(BaseSettings):
         validation_alias="CAPACITY_JUMP_PERCENT",
         gt=0,
         description="Change in percent, up or down, from which on the check `jumps_named` names a row.",
+    )
+    fills_soon_days: Horizon = Field(
+        default=30,
+        validation_alias="CAPACITY_FILLS_SOON_DAYS",
+        description="Within how many days nothing may fill, for the check `nothing_fills_soon`: 7, 30, 90 or 365.",
+    )
+    fills_soon_percent: int = Field(
+        default=50,
+        validation_alias="CAPACITY_FILLS_SOON_PERCENT",
+        gt=0,
+        le=100,
+        description="Probability in percent from which on that check names a server, database or volume.",
+    )
+    fills_soon_severity: Literal["error", "warn"] = Field(
+        default="error",
+        validation_alias="CAPACITY_FILLS_SOON_SEVERITY",
+        description="`error`: what that check names is sent as an alert; `warn`: it is only shown.",
     )
     trend_percent: Decimal | None = Field(
         default=None,
@@ -264,22 +280,6 @@ def _with_driver(secret: SecretStr | None, driver: str) -> URL | None:
 def variable_names() -> dict[str, str]:
     """Return each environment variable with its description, in the order of `.env.example`."""
     return {str(field.validation_alias): field.description or "" for field in Settings.model_fields.values()}
-
-
-def variable(name: str) -> str | None:
-    """Return a variable that is named elsewhere, such as one that holds a password: exported, or in the file `.env`."""
-    return os.environ.get(name) or dotenv_values(ENV_FILE).get(name)
-
-
-def file_variables() -> dict[str, str]:
-    """Return what the file `.env` holds, for a child process that is started in another folder."""
-    return {name: value for name, value in dotenv_values(ENV_FILE).items() if value is not None}
-
-
-def unknown_variables() -> list[str]:
-    """Return variables that begin like ours but are none of ours: most likely misspelt, and without effect."""
-    present = {*os.environ, *dotenv_values(ENV_FILE)}
-    return sorted(name for name in present if name.startswith("CAPACITY_") and name not in variable_names())
 
 
 def _reason(message: str) -> str:

@@ -25,7 +25,7 @@ from capacity_assets.foundation.redis_locks import redis_key
 from capacity_assets.orchestration.naming import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import Settings, variable_names
-from capacity_assets.storage.tables import metadata
+from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.views import VIEWS
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -100,11 +100,12 @@ def engine_table() -> str:
                 f"`{name}`",
                 str(engine.default_port),
                 engine.definition,
+                engine.limits_definition,
                 ", ".join(f"`{name}`" for name in engine.system_databases) or "nothing",
                 "yes" if engine.verified else "no",
             ]
         )
-    return table(["engine", "port", "size of a database", "left out", "verified"], rows)
+    return table(["engine", "port", "size of a database", "limits", "left out", "verified"], rows)
 
 
 def grants() -> str:

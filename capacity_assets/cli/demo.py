@@ -8,11 +8,10 @@ away again. The sample fleet never shares a database with other servers.
 
 from __future__ import annotations
 
-import math
 from datetime import date
 
 import click
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
@@ -31,6 +30,7 @@ from capacity_assets.demo.sample_fleet import (
     other_instances,
     remove_sample_fleet,
 )
+from capacity_assets.demo.sample_limits import add_measured_limits, declare_sample_limits
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.foundation.status import AggregationStatus
@@ -38,30 +38,11 @@ from capacity_assets.orchestration.instance import dagster_environment, dagster_
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.report.data import file_name
 from capacity_assets.runtime import open_engine, prepare_database, retention_service, task_runner
-from capacity_assets.runway.limits import Limit, declare, stored_limits
-from capacity_assets.runway.outlook import outlooks
+from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 
 FASTEST_SHOWN = 5
 MONTHLY = PERIODS["monthly"]
-DISK_TO_TOTAL = 1.3
-DISK_STEP_MB = 64 * 1024
-# So that some limits of the sample fleet are unknown, as everywhere.
-SERVERS_PER_UNKNOWN = 4
-DAYS_TO_QUOTA = 20
-_TOTALS = """
-SELECT i.name, t.total_size_mb FROM instance_size_stats t JOIN instances i ON i.id = t.instance_id
-WHERE t.collected_date = :today AND i.is_active ORDER BY i.name
-"""
-_FASTEST = """
-SELECT i.name AS server, s.database_name AS database, s.size_mb,
-       CAST(ceil((s.size_mb - b.size_mb) / 90.0) AS bigint) AS mb_per_day
-FROM database_size_stats s
-JOIN database_size_stats b ON b.instance_id = s.instance_id AND b.database_name = s.database_name
-JOIN instances i ON i.id = s.instance_id
-WHERE s.collected_date = :today AND b.collected_date = CAST(:today AS date) - 90 AND s.size_mb > b.size_mb
-ORDER BY s.size_mb - b.size_mb DESC, i.name, s.database_name LIMIT 1
-"""
 
 
 @click.command()
@@ -97,6 +78,7 @@ def run_demo(settings: Settings) -> None:
             fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
+            declare_sample_limits(engine, today)
             mark_days(settings, instance, engine, today)
             chunks = open_work(instance, first_day, today, fleet)
             written = materialise(settings, instance, chunks)
@@ -105,7 +87,6 @@ def run_demo(settings: Settings) -> None:
             run = _verify(runner, first_day, today)
             _print_result(run, written, fleet, changed=bool(chunks))
             _print_fastest(engine, month)
-            _declare_limits(engine, today)
             print_outlooks(outlooks(engine, today), show=FASTEST_SHOWN)
         _print_where_to_look(settings, month)
 
@@ -117,7 +98,7 @@ def _load(engine: Engine, settings: Settings, first_day: date, today: date) -> L
             f"This database holds other servers than the sample fleet ({others}), and the two do not mix. "
             "Nothing was loaded. Set CAPACITY_HOME to another folder, or CAPACITY_DATABASE_URL to an empty database."
         )
-    fleet = load_sample_fleet(engine, first_day, today)
+    fleet = load_sample_fleet(engine, first_day, today, add_measured_limits)
     # Days that are older than samples are kept have no partition ahead of time.
     retention_service(engine, settings).prepare()
     return fleet
@@ -162,29 +143,6 @@ def _print_fastest(engine: Engine, month: Window) -> None:
     """Print what `capacity top --by percent` does."""
     asked = Top("monthly", None, "percent", None, FASTEST_SHOWN, as_json=False)
     print_top(PERIODS[asked.period], month, asked.by, top_rows(engine, asked, month.start))
-
-
-def _declare_limits(engine: Engine, today: date) -> None:
-    """Give the sample fleet disks, and one database a limit that it reaches within a month; once."""
-    if stored_limits(engine):
-        return
-    with engine.connect() as connection:
-        servers = connection.execute(text(_TOTALS), {"today": today}).all()
-        fastest = connection.execute(text(_FASTEST), {"today": today}).first()
-    disks = [
-        Limit(row.name, None, _rounded_up(row.total_size_mb * DISK_TO_TOTAL), "the sample fleet's disk")
-        for place, row in enumerate(servers)
-        if place % SERVERS_PER_UNKNOWN
-    ]
-    quota = []
-    if fastest is not None:
-        within_a_month = fastest.size_mb + DAYS_TO_QUOTA * fastest.mb_per_day
-        quota = [Limit(fastest.server, fastest.database, within_a_month, "a quota that is nearly used up")]
-    declare(engine, [*disks, *quota])
-
-
-def _rounded_up(size_mb: float) -> int:
-    return math.ceil(size_mb / DISK_STEP_MB) * DISK_STEP_MB
 
 
 def _print_where_to_look(settings: Settings, month: Window) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import error_console
 from capacity_assets.demo.sample_fleet import LoadedFleet
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.jobs import range_tags
@@ -27,6 +28,7 @@ from capacity_assets.orchestration.private.definitions import (
     execute_run,
 )
 from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, REPORT_PERIOD
+from capacity_assets.orchestration.runways import RUNWAY, RUNWAY_JOB
 from capacity_assets.orchestration.sample_days import unmarked_days
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.runtime import collection_service
@@ -62,11 +64,21 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
         names = [asset_name(period, level) for level in LEVELS.values()]
         for span in _open_spans(instance, period, names, (first_day, today), fleet):
             chunks.append(Chunk(job_name(period), f"the {period.name} windows", span))
+    # Before the reports, which show them.
+    for day in _runway_days(instance, first_day, today):
+        chunks.append(Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]))
     for span in _open_spans(instance, PERIODS[REPORT_PERIOD], [GROWTH_REPORT], (first_day, today), fleet):
         chunks.append(Chunk(GROWTH_REPORT_JOB, "the growth reports", span))
     if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
         chunks.append(Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
     return chunks
+
+
+def _runway_days(instance: dg.DagsterInstance, first_day: date, today: date) -> list[date]:
+    """Today, and the days whose forecasts come due today, so that there are scores; each forecast costs a second."""
+    done = instance.get_materialized_partitions(dg.AssetKey(RUNWAY))
+    due = [today - timedelta(days=days) for days in reversed(HORIZONS_DAYS)]
+    return [day for day in (*due, today) if day >= first_day and day.isoformat() not in done]
 
 
 def _open_spans(

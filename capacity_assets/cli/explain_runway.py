@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,12 +14,15 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.runway import days_told
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
-from capacity_assets.forecast.model import HORIZONS_DAYS, Forecasts, forecast
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.forecast.model import Forecasts, forecast
 from capacity_assets.forecast.reference import Reference, reference
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
-from capacity_assets.runway.outlook import FORECAST, Outlook, outlook_with_sizes
+from capacity_assets.runway.forecasting import outlook_with_sizes
+from capacity_assets.runway.outlook import FORECAST, Outlook
+from capacity_assets.runway.steps import Step, stored_steps
 from capacity_assets.settings import Settings
-from capacity_assets.units import human_mb
+from capacity_assets.units import human_mb, printable
 
 TOLERANCE = 1e-6
 COLUMNS = (
@@ -37,6 +41,7 @@ class RunwayExplanation:
 
     outlook: Outlook
     measured_days: int
+    steps: Sequence[Step]
     made: Forecasts
     again: Reference
 
@@ -69,10 +74,14 @@ def explain_runway(
             f"{database or server!r} has no limit, or was not measured within the last month. `capacity limits list` "
             "shows the limits."
         )
-    outlook, sizes = found
-    values = [None if np.isnan(size) else float(size) for size in sizes]
-    measured = sum(value is not None for value in values)
-    explanation = RunwayExplanation(outlook, measured, forecast(sizes[None, :]), reference(values))
+    measured, smooth = (
+        [None if np.isnan(size) else float(size) for size in sizes] for sizes in (found.sizes, found.smooth)
+    )
+    # A step of one database is one of its server's total, too.
+    left_out = stored_steps(engine, found.outlook.server, database)
+    made = forecast(found.smooth[None, :], found.sizes[None, :])
+    days = sum(value is not None for value in measured)
+    explanation = RunwayExplanation(found.outlook, days, left_out, made, reference(smooth, measured))
     if as_json:
         print_json(_as_dict(explanation))
     else:
@@ -85,6 +94,9 @@ def _print(explanation: RunwayExplanation) -> None:
     subject = outlook.database or "All databases"
     say(f"{subject} on {outlook.server}, as of {outlook.last_day}: {human_mb(outlook.size_mb)}")
     say(f"Measured days that were looked at: {explanation.measured_days:,}")
+    for step in explanation.steps:
+        what = f"{step.database}: {step.note}" if step.database else step.note
+        say(f"Left out: {step.day}, {printable(what)}.")
     say(
         f"Daily changes from {again.lowest_change:,.3f} to {again.highest_change:,.3f} MiB count as they are, "
         f"{again.cut_changes:,} beyond were cut to these."
@@ -120,6 +132,7 @@ def _as_dict(explanation: RunwayExplanation) -> dict[str, object]:
     return {
         "outlook": asdict(explanation.outlook),
         "measured_days": explanation.measured_days,
+        "steps": [asdict(step) for step in explanation.steps],
         "drift_mb_per_day": float(explanation.made.drift[0]),
         "lowest_change_mb": again.lowest_change,
         "highest_change_mb": again.highest_change,

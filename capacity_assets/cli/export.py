@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
+RUNWAY_VIEW = "capacity_runway"
 ROWS_AT_ONCE = 50_000
 # What others chose. A spreadsheet takes a name that begins like this for a formula, and runs it: an apostrophe, which
 # it does not show, makes it text.
-NAMES = {"server", "engine", "database"}
+NAMES = {"server", "engine", "database", "name"}
 _PLAIN = sql.SQL("{name}")
 _GUARDED = sql.SQL("CASE WHEN {name} ~ '^[=+@\\t\\r-]' THEN chr(39) || {name} ELSE {name} END AS {name}")
 
@@ -45,23 +46,30 @@ _GUARDED = sql.SQL("CASE WHEN {name} ~ '^[=+@\\t\\r-]' THEN chr(39) || {name} EL
 class Export:
     """What was asked for on the command line; open days are None."""
 
-    period: str
+    period: str | None
     level: str
     first_day: date | None
     last_day: date | None
+    runway: bool
     form: str | None
     output: str
     raw: bool
     as_json: bool
 
+    @property
+    def view(self) -> str:
+        """The view that is written."""
+        return RUNWAY_VIEW if self.runway else VIEW_OF_LEVEL[self.level]
+
 
 @click.command()
-@click.option("--period", required=True, help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
+@click.option("--period", help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
 @click.option(
     "--level", default="database", show_default=True, help=f"{' or '.join(LEVELS)}.", shell_complete=completing(LEVELS)
 )
 @click.option("--from", "first_day", type=DAY, help="First day; its whole window is written.")
 @click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are left out.")
+@click.option("--runway", is_flag=True, help="The newest runways instead of a period's aggregates.")
 @click.option(
     "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the name of the file, else csv."
 )
@@ -70,7 +78,7 @@ class Export:
 @json_option
 @command
 def export(settings: Settings, /, **asked: Any) -> int:
-    """Write the stored aggregates of a period as CSV or Parquet.
+    """Write stored aggregates or runways as CSV or Parquet.
 
     With the columns of the views.
 
@@ -78,8 +86,11 @@ def export(settings: Settings, /, **asked: Any) -> int:
     Examples:
       capacity export --period monthly --from 2025-01-01 > growth.csv
       capacity export --period daily --level instance --format parquet --output servers.parquet
+      capacity export --runway > runways.csv
     """
     wanted = Export(**asked)
+    if wanted.runway == (wanted.period is not None):
+        raise ValidationError("Say what to write: either --period or --runway. Nothing was written.")
     if wanted.level not in LEVELS:
         raise ValidationError(f"Unknown level {wanted.level!r}; known: {', '.join(LEVELS)}. Nothing was written.")
     to_file = wanted.output != STANDARD_OUTPUT
@@ -101,9 +112,9 @@ def export(settings: Settings, /, **asked: Any) -> int:
         with writing(path), atomic_write(path) as begun:
             rows = write(connection, query, begun)
     if wanted.as_json:
-        print_json({"path": str(path), "rows": rows, "view": VIEW_OF_LEVEL[wanted.level]})
+        print_json({"path": str(path), "rows": rows, "view": wanted.view})
     else:
-        say(f"{rows:,} rows of {VIEW_OF_LEVEL[wanted.level]} written to {path}")
+        say(f"{rows:,} rows of {wanted.view} written to {path}")
     return DONE
 
 
@@ -139,22 +150,27 @@ def _reading(engine: Engine) -> Iterator[Connection[Any]]:
 
 
 def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sql.Composed:
+    [view] = [view for view in VIEWS if view.name == wanted.view]
+    columns = sql.SQL(", ").join(
+        (_GUARDED if guarded and column.name in NAMES else _PLAIN).format(name=sql.Identifier(column.name))
+        for column in view.columns
+    )
+    if wanted.period is None:
+        return sql.SQL("SELECT {columns} FROM {view} ORDER BY server, subject, name").format(
+            columns=columns, view=sql.Identifier(wanted.view)
+        )
     period = runner.service.period(wanted.period)
     first, last = wanted.first_day or date.min, wanted.last_day or date.max
     if first > last:
         raise ValidationError(f"The first day {first} lies after the last day {last}. Nothing was written.")
     start = _first_window(period, wanted.first_day)
     order = ("window_start", "server", "database") if wanted.level == "database" else ("window_start", "server")
-    [view] = [view for view in VIEWS if view.name == VIEW_OF_LEVEL[wanted.level]]
     return sql.SQL(
         "SELECT {columns} FROM {view} "
         "WHERE period = {period} AND window_start BETWEEN {first} AND {last} ORDER BY {order}"
     ).format(
-        columns=sql.SQL(", ").join(
-            (_GUARDED if guarded and column.name in NAMES else _PLAIN).format(name=sql.Identifier(column.name))
-            for column in view.columns
-        ),
-        view=sql.Identifier(VIEW_OF_LEVEL[wanted.level]),
+        columns=columns,
+        view=sql.Identifier(wanted.view),
         period=sql.Literal(wanted.period),
         first=sql.Literal(start),
         last=sql.Literal(last),
@@ -194,6 +210,8 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         "date": pyarrow.date32(),
         "numeric": pyarrow.decimal128(38, 2),
         "bool": pyarrow.bool_(),
+        "float8": pyarrow.float64(),
+        "timestamptz": pyarrow.timestamp("us", tz="UTC"),
     }
     written = 0
     with connection.cursor(name="export") as cursor:

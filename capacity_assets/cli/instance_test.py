@@ -15,15 +15,16 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import readable_by_others
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.installed import engine_named
-from capacity_assets.collection.fleet import STATEMENT_SECONDS, refuse_impossible
+from capacity_assets.collection.fleet import STATEMENT_SECONDS
 from capacity_assets.collection.measuring import Stages, access_to, facts_of, given_up_in_time, measure
+from capacity_assets.collection.plausibility import refuse_impossible
 from capacity_assets.collection.registry import registered
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.runtime import collection_service
 from capacity_assets.settings import Settings
-from capacity_assets.units import first_of, human_mb
+from capacity_assets.units import BYTES_PER_MB, first_of, human_mb
 
 LARGEST_SHOWN = 10
 
@@ -41,6 +42,9 @@ class _Trial:
     databases: dict[str, int] = field(default_factory=dict)
     not_counted: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    volumes: dict[str, dict[str, int]] = field(default_factory=dict)
+    ceilings_mb: dict[str, int] = field(default_factory=dict)
+    unknown_limits: str | None = None
 
 
 @click.command("test")
@@ -96,6 +100,17 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
     trial.databases = {size.name: size.size_mb for size in sorted(found.sizes, key=lambda size: -size.size_mb)}
     trial.not_counted = list(found.not_counted)
     trial.left_out = list(found.left_out)
+    trial.volumes = {
+        volume.name: {
+            "total_mb": volume.total_bytes // BYTES_PER_MB,
+            "free_mb": volume.free_bytes // BYTES_PER_MB,
+        }
+        for volume in found.limits.volumes
+    }
+    trial.ceilings_mb = {
+        one.database: one.limit_bytes // BYTES_PER_MB for one in found.limits.ceilings if one.limit_bytes is not None
+    }
+    trial.unknown_limits = found.limits.unknown
     trial.works = True
     return trial
 
@@ -118,8 +133,19 @@ def _print_trial(trial: _Trial) -> None:
     print_table(
         f"Largest databases{f', {more:,} more' if more else ''}", (("Database", "left"), ("Size", "right")), rows
     )
+    _print_limits(trial)
     if trial.not_counted:
         say(f"Not counted, because no size is reported: {first_of(trial.not_counted, NAMES_SHOWN)}.")
     if trial.left_out:
         say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(trial.left_out, NAMES_SHOWN)}.")
     say("Nothing was stored. `capacity collect` measures and stores.")
+
+
+def _print_limits(trial: _Trial) -> None:
+    for name, sizes in trial.volumes.items():
+        say(f"Volume {name}: {human_mb(sizes['free_mb'])} of {human_mb(sizes['total_mb'])} free.")
+    if trial.ceilings_mb:
+        named = (f"{name} {human_mb(most)}" for name, most in trial.ceilings_mb.items())
+        say(f"Ceilings of databases: {first_of(named, NAMES_SHOWN)}.")
+    if trial.unknown_limits:
+        say(f"Limits not known: {trial.unknown_limits}. `capacity limits set {trial.server}` declares one.")

@@ -20,9 +20,9 @@ from capacity_assets.runway.limits import (
     forget,
     limits_of_file,
     megabytes_of,
-    named,
     stored_limits,
 )
+from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted, human_mb
 

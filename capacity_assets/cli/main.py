@@ -21,6 +21,7 @@ COMMANDS = {
     "aggregate": "aggregate:aggregate",
     "plan": "aggregate:plan",
     "limits": "limits:limits",
+    "steps": "steps:steps",
     "runway": "runway:runway",
     "top": "top:top",
     "explain": "explain:explain",

@@ -16,8 +16,9 @@ from capacity_assets.collection.registry import registered
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.runway.limits import MB_PER_GB
-from capacity_assets.runway.outlook import FORECAST, Outlook, Outlooks, outlooks
+from capacity_assets.runway.outlook import FORECAST, Outlook, Outlooks, standing_for_themselves
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted, human_mb
 
@@ -74,8 +75,7 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
     Databases that have only their server's limit are left out unless `every` is asked for: the server's own row says
     when that is reached.
     """
-    listed = {row.server for row in found.rows if row.database is None}
-    rows = [row for row in found.rows if every or row.has_own_limit or row.server not in listed]
+    rows = list(found.rows) if every else standing_for_themselves(found.rows)
     if rows:
         more = len(rows) - show
         title = f"Full when, as of {found.as_of}"
@@ -91,8 +91,8 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
 def _cells(row: Outlook) -> list[object]:
     probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
     days = days_told(row) if row.state == FORECAST else [row.state] * 3
-    subject = [row.server, row.database or "all together"]
-    return [*subject, human_mb(row.size_mb), told(row.limit_mb), row.binds, *days, *probabilities]
+    subject = [row.server, row.told]
+    return [*subject, human_mb(row.size_mb), told(row.limit_mb), row.binds or "", *days, *probabilities]
 
 
 def days_told(row: Outlook) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import date
+from datetime import date, timedelta
 
 import click
 from sqlalchemy import Engine, bindparam, func, select
@@ -14,18 +14,22 @@ from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_wo
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.runway import days_told
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
-from capacity_assets.foundation.errors import DatabaseError, ValidationError
+from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, task_runner
+from capacity_assets.runway.history_statements import STALE_DAYS
+from capacity_assets.runway.issued import Issue, newest_issue
 from capacity_assets.settings import Settings
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.engine import UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, untracked_changes
 from capacity_assets.storage.tables import instances
+from capacity_assets.units import counted
 
 
 @click.command()
@@ -50,6 +54,7 @@ def status(settings: Settings, /, *, as_json: bool) -> int:
         late, unknown = _late(engine, settings, revision, followed=works and not has_failed(runs or ()))
         untracked = untracked_changes(engine)
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
+        runways = _runways(engine, today) if revision == SCHEMA_REVISION else None
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
         activity = {
@@ -58,7 +63,9 @@ def status(settings: Settings, /, *, as_json: bool) -> int:
             "late": _as_dicts(late),
             "untracked_changes": untracked,
         }
-        print_json({**stored, **activity, "collection": None if collecting is None else asdict(collecting)})
+        collection = None if collecting is None else asdict(collecting)
+        issued = None if runways is None else asdict(runways)
+        print_json({**stored, **activity, "collection": collection, "runways": issued})
         return DONE
     say(f"Today is {today} ({settings.timezone}). Active servers: {active:,}.")
     if collecting is not None:
@@ -67,12 +74,31 @@ def status(settings: Settings, /, *, as_json: bool) -> int:
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
     if not any(row["rows_on_last_day"] for row in samples):
         say("There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`.")
+    _print_runways(runways)
     _print_activity(runs, late, unknown)
     if runs is not None and not works:
         say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
     for shortcoming in untracked:
         say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
     return DONE
+
+
+def _runways(engine: Engine, today: date) -> Issue | None:
+    with database_errors(doing="reading runways", kept="Nothing was changed."), engine.connect() as connection:
+        return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=RISKS_SHOWN)
+
+
+def _print_runways(issue: Issue | None) -> None:
+    if issue is None:
+        say("Fills first: no runway was issued within the last month.")
+        return
+    rows = [[risk.outlook.server, risk.outlook.told, *days_told(risk.outlook)] for risk in issue.risks]
+    if rows:
+        print_table(f"Fills first, as of {issue.as_of}", RISK_COLUMNS, rows)
+    else:
+        say(f"Fills first: nothing within a year, as far as limits are known, as of {issue.as_of}.")
+    if issue.unknown_limits:
+        say(f"Limit unknown: {counted(issue.unknown_limits, 'database')}.")
 
 
 def _late(engine: Engine, settings: Settings, revision: str | None, *, followed: bool) -> tuple[list[Late] | None, str]:
@@ -131,6 +157,14 @@ def _run_cells(run: ActiveRun) -> list[object]:
 
 
 FAILING_SHOWN = 10
+RISKS_SHOWN = 3
+RISK_COLUMNS = (
+    ("Server", "left"),
+    ("What", "left"),
+    ("Early (10 %)", "left"),
+    ("Middle (50 %)", "left"),
+    ("Late (90 %)", "left"),
+)
 FAILING_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Last measured", "left"), ("Reason", "text"))
 RUN_COLUMNS = (("Run", "left"), ("Job", "left"), ("Partitions", "left"), ("State", "left"), ("Since", "left"))
 LATE_COLUMNS = (

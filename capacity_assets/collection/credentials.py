@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from capacity_assets.environment import variable
 from capacity_assets.foundation.errors import CapacityError, ValidationError
 from capacity_assets.settings import (
     DEFAULT_PASSWORD_FOLDERS,
     DEFAULT_PASSWORD_VARIABLES,
     Settings,
-    variable,
     variable_names,
 )
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.base import DatabaseSize
+from capacity_assets.collection.engines.base import Measurement
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.measuring import (
     GRACE_SECONDS,
     POLL_SECONDS,
@@ -27,6 +28,7 @@ from capacity_assets.collection.measuring import (
     measure,
     timed_out,
 )
+from capacity_assets.collection.plausibility import possible, refuse_impossible
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 
@@ -35,6 +37,8 @@ CONNECT_SECONDS = 5.0
 LONGEST_CONNECT_SECONDS = 60.0
 # For a server that was never measured.
 STATEMENT_SECONDS = 300.0
+# For what is asked after the sizes: a file system that hangs would keep them waiting.
+LIMITS_SECONDS = 20.0
 # How much longer than ever before a server may take: this factor, and at least these seconds.
 SLOWER_BY = 5
 SHORTEST_STATEMENT_SECONDS = 30.0
@@ -128,6 +132,11 @@ class _Running:
             raise _day_over()
 
     @property
+    def limits_overdue(self) -> bool:
+        """Whether the sizes are known, and its limits take too long."""
+        return self.stages.sized is not None and time.monotonic() - self.stages.sized > LIMITS_SECONDS
+
+    @property
     def overdue(self) -> MeasureError | None:
         """The error if its driver has exceeded the time limit."""
         now = time.monotonic()
@@ -206,16 +215,21 @@ class FleetMeasurement:
             )
             excluded = self.context.excluded.get(server.engine, ())
             found = measure(server, access, excluded, one.stages, wait=one.wait)
-            refuse_impossible(found.sizes)
+            return self._measured(one, found)
         except MeasureError as error:
             return self._failed(one.task, one.stages, error)
         except Exception as error:  # noqa: BLE001 -- whatever it is, this server failed and the others go on
             return self._failed(one.task, one.stages, MeasureError(FailureKind.UNEXPECTED, type(error).__name__))
+
+    def _measured(self, one: _Running, found: Measurement) -> ProbeOutcome:
+        """Return the outcome; raises MeasureError as `refuse_impossible`."""
+        refuse_impossible(found.sizes)
         return ProbeOutcome(
             one.task.instance_id,
-            server.name,
+            one.task.server.name,
             self.clock.now(),
             sizes=found.sizes,
+            limits=possible(found.limits),
             not_counted=found.not_counted,
             left_out=found.left_out,
             connect_seconds=one.stages.connect_seconds,
@@ -249,35 +263,21 @@ class FleetMeasurement:
                 yield outcome
         for instance_id, one in list(running.items()):
             error = one.overdue
-            if error is not None:
+            if one.limits_overdue or error is not None:
                 del running[instance_id]
-                yield self._failed(one.task, one.stages, error)
+                sized = one.stages.measurement
+                if sized is not None:
+                    yield self._without_limits(one, sized)
+                elif error is not None:
+                    yield self._failed(one.task, one.stages, error)
+
+    def _without_limits(self, one: _Running, sized: Measurement) -> ProbeOutcome:
+        unknown = Limits(unknown=f"no answer within {LIMITS_SECONDS:.0f} s")
+        try:
+            return self._measured(one, replace(sized, limits=unknown))
+        except MeasureError as impossible:
+            return self._failed(one.task, one.stages, impossible)
 
 
 def _day_over() -> MeasureError:
     return MeasureError(FailureKind.DAY_OVER, "the day was over before its turn came")
-
-
-LARGEST_MB = 2**63 - 1
-LONGEST_NAME = 255
-
-
-def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Refuse what no table could hold, before it spoils the transaction that holds other servers too.
-
-    Raises:
-        MeasureError: a size or a name is impossible.
-    """
-    names = [size.name for size in sizes]
-    wrong = [
-        size.name
-        for size in sizes
-        if not isinstance(size.name, str)
-        or not 0 <= size.size_mb <= LARGEST_MB
-        or len(size.name) > LONGEST_NAME
-        or "\0" in size.name
-    ]
-    if wrong or len(set(names)) < len(names):
-        raise MeasureError(
-            FailureKind.UNEXPECTED, f"it reported an impossible size or name: {(wrong or names)[0]!r:.80}"
-        )

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from capacity_assets.collection.engines.base import (
 )
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.errors import CapacityError
 
@@ -45,6 +46,9 @@ class Stages:
     began: float = field(default_factory=time.monotonic)
     connected: float | None = None
     measuring: float | None = None
+    sized: float | None = None
+    measurement: Measurement | None = None
+    """The sizes, once they are known: what limits may still be asked for does not take them away."""
     ended: float | None = None
 
     @property
@@ -54,8 +58,9 @@ class Stages:
 
     @property
     def measure_seconds(self) -> float | None:
-        """How long measuring took, once it is done."""
-        return None if self.measuring is None or self.ended is None else self.ended - self.measuring
+        """How long measuring the sizes took, once it is done."""
+        end = self.sized or self.ended
+        return None if self.measuring is None or end is None else end - self.measuring
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,20 @@ def measure(
     def read_sizes(engine: EngineAdapter, connection: Any) -> Measurement:
         wait()
         stages.measuring = time.monotonic()
-        return engine.sizes(connection, access, excluded)
+        found = engine.sizes(connection, access, excluded)
+        stages.measurement, stages.sized = found, time.monotonic()
+        return replace(found, limits=_limits_of(engine, connection, access, [size.name for size in found.sizes]))
 
     return with_connection(server, access, stages, read_sizes)
+
+
+def _limits_of(engine: EngineAdapter, connection: Any, access: Access, names: Sequence[str]) -> Limits:
+    """Ask for limits; whatever goes wrong, sizes are known already and stay."""
+    try:
+        return engine.limits(connection, access, names)
+    except Exception as error:  # noqa: BLE001 -- as in `with_connection`
+        known = error if isinstance(error, MeasureError) else _explained(engine, error)
+        return Limits(unknown=str(known.without(access.password)))
 
 
 def facts_of(server: Server, access: Access, stages: Stages) -> ServerFacts:

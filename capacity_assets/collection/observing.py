@@ -7,21 +7,22 @@ from datetime import date, datetime, timedelta
 from sqlalchemy import Engine, Table, func, select, text
 
 from capacity_assets.foundation.errors import database_errors
-from capacity_assets.storage.tables import database_size_stats
+from capacity_assets.foundation.raw_tables import RawTable
 
 # Each day is an event: few, and late corrections are followed by the records of the database anyway.
 OBSERVED_DAYS = 7
 
 
-def data_versions(engine: Engine, table: Table, today: date) -> dict[date, str]:
+def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]:
     """Return a text for each of the newest days that has samples; it changes when their number, sum or time does.
 
     Raises:
         DatabaseError: the database failed.
     """
-    size = table.c.size_mb if table is database_size_stats else table.c.total_size_mb
+    table = raw.table
+    figures = (func.count(), func.sum(table.c[raw.summed]), func.max(table.c[raw.changed]))
     query = (
-        select(table.c.collected_date, func.count(), func.sum(size), func.max(table.c.updated_at))
+        select(table.c.collected_date, *figures)
         .where(table.c.collected_date.between(today - timedelta(days=OBSERVED_DAYS - 1), today))
         .group_by(table.c.collected_date)
     )

@@ -240,7 +240,8 @@ def remove(engine: Engine, names: Sequence[str]) -> tuple[str, ...]:
         for statement in _FORGET:
             connection.execute(text(statement), {"ids": list(ids)})
         gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
-        connection.execute(text("DELETE FROM capacity_limits WHERE instance_id = ANY (:gone)"), {"gone": list(gone)})
+        for table in ("capacity_limits", "capacity_steps"):
+            connection.execute(text(f"DELETE FROM {table} WHERE instance_id = ANY (:gone)"), {"gone": list(gone)})  # noqa: S608 -- our own names
         connection.execute(update(instances).where(instances.c.id.in_(ids)).values(is_active=False))
     return tuple(name for number, name in ids.items() if number not in gone)
 

@@ -9,6 +9,7 @@ from datetime import date, datetime
 
 from capacity_assets.collection.engines.base import NAMED, DatabaseSize
 from capacity_assets.collection.engines.failures import FailureKind
+from capacity_assets.collection.engines.limits import NOTHING_KNOWN, Limits
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS, AggregationStatus
 from capacity_assets.units import counted, first_of
 
@@ -27,6 +28,7 @@ class ProbeOutcome:
     measure_seconds: float | None = None
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    limits: Limits = NOTHING_KNOWN
     keeps_sample: bool = False
     """Whether a failed one has a sample of an earlier run of the day, which stays."""
 
@@ -60,7 +62,8 @@ class CollectionSummary:
 
     `kept_instances` of the failed ones have a sample of an earlier run of the day. `measured_*` is what this run
     measured, the other sums are what is stored of the day. `not_counted` names what no size is known of, by server;
-    `left_out` counts the servers on which a system database of that name was left out.
+    `left_out` counts the servers on which a system database of that name was left out. `unknown_limits` says by server
+    why its limits, or some of them, are not known.
     """
 
     day: date
@@ -75,6 +78,7 @@ class CollectionSummary:
     failures: tuple[Failure, ...] = ()
     not_counted: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unknown_limits: tuple[str, ...] = ()
     filled_elsewhere: int = 0
     duration_seconds: float = 0.0
 
@@ -144,6 +148,7 @@ class CollectionSummary:
             measured_size_mb=self.measured_size_mb + sum(outcome.total_size_mb for outcome in collected),
             failures=tuple(sorted((*self.failures, *failures), key=lambda failure: failure.server)),
             not_counted=tuple(sorted((*self.not_counted, *_named(outcomes)))),
+            unknown_limits=tuple(sorted((*self.unknown_limits, *_unknown_limits(collected)))),
             left_out=dict(sorted((Counter(self.left_out) + Counter(_left_out(outcomes))).items())),
         )
 
@@ -163,6 +168,8 @@ class CollectionSummary:
             "not_counted": list(self.not_counted[:MAXIMUM_LISTED_ERRORS]),
             "not_counted_count": len(self.not_counted),
             "left_out": dict(self.left_out),
+            "unknown_limits": list(self.unknown_limits[:MAXIMUM_LISTED_ERRORS]),
+            "unknown_limits_count": len(self.unknown_limits),
             "message": self.message,
             "duration_seconds": round(self.duration_seconds, 3),
         }
@@ -174,3 +181,7 @@ def _named(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
 
 def _left_out(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
     return (name for outcome in outcomes for name in outcome.left_out)
+
+
+def _unknown_limits(outcomes: Iterable[ProbeOutcome]) -> Iterator[str]:
+    return (f"{outcome.server}: {outcome.limits.unknown}" for outcome in outcomes if outcome.limits.unknown)

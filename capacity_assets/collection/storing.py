@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.results import ProbeOutcome
+from capacity_assets.collection.storing_limits import LIMIT_STATEMENTS, stage_limits
 from capacity_assets.foundation.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
@@ -41,7 +42,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
         engine.begin() as connection,
     ):
         _stage(connection, outcomes)
-        for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, _WRITE_ATTEMPTS):
+        for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, *LIMIT_STATEMENTS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
         note_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
@@ -80,6 +81,7 @@ def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:
     connection.execute(text(_STAGE_DATABASES))
     copy_rows(connection, "COPY measured_server FROM STDIN", _server_rows(outcomes))
     copy_rows(connection, "COPY measured_database FROM STDIN", _database_rows(outcomes))
+    stage_limits(connection, outcomes)
     # Fresh tables have no statistics, and the plans below should know how few rows there are.
     connection.execute(text("ANALYZE measured_server, measured_database"))
 

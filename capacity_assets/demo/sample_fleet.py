@@ -8,7 +8,7 @@ shrinkage, purges, single missing days, an outage of ten days, a new server and 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -18,7 +18,7 @@ from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import insert_samples
 from capacity_assets.storage.engine import copy_rows
-from capacity_assets.storage.tables import metadata
+from capacity_assets.storage.every_table import metadata
 
 EPOCH = date(2024, 1, 1)
 MOST_DAYS_OF_SAMPLES = 3 * 366
@@ -63,6 +63,29 @@ FLEET = (
     SampleServer("oracle-ledger-01", "oracle", 1521, 5),
     SampleServer("oracle-archive-01", "oracle", 1521, 4),
 )
+
+
+@dataclass(frozen=True)
+class YearlyEvent:
+    """What changes the size of one database by a factor on the first of a month, every year."""
+
+    month: int
+    factor: float
+    note: str
+
+
+EVENTS = {
+    ("oracle-archive-01", "orders"): YearlyEvent(3, 0.6, "archive of the year purged"),
+    ("sqlserver-bi-01", "crm"): YearlyEvent(6, 1.5, "history of another system imported"),
+}
+WITH_VOLUME = {
+    "mysql-orders-01": "/var/lib/mysql",
+    "postgresql-core-01": "/data",
+    "sqlserver-erp-01": "D:\\",
+    "sqlserver-bi-01": "E:\\",
+    "oracle-archive-01": "DATA",
+}
+"""Servers that report their volume, and its name."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +151,13 @@ def remove_sample_fleet(engine: Engine) -> int:
     return samples
 
 
-def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFleet:
-    """Insert whatever is missing of the fleet and its samples from `first_day` to `today`, in one transaction."""
+def load_sample_fleet(
+    engine: Engine, first_day: date, today: date, add_limits: Callable[[Connection], None] = lambda _connection: None
+) -> LoadedFleet:
+    """Insert whatever is missing of the fleet and its samples from `first_day` to `today`, in one transaction.
+
+    `add_limits` adds the limits that were measured with the samples in the temporary table `sample`.
+    """
     with engine.begin() as connection:
         known = _register(connection, today)
         connection.execute(
@@ -138,6 +166,7 @@ def load_sample_fleet(engine: Engine, first_day: date, today: date) -> LoadedFle
         _copy(connection, known, first_day, today)
         added = connection.execute(text(_INSERT_SAMPLES)).one()
         connection.execute(text(_INSERT_TOTALS))
+        add_limits(connection)
         if added.samples:
             # Everything is read at once, long before the server would gather statistics by itself.
             connection.execute(text("ANALYZE database_size_stats, instance_size_stats"))
@@ -226,6 +255,10 @@ def _measured_days(server: SampleServer, first_day: date, last_day: date) -> Ite
 def _sample(server: SampleServer, instance_id: int, number: int, day: date) -> Row:
     name = f"{THEMES[number % len(THEMES)]}{'' if number < len(THEMES) else number}"
     size = _size_mb(server.name, name, (day - EPOCH).days)
+    event = EVENTS.get((server.name, name))
+    if event is not None:
+        times = day.year - EPOCH.year + (day.month >= event.month)
+        size = int(size * event.factor**times)
     log = size // 8 if server.db_type == "sqlserver" else None
     data = size - (log or 0) if server.db_type != "mysql" else None
     return (instance_id, name, size, data, log, day)

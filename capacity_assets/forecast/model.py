@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+
 Sizes: TypeAlias = NDArray[np.float64]
 
 HISTORY_DAYS = 1096
@@ -24,7 +26,6 @@ DRIFT_DAYS = 400
 WINSORISED_SHARE = 0.05
 """Of the daily changes at either end: cut down to the next one, so that a migration or purge is no trend."""
 
-HORIZONS_DAYS = (7, 30, 90, 365)
 LEAST_CHANGES = 28
 ORIGIN_STEP_DAYS = 7
 MOST_ORIGINS = 104
@@ -72,19 +73,22 @@ class Forecasts:
         return np.maximum(self.last[:, None] + self.drift[:, None] * days, 0.0)
 
 
-def forecast(sizes: Sizes) -> Forecasts:
+def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
     """Forecast each row of `sizes`: one row per series, one column per day up to today, NaN where it was not measured.
+
+    Where steps were taken out of `sizes`, `measured` has them as they were measured: no size may fall below zero.
 
     Days between two measured ones are taken to lie on the line between them; days after the last measured one repeat
     it. Columns before HISTORY_DAYS are not looked at.
     """
     recent = np.asarray(sizes, dtype=np.float64)[:, -HISTORY_DAYS:]
     levels = _filled(recent)
+    floors = levels if measured is None else _filled(np.asarray(measured, dtype=np.float64)[:, -HISTORY_DAYS:])
     changes = np.diff(levels, axis=1)
     known = np.sum(~np.isnan(changes), axis=1)
     summed = _summed(changes, known)
     drift = _mean_between(summed, known, levels.shape[1] - 1)
-    errors, counts, follows = _backtest(levels, summed, known)
+    errors, counts, follows = _backtest(levels, floors, summed, known)
     drift = np.where(follows & (known >= LEAST_CHANGES), drift, 0.0)
     last = levels[:, -1]
     lower, upper, median_error = _bands(last, drift, errors, counts)
@@ -138,7 +142,7 @@ def _mean_between(summed: Sizes, known: NDArray[np.int64], day: int) -> Sizes:
 
 
 def _backtest(
-    levels: Sizes, summed: Sizes, known: NDArray[np.int64]
+    levels: Sizes, floors: Sizes, summed: Sizes, known: NDArray[np.int64]
 ) -> tuple[Sizes, NDArray[np.int64], NDArray[np.bool_]]:
     """Forecast from past days what came after, with the drift and without; keep the errors of the better one.
 
@@ -155,7 +159,7 @@ def _backtest(
                 break
             moved = levels[:, origin + horizon] - levels[:, origin]
             usable = origin >= first
-            forecast = np.maximum(_mean_between(summed, known, origin) * horizon, -levels[:, origin])
+            forecast = np.maximum(_mean_between(summed, known, origin) * horizon, -floors[:, origin])
             staying[:, place, number] = np.where(usable, moved, np.nan)
             drifting[:, place, number] = np.where(usable, moved - forecast, np.nan)
     counts = np.sum(~np.isnan(staying), axis=2)

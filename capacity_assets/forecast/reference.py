@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import (
     BAND,
     DRIFT_DAYS,
     GROWTH_OF_ERRORS,
     HISTORY_DAYS,
-    HORIZONS_DAYS,
     JUDGED_BY_DAYS,
     LEAST_CHANGES,
     LEAST_ERRORS,
@@ -42,13 +42,17 @@ class Reference:
     """Lower and upper end by horizon in days; empty with too little history."""
 
 
-def reference(sizes: Sequence[float | None]) -> Reference:
-    """Forecast one series: one value per day up to today, None where it was not measured; one at least was."""
+def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | None = None) -> Reference:
+    """Forecast one series: one value per day up to today, None where it was not measured; one at least was.
+
+    `measured` has the same sizes before declared steps were taken out.
+    """
     levels = _filled(sizes[-HISTORY_DAYS:])
+    floors = levels if measured is None else _filled(measured[-HISTORY_DAYS:])
     changes = [after - before for before, after in pairwise(levels)]
     lowest, highest = (_quantile(sorted(changes), share) for share in (WINSORISED_SHARE, 1 - WINSORISED_SHARE))
     kept = [min(max(change, lowest), highest) for change in changes]
-    staying, drifting = _errors(levels, kept, drift=False), _errors(levels, kept, drift=True)
+    staying, drifting = (_errors(levels, floors, kept, drift=drift) for drift in (False, True))
     judged = [
         horizon for horizon in HORIZONS_DAYS if horizon <= JUDGED_BY_DAYS and len(staying[horizon]) >= LEAST_ERRORS
     ]
@@ -84,7 +88,9 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def _errors(levels: Sequence[float], kept: Sequence[float], *, drift: bool) -> dict[int, list[float]]:
+def _errors(
+    levels: Sequence[float], floors: Sequence[float], kept: Sequence[float], *, drift: bool
+) -> dict[int, list[float]]:
     """What came after each past day, less what its forecast would have been."""
     found: dict[int, list[float]] = {}
     for horizon in HORIZONS_DAYS:
@@ -94,7 +100,7 @@ def _errors(levels: Sequence[float], kept: Sequence[float], *, drift: bool) -> d
             if origin < LEAST_CHANGES:
                 break
             expected = _mean(kept[max(0, origin - DRIFT_DAYS) : origin]) * horizon if drift else 0.0
-            expected = max(expected, -levels[origin])
+            expected = max(expected, -floors[origin])
             found[horizon].append(levels[origin + horizon] - levels[origin] - expected)
     return found
 

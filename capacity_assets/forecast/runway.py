@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from capacity_assets.forecast.model import GROWTH_OF_ERRORS, HORIZONS_DAYS, Forecasts, Sizes
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.forecast.model import GROWTH_OF_ERRORS, Forecasts, Sizes
 
 HORIZON_DAYS = HORIZONS_DAYS[-1]
 """What is not reached in so many days is "not within the horizon"."""

@@ -14,11 +14,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from capacity_assets.collection.credentials import SecretFolders, password_of
+from capacity_assets.environment import variable
 from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors, reason_of
 from capacity_assets.foundation.levels import Level
 from capacity_assets.importing.rows import layout_of
 from capacity_assets.importing.sources import QuerySource
-from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable
+from capacity_assets.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, copy_rows, safe_url
 
 WRITE_IT = (

@@ -166,9 +166,12 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
     if evaluation.passed or evaluation.severity is not dg.AssetCheckSeverity.ERROR:
         return []
     text = unescaped(str(evaluation.description or "failed"))
-    if failing.get(name) == text:
+    # Some checks say in different words each day what is one and the same incident.
+    incident = evaluation.metadata.get("incident")
+    told = str(incident.value) if incident else text
+    if failing.get(name) == told:
         return []
-    failing[name] = text
+    failing[name] = told
     return [f"Check failed. {name}\n{text}"]
 
 

@@ -30,10 +30,13 @@ from capacity_assets.orchestration.resources import (
     AGGREGATION_RESOURCE,
     COLLECTION_RESOURCE,
     RETENTION_RESOURCE,
+    RUNWAY_RESOURCE,
     aggregation_resource,
     collection_resource,
     retention_resource,
+    runway_resource,
 )
+from capacity_assets.orchestration.runways import runway_asset, runway_job, runway_schedule
 from capacity_assets.orchestration.sample_days import sample_days_sensor
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
@@ -67,6 +70,7 @@ def build_definitions(
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
             *raw.assets,
             *aggregate_assets(settings, periods.values(), retries),
+            runway_asset(settings, retries, OWNERS),
             table_partitions(retries, OWNERS),
         ]
         # A registry without months has no report.
@@ -85,10 +89,11 @@ def build_definitions(
             raw.job,
             standing_check_job(periods.values()),
             maintenance_job(),
+            runway_job(),
             *(growth_report_job() for _ in monthly),
         ],
         schedules=[
-            raw.schedule,
+            *raw.schedules,
             *aggregation_schedules(settings, periods.values()),
             maintenance_schedule(settings),
             standing_check_schedule(settings),
@@ -104,6 +109,7 @@ def build_definitions(
             AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods),
             COLLECTION_RESOURCE: collection_resource(settings, clock=the_clock),
             RETENTION_RESOURCE: retention_resource(settings, clock=the_clock, periods=periods),
+            RUNWAY_RESOURCE: runway_resource(settings, clock=the_clock),
         },
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,
@@ -116,13 +122,15 @@ class _Raw:
 
     assets: Sequence[dg.AssetsDefinition]
     job: UnresolvedAssetJobDefinition
-    schedule: dg.ScheduleDefinition
+    schedules: Sequence[dg.ScheduleDefinition]
     sensors: Sequence[dg.SensorDefinition] = ()
 
 
 def _raw(settings: Settings, periods: Mapping[str, Period], retries: dg.RetryPolicy) -> _Raw:
     if settings.collection == "off":
-        return _Raw(observed_assets(settings), observation_job(), observation_schedule(settings))
+        return _Raw(
+            observed_assets(settings), observation_job(), [observation_schedule(settings), runway_schedule(settings)]
+        )
     collected = collected_assets(settings, retries, OWNERS)
     marking = [sample_days_sensor(settings)]
-    return _Raw([collected], collection_job(periods), collection_schedule(settings), marking)
+    return _Raw([collected], collection_job(periods), [collection_schedule(settings)], marking)

@@ -1,6 +1,6 @@
 """The raw tables as assets that are measured; where another application fills them, see `observation`.
 
-One step for both tables, today's partition only, every failed server in the metadata and in a check.
+One step for all of them, today's partition only, every failed server in the metadata and in a check.
 The job also computes the day's aggregates, which so follow when the measuring is done. How servers are measured is
 the business of `collection`.
 """
@@ -16,11 +16,12 @@ from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.standing import Standing, standing
 from capacity_assets.foundation.errors import CapacityError
-from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
+from capacity_assets.foundation.levels import INSTANCE, LEVELS
+from capacity_assets.foundation.raw_tables import RAW_TABLES, RawTable
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.orchestration.failures import dagster_failures
-from capacity_assets.orchestration.metadata import MetadataMapping, bullets, raw_metadata, typed
-from capacity_assets.orchestration.naming import asset_name, subject_of
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, table_metadata, typed
+from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
 from capacity_assets.orchestration.pools import COLLECTION_POOL
 from capacity_assets.orchestration.private.definitions import (
@@ -28,6 +29,7 @@ from capacity_assets.orchestration.private.definitions import (
 )
 from capacity_assets.orchestration.requested_days import RequestedDays, measure_requested
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
+from capacity_assets.orchestration.runways import RUNWAY
 from capacity_assets.periods import Period
 from capacity_assets.setting_values import HOURS_PER_DAY
 from capacity_assets.settings import Settings
@@ -59,18 +61,18 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
     """Build the raw tables as one step that measures."""
     specs = [
         dg.AssetSpec(
-            key=level.source.name,
-            description=_collected_description(level),
+            key=raw.name,
+            description=_collected_description(raw),
             group_name=RAW_GROUP,
             partitions_def=sample_days(settings),
             owners=owners,
             kinds=KINDS,
-            tags={"level": level.name},
-            metadata=raw_metadata(level),
+            tags=level_tags(raw),
+            metadata=table_metadata(raw.table),
             # Of several days, those without samples stay missing.
             skippable=True,
         )
-        for level in LEVELS.values()
+        for raw in RAW_TABLES
     ]
 
     @dg.multi_asset(
@@ -96,11 +98,11 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
         if done.missing:
             yield from _told_one_by_one(context, done, check)
             return
-        for level in LEVELS.values():
+        for raw in RAW_TABLES:
             for day in done.days:
-                context.add_asset_metadata(_metadata_of(done, day), level.source.name, partition_key=day.isoformat())
-            results = [check] if level is INSTANCE else []
-            yield dg.MaterializeResult(asset_key=level.source.name, check_results=results)
+                context.add_asset_metadata(_metadata_of(done, day), raw.name, partition_key=day.isoformat())
+            results = [check] if raw.table is INSTANCE.source else []
+            yield dg.MaterializeResult(asset_key=raw.name, check_results=results)
 
     return collection
 
@@ -117,11 +119,9 @@ def _told_one_by_one(
     )
     for day in done.days:
         if day not in done.missing:
-            for level in LEVELS.values():
+            for raw in RAW_TABLES:
                 context.log_event(
-                    dg.AssetMaterialization(
-                        level.source.name, metadata=_metadata_of(done, day), partition=day.isoformat()
-                    )
+                    dg.AssetMaterialization(raw.name, metadata=_metadata_of(done, day), partition=day.isoformat())
                 )
     yield check
 
@@ -153,6 +153,7 @@ def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
         "errors": dg.MetadataValue.md(_listed(summary) or "none"),
         "not_counted": dg.MetadataValue.md(not_counted or "nothing"),
         "left_out": dg.MetadataValue.md(bullets(left_out, hidden=0) or "nothing"),
+        "unknown_limits": dg.MetadataValue.md(_unknown_limits(summary) or "nothing"),
     }
 
 
@@ -160,6 +161,11 @@ def _listed(summary: CollectionSummary) -> str:
     """The first failures as Markdown, and how many more there are."""
     shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
     return bullets(map(str, shown), hidden=len(summary.failures) - len(shown))
+
+
+def _unknown_limits(summary: CollectionSummary) -> str:
+    shown = summary.unknown_limits[:MAXIMUM_LISTED_ERRORS]
+    return bullets(shown, hidden=len(summary.unknown_limits) - len(shown))
 
 
 def _check_result(summary: CollectionSummary) -> dg.AssetCheckResult:
@@ -194,12 +200,14 @@ def _standing_result(found: Standing) -> dg.AssetCheckResult:
 
 
 def collection_job(periods: Mapping[str, Period]) -> UnresolvedAssetJobDefinition:
-    """Build the job: measure, then compute the aggregates of the day."""
+    """Build the job: measure, then compute the aggregates of the day and issue its runways."""
     followers = [asset_name(periods[FOLLOWING], level) for level in LEVELS.values()] if FOLLOWING in periods else []
+    followers.append(RUNWAY)
     return dg.define_asset_job(
         COLLECTION_JOB,
-        selection=[*(level.source.name for level in LEVELS.values()), *followers],
-        description="Measures every registered server for today, then computes the aggregates of the day.",
+        selection=[*(raw.name for raw in RAW_TABLES), *followers],
+        description="Measures every registered server for today, then computes the aggregates of the day and issues "
+        "its runways.",
     )
 
 
@@ -239,14 +247,26 @@ def _crons(hour: int) -> list[str]:
     return crons + ([f"0 {','.join(map(str, later))} * * *"] if later else [])
 
 
-def _collected_description(level: Level) -> str:
-    return textwrap.dedent(f"""\
-        Raw size samples, one row per {subject_of(level)} and day.
+def level_tags(raw: RawTable) -> dict[str, str]:
+    """Return the tag of the level that a raw table feeds, if it feeds one."""
+    return {"level": raw.level} if raw.level else {}
 
-        Materialising today's partition measures every server registered with `capacity instances`, both tables in
+
+READERS = {
+    False: "Aggregates read the days of their window and of the window before it.",
+    True: "The runway of a day reads the newest of the month before it.",
+}
+"""What reads a raw table, by whether it holds limits."""
+
+
+def _collected_description(raw: RawTable) -> str:
+    return textwrap.dedent(f"""\
+        {raw.row}
+
+        Materialising today's partition measures every server registered with `capacity instances`, all raw tables in
         one step. Days gone by cannot be measured: those with samples keep them, the others stay missing. A server
         that does not answer or refuses counts as failed, with the reason; it has no sample
         of the day, and the others are stored. A second run of the day measures those that failed. With
         `CAPACITY_COLLECTION=off` another application fills the tables.
 
-        A partition is one day. Aggregates read the days of their window and of the window before it.""")
+        A partition is one day. {READERS[raw.level is None]}""")

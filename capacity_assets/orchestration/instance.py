@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.environment import file_variables
 from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_dagster_database
-from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, file_variables
+from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, ensure_reachable
 
 if TYPE_CHECKING:

@@ -56,9 +56,9 @@ def column_lineage(level: Level) -> dg.TableColumnLineage:
     )
 
 
-def raw_metadata(level: Level) -> dict[str, Any]:
-    """Return the definition metadata of a level's raw table."""
-    return {"dagster/table_name": level.source.name, "dagster/column_schema": column_schema(level.source, {})}
+def table_metadata(table: Table) -> dict[str, Any]:
+    """Return the definition metadata of a table that is not aggregated from another one."""
+    return {"dagster/table_name": table.name, "dagster/column_schema": column_schema(table, {})}
 
 
 def aggregate_metadata(level: Level) -> dict[str, object]:
@@ -132,7 +132,7 @@ def summary_text(summary: PeriodSummary, sizes: WindowSizes) -> str:
     if summary.errors:
         parts.append(f"**Failed servers**\n\n{errors_text(summary)}")
     parts += [
-        _markdown_table([what, *of_it], [["", *(f"{count:,}" for count in of_it.values())]])
+        markdown_table([what, *of_it], [["", *(f"{count:,}" for count in of_it.values())]])
         for what, of_it in counts.items()
     ]
     return "\n\n".join(parts)
@@ -152,10 +152,11 @@ def _movers_text(kind: str, movers: Sequence[Mover]) -> str:
         ]
         for mover in movers
     ]
-    return f"**Largest {kind}**\n\n{_markdown_table(columns, rows)}"
+    return f"**Largest {kind}**\n\n{markdown_table(columns, rows)}"
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Render rows as Markdown; the caller has escaped the cells."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -7,11 +7,10 @@ import dagster as dg
 
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.foundation.levels import LEVELS, Level
-from capacity_assets.orchestration.collection import KINDS, RAW_GROUP
+from capacity_assets.foundation.raw_tables import RAW_TABLES, RawTable
+from capacity_assets.orchestration.collection import KINDS, RAW_GROUP, READERS, level_tags
 from capacity_assets.orchestration.failures import dagster_failures
-from capacity_assets.orchestration.metadata import raw_metadata
-from capacity_assets.orchestration.naming import subject_of
+from capacity_assets.orchestration.metadata import table_metadata
 from capacity_assets.orchestration.partitions import sample_days
 from capacity_assets.orchestration.private.definitions import (
     UnresolvedAssetJobDefinition,
@@ -28,23 +27,23 @@ def observed_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     with warnings.catch_warnings():
         # Dagster 1.13 makes this conversion itself, and warns there of a property that it alone uses.
         warnings.filterwarnings("ignore", message="Property `OpDefinition.version` is deprecated")
-        return [create_external_asset_from_source_asset(_observed_asset(settings, level)) for level in LEVELS.values()]
+        return [create_external_asset_from_source_asset(_observed_asset(settings, raw)) for raw in RAW_TABLES]
 
 
-def _observed_asset(settings: Settings, level: Level) -> dg.SourceAsset:
+def _observed_asset(settings: Settings, raw: RawTable) -> dg.SourceAsset:
     @dg.observable_source_asset(
-        key=level.source.name,
-        description=_observed_description(level),
+        key=raw.name,
+        description=_observed_description(raw),
         group_name=RAW_GROUP,
         partitions_def=sample_days(settings),
-        tags={"level": level.name, **{f"dagster/kind/{kind}": "" for kind in KINDS}},
-        metadata=raw_metadata(level),
+        tags={**level_tags(raw), **{f"dagster/kind/{kind}": "" for kind in KINDS}},
+        metadata=table_metadata(raw.table),
         required_resource_keys={COLLECTION_RESOURCE},
     )
     def observe(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
         with dagster_failures():
-            versions = data_versions(service.engine, level.source, service.clock.today())
+            versions = data_versions(service.engine, raw, service.clock.today())
         known = {
             day.isoformat(): dg.DataVersion(version) for day, version in versions.items() if day >= settings.start_date
         }
@@ -57,10 +56,10 @@ def _observed_asset(settings: Settings, level: Level) -> dg.SourceAsset:
 
 
 def observation_job() -> UnresolvedAssetJobDefinition:
-    """Build the job that observes both tables."""
+    """Build the job that observes the raw tables."""
     return dg.define_asset_job(
         OBSERVATION_JOB,
-        selection=[level.source.name for level in LEVELS.values()],
+        selection=[raw.name for raw in RAW_TABLES],
         description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
     )
 
@@ -77,10 +76,10 @@ def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:
     )
 
 
-def _observed_description(level: Level) -> str:
+def _observed_description(raw: RawTable) -> str:
     return textwrap.dedent(f"""\
-        Raw size samples, one row per {subject_of(level)} and day, written by another application.
+        {raw.row} Written by another application, or imported.
 
         Observing gives the newest days a data version: how many rows there are, their sum, and the last change.
 
-        A partition is one day. Aggregates read the days of their window and of the window before it.""")
+        A partition is one day. {READERS[raw.level is None]}""")

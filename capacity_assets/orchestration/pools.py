@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from dagster_postgres import DagsterPostgresStorage
 
 SLOTS = 1
-COLLECTION_POOL = "capacity_collection"
+COLLECTION_POOL, RUNWAY_POOL = "capacity_collection", "capacity_runway"
 
 
 def set_pool_limits(instance: dg.DagsterInstance, periods: Iterable[Period]) -> None:
-    """Give each period's pool, and that of the collection, its single slot."""
+    """Give each period's pool, and those of the collection and the runways, their single slot."""
     for name in _pools(periods):
         instance.event_log_storage.set_concurrency_slots(name, SLOTS)
 
 
 def _pools(periods: Iterable[Period]) -> list[str]:
-    return [*map(pool_name, periods), COLLECTION_POOL]
+    return [*map(pool_name, periods), COLLECTION_POOL, RUNWAY_POOL]
 
 
 def pools_without_limit(storage: DagsterPostgresStorage, periods: Iterable[Period]) -> list[str]:

@@ -5,6 +5,7 @@ need (a URL with a password) is secret, and the domain objects they yield know n
 """
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -17,9 +18,13 @@ from capacity_assets.retention.service import RetentionService
 from capacity_assets.runtime import collection_service, open_engine, open_task_runner_lazily, retention_service
 from capacity_assets.settings import Settings
 
+if TYPE_CHECKING:
+    from capacity_assets.runway.service import RunwayService
+
 AGGREGATION_RESOURCE = "aggregation"
 COLLECTION_RESOURCE = "collection"
 RETENTION_RESOURCE = "retention"
+RUNWAY_RESOURCE = "runway_service"
 
 
 def aggregation_resource(settings: Settings, *, clock: Clock, periods: Mapping[str, Period]) -> dg.ResourceDefinition:
@@ -42,6 +47,20 @@ def retention_resource(settings: Settings, *, clock: Clock, periods: Mapping[str
             yield retention_service(engine, settings, clock=clock, periods=periods)
 
     return retention
+
+
+def runway_resource(settings: Settings, *, clock: Clock) -> dg.ResourceDefinition:
+    """Build the resource: what issues runways on the capacity database, for the length of a run."""
+
+    @dg.resource(description="RunwayService on the capacity database (CAPACITY_DATABASE_URL).")
+    def runway_service(_context: dg.InitResourceContext) -> "Iterator[RunwayService]":
+        # Arrays are loaded by runs that forecast, not by the code location.
+        from capacity_assets.runway.service import RunwayService
+
+        with dagster_failures(), open_engine(settings, connect=False) as engine:
+            yield RunwayService(engine, clock)
+
+    return runway_service
 
 
 def collection_resource(settings: Settings, *, clock: Clock) -> dg.ResourceDefinition:

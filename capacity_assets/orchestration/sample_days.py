@@ -11,7 +11,7 @@ import dagster as dg
 
 from capacity_assets.collection.observing import days_with_samples
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.raw_tables import RAW_TABLES
 from capacity_assets.orchestration.marking import INTERVAL_SECONDS, marked
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.settings import Settings
@@ -47,9 +47,9 @@ def unmarked_days(
     Raises:
         DatabaseError: the database failed.
     """
-    for level in LEVELS.values():
-        key = dg.AssetKey(level.source.name)
+    for raw in RAW_TABLES:
+        key = dg.AssetKey(raw.name)
         known = instance.get_materialized_partitions(key)
-        for day in days_with_samples(service.engine, level.source, settings.start_date, before):
+        for day in days_with_samples(service.engine, raw.table, settings.start_date, before):
             if day.isoformat() not in known:
                 yield dg.AssetMaterialization(key, partition=day.isoformat(), metadata={"origin": ORIGIN})

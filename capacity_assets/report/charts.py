@@ -79,7 +79,7 @@ def stacked_series(report: Report) -> list[Series]:
 
 def history_chart(report: Report) -> str:
     """Draw the size of the fleet by engine, or of the server by database, window by window; gaps stay gaps."""
-    with _style("history"):
+    with chart_style("history"):
         figure, axes = _canvas()
         places = range(len(report.windows))
         floor = [0] * len(report.windows)
@@ -103,13 +103,13 @@ def history_chart(report: Report) -> str:
             # By hand: a label that begins with an underscore would be left out.
             labels = [shorter(series.name) for series in drawn_series]
             axes.legend(drawn, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-        _size_axis(axes)
-        return _svg(figure, f"Size by {'database' if report.server else 'engine'}, window by window")
+        size_axis(axes)
+        return svg_of(figure, f"Size by {'database' if report.server else 'engine'}, window by window")
 
 
 def waterfall_chart(report: Report) -> str:
     """Draw how the size of the window before becomes that of this one."""
-    with _style("waterfall"):
+    with chart_style("waterfall"):
         figure, axes = _canvas()
         shown = [(kind, change) for kind, change in report.steps if change or kind not in RARE_STEPS]
         names = ["Before", *(STEP_NAMES[kind] for kind, _ in shown), "Now"]
@@ -126,13 +126,13 @@ def waterfall_chart(report: Report) -> str:
         axes.annotate(now, (len(names) - 1, report.end_mb), ha="center", va="bottom")
         axes.set_xticks(range(len(names)), names)
         _show_steps(axes, report)
-        _size_axis(axes)
-        return _svg(figure, "From the size of the window before to the size of this window")
+        size_axis(axes)
+        return svg_of(figure, "From the size of the window before to the size of this window")
 
 
 def coverage_chart(report: Report) -> str:
     """Draw how many servers were measured on each day of the two windows; a day without a bar was not measured."""
-    with _style("coverage"):
+    with chart_style("coverage"):
         figure, axes = _canvas(height=2.2)
         days = report.days
         heights = [report.measured_servers.get(day, 0) for day in days]
@@ -146,7 +146,7 @@ def coverage_chart(report: Report) -> str:
         axes.set_ylabel("servers")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_ylim(0, max([0, *expected, *heights]) * 1.15 + 0.5)
-        return _svg(figure, "Servers measured on each day; the dashed line is how many should have been")
+        return svg_of(figure, "Servers measured on each day; the dashed line is how many should have been")
 
 
 def _step_colour(kind: str, change: int) -> str:
@@ -155,10 +155,10 @@ def _step_colour(kind: str, change: int) -> str:
     return UP if change > 0 else DOWN
 
 
-def shorter(name: str) -> str:
-    """A name in one line of the legend; the table beside the chart has it in full."""
+def shorter(name: str, longest: int = LONGEST_LABEL) -> str:
+    """A name in one line of the chart; the table beside it has it in full."""
     line = " ".join(name.split())
-    return line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}…"
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def _show_steps(axes: Axes, report: Report) -> None:
@@ -175,7 +175,8 @@ def _show_steps(axes: Axes, report: Report) -> None:
 
 
 @contextmanager
-def _style(name: str) -> Iterator[None]:
+def chart_style(name: str) -> Iterator[None]:
+    """Draw with the style of all charts; `name` keeps its ids apart from those of others."""
     # The salt keeps ids apart between the charts of one page, and equal from one run to the next.
     with (
         rc_context(
@@ -203,7 +204,7 @@ def _canvas(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _size_axis(axes: Axes) -> None:
+def size_axis(axes: Axes) -> None:
     """Put the marks on round numbers of the unit they are read in."""
     low, high = axes.get_ylim()
     unit = 1024 ** max(0, min(3, (round(high).bit_length() - 1) // 10))
@@ -217,7 +218,8 @@ def _size_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value / unit:,.{places}f} {name}"))
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg_of(figure: Figure, title: str) -> str:
+    """Return the drawing as it stands in the page, with a title for who does not see it."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     drawing = file.getvalue()

@@ -16,6 +16,7 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 from capacity_assets.periods import Period, Window
+from capacity_assets.runway.issued import Issue
 
 WINDOWS_SHOWN = 13
 LONGEST_IN_A_FILE_NAME = 50
@@ -136,6 +137,7 @@ class Report:
     first_sample: date | None
     last_sample: date | None
     today: date | None = None
+    runways: Issue | None = None
 
     @property
     def before(self) -> Window:

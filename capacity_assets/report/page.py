@@ -18,6 +18,7 @@ from capacity_assets.report.charts import (
     waterfall_chart,
 )
 from capacity_assets.report.data import ChangeKind, Report
+from capacity_assets.report.fans import band_bar, fan_chart, in_words, scores_told
 from capacity_assets.report.issues import Edition, path_of_issue
 from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
@@ -49,6 +50,8 @@ def render(report: Report, edition: Edition | None = None) -> str:
         number="{:,}".format,
         signed=signed,
         pair=human_pair_mb,
+        bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only
+        in_words=in_words,
     )
     page = environment.get_template("report.html.j2")
     return page.render(
@@ -66,6 +69,8 @@ def render(report: Report, edition: Edition | None = None) -> str:
         history_chart=Markup(history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
         waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
         coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
+        fan_chart=Markup(fan_chart(report.runways)) if report.runways and report.runways.risks else "",  # noqa: S704 -- as above
+        scores=scores_told(report.runways) if report.runways else (),
     )
 
 

@@ -12,12 +12,14 @@ from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 from capacity_assets.report.data import Bar, Change, ChangeKind, Database, Report, ServerChange, Totals, windows_shown
+from capacity_assets.runway.issued import newest_issue
 
 DATABASES_LISTED = 10
 """Of each kind; a server's own page lists all its databases."""
 
 
 SERVERS_LISTED = 20
+RISKS_LISTED = 10
 
 
 def read_report(
@@ -83,6 +85,9 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
     [totals] = rows(queries.TOTALS)
     measured = rows(queries.MEASURED)
     unmeasured = rows(queries.UNMEASURED)
+    # A few subjects are looked up in many samples.
+    connection.execute(text("SET LOCAL enable_nestloop = on"))
+    runways = newest_issue(connection, window.start, window.end, server, shown=RISKS_LISTED)
     return Report(
         period=period,
         window=window,
@@ -106,6 +111,7 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         first_sample=ends.first_sample,
         last_sample=ends.last_sample,
         today=today,
+        runways=runways,
     )
 
 

@@ -37,6 +37,7 @@ from capacity_assets.storage.partition_changes import (
 from capacity_assets.storage.partitions import (
     AGGREGATES,
     PARTITIONED,
+    UNREAD,
     Partition,
     PartitionLayout,
     Span,
@@ -264,11 +265,11 @@ class TableMaintenance:
     def _reason_to_keep(
         self, connection: Connection, table: Table, span: Span, today: date, *, thoroughly: bool
     ) -> str | None:
-        """Say what still needs the samples of `span`; aggregates are needed by nothing.
+        """Say what still needs the samples of `span`; aggregates, limits and forecasts are needed by nothing.
 
         Thoroughly also counts what is stored, which takes too long while everyone waits.
         """
-        if table in AGGREGATES:
+        if table in (*AGGREGATES, *UNREAD):
             return None
         level = level_of(table)
         reason = self._needs.reason_to_keep(connection, level, span, today)

@@ -14,7 +14,8 @@ from sqlalchemy import Table
 from capacity_assets.foundation.levels import LEVELS, Level, aggregates_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
-from capacity_assets.storage.partitions import PartitionLayout, Span, spans_between
+from capacity_assets.storage.limit_tables import capacity_runways
+from capacity_assets.storage.partitions import UNREAD, PartitionLayout, Span, spans_between
 
 VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"
@@ -31,6 +32,10 @@ class Retention:
     def of_samples(self, level: Level) -> int | None:
         """How many days the raw rows of a level are kept, or None."""
         return self._first(level.source.name, RAW)
+
+    def of_table(self, table: Table) -> int | None:
+        """How many days the rows of a table without aggregates are kept, or None: raw limits as samples are."""
+        return self._first(table.name) if table is capacity_runways else self._first(table.name, RAW)
 
     def of_aggregates(self, period: str, level: Level) -> int | None:
         """How many days after their window's first day the rows of a period and level are kept, or None."""
@@ -51,7 +56,8 @@ class KeptSpans:
     def wanted(self, table: Table, layout: PartitionLayout, today: date, last: date) -> Iterator[Span]:
         """The spans from the first day that is kept to the last one wanted ahead."""
         if not layout.by_period:
-            begin = self._begin(today, self.days(table, None))
+            # Rows of earlier days, if there are any, get their partitions when they are there.
+            begin = today if table in UNREAD else self._begin(today, self.days(table, None))
             yield from spans_between(min(begin, last), last)
             return
         for period in self.periods.values():
@@ -60,6 +66,8 @@ class KeptSpans:
 
     def days(self, table: Table, period: str | None) -> int | None:
         """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
+        if table in UNREAD:
+            return self.retention.of_table(table)
         level = level_of(table)
         if table == level.source:
             return self.retention.of_samples(level)
@@ -95,6 +103,7 @@ def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
 def _names(periods: Iterable[str]) -> Iterator[str]:
     yield RAW
     yield from (level.source.name for level in LEVELS.values())
+    yield from (table.name for table in UNREAD)
     for period in periods:
         yield period
         yield from (aggregates_name(period, level) for level in LEVELS.values())

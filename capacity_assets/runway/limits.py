@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.csv_files import csv_rows
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.units import first_of, printable
-
-WHOLE_SERVER = ""
-"""Stands for a server as a whole where a database is named; no database has this name."""
+from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named
+from capacity_assets.units import first_of
 
 NAMED = 10
 MB_PER_GB = 1024
@@ -61,15 +58,13 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
     if repeated:
         raise ValidationError(f"More than one limit of {first_of(repeated, NAMED)}. Nothing was changed.")
     with database_errors(doing="storing limits", kept="Nothing was changed."), engine.begin() as connection:
-        ids = _ids(connection, {limit.server for limit in limits})
+        keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
         parameters = {
-            "instance_ids": [ids[limit.server] for limit in limits],
-            "databases": [WHOLE_SERVER if limit.database is None else limit.database for limit in limits],
+            **keys,
             "limits_mb": [limit.limit_mb for limit in limits],
             "notes": [limit.note for limit in limits],
             "source": DECLARED,
         }
-        _refuse_unknown_databases(connection, limits, parameters)
         if not dry_run:
             connection.execute(text(_STORE), parameters)
 
@@ -85,7 +80,7 @@ def forget(engine: Engine, server: str, database: str | None) -> None:
     if database == WHOLE_SERVER:
         raise ValidationError("An empty name is no database. Nothing was changed.")
     with database_errors(doing="removing a limit", kept="Nothing was changed."), engine.begin() as connection:
-        ids = _ids(connection, {server})
+        ids = ids_of(connection, {server})
         parameters = {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
         gone = connection.execute(text(_FORGET), parameters).rowcount
     if not gone:
@@ -150,29 +145,6 @@ def megabytes_of(limit_gb: str) -> int | None:
     return megabytes
 
 
-def named(server: str, database: str | None) -> str:
-    """Return a server, or a database of it, as people read it."""
-    return printable(server if database is None else f"{database} on {server}")
-
-
-def _ids(connection: Connection, names: set[str]) -> dict[str, int]:
-    rows = connection.execute(text("SELECT name, id FROM instances WHERE name = ANY (:names)"), {"names": list(names)})
-    ids: dict[str, int] = {row.name: row.id for row in rows}
-    missing = sorted(names - set(ids))
-    if missing:
-        raise NotFoundError(f"No server {', '.join(map(repr, missing))} is registered. Nothing was changed.")
-    return ids
-
-
-def _refuse_unknown_databases(connection: Connection, limits: Sequence[Limit], parameters: dict[str, Any]) -> None:
-    """A mistyped name would be a limit of nothing."""
-    unknown = [limits[number - 1] for number in connection.execute(text(_NEVER_MEASURED), parameters).scalars()]
-    missing = [limit for limit in unknown if limit.database is not None]
-    if missing:
-        names = first_of((f"{limit.database!r} on {limit.server}" for limit in missing), NAMED)
-        raise NotFoundError(f"No database {names} was ever measured. Nothing was changed.")
-
-
 _STORE = """
 INSERT INTO capacity_limits (instance_id, database_name, limit_mb, source, note)
 SELECT g.instance_id, g.database_name, g.limit_mb, CAST(:source AS varchar), g.note
@@ -185,15 +157,4 @@ _FORGET = "DELETE FROM capacity_limits WHERE instance_id = :instance_id AND data
 _LIST = """
 SELECT i.name, l.database_name, l.limit_mb, l.source, l.note, l.declared_at
 FROM capacity_limits l JOIN instances i ON i.id = l.instance_id ORDER BY i.name, l.database_name
-"""
-_NEVER_MEASURED = """
-SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
-    AS g (instance_id, database_name, number)
-WHERE NOT EXISTS (
-    SELECT FROM database_size_stats s WHERE s.instance_id = g.instance_id AND s.database_name = g.database_name
-    UNION ALL
-    SELECT FROM database_size_aggregations a
-    WHERE a.instance_id = g.instance_id AND a.database_name = g.database_name
-)
-ORDER BY g.number
 """

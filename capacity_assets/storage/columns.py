@@ -7,6 +7,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     Integer,
     Numeric,
     PrimaryKeyConstraint,
@@ -141,6 +142,24 @@ def instance_id() -> Column[object]:
 def database_name() -> Column[object]:
     """Return the name of a database."""
     return Column("database_name", String(255), nullable=False, comment="Database, exactly as the server spells it")
+
+
+def limit_source() -> Column[object]:
+    """Return where a limit comes from."""
+    return Column("source", String(20), nullable=False, comment="Where it comes from: measured or imported")
+
+
+def forecast_columns(days: int) -> list[Column[object]]:
+    """Return what is forecast over so many days, and the size that was measured then."""
+    return [
+        Column(f"forecast_{days}_mb", BigInteger, comment=f"Size that is forecast {days} days later, MiB; null: none"),
+        Column(f"lower_{days}_mb", BigInteger, comment="Lower end of the band of 80 percent, MiB; null: no band"),
+        Column(f"upper_{days}_mb", BigInteger, comment="Upper end of the band of 80 percent, MiB; null: no band"),
+        Column(f"probability_{days}", Double, comment=f"Probability of being full within {days} days; null: unknown"),
+        Column(
+            f"actual_{days}_mb", BigInteger, comment=f"Size measured {days} days later, MiB; null: not measured yet"
+        ),
+    ]
 
 
 def transaction_columns(comment: str) -> list[Column[object]]:

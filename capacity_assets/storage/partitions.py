@@ -1,8 +1,9 @@
-"""Partitions of the four capacity tables: which there are, adding one, taking one away.
+"""Partitions of the tables that are cut by time: which there are, adding one, taking one away.
 
-Samples are cut by calendar month. Aggregates are cut by period and then by time, so that one period's old rows can go
-while another's stay: windows of a day by calendar month, longer ones by year, which keeps partitions few and of like
-size. A default partition takes whatever no other does, so no row is refused; adding a partition moves its rows there.
+Samples and forecasts are cut by calendar month. Aggregates are cut by period and then by time, so that one period's old
+rows can go while another's stay: windows of a day by calendar month, longer ones by year, which keeps partitions few
+and of like size. A default partition takes whatever no other does, so no row is refused; adding a partition moves its
+rows there.
 
 A legacy table that is cut by month already is served as it is. Which partitions are wanted and which may go is
 decided by `retention.rules`; how an unpartitioned table becomes partitioned, by `conversion`.
@@ -17,6 +18,12 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, Table, text
 
 from capacity_assets.periods import PERIODS, Period
+from capacity_assets.storage.limit_tables import (
+    BY_FORECAST_DAY,
+    capacity_runways,
+    database_limit_stats,
+    volume_size_stats,
+)
 from capacity_assets.storage.tables import (
     BY_DAY,
     BY_WINDOW,
@@ -28,7 +35,10 @@ from capacity_assets.storage.tables import (
 
 SAMPLES = (database_size_stats, instance_size_stats)
 AGGREGATES = (database_size_aggregations, instance_size_aggregations)
-PARTITIONED = (*SAMPLES, *AGGREGATES)
+UNREAD = (volume_size_stats, database_limit_stats, capacity_runways)
+"""Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
+CAPACITY_TABLES = (*SAMPLES, *AGGREGATES)
+PARTITIONED = (*CAPACITY_TABLES, *UNREAD)
 
 # Everything that a partition must share with its table but keys, which the attachment makes, and identity, which a
 # partition must not have.
@@ -101,7 +111,7 @@ class PartitionLayout:
     @property
     def is_served(self) -> bool:
         """Whether it is cut by days of the calendar, so that partitions can be added to those it has."""
-        known = self.key in {BY_DAY, BY_WINDOW, BY_START}
+        known = self.key in {BY_DAY, BY_FORECAST_DAY, BY_WINDOW, BY_START}
         return known and all(partition.span or partition.is_default for partition in self.partitions)
 
     @property
@@ -202,7 +212,9 @@ def rows_in_default(connection: Connection, table: Table, layout: PartitionLayou
 
 
 def _day_column(table: Table) -> str:
-    return "period_start" if table in AGGREGATES else "collected_date"
+    if table in AGGREGATES:
+        return "period_start"
+    return "as_of" if table is capacity_runways else "collected_date"
 
 
 def condition_of(table: Table, span: Span) -> str:

@@ -15,13 +15,13 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.storage.adoption import comment_steps, default_partition_steps, plan_table, widened_columns
 from capacity_assets.storage.change_tracking import change_tracking_steps
+from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.steps import carry_out, execute
-from capacity_assets.storage.tables import metadata
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0009"
 # No release contained them; the baseline covers what they left.
 FORMER_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 NOT_RECORDED_MEANWHILE = (

@@ -1,12 +1,14 @@
 """The capacity tables: the one source of truth for names, types and what each column means.
 
+Those of limits and forecasts are in `limit_tables`; all of them together, in `every_table`.
+
 Names and columns are those of the legacy application, so an existing database keeps working. Column
 comments are what the Dagster UI and the reference show. How an old database reaches this shape is the
 business of `migrations`.
 
-The four capacity tables are partitioned by time, so that old rows leave as whole partitions; which partitions there
-are is the business of `partitions`. A primary key must hold the columns of the partitioning, and comes first in time:
-it serves both the row's identity and every look at some days or windows, so no other index is needed for these.
+Samples, aggregates and forecasts are partitioned by time, so that old rows leave as whole partitions; which partitions
+there are is the business of `partitions`. A primary key must hold the columns of the partitioning, and comes first in
+time: it serves both the row's identity and every look at some days or windows, so no other index is needed for these.
 
 No foreign keys: servers are registered elsewhere, and the history of a server outlives its registration.
 """
@@ -49,7 +51,7 @@ from capacity_assets.storage.columns import (
 )
 from capacity_assets.storage.size_metrics import PART_SIZES
 
-metadata = MetaData()
+table_metadata = MetaData()
 
 
 BY_DAY = "RANGE (collected_date)"
@@ -58,7 +60,7 @@ BY_WINDOW = "RANGE (period_type, period_start)"
 
 instances = Table(
     "instances",
-    metadata,
+    table_metadata,
     Column("id", Integer, primary_key=True, autoincrement=True, comment="Number of the server"),
     Column("name", String(255), nullable=False, unique=True, comment="Name of the server"),
     Column("db_type", String(50), nullable=False, comment="Engine: mysql, postgresql, sqlserver, oracle, ..."),
@@ -76,7 +78,7 @@ instances = Table(
 
 database_size_stats = Table(
     "database_size_stats",
-    metadata,
+    table_metadata,
     row_number(),
     instance_id(),
     database_name(),
@@ -95,7 +97,7 @@ database_size_stats = Table(
 
 instance_size_stats = Table(
     "instance_size_stats",
-    metadata,
+    table_metadata,
     row_number(),
     instance_id(),
     megabytes("total_size_mb", "Total size of all databases of the server"),
@@ -121,7 +123,7 @@ instance_size_stats = Table(
 
 database_size_aggregations = Table(
     "database_size_aggregations",
-    metadata,
+    table_metadata,
     row_number(),
     instance_id(),
     database_name(),
@@ -143,7 +145,7 @@ database_size_aggregations = Table(
 
 instance_size_aggregations = Table(
     "instance_size_aggregations",
-    metadata,
+    table_metadata,
     row_number(),
     instance_id(),
     *window_columns(),
@@ -168,7 +170,7 @@ instance_size_aggregations = Table(
 
 sample_changes = Table(
     "capacity_sample_changes",
-    metadata,
+    table_metadata,
     Column("table_name", String(63), primary_key=True, comment="Raw table whose samples changed"),
     Column("collected_date", Date, primary_key=True, comment="Day whose samples were added or corrected"),
     *transaction_columns("Transaction that changed them"),
@@ -177,7 +179,7 @@ sample_changes = Table(
 
 invalidations = Table(
     "capacity_invalidations",
-    metadata,
+    table_metadata,
     Column("table_name", String(63), primary_key=True, comment="Table that was written to"),
     *transaction_columns("Transaction that did it"),
     comment="Samples deleted, and aggregates written by others: windows computed before are not taken as unchanged.",
@@ -185,7 +187,7 @@ invalidations = Table(
 
 activations = Table(
     "capacity_activations",
-    metadata,
+    table_metadata,
     Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
     *transaction_columns("Transaction that put it into service"),
     comment="Servers put into service, until their days are entered in capacity_sample_changes; emptied by itself.",
@@ -193,7 +195,7 @@ activations = Table(
 
 computed_windows = Table(
     "capacity_computed_windows",
-    metadata,
+    table_metadata,
     Column("period_type", String(20), primary_key=True, comment="Name of the period, such as daily or monthly"),
     Column("level", String(20), primary_key=True, comment="database or instance"),
     Column("period_start", Date, primary_key=True, comment="First day of the window"),
@@ -227,7 +229,7 @@ computed_windows = Table(
 
 collection_targets = Table(
     "capacity_collection_targets",
-    metadata,
+    table_metadata,
     Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
     Column("username", String(255), comment="Login; null: the driver's own choice"),
     Column("password_from", Text, comment="Where the password is: env:NAME, file:PATH, secret:NAME; null: none needed"),
@@ -244,7 +246,7 @@ collection_targets = Table(
 
 collection_attempts = Table(
     "capacity_collection_attempts",
-    metadata,
+    table_metadata,
     Column("collected_date", Date, primary_key=True, comment="Day that was measured"),
     Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
     Column("status", String(20), nullable=False, comment="collected or failed"),
@@ -259,28 +261,16 @@ collection_attempts = Table(
 
 capacity_settings = Table(
     "capacity_settings",
-    metadata,
+    table_metadata,
     Column("name", String(63), primary_key=True, comment="timezone: in which days of the samples begin and end"),
     Column("value", Text, nullable=False, comment="What holds for this database"),
     timestamp("set_at", "When it was set"),
     comment="What must stay the same as long as the database holds figures.",
 )
 
-capacity_limits = Table(
-    "capacity_limits",
-    metadata,
-    Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
-    Column("database_name", String(255), primary_key=True, comment="Database; empty: the server as a whole"),
-    Column("limit_mb", BigInteger, comment="How much it can hold, MiB; null: unlimited"),
-    Column("source", String(20), nullable=False, comment="Where the limit comes from: declared"),
-    Column("note", Text, comment="What whoever declared it wrote; null: nothing"),
-    timestamp("declared_at", "Since when it holds"),
-    comment="How much servers and databases can hold, as far as that is known.",
-)
-
 imports = Table(
     "capacity_imports",
-    metadata,
+    table_metadata,
     Column("fingerprint", String(64), primary_key=True, comment="Of the source and of how it is read"),
     Column("source", Text, nullable=False, comment="File or database it came from, without any password"),
     Column("target", String(63), nullable=False, comment="Table it was read into"),

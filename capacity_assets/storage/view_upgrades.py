@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from capacity_assets.storage.steps import quoted
-from capacity_assets.storage.views import VIEWS, View
+from capacity_assets.storage.view import View
+from capacity_assets.storage.views import VIEWS
 
 
 def names_taken(connection: Connection) -> list[str]:

@@ -6,46 +6,12 @@ added, at the end, so that what is built on a view goes on working. `capacity in
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.runway_views import RUNWAY_VIEWS
 from capacity_assets.storage.size_metrics import PART_SIZES, PartSize
-from capacity_assets.storage.steps import quoted
-
-
-@dataclass(frozen=True)
-class ViewColumn:
-    """A column: its name, the expression behind it, and what it says."""
-
-    name: str
-    expression: str
-    comment: str
-
-
-@dataclass(frozen=True)
-class View:
-    """A view as data."""
-
-    name: str
-    comment: str
-    columns: tuple[ViewColumn, ...]
-    source: str
-
-    @cached_property
-    def query(self) -> str:
-        """The SELECT behind it."""
-        listed = ",\n       ".join(f"{column.expression} AS {quoted(column.name)}" for column in self.columns)
-        return f"SELECT {listed}\n{self.source}"
-
-    @property
-    def marked_comment(self) -> str:
-        """The comment with a mark of the definition, by which an outdated view is known."""
-        made_of = "\n".join([self.query, *(column.comment for column in self.columns)])
-        return f"{self.comment} (definition {hashlib.sha256(made_of.encode()).hexdigest()[:12]})"
-
+from capacity_assets.storage.view import View, ViewColumn
 
 _DAYS = "(a.period_end - a.period_start + 1)"
 _WINDOW = (
@@ -250,4 +216,5 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
         ),
         "FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id\nWHERE NOT s.is_deleted\nGROUP BY 1",
     ),
+    *RUNWAY_VIEWS,
 )

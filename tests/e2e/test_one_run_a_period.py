@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.tables import metadata
+from capacity_assets.storage.every_table import metadata
 from tests.databases import TEMPLATE, Databases
 from tests.e2e.stack import BLOCK, RUN, ask, launch, served, status, wait_for, waits_for_a_lock
 from tests.fleet import add_database_sizes, add_instances, sizes, stored

@@ -15,6 +15,7 @@ from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENS
 from capacity_assets.orchestration.late_data import LATE_DATA_SENSOR
 from capacity_assets.orchestration.reports import GROWTH_REPORT_SENSOR
 from capacity_assets.orchestration.sample_days import SAMPLE_DAYS_SENSOR
+from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.clocks import fixed_clock
@@ -101,6 +102,30 @@ def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     house.tick()
 
     assert len(receiver.texts) == 2
+
+
+def test_what_fills_soon_is_told_once_however_its_days_move_and_again_when_something_else_does(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    """The house's today is 2026-07-01."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2026-03-04", [1000 + 10 * day for day in range(120)]))
+    add_database_sizes(engine, sizes(1, "log", "2026-03-04", [500 + day for day in range(120)]))
+    declare(engine, [Limit("server-1", "orders", 2290)])
+    for day in ("2026-06-30", "2026-07-01"):
+        house.run(day, "runway_job")
+        house.tick()
+
+    [message] = receiver.texts
+    assert message.startswith("Check failed. runway: nothing_fills_soon\n- orders on server-1: full within 30 days")
+    assert "Assumed: it goes on by +10 MiB per day" in message
+    house.run("2026-06-15", "runway_job")
+    house.tick()
+    assert len(receiver.texts) == 1, "a day that is long over calls nobody"
+    declare(engine, [Limit("server-1", "log", 630)])
+    house.run("2026-07-01", "runway_job")
+    house.tick()
+    assert "log on server-1: full within 30 days" in receiver.texts[1]
 
 
 def test_a_run_whose_worker_died_is_told_once_dagster_starts_it_no_more(house: House, receiver: Receiver) -> None:

@@ -20,7 +20,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.conversion import NEW_KEY
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.partitions import PARTITIONED, layout_of
+from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from tests.clocks import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, figures, load_sample, sizes
@@ -60,18 +60,18 @@ def few_rows(empty_engine: Engine) -> Engine:
 
 
 def keep_few_rows(engine: Engine) -> None:
-    for table in PARTITIONED:
+    for table in CAPACITY_TABLES:
         day = "collected_date" if "collected_date" in table.columns else "period_start"
         execute(engine, f"DELETE FROM {table.name} WHERE instance_id > 2 OR {day} >= '2025-04-01'")
 
 
 def is_partitioned(engine: Engine) -> list[bool]:
     with engine.connect() as connection:
-        return [layout_of(connection, table).by_period for table in PARTITIONED[2:]]
+        return [layout_of(connection, table).by_period for table in CAPACITY_TABLES[2:]]
 
 
 def rows_in_default(engine: Engine) -> int:
-    counts = [rows_by_partition(engine, table.name) for table in PARTITIONED]
+    counts = [rows_by_partition(engine, table.name) for table in CAPACITY_TABLES]
     return sum(rows for found in counts for name, rows in found.items() if "default" in name)
 
 
@@ -111,10 +111,10 @@ def test_every_row_is_there_unchanged_and_lies_in_its_partition(empty_engine: En
 
     report = keeper(empty_engine).convert(TODAY)
 
-    assert report.converted == [table.name for table in PARTITIONED]
+    assert report.converted == [table.name for table in CAPACITY_TABLES]
     assert report.moved_records == sum(map(len, before.values()))
     assert everything(empty_engine) == before
-    for table in PARTITIONED:
+    for table in CAPACITY_TABLES:
         assert not any("default" in name for name in rows_by_partition(empty_engine, table.name))
     assert schema_state(empty_engine).fit
     assert initialise(empty_engine) == (), "nothing is left to fix"
@@ -150,7 +150,7 @@ def test_a_conversion_stopped_before_any_of_its_statements_continues_and_ends_eq
 
     assert number > 60
     assert is_partitioned(legacy) == [True, True]
-    for table in PARTITIONED:
+    for table in CAPACITY_TABLES:
         assert not any("default" in name for name in rows_by_partition(legacy, table.name))
 
 
@@ -319,7 +319,7 @@ def test_the_key_waits_for_a_long_transaction_however_long_other_locks_are_waite
     thread.join()
     impatient.dispose()
 
-    assert reports[0].converted == [table.name for table in PARTITIONED]
+    assert reports[0].converted == [table.name for table in CAPACITY_TABLES]
 
 
 def test_a_key_is_still_called_by_its_old_name(legacy: Engine) -> None:
@@ -374,7 +374,7 @@ def test_what_would_be_left_behind_with_the_old_rows_is_named_and_nothing_is_cha
     ]
     assert everything(legacy) == before
     with legacy.connect() as connection:
-        assert [layout_of(connection, table).is_partitioned for table in PARTITIONED] == [False] * 4
+        assert [layout_of(connection, table).is_partitioned for table in CAPACITY_TABLES] == [False] * 4
 
 
 def test_a_unique_index_that_a_partitioned_table_cannot_have_is_named(legacy: Engine) -> None:
@@ -389,7 +389,7 @@ def test_a_dry_run_says_what_would_be_converted_and_changes_nothing(legacy: Engi
 
     report = keeper(legacy).convert(TODAY, dry_run=True)
 
-    assert report.converted == [table.name for table in PARTITIONED]
+    assert report.converted == [table.name for table in CAPACITY_TABLES]
     assert report.notes == []
     assert everything(legacy) == before
     assert is_partitioned(legacy) == [False, False]

@@ -12,8 +12,8 @@ from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.schema import schema_state
-from capacity_assets.storage.tables import metadata
 from tests.command import capacity
 from tests.fleet import add_database_sizes, load_sample, sizes, stored
 from tests.servers import ADMIN_PASSWORD, PostgresServer

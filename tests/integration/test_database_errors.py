@@ -18,6 +18,7 @@ from capacity_assets.collection.registry import registered
 from capacity_assets.collection.standing import standing
 from capacity_assets.foundation.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.foundation.raw_tables import RAW_TABLES
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
@@ -36,7 +37,7 @@ LOOKS: dict[str, Callable[[Engine], object]] = {
     "readiness": lambda engine: refuse_an_unfit_database(engine, SHANGHAI, kept="Nothing was written."),
     "explanation": lambda engine: find_subjects(engine, "orders", None),
     "collection standing": standing,
-    "observing": lambda engine: data_versions(engine, DATABASE.source, TODAY),
+    "observing": lambda engine: data_versions(engine, RAW_TABLES[0], TODAY),
     "report": lambda engine: read_report(engine, MONTHLY, MARCH, today=TODAY),
 }
 

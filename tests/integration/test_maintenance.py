@@ -18,9 +18,10 @@ from capacity_assets.retention.report import MaintenanceError
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.storage import partition_changes
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.partitions import PARTITIONED, Span, layout_of, span_of, spans_between
+from capacity_assets.storage.every_table import metadata
+from capacity_assets.storage.partitions import CAPACITY_TABLES, PARTITIONED, Span, layout_of, span_of, spans_between
 from capacity_assets.storage.schema import initialise
-from capacity_assets.storage.tables import database_size_aggregations, database_size_stats, metadata
+from capacity_assets.storage.tables import database_size_aggregations, database_size_stats
 from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.integration.test_ledger import execute
@@ -55,7 +56,7 @@ def everything(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
     with engine.connect() as connection:
         return {
             table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=str)
-            for table in PARTITIONED
+            for table in CAPACITY_TABLES
         }
 
 
@@ -118,7 +119,9 @@ def test_rows_of_every_window_land_in_partitions_and_none_in_a_default(
     assert by_partition["instance_size_aggregations_monthly_2025"] == 2 * 7
     # The week of 2024-12-30 holds 2025-01-01, and is the first.
     assert by_partition["instance_size_aggregations_weekly_2024"] == 2
-    assert [name for table in PARTITIONED for name in rows_by_partition(fleet, table.name) if "default" in name] == []
+    assert [
+        name for table in CAPACITY_TABLES for name in rows_by_partition(fleet, table.name) if "default" in name
+    ] == []
 
 
 def test_rows_without_a_partition_are_taken_and_moved_later_unchanged(

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.storage.tables import metadata
+from capacity_assets.storage.every_table import metadata
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, figures, sizes
 from tests.integration.test_ledger import compute_everything, redo

@@ -25,6 +25,9 @@ from capacity_assets.report.data import Change, ChangeKind, Report
 from capacity_assets.report.issues import issue_of, next_edition
 from capacity_assets.report.page import footer_query, headline, notes, render, write_report
 from capacity_assets.report.reading import read_report
+from capacity_assets.runway.issued import Band
+from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.limits import Limit, declare
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 MONTHLY = PERIODS["monthly"]
@@ -540,3 +543,73 @@ def test_a_headline_says_in_one_sentence_what_happened(engine: Engine, service: 
     said = headline(read_report(engine, MONTHLY, FEBRUARY))
 
     assert said == "In February 2025 the fleet grew by 100 MiB (+6.7 %) to 1.6 GiB, most by orders on server-1."
+
+
+@pytest.fixture
+def filling(engine: Engine, service: AggregationService) -> Engine:
+    """`orders` grows by ten MiB per day and is full in March; the limit of `still` is not known."""
+    add_instances(engine, [1])
+    days = range(151)
+    add_database_sizes(engine, sizes(1, "orders", "2024-10-01", [1024 + 10 * day for day in days]))
+    add_database_sizes(engine, sizes(1, "still", "2024-10-01", [500] * 151))
+    add_instance_sizes(engine, totals(1, "2024-10-01", [(1524 + 10 * day, 2) for day in days]))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    declare(engine, [Limit("server-1", "orders", 2724)])
+    return engine
+
+
+def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were_off(filling: Engine) -> None:
+    for day in (date(2025, 1, 29), date(2025, 2, 28)):
+        issue(filling, day, day)
+
+    report = read_report(filling, MONTHLY, FEBRUARY)
+    page = render(report)
+
+    issued = report.runways
+    assert issued is not None
+    [risk] = issued.risks
+    assert (risk.outlook.told, risk.outlook.size_mb, risk.outlook.limit_mb) == ("orders", 2524, 2724)
+    assert risk.bands[30] == Band(2824, 2824, 2824)
+    assert (risk.history[0], risk.history[-1]) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
+    assert (issued.as_of, issued.unknown_limits, issued.headroom_mb) == (date(2025, 2, 28), 1, None)
+    assert [(score.horizon_days, score.forecasts, score.error_percent) for score in issued.scores] == [(30, 3, 0.0)]
+    section = page.split('id="fills-first"')[1].split("</section>")[0]
+    assert "<td>orders</td>" in section
+    assert section.count("2025-03-20") == 3
+    assert "100%, nearly certain" in section
+    assert "own limit, declared" in section
+    assert 'id="unknown-limits" data-databases="1"' in section
+    assert (
+        "Of 3 forecasts over 30 days that came due, 100 % of the sizes lay in their band; the mean error was 0.0 %."
+        in section
+    )
+    assert 'id="headroom"' not in page
+
+
+def test_the_page_of_a_month_keeps_the_runways_that_were_issued_in_it(filling: Engine) -> None:
+    before = read_report(filling, MONTHLY, FEBRUARY).runways
+    issue(filling, date(2025, 2, 27), date(2025, 2, 27))
+    issue(filling, date(2025, 3, 1), date(2025, 3, 1))
+
+    after = read_report(filling, MONTHLY, FEBRUARY).runways
+
+    assert before is None
+    assert 'id="fills-first"' not in render(read_report(filling, MONTHLY, MONTHLY.window_of(date(2025, 1, 1))))
+    assert after is not None
+    assert after.as_of == date(2025, 2, 27)
+
+
+def test_the_headroom_and_the_risks_of_a_servers_page_are_its_own(filling: Engine) -> None:
+    add_instances(filling, [2])
+    add_database_sizes(filling, sizes(2, "log", "2024-10-01", [100 + day for day in range(151)]))
+    add_instance_sizes(filling, totals(2, "2024-10-01", [(100 + day, 1) for day in range(151)]))
+    declare(filling, [Limit("server-1", None, 5000), Limit("server-2", None, 300)])
+    issue(filling, date(2025, 2, 28), date(2025, 2, 28))
+
+    fleet, one = (read_report(filling, MONTHLY, FEBRUARY, server).runways for server in (None, "server-2"))
+
+    assert fleet is not None
+    assert one is not None
+    assert (fleet.headroom_mb, one.headroom_mb) == (5000 - 3024 + 50, 50)
+    assert [risk.outlook.server for risk in fleet.risks] == ["server-1", "server-2", "server-1"]
+    assert [risk.outlook.told for risk in one.risks] == ["all together"]

@@ -20,6 +20,7 @@ from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
+from capacity_assets.runway.service import RunwayService
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.command import capacity
@@ -69,9 +70,11 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
         runner.inspection.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
         read_report(engine, PERIODS["monthly"], MARCH[0])
+        issued = [RunwayService(engine, fixed_clock(day)).issue(day) for day in (date(2025, 3, 1), date(2025, 3, 8))]
 
         assert run.total("written_records") == len(stored(granted, DATABASE)) + len(stored(granted, INSTANCE)) > 0
         assert again.total("written_records") == 0
+        assert issued[0].subjects > 0
         for statement in (
             "DELETE FROM database_size_stats",
             "UPDATE instances SET is_active = false",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
-from capacity_assets.runway.outlook import OWN, SERVER, Outlook, outlooks
+from capacity_assets.runway.binding import CEILING, OWN, SERVER, VOLUME
+from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.runway.outlook import Outlook
 from capacity_assets.settings import Settings
 from tests.clocks import TODAY
 from tests.command import capacity
@@ -42,7 +44,7 @@ def declared(*arguments: str) -> None:
 
 
 def found(engine: Engine, **options: Any) -> dict[tuple[str, str | None], Outlook]:
-    return {(row.server, row.database): row for row in outlooks(engine, TODAY, **options).rows}
+    return {(row.server, row.database): row for row in outlooks(engine, TODAY, **options).rows if row.volume is None}
 
 
 def test_a_limit_of_its_own_gives_a_growing_database_a_day_and_a_still_one_none(engine: Engine) -> None:
@@ -176,6 +178,173 @@ def test_a_database_that_is_gone_and_a_server_out_of_service_are_not_listed(engi
         connection.execute(text("UPDATE instances SET is_active = false WHERE id = 2"))
 
     assert found(engine) == {}
+
+
+def add_volume(engine: Engine, server: int, name: str, day: date, total_mb: int, free_mb: int) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source) "
+                "VALUES (:day, :server, :name, :total, :free, 'measured')"
+            ),
+            {"day": day, "server": server, "name": name, "total": total_mb, "free": free_mb},
+        )
+
+
+def add_ceiling(
+    engine: Engine, database: str, volumes: list[str] | None, limit_mb: int | None = None, day: date = TODAY
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO database_limit_stats "
+                "(collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source) "
+                "VALUES (:day, 1, :database, CAST(:mb AS bigint), :mb IS NULL, CAST(:volumes AS varchar[]), 'measured')"
+            ),
+            {"day": day, "database": database, "mb": limit_mb, "volumes": volumes},
+        )
+
+
+def test_a_database_fills_the_volumes_it_grows_on_and_so_does_its_server(engine: Engine) -> None:
+    for name, free_mb in (("/data", 400), ("/fast", 170), ("/log", 5)):
+        add_volume(engine, 1, name, TODAY, 1000, free_mb)
+    add_ceiling(engine, "orders", ["/data", "/fast"])
+    add_ceiling(engine, "still", ["/data"])
+
+    rows = found(engine)
+
+    orders, still, whole = rows["server-1", "orders"], rows["server-1", "still"], rows["server-1", None]
+    assert (orders.limit_mb, orders.binds, orders.source) == (3014 + 570, VOLUME, "measured")
+    assert orders.middle_day == ORDERS_FULL
+    assert still.limit_mb == 900
+    assert (whole.limit_mb, whole.middle_day) == (3514 + 570, ORDERS_FULL)
+
+
+def test_what_is_free_counts_from_the_day_on_which_it_was_measured(engine: Engine) -> None:
+    ten_days_ago = TODAY - timedelta(days=10)
+    add_volume(engine, 1, "/data", ten_days_ago, 9000, 670)
+    add_ceiling(engine, "orders", ["/data"], day=ten_days_ago)
+
+    orders = found(engine)["server-1", "orders"]
+
+    assert (orders.limit_mb, orders.headroom_mb, orders.middle_day) == (2914 + 670, 570, ORDERS_FULL)
+
+
+def test_the_smallest_of_all_limits_binds_wherever_it_comes_from(engine: Engine) -> None:
+    add_volume(engine, 1, "/data", TODAY, 9000, 600)
+    add_ceiling(engine, "orders", ["/data"], limit_mb=3590)
+    declared("server-1", "orders", "--gb", "100")
+    declared("server-1", "--gb", "100")
+    ceiling = found(engine)["server-1", "orders"]
+    declared("server-1", "orders", "--gb", "3.5")
+    own = found(engine)["server-1", "orders"]
+
+    assert (ceiling.binds, ceiling.limit_mb, ceiling.source) == (CEILING, 3590, "measured")
+    assert (own.binds, own.limit_mb, own.source) == (OWN, 3584, "declared")
+
+
+@pytest.mark.parametrize("volumes", [None, ["/data", "/gone"]], ids=["not told", "one of them not measured"])
+def test_no_ceiling_on_a_volume_that_is_not_known_is_an_unknown_limit_and_not_unlimited(
+    engine: Engine, volumes: list[str] | None
+) -> None:
+    add_volume(engine, 1, "/data", TODAY, 9000, 600)
+    add_ceiling(engine, "orders", volumes)
+
+    every = outlooks(engine, TODAY)
+
+    assert [row.database for row in every.rows if row.database] == []
+    assert every.unknown_limits == 3
+
+
+def test_a_volume_has_a_runway_by_what_is_used_of_it_whoever_uses_it(engine: Engine) -> None:
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 10_000, 570 + 30 * ago)
+    add_ceiling(engine, "orders", ["/data"])
+
+    every = outlooks(engine, TODAY).rows
+    shown = capacity("runway", columns=200).output
+
+    [volume] = [row for row in every if row.volume]
+    assert (volume.volume, volume.size_mb, volume.limit_mb, volume.binds) == ("/data", 9430, 10_000, VOLUME)
+    assert (volume.change_mb_per_day, volume.middle_day) == (30, TODAY + timedelta(days=19))
+    assert "volume /data" in shown
+    assert "orders" not in shown, "the volume stands for it"
+    assert "all together" not in shown
+
+
+def test_limits_that_were_not_measured_for_a_month_are_unknown(engine: Engine) -> None:
+    long_ago = TODAY - timedelta(days=31)
+    add_volume(engine, 1, "/data", long_ago, 9000, 600)
+    add_ceiling(engine, "orders", ["/data"], day=long_ago)
+
+    assert (found(engine), outlooks(engine, TODAY).unknown_limits) == ({}, 3)
+
+
+PURGED = TODAY - timedelta(days=20)
+
+
+@pytest.fixture
+def purged(engine: Engine) -> None:
+    """`orders` lost 1,500 MiB three weeks ago."""
+    with engine.begin() as connection:
+        for table, column in (("database_size_stats", "size"), ("instance_size_stats", "total_size")):
+            only = "AND database_name = 'orders'" if table == "database_size_stats" else ""
+            connection.execute(
+                text(
+                    f"UPDATE {table} SET {column}_mb = {column}_mb + 1500, {column}_bytes = NULL "
+                    f"WHERE instance_id = 1 AND collected_date < :day {only}"
+                ),
+                {"day": PURGED},
+            )
+
+
+@pytest.mark.usefixtures("purged")
+def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_explained(engine: Engine) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    declared("server-1", "--gb", "4")
+    before = found(engine)["server-1", "orders"]
+    added = capacity("steps", "add", "server-1", "orders", "--day", str(PURGED), "--note", "archive purged")
+
+    rows = found(engine)
+    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    document = json.loads(capacity("explain", "--runway", "--server", "server-1", "--json").output)
+
+    assert added.output == f"orders on server-1: archive purged, {PURGED}. Forecasts leave that change out.\n"
+    assert before.probabilities[90] < 1
+    orders, whole = rows["server-1", "orders"], rows["server-1", None]
+    assert orders.change_mb_per_day == 10
+    assert (orders.size_mb, orders.early_day, orders.late_day) == (3014, ORDERS_FULL, ORDERS_FULL + timedelta(days=1))
+    assert whole.change_mb_per_day == orders.change_mb_per_day
+    assert f"Left out: {PURGED}, orders: archive purged." in told
+    assert told[-1] == "Both ways come to the same."
+    assert document["steps"] == [
+        {"server": "server-1", "database": "orders", "day": str(PURGED), "note": "archive purged"}
+    ]
+
+
+def test_steps_are_read_from_a_file_listed_and_forgotten(tmp_path: Path) -> None:
+    good, bad = tmp_path / "steps.csv", tmp_path / "bad.csv"
+    good.write_text("server,database,day,note\nserver-1,,2025-03-01,compressed\nserver-1,orders,2025-04-01,purged\n")
+    bad.write_text("server,day,note\nserver-1,yesterday,a\n,2025-01-01,\nserver-1,2025-01-01,b\n")
+
+    rehearsed = capacity("steps", "import", str(good), "--dry-run")
+    empty = capacity("steps", "list").output
+    done = capacity("steps", "import", str(good))
+    refused = capacity("steps", "import", str(bad))
+    mistyped = capacity("steps", "add", "server-1", "ordres", "--day", "2025-03-01", "--note", "x")
+    removed = capacity("steps", "remove", "server-1", "orders", "--day", "2025-04-01")
+    again = capacity("steps", "remove", "server-1", "orders", "--day", "2025-04-01")
+
+    assert (rehearsed.output.splitlines()[-1], empty) == ("Dry run: nothing was changed.", "No step is declared.\n")
+    assert done.output == f"2 steps declared from {good}.\n"
+    assert refused.exit_code == 2
+    assert "line 2: 'yesterday' is no day; write 2026-03-31." in refused.output
+    assert "line 3: server and note missing." in refused.output
+    assert (mistyped.exit_code, "No database 'ordres' on server-1 was ever measured." in mistyped.output) == (2, True)
+    assert (removed.exit_code, again.exit_code) == (0, 2)
+    assert json.loads(capacity("steps", "list", "--json").output) == [
+        {"server": "server-1", "database": None, "day": "2025-03-01", "note": "compressed"}
+    ]
 
 
 def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None:

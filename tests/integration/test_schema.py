@@ -18,7 +18,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.partitions import PARTITIONED
+from capacity_assets.storage.every_table import metadata
+from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import (
     FORMER_REVISIONS,
     NOT_RECORDED_MEANWHILE,
@@ -28,7 +29,7 @@ from capacity_assets.storage.schema import (
     initialise,
     schema_state,
 )
-from capacity_assets.storage.tables import computed_windows, metadata
+from capacity_assets.storage.tables import computed_windows, instances
 from capacity_assets.storage.views import VIEWS
 from tests import oracle
 from tests.clocks import fixed_clock
@@ -52,8 +53,7 @@ def row_counts(engine: Engine) -> dict[str, int]:
     with engine.connect() as connection:
         return {
             table.name: connection.execute(text(f"SELECT count(*) FROM {table.name}")).scalar_one()
-            for table in metadata.sorted_tables
-            if not table.name.startswith("capacity_")
+            for table in (instances, *CAPACITY_TABLES)
         }
 
 
@@ -209,7 +209,7 @@ def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
     for thread in threads:
         thread.join(60)
 
-    assert sorted(map(len, outcomes)) == [0, 14 + len(VIEWS)]
+    assert sorted(map(len, outcomes)) == [0, len(metadata.sorted_tables) + len(VIEWS)]
 
 
 def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:
@@ -233,7 +233,7 @@ ADDED_LATER = {
         ),
         *(
             f"ALTER TRIGGER capacity_track_invalidation ON {table.name} RENAME TO capacity_note_disturbance"
-            for table in PARTITIONED
+            for table in CAPACITY_TABLES
         ),
         *(
             f"ALTER FUNCTION capacity_track_{table} RENAME TO capacity_note_{table}"

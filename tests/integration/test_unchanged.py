@@ -17,8 +17,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS, with_trend_threshold
+from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.schema import initialise
-from capacity_assets.storage.tables import metadata
 from tests.clocks import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.integration.test_ledger import FIRST, LAST, compute_everything, execute

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.page import notes
 from capacity_assets.report.reading import read_report
+from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.storage.views import VIEWS
 from tests.clocks import fixed_clock
@@ -44,6 +46,23 @@ def small_fleet(engine: Engine) -> None:
     service = AggregationService(engine, fixed_clock())
     for name in ("monthly", "quarterly"):
         service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 6, 30))
+
+
+def filling_fleet(engine: Engine) -> None:
+    """The sample, with a limit that is reached within a year, and runways that came due."""
+    load_sample(engine)
+    days = rows(engine, "SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats")[0]
+    AggregationService(engine, fixed_clock()).calculate_period_aggregations("monthly", days["first"], days["last"])
+    [server] = rows(
+        engine,
+        "SELECT i.name, s.total_size_mb AS mb FROM instance_size_stats s JOIN instances i ON i.id = s.instance_id "
+        f"WHERE s.collected_date = '{days['last']}' AND i.is_active AND NOT s.is_deleted ORDER BY mb DESC LIMIT 1",
+    )
+    declare(engine, [Limit(server["name"], None, server["mb"] + 1)])
+    for day in (days["last"] - timedelta(days=7), days["last"]):
+        issue(engine, day, day)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE capacity_runways SET issued_at = as_of"))
 
 
 def test_growth_speaks_of_servers_and_databases_by_name_and_says_how_much_was_measured(engine: Engine) -> None:
@@ -163,7 +182,7 @@ def test_a_view_whose_columns_were_others_is_made_anew_unless_somebody_built_on_
 
 
 def test_who_may_read_the_views_needs_no_right_on_the_tables(engine: Engine) -> None:
-    small_fleet(engine)
+    filling_fleet(engine)
     with engine.begin() as connection:
         connection.execute(text("CREATE ROLE dashboard"))
         for view in VIEWS:
@@ -218,10 +237,7 @@ def test_a_legacy_object_of_a_views_name_stands_in_the_way_and_is_kept(empty_eng
 
 
 def test_every_query_of_the_dashboard_finds_rows_in_the_views(engine: Engine) -> None:
-    load_sample(engine)
-    service = AggregationService(engine, fixed_clock())
-    days = rows(engine, "SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats")[0]
-    service.calculate_period_aggregations("monthly", days["first"], days["last"])
+    filling_fleet(engine)
     server = str(rows(engine, "SELECT min(server_id) AS id FROM capacity_growth")[0]["id"])
     queries = {panel["title"]: panel["targets"][0]["rawSql"] for panel in dashboard()["panels"]}
     queries |= {v["name"]: v["query"] for v in dashboard()["templating"]["list"] if v["type"] == "query"}

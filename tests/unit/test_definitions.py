@@ -36,15 +36,18 @@ STARTS = {
 }
 
 
+RAW = {"database_size_stats", "instance_size_stats", "volume_size_stats", "database_limit_stats"}
+
+
 @pytest.fixture
 def definitions() -> dg.Definitions:
     return build_definitions(Settings())
 
 
 def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
-    """The tables of samples and of aggregates."""
+    """The tables of sizes: samples and aggregates."""
     every = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    return {key: spec for key, spec in every.items() if spec.group_name not in {"maintenance", "reports"}}
+    return {key: spec for key, spec in every.items() if "level" in spec.tags}
 
 
 def aggregate_keys(definitions: dg.Definitions) -> set[dg.AssetKey]:
@@ -91,6 +94,7 @@ def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Defini
             *(f"{period}_aggregation_job" for period in CRONS),
             "collection_job",
             "growth_report_job",
+            "runway_job",
             "standing_check_job",
             "table_maintenance_job",
         ]
@@ -211,7 +215,7 @@ def test_the_page_of_each_asset_names_the_line_of_its_function(definitions: dg.D
     graph = definitions.resolve_asset_graph()
     keys = graph.get_all_asset_keys()
 
-    assert len(keys) == 14
+    assert len(keys) == 17
     for key in keys:
         [reference] = graph.get(key).metadata["dagster/code_references"].code_references
         lines = Path(reference.file_path).read_text().splitlines()
@@ -261,7 +265,7 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning_and_witho
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "14 []"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "17 []"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:
@@ -279,19 +283,20 @@ def test_up_and_demo_use_the_shipped_files(name: str) -> None:
 
 # Rooms and what they may import, from the outside in; nothing imports a room further out.
 ROOMS = [
+    "forecast",
     "setting_values",
     "settings",
+    "environment",
     "units",
-    "forecast",
     "files",
     "periods",
     "clock",
     "storage",
     "foundation",
-    "demo",
     "aggregation",
     "retention",
     "runway",
+    "demo",
     "report",
     "collection",
     "importing",
@@ -337,18 +342,33 @@ def test_the_business_imports_neither_dagster_nor_redis() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-def test_the_collection_is_one_step_for_both_tables_and_the_days_aggregates_follow_in_its_job(
+def test_the_runway_is_downstream_of_all_raw_tables_and_has_a_partition_per_day(definitions: dg.Definitions) -> None:
+    every = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    runway = every["runway"]
+    graph = definitions.resolve_asset_graph()
+
+    assert {dep.asset_key.to_user_string() for dep in runway.deps} == RAW
+    assert (runway.group_name, partitions(runway).cron_schedule) == ("forecasts", "0 0 * * *")
+    assert graph.get(runway.key).pools == {"capacity_runway"}
+    assert {key.name for key in graph.get(runway.key).check_keys} == {"nothing_fills_soon"}
+    for name in ("volume_size_stats", "database_limit_stats", "runway"):
+        schema = every[name].metadata["dagster/column_schema"]
+        assert all(column.description for column in schema.columns), name
+        assert every[name].description, name
+
+
+def test_the_collection_is_one_step_for_all_raw_tables_and_what_is_made_of_the_day_follows_in_its_job(
     definitions: dg.Definitions,
 ) -> None:
     job = definitions.resolve_job_def("collection_job")
     graph = definitions.resolve_asset_graph()
-    raw = [dg.AssetKey(f"{level}_size_stats") for level in LEVELS]
+    raw = [dg.AssetKey(name) for name in RAW]
 
     assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {
-        "database_size_stats",
-        "instance_size_stats",
+        *RAW,
         "daily_database_aggregations",
         "daily_instance_aggregations",
+        "runway",
     }
     assert {graph.get(key).pools == {"capacity_collection"} for key in raw} == {True}
     assert {graph.get(key).is_materializable for key in raw} == {True}
@@ -360,10 +380,11 @@ def test_with_the_collection_off_the_raw_tables_are_observed(monkeypatch: pytest
     definitions = build_definitions(Settings())
 
     graph = definitions.resolve_asset_graph()
-    raw = [graph.get(dg.AssetKey(f"{level}_size_stats")) for level in LEVELS]
+    raw = [graph.get(dg.AssetKey(name)) for name in RAW]
     assert {(node.is_observable, node.is_materializable, node.is_partitioned) for node in raw} == {(True, False, True)}
     schedules = {schedule.name: schedule.cron_schedule for schedule in definitions.get_repository_def().schedule_defs}
     assert schedules["observation_schedule"] == "0 3 * * *"
+    assert schedules["runway_schedule"] == "20 4 * * *"
     assert "collection_schedule" not in schedules
     aggregates = specs(definitions)["daily_database_aggregations"]
     assert [dep.asset_key.to_user_string() for dep in aggregates.deps] == ["database_size_stats"]

@@ -16,6 +16,7 @@ from capacity_assets.aggregation.results import Coverage, PeriodSummary
 from capacity_assets.cli.main import main
 from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
@@ -23,10 +24,13 @@ from capacity_assets.orchestration.collection import CollectionConfig, collectio
 from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.reports import report_metadata
+from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Change, ChangeKind, Report, Totals
 from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.retention.maintenance import MaintenanceReport
+from capacity_assets.runway.issuing import IssuedRunways
+from capacity_assets.runway.scores import Score
 from capacity_assets.settings import Settings, variable_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +173,16 @@ def test_every_metadata_key_of_the_maintenance_is_documented_and_no_other() -> N
 def test_every_metadata_key_of_the_collection_is_documented_and_no_other() -> None:
     assert first_cells("Metadata of the raw assets") == set(collection_metadata(CollectionSummary(date(2025, 1, 1))))
     for option in CollectionConfig.model_fields:
+        assert f"`{option}`" in section("Periods, assets and jobs")
+
+
+def test_every_metadata_key_of_the_runway_is_documented_and_no_other() -> None:
+    scores = [Score(days, 1, 1.0, 1.0, 80.0) for days in HORIZONS_DAYS]
+    shown = set(runway_metadata(IssuedRunways(date(2025, 1, 1), scores=scores), Settings()))
+    listed = first_cells("Metadata of runway")
+
+    assert {key.format(days=days) for key in listed for days in HORIZONS_DAYS} == shown
+    for option in RunwayConfig.model_fields:
         assert f"`{option}`" in section("Periods, assets and jobs")
 
 

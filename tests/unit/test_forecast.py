@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import (
     HISTORY_DAYS,
-    HORIZONS_DAYS,
     LEAST_CHANGES,
     LEAST_ERRORS,
     Forecasts,
@@ -18,6 +18,7 @@ from capacity_assets.forecast.model import (
 )
 from capacity_assets.forecast.reference import reference
 from capacity_assets.forecast.runway import HORIZON_DAYS, NOT_WITHIN_HORIZON, runways
+from capacity_assets.forecast.steps import without_steps
 
 MANY_DAYS = 500
 
@@ -218,3 +219,38 @@ def test_the_early_day_comes_before_the_late_one(values: Sizes) -> None:
     if not np.isnan(made.upper[0, 0]):
         assert (made.lower <= made.middle).all()
         assert (made.middle <= made.upper).all()
+
+
+@given(series(), st.integers(1, 699), st.integers(-50_000, 50_000))
+def test_a_declared_step_leaves_the_forecast_as_if_the_size_had_always_been_the_new_one(
+    values: Sizes, day: int, jump: int
+) -> None:
+    day %= len(values)
+    measured = np.flatnonzero(~np.isnan(values))
+    after = int(np.searchsorted(measured, day))
+    if 0 < after < len(measured):  # on the day of the step nothing else changes
+        values[measured[after] :] += values[measured[after - 1]] - values[measured[after]]
+    stepped = values.copy()
+    stepped[day:] += jump
+
+    smooth = without_steps(stepped[None, :], [[day]])
+
+    if 0 < after < len(measured):
+        assert np.array_equal(smooth[0], values + jump, equal_nan=True)
+        assert np.array_equal(forecast(smooth).drift, one(values).drift)
+    else:
+        assert np.array_equal(smooth[0], stepped, equal_nan=True), "what was not measured on both sides stays"
+
+
+@given(series(), st.lists(st.integers(1, 699), max_size=3))
+def test_a_series_with_steps_is_forecast_the_same_by_both_ways(values: Sizes, days: list[int]) -> None:
+    smooth = without_steps(values[None, :], [days])
+    made = forecast(smooth, values[None, :])
+    plain, measured = ([None if np.isnan(size) else float(size) for size in each] for each in (smooth[0], values))
+
+    again = reference(plain, measured)
+
+    assert np.isclose(made.drift[0], again.drift)
+    for place, horizon in enumerate(HORIZONS_DAYS):
+        lower, upper = again.band.get(horizon, (np.nan, np.nan))
+        assert np.allclose([made.lower[0, place], made.upper[0, place]], [lower, upper], equal_nan=True, rtol=1e-6)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.limits import NOTHING_KNOWN, Limits
 from capacity_assets.storage.size_metrics import PART_SIZES
 from capacity_assets.units import BYTES_PER_MB, first_of
 
@@ -98,6 +99,7 @@ class Measurement:
     sizes: tuple[DatabaseSize, ...]
     not_counted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    limits: Limits = NOTHING_KNOWN
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,9 @@ class EngineAdapter(ABC):
     verified: ClassVar[bool]
     # The least that the login of the collection needs, as statements of this engine.
     grants: ClassVar[str]
-    # What is measured, for the reference.
+    # What is measured, for the reference: sizes, and limits.
     definition: ClassVar[str]
+    limits_definition: ClassVar[str] = "none"
 
     @abstractmethod
     def connect(self, access: Access) -> Any:
@@ -131,6 +134,10 @@ class EngineAdapter(ABC):
     @abstractmethod
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:
         """Measure every database for which `is_excluded` is false; raises what the driver raises, or MeasureError."""
+
+    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- for subclasses
+        """Return what is known of the limits of the measured databases; raises as `sizes`, and then sizes are kept."""
+        return Limits(unknown="nothing is asked of this engine")
 
     @abstractmethod
     def facts(self, connection: Any) -> ServerFacts:

@@ -27,6 +27,8 @@ from capacity_assets.collection.engines.base import (
     rows_of,
 )
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.limits import Limits
+from capacity_assets.collection.engines.mariadb_disks import limits_by_disks
 
 if TYPE_CHECKING:
     from pymysql.connections import Connection
@@ -132,7 +134,10 @@ class MySQL(EngineAdapter):
         "-- SHOW VIEW shows that tables exist, and nothing that is in them:\n"
         "GRANT PROCESS, SHOW DATABASES, SHOW VIEW ON *.* TO 'capacity_probe'@'%';\n"
         "-- for tables in shared tablespaces, and for sizing = statistics:\n"
-        "GRANT SELECT ON mysql.innodb_table_stats TO 'capacity_probe'@'%';"
+        "GRANT SELECT ON mysql.innodb_table_stats TO 'capacity_probe'@'%';\n"
+        "-- for the limits of a MariaDB server with the plugin disks; it also allows to read and write files of the "
+        "server below secure_file_priv:\n"
+        "-- GRANT FILE ON *.* TO 'capacity_probe'@'%';"
     )
     definition: ClassVar[str] = (
         "all tables of each schema, rounded up. InnoDB: the tablespace files; tables in shared tablespaces by "
@@ -140,6 +145,9 @@ class MySQL(EngineAdapter):
         "CSV tables are not counted, and named. `allocated`: what the files take on disk, which is less where pages "
         "are compressed. `statistics`: InnoDB by `mysql.innodb_table_stats`, of which clustered indexes are data. "
         "Undo, redo, binary logs and temporary tablespaces belong to no schema"
+    )
+    limits_definition: ClassVar[str] = (
+        "MariaDB: the file system of `@@datadir`, links in it taken as written, by the plugin `disks`. MySQL: none"
     )
 
     def connect(self, access: Access) -> Connection[Any]:
@@ -171,6 +179,12 @@ class MySQL(EngineAdapter):
             for name, size in total.items()
         ]
         return Measurement(tuple(sizes), tuple(not_counted), tuple(sorted(set(schemas) - set(wanted))))
+
+    def limits(self, connection: Connection[Any], access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
+        """Return the volume of the data folder; MySQL reports none."""
+        if "MariaDB" in mysql_protocol.version_of(connection):
+            return limits_by_disks(connection, names)
+        return Limits(unknown="MySQL reports no file systems")
 
     def _tables_by_engine(self, connection: Connection[Any]) -> Mapping[str, Mapping[str | None, int]]:
         """Count the tables of each schema by engine, and refuse a login that does not see them."""

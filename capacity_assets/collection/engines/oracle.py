@@ -5,7 +5,7 @@ Not verified: written from the vendor's documentation and tested on recorded res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from capacity_assets.collection.engines.base import (
@@ -22,9 +22,25 @@ from capacity_assets.collection.engines.base import (
     rows_of,
 )
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.limits import Ceiling, Limits, Volume
+from capacity_assets.units import BYTES_PER_MB
 
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/DBA_DATA_FILES.html
 QUERY = "SELECT tablespace_name, SUM(bytes), COUNT(*), COUNT(bytes) FROM dba_data_files GROUP BY tablespace_name"
+# maxbytes is 0 where a file does not extend, and may be less than what a file was resized to by hand. The view of usage
+# metrics is not taken: from 18 on its size is bounded by what the file system has free, before it was not.
+CEILINGS = """
+SELECT tablespace_name, SUM(CASE WHEN autoextensible = 'YES' THEN GREATEST(bytes, maxbytes) ELSE bytes END)
+FROM dba_data_files GROUP BY tablespace_name
+"""
+GROUPS_OF_TABLESPACES = """
+SELECT DISTINCT tablespace_name, REGEXP_SUBSTR(file_name, '^\\+([^/.]+)', 1, 1, NULL, 1)
+FROM dba_data_files WHERE autoextensible = 'YES'
+"""
+# https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-ASM_DISKGROUP_STAT.html: sizes in MiB before
+# mirroring, but for usable_file_mb, which may be negative, and is 0 for groups of the types FLEX and EXTEND.
+DISK_GROUPS = "SELECT name, type, total_mb, usable_file_mb FROM v$asm_diskgroup_stat WHERE state <> 'DISMOUNTED'"
+COPIES = {"EXTERN": 1, "NORMAL": 2, "HIGH": 3}
 # The root of a container database shows its own files only, and says nothing of the others.
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/sqlrf/SYS_CONTEXT.html
 CONTAINER = "SELECT SYS_CONTEXT('USERENV', 'CON_NAME') FROM dual"
@@ -42,12 +58,18 @@ class Oracle(EngineAdapter):
     grants: ClassVar[str] = (
         'CREATE USER capacity_probe IDENTIFIED BY "...";\n'
         "GRANT CREATE SESSION TO capacity_probe;\n"
-        "GRANT SELECT ON sys.dba_data_files TO capacity_probe;"
+        "GRANT SELECT ON sys.dba_data_files TO capacity_probe;\n"
+        "-- for limits by ASM disk group:\n"
+        "-- GRANT SELECT ON sys.v_$asm_diskgroup_stat TO capacity_probe;"
     )
     definition: ClassVar[str] = (
         "bytes of the data files in `dba_data_files` of each tablespace, rounded down, whatever ASM mirrors. "
         "Temporary tablespaces, redo and archived logs are not counted. Each pluggable database is registered by its "
         "own service; the root of a container database is refused"
+    )
+    limits_definition: ClassVar[str] = (
+        "what the data files of each tablespace may extend to, and the ASM disk groups they lie on with what is usable "
+        "after mirroring, by `v$asm_diskgroup_stat`. File systems outside ASM are not reported"
     )
 
     def connect(self, access: Access) -> Any:
@@ -87,6 +109,20 @@ class Oracle(EngineAdapter):
                 "register the service of each pluggable database",
             )
         return measurement_of(rows_of(connection, QUERY), excluded)
+
+    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
+        """Return the ceilings of the tablespaces and the disk groups they lie on."""
+        ceilings = dict(rows_of(connection, CEILINGS))
+        places = rows_of(connection, GROUPS_OF_TABLESPACES)
+        unknown = None
+        try:
+            groups = rows_of(connection, DISK_GROUPS) if any(group for _, group in places) else []
+        except Exception as error:
+            known = self.explained(error)
+            if known is None or known.kind is not FailureKind.RIGHTS:
+                raise
+            groups, unknown = [], "its login may not see the disk groups: SELECT on v_$asm_diskgroup_stat is missing"
+        return limits_from(ceilings, places, groups, names, unknown)
 
     def facts(self, connection: Any) -> ServerFacts:
         """Read the version."""
@@ -134,4 +170,33 @@ def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> 
         )
     return Measurement(
         tuple(DatabaseSize.of_bytes(row[0], row[1], data_size=row[1]) for row in wanted), left_out=left_out
+    )
+
+
+def limits_from(
+    ceilings: Mapping[str, int],
+    places: Sequence[tuple[Any, ...]],
+    groups: Sequence[tuple[Any, ...]],
+    names: Sequence[str],
+    unknown: str | None,
+) -> Limits:
+    """Put together bytes by tablespace, pairs of tablespace and disk group (None: a file system), and disk groups.
+
+    Shape of a disk group: name, type, MiB before mirroring, usable MiB.
+    """
+    volumes = tuple(
+        Volume(name, int(total) // COPIES[kind] * BYTES_PER_MB, max(int(usable), 0) * BYTES_PER_MB)
+        for name, kind, total, usable in groups
+        if kind in COPIES
+    )
+    known = {volume.name for volume in volumes}
+    on = {name: tuple(sorted(str(group) for held, group in places if held == name)) for name in names}
+    return Limits(
+        volumes,
+        tuple(
+            Ceiling(name, int(ceilings[name]), volumes=on[name] if on[name] and set(on[name]) <= known else None)
+            for name in names
+            if name in ceilings
+        ),
+        unknown,
     )

@@ -25,6 +25,8 @@ from capacity_assets.collection.engines.base import (
     too_much,
 )
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.limits import Limits
+from capacity_assets.collection.engines.postgresql_volumes import limits_by_extension
 
 if TYPE_CHECKING:
     import psycopg
@@ -65,12 +67,19 @@ class PostgreSQL(EngineAdapter):
     grants: ClassVar[str] = (
         "CREATE ROLE capacity_probe LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_probe;\n"
         "-- for sizing = statistics, where CONNECT was revoked from PUBLIC, on each database:\n"
-        "-- GRANT CONNECT ON DATABASE ... TO capacity_probe;"
+        "-- GRANT CONNECT ON DATABASE ... TO capacity_probe;\n"
+        "-- for limits by the extension system_stats (pgnodemx needs no right):\n"
+        "-- GRANT monitor_system_stats, pg_read_all_settings TO capacity_probe;"
     )
     definition: ClassVar[str] = (
         "`pg_database_size`, rounded down: all tablespaces and temporary tables; WAL, temporary files of queries and "
         "the shared catalogue belong to no database. `statistics`: pages in `pg_class`, one short connection per "
         "database; those that refuse connections as without it"
+    )
+    limits_definition: ClassVar[str] = (
+        "the file systems of all tablespaces of a database, by `fsinfo` of the extension pgnodemx or "
+        "`pg_sys_disk_info` of system_stats, in the database connected to; none without these. WAL elsewhere is not "
+        "looked at"
     )
 
     def connect(self, access: Access) -> psycopg.Connection:
@@ -115,6 +124,10 @@ class PostgreSQL(EngineAdapter):
         else:
             sizes = _by_files(connection, [name for name, *_ in wanted])
         return Measurement(tuple(sizes), left_out=left_out)
+
+    def limits(self, connection: psycopg.Connection, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
+        """Return the volumes of the tablespaces, where an extension reports them."""
+        return limits_by_extension(lambda query: _rows(connection, query), names)
 
     def _by_statistics(self, access: Access, found: Sequence[tuple[Any, ...]]) -> list[DatabaseSize]:
         """One database after the other, so that the server has two connections of ours at most."""

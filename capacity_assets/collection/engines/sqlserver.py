@@ -23,6 +23,8 @@ from capacity_assets.collection.engines.base import (
     rows_of,
 )
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.limits import Limits
+from capacity_assets.collection.engines.sqlserver_limits import AZURE_SQL_DATABASE, limits_of
 
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: sizes are in
 # pages of 8 KB; without VIEW ANY DEFINITION its rows are left out without a word, hence the outer join. Containers of
@@ -49,7 +51,6 @@ FROM sys.database_files
 """
 EDITION = "SELECT CAST(SERVERPROPERTY('EngineEdition') AS int), DB_NAME()"
 # https://learn.microsoft.com/sql/t-sql/functions/serverproperty-transact-sql, EngineEdition.
-AZURE_SQL_DATABASE = 5
 WITHOUT_FILES = {6: "Azure Synapse (dedicated)", 11: "Azure Synapse (serverless)", 12: "Microsoft Fabric"}
 
 
@@ -64,13 +65,21 @@ class SQLServer(EngineAdapter):
     grants: ClassVar[str] = (
         "CREATE LOGIN capacity_probe WITH PASSWORD = '...';\nGRANT VIEW ANY DEFINITION TO capacity_probe;\n"
         "-- Without it, databases that are offline are not seen at all:\n"
-        "-- GRANT ALTER ANY DATABASE TO capacity_probe;"
+        "-- GRANT ALTER ANY DATABASE TO capacity_probe;\n"
+        "-- for limits by volume (VIEW SERVER PERFORMANCE STATE from 2022 on):\n"
+        "-- GRANT VIEW SERVER STATE TO capacity_probe;"
     )
     definition: ClassVar[str] = (
         "data files in `sys.master_files`, rounded down; log files as log size. Containers of FILESTREAM and "
         "memory-optimized data are not counted, and named; database snapshots are left out, and named. Azure SQL "
         "Database: `sys.database_files` of the one database that is registered; elastic pools, Synapse and Fabric are "
         "not measured"
+    )
+    limits_definition: ClassVar[str] = (
+        "what the data files in `sys.master_files` may grow to, 10 GiB in the Express edition, and the volumes they "
+        "lie on, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
+        "`master.sys.server_resource_stats`. Azure SQL Database: `MaxSizeInBytes`, but for Hyperscale, and the elastic "
+        "pool, by `sys.dm_elastic_pool_resource_stats`"
     )
 
     def connect(self, access: Access) -> Any:
@@ -110,6 +119,15 @@ class SQLServer(EngineAdapter):
         """Measure."""
         [(edition, database)] = rows_of(connection, EDITION)
         return measurement_of(rows_of(connection, query_for(int(edition), str(database))), excluded)
+
+    def limits(self, connection: Any, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002 -- asked the same way
+        """Return the ceilings of the files and the volumes they lie on."""
+        [(edition, _)] = rows_of(connection, EDITION)
+        return limits_of(lambda query: rows_of(connection, query), int(edition), names, self._is_refusal)
+
+    def _is_refusal(self, error: Exception) -> bool:
+        known = self.explained(error)
+        return known is not None and known.kind is FailureKind.RIGHTS
 
     def facts(self, connection: Any) -> ServerFacts:
         """Read the version, and whether the connection is encrypted (visible with VIEW SERVER STATE only)."""

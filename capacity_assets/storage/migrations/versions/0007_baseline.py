@@ -11,14 +11,10 @@ from alembic import context, op
 
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.storage.change_tracking import change_tracking_steps
+from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.schema import adopt
 from capacity_assets.storage.steps import carry_out, execute
-from capacity_assets.storage.tables import (
-    computed_windows,
-    database_size_aggregations,
-    instance_size_aggregations,
-    metadata,
-)
+from capacity_assets.storage.tables import computed_windows, database_size_aggregations, instance_size_aggregations
 
 revision = "0007"
 down_revision = None

@@ -1,0 +1,102 @@
+"""`capacity steps`: changes of size that will not repeat, as declared by people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import click
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option
+from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.runway.steps import Step, declare_steps, forget_step, steps_of_file, stored_steps
+from capacity_assets.runway.subjects import named
+from capacity_assets.settings import Settings
+from capacity_assets.units import counted
+
+COMMANDS = {"add": "steps:add", "import": "steps:import_", "list": "steps:list_", "remove": "steps:remove"}
+
+
+@click.group(cls=LazyGroup, places=COMMANDS)
+def steps() -> None:
+    """Declare changes of size that will not repeat."""
+
+
+@click.command()
+@click.argument("server")
+@click.argument("database", required=False)
+@click.option("--day", required=True, type=DAY, help="First day with the new size.")
+@click.option("--note", required=True, help="What happened, as 'archive purged'.")
+@command
+def add(settings: Settings, /, *, server: str, database: str | None, day: date, note: str) -> int:
+    """Declare that the size of SERVER, or of one DATABASE of it, changed once on a day.
+
+    Forecasts then leave that change out: they go on from the new size, as if it had always been so.
+
+    \b
+    Examples:
+      capacity steps add db-7 archive --day 2026-03-31 --note "archive purged"
+      capacity steps add db-7 --day 2026-05-02 --note "moved to compressed tables"
+    """
+    with opened_registry(settings) as engine:
+        declare_steps(engine, [Step(server, database, day, note)])
+    say(f"{named(server, database)}: {note}, {day}. Forecasts leave that change out.")
+    return DONE
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@dry_run_option
+@json_option
+@command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+    """Declare the steps that a CSV file lists.
+
+    Columns are server, database (empty: every database of the server), day and note. All of them are stored, or none.
+    """
+    found = steps_of_file(file)
+    with opened_registry(settings) as engine:
+        declare_steps(engine, found, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "steps": [asdict(step) for step in found]})
+        return DONE
+    say(f"{counted(len(found), 'step')} {'read' if dry_run else 'declared'} from {file}.")
+    if dry_run:
+        say(NOTHING_CHANGED)
+    return DONE
+
+
+@click.command("list")
+@json_option
+@command
+def list_(settings: Settings, /, *, as_json: bool) -> int:
+    """Show every declared step, by day."""
+    with opened_registry(settings) as engine:
+        found = stored_steps(engine)
+    if as_json:
+        print_json([asdict(step) for step in found])
+    elif found:
+        cells = [[step.day, step.server, step.database or "every database", step.note] for step in found]
+        print_table("Steps", COLUMNS, cells)
+    else:
+        say("No step is declared.")
+    return DONE
+
+
+COLUMNS = (("Day", "left"), ("Server", "left"), ("Database", "left"), ("Note", "text"))
+
+
+@click.command()
+@click.argument("server")
+@click.argument("database", required=False)
+@click.option("--day", required=True, type=DAY, help="Day of the step.")
+@command
+def remove(settings: Settings, /, *, server: str, database: str | None, day: date) -> int:
+    """Forget the step of SERVER, or of one DATABASE of it, on a day."""
+    with opened_registry(settings) as engine:
+        forget_step(engine, server, database, day)
+    say(f"The step of {named(server, database)} on {day} is forgotten.")
+    return DONE

@@ -1,0 +1,128 @@
+"""Limits of SQL Server and Azure SQL: what files may grow to, and the volumes, pool or quota they lie on.
+
+A database is full when its data files are; log files count as they are. Not verified on a server, as its sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from capacity_assets.collection.engines.limits import Ceiling, Limits, Volume
+from capacity_assets.units import BYTES_PER_MB
+
+Read = Callable[[str], Sequence[tuple[Any, ...]]]
+
+EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
+EXPRESS_BYTES = 10 * 1024 * BYTES_PER_MB
+"""What the data files of one database of the Express edition may hold.
+
+https://learn.microsoft.com/sql/sql-server/editions-and-components-of-sql-server-2022
+"""
+
+# https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: pages of
+# 8 KB; max_size -1: until the disk is full, 0: no growth; growth 0: a fixed size.
+FILES = """
+SELECT d.name,
+       SUM(CASE WHEN f.type = 1 OR f.growth = 0 OR f.max_size = 0 THEN CAST(f.size AS bigint)
+                ELSE CAST(f.max_size AS bigint) END) * 8192,
+       SUM(CASE WHEN f.type <> 1 AND f.growth <> 0 AND f.max_size = -1 THEN 1 ELSE 0 END),
+       SUM(CASE WHEN f.type = 1 THEN CAST(f.size AS bigint) ELSE 0 END) * 8192
+FROM sys.databases d JOIN sys.master_files f ON f.database_id = d.database_id
+WHERE f.type IN (0, 1, 4) GROUP BY d.name
+"""
+# https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views/sys-dm-os-volume-stats-transact-sql
+# On Linux a volume has no name. Free space may be reported differently by two files of one volume.
+VOLUMES = """
+SELECT d.name, COALESCE(v.volume_mount_point, CONCAT('volume of ', v.total_bytes / 1048576, ' MiB')),
+       MAX(v.total_bytes), MIN(v.available_bytes)
+FROM sys.databases d JOIN sys.master_files f ON f.database_id = d.database_id
+CROSS APPLY sys.dm_os_volume_stats(f.database_id, f.file_id) v
+WHERE f.type IN (0, 4) AND f.growth <> 0
+GROUP BY d.name, COALESCE(v.volume_mount_point, CONCAT('volume of ', v.total_bytes / 1048576, ' MiB'))
+"""
+# Of a managed instance the function above reports what is used as the total.
+# https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-server-resource-stats-azure-sql-database
+INSTANCE_STORAGE = """
+SELECT TOP (1) reserved_storage_mb, storage_space_used_mb FROM master.sys.server_resource_stats ORDER BY end_time DESC
+"""
+# https://learn.microsoft.com/sql/t-sql/functions/databasepropertyex-transact-sql: of the connected database only.
+AZURE_DATABASE = """
+SELECT DB_NAME(), CAST(DATABASEPROPERTYEX(DB_NAME(), 'MaxSizeInBytes') AS bigint),
+       CAST(DATABASEPROPERTYEX(DB_NAME(), 'Edition') AS varchar(64)),
+       (SELECT SUM(CAST(size AS bigint)) * 8192 FROM sys.database_files WHERE type = 1)
+"""
+# https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views
+# /sys-dm-elastic-pool-resource-stats-azure-sql-database: in the user database, and empty outside a pool.
+POOL = """
+SELECT TOP (1) storage_limit_mb, allocated_storage_mb FROM sys.dm_elastic_pool_resource_stats ORDER BY end_time DESC
+"""
+STORAGE_NAME, POOL_NAME = "reserved storage", "elastic pool"
+HYPERSCALE = "Hyperscale"
+NO_VOLUMES = "its login may not see the volumes: VIEW SERVER STATE, from 2022 on VIEW SERVER PERFORMANCE STATE"
+
+
+def limits_of(read: Read, edition: int, names: Sequence[str], is_refusal: Callable[[Exception], bool]) -> Limits:
+    """Return the limits that an edition reports; `is_refusal` tells a missing right from other errors of the driver."""
+    ceilings = _azure_ceiling(read) if edition == AZURE_SQL_DATABASE else ceilings_of(read(FILES), edition, names)
+    if edition in {AZURE_SQL_DATABASE, MANAGED_INSTANCE}:
+        name, query = (POOL_NAME, POOL) if edition == AZURE_SQL_DATABASE else (STORAGE_NAME, INSTANCE_STORAGE)
+        try:
+            volumes = shared_storage(name, read(query))
+        except Exception as error:
+            if is_refusal(error):
+                return Limits((), ceilings, NO_VOLUMES)
+            raise
+        on = {ceiling.database: tuple(volume.name for volume in volumes) for ceiling in ceilings}
+        return Limits(volumes, _on_volumes(ceilings, on) if volumes else ceilings)
+    try:
+        rows = read(VOLUMES)
+    except Exception as error:
+        if is_refusal(error):
+            return Limits((), ceilings, NO_VOLUMES)
+        raise
+    return Limits(volumes_of(rows), _on_volumes(ceilings, _places(rows)))
+
+
+def ceilings_of(rows: Sequence[tuple[Any, ...]], edition: int, names: Sequence[str]) -> tuple[Ceiling, ...]:
+    """Turn rows (name, bytes that files may grow to, files without an end, bytes of the log) into ceilings."""
+    found = []
+    for name, most, endless, log in rows:
+        limit = None if endless else int(most)
+        if edition == EXPRESS:
+            express = EXPRESS_BYTES + int(log or 0)
+            limit = express if limit is None else min(limit, express)
+        if name in names:
+            found.append(Ceiling(name, limit, is_unlimited=limit is None))
+    return tuple(found)
+
+
+def volumes_of(rows: Sequence[tuple[Any, ...]]) -> tuple[Volume, ...]:
+    """Turn rows (database, volume, total, free) into volumes, each with the least that is reported free."""
+    totals = {volume: (int(total), int(free)) for _, volume, total, free in sorted(rows, key=lambda row: -row[3])}
+    return tuple(Volume(name, total, free) for name, (total, free) in sorted(totals.items()))
+
+
+def shared_storage(name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[Volume, ...]:
+    """Turn a row (limit, used; MiB) into the one volume that all databases share."""
+    return tuple(
+        Volume(name, int(limit) * BYTES_PER_MB, max(int(limit) - int(used), 0) * BYTES_PER_MB) for limit, used in rows
+    )
+
+
+def _azure_ceiling(read: Read) -> tuple[Ceiling, ...]:
+    [(name, most, edition, log)] = read(AZURE_DATABASE)
+    known = edition != HYPERSCALE and most is not None and int(most) > 0
+    return (Ceiling(name, int(most) + int(log or 0) if known else None),)
+
+
+def _places(rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[str, ...]]:
+    places: dict[str, tuple[str, ...]] = {}
+    for database, volume, *_ in rows:
+        places[database] = (*places.get(database, ()), volume)
+    return places
+
+
+def _on_volumes(ceilings: Sequence[Ceiling], places: dict[str, tuple[str, ...]]) -> tuple[Ceiling, ...]:
+    """Say where each database grows; one whose files are all of a fixed size grows nowhere, and has its ceiling."""
+    return tuple(Ceiling(one.database, one.limit_bytes, one.is_unlimited, places.get(one.database)) for one in ceilings)

@@ -1,0 +1,108 @@
+"""The limits of the sample fleet, measured and declared, and its steps. As its sizes, pure functions of names and days.
+
+Some servers report their volume, some have a declared disk, some neither, as everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import date
+
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.demo.sample_fleet import EVENTS, FLEET, WITH_VOLUME
+from capacity_assets.runway.limits import Limit, declare, stored_limits
+from capacity_assets.runway.steps import Step, declare_steps, stored_steps
+
+DISK_TO_TOTAL = 1.3
+DISK_STEP_MB = 64 * 1024
+DAYS_TO_QUOTA = 20
+WITHOUT_LIMIT = ("mysql-web-01", "oracle-ledger-01")
+
+
+def declare_sample_limits(engine: Engine, today: date) -> None:
+    """Declare disks, a quota that is reached within a month, and steps; once, so that what users change stays.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    if not stored_limits(engine):
+        with engine.connect() as connection:
+            declare(engine, [*_disks(connection, today), *_quota(connection, today)])
+    if not stored_steps(engine):
+        with engine.connect() as connection:
+            measured = {tuple(row) for row in connection.execute(text(_MEASURED), {"today": today})}
+        steps = [
+            Step(server, database, date(year, event.month, 1), event.note)
+            for (server, database), event in EVENTS.items()
+            for year in range(today.year - 2, today.year + 1)
+            if (server, database) in measured and date(year, event.month, 1) <= today
+        ]
+        declare_steps(engine, steps)
+
+
+def _disks(connection: Connection, today: date) -> Iterator[Limit]:
+    servers = connection.execute(text(_TOTALS), {"today": today}).all()
+    for row in servers:
+        if row.name not in {*WITHOUT_LIMIT, *WITH_VOLUME}:
+            limit_mb = math.ceil(row.total_size_mb * DISK_TO_TOTAL / DISK_STEP_MB) * DISK_STEP_MB
+            yield Limit(row.name, None, limit_mb, "the sample fleet's disk")
+
+
+def _quota(connection: Connection, today: date) -> Iterator[Limit]:
+    fastest = connection.execute(text(_FASTEST), {"today": today}).first()
+    if fastest is not None:
+        within_a_month = fastest.size_mb + DAYS_TO_QUOTA * fastest.mb_per_day
+        yield Limit(fastest.server, fastest.database, within_a_month, "a quota that is nearly used up")
+
+
+def add_measured_limits(connection: Connection) -> None:
+    """Add the volumes of the days in the temporary table `sample`, and the ceilings of their databases."""
+    names = [server.name for server in FLEET if server.name in WITH_VOLUME]
+    volumes = [WITH_VOLUME[name] for name in names]
+    for statement in (_VOLUMES, _CEILINGS):
+        connection.execute(text(statement), {"names": names, "volumes": volumes})
+
+
+_TOTALS = """
+SELECT i.name, t.total_size_mb FROM instance_size_stats t JOIN instances i ON i.id = t.instance_id
+WHERE t.collected_date = :today AND i.is_active ORDER BY i.name
+"""
+_FASTEST = """
+SELECT i.name AS server, s.database_name AS database, s.size_mb,
+       CAST(ceil((s.size_mb - b.size_mb) / 90.0) AS bigint) AS mb_per_day
+FROM database_size_stats s
+JOIN database_size_stats b ON b.instance_id = s.instance_id AND b.database_name = s.database_name
+JOIN instances i ON i.id = s.instance_id
+WHERE s.collected_date = :today AND b.collected_date = CAST(:today AS date) - 90 AND s.size_mb > b.size_mb
+ORDER BY s.size_mb - b.size_mb DESC, i.name, s.database_name LIMIT 1
+"""
+_MEASURED = """
+SELECT i.name, s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
+WHERE s.collected_date = :today
+"""
+# A volume also holds what belongs to no database, and is extended by 64 GiB when less than a tenth is free.
+_VOLUMES = """
+INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source, collected_at)
+SELECT u.day, u.instance_id, u.volume, ceil(u.used_mb * 1.1 / 65536.0) * 65536,
+       ceil(u.used_mb * 1.1 / 65536.0) * 65536 - u.used_mb, 'measured', u.day + time '03:00'
+FROM (
+    SELECT s.collected_date AS day, s.instance_id, g.volume, 12000 + CAST(sum(s.size_mb) * 1.05 AS bigint) AS used_mb
+    FROM sample s JOIN instances i ON i.id = s.instance_id
+    JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
+    GROUP BY s.collected_date, s.instance_id, g.volume
+) AS u
+ON CONFLICT DO NOTHING
+"""
+# SQL Server and Oracle know ceilings of databases, the others do not.
+_CEILINGS = """
+INSERT INTO database_limit_stats
+    (collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source, collected_at)
+SELECT s.collected_date, s.instance_id, s.database_name,
+       CASE WHEN i.db_type IN ('sqlserver', 'oracle') THEN ceil(s.size_mb * 1.2 / 65536.0) * 65536 END,
+       i.db_type NOT IN ('sqlserver', 'oracle'), ARRAY[g.volume], 'measured', s.collected_date + time '03:00'
+FROM sample s JOIN instances i ON i.id = s.instance_id
+JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
+ON CONFLICT DO NOTHING
+"""

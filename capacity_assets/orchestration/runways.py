@@ -1,0 +1,177 @@
+"""The runway as an asset: one partition per day, with every forecast that was issued, and a check that calls a person.
+
+What a runway is made of is the business of `runway`; here it gets a partition, metadata, a check and a schedule.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from capacity_assets.foundation.raw_tables import RAW_TABLES
+from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
+from capacity_assets.orchestration.assets import freshness
+from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.orchestration.metadata import (
+    MetadataMapping,
+    bullets,
+    escaped,
+    markdown_table,
+    table_metadata,
+    typed,
+)
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
+from capacity_assets.orchestration.pools import RUNWAY_POOL
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
+from capacity_assets.orchestration.resources import RUNWAY_RESOURCE
+from capacity_assets.settings import Settings
+from capacity_assets.storage.limit_tables import capacity_runways
+from capacity_assets.units import human_mb
+
+if TYPE_CHECKING:
+    from capacity_assets.runway.issuing import IssuedRunways
+    from capacity_assets.runway.outlook import Outlook
+    from capacity_assets.runway.service import RunwayService
+
+RUNWAY, RUNWAY_GROUP = "runway", "forecasts"
+RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
+NOTHING_FILLS_SOON = "nothing_fills_soon"
+SHOWN = 10
+# Changed with the method, so that the UI shows which partitions an earlier one made.
+METHOD_VERSION = "1"
+MINUTE = 20
+
+DESCRIPTION = """\
+When servers, databases and volumes are full: every forecast that was issued, and how far it was off.
+
+A partition is a day: its runways are made of the samples up to it, and of the limits that were measured in the month
+before it or are declared. Rows lie in `capacity_runways`; the view `capacity_runway` has the newest. Once the horizon
+of a forecast has passed, the measured size is entered beside it, and the partition of that day shows the error.
+
+What was issued in time is what people were told: materialising the partition again leaves it as it is, unless the run
+option `overwrite` is set. Method, measured errors and when not to trust it: docs/forecast.md.
+"""
+
+
+class RunwayConfig(dg.Config):
+    """Options of one run, shown in the launchpad."""
+
+    overwrite: bool = Field(
+        default=False, description="Replace also runways that were issued in time on a day that is over."
+    )
+
+
+def check_description(settings: Settings) -> str:
+    """Say what the check looks for."""
+    return (
+        f"Nothing is full within {settings.fills_soon_days} days with a probability of {settings.fills_soon_percent} "
+        "percent or more."
+    )
+
+
+def runway_asset(settings: Settings, retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=RUNWAY,
+        description=DESCRIPTION,
+        group_name=RUNWAY_GROUP,
+        partitions_def=sample_days(settings),
+        deps=[raw.name for raw in RAW_TABLES],
+        code_version=METHOD_VERSION,
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        pool=RUNWAY_POOL,
+        retry_policy=retries,
+        owners=owners,
+        kinds={"postgres", "table"},
+        metadata=table_metadata(capacity_runways),
+        check_specs=[dg.AssetCheckSpec(NOTHING_FILLS_SOON, asset=RUNWAY, description=check_description(settings))],
+        freshness_policy=freshness(SAMPLE_DAY, settings),
+        required_resource_keys={RUNWAY_RESOURCE},
+    )
+    def make_runway(context: dg.AssetExecutionContext, config: RunwayConfig) -> Iterator[dg.MaterializeResult[None]]:
+        service: RunwayService = getattr(context.resources, RUNWAY_RESOURCE)
+        with dagster_failures():
+            for key in context.partition_keys:
+                issued = service.issue(date.fromisoformat(key), overwrite=config.overwrite)
+                context.add_asset_metadata(runway_metadata(issued, settings), partition_key=key)
+        # Of several days, the newest one calls.
+        yield dg.MaterializeResult(check_results=[_check_result(issued, settings)])
+
+    return make_runway
+
+
+def runway_metadata(issued: "IssuedRunways", settings: Settings) -> MetadataMapping:
+    """Return what a day's materialisation shows: the largest risks first, then the counts, which plot."""
+    soon = len(_soon(issued, settings))
+    return {
+        "Fills first": dg.MetadataValue.md(_risks_table(issued.at_risk[:SHOWN])),
+        "Fills soon": dg.MetadataValue.int(soon),
+        **typed(issued.to_dict()),
+    }
+
+
+def _risks_table(rows: "Sequence[Outlook]") -> str:
+    if not rows:
+        return "nothing within a year"
+    columns = ["Server", "What", "Size", "Limit", "Binds", "Early", "Middle", "Late", "Within 30 days"]
+    return markdown_table(columns, [_risk_cells(row) for row in rows])
+
+
+def _risk_cells(row: "Outlook") -> list[str]:
+    days = ["not within a year" if day is None else str(day) for day in (row.early_day, row.middle_day, row.late_day)]
+    sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
+    return [escaped(row.server), escaped(row.told), *sizes, f"{row.binds}", *days, f"{row.probabilities[30]:.0%}"]
+
+
+def _soon(issued: "IssuedRunways", settings: Settings) -> "Sequence[Outlook]":
+    return issued.within(settings.fills_soon_days, settings.fills_soon_percent / 100)
+
+
+def _check_result(issued: "IssuedRunways", settings: Settings) -> dg.AssetCheckResult:
+    soon = _soon(issued, settings)
+    shown = [row.sentence(settings.fills_soon_days) for row in soon[:MAXIMUM_LISTED_ERRORS]]
+    listed = bullets(shown, hidden=len(soon) - len(shown))
+    # A backfill of old days calls nobody.
+    calls = issued.in_time and settings.fills_soon_severity == "error"
+    return dg.AssetCheckResult(
+        check_name=NOTHING_FILLS_SOON,
+        passed=not soon,
+        severity=dg.AssetCheckSeverity.ERROR if calls else dg.AssetCheckSeverity.WARN,
+        description=listed or check_description(settings),
+        metadata={
+            "places": len(soon),
+            # Days move a little every night; a person is called again when something else fills.
+            "incident": ", ".join(sorted(f"{row.server}/{row.name}" for row in soon)),
+            "found": dg.MetadataValue.md(listed or "nothing"),
+        },
+    )
+
+
+def runway_job() -> UnresolvedAssetJobDefinition:
+    """Build the job."""
+    return dg.define_asset_job(
+        RUNWAY_JOB,
+        selection=[RUNWAY],
+        description="Issues the runways of a day: when servers, databases and volumes are full.",
+    )
+
+
+def runway_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Build the schedule for raw tables that another application fills; else the collection's run issues runways."""
+
+    @dg.schedule(
+        name=RUNWAY_SCHEDULE,
+        job_name=RUNWAY_JOB,
+        cron_schedule=f"{MINUTE} {settings.schedule_hour} * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Issues the runways of the day, once a day.",
+    )
+    def request_today(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        day = context.scheduled_execution_time.astimezone(settings.zone).date()
+        return dg.RunRequest(run_key=day.isoformat(), partition_key=day.isoformat())
+
+    return request_today

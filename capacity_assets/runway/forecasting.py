@@ -1,0 +1,165 @@
+"""Puts sizes, forecasts and limits together, in the order of their risk. What comes out is in `outlook`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine, Row
+
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.forecast.model import Forecasts, Sizes, forecast
+from capacity_assets.forecast.runway import NOT_WITHIN_HORIZON, Runways, runways
+from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.runway import history
+from capacity_assets.runway.binding import Binding, binding_limit
+from capacity_assets.runway.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
+from capacity_assets.runway.outlook import (
+    FORECAST,
+    LIMIT_UNKNOWN,
+    NO_LIMIT,
+    TOO_LITTLE_HISTORY,
+    Outlook,
+    Outlooks,
+)
+from capacity_assets.units import first_of
+
+NAMED = 10
+
+
+def outlooks(engine: Engine, today: date, server: str | None = None, *, add_mb: int = 0) -> Outlooks:
+    """Read sizes and limits and forecast; `add_mb` is what every limit would be raised by.
+
+    A database that is bound by its server's limit, or by a volume, has its size and what is left there, as if the
+    others stood still.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
+        as_of = history.newest_day(connection, today)
+        if as_of is None:
+            return Outlooks(None, (), 0)
+        asked = history.Asked(as_of, server)
+        rows = [
+            outlook
+            for kind in history.STATEMENTS
+            for batch in history.series(connection, kind, asked)
+            for outlook in of_batch(batch, add_mb).rows
+        ]
+        unknown = history.without_limit(connection, asked)
+    rows.sort(key=lambda row: (row.risk, row.server, row.name))
+    return Outlooks(as_of, rows, unknown)
+
+
+@dataclass(frozen=True)
+class SeriesOutlook:
+    """One outlook with its sizes: as measured, and without declared steps."""
+
+    outlook: Outlook
+    sizes: Sizes
+    smooth: Sizes
+
+
+def outlook_with_sizes(engine: Engine, today: date, database: str | None, server: str | None) -> SeriesOutlook | None:
+    """Return the outlook of one database, or with None of the whole server, and its sizes; None: it has no limit.
+
+    Raises:
+        ValidationError: several servers have a database of that name.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
+        as_of = history.newest_day(connection, today)
+        if as_of is None:
+            return None
+        kind = SERVER_ROWS if database is None else DATABASE_ROWS
+        batches = history.series(connection, kind, history.Asked(as_of, server, database))
+        found = [
+            SeriesOutlook(*three)
+            for batch in batches
+            for three in zip(of_batch(batch, 0).rows, batch.sizes, batch.smooth, strict=True)
+        ]
+    if len(found) > 1:
+        names = first_of((one.outlook.server for one in found), NAMED)
+        raise ValidationError(f"{len(found)} servers have a database of the name {database!r}: {names}. Add --server.")
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class BatchOutlooks:
+    """The outlooks of a batch, and the forecasts they were made of, one row each."""
+
+    rows: Sequence[Outlook]
+    made: Forecasts
+
+
+def of_batch(batch: history.Histories, add_mb: int = 0) -> BatchOutlooks:
+    """Forecast a batch of series and hold it against its limits."""
+    made = forecast(batch.smooth, batch.sizes)
+    bound = [
+        binding_limit(row, float(size), _size_on(row.free_day, row.last_day, sizes))
+        for row, size, sizes in zip(batch.subjects, made.last, batch.sizes, strict=True)
+    ]
+    limits = np.array([_raised(one, add_mb) for one in bound])
+    ends = runways(made, limits)
+    rows = [
+        _outlook(row, place, made, ends, one, limits[place])
+        for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
+    ]
+    return BatchOutlooks(rows, made)
+
+
+def _size_on(day: date | None, last_day: date, sizes: Sizes) -> float:
+    """The size on the day on which volumes were measured; the last one where that day has none."""
+    column = len(sizes) - 1 - max((last_day - (day or last_day)).days, 0)
+    size = sizes[column] if column >= 0 else np.nan
+    return float(sizes[-1] if np.isnan(size) else size)
+
+
+def _raised(bound: Binding, add_mb: int) -> float:
+    if bound.limit_mb is None:
+        return np.inf if bound.is_known else np.nan
+    # A server that is more than full leaves a small database less than nothing.
+    return max(bound.limit_mb + add_mb, 0.0)
+
+
+def _state(bound: Binding, *, has_band: bool) -> str:
+    if bound.limit_mb is None:
+        return NO_LIMIT if bound.is_known else LIMIT_UNKNOWN
+    return FORECAST if has_band else TOO_LITTLE_HISTORY
+
+
+def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
+    row: Row[Any], place: int, made: Forecasts, ends: Runways, bound: Binding, limit: float
+) -> Outlook:
+    state = _state(bound, has_band=bool(ends.has_band[place]))
+    limit_mb = int(limit) if np.isfinite(limit) else None
+    days = (ends.early_days, ends.middle_days, ends.late_days)
+    early, middle, late = (_day(row.last_day, int(each[place])) if state == FORECAST else None for each in days)
+    within = zip(HORIZONS_DAYS, ends.probability[place], strict=True)
+    size_mb = int(made.last[place])
+    return Outlook(
+        server=row.server,
+        database=row.name if row.subject == DATABASE_ROWS else None,
+        volume=row.name if row.subject == VOLUME_ROWS else None,
+        last_day=row.last_day,
+        size_mb=size_mb,
+        limit_mb=limit_mb,
+        has_own_limit=row.own_source is not None or row.ceiling_mb is not None,
+        binds=bound.binds,
+        source=bound.source,
+        headroom_mb=None if limit_mb is None else limit_mb - size_mb,
+        change_mb_per_day=round(float(made.drift[place]), 3),
+        state=state,
+        early_day=early,
+        middle_day=middle,
+        late_day=late,
+        probabilities={days: round(float(share), 3) for days, share in within} if state == FORECAST else {},
+    )
+
+
+def _day(last_day: date, days: int) -> date | None:
+    return None if days == NOT_WITHIN_HORIZON else last_day + timedelta(days=days)

@@ -1,0 +1,168 @@
+"""The statements behind `history`: what is measured and limited, one row per series with all its days."""
+
+from __future__ import annotations
+
+from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.units import BYTES_PER_MB
+
+SERVER_ROWS, DATABASE_ROWS, VOLUME_ROWS = "server", "database", "volume"
+
+STALE_DAYS = 31
+"""Servers that were not measured for so long have no forecast."""
+
+
+def _mb(size: str) -> str:
+    """The expression of a size in MiB: with its fraction where the exact bytes are known."""
+    return f"coalesce({size}_bytes / CAST({BYTES_PER_MB} AS numeric), {size}_mb)"
+
+
+NEWEST_DAY = """
+SELECT max(day) FROM (
+    SELECT max(collected_date) AS day FROM instance_size_stats WHERE collected_date <= :today AND NOT is_deleted
+    UNION ALL
+    SELECT max(collected_date) FROM database_size_stats WHERE collected_date <= :today
+) AS newest
+"""
+
+# Servers in service whose newest samples are not stale.
+_NEWEST = f"""
+newest AS (
+    SELECT s.instance_id, max(s.collected_date) AS day FROM database_size_stats s
+    JOIN instances i ON i.id = s.instance_id AND {active_condition("i")}
+    WHERE s.collected_date > :stale AND s.collected_date <= :as_of
+      AND (CAST(:server AS text) IS NULL OR i.name = :server)
+    GROUP BY s.instance_id
+)"""  # noqa: S608 -- a condition of our own
+
+# What was measured last of each server's volumes, and of the ceilings of its databases.
+_LIMITS = """
+volume_days AS (
+    SELECT instance_id, max(collected_date) AS day FROM volume_size_stats
+    WHERE collected_date > :stale AND collected_date <= :as_of GROUP BY instance_id
+), volumes AS MATERIALIZED (
+    SELECT v.instance_id, v.collected_date AS day, v.volume_name, v.total_mb, v.free_mb, v.source
+    FROM volume_days d JOIN volume_size_stats v ON v.instance_id = d.instance_id AND v.collected_date = d.day
+), ceiling_days AS (
+    SELECT instance_id, max(collected_date) AS day FROM database_limit_stats
+    WHERE collected_date > :stale AND collected_date <= :as_of GROUP BY instance_id
+), ceilings AS MATERIALIZED (
+    SELECT c.instance_id, c.database_name, c.limit_mb, c.volumes, c.source
+    FROM ceiling_days d JOIN database_limit_stats c ON c.instance_id = d.instance_id AND c.collected_date = d.day
+)"""
+
+# Present databases with all their limits; space that is free on only some of the volumes is not known.
+_LIMITED = f"""
+present AS (
+    SELECT s.instance_id, s.database_name, {_mb("s.size")} AS size_mb, n.day AS last_day
+    FROM newest n JOIN database_size_stats s ON s.instance_id = n.instance_id AND s.collected_date = n.day
+), limited AS MATERIALIZED (
+    SELECT p.instance_id, p.database_name, p.last_day, own.limit_mb AS own_mb, own.source AS own_source,
+           whole.limit_mb AS server_mb, whole.source AS server_source,
+           c.limit_mb AS ceiling_mb, c.source AS ceiling_source, free.mb AS free_mb, free.day AS free_day,
+           free.source AS free_source,
+           CAST(coalesce(
+               (SELECT {_mb("t.total_size")} FROM instance_size_stats t
+                WHERE t.instance_id = p.instance_id AND t.collected_date = p.last_day AND NOT t.is_deleted
+                ORDER BY t.id DESC LIMIT 1),
+               sum(p.size_mb) OVER (PARTITION BY p.instance_id)
+           ) AS float8) AS total_mb
+    FROM present p
+    LEFT JOIN capacity_limits own ON own.instance_id = p.instance_id AND own.database_name = p.database_name
+    LEFT JOIN capacity_limits whole ON whole.instance_id = p.instance_id AND whole.database_name = ''
+    LEFT JOIN ceilings c ON c.instance_id = p.instance_id AND c.database_name = p.database_name
+    LEFT JOIN LATERAL (
+        SELECT CASE WHEN count(*) = cardinality(c.volumes) THEN sum(v.free_mb) END AS mb, max(v.day) AS day,
+               min(v.source) AS source
+        FROM volumes v WHERE v.instance_id = p.instance_id AND v.volume_name = ANY (c.volumes)
+    ) AS free ON cardinality(c.volumes) > 0
+)"""  # noqa: S608 -- as above
+_IS_LIMITED = (
+    "(l.own_source IS NOT NULL OR l.server_source IS NOT NULL OR l.ceiling_mb IS NOT NULL OR l.free_mb IS NOT NULL)"
+)
+_SERIES = (
+    "array_agg(d.day - :before_first ORDER BY d.day) AS days, "
+    "array_agg(CAST(d.size_mb AS float8) ORDER BY d.day) AS sizes"
+)
+
+# The day numbers count from the day before the first column. A server's own limit has the empty name.
+SERVERS = f"""
+WITH {_LIMITS}, days AS (
+    SELECT s.instance_id, s.collected_date AS day, {_mb("s.total_size")} AS size_mb
+    FROM instance_size_stats s
+    WHERE s.collected_date > :before_first AND s.collected_date <= :as_of AND NOT s.is_deleted
+    UNION ALL
+    SELECT a.instance_id, a.period_start, a.total_size_mb
+    FROM instance_size_aggregations a
+    WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
+      AND NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = a.instance_id
+                      AND s.collected_date = a.period_start AND NOT s.is_deleted)
+), limited AS (
+    SELECT i.id AS instance_id, i.name, own.limit_mb AS own_mb, own.source AS own_source,
+           CAST(NULL AS bigint) AS server_mb, NULL AS server_source, CAST(NULL AS bigint) AS ceiling_mb,
+           NULL AS ceiling_source, free.mb AS free_mb, free.day AS free_day, free.source AS free_source,
+           CAST(NULL AS float8) AS total_mb
+    FROM instances i
+    LEFT JOIN capacity_limits own ON own.instance_id = i.id AND own.database_name = ''
+    LEFT JOIN LATERAL (
+        SELECT sum(v.free_mb) AS mb, max(v.day) AS day, min(v.source) AS source
+        FROM volumes v WHERE v.instance_id = i.id
+          AND EXISTS (SELECT FROM ceilings c WHERE c.instance_id = i.id AND v.volume_name = ANY (c.volumes))
+    ) AS free ON true
+    WHERE {active_condition("i")} AND (CAST(:server AS text) IS NULL OR i.name = :server)
+)
+SELECT l.instance_id, l.name AS server, 'server' AS subject, CAST(NULL AS text) AS name, l.own_mb, l.own_source,
+       l.server_mb, l.server_source, l.ceiling_mb, l.ceiling_source, l.free_mb, l.free_day, l.free_source, l.total_mb,
+       max(d.day) AS last_day, {_SERIES},
+       (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t
+        WHERE t.instance_id = l.instance_id) AS steps
+FROM limited l JOIN days d ON d.instance_id = l.instance_id
+WHERE :every OR {_IS_LIMITED}
+GROUP BY {", ".join(map(str, range(1, 15)))} HAVING max(d.day) > :stale ORDER BY l.name
+"""  # noqa: S608 -- as above
+
+DATABASES = f"""
+WITH {_NEWEST}, {_LIMITS}, {_LIMITED}, days AS (
+    SELECT s.instance_id, s.database_name, s.collected_date AS day, {_mb("s.size")} AS size_mb
+    FROM database_size_stats s WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
+    UNION ALL
+    SELECT a.instance_id, a.database_name, a.period_start, a.avg_size_mb
+    FROM database_size_aggregations a
+    WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
+      AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = a.instance_id
+                      AND s.database_name = a.database_name AND s.collected_date = a.period_start)
+)
+SELECT l.instance_id, i.name AS server, 'database' AS subject, l.database_name AS name, l.own_mb, l.own_source,
+       l.server_mb, l.server_source, l.ceiling_mb, l.ceiling_source, l.free_mb, l.free_day, l.free_source, l.total_mb,
+       l.last_day, {_SERIES},
+       (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t
+        WHERE t.instance_id = l.instance_id AND t.database_name IN ('', l.database_name)) AS steps
+FROM limited l JOIN instances i ON i.id = l.instance_id AND (:every OR {_IS_LIMITED})
+JOIN days d ON d.instance_id = l.instance_id AND d.database_name = l.database_name
+WHERE CAST(:name AS text) IS NULL OR l.database_name = :name
+GROUP BY {", ".join(map(str, range(1, 16)))} ORDER BY i.name, l.database_name
+"""  # noqa: S608 -- as above
+
+# What is used of a volume; its limit is what it holds.
+VOLUMES = f"""
+WITH {_LIMITS}
+SELECT v.instance_id, i.name AS server, 'volume' AS subject, v.volume_name AS name, v.total_mb AS own_mb,
+       v.source AS own_source, CAST(NULL AS bigint) AS server_mb, NULL AS server_source,
+       CAST(NULL AS bigint) AS ceiling_mb, NULL AS ceiling_source, CAST(NULL AS bigint) AS free_mb,
+       CAST(NULL AS date) AS free_day, NULL AS free_source, CAST(NULL AS float8) AS total_mb, v.day AS last_day,
+       {_SERIES},
+       (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t
+        WHERE t.instance_id = v.instance_id) AS steps
+FROM volumes v JOIN instances i ON i.id = v.instance_id AND {active_condition("i")}
+JOIN LATERAL (
+    SELECT s.collected_date AS day, s.total_mb - s.free_mb AS size_mb FROM volume_size_stats s
+    WHERE s.instance_id = v.instance_id AND s.volume_name = v.volume_name
+      AND s.collected_date > :before_first AND s.collected_date <= v.day
+) AS d ON true
+WHERE (CAST(:server AS text) IS NULL OR i.name = :server) AND (CAST(:name AS text) IS NULL OR v.volume_name = :name)
+GROUP BY {", ".join(map(str, range(1, 16)))} ORDER BY i.name, v.volume_name
+"""  # noqa: S608 -- as above
+
+WITHOUT_LIMIT = f"""
+WITH {_NEWEST}, {_LIMITS}, {_LIMITED}
+SELECT count(*) FROM limited l WHERE NOT {_IS_LIMITED}
+"""  # noqa: S608 -- as above

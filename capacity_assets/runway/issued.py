@@ -1,0 +1,175 @@
+"""Reads issued runways back: the greatest risks of a day, what is left, and how far earlier forecasts were off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, Row, text
+
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.runway.binding import CEILING, OWN
+from capacity_assets.runway.outlook import Outlook, standing_for_themselves
+from capacity_assets.runway.scores import Score, scores_of
+
+READ = 1_000
+"""Rows that are looked at for the greatest risks; many databases may share one volume."""
+
+HISTORY_SHOWN_DAYS = 180
+
+
+@dataclass(frozen=True)
+class Band:
+    """What is forecast over a horizon: the lower end, the middle and the upper end, MiB."""
+
+    lower_mb: int
+    middle_mb: int
+    upper_mb: int
+
+
+@dataclass(frozen=True)
+class Risk:
+    """Something that may be full within a year: when, its bands by horizon, and the sizes before, by day."""
+
+    outlook: Outlook
+    bands: Mapping[int, Band]
+    history: Sequence[tuple[date, int]] = ()
+
+
+@dataclass(frozen=True)
+class Issue:
+    """The runways of one day."""
+
+    as_of: date
+    risks: Sequence[Risk]
+    """The greatest ones first, each said by one row."""
+    headroom_mb: int | None
+    """What volumes have left, and servers without measured volumes by their declared limit; None: no limit is known."""
+    unknown_limits: int
+    """Databases of which no limit is known."""
+    scores: Sequence[Score]
+    """Of the forecasts that came due in the days that were asked for, by horizon."""
+
+
+def newest_issue(
+    connection: Connection, first: date, last: date, server: str | None = None, *, shown: int
+) -> Issue | None:
+    """Return the newest issue of the days from `first` to `last`, of all servers or one; None: there is none.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    days = {"first": first, "last": last}
+    as_of = connection.execute(text(_NEWEST), days).scalar()
+    if as_of is None:
+        return None
+    asked = {"as_of": as_of, "server": server}
+    rows = connection.execute(text(_RISKS), {**asked, "read": READ}).all()
+    by_subject = {(row.server, row.subject, row.name): row for row in rows}
+    standing = standing_for_themselves([_outlook(row) for row in rows])[:shown]
+    chosen = [(outlook, by_subject[outlook.server, outlook.subject, outlook.name]) for outlook in standing]
+    histories = _histories(connection, as_of, [row for _, row in chosen])
+    risks = [
+        Risk(outlook, _bands(row), histories.get((row.instance_id, row.subject, row.name), ()))
+        for outlook, row in chosen
+    ]
+    counts = connection.execute(text(_COUNTS), asked).one()
+    headroom = None if counts.headroom_mb is None else int(counts.headroom_mb)
+    return Issue(as_of, risks, headroom, counts.unknown_limits, scores_of(connection, first, last, server))
+
+
+def _outlook(row: Row[tuple[object, ...]]) -> Outlook:
+    return Outlook(
+        server=row.server,
+        database=row.name if row.subject == "database" else None,
+        volume=row.name if row.subject == "volume" else None,
+        last_day=row.last_day,
+        size_mb=row.size_mb,
+        limit_mb=row.limit_mb,
+        has_own_limit=row.binds in {OWN, CEILING},
+        binds=row.binds,
+        source=row.limit_source,
+        headroom_mb=row.limit_mb - row.size_mb,
+        change_mb_per_day=row.change_mb_per_day,
+        state=row.state,
+        early_day=row.early_day,
+        middle_day=row.middle_day,
+        late_day=row.late_day,
+        probabilities={days: getattr(row, f"probability_{days}") for days in HORIZONS_DAYS},
+    )
+
+
+def _bands(row: Row[tuple[object, ...]]) -> dict[int, Band]:
+    names = ("lower", "forecast", "upper")
+    return {days: Band(*(getattr(row, f"{name}_{days}_mb") for name in names)) for days in HORIZONS_DAYS}
+
+
+def _histories(
+    connection: Connection, as_of: date, rows: Sequence[Row[tuple[object, ...]]]
+) -> dict[tuple[int, str, str], list[tuple[date, int]]]:
+    asked = {
+        "ids": [row.instance_id for row in rows],
+        "subjects": [row.subject for row in rows],
+        "names": [row.name for row in rows],
+        "first": as_of - timedelta(days=HISTORY_SHOWN_DAYS),
+        "last": as_of,
+    }
+    found: dict[tuple[int, str, str], list[tuple[date, int]]] = {}
+    for row in connection.execute(text(_HISTORY), asked):
+        found.setdefault((row.instance_id, row.subject, row.name), []).append((row.day, row.size_mb))
+    return found
+
+
+_NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of BETWEEN :first AND :last"
+_ORDER = ", ".join(f"r.probability_{days} DESC" for days in HORIZONS_DAYS)
+_RISKS = f"""
+SELECT r.*, coalesce(i.name, 'server ' || r.instance_id) AS server
+FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
+WHERE r.as_of = :as_of AND r.probability_{HORIZONS_DAYS[-1]} > 0
+  AND (CAST(:server AS text) IS NULL OR i.name = :server)
+ORDER BY {_ORDER}, r.early_day NULLS LAST, server, r.name LIMIT :read
+"""  # noqa: S608 -- horizons of our own
+_COUNTS = """
+WITH left_over AS (
+    SELECT r.instance_id, r.subject, greatest(r.limit_mb - r.size_mb, 0) AS mb
+    FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
+    WHERE r.as_of = :as_of AND r.subject <> 'database' AND r.limit_mb IS NOT NULL
+      AND (CAST(:server AS text) IS NULL OR i.name = :server)
+)
+SELECT (SELECT sum(l.mb) FROM left_over l
+        WHERE l.subject = 'volume'
+           OR NOT EXISTS (SELECT FROM left_over v WHERE v.instance_id = l.instance_id AND v.subject = 'volume')
+       ) AS headroom_mb,
+       (SELECT count(*) FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
+        WHERE r.as_of = :as_of AND r.subject = 'database' AND r.state = 'limit unknown'
+          AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits
+"""
+# Samples, and where retention has dropped them, the daily aggregates.
+_HISTORY = """
+WITH asked AS (
+    SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]))
+        AS g (instance_id, subject, name)
+)
+SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
+    SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM asked g
+    JOIN database_size_stats s ON s.instance_id = g.instance_id AND s.database_name = g.name
+        AND s.collected_date BETWEEN :first AND :last WHERE g.subject = 'database'
+    UNION ALL
+    SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM asked g
+    JOIN database_size_aggregations a ON a.instance_id = g.instance_id AND a.database_name = g.name
+        AND a.period_type = 'daily' AND a.period_start BETWEEN :first AND :last WHERE g.subject = 'database'
+    UNION ALL
+    SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM asked g
+    JOIN instance_size_stats s ON s.instance_id = g.instance_id AND NOT s.is_deleted
+        AND s.collected_date BETWEEN :first AND :last WHERE g.subject = 'server'
+    UNION ALL
+    SELECT g.*, a.period_start, a.total_size_mb, 2 FROM asked g
+    JOIN instance_size_aggregations a ON a.instance_id = g.instance_id
+        AND a.period_type = 'daily' AND a.period_start BETWEEN :first AND :last WHERE g.subject = 'server'
+    UNION ALL
+    SELECT g.*, s.collected_date, s.total_mb - s.free_mb, 1 FROM asked g
+    JOIN volume_size_stats s ON s.instance_id = g.instance_id AND s.volume_name = g.name
+        AND s.collected_date BETWEEN :first AND :last WHERE g.subject = 'volume'
+) AS sizes ORDER BY instance_id, subject, name, day, rank
+"""

@@ -1,0 +1,96 @@
+"""How far issued forecasts were off: sizes that were measured on the day for which they were forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.runway.history_statements import STALE_DAYS
+
+LOOKED_BACK_DAYS = 7
+"""Forecasts that came due on so many days before are scored too: their samples may have come late, or changed."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The forecasts of one horizon that came due on a day."""
+
+    horizon_days: int
+    forecasts: int
+    error_percent: float | None
+    """Mean absolute error in percent of the measured size; None: every measured size was 0."""
+    relative_error: float | None
+    """Sum of absolute errors, relative to that of "the last size stays"; None: no size had changed."""
+    covered_percent: float
+    """Share of measured sizes within the band of 80 percent."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values, each with the horizon in its name."""
+        days = self.horizon_days
+        values = {
+            f"scored_{days}_days": self.forecasts,
+            f"error_{days}_days_percent": self.error_percent,
+            f"relative_error_{days}_days": self.relative_error,
+            f"covered_{days}_days_percent": self.covered_percent,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def score(connection: Connection, day: date) -> None:
+    """Enter what was measured up to `day` beside the forecasts that came due.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    for days in HORIZONS_DAYS:
+        due = _DUE.format(days=days, back=LOOKED_BACK_DAYS)
+        for subject, measured in _MEASURED.items():
+            statement = _SCORE.format(days=days, measured=measured, subject=subject, back=LOOKED_BACK_DAYS, due=due)
+            connection.execute(text(statement), {"day": day, "stale": STALE_DAYS, "days": days})
+
+
+def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> Sequence[Score]:
+    """Return the scores of the forecasts that came due from `first` to `last`, by horizon; raises as `score`."""
+    found = []
+    for days in HORIZONS_DAYS:
+        statement = _SCORES.format(days=days, due=_DUE.format(days=days, back=(last - first).days))
+        asked = {"day": last, "stale": STALE_DAYS, "days": days, "server": server}
+        row = connection.execute(text(statement), asked).one()
+        if row.forecasts:
+            found.append(Score(days, *row))
+    return found
+
+
+_MEASURED = {
+    "database": "SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats",
+    "server": "SELECT instance_id, '' AS name, collected_date, sum(total_size_mb) AS size_mb FROM instance_size_stats "
+    "WHERE NOT is_deleted GROUP BY instance_id, collected_date",
+    "volume": "SELECT instance_id, volume_name AS name, collected_date, total_mb - free_mb AS size_mb "
+    "FROM volume_size_stats",
+}
+# A forecast of a day was made from a sample that was at most stale.
+_DUE = """r.as_of BETWEEN CAST(:day AS date) - :days - {back} - :stale AND CAST(:day AS date) - :days
+  AND r.last_day + :days BETWEEN CAST(:day AS date) - {back} AND CAST(:day AS date)
+  AND r.forecast_{days}_mb IS NOT NULL"""
+_SCORE = """
+UPDATE capacity_runways r SET actual_{days}_mb = s.size_mb FROM ({measured}) AS s
+WHERE r.subject = '{subject}' AND s.instance_id = r.instance_id AND s.name = r.name
+  AND s.collected_date BETWEEN CAST(:day AS date) - {back} AND CAST(:day AS date)
+  AND s.collected_date = r.last_day + :days AND r.actual_{days}_mb IS DISTINCT FROM s.size_mb AND {due}
+"""
+_SCORES = """
+SELECT count(*) AS forecasts,
+       CAST(round(avg(abs(r.actual_{days}_mb - r.forecast_{days}_mb) * 100.0 / nullif(r.actual_{days}_mb, 0)), 2)
+            AS float8) AS error_percent,
+       CAST(round(CAST(sum(abs(r.actual_{days}_mb - r.forecast_{days}_mb)) AS numeric)
+                  / nullif(sum(abs(r.actual_{days}_mb - r.size_mb)), 0), 3) AS float8) AS relative_error,
+       CAST(round(avg(CASE WHEN r.actual_{days}_mb BETWEEN r.lower_{days}_mb AND r.upper_{days}_mb
+                           THEN 100 ELSE 0 END), 1) AS float8) AS covered_percent
+FROM capacity_runways r
+WHERE r.actual_{days}_mb IS NOT NULL AND {due}
+  AND (CAST(:server AS text) IS NULL OR r.instance_id = (SELECT i.id FROM instances i WHERE i.name = :server))
+"""

@@ -1,0 +1,128 @@
+"""Declared steps: what changed a size once and will not do so again. How forecasts leave them out is in `forecast`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.foundation.csv_files import csv_rows
+from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named
+from capacity_assets.units import first_of
+
+NAMED = 10
+COLUMNS = ("server", "database", "day", "note")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one database, or with None of every database of the server; `day` is the first with the new size."""
+
+    server: str
+    database: str | None
+    day: date
+    note: str
+
+
+def declare_steps(engine: Engine, steps: Sequence[Step], *, dry_run: bool = False) -> None:
+    """Store steps, each in the place of an earlier one of the same subject and day. All of them or none.
+
+    A dry run checks them and stores none.
+
+    Raises:
+        NotFoundError: a server is not registered, or a database was never measured there.
+        ValidationError: two steps are of the same subject and day.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    counts = Counter((step.server, step.database, step.day) for step in steps)
+    repeated = [f"{named(server, database)}, {day}" for (server, database, day), count in counts.items() if count > 1]
+    if repeated:
+        raise ValidationError(f"More than one step of {first_of(repeated, NAMED)}. Nothing was changed.")
+    with database_errors(doing="storing steps", kept="Nothing was changed."), engine.begin() as connection:
+        keys = keys_of(connection, [(step.server, step.database) for step in steps])
+        values = {"days": [step.day for step in steps], "notes": [step.note for step in steps]}
+        if not dry_run:
+            connection.execute(text(_STORE), {**keys, **values})
+
+
+def forget_step(engine: Engine, server: str, database: str | None, day: date) -> None:
+    """Delete a declared step.
+
+    Raises:
+        NotFoundError: there is none.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    with database_errors(doing="removing a step", kept="Nothing was changed."), engine.begin() as connection:
+        key = {
+            "instance_id": ids_of(connection, {server})[server],
+            "database_name": WHOLE_SERVER if database is None else database,
+            "day": day,
+        }
+        gone = connection.execute(text(_FORGET), key).rowcount
+    if not gone:
+        raise NotFoundError(f"{named(server, database)} has no step on {day}. Nothing was changed.")
+
+
+def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[Step]:
+    """Return the declared steps by day; of one server, and those that a database of it takes part in.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    asked = {"server": server, "database": database}
+    with database_errors(doing="reading steps", kept="Nothing was changed."), engine.connect() as connection:
+        return [
+            Step(row.name, row.database_name or None, row.step_date, row.note)
+            for row in connection.execute(text(_LIST), asked)
+        ]
+
+
+def steps_of_file(path: Path) -> list[Step]:
+    """Read steps from a CSV file with the columns server, database (empty: all of the server), day and note.
+
+    Raises:
+        ValidationError: it cannot be read, or a line cannot be a step; all problems are reported together.
+    """
+    headings, rows = csv_rows(path)
+    missing = {"server", "day", "note"} - set(headings)
+    if missing:
+        raise ValidationError(
+            f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
+        )
+    found, problems = [], []
+    for line, row in rows:
+        lacking = [name for name in ("server", "day", "note") if name not in row]
+        if lacking:
+            problems.append(f"line {line}: {' and '.join(lacking)} missing.")
+            continue
+        try:
+            found.append(Step(row["server"], row.get("database"), date.fromisoformat(row["day"]), row["note"]))
+        except ValueError:
+            problems.append(f"line {line}: {row['day']!r} is no day; write 2026-03-31.")
+    if problems:
+        raise ValidationError("\n".join([*problems, "Nothing was changed."]))
+    return found
+
+
+_STORE = """
+INSERT INTO capacity_steps (instance_id, database_name, step_date, note)
+SELECT g.instance_id, g.database_name, g.day, g.note
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:days AS date[]),
+            CAST(:notes AS text[])) AS g (instance_id, database_name, day, note)
+ON CONFLICT (instance_id, database_name, step_date) DO UPDATE SET note = excluded.note, declared_at = now()
+"""
+_FORGET = """
+DELETE FROM capacity_steps
+WHERE instance_id = :instance_id AND database_name = :database_name AND step_date = :day
+"""
+_LIST = """
+SELECT i.name, t.database_name, t.step_date, t.note FROM capacity_steps t JOIN instances i ON i.id = t.instance_id
+WHERE (CAST(:server AS text) IS NULL OR i.name = :server)
+  AND (CAST(:database AS text) IS NULL OR t.database_name IN ('', :database))
+ORDER BY t.step_date, i.name, t.database_name
+"""

@@ -1,0 +1,67 @@
+"""What people name when they declare something: a server, or one of its databases."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.units import first_of, printable
+
+WHOLE_SERVER = ""
+"""Stands for a server as a whole where a database is named; no database has this name."""
+
+NAMED = 10
+
+
+def named(server: str, database: str | None) -> str:
+    """Return a server, or a database of it, as people read it."""
+    return printable(server if database is None else f"{database} on {server}")
+
+
+def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
+    """Return the numbers of servers by name.
+
+    Raises:
+        NotFoundError: one is not registered.
+    """
+    rows = connection.execute(text("SELECT name, id FROM instances WHERE name = ANY (:names)"), {"names": list(names)})
+    ids: dict[str, int] = {row.name: row.id for row in rows}
+    missing = sorted(set(names) - set(ids))
+    if missing:
+        raise NotFoundError(f"No server {', '.join(map(repr, missing))} is registered. Nothing was changed.")
+    return ids
+
+
+def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> dict[str, list[object]]:
+    """Return `instance_ids` and `databases` of servers (database None) and databases, in their order.
+
+    Raises:
+        NotFoundError: a server is not registered, or a database was never measured there: a mistyped name would be
+            declared for nothing.
+    """
+    ids = ids_of(connection, {server for server, _ in subjects})
+    keys: dict[str, list[object]] = {
+        "instance_ids": [ids[server] for server, _ in subjects],
+        "databases": [WHOLE_SERVER if database is None else database for _, database in subjects],
+    }
+    unknown = [subjects[number - 1] for number in connection.execute(text(_NEVER_MEASURED), keys).scalars()]
+    missing = [(server, database) for server, database in unknown if database is not None]
+    if missing:
+        names = first_of((f"{database!r} on {server}" for server, database in missing), NAMED)
+        raise NotFoundError(f"No database {names} was ever measured. Nothing was changed.")
+    return keys
+
+
+_NEVER_MEASURED = """
+SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
+    AS g (instance_id, database_name, number)
+WHERE NOT EXISTS (
+    SELECT FROM database_size_stats s WHERE s.instance_id = g.instance_id AND s.database_name = g.database_name
+    UNION ALL
+    SELECT FROM database_size_aggregations a
+    WHERE a.instance_id = g.instance_id AND a.database_name = g.database_name
+)
+ORDER BY g.number
+"""

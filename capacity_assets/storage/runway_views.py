@@ -1,0 +1,93 @@
+"""The views of forecasts: the newest runways, and how far those that came due were off."""
+
+from __future__ import annotations
+
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.storage.view import View, ViewColumn
+
+_NEWEST = """FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
+JOIN capacity_runways r ON r.as_of = newest.as_of
+LEFT JOIN instances i ON i.id = r.instance_id"""
+_DUE = ", ".join(
+    f"({days}, r.forecast_{days}_mb, r.lower_{days}_mb, r.upper_{days}_mb, r.actual_{days}_mb)"
+    for days in HORIZONS_DAYS
+)
+
+
+def _of_horizon(days: int) -> tuple[ViewColumn, ...]:
+    return (
+        ViewColumn(
+            f"probability_{days}_days",
+            f"r.probability_{days}",
+            f"Probability of being full within {days} days, 0 to 1; null: unknown",
+        ),
+        ViewColumn(f"forecast_{days}_days_mb", f"r.forecast_{days}_mb", f"Size that is forecast in {days} days, MiB"),
+        ViewColumn(f"lower_{days}_days_mb", f"r.lower_{days}_mb", "Lower end of its band of 80 percent, MiB"),
+        ViewColumn(f"upper_{days}_days_mb", f"r.upper_{days}_mb", "Upper end of its band of 80 percent, MiB"),
+    )
+
+
+RUNWAY_VIEWS = (
+    View(
+        "capacity_runway",
+        "When each server, database and volume is full, by the newest runways that were issued.",
+        (
+            ViewColumn("as_of", "r.as_of", "Day up to which samples were looked at"),
+            ViewColumn("server", "coalesce(i.name, 'server ' || r.instance_id)", "Name of the server"),
+            ViewColumn("subject", "r.subject", "server, database or volume"),
+            ViewColumn("name", "r.name", "Database or volume; empty: the server as a whole"),
+            ViewColumn("state", "r.state", "forecast, too little history, unlimited, or limit unknown"),
+            ViewColumn("last_day", "r.last_day", "Newest measured day"),
+            ViewColumn("size_mb", "r.size_mb", "Size on that day, MiB"),
+            ViewColumn("limit_mb", "r.limit_mb", "Binding limit, MiB; null: unlimited, or unknown"),
+            ViewColumn("headroom_mb", "r.limit_mb - r.size_mb", "What is left up to it, MiB"),
+            ViewColumn("binds", "r.binds", "Whose limit binds: own limit, own ceiling, server limit or volume"),
+            ViewColumn("limit_source", "r.limit_source", "Where it comes from: measured, declared or imported"),
+            ViewColumn("change_mb_per_day", "r.change_mb_per_day", "Change that is forecast, MiB per day"),
+            ViewColumn("full_early", "r.early_day", "Full by then with 10 percent; null: not within a year"),
+            ViewColumn("full_middle", "r.middle_day", "Full by then with 50 percent; null: not within a year"),
+            ViewColumn("full_late", "r.late_day", "Full by then with 90 percent; null: not within a year"),
+            *(column for days in HORIZONS_DAYS for column in _of_horizon(days)),
+            ViewColumn("server_id", "r.instance_id", "Number of the server"),
+            ViewColumn("issued_at", "r.issued_at", "When it was computed"),
+        ),
+        _NEWEST,
+    ),
+    View(
+        "capacity_forecast_errors",
+        "How far issued forecasts were off, by the month in which they came due.",
+        (
+            ViewColumn(
+                "month",
+                "CAST(date_trunc('month', r.last_day + due.days) AS date)",
+                "First day of the month they came due",
+            ),
+            ViewColumn("subject", "r.subject", "server, database or volume"),
+            ViewColumn("horizon_days", "due.days", "How many days ahead was forecast"),
+            ViewColumn(
+                "issued_in_time",
+                "(r.issued_at < r.as_of + 2)",
+                "Whether they were issued on their day or the next one; false: computed in hindsight",
+            ),
+            ViewColumn("forecasts", "count(*)", "Forecasts that came due and whose size was measured"),
+            ViewColumn(
+                "error_percent",
+                "round(avg(abs(due.actual_mb - due.forecast_mb) * 100.0 / nullif(due.actual_mb, 0)), 2)",
+                "Mean absolute error in percent of the measured size",
+            ),
+            ViewColumn(
+                "relative_error",
+                "round(sum(abs(due.actual_mb - due.forecast_mb)) / nullif(sum(abs(due.actual_mb - r.size_mb)), 0), 3)",
+                "Sum of absolute errors, relative to that of the last size; null: no size had changed",
+            ),
+            ViewColumn(
+                "covered_percent",
+                "round(avg(CASE WHEN due.actual_mb BETWEEN due.lower_mb AND due.upper_mb THEN 100 ELSE 0 END), 1)",
+                "Measured sizes within the band of 80 percent, in percent",
+            ),
+        ),
+        f"FROM capacity_runways r CROSS JOIN LATERAL (VALUES {_DUE}) "
+        "AS due (days, forecast_mb, lower_mb, upper_mb, actual_mb)\n"
+        "WHERE due.actual_mb IS NOT NULL\nGROUP BY 1, 2, 3, 4",
+    ),
+)

@@ -1,0 +1,154 @@
+"""Limits as real servers report them, held against what the operating system says of the same file systems."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.registry import register
+from capacity_assets.collection.servers import Server
+from tests.clocks import TODAY
+from tests.collecting import Collection
+from tests.servers import (
+    MARIADB_PLUGINS,
+    MariaDBServer,
+    PostgresServer,
+    _own,
+    mariadb_server,
+    pgnodemx_programs,
+    postgres_server,
+)
+
+PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
+MIB = 1024 * 1024
+# Other processes write to the same disk meanwhile.
+TOLERANCE_MB = 512
+
+
+def on_disk(path: Path) -> tuple[int, int]:
+    """Total and available MiB of the file system that holds a path, as `df` reports them."""
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize // MIB, found.f_bavail * found.f_frsize // MIB
+
+
+def is_as_on_disk(row: tuple[object, ...], path: Path) -> bool:
+    total, free = on_disk(path)
+    return row[0] == total and abs(int(str(row[1])) - free) <= TOLERANCE_MB
+
+
+def volumes(collection: Collection) -> dict[str, tuple[object, ...]]:
+    rows = collection.rows(
+        "SELECT i.name || ':' || v.volume_name, v.total_mb, v.free_mb, v.source, v.collected_date "
+        "FROM volume_size_stats v JOIN instances i ON i.id = v.instance_id"
+    )
+    return {str(name): tuple(rest) for name, *rest in rows}
+
+
+def ceilings(collection: Collection) -> dict[str, tuple[object, ...]]:
+    rows = collection.rows("SELECT database_name, limit_mb, is_unlimited, volumes, source FROM database_limit_stats")
+    return {str(name): tuple(rest) for name, *rest in rows}
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[MariaDBServer]:
+    if not MARIADB_PLUGINS.exists():
+        pytest.skip("no plugin of MariaDB here; see tests/install_servers.sh")
+    with mariadb_server(tls=False) as server:
+        statements = engine_named("mariadb").grants.replace("'...'", f"'{PASSWORD}'").split("\n")
+        server.execute(*(line for line in statements if not line.startswith("--")), "CREATE DATABASE orders")
+        yield server
+
+
+def register_mariadb(server: MariaDBServer, collection: Collection) -> None:
+    password = collection.password("shop", PASSWORD)
+    known = {"port": server.port, "username": "capacity_probe", "password_from": password, "tls": "off"}
+    register(collection.engine, [Server("shop", "mariadb", "127.0.0.1", **known)])  # type: ignore[arg-type]
+
+
+def test_mariadb_says_which_file_system_holds_its_data_and_why_it_says_nothing(
+    mariadb: MariaDBServer, collection: Collection
+) -> None:
+    register_mariadb(mariadb, collection)
+    without_plugin = collection.collect()
+    mariadb.execute("INSTALL SONAME 'disks'")
+    without_right = collection.collect(again=True)
+    assert volumes(collection) == ceilings(collection) == {}
+
+    mariadb.execute("GRANT FILE ON *.* TO 'capacity_probe'@'%'")
+    done = collection.collect(again=True)
+    mariadb.execute("REVOKE FILE ON *.* FROM 'capacity_probe'@'%'")
+    kept = volumes(collection)
+    collection.collect(again=True)
+
+    assert without_plugin.unknown_limits == (
+        "shop: MariaDB reports its file systems with the plugin `disks` only: INSTALL SONAME 'disks'",
+    )
+    assert without_right.unknown_limits == ("shop: its login may not see the file systems: FILE on *.* is missing",)
+    assert (without_right.failed_instances, without_right.measured_databases) == (0, 1), (
+        "sizes are measured all the same"
+    )
+    assert done.unknown_limits == ()
+    [(name, row)] = kept.items()
+    assert is_as_on_disk(row, mariadb.folder)
+    assert row[2:] == ("measured", TODAY)
+    assert ceilings(collection) == {"orders": (None, True, [name.removeprefix("shop:")], "measured")}
+    assert volumes(collection) == kept, "what was said earlier on this day stays"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    options = ("shared_preload_libraries=pgnodemx", "jit=off")
+    with postgres_server(tls=False, programs=pgnodemx_programs(), options=options) as server:
+        statements = engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'").split("\n")
+        server.execute(*(line for line in statements if not line.startswith("--")), "CREATE DATABASE orders")
+        yield server
+
+
+def register_postgres(server: PostgresServer, collection: Collection) -> None:
+    password = collection.password("core", PASSWORD)
+    known = {"port": server.port, "username": "capacity_probe", "password_from": password, "tls": "off"}
+    register(collection.engine, [Server("core", "postgresql", "127.0.0.1", **known)])  # type: ignore[arg-type]
+
+
+def test_postgresql_says_on_which_file_systems_the_tablespaces_of_a_database_lie(
+    postgres: PostgresServer, collection: Collection
+) -> None:
+    register_postgres(postgres, collection)
+    without = collection.collect()
+    elsewhere = Path("/dev/shm") / postgres.folder.name  # noqa: S108 -- a file system of its own
+    elsewhere.mkdir()
+    _own(elsewhere)
+    try:
+        postgres.execute(
+            # A function of the same name that belongs to nobody is not called.
+            "CREATE FUNCTION fsinfo(text, OUT major_number numeric) LANGUAGE plpgsql AS 'BEGIN RAISE ''called''; END'",
+            'CREATE SCHEMA "Mon itor"',
+            f"CREATE TABLESPACE fast LOCATION '{elsewhere}'",
+        )
+        misled = collection.collect(again=True)
+        postgres.execute('CREATE EXTENSION pgnodemx SCHEMA "Mon itor"')
+        hidden = collection.collect(again=True)
+        postgres.execute('GRANT USAGE ON SCHEMA "Mon itor" TO PUBLIC', "CREATE DATABASE billing TABLESPACE fast")
+        postgres.execute("CREATE TABLE t TABLESPACE fast AS SELECT 1 AS n", database="orders")
+        done = collection.collect(again=True)
+        found, sizes = volumes(collection), ceilings(collection)
+        spaces = on_disk(elsewhere)
+    finally:
+        postgres.execute("DROP DATABASE IF EXISTS billing", "DROP DATABASE orders", "DROP TABLESPACE fast")
+        elsewhere.rmdir()
+
+    reason = "core: PostgreSQL reports its file systems with the extension pgnodemx or system_stats only"
+    assert without.unknown_limits == misled.unknown_limits == (reason,)
+    assert hidden.unknown_limits == ("core: its login may not call fsinfo of pgnodemx",)
+    assert done.unknown_limits == ()
+    assert set(found) == {"core:data directory", f"core:{elsewhere}"}
+    assert is_as_on_disk(found["core:data directory"], postgres.folder)
+    assert found[f"core:{elsewhere}"][0] == spaces[0]
+    assert sizes == {
+        "billing": (None, True, [str(elsewhere)], "measured"),
+        "orders": (None, True, [str(elsewhere), "data directory"], "measured"),
+    }

@@ -1,0 +1,198 @@
+"""Limits as engines report them: recorded rows of servers that do not run here, and statements that parse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import sqlglot
+
+from capacity_assets.collection.engines import oracle, postgresql_volumes, sqlserver, sqlserver_limits
+from capacity_assets.collection.engines.limits import Ceiling, Limits, Volume, volume_of
+from capacity_assets.collection.engines.postgresql_volumes import limits_by_extension
+from capacity_assets.collection.engines.sqlserver_limits import NO_VOLUMES, limits_of
+from capacity_assets.collection.plausibility import LARGEST_BYTES, possible
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+class RefusedError(Exception):
+    """What a driver raises for a missing right."""
+
+
+def recorded(answers: dict[str, Sequence[tuple[Any, ...]] | Exception]) -> Any:
+    """Answer each statement with its recorded rows."""
+
+    def read(query: str) -> Sequence[tuple[Any, ...]]:
+        answer = answers[query]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return read
+
+
+def sql_server(edition: int, answers: dict[str, Sequence[tuple[Any, ...]] | Exception], *names: str) -> Limits:
+    return limits_of(recorded(answers), edition, names, lambda error: isinstance(error, RefusedError))
+
+
+DIALECTS = {sqlserver: "tsql", sqlserver_limits: "tsql", oracle: "oracle", postgresql_volumes: "postgres"}
+STATEMENTS = {
+    f"{module.__name__.rpartition('.')[2]}.{name}": (dialect, statement)
+    for module, dialect in DIALECTS.items()
+    for name, statement in vars(module).items()
+    if isinstance(statement, str) and statement.strip().startswith("SELECT") and "{" not in statement
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_every_catalogue_statement_is_one_statement_of_its_dialect(name: str) -> None:
+    dialect, statement = STATEMENTS[name]
+
+    [parsed] = sqlglot.parse(statement, dialect=dialect, error_level=sqlglot.ErrorLevel.RAISE)
+
+    assert isinstance(parsed, sqlglot.exp.Select)
+
+
+def test_the_statements_that_are_parsed_are_those_of_sizes_and_limits() -> None:
+    limits = {f"sqlserver_limits.{name}" for name in ("FILES", "VOLUMES", "INSTANCE_STORAGE", "AZURE_DATABASE", "POOL")}
+
+    assert limits | {"oracle.QUERY", "oracle.CEILINGS", "oracle.DISK_GROUPS", "sqlserver.QUERY"} <= set(STATEMENTS)
+
+
+@pytest.mark.parametrize(
+    ("folder", "mounts", "found"),
+    [
+        ("/var/lib/mysql/", ["/", "/var", "/var/lib"], "/var/lib"),
+        ("/var/lib/mysql/", ["/", "/var/lib/mysql"], "/var/lib/mysql"),
+        ("/data2/pg", ["/data", "/"], "/"),
+        ("/data2/pg", ["/data"], None),
+        ("/data", ["/data/"], "/data/"),
+    ],
+)
+def test_a_folder_lies_on_the_mount_whose_path_is_the_longest_part_of_its_own(
+    folder: str, mounts: list[str], found: str | None
+) -> None:
+    assert volume_of(folder, mounts) == found
+
+
+def test_files_of_sql_server_that_may_grow_to_an_end_are_a_ceiling_and_others_fill_their_volumes() -> None:
+    found = sql_server(
+        3,
+        {
+            sqlserver_limits.FILES: [("orders", 50 * GIB, 0, 2 * GIB), ("archive", 7, 1, 1), ("master", 1, 0, 1)],
+            sqlserver_limits.VOLUMES: [
+                ("archive", "D:\\", 100 * GIB, 30 * GIB),
+                ("orders", "D:\\", 100 * GIB, 31 * GIB),
+                ("orders", "E:\\", 200 * GIB, 5 * GIB),
+            ],
+        },
+        "orders",
+        "archive",
+    )
+
+    assert found.volumes == (Volume("D:\\", 100 * GIB, 30 * GIB), Volume("E:\\", 200 * GIB, 5 * GIB))
+    assert found.ceilings == (
+        Ceiling("orders", 50 * GIB, volumes=("D:\\", "E:\\")),
+        Ceiling("archive", is_unlimited=True, volumes=("D:\\",)),
+    )
+    assert found.unknown is None
+
+
+def test_the_express_edition_has_a_ceiling_whatever_its_files_may_grow_to() -> None:
+    found = sql_server(
+        4, {sqlserver_limits.FILES: [("a", 0, 1, GIB), ("b", 3 * GIB, 0, GIB)], sqlserver_limits.VOLUMES: []}, "a", "b"
+    )
+
+    assert [one.limit_bytes for one in found.ceilings] == [11 * GIB, 3 * GIB]
+
+
+def test_ceilings_stay_known_where_volumes_may_not_be_seen() -> None:
+    found = sql_server(
+        3, {sqlserver_limits.FILES: [("orders", GIB, 0, 0)], sqlserver_limits.VOLUMES: RefusedError()}, "orders"
+    )
+
+    assert found == Limits((), (Ceiling("orders", GIB),), NO_VOLUMES)
+
+
+def test_a_managed_instance_has_its_reserved_storage() -> None:
+    found = sql_server(
+        8,
+        {sqlserver_limits.FILES: [("orders", 0, 1, 0)], sqlserver_limits.INSTANCE_STORAGE: [(262144, 100000.5)]},
+        "orders",
+    )
+
+    assert found.volumes == (Volume("reserved storage", 262144 * MIB, 162144 * MIB),)
+    assert found.ceilings == (Ceiling("orders", is_unlimited=True, volumes=("reserved storage",)),)
+
+
+@pytest.mark.parametrize(
+    ("row", "limit"),
+    [
+        (("orders", 250 * GIB, "Standard", GIB), 251 * GIB),
+        (("orders", -1, "Hyperscale", GIB), None),
+        (("orders", None, "Basic", None), None),
+    ],
+)
+def test_an_azure_database_has_the_size_that_was_bought_and_hyperscale_an_unknown_one(
+    row: tuple[Any, ...], limit: int | None
+) -> None:
+    alone = sql_server(5, {sqlserver_limits.AZURE_DATABASE: [row], sqlserver_limits.POOL: []}, "orders")
+    pooled = sql_server(5, {sqlserver_limits.AZURE_DATABASE: [row], sqlserver_limits.POOL: [(51200, 51300)]}, "orders")
+
+    assert alone == Limits((), (Ceiling("orders", limit),))
+    assert pooled.volumes == (Volume("elastic pool", 51200 * MIB, 0),)
+    assert pooled.ceilings == (Ceiling("orders", limit, volumes=("elastic pool",)),)
+
+
+def test_a_tablespace_of_oracle_has_what_its_files_extend_to_and_what_is_usable_of_its_disk_group() -> None:
+    found = oracle.limits_from(
+        {"USERS": 32 * GIB, "DATA": 64 * GIB, "FLEX": GIB, "OLD": 2 * GIB},
+        [("USERS", "DATA"), ("DATA", "FAST"), ("DATA", "DATA"), ("FLEX", "FLEXY"), ("OLD", None)],
+        [("DATA", "NORMAL", 4096, 700), ("FAST", "EXTERN", 1024, -20), ("FLEXY", "FLEX", 1024, 0)],
+        ["USERS", "DATA", "FLEX", "OLD"],
+        None,
+    )
+
+    assert found.volumes == (Volume("DATA", 2048 * MIB, 700 * MIB), Volume("FAST", 1024 * MIB, 0))
+    assert [(one.database, one.limit_bytes, one.volumes) for one in found.ceilings] == [
+        ("USERS", 32 * GIB, ("DATA",)),
+        ("DATA", 64 * GIB, ("DATA", "FAST")),
+        ("FLEX", GIB, None),
+        ("OLD", 2 * GIB, None),
+    ]
+
+
+def disks(*rows: tuple[str, int, int]) -> Any:
+    return recorded(
+        {
+            postgresql_volumes.FUNCTIONS: [("system_stats", "public", True)],
+            postgresql_volumes.TABLESPACES: [("orders", 1663, ""), ("billing", 16400, "/fast/ts")],
+            postgresql_volumes.SETTING: [("/var/lib/postgresql/17/main",)],
+            postgresql_volumes.DISKS.format(schema="public"): rows,
+        }
+    )
+
+
+def test_system_stats_names_file_systems_by_where_they_are_mounted() -> None:
+    """Rows as version 4.0 gave them on PostgreSQL 17.12."""
+    found = limits_by_extension(disks(("/", 270553174016, 83579121664), ("/fast", GIB, 1000)), ["orders", "billing"])
+
+    assert found.volumes == (Volume("/", 270553174016, 83579121664), Volume("/fast", GIB, 1000))
+    assert [one.volumes for one in found.ceilings] == [("/",), ("/fast",)]
+
+
+def test_a_file_system_that_system_stats_leaves_out_is_unknown_and_no_other_one_stands_for_it() -> None:
+    found = limits_by_extension(disks(("/fast", GIB, 1000)), ["orders"])
+
+    assert found == Limits(unknown="system_stats does not list the file system of /var/lib/postgresql/17/main")
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [Volume("x" * 256, 1, 1), Volume("a\0b", 1, 1), Volume("a", -1, 0), Volume("a", 1, LARGEST_BYTES + 1)],
+)
+def test_limits_that_no_table_could_hold_are_unknown(volume: Volume) -> None:
+    assert possible(Limits((volume,))) == Limits(unknown="it reported an impossible limit or name of a volume")
