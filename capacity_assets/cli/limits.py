@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from capacity_assets.runway.limits import (
     UNLIMITED,
     Limit,
     StoredLimit,
+    below_the_size,
     declare,
     forget,
     limits_of_file,
@@ -26,6 +28,7 @@ from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted, human_mb
 
+WARNED = 10
 COMMANDS = {"set": "limits:set_", "import": "limits:import_", "list": "limits:list_", "remove": "limits:remove"}
 
 
@@ -64,8 +67,17 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     limit = Limit(server, database, megabytes_of(UNLIMITED if unlimited else str(gb)), note)
     with opened_registry(settings) as engine:
         declare(engine, [limit])
+        smaller = below_the_size(engine, [limit])
     say(f"{named(server, database)}: {told(limit.limit_mb)}. `capacity runway {server}` says when it is full.")
+    _warn_of_smaller(smaller)
     return DONE
+
+
+def _warn_of_smaller(smaller: Sequence[tuple[Limit, int]]) -> None:
+    for limit, size_mb in smaller[:WARNED]:
+        say(f"note: {named(limit.server, limit.database)} holds {human_mb(size_mb)}, more than its limit.")
+    if len(smaller) > WARNED:
+        say(f"note: {len(smaller) - WARNED:,} more hold more than their limits.")
 
 
 @click.command("import")
@@ -82,10 +94,13 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     found = limits_of_file(file)
     with opened_registry(settings) as engine:
         declare(engine, found, dry_run=dry_run)
+        smaller = below_the_size(engine, found)
     if as_json:
-        print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found]})
+        below = [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in smaller]
+        print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found], "below_the_size": below})
         return DONE
     say(f"{counted(len(found), 'limit')} {'read' if dry_run else 'declared'} from {file}.")
+    _warn_of_smaller(smaller)
     if dry_run:
         say(NOTHING_CHANGED)
     return DONE

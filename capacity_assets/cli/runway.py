@@ -38,28 +38,35 @@ COLUMNS = (
 
 @click.command()
 @click.argument("server", required=False)
+@click.argument("database", required=False)
 @click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="What if every limit were so many GiB higher?")
 @click.option("--show", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
 @json_option
 @command
-def runway(settings: Settings, /, *, server: str | None, add_gb: Decimal, show: int, as_json: bool) -> int:
+def runway(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, /, *, server: str | None, database: str | None, add_gb: Decimal, show: int, as_json: bool
+) -> int:
     """Say when servers and databases are full.
 
-    With SERVER only that one and all its databases. What has a limit of its own is listed, the greatest risk first: the
-    days by which it is full with a probability of 10, 50 and 90 percent, and the probability of being full within 30
-    and 90 days. Changes nothing.
+    With SERVER only that one and all its databases, or one DATABASE of it. What has a limit of its own is listed, the
+    greatest risk first: the days by which it is full with a probability of 10, 50 and 90 percent, and the probability
+    of being full within 30 and 90 days. Changes nothing.
 
     \b
     Examples:
       capacity runway
       capacity runway db-7 --add-gb 200
+      capacity runway db-7 orders
     """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         refuse_an_unfit_database(engine, settings.zone, kept="Nothing was changed.")
         if server is not None:
             registered(engine, [server])  # refuses a name that is not
-        found = outlooks(engine, Clock(settings.zone).today(), server, add_mb=int(add_gb * MB_PER_GB))
+        today = Clock(settings.zone).today()
+        found = outlooks(engine, today, server, database, add_mb=int(add_gb * MB_PER_GB))
+    if database is not None and not found.rows and not found.unknown_limits:
+        raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}. Its limits, if any, were kept.")
     if server is not None and not found.rows and not found.unknown_limits:
         raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
     if as_json:
@@ -97,5 +104,7 @@ def _cells(row: Outlook) -> list[object]:
 
 def days_told(row: Outlook) -> list[str]:
     """Render the early, middle and late day."""
+    if row.headroom_mb is not None and row.headroom_mb <= 0:
+        return ["full"] * 3
     days = (row.early_day, row.middle_day, row.late_day)
     return ["not within a year" if day is None else str(day) for day in days]

@@ -18,7 +18,7 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Return the headings and, with the number of its line, each row by heading; empty fields are left out.
 
     Raises:
-        ValidationError: the file cannot be read, or a row has more fields than there are headings.
+        ValidationError: the file cannot be read, has no row, or one with more fields than there are headings.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -30,6 +30,8 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
                 if None in row:
                     raise ValidationError(f"{path}: line {reader.line_num} has more fields than there are headings.")
                 rows.append((reader.line_num, {name: value for name, value in row.items() if value}))
+            if not rows:
+                raise ValidationError(f"{path} has no line below its headings. Nothing was changed.")
             return list(reader.fieldnames or ()), rows
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None

@@ -30,8 +30,12 @@ from capacity_assets.units import first_of
 NAMED = 10
 
 
-def outlooks(engine: Engine, today: date, server: str | None = None, *, add_mb: int = 0) -> Outlooks:
-    """Read sizes and limits and forecast; `add_mb` is what every limit would be raised by.
+def outlooks(
+    engine: Engine, today: date, server: str | None = None, database: str | None = None, *, add_mb: int = 0
+) -> Outlooks:
+    """Read sizes and limits and forecast, of all servers or one, or one database of it.
+
+    `add_mb` is what every limit would be raised by.
 
     A database that is bound by its server's limit, or by a volume, has its size and what is left there, as if the
     others stood still.
@@ -43,10 +47,11 @@ def outlooks(engine: Engine, today: date, server: str | None = None, *, add_mb: 
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return Outlooks(None, (), 0)
-        asked = history.Asked(as_of, server)
+        asked = history.Asked(as_of, server, database)
+        kinds = history.STATEMENTS if database is None else (DATABASE_ROWS,)
         rows = [
             outlook
-            for kind in history.STATEMENTS
+            for kind in kinds
             for batch in history.series(connection, kind, asked)
             for outlook in of_batch(batch, add_mb).rows
         ]

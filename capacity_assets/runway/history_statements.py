@@ -164,5 +164,5 @@ GROUP BY {", ".join(map(str, range(1, 16)))} ORDER BY i.name, v.volume_name
 
 WITHOUT_LIMIT = f"""
 WITH {_NEWEST}, {_LIMITS}, {_LIMITED}
-SELECT count(*) FROM limited l WHERE NOT {_IS_LIMITED}
+SELECT count(*) FROM limited l WHERE NOT {_IS_LIMITED} AND (CAST(:name AS text) IS NULL OR l.database_name = :name)
 """  # noqa: S608 -- as above

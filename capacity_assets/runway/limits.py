@@ -87,6 +87,19 @@ def forget(engine: Engine, server: str, database: str | None) -> None:
         raise NotFoundError(f"{named(server, database)} has no limit. Nothing was changed.")
 
 
+def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
+    """Return those limits that are smaller than what was measured last, each with that size in MiB.
+
+    Raises:
+        NotFoundError: as `declare`.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
+        keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
+        parameters = {**keys, "limits_mb": [limit.limit_mb for limit in limits]}
+        return [(limits[row.number - 1], row.size_mb) for row in connection.execute(text(_BELOW), parameters)]
+
+
 def stored_limits(engine: Engine) -> list[StoredLimit]:
     """Return every limit, by server and database, the server's own first.
 
@@ -152,6 +165,23 @@ FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAS
             CAST(:notes AS text[])) AS g (instance_id, database_name, limit_mb, note)
 ON CONFLICT (instance_id, database_name) DO UPDATE
 SET limit_mb = excluded.limit_mb, source = excluded.source, note = excluded.note, declared_at = now()
+"""
+_BELOW = """
+SELECT g.number, newest.size_mb
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:limits_mb AS bigint[]))
+    WITH ORDINALITY AS g (instance_id, database_name, limit_mb, number)
+CROSS JOIN LATERAL (
+    SELECT * FROM (
+        (SELECT s.size_mb FROM database_size_stats s
+         WHERE g.database_name <> '' AND s.instance_id = g.instance_id AND s.database_name = g.database_name
+         ORDER BY s.collected_date DESC LIMIT 1)
+        UNION ALL
+        (SELECT t.total_size_mb FROM instance_size_stats t
+         WHERE g.database_name = '' AND t.instance_id = g.instance_id AND NOT t.is_deleted
+         ORDER BY t.collected_date DESC LIMIT 1)
+    ) AS one
+) AS newest
+WHERE newest.size_mb > g.limit_mb ORDER BY g.number
 """
 _FORGET = "DELETE FROM capacity_limits WHERE instance_id = :instance_id AND database_name = :database_name"
 _LIST = """

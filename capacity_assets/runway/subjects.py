@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 
 from sqlalchemy import Connection, text
 
@@ -20,6 +21,12 @@ def named(server: str, database: str | None) -> str:
     return printable(server if database is None else f"{database} on {server}")
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the question whether one of the known names was meant, if one is close; with a blank before it."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
 def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     """Return the numbers of servers by name.
 
@@ -30,7 +37,10 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     ids: dict[str, int] = {row.name: row.id for row in rows}
     missing = sorted(set(names) - set(ids))
     if missing:
-        raise NotFoundError(f"No server {', '.join(map(repr, missing))} is registered. Nothing was changed.")
+        every = connection.execute(text("SELECT name FROM instances")).scalars()
+        raise NotFoundError(
+            f"No server {', '.join(map(repr, missing))} is registered.{meant(missing[0], every)} Nothing was changed."
+        )
     return ids
 
 
@@ -50,10 +60,16 @@ def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) 
     missing = [(server, database) for server, database in unknown if database is not None]
     if missing:
         names = first_of((f"{database!r} on {server}" for server, database in missing), NAMED)
-        raise NotFoundError(f"No database {names} was ever measured. Nothing was changed.")
+        [(server, database), *_] = missing
+        every = connection.execute(text(_NAMES), {"server": server}).scalars()
+        raise NotFoundError(f"No database {names} was ever measured.{meant(database, every)} Nothing was changed.")
     return keys
 
 
+_NAMES = """
+SELECT DISTINCT s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
+WHERE i.name = :server
+"""
 _NEVER_MEASURED = """
 SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
     AS g (instance_id, database_name, number)

@@ -429,8 +429,11 @@ def test_limits_are_listed_replaced_and_forgotten() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["server-1", "ordres", "--gb", "1"], "No database 'ordres' on server-1 was ever measured."),
-        (["server-9", "--gb", "1"], "No server 'server-9' is registered."),
+        (
+            ["server-1", "ordres", "--gb", "1"],
+            "No database 'ordres' on server-1 was ever measured. Did you mean 'orders'?",
+        ),
+        (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'? Nothing was changed."),
         (["server-1", "--gb", "much"], "'much' is no limit; write GiB as 500 or 1.5, or unlimited."),
         (["server-1", "--gb", "0"], "'0' is no limit; it must be above zero"),
         (["server-1", "--gb", "nan"], "'nan' is no limit"),
@@ -502,3 +505,40 @@ def test_a_server_without_history_takes_its_limit_along_when_it_is_removed(engin
 
     assert removed.exit_code == 0
     assert json.loads(capacity("limits", "list", "--json").output) == []
+
+
+def test_a_limit_below_the_size_is_stored_and_said_to_be(tmp_path: Path) -> None:
+    file = tmp_path / "limits.csv"
+    file.write_text("server,database,limit_gb\nserver-1,,1\nserver-1,still,0.1\nserver-1,orders,9\n")
+
+    said = capacity("limits", "set", "server-1", "orders", "--gb", "2").output.splitlines()
+    imported = capacity("limits", "import", str(file)).output.splitlines()
+
+    assert said[-1] == "note: orders on server-1 holds 2.9 GiB, more than its limit."
+    assert imported[1:] == [
+        "note: server-1 holds 3.4 GiB, more than its limit.",
+        "note: still on server-1 holds 500 MiB, more than its limit.",
+    ]
+    shown = capacity("runway", columns=200).output.splitlines()
+    assert [line.split()[-5:-2] for line in shown[2:4]] == [["full"] * 3] * 2
+
+
+def test_a_file_without_a_line_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "limits.csv"
+    file.write_text("server,database,limit_gb\n")
+
+    refused = capacity("limits", "import", str(file))
+
+    assert (refused.exit_code, "has no line below its headings. Nothing was changed." in refused.output) == (2, True)
+
+
+def test_one_database_of_a_server_is_asked_for_by_its_name() -> None:
+    declared("server-1", "--gb", "4")
+
+    shown = json.loads(capacity("runway", "server-1", "still", "--json").output)
+    unknown = json.loads(capacity("runway", "server-2", "young", "--json").output)
+    mistyped = capacity("runway", "server-1", "stil")
+
+    assert [(row["database"], row["limit_mb"]) for row in shown["rows"]] == [("still", 1082)]
+    assert (unknown["rows"], unknown["unknown_limits"]) == ([], 1)
+    assert (mistyped.exit_code, "'stil' is not in the newest sample of 'server-1'." in mistyped.output) == (2, True)
