@@ -133,7 +133,12 @@ def collection_service(engine: Engine, settings: Settings, *, clock: Clock | Non
     context = ProbeContext(SecretFolders.of(settings), engine.url, excluded_of(settings))
     the_clock = clock or Clock(settings.zone)
     return CollectionService(
-        engine, the_clock, lock_manager(engine, settings), context, settings.collection_concurrency
+        engine,
+        the_clock,
+        lock_manager(engine, settings),
+        context,
+        settings.collection_concurrency,
+        volume_sources=settings.volume_sources,
     )
 
 

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from tzlocal import get_localzone_name
 
@@ -114,6 +114,20 @@ def _horizon(value: object) -> object:
         msg = f"{value!r} is no horizon of the forecasts; write {', '.join(map(str, HORIZONS_DAYS))}"
         raise ValueError(msg)
     return value
+
+
+def as_text(value: object) -> str:
+    """Return what a variable holds so that it is read as `value` again, wherever the reader is started."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return "" if value is None else str(value.resolve() if isinstance(value, Path) else value)
+
+
+def with_driver(secret: SecretStr | None, driver: str) -> URL | None:
+    """Return the URL that a variable holds, for a driver; None where it is unset."""
+    return None if secret is None else make_url(secret.get_secret_value()).set(drivername=driver)
 
 
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgresql_url)]

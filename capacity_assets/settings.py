@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
 from capacity_assets.setting_values import (
     FirstDay,
@@ -29,7 +29,9 @@ from capacity_assets.setting_values import (
     WebAddress,
     Words,
     ZoneName,
+    as_text,
     machine_zone,
+    with_driver,
 )
 
 # Samples are measured at three.
@@ -188,6 +190,12 @@ class Settings(BaseSettings):
         description="Databases that are not measured, by engine, instead of the defaults: "
         "`mysql=mysql|sys,postgresql=`. Engines that are not named keep theirs.",
     )
+    volume_sources: Path | None = Field(
+        default=None,
+        validation_alias="CAPACITY_VOLUME_SOURCES",
+        description="TOML file that names Prometheus-compatible servers which know the file systems of servers that do "
+        "not report them. Unset: none.",
+    )
     secrets_folder: Path = Field(
         default=Path("/run/secrets"),
         validation_alias="CAPACITY_SECRETS_FOLDER",
@@ -223,7 +231,7 @@ class Settings(BaseSettings):
     @property
     def capacity_url(self) -> URL | None:
         """URL of the capacity tables for our driver, or None for the embedded server."""
-        return _with_driver(self.database_url, CAPACITY_DRIVER)
+        return with_driver(self.database_url, CAPACITY_DRIVER)
 
     @property
     def embedded_server_exists(self) -> bool:
@@ -233,7 +241,7 @@ class Settings(BaseSettings):
     @property
     def dagster_url(self) -> URL | None:
         """URL of Dagster's storage for the driver it needs, or None for the embedded server."""
-        return _with_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
+        return with_driver(self.dagster_postgres_url, DAGSTER_DRIVER)
 
     def as_environment(self) -> dict[str, str]:
         """Return the variables of these settings for a child process, which does not read our .env file.
@@ -241,7 +249,7 @@ class Settings(BaseSettings):
         The two addresses are left out: who starts the child knows where the embedded server is.
         """
         values = {
-            str(field.validation_alias): _as_text(getattr(self, name))
+            str(field.validation_alias): as_text(getattr(self, name))
             for name, field in type(self).model_fields.items()
             if name not in ADDRESSES
         }
@@ -262,19 +270,6 @@ class Settings(BaseSettings):
     def dagster_home(self) -> Path:
         """Folder that serves as DAGSTER_HOME under `capacity up` and `capacity demo`."""
         return self.home.resolve() / "dagster"
-
-
-def _as_text(value: object) -> str:
-    """Return what a variable holds so that it is read as `value` again, wherever the reader is started."""
-    if isinstance(value, tuple):
-        return ",".join(map(_as_text, value))
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    return "" if value is None else str(value.resolve() if isinstance(value, Path) else value)
-
-
-def _with_driver(secret: SecretStr | None, driver: str) -> URL | None:
-    return None if secret is None else make_url(secret.get_secret_value()).set(drivername=driver)
 
 
 def variable_names() -> dict[str, str]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "import": "importing:import_",
     "aggregate": "aggregate:aggregate",
     "plan": "aggregate:plan",
+    "volumes": "volumes:volumes",
     "limits": "limits:limits",
     "steps": "steps:steps",
     "runway": "runway:runway",

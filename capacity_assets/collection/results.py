@@ -63,7 +63,7 @@ class CollectionSummary:
     `kept_instances` of the failed ones have a sample of an earlier run of the day. `measured_*` is what this run
     measured, the other sums are what is stored of the day. `not_counted` names what no size is known of, by server;
     `left_out` counts the servers on which a system database of that name was left out. `unknown_limits` says by server
-    why its limits, or some of them, are not known.
+    why its limits, or some of them, are not known, and by source of volumes what went wrong there.
     """
 
     day: date
@@ -79,6 +79,7 @@ class CollectionSummary:
     not_counted: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     unknown_limits: tuple[str, ...] = ()
+    imported_volumes: int = 0
     filled_elsewhere: int = 0
     duration_seconds: float = 0.0
 
@@ -168,6 +169,7 @@ class CollectionSummary:
             "not_counted": list(self.not_counted[:MAXIMUM_LISTED_ERRORS]),
             "not_counted_count": len(self.not_counted),
             "left_out": dict(self.left_out),
+            "imported_volumes": self.imported_volumes,
             "unknown_limits": list(self.unknown_limits[:MAXIMUM_LISTED_ERRORS]),
             "unknown_limits_count": len(self.unknown_limits),
             "message": self.message,

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Row, text
 
 from capacity_assets.clock import Clock
+from capacity_assets.collection.fetching import fetch_volumes
 from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, ProbeHistory, Task
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.registry import Registered, registered
@@ -47,6 +49,7 @@ class CollectionService:
     locks: CapacityLockManager
     context: ProbeContext
     workers: int
+    volume_sources: Path | None = None
     connect_seconds: float = CONNECT_SECONDS
 
     def collect(
@@ -73,13 +76,21 @@ class CollectionService:
         with self.locks.job_lock(SAMPLES) as held:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again)
             known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
-            summary = self._measured(known, tasks, held, progress)
+            summary = self._with_imported(self._measured(known, tasks, held, progress))
             forget_old_attempts(self.engine, day)
         databases, size_mb = self._stored(day)
         seconds = time.monotonic() - began
         summary = replace(summary, database_count=databases, total_size_mb=size_mb, duration_seconds=seconds)
         logger.info(summary.message)
         return summary
+
+    def _with_imported(self, summary: CollectionSummary) -> CollectionSummary:
+        """Fetch volumes from elsewhere, once sizes are stored: no source keeps these from being there."""
+        if self.volume_sources is None:
+            return summary
+        fetched = fetch_volumes(self.engine, summary.day, self.volume_sources, self.context.secrets)
+        unknown = (*summary.unknown_limits, *fetched.troubles)
+        return replace(summary, unknown_limits=unknown, imported_volumes=len(fetched.volumes))
 
     def _stored(self, day: date) -> tuple[int, int]:
         """Count databases and MB stored of the day for the servers measured here, whichever run measured them."""

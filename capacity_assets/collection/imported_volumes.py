@@ -1,0 +1,149 @@
+"""Stores volumes that were not measured by the server's own login: from a file, or a monitoring system.
+
+What a server reports of itself goes before. Where exactly one volume of a server is known, its databases are taken to
+lie on it; which of several a database lies on, only the server knows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.collection.plausibility import LARGEST_BYTES, LONGEST_NAME
+from capacity_assets.foundation.csv_files import csv_rows
+from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.units import BYTES_PER_MB, first_of
+
+IMPORTED = "imported"
+NAMED = 10
+
+
+@dataclass(frozen=True)
+class VolumeDay:
+    """A volume of a server on a day."""
+
+    server: str
+    volume: str
+    day: date
+    total_bytes: int
+    free_bytes: int
+
+
+def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool = False) -> int:
+    """Store volumes, each in the place of an imported one of the same server, name and day; return how many changed.
+
+    All of them or none. A dry run checks them and stores none.
+
+    Raises:
+        NotFoundError: a server is not registered.
+        ValidationError: a volume is listed twice for one day.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    counts = Counter((one.server, one.volume, one.day) for one in volumes)
+    repeated = [f"{volume} of {server}, {day}" for (server, volume, day), count in counts.items() if count > 1]
+    if repeated:
+        raise ValidationError(f"Listed more than once: {first_of(repeated, NAMED)}. Nothing was changed.")
+    with database_errors(doing="storing volumes", kept="Nothing was changed."), engine.begin() as connection:
+        parameters = _parameters(connection, volumes)
+        if dry_run:
+            return 0
+        written = connection.execute(text(_STORE), parameters).rowcount
+        for statement in (_PLACE_NEW, _PLACE_KNOWN):
+            connection.execute(text(statement), {"days": sorted({one.day for one in volumes})})
+        return int(written)
+
+
+def _parameters(connection: Connection, volumes: Sequence[VolumeDay]) -> dict[str, object]:
+    rows = connection.execute(text("SELECT name, id FROM instances"))
+    ids: dict[str, int] = {row.name: row.id for row in rows}
+    missing = sorted({one.server for one in volumes} - set(ids))
+    if missing:
+        raise NotFoundError(f"No server {first_of(map(repr, missing), NAMED)} is registered. Nothing was changed.")
+    return {
+        "ids": [ids[one.server] for one in volumes],
+        "names": [one.volume for one in volumes],
+        "days": [one.day for one in volumes],
+        "totals": [one.total_bytes // BYTES_PER_MB for one in volumes],
+        "free": [one.free_bytes // BYTES_PER_MB for one in volumes],
+        "source": IMPORTED,
+    }
+
+
+COLUMNS = ("server", "volume", "day", "total_gb", "free_gb")
+BYTES_PER_GB = 1024 * BYTES_PER_MB
+
+
+def volumes_of_file(path: Path) -> list[VolumeDay]:
+    """Read volumes from a CSV file with the columns server, volume, day, total_gb and free_gb.
+
+    Raises:
+        ValidationError: it cannot be read, or a line cannot be a volume; all problems are reported together.
+    """
+    headings, rows = csv_rows(path)
+    missing = set(COLUMNS) - set(headings)
+    if missing:
+        raise ValidationError(
+            f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
+        )
+    found, problems = [], []
+    for line, row in rows:
+        try:
+            found.append(_volume_day(row))
+        except ValidationError as error:
+            problems.append(f"line {line}: {error}")
+    if problems:
+        raise ValidationError("\n".join([*problems, "Nothing was changed."]))
+    return found
+
+
+def _volume_day(row: Mapping[str, str]) -> VolumeDay:
+    lacking = [name for name in COLUMNS if name not in row]
+    if lacking:
+        raise ValidationError(f"{' and '.join(lacking)} missing.")
+    try:
+        day = date.fromisoformat(row["day"])
+    except ValueError:
+        raise ValidationError(f"{row['day']!r} is no day; write 2026-03-31.") from None
+    try:
+        total, free = (int(Decimal(row[name]) * BYTES_PER_GB) for name in ("total_gb", "free_gb"))
+    except (InvalidOperation, ValueError, OverflowError):
+        raise ValidationError("total_gb and free_gb are numbers of GiB, as 500 or 1.5.") from None
+    if not 0 <= free <= total <= LARGEST_BYTES or len(row["volume"]) > LONGEST_NAME:
+        raise ValidationError("free_gb lies between 0 and total_gb, and a volume's name has at most 255 letters.")
+    return VolumeDay(row["server"], row["volume"], day, total, free)
+
+
+_STORE = """
+INSERT INTO volume_size_stats AS t (collected_date, instance_id, volume_name, total_mb, free_mb, source)
+SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, :source
+FROM unnest(CAST(:ids AS integer[]), CAST(:names AS varchar[]), CAST(:days AS date[]), CAST(:totals AS bigint[]),
+            CAST(:free AS bigint[])) AS g (instance_id, name, day, total_mb, free_mb)
+ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
+SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, collected_at = now()
+WHERE t.source = excluded.source AND (t.total_mb, t.free_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb)
+"""
+_ALONE = """
+alone AS (
+    SELECT collected_date, instance_id, min(volume_name) AS volume_name FROM volume_size_stats
+    WHERE collected_date = ANY (CAST(:days AS date[])) GROUP BY collected_date, instance_id HAVING count(*) = 1
+)"""
+# Databases of whose limits the server says nothing: they may fill the volume.
+_PLACE_NEW = f"""
+WITH {_ALONE}
+INSERT INTO database_limit_stats (collected_date, instance_id, database_name, is_unlimited, volumes, source)
+SELECT a.collected_date, a.instance_id, s.database_name, true, ARRAY[a.volume_name], '{IMPORTED}'
+FROM alone a JOIN database_size_stats s USING (collected_date, instance_id)
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 -- constants
+# Those that have a ceiling, and lie the server does not say where.
+_PLACE_KNOWN = f"""
+WITH {_ALONE}
+UPDATE database_limit_stats l SET volumes = ARRAY[a.volume_name] FROM alone a
+WHERE l.collected_date = a.collected_date AND l.instance_id = a.instance_id AND l.volumes IS NULL
+"""  # noqa: S608 -- constants

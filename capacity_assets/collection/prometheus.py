@@ -1,0 +1,172 @@
+"""Asks a Prometheus-compatible server for the file systems of servers: two instant queries, joined by their labels.
+
+https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queries. It may hang, lie or be away: whatever it
+does becomes one sentence, and harms nothing but what it was asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import math
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capacity_assets.collection.credentials import SecretFolders, password_of
+from capacity_assets.collection.volume_sources import PrometheusSource
+from capacity_assets.foundation.errors import CapacityError
+
+TIMEOUT_SECONDS = 10.0
+ALL_SECONDS = 30.0
+MOST_BYTES = 16 * 1024 * 1024
+BYTES_AT_A_TIME = 64 * 1024
+SHOWN = 200
+
+
+class SourceError(CapacityError):
+    """A source could not be asked, or its answer makes no sense; the text holds no secret."""
+
+
+@dataclass(frozen=True, order=True)
+class FoundVolume:
+    """A volume of a registered server, bytes."""
+
+    server: str
+    volume: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class FoundVolumes:
+    """What a source knows, and what of its answer was left out and why."""
+
+    volumes: tuple[FoundVolume, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def volumes_of(source: PrometheusSource, known: Collection[str], secrets: SecretFolders) -> FoundVolumes:
+    """Ask a source for the volumes of the servers that are `known` by name.
+
+    Raises:
+        SourceError: it does not answer, refuses, or answers what is no result.
+        CredentialError: its password cannot be looked up.
+    """
+    headers = _login(source, secrets)
+    deadline = time.monotonic() + ALL_SECONDS
+    totals, free = (_result(source, query, headers, deadline) for query in (source.total, source.free))
+    by_place: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    strangers: set[str] = set()
+    for labels, total in totals.items():
+        if labels not in free:
+            continue
+        named = dict(labels)
+        label = named.get(source.server_label, "")
+        server = _server(source, label, known)
+        if server is None:
+            strangers.add(label)
+            continue
+        volume = named.get(source.volume_label, "") if source.volume_label else source.volume
+        by_place.setdefault((server, volume or source.volume), []).append((total, free[labels]))
+    found, left_out = [], []
+    for (server, volume), pairs in sorted(by_place.items()):
+        reason = _reason_against(pairs)
+        if reason:
+            left_out.append(f"{volume} of {server}: {reason}")
+        else:
+            found.append(FoundVolume(server, volume, int(pairs[0][0]), int(pairs[0][1])))
+    if strangers:
+        first = min(strangers)
+        left_out.append(f"{len(strangers)} values of {source.server_label} are no registered server, as {first!r:.80}")
+    return FoundVolumes(tuple(found), tuple(left_out))
+
+
+def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str | None:
+    names = (source.servers.get(label), label, label.rpartition(":")[0])
+    return next((name for name in names if name in known), None)
+
+
+def _reason_against(pairs: list[tuple[float, float]]) -> str | None:
+    if len(pairs) > 1:
+        return f"{len(pairs)} results, and it is not known which one counts: narrow the query"
+    [(total, free)] = pairs
+    if not (math.isfinite(total) and math.isfinite(free) and 0 < total < 2**63 and 0 <= free <= total):
+        return f"{total:g} bytes, {free:g} of them free, is impossible"
+    return None
+
+
+def _login(source: PrometheusSource, secrets: SecretFolders) -> Mapping[str, str]:
+    if source.token_from:
+        return {"Authorization": f"Bearer {password_of(source.token_from, secrets)}"}
+    if source.password_from:
+        pair = f"{source.username or ''}:{password_of(source.password_from, secrets)}"
+        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    return {}
+
+
+def _result(
+    source: PrometheusSource, query: str, headers: Mapping[str, str], deadline: float
+) -> dict[tuple[tuple[str, str], ...], float]:
+    """Return the values of an instant query by their labels, without the name of the metric."""
+    url = f"{source.url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    answer = _document(_body(url, headers, deadline))
+    if answer.get("status") != "success":
+        raise SourceError(f"it refuses the query: {str(answer.get('error', 'no reason given'))[:SHOWN]}")
+    try:
+        return {
+            tuple(sorted((name, value) for name, value in one["metric"].items() if name != "__name__")): float(
+                one["value"][1]
+            )
+            for one in answer["data"]["result"]
+        }
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise SourceError("its answer is no instant vector: write a query that gives one value per series") from None
+
+
+def _document(body: bytes) -> Mapping[str, Any]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise SourceError("its answer is not that of Prometheus' HTTP API")
+    return answer
+
+
+def _body(url: str, headers: Mapping[str, str], deadline: float) -> bytes:
+    """Read an answer to its end within the time that is left, whatever its status."""
+    request = urllib.request.Request(url)  # noqa: S310 -- the file accepts http and https only
+    for name, value in headers.items():
+        # Not sent on to where a redirection leads.
+        request.add_unredirected_header(name, value)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 -- as above
+            return _read(answer, deadline)
+    except urllib.error.HTTPError as error:
+        # A refused query is answered by 400 or 422, with the reason as JSON.
+        if error.code in {400, 422, 503}:
+            return _read(error, deadline)
+        raise SourceError(f"it answers {error.code}") from None
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise SourceError(f"it does not answer ({str(reason)[:SHOWN] or type(error).__name__})") from None
+
+
+def _read(answer: Any, deadline: float) -> bytes:
+    body = bytearray()
+    try:
+        while part := answer.read1(BYTES_AT_A_TIME):
+            body += part
+            if len(body) > MOST_BYTES:
+                raise SourceError(f"its answer has more than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")
+            if time.monotonic() > deadline:
+                raise SourceError(f"its answer did not end within {ALL_SECONDS:.0f} s")
+    except (OSError, http.client.HTTPException) as error:
+        raise SourceError(f"its answer broke off ({type(error).__name__})") from None
+    return bytes(body)
