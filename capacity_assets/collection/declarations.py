@@ -15,8 +15,11 @@ from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.servers import FIELDS, Server, complete
 from capacity_assets.foundation.csv_files import csv_rows
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.runway.limits import Limit, megabytes_of
 
 NEEDED = ("name", "engine", "host")
+# What a server can hold, GiB or unlimited: a declared limit, and no part of how it is reached.
+LIMIT = "limit_gb"
 # What people write for a password; refused, and never repeated.
 SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
@@ -38,6 +41,25 @@ def declared_servers(path: Path) -> list[Server]:
     if not servers:
         raise ValidationError(f"{path} declares no server: each needs {', '.join(NEEDED)}.")
     return servers
+
+
+def declared_limits(path: Path) -> list[Limit]:
+    """Read the limits of whole servers that a file of servers declares beside them, as `limit_gb`.
+
+    Raises:
+        ValidationError: the file cannot be read, or one is no limit; all problems are reported together.
+    """
+    limits, problems = [], []
+    for place, values in _entries(path):
+        if values.get(LIMIT) is None:
+            continue
+        try:
+            limits.append(Limit(str(values.get("name")), None, megabytes_of(str(values[LIMIT]))))
+        except ValidationError as error:
+            problems.append(f"{place}: {error}")
+    if problems:
+        raise ValidationError("\n".join([*problems, "Nothing was registered."]))
+    return limits
 
 
 def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
@@ -74,13 +96,14 @@ def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
     ]
 
 
-def _server(values: Mapping[str, Any]) -> Server:
+def _server(declared: Mapping[str, Any]) -> Server:
+    values = {key: value for key, value in declared.items() if key != LIMIT}
     name = values.get("name", "without a name")
     unknown = sorted(key for key in values if key not in FIELDS)
     if SECRETS.intersection(key.lower() for key in unknown):
         raise ValidationError(f"Server {name!r}: a password does not belong in the file; write password_from.")
     if unknown:
-        raise ValidationError(f"Server {name!r}: {unknown[0]!r} is none of {', '.join(FIELDS)}.")
+        raise ValidationError(f"Server {name!r}: {unknown[0]!r} is none of {', '.join([*FIELDS, LIMIT])}.")
     missing = [key for key in NEEDED if not values.get(key)]
     if missing:
         raise ValidationError(f"Server {name!r}: {' and '.join(missing)} is missing.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from capacity_assets.collection.declarations import declared_servers
+from capacity_assets.collection.declarations import declared_limits, declared_servers
 from capacity_assets.collection.registry import register
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
@@ -18,6 +18,7 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import typed
 from capacity_assets.runtime import open_engine
+from capacity_assets.runway.limits import declare
 from capacity_assets.settings import Settings, load_settings
 
 REGISTERED_SERVERS = "registered_servers"
@@ -47,6 +48,7 @@ def _registered_servers(settings: Settings, path: Path) -> dg.AssetsDefinition:
             refuse_an_unfit_database(engine, kept="Nothing was registered.")
             refuse_the_sample_fleet(engine, kept="Nothing was registered.")
             changes = register(engine, declared_servers(path))
+            declare(engine, declared_limits(path))
         counts = {f"{name}_servers": len(names) for name, names in asdict(changes).items()}
         return dg.MaterializeResult(metadata=typed(counts))
 

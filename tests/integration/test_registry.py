@@ -21,6 +21,7 @@ from capacity_assets.demo.sample_fleet import (
     remove_sample_fleet,
 )
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
+from capacity_assets.runway.limits import stored_limits
 from tests.command import capacity
 from tests.fleet import add_instances, load_sample
 from tests.legacy import LegacyShape, create_legacy_tables
@@ -445,3 +446,19 @@ def test_trying_a_server_ends_in_time_although_its_driver_waits_for_ever(monkeyp
     assert added.exit_code == 0, added.output
     assert tried.returncode == 1
     assert "fails: timeout: " in tried.stdout
+
+
+def test_a_file_of_servers_declares_what_they_can_hold_and_registers_none_if_that_makes_no_sense(
+    engine: Engine, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "fleet.csv", tmp_path / "fleet.toml"
+    good.write_text("name,engine,host,limit_gb\nshop,mariadb,127.0.0.1,1.5\ncore,postgresql,127.0.0.1,unlimited\n")
+    bad.write_text('[[servers]]\nname = "x"\nengine = "mariadb"\nhost = "127.0.0.1"\nlimit_gb = "much"\n')
+
+    refused = capacity("instances", "import", str(bad))
+    done = [capacity("instances", "import", str(good)) for _ in range(2)]
+
+    assert (refused.exit_code, "server 1: 'much' is no limit" in refused.output) == (2, True)
+    assert [one.server.name for one in registered(engine)] == ["core", "shop"]
+    assert "unchanged" in done[1].output.lower()
+    assert [(one.limit.server, one.limit.limit_mb) for one in stored_limits(engine)] == [("core", None), ("shop", 1536)]
