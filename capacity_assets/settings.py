@@ -38,8 +38,8 @@ from capacity_assets.setting_values import (
 DEFAULT_SCHEDULE_HOUR = 4
 DEFAULT_JUMP_PERCENT = 100
 LONGEST_SETTLING = 30
-# 400 days hold a year and the month before it.
-DEFAULT_RETENTION_DAYS = "raw=400,daily=1096"
+# 400 days hold a year and the month before it. Of volumes no aggregate is made, so their samples are kept as long.
+DEFAULT_RETENTION_DAYS = "raw=400,daily=1096,volume_size_stats=1096"
 DEFAULT_HOME = Path(".capacity")
 DEFAULT_COLLECTION_CONCURRENCY = 32
 # systemd mounts credentials of a unit below the second.

@@ -26,7 +26,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import excluded_of
 from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings
-from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, safe_url
+from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
 
 UNDEFINED_TABLE = "42P01"
 COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
@@ -131,6 +131,9 @@ def _dagster_storage(settings: Settings) -> Iterator[Finding]:
         engine.dispose()
 
 
+NO_TABLES = "Dagster has no tables here yet: run `capacity init`"
+
+
 def _pools(settings: Settings) -> Finding:
     from capacity_assets.orchestration.pools import pools_without_limit
 
@@ -140,7 +143,9 @@ def _pools(settings: Settings) -> Finding:
     except DBAPIError as error:
         if sqlstate_of(error) != UNDEFINED_TABLE:
             raise
-        return Finding("pools", Verdict.BAD, "Dagster has no tables here yet: run `capacity init`")
+        return Finding("pools", Verdict.BAD, NO_TABLES)
+    except UnreachableError:
+        return Finding("pools", Verdict.BAD, NO_TABLES)
     if open_pools:
         listed = ", ".join(open_pools)
         return Finding("pools", Verdict.BAD, f"not limited to one run at a time: {listed}; run `capacity init`")

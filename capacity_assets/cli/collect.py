@@ -112,12 +112,17 @@ def _progress(*, as_json: bool) -> Iterator[Told]:
         yield told
 
 
+LIMITS_NAMED = 3
+
+
 def _print_summary(summary: CollectionSummary) -> None:
     say(summary.message)
     if summary.processed_instances:
         say(f"Measured now: {human_mb(summary.measured_size_mb)} in {summary.duration_seconds:.1f} s.")
     if summary.left_out:
         say(f"Left out, see CAPACITY_SYSTEM_DATABASES: {first_of(summary.left_out, MAXIMUM_LISTED_ERRORS)}.")
+    if summary.unknown_limits:
+        say(f"Limits not known: {first_of(summary.unknown_limits, LIMITS_NAMED)}. `capacity limits set` declares one.")
     if summary.failures:
         shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
         rows = [[failure.server, failure.kind.value, failure.reason] for failure in shown]

@@ -10,7 +10,7 @@ import click
 from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explanation_of, find_subjects
 from capacity_assets.aggregation.reference import Sample
 from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.explain_runway import explain_runway
+from capacity_assets.cli.explain_runway import Asked, explain_runway
 from capacity_assets.cli.options import DAY, command, completing, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
@@ -18,6 +18,7 @@ from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.runway.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.settings import Settings
 from capacity_assets.units import first_of
 
@@ -31,6 +32,7 @@ SERVERS_NAMED = 10
 @click.option("--window", "day", type=DAY, help="Any day of the window. Default: the window that is due.")
 @click.option("--server", help="Name of the server; needed where several have a database of that name.")
 @click.option("--runway", is_flag=True, help="Explain when it is full, instead of a period's figures.")
+@click.option("--volume", help="With --runway: a volume of the server instead of a database.")
 @click.option("--all", "every_day", is_flag=True, help="Print the samples of every day.")
 @json_option
 @command
@@ -43,6 +45,7 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
     day: date | None,
     server: str | None,
     runway: bool,
+    volume: str | None,
     every_day: bool,
     as_json: bool,
 ) -> int:
@@ -57,18 +60,25 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
       capacity explain orders --server db-7 --period weekly
       capacity explain --server db-7 --period quarterly
       capacity explain orders --runway
+      capacity explain --server db-7 --volume /data --runway
     """
-    if database is None and server is None:
+    if database is None and server is None and volume is None:
         raise ValidationError("Name a database, or a server with --server.")
-    if period is not None and runway:
-        raise ValidationError("--period explains figures, --runway when it is full: say one of the two.")
+    if runway and (period is not None or day is not None or every_day):
+        raise ValidationError(
+            "--period, --window and --all explain figures, --runway when it is full as of today: say one of the two."
+        )
+    if volume is not None and (database is not None or not runway):
+        raise ValidationError("--volume goes with --runway, and in the place of a database.")
     if period is None and not runway:
         raise ValidationError(f"Say which figures: --period, one of {', '.join(PERIODS)}, or --runway.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         if period is None:
             refuse_an_unfit_database(runner.service.engine, settings.zone, kept="Nothing was changed.")
-            return explain_runway(runner.service.engine, settings, database, server, as_json=as_json)
+            kind = VOLUME_ROWS if volume else DATABASE_ROWS if database is not None else SERVER_ROWS
+            asked = Asked(kind, volume or database, server)
+            return explain_runway(runner.service.engine, settings, asked, as_json=as_json)
         chosen = runner.service.period(period)
         today = Clock(settings.zone).today()
         day = day or chosen.scheduled(today).start

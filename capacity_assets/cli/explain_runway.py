@@ -11,15 +11,17 @@ from sqlalchemy import Engine
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.limits import told
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.cli.runway import days_told
+from capacity_assets.cli.runway import LEAST_HISTORY_DAYS, days_told
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts, forecast
 from capacity_assets.forecast.reference import Reference, reference
+from capacity_assets.forecast.runway import MIDDLE, error_with
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.runway.forecasting import outlook_with_sizes
-from capacity_assets.runway.outlook import FORECAST, Outlook
+from capacity_assets.runway.history_statements import DATABASE_ROWS
+from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
 from capacity_assets.runway.steps import Step, stored_steps
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_mb, printable
@@ -31,6 +33,8 @@ COLUMNS = (
     ("Lower", "right"),
     ("Forecast", "right"),
     ("Upper", "right"),
+    ("Usual error", "right"),
+    ("Full by then", "right"),
     ("A second way", "left"),
 )
 
@@ -54,31 +58,41 @@ class RunwayExplanation:
         return bool(close and np.isclose(self.made.drift[0], self.again.drift, rtol=TOLERANCE, atol=TOLERANCE))
 
 
-def explain_runway(
-    engine: Engine, settings: Settings, database: str | None, server: str | None, *, as_json: bool
-) -> int:
-    """Print where the runway of a database, or of a server, comes from; return the exit code.
+@dataclass(frozen=True)
+class Asked:
+    """What is explained: a server, or a database or volume by its name."""
+
+    kind: str
+    name: str | None
+    server: str | None
+
+
+def explain_runway(engine: Engine, settings: Settings, asked: Asked, *, as_json: bool) -> int:
+    """Print where the runway of a database, a volume or a server comes from; return the exit code.
 
     Raises:
-        NotFoundError: no such server, or nothing of that name has a limit and was measured within the last month.
-        ValidationError: a name is empty, or several servers have a database of that name.
+        NotFoundError: no such server, or nothing of that name was measured within the last month.
+        ValidationError: a name is empty, or several servers have one of that name.
         DatabaseError: the database failed.
     """
-    if "" in {database, server}:
-        raise ValidationError("An empty name is no database and no server.")
-    if server is not None:
-        registered(engine, [server])
-    found = outlook_with_sizes(engine, Clock(settings.zone).today(), database, server)
+    if "" in {asked.name, asked.server}:
+        raise ValidationError("An empty name is no database, volume or server.")
+    if asked.server is not None:
+        registered(engine, [asked.server])
+    found = outlook_with_sizes(engine, Clock(settings.zone).today(), asked.kind, asked.name, asked.server)
     if found is None:
+        named = asked.server if asked.name is None else f"{asked.kind} {printable(asked.name)}"
         raise NotFoundError(
-            f"{database or server!r} has no limit, or was not measured within the last month. `capacity limits list` "
-            "shows the limits."
+            f"{named} was not measured within the last month, or does not exist: names are compared letter by letter."
         )
     measured, smooth = (
         [None if np.isnan(size) else float(size) for size in sizes] for sizes in (found.sizes, found.smooth)
     )
     # A step of one database is one of its server's total, too.
-    left_out = stored_steps(engine, found.outlook.server, database)
+    database = asked.name if asked.kind == DATABASE_ROWS else None
+    left_out = [
+        step for step in stored_steps(engine, found.outlook.server, database) if step.day <= found.outlook.last_day
+    ]
     made = forecast(found.smooth[None, :], found.sizes[None, :])
     days = sum(value is not None for value in measured)
     explanation = RunwayExplanation(found.outlook, days, left_out, made, reference(smooth, measured))
@@ -91,31 +105,40 @@ def explain_runway(
 
 def _print(explanation: RunwayExplanation) -> None:
     outlook, again = explanation.outlook, explanation.again
-    subject = outlook.database or "All databases"
-    say(f"{subject} on {outlook.server}, as of {outlook.last_day}: {human_mb(outlook.size_mb)}")
+    say(f"{outlook.told} on {outlook.server}, as of {outlook.last_day}: {human_mb(outlook.size_mb)}")
     say(f"Measured days that were looked at: {explanation.measured_days:,}")
     for step in explanation.steps:
         what = f"{step.database}: {step.note}" if step.database else step.note
         say(f"Left out: {step.day}, {printable(what)}.")
-    say(
-        f"Daily changes from {again.lowest_change:,.3f} to {again.highest_change:,.3f} MiB count as they are, "
-        f"{again.cut_changes:,} beyond were cut to these."
-    )
-    say(
-        f"Drift: {explanation.made.drift[0]:,.3f} MiB per day; a second way: {again.drift:,.3f}. "
-        + (
-            "It was the better forecast."
-            if again.follows_drift
-            else "The last size was the better forecast, so it stays."
+    if outlook.history_days >= LEAST_HISTORY_DAYS:
+        say(
+            f"Daily changes from {again.lowest_change:,.3f} to {again.highest_change:,.3f} MiB count as they are, "
+            f"{again.cut_changes:,} beyond were cut to these."
         )
-    )
-    print_table("Bands in MiB", COLUMNS, [_cells(explanation, place) for place in range(len(HORIZONS_DAYS))])
-    say(f"Limit: {told(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.")
-    if outlook.state == FORECAST:
+        say(
+            f"Drift: {explanation.made.drift[0]:,.3f} MiB per day; a second way: {again.drift:,.3f}. "
+            + (
+                "It was the better forecast."
+                if again.follows_drift
+                else "The last size was the better forecast, so it stays."
+            )
+        )
+        print_table("Bands in MiB", COLUMNS, [_cells(explanation, place) for place in range(len(HORIZONS_DAYS))])
+    if outlook.binds is None:
+        say("Limit: unknown. `capacity limits set` declares one.")
+    else:
+        say(f"Limit: {told(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.")
+    if outlook.state == FULL:
+        say("It is full.")
+    elif outlook.state == FORECAST:
         early, middle, late = days_told(outlook)
         say(f"Full: early {early}, middle {middle}, late {late}.")
+    elif outlook.state == TOO_LITTLE_HISTORY:
+        say(f"No date: there are {outlook.history_days} days of history, and {LEAST_HISTORY_DAYS} are needed.")
     else:
         say(f"No date: {outlook.state}.")
+    if outlook.sooner_day is not None:
+        say(outlook.remark)
     say("Both ways come to the same." if explanation.agrees else "The two ways DIFFER: please report this.")
 
 
@@ -124,7 +147,11 @@ def _cells(explanation: RunwayExplanation, place: int) -> list[object]:
     other = explanation.again.band.get(days)
     figures = [f"{each[0, place]:,.1f}" for each in (made.lower, made.middle, made.upper)]
     again = "none" if other is None else f"{other[0]:,.1f} to {other[1]:,.1f}"
-    return [f"{days} days", len(explanation.again.errors[days]), *figures, again]
+    own = len(explanation.again.errors[days])
+    errors = own if made.counts[0, place] else f"{own}, borrowed"
+    probability = explanation.outlook.probabilities.get(days)
+    shown = "" if probability is None else f"{probability:.0%}"
+    return [f"{days} days", errors, *figures, f"{error_with(made, MIDDLE)[0, place]:+,.1f}", shown, again]
 
 
 def _as_dict(explanation: RunwayExplanation) -> dict[str, object]:

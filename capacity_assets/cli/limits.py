@@ -26,7 +26,7 @@ from capacity_assets.runway.limits import (
 )
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
-from capacity_assets.units import counted, human_mb
+from capacity_assets.units import counted, human_mb, printable
 
 WARNED = 10
 COMMANDS = {"set": "limits:set_", "import": "limits:import_", "list": "limits:list_", "remove": "limits:remove"}
@@ -66,11 +66,21 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         raise ValidationError("Say how much it can hold: either --gb or --unlimited. Nothing was changed.")
     limit = Limit(server, database, megabytes_of(UNLIMITED if unlimited else str(gb)), note)
     with opened_registry(settings) as engine:
-        declare(engine, [limit])
+        replaced = declare(engine, [limit])
         smaller = below_the_size(engine, [limit])
-    say(f"{named(server, database)}: {told(limit.limit_mb)}. `capacity runway {server}` says when it is full.")
+    hint = "" if limit.limit_mb is None else f" `capacity runway {server}` says when it is full."
+    say(f"{named(server, database)}: {told(limit.limit_mb)}.{hint}")
+    _tell_replaced(replaced)
     _warn_of_smaller(smaller)
     return DONE
+
+
+def _tell_replaced(replaced: Sequence[Limit]) -> None:
+    for limit in replaced[:WARNED]:
+        note = f" ({printable(limit.note)})" if limit.note else ""
+        say(f"note: {named(limit.server, limit.database)} was {told(limit.limit_mb)}{note}.")
+    if len(replaced) > WARNED:
+        say(f"note: {len(replaced) - WARNED:,} more replace other ones.")
 
 
 def _warn_of_smaller(smaller: Sequence[tuple[Limit, int]]) -> None:
@@ -93,13 +103,14 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     """
     found = limits_of_file(file)
     with opened_registry(settings) as engine:
-        declare(engine, found, dry_run=dry_run)
+        replaced = declare(engine, found, dry_run=dry_run)
         smaller = below_the_size(engine, found)
     if as_json:
         below = [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in smaller]
         print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found], "below_the_size": below})
         return DONE
     say(f"{counted(len(found), 'limit')} {'read' if dry_run else 'declared'} from {file}.")
+    _tell_replaced(replaced)
     _warn_of_smaller(smaller)
     if dry_run:
         say(NOTHING_CHANGED)
@@ -110,7 +121,10 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
 @json_option
 @command
 def list_(settings: Settings, /, *, as_json: bool) -> int:
-    """Show every limit, where it comes from and since when."""
+    """Show every declared limit and since when it holds.
+
+    Measured ones: `capacity volumes list`, `capacity instances test`.
+    """
     with opened_registry(settings) as engine:
         found = stored_limits(engine)
     if as_json:

@@ -13,19 +13,28 @@ from capacity_assets.cli.options import GIGABYTES, command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
+from capacity_assets.forecast.model import LEAST_CHANGES
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
 from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.runway.limits import MB_PER_GB
-from capacity_assets.runway.outlook import FORECAST, Outlook, Outlooks, standing_for_themselves
+from capacity_assets.runway.outlook import (
+    FORECAST,
+    FULL,
+    TOO_LITTLE_HISTORY,
+    Outlook,
+    Outlooks,
+    standing_for_themselves,
+)
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted, human_mb
 
 SHOWN_WITHIN_DAYS = (30, 90)
+LEAST_HISTORY_DAYS = 2 * LEAST_CHANGES + 1
 COLUMNS = (
     ("Server", "left"),
-    ("Database", "left"),
+    ("What", "left"),
     ("Size", "right"),
     ("Limit", "right"),
     ("Binds", "left"),
@@ -88,23 +97,31 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
         title = f"Full when, as of {found.as_of}"
         if add_gb:
             title += f", if every limit were {add_gb:,} GiB higher"
-        print_table(title + (f" ({more:,} more)" if more > 0 else ""), COLUMNS, list(map(_cells, rows[:show])))
+        print_table(
+            title + (f" ({more:,} more: --show lists them)" if more > 0 else ""),
+            COLUMNS,
+            list(map(_cells, rows[:show])),
+        )
+        for row in rows[:show]:
+            if row.sooner_day is not None:
+                say(f"note: {row.told} on {row.server}. {row.remark}")
     else:
-        say("Nothing that is measured has a limit. `capacity limits set` declares one.")
+        say("No limit of these is known. `capacity limits set` declares one.")
     if found.unknown_limits:
         say(f"Limit unknown: {counted(found.unknown_limits, 'database')}.")
 
 
 def _cells(row: Outlook) -> list[object]:
     probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
-    days = days_told(row) if row.state == FORECAST else [row.state] * 3
+    states = {TOO_LITTLE_HISTORY: f"{row.history_days} of {LEAST_HISTORY_DAYS} days"}
+    days = days_told(row) if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
     subject = [row.server, row.told]
     return [*subject, human_mb(row.size_mb), told(row.limit_mb), row.binds or "", *days, *probabilities]
 
 
 def days_told(row: Outlook) -> list[str]:
     """Render the early, middle and late day."""
-    if row.headroom_mb is not None and row.headroom_mb <= 0:
-        return ["full"] * 3
+    if row.state == FULL:
+        return [FULL] * 3
     days = (row.early_day, row.middle_day, row.late_day)
     return ["not within a year" if day is None else str(day) for day in days]

@@ -93,6 +93,8 @@ def _print_runways(issue: Issue | None) -> None:
         say("Fills first: no runway was issued within the last month.")
         return
     rows = [[risk.outlook.server, risk.outlook.told, *days_told(risk.outlook)] for risk in issue.risks]
+    if issue.is_outdated:
+        say(f"Limits or steps were declared after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` has them.")
     if rows:
         print_table(f"Fills first, as of {issue.as_of}", RISK_COLUMNS, rows)
     else:

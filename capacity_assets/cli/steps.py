@@ -12,10 +12,11 @@ from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
-from capacity_assets.runway.steps import Step, declare_steps, forget_step, steps_of_file, stored_steps
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.runway.steps import Step, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
-from capacity_assets.units import counted
+from capacity_assets.units import counted, human_mb, printable
 
 COMMANDS = {"add": "steps:add", "import": "steps:import_", "list": "steps:list_", "remove": "steps:remove"}
 
@@ -41,9 +42,17 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
       capacity steps add db-7 archive --day 2026-03-31 --note "archive purged"
       capacity steps add db-7 --day 2026-05-02 --note "moved to compressed tables"
     """
+    if not note.strip():
+        raise ValidationError("Say what happened: --note is empty. Nothing was changed.")
+    step = Step(server, database, day, note)
     with opened_registry(settings) as engine:
-        declare_steps(engine, [Step(server, database, day, note)])
-    say(f"{named(server, database)}: {note}, {day}. Forecasts leave that change out.")
+        declare_steps(engine, [step])
+        before, after = sizes_around(engine, step)
+    what = f"{named(server, database)}: {printable(note)}, {day}."
+    if before is None or after is None:
+        say(f"{what} No sizes on both sides of that day are known yet: until then there is nothing to leave out.")
+    else:
+        say(f"{what} Forecasts leave the change from {human_mb(before)} to {human_mb(after)} out.")
     return DONE
 
 

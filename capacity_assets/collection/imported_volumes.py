@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.collection.plausibility import LARGEST_BYTES, LONGEST_NAME
-from capacity_assets.foundation.csv_files import csv_rows
+from capacity_assets.foundation.csv_files import declared_rows
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.units import BYTES_PER_MB, first_of
 
@@ -85,14 +85,8 @@ def volumes_of_file(path: Path) -> list[VolumeDay]:
     Raises:
         ValidationError: it cannot be read, or a line cannot be a volume; all problems are reported together.
     """
-    headings, rows = csv_rows(path)
-    missing = set(COLUMNS) - set(headings)
-    if missing:
-        raise ValidationError(
-            f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
-        )
     found, problems = [], []
-    for line, row in rows:
+    for line, row in declared_rows(path, COLUMNS, COLUMNS):
         try:
             found.append(_volume_day(row))
         except ValidationError as error:

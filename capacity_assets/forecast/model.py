@@ -63,8 +63,6 @@ class Forecasts:
     """Lower end of the band, series by horizon; NaN without a band."""
     upper: Sizes
     """Upper end of the band, series by horizon; NaN without a band."""
-    median_error: Sizes
-    """Median of the past errors, series by horizon; NaN without a band."""
 
     @property
     def middle(self) -> Sizes:
@@ -91,8 +89,8 @@ def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
     errors, counts, follows = _backtest(levels, floors, summed, known)
     drift = np.where(follows & (known >= LEAST_CHANGES), drift, 0.0)
     last = levels[:, -1]
-    lower, upper, median_error = _bands(last, drift, errors, counts)
-    return Forecasts(last, drift, known, errors, counts, lower, upper, median_error)
+    lower, upper = _bands(last, drift, errors, counts)
+    return Forecasts(last, drift, known, errors, counts, lower, upper)
 
 
 def _filled(sizes: Sizes) -> Sizes:
@@ -181,22 +179,21 @@ def _completed(errors: Sizes, counts: NDArray[np.int64]) -> Sizes:
     return errors
 
 
-def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) -> tuple[Sizes, Sizes, Sizes]:
-    """Lower and upper end at each horizon: the forecast and quantiles of its own past errors; and their median."""
+def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) -> tuple[Sizes, Sizes]:
+    """Lower and upper end at each horizon: the forecast and quantiles of its own past errors."""
     shape = (len(last), len(HORIZONS_DAYS))
-    lower, upper, median = (np.full(shape, np.nan) for _ in range(3))
+    lower, upper = (np.full(shape, np.nan) for _ in range(2))
     tail = np.zeros(len(last))
     for place, horizon in enumerate(HORIZONS_DAYS):
         tail = np.where(counts[:, place] > 0, _tail(counts[:, place], horizon), tail)
         there = errors[:, place]
         count = np.sum(~np.isnan(there), axis=1)
-        low, half, high = (np.where(count > 0, _quantile(there, count, s), np.nan) for s in (tail, 0.5, 1 - tail))
+        low, high = (np.where(count > 0, _quantile(there, count, share), np.nan) for share in (tail, 1 - tail))
         middle = last + drift * horizon
         # The forecast itself lies in its band.
         lower[:, place] = np.maximum(middle + np.minimum(low, 0.0), 0.0)
         upper[:, place] = np.maximum(middle + np.maximum(high, 0.0), 0.0)
-        median[:, place] = half
-    return lower, upper, median
+    return lower, upper
 
 
 def _tail(count: NDArray[np.int64], horizon: int) -> Sizes:

@@ -14,6 +14,7 @@ HORIZON_DAYS = HORIZONS_DAYS[-1]
 """What is not reached in so many days is "not within the horizon"."""
 
 NOT_WITHIN_HORIZON = -1
+EARLY, MIDDLE, LATE = 0.1, 0.5, 0.9
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Runways:
     """
 
     early_days: NDArray[np.int64]
-    """P10: reached by then with a probability of a tenth, by the upper end of the band."""
+    """P10: reached by then with a probability of a tenth."""
     middle_days: NDArray[np.int64]
-    """P50: by the forecast and the median of its past errors."""
+    """P50."""
     late_days: NDArray[np.int64]
-    """P90: by the lower end of the band."""
+    """P90."""
     probability: Sizes
     """Probability of being full within each of HORIZONS_DAYS; NaN without limit or band."""
     is_known: NDArray[np.bool_]
@@ -39,22 +40,27 @@ class Runways:
 def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
     """Hold forecasts against limits, in the unit of the sizes: NaN is an unknown limit, infinity none.
 
-    A limit that is raised is never reached sooner, and a longer horizon never has a smaller probability.
+    Days and probabilities are of the same past errors, so that what is reached within a horizon with a probability of
+    a tenth has its early day within it. A limit that is raised is never reached sooner, and a longer horizon never has
+    a smaller probability.
     """
     known = ~np.isnan(limits)
     has_band = ~np.isnan(forecasts.upper[:, 0])
     goal = np.where(known, limits, np.inf)
-    above = forecasts.upper - forecasts.last[:, None] - forecasts.drift[:, None] * np.asarray(HORIZONS_DAYS)
-    below = forecasts.lower - forecasts.last[:, None] - forecasts.drift[:, None] * np.asarray(HORIZONS_DAYS)
-    probability = np.where((known & has_band)[:, None], _probabilities(forecasts, goal), np.nan)
-    return Runways(
-        np.where(has_band, _reached(forecasts, above, goal), NOT_WITHIN_HORIZON),
-        np.where(has_band, _reached(forecasts, forecasts.median_error, goal), NOT_WITHIN_HORIZON),
-        np.where(has_band, _reached(forecasts, below, goal), NOT_WITHIN_HORIZON),
-        probability,
-        known,
-        has_band,
+    early, middle, late = (
+        np.where(has_band, _reached(forecasts, error_with(forecasts, share), goal), NOT_WITHIN_HORIZON)
+        for share in (EARLY, MIDDLE, LATE)
     )
+    probability = np.where((known & has_band)[:, None], _probabilities(forecasts, goal), np.nan)
+    return Runways(early, middle, late, probability, known, has_band)
+
+
+def error_with(forecasts: Forecasts, share: float) -> Sizes:
+    """The past error that this share of them reached or exceeded, series by horizon; NaN without a band."""
+    count = np.sum(~np.isnan(forecasts.errors), axis=2)
+    place = np.maximum(count - np.ceil(share * count).astype(np.int64), 0)
+    found: Sizes = np.take_along_axis(forecasts.errors, place[:, :, None], axis=2)[:, :, 0]
+    return found
 
 
 def _reached(forecasts: Forecasts, offsets: Sizes, goal: Sizes) -> NDArray[np.int64]:

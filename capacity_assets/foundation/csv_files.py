@@ -6,12 +6,29 @@ Large files of samples are read in `importing.sources`.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from capacity_assets.foundation.errors import ValidationError
 
 DELIMITERS = ",;\t"
 """Spreadsheets of many countries separate by semicolons."""
+
+
+def declared_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a file of declarations; raises as `csv_rows`, also for a column that is unknown or missing.
+
+    A misspelt heading would have its values ignored, and a limit of one database be that of the whole server.
+    """
+    headings, rows = csv_rows(path)
+    named = f"the columns are {', '.join(columns)}. Nothing was changed."
+    missing = [name for name in needed if name not in headings]
+    if missing:
+        raise ValidationError(f"{path} has no column {', '.join(missing)}; {named}")
+    unknown = [name for name in headings if name not in columns]
+    if unknown:
+        raise ValidationError(f"{path} has an unknown column {unknown[0]!r}; {named}")
+    return rows
 
 
 def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -23,6 +40,8 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
+            if not first.strip():
+                raise ValidationError(f"{path} is empty, or begins with an empty line. Nothing was changed.")
             file.seek(0)
             reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
             rows = []
@@ -35,6 +54,8 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             return list(reader.fieldnames or ()), rows
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise ValidationError(f"{path} is not in UTF-8: save it as CSV UTF-8. Nothing was changed.") from None
+    except csv.Error as error:
         # The parser names place and expectation, not the text that is there.
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None

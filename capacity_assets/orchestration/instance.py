@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
 from capacity_assets.environment import file_variables
 from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_dagster_database
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
-from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, ensure_reachable
+from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, ensure_reachable
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -90,13 +90,16 @@ def dagster_storage(settings: Settings) -> Iterator[DagsterPostgresStorage]:
 
     Raises:
         EmbeddedServerError: the embedded server did not start.
-        UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer.
+        UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer, or Dagster has no tables there yet.
     """
     from dagster_postgres import DagsterPostgresStorage
 
     with open_dagster_database(settings) as url:
         _ensure_dagster_storage(url)
-        yield DagsterPostgresStorage(_plain(url), should_autocreate_tables=False)
+        try:
+            yield DagsterPostgresStorage(_plain(url), should_autocreate_tables=False)
+        except NoSuchTableError:
+            raise UnreachableError("Dagster has no tables here yet: `capacity up` makes them.") from None
 
 
 def _opened(home: str) -> DagsterInstance:

@@ -4,7 +4,7 @@ What a runway is made of is the business of `runway`; here it gets a partition, 
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -31,6 +31,7 @@ from capacity_assets.storage.limit_tables import capacity_runways
 from capacity_assets.units import human_mb
 
 if TYPE_CHECKING:
+    from capacity_assets.runway.issued import Issue
     from capacity_assets.runway.issuing import IssuedRunways
     from capacity_assets.runway.outlook import Outlook
     from capacity_assets.runway.service import RunwayService
@@ -41,6 +42,7 @@ NOTHING_FILLS_SOON = "nothing_fills_soon"
 SHOWN = 10
 # Changed with the method, so that the UI shows which partitions an earlier one made.
 METHOD_VERSION = "1"
+IN_TIME_DAYS = 1
 MINUTE = 20
 
 DESCRIPTION = """\
@@ -97,18 +99,20 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy, owners: Sequence[s
             for key in context.partition_keys:
                 issued = service.issue(date.fromisoformat(key), overwrite=config.overwrite)
                 context.add_asset_metadata(runway_metadata(issued, settings), partition_key=key)
-        # Of several days, the newest one calls.
-        yield dg.MaterializeResult(check_results=[_check_result(issued, settings)])
+            # Whatever day was asked for, the check speaks of the newest one: a backfill changes no verdict on today.
+            newest = service.newest()
+            in_time = newest is not None and newest.as_of >= service.clock.today() - timedelta(days=IN_TIME_DAYS)
+        yield dg.MaterializeResult(check_results=[_check_result(newest, settings, in_time=in_time)])
 
     return make_runway
 
 
 def runway_metadata(issued: "IssuedRunways", settings: Settings) -> MetadataMapping:
     """Return what a day's materialisation shows: the largest risks first, then the counts, which plot."""
-    soon = len(_soon(issued, settings))
+    risks = [risk.outlook for risk in issued.issue.risks[:SHOWN]] if issued.issue else []
     return {
-        "Fills first": dg.MetadataValue.md(_risks_table(issued.at_risk[:SHOWN])),
-        "Fills soon": dg.MetadataValue.int(soon),
+        "Fills first": dg.MetadataValue.md(_risks_table(risks)),
+        "Fills soon": dg.MetadataValue.int(len(_soon(issued.issue, settings))),
         **typed(issued.to_dict()),
     }
 
@@ -126,21 +130,23 @@ def _risk_cells(row: "Outlook") -> list[str]:
     return [escaped(row.server), escaped(row.told), *sizes, f"{row.binds}", *days, f"{row.probabilities[30]:.0%}"]
 
 
-def _soon(issued: "IssuedRunways", settings: Settings) -> "Sequence[Outlook]":
-    return issued.within(settings.fills_soon_days, settings.fills_soon_percent / 100)
+def _soon(issue: "Issue | None", settings: Settings) -> "Sequence[Outlook]":
+    return issue.within(settings.fills_soon_days, settings.fills_soon_percent / 100) if issue else ()
 
 
-def _check_result(issued: "IssuedRunways", settings: Settings) -> dg.AssetCheckResult:
-    soon = _soon(issued, settings)
+def _check_result(issue: "Issue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
+    soon = _soon(issue, settings)
     shown = [row.sentence(settings.fills_soon_days) for row in soon[:MAXIMUM_LISTED_ERRORS]]
     listed = bullets(shown, hidden=len(soon) - len(shown))
-    # A backfill of old days calls nobody.
-    calls = issued.in_time and settings.fills_soon_severity == "error"
+    told = "No runway was issued lately."
+    if issue is not None:
+        told = f"As of {issue.as_of}:\n\n{listed}" if soon else f"As of {issue.as_of}: {check_description(settings)}"
+    calls = in_time and settings.fills_soon_severity == "error"
     return dg.AssetCheckResult(
         check_name=NOTHING_FILLS_SOON,
         passed=not soon,
         severity=dg.AssetCheckSeverity.ERROR if calls else dg.AssetCheckSeverity.WARN,
-        description=listed or check_description(settings),
+        description=told,
         metadata={
             "places": len(soon),
             # Days move a little every night; a person is called again when something else fills.

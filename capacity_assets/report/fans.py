@@ -43,7 +43,7 @@ def _fan(axes: Axes, risk: Risk) -> None:
     outlook = risk.outlook
     days = [(day - outlook.last_day).days for day, _ in risk.history]
     axes.plot(days, [size for _, size in risk.history], color=TOTAL, linewidth=1.1)
-    ahead = [horizon for horizon in HORIZONS_DAYS if horizon <= DRAWN_DAYS]
+    ahead = [horizon for horizon in risk.bands if horizon <= DRAWN_DAYS]
     bands = [risk.bands[horizon] for horizon in ahead]
     at = [0, *ahead]
     lower, middle, upper = (
@@ -92,8 +92,8 @@ def scores_told(issue: Issue) -> Sequence[str]:
     """Say how far the forecasts were off that came due."""
     return [
         f"Of {score.forecasts:,} forecasts over {score.horizon_days} days that came due, {score.covered_percent:.0f} % "
-        "of the sizes lay in their band"
+        f"of the sizes lay in their band and {score.above_percent:.0f} % above it"
         + ("" if score.error_percent is None else f"; the mean error was {score.error_percent:.1f} %")
-        + "."
+        + ("." if not score.in_hindsight else f". {score.in_hindsight:,} of them were computed in hindsight.")
         for score in issue.scores
     ]

@@ -16,11 +16,13 @@ from capacity_assets.forecast.runway import NOT_WITHIN_HORIZON, Runways, runways
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.runway import history
 from capacity_assets.runway.binding import Binding, binding_limit
-from capacity_assets.runway.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
+from capacity_assets.runway.history_statements import DATABASE_ROWS, VOLUME_ROWS
 from capacity_assets.runway.outlook import (
     FORECAST,
+    FULL,
     LIMIT_UNKNOWN,
     NO_LIMIT,
+    RECENT_DAYS,
     TOO_LITTLE_HISTORY,
     Outlook,
     Outlooks,
@@ -47,7 +49,8 @@ def outlooks(
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return Outlooks(None, (), 0)
-        asked = history.Asked(as_of, server, database)
+        # One server is shown with everything on it, limited or not.
+        asked = history.Asked(as_of, server, database, every=server is not None)
         kinds = history.STATEMENTS if database is None else (DATABASE_ROWS,)
         rows = [
             outlook
@@ -69,19 +72,20 @@ class SeriesOutlook:
     smooth: Sizes
 
 
-def outlook_with_sizes(engine: Engine, today: date, database: str | None, server: str | None) -> SeriesOutlook | None:
-    """Return the outlook of one database, or with None of the whole server, and its sizes; None: it has no limit.
+def outlook_with_sizes(
+    engine: Engine, today: date, kind: str, name: str | None, server: str | None
+) -> SeriesOutlook | None:
+    """Return the outlook of one series and its sizes, limited or not; None: it was not measured within the last month.
 
     Raises:
-        ValidationError: several servers have a database of that name.
+        ValidationError: several servers have a database or volume of that name.
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return None
-        kind = SERVER_ROWS if database is None else DATABASE_ROWS
-        batches = history.series(connection, kind, history.Asked(as_of, server, database))
+        batches = history.series(connection, kind, history.Asked(as_of, server, name, every=True))
         found = [
             SeriesOutlook(*three)
             for batch in batches
@@ -89,7 +93,7 @@ def outlook_with_sizes(engine: Engine, today: date, database: str | None, server
         ]
     if len(found) > 1:
         names = first_of((one.outlook.server for one in found), NAMED)
-        raise ValidationError(f"{len(found)} servers have a database of the name {database!r}: {names}. Add --server.")
+        raise ValidationError(f"{len(found)} servers have a {kind} of the name {name}: {names}. Add --server.")
     return found[0] if found else None
 
 
@@ -111,7 +115,7 @@ def of_batch(batch: history.Histories, add_mb: int = 0) -> BatchOutlooks:
     limits = np.array([_raised(one, add_mb) for one in bound])
     ends = runways(made, limits)
     rows = [
-        _outlook(row, place, made, ends, one, limits[place])
+        _outlook(row, place, made, ends, one, limits[place], _recent(batch.smooth[place]))
         for place, (row, one) in enumerate(zip(batch.subjects, bound, strict=True))
     ]
     return BatchOutlooks(rows, made)
@@ -131,20 +135,33 @@ def _raised(bound: Binding, add_mb: int) -> float:
     return max(bound.limit_mb + add_mb, 0.0)
 
 
-def _state(bound: Binding, *, has_band: bool) -> str:
+def _state(bound: Binding, *, is_full: bool, has_band: bool) -> str:
     if bound.limit_mb is None:
         return NO_LIMIT if bound.is_known else LIMIT_UNKNOWN
+    if is_full:
+        return FULL
     return FORECAST if has_band else TOO_LITTLE_HISTORY
 
 
+def _recent(smooth: Sizes) -> float | None:
+    """Change per day over the last month, without declared steps; None where it was not measured a month ago."""
+    before = smooth[-1 - RECENT_DAYS] if len(smooth) > RECENT_DAYS else np.nan
+    return None if np.isnan(before) else round(float(smooth[-1] - before) / RECENT_DAYS, 3)
+
+
 def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
-    row: Row[Any], place: int, made: Forecasts, ends: Runways, bound: Binding, limit: float
+    row: Row[Any], place: int, made: Forecasts, ends: Runways, bound: Binding, limit: float, recent: float | None
 ) -> Outlook:
-    state = _state(bound, has_band=bool(ends.has_band[place]))
+    is_full = bool(made.last[place] >= limit)
+    state = _state(bound, is_full=is_full, has_band=bool(ends.has_band[place]))
     limit_mb = int(limit) if np.isfinite(limit) else None
     days = (ends.early_days, ends.middle_days, ends.late_days)
     early, middle, late = (_day(row.last_day, int(each[place])) if state == FORECAST else None for each in days)
     within = zip(HORIZONS_DAYS, ends.probability[place], strict=True)
+    probabilities = {days: round(float(share), 3) for days, share in within} if state == FORECAST else {}
+    if state == FULL:
+        early = middle = late = row.last_day
+        probabilities = dict.fromkeys(HORIZONS_DAYS, 1.0)
     size_mb = int(made.last[place])
     return Outlook(
         server=row.server,
@@ -153,16 +170,17 @@ def _outlook(  # noqa: PLR0913, PLR0917 -- one row of each of the arrays
         last_day=row.last_day,
         size_mb=size_mb,
         limit_mb=limit_mb,
-        has_own_limit=row.own_source is not None or row.ceiling_mb is not None,
         binds=bound.binds,
         source=bound.source,
         headroom_mb=None if limit_mb is None else limit_mb - size_mb,
         change_mb_per_day=round(float(made.drift[place]), 3),
+        recent_mb_per_day=recent,
+        history_days=int(made.known_changes[place]) + 1,
         state=state,
         early_day=early,
         middle_day=middle,
         late_day=late,
-        probabilities={days: round(float(share), 3) for days, share in within} if state == FORECAST else {},
+        probabilities=probabilities,
     )
 
 

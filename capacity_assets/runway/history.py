@@ -27,7 +27,7 @@ from capacity_assets.runway.history_statements import (
     WITHOUT_LIMIT,
 )
 
-BATCH = 2_000
+BATCH = 500
 """Series that are read and forecast together, so that memory does not grow with the fleet."""
 
 
@@ -83,7 +83,7 @@ def series(connection: Connection, kind: str, asked: Asked) -> Iterator[Historie
     connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
     options = {"yield_per": BATCH}
     rows = connection.execute(text(STATEMENTS[kind]), asked.parameters(), execution_options=options)
-    for batch in rows.partitions():
+    for batch in rows.partitions(BATCH):
         sizes = np.full((len(batch), HISTORY_DAYS), np.nan)
         steps = []
         for place, row in enumerate(batch):

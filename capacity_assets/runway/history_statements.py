@@ -42,12 +42,14 @@ volume_days AS (
 ), volumes AS MATERIALIZED (
     SELECT v.instance_id, v.collected_date AS day, v.volume_name, v.total_mb, v.free_mb, v.source
     FROM volume_days d JOIN volume_size_stats v ON v.instance_id = d.instance_id AND v.collected_date = d.day
+    WHERE v.collected_date > :stale AND v.collected_date <= :as_of
 ), ceiling_days AS (
     SELECT instance_id, max(collected_date) AS day FROM database_limit_stats
     WHERE collected_date > :stale AND collected_date <= :as_of GROUP BY instance_id
 ), ceilings AS MATERIALIZED (
     SELECT c.instance_id, c.database_name, c.limit_mb, c.volumes, c.source
     FROM ceiling_days d JOIN database_limit_stats c ON c.instance_id = d.instance_id AND c.collected_date = d.day
+    WHERE c.collected_date > :stale AND c.collected_date <= :as_of
 )"""
 
 # Present databases with all their limits; space that is free on only some of the volumes is not known.
@@ -55,6 +57,7 @@ _LIMITED = f"""
 present AS (
     SELECT s.instance_id, s.database_name, {_mb("s.size")} AS size_mb, n.day AS last_day
     FROM newest n JOIN database_size_stats s ON s.instance_id = n.instance_id AND s.collected_date = n.day
+    WHERE s.collected_date > :stale AND s.collected_date <= :as_of
 ), limited AS MATERIALIZED (
     SELECT p.instance_id, p.database_name, p.last_day, own.limit_mb AS own_mb, own.source AS own_source,
            whole.limit_mb AS server_mb, whole.source AS server_source,
@@ -79,9 +82,14 @@ present AS (
 _IS_LIMITED = (
     "(l.own_source IS NOT NULL OR l.server_source IS NOT NULL OR l.ceiling_mb IS NOT NULL OR l.free_mb IS NOT NULL)"
 )
-_SERIES = (
-    "array_agg(d.day - :before_first ORDER BY d.day) AS days, "
-    "array_agg(CAST(d.size_mb AS float8) ORDER BY d.day) AS sizes"
+_SERIES = "array_agg(d.day - :before_first) AS days, array_agg(CAST(d.size_mb AS float8)) AS sizes"
+
+_LIMIT_COLUMNS = ", ".join(
+    f"l.{name}"
+    for name in (
+        *("instance_id", "own_mb", "own_source", "server_mb", "server_source", "ceiling_mb", "ceiling_source"),
+        *("free_mb", "free_day", "free_source", "total_mb"),
+    )
 )
 
 # The day numbers count from the day before the first column. A server's own limit has the empty name.
@@ -96,6 +104,8 @@ WITH {_LIMITS}, days AS (
     WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
       AND NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = a.instance_id
                       AND s.collected_date = a.period_start AND NOT s.is_deleted)
+), series AS (
+    SELECT d.instance_id, max(d.day) AS last_day, {_SERIES} FROM days d GROUP BY d.instance_id
 ), limited AS (
     SELECT i.id AS instance_id, i.name, own.limit_mb AS own_mb, own.source AS own_source,
            CAST(NULL AS bigint) AS server_mb, NULL AS server_source, CAST(NULL AS bigint) AS ceiling_mb,
@@ -110,36 +120,37 @@ WITH {_LIMITS}, days AS (
     ) AS free ON true
     WHERE {active_condition("i")} AND (CAST(:server AS text) IS NULL OR i.name = :server)
 )
-SELECT l.instance_id, l.name AS server, 'server' AS subject, CAST(NULL AS text) AS name, l.own_mb, l.own_source,
-       l.server_mb, l.server_source, l.ceiling_mb, l.ceiling_source, l.free_mb, l.free_day, l.free_source, l.total_mb,
-       max(d.day) AS last_day, {_SERIES},
+SELECT l.name AS server, 'server' AS subject, CAST(NULL AS text) AS name, {_LIMIT_COLUMNS}, d.last_day, d.days, d.sizes,
        (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t
         WHERE t.instance_id = l.instance_id) AS steps
-FROM limited l JOIN days d ON d.instance_id = l.instance_id
-WHERE :every OR {_IS_LIMITED}
-GROUP BY {", ".join(map(str, range(1, 15)))} HAVING max(d.day) > :stale ORDER BY l.name
+FROM limited l JOIN series d ON d.instance_id = l.instance_id AND d.last_day > :stale
+WHERE :every OR {_IS_LIMITED} ORDER BY l.name
 """  # noqa: S608 -- as above
 
 DATABASES = f"""
 WITH {_NEWEST}, {_LIMITS}, {_LIMITED}, days AS (
     SELECT s.instance_id, s.database_name, s.collected_date AS day, {_mb("s.size")} AS size_mb
-    FROM database_size_stats s WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
+    FROM database_size_stats s
+    WHERE s.collected_date > :before_first AND s.collected_date <= :as_of
+      AND (CAST(:name AS text) IS NULL OR s.database_name = :name)
     UNION ALL
     SELECT a.instance_id, a.database_name, a.period_start, a.avg_size_mb
     FROM database_size_aggregations a
     WHERE a.period_type = 'daily' AND a.period_start > :before_first AND a.period_start <= :as_of
+      AND (CAST(:name AS text) IS NULL OR a.database_name = :name)
       AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = a.instance_id
                       AND s.database_name = a.database_name AND s.collected_date = a.period_start)
+), series AS (
+    SELECT d.instance_id, d.database_name, {_SERIES} FROM days d
+    WHERE d.instance_id IN (SELECT n.instance_id FROM newest n) GROUP BY d.instance_id, d.database_name
 )
-SELECT l.instance_id, i.name AS server, 'database' AS subject, l.database_name AS name, l.own_mb, l.own_source,
-       l.server_mb, l.server_source, l.ceiling_mb, l.ceiling_source, l.free_mb, l.free_day, l.free_source, l.total_mb,
-       l.last_day, {_SERIES},
+SELECT i.name AS server, 'database' AS subject, l.database_name AS name, {_LIMIT_COLUMNS}, l.last_day, d.days, d.sizes,
        (SELECT array_agg(DISTINCT t.step_date - :before_first) FROM capacity_steps t
         WHERE t.instance_id = l.instance_id AND t.database_name IN ('', l.database_name)) AS steps
 FROM limited l JOIN instances i ON i.id = l.instance_id AND (:every OR {_IS_LIMITED})
-JOIN days d ON d.instance_id = l.instance_id AND d.database_name = l.database_name
+JOIN series d ON d.instance_id = l.instance_id AND d.database_name = l.database_name
 WHERE CAST(:name AS text) IS NULL OR l.database_name = :name
-GROUP BY {", ".join(map(str, range(1, 16)))} ORDER BY i.name, l.database_name
+ORDER BY i.name, l.database_name
 """  # noqa: S608 -- as above
 
 # What is used of a volume; its limit is what it holds.

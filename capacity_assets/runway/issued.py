@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import Connection, Row, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.runway.binding import CEILING, OWN
 from capacity_assets.runway.outlook import Outlook, standing_for_themselves
 from capacity_assets.runway.scores import Score, scores_of
 
@@ -42,14 +41,22 @@ class Issue:
     """The runways of one day."""
 
     as_of: date
+    issued_at: datetime
+    """When the newest of them was computed."""
+    is_outdated: bool
+    """Whether limits or steps were declared since."""
     risks: Sequence[Risk]
     """The greatest ones first, each said by one row."""
     headroom_mb: int | None
-    """What volumes have left, and servers without measured volumes by their declared limit; None: no limit is known."""
+    """What the volumes have left, and servers without measured volumes by their declared limit; None: none is known."""
     unknown_limits: int
     """Databases of which no limit is known."""
     scores: Sequence[Score]
     """Of the forecasts that came due in the days that were asked for, by horizon."""
+
+    def within(self, days: int, probability: float) -> list[Outlook]:
+        """Return what is full within so many days with at least this probability."""
+        return [risk.outlook for risk in self.risks if risk.outlook.probabilities[days] >= probability]
 
 
 def newest_issue(
@@ -76,7 +83,8 @@ def newest_issue(
     ]
     counts = connection.execute(text(_COUNTS), asked).one()
     headroom = None if counts.headroom_mb is None else int(counts.headroom_mb)
-    return Issue(as_of, risks, headroom, counts.unknown_limits, scores_of(connection, first, last, server))
+    issued = (as_of, counts.issued_at, counts.is_outdated)
+    return Issue(*issued, risks, headroom, counts.unknown_limits, scores_of(connection, first, last, server))
 
 
 def _outlook(row: Row[tuple[object, ...]]) -> Outlook:
@@ -87,11 +95,12 @@ def _outlook(row: Row[tuple[object, ...]]) -> Outlook:
         last_day=row.last_day,
         size_mb=row.size_mb,
         limit_mb=row.limit_mb,
-        has_own_limit=row.binds in {OWN, CEILING},
         binds=row.binds,
         source=row.limit_source,
         headroom_mb=row.limit_mb - row.size_mb,
         change_mb_per_day=row.change_mb_per_day,
+        recent_mb_per_day=row.recent_mb_per_day,
+        history_days=row.history_days,
         state=row.state,
         early_day=row.early_day,
         middle_day=row.middle_day,
@@ -102,7 +111,8 @@ def _outlook(row: Row[tuple[object, ...]]) -> Outlook:
 
 def _bands(row: Row[tuple[object, ...]]) -> dict[int, Band]:
     names = ("lower", "forecast", "upper")
-    return {days: Band(*(getattr(row, f"{name}_{days}_mb") for name in names)) for days in HORIZONS_DAYS}
+    ends = {days: [getattr(row, f"{name}_{days}_mb") for name in names] for days in HORIZONS_DAYS}
+    return {days: Band(*three) for days, three in ends.items() if None not in three}
 
 
 def _histories(
@@ -143,7 +153,11 @@ SELECT (SELECT sum(l.mb) FROM left_over l
        ) AS headroom_mb,
        (SELECT count(*) FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
         WHERE r.as_of = :as_of AND r.subject = 'database' AND r.state = 'limit unknown'
-          AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits
+          AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits,
+       newest.issued_at,
+       EXISTS (SELECT FROM capacity_limits l WHERE l.declared_at > newest.issued_at)
+           OR EXISTS (SELECT FROM capacity_steps t WHERE t.declared_at > newest.issued_at) AS is_outdated
+FROM (SELECT max(issued_at) AS issued_at FROM capacity_runways WHERE as_of = :as_of) AS newest
 """
 # Samples, and where retention has dropped them, the daily aggregates.
 _HISTORY = """

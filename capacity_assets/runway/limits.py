@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.csv_files import csv_rows
+from capacity_assets.foundation.csv_files import declared_rows
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named
 from capacity_assets.units import first_of
@@ -43,10 +43,10 @@ class StoredLimit:
     declared_at: datetime
 
 
-def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -> None:
+def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -> list[Limit]:
     """Store limits, each in the place of an earlier one of the same server and database. All of them or none.
 
-    A dry run checks them and stores none.
+    A dry run checks them and stores none. Returns the earlier limits that are replaced by other ones.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured there.
@@ -65,8 +65,13 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
             "notes": [limit.note for limit in limits],
             "source": DECLARED,
         }
+        replaced = [
+            Limit(limits[row.number - 1].server, limits[row.number - 1].database, row.limit_mb, row.note)
+            for row in connection.execute(text(_REPLACED), parameters)
+        ]
         if not dry_run:
             connection.execute(text(_STORE), parameters)
+    return replaced
 
 
 def forget(engine: Engine, server: str, database: str | None) -> None:
@@ -119,14 +124,8 @@ def limits_of_file(path: Path) -> list[Limit]:
     Raises:
         ValidationError: it cannot be read, or a line cannot be a limit; all problems are reported together.
     """
-    headings, rows = csv_rows(path)
-    missing = {"server", "limit_gb"} - set(headings)
-    if missing:
-        raise ValidationError(
-            f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
-        )
     found, problems = [], []
-    for line, row in rows:
+    for line, row in declared_rows(path, COLUMNS, ("server", "limit_gb")):
         if "server" not in row:
             problems.append(f"line {line}: names no server.")
             continue
@@ -165,6 +164,13 @@ FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAS
             CAST(:notes AS text[])) AS g (instance_id, database_name, limit_mb, note)
 ON CONFLICT (instance_id, database_name) DO UPDATE
 SET limit_mb = excluded.limit_mb, source = excluded.source, note = excluded.note, declared_at = now()
+"""
+_REPLACED = """
+SELECT g.number, l.limit_mb, l.note
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:limits_mb AS bigint[]),
+            CAST(:notes AS text[])) WITH ORDINALITY AS g (instance_id, database_name, limit_mb, note, number)
+JOIN capacity_limits l USING (instance_id, database_name)
+WHERE (l.limit_mb, l.note) IS DISTINCT FROM (g.limit_mb, g.note) ORDER BY g.number
 """
 _BELOW = """
 SELECT g.number, newest.size_mb

@@ -5,16 +5,26 @@ How it is computed is in `forecasting`; this is only what comes out, and in whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.runway.binding import VOLUME
+from capacity_assets.runway.binding import CEILING, OWN, VOLUME
 from capacity_assets.runway.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.units import human_change_mb, human_mb
 
-FORECAST, TOO_LITTLE_HISTORY, NO_LIMIT, LIMIT_UNKNOWN = "forecast", "too little history", "unlimited", "limit unknown"
+FORECAST, FULL, TOO_LITTLE_HISTORY, NO_LIMIT, LIMIT_UNKNOWN = (
+    "forecast",
+    "full",
+    "too little history",
+    "unlimited",
+    "limit unknown",
+)
+RECENT_DAYS = 30
+FASTER = 2
+"""So many times the forecast change, the recent one is worth a remark."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Outlook:
     """One server, database or volume of a server: how much it holds, may hold, and when that is reached.
 
     Days and probabilities count from `last_day`. A day is None where the limit is not reached within a year, or `state`
-    is not `forecast`.
+    is neither `forecast` nor `full`.
     """
 
     server: str
@@ -32,17 +42,37 @@ class Outlook:
     size_mb: int
     limit_mb: int | None
     """The binding limit: the smallest that is known; None: unlimited, or unknown."""
-    has_own_limit: bool
     binds: str | None
     source: str | None
     headroom_mb: int | None
     change_mb_per_day: float
+    """What is forecast."""
+    recent_mb_per_day: float | None
+    """What it was over the last RECENT_DAYS; None: not measured then."""
+    history_days: int
     state: str
     early_day: date | None
     middle_day: date | None
     late_day: date | None
     probabilities: dict[int, float]
-    """Probability of being full within so many days; empty where `state` is not `forecast`."""
+    """Probability of being full within so many days; empty where `state` is neither `forecast` nor `full`."""
+
+    @property
+    def has_own_limit(self) -> bool:
+        """Whether it is bound by a limit that is no other one's too."""
+        return self.binds in {OWN, CEILING}
+
+    @property
+    def sooner_day(self) -> date | None:
+        """The day on which it is full at its recent pace, where that is much faster and sooner than is forecast."""
+        recent = self.recent_mb_per_day
+        if self.state not in {FORECAST, TOO_LITTLE_HISTORY} or not self.headroom_mb or not recent:
+            return None
+        days = math.ceil(self.headroom_mb / recent) if recent > 0 else HORIZONS_DAYS[-1] + 1
+        if days > HORIZONS_DAYS[-1] or recent < FASTER * self.change_mb_per_day:
+            return None
+        day = self.last_day + timedelta(days=days)
+        return day if self.middle_day is None or day < self.middle_day else None
 
     @property
     def name(self) -> str:
@@ -63,12 +93,23 @@ class Outlook:
 
     def sentence(self, within_days: int) -> str:
         """Say when it is full, how sure that is, by which limit, and what was assumed."""
+        holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)}, {self.binds}, {self.source}."
+        if self.state == FULL:
+            return f"{self.told} on {self.server}: full. {holds}"
         ends = [f"{day}" if day else "not within a year" for day in (self.early_day, self.middle_day, self.late_day)]
         return (
             f"{self.told} on {self.server}: full within {within_days} days with {self.probabilities[within_days]:.0%} "
-            f"(early {ends[0]}, middle {ends[1]}, late {ends[2]}). {human_mb(self.size_mb)} of "
-            f"{human_mb(self.limit_mb or 0)}, {self.binds}, {self.source}. Assumed: it goes on by "
+            f"(early {ends[0]}, middle {ends[1]}, late {ends[2]}). {holds} Assumed: it goes on by "
             f"{human_change_mb(round(self.change_mb_per_day))} per day, and past errors of such forecasts."
+            + ("" if self.sooner_day is None else f" {self.remark}")
+        )
+
+    @property
+    def remark(self) -> str:
+        """Say that it grows faster of late than is forecast; to be asked where `sooner_day` is known."""
+        return (
+            f"In the last {RECENT_DAYS} days it grew by {human_change_mb(round(self.recent_mb_per_day or 0))} per day: "
+            f"at that pace it is full on {self.sooner_day}."
         )
 
     @property

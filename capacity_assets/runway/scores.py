@@ -27,6 +27,10 @@ class Score:
     """Sum of absolute errors, relative to that of "the last size stays"; None: no size had changed."""
     covered_percent: float
     """Share of measured sizes within the band of 80 percent."""
+    above_percent: float
+    """Share of those above it: full sooner than was said."""
+    in_hindsight: int
+    """Forecasts that were not issued on their day, but computed later from the samples up to it."""
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, each with the horizon in its name."""
@@ -36,6 +40,7 @@ class Score:
             f"error_{days}_days_percent": self.error_percent,
             f"relative_error_{days}_days": self.relative_error,
             f"covered_{days}_days_percent": self.covered_percent,
+            f"above_{days}_days_percent": self.above_percent,
         }
         return {key: value for key, value in values.items() if value is not None}
 
@@ -89,7 +94,10 @@ SELECT count(*) AS forecasts,
        CAST(round(CAST(sum(abs(r.actual_{days}_mb - r.forecast_{days}_mb)) AS numeric)
                   / nullif(sum(abs(r.actual_{days}_mb - r.size_mb)), 0), 3) AS float8) AS relative_error,
        CAST(round(avg(CASE WHEN r.actual_{days}_mb BETWEEN r.lower_{days}_mb AND r.upper_{days}_mb
-                           THEN 100 ELSE 0 END), 1) AS float8) AS covered_percent
+                           THEN 100 ELSE 0 END), 1) AS float8) AS covered_percent,
+       CAST(round(avg(CASE WHEN r.actual_{days}_mb > r.upper_{days}_mb THEN 100 ELSE 0 END), 1) AS float8)
+           AS above_percent,
+       count(*) FILTER (WHERE r.issued_at >= r.as_of + 2) AS in_hindsight
 FROM capacity_runways r
 WHERE r.actual_{days}_mb IS NOT NULL AND {due}
   AND (CAST(:server AS text) IS NULL OR r.instance_id = (SELECT i.id FROM instances i WHERE i.name = :server))

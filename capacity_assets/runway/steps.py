@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.csv_files import csv_rows
+from capacity_assets.foundation.csv_files import declared_rows
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named
 from capacity_assets.units import first_of
@@ -48,6 +48,20 @@ def declare_steps(engine: Engine, steps: Sequence[Step], *, dry_run: bool = Fals
         values = {"days": [step.day for step in steps], "notes": [step.note for step in steps]}
         if not dry_run:
             connection.execute(text(_STORE), {**keys, **values})
+
+
+def sizes_around(engine: Engine, step: Step) -> tuple[int | None, int | None]:
+    """Return the last size before a step and the first from its day on, MiB; None where none is known.
+
+    Raises:
+        NotFoundError: as `declare_steps`.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading sizes", kept="The step is stored."), engine.connect() as connection:
+        keys = keys_of(connection, [(step.server, step.database)])
+        key = {"instance_id": keys["instance_ids"][0], "database": step.database, "day": step.day}
+        row = connection.execute(text(_AROUND), key).one()
+    return row.before_mb, row.after_mb
 
 
 def forget_step(engine: Engine, server: str, database: str | None, day: date) -> None:
@@ -88,14 +102,8 @@ def steps_of_file(path: Path) -> list[Step]:
     Raises:
         ValidationError: it cannot be read, or a line cannot be a step; all problems are reported together.
     """
-    headings, rows = csv_rows(path)
-    missing = {"server", "day", "note"} - set(headings)
-    if missing:
-        raise ValidationError(
-            f"{path} has no column {', '.join(sorted(missing))}; the columns are {', '.join(COLUMNS)}."
-        )
     found, problems = [], []
-    for line, row in rows:
+    for line, row in declared_rows(path, COLUMNS, ("server", "day", "note")):
         lacking = [name for name in ("server", "day", "note") if name not in row]
         if lacking:
             problems.append(f"line {line}: {' and '.join(lacking)} missing.")
@@ -115,6 +123,17 @@ SELECT g.instance_id, g.database_name, g.day, g.note
 FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:days AS date[]),
             CAST(:notes AS text[])) AS g (instance_id, database_name, day, note)
 ON CONFLICT (instance_id, database_name, step_date) DO UPDATE SET note = excluded.note, declared_at = now()
+"""
+_AROUND = """
+WITH sizes AS (
+    SELECT s.collected_date AS day, s.size_mb FROM database_size_stats s
+    WHERE CAST(:database AS text) IS NOT NULL AND s.instance_id = :instance_id AND s.database_name = :database
+    UNION ALL
+    SELECT t.collected_date, t.total_size_mb FROM instance_size_stats t
+    WHERE CAST(:database AS text) IS NULL AND t.instance_id = :instance_id AND NOT t.is_deleted
+)
+SELECT (SELECT size_mb FROM sizes WHERE day < :day ORDER BY day DESC LIMIT 1) AS before_mb,
+       (SELECT size_mb FROM sizes WHERE day >= :day ORDER BY day LIMIT 1) AS after_mb
 """
 _FORGET = """
 DELETE FROM capacity_steps

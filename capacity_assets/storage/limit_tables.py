@@ -100,6 +100,8 @@ capacity_runways = Table(
     Column("binds", String(20), comment="Whose limit that is; null: none is known"),
     Column("limit_source", String(20), comment="Where it comes from: measured, declared or imported"),
     Column("change_mb_per_day", Double, nullable=False, comment="Change that is forecast, MiB per day"),
+    Column("recent_mb_per_day", Double, comment="Change over the last 30 days, MiB per day; null: not measured then"),
+    Column("history_days", Integer, nullable=False, comment="Days of sizes that the forecast looked at"),
     *(
         Column(
             f"{end}_day", Date, comment=f"Full by then with a probability of {share} percent; null: not within a year"

@@ -36,7 +36,7 @@ RUNWAY_VIEWS = (
             ViewColumn("server", "coalesce(i.name, 'server ' || r.instance_id)", "Name of the server"),
             ViewColumn("subject", "r.subject", "server, database or volume"),
             ViewColumn("name", "r.name", "Database or volume; empty: the server as a whole"),
-            ViewColumn("state", "r.state", "forecast, too little history, unlimited, or limit unknown"),
+            ViewColumn("state", "r.state", "forecast, full, too little history, unlimited, or limit unknown"),
             ViewColumn("last_day", "r.last_day", "Newest measured day"),
             ViewColumn("size_mb", "r.size_mb", "Size on that day, MiB"),
             ViewColumn("limit_mb", "r.limit_mb", "Binding limit, MiB; null: unlimited, or unknown"),
@@ -50,6 +50,10 @@ RUNWAY_VIEWS = (
             *(column for days in HORIZONS_DAYS for column in _of_horizon(days)),
             ViewColumn("server_id", "r.instance_id", "Number of the server"),
             ViewColumn("issued_at", "r.issued_at", "When it was computed"),
+            ViewColumn(
+                "recent_mb_per_day", "r.recent_mb_per_day", "Change over the last 30 days, MiB per day; null: unknown"
+            ),
+            ViewColumn("history_days", "r.history_days", "Days of sizes that the forecast looked at"),
         ),
         _NEWEST,
     ),
@@ -84,6 +88,11 @@ RUNWAY_VIEWS = (
                 "covered_percent",
                 "round(avg(CASE WHEN due.actual_mb BETWEEN due.lower_mb AND due.upper_mb THEN 100 ELSE 0 END), 1)",
                 "Measured sizes within the band of 80 percent, in percent",
+            ),
+            ViewColumn(
+                "above_percent",
+                "round(avg(CASE WHEN due.actual_mb > due.upper_mb THEN 100 ELSE 0 END), 1)",
+                "Measured sizes above it, in percent: full sooner than was said",
             ),
         ),
         f"FROM capacity_runways r CROSS JOIN LATERAL (VALUES {_DUE}) "

@@ -182,3 +182,11 @@ def _asset_nodes_or_none(process: subprocess.Popen[bytes], port: int) -> list[ob
     except OSError:
         return None
     return nodes or None
+
+
+def test_status_before_dagster_ever_ran_says_so_instead_of_a_traceback(tmp_path: Path) -> None:
+    made, shown = (run(tmp_path, command) for command in ("init", "status"))
+
+    assert made.returncode == 0, made.stderr
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Runs: Dagster's storage does not answer or does not exist yet" in shown.stdout

@@ -117,7 +117,9 @@ def test_what_fills_soon_is_told_once_however_its_days_move_and_again_when_somet
         house.tick()
 
     [message] = receiver.texts
-    assert message.startswith("Check failed. runway: nothing_fills_soon\n- orders on server-1: full within 30 days")
+    assert message.startswith(
+        "Check failed. runway: nothing_fills_soon\nAs of 2026-06-30:\n\n- orders on server-1: full within"
+    )
     assert "Assumed: it goes on by +10 MiB per day" in message
     house.run("2026-06-15", "runway_job")
     house.tick()

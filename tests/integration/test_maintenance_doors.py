@@ -62,8 +62,8 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
     assert (said.exit_code, done.exit_code) == (0, 0), said.output + done.output
     assert f"  database_size_stats: {this_month} to " in done.output
     assert said.output.splitlines()[-1] == "Dry run: nothing was changed."
-    assert "2 rows would be moved, 6 partitions with 0 rows would be dropped (0 MiB)." in said.output
-    assert "2 rows moved, 6 partitions with 0 rows dropped (0 MiB)." in done.output
+    assert "2 rows would be moved, 3 partitions with 0 rows would be dropped (0 MiB)." in said.output
+    assert "2 rows moved, 3 partitions with 0 rows dropped (0 MiB)." in done.output
     assert rows_by_partition(engine, "database_size_stats") == {f"database_size_stats_{this_month:%Y_%m}": 2}
     assert findings(subject="partitions") == [
         ("ok", "there are some for the coming month; no row lies in a default one")
@@ -102,7 +102,7 @@ def test_maintain_prints_json_for_scripts() -> None:
 
     assert document["created_partitions"] == len(document["created"]) > 0
     # The test's database has partitions of limits for July to September 2025, which hold nothing.
-    assert (document["dropped_partitions"], document["dry_run"]) == (6, False)
+    assert (document["dropped_partitions"], document["dry_run"]) == (3, False)
     assert document["kept_partitions"] == len(document["kept"])
 
 
@@ -167,9 +167,9 @@ def test_a_rule_that_means_nothing_is_refused_before_anything_is_done(
 
 
 def test_check_says_how_long_rows_are_kept(settings: Settings) -> None:
-    assert settings.retention_days == "raw=400,daily=1096"
+    assert settings.retention_days == "raw=400,daily=1096,volume_size_stats=1096"
     assert findings(subject="CAPACITY_RETENTION_DAYS") == [
-        ("ok", "raw 400 days, daily 1096 days; what is not named, for ever")
+        ("ok", "raw 400 days, daily 1096 days, volume_size_stats 1096 days; what is not named, for ever")
     ]
 
 

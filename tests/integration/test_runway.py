@@ -309,7 +309,9 @@ def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_expla
     told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "--runway", "--server", "server-1", "--json").output)
 
-    assert added.output == f"orders on server-1: archive purged, {PURGED}. Forecasts leave that change out.\n"
+    assert added.output == (
+        f"orders on server-1: archive purged, {PURGED}. Forecasts leave the change from 4.2 GiB to 2.7 GiB out.\n"
+    )
     assert before.probabilities[90] < 1
     orders, whole = rows["server-1", "orders"], rows["server-1", None]
     assert orders.change_mb_per_day == 10
@@ -366,15 +368,36 @@ def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None
     assert document["band_mb"]["30"] == [3314, 3314]
 
 
-def test_what_has_no_limit_has_no_runway_to_explain() -> None:
-    refused = capacity("explain", "orders", "--runway")
+def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is_said_so() -> None:
+    unlimited = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     unclear = capacity("explain", "orders")
-
-    assert (refused.exit_code, unclear.exit_code) == (2, 2)
     both = capacity("explain", "orders", "--runway", "--period", "daily")
-    assert (both.exit_code, "say one of the two" in both.output) == (2, True)
-    assert "'orders' has no limit" in refused.output
+    mistyped = capacity("explain", "ordres", "--runway")
+    young = capacity("explain", "young", "--runway", columns=200).output.splitlines()
+
+    assert unlimited[-3:-1] == ["Limit: unknown. `capacity limits set` declares one.", "No date: limit unknown."]
+    assert (unclear.exit_code, both.exit_code, mistyped.exit_code) == (2, 2, 2)
     assert "Say which figures: --period, one of daily," in unclear.output
+    assert "say one of the two" in both.output
+    assert "database ordres was not measured within the last month, or does not exist" in mistyped.output
+    assert not any("nan" in line for line in young), "ten days say nothing of how it goes on"
+
+
+def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 10_000, 570 + 30 * ago)
+
+    told = capacity("explain", "--server", "server-1", "--volume", "/data", "--runway", columns=200).output.splitlines()
+    refused = capacity("explain", "orders", "--volume", "/data", "--runway")
+
+    assert told[0] == f"volume /data on server-1, as of {TODAY}: 9.2 GiB"
+    full = TODAY + timedelta(days=19)
+    assert told[-3:] == [
+        "Limit: 9.8 GiB, volume, measured.",
+        f"Full: early {full}, middle {full}, late {full}.",
+        "Both ways come to the same.",
+    ]
+    assert refused.exit_code == 2
 
 
 def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() -> None:
@@ -403,7 +426,7 @@ def test_without_any_limit_the_screen_says_how_to_declare_one() -> None:
     shown = capacity("runway")
 
     assert shown.exit_code == 0
-    assert "Nothing that is measured has a limit. `capacity limits set` declares one." in shown.output
+    assert "No limit of these is known. `capacity limits set` declares one." in shown.output
     assert "Limit unknown: 3 databases." in shown.output
 
 
@@ -516,11 +539,12 @@ def test_a_limit_below_the_size_is_stored_and_said_to_be(tmp_path: Path) -> None
 
     assert said[-1] == "note: orders on server-1 holds 2.9 GiB, more than its limit."
     assert imported[1:] == [
+        "note: orders on server-1 was 2.0 GiB.",
         "note: server-1 holds 3.4 GiB, more than its limit.",
         "note: still on server-1 holds 500 MiB, more than its limit.",
     ]
     shown = capacity("runway", columns=200).output.splitlines()
-    assert [line.split()[-5:-2] for line in shown[2:4]] == [["full"] * 3] * 2
+    assert shown[2].split()[-5:-2] == ["full"] * 3
 
 
 def test_a_file_without_a_line_is_refused(tmp_path: Path) -> None:
@@ -540,5 +564,73 @@ def test_one_database_of_a_server_is_asked_for_by_its_name() -> None:
     mistyped = capacity("runway", "server-1", "stil")
 
     assert [(row["database"], row["limit_mb"]) for row in shown["rows"]] == [("still", 1082)]
-    assert (unknown["rows"], unknown["unknown_limits"]) == ([], 1)
+    assert [(row["state"], row["history_days"]) for row in unknown["rows"]] == [("limit unknown", 10)]
+    assert unknown["unknown_limits"] == 1
     assert (mistyped.exit_code, "'stil' is not in the newest sample of 'server-1'." in mistyped.output) == (2, True)
+
+
+def test_what_holds_as_much_as_its_limit_is_full_whatever_its_history(engine: Engine) -> None:
+    declared("server-2", "young", "--gb", "0.05")
+
+    young = found(engine)["server-2", "young"]
+    shown = capacity("runway", columns=200).output.splitlines()
+    told = capacity("explain", "young", "--runway").output.splitlines()
+
+    assert (young.state, young.early_day, young.probabilities) == ("full", TODAY, {7: 1, 30: 1, 90: 1, 365: 1})
+    assert shown[2].split()[-5:] == ["full", "full", "full", "100%", "100%"]
+    assert told[-2] == "It is full."
+
+
+def test_too_little_history_says_how_much_there_is_and_is_needed() -> None:
+    declared("server-2", "young", "--gb", "5")
+
+    assert "10 of 57 days" in capacity("runway", columns=200).output
+    assert (
+        "No date: there are 10 days of history, and 57 are needed." in capacity("explain", "young", "--runway").output
+    )
+
+
+def test_a_pace_that_is_much_faster_of_late_is_remarked(engine: Engine) -> None:
+    add_database_sizes(
+        engine, sizes(2, "fast", FIRST.isoformat(), [1000] * 140 + [1000 + 100 * day for day in range(60)])
+    )
+    declared("server-2", "fast", "--gb", "7")
+
+    fast = found(engine)["server-2", "fast"]
+    shown = capacity("runway", columns=200).output
+
+    assert (fast.recent_mb_per_day, fast.sooner_day) == (100, TODAY + timedelta(days=3))
+    assert fast.change_mb_per_day < 50
+    assert (
+        "note: fast on server-2. In the last 30 days it grew by +100 MiB per day: at that pace it is full on "
+        f"{TODAY + timedelta(days=3)}." in shown
+    )
+
+
+def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_leave_out() -> None:
+    added = capacity("steps", "add", "server-1", "orders", "--day", str(TODAY + timedelta(days=1)), "--note", "planned")
+    empty = capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", " ")
+
+    assert "No sizes on both sides of that day are known yet: until then there is nothing to leave out." in added.output
+    assert (empty.exit_code, "--note is empty" in empty.output) == (2, True)
+    assert "planned" not in capacity("explain", "orders", "--runway").output, "it lies ahead"
+
+
+@pytest.mark.parametrize("command", ["limits", "steps", "volumes"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"server,db,limit_gb,day,note,volume,total_gb,free_gb\na,b,1,2025-01-01,x,y,2,1\n", "has an unknown column '"),
+        ("server,database\nä,b\n".encode("latin-1"), "is not in UTF-8: save it as CSV UTF-8. Nothing was changed."),
+        (b"", "is empty, or begins with an empty line. Nothing was changed."),
+    ],
+)
+def test_a_file_with_a_misspelt_heading_another_encoding_or_nothing_in_it_is_refused(
+    tmp_path: Path, command: str, content: bytes, told: str
+) -> None:
+    file = tmp_path / "file.csv"
+    file.write_bytes(content)
+
+    refused = capacity(command, "import", str(file), columns=250)
+
+    assert (refused.exit_code, told in refused.output) == (2, True), refused.output

@@ -17,7 +17,7 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.runways import RUNWAY_JOB
 from capacity_assets.periods import PERIODS
-from capacity_assets.runway.issuing import IssuedRunways, issue
+from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.service import RunwayService
 from capacity_assets.settings import Settings
@@ -75,8 +75,9 @@ def test_every_server_and_database_has_a_row_with_its_forecast_whether_its_limit
     assert [orders[f"probability_{days}"] for days in (7, 30, 90, 365)] == [0, 1, 1, 1]
     assert (rows["still"]["forecast_30_mb"], rows["still"]["probability_30"]) == (500, None)
     assert (rows["young"]["forecast_7_mb"], rows["young"]["middle_day"]) == (None, None)
-    assert (issued.written, issued.unknown_limits, issued.states["too little history"]) == (4, 1, 1)
-    assert [row.database for row in issued.at_risk] == ["orders"]
+    assert issued.issue is not None
+    assert (issued.written, issued.issue.unknown_limits, issued.states["too little history"]) == (4, 1, 1)
+    assert [risk.outlook.database for risk in issued.issue.risks] == ["orders"]
 
 
 def test_the_same_again_writes_nothing_and_a_changed_day_is_replaced_while_it_lasts(engine: Engine) -> None:
@@ -127,7 +128,8 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
         "young": None,
     }
     assert rows["orders"]["actual_30_mb"] is None
-    [score] = issued.scores
+    assert issued.issue is not None
+    [score] = issued.issue.scores
     # `still` was forecast at 500: 100 of 600 MiB, or a third of a sixth over the three; the last size would have been
     # off by 70, 70 and 100.
     assert (score.horizon_days, score.forecasts) == (7, 3)
@@ -144,7 +146,8 @@ def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_on
     issued = issue(engine, late, late)
 
     assert stored(engine)["orders"]["actual_7_mb"] == 3084
-    assert issued.scores == []
+    assert issued.issue is not None
+    assert issued.issue.scores == []
 
 
 def service(engine: Engine, today: date = TODAY) -> RunwayService:
@@ -207,8 +210,9 @@ def test_the_partition_of_a_day_shows_what_fills_first_and_its_check_says_when_a
     assert (metadata["Fills soon"], metadata["subjects"], metadata["unknown_limits"]) == (1, 4, 1)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert str(check.description) == (
-        f"- orders on server-1: full within 30 days with 100% (early {day}, middle {day}, late {day}). 2.9 GiB of "
-        "3.1 GiB, own limit, declared. Assumed: it goes on by +10 MiB per day, and past errors of such forecasts."
+        f"As of {TODAY}:\n\n- orders on server-1: full within 30 days with 100% (early {day}, middle {day}, "
+        f"late {day}). 2.9 GiB of 3.1 GiB, own limit, declared. Assumed: it goes on by +10 MiB per day, "
+        "and past errors of such forecasts."
     )
     assert check.metadata["incident"].value == "server-1/orders"
 
@@ -220,7 +224,9 @@ def test_the_horizon_and_the_severity_of_the_check_are_settings(monkeypatch: pyt
     [check] = materialise([TODAY]).get_asset_check_evaluations()
 
     assert (check.passed, check.severity) == (True, dg.AssetCheckSeverity.WARN)
-    assert check.description == "Nothing is full within 7 days with a probability of 50 percent or more."
+    assert (
+        check.description == f"As of {TODAY}: Nothing is full within 7 days with a probability of 50 percent or more."
+    )
 
 
 def test_a_range_of_days_issues_each_from_the_samples_up_to_it(engine: Engine) -> None:
@@ -255,12 +261,12 @@ def test_a_day_without_any_sample_issues_nothing(engine: Engine) -> None:
 
     issued = service(engine).issue(TODAY)
 
-    assert (issued.subjects, issued.at_risk, issued.to_dict()["written_records"]) == (0, [], 0)
+    assert (issued.issue, issued.to_dict()["subjects"], issued.to_dict()["written_records"]) == (None, 0, 0)
 
 
 def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured(engine: Engine) -> None:
     declare(engine, [Limit("server-1", None, 9999)])
-    declared: IssuedRunways = issue(engine, TODAY, TODAY)
+    declared = issue(engine, TODAY, TODAY).to_dict()["headroom_mb"]
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -270,7 +276,7 @@ def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured
             {"day": TODAY},
         )
 
-    assert (declared.headroom_mb, issue(engine, TODAY, TODAY).headroom_mb) == (9999 - 3514, 340)
+    assert (declared, issue(engine, TODAY, TODAY).to_dict()["headroom_mb"]) == (9999 - 3514, 340)
 
 
 def test_status_and_exports_have_the_newest_runways(
@@ -308,3 +314,31 @@ def test_status_and_exports_have_the_newest_runways(
     assert table.column("full_middle").to_pylist()[0] == full
     assert {refused.exit_code for refused in unclear} == {2}
     assert all("Say what to write: either --period or --runway." in refused.output for refused in unclear)
+
+
+def test_a_past_day_that_is_materialised_again_shows_what_is_stored_and_changes_no_verdict_on_today(
+    engine: Engine,
+) -> None:
+    past = TODAY - timedelta(days=25)
+    issue(engine, past, past)
+    materialise([TODAY])
+    declare(engine, [Limit("server-1", "still", 501), Limit("server-1", "orders", 9000)])
+
+    result = materialise([past])
+
+    [event] = result.get_asset_materialization_events()
+    [check] = result.get_asset_check_evaluations()
+    assert event.materialization.metadata["written_records"].value == 0
+    assert "3.1 GiB" in str(event.materialization.metadata["Fills first"].value), "as it was issued"
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert str(check.description).startswith(f"As of {TODAY}:\n\n- orders on server-1: full within 30 days")
+
+
+def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+    issue(engine, TODAY, TODAY)
+    before = capacity("status", columns=200).output
+    declare(engine, [Limit("server-1", "still", 501)])
+
+    assert "were declared after" not in before
+    assert "UTC: `capacity runway` has them." in capacity("status", columns=200).output

@@ -29,6 +29,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Change, ChangeKind, Report, Totals
 from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.retention.maintenance import MaintenanceReport
+from capacity_assets.runway.issued import Issue as IssuedDay
 from capacity_assets.runway.issuing import IssuedRunways
 from capacity_assets.runway.scores import Score
 from capacity_assets.settings import Settings, variable_names
@@ -177,8 +178,10 @@ def test_every_metadata_key_of_the_collection_is_documented_and_no_other() -> No
 
 
 def test_every_metadata_key_of_the_runway_is_documented_and_no_other() -> None:
-    scores = [Score(days, 1, 1.0, 1.0, 80.0) for days in HORIZONS_DAYS]
-    shown = set(runway_metadata(IssuedRunways(date(2025, 1, 1), scores=scores), Settings()))
+    scores = [Score(days, 1, 1.0, 1.0, 80.0, 10.0, 0) for days in HORIZONS_DAYS]
+    day = date(2025, 1, 1)
+    issued = IssuedDay(day, datetime(2025, 1, 1, tzinfo=UTC), False, (), 1, 0, scores)
+    shown = set(runway_metadata(IssuedRunways(day, issued), Settings()))
     listed = first_cells("Metadata of runway")
 
     assert {key.format(days=days) for key in listed for days in HORIZONS_DAYS} == shown

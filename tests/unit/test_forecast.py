@@ -139,7 +139,7 @@ def test_only_so_many_days_are_looked_at() -> None:
 
 
 def assert_same(one: Forecasts, other: Forecasts) -> None:
-    for name in ("last", "drift", "errors", "counts", "lower", "upper", "median_error"):
+    for name in ("last", "drift", "errors", "counts", "lower", "upper"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -254,3 +254,16 @@ def test_a_series_with_steps_is_forecast_the_same_by_both_ways(values: Sizes, da
     for place, horizon in enumerate(HORIZONS_DAYS):
         lower, upper = again.band.get(horizon, (np.nan, np.nan))
         assert np.allclose([made.lower[0, place], made.upper[0, place]], [lower, upper], equal_nan=True, rtol=1e-6)
+
+
+@given(series(), st.integers(1, 5_000))
+def test_what_is_reached_within_a_horizon_with_a_probability_has_its_day_within_it(values: Sizes, missing: int) -> None:
+    made = one(values)
+    ends = runways(made, made.last + missing)
+
+    for place, horizon in enumerate(HORIZONS_DAYS):
+        for share, days in ((0.1, ends.early_days), (0.5, ends.middle_days), (0.9, ends.late_days)):
+            if ends.probability[0, place] >= share:
+                assert 0 <= days[0] <= horizon
+    reached = [day for day in (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) if day >= 0]
+    assert reached == sorted(reached)

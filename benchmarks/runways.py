@@ -1,0 +1,61 @@
+"""`python -m benchmarks.runways`: issuing the runways of a day of a large fleet, beside a plain scan of its samples.
+
+Everything runs on an embedded PostgreSQL with stock settings in a temporary folder; what counts is the ratio.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import click
+from sqlalchemy import Engine, text
+
+from benchmarks.fleet import Fleet, generate, prepare
+from capacity_assets.runway.issuing import issue
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.engine import capacity_engine
+
+_SCAN = "SELECT instance_id, database_name, sum(size_mb) FROM database_size_stats GROUP BY 1, 2"
+
+
+@click.command()
+@click.option("--servers", default=50, show_default=True)
+@click.option("--databases", default=100, show_default=True, help="Databases of each server.")
+@click.option("--days", default=400, show_default=True)
+def main(servers: int, databases: int, days: int) -> None:
+    """Load a fleet, scan it, issue its runways twice."""
+    fleet = Fleet(servers, databases, days)
+    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+        try:
+            prepare(engine, fleet)
+            generate(engine, fleet)
+            _measure(engine, fleet.last_day)
+        finally:
+            engine.dispose()
+
+
+def _measure(engine: Engine, last: date) -> None:
+    began = time.perf_counter()
+    with engine.connect() as connection:
+        count = len(connection.execute(text(_SCAN)).all())
+    scanned = time.perf_counter() - began
+    click.echo(f"{count:,} databases: a plain scan with their sums {scanned:.1f} s")
+    for attempt in ("first", "again"):
+        began = time.perf_counter()
+        issued = issue(engine, last, last)
+        took = time.perf_counter() - began
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        click.echo(
+            f"{attempt}: {issued.subjects:,} runways issued in {took:.1f} s, {took / scanned:.1f} times the scan, "
+            f"{issued.written:,} rows written; {peak_mb} MiB at most"
+        )
+
+
+if __name__ == "__main__":
+    main()
