@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import click
@@ -13,11 +14,13 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.server_registry import NAMES_SHOWN, opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import readable_by_others
+from capacity_assets.collection.engines.base import Access, Measurement
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.fleet import STATEMENT_SECONDS
 from capacity_assets.collection.measuring import Stages, access_to, facts_of, given_up_in_time, measure
-from capacity_assets.collection.plausibility import refuse_impossible
+from capacity_assets.collection.plausibility import possible, refuse_impossible
 from capacity_assets.collection.registry import registered
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
@@ -89,7 +92,7 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
         trial.steps.append(f"connected in {stages.connect_seconds or 0:.2f} s: {facts.version}, {encrypted}")
         stages = Stages()
         excluded = context.excluded.get(server.engine, ())
-        found = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
+        found = _measured(server, access, excluded, stages)
         refuse_impossible(found.sizes)
     except MeasureError as error:
         trial.failure = f"{error.kind}: {error.told}"
@@ -113,6 +116,17 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
     trial.unknown_limits = found.limits.unknown
     trial.works = True
     return trial
+
+
+def _measured(server: Server, access: Access, excluded: Sequence[str], stages: Stages) -> Measurement:
+    """Measure; sizes that are known stay, however long the limits take."""
+    try:
+        found = given_up_in_time(server, access, stages, partial(measure, server, access, excluded, stages))
+    except MeasureError as error:
+        if stages.measurement is None:
+            raise
+        return replace(stages.measurement, limits=Limits(unknown=str(error)))
+    return replace(found, limits=possible(found.limits))
 
 
 def _print_trial(trial: _Trial) -> None:

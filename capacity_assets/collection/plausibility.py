@@ -34,12 +34,32 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
         )
 
 
-def possible(limits: Limits) -> Limits:
+IMPOSSIBLE = Limits(unknown="it reported an impossible limit or name of a volume")
+
+
+def possible(limits: object) -> Limits:
     """Return limits, or why they are unknown where no table could hold them: sizes are stored all the same."""
-    numbers = [number for volume in limits.volumes for number in (volume.total_bytes, volume.free_bytes)]
-    numbers += [ceiling.limit_bytes for ceiling in limits.ceilings if ceiling.limit_bytes is not None]
-    names = [volume.name for volume in limits.volumes]
-    fit = all(len(name) <= LONGEST_NAME and "\0" not in name for name in names) and len(set(names)) == len(names)
-    if fit and all(0 <= number <= LARGEST_BYTES for number in numbers):
-        return limits
-    return Limits(unknown="it reported an impossible limit or name of a volume")
+    try:
+        return limits if isinstance(limits, Limits) and _fits(limits) else IMPOSSIBLE
+    except (TypeError, ValueError, AttributeError):
+        # An engine of someone else's may return anything.
+        return IMPOSSIBLE
+
+
+def _fits(limits: Limits) -> bool:
+    volumes = [volume.name for volume in limits.volumes]
+    databases = [ceiling.database for ceiling in limits.ceilings]
+    places = [name for ceiling in limits.ceilings for name in ceiling.volumes or ()]
+    most = [ceiling.limit_bytes for ceiling in limits.ceilings if ceiling.limit_bytes is not None]
+    return (
+        all(map(_is_name, [*volumes, *databases, *places]))
+        and len(set(volumes)) == len(volumes)
+        and len(set(databases)) == len(databases)
+        and all(0 <= volume.free_bytes <= volume.total_bytes <= LARGEST_BYTES for volume in limits.volumes)
+        and all(0 <= limit <= LARGEST_BYTES for limit in most)
+    )
+
+
+def _is_name(name: str) -> bool:
+    name.encode()
+    return 0 < len(name) <= LONGEST_NAME and "\0" not in name

@@ -13,6 +13,7 @@ from datetime import date, timedelta
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.collection.engines.failures import FailureKind
+from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.storing_limits import LIMIT_STATEMENTS, stage_limits
 from capacity_assets.foundation.errors import DatabaseError, database_errors
@@ -62,6 +63,8 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
             middle = len(outcomes) // 2
             return store_each(engine, day, outcomes[:middle]) + store_each(engine, day, outcomes[middle:])
         [refused] = outcomes
+        if refused.limits.volumes or refused.limits.ceilings:
+            return store_each(engine, day, [replace(refused, limits=Limits(unknown=f"they cannot be stored: {error}"))])
         reason = f"its sizes cannot be stored: {error}"
         outcomes = [replace(refused, sizes=(), kind=FailureKind.UNEXPECTED, reason=reason)]
         store(engine, day, outcomes)

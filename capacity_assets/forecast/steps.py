@@ -20,8 +20,8 @@ def without_steps(sizes: Sizes, steps: Sequence[Sequence[int]]) -> Sizes:
     smooth = sizes.copy()
     for place, columns in enumerate(steps):
         measured = np.flatnonzero(~np.isnan(sizes[place]))
-        for column in columns:
-            after = int(np.searchsorted(measured, column))
+        # Two steps between the same two measured days are one change.
+        for after in sorted({int(np.searchsorted(measured, column)) for column in columns}):
             if 0 < after < len(measured):
                 jump = sizes[place, measured[after]] - sizes[place, measured[after - 1]]
                 smooth[place, : measured[after]] += jump

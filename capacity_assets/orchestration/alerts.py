@@ -168,10 +168,14 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
     text = unescaped(str(evaluation.description or "failed"))
     # Some checks say in different words each day what is one and the same incident.
     incident = evaluation.metadata.get("incident")
-    told = str(incident.value) if incident else text
-    if failing.get(name) == told:
+    if incident:
+        known = set(filter(None, failing.get(name, "").split("\n")))
+        now = set(str(incident.value).split("\n"))
+        failing[name] = "\n".join(sorted(known | now))
+        return [] if now <= known else [f"Check failed. {name}\n{text}"]
+    if failing.get(name) == text:
         return []
-    failing[name] = told
+    failing[name] = text
     return [f"Check failed. {name}\n{text}"]
 
 

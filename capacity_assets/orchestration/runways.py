@@ -149,8 +149,8 @@ def _check_result(issue: "Issue | None", settings: Settings, *, in_time: bool) -
         description=told,
         metadata={
             "places": len(soon),
-            # Days move a little every night; a person is called again when something else fills.
-            "incident": ", ".join(sorted(f"{row.server}/{row.name}" for row in soon)),
+            # Days move a little every night; a person is called again when something fills that did not.
+            "incident": "\n".join(sorted(f"{row.server}/{row.name}" for row in soon)),
             "found": dg.MetadataValue.md(listed or "nothing"),
         },
     )

@@ -50,34 +50,39 @@ volume_days AS (
     SELECT c.instance_id, c.database_name, c.limit_mb, c.volumes, c.source
     FROM ceiling_days d JOIN database_limit_stats c ON c.instance_id = d.instance_id AND c.collected_date = d.day
     WHERE c.collected_date > :stale AND c.collected_date <= :as_of
+), places AS (
+    SELECT c.instance_id, c.database_name, u.name FROM ceilings c CROSS JOIN LATERAL unnest(c.volumes) AS u (name)
 )"""
 
 # Present databases with all their limits; space that is free on only some of the volumes is not known.
 _LIMITED = f"""
-present AS (
+free AS (
+    SELECT p.instance_id, p.database_name, CASE WHEN count(v.volume_name) = count(*) THEN sum(v.free_mb) END AS mb,
+           max(v.day) AS day, min(v.source) AS source
+    FROM places p LEFT JOIN volumes v ON v.instance_id = p.instance_id AND v.volume_name = p.name
+    GROUP BY p.instance_id, p.database_name
+), totals AS (
+    SELECT t.instance_id, t.collected_date, sum({_mb("t.total_size")}) AS mb FROM instance_size_stats t
+    WHERE t.collected_date > :stale AND t.collected_date <= :as_of AND NOT t.is_deleted
+    GROUP BY t.instance_id, t.collected_date
+), present AS (
     SELECT s.instance_id, s.database_name, {_mb("s.size")} AS size_mb, n.day AS last_day
     FROM newest n JOIN database_size_stats s ON s.instance_id = n.instance_id AND s.collected_date = n.day
     WHERE s.collected_date > :stale AND s.collected_date <= :as_of
 ), limited AS MATERIALIZED (
     SELECT p.instance_id, p.database_name, p.last_day, own.limit_mb AS own_mb, own.source AS own_source,
            whole.limit_mb AS server_mb, whole.source AS server_source,
-           c.limit_mb AS ceiling_mb, c.source AS ceiling_source, free.mb AS free_mb, free.day AS free_day,
+           -- Files that cannot extend any more are as large as their ceiling, full inside or not.
+           CASE WHEN c.limit_mb > p.size_mb THEN c.limit_mb END AS ceiling_mb,
+           c.source AS ceiling_source, free.mb AS free_mb, free.day AS free_day,
            free.source AS free_source,
-           CAST(coalesce(
-               (SELECT {_mb("t.total_size")} FROM instance_size_stats t
-                WHERE t.instance_id = p.instance_id AND t.collected_date = p.last_day AND NOT t.is_deleted
-                ORDER BY t.id DESC LIMIT 1),
-               sum(p.size_mb) OVER (PARTITION BY p.instance_id)
-           ) AS float8) AS total_mb
+           CAST(coalesce(t.mb, sum(p.size_mb) OVER (PARTITION BY p.instance_id)) AS float8) AS total_mb
     FROM present p
     LEFT JOIN capacity_limits own ON own.instance_id = p.instance_id AND own.database_name = p.database_name
     LEFT JOIN capacity_limits whole ON whole.instance_id = p.instance_id AND whole.database_name = ''
     LEFT JOIN ceilings c ON c.instance_id = p.instance_id AND c.database_name = p.database_name
-    LEFT JOIN LATERAL (
-        SELECT CASE WHEN count(*) = cardinality(c.volumes) THEN sum(v.free_mb) END AS mb, max(v.day) AS day,
-               min(v.source) AS source
-        FROM volumes v WHERE v.instance_id = p.instance_id AND v.volume_name = ANY (c.volumes)
-    ) AS free ON cardinality(c.volumes) > 0
+    LEFT JOIN free ON free.instance_id = p.instance_id AND free.database_name = p.database_name
+    LEFT JOIN totals t ON t.instance_id = p.instance_id AND t.collected_date = p.last_day
 )"""  # noqa: S608 -- as above
 _IS_LIMITED = (
     "(l.own_source IS NOT NULL OR l.server_source IS NOT NULL OR l.ceiling_mb IS NOT NULL OR l.free_mb IS NOT NULL)"
@@ -95,9 +100,10 @@ _LIMIT_COLUMNS = ", ".join(
 # The day numbers count from the day before the first column. A server's own limit has the empty name.
 SERVERS = f"""
 WITH {_LIMITS}, days AS (
-    SELECT s.instance_id, s.collected_date AS day, {_mb("s.total_size")} AS size_mb
+    SELECT s.instance_id, s.collected_date AS day, sum({_mb("s.total_size")}) AS size_mb
     FROM instance_size_stats s
     WHERE s.collected_date > :before_first AND s.collected_date <= :as_of AND NOT s.is_deleted
+    GROUP BY s.instance_id, s.collected_date
     UNION ALL
     SELECT a.instance_id, a.period_start, a.total_size_mb
     FROM instance_size_aggregations a
@@ -113,11 +119,12 @@ WITH {_LIMITS}, days AS (
            CAST(NULL AS float8) AS total_mb
     FROM instances i
     LEFT JOIN capacity_limits own ON own.instance_id = i.id AND own.database_name = ''
-    LEFT JOIN LATERAL (
-        SELECT sum(v.free_mb) AS mb, max(v.day) AS day, min(v.source) AS source
-        FROM volumes v WHERE v.instance_id = i.id
-          AND EXISTS (SELECT FROM ceilings c WHERE c.instance_id = i.id AND v.volume_name = ANY (c.volumes))
-    ) AS free ON true
+    LEFT JOIN (
+        SELECT v.instance_id, sum(v.free_mb) AS mb, max(v.day) AS day, min(v.source) AS source
+        FROM volumes v JOIN (SELECT DISTINCT p.instance_id, p.name FROM places p) AS used
+            ON used.instance_id = v.instance_id AND used.name = v.volume_name
+        GROUP BY v.instance_id
+    ) AS free ON free.instance_id = i.id
     WHERE {active_condition("i")} AND (CAST(:server AS text) IS NULL OR i.name = :server)
 )
 SELECT l.name AS server, 'server' AS subject, CAST(NULL AS text) AS name, {_LIMIT_COLUMNS}, d.last_day, d.days, d.sizes,

@@ -9,11 +9,9 @@ from datetime import date, datetime, timedelta
 from sqlalchemy import Connection, Row, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.runway.outlook import Outlook, standing_for_themselves
+from capacity_assets.runway.binding import OWN, SERVER, VOLUME
+from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of
-
-READ = 1_000
-"""Rows that are looked at for the greatest risks; many databases may share one volume."""
 
 HISTORY_SHOWN_DAYS = 180
 
@@ -72,14 +70,10 @@ def newest_issue(
     if as_of is None:
         return None
     asked = {"as_of": as_of, "server": server}
-    rows = connection.execute(text(_RISKS), {**asked, "read": READ}).all()
-    by_subject = {(row.server, row.subject, row.name): row for row in rows}
-    standing = standing_for_themselves([_outlook(row) for row in rows])[:shown]
-    chosen = [(outlook, by_subject[outlook.server, outlook.subject, outlook.name]) for outlook in standing]
-    histories = _histories(connection, as_of, [row for _, row in chosen])
+    rows = connection.execute(text(_RISKS), {**asked, "shown": shown}).all()
+    histories = _histories(connection, as_of, rows)
     risks = [
-        Risk(outlook, _bands(row), histories.get((row.instance_id, row.subject, row.name), ()))
-        for outlook, row in chosen
+        Risk(_outlook(row), _bands(row), histories.get((row.instance_id, row.subject, row.name), ())) for row in rows
     ]
     counts = connection.execute(text(_COUNTS), asked).one()
     headroom = None if counts.headroom_mb is None else int(counts.headroom_mb)
@@ -133,18 +127,26 @@ def _histories(
 
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of BETWEEN :first AND :last"
 _ORDER = ", ".join(f"r.probability_{days} DESC" for days in HORIZONS_DAYS)
+_CHANCES = "({0}.probability_" + ", {0}.probability_".join(map(str, HORIZONS_DAYS)) + ")"
+_AT_LEAST = f"{_CHANCES.format('o')} >= {_CHANCES.format('r')}"
+# As `standing_for_themselves`, before the rows are cut: a thousand databases may share one volume.
 _RISKS = f"""
 SELECT r.*, coalesce(i.name, 'server ' || r.instance_id) AS server
 FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
 WHERE r.as_of = :as_of AND r.probability_{HORIZONS_DAYS[-1]} > 0
   AND (CAST(:server AS text) IS NULL OR i.name = :server)
-ORDER BY {_ORDER}, r.early_day NULLS LAST, server, r.name LIMIT :read
-"""  # noqa: S608 -- horizons of our own
+  AND (r.subject = 'volume' OR r.binds NOT IN ('{VOLUME}', '{SERVER}') OR NOT EXISTS (
+      SELECT FROM capacity_runways o
+      WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id AND {_AT_LEAST}
+        AND (r.binds = '{VOLUME}' AND o.subject = 'volume'
+             OR r.binds = '{SERVER}' AND o.subject = 'server' AND o.binds = '{OWN}')))
+ORDER BY {_ORDER}, r.early_day NULLS LAST, server, r.name LIMIT :shown
+"""  # noqa: S608 -- horizons and names of our own
 _COUNTS = """
 WITH left_over AS (
     SELECT r.instance_id, r.subject, greatest(r.limit_mb - r.size_mb, 0) AS mb
     FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
-    WHERE r.as_of = :as_of AND r.subject <> 'database' AND r.limit_mb IS NOT NULL
+    WHERE r.as_of = :as_of AND r.subject <> 'database' AND r.limit_mb IS NOT NULL AND i.counted_by IS NULL
       AND (CAST(:server AS text) IS NULL OR i.name = :server)
 )
 SELECT (SELECT sum(l.mb) FROM left_over l

@@ -32,7 +32,10 @@ IN_TIME_DAYS = 1
 _ISSUE_LOCK = 0x72756E77  # "runw": one issue at a time
 _ISSUED_AT = "issued_at"
 _SCORED = {f"actual_{days}_mb" for days in HORIZONS_DAYS}
-COLUMNS = tuple(column.name for column in capacity_runways.columns if column.name not in {_ISSUED_AT, *_SCORED})
+_IN_TIME = "in_time"
+COLUMNS = tuple(
+    column.name for column in capacity_runways.columns if column.name not in {_ISSUED_AT, _IN_TIME, *_SCORED}
+)
 KEYS = tuple(column.name for column in capacity_runways.primary_key)
 
 
@@ -72,7 +75,8 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
     Raises:
         DatabaseError: the database failed; nothing was changed.
     """
-    replace = overwrite or as_of >= today - timedelta(days=IN_TIME_DAYS)
+    in_time = as_of >= today - timedelta(days=IN_TIME_DAYS)
+    replace = overwrite or in_time
     with (
         database_errors(doing=f"issuing the runways of {as_of}", kept="None was changed."),
         engine.begin() as connection,
@@ -81,10 +85,10 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         connection.execute(text(_STAGE))
         _stage(connection, history.Asked(as_of, every=True))
         written = sum(
-            connection.execute(text(statement), {"as_of": as_of}).rowcount
+            connection.execute(text(statement), {"as_of": as_of, "in_time": in_time}).rowcount
             for statement in (_STORE[replace], *((_REMOVE,) if replace else ()))
         )
-        score(connection, as_of)
+        score(connection, as_of, today)
         states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
         # What is told is what is stored: another run may have issued it.
         return IssuedRunways(as_of, newest_issue(connection, as_of, as_of, shown=TOLD), written, states)
@@ -135,13 +139,16 @@ def _rows(
 _STATES = "SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of GROUP BY state"
 _VALUES = tuple(name for name in COLUMNS if name not in KEYS)
 _INSERT = f"""
-INSERT INTO capacity_runways AS t ({", ".join(COLUMNS)}) SELECT {", ".join(COLUMNS)} FROM issued_runway
+INSERT INTO capacity_runways AS t ({", ".join(COLUMNS)}, {_IN_TIME})
+SELECT {", ".join(COLUMNS)}, :in_time FROM issued_runway
 ON CONFLICT ({", ".join(KEYS)}) DO """  # noqa: S608 -- names from our own table definition
 _CHANGED = " OR ".join(f"t.{name} IS DISTINCT FROM excluded.{name}" for name in _VALUES)
 _STORE = {
     False: f"{_INSERT} NOTHING",
-    True: f"{_INSERT} UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _VALUES)}, issued_at = now() "
-    f"WHERE {_CHANGED}",
+    # What was measured stays beside a forecast only if it is still that of the same day.
+    True: f"{_INSERT} UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _VALUES)}, "
+    f"{', '.join(f'{name} = CASE WHEN t.last_day = excluded.last_day THEN t.{name} END' for name in sorted(_SCORED))}, "
+    f"issued_at = now(), {_IN_TIME} = excluded.{_IN_TIME} WHERE {_CHANGED}",
 }
 # A subject that a repetition on the same day does not find any more.
 _REMOVE = f"""

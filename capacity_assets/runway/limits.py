@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.csv_files import declared_rows
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named
+from capacity_assets.runway.subjects import key_of, keys_of, named
 from capacity_assets.units import first_of
 
 NAMED = 10
@@ -82,11 +82,8 @@ def forget(engine: Engine, server: str, database: str | None) -> None:
         ValidationError: the name of the database is empty.
         DatabaseError: the database failed; nothing was changed.
     """
-    if database == WHOLE_SERVER:
-        raise ValidationError("An empty name is no database. Nothing was changed.")
     with database_errors(doing="removing a limit", kept="Nothing was changed."), engine.begin() as connection:
-        ids = ids_of(connection, {server})
-        parameters = {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
+        parameters = key_of(connection, server, database)
         gone = connection.execute(text(_FORGET), parameters).rowcount
     if not gone:
         raise NotFoundError(f"{named(server, database)} has no limit. Nothing was changed.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.runway.binding import CEILING, OWN, VOLUME
+from capacity_assets.runway.binding import CEILING, OWN, SERVER, VOLUME
 from capacity_assets.runway.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.units import human_change_mb, human_mb
 
@@ -128,13 +128,18 @@ class Outlooks:
 
 
 def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
-    """Leave out what another row stands for: databases bound by a listed server or volume, servers bound by volumes."""
-    with_volumes = {row.server for row in rows if row.volume}
-    listed = {row.server for row in rows if not row.database}
+    """Leave out what another row says at least as urgently: the volume or server that binds it.
+
+    A volume that is not known to fill, or has too little history, stands for nothing that does.
+    """
+    greatest: dict[tuple[str, str], tuple[object, ...]] = {}
+    for row in rows:
+        stands_for = {VOLUME_ROWS: VOLUME, SERVER_ROWS: SERVER if row.binds == OWN else None}.get(row.subject)
+        if stands_for:
+            key = (row.server, stands_for)
+            greatest[key] = min(greatest.get(key, row.risk), row.risk)
     return [
         row
         for row in rows
-        if row.volume
-        or (row.database and (row.has_own_limit or row.server not in listed))
-        or (not row.database and (row.binds != VOLUME or row.server not in with_volumes))
+        if row.volume or row.binds is None or greatest.get((row.server, row.binds), (math.inf,)) > row.risk
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 from sqlalchemy import Connection, text
 
@@ -12,7 +12,7 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
 
 LOOKED_BACK_DAYS = 7
-"""Forecasts that came due on so many days before are scored too: their samples may have come late, or changed."""
+"""Forecasts that came due on so many days before are scored again: their samples may have come late, or changed."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,32 @@ class Score:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def score(connection: Connection, day: date) -> None:
-    """Enter what was measured up to `day` beside the forecasts that came due.
+def score(connection: Connection, as_of: date, today: date) -> None:
+    """Enter what was measured beside the forecasts that came due up to the day of an issue, and those of that day.
+
+    After a pause everything that came due since the issue before is entered. A past day that is issued in hindsight may
+    have come due long ago.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
+    before: date | None = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar()
+    first = as_of - timedelta(days=LOOKED_BACK_DAYS)
+    spans = [(_DUE, min(before or first, first), as_of), (_OWN, as_of, today)]
     for days in HORIZONS_DAYS:
-        due = _DUE.format(days=days, back=LOOKED_BACK_DAYS)
         for subject, measured in _MEASURED.items():
-            statement = _SCORE.format(days=days, measured=measured, subject=subject, back=LOOKED_BACK_DAYS, due=due)
-            connection.execute(text(statement), {"day": day, "stale": STALE_DAYS, "days": days})
+            for due, since, until in spans:
+                statement = _SCORE.format(days=days, measured=measured, subject=subject, due=due.format(days=days))
+                asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
+                connection.execute(text(statement), asked)
 
 
 def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> Sequence[Score]:
     """Return the scores of the forecasts that came due from `first` to `last`, by horizon; raises as `score`."""
     found = []
     for days in HORIZONS_DAYS:
-        statement = _SCORES.format(days=days, due=_DUE.format(days=days, back=(last - first).days))
-        asked = {"day": last, "stale": STALE_DAYS, "days": days, "server": server}
+        statement = _SCORES.format(days=days, due=_DUE.format(days=days))
+        asked = {"since": first, "until": last, "stale": STALE_DAYS, "days": days, "server": server}
         row = connection.execute(text(statement), asked).one()
         if row.forecasts:
             found.append(Score(days, *row))
@@ -77,14 +84,15 @@ _MEASURED = {
     "volume": "SELECT instance_id, volume_name AS name, collected_date, total_mb - free_mb AS size_mb "
     "FROM volume_size_stats",
 }
-# A forecast of a day was made from a sample that was at most stale.
-_DUE = """r.as_of BETWEEN CAST(:day AS date) - :days - {back} - :stale AND CAST(:day AS date) - :days
-  AND r.last_day + :days BETWEEN CAST(:day AS date) - {back} AND CAST(:day AS date)
-  AND r.forecast_{days}_mb IS NOT NULL"""
+_ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
+# A forecast is of the day of its last sample, which may be older than the day of its issue, but not stale.
+_DUE = """r.as_of BETWEEN CAST(:since AS date) - :days AND CAST(:until AS date) - :days + :stale
+  AND r.last_day + :days BETWEEN CAST(:since AS date) AND CAST(:until AS date) AND r.forecast_{days}_mb IS NOT NULL"""
+_OWN = """r.as_of = :as_of AND r.last_day + :days <= CAST(:until AS date) AND r.forecast_{days}_mb IS NOT NULL"""
 _SCORE = """
 UPDATE capacity_runways r SET actual_{days}_mb = s.size_mb FROM ({measured}) AS s
 WHERE r.subject = '{subject}' AND s.instance_id = r.instance_id AND s.name = r.name
-  AND s.collected_date BETWEEN CAST(:day AS date) - {back} AND CAST(:day AS date)
+  AND s.collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)
   AND s.collected_date = r.last_day + :days AND r.actual_{days}_mb IS DISTINCT FROM s.size_mb AND {due}
 """
 _SCORES = """
@@ -97,7 +105,7 @@ SELECT count(*) AS forecasts,
                            THEN 100 ELSE 0 END), 1) AS float8) AS covered_percent,
        CAST(round(avg(CASE WHEN r.actual_{days}_mb > r.upper_{days}_mb THEN 100 ELSE 0 END), 1) AS float8)
            AS above_percent,
-       count(*) FILTER (WHERE r.issued_at >= r.as_of + 2) AS in_hindsight
+       count(*) FILTER (WHERE NOT r.in_time) AS in_hindsight
 FROM capacity_runways r
 WHERE r.actual_{days}_mb IS NOT NULL AND {due}
   AND (CAST(:server AS text) IS NULL OR r.instance_id = (SELECT i.id FROM instances i WHERE i.name = :server))

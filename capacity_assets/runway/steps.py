@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.csv_files import declared_rows
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named
+from capacity_assets.runway.subjects import key_of, keys_of, named
 from capacity_assets.units import first_of
 
 NAMED = 10
@@ -69,14 +69,11 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date) ->
 
     Raises:
         NotFoundError: there is none.
+        ValidationError: the name of the database is empty.
         DatabaseError: the database failed; nothing was changed.
     """
     with database_errors(doing="removing a step", kept="Nothing was changed."), engine.begin() as connection:
-        key = {
-            "instance_id": ids_of(connection, {server})[server],
-            "database_name": WHOLE_SERVER if database is None else database,
-            "day": day,
-        }
+        key = {**key_of(connection, server, database), "day": day}
         gone = connection.execute(text(_FORGET), key).rowcount
     if not gone:
         raise NotFoundError(f"{named(server, database)} has no step on {day}. Nothing was changed.")

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.units import first_of, printable
 
 WHOLE_SERVER = ""
@@ -19,6 +19,19 @@ NAMED = 10
 def named(server: str, database: str | None) -> str:
     """Return a server, or a database of it, as people read it."""
     return printable(server if database is None else f"{database} on {server}")
+
+
+def key_of(connection: Connection, server: str, database: str | None) -> dict[str, object]:
+    """Return `instance_id` and `database_name` of a server, or of a database of it, measured or not.
+
+    Raises:
+        ValidationError: the name of the database is empty, which stands for the whole server in the tables.
+        NotFoundError: the server is not registered.
+    """
+    if database == WHOLE_SERVER:
+        raise ValidationError("An empty name is no database. Nothing was changed.")
+    ids = ids_of(connection, {server})
+    return {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -110,6 +110,7 @@ capacity_runways = Table(
     ),
     *(column for days in HORIZONS_DAYS for column in forecast_columns(days)),
     timestamp("issued_at", "When it was computed"),
+    Column("in_time", Boolean, nullable=False, comment="Whether that was on its day or the next one"),
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
     postgresql_partition_by=BY_FORECAST_DAY,
     comment="Every forecast that was issued, and once its horizon has passed, the size that was measured.",

@@ -70,7 +70,7 @@ RUNWAY_VIEWS = (
             ViewColumn("horizon_days", "due.days", "How many days ahead was forecast"),
             ViewColumn(
                 "issued_in_time",
-                "(r.issued_at < r.as_of + 2)",
+                "r.in_time",
                 "Whether they were issued on their day or the next one; false: computed in hindsight",
             ),
             ViewColumn("forecasts", "count(*)", "Forecasts that came due and whose size was measured"),

@@ -128,6 +128,11 @@ def test_what_fills_soon_is_told_once_however_its_days_move_and_again_when_somet
     house.run("2026-07-01", "runway_job")
     house.tick()
     assert "log on server-1: full within 30 days" in receiver.texts[1]
+    for limit_mb in (9000, 2290):
+        declare(engine, [Limit("server-1", "orders", limit_mb)])
+        house.run("2026-07-01", "runway_job")
+        house.tick()
+    assert len(receiver.texts) == 2, "one of two that comes and goes is no news"
 
 
 def test_a_run_whose_worker_died_is_told_once_dagster_starts_it_no_more(house: House, receiver: Receiver) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from capacity_assets.collection.engines.base import DatabaseSize
 from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.engines.limits import Limits, Volume
 from capacity_assets.collection.registry import register
+from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
+from capacity_assets.collection.storing import store_each
 from tests.clocks import TODAY
 from tests.collecting import Collection
+from tests.fleet import add_instances
 from tests.servers import (
     MARIADB_PLUGINS,
     MariaDBServer,
@@ -126,6 +132,8 @@ def test_postgresql_says_on_which_file_systems_the_tablespaces_of_a_database_lie
         postgres.execute(
             # A function of the same name that belongs to nobody is not called.
             "CREATE FUNCTION fsinfo(text, OUT major_number numeric) LANGUAGE plpgsql AS 'BEGIN RAISE ''called''; END'",
+            "CREATE FUNCTION spy(numeric, text) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE ''called''; END'",
+            "CREATE OPERATOR public.|| (FUNCTION = spy, LEFTARG = numeric, RIGHTARG = text)",
             'CREATE SCHEMA "Mon itor"',
             f"CREATE TABLESPACE fast LOCATION '{elsewhere}'",
         )
@@ -152,3 +160,20 @@ def test_postgresql_says_on_which_file_systems_the_tablespaces_of_a_database_lie
         "billing": (None, True, [str(elsewhere)], "measured"),
         "orders": (None, True, [str(elsewhere), "data directory"], "measured"),
     }
+
+
+def test_limits_that_the_tables_refuse_cost_no_size_of_any_server(collection: Collection) -> None:
+    add_instances(collection.engine, [1, 2])
+    refused = Limits((Volume("x" * 300, 1, 1),))
+    outcomes = [
+        ProbeOutcome(number, f"server-{number}", datetime(2025, 7, 20, 4, tzinfo=UTC), sizes, limits=limits)
+        for number, limits in ((1, refused), (2, Limits((Volume("/data", 4 * MIB, 3 * MIB),))))
+        for sizes in [(DatabaseSize("orders", number),)]
+    ]
+
+    stored = store_each(collection.engine, TODAY, outcomes)
+
+    assert [outcome.collected for outcome in stored] == [True, True]
+    assert "cannot be stored" in str(stored[0].limits.unknown)
+    assert [collection.sizes(f"server-{number}") for number in (1, 2)] == [{"orders": 1}, {"orders": 2}]
+    assert set(volumes(collection)) == {"server-2:/data"}

@@ -572,7 +572,8 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     assert risk.bands[30] == Band(2824, 2824, 2824)
     assert (risk.history[0], risk.history[-1]) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
     assert (issued.as_of, issued.unknown_limits, issued.headroom_mb) == (date(2025, 2, 28), 1, None)
-    assert [(score.horizon_days, score.forecasts, score.error_percent) for score in issued.scores] == [(30, 3, 0.0)]
+    scores = [(score.horizon_days, score.forecasts, score.error_percent) for score in issued.scores]
+    assert scores == [(7, 3, 0.0), (30, 3, 0.0)]
     section = page.split('id="fills-first"')[1].split("</section>")[0]
     assert "<td>orders</td>" in section
     assert section.count("2025-03-20") == 3

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.runway import history
 from capacity_assets.runway.binding import CEILING, OWN, SERVER, VOLUME
 from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.runway.outlook import Outlook
@@ -634,3 +635,71 @@ def test_a_file_with_a_misspelt_heading_another_encoding_or_nothing_in_it_is_ref
     refused = capacity(command, "import", str(file), columns=250)
 
     assert (refused.exit_code, told in refused.output) == (2, True), refused.output
+
+
+def test_files_that_cannot_extend_any_more_are_no_limit(engine: Engine) -> None:
+    """Their size is what is allocated: full or not is not measured."""
+    add_ceiling(engine, "orders", None, limit_mb=3014)
+
+    every = outlooks(engine, TODAY)
+
+    assert [row.state for row in every.rows] == []
+    assert every.unknown_limits == 3
+
+
+def test_a_volume_with_too_little_history_hides_no_database_that_fills_it(engine: Engine) -> None:
+    add_volume(engine, 1, "/fast", TODAY, 9000, 60)
+    add_volume(engine, 1, "/other", TODAY, 9000, 8000)
+    add_ceiling(engine, "orders", ["/fast"])
+    declared("server-1", "--gb", "1000")
+
+    lines = capacity("runway", columns=200).output.splitlines()
+
+    assert ["server-1", "orders"] in [line.split()[:2] for line in lines[2:4]]
+
+
+def test_a_volume_that_fills_stands_for_the_databases_on_it(engine: Engine) -> None:
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 9000, 60 + 30 * ago)
+    for name in ("orders", "still"):
+        add_ceiling(engine, name, ["/data"], limit_mb=100_000)
+
+    shown = capacity("runway", columns=200).output
+
+    assert "volume /data" in shown
+    assert "orders" not in shown
+
+
+def test_several_live_totals_of_a_day_are_added_up(engine: Engine) -> None:
+    declared("server-1", "--gb", "100")
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
+        connection.execute(
+            text(
+                "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+                "VALUES (1, 1000, 1, :day)"
+            ),
+            {"day": TODAY},
+        )
+
+    rows = found(engine)
+
+    assert rows["server-1", None].size_mb == 4514
+    assert rows["server-1", "orders"].headroom_mb == 102_400 - 4514
+
+
+def test_an_empty_name_removes_neither_the_limit_nor_the_step_of_a_whole_server() -> None:
+    capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", "moved")
+
+    refused = capacity("steps", "remove", "server-1", "", "--day", str(TODAY))
+
+    assert (refused.exit_code, "An empty name is no database. Nothing was changed." in refused.output) == (2, True)
+    assert len(json.loads(capacity("steps", "list", "--json").output)) == 1
+
+
+def test_a_large_fleet_is_read_in_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "BATCH", 1)
+    with engine.connect() as connection:
+        batches = list(history.series(connection, "database", history.Asked(TODAY, every=True)))
+
+    assert [[row.name for row in batch.subjects] for batch in batches] == [["orders"], ["still"], ["young"]]

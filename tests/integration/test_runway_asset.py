@@ -17,6 +17,7 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.runways import RUNWAY_JOB
 from capacity_assets.periods import PERIODS
+from capacity_assets.runway.issued import newest_issue
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.service import RunwayService
@@ -139,15 +140,81 @@ def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -
 
 def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_one(engine: Engine) -> None:
     issue(engine, TODAY, TODAY)
-    for day in range(1, 13):
+    for day in range(1, 61):
         add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
 
-    late = TODAY + timedelta(days=12)
+    late = TODAY + timedelta(days=60)
     issued = issue(engine, late, late)
 
-    assert stored(engine)["orders"]["actual_7_mb"] == 3084
+    orders = stored(engine)["orders"]
+    assert (orders["actual_7_mb"], orders["actual_30_mb"], orders["actual_90_mb"]) == (3084, 3314, None)
     assert issued.issue is not None
     assert issued.issue.scores == []
+
+
+def test_past_days_that_are_issued_in_hindsight_are_scored_at_once_in_whatever_order(engine: Engine) -> None:
+    days = [TODAY - timedelta(days=ago) for ago in (10, 40, 20)]
+    for day in days:
+        issue(engine, day, TODAY)
+
+    assert [stored(engine, day)["orders"]["actual_7_mb"] for day in days] == [2984, 2684, 2884]
+    assert {row["in_time"] for day in days for row in stored(engine, day).values()} == {False}
+
+
+def test_samples_that_lag_behind_the_day_of_the_issue_are_scored_too(engine: Engine) -> None:
+    for day in range(9):
+        if day:
+            add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
+        last = issue(engine, TODAY + timedelta(days=day + 1), TODAY + timedelta(days=day + 1))
+
+    assert stored(engine, TODAY + timedelta(days=1))["orders"]["actual_7_mb"] == 3084
+    assert last.issue is not None
+
+
+def test_a_forecast_that_is_overwritten_from_another_day_loses_what_was_measured_for_the_former(engine: Engine) -> None:
+    past = TODAY - timedelta(days=20)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = :day"), {"day": past})
+    issue(engine, past, TODAY)
+    before = stored(engine, past)["orders"]
+    add_database_sizes(engine, sizes(1, "orders", past.isoformat(), [2814]))
+    issue(engine, past, TODAY, overwrite=True)
+    after = stored(engine, past)["orders"]
+
+    assert (before["last_day"], before["actual_7_mb"]) == (past - timedelta(days=1), 2874)
+    assert (after["last_day"], after["actual_7_mb"]) == (past, 2884)
+
+
+def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engine: Engine) -> None:
+    add_instances(engine, [2])
+    for n in range(30):
+        add_database_sizes(engine, sizes(2, f"db-{n}", (TODAY - timedelta(days=1)).isoformat(), [10, 10]))
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source) "
+                "VALUES (:day, 2, '/full', 900, 0, 'measured')"
+            ),
+            {"day": TODAY},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO database_limit_stats "
+                "(collected_date, instance_id, database_name, is_unlimited, volumes, source) "
+                "SELECT :day, 2, 'db-' || n, true, ARRAY['/full'], 'measured' FROM generate_series(0, 29) n"
+            ),
+            {"day": TODAY},
+        )
+    issue(engine, TODAY, TODAY)
+
+    with engine.connect() as connection:
+        shown = newest_issue(connection, TODAY, TODAY, shown=5)
+
+    assert shown is not None
+    assert [(risk.outlook.server, risk.outlook.told) for risk in shown.risks] == [
+        ("server-2", "volume /full"),
+        ("server-1", "orders"),
+    ]
 
 
 def service(engine: Engine, today: date = TODAY) -> RunwayService:

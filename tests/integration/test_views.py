@@ -62,7 +62,7 @@ def filling_fleet(engine: Engine) -> None:
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue(engine, day, day)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE capacity_runways SET issued_at = as_of"))
+        connection.execute(text("UPDATE capacity_runways SET in_time = true"))
 
 
 def test_growth_speaks_of_servers_and_databases_by_name_and_says_how_much_was_measured(engine: Engine) -> None:

@@ -82,7 +82,7 @@ def test_files_of_sql_server_that_may_grow_to_an_end_are_a_ceiling_and_others_fi
     found = sql_server(
         3,
         {
-            sqlserver_limits.FILES: [("orders", 50 * GIB, 0, 2 * GIB), ("archive", 7, 1, 1), ("master", 1, 0, 1)],
+            sqlserver_limits.FILES: [("orders", 50 * GIB, 0), ("archive", 7, 1), ("master", 1, 0)],
             sqlserver_limits.VOLUMES: [
                 ("archive", "D:\\", 100 * GIB, 30 * GIB),
                 ("orders", "D:\\", 100 * GIB, 31 * GIB),
@@ -101,17 +101,22 @@ def test_files_of_sql_server_that_may_grow_to_an_end_are_a_ceiling_and_others_fi
     assert found.unknown is None
 
 
-def test_the_express_edition_has_a_ceiling_whatever_its_files_may_grow_to() -> None:
-    found = sql_server(
-        4, {sqlserver_limits.FILES: [("a", 0, 1, GIB), ("b", 3 * GIB, 0, GIB)], sqlserver_limits.VOLUMES: []}, "a", "b"
-    )
+@pytest.mark.parametrize(("version", "limit"), [(13, 10 * GIB), (16, 10 * GIB), (17, 50 * GIB)])
+def test_the_express_edition_has_a_ceiling_whatever_its_files_may_grow_to(version: int, limit: int) -> None:
+    answers = {
+        sqlserver_limits.FILES: [("a", 0, 1), ("b", 3 * GIB, 0), ("c", 99 * GIB, 0)],
+        sqlserver_limits.VOLUMES: [],
+        sqlserver_limits.MAJOR_VERSION: [(version,)],
+    }
 
-    assert [one.limit_bytes for one in found.ceilings] == [11 * GIB, 3 * GIB]
+    found = sql_server(4, answers, "a", "b", "c")
+
+    assert [one.limit_bytes for one in found.ceilings] == [limit, 3 * GIB, limit]
 
 
 def test_ceilings_stay_known_where_volumes_may_not_be_seen() -> None:
     found = sql_server(
-        3, {sqlserver_limits.FILES: [("orders", GIB, 0, 0)], sqlserver_limits.VOLUMES: RefusedError()}, "orders"
+        3, {sqlserver_limits.FILES: [("orders", GIB, 0)], sqlserver_limits.VOLUMES: RefusedError()}, "orders"
     )
 
     assert found == Limits((), (Ceiling("orders", GIB),), NO_VOLUMES)
@@ -120,7 +125,7 @@ def test_ceilings_stay_known_where_volumes_may_not_be_seen() -> None:
 def test_a_managed_instance_has_its_reserved_storage() -> None:
     found = sql_server(
         8,
-        {sqlserver_limits.FILES: [("orders", 0, 1, 0)], sqlserver_limits.INSTANCE_STORAGE: [(262144, 100000.5)]},
+        {sqlserver_limits.FILES: [("orders", 0, 1)], sqlserver_limits.INSTANCE_STORAGE: [(262144, 100000.5)]},
         "orders",
     )
 
@@ -131,9 +136,9 @@ def test_a_managed_instance_has_its_reserved_storage() -> None:
 @pytest.mark.parametrize(
     ("row", "limit"),
     [
-        (("orders", 250 * GIB, "Standard", GIB), 251 * GIB),
-        (("orders", -1, "Hyperscale", GIB), None),
-        (("orders", None, "Basic", None), None),
+        (("orders", 250 * GIB, "Standard"), 250 * GIB),
+        (("orders", -1, "Hyperscale"), None),
+        (("orders", None, "Basic"), None),
     ],
 )
 def test_an_azure_database_has_the_size_that_was_bought_and_hyperscale_an_unknown_one(
@@ -190,9 +195,27 @@ def test_a_file_system_that_system_stats_leaves_out_is_unknown_and_no_other_one_
     assert found == Limits(unknown="system_stats does not list the file system of /var/lib/postgresql/17/main")
 
 
+GOOD = Volume("a", 2, 1)
+
+
 @pytest.mark.parametrize(
-    "volume",
-    [Volume("x" * 256, 1, 1), Volume("a\0b", 1, 1), Volume("a", -1, 0), Volume("a", 1, LARGEST_BYTES + 1)],
+    "limits",
+    [
+        None,
+        Limits((Volume("x" * 256, 1, 1),)),
+        Limits((Volume("a\0b", 1, 1),)),
+        Limits((Volume("\ud800", 1, 1),)),
+        Limits((Volume("a", -1, 0),)),
+        Limits((Volume("a", 1, 2),)),
+        Limits((Volume("a", LARGEST_BYTES + 1, 1),)),
+        Limits((Volume("a", 1, None),)),  # type: ignore[arg-type]
+        Limits((Volume(7, 1, 1),)),  # type: ignore[arg-type]
+        Limits((GOOD, GOOD)),
+        Limits((GOOD,), (Ceiling("d"), Ceiling("d"))),
+        Limits((GOOD,), (Ceiling("d", volumes=("x" * 256,)),)),
+        Limits((GOOD,), (Ceiling("d", LARGEST_BYTES + 1),)),
+    ],
 )
-def test_limits_that_no_table_could_hold_are_unknown(volume: Volume) -> None:
-    assert possible(Limits((volume,))) == Limits(unknown="it reported an impossible limit or name of a volume")
+def test_limits_that_no_table_could_hold_are_unknown(limits: object) -> None:
+    assert possible(limits).unknown == "it reported an impossible limit or name of a volume"
+    assert possible(Limits((GOOD,), (Ceiling("d", 5, volumes=("a",)),))).unknown is None

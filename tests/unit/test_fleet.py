@@ -18,6 +18,7 @@ from capacity_assets.collection import fleet
 from capacity_assets.collection.engines.base import Access, DatabaseSize, EngineAdapter, Measurement, ServerFacts
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.installed import engines
+from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.fleet import FleetMeasurement, ProbeHistory, Task
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import ProbeOutcome
@@ -203,3 +204,46 @@ def test_servers_that_wait_for_their_place_when_the_day_ends_are_not_measured(si
             outcomes.append(found)
 
     assert Counter(outcome.kind for outcome in outcomes) == {None: 1, FailureKind.DAY_OVER: 7}
+
+
+class Hanging(Simulated):
+    """Reports sizes at once, and of its limits nothing for long."""
+
+    def limits(self, connection: socket.socket, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002
+        time.sleep(5)
+        return Limits()
+
+
+class Wrong(Simulated):
+    """Returns limits that are none, as an engine of someone else's may."""
+
+    def limits(self, connection: socket.socket, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002
+        return None  # type: ignore[return-value]
+
+
+class Failing(Simulated):
+    """Fails where its limits are asked for."""
+
+    def limits(self, connection: socket.socket, access: Access, names: Sequence[str]) -> Limits:  # noqa: ARG002
+        raise RuntimeError(access.password)
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        (Hanging, "no answer within 0 s"),
+        (Wrong, "it reported an impossible limit or name of a volume"),
+        (Failing, "RuntimeError: None"),
+    ],
+)
+def test_whatever_becomes_of_the_limits_sizes_are_kept(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, engine: type[Simulated], told: str
+) -> None:
+    monkeypatch.setitem(engines(), "simulated", engine())
+    monkeypatch.setattr(fleet, "LIMITS_SECONDS", 0.3)
+
+    [outcome] = measured(tasks(1, simulation.port), workers=1)
+
+    assert outcome.collected
+    assert [(size.name, size.size_mb) for size in outcome.sizes] == [("db", 7)]
+    assert outcome.limits.unknown == told

@@ -267,3 +267,9 @@ def test_what_is_reached_within_a_horizon_with_a_probability_has_its_day_within_
                 assert 0 <= days[0] <= horizon
     reached = [day for day in (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) if day >= 0]
     assert reached == sorted(reached)
+
+
+def test_two_steps_between_the_same_two_measured_days_are_one_change() -> None:
+    sizes = np.array([[100.0, 100.0, np.nan, np.nan, 50.0, 50.0]])
+
+    assert without_steps(sizes, [[2, 3]])[0].tolist()[:2] == [50, 50]

@@ -190,7 +190,10 @@ def limits_from(
         if kind in COPIES
     )
     known = {volume.name for volume in volumes}
-    on = {name: tuple(sorted(str(group) for held, group in places if held == name)) for name in names}
+    on: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    for held, group in sorted((held, str(group)) for held, group in places):
+        if held in on:
+            on[held] = (*on[held], group)
     return Limits(
         volumes,
         tuple(

@@ -110,6 +110,8 @@ class PostgreSQL(EngineAdapter):
         with closed_on_failure(connection):
             # Not as start-up options, which poolers refuse.
             connection.execute("SET default_transaction_read_only = on")
+            # Whoever may create operators or functions in public would have them run with the rights of this login.
+            connection.execute("SET search_path = pg_catalog")
             connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
         return connection
 

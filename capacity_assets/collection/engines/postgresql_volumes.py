@@ -33,7 +33,7 @@ FROM pg_tablespace t CROSS JOIN LATERAL pg_tablespace_databases(t.oid) AS held (
 JOIN pg_database d ON d.oid = held.oid
 WHERE t.spcname <> 'pg_global' ORDER BY t.oid
 """
-FSINFO = "SELECT major_number || ':' || minor_number, total_bytes, available_bytes FROM {schema}.fsinfo('{path}')"
+FSINFO = "SELECT major_number, minor_number, total_bytes, available_bytes FROM {schema}.fsinfo('{path}')"
 DISKS = (
     "SELECT mount_point, max(total_space), min(free_space) FROM {schema}.pg_sys_disk_info() "
     "WHERE mount_point IS NOT NULL GROUP BY mount_point"
@@ -60,19 +60,22 @@ def limits_by_extension(read: Read, names: Sequence[str]) -> Limits:
     by_tablespace = _by_fsinfo(read, schema, folders) if usable == PGNODEMX else _by_disks(read, schema, folders)
     if isinstance(by_tablespace, str):
         return Limits(unknown=by_tablespace)
-    lies_on = {name: {by_tablespace[oid].name for held_by, oid, _ in held if held_by == name} for name in names}
+    lies_on: dict[str, set[str]] = {name: set() for name in names}
+    for name, oid, _ in held:
+        if name in lies_on:
+            lies_on[name].add(by_tablespace[oid].name)
     ceilings = (Ceiling(name, is_unlimited=True, volumes=tuple(sorted(on))) for name, on in lies_on.items() if on)
     return Limits(tuple({volume.name: volume for volume in by_tablespace.values()}.values()), tuple(ceilings))
 
 
 def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[int, Volume]:
     """Volumes are told apart by their device; each has the name of the first folder on it."""
-    by_device: dict[str, Volume] = {}
+    by_device: dict[tuple[object, object], Volume] = {}
     found = {}
     for oid, location in folders.items():
         path = f"pg_tblspc/{oid}" if location else "."
-        [(device, total, free)] = read(FSINFO.format(schema=schema, path=path))
-        found[oid] = by_device.setdefault(device, Volume(location or DATA_FOLDER, int(total), int(free)))
+        [(major, minor, total, free)] = read(FSINFO.format(schema=schema, path=path))
+        found[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, int(total), int(free)))
     return found
 
 

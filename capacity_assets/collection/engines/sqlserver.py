@@ -76,8 +76,8 @@ class SQLServer(EngineAdapter):
         "not measured"
     )
     limits_definition: ClassVar[str] = (
-        "what the data files in `sys.master_files` may grow to, 10 GiB in the Express edition, and the volumes they "
-        "lie on, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
+        "what the data files in `sys.master_files` may grow to, at most 10 GiB in the Express edition (50 from 2025 "
+        "on), and the volumes they lie on, by `sys.dm_os_volume_stats`. Managed instances: the reserved storage, by "
         "`master.sys.server_resource_stats`. Azure SQL Database: `MaxSizeInBytes`, but for Hyperscale, and the elastic "
         "pool, by `sys.dm_elastic_pool_resource_stats`"
     )

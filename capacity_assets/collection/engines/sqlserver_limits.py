@@ -1,6 +1,6 @@
 """Limits of SQL Server and Azure SQL: what files may grow to, and the volumes, pool or quota they lie on.
 
-A database is full when its data files are; log files count as they are. Not verified on a server, as its sizes.
+A database is full when its data files are; logs are no part of its size. Not verified on a server, as its sizes.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from capacity_assets.units import BYTES_PER_MB
 Read = Callable[[str], Sequence[tuple[Any, ...]]]
 
 EXPRESS, AZURE_SQL_DATABASE, MANAGED_INSTANCE = 4, 5, 8
-EXPRESS_BYTES = 10 * 1024 * BYTES_PER_MB
-"""What the data files of one database of the Express edition may hold.
+EXPRESS_GB = {17: 50}
+EXPRESS_GB_BEFORE = 10
+"""What the data files of one database of the Express edition may hold, by major version; 17 is SQL Server 2025.
 
-https://learn.microsoft.com/sql/sql-server/editions-and-components-of-sql-server-2022
+https://learn.microsoft.com/sql/sql-server/editions-and-components-of-sql-server-2022 and -2025
 """
+MAJOR_VERSION = "SELECT CAST(SERVERPROPERTY('ProductMajorVersion') AS int)"
 
 # https://learn.microsoft.com/sql/relational-databases/system-catalog-views/sys-master-files-transact-sql: pages of
-# 8 KB; max_size -1: until the disk is full, 0: no growth; growth 0: a fixed size.
+# 8 KB; max_size -1: until the disk is full, 0: no growth; growth 0: a fixed size. As its size, that of data files.
 FILES = """
 SELECT d.name,
-       SUM(CASE WHEN f.type = 1 OR f.growth = 0 OR f.max_size = 0 THEN CAST(f.size AS bigint)
-                ELSE CAST(f.max_size AS bigint) END) * 8192,
-       SUM(CASE WHEN f.type <> 1 AND f.growth <> 0 AND f.max_size = -1 THEN 1 ELSE 0 END),
-       SUM(CASE WHEN f.type = 1 THEN CAST(f.size AS bigint) ELSE 0 END) * 8192
+       SUM(CASE WHEN f.growth = 0 OR f.max_size = 0 THEN CAST(f.size AS bigint) ELSE CAST(f.max_size AS bigint) END)
+           * 8192,
+       SUM(CASE WHEN f.growth <> 0 AND f.max_size = -1 THEN 1 ELSE 0 END)
 FROM sys.databases d JOIN sys.master_files f ON f.database_id = d.database_id
-WHERE f.type IN (0, 1, 4) GROUP BY d.name
+WHERE f.type IN (0, 4) GROUP BY d.name
 """
 # https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views/sys-dm-os-volume-stats-transact-sql
 # On Linux a volume has no name. Free space may be reported differently by two files of one volume.
@@ -49,8 +50,7 @@ SELECT TOP (1) reserved_storage_mb, storage_space_used_mb FROM master.sys.server
 # https://learn.microsoft.com/sql/t-sql/functions/databasepropertyex-transact-sql: of the connected database only.
 AZURE_DATABASE = """
 SELECT DB_NAME(), CAST(DATABASEPROPERTYEX(DB_NAME(), 'MaxSizeInBytes') AS bigint),
-       CAST(DATABASEPROPERTYEX(DB_NAME(), 'Edition') AS varchar(64)),
-       (SELECT SUM(CAST(size AS bigint)) * 8192 FROM sys.database_files WHERE type = 1)
+       CAST(DATABASEPROPERTYEX(DB_NAME(), 'Edition') AS varchar(64))
 """
 # https://learn.microsoft.com/sql/relational-databases/system-dynamic-management-views
 # /sys-dm-elastic-pool-resource-stats-azure-sql-database: in the user database, and empty outside a pool.
@@ -64,7 +64,11 @@ NO_VOLUMES = "its login may not see the volumes: VIEW SERVER STATE, from 2022 on
 
 def limits_of(read: Read, edition: int, names: Sequence[str], is_refusal: Callable[[Exception], bool]) -> Limits:
     """Return the limits that an edition reports; `is_refusal` tells a missing right from other errors of the driver."""
-    ceilings = _azure_ceiling(read) if edition == AZURE_SQL_DATABASE else ceilings_of(read(FILES), edition, names)
+    most_gb = None
+    if edition == EXPRESS:
+        [(version,)] = read(MAJOR_VERSION)
+        most_gb = EXPRESS_GB.get(int(version), EXPRESS_GB_BEFORE)
+    ceilings = _azure_ceiling(read) if edition == AZURE_SQL_DATABASE else ceilings_of(read(FILES), most_gb, names)
     if edition in {AZURE_SQL_DATABASE, MANAGED_INSTANCE}:
         name, query = (POOL_NAME, POOL) if edition == AZURE_SQL_DATABASE else (STORAGE_NAME, INSTANCE_STORAGE)
         try:
@@ -84,16 +88,15 @@ def limits_of(read: Read, edition: int, names: Sequence[str], is_refusal: Callab
     return Limits(volumes_of(rows), _on_volumes(ceilings, _places(rows)))
 
 
-def ceilings_of(rows: Sequence[tuple[Any, ...]], edition: int, names: Sequence[str]) -> tuple[Ceiling, ...]:
-    """Turn rows (name, bytes that files may grow to, files without an end, bytes of the log) into ceilings."""
+def ceilings_of(rows: Sequence[tuple[Any, ...]], most_gb: int | None, names: Sequence[str]) -> tuple[Ceiling, ...]:
+    """Turn rows (name, bytes that files may grow to, files without an end) into ceilings, cut at the edition's."""
+    wanted = set(names)
+    most = None if most_gb is None else most_gb * 1024 * BYTES_PER_MB
     found = []
-    for name, most, endless, log in rows:
-        limit = None if endless else int(most)
-        if edition == EXPRESS:
-            express = EXPRESS_BYTES + int(log or 0)
-            limit = express if limit is None else min(limit, express)
-        if name in names:
-            found.append(Ceiling(name, limit, is_unlimited=limit is None))
+    for name, grows_to, endless in rows:
+        known = [limit for limit in (None if endless else int(grows_to), most) if limit is not None]
+        if name in wanted:
+            found.append(Ceiling(name, min(known, default=None), is_unlimited=not known))
     return tuple(found)
 
 
@@ -111,9 +114,9 @@ def shared_storage(name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[Volume, 
 
 
 def _azure_ceiling(read: Read) -> tuple[Ceiling, ...]:
-    [(name, most, edition, log)] = read(AZURE_DATABASE)
+    [(name, most, edition)] = read(AZURE_DATABASE)
     known = edition != HYPERSCALE and most is not None and int(most) > 0
-    return (Ceiling(name, int(most) + int(log or 0) if known else None),)
+    return (Ceiling(name, int(most) if known else None),)
 
 
 def _places(rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[str, ...]]:
