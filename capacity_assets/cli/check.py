@@ -17,8 +17,10 @@ from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version,
 from capacity_assets.cli.options import json_option, without_settings
 from capacity_assets.cli.output import Coloured, print_json, print_table
 from capacity_assets.clock import Clock
+from capacity_assets.collection.fetching import VARIABLE as SOURCES
+from capacity_assets.collection.volume_sources import volume_sources
 from capacity_assets.environment import unknown_variables
-from capacity_assets.foundation.errors import reason_of, sqlstate_of
+from capacity_assets.foundation.errors import CapacityError, reason_of, sqlstate_of
 from capacity_assets.foundation.lock_errors import LockUnavailableError
 from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_storage
@@ -74,6 +76,7 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
         excluded_of(settings)
     except ConfigurationError as error:
         yield split_problem(str(error))
+    yield from _volume_sources(settings)
     yield _home(settings)
     yield from _open_files(settings)
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
@@ -85,6 +88,18 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
             Verdict.NOTE,
             "for plain `dagster dev` begin it with postgresql+psycopg2:// (`capacity up` does that by itself)",
         )
+
+
+def _volume_sources(settings: Settings) -> Iterator[Finding]:
+    if settings.volume_sources is None:
+        return
+    try:
+        sources = volume_sources(settings.volume_sources)
+    except CapacityError as error:
+        yield Finding(SOURCES, Verdict.BAD, " ".join(str(error).splitlines()))
+    else:
+        named = ", ".join(source.name for source in sources) or "none"
+        yield Finding(SOURCES, Verdict.OK, f"{named}; `capacity volumes fetch --dry-run` asks them")
 
 
 def _home(settings: Settings) -> Finding:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version
+from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
 from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
+from capacity_assets.runway.history_statements import STALE_DAYS, WITHOUT_LIMIT
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
@@ -55,6 +58,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
                 yield from _trends(engine)
                 yield from _partitions(engine, settings)
                 yield from _collection(engine, settings)
+                yield from _limits(engine, settings)
     except (UnreachableError, EmbeddedServerError) as error:
         yield Finding(subject, Verdict.BAD, str(error))
     except DBAPIError as error:
@@ -139,6 +143,21 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
         if failing:
             found += f"; {len(failing):,} of them failed last: {first_of((one.server for one in failing), NAMED)}"
         yield Finding("collection", Verdict.OK if measured and not failing else Verdict.NOTE, found)
+
+
+def _limits(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    """Say of how many databases a limit is known: without one there is no day on which they are full."""
+    today = Clock(settings.zone).today()
+    with engine.connect() as connection:
+        unknown = connection.execute(
+            text(WITHOUT_LIMIT),
+            {"as_of": today, "stale": today - timedelta(days=STALE_DAYS), "server": None, "name": None},
+        ).scalar_one()
+    if unknown:
+        text_of = f"no limit is known of {counted(unknown, 'database')}: `capacity limits set` declares one"
+        yield Finding("limits", Verdict.NOTE, text_of)
+    else:
+        yield Finding("limits", Verdict.OK, "of every database that was measured within the last month")
 
 
 def _warnings(measured: Sequence[Registered], every: Sequence[Registered]) -> Iterator[Finding]:

@@ -308,3 +308,21 @@ def test_without_sources_there_is_nothing_to_fetch() -> None:
 
     assert (refused.exit_code, "CAPACITY_VOLUME_SOURCES is unset" in refused.output) == (2, True)
     assert "No volume is known." in capacity("volumes", "list").output
+
+
+def test_check_says_of_how_many_databases_no_limit_is_known_and_reads_the_sources(
+    sources: Path, tmp_path: Path
+) -> None:
+    def found(subject: str) -> list[tuple[str, str]]:
+        listed = json.loads(capacity("check", "--json").output)
+        return [(one["verdict"], one["text"]) for one in listed if one["subject"] == subject]
+
+    missing = found("CAPACITY_VOLUME_SOURCES")
+    sources.write_text(SOURCE.format(url="http://127.0.0.1:1", label="x"))
+    before = found("limits")
+    capacity("limits", "set", "server-1", "--gb", "10")
+
+    assert missing == [("bad", f"{sources} cannot be read: No such file or directory.")]
+    assert found("CAPACITY_VOLUME_SOURCES") == [("ok", "monitoring; `capacity volumes fetch --dry-run` asks them")]
+    assert before == [("note", "no limit is known of 1 database: `capacity limits set` declares one")]
+    assert found("limits") == [("ok", "of every database that was measured within the last month")]
