@@ -310,9 +310,7 @@ def test_without_sources_there_is_nothing_to_fetch() -> None:
     assert "No volume is known." in capacity("volumes", "list").output
 
 
-def test_check_says_of_how_many_databases_no_limit_is_known_and_reads_the_sources(
-    sources: Path, tmp_path: Path
-) -> None:
+def test_check_says_of_how_many_databases_no_limit_is_known_and_reads_the_sources(sources: Path) -> None:
     def found(subject: str) -> list[tuple[str, str]]:
         listed = json.loads(capacity("check", "--json").output)
         return [(one["verdict"], one["text"]) for one in listed if one["subject"] == subject]
