@@ -12,7 +12,7 @@ from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 from capacity_assets.report.data import Bar, Change, ChangeKind, Database, Report, ServerChange, Totals, windows_shown
-from capacity_assets.runway.issued import newest_issue
+from capacity_assets.runway.issued import newest_issue, with_histories
 
 DATABASES_LISTED = 10
 """Of each kind; a server's own page lists all its databases."""
@@ -87,7 +87,8 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
     unmeasured = rows(queries.UNMEASURED)
     # A few subjects are looked up in many samples.
     connection.execute(text("SET LOCAL enable_nestloop = on"))
-    runways = newest_issue(connection, window.start, window.end, server, shown=RISKS_LISTED)
+    issued = newest_issue(connection, window.start, window.end, server, shown=RISKS_LISTED)
+    runways = with_histories(connection, issued) if issued else None
     return Report(
         period=period,
         window=window,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
 from sqlalchemy import Connection, Row, text
@@ -27,11 +27,13 @@ class Band:
 
 @dataclass(frozen=True)
 class Risk:
-    """Something that may be full within a year: when, its bands by horizon, and the sizes before, by day."""
+    """Something that may be full within a year: when, and its bands by horizon."""
 
+    instance_id: int
     outlook: Outlook
     bands: Mapping[int, Band]
     history: Sequence[tuple[date, int]] = ()
+    """Sizes of the last HISTORY_SHOWN_DAYS by day, once they are asked for by `with_histories`."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,7 @@ def newest_issue(
         return None
     asked = {"as_of": as_of, "server": server}
     rows = connection.execute(text(_RISKS), {**asked, "shown": shown}).all()
-    histories = _histories(connection, as_of, rows)
-    risks = [
-        Risk(_outlook(row), _bands(row), histories.get((row.instance_id, row.subject, row.name), ())) for row in rows
-    ]
+    risks = [Risk(row.instance_id, _outlook(row), _bands(row)) for row in rows]
     counts = connection.execute(text(_COUNTS), asked).one()
     headroom = None if counts.headroom_mb is None else int(counts.headroom_mb)
     issued = (as_of, counts.issued_at, counts.is_outdated)
@@ -109,20 +108,23 @@ def _bands(row: Row[tuple[object, ...]]) -> dict[int, Band]:
     return {days: Band(*three) for days, three in ends.items() if None not in three}
 
 
-def _histories(
-    connection: Connection, as_of: date, rows: Sequence[Row[tuple[object, ...]]]
-) -> dict[tuple[int, str, str], list[tuple[date, int]]]:
+def with_histories(connection: Connection, issue: Issue) -> Issue:
+    """Return the issue with the sizes before, for charts; few risks are meant to be in it. Raises as `newest_issue`."""
     asked = {
-        "ids": [row.instance_id for row in rows],
-        "subjects": [row.subject for row in rows],
-        "names": [row.name for row in rows],
-        "first": as_of - timedelta(days=HISTORY_SHOWN_DAYS),
-        "last": as_of,
+        "ids": [risk.instance_id for risk in issue.risks],
+        "subjects": [risk.outlook.subject for risk in issue.risks],
+        "names": [risk.outlook.name for risk in issue.risks],
+        "first": issue.as_of - timedelta(days=HISTORY_SHOWN_DAYS),
+        "last": issue.as_of,
     }
     found: dict[tuple[int, str, str], list[tuple[date, int]]] = {}
     for row in connection.execute(text(_HISTORY), asked):
         found.setdefault((row.instance_id, row.subject, row.name), []).append((row.day, row.size_mb))
-    return found
+    risks = [
+        replace(risk, history=found.get((risk.instance_id, risk.outlook.subject, risk.outlook.name), ()))
+        for risk in issue.risks
+    ]
+    return replace(issue, risks=risks)
 
 
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of BETWEEN :first AND :last"
