@@ -18,9 +18,10 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts, forecast
 from capacity_assets.forecast.reference import Reference, reference
 from capacity_assets.forecast.runway import MIDDLE, error_with
-from capacity_assets.foundation.errors import NotFoundError, ValidationError
+from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.runway.forecasting import outlook_with_sizes
 from capacity_assets.runway.history_statements import DATABASE_ROWS
+from capacity_assets.runway.issued import Said, said_before
 from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
 from capacity_assets.runway.steps import Step, stored_steps
 from capacity_assets.settings import Settings
@@ -39,6 +40,16 @@ COLUMNS = (
 )
 
 
+SAID_COLUMNS = (
+    ("As of", "left"),
+    ("Full (50 %)", "left"),
+    ("Horizon", "right"),
+    ("Forecast", "right"),
+    ("Measured", "right"),
+    ("Error", "right"),
+)
+
+
 @dataclass(frozen=True)
 class RunwayExplanation:
     """A runway, what it was made of, and the same once more."""
@@ -48,6 +59,7 @@ class RunwayExplanation:
     steps: Sequence[Step]
     made: Forecasts
     again: Reference
+    said: Sequence[Said]
 
     @property
     def agrees(self) -> bool:
@@ -95,7 +107,12 @@ def explain_runway(engine: Engine, settings: Settings, asked: Asked, *, as_json:
     ]
     made = forecast(found.smooth[None, :], found.sizes[None, :])
     days = sum(value is not None for value in measured)
-    explanation = RunwayExplanation(found.outlook, days, left_out, made, reference(smooth, measured))
+    with (
+        database_errors(doing="reading what was said before", kept="Nothing was changed."),
+        engine.connect() as connection,
+    ):
+        said = said_before(connection, found.outlook)
+    explanation = RunwayExplanation(found.outlook, days, left_out, made, reference(smooth, measured), said)
     if as_json:
         print_json(_as_dict(explanation))
     else:
@@ -139,7 +156,18 @@ def _print(explanation: RunwayExplanation) -> None:
         say(f"No date: {outlook.state}.")
     if outlook.sooner_day is not None:
         say(outlook.remark)
+    if explanation.said:
+        print_table("What was said before", SAID_COLUMNS, list(map(_said_cells, explanation.said)))
     say("Both ways come to the same." if explanation.agrees else "The two ways DIFFER: please report this.")
+
+
+def _said_cells(said: Said) -> list[object]:
+    middle = said.state if said.state != FORECAST else said.middle_day or "not within a year"
+    sizes = ["none" if size is None else human_mb(size) for size in (said.forecast_mb, said.actual_mb)]
+    error = ""
+    if said.forecast_mb is not None and said.actual_mb:
+        error = f"{(said.forecast_mb - said.actual_mb) / said.actual_mb:+.1%}"
+    return [said.as_of, middle, f"{said.horizon_days} days", *sizes, error]
 
 
 def _cells(explanation: RunwayExplanation, place: int) -> list[object]:
@@ -167,5 +195,6 @@ def _as_dict(explanation: RunwayExplanation) -> dict[str, object]:
         "follows_drift": again.follows_drift,
         "errors_mb": again.errors,
         "band_mb": again.band,
+        "said_before": [asdict(one) for one in explanation.said],
         "agrees": explanation.agrees,
     }

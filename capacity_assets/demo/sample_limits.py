@@ -82,27 +82,31 @@ _MEASURED = """
 SELECT i.name, s.database_name FROM database_size_stats s JOIN instances i ON i.id = s.instance_id
 WHERE s.collected_date = :today
 """
+SOURCE = "CASE WHEN i.db_type = 'mysql' THEN 'imported' ELSE 'measured' END"
+"""MySQL reports no volumes: those of the sample come from monitoring, as they would."""
+
 # A volume also holds what belongs to no database, and is extended by 64 GiB when less than a tenth is free.
-_VOLUMES = """
+_VOLUMES = f"""
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source, collected_at)
 SELECT u.day, u.instance_id, u.volume, ceil(u.used_mb * 1.1 / 65536.0) * 65536,
-       ceil(u.used_mb * 1.1 / 65536.0) * 65536 - u.used_mb, 'measured', u.day + time '03:00'
+       ceil(u.used_mb * 1.1 / 65536.0) * 65536 - u.used_mb, u.source, u.day + time '03:00'
 FROM (
-    SELECT s.collected_date AS day, s.instance_id, g.volume, 12000 + CAST(sum(s.size_mb) * 1.05 AS bigint) AS used_mb
+    SELECT s.collected_date AS day, s.instance_id, g.volume, {SOURCE} AS source,
+           12000 + CAST(sum(s.size_mb) * 1.05 AS bigint) AS used_mb
     FROM sample s JOIN instances i ON i.id = s.instance_id
     JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
-    GROUP BY s.collected_date, s.instance_id, g.volume
+    GROUP BY s.collected_date, s.instance_id, g.volume, i.db_type
 ) AS u
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608 -- constants
 # SQL Server and Oracle know ceilings of databases, the others do not.
-_CEILINGS = """
+_CEILINGS = f"""
 INSERT INTO database_limit_stats
     (collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source, collected_at)
 SELECT s.collected_date, s.instance_id, s.database_name,
        CASE WHEN i.db_type IN ('sqlserver', 'oracle') THEN ceil(s.size_mb * 1.2 / 65536.0) * 65536 END,
-       i.db_type NOT IN ('sqlserver', 'oracle'), ARRAY[g.volume], 'measured', s.collected_date + time '03:00'
+       i.db_type NOT IN ('sqlserver', 'oracle'), ARRAY[g.volume], {SOURCE}, s.collected_date + time '03:00'
 FROM sample s JOIN instances i ON i.id = s.instance_id
 JOIN unnest(CAST(:names AS varchar[]), CAST(:volumes AS varchar[])) AS g (name, volume) ON g.name = i.name
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608 -- constants

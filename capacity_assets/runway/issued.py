@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.binding import OWN, SERVER, VOLUME
+from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of
 
@@ -108,6 +109,30 @@ def _bands(row: Row[tuple[object, ...]]) -> dict[int, Band]:
     return {days: Band(*three) for days, three in ends.items() if None not in three}
 
 
+@dataclass(frozen=True)
+class Said:
+    """What was issued of one subject a horizon ago, and what was measured since."""
+
+    horizon_days: int
+    as_of: date
+    state: str
+    middle_day: date | None
+    forecast_mb: int | None
+    actual_mb: int | None
+
+
+def said_before(connection: Connection, outlook: Outlook) -> list[Said]:
+    """Return what the newest issues said that are a horizon old, by horizon. Raises as `newest_issue`."""
+    asked = {
+        "server": outlook.server,
+        "subject": outlook.subject,
+        "name": outlook.name,
+        "day": outlook.last_day,
+        "stale": STALE_DAYS,
+    }
+    return [Said(*row) for row in connection.execute(text(_SAID), asked)]
+
+
 def with_histories(connection: Connection, issue: Issue) -> Issue:
     """Return the issue with the sizes before, for charts; few risks are meant to be in it. Raises as `newest_issue`."""
     asked = {
@@ -163,6 +188,15 @@ SELECT (SELECT sum(l.mb) FROM left_over l
            OR EXISTS (SELECT FROM capacity_steps t WHERE t.declared_at > newest.issued_at) AS is_outdated
 FROM (SELECT max(issued_at) AS issued_at FROM capacity_runways WHERE as_of = :as_of) AS newest
 """
+_SAID = " UNION ALL ".join(
+    f"""
+SELECT {days}, r.as_of, r.state, r.middle_day, r.forecast_{days}_mb, r.actual_{days}_mb
+FROM capacity_runways r JOIN instances i ON i.id = r.instance_id AND i.name = :server
+WHERE r.subject = :subject AND r.name = :name AND r.as_of = (
+    SELECT max(n.as_of) FROM capacity_runways n
+    WHERE n.as_of <= CAST(:day AS date) - {days} AND n.as_of > CAST(:day AS date) - {days} - :stale)"""  # noqa: S608
+    for days in HORIZONS_DAYS
+)
 # Samples, and where retention has dropped them, the daily aggregates.
 _HISTORY = """
 WITH asked AS (

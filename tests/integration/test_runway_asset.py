@@ -409,3 +409,22 @@ def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine, monk
 
     assert "were declared after" not in before
     assert "UTC: `capacity runway` has them." in capacity("status", columns=200).output
+
+
+def test_an_explanation_says_what_was_said_before_and_what_became_of_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ago in (30, 7):
+        issue(engine, TODAY - timedelta(days=ago), TODAY)
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+
+    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
+
+    place = told.index("What was said before")
+    full = str(TODAY + timedelta(days=20))
+    assert [line.split() for line in told[place + 2 : place + 4]] == [
+        [str(TODAY - timedelta(days=7)), full, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+        [str(TODAY - timedelta(days=30)), full, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+    ]
+    assert [(one["forecast_mb"], one["actual_mb"]) for one in document["said_before"]] == [(3014, 3014)] * 2
