@@ -28,8 +28,9 @@ from capacity_assets.runway.outlook import (
     standing_for_themselves,
 )
 from capacity_assets.settings import Settings
-from capacity_assets.units import counted, human_mb
+from capacity_assets.units import counted, first_of, human_mb
 
+NAMED = 5
 SHOWN_WITHIN_DAYS = (30, 90)
 LEAST_HISTORY_DAYS = 2 * LEAST_CHANGES + 1
 COLUMNS = (
@@ -107,6 +108,9 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
                 say(f"note: {row.told} on {row.server}. {row.remark}")
     else:
         say("No limit of these is known. `capacity limits set` declares one.")
+    if found.unknown_limits and not every:
+        named = first_of((f"{server} ({databases:,})" for server, databases in found.unknown_on.items()), NAMED)
+        say(f"Without a known limit: {named}. `capacity runway SERVER` lists them.")
     if found.unknown_limits:
         say(f"Limit unknown: {counted(found.unknown_limits, 'database')}.")
 

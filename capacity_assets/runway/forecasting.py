@@ -48,7 +48,7 @@ def outlooks(
     with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
         as_of = history.newest_day(connection, today)
         if as_of is None:
-            return Outlooks(None, (), 0)
+            return Outlooks(None, (), 0, {})
         # One server is shown with everything on it, limited or not.
         asked = history.Asked(as_of, server, database, every=server is not None)
         kinds = history.STATEMENTS if database is None else (DATABASE_ROWS,)
@@ -60,7 +60,7 @@ def outlooks(
         ]
         unknown = history.without_limit(connection, asked)
     rows.sort(key=lambda row: (row.risk, row.server, row.name))
-    return Outlooks(as_of, rows, unknown)
+    return Outlooks(as_of, rows, sum(unknown.values()), unknown)
 
 
 @dataclass(frozen=True)

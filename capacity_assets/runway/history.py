@@ -94,6 +94,7 @@ def series(connection: Connection, kind: str, asked: Asked) -> Iterator[Historie
         yield Histories(batch, sizes, without_steps(sizes, steps))
 
 
-def without_limit(connection: Connection, asked: Asked) -> int:
-    """Count the databases of which no limit is known. Raises as `series`."""
-    return int(connection.execute(text(WITHOUT_LIMIT), asked.parameters()).scalar_one())
+def without_limit(connection: Connection, asked: Asked) -> dict[str, int]:
+    """Count by server the databases of which no limit is known. Raises as `series`."""
+    rows = connection.execute(text(WITHOUT_LIMIT), asked.parameters())
+    return {row.server: row.databases for row in rows}

@@ -182,5 +182,7 @@ GROUP BY {", ".join(map(str, range(1, 16)))} ORDER BY i.name, v.volume_name
 
 WITHOUT_LIMIT = f"""
 WITH {_NEWEST}, {_LIMITS}, {_LIMITED}
-SELECT count(*) FROM limited l WHERE NOT {_IS_LIMITED} AND (CAST(:name AS text) IS NULL OR l.database_name = :name)
+SELECT i.name AS server, count(*) AS databases FROM limited l JOIN instances i ON i.id = l.instance_id
+WHERE NOT {_IS_LIMITED} AND (CAST(:name AS text) IS NULL OR l.database_name = :name)
+GROUP BY i.name ORDER BY i.name
 """  # noqa: S608 -- as above

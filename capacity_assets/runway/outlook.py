@@ -6,7 +6,7 @@ How it is computed is in `forecasting`; this is only what comes out, and in whic
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -125,6 +125,8 @@ class Outlooks:
     as_of: date | None
     rows: Sequence[Outlook]
     unknown_limits: int
+    unknown_on: Mapping[str, int]
+    """The same by server."""
 
 
 def standing_for_themselves(rows: Sequence[Outlook]) -> list[Outlook]:
