@@ -6,7 +6,6 @@ registered.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.servers import FIELDS, Server, complete
 from capacity_assets.foundation.csv_files import csv_rows
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.toml_files import toml_document
 from capacity_assets.runway.limits import Limit, megabytes_of
 
 NEEDED = ("name", "engine", "host")
@@ -63,17 +63,10 @@ def declared_limits(path: Path) -> list[Limit]:
 
 
 def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    try:
-        if path.suffix.lower() == ".csv":
-            _, rows = csv_rows(path)
-            return [(f"line {line}", values) for line, values in rows]
-        with path.open("rb") as file:
-            return _of_toml(tomllib.load(file))
-    except OSError as error:
-        raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        # The parser names place and expectation, not the text that is there.
-        raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
+    if path.suffix.lower() == ".csv":
+        _, rows = csv_rows(path)
+        return [(f"line {line}", values) for line, values in rows]
+    return _of_toml(toml_document(path))
 
 
 def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

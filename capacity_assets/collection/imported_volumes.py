@@ -6,7 +6,6 @@ lie on it; which of several a database lies on, only the server knows.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,12 +15,12 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.collection.plausibility import LARGEST_BYTES, LONGEST_NAME
-from capacity_assets.foundation.csv_files import declared_rows
-from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.units import BYTES_PER_MB, first_of
+from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
+from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.runway.subjects import ids_of, refuse_repeated
+from capacity_assets.units import BYTES_PER_MB
 
 IMPORTED = "imported"
-NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,8 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
         ValidationError: a volume is listed twice for one day.
         DatabaseError: the database failed; nothing was changed.
     """
-    counts = Counter((one.server, one.volume, one.day) for one in volumes)
-    repeated = [f"{volume} of {server}, {day}" for (server, volume, day), count in counts.items() if count > 1]
-    if repeated:
-        raise ValidationError(f"Listed more than once: {first_of(repeated, NAMED)}. Nothing was changed.")
+    keys = ((one.volume, one.server, one.day) for one in volumes)
+    refuse_repeated(keys, lambda key: f"{key[0]} of {key[1]}, {key[2]}", "Listed more than once:")
     with database_errors(doing="storing volumes", kept="Nothing was changed."), engine.begin() as connection:
         parameters = _parameters(connection, volumes)
         if dry_run:
@@ -60,11 +57,7 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
 
 
 def _parameters(connection: Connection, volumes: Sequence[VolumeDay]) -> dict[str, object]:
-    rows = connection.execute(text("SELECT name, id FROM instances"))
-    ids: dict[str, int] = {row.name: row.id for row in rows}
-    missing = sorted({one.server for one in volumes} - set(ids))
-    if missing:
-        raise NotFoundError(f"No server {first_of(map(repr, missing), NAMED)} is registered. Nothing was changed.")
+    ids = ids_of(connection, {one.server for one in volumes})
     return {
         "ids": [ids[one.server] for one in volumes],
         "names": [one.volume for one in volumes],
@@ -85,25 +78,12 @@ def volumes_of_file(path: Path) -> list[VolumeDay]:
     Raises:
         ValidationError: it cannot be read, or a line cannot be a volume; all problems are reported together.
     """
-    found, problems = [], []
-    for line, row in declared_rows(path, COLUMNS, COLUMNS):
-        try:
-            found.append(_volume_day(row))
-        except ValidationError as error:
-            problems.append(f"line {line}: {error}")
-    if problems:
-        raise ValidationError("\n".join([*problems, "Nothing was changed."]))
-    return found
+    return declarations(path, COLUMNS, COLUMNS, _volume_day)
 
 
 def _volume_day(row: Mapping[str, str]) -> VolumeDay:
-    lacking = [name for name in COLUMNS if name not in row]
-    if lacking:
-        raise ValidationError(f"{' and '.join(lacking)} missing.")
-    try:
-        day = date.fromisoformat(row["day"])
-    except ValueError:
-        raise ValidationError(f"{row['day']!r} is no day; write 2026-03-31.") from None
+    refuse_lacking(row, COLUMNS)
+    day = day_of(row["day"])
     try:
         total, free = (int(Decimal(row[name]) * BYTES_PER_GB) for name in ("total_gb", "free_gb"))
     except (InvalidOperation, ValueError, OverflowError):

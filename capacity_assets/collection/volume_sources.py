@@ -5,7 +5,6 @@ Only what the file says is here; asking is the business of `prometheus`, storing
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from capacity_assets.collection.credentials import checked_reference
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.toml_files import toml_document
 
 NEEDED = ("name", "url", "total", "free", "server_label")
 KIND = "prometheus"
@@ -46,14 +46,7 @@ def volume_sources(path: Path) -> list[PrometheusSource]:
     Raises:
         ValidationError: it cannot be read, or a source cannot work; all problems are reported together.
     """
-    try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        # The parser names place and expectation, not the text that is there.
-        raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
+    document = toml_document(path)
     entries = document.get(KIND)
     if set(document) != {KIND} or not isinstance(entries, list):
         raise ValidationError(f"{path} holds tables [[{KIND}]], one per source, and nothing else.")

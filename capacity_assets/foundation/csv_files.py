@@ -6,19 +6,28 @@ Large files of samples are read in `importing.sources`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 from capacity_assets.foundation.errors import ValidationError
 
 DELIMITERS = ",;\t"
 """Spreadsheets of many countries separate by semicolons."""
 
+T = TypeVar("T")
 
-def declared_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a file of declarations; raises as `csv_rows`, also for a column that is unknown or missing.
+
+def declarations(
+    path: Path, columns: Sequence[str], needed: Sequence[str], parse: Callable[[Mapping[str, str]], T]
+) -> list[T]:
+    """Return what `parse` makes of each row of a file; it raises ValidationError where a row makes no sense.
 
     A misspelt heading would have its values ignored, and a limit of one database be that of the whole server.
+
+    Raises:
+        ValidationError: as `csv_rows`; a column is unknown or missing; or rows make no sense, all reported together.
     """
     headings, rows = csv_rows(path)
     named = f"the columns are {', '.join(columns)}. Nothing was changed."
@@ -28,7 +37,30 @@ def declared_rows(path: Path, columns: Sequence[str], needed: Sequence[str]) -> 
     unknown = [name for name in headings if name not in columns]
     if unknown:
         raise ValidationError(f"{path} has an unknown column {unknown[0]!r}; {named}")
-    return rows
+    found, problems = [], []
+    for line, row in rows:
+        try:
+            found.append(parse(row))
+        except ValidationError as error:
+            problems.append(f"line {line}: {error}")
+    if problems:
+        raise ValidationError("\n".join([*problems, "Nothing was changed."]))
+    return found
+
+
+def refuse_lacking(row: Mapping[str, str], needed: Sequence[str]) -> None:
+    """Refuse a row in which a needed field is empty; raises ValidationError."""
+    lacking = [name for name in needed if name not in row]
+    if lacking:
+        raise ValidationError(f"{' and '.join(lacking)} missing.")
+
+
+def day_of(written: str) -> date:
+    """Read a day; raises ValidationError where it is none."""
+    try:
+        return date.fromisoformat(written)
+    except ValueError:
+        raise ValidationError(f"{written!r} is no day; write 2026-03-31.") from None
 
 
 def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

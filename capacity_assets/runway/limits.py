@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -11,12 +10,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.csv_files import declared_rows
+from capacity_assets.foundation.csv_files import declarations
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.runway.subjects import key_of, keys_of, named
-from capacity_assets.units import first_of
+from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
 
-NAMED = 10
 MB_PER_GB = 1024
 MOST_MB = 2**53
 UNLIMITED = "unlimited"
@@ -53,14 +50,11 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
         ValidationError: two limits are of the same server and database.
         DatabaseError: the database failed; nothing was changed.
     """
-    counts = Counter((limit.server, limit.database) for limit in limits)
-    repeated = [named(*key) for key, count in counts.items() if count > 1]
-    if repeated:
-        raise ValidationError(f"More than one limit of {first_of(repeated, NAMED)}. Nothing was changed.")
+    subjects = [(limit.server, limit.database) for limit in limits]
+    refuse_repeated(subjects, lambda key: named(*key), "More than one limit of")
     with database_errors(doing="storing limits", kept="Nothing was changed."), engine.begin() as connection:
-        keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
         parameters = {
-            **keys,
+            **keys_of(connection, subjects),
             "limits_mb": [limit.limit_mb for limit in limits],
             "notes": [limit.note for limit in limits],
             "source": DECLARED,
@@ -121,20 +115,13 @@ def limits_of_file(path: Path) -> list[Limit]:
     Raises:
         ValidationError: it cannot be read, or a line cannot be a limit; all problems are reported together.
     """
-    found, problems = [], []
-    for line, row in declared_rows(path, COLUMNS, ("server", "limit_gb")):
-        if "server" not in row:
-            problems.append(f"line {line}: names no server.")
-            continue
-        try:
-            limit_mb = megabytes_of(row.get("limit_gb", ""))
-        except ValidationError as error:
-            problems.append(f"line {line}: {error}")
-        else:
-            found.append(Limit(row["server"], row.get("database"), limit_mb, row.get("note")))
-    if problems:
-        raise ValidationError("\n".join([*problems, "Nothing was changed."]))
-    return found
+    return declarations(path, COLUMNS, ("server", "limit_gb"), _limit)
+
+
+def _limit(row: Mapping[str, str]) -> Limit:
+    if "server" not in row:
+        raise ValidationError("names no server.")
+    return Limit(row["server"], row.get("database"), megabytes_of(row.get("limit_gb", "")), row.get("note"))
 
 
 def megabytes_of(limit_gb: str) -> int | None:

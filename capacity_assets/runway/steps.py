@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.csv_files import declared_rows
-from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.runway.subjects import key_of, keys_of, named
-from capacity_assets.units import first_of
+from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
+from capacity_assets.foundation.errors import NotFoundError, database_errors
+from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
 
-NAMED = 10
 COLUMNS = ("server", "database", "day", "note")
+NEEDED = ("server", "day", "note")
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,13 @@ def declare_steps(engine: Engine, steps: Sequence[Step], *, dry_run: bool = Fals
         ValidationError: two steps are of the same subject and day.
         DatabaseError: the database failed; nothing was changed.
     """
-    counts = Counter((step.server, step.database, step.day) for step in steps)
-    repeated = [f"{named(server, database)}, {day}" for (server, database, day), count in counts.items() if count > 1]
-    if repeated:
-        raise ValidationError(f"More than one step of {first_of(repeated, NAMED)}. Nothing was changed.")
+    keys = ((step.server, step.database, step.day) for step in steps)
+    refuse_repeated(keys, lambda key: f"{named(key[0], key[1])}, {key[2]}", "More than one step of")
     with database_errors(doing="storing steps", kept="Nothing was changed."), engine.begin() as connection:
-        keys = keys_of(connection, [(step.server, step.database) for step in steps])
+        subjects = keys_of(connection, [(step.server, step.database) for step in steps])
         values = {"days": [step.day for step in steps], "notes": [step.note for step in steps]}
         if not dry_run:
-            connection.execute(text(_STORE), {**keys, **values})
+            connection.execute(text(_STORE), {**subjects, **values})
 
 
 def sizes_around(engine: Engine, step: Step) -> tuple[int | None, int | None]:
@@ -99,19 +95,12 @@ def steps_of_file(path: Path) -> list[Step]:
     Raises:
         ValidationError: it cannot be read, or a line cannot be a step; all problems are reported together.
     """
-    found, problems = [], []
-    for line, row in declared_rows(path, COLUMNS, ("server", "day", "note")):
-        lacking = [name for name in ("server", "day", "note") if name not in row]
-        if lacking:
-            problems.append(f"line {line}: {' and '.join(lacking)} missing.")
-            continue
-        try:
-            found.append(Step(row["server"], row.get("database"), date.fromisoformat(row["day"]), row["note"]))
-        except ValueError:
-            problems.append(f"line {line}: {row['day']!r} is no day; write 2026-03-31.")
-    if problems:
-        raise ValidationError("\n".join([*problems, "Nothing was changed."]))
-    return found
+    return declarations(path, COLUMNS, NEEDED, _step)
+
+
+def _step(row: Mapping[str, str]) -> Step:
+    refuse_lacking(row, NEEDED)
+    return Step(row["server"], row.get("database"), day_of(row["day"]), row["note"])
 
 
 _STORE = """

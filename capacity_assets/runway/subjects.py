@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
+from typing import TypeVar
 
 from sqlalchemy import Connection, text
 
@@ -15,10 +17,23 @@ WHOLE_SERVER = ""
 
 NAMED = 10
 
+Key = TypeVar("Key")
+
 
 def named(server: str, database: str | None) -> str:
     """Return a server, or a database of it, as people read it."""
     return printable(server if database is None else f"{database} on {server}")
+
+
+def refuse_repeated(keys: Iterable[Key], told: Callable[[Key], str], problem: str) -> None:
+    """Refuse what is listed twice: which of the two is meant is not known.
+
+    Raises:
+        ValidationError: a key occurs more than once; its text begins with `problem`.
+    """
+    repeated = [told(key) for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        raise ValidationError(f"{problem} {first_of(repeated, NAMED)}. Nothing was changed.")
 
 
 def key_of(connection: Connection, server: str, database: str | None) -> dict[str, object]:
@@ -52,7 +67,8 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
     if missing:
         every = connection.execute(text("SELECT name FROM instances")).scalars()
         raise NotFoundError(
-            f"No server {', '.join(map(repr, missing))} is registered.{meant(missing[0], every)} Nothing was changed."
+            f"No server {first_of(map(repr, missing), NAMED)} is registered.{meant(missing[0], every)} "
+            "Nothing was changed."
         )
     return ids
 
