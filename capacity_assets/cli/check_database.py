@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -16,7 +15,7 @@ from capacity_assets.collection.standing import standing
 from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
-from capacity_assets.runway.history_statements import STALE_DAYS, WITHOUT_LIMIT
+from capacity_assets.runway.history import Asked, without_limit
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
@@ -147,10 +146,8 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 def _limits(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Say of how many databases a limit is known: without one there is no day on which they are full."""
-    today = Clock(settings.zone).today()
     with engine.connect() as connection:
-        asked = {"as_of": today, "stale": today - timedelta(days=STALE_DAYS), "server": None, "name": None}
-        unknown = sum(row.databases for row in connection.execute(text(WITHOUT_LIMIT), asked))
+        unknown = sum(without_limit(connection, Asked(Clock(settings.zone).today())).values())
     if unknown:
         text_of = f"no limit is known of {counted(unknown, 'database')}: `capacity limits set` declares one"
         yield Finding("limits", Verdict.NOTE, text_of)

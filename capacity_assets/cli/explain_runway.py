@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.limits import told
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.cli.runway import LEAST_HISTORY_DAYS, days_told
+from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
@@ -22,7 +22,7 @@ from capacity_assets.foundation.errors import NotFoundError, ValidationError, da
 from capacity_assets.runway.forecasting import outlook_with_sizes
 from capacity_assets.runway.history_statements import DATABASE_ROWS
 from capacity_assets.runway.issued import Said, said_before
-from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
+from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_told
 from capacity_assets.runway.steps import Step, stored_steps
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_mb, printable
@@ -148,7 +148,7 @@ def _print(explanation: RunwayExplanation) -> None:
     if outlook.state == FULL:
         say("It is full.")
     elif outlook.state == FORECAST:
-        early, middle, late = days_told(outlook)
+        early, middle, late = outlook.days_told
         say(f"Full: early {early}, middle {middle}, late {late}.")
     elif outlook.state == TOO_LITTLE_HISTORY:
         say(f"No date: there are {outlook.history_days} days of history, and {LEAST_HISTORY_DAYS} are needed.")
@@ -162,7 +162,7 @@ def _print(explanation: RunwayExplanation) -> None:
 
 
 def _said_cells(said: Said) -> list[object]:
-    middle = said.state if said.state != FORECAST else said.middle_day or "not within a year"
+    middle = said.state if said.state != FORECAST else day_told(said.middle_day)
     sizes = ["none" if size is None else human_mb(size) for size in (said.forecast_mb, said.actual_mb)]
     error = ""
     if said.forecast_mb is not None and said.actual_mb:

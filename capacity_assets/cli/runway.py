@@ -118,14 +118,6 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
 def _cells(row: Outlook) -> list[object]:
     probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
     states = {TOO_LITTLE_HISTORY: f"{row.history_days} of {LEAST_HISTORY_DAYS} days"}
-    days = days_told(row) if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
+    days = row.days_told if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
     subject = [row.server, row.told]
     return [*subject, human_mb(row.size_mb), told(row.limit_mb), row.binds or "", *days, *probabilities]
-
-
-def days_told(row: Outlook) -> list[str]:
-    """Render the early, middle and late day."""
-    if row.state == FULL:
-        return [FULL] * 3
-    days = (row.early_day, row.middle_day, row.late_day)
-    return ["not within a year" if day is None else str(day) for day in days]

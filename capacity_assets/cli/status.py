@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import date, timedelta
+from datetime import date
 
 import click
 from sqlalchemy import Engine, bindparam, func, select
@@ -14,16 +14,14 @@ from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_wo
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import command, json_option
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.cli.runway import days_told
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
-from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
+from capacity_assets.foundation.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, task_runner
-from capacity_assets.runway.history_statements import STALE_DAYS
-from capacity_assets.runway.issued import Issue, newest_issue
+from capacity_assets.runway.issued import Issue, recent_issue
 from capacity_assets.settings import Settings
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.engine import UnreachableError, safe_url
@@ -54,7 +52,7 @@ def status(settings: Settings, /, *, as_json: bool) -> int:
         late, unknown = _late(engine, settings, revision, followed=works and not has_failed(runs or ()))
         untracked = untracked_changes(engine)
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
-        runways = _runways(engine, today) if revision == SCHEMA_REVISION else None
+        runways = recent_issue(engine, today, shown=RISKS_SHOWN) if revision == SCHEMA_REVISION else None
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
         activity = {
@@ -83,16 +81,11 @@ def status(settings: Settings, /, *, as_json: bool) -> int:
     return DONE
 
 
-def _runways(engine: Engine, today: date) -> Issue | None:
-    with database_errors(doing="reading runways", kept="Nothing was changed."), engine.connect() as connection:
-        return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=RISKS_SHOWN)
-
-
 def _print_runways(issue: Issue | None) -> None:
     if issue is None:
         say("Fills first: no runway was issued within the last month.")
         return
-    rows = [[risk.outlook.server, risk.outlook.told, *days_told(risk.outlook)] for risk in issue.risks]
+    rows = [[risk.outlook.server, risk.outlook.told, *risk.outlook.days_told] for risk in issue.risks]
     if issue.is_outdated:
         say(f"Limits or steps were declared after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` has them.")
     if rows:

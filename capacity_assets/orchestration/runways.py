@@ -4,7 +4,7 @@ What a runway is made of is the business of `runway`; here it gets a partition, 
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import date, timedelta
+from datetime import date
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -42,7 +42,6 @@ NOTHING_FILLS_SOON = "nothing_fills_soon"
 SHOWN = 10
 # Changed with the method, so that the UI shows which partitions an earlier one made.
 METHOD_VERSION = "1"
-IN_TIME_DAYS = 1
 MINUTE = 20
 
 DESCRIPTION = """\
@@ -101,7 +100,7 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy, owners: Sequence[s
                 context.add_asset_metadata(runway_metadata(issued, settings), partition_key=key)
             # Whatever day was asked for, the check speaks of the newest one: a backfill changes no verdict on today.
             newest = service.newest()
-            in_time = newest is not None and newest.as_of >= service.clock.today() - timedelta(days=IN_TIME_DAYS)
+            in_time = newest is not None and service.is_in_time(newest.as_of)
         yield dg.MaterializeResult(check_results=[_check_result(newest, settings, in_time=in_time)])
 
     return make_runway
@@ -125,9 +124,8 @@ def _risks_table(rows: "Sequence[Outlook]") -> str:
 
 
 def _risk_cells(row: "Outlook") -> list[str]:
-    days = ["not within a year" if day is None else str(day) for day in (row.early_day, row.middle_day, row.late_day)]
     sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
-    return [escaped(row.server), escaped(row.told), *sizes, f"{row.binds}", *days, f"{row.probabilities[30]:.0%}"]
+    return [escaped(row.server), escaped(row.told), *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}"]
 
 
 def _soon(issue: "Issue | None", settings: Settings) -> "Sequence[Outlook]":

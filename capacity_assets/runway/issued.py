@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.foundation.errors import database_errors
 from capacity_assets.runway.binding import OWN, SERVER, VOLUME
 from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
@@ -79,6 +80,17 @@ def newest_issue(
     headroom = None if counts.headroom_mb is None else int(counts.headroom_mb)
     issued = (as_of, counts.issued_at, counts.is_outdated)
     return Issue(*issued, risks, headroom, counts.unknown_limits, scores_of(connection, first, last, server))
+
+
+def recent_issue(engine: Engine, today: date, *, shown: int) -> Issue | None:
+    """Return the newest issue of the last month, of all servers; None: there is none.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    doing = database_errors(doing="reading runways", kept="Nothing was changed.")
+    with doing, engine.connect() as connection:
+        return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=shown)
 
 
 def _outlook(row: Row[tuple[object, ...]]) -> Outlook:

@@ -67,6 +67,11 @@ class IssuedRunways:
         }
 
 
+def is_in_time(as_of: date, today: date) -> bool:
+    """Whether runways of a day that are issued today are what people are told, not hindsight."""
+    return as_of >= today - timedelta(days=IN_TIME_DAYS)
+
+
 def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) -> IssuedRunways:
     """Compute the runways of a day from the samples up to it, and store them; all of them or none.
 
@@ -75,7 +80,7 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
     Raises:
         DatabaseError: the database failed; nothing was changed.
     """
-    in_time = as_of >= today - timedelta(days=IN_TIME_DAYS)
+    in_time = is_in_time(as_of, today)
     replace = overwrite or in_time
     with (
         database_errors(doing=f"issuing the runways of {as_of}", kept="None was changed."),

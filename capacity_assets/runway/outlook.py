@@ -27,6 +27,11 @@ FASTER = 2
 """So many times the forecast change, the recent one is worth a remark."""
 
 
+def day_told(day: date | None) -> str:
+    """Render a day on which something is full, or that it is not within the horizon."""
+    return "not within a year" if day is None else str(day)
+
+
 @dataclass(frozen=True)
 class Outlook:
     """One server, database or volume of a server: how much it holds, may hold, and when that is reached.
@@ -91,15 +96,25 @@ class Outlook:
         """The name as people read it: of a database, a volume, or all of the server together."""
         return self.database or (f"volume {self.volume}" if self.volume else "all together")
 
+    @property
+    def ends(self) -> list[str]:
+        """The early, middle and late day as people read them."""
+        return [day_told(day) for day in (self.early_day, self.middle_day, self.late_day)]
+
+    @property
+    def days_told(self) -> list[str]:
+        """The same, or that it is full."""
+        return [FULL] * 3 if self.state == FULL else self.ends
+
     def sentence(self, within_days: int) -> str:
         """Say when it is full, how sure that is, by which limit, and what was assumed."""
         holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)}, {self.binds}, {self.source}."
         if self.state == FULL:
             return f"{self.told} on {self.server}: full. {holds}"
-        ends = [f"{day}" if day else "not within a year" for day in (self.early_day, self.middle_day, self.late_day)]
+        early, middle, late = self.ends
         return (
             f"{self.told} on {self.server}: full within {within_days} days with {self.probabilities[within_days]:.0%} "
-            f"(early {ends[0]}, middle {ends[1]}, late {ends[2]}). {holds} Assumed: it goes on by "
+            f"(early {early}, middle {middle}, late {late}). {holds} Assumed: it goes on by "
             f"{human_change_mb(round(self.change_mb_per_day))} per day, and past errors of such forecasts."
             + ("" if self.sooner_day is None else f" {self.remark}")
         )

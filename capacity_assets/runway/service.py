@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 
 from sqlalchemy import Engine
 
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.runway.history_statements import STALE_DAYS
-from capacity_assets.runway.issued import Issue, newest_issue
-from capacity_assets.runway.issuing import TOLD, IssuedRunways, issue
+from capacity_assets.runway.issued import Issue, recent_issue
+from capacity_assets.runway.issuing import TOLD, IssuedRunways, is_in_time, issue
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class RunwayService:
         Raises:
             DatabaseError: the database failed.
         """
-        today = self.clock.today()
-        doing = database_errors(doing="reading runways", kept="Nothing was changed.")
-        with doing, self.engine.connect() as connection:
-            return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=TOLD)
+        return recent_issue(self.engine, self.clock.today(), shown=TOLD)
+
+    def is_in_time(self, as_of: date) -> bool:
+        """Whether runways of that day, issued now, are issued in time."""
+        return is_in_time(as_of, self.clock.today())
