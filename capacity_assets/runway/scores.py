@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
+from capacity_assets.storage.runway_views import ErrorMeasures
 
 LOOKED_BACK_DAYS = 7
 """Forecasts that came due on so many days before are scored again: their samples may have come late, or changed."""
@@ -95,18 +96,17 @@ WHERE r.subject = '{subject}' AND s.instance_id = r.instance_id AND s.name = r.n
   AND s.collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)
   AND s.collected_date = r.last_day + :days AND r.actual_{days}_mb IS DISTINCT FROM s.size_mb AND {due}
 """
-_SCORES = """
+_MEASURES = ErrorMeasures(
+    "r.actual_{days}_mb", "r.forecast_{days}_mb", "r.lower_{days}_mb", "r.upper_{days}_mb", "r.size_mb"
+)
+_SCORES = f"""
 SELECT count(*) AS forecasts,
-       CAST(round(avg(abs(r.actual_{days}_mb - r.forecast_{days}_mb) * 100.0 / nullif(r.actual_{days}_mb, 0)), 2)
-            AS float8) AS error_percent,
-       CAST(round(CAST(sum(abs(r.actual_{days}_mb - r.forecast_{days}_mb)) AS numeric)
-                  / nullif(sum(abs(r.actual_{days}_mb - r.size_mb)), 0), 3) AS float8) AS relative_error,
-       CAST(round(avg(CASE WHEN r.actual_{days}_mb BETWEEN r.lower_{days}_mb AND r.upper_{days}_mb
-                           THEN 100 ELSE 0 END), 1) AS float8) AS covered_percent,
-       CAST(round(avg(CASE WHEN r.actual_{days}_mb > r.upper_{days}_mb THEN 100 ELSE 0 END), 1) AS float8)
-           AS above_percent,
+       CAST({_MEASURES.error_percent} AS float8) AS error_percent,
+       CAST({_MEASURES.relative_error} AS float8) AS relative_error,
+       CAST({_MEASURES.covered_percent} AS float8) AS covered_percent,
+       CAST({_MEASURES.above_percent} AS float8) AS above_percent,
        count(*) FILTER (WHERE NOT r.in_time) AS in_hindsight
 FROM capacity_runways r
-WHERE r.actual_{days}_mb IS NOT NULL AND {due}
+WHERE r.actual_{{days}}_mb IS NOT NULL AND {{due}}
   AND (CAST(:server AS text) IS NULL OR r.instance_id = (SELECT i.id FROM instances i WHERE i.name = :server))
-"""
+"""  # noqa: S608 -- expressions of our own

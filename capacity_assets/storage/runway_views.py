@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.storage.view import View, ViewColumn
 
 _NEWEST = """FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
 JOIN capacity_runways r ON r.as_of = newest.as_of
 LEFT JOIN instances i ON i.id = r.instance_id"""
+
+
+@dataclass(frozen=True)
+class ErrorMeasures:
+    """The expressions of how far a group of forecasts was off, given those of what was forecast and measured."""
+
+    actual: str
+    forecast: str
+    lower: str
+    upper: str
+    size: str
+
+    @property
+    def error_percent(self) -> str:
+        """Mean absolute error in percent of the measured size."""
+        return f"round(avg(abs({self.actual} - {self.forecast}) * 100.0 / nullif({self.actual}, 0)), 2)"
+
+    @property
+    def relative_error(self) -> str:
+        """Sum of absolute errors, relative to that of the last size."""
+        return f"round(sum(abs({self.actual} - {self.forecast})) / nullif(sum(abs({self.actual} - {self.size})), 0), 3)"
+
+    @property
+    def covered_percent(self) -> str:
+        """Share of measured sizes within the band."""
+        return f"round(avg(CASE WHEN {self.actual} BETWEEN {self.lower} AND {self.upper} THEN 100 ELSE 0 END), 1)"
+
+    @property
+    def above_percent(self) -> str:
+        """Share of measured sizes above it."""
+        return f"round(avg(CASE WHEN {self.actual} > {self.upper} THEN 100 ELSE 0 END), 1)"
+
+
 _DUE = ", ".join(
     f"({days}, r.forecast_{days}_mb, r.lower_{days}_mb, r.upper_{days}_mb, r.actual_{days}_mb)"
     for days in HORIZONS_DAYS
 )
+_MEASURES = ErrorMeasures("due.actual_mb", "due.forecast_mb", "due.lower_mb", "due.upper_mb", "r.size_mb")
 
 
 def _of_horizon(days: int) -> tuple[ViewColumn, ...]:
@@ -76,22 +112,22 @@ RUNWAY_VIEWS = (
             ViewColumn("forecasts", "count(*)", "Forecasts that came due and whose size was measured"),
             ViewColumn(
                 "error_percent",
-                "round(avg(abs(due.actual_mb - due.forecast_mb) * 100.0 / nullif(due.actual_mb, 0)), 2)",
+                _MEASURES.error_percent,
                 "Mean absolute error in percent of the measured size",
             ),
             ViewColumn(
                 "relative_error",
-                "round(sum(abs(due.actual_mb - due.forecast_mb)) / nullif(sum(abs(due.actual_mb - r.size_mb)), 0), 3)",
+                _MEASURES.relative_error,
                 "Sum of absolute errors, relative to that of the last size; null: no size had changed",
             ),
             ViewColumn(
                 "covered_percent",
-                "round(avg(CASE WHEN due.actual_mb BETWEEN due.lower_mb AND due.upper_mb THEN 100 ELSE 0 END), 1)",
+                _MEASURES.covered_percent,
                 "Measured sizes within the band of 80 percent, in percent",
             ),
             ViewColumn(
                 "above_percent",
-                "round(avg(CASE WHEN due.actual_mb > due.upper_mb THEN 100 ELSE 0 END), 1)",
+                _MEASURES.above_percent,
                 "Measured sizes above it, in percent: full sooner than was said",
             ),
         ),
