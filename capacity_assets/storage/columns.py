@@ -139,6 +139,16 @@ def instance_id() -> Column[object]:
     return Column("instance_id", Integer, nullable=False, comment="Server, instances.id")
 
 
+def instance_key() -> Column[object]:
+    """Return the number of a server, where it identifies the row, alone or with other columns."""
+    return Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id")
+
+
+def collected_date() -> Column[object]:
+    """Return the day of a sample."""
+    return Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone")
+
+
 def database_name() -> Column[object]:
     """Return the name of a database."""
     return Column("database_name", String(255), nullable=False, comment="Database, exactly as the server spells it")

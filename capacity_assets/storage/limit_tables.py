@@ -21,9 +21,11 @@ from sqlalchemy import (
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.storage.columns import (
+    collected_date,
     database_name,
     forecast_columns,
     instance_id,
+    instance_key,
     limit_source,
     megabytes,
     timestamp,
@@ -35,7 +37,7 @@ BY_FORECAST_DAY = "RANGE (as_of)"
 volume_size_stats = Table(
     "volume_size_stats",
     table_metadata,
-    Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
+    collected_date(),
     instance_id(),
     Column("volume_name", String(255), nullable=False, comment="File system, disk group or pool, as the server says"),
     megabytes("total_mb", "How much it holds"),
@@ -50,7 +52,7 @@ volume_size_stats = Table(
 database_limit_stats = Table(
     "database_limit_stats",
     table_metadata,
-    Column("collected_date", Date, nullable=False, comment="Day of the sample in the configured time zone"),
+    collected_date(),
     instance_id(),
     database_name(),
     Column("limit_mb", BigInteger, comment="Its own ceiling, MiB; null: unlimited, or unknown"),
@@ -66,7 +68,7 @@ database_limit_stats = Table(
 capacity_limits = Table(
     "capacity_limits",
     table_metadata,
-    Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
+    instance_key(),
     Column("database_name", String(255), primary_key=True, comment="Database; empty: the server as a whole"),
     Column("limit_mb", BigInteger, comment="How much it can hold, MiB; null: unlimited"),
     Column("source", String(20), nullable=False, comment="Where the limit comes from: declared"),
@@ -78,7 +80,7 @@ capacity_limits = Table(
 capacity_steps = Table(
     "capacity_steps",
     table_metadata,
-    Column("instance_id", Integer, primary_key=True, autoincrement=False, comment="Server, instances.id"),
+    instance_key(),
     Column("database_name", String(255), primary_key=True, comment="Database; empty: all databases of the server"),
     Column("step_date", Date, primary_key=True, comment="First day with the new size"),
     Column("note", Text, nullable=False, comment="What happened"),

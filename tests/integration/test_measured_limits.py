@@ -59,26 +59,31 @@ def ceilings(collection: Collection) -> dict[str, tuple[object, ...]]:
     return {str(name): tuple(rest) for name, *rest in rows}
 
 
+def granting(engine: str) -> list[str]:
+    """The documented statements that create the login, without those for further rights."""
+    statements = engine_named(engine).grants.replace("'...'", f"'{PASSWORD}'").split("\n")
+    return [line for line in statements if not line.startswith("--")]
+
+
+def register_probed(collection: Collection, name: str, engine: str, port: int) -> None:
+    password = collection.password(name, PASSWORD)
+    server = Server(name, engine, "127.0.0.1", port=port, username="capacity_probe", password_from=password, tls="off")
+    register(collection.engine, [server])
+
+
 @pytest.fixture(scope="module")
 def mariadb() -> Iterator[MariaDBServer]:
     if not MARIADB_PLUGINS.exists():
         pytest.skip("no plugin of MariaDB here; see tests/install_servers.sh")
     with mariadb_server(tls=False) as server:
-        statements = engine_named("mariadb").grants.replace("'...'", f"'{PASSWORD}'").split("\n")
-        server.execute(*(line for line in statements if not line.startswith("--")), "CREATE DATABASE orders")
+        server.execute(*granting("mariadb"), "CREATE DATABASE orders")
         yield server
-
-
-def register_mariadb(server: MariaDBServer, collection: Collection) -> None:
-    password = collection.password("shop", PASSWORD)
-    known = {"port": server.port, "username": "capacity_probe", "password_from": password, "tls": "off"}
-    register(collection.engine, [Server("shop", "mariadb", "127.0.0.1", **known)])  # type: ignore[arg-type]
 
 
 def test_mariadb_says_which_file_system_holds_its_data_and_why_it_says_nothing(
     mariadb: MariaDBServer, collection: Collection
 ) -> None:
-    register_mariadb(mariadb, collection)
+    register_probed(collection, "shop", "mariadb", mariadb.port)
     without_plugin = collection.collect()
     mariadb.execute("INSTALL SONAME 'disks'")
     without_right = collection.collect(again=True)
@@ -109,21 +114,14 @@ def test_mariadb_says_which_file_system_holds_its_data_and_why_it_says_nothing(
 def postgres() -> Iterator[PostgresServer]:
     options = ("shared_preload_libraries=pgnodemx", "jit=off")
     with postgres_server(tls=False, programs=pgnodemx_programs(), options=options) as server:
-        statements = engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'").split("\n")
-        server.execute(*(line for line in statements if not line.startswith("--")), "CREATE DATABASE orders")
+        server.execute(*granting("postgresql"), "CREATE DATABASE orders")
         yield server
-
-
-def register_postgres(server: PostgresServer, collection: Collection) -> None:
-    password = collection.password("core", PASSWORD)
-    known = {"port": server.port, "username": "capacity_probe", "password_from": password, "tls": "off"}
-    register(collection.engine, [Server("core", "postgresql", "127.0.0.1", **known)])  # type: ignore[arg-type]
 
 
 def test_postgresql_says_on_which_file_systems_the_tablespaces_of_a_database_lie(
     postgres: PostgresServer, collection: Collection
 ) -> None:
-    register_postgres(postgres, collection)
+    register_probed(collection, "core", "postgresql", postgres.port)
     without = collection.collect()
     elsewhere = Path("/dev/shm") / postgres.folder.name  # noqa: S108 -- a file system of its own
     elsewhere.mkdir()

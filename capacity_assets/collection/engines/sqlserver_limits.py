@@ -5,7 +5,7 @@ A database is full when its data files are; logs are no part of its size. Not ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from capacity_assets.collection.engines.limits import Ceiling, Limits, Volume
@@ -58,6 +58,8 @@ POOL = """
 SELECT TOP (1) storage_limit_mb, allocated_storage_mb FROM sys.dm_elastic_pool_resource_stats ORDER BY end_time DESC
 """
 STORAGE_NAME, POOL_NAME = "reserved storage", "elastic pool"
+SHARED = {AZURE_SQL_DATABASE: (POOL_NAME, POOL), MANAGED_INSTANCE: (STORAGE_NAME, INSTANCE_STORAGE)}
+"""Editions whose databases share one storage: its name, and how it is asked for."""
 HYPERSCALE = "Hyperscale"
 NO_VOLUMES = "its login may not see the volumes: VIEW SERVER STATE, from 2022 on VIEW SERVER PERFORMANCE STATE"
 
@@ -69,23 +71,18 @@ def limits_of(read: Read, edition: int, names: Sequence[str], is_refusal: Callab
         [(version,)] = read(MAJOR_VERSION)
         most_gb = EXPRESS_GB.get(int(version), EXPRESS_GB_BEFORE)
     ceilings = _azure_ceiling(read) if edition == AZURE_SQL_DATABASE else ceilings_of(read(FILES), most_gb, names)
-    if edition in {AZURE_SQL_DATABASE, MANAGED_INSTANCE}:
-        name, query = (POOL_NAME, POOL) if edition == AZURE_SQL_DATABASE else (STORAGE_NAME, INSTANCE_STORAGE)
-        try:
-            volumes = shared_storage(name, read(query))
-        except Exception as error:
-            if is_refusal(error):
-                return Limits((), ceilings, NO_VOLUMES)
-            raise
-        on = {ceiling.database: tuple(volume.name for volume in volumes) for ceiling in ceilings}
-        return Limits(volumes, _on_volumes(ceilings, on) if volumes else ceilings)
+    shared = SHARED.get(edition)
     try:
-        rows = read(VOLUMES)
+        rows = read(VOLUMES if shared is None else shared[1])
     except Exception as error:
         if is_refusal(error):
             return Limits((), ceilings, NO_VOLUMES)
         raise
-    return Limits(volumes_of(rows), _on_volumes(ceilings, _places(rows)))
+    if shared is None:
+        return Limits(volumes_of(rows), _on_volumes(ceilings, _places(rows)))
+    volumes = shared_storage(shared[0], rows)
+    names_of = tuple(volume.name for volume in volumes) or None
+    return Limits(volumes, _on_volumes(ceilings, dict.fromkeys((one.database for one in ceilings), names_of)))
 
 
 def ceilings_of(rows: Sequence[tuple[Any, ...]], most_gb: int | None, names: Sequence[str]) -> tuple[Ceiling, ...]:
@@ -126,6 +123,6 @@ def _places(rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[str, ...]]:
     return places
 
 
-def _on_volumes(ceilings: Sequence[Ceiling], places: dict[str, tuple[str, ...]]) -> tuple[Ceiling, ...]:
+def _on_volumes(ceilings: Sequence[Ceiling], places: Mapping[str, tuple[str, ...] | None]) -> tuple[Ceiling, ...]:
     """Say where each database grows; one whose files are all of a fixed size grows nowhere, and has its ceiling."""
     return tuple(Ceiling(one.database, one.limit_bytes, one.is_unlimited, places.get(one.database)) for one in ceilings)
