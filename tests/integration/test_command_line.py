@@ -224,7 +224,7 @@ def test_check_points_at_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) ->
     result = capacity("check", "--json")
 
     [finding] = [finding for finding in json.loads(result.output) if finding["subject"] == "CAPACITY_DATABSE_URL"]
-    assert (finding["verdict"], result.exit_code) == ("note", 0)
+    assert (finding["verdict"], result.exit_code) == ("note", 0), result.output
     assert "hunter2" not in result.output
 
 
