@@ -218,7 +218,9 @@ def test_a_dagster_database_of_another_application_is_refused_before_anything_is
         assert connection.execute(text("SELECT to_regclass('instance_size_stats')")).scalar() is None
 
 
-def test_check_points_at_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_points_at_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Else that of a demo in the same folder is looked at.
+    monkeypatch.setenv("CAPACITY_HOME", str(tmp_path))
     monkeypatch.setenv("CAPACITY_DATABSE_URL", "postgresql://dba:hunter2@db/capacity")
 
     result = capacity("check", "--json")
