@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,9 @@ from tzlocal import get_localzone_name
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 
 HOURS_PER_DAY = 24
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
+# By these, groups are made without any label; a file of labels names its subjects by the others.
+NOT_LABEL_KEYS = ("engine", "server", "database", "from")
 EARLIEST_START = date(1970, 1, 1)
 # Machines without a zone of their own have it under one or the other.
 OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
@@ -116,6 +120,17 @@ def _horizon(value: object) -> object:
     return value
 
 
+def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = [key for key in value if not LABEL_KEY.fullmatch(key) or key in NOT_LABEL_KEYS]
+    if wrong:
+        msg = (
+            f"{wrong[0]!r} is no key of labels; write words of small letters, digits and _, and none of "
+            f"{', '.join(NOT_LABEL_KEYS)}"
+        )
+        raise ValueError(msg)
+    return tuple(dict.fromkeys(value))
+
+
 def as_text(value: object) -> str:
     """Return what a variable holds so that it is read as `value` again, wherever the reader is started."""
     if isinstance(value, tuple):
@@ -139,4 +154,5 @@ Horizon = Annotated[int, BeforeValidator(_horizon)]
 Hour = Annotated[int, BeforeValidator(_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+LabelKeys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_label_keys)]
 Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]

@@ -24,6 +24,7 @@ from capacity_assets.setting_values import (
     Folders,
     Horizon,
     Hour,
+    LabelKeys,
     PostgresUrl,
     RedisUrl,
     WebAddress,
@@ -44,6 +45,7 @@ DEFAULT_HOME = Path(".capacity")
 DEFAULT_COLLECTION_CONCURRENCY = 32
 # systemd mounts credentials of a unit below the second.
 DEFAULT_PASSWORD_FOLDERS = (Path("/etc/capacity"), Path("/run/credentials"))
+DEFAULT_LABEL_KEYS = ("team", "environment", "service", "cost_centre")
 DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
 ENV_FILE = ".env"
 ADDRESSES = ("database_url", "dagster_postgres_url")
@@ -195,6 +197,11 @@ class Settings(BaseSettings):
         validation_alias="CAPACITY_VOLUME_SOURCES",
         description="TOML file that names Prometheus-compatible servers which know the file systems of servers that do "
         "not report them. Unset: none.",
+    )
+    label_keys: LabelKeys = Field(
+        default=DEFAULT_LABEL_KEYS,
+        validation_alias="CAPACITY_LABEL_KEYS",
+        description="Keys of labels of servers and databases, separated by commas; one more word adds a key.",
     )
     secrets_folder: Path = Field(
         default=Path("/run/secrets"),

@@ -257,6 +257,25 @@ def _levels_differ(_level: Level) -> str:
     return _first(body, "difference DESC, place")
 
 
+def _groups_differ(_level: Level) -> str:
+    """Groupings of a window whose groups do not add up to the fleet, in size or change."""
+    body = f"""
+        SELECT format('by %s in the window from %s: groups %s MiB, changed by %s; fleet %s MiB, changed by %s',
+                      g.grouped_by, w.period_start, g.size_mb, g.change_mb, f.size_mb, f.change_mb) AS place
+        FROM {_WINDOWS}
+        CROSS JOIN LATERAL (
+            SELECT grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
+            WHERE period = :period_type AND window_start = w.period_start GROUP BY grouped_by
+        ) AS g
+        CROSS JOIN LATERAL (
+            SELECT sum(total_size_mb) AS size_mb, sum(total_size_change_mb) AS change_mb
+            FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
+            WHERE a.period_type = :period_type AND a.period_start = w.period_start AND i.counted_by IS NULL
+        ) AS f
+        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""  # noqa: S608 -- built from our own names
+    return _first(body, "place")
+
+
 CHECKS: tuple[Check, ...] = (
     Check(
         name="samples_complete",
@@ -287,6 +306,14 @@ CHECKS: tuple[Check, ...] = (
         severity=Severity.WARN,
         advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
         statement=_levels_differ,
+        levels=(INSTANCE.name,),
+    ),
+    Check(
+        name="groups_add_up",
+        description="Engines, servers and the groups of each label add up to the fleet, to the megabyte.",
+        severity=Severity.ERROR,
+        advice="Figures by group are wrong in these windows. Report it with the statement of the view capacity_groups.",
+        statement=_groups_differ,
         levels=(INSTANCE.name,),
     ),
 )

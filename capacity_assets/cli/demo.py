@@ -141,7 +141,7 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
 
 def _print_fastest(engine: Engine, month: Window) -> None:
     """Print what `capacity top --by percent` does."""
-    asked = Top("monthly", None, "percent", None, FASTEST_SHOWN, as_json=False)
+    asked = Top("monthly", None, "percent", None, None, None, FASTEST_SHOWN, as_json=False)
     print_top(PERIODS[asked.period], month, asked.by, top_rows(engine, asked, month.start))
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import DONE, CommandFailedError
-from capacity_assets.cli.options import DAY, command, completing, json_option
+from capacity_assets.cli.options import DAY, command, completing, filter_options, json_option, label_filter
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.files import atomic_write
 from capacity_assets.foundation.errors import ValidationError, database_error
@@ -38,8 +38,10 @@ ROWS_AT_ONCE = 50_000
 # What others chose. A spreadsheet takes a name that begins like this for a formula, and runs it: an apostrophe, which
 # it does not show, makes it text.
 NAMES = {"server", "engine", "database", "name"}
+DOCUMENTS = {"labels"}
 _PLAIN = sql.SQL("{name}")
 _GUARDED = sql.SQL("CASE WHEN {name} ~ '^[=+@\\t\\r-]' THEN chr(39) || {name} ELSE {name} END AS {name}")
+_AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Export:
 
     period: str | None
     level: str
+    engine: str | None
+    label: str | None
     first_day: date | None
     last_day: date | None
     runway: bool
@@ -55,6 +59,11 @@ class Export:
     output: str
     raw: bool
     as_json: bool
+
+    @property
+    def key_and_value(self) -> tuple[str | None, str | None]:
+        """The label that rows must have; None: any."""
+        return label_filter(self.label)
 
     @property
     def view(self) -> str:
@@ -69,6 +78,7 @@ class Export:
 )
 @click.option("--from", "first_day", type=DAY, help="First day; its whole window is written.")
 @click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are left out.")
+@filter_options
 @click.option("--runway", is_flag=True, help="The newest runways instead of a period's aggregates.")
 @click.option(
     "--format", "form", type=click.Choice(["csv", "parquet"]), help="Default: by the name of the file, else csv."
@@ -152,12 +162,15 @@ def _reading(engine: Engine) -> Iterator[Connection[Any]]:
 def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sql.Composed:
     [view] = [view for view in VIEWS if view.name == wanted.view]
     columns = sql.SQL(", ").join(
-        (_GUARDED if guarded and column.name in NAMES else _PLAIN).format(name=sql.Identifier(column.name))
-        for column in view.columns
+        _form(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
     )
+    key, value = wanted.key_and_value
+    chosen = sql.SQL(
+        "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
+    ).format(engine=sql.Literal(wanted.engine), key=sql.Literal(key), value=sql.Literal(value))
     if wanted.period is None:
-        return sql.SQL("SELECT {columns} FROM {view} ORDER BY server, subject, name").format(
-            columns=columns, view=sql.Identifier(wanted.view)
+        return sql.SQL("SELECT {columns} FROM {view} WHERE {chosen} ORDER BY server, subject, name").format(
+            columns=columns, view=sql.Identifier(wanted.view), chosen=chosen
         )
     period = runner.service.period(wanted.period)
     first, last = wanted.first_day or date.min, wanted.last_day or date.max
@@ -167,8 +180,9 @@ def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sq
     order = ("window_start", "server", "database") if wanted.level == "database" else ("window_start", "server")
     return sql.SQL(
         "SELECT {columns} FROM {view} "
-        "WHERE period = {period} AND window_start BETWEEN {first} AND {last} ORDER BY {order}"
+        "WHERE period = {period} AND window_start BETWEEN {first} AND {last} AND {chosen} ORDER BY {order}"
     ).format(
+        chosen=chosen,
         columns=columns,
         view=sql.Identifier(wanted.view),
         period=sql.Literal(wanted.period),
@@ -176,6 +190,12 @@ def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sq
         last=sql.Literal(last),
         order=sql.SQL(", ").join(map(sql.Identifier, order)),
     )
+
+
+def _form(column: str, *, guarded: bool) -> sql.SQL:
+    if column in DOCUMENTS:
+        return _AS_TEXT
+    return _GUARDED if guarded and column in NAMES else _PLAIN
 
 
 def _first_window(period: Period, day: date | None) -> date:

@@ -13,12 +13,14 @@ from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import LazyGroup, command, dry_run_option, json_option, options
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.cli.server_registry import NAMES_SHOWN, opened_registry, say_changes, warn_of_refused_passwords
-from capacity_assets.collection.declarations import declared_limits, declared_servers
+from capacity_assets.clock import Clock
+from capacity_assets.collection.declarations import declared_labels, declared_limits, declared_servers
 from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.registry import remove as remove_servers
 from capacity_assets.collection.servers import Server
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.grouping.labels import declare_labels
 from capacity_assets.runway.limits import declare
 from capacity_assets.settings import Settings
 from capacity_assets.units import first_of
@@ -142,13 +144,16 @@ def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run:
     host = "db-7.example"
     password_from = "secret:db-7"
     limit_gb = 2000
+    labels = { team = "payments", environment = "production" }
     """
     servers, limits = declared_servers(file), declared_limits(file)
+    labels = declared_labels(file, settings.label_keys)
     with opened_registry(settings) as engine:
         refuse_the_sample_fleet(engine, kept="Nothing was registered.")
         changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)
         if not dry_run:
             declare(engine, limits)
+            declare_labels(engine, labels, Clock(settings.zone).today())
     if as_json:
         print_json({"dry_run": dry_run, **asdict(changes)})
     else:

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec
 import click
 
 from capacity_assets.cli.errors import readable_errors
+from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings, load_settings
 
@@ -126,6 +127,26 @@ window_options = options(
     ),
     click.option("--window", "day", type=DAY, help="Any day of the window. Default: the last complete one."),
 )
+
+
+filter_options = options(
+    click.option("--engine", help="Only of servers of this engine."),
+    click.option("--label", metavar="KEY=VALUE", help="Only what has this label, such as team=payments."),
+)
+
+
+def label_filter(label: str | None) -> tuple[str | None, str | None]:
+    """Read the label of a filter; None for both without one.
+
+    Raises:
+        ValidationError: it is no label.
+    """
+    if label is None:
+        return None, None
+    key, equals, value = label.partition("=")
+    if not equals:
+        raise ValidationError(f"{label!r} is no label; write team=payments.")
+    return key, value
 
 
 def command(function: Callable[Concatenate[Settings, Parameters], int | None]) -> Callable[Parameters, None]:

@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine, Row, text
 
 from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, json_option, window_options
+from capacity_assets.cli.options import command, filter_options, json_option, label_filter, window_options
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
@@ -43,6 +43,8 @@ SELECT server, engine, database, size_mb, change_mb, change_percent, trend, meas
 FROM capacity_growth
 WHERE period = :period AND window_start = :start AND counted AND {condition}
   AND (CAST(:server AS text) IS NULL OR server = :server)
+  AND (CAST(:engine AS text) IS NULL OR engine = :engine)
+  AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
 ORDER BY {order}, size_mb DESC, server_id, database LIMIT :limit
 """
 
@@ -55,6 +57,8 @@ class Top:
     day: date | None
     by: str
     server: str | None
+    engine: str | None
+    label: str | None
     limit: int
     as_json: bool
 
@@ -69,6 +73,7 @@ class Top:
     help="What the first ones have most of.",
 )
 @click.option("--server", help="Databases of this server alone.")
+@filter_options
 @click.option("--limit", default=10, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
 @json_option
 @command
@@ -80,6 +85,7 @@ def top(settings: Settings, /, **given: Any) -> int:
       capacity top
       capacity top --by size --period daily
       capacity top --by shrinkage --server db-7 --limit 50
+      capacity top --label team=payments
     """
     asked = Top(**given)
     refuse_an_absent_embedded_server(settings)
@@ -105,7 +111,16 @@ def top(settings: Settings, /, **given: Any) -> int:
 def top_rows(engine: Engine, asked: Top, start: date) -> list[Row[Any]]:
     """Read the rows, as the view names them."""
     _, condition, order = ORDERS[asked.by]
-    parameters = {"period": asked.period, "start": start, "server": asked.server, "limit": asked.limit}
+    key, value = label_filter(asked.label)
+    parameters = {
+        "period": asked.period,
+        "start": start,
+        "server": asked.server,
+        "engine": asked.engine,
+        "key": key,
+        "value": value,
+        "limit": asked.limit,
+    }
     with engine.connect() as connection:
         return list(connection.execute(text(_QUERY.format(condition=condition, order=order)), parameters))
 

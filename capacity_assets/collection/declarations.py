@@ -6,7 +6,7 @@ registered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from capacity_assets.collection.servers import FIELDS, Server, complete
 from capacity_assets.foundation.csv_files import csv_rows
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.toml_files import toml_document
+from capacity_assets.grouping.labels import Label, labels_of
 from capacity_assets.runway.limits import Limit, megabytes_of
 
 NEEDED = ("name", "engine", "host")
 # What a server can hold, GiB or unlimited: a declared limit, and no part of how it is reached.
 LIMIT = "limit_gb"
+# Labels: a table of TOML, and in CSV one column per key.
+LABELS, LABEL_COLUMN = "labels", "label_"
 # What people write for a password; refused, and never repeated.
 SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
@@ -62,6 +65,31 @@ def declared_limits(path: Path) -> list[Limit]:
     return limits
 
 
+def declared_labels(path: Path, keys: Sequence[str]) -> list[Label]:
+    """Read the labels of whole servers that a file of servers declares beside them: `labels`, in CSV `label_KEY`.
+
+    Raises:
+        ValidationError: the file cannot be read, or one is no label; all problems are reported together.
+    """
+    labels, problems = [], []
+    for place, values in _entries(path):
+        try:
+            labels += labels_of(str(values.get("name")), None, _label_values(values), keys, None)
+        except ValidationError as error:
+            problems.append(f"{place}: {error}")
+    if problems:
+        raise ValidationError("\n".join([*problems, "Nothing was registered."]))
+    return labels
+
+
+def _label_values(values: Mapping[str, Any]) -> dict[str, str | None]:
+    table = values.get(LABELS, {})
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise ValidationError('write labels as labels = { team = "payments" }.')
+    columns = {key.removeprefix(LABEL_COLUMN): value for key, value in values.items() if key.startswith(LABEL_COLUMN)}
+    return {**table, **columns}
+
+
 def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     if path.suffix.lower() == ".csv":
         _, rows = csv_rows(path)
@@ -90,13 +118,15 @@ def _of_toml(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 
 
 def _server(declared: Mapping[str, Any]) -> Server:
-    values = {key: value for key, value in declared.items() if key != LIMIT}
+    values = {
+        key: value for key, value in declared.items() if key not in {LIMIT, LABELS} and not key.startswith(LABEL_COLUMN)
+    }
     name = values.get("name", "without a name")
     unknown = sorted(key for key in values if key not in FIELDS)
     if SECRETS.intersection(key.lower() for key in unknown):
         raise ValidationError(f"Server {name!r}: a password does not belong in the file; write password_from.")
     if unknown:
-        raise ValidationError(f"Server {name!r}: {unknown[0]!r} is none of {', '.join([*FIELDS, LIMIT])}.")
+        raise ValidationError(f"Server {name!r}: {unknown[0]!r} is none of {', '.join([*FIELDS, LIMIT, LABELS])}.")
     missing = [key for key in NEEDED if not values.get(key)]
     if missing:
         raise ValidationError(f"Server {name!r}: {' and '.join(missing)} is missing.")

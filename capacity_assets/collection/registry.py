@@ -240,7 +240,7 @@ def remove(engine: Engine, names: Sequence[str]) -> tuple[str, ...]:
         for statement in _FORGET:
             connection.execute(text(statement), {"ids": list(ids)})
         gone = set(connection.execute(text(_REMOVE), {"ids": list(ids)}).scalars())
-        for table in ("capacity_limits", "capacity_steps"):
+        for table in ("capacity_limits", "capacity_steps", "capacity_labels"):
             connection.execute(text(f"DELETE FROM {table} WHERE instance_id = ANY (:gone)"), {"gone": list(gone)})  # noqa: S608 -- our own names
         connection.execute(update(instances).where(instances.c.id.in_(ids)).values(is_active=False))
     return tuple(name for number, name in ids.items() if number not in gone)

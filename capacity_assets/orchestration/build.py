@@ -39,10 +39,13 @@ from capacity_assets.orchestration.resources import (
 from capacity_assets.orchestration.runways import runway_asset, runway_job, runway_schedule
 from capacity_assets.orchestration.sample_days import sample_days_sensor
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
+from capacity_assets.orchestration.showback import showback_asset, showback_job, showback_sensor
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import excluded_of
 from capacity_assets.settings import Settings
+
+MONTHLY_ASSETS = (growth_report, showback_asset)
 
 
 def build_definitions(
@@ -73,10 +76,10 @@ def build_definitions(
             runway_asset(settings, retries, OWNERS),
             table_partitions(retries, OWNERS),
         ]
-        # A registry without months has no report.
+        # A registry without months has no report and no bill.
         monthly = [period for name, period in periods.items() if name == REPORT_PERIOD]
-        assets += [growth_report(settings, period, retries, OWNERS) for period in monthly]
-        report_sensors = [growth_report_sensor() for _ in monthly]
+        assets += [build(settings, period, retries, OWNERS) for period in monthly for build in MONTHLY_ASSETS]
+        monthly_sensors = [sensor() for _ in monthly for sensor in (growth_report_sensor, showback_sensor)]
         # The page of an asset names the file and line of its function on the machine of the code location.
         with_references = dg.with_source_code_references(assets)
     jobs = aggregation_jobs(periods.values())
@@ -90,7 +93,7 @@ def build_definitions(
             standing_check_job(periods.values()),
             maintenance_job(),
             runway_job(),
-            *(growth_report_job() for _ in monthly),
+            *(job() for _ in monthly for job in (growth_report_job, showback_job)),
         ],
         schedules=[
             *raw.schedules,
@@ -102,7 +105,7 @@ def build_definitions(
             late_data_sensor(jobs, periods, the_clock, settings.settle_seconds),
             computed_windows_sensor(periods),
             *raw.sensors,
-            *report_sensors,
+            *monthly_sensors,
             *alert_sensors(webhook),
         ],
         resources={

@@ -53,7 +53,7 @@ def growth_report(
         partitions_def=partitions_of(period, settings),
         deps=[asset_name(period, level) for level in LEVELS.values()],
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
-        automation_condition=_whenever_aggregates_are_made(),
+        automation_condition=whenever_aggregates_are_made(),
         retry_policy=retries,
         owners=owners,
         kinds={"html"},
@@ -86,7 +86,7 @@ def growth_report(
     return make_report
 
 
-def _whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
+def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
     """As `eager`, for every partition: a backfill or late samples change old months.
 
     `since_last_handled` would forget aggregates that are recomputed while a report is rendered: a report may be

@@ -33,9 +33,8 @@ KINDS_LISTED = {
 }
 
 
-def render(report: Report, edition: Edition | None = None) -> str:
-    """Return the report as one HTML document; without an edition it carries no mark of its issue."""
-    # Every value is escaped, so that no name is read as markup; the charts are our own.
+def page_environment() -> Environment:
+    """Return what renders pages: every value is escaped, so that no name is read as markup."""
     environment = Environment(
         loader=PackageLoader("capacity_assets.report", "templates"),
         autoescape=True,
@@ -43,11 +42,14 @@ def render(report: Report, edition: Edition | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(mb=human_mb, change=human_change_mb, percent=human_percent, number="{:,}".format)
+    return environment
+
+
+def render(report: Report, edition: Edition | None = None) -> str:
+    """Return the report as one HTML document; without an edition it carries no mark of its issue."""
+    environment = page_environment()
     environment.filters.update(
-        mb=human_mb,
-        change=human_change_mb,
-        percent=human_percent,
-        number="{:,}".format,
         signed=signed,
         pair=human_pair_mb,
         bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only

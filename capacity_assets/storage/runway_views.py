@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.storage.label_expressions import labels_of
 from capacity_assets.storage.view import View, ViewColumn
 
 _NEWEST = """FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
@@ -90,6 +91,14 @@ RUNWAY_VIEWS = (
                 "recent_mb_per_day", "r.recent_mb_per_day", "Change over the last 30 days, MiB per day; null: unknown"
             ),
             ViewColumn("history_days", "r.history_days", "Days of sizes that the forecast looked at"),
+            ViewColumn(
+                "labels",
+                f"CASE r.subject WHEN 'database' THEN {labels_of('r.instance_id', 'r.name', 'r.as_of')} "
+                f"ELSE {labels_of('r.instance_id', None, 'r.as_of')} END",
+                "Labels on that day, as JSON: labels ->> 'team'; of a volume, those of its server",
+            ),
+            ViewColumn("engine", "coalesce(i.db_type, 'unknown')", "Engine of the server"),
+            ViewColumn("counted", "(i.counted_by IS NULL)", "Whether the server counts itself; false: a replica"),
         ),
         _NEWEST,
     ),

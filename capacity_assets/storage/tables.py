@@ -141,6 +141,9 @@ database_size_aggregations = Table(
     UniqueConstraint(
         "instance_id", "database_name", "period_type", "period_start", name="uq_database_size_aggregation"
     ),
+    # What grew most and what is largest in a window is asked on every page, of hundreds of thousands of rows.
+    Index("ix_database_size_aggregations_change", "period_type", "period_start", "size_change_mb"),
+    Index("ix_database_size_aggregations_size", "period_type", "period_start", "avg_size_mb"),
     postgresql_partition_by=BY_WINDOW,
     comment="Size, change, growth and trend of each database in each window.",
 )

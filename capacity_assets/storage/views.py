@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.group_views import GROUP_VIEWS
+from capacity_assets.storage.label_expressions import labels_of
+from capacity_assets.storage.reader_views import READER_VIEWS
 from capacity_assets.storage.runway_views import RUNWAY_VIEWS
 from capacity_assets.storage.size_metrics import PART_SIZES, PartSize
 from capacity_assets.storage.view import View, ViewColumn
@@ -45,6 +48,14 @@ _COUNTED = ViewColumn(
     "(i.counted_by IS NULL)",
     "Whether sums over the fleet count it; false: another server does, whose replica it is or whose storage it shares",
 )
+
+
+def _labels(database: str | None) -> ViewColumn:
+    return ViewColumn(
+        "labels",
+        labels_of("a.instance_id", database, "a.period_end"),
+        "Labels on the last day of the window, as JSON: labels ->> 'team'",
+    )
 
 
 def _further(stem: str, last: str) -> tuple[ViewColumn, ...]:
@@ -116,9 +127,11 @@ _DATABASE_COLUMNS = (
     *_ELAPSED,
     *_further("size", "last_size_mb"),
     *_parts(PART_SIZES[FIRST_PARTS:]),
+    _labels("a.database_name"),
 )
 
 VIEWS = (
+    *GROUP_VIEWS,
     View(
         "capacity_growth",
         "Size, change and trend of each database in each window.",
@@ -165,6 +178,7 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
             _COUNTED,
             *_ELAPSED,
             *_further("total_size", "last_total_size_mb"),
+            _labels(None),
         ),
         f"FROM instance_size_aggregations a {_REGISTER}",
     ),
@@ -217,4 +231,5 @@ JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start =
         "FROM instance_size_stats s LEFT JOIN instances i ON i.id = s.instance_id\nWHERE NOT s.is_deleted\nGROUP BY 1",
     ),
     *RUNWAY_VIEWS,
+    *READER_VIEWS,
 )

@@ -102,7 +102,7 @@ def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
         "changed: database_size_aggregations has no unique key on "
         "(instance_id, database_name, period_type, period_start)",
         "changed: database_size_aggregations.trend_direction is missing",
-        *(f"created or renewed view capacity_{name}" for name in ("coverage", "growth", "latest")),
+        *(f"created or renewed view capacity_{name}" for name in ("coverage", "growth", "latest", "server_samples")),
         "created table instance_size_stats",
         f"fixed: {NOT_RECORDED.format('instance_size_stats')}; {NOT_RECORDED_MEANWHILE}",
         f"fixed: writes of instance_size_stats are not recorded: a trigger is missing, old or disabled; "

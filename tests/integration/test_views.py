@@ -16,11 +16,13 @@ from sqlalchemy.exc import ProgrammingError
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.page import notes
 from capacity_assets.report.reading import read_report
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
+from capacity_assets.runway.steps import Step, declare_steps
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.storage.views import VIEWS
 from tests.clocks import fixed_clock
@@ -48,6 +50,16 @@ def small_fleet(engine: Engine) -> None:
         service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 6, 30))
 
 
+ATTEMPT = """
+INSERT INTO capacity_collection_attempts (collected_date, instance_id, status)
+SELECT CAST(:day AS date), id, 'collected' FROM instances WHERE name = :name
+"""
+VOLUME = """
+INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
+SELECT CAST(:day AS date), id, '/data', 1000, 10, 'measured' FROM instances WHERE name = :name
+"""
+
+
 def filling_fleet(engine: Engine) -> None:
     """The sample, with a limit that is reached within a year, and runways that came due."""
     load_sample(engine)
@@ -59,6 +71,12 @@ def filling_fleet(engine: Engine) -> None:
         f"WHERE s.collected_date = '{days['last']}' AND i.is_active AND NOT s.is_deleted ORDER BY mb DESC LIMIT 1",
     )
     declare(engine, [Limit(server["name"], None, server["mb"] + 1)])
+    declare_labels(engine, [Label(server["name"], None, "team", "payments")], days["last"])
+    declare_steps(engine, [Step(server["name"], None, days["last"], "purged")])
+    with engine.begin() as connection:
+        asked = {"name": server["name"], "day": days["last"]}
+        connection.execute(text(ATTEMPT), asked)
+        connection.execute(text(VOLUME), asked)
     for day in (days["last"] - timedelta(days=7), days["last"]):
         issue(engine, day, day)
     with engine.begin() as connection:

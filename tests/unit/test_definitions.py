@@ -95,6 +95,7 @@ def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Defini
             "collection_job",
             "growth_report_job",
             "runway_job",
+            "showback_job",
             "standing_check_job",
             "table_maintenance_job",
         ]
@@ -144,6 +145,16 @@ def test_the_growth_report_is_downstream_of_both_levels_of_its_month(definitions
         f"monthly_{level}_aggregations" for level in LEVELS
     }
     assert "whenever the month's aggregates are made" in str(spec.automation_condition.get_label())  # type: ignore[union-attr]
+
+
+def test_showback_is_downstream_of_both_levels_of_its_month(definitions: dg.Definitions) -> None:
+    [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "showback"]
+
+    assert spec.key == dg.AssetKey("showback")
+    assert partitions(spec).cron_schedule == CRONS["monthly"]
+    assert {dep.asset_key.to_user_string() for dep in spec.deps} == {
+        f"monthly_{level}_aggregations" for level in LEVELS
+    }
 
 
 def test_a_retention_rule_that_means_nothing_keeps_the_code_location_from_loading(
@@ -215,7 +226,7 @@ def test_the_page_of_each_asset_names_the_line_of_its_function(definitions: dg.D
     graph = definitions.resolve_asset_graph()
     keys = graph.get_all_asset_keys()
 
-    assert len(keys) == 17
+    assert len(keys) == 18
     for key in keys:
         [reference] = graph.get(key).metadata["dagster/code_references"].code_references
         lines = Path(reference.file_path).read_text().splitlines()
@@ -265,7 +276,7 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning_and_witho
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "17 []"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "18 []"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:
@@ -296,6 +307,7 @@ ROOMS = [
     "aggregation",
     "retention",
     "runway",
+    "grouping",
     "demo",
     "report",
     "collection",

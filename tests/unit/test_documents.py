@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.grouping.bills import Bill, IssuedBill
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
@@ -25,6 +27,7 @@ from capacity_assets.orchestration.maintenance import MaintenanceConfig, mainten
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.reports import report_metadata
 from capacity_assets.orchestration.runways import RunwayConfig, runway_metadata
+from capacity_assets.orchestration.showback import bill_metadata
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Change, ChangeKind, Report, Totals
 from capacity_assets.report.issues import Edition, Issue
@@ -187,6 +190,15 @@ def test_every_metadata_key_of_the_runway_is_documented_and_no_other() -> None:
     assert {key.format(days=days) for key in listed for days in HORIZONS_DAYS} == shown
     for option in RunwayConfig.model_fields:
         assert f"`{option}`" in section("Periods, assets and jobs")
+
+
+def test_every_metadata_key_of_the_showback_is_documented_and_no_other() -> None:
+    one, nothing = Decimal(1), Decimal(0)
+    issued = datetime(2025, 2, 1, tzinfo=UTC)
+    bill = Bill(date(2025, 1, 1), 2, issued, True, "EUR", one, one, nothing, 1, 1, ("team",), "")
+    before = IssuedBill(replace(bill, issue=1), "team", ())
+
+    assert first_cells("Metadata of showback") == set(bill_metadata(IssuedBill(bill, "team", (), before)))
 
 
 def test_every_kind_of_failure_is_documented() -> None:

@@ -1,0 +1,163 @@
+"""`capacity bill`: what the databases of a month cost, by team or whatever they are grouped by."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import click
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, print_table, say, writing
+from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.clock import Clock
+from capacity_assets.files import atomic_write
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.grouping.bill_words import gib, group_named, notes, title
+from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
+from capacity_assets.grouping.groups import refuse_unknown_grouping
+from capacity_assets.periods import PERIODS, Window
+from capacity_assets.settings import Settings
+
+MONTH = re.compile(r"\d{4}-\d{2}")
+DEFAULT_GROUP = "team"
+CSV_COLUMNS = (
+    "month", "issue", "grouped_by", "group", "databases", "gib", "gib_without_price", "amount", "currency",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--month", metavar="YYYY-MM", help="Default: the last complete one.")
+@click.option("--by", default=DEFAULT_GROUP, show_default=True, help="engine, server, or the key of a label.")
+@click.option("--issue", type=click.IntRange(1), help="An earlier issue of the bill, as it was; computes nothing.")
+@click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
+@json_option
+@command
+def bill(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, /, *, month: str | None, by: str, issue: int | None, output: str, as_json: bool
+) -> int:
+    """Say what the databases of a month cost, by group.
+
+    Computed from the size of each database on each day, with the labels and prices of that day. What was billed for a
+    month that is over stays; where late samples, labels or prices change it, a new issue says by how much and why.
+
+    \b
+    Examples:
+      capacity bill
+      capacity bill --month 2026-10 --by cost_centre --output bill.csv
+      capacity bill --month 2026-10 --issue 1
+    """
+    form = _form_of(output)
+    today = Clock(settings.zone).today()
+    window = PERIODS["monthly"].last(today) if month is None else _window(month)
+    with opened_registry(settings) as engine:
+        if issue is None:
+            refuse_unknown_grouping(by, settings.label_keys)
+            issue_bill(engine, window, today, settings.label_keys)
+        found = read_bill(engine, window, by, issue)
+    if output != STANDARD_OUTPUT:
+        with writing(output), atomic_write(Path(output)) as begun:
+            begun.write_text(FORMS[form](found), encoding="utf-8")
+        say(f"{title(found)}: {amount_told(found.bill)}, written to {output}")
+    elif as_json:
+        print_json(as_document(found))
+    else:
+        print_bill(found)
+    return DONE
+
+
+def _window(month: str) -> Window:
+    if not MONTH.fullmatch(month):
+        raise ValidationError(f"{month!r} is no month; write 2026-10.")
+    try:
+        return PERIODS["monthly"].window_of(date.fromisoformat(f"{month}-01"))
+    except ValueError:
+        raise ValidationError(f"{month!r} is no month; write 2026-10.") from None
+
+
+def _form_of(output: str) -> str:
+    form = "table" if output == STANDARD_OUTPUT else Path(output).suffix.lower().removeprefix(".")
+    if form != "table" and form not in FORMS:
+        raise ValidationError(f"Name the file .csv, .json or .html; {output!r} is none of these. Nothing was written.")
+    return form
+
+
+def print_bill(found: IssuedBill) -> None:
+    """Print a bill as a table, with what there is to know about it below."""
+    rows = [
+        [
+            group_named(group.name, found.grouped_by),
+            group.databases,
+            gib(group.gib_months),
+            "no price" if group.amount is None else f"{group.amount:,}",
+        ]
+        for group in found.groups
+    ]
+    total = [f"{found.bill.amount:,}"] if found.bill.amount is not None else ["no price"]
+    rows.append(["in all", sum(group.databases for group in found.groups), gib(found.bill.gib_months), *total])
+    columns = (
+        (found.grouped_by.replace("_", " ").capitalize(), "left"),
+        ("Databases", "right"),
+        ("GiB", "right"),
+        (f"Amount, {found.bill.currency or 'no currency'}", "right"),
+    )
+    print_table(title(found), columns, rows)
+    for note in notes(found):
+        say(note)
+
+
+def as_document(found: IssuedBill) -> Mapping[str, object]:
+    """Return a bill for scripts: decimals as text, so that none is rounded on the way."""
+    bill = {**asdict(found.bill), "amount": found.bill.amount}
+    return {
+        "bill": bill,
+        "grouped_by": found.grouped_by,
+        "groups": [asdict(group) for group in found.groups],
+        "difference": found.difference,
+        "restated": found.restated,
+    }
+
+
+def as_csv(found: IssuedBill) -> str:
+    """Return the groups of a bill as CSV; GiB are means over the month."""
+    written = io.StringIO()
+    rows = csv.writer(written)
+    rows.writerow(CSV_COLUMNS)
+    for group in found.groups:
+        # A name that begins like a formula would be run by a spreadsheet: the apostrophe makes it text.
+        name = group.name or ""
+        guarded = f"'{name}" if name[:1] in "=+@-\t\r" and name else name
+        rows.writerow(
+            [
+                found.bill.month,
+                found.bill.issue,
+                found.grouped_by,
+                guarded,
+                group.databases,
+                group.gib_months,
+                group.unpriced_gib_months,
+                "" if group.amount is None else group.amount,
+                found.bill.currency or "",
+            ]
+        )
+    return written.getvalue()
+
+
+def _as_json(found: IssuedBill) -> str:
+    return json.dumps(as_document(found), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _as_html(found: IssuedBill) -> str:
+    from capacity_assets.report.bill_page import render_bill
+
+    return render_bill(found)
+
+
+FORMS: Mapping[str, Callable[[IssuedBill], str]] = {"csv": as_csv, "json": _as_json, "html": _as_html}

@@ -1,0 +1,75 @@
+"""`capacity groups`: what each team, engine or server has, by how much it grew, and when the first of it fills."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import date
+
+import click
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import command, json_option, window_options
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.grouping.bill_words import group_named
+from capacity_assets.grouping.groups import Group, groups_of, refuse_unknown_grouping
+from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
+from capacity_assets.settings import Settings
+from capacity_assets.units import human_change_mb, human_mb
+
+COLUMNS = (
+    ("Servers", "right"),
+    ("Databases", "right"),
+    ("Mean size", "right"),
+    ("Change", "right"),
+    ("Change in %", "right"),
+    ("Fills first", "left"),
+)
+
+
+@click.command()
+@window_options
+@click.option("--by", default="team", show_default=True, help="engine, server, or the key of a label.")
+@json_option
+@command
+def groups(settings: Settings, /, *, period: str, day: date | None, by: str, as_json: bool) -> int:
+    """Show what each team, or any other group, has.
+
+    Groups add up to the fleet. What has no label is a group of its own, and replicas count once.
+
+    \b
+    Examples:
+      capacity groups
+      capacity groups --by environment --period weekly
+    """
+    refuse_unknown_grouping(by, settings.label_keys)
+    refuse_an_absent_embedded_server(settings)
+    with open_task_runner(settings) as runner:
+        chosen = runner.service.period(period)
+        start = day or chosen.last(Clock(settings.zone).today()).start
+        [window] = runner.service.partitions.windows_between(chosen, start, start)
+        reading = database_errors(doing="reading groups", kept="Nothing was changed.")
+        with reading, runner.service.engine.connect() as connection:
+            found = groups_of(connection, chosen, window, by)
+    if not found:
+        raise ValidationError(f"No row of a server is stored in {chosen.name_of(window)}.")
+    if as_json:
+        print_json([asdict(group) for group in found])
+        return DONE
+    title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
+    print_table(title, ((by.replace("_", " ").capitalize(), "left"), *COLUMNS), [_cells(one, by) for one in found])
+    changes = [group.change_mb for group in found if group.change_mb is not None]
+    change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""
+    say(f"In all {human_mb(sum(group.size_mb for group in found))}{change}.")
+    if [group.name for group in found] == [None]:
+        say("Nothing has such a label yet. `capacity labels set` declares one.")
+    return DONE
+
+
+def _cells(group: Group, by: str) -> list[object]:
+    change = "unknown" if group.change_mb is None else human_change_mb(group.change_mb)
+    first = group.fills_first
+    fills = "" if first is None else f"{first.day} {first.name or 'all together'} on {first.server}"
+    sizes = [group.servers, group.databases, human_mb(group.size_mb), change, group.growth]
+    return [group_named(group.name, by), *sizes, fills]

@@ -1,0 +1,238 @@
+"""`capacity labels`: whose databases they are and what they are for, as declared by people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import click
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, options
+from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.grouping.labels import (
+    WILDCARDS,
+    Label,
+    LabelChange,
+    StoredLabel,
+    declare_labels,
+    labels_of,
+    labels_of_column,
+    labels_of_file,
+    matching,
+    stored_labels,
+)
+from capacity_assets.runway.subjects import named
+from capacity_assets.settings import Settings
+from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.units import counted, printable
+
+CHANGES_NAMED = 10
+COMMANDS = {
+    "set": "labels:set_",
+    "import": "labels:import_",
+    "adopt": "labels:adopt",
+    "list": "labels:list_",
+    "remove": "labels:remove",
+}
+
+
+@click.group(cls=LazyGroup, places=COMMANDS)
+def labels() -> None:
+    """Declare whose servers and databases they are."""
+
+
+subject_options = options(
+    click.option("--database", metavar="NAME", help="Its databases of this name, or pattern with * and ?."),
+    click.option("--from", "first_day", type=DAY, help="First day on which it holds. Default: see above."),
+    click.option("--always", is_flag=True, help="It holds for all of history, whatever was declared before."),
+)
+
+
+@click.command("set")
+@click.argument("server")
+@click.argument("pairs", nargs=-1, required=True, metavar="KEY=VALUE...")
+@subject_options
+@dry_run_option
+@command
+def set_(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings,
+    /,
+    *,
+    server: str,
+    pairs: Sequence[str],
+    database: str | None,
+    first_day: date | None,
+    always: bool,
+    dry_run: bool,
+) -> int:
+    """Declare labels of SERVER, or of databases on it.
+
+    A label of a database overrides the one of its server. The first value of a label holds for all of history, a later
+    one from today on: what was billed before stays where it was.
+
+    \b
+    Examples:
+      capacity labels set db-7 team=payments environment=production
+      capacity labels set db-7 team=search --database "search_*"
+      capacity labels set db-7 team=billing --from 2026-04-01
+    """
+    values = dict(map(_pair, pairs))
+    if len(values) < len(pairs):
+        raise ValidationError("A key is given twice. Nothing was changed.")
+    found = labels_of(server, database, values, settings.label_keys, _first_day(first_day, always=always))
+    with opened_registry(settings) as engine:
+        changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
+        matched = matching(engine, found[0]) if database and WILDCARDS.search(database) else None
+    _say_changes(changes, dry_run=dry_run)
+    if matched is not None:
+        say(f"{database} matches {counted(matched, 'database')} of the newest sample, and those to come.")
+    return DONE
+
+
+def _pair(written: str) -> tuple[str, str]:
+    key, equals, value = written.partition("=")
+    if not equals:
+        raise ValidationError(f"{written!r} is no label; write team=payments. Nothing was changed.")
+    return key.strip(), value
+
+
+def _first_day(first_day: date | None, *, always: bool) -> date | None:
+    if always and first_day is not None:
+        raise ValidationError("Give either --from or --always. Nothing was changed.")
+    return ALWAYS if always else first_day
+
+
+def _since(day: date | None) -> str:
+    return "always" if day in {ALWAYS, None} else f"from {day}"
+
+
+def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
+    for change in changes[:CHANGES_NAMED]:
+        label = change.label
+        now = "no value" if label.value is None else printable(label.value)
+        before = "" if change.before is None else f", {printable(change.before)} before"
+        say(f"{named(label.server, label.database)}: {label.key} = {now}, {_since(label.valid_from)}{before}.")
+    if len(changes) > CHANGES_NAMED:
+        say(f"and {counted(len(changes) - CHANGES_NAMED, 'more label')}.")
+    if not changes:
+        say("Nothing to change: these labels hold already.")
+    if dry_run:
+        say(NOTHING_CHANGED)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@dry_run_option
+@json_option
+@command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+    """Declare the labels that a CSV file lists.
+
+    Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
+    What is empty is left as it is. All of them are stored, or none.
+    """
+    return _declare(settings, labels_of_file(file, settings.label_keys), dry_run=dry_run, as_json=as_json)
+
+
+def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_json: bool) -> int:
+    with opened_registry(settings) as engine:
+        changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "read": len(found), "changed": [_as_json(change.label) for change in changes]})
+    else:
+        say(f"{counted(len(found), 'label')} read, {len(changes):,} of them changed.")
+        _say_changes(changes, dry_run=dry_run)
+    return DONE
+
+
+def _as_json(label: Label) -> dict[str, object]:
+    return {**asdict(label), "valid_from": None if label.valid_from == ALWAYS else label.valid_from}
+
+
+@click.command()
+@click.argument("column")
+@click.option("--key", help="Key of the labels. Default: the name of the column.")
+@dry_run_option
+@json_option
+@command
+def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool, as_json: bool) -> int:
+    """Take COLUMN of the table instances over as a label.
+
+    For registries that another application fills. Run it again after changes there.
+    """
+    wanted = key or column
+    labels_of("", None, {wanted: None}, settings.label_keys, None)  # refuses a key that is none
+    with opened_registry(settings) as engine:
+        found = labels_of_column(engine, column, wanted)
+    return _declare(settings, found, dry_run=dry_run, as_json=as_json)
+
+
+@click.command("list")
+@click.argument("server", required=False)
+@click.option("--on", "day", type=DAY, help="Only labels that hold on this day.")
+@json_option
+@command
+def list_(settings: Settings, /, *, server: str | None, day: date | None, as_json: bool) -> int:
+    """Show the declared labels and since when they hold."""
+    with opened_registry(settings) as engine:
+        found = [one for one in stored_labels(engine, server) if day is None or one.holds_on(day)]
+    if as_json:
+        print_json([{**_as_json(one.label), "valid_until": one.valid_until} for one in found])
+    elif found:
+        print_table("Labels", LIST_COLUMNS, list(map(_cells, found)))
+    else:
+        say("No label is known. `capacity labels set` declares one, `capacity labels import` those of a file.")
+    return DONE
+
+
+LIST_COLUMNS = (
+    ("Server", "left"),
+    ("Database", "left"),
+    ("Label", "left"),
+    ("Value", "left"),
+    ("From", "left"),
+    ("Until", "left"),
+)
+
+
+def _cells(one: StoredLabel) -> list[object]:
+    label = one.label
+    first = "always" if label.valid_from == ALWAYS else label.valid_from
+    subject = [label.server, label.database or "all without their own"]
+    return [*subject, label.key, label.value or "none", first, one.valid_until or ""]
+
+
+@click.command()
+@click.argument("server")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@subject_options
+@dry_run_option
+@command
+def remove(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings,
+    /,
+    *,
+    server: str,
+    keys: Sequence[str],
+    database: str | None,
+    first_day: date | None,
+    always: bool,
+    dry_run: bool,
+) -> int:
+    """Take labels of SERVER, or of databases on it, away.
+
+    From today on, unless said otherwise: earlier figures keep their groups.
+    """
+    day = _first_day(first_day, always=always)
+    # Also of a key that CAPACITY_LABEL_KEYS does not have any more.
+    found = [Label(server, database, key, None, day) for key in dict.fromkeys(keys)]
+    with opened_registry(settings) as engine:
+        changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
+    _say_changes(changes, dry_run=dry_run)
+    return DONE

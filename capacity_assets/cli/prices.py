@@ -1,0 +1,143 @@
+"""`capacity prices`: what a GiB costs per month, as declared by people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import click
+
+from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, options
+from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.grouping.prices import (
+    EVERYTHING,
+    NO_PRICE,
+    Price,
+    declare_prices,
+    forget_price,
+    label_of,
+    price_of,
+    prices_of_file,
+    stored_prices,
+)
+from capacity_assets.settings import Settings
+from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.units import counted
+
+COMMANDS = {"set": "prices:set_", "import": "prices:import_", "list": "prices:list_", "remove": "prices:remove"}
+
+
+@click.group(cls=LazyGroup, places=COMMANDS)
+def prices() -> None:
+    """Declare what a GiB costs per month."""
+
+
+subject_options = options(
+    click.option("--engine", default=EVERYTHING, help="Only for servers of this engine."),
+    click.option("--label", metavar="KEY=VALUE", help="Only for what has this label."),
+    click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always."),
+)
+
+
+def _since(day: date) -> str:
+    return "always" if day == ALWAYS else f"from {day}"
+
+
+@click.command("set")
+@click.argument("price")
+@click.option("--currency", required=True, help="EUR, USD or another code of ISO 4217; one for the whole list.")
+@subject_options
+@command
+def set_(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, /, *, price: str, currency: str, engine: str, label: str | None, first_day: date | None
+) -> int:
+    """Declare the PRICE of a GiB per month: a number, or none.
+
+    A price for a label comes before one for an engine, and both before the one for everything. `capacity bill` takes
+    the price of each day.
+
+    \b
+    Examples:
+      capacity prices set 0.12 --currency EUR
+      capacity prices set 0.40 --currency EUR --engine oracle
+      capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01
+    """
+    key, value = label_of(label, settings.label_keys)
+    declared = Price(price_of(price), currency, engine, key, value, first_day or ALWAYS)
+    with opened_registry(settings) as opened:
+        declare_prices(opened, [declared])
+    say(f"{declared.told}: {_told(declared)} per GiB and month, {_since(declared.valid_from)}.")
+    return DONE
+
+
+def _told(price: Price) -> str:
+    return NO_PRICE if price.price is None else f"{price.price.normalize():f} {price.currency}"
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@dry_run_option
+@json_option
+@command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+    """Declare the prices that a CSV file lists.
+
+    Columns are price, currency and, optionally, engine, label (as team=payments) and from. All of them are stored, or
+    none.
+    """
+    found = prices_of_file(file, settings.label_keys)
+    with opened_registry(settings) as engine:
+        declare_prices(engine, found, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "prices": list(map(_as_json, found))})
+        return DONE
+    say(f"{counted(len(found), 'price')} {'read' if dry_run else 'declared'} from {file}.")
+    if dry_run:
+        say(NOTHING_CHANGED)
+    return DONE
+
+
+def _as_json(price: Price) -> dict[str, object]:
+    return {**asdict(price), "valid_from": None if price.valid_from == ALWAYS else price.valid_from}
+
+
+@click.command("list")
+@json_option
+@command
+def list_(settings: Settings, /, *, as_json: bool) -> int:
+    """Show every declared price and since when it holds."""
+    with opened_registry(settings) as engine:
+        found = stored_prices(engine)
+    if as_json:
+        print_json(list(map(_as_json, found)))
+    elif found:
+        print_table("Prices per GiB and month", LIST_COLUMNS, _rows(found))
+    else:
+        say("No price is known. `capacity prices set` declares one, `capacity prices import` those of a file.")
+    return DONE
+
+
+LIST_COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
+
+
+def _rows(found: Sequence[Price]) -> list[list[object]]:
+    return [[price.told, _told(price), _since(price.valid_from).removeprefix("from ")] for price in found]
+
+
+@click.command()
+@subject_options
+@command
+def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: date | None) -> int:
+    """Forget a price, as if it had never been declared.
+
+    `capacity prices set none --from DAY` ends one instead, and leaves earlier bills as they are.
+    """
+    price = Price(None, "", engine, *label_of(label, settings.label_keys), first_day or ALWAYS)
+    with opened_registry(settings) as opened:
+        forget_price(opened, price)
+    say(f"The price of {price.told}, {_since(price.valid_from)}, is forgotten.")
+    return DONE

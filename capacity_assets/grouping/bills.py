@@ -1,0 +1,215 @@
+"""Bills: what the databases of a month cost, by whom they belong to; issued once, and restated visibly.
+
+Quantities are exact daily sizes, amounts are decimal, and groups add up to the total to the cent. Statements are in
+`bill_statements`, prices in `prices`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, text
+
+from capacity_assets.foundation.errors import NotFoundError, database_errors
+from capacity_assets.grouping import bill_statements as statements
+from capacity_assets.grouping.groups import WITHOUT_LABEL, refuse_unknown_grouping
+from capacity_assets.periods import PERIODS, Window
+from capacity_assets.units import counted
+
+CENT = Decimal("0.01")
+# "bill" in letters: one issue of a month at a time.
+_LOCK = 0x62696C6C
+SAMPLES_DROPPED = (
+    "Samples of {month} were dropped by retention, so its bill cannot be computed again. {kept} "
+    "CAPACITY_RETENTION_DAYS says how long samples are kept."
+)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """One issue of a month's bill; `amount` is None where nothing had a price."""
+
+    month: date
+    issue: int
+    issued_at: datetime
+    is_final: bool
+    currency: str | None
+    exact_amount: Decimal
+    gib_months: Decimal
+    unpriced_gib_months: Decimal
+    measured_days: int
+    billed_days: int
+    label_keys: Sequence[str]
+    reason: str | None
+
+    @property
+    def amount(self) -> Decimal | None:
+        """Total, rounded to the cent, halves up."""
+        return None if self.currency is None else self.exact_amount.quantize(CENT, ROUND_HALF_UP)
+
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether a part of what was measured is in no amount."""
+        return self.unpriced_gib_months > 0
+
+
+@dataclass(frozen=True)
+class BillGroup:
+    """What one group has to pay; `name` None: without such a label. `amount` None: nothing of it had a price."""
+
+    name: str | None
+    databases: int
+    gib_months: Decimal
+    unpriced_gib_months: Decimal
+    amount: Decimal | None
+
+
+@dataclass(frozen=True)
+class IssuedBill:
+    """A bill with its groups, and what an issue before it said."""
+
+    bill: Bill
+    grouped_by: str
+    groups: Sequence[BillGroup]
+    before: "IssuedBill | None" = None  # noqa: UP037 -- a dataclass field of its own type
+
+    @property
+    def difference(self) -> Decimal | None:
+        """What it is more than the issue before; None: there is none, or one of the two has no amount."""
+        if self.before is None or self.bill.amount is None or self.before.bill.amount is None:
+            return None
+        return self.bill.amount - self.before.bill.amount
+
+    @property
+    def restated(self) -> str:
+        """The sentence that a restated bill carries; empty for a first issue."""
+        if self.before is None:
+            return ""
+        was, now = self.before.bill, self.bill
+        amounts = f"{amount_told(was)} became {amount_told(now)}"
+        return f"Restated: issue {was.issue} of {was.issued_at:%Y-%m-%d %H:%M %Z}, {amounts}. {now.reason}"
+
+
+def amount_told(bill: Bill) -> str:
+    """Render a total with its currency."""
+    return "no amount" if bill.amount is None else f"{bill.amount:,} {bill.currency}"
+
+
+def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) -> Bill:
+    """Compute the bill of a month and store it where it differs from the issue before; return the newest issue.
+
+    A bill of a month that is not over is replaced; one of a month that is over is kept, and restated by a new issue.
+
+    Raises:
+        NotFoundError: nothing was measured in the month, or its samples are gone and no bill was issued.
+        DatabaseError: the database failed; no bill was changed.
+    """
+    asked: dict[str, Any] = {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
+    with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        latest = connection.execute(text(statements.LATEST), asked).first()
+        if connection.execute(text(statements.DROPPED), asked).scalar():
+            return _kept(latest, month)
+        connection.execute(text(statements.COMPUTED), asked)
+        _store(connection, asked, latest, is_final=month.end < today)
+        newest = connection.execute(text(statements.LATEST), asked).first()
+        if newest is None:
+            raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
+        return _bill(newest)
+
+
+def _named(month: Window) -> str:
+    return PERIODS["monthly"].name_of(month)
+
+
+def _kept(latest: Row[Any] | None, month: Window) -> Bill:
+    if latest is None:
+        raise NotFoundError(SAMPLES_DROPPED.format(month=_named(month), kept="None was issued in time."))
+    return _bill(latest)
+
+
+def _store(connection: Connection, asked: dict[str, Any], latest: Row[Any] | None, *, is_final: bool) -> None:
+    issue = 1 if latest is None else latest.issue
+    if latest is None and not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
+        return
+    if latest is not None:
+        differs = connection.execute(text(statements.DIFFERS), {**asked, "issue": issue}).scalar()
+        if not differs and latest.is_final == is_final:
+            return
+        if latest.is_final and differs:
+            issue += 1
+    reason = latest.reason if latest is not None and issue == latest.issue else _reason(connection, asked, latest)
+    days = connection.execute(text(statements.DAYS), asked).one()
+    values = {**asked, "issue": issue, "is_final": is_final, "reason": reason, **days._asdict()}
+    connection.execute(text(statements.DELETE_LINES), values)
+    connection.execute(text(statements.STORE_LINES), values)
+    connection.execute(text(statements.STORE_BILL), {**values, "label_keys": json.dumps(asked["keys"])})
+
+
+def _reason(connection: Connection, asked: dict[str, Any], latest: Row[Any] | None) -> str | None:
+    """Say why a bill differs from the one that was issued."""
+    if latest is None:
+        return None
+    since = connection.execute(text(statements.SINCE), {**asked, "since": latest.issued_at}).one()
+    told = [
+        f"{counted(since.added, 'sample')} came later" if since.added else "",
+        f"{counted(since.corrected, 'sample')} corrected" if since.corrected else "",
+        f"{counted(since.labels, 'label')} declared later" if since.labels else "",
+        f"{counted(since.prices, 'price')} declared later" if since.prices else "",
+    ]
+    found = "; ".join(filter(None, told))
+    return f"Since then: {found or 'samples, labels or prices went, or servers are counted otherwise'}."
+
+
+def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
+    """Read an issue of a bill, by default the newest, by groups, with the one before.
+
+    Raises:
+        NotFoundError: there is no such issue.
+        ValidationError: the bill cannot be grouped so.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading a bill", kept="Nothing was changed."), engine.connect() as connection:
+        query = text("SELECT * FROM capacity_bills WHERE month = :start ORDER BY issue DESC")
+        bills = [_bill(row) for row in connection.execute(query, {"start": month.start})]
+        chosen = [bill for bill in bills if issue is None or bill.issue <= issue]
+        if not chosen or (issue is not None and chosen[0].issue != issue):
+            which = "" if issue is None else f"issue {issue} of "
+            raise NotFoundError(f"There is no {which}bill of {_named(month)}. `capacity bill` issues one.")
+        now, *older = chosen
+        refuse_unknown_grouping(by, now.label_keys)
+        before = IssuedBill(older[0], by, _groups(connection, older[0], by)) if older else None
+        return IssuedBill(now, by, _groups(connection, now, by), before)
+
+
+def _groups(connection: Connection, bill: Bill, by: str) -> list[BillGroup]:
+    # Lines have a column of that name, or a label.
+    group, key = (by, {}) if by in WITHOUT_LABEL else (statements.OF_LABEL, {"key": by})
+    query = text(statements.GROUPS.format(group=group))
+    rows = connection.execute(query, {"start": bill.month, "issue": bill.issue, **key})
+    return [
+        BillGroup(row.group_name, row.databases, row.gib_months, row.unpriced_gib_months, row.amount) for row in rows
+    ]
+
+
+def _bill(row: Row[Any]) -> Bill:
+    return Bill(
+        row.month,
+        row.issue,
+        row.issued_at,
+        row.is_final,
+        row.currency,
+        row.amount,
+        row.gib_months,
+        row.unpriced_gib_months,
+        row.measured_days,
+        row.billed_days,
+        row.label_keys,
+        row.reason,
+    )

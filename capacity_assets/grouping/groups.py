@@ -1,0 +1,102 @@
+"""Groups of a window: what each team, engine or server has, by how much that changed, and what of it fills first.
+
+Sums are those of the view `capacity_groups`, and add up to the fleet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.periods import Period, Window
+from capacity_assets.units import human_percent
+
+WITHOUT_LABEL = ("engine", "server")
+"""What groups are made by without any label."""
+
+
+@dataclass(frozen=True)
+class FillsFirst:
+    """What of a group is full first, and the day by which that is as likely as not."""
+
+    server: str
+    name: str
+    day: date
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of a window; `name` None: what has no such label. `change_mb` None: no change is known."""
+
+    name: str | None
+    servers: int
+    databases: int
+    size_mb: int
+    change_mb: int | None
+    fills_first: FillsFirst | None = None
+
+    @property
+    def growth(self) -> str:
+        """The change in percent of the size before."""
+        return "unknown" if self.change_mb is None else human_percent(self.change_mb, self.size_mb - self.change_mb)
+
+
+def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
+    """Refuse a grouping that is none; raises ValidationError."""
+    known = (*WITHOUT_LABEL, *keys)
+    if by not in known:
+        raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.")
+
+
+def groups_of(connection: Connection, period: Period, window: Window, by: str) -> list[Group]:
+    """Read the groups of a window, the largest first; none where no server has a row in it.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    fills = {
+        row.group_name: FillsFirst(row.server, row.name, row.full_middle)
+        for row in connection.execute(text(_FILLS_FIRST), {"by": by})
+    }
+    asked = {"period": period.name, "start": window.start, "by": by}
+    rows = connection.execute(text(_GROUPS), asked).all()
+    if not rows:
+        # A label that nobody has yet: everything is without it.
+        rows = connection.execute(text(_NO_SUCH_LABEL), {"period": period.name, "start": window.start}).all()
+    return [
+        Group(
+            row.group_name,
+            row.servers,
+            int(row.databases),
+            int(row.size_mb),
+            None if row.change_mb is None else int(row.change_mb),
+            fills.get(row.group_name),
+        )
+        for row in rows
+    ]
+
+
+_GROUPS = """
+SELECT group_name, servers, databases, size_mb, change_mb FROM capacity_groups
+WHERE period = :period AND window_start = :start AND grouped_by = :by
+ORDER BY size_mb DESC, group_name NULLS LAST
+"""
+_NO_SUCH_LABEL = """
+SELECT CAST(NULL AS text) AS group_name, servers, databases, size_mb, change_mb
+FROM (SELECT sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
+      FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine') AS fleet
+WHERE size_mb IS NOT NULL
+"""
+_FILLS_FIRST = """
+SELECT DISTINCT ON (group_name) group_name, server, name, full_middle
+FROM (SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine WHEN 'server' THEN server
+                  ELSE labels ->> CAST(:by AS text) END AS group_name,
+             server, name, coalesce(full_middle, CASE WHEN state = 'full' THEN last_day END) AS full_middle
+      FROM capacity_runway WHERE counted) AS runways
+WHERE full_middle IS NOT NULL
+ORDER BY group_name, full_middle, server, name
+"""

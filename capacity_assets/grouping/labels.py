@@ -1,0 +1,268 @@
+"""Labels as people declare them: team, environment, service, whatever a fleet uses; on servers and on databases.
+
+Each is dated, so that last year's figures keep last year's owners. Which one holds for a database on a day is in
+`storage.label_expressions`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, text
+
+from capacity_assets.foundation.csv_files import day_of, declarations
+from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named, refuse_repeated
+from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.units import first_of
+
+LONGEST_VALUE = 100
+WILDCARDS = re.compile(r"[*?]")
+SUBJECT_COLUMNS = ("server", "database", "from")
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label of a server, or with `database` of its databases of that name or pattern.
+
+    `value` None takes the label away. `valid_from` None: always for the first value of a key, else today.
+    """
+
+    server: str
+    database: str | None
+    key: str
+    value: str | None
+    valid_from: date | None = None
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """A label that was declared: from when it holds, and what held on that day before."""
+
+    label: Label
+    before: str | None
+
+
+def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
+    """Return key and value as they are stored.
+
+    Raises:
+        ValidationError: the key is not one of `keys`, or the value is empty, too long or not printable.
+    """
+    if key not in keys:
+        close = get_close_matches(key, keys, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValidationError(
+            f"{key!r} is no key of labels; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{hint} Nothing was changed."
+        )
+    if value is None:
+        return key, None
+    value = value.strip()
+    if not value or len(value) > LONGEST_VALUE or not value.isprintable():
+        raise ValidationError(f"The value of {key} must have 1 to {LONGEST_VALUE} printable characters.")
+    return key, value
+
+
+def declare_labels(
+    engine: Engine, labels: Sequence[Label], today: date, *, dry_run: bool = False
+) -> Sequence[LabelChange]:
+    """Store labels, all of them or none; return those that change something.
+
+    A dry run checks them and stores none.
+
+    Raises:
+        NotFoundError: a server is not registered, or a database that is named without * and ? was never measured.
+        ValidationError: a key is given twice for one subject.
+        DatabaseError: the database failed; nothing was changed.
+    """
+    subjects = [(label.server, label.database, label.key) for label in labels]
+    refuse_repeated(subjects, lambda one: f"{one[2]} of {named(one[0], one[1])}", "Given more than once:")
+    with database_errors(doing="storing labels", kept="Nothing was changed."), engine.begin() as connection:
+        changes = _changes(connection, labels, today)
+        if changes and not dry_run:
+            keys = _parameters(connection, [change.label for change in changes])
+            connection.execute(text(_CLEAR), {**keys, "always": ALWAYS})
+            connection.execute(text(_STORE), {**keys, "always": ALWAYS})
+    return changes
+
+
+def _parameters(connection: Connection, labels: Sequence[Label]) -> dict[str, object]:
+    # A pattern may name databases that are yet to come.
+    exact = [(label.server, None if WILDCARDS.search(label.database or "") else label.database) for label in labels]
+    keys_of(connection, exact)
+    ids = ids_of(connection, {label.server for label in labels})
+    return {
+        "instance_ids": [ids[label.server] for label in labels],
+        "databases": [label.database or WHOLE_SERVER for label in labels],
+        "keys": [label.key for label in labels],
+        "values": [label.value for label in labels],
+        "days": [label.valid_from for label in labels],
+    }
+
+
+def _changes(connection: Connection, labels: Sequence[Label], today: date) -> list[LabelChange]:
+    parameters = {**_parameters(connection, labels), "today": today, "always": ALWAYS}
+    rows = connection.execute(text(_PLACED), parameters).all()
+    changes = [
+        LabelChange(replace(label, valid_from=row.valid_from), row.held_value)
+        for label, row in zip(labels, rows, strict=True)
+        if _is_change(label, row)
+    ]
+    removed = [named(label.server, label.database) for label in labels if label.value is None]
+    if removed and not changes:
+        raise NotFoundError(f"{first_of(removed, 1)} has no such label then. Nothing was changed.")
+    return changes
+
+
+def _is_change(label: Label, row: Row[Any]) -> bool:
+    if label.valid_from == ALWAYS:
+        return bool(row.declared != 1 or row.held_value != label.value) and bool(row.declared or label.value)
+    return bool(row.held_value != label.value)
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A declared label with the days on which it holds; `valid_until` None: it still does."""
+
+    label: Label
+    valid_until: date | None
+
+    def holds_on(self, day: date) -> bool:
+        """Whether it holds on a day."""
+        assert self.label.valid_from is not None  # noqa: S101 -- stored labels are dated
+        return self.label.valid_from <= day and (self.valid_until is None or day < self.valid_until)
+
+
+def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel]:
+    """Return the declared labels by server, database and key, those of servers first; of all servers or one.
+
+    Raises:
+        NotFoundError: no such server is registered.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
+        if server is not None:
+            ids_of(connection, {server})
+        return [
+            StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), row.valid_until)
+            for row in connection.execute(text(_LIST), {"server": server})
+        ]
+
+
+def matching(engine: Engine, label: Label) -> int:
+    """Count the databases of the newest samples of a server that a name or pattern matches.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    asked = {"server": label.server, "pattern": label.database}
+    with database_errors(doing="reading names", kept="The labels are stored."), engine.connect() as connection:
+        return int(connection.execute(text(_MATCHING), asked).scalar_one())
+
+
+def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
+    """Read labels from a CSV file with the columns server, database, from, and one per key; what is empty is left out.
+
+    Raises:
+        ValidationError: it cannot be read, or a line makes no sense; all problems are reported together.
+    """
+    rows = declarations(path, (*SUBJECT_COLUMNS, *keys), ("server",), lambda row: _labels_of_row(row, keys))
+    return [label for labels in rows for label in labels]
+
+
+def _labels_of_row(row: Mapping[str, str], keys: Sequence[str]) -> list[Label]:
+    if "server" not in row:
+        raise ValidationError("names no server.")
+    valid_from = day_of(row["from"]) if "from" in row else None
+    return labels_of(row["server"], row.get("database"), _without(row, SUBJECT_COLUMNS), keys, valid_from)
+
+
+def _without(row: Mapping[str, str], columns: Collection[str]) -> dict[str, str]:
+    return {name: value for name, value in row.items() if name not in columns}
+
+
+def labels_of(
+    server: str, database: str | None, values: Mapping[str, str | None], keys: Sequence[str], valid_from: date | None
+) -> list[Label]:
+    """Return the labels that `values` gives a subject by key; raises as `checked`."""
+    pairs = [checked(key, value, keys) for key, value in values.items()]
+    return [Label(server, database, key, value, valid_from) for key, value in pairs]
+
+
+def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
+    """Return labels that take a column of the registry over, one per server that has something there.
+
+    Raises:
+        NotFoundError: the table instances has no such column.
+        ValidationError: a value cannot be one of a label.
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
+        columns: Iterable[str] = connection.execute(text(_COLUMNS)).scalars().all()
+        if column not in columns:
+            raise NotFoundError(f"The table instances has no column {column!r}; it has {first_of(columns, 50)}.")
+        quoted = '"' + column.replace('"', '""') + '"'
+        taken = text(f"SELECT name, CAST({quoted} AS text) AS value FROM instances ORDER BY name")  # noqa: S608 -- a column that exists, quoted
+        rows = [row for row in connection.execute(taken) if row.value is not None and row.value.strip()]
+    return [Label(row.name, None, *checked(key, row.value, [key])) for row in rows]
+
+
+_SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:keys AS varchar[]),
+            CAST(:values AS varchar[]), CAST(:days AS date[])) WITH ORDINALITY
+    AS g (instance_id, database_pattern, key, value, valid_from, number)"""
+# From when each holds, and which value holds on that day so far.
+_PLACED = f"""
+SELECT placed.valid_from, placed.declared, held.value AS held_value
+FROM (
+    SELECT g.*, d.declared, coalesce(g.valid_from, CASE WHEN d.declared > 0 OR g.value IS NULL
+                                       THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day
+    FROM {_SUBJECTS}
+    CROSS JOIN LATERAL (SELECT count(*) AS declared FROM capacity_labels l
+                        WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern
+                          AND l.key = g.key) AS d
+) AS given
+CROSS JOIN LATERAL (SELECT given.first_day AS valid_from, given.declared) AS placed
+LEFT JOIN LATERAL (
+    SELECT l.value FROM capacity_labels l
+    WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key
+      AND l.valid_from <= given.first_day ORDER BY l.valid_from DESC LIMIT 1
+) AS held ON true
+ORDER BY given.number
+"""  # noqa: S608 -- constants of this module
+_OF_SUBJECT = "l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key"
+# What always holds replaces the whole history of the label.
+_CLEAR = f"""
+DELETE FROM capacity_labels l USING {_SUBJECTS}
+WHERE {_OF_SUBJECT} AND g.valid_from = :always
+"""  # noqa: S608 -- as above
+_STORE = f"""
+INSERT INTO capacity_labels (instance_id, database_pattern, key, value, valid_from)
+SELECT g.instance_id, g.database_pattern, g.key, g.value, g.valid_from FROM {_SUBJECTS}
+WHERE g.value IS NOT NULL OR g.valid_from <> :always
+ON CONFLICT (instance_id, database_pattern, key, valid_from) DO UPDATE
+SET value = excluded.value, declared_at = now()
+"""  # noqa: S608 -- as above
+_LIST = """
+SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
+       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until
+FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
+WHERE CAST(:server AS text) IS NULL OR i.name = :server
+ORDER BY i.name, s.database_pattern, s.key, s.valid_from
+"""
+_MATCHING = r"""
+SELECT count(*) FROM database_size_stats d JOIN instances i ON i.id = d.instance_id
+WHERE i.name = :server
+  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n WHERE n.instance_id = i.id)
+  AND d.database_name LIKE replace(replace(replace(replace(replace(
+      CAST(:pattern AS text), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_')
+"""
+_COLUMNS = """
+SELECT column_name FROM information_schema.columns
+WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position
+"""

@@ -1,0 +1,123 @@
+"""Showback as an asset: one bill per month, issued again where samples, labels or prices changed it.
+
+What a bill is made of is the business of `grouping`; here it gets a partition, metadata and an automation condition.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.grouping.bill_words import gib, group_named, notes
+from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
+from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
+from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
+from capacity_assets.orchestration.reports import whenever_aggregates_are_made
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.periods import Period
+from capacity_assets.settings import Settings
+from capacity_assets.storage.group_tables import capacity_bill_lines
+
+SHOWBACK, SHOWBACK_GROUP = "showback", "showback"
+SHOWBACK_JOB, SHOWBACK_SENSOR = "showback_job", "showback_sensor"
+GROUPS_SHOWN = 20
+
+DESCRIPTION = """\
+What the databases of a month cost: the size of each on each day, with the labels and prices of that day.
+
+Lines lie in `capacity_bill_lines`, bills in `capacity_bills`. The bill of a month that is not over is replaced. One of
+a month that is over is kept, and where late samples, labels or prices change it, a new issue says by how much and why.
+By team or any other group, as a table, CSV, JSON or a page: `capacity bill`. Rules: docs/groups.md.
+"""
+
+
+def showback_asset(
+    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
+) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=SHOWBACK,
+        description=DESCRIPTION,
+        group_name=SHOWBACK_GROUP,
+        partitions_def=partitions_of(period, settings),
+        deps=[asset_name(period, level) for level in LEVELS.values()],
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        automation_condition=whenever_aggregates_are_made(),
+        retry_policy=retries,
+        owners=owners,
+        kinds={"postgres", "table"},
+        tags={"period": period.name},
+        metadata=table_metadata(capacity_bill_lines),
+        required_resource_keys={AGGREGATION_RESOURCE},
+    )
+    def make_bill(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        today = runner.service.clock.today()
+        with dagster_failures():
+            for window in windows_of(period, context.partition_keys):
+                try:
+                    issue_bill(runner.service.engine, window, today, settings.label_keys)
+                except NotFoundError as nothing:
+                    metadata = nothing_billed(str(nothing))
+                else:
+                    metadata = bill_metadata(read_bill(runner.service.engine, window, settings.label_keys[0]))
+                context.add_asset_metadata(metadata, partition_key=window.key)
+        yield dg.MaterializeResult()
+
+    return make_bill
+
+
+def nothing_billed(reason: str) -> MetadataMapping:
+    """Return what a month without a bill shows."""
+    return {"bill": dg.MetadataValue.md(escaped(reason))}
+
+
+def bill_metadata(found: IssuedBill) -> MetadataMapping:
+    """Return what a month's materialisation shows: the groups, then the numbers, which plot."""
+    bill = found.bill
+    amounts = {} if bill.amount is None else {"amount": dg.MetadataValue.float(float(bill.amount))}
+    restated = {} if found.difference is None else {"difference": dg.MetadataValue.float(float(found.difference))}
+    return {
+        "bill": dg.MetadataValue.md(_table(found)),
+        **amounts,
+        **restated,
+        "currency": dg.MetadataValue.text(bill.currency or "none"),
+        "issue": dg.MetadataValue.int(bill.issue),
+        "gib_months": dg.MetadataValue.float(float(bill.gib_months)),
+        "unpriced_gib_months": dg.MetadataValue.float(float(bill.unpriced_gib_months)),
+        "measured_days": dg.MetadataValue.int(bill.measured_days),
+        "billed_days": dg.MetadataValue.int(bill.billed_days),
+    }
+
+
+def _table(found: IssuedBill) -> str:
+    rows = [
+        [escaped(group_named(group.name, found.grouped_by)), gib(group.gib_months), f"{group.amount or 'no price'}"]
+        for group in found.groups[:GROUPS_SHOWN]
+    ]
+    table = markdown_table([found.grouped_by, "GiB", f"Amount, {found.bill.currency or 'no currency'}"], rows)
+    told = bullets([escaped(note.strip()) for note in notes(found)], hidden=0)
+    hidden = len(found.groups) - GROUPS_SHOWN
+    more = f"\n\nand {hidden} more groups" if hidden > 0 else ""
+    return f"Total: **{amount_told(found.bill)}**\n\n{table}{more}\n\n{told}"
+
+
+def showback_sensor() -> dg.AutomationConditionSensorDefinition:
+    """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
+    return dg.AutomationConditionSensorDefinition(
+        SHOWBACK_SENSOR,
+        target=[SHOWBACK],
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Issues a month's bill whenever its aggregates were made.",
+    )
+
+
+def showback_job() -> UnresolvedAssetJobDefinition:
+    """Build the job."""
+    return dg.define_asset_job(SHOWBACK_JOB, selection=[SHOWBACK], description="Issues the bill of a month.")

@@ -1,0 +1,114 @@
+"""The views of labels and groups: which labels hold when, and what each group adds up to."""
+
+from __future__ import annotations
+
+from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
+from capacity_assets.storage.view import View, ViewColumn
+
+# Windows are whole months, or as many days as the one before.
+_BEFORE = """CASE WHEN extract(day FROM {0}.period_start) = extract(day FROM {0}.period_end + 1)
+    THEN CAST({0}.period_start - age(CAST({0}.period_end + 1 AS timestamp),
+                                     CAST({0}.period_start AS timestamp)) AS date)
+    ELSE {0}.period_start - ({0}.period_end - {0}.period_start + 1) END"""
+_PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
+_NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
+
+# A database counts with its share of its server's measured days, as in the growth report.
+_DATABASES = f"""
+    SELECT a.period_type, a.period_start, a.period_end, a.instance_id, a.database_name, {_NOW} AS size_mb,
+           CASE WHEN s.total_size_change_mb IS NULL THEN NULL
+                WHEN a.size_change_mb IS NOT NULL AND a.data_count >= s.data_count AND b.data_count >= sb.data_count
+                THEN a.size_change_mb ELSE {_NOW} - coalesce({_THEN}, 0) END AS change_mb, 1 AS databases
+    FROM database_size_aggregations a
+    JOIN instance_size_aggregations s
+        ON s.period_type = a.period_type AND s.period_start = a.period_start AND s.instance_id = a.instance_id
+    LEFT JOIN instance_size_aggregations sb
+        ON sb.period_type = a.period_type AND sb.period_start = {_BEFORE.format("a")} AND sb.instance_id = a.instance_id
+    LEFT JOIN database_size_aggregations b
+        ON b.period_type = a.period_type AND b.period_start = {_BEFORE.format("a")} AND b.instance_id = a.instance_id
+        AND b.database_name = a.database_name
+    UNION ALL
+    SELECT s.period_type, s.period_start, s.period_end, s.instance_id, b.database_name, 0,
+           CASE WHEN s.total_size_change_mb IS NOT NULL THEN -{_THEN} END, 0
+    FROM instance_size_aggregations s
+    JOIN instance_size_aggregations sb
+        ON sb.period_type = s.period_type AND sb.period_start = {_BEFORE.format("s")} AND sb.instance_id = s.instance_id
+    JOIN database_size_aggregations b
+        ON b.period_type = s.period_type AND b.period_start = {_BEFORE.format("s")} AND b.instance_id = s.instance_id
+    WHERE NOT EXISTS (SELECT FROM database_size_aggregations a
+                      WHERE a.period_type = s.period_type AND a.period_start = s.period_start
+                        AND a.instance_id = s.instance_id AND a.database_name = b.database_name)"""  # noqa: S608
+_OF_SERVER = f"""(SELECT l.value FROM {SPANS} l
+             WHERE l.instance_id = {{0}}.instance_id AND l.key = {{1}}.key AND l.database_pattern = ''
+               AND {holds_on("l", "{0}.period_end")})"""  # noqa: S608 -- expressions of our own views
+# A database with a label of its own leaves the group of its server and enters its own: sums stay what they are.
+_GROUPS = f"""
+    SELECT a.period_type, a.period_start, a.period_end, g.grouped_by, g.group_name, a.instance_id,
+           a.total_size_mb AS size_mb, a.total_size_change_mb AS change_mb, a.database_count AS databases
+    FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
+    CROSS JOIN LATERAL (
+        SELECT 'engine' AS grouped_by, coalesce(i.db_type, 'unknown') AS group_name
+        UNION ALL SELECT 'server', coalesce(i.name, 'server ' || a.instance_id)
+        UNION ALL SELECT k.key, {_OF_SERVER.format("a", "k")} FROM (SELECT DISTINCT key FROM capacity_labels) AS k
+    ) AS g
+    WHERE i.counted_by IS NULL
+    UNION ALL
+    SELECT m.period_type, m.period_start, m.period_end, m.key, side.group_name, m.instance_id,
+           side.sign * m.size_mb, side.sign * m.change_mb, side.sign * m.databases
+    FROM (
+        SELECT o.*, {_OF_SERVER.format("o", "o")} AS server_value
+        FROM (
+            SELECT DISTINCT ON (d.period_type, d.period_start, d.instance_id, d.database_name, r.key)
+                   d.*, r.key, r.value
+            FROM ({_DATABASES}) AS d
+            JOIN {SPANS} r ON r.instance_id = d.instance_id AND {holds_on("r", "d.period_end")}
+                AND {matches("r", "d.database_name")}
+            ORDER BY d.period_type, d.period_start, d.instance_id, d.database_name, r.key,
+                     {precedence("r", "d.database_name")}
+        ) AS o
+    ) AS m
+    LEFT JOIN instances i ON i.id = m.instance_id
+    CROSS JOIN LATERAL (VALUES (m.server_value, -1), (m.value, 1)) AS side (group_name, sign)
+    WHERE i.counted_by IS NULL AND m.value IS DISTINCT FROM m.server_value"""  # noqa: S608 -- as above
+
+GROUP_VIEWS = (
+    View(
+        SPANS,
+        "Labels of servers and databases, each with the days on which it holds.",
+        (
+            ViewColumn("instance_id", "l.instance_id", "Number of the server"),
+            ViewColumn("database_pattern", "l.database_pattern", "Database or pattern; empty: the server as a whole"),
+            ViewColumn("database_like", LIKE, "The pattern as LIKE reads it"),
+            ViewColumn("key", "l.key", "Key of the label, such as team"),
+            ViewColumn("value", "l.value", "Its value; null: none on these days"),
+            ViewColumn("valid_from", "l.valid_from", "First day on which it holds; 0001-01-01: always"),
+            ViewColumn(
+                "valid_until",
+                "lead(l.valid_from, 1, CAST('infinity' AS date)) "
+                "OVER (PARTITION BY l.instance_id, l.database_pattern, l.key ORDER BY l.valid_from)",
+                "First day on which it does not hold any more; infinity: it holds",
+            ),
+        ),
+        "FROM capacity_labels l",
+    ),
+    View(
+        "capacity_groups",
+        "Size of the fleet in each window by engine, by server and by each label. Each of these adds up to the fleet.",
+        (
+            ViewColumn("period", "g.period_type", "Name of the period, such as daily or monthly"),
+            ViewColumn("window_start", "g.period_start", "First day of the window"),
+            ViewColumn("window_end", "g.period_end", "Last day of the window, included: its labels are taken"),
+            ViewColumn("grouped_by", "g.grouped_by", "engine, server, or the key of a label: take one of them"),
+            ViewColumn("group_name", "g.group_name", "Engine, server or value of the label; null: no such label"),
+            ViewColumn("servers", "count(DISTINCT g.instance_id)", "Servers with a part in it; one may be in several"),
+            ViewColumn("databases", "sum(g.databases)", "Mean number of databases"),
+            ViewColumn("size_mb", "sum(g.size_mb)", "Mean size, MiB"),
+            ViewColumn(
+                "change_mb",
+                "sum(g.change_mb)",
+                "Change against the window before of what belongs to it now, of what is known, MiB; null: nothing is",
+            ),
+        ),
+        f"FROM ({_GROUPS}) AS g\nGROUP BY 1, 2, 3, 4, 5",
+    ),
+)

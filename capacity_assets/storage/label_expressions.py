@@ -1,0 +1,45 @@
+"""Labels in SQL: which one holds for a server or database on a day. What people declare is in `grouping.labels`.
+
+A label of a database comes before one of a pattern, a longer pattern before a shorter one, and all of them before the
+label of the server.
+"""
+
+from __future__ import annotations
+
+SPANS = "capacity_label_spans"
+ESCAPED = r"replace(replace(replace(l.database_pattern, '\', '\\'), '%', '\%'), '_', '\_')"
+LIKE = f"replace(replace({ESCAPED}, '*', '%'), '?', '_')"
+"""The pattern as LIKE reads it; a name without wildcards matches itself."""
+
+
+def holds_on(span: str, day: str) -> str:
+    """Return the condition that a row of the view of spans holds on a day, with a value."""
+    return f"{span}.valid_from <= {day} AND {day} < {span}.valid_until AND {span}.value IS NOT NULL"
+
+
+def matches(span: str, database: str) -> str:
+    """Return the condition that a span names a database, by its name or a pattern."""
+    return (
+        f"{span}.database_pattern <> '' "
+        f"AND ({database} = {span}.database_pattern OR {database} LIKE {span}.database_like)"
+    )
+
+
+def precedence(span: str, database: str) -> str:
+    """Return what spans of one key are ordered by, the one that holds first."""
+    return (
+        f"{span}.database_pattern = {database} DESC, {span}.database_pattern <> '' DESC, "
+        f"length(translate({span}.database_pattern, '*?', '')) DESC, {span}.database_pattern"
+    )
+
+
+def labels_of(instance: str, database: str | None, day: str) -> str:
+    """Return the labels of a server (database None) or a database on a day, as JSON, `{}` where there are none."""
+    named = "" if database is None else f" OR {matches('l', database)}"
+    order = "" if database is None else f", {precedence('l', database)}"
+    return f"""coalesce((
+    SELECT jsonb_object_agg(held.key, held.value) FROM (
+        SELECT DISTINCT ON (l.key) l.key, l.value FROM {SPANS} l
+        WHERE l.instance_id = {instance} AND {holds_on("l", day)} AND (l.database_pattern = ''{named})
+        ORDER BY l.key{order}
+    ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- expressions of our own views

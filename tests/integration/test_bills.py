@@ -1,0 +1,309 @@
+"""Bills: exact to the cent against naive fractions, dated owners and prices, and restatements that are seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import date, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+
+from capacity_assets.clock import Clock
+from capacity_assets.grouping.bills import issue_bill, read_bill
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.grouping.prices import Price, declare_prices
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings
+from tests.clocks import TODAY
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes
+
+MONTH = PERIODS["monthly"].window_of(date(2025, 6, 1))
+KEYS = ("team", "environment")
+GIB = 1024
+
+
+@pytest.fixture(autouse=True)
+def fleet(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """June: server-1 with a (10 GiB) and b (20 GiB), measured from May to July; server-2 is its replica."""
+    assert settings
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+    add_instances(engine, [1], db_type="postgresql")
+    add_instances(engine, [2], counted_by=1)
+    for server in (1, 2):
+        add_database_sizes(engine, sizes(server, "a", "2025-05-20", [10 * GIB] * 60))
+        add_database_sizes(engine, sizes(server, "b", "2025-05-20", [20 * GIB] * 60))
+
+
+def done(*arguments: str) -> str:
+    result = capacity(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def billed(by: str = "team", *more: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(done("bill", "--month", "2025-06", "--by", by, "--json", *more))
+    return found
+
+
+def amounts(found: dict[str, Any]) -> dict[str | None, str | None]:
+    return {group["name"]: group["amount"] for group in found["groups"]}
+
+
+def test_a_month_costs_what_its_daily_sizes_cost_by_owner_replicas_once() -> None:
+    done("prices", "set", "0.10", "--currency", "EUR")
+    done("labels", "set", "server-1", "team=payments", "--database", "a")
+
+    found = billed()
+
+    assert amounts(found) == {"payments": "1.00", None: "2.00"}
+    assert (found["bill"]["amount"], found["bill"]["currency"]) == ("3.00", "EUR")
+    assert amounts(billed("engine")) == {"postgresql": "3.00"}
+
+
+def test_an_owner_and_a_price_that_change_within_the_month_share_it_by_days() -> None:
+    done("prices", "set", "0.30", "--currency", "EUR")
+    done("prices", "set", "0.60", "--currency", "EUR", "--from", "2025-06-21")
+    done("labels", "set", "server-1", "team=payments", "--database", "a")
+    done("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
+
+    # a: ten days of payments at 0.30, ten of search at 0.30 and ten at 0.60.
+    assert amounts(billed()) == {"payments": "1.00", "search": "3.00", None: "8.00"}
+
+
+def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() -> None:
+    done("labels", "set", "server-1", "team=payments", "environment=test", "--database", "a")
+    done("prices", "set", "0.10", "--currency", "EUR", "--engine", "oracle")
+    nothing = billed()
+    assert (nothing["bill"]["amount"], amounts(nothing)) == ("0.00", {"payments": None, None: None})
+    done("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test")
+    assert amounts(billed()) == {"payments": "2.00", None: None}
+    assert "Without a price, and in no amount: 20.0 of 30.0 GiB" in done("bill", "--month", "2025-06")
+    done("prices", "set", "0.40", "--currency", "EUR", "--label", "team=payments")
+    done("prices", "set", "0.50", "--currency", "EUR", "--engine", "postgresql")
+
+    assert amounts(billed()) == {"payments": "4.00", None: "10.00"}
+
+
+def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_server_came_do_not(
+    engine: Engine,
+) -> None:
+    done("prices", "set", "1", "--currency", "EUR")
+    add_instances(engine, [4])
+    # From the 16th on, every second day.
+    add_database_sizes(engine, sizes(4, "c", "2025-06-16", [30 * GIB, None] * 15))
+
+    found = billed("server")
+
+    assert amounts(found) == {"server-1": "30.00", "server-4": "15.00"}
+    assert "days of servers were not measured" in done("bill", "--month", "2025-06")
+
+
+def test_a_database_of_three_days_pays_three_days(engine: Engine) -> None:
+    done("prices", "set", "1", "--currency", "EUR")
+    done("labels", "set", "server-1", "team=copy", "--database", "cop*")
+    add_database_sizes(engine, sizes(1, "copy", "2025-06-10", [100 * GIB] * 3))
+
+    assert amounts(billed())["copy"] == "10.00"
+
+
+def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept(engine: Engine) -> None:
+    done("prices", "set", "1", "--currency", "EUR")
+    done("labels", "set", "server-1", "team=payments", "--database", "b")
+    first = billed()
+    assert billed() == first, "nothing changed, so nothing is issued again"
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE database_size_stats SET size_mb = 50 * 1024, updated_at = now() + interval '1 second' "
+                "WHERE instance_id = 1 AND database_name = 'b' AND collected_date = '2025-06-30'"
+            )
+        )
+
+    second = billed()
+
+    assert (first["bill"]["issue"], second["bill"]["issue"]) == (1, 2)
+    assert (first["bill"]["amount"], second["bill"]["amount"], second["difference"]) == ("30.00", "31.00", "1.00")
+    assert amounts(second) == {"payments": "21.00", None: "10.00"}
+    told = done("bill", "--month", "2025-06")
+    assert "30.00 EUR became 31.00 EUR. Since then: 1 sample corrected." in told
+    assert "payments: 20.00 before, 21.00 now" in told
+    assert amounts(billed("team", "--issue", "1")) == amounts(first)
+
+
+def test_a_month_that_is_not_over_is_replaced_and_final_afterwards(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done("prices", "set", "1", "--currency", "EUR")
+    monkeypatch.setattr(Clock, "today", lambda _self: date(2025, 6, 20))
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date > '2025-06-15'"))
+    so_far = billed()
+    assert (so_far["bill"]["is_final"], so_far["bill"]["amount"]) == (False, "15.00")
+    add_database_sizes(engine, sizes(1, "a", "2025-06-16", [10 * GIB] * 20))
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+
+    final = billed()
+
+    assert (final["bill"]["issue"], final["bill"]["is_final"], final["bill"]["amount"]) == (1, True, "20.00")
+
+
+def test_a_month_whose_samples_are_gone_keeps_its_bill(engine: Engine) -> None:
+    done("prices", "set", "1", "--currency", "EUR")
+    before = billed()
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-20'"))
+        connection.execute(
+            text(
+                "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
+                "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
+                "VALUES (1, 'a', 'daily', '2025-06-10', '2025-06-10', 1, 1, 1, 1)"
+            )
+        )
+
+    assert billed() == before
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM capacity_bills"))
+    refused = capacity("bill", "--month", "2025-06")
+    assert refused.exit_code == 2
+    assert "Samples of June 2025 were dropped by retention" in refused.output
+
+
+def test_an_empty_month_a_wrong_group_and_a_wrong_month_are_refused_in_a_sentence() -> None:
+    assert "Nothing was measured in January 2024" in capacity("bill", "--month", "2024-01").output
+    assert "known are engine, server, team" in capacity("bill", "--month", "2025-06", "--by", "colour").output
+    assert "is no month" in capacity("bill", "--month", "2025-13").output
+    assert "There is no issue 7" in capacity("bill", "--month", "2025-06", "--issue", "7").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["abc", "--currency", "EUR"], "is no price"),
+        (["-1", "--currency", "EUR"], "No such option"),
+        (["0.1234567", "--currency", "EUR"], "at most 6 decimals"),
+        (["0.1", "--currency", "euro"], "is no currency"),
+        (["0.1", "--currency", "USD"], "EUR and USD"),
+        (["0.1", "--currency", "EUR", "--label", "taem=x"], "Did you mean 'team'?"),
+    ],
+)
+def test_what_cannot_be_a_price_is_refused(arguments: list[str], problem: str) -> None:
+    done("prices", "set", "0.2", "--currency", "EUR")
+
+    refused = capacity("prices", "set", *arguments)
+
+    assert refused.exit_code == 2
+    assert problem in refused.output
+    assert [one["price"] for one in json.loads(done("prices", "list", "--json"))] == ["0.200000"]
+
+
+def test_a_price_list_comes_from_a_file_and_a_price_can_be_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_text("engine,label,price,currency,from\n,,0.10,EUR,\noracle,team=payments,0.5,EUR,2025-01-01\n")
+
+    assert "2 prices declared" in done("prices", "import", str(file))
+    assert "oracle with team=payments" in done("prices", "list")
+    done("prices", "remove", "--engine", "oracle", "--label", "team=payments", "--from", "2025-01-01")
+    assert len(json.loads(done("prices", "list", "--json"))) == 1
+    assert "There is no price of everything else" in capacity("prices", "remove", "--from", "2025-01-01").output
+
+
+def test_files_of_a_bill_say_what_the_screen_says(tmp_path: Path) -> None:
+    done("prices", "set", "0.10", "--currency", "EUR")
+    done("labels", "set", "server-1", "team==SUM(A1)", "--database", "a")
+    for ending in ("csv", "json", "html"):
+        done("bill", "--month", "2025-06", "--output", str(tmp_path / f"bill.{ending}"))
+
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "bill.csv").read_text())))
+    assert [(row["group"], row["amount"]) for row in rows] == [("", "2.00"), ("'=SUM(A1)", "1.00")]
+    assert json.loads((tmp_path / "bill.json").read_text())["bill"]["amount"] == "3.00"
+    page = (tmp_path / "bill.html").read_text()
+    assert "Bill of June 2025, by team" in page
+    assert "<td>=SUM(A1)</td>" in page
+
+
+def naive(samples: Iterable[tuple[str, date, int]], labels: Any, prices: Any) -> dict[str | None, Fraction]:
+    """What each team has to pay, database by database and day by day; server-1 is measured every day."""
+    totals: dict[str | None, Fraction] = defaultdict(Fraction)
+    for database, day, size_mb in samples:
+        held = [value for name, since, value in labels if name == database and since <= day]
+        team = held[-1] if held else None
+        found = [(bool(of), price) for of, since, price in prices if since <= day and of in {"", team or "-"}]
+        exact = [price for is_exact, price in found if is_exact] or [price for is_exact, price in found]
+        if exact:
+            totals[team] += Fraction(size_mb, 1024) / MONTH.days * Fraction(exact[-1])
+    return totals
+
+
+JUNE = st.integers(-3, 31).map(lambda days: MONTH.start + timedelta(days=days))
+PRICES = st.decimals("0", "9", places=6)
+
+
+@given(
+    sizes_mb=st.lists(st.integers(0, 10**7), min_size=60, max_size=60),
+    labels=st.lists(st.tuples(st.sampled_from("ab"), JUNE, st.sampled_from(["red", "blue"])), max_size=6),
+    prices=st.lists(st.tuples(st.sampled_from(["", "red", "blue"]), JUNE, PRICES), max_size=5),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bill_is_exact_and_its_groups_add_up_to_the_cent(
+    engine: Engine, sizes_mb: list[int], labels: list[tuple[str, date, str]], prices: list[tuple[str, date, Decimal]]
+) -> None:
+    labels = sorted({one[:2]: one for one in labels}.values(), key=lambda one: one[1])
+    prices = sorted({one[:2]: one for one in prices}.values(), key=lambda one: one[1])
+    days = [MONTH.start + timedelta(days=number) for number in range(30)]
+    samples = [(name, day, sizes_mb[2 * n + k]) for n, day in enumerate(days) for k, name in enumerate("ab")]
+    with engine.begin() as connection:
+        for table in ("capacity_labels", "capacity_prices", "capacity_bills", "capacity_bill_lines"):
+            connection.execute(text(f"DELETE FROM {table}"))
+        of_june = "DELETE FROM database_size_stats WHERE collected_date BETWEEN :start AND :end"
+        connection.execute(text(of_june), {"start": MONTH.start, "end": MONTH.end})
+    add_database_sizes(
+        engine,
+        [
+            {"instance_id": 1, "database_name": name, "collected_date": day, "size_mb": size}
+            for name, day, size in samples
+        ],
+    )
+    for name, day, team in labels:
+        declare_labels(engine, [Label("server-1", name, "team", team, day)], TODAY)
+    declare_prices(engine, [Price(price, "EUR", "", "team" if of else "", of, day) for of, day, price in prices])
+
+    issue_bill(engine, MONTH, TODAY, KEYS)
+    found = read_bill(engine, MONTH, "team")
+
+    expected = naive(samples, labels, prices)
+    exact = sum(expected.values(), Fraction())
+    total = (Decimal(exact.numerator) / Decimal(exact.denominator)).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    assert sum((group.amount or Decimal(0)) for group in found.groups) == (found.bill.amount or 0)
+    # Lines are stored with twelve decimals, so a total that is half a cent to within them may go either way.
+    is_half = abs(exact * 100 % 1 - Fraction(1, 2)) < Fraction(1, 10**6)
+    assert abs((found.bill.amount or 0) - total) <= (Decimal("0.01") if is_half else 0)
+    for group in found.groups:
+        assert abs(Fraction(group.amount or 0) - expected.get(group.name, Fraction())) < Fraction(1, 100)
+
+
+def test_late_samples_give_the_same_bill_as_a_first_issue_over_all_of_them(engine: Engine) -> None:
+    done("prices", "set", "0.37", "--currency", "EUR")
+    billed()
+    add_database_sizes(engine, sizes(1, "late", "2025-06-05", [777] * 9))
+    add_instance_sizes(
+        engine,
+        [{"instance_id": 1, "collected_date": date(2025, 6, 1), "total_size_mb": 30 * GIB, "database_count": 2}],
+    )
+    restated = billed("server")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM capacity_bills"))
+        connection.execute(text("DELETE FROM capacity_bill_lines"))
+
+    assert amounts(billed("server")) == amounts(restated)
+    assert restated["bill"]["issue"] == 2
