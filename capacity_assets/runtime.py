@@ -26,11 +26,14 @@ from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.retention.service import RetentionService
+from capacity_assets.setting_values import with_driver
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine, ensure_reachable
+from capacity_assets.storage.reader_role import ensure_reader_role
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.time_zone import record_zone
+from capacity_assets.web.reading import reading_engine, refuse_a_role_that_can_write, role_to_read_with
 
 logger = logging.getLogger("capacity_assets")
 
@@ -74,6 +77,61 @@ def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]
             yield engine
         finally:
             engine.dispose()
+
+
+@contextmanager
+def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False) -> Iterator[Engine]:
+    """Yield an engine for the pages, on a role that can only read.
+
+    That is the one of CAPACITY_WEB_DATABASE_URL, else `capacity_reader` where the configured role may take it on.
+
+    Raises:
+        ValidationError: the role can write, and that is not allowed.
+        UnreachableError: no connection within the time limit.
+        EmbeddedServerError: the embedded server did not start.
+    """
+    own = settings.web_database_url
+    if own is not None:
+        with _reading(with_driver(own, CAPACITY_DRIVER), "CAPACITY_WEB_DATABASE_URL", allow_writing_role) as engine:
+            yield engine
+        return
+    with open_database(settings) as url:
+        if settings.capacity_url is None:
+            _make_reader_role(url)
+        with _reading(url, "CAPACITY_DATABASE_URL", allow_writing_role) as engine:
+            yield engine
+
+
+def _make_reader_role(url: URL) -> None:
+    """On the embedded server, which is ours alone, the role is made; elsewhere its owner decides."""
+    owner = capacity_engine(url)
+    try:
+        with owner.begin() as connection:
+            ensure_reader_role(connection)
+    finally:
+        owner.dispose()
+
+
+@contextmanager
+def _reading(url: URL | None, variable: str, allow_writing_role: bool) -> Iterator[Engine]:
+    assert url is not None  # noqa: S101 -- of an address that is set
+    plain = reading_engine(url)
+    try:
+        ensure_reachable(plain, variable)
+        role = role_to_read_with(plain)
+        if role is None and not allow_writing_role:
+            refuse_a_role_that_can_write(plain)
+    except BaseException:
+        plain.dispose()
+        raise
+    engine = plain
+    if role is not None:
+        plain.dispose()
+        engine = reading_engine(url, role=role)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def refuse_an_absent_embedded_server(settings: Settings) -> None:
@@ -121,6 +179,8 @@ def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
     """
     done = initialise(engine)
     record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen)
+    if settings.capacity_url is None:
+        _make_reader_role(engine.url)
     report = retention_service(engine, settings).prepare()
     if report.created:
         moved = f", {report.moved_records:,} rows moved there" if report.moved_records else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
@@ -202,6 +202,36 @@ class Settings(BaseSettings):
         default=DEFAULT_LABEL_KEYS,
         validation_alias="CAPACITY_LABEL_KEYS",
         description="Keys of labels of servers and databases, separated by commas; one more word adds a key.",
+    )
+    web_database_url: PostgresUrl | None = Field(
+        default=None,
+        validation_alias="CAPACITY_WEB_DATABASE_URL",
+        description="The same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, "
+        "with the role `capacity_reader` where its role may take that on.",
+    )
+    web_token: SecretStr | None = Field(
+        default=None,
+        validation_alias="CAPACITY_WEB_TOKEN",
+        min_length=16,
+        description="What readers of the pages must know, at least 16 characters. Unset: nothing.",
+    )
+    web_user_header: str | None = Field(
+        default=None,
+        validation_alias="CAPACITY_WEB_USER_HEADER",
+        description="Header in which a proxy before the pages names the user; requests without it are refused. "
+        "Unset: none.",
+    )
+    dagster_url_of_people: str | None = Field(
+        default=None,
+        validation_alias="CAPACITY_DAGSTER_URL",
+        pattern="^https?://",
+        description="Address of Dagster's UI, to which the pages link. Unset: no links; `capacity up` knows it.",
+    )
+    pages_url: str | None = Field(
+        default=None,
+        validation_alias="CAPACITY_PAGES_URL",
+        pattern="^https?://",
+        description="Address of the pages, to which Dagster's UI links. Unset: no links; `capacity up` knows it.",
     )
     secrets_folder: Path = Field(
         default=Path("/run/secrets"),

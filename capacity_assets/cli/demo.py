@@ -30,6 +30,7 @@ from capacity_assets.demo.sample_fleet import (
     other_instances,
     remove_sample_fleet,
 )
+from capacity_assets.demo.sample_groups import declare_sample_groups
 from capacity_assets.demo.sample_limits import add_measured_limits, declare_sample_limits
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
@@ -79,6 +80,7 @@ def run_demo(settings: Settings) -> None:
             if fleet.samples_added:
                 say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
             declare_sample_limits(engine, today)
+            declare_sample_groups(engine, today)
             mark_days(settings, instance, engine, today)
             chunks = open_work(instance, first_day, today, fleet)
             written = materialise(settings, instance, chunks)
@@ -147,7 +149,7 @@ def _print_fastest(engine: Engine, month: Window) -> None:
 
 def _print_where_to_look(settings: Settings, month: Window) -> None:
     say(f"Growth report, to open in a browser: {settings.reports / file_name(MONTHLY, month)}")
-    say("Next: `make up` (or `capacity up`) serves the Dagster UI; Catalog has the assets, Runs these runs.")
+    say("Next: `make up` (or `capacity up`) serves the pages, and the Dagster UI, which has these runs.")
     say("      `capacity status` shows what is stored, `capacity aggregate --help` computes without Dagster.")
     say(f"Data: {settings.home.resolve()}. `capacity demo --remove` takes all of it away again.")
 

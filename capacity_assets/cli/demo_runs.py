@@ -30,6 +30,7 @@ from capacity_assets.orchestration.private.definitions import (
 from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, REPORT_PERIOD
 from capacity_assets.orchestration.runways import RUNWAY, RUNWAY_JOB
 from capacity_assets.orchestration.sample_days import unmarked_days
+from capacity_assets.orchestration.showback import SHOWBACK, SHOWBACK_JOB
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.runtime import collection_service
 from capacity_assets.settings import Settings
@@ -67,8 +68,12 @@ def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet:
     # Before the reports, which show them.
     for day in _runway_days(instance, first_day, today):
         chunks.append(Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]))
-    for span in _open_spans(instance, PERIODS[REPORT_PERIOD], [GROWTH_REPORT], (first_day, today), fleet):
-        chunks.append(Chunk(GROWTH_REPORT_JOB, "the growth reports", span))
+    for asset, job, subject in (
+        (GROWTH_REPORT, GROWTH_REPORT_JOB, "the growth reports"),
+        (SHOWBACK, SHOWBACK_JOB, "the bills"),
+    ):
+        for span in _open_spans(instance, PERIODS[REPORT_PERIOD], [asset], (first_day, today), fleet):
+            chunks.append(Chunk(job, subject, span))
     if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
         chunks.append(Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
     return chunks

@@ -12,6 +12,7 @@ from capacity_assets.cli.options import LazyGroup
 COMMANDS = {
     "demo": "demo:demo",
     "up": "up:up",
+    "serve": "serve:serve",
     "check": "check:check",
     "init": "init:init",
     "status": "status:status",

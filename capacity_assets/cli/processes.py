@@ -1,4 +1,4 @@
-"""The three processes of Dagster under `capacity up`: code server, web server, daemon, as one process group.
+"""The processes under `capacity up`: code server, web server, daemon and the pages, as one process group.
 
 Not `dagster dev`, whose web server answers every page of every site; see `orchestration.webserver`. When they are
 started, and what is said about them, is decided in `up`.
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.5
 
 @dataclass
 class Processes:
-    """Code server, web server and daemon: one process group of its own, so that Ctrl-C reaches only us."""
+    """Code server, web server, daemon and pages: one process group of its own, so that Ctrl-C reaches only us."""
 
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -90,11 +90,20 @@ def web_options(settings: Settings, port: int, names: Sequence[str]) -> list[str
     return ["--host", HOST, "--port", str(port), "--reports", str(settings.reports), *further]
 
 
+def pages_options(port: int, names: Sequence[str]) -> list[str]:
+    """Return the options of the pages; browsers know them by the same hosts as the UI."""
+    hosts = dict.fromkeys(name.rpartition(":")[0] or name for name in names)
+    return ["--port", str(port), *(word for host in hosts for word in ("--name", host))]
+
+
 @contextmanager
-def dagster_processes(
-    home: Path, environment: dict[str, str], web: Sequence[str], log: Path, lock: IO[str]
+def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
+    home: Path, environment: dict[str, str], web: Sequence[str], pages: Sequence[str], log: Path, lock: IO[str]
 ) -> Iterator[Processes]:
-    """Run the three processes with Dagster's `home`, and end them in order; `web` are options of the web server."""
+    """Run the processes with Dagster's `home`, and end them in order.
+
+    `web` are options of Dagster's web server, `pages` those of the pages; without any these are not served.
+    """
     code = socket_folder(home, CODE_SOCKET) / CODE_SOCKET
     code.unlink(missing_ok=True)
     workspace = home / "workspace.yaml"
@@ -104,6 +113,7 @@ def dagster_processes(
         ["dagster", "code-server", "start", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS],
         ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
         ["dagster._daemon", "run", "--workspace", str(workspace)],
+        *([["capacity_assets.cli", "serve", *pages]] if pages else []),
     )
     processes = Processes()
     with log.open("wb") as output:

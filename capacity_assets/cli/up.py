@@ -1,6 +1,6 @@
-"""`capacity up`: web server, daemon and code location as one foreground process.
+"""`capacity up`: pages, web server, daemon and code location as one foreground process.
 
-This module starts the three, gives them databases and a home, waits until the UI answers, and takes everything
+This module starts them, gives them databases and a home, waits until the UI answers, and takes everything
 down again. Their output goes to a log file, so that the screen says what matters.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -17,7 +16,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -30,15 +31,23 @@ from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.options import command
 from capacity_assets.cli.output import say
-from capacity_assets.cli.processes import HOST, POLL_SECONDS, Processes, dagster_processes, web_options
-from capacity_assets.foundation.errors import CapacityError, reason_of
+from capacity_assets.cli.processes import (
+    HOST,
+    POLL_SECONDS,
+    Processes,
+    dagster_processes,
+    pages_options,
+    web_options,
+)
+from capacity_assets.cli.serve import refuse_a_taken_port
+from capacity_assets.foundation.errors import CapacityError, ValidationError, reason_of
 from capacity_assets.foundation.lock_errors import LockUnavailableError
 from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.retention.rules import parse_retention
-from capacity_assets.runtime import open_engine, open_task_runner_lazily, prepare_database
+from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner_lazily, prepare_database
 from capacity_assets.settings import Settings
-from capacity_assets.storage.engine import safe_url
+from capacity_assets.storage.engine import UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 START_TIMEOUT_SECONDS = 120
@@ -51,32 +60,57 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the UI and the pages are served on this machine."""
+
+    dagster: str
+    pages_port: int
+
+    @property
+    def pages(self) -> str:
+        """Address of the pages."""
+        return f"http://{HOST}:{self.pages_port}"
+
+    def environment(self, settings: Settings) -> dict[str, str]:
+        """Return the variables by which the two link to each other, unless somebody else says where they are."""
+        return {
+            "CAPACITY_DAGSTER_URL": settings.dagster_url_of_people or self.dagster,
+            "CAPACITY_PAGES_URL": settings.pages_url or self.pages,
+        }
+
+
 class _StopRequestedError(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries would wrap."""
 
 
 @click.command()
-@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="Port of the UI.")
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65534), help="Port of the UI.")
+@click.option("--pages-port", type=click.IntRange(1, 65535), help="Port of the pages. Default: the next one.")
 @click.option(
     "--name", "names", multiple=True, metavar="HOST:PORT", help="By which browsers also know it, as behind a proxy."
 )
 @command
-def up(settings: Settings, /, *, port: int, names: Sequence[str]) -> int:
-    """Serve the Dagster UI, its daemon and the graph until Ctrl-C.
+def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Sequence[str]) -> int:
+    """Serve the pages and Dagster, its UI and daemon, until Ctrl-C.
 
     On 127.0.0.1. The embedded server included, unless CAPACITY_DATABASE_URL names another.
     """
     parse_retention(settings.retention_days)  # else the code location would not load
     with _stop_signals() as stop, _only_one(settings.dagster_home) as lock:
-        _refuse_a_taken_port(port)
+        places = Places(f"http://{HOST}:{port}", pages_port or port + 1)
+        refuse_a_taken_port(port)
+        refuse_a_taken_port(places.pages_port, option="--pages-port")
         _ask_redis(settings)
         with dagster_environment(settings) as environment:
             _ensure_schema(settings)
             with dagster_instance(environment):
                 # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
                 pass
+            environment.update(places.environment(settings))
+            pages = pages_options(places.pages_port, names) if _can_read_only(settings) else []
             web = web_options(settings, port, names)
-            _serve_until_stopped(settings, environment, port, web, lock, stop)
+            _serve_until_stopped(settings, environment, places, web, pages, lock, stop)
     say("Stopped. All data was kept; `capacity up` continues where it was.")
     return DONE
 
@@ -84,16 +118,20 @@ def up(settings: Settings, /, *, port: int, names: Sequence[str]) -> int:
 def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes need, and what tells us to stop
     settings: Settings,
     environment: dict[str, str],
-    port: int,
+    places: Places,
     web: Sequence[str],
+    pages: Sequence[str],
     lock: IO[str],
     stop: threading.Event,
 ) -> None:
     log = settings.dagster_home / "up.log"
-    with dagster_processes(settings.dagster_home, environment, web, log, lock) as processes:
+    with dagster_processes(settings.dagster_home, environment, web, pages, log, lock) as processes:
         try:
-            _wait_until_served(processes, port, log, stop)
-            say(f"Dagster UI: http://{HOST}:{port}")
+            _wait_until_served(processes, f"{places.dagster}/server_info", log, stop)
+            if pages:
+                _wait_until_served(processes, f"{places.pages}/static/style.css", log, stop)
+                say(f"Pages: {places.pages}")
+            say(f"Dagster UI: {places.dagster}")
             if settings.capacity_url is None:
                 say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
             say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
@@ -152,18 +190,6 @@ def _only_one(home: Path) -> Iterator[IO[str]]:
         yield lock
 
 
-def _refuse_a_taken_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise CommandFailedError(
-                f"Port {port} on {HOST} cannot be used ({error.strerror}). Nothing was started. "
-                "Stop what uses it, or choose another with --port."
-            ) from None
-
-
 def _ask_redis(settings: Settings) -> None:
     """Say at the start what every run would say: Redis is away, or refuses us for good.
 
@@ -180,6 +206,16 @@ def _ask_redis(settings: Settings) -> None:
         say(f"Warning: {error} Runs wait for it and then fail.")
 
 
+def _can_read_only(settings: Settings) -> bool:
+    """Whether the pages can be served; if not, say why: the rest is served all the same."""
+    try:
+        with open_reading_engine(settings):
+            return True
+    except (ValidationError, UnreachableError) as error:
+        say(f"Warning: {error}")
+        return False
+
+
 def _ensure_schema(settings: Settings) -> None:
     """Create the schema on the embedded server; on a server of the user's own that is their decision."""
     with open_engine(settings) as engine:
@@ -192,25 +228,27 @@ def _ensure_schema(settings: Settings) -> None:
             )
 
 
-def _wait_until_served(processes: Processes, port: int, log: Path, stop: threading.Event) -> None:
+def _wait_until_served(processes: Processes, address: str, log: Path, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not _answers(port):
+    while not _answers(address):
         if stop.is_set():
             raise _StopRequestedError
         if processes.ended:
             raise CommandFailedError(f"Dagster stopped while starting. The end of {log}:\n{_tail(log)}")
         if time.monotonic() > deadline:
             raise CommandFailedError(
-                f"Dagster did not answer on port {port} within {START_TIMEOUT_SECONDS} s. "
-                f"The end of {log}:\n{_tail(log)}"
+                f"{address} did not answer within {START_TIMEOUT_SECONDS} s. The end of {log}:\n{_tail(log)}"
             )
         time.sleep(POLL_SECONDS)
 
 
-def _answers(port: int) -> bool:
+def _answers(address: str) -> bool:
     try:
-        with _DIRECT.open(f"http://{HOST}:{port}/server_info", timeout=5):
+        with _DIRECT.open(address, timeout=5):
             return True
+    except urllib.error.HTTPError as error:
+        # The pages may ask who one is before they show anything.
+        return error.code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
     except (urllib.error.URLError, OSError):
         return False
 

@@ -176,16 +176,21 @@ def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) 
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading a bill", kept="Nothing was changed."), engine.connect() as connection:
-        query = text("SELECT * FROM capacity_bills WHERE month = :start ORDER BY issue DESC")
-        bills = [_bill(row) for row in connection.execute(query, {"start": month.start})]
-        chosen = [bill for bill in bills if issue is None or bill.issue <= issue]
-        if not chosen or (issue is not None and chosen[0].issue != issue):
-            which = "" if issue is None else f"issue {issue} of "
-            raise NotFoundError(f"There is no {which}bill of {_named(month)}. `capacity bill` issues one.")
-        now, *older = chosen
-        refuse_unknown_grouping(by, now.label_keys)
-        before = IssuedBill(older[0], by, _groups(connection, older[0], by)) if older else None
-        return IssuedBill(now, by, _groups(connection, now, by), before)
+        return read_bill_of(connection, month, by, issue)
+
+
+def read_bill_of(connection: Connection, month: Window, by: str, issue: int | None = None) -> IssuedBill:
+    """Read a bill within the caller's transaction; raises as `read_bill`, but for errors of the database."""
+    query = text("SELECT * FROM capacity_bills WHERE month = :start ORDER BY issue DESC")
+    bills = [_bill(row) for row in connection.execute(query, {"start": month.start})]
+    chosen = [bill for bill in bills if issue is None or bill.issue <= issue]
+    if not chosen or (issue is not None and chosen[0].issue != issue):
+        which = "" if issue is None else f"issue {issue} of "
+        raise NotFoundError(f"There is no {which}bill of {_named(month)}. `capacity bill` issues one.")
+    now, *older = chosen
+    refuse_unknown_grouping(by, now.label_keys)
+    before = IssuedBill(older[0], by, _groups(connection, older[0], by)) if older else None
+    return IssuedBill(now, by, _groups(connection, now, by), before)
 
 
 def _groups(connection: Connection, bill: Bill, by: str) -> list[BillGroup]:

@@ -94,7 +94,8 @@ def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: 
             sizes = runner.inspection.sizes(summary, level.name)
             for part in summary.parts:
                 key = part.period_start
-                context.add_asset_metadata(summary_metadata(part, sizes[key]), partition_key=key.isoformat())
+                metadata = summary_metadata(part, sizes[key], settings.pages_url)
+                context.add_asset_metadata(metadata, partition_key=key.isoformat())
             outcomes = runner.inspection.run_checks(summary, level.name)
         yield dg.MaterializeResult(check_results=check_results(outcomes, windows))
 

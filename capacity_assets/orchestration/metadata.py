@@ -81,8 +81,8 @@ def typed(values: Mapping[str, object]) -> dict[str, dg.MetadataValue]:
     return {key: makers[type(value)](value) for key, value in values.items() if type(value) in makers}
 
 
-def summary_metadata(summary: PeriodSummary, sizes: WindowSizes) -> MetadataMapping:
-    """Turn the summary of one window into materialisation metadata, with what its rows say.
+def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str | None = None) -> MetadataMapping:
+    """Turn the summary of one window into materialisation metadata, with what its rows say, and a link to the pages.
 
     The page of a partition shows the keys in this order: what people look for comes first. Plots are sorted by name,
     capitals first, so the numbers that people plot begin with one. An unknown change has no key at all.
@@ -94,6 +94,8 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes) -> MetadataMapp
         "summary": dg.MetadataValue.md(summary_text(summary, sizes)),
         "Size (MiB)": dg.MetadataValue.int(sizes.total_size_mb),
     }
+    if pages_url is not None:
+        values["Open the pages"] = dg.MetadataValue.url(_page_of(summary, pages_url))
     share = None if sizes.total_change_mb is None else percent_of(sizes.total_change_mb, sizes.known_before_mb)
     if share is not None:
         values["Size change (%)"] = dg.MetadataValue.float(float(share))
@@ -105,6 +107,12 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes) -> MetadataMapp
     values["unknown_changes"] = dg.MetadataValue.int(sizes.unknown_changes)
     values[PARTITION_ROW_COUNT] = dg.MetadataValue.int(summary.total_records)
     return values
+
+
+def _page_of(summary: PeriodSummary, pages_url: str) -> str:
+    listed = {"database": "databases", "instance": "servers"}[summary.level]
+    asked = f"period={summary.period_type}&window={summary.period_start}&order=growth"
+    return f"{pages_url.rstrip('/')}/{listed}?{asked}"
 
 
 def change_text(sizes: WindowSizes) -> str:

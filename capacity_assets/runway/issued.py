@@ -10,10 +10,10 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.foundation.errors import database_errors
-from capacity_assets.runway.binding import OWN, SERVER, VOLUME
 from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of
+from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF
 
 HISTORY_SHOWN_DAYS = 180
 
@@ -166,19 +166,12 @@ def with_histories(connection: Connection, issue: Issue) -> Issue:
 
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of BETWEEN :first AND :last"
 _ORDER = ", ".join(f"r.probability_{days} DESC" for days in HORIZONS_DAYS)
-_CHANCES = "({0}.probability_" + ", {0}.probability_".join(map(str, HORIZONS_DAYS)) + ")"
-_AT_LEAST = f"{_CHANCES.format('o')} >= {_CHANCES.format('r')}"
-# As `standing_for_themselves`, before the rows are cut: a thousand databases may share one volume.
 _RISKS = f"""
 SELECT r.*, coalesce(i.name, 'server ' || r.instance_id) AS server
 FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
 WHERE r.as_of = :as_of AND r.probability_{HORIZONS_DAYS[-1]} > 0
   AND (CAST(:server AS text) IS NULL OR i.name = :server)
-  AND (r.subject = 'volume' OR r.binds NOT IN ('{VOLUME}', '{SERVER}') OR NOT EXISTS (
-      SELECT FROM capacity_runways o
-      WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id AND {_AT_LEAST}
-        AND (r.binds = '{VOLUME}' AND o.subject = 'volume'
-             OR r.binds = '{SERVER}' AND o.subject = 'server' AND o.binds = '{OWN}')))
+  AND {STANDS_FOR_ITSELF}
 ORDER BY {_ORDER}, r.early_day NULLS LAST, server, r.name LIMIT :shown
 """  # noqa: S608 -- horizons and names of our own
 _COUNTS = """

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     Date,
     Double,
+    Index,
     Integer,
     PrimaryKeyConstraint,
     String,
@@ -114,6 +115,8 @@ capacity_runways = Table(
     timestamp("issued_at", "When it was computed"),
     Column("in_time", Boolean, nullable=False, comment="Whether that was on its day or the next one"),
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
+    # What fills first is asked on every page.
+    Index("ix_capacity_runways_middle", "as_of", "middle_day"),
     postgresql_partition_by=BY_FORECAST_DAY,
     comment="Every forecast that was issued, and once its horizon has passed, the size that was measured.",
 )

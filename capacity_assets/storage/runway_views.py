@@ -13,6 +13,16 @@ JOIN capacity_runways r ON r.as_of = newest.as_of
 LEFT JOIN instances i ON i.id = r.instance_id"""
 
 
+_CHANCES = "({0}.probability_" + ", {0}.probability_".join(map(str, HORIZONS_DAYS)) + ")"
+STANDS_FOR_ITSELF = f"""(
+  r.subject = 'volume' OR r.binds IS NULL OR r.binds NOT IN ('volume', 'server limit') OR NOT EXISTS (
+      SELECT FROM capacity_runways o
+      WHERE o.as_of = r.as_of AND o.instance_id = r.instance_id AND {_CHANCES.format("o")} >= {_CHANCES.format("r")}
+        AND (r.binds = 'volume' AND o.subject = 'volume'
+             OR r.binds = 'server limit' AND o.subject = 'server' AND o.binds = 'own limit')))"""
+"""Whether no other row says the same at least as urgently: a thousand databases may share one volume."""
+
+
 @dataclass(frozen=True)
 class ErrorMeasures:
     """The expressions of how far a group of forecasts was off, given those of what was forecast and measured."""
@@ -99,6 +109,11 @@ RUNWAY_VIEWS = (
             ),
             ViewColumn("engine", "coalesce(i.db_type, 'unknown')", "Engine of the server"),
             ViewColumn("counted", "(i.counted_by IS NULL)", "Whether the server counts itself; false: a replica"),
+            ViewColumn(
+                "stands_for_itself",
+                STANDS_FOR_ITSELF,
+                "Whether no other row says the same at least as urgently, as a volume does for its databases",
+            ),
         ),
         _NEWEST,
     ),

@@ -1,15 +1,18 @@
-"""The demo that several end-to-end files begin with: made once per run of the tests, then copied."""
+"""What several end-to-end files begin with: the demo, made once per run of the tests and copied, and a browser."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from fasteners import InterProcessLock
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.clocks import SHANGHAI
 from tests.e2e.stack import DEMO_SECONDS, run
@@ -47,3 +50,25 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Demo:
     demo = Demo(subprocess.CompletedProcess(*json.loads(output.read_text())), home)
     assert demo.done.returncode == 0, demo.done.stderr
     return demo
+
+
+PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Without these, the browser looks for its maker's servers at every start.
+QUIET = [
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-sandbox",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The machine's own Chromium."""
+    if PROGRAM is None:
+        pytest.skip("no Chromium here; see tests/install_servers.sh")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=PROGRAM, args=QUIET)
+        yield started
+        started.close()

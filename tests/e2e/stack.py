@@ -18,6 +18,8 @@ from urllib.error import HTTPError
 import pytest
 from sqlalchemy import Engine, text
 
+from tests.servers import free_port
+
 COMMAND = [sys.executable, "-m", "capacity_assets.cli"]
 PATIENCE_SECONDS = 180
 # Two years of days through Dagster, beside another file's stack.
@@ -118,12 +120,13 @@ def processes_naming(text: str) -> list[str]:
 @contextmanager
 def served(home: Path, port: int, *options: str) -> Iterator[subprocess.Popen[str]]:
     """`capacity up` until the block ends; then Ctrl-C, which must stop everything."""
-    arguments = [*COMMAND, "up", "--port", str(port), *options]
+    pages = f"http://127.0.0.1:{free_port()}"
+    arguments = [*COMMAND, "up", "--port", str(port), "--pages-port", pages.rpartition(":")[2], *options]
     with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        first_line = process.stdout.readline()
         try:
-            assert first_line.strip() == f"Dagster UI: http://127.0.0.1:{port}"
+            assert process.stdout.readline().strip() == f"Pages: {pages}"
+            assert process.stdout.readline().strip() == f"Dagster UI: http://127.0.0.1:{port}"
             yield process
         finally:
             process.send_signal(signal.SIGINT)

@@ -20,6 +20,7 @@ from sqlalchemy import URL, Engine
 
 from capacity_assets.settings import DAGSTER_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded_folders import socket_folder
+from capacity_assets.storage.reader_role import ensure_reader_role
 from tests.e2e.stack import ask, launch, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.redis_server import RedisServer
@@ -28,7 +29,7 @@ from tests.servers import free_port
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 PROGRAMS = Path(sys.executable).parent
-ORDER = ("code-location", "webserver", "daemon")
+ORDER = ("code-location", "webserver", "daemon", "pages")
 
 
 def unit(path: Path) -> configparser.ConfigParser:
@@ -130,7 +131,7 @@ def started(arguments: list[str], environment: dict[str, str], folder: Path) -> 
             process.wait(60)
 
 
-def test_the_three_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
+def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
     engine: Engine, database: URL, empty_database: URL, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     add_instances(engine, [1])
@@ -139,7 +140,7 @@ def test_the_three_programs_of_the_units_serve_and_run_against_servers_of_ones_o
     home = tmp_path / "dagster"
     home.mkdir()
     shutil.copy(ROOT / "dagster.yaml", home)
-    web_port = free_port()
+    web_port, pages_port = free_port(), free_port()
     socket = socket_folder(tmp_path, "code.sock") / "code.sock"
     workspace = (ROOT / "deploy" / "systemd" / "workspace.yaml").read_text()
     workspace = workspace.replace("/run/capacity/code.sock", str(socket))
@@ -151,17 +152,24 @@ def test_the_three_programs_of_the_units_serve_and_run_against_servers_of_ones_o
         "CAPACITY_REDIS_URL": redis_server.url,
         "CAPACITY_HOME": str(tmp_path),
         "DAGSTER_HOME": str(home),
+        # A superuser may become the role that can only read; on a server of one's own its owner makes it.
+        "CAPACITY_WEB_DATABASE_URL": database.render_as_string(hide_password=False),
     }
+    with engine.begin() as connection:
+        ensure_reader_role(connection)
     subprocess.run([str(PROGRAMS / "capacity"), "init"], env=environment, cwd=tmp_path, check=True, capture_output=True)
 
     def arguments(name: str) -> list[str]:
-        values = {"/run/capacity/code.sock": str(socket), "3000": str(web_port)}
+        values = {"/run/capacity/code.sock": str(socket), "3000": str(web_port), "3001": str(pages_port)}
         values["/var/lib/capacity/reports"] = str(tmp_path / "reports")
         values["/opt/capacity/deploy/systemd/workspace.yaml"] = str(tmp_path / "workspace.yaml")
         return [values.get(word, word) for word in command_of(name)]
 
     def healthy(name: str) -> bool:
-        test = [word.replace("3000", str(web_port)) for word in compose()["services"][name]["healthcheck"]["test"][1:]]
+        test = [
+            word.replace("3000", str(web_port)).replace("3001", str(pages_port))
+            for word in compose()["services"][name]["healthcheck"]["test"][1:]
+        ]
         if name == "code-location":
             test = [*test[: test.index("--port")], "--socket", str(socket)]
         program = sys.executable if test[0] == "python" else str(PROGRAMS / test[0])
@@ -175,6 +183,6 @@ def test_the_three_programs_of_the_units_serve_and_run_against_servers_of_ones_o
         run_id = launch(web_port, "daily_aggregation_job", [], "2025-03-02")
         wait_for(lambda: status(web_port, run_id) in {"SUCCESS", "FAILURE"}, "the run")
         assert status(web_port, run_id) == "SUCCESS"
-        assert [process.poll() for process in processes] == [None] * 3
+        assert [process.poll() for process in processes] == [None] * 4
         locations = "query { workspaceOrError { ... on Workspace { locationEntries { name } } } }"
         assert ask(web_port, locations)["workspaceOrError"]["locationEntries"] == [{"name": "capacity_assets"}]

@@ -15,6 +15,7 @@ from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENS
 from capacity_assets.orchestration.late_data import LATE_DATA_SENSOR
 from capacity_assets.orchestration.reports import GROWTH_REPORT_SENSOR
 from capacity_assets.orchestration.sample_days import SAMPLE_DAYS_SENSOR
+from capacity_assets.orchestration.showback import SHOWBACK_SENSOR
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
@@ -304,7 +305,13 @@ def test_without_a_receiver_there_is_no_sensor_and_with_one_its_address_is_not_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = [sensor.name for sensor in build_definitions(Settings()).get_repository_def().sensor_defs]
-    assert names == [COMPUTED_WINDOWS_SENSOR, GROWTH_REPORT_SENSOR, LATE_DATA_SENSOR, SAMPLE_DAYS_SENSOR]
+    assert names == [
+        COMPUTED_WINDOWS_SENSOR,
+        GROWTH_REPORT_SENSOR,
+        LATE_DATA_SENSOR,
+        SAMPLE_DAYS_SENSOR,
+        SHOWBACK_SENSOR,
+    ]
 
     monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://hooks.example/services/secret-path")
     sensor = build_definitions(Settings()).get_repository_def().get_sensor_def(ALERT_SENSOR)

@@ -312,6 +312,8 @@ ROOMS = [
     "report",
     "collection",
     "importing",
+    "charts",
+    "web",
     "runtime",
     "tasks",
     "orchestration",

@@ -36,6 +36,7 @@ from capacity_assets.runway.issued import Issue as IssuedDay
 from capacity_assets.runway.issuing import IssuedRunways
 from capacity_assets.runway.scores import Score
 from capacity_assets.settings import Settings, variable_names
+from capacity_assets.web.app import PAGES, SEARCH
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -165,7 +166,9 @@ def test_every_metadata_key_is_documented_and_no_other() -> None:
     day = PeriodSummary("daily", "database", date(2025, 1, 1), date(2025, 1, 1))
     summary = replace(day, processed_instances=1, coverage=Coverage(1, 1, 1))
 
-    assert first_cells("Metadata of a partition") == set(summary_metadata(summary, WindowSizes(100, 10, 90)))
+    assert first_cells("Metadata of a partition") == set(
+        summary_metadata(summary, WindowSizes(100, 10, 90), "http://127.0.0.1:3001")
+    )
 
 
 def test_every_metadata_key_of_the_maintenance_is_documented_and_no_other() -> None:
@@ -234,6 +237,15 @@ def test_every_metadata_key_of_the_report_is_documented_and_no_other() -> None:
     edition = Edition(Issue(1, report.read_at, False, 0, 0, None))
 
     assert first_cells("Metadata of growth_report") == set(report_metadata(report, edition, ROOT))
+
+
+def test_every_page_is_documented_and_no_other() -> None:
+    text = (ROOT / "docs" / "pages.md").read_text()
+
+    assert set(re.findall(r"^\| `(/[a-z]*)` \|", text, re.MULTILINE)) == {
+        *(page.path for page in (*PAGES, SEARCH)),
+        "/schema",
+    }
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,0 +1,18 @@
+"""The role that may read the views and bills and nothing else: what the pages, dashboards and people connect with."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from capacity_assets.storage.views import VIEWS
+
+READER_ROLE = "capacity_reader"
+READABLE = (*(view.name for view in VIEWS), "capacity_bills", "capacity_bill_lines")
+
+
+def ensure_reader_role(connection: Connection) -> None:
+    """Create the role, without a login, and grant it what it reads; for a server that is ours alone."""
+    connection.exec_driver_sql(
+        f"DO $$ BEGIN CREATE ROLE {READER_ROLE} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    connection.exec_driver_sql(f"GRANT SELECT ON {', '.join(READABLE)} TO {READER_ROLE}")

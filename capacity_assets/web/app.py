@@ -1,0 +1,299 @@
+"""The web application: routes, answers as page, JSON or CSV, refusals, and the headers that every answer carries."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from capacity_assets.clock import Clock
+from capacity_assets.foundation.errors import NotFoundError, ValidationError, reason_of, sqlstate_of
+from capacity_assets.web.asked import Asked
+from capacity_assets.web.names import Names
+from capacity_assets.web.pages.fleet import FleetPage, read_fleet
+from capacity_assets.web.pages.lists import (
+    BillPage,
+    DatabasesPage,
+    FillingPage,
+    GroupPage,
+    GroupsPage,
+    SearchPage,
+    ServersPage,
+    read_bill_page,
+    read_databases,
+    read_filling,
+    read_group,
+    read_groups,
+    read_search,
+    read_servers,
+)
+from capacity_assets.web.pages.subjects import (
+    DatabasePage,
+    ServerPage,
+    VolumePage,
+    read_database,
+    read_server,
+    read_volume,
+)
+from capacity_assets.web.reading import STATEMENT_TIMEOUT_SECONDS, Reader
+from capacity_assets.web.rendering import Renderer
+
+FORMATS = ("html", "json", "csv")
+STATEMENT_CANCELLED = "57014"
+COOKIE = "capacity_token"
+STATIC = Path(__file__).with_name("static")
+# No script and no style but our own files; nothing may frame a page, and no form leaves it.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page: its path, what it shows, what reads that, and which of its lists is written as CSV."""
+
+    path: str
+    title: str
+    shows: type
+    read: Callable[[Reader, Asked], Any]
+    table: str
+    in_menu: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of its template."""
+        return self.path.strip("/") or "fleet"
+
+
+PAGES = (
+    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True),
+    Page("/servers", "Servers", ServersPage, read_servers, "servers", in_menu=True),
+    Page("/databases", "Databases", DatabasesPage, read_databases, "databases", in_menu=True),
+    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True),
+    Page("/filling", "Fills first", FillingPage, read_filling, "runways", in_menu=True),
+    Page("/bill", "Bill", BillPage, read_bill_page, "groups", in_menu=True),
+    Page("/server", "Server", ServerPage, read_server, "sizes"),
+    Page("/database", "Database", DatabasePage, read_database, "sizes"),
+    Page("/volume", "Volume", VolumePage, read_volume, "sizes"),
+    Page("/group", "Group", GroupPage, read_group, "sizes"),
+)
+SEARCH = Page("/search", "Search", SearchPage, lambda _reader, _asked: None, "found")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How pages are served: to whom, under which names, and where Dagster's UI is."""
+
+    clock: Clock
+    label_keys: Sequence[str]
+    hosts: Sequence[str] = ("127.0.0.1", "localhost")
+    dagster_url: str | None = None
+    token: str | None = None
+    user_header: str | None = None
+
+
+def create_app(reader: Reader, serving: Serving) -> Starlette:
+    """Put the application together; nothing is read before the first request."""
+    renderer = Renderer([page for page in PAGES if page.in_menu], serving.dagster_url)
+    answers = Answers(reader, Names(reader), renderer, serving)
+    routes = [Route(page.path, answers.of(page)) for page in PAGES]
+    return Starlette(
+        routes=[
+            *routes,
+            Route(SEARCH.path, answers.search),
+            Route("/schema", schema),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ],
+        middleware=[
+            Middleware(SecurityHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(serving.hosts), www_redirect=False),
+            Middleware(Allowed, token=serving.token, user_header=serving.user_header),
+            Middleware(GZipMiddleware, minimum_size=2000),
+        ],
+        exception_handlers={404: answers.no_such_page, Exception: answers.defect},
+    )
+
+
+class Answers:
+    """Answers requests with pages, or with a page that says what is wrong."""
+
+    def __init__(self, reader: Reader, names: Names, renderer: Renderer, serving: Serving) -> None:
+        """Answer with what `reader` and `names` find."""
+        self._reader, self._names, self._renderer, self._serving = reader, names, renderer, serving
+
+    def of(self, page: Page) -> Callable[[Request], Response]:
+        """Return the endpoint of a page; Starlette runs it in a thread."""
+
+        def answer(request: Request) -> Response:
+            return self._answer(request, page, lambda asked: page.read(self._reader, asked))
+
+        return answer
+
+    def search(self, request: Request) -> Response:
+        """Answer a search."""
+        return self._answer(request, SEARCH, lambda asked: read_search(self._names, asked))
+
+    def no_such_page(self, request: Request, _error: Exception) -> Response:
+        """Answer an address that is none."""
+        return self._refused(request, self._asked(request), 404, "There is no such page.")
+
+    def defect(self, request: Request, _error: Exception) -> Response:
+        """Answer where a page has a defect; the server's log has the traceback."""
+        text = "This page has a defect, which is in the log of the server. Nothing was changed. The other pages work."
+        return self._refused(request, self._asked(request), 500, text)
+
+    def _asked(self, request: Request) -> Asked:
+        return Asked(
+            request.url.path,
+            dict(request.query_params),
+            self._serving.label_keys,
+            self._serving.clock.today(),
+        )
+
+    def _answer(self, request: Request, page: Page, read: Callable[[Asked], Any]) -> Response:
+        asked = self._asked(request)
+        try:
+            form = asked.one_of("format", FORMATS)
+            found = read(asked)
+        except ValidationError as error:
+            return self._refused(request, asked, 400, str(error))
+        except NotFoundError as error:
+            return self._refused(request, asked, 404, str(error))
+        except (DBAPIError, PoolTimeoutError) as error:
+            return self._refused(request, asked, 503, _trouble(error))
+        if form == "json":
+            return Response(TypeAdapter(page.shows).dump_json(found, indent=1), media_type="application/json")
+        if form == "csv":
+            return _csv(page, found)
+        user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
+        return HTMLResponse(self._renderer.page(page.name, page.title, asked, found, user))
+
+    def _refused(self, request: Request, asked: Asked, status: int, text: str) -> Response:
+        if request.query_params.get("format") in {"json", "csv"}:
+            return JSONResponse({"error": text}, status_code=status)
+        return HTMLResponse(self._renderer.refusal(asked, status, text), status_code=status)
+
+
+def _trouble(error: DBAPIError | PoolTimeoutError) -> str:
+    """Say why the database gave no answer."""
+    if isinstance(error, DBAPIError) and sqlstate_of(error) == STATEMENT_CANCELLED:
+        return (
+            f"The database did not answer within {STATEMENT_TIMEOUT_SECONDS} seconds. Nothing is wrong with the "
+            "figures. Try again, or a narrower question: a server, a group, a longer period."
+        )
+    return f"The database cannot be read: {reason_of(error)}. Nothing was changed. Try again in a moment."
+
+
+def _csv(page: Page, found: Any) -> Response:
+    """Write the page's list as CSV, with the names of its JSON."""
+    listed = TypeAdapter(page.shows).dump_python(found, mode="json")[page.table]
+    written = io.StringIO()
+    if listed:
+        columns = [name for name, value in listed[0].items() if not isinstance(value, list)]
+        rows = csv.writer(written)
+        rows.writerow(columns)
+        rows.writerows([[_cell(row[name]) for name in columns] for row in listed])
+    headers = {"Content-Disposition": f'attachment; filename="{page.name}.csv"'}
+    return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _cell(value: object) -> object:
+    """Keep a name that a spreadsheet would run as a formula from being one."""
+    if isinstance(value, str) and value[:1] in {"=", "+", "@", "-", "\t", "\r"} and not value[1:2].isdigit():
+        return f"'{value}"
+    if isinstance(value, Mapping):
+        return ";".join(f"{key}={one}" for key, one in value.items())
+    return value
+
+
+def schema(_request: Request) -> Response:
+    """Describe the JSON of every page."""
+    pages = (*PAGES, SEARCH)
+    return JSONResponse({page.path: TypeAdapter(page.shows).json_schema(mode="serialization") for page in pages})
+
+
+class SecurityHeaders:
+    """Adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+class Allowed:
+    """Lets in who knows the token, or whom a proxy vouches for; everybody where neither is asked for."""
+
+    def __init__(self, app: ASGIApp, *, token: str | None, user_header: str | None) -> None:
+        """Wrap `app`."""
+        self._app, self._user_header = app, user_header
+        self._token = token
+        # The cookie proves that the token was known, and does not carry it.
+        self._proof = hashlib.sha256(f"capacity pages {token}".encode()).hexdigest() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        if self._user_header and not Headers(scope=scope).get(self._user_header):
+            refusal = f"Refused: the proxy named no user in {self._user_header}."
+            await PlainTextResponse(f"{refusal}\n", status_code=403)(scope, receive, send)
+        elif self._proof is None or self._is_known(request):
+            await self._app(scope, receive, send)
+        elif self._matches(request.query_params.get("token", "")):
+            await self._welcome(request)(scope, receive, send)
+        else:
+            text = "Refused: open the address with ?token=..., or send the header Authorization: Bearer ...\n"
+            await PlainTextResponse(text, status_code=401)(scope, receive, send)
+
+    def _matches(self, given: str) -> bool:
+        return self._token is not None and secrets.compare_digest(given.encode(), self._token.encode())
+
+    def _is_known(self, request: Request) -> bool:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._matches(given):
+            return True
+        return secrets.compare_digest(request.cookies.get(COOKIE, ""), self._proof or "")
+
+    def _welcome(self, request: Request) -> Response:
+        """Go on without the token in the address, where it would stay in histories and logs."""
+        answer = RedirectResponse(str(request.url.remove_query_params("token").replace(scheme="", netloc="")), 303)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(COOKIE, self._proof or "", httponly=True, samesite="strict", secure=secure)
+        return answer

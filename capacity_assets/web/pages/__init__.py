@@ -1,0 +1,1 @@
+"""The pages: each reads what it shows into one frozen dataclass, which is its JSON too."""

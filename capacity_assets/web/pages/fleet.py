@@ -1,0 +1,217 @@
+"""The first page: how large, how fast, what fills first, what moved, what is not measured, and can it be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+from sqlalchemy import Connection
+
+from capacity_assets.grouping.groups import Group, groups_of
+from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.web.asked import Asked
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
+from capacity_assets.web.queries import complete_window, databases, history, newest_window, runways
+from capacity_assets.web.reading import Reader, found, rows
+
+MOVERS_SHOWN, FILLING_SHOWN, UNMEASURED_SHOWN, GROUPS_SHOWN = 5, 8, 20, 8
+TRUST_DAYS = 30
+MOVED_SINCE = ("daily", "weekly", "monthly")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What grew and shrank most in the newest window of a period."""
+
+    period: str
+    window_start: date
+    window_end: date
+    growers: Sequence[DatabaseRow]
+    shrinkers: Sequence[DatabaseRow]
+
+    @property
+    def rows(self) -> Sequence[DatabaseRow]:
+        """Both."""
+        return [*self.growers, *self.shrinkers]
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A server in service without a sample on the newest day, and why; `reason` None: nobody tried, or said why."""
+
+    server_id: int
+    server: str
+    engine: str
+    last_day: date | None
+    failure: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How much of the fleet the figures rest on."""
+
+    newest_day: date | None
+    servers: int
+    measured_servers: int
+    failed_servers: int
+    coverage_percent: float | None
+    """Measured days of servers in service, of the last TRUST_DAYS days from each one's first sample on."""
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What volumes, and servers without known volumes, have left, MiB; None: no limit is known."""
+
+    headroom_mb: int | None
+    unknown_limits: int
+    """Databases of which no limit is known."""
+    fills_within_30_days: int
+    """What is full within 30 days with a probability of a half or more."""
+
+
+@dataclass(frozen=True)
+class FleetPage:
+    """The fleet."""
+
+    period: str
+    sizes: Sequence[SizeInWindow]
+    databases: int
+    servers: int
+    moved: Sequence[Moved]
+    fills_first: Sequence[Runway]
+    headroom: Headroom
+    trust: Trust
+    unmeasured: Sequence[Unmeasured]
+    unmeasured_servers: int
+    grouped_by: str
+    groups: Sequence[Group]
+    hidden_groups: int
+    periods: Mapping[str, str] = field(default_factory=dict)
+    """The periods that are stored, each with its newest window."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was measured yet."""
+        return not self.sizes
+
+    @property
+    def newest(self) -> SizeInWindow:
+        """The newest window; to be asked of a fleet that is not empty."""
+        return self.sizes[-1]
+
+    @property
+    def known_change_mb(self) -> int:
+        """What the windows shown add up to, of changes that are known: servers that came are no growth."""
+        return sum(one.change_mb or 0 for one in self.sizes[1:])
+
+
+def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
+    """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
+    period = asked.period()
+    return reader.kept(("fleet", period.name, asked.today), lambda: _read(reader, asked, period))
+
+
+def _read(reader: Reader, asked: Asked, period: Period) -> FleetPage:
+    with reader.transaction() as connection:
+        newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
+        over = {name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name]))}
+        sizes = history(connection, _HISTORY, period, newest[period.name], {}) if period.name in newest else []
+        day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
+        unmeasured = _unmeasured(connection, day)
+        counts = rows(connection, _COUNTS, {"day": day})[0]
+        by = asked.label_keys[0] if asked.label_keys else "engine"
+        last_month = over.get("monthly")
+        groups = groups_of(connection, PERIODS["monthly"], last_month, by) if last_month else []
+        return FleetPage(
+            period.name,
+            sizes,
+            int(counts.databases or 0),
+            counts.servers,
+            [_moved(connection, name, window) for name, window in over.items()],
+            runways(connection, _FILLS_FIRST, {"shown": FILLING_SHOWN}),
+            found(Headroom, connection, _HEADROOM)[0],
+            _trust(connection, day, unmeasured),
+            unmeasured[:UNMEASURED_SHOWN],
+            len(unmeasured),
+            by,
+            groups[:GROUPS_SHOWN],
+            max(len(groups) - GROUPS_SHOWN, 0),
+            {name: window.key for name, window in newest.items()},
+        )
+
+
+def _moved(connection: Connection, name: str, window: Window) -> Moved:
+    period = PERIODS[name]
+    grown, shrunk = (
+        databases(connection, period, window, order=order, shown=MOVERS_SHOWN)[0] for order in ("growth", "shrinkage")
+    )
+    return Moved(name, window.start, window.end, [one for one in grown if (one.change_mb or 0) > 0], shrunk)
+
+
+def _unmeasured(connection: Connection, day: date | None) -> list[Unmeasured]:
+    return found(Unmeasured, connection, _UNMEASURED, {"day": day})
+
+
+def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeasured]) -> Trust:
+    active = rows(connection, "SELECT count(*) AS servers FROM capacity_servers WHERE is_active")[0].servers
+    coverage = None
+    if day is not None:
+        first = day - timedelta(days=TRUST_DAYS - 1)
+        coverage = rows(connection, _COVERAGE, {"first": first, "day": day})[0].coverage
+    failed = sum(one.failure is not None for one in unmeasured)
+    return Trust(day, active, active - len(unmeasured), failed, None if coverage is None else float(coverage))
+
+
+# A server in service is expected from its first window shown on, another one to its last.
+_HISTORY = """
+WITH sizes AS (
+    SELECT server_id, window_start, window_end, size_mb, change_mb FROM capacity_server_growth
+    WHERE period = :period AND window_start >= :first AND counted
+), spans AS (
+    SELECT min(z.window_start) AS first_start,
+           CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start
+    FROM sizes z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
+), windows AS (
+    SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb, count(*) AS servers
+    FROM sizes GROUP BY window_start, window_end
+)
+SELECT w.window_start, w.window_end, w.size_mb, w.change_mb, w.servers < (
+           SELECT count(*) FROM spans s WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start
+       ) AS is_partial
+FROM windows w
+"""
+_COUNTS = """
+SELECT count(DISTINCT server_id) AS servers, sum(databases) AS databases
+FROM capacity_server_samples WHERE day = :day
+"""
+_FILLS_FIRST = """
+WHERE counted AND stands_for_itself AND full_middle IS NOT NULL ORDER BY full_middle, server, name LIMIT :shown
+"""
+# As the growth report: volumes, and where a server has none, its declared limit.
+_HEADROOM = """
+SELECT CAST(sum(greatest(headroom_mb, 0)) FILTER (
+           WHERE subject = 'volume' OR (subject = 'server' AND NOT has_volumes)) AS bigint) AS headroom_mb,
+       count(*) FILTER (WHERE subject = 'database' AND state = 'limit unknown') AS unknown_limits,
+       count(*) FILTER (WHERE probability_30_days >= 0.5 AND subject <> 'server') AS fills_within_30_days
+FROM (SELECT r.*, bool_or(subject = 'volume') OVER (PARTITION BY server_id) AS has_volumes FROM (
+          SELECT server_id, subject, state, headroom_mb, probability_30_days FROM capacity_runway WHERE counted
+      ) AS r) AS runways
+"""
+_UNMEASURED = """
+SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason
+FROM capacity_servers s
+LEFT JOIN capacity_attempts a ON a.server_id = s.server_id AND a.day = :day AND a.status = 'failed'
+CROSS JOIN LATERAL (SELECT max(t.day) AS last_day FROM capacity_server_samples t
+                    WHERE t.server_id = s.server_id AND t.day <= :day) AS l
+WHERE s.is_active AND NOT EXISTS (
+    SELECT FROM capacity_server_samples t WHERE t.server_id = s.server_id AND t.day = :day)
+ORDER BY l.last_day DESC NULLS LAST, s.server
+"""
+_COVERAGE = """
+SELECT round(100.0 * sum(measured) / nullif(sum(expected), 0), 1) AS coverage
+FROM (SELECT count(DISTINCT t.day) AS measured, CAST(:day AS date) - min(t.day) + 1 AS expected
+      FROM capacity_server_samples t JOIN capacity_servers s ON s.server_id = t.server_id AND s.is_active
+      WHERE t.day BETWEEN :first AND :day GROUP BY t.server_id) AS servers
+"""

@@ -1,0 +1,288 @@
+"""The pages of one server, database or volume: its history, when it is full, and what is behind a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.periods import Period, Window
+from capacity_assets.web.asked import Asked
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Step, refuse_nothing
+from capacity_assets.web.queries import (
+    ORDERS,
+    complete_window,
+    databases,
+    history,
+    newest_window,
+    runway_of,
+    runways,
+    steps_of,
+)
+from capacity_assets.web.reading import Reader, found, rows
+
+NEIGHBOURS_SHOWN, ATTEMPTS_SHOWN = 10, 14
+VOLUME_DAYS = 180
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as it is registered; `is_active` None: it is registered no more."""
+
+    server_id: int
+    server: str
+    engine: str
+    is_active: bool | None
+    counted_by: str | None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, MiB; `came_late`: it was written, or corrected, on a later day."""
+
+    day: date
+    size_mb: int
+    came_late: bool
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What a window's figures were made of."""
+
+    window_start: date
+    window_end: date
+    samples: Sequence[Sample]
+    missing_days: Sequence[date]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of a server on a day."""
+
+    day: date
+    status: str
+    failure: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume of a server on its newest day, MiB."""
+
+    volume: str
+    day: date
+    total_mb: int
+    used_mb: int
+    free_mb: int
+    source: str
+
+
+@dataclass(frozen=True)
+class ServerPage:
+    """One server."""
+
+    server: Server
+    period: str
+    sizes: Sequence[SizeInWindow]
+    runway: Runway | None
+    steps: Sequence[Step]
+    volumes: Sequence[Volume]
+    databases: Sequence[DatabaseRow]
+    has_more_databases: bool
+    order: str
+    attempts: Sequence[Attempt]
+    behind: Behind | None
+
+
+@dataclass(frozen=True)
+class DatabasePage:
+    """One database."""
+
+    server: Server
+    database: str
+    labels: dict[str, str]
+    period: str
+    sizes: Sequence[SizeInWindow]
+    runway: Runway | None
+    steps: Sequence[Step]
+    behind: Behind | None
+    neighbours: Sequence[DatabaseRow]
+
+
+@dataclass(frozen=True)
+class VolumePage:
+    """One volume of a server."""
+
+    server: Server
+    volume: Volume
+    period: str
+    sizes: Sequence[SizeInWindow]
+    runway: Runway | None
+    databases: Sequence[Runway]
+
+
+def read_server(reader: Reader, asked: Asked) -> ServerPage:
+    """Read the page of the server whose number is asked for.
+
+    Raises:
+        NotFoundError: there is none.
+        ValidationError: the address makes no sense.
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    number, period = asked.server(), asked.period()
+    with reader.transaction() as connection:
+        server = _server(connection, number)
+        newest = newest_window(connection, period)
+        order = asked.one_of("order", tuple(ORDERS))
+        listed: list[DatabaseRow] = []
+        more = False
+        window = complete_window(connection, period)
+        if window is not None:
+            listed, more = databases(connection, period, window, order=order, server_id=number, page=asked.page)
+        return ServerPage(
+            server,
+            period.name,
+            history(connection, _SERVER_HISTORY, period, newest, {"server": number}) if newest else [],
+            runway_of(connection, number, "server", ""),
+            [step for step in steps_of(connection, number, None) if step.database is None],
+            found(Volume, connection, _VOLUMES, {"server": number}),
+            listed,
+            more,
+            order,
+            found(Attempt, connection, _ATTEMPTS, {"server": number, "shown": ATTEMPTS_SHOWN}),
+            _behind(connection, asked, period, _SERVER_SAMPLES, {"server": number}),
+        )
+
+
+def read_database(reader: Reader, asked: Asked) -> DatabasePage:
+    """Read the page of a database; raises as `read_server`."""
+    number, name, period = asked.server(), asked.needed("name"), asked.period()
+    of_database = {"server": number, "database": name}
+    with reader.transaction() as connection:
+        server = _server(connection, number)
+        newest = newest_window(connection, period)
+        sizes = history(connection, _DATABASE_HISTORY, period, newest, of_database) if newest else []
+        labels = rows(connection, _LABELS, of_database)
+        refuse_nothing(labels or rows(connection, _EVER, of_database), f"database {name!r} on {server.server}")
+        neighbours: list[DatabaseRow] = []
+        window = complete_window(connection, period)
+        if window is not None:
+            shown = NEIGHBOURS_SHOWN + 1
+            neighbours, _ = databases(connection, period, window, order="size", server_id=number, shown=shown)
+        return DatabasePage(
+            server,
+            name,
+            labels[0].labels if labels else {},
+            period.name,
+            sizes,
+            runway_of(connection, number, "database", name),
+            steps_of(connection, number, name),
+            _behind(connection, asked, period, _DATABASE_SAMPLES, of_database),
+            [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN],
+        )
+
+
+def read_volume(reader: Reader, asked: Asked) -> VolumePage:
+    """Read the page of a volume; raises as `read_server`."""
+    number, name = asked.server(), asked.needed("name")
+    of_volume = {"server": number, "volume": name}
+    with reader.transaction() as connection:
+        server = _server(connection, number)
+        named = [one for one in found(Volume, connection, _VOLUMES, {"server": number}) if one.volume == name]
+        refuse_nothing(named, f"volume {name!r} of {server.server}")
+        [volume] = named
+        first = volume.day - timedelta(days=VOLUME_DAYS)
+        sizes = [
+            SizeInWindow(row.day, row.day, row.used_mb)
+            for row in rows(connection, _VOLUME_HISTORY, {**of_volume, "first": first, "last": volume.day})
+        ]
+        on_it = runways(connection, _BOUND_BY_VOLUMES, {"server": number})
+        return VolumePage(server, volume, "daily", sizes, runway_of(connection, number, "volume", name), on_it)
+
+
+def _server(connection: Connection, number: int) -> Server:
+    registered = found(Server, connection, _SERVER, {"server": number})
+    if registered:
+        return registered[0]
+    query = "SELECT server, engine FROM capacity_server_growth WHERE server_id = :server LIMIT 1"
+    known = rows(connection, query, {"server": number})
+    if not known:
+        raise NotFoundError(f"There is no server of the number {number}.")
+    return Server(number, known[0].server, known[0].engine, None, None)
+
+
+def _behind(
+    connection: Connection, asked: Asked, period: Period, query: str, parameters: dict[str, Any]
+) -> Behind | None:
+    """Return the samples of the window that is asked for, None without one."""
+    day = asked.day("window")
+    if day is None:
+        return None
+    window = period.window_of(day)
+    of_window = {**parameters, "first": window.start, "last": window.end}
+    samples = found(Sample, connection, query, of_window)
+    measured = {sample.day for sample in samples}
+    return Behind(window.start, window.end, samples, _missing(window, measured, asked.today))
+
+
+def _missing(window: Window, measured: set[date], today: date) -> list[date]:
+    days = (window.start + timedelta(days=number) for number in range(window.elapsed_days(today)))
+    return [day for day in days if day not in measured]
+
+
+_SERVER = """
+SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_servers WHERE server_id = :server
+"""
+_SIZES = """
+SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
+       largest_size_mb, smallest_size_mb, measured_days
+"""
+_SERVER_HISTORY = f"""{_SIZES}
+FROM capacity_server_growth WHERE server_id = :server AND period = :period AND window_start >= :first
+ORDER BY window_start
+"""
+_DATABASE_HISTORY = f"""{_SIZES}
+FROM capacity_growth
+WHERE server_id = :server AND database = :database AND period = :period AND window_start >= :first
+ORDER BY window_start
+"""
+_LABELS = """
+SELECT labels FROM capacity_growth WHERE server_id = :server AND database = :database AND period = 'daily'
+ORDER BY window_start DESC LIMIT 1
+"""
+_EVER = "SELECT 1 FROM capacity_samples WHERE server_id = :server AND database = :database LIMIT 1"
+_LATE = "created_at > day + interval '2 days' OR updated_at > created_at"
+_DATABASE_SAMPLES = f"""
+SELECT day, size_mb, {_LATE} AS came_late FROM capacity_samples
+WHERE server_id = :server AND database = :database AND day BETWEEN :first AND :last ORDER BY day
+"""  # noqa: S608 -- a constant of this module
+_SERVER_SAMPLES = f"""
+SELECT day, size_mb, {_LATE} AS came_late FROM capacity_server_samples
+WHERE server_id = :server AND day BETWEEN :first AND :last ORDER BY day
+"""  # noqa: S608 -- as above
+_VOLUMES = """
+SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
+    SELECT DISTINCT ON (volume) * FROM capacity_volumes
+    WHERE server_id = :server AND day > (SELECT max(day) FROM capacity_volumes WHERE server_id = :server) - 31
+    ORDER BY volume, day DESC
+) AS newest ORDER BY total_mb DESC, volume
+"""
+_VOLUME_HISTORY = """
+SELECT CAST(d.day AS date) AS day, v.used_mb
+FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day') AS d (day)
+LEFT JOIN capacity_volumes v ON v.server_id = :server AND v.volume = :volume AND v.day = CAST(d.day AS date)
+WHERE d.day >= (SELECT min(day) FROM capacity_volumes
+                WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last)
+ORDER BY 1
+"""
+_BOUND_BY_VOLUMES = """
+WHERE server_id = :server AND subject = 'database' AND binds = 'volume' ORDER BY size_mb DESC, name LIMIT 20
+"""
+_ATTEMPTS = """
+SELECT day, status, failure, reason FROM capacity_attempts WHERE server_id = :server ORDER BY day DESC LIMIT :shown
+"""

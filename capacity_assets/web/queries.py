@@ -1,0 +1,174 @@
+"""What several pages ask the views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from capacity_assets.forecast.horizons import HORIZONS_DAYS
+from capacity_assets.periods import Period, Window
+from capacity_assets.web.asked import ROWS_PER_PAGE
+from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, Step, windows_back, with_gaps
+from capacity_assets.web.reading import found, rows
+
+
+def newest_window(connection: Connection, period: Period) -> Window | None:
+    """Return the newest window of a period that any server has a row in; None: none was computed."""
+    asked = {"period": period.name}
+    query = "SELECT max(window_start) AS start FROM capacity_server_growth WHERE period = :period"
+    start: date | None = rows(connection, query, asked)[0].start
+    return None if start is None else period.window_of(start)
+
+
+def complete_window(connection: Connection, period: Period) -> Window | None:
+    """Return the newest window that is over, as far as samples tell; one that is not over where there is no other."""
+    newest = newest_window(connection, period)
+    if newest is None:
+        return None
+    last: date | None = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
+    before = period.previous(newest)
+    if last is None or newest.end <= last:
+        return newest
+    asked = {"period": period.name, "start": before.start}
+    query = (
+        "SELECT EXISTS (SELECT FROM capacity_server_growth WHERE period = :period AND window_start = :start) AS is_it"
+    )
+    return before if rows(connection, query, asked)[0].is_it else newest
+
+
+def history(
+    connection: Connection, query: str, period: Period, newest: Window, parameters: Mapping[str, Any]
+) -> list[SizeInWindow]:
+    """Run a query of sizes by window, with gaps for those that have none; it takes :period and :first."""
+    windows = windows_back(period, newest)
+    asked = {"period": period.name, "first": windows[0].start, **parameters}
+    return with_gaps(windows, [size_in_window(row) for row in rows(connection, query, asked)])
+
+
+def size_in_window(row: Row[Any]) -> SizeInWindow:
+    """Turn a row into a size; columns that the query does not have stay empty."""
+    values = row._asdict()
+    percent = values.get("change_percent")
+    return SizeInWindow(
+        row.window_start,
+        row.window_end,
+        None if row.size_mb is None else int(row.size_mb),
+        None if values.get("change_mb") is None else int(values["change_mb"]),
+        None if percent is None else float(percent),
+        values.get("largest_size_mb"),
+        values.get("smallest_size_mb"),
+        int(values.get("measured_days") or 0),
+        bool(values.get("is_partial")),
+    )
+
+
+_AHEAD = ", ".join(f"lower_{days}_days_mb, forecast_{days}_days_mb, upper_{days}_days_mb" for days in HORIZONS_DAYS)
+_RUNWAY = f"""
+SELECT server_id, server, subject, name, state, last_day, size_mb, limit_mb, headroom_mb, binds, limit_source,
+       full_early, full_middle, full_late, probability_30_days, probability_90_days, change_mb_per_day, {_AHEAD}
+FROM capacity_runway
+"""  # noqa: S608 -- names of our own
+
+
+def runways(connection: Connection, condition: str, parameters: Mapping[str, Any]) -> list[Runway]:
+    """Return runways of the newest day that meet a condition, as it sorts and limits them."""
+    return [_runway(row) for row in rows(connection, f"{_RUNWAY} {condition}", parameters)]
+
+
+def runway_of(connection: Connection, server_id: int, subject: str, name: str) -> Runway | None:
+    """Return the newest runway of a subject; None where none was issued."""
+    condition = "WHERE server_id = :server AND subject = :subject AND name = :name"
+    issued = runways(connection, condition, {"server": server_id, "subject": subject, "name": name})
+    return issued[0] if issued else None
+
+
+def _runway(row: Row[Any]) -> Runway:
+    values = row._asdict()
+    bands = [[values.pop(f"{end}_{days}_days_mb") for end in ("lower", "forecast", "upper")] for days in HORIZONS_DAYS]
+    ahead = [
+        ForecastDay(row.last_day + timedelta(days=days), *band)
+        for days, band in zip(HORIZONS_DAYS, bands, strict=True)
+        if None not in band
+    ]
+    return Runway(**values, ahead=ahead)
+
+
+def steps_of(connection: Connection, server_id: int, database: str | None) -> list[Step]:
+    """Return the declared steps of a server, or those that a database of it takes part in."""
+    query = """
+        SELECT day, note, database FROM capacity_declared_steps
+        WHERE server_id = :server AND (CAST(:database AS text) IS NULL OR database IS NULL OR database = :database)
+        ORDER BY day"""
+    return found(Step, connection, query, {"server": server_id, "database": database})
+
+
+ORDERS = {
+    "size": "size_mb DESC",
+    "growth": "change_mb DESC NULLS LAST",
+    "shrinkage": "change_mb",
+    "percent": "change_percent DESC NULLS LAST",
+    "name": "database, server",
+}
+"""How databases are sorted."""
+# An index has the order: what is unknown is left out where it would come first.
+_NEEDS = {"shrinkage": "AND change_mb < 0", "growth": "AND change_mb IS NOT NULL"}
+
+
+def databases(  # noqa: PLR0913 -- one argument per filter
+    connection: Connection,
+    period: Period,
+    window: Window,
+    *,
+    order: str,
+    server_id: int | None = None,
+    engine: str | None = None,
+    label: tuple[str, str] | None = None,
+    counted: bool = True,
+    page: int = 1,
+    shown: int = ROWS_PER_PAGE,
+) -> tuple[list[DatabaseRow], bool]:
+    """Return databases of a window, and whether there are more behind them.
+
+    With a label of no value, those without one of this key.
+    """
+    key, value = label or (None, None)
+    conditions = [
+        "AND counted" if counted and server_id is None else "",
+        "AND server_id = :server" if server_id is not None else "",
+        "AND engine = :engine" if engine else "",
+        _NEEDS.get(order, ""),
+    ]
+    if key is not None:
+        conditions.append(
+            "AND server_id = ANY (:candidates) AND labels ->> CAST(:key AS text) = :value"
+            if value
+            else "AND NOT labels ? CAST(:key AS text)"
+        )
+    asked = {
+        "period": period.name,
+        "start": window.start,
+        "server": server_id,
+        "engine": engine,
+        "key": key,
+        "value": value,
+        "candidates": _labelled(connection, key, value) if value else [],
+        "shown": shown + 1,
+        "skipped": (page - 1) * shown,
+    }
+    query = f"""
+        SELECT server_id, server, engine, database, size_mb, change_mb,
+               CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels
+        FROM capacity_growth WHERE period = :period AND window_start = :start {" ".join(filter(None, conditions))}
+        ORDER BY {ORDERS[order]}{"" if order == "name" else ", server_id, database"} LIMIT :shown OFFSET :skipped
+        """  # noqa: S608 -- conditions of our own
+    listed = found(DatabaseRow, connection, query, asked)
+    return listed[:shown], len(listed) > shown
+
+
+def _labelled(connection: Connection, key: str | None, value: str | None) -> Sequence[int]:
+    """Servers on which a label occurs: the few whose rows have to be looked at."""
+    query = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
+    return [row.instance_id for row in rows(connection, query, {"key": key, "value": value})]

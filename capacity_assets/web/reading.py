@@ -1,0 +1,119 @@
+"""What the pages read with: short read-only transactions, and for some seconds what every page shows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, Row, text
+
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.reader_role import READER_ROLE
+
+STATEMENT_TIMEOUT_SECONDS = 5
+CONNECTIONS = 8
+KEPT_SECONDS = 30
+
+T = TypeVar("T")
+
+
+def reading_engine(url: URL, *, role: str | None = None) -> Engine:
+    """Create an engine whose sessions can only read, each statement for a few seconds; `role` is taken on."""
+    options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
+    if role is not None:
+        options += f" -c role={role}"
+    given = url.query.get("options", "")
+    return capacity_engine(
+        url.update_query_dict({"options": f"{given} {options}".strip()}), parallel_slices=CONNECTIONS
+    )
+
+
+def refuse_a_role_that_can_write(engine: Engine) -> None:
+    """Refuse to serve with more rights than pages need.
+
+    Raises:
+        ValidationError: the role of the session can change a table of the product.
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    with engine.connect() as connection:
+        row = connection.execute(text(_CAN_WRITE)).one()
+    if row.tables:
+        raise ValidationError(
+            f"The role {row.role} can write ({row.tables[0]}, for one), and pages need to read only. Nothing is "
+            "served. Make the role capacity_reader by the statements under Roles in docs/operations.md, and set "
+            "CAPACITY_WEB_DATABASE_URL to its address; or say --allow-writing-role."
+        )
+
+
+def role_to_read_with(engine: Engine) -> str | None:
+    """Return the reader role where the session may take it on and needs to; None: it reads with its own.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    with engine.connect() as connection:
+        can_write = connection.execute(text(_CAN_WRITE)).one().tables
+        may = connection.execute(text(_MAY_TAKE), {"role": READER_ROLE}).scalar()
+    return READER_ROLE if can_write and may else None
+
+
+class Reader:
+    """Reads the views for the pages."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Read with an engine of `reading_engine`."""
+        self._engine = engine
+        self._kept: dict[Hashable, tuple[float, Any]] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Yield a connection that sees one state of the tables throughout."""
+        with self._engine.connect() as connection:
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            yield connection
+
+    def kept(self, key: Hashable, read: Callable[[], T]) -> T:
+        """Return what `read` returns, or what it returned within the last seconds: figures that every page shows."""
+        now = time.monotonic()
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None and now - found[0] < KEPT_SECONDS:
+                value: T = found[1]
+                return value
+        value = read()
+        with self._lock:
+            self._kept = {name: one for name, one in self._kept.items() if now - one[0] < KEPT_SECONDS}
+            self._kept[key] = (now, value)
+        return value
+
+
+def rows(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+    """Run a query and return its rows."""
+    return connection.execute(text(query), dict(parameters or {})).all()
+
+
+def found(
+    kind: Callable[..., T], connection: Connection, query: str, parameters: Mapping[str, Any] | None = None
+) -> list[T]:
+    """Run a query and return a `kind` of each row; the columns are its fields."""
+    return [kind(**row._mapping) for row in rows(connection, query, parameters)]  # noqa: SLF001 -- SQLAlchemy's public name
+
+
+_CAN_WRITE = """
+SELECT current_user AS role, ARRAY(
+    SELECT c.relname FROM pg_class c
+    WHERE c.relkind IN ('r', 'p') AND c.relnamespace = CAST(current_schema() AS regnamespace)
+      AND (c.relname LIKE 'capacity\\_%' OR c.relname IN ('instances', 'database_size_stats', 'instance_size_stats',
+           'database_size_aggregations', 'instance_size_aggregations'))
+      AND has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+    ORDER BY 1
+) AS tables
+"""
+_MAY_TAKE = """
+SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = :role AND rolname <> current_user
+"""

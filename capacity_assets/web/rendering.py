@@ -1,0 +1,149 @@
+"""From what a page shows to its HTML: templates, sizes as people read them, charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from capacity_assets.charts.history import history_chart, share_bar
+from capacity_assets.grouping.bill_words import gib, group_named
+from capacity_assets.periods import PERIODS, Window
+from capacity_assets.units import counted, human_change_mb, human_mb, human_percent, printable
+from capacity_assets.web.asked import Asked, address
+from capacity_assets.web.figures import Runway, SizeInWindow, drawn
+
+if TYPE_CHECKING:
+    from capacity_assets.web.app import Page
+
+UNKNOWN = "unknown"
+
+
+def size(size_mb: int | None) -> Markup:
+    """Render a size with its unit; the exact value shows when it is pointed at."""
+    if size_mb is None:
+        return Markup('<span class="unknown">unknown</span>')
+    return Markup('<data value="{0}" title="{0:,} MiB">{1}</data>').format(size_mb, human_mb(size_mb))
+
+
+def change(change_mb: int | None) -> Markup:
+    """Render a change with its sign and unit."""
+    if change_mb is None:
+        return Markup('<span class="unknown">unknown</span>')
+    kind = "grown" if change_mb > 0 else "shrunk" if change_mb < 0 else "same"
+    told = human_change_mb(change_mb)
+    return Markup('<data class="{2}" value="{0}" title="{0:+,} MiB">{1}</data>').format(change_mb, told, kind)
+
+
+def percent(value: float | None) -> str:
+    """Render a change in percent."""
+    return UNKNOWN if value is None else f"{value:+,.2f} %" if value else "0 %"
+
+
+def day(value: date | None) -> str:
+    """Render a day on which something is full."""
+    return "not within a year" if value is None else f"{value}"
+
+
+def chance(value: float | None) -> str:
+    """Render a probability."""
+    return UNKNOWN if value is None else f"{value:.0%}"
+
+
+def window_named(period: str, one: SizeInWindow) -> str:
+    """Name a window as people do."""
+    return PERIODS[period].name_of(Window(one.window_start, one.window_end))
+
+
+def dagster_partition(base: str, level: str, period: str, start: date) -> str:
+    """Return where Dagster shows the runs that computed a window."""
+    return address(f"{base}/assets/{period}_{level}_aggregations", view="partitions", partition=start.isoformat())
+
+
+def window_span(period: str, start: date) -> str:
+    """Name the window that begins on a day."""
+    return PERIODS[period].name_of(PERIODS[period].window_of(start))
+
+
+def before(period: str, start: date) -> date:
+    """Return the first day of the window before."""
+    return PERIODS[period].previous(PERIODS[period].window_of(start)).start
+
+
+def window_address(start: str, asked: Asked) -> str:
+    """Return where the samples behind a window are shown."""
+    return f"{asked.with_values(window=start)}#behind"
+
+
+class Renderer:
+    """Renders pages and refusals."""
+
+    def __init__(self, menu: Sequence[Page], dagster_url: str | None) -> None:
+        """Render with these pages in the menu, and links to Dagster's UI where its address is known."""
+        # Every value is escaped, so that no name is read as markup.
+        self._environment = Environment(
+            loader=PackageLoader("capacity_assets.web", "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters.update(
+            size=size,
+            change=change,
+            percent=percent,
+            day=day,
+            chance=chance,
+            number="{:,}".format,
+            printable=printable,
+            gib=gib,
+            counted=counted,
+            window_address=window_address,
+            group=group_named,
+        )
+        self._environment.globals.update(
+            address=address,
+            chart=chart,
+            share_bar=lambda part, whole: Markup(share_bar(part, whole)),  # noqa: S704 -- numbers only
+            growth=human_percent,
+            window_named=window_named,
+            window_span=window_span,
+            before=before,
+            periods=list(PERIODS),
+            menu=menu,
+            dagster=dagster_url.rstrip("/") if dagster_url else None,
+            dagster_partition=dagster_partition,
+        )
+
+    def page(self, name: str, title: str, asked: Asked, found: Any, user: str | None) -> str:
+        """Return a page as HTML."""
+        template = self._environment.get_template(f"{name}.html.j2")
+        return template.render(page=found, asked=asked, title=title, user=user)
+
+    def refusal(self, asked: Asked, status: int, text: str) -> str:
+        """Return a page that says what is wrong."""
+        return self._environment.get_template("refusal.html.j2").render(
+            asked=asked,
+            title="Not found" if status == HTTPStatus.NOT_FOUND else "No answer",
+            status=status,
+            text=text,
+            user=None,
+        )
+
+
+def chart(  # noqa: PLR0913 -- what a chart may show
+    title: str,
+    sizes: Sequence[SizeInWindow],
+    period: str,
+    *,
+    runway: Runway | None = None,
+    steps: Sequence[Any] = (),
+    addresses: Sequence[str] = (),
+) -> Markup:
+    """Draw sizes with their forecast; each point leads to its address where there are any."""
+    history = drawn(title, sizes, PERIODS[period], runway=runway, steps=steps, addresses=addresses)
+    return Markup(history_chart(history))  # noqa: S704 -- drawn by us, texts escaped there

@@ -1,0 +1,88 @@
+// Search as one types: a list below the field, by mouse or arrow keys. Without script the form works as it is.
+(function () {
+  "use strict";
+  const input = document.getElementById("q");
+  const list = document.getElementById("found");
+  if (!input || !list) return;
+  const PAUSE_MILLISECONDS = 120;
+  const SHOWN = 12;
+  let timer = 0;
+  let asked = 0;
+  let chosen = -1;
+
+  input.setAttribute("role", "combobox");
+  input.setAttribute("aria-controls", "found");
+  input.setAttribute("aria-autocomplete", "list");
+  input.setAttribute("aria-expanded", "false");
+
+  function close() {
+    list.hidden = true;
+    chosen = -1;
+    input.setAttribute("aria-expanded", "false");
+    input.removeAttribute("aria-activedescendant");
+  }
+
+  function address(one) {
+    const query = new URLSearchParams({ server: one.server_id });
+    if (one.kind !== "server") query.set("name", one.name);
+    return "/" + one.kind + "?" + query;
+  }
+
+  function show(found) {
+    list.replaceChildren(...found.map(function (one, number) {
+      const item = document.createElement("li");
+      const link = document.createElement("a");
+      item.id = "found-" + number;
+      item.setAttribute("role", "option");
+      item.setAttribute("aria-selected", "false");
+      link.href = address(one);
+      link.tabIndex = -1;
+      // Text, never markup: names are what others chose.
+      link.textContent = one.kind === "server" ? one.name : one.name + " · " + one.kind + " on " + one.server;
+      item.append(link);
+      return item;
+    }));
+    chosen = -1;
+    list.hidden = found.length === 0;
+    input.setAttribute("aria-expanded", String(found.length > 0));
+  }
+
+  function choose(number) {
+    const items = list.children;
+    if (items.length === 0) return;
+    if (chosen >= 0) items[chosen].setAttribute("aria-selected", "false");
+    chosen = (number + items.length) % items.length;
+    items[chosen].setAttribute("aria-selected", "true");
+    items[chosen].scrollIntoView({ block: "nearest" });
+    input.setAttribute("aria-activedescendant", items[chosen].id);
+  }
+
+  async function search() {
+    const query = input.value.trim();
+    const mine = ++asked;
+    if (query === "") return close();
+    try {
+      const answer = await fetch("/search?" + new URLSearchParams({ q: query, format: "json", shown: SHOWN }));
+      if (answer.ok && mine === asked) show((await answer.json()).found);
+    } catch (error) {
+      close();
+    }
+  }
+
+  input.addEventListener("input", function () {
+    clearTimeout(timer);
+    timer = setTimeout(search, PAUSE_MILLISECONDS);
+  });
+  input.addEventListener("keydown", function (event) {
+    if (event.key === "ArrowDown") { event.preventDefault(); choose(chosen + 1); }
+    else if (event.key === "ArrowUp") { event.preventDefault(); choose(chosen - 1); }
+    else if (event.key === "Escape") close();
+    else if (event.key === "Enter" && chosen >= 0) {
+      event.preventDefault();
+      location.href = list.children[chosen].firstChild.href;
+    }
+  });
+  document.addEventListener("click", function (event) {
+    if (!list.contains(event.target) && event.target !== input) close();
+  });
+})();

@@ -1,0 +1,194 @@
+"""The pages in a real browser, over the demo and over nothing: looked at, clicked through, typed into, printed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.e2e.conftest import Demo
+from tests.e2e.stack import COMMAND, environment, run
+from tests.servers import free_port
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PATHS = (
+    "/",
+    "/servers",
+    "/databases?period=monthly&order=growth",
+    "/groups",
+    "/filling",
+    "/bill",
+    "/server?server=1",
+    "/database?server=10&name=crm&window=2026-11-01",
+    "/volume?server=1&name=%2Fvar%2Flib%2Fmysql",
+    "/group?by=team&name=finance",
+    "/search?q=orders",
+    "/nothing",
+)
+# Rules of WCAG 2.2, levels A and AA.
+RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+WIDTHS = (390, 768, 1280, 3840)
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[str]:
+    """`capacity serve` until the block ends; then Ctrl-C, which must stop it."""
+    address = f"http://127.0.0.1:{free_port()}"
+    arguments = [*COMMAND, "serve", "--port", address.rpartition(":")[2]]
+    with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().strip() == f"Pages: {address}"
+            yield address
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def address(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(demo.copy_to(tmp_path_factory.mktemp("pages") / "home")) as found:
+        yield found
+
+
+def opened(browser: Browser, address: str, **options: Any) -> Page:
+    page = browser.new_context(base_url=address, **options).new_page()
+    page.goto("/")
+    return page
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """A page whose browser complains of nothing: no error of a script, nothing that the policy refused."""
+    found = opened(browser, address, viewport={"width": 1280, "height": 900})
+    complaints: list[str] = []
+    found.on("pageerror", lambda error: complaints.append(str(error)))
+    found.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    yield found
+    found.context.close()
+    assert [text for text in complaints if "404" not in text] == []
+
+
+def test_from_the_fleet_to_the_samples_behind_a_point_and_back_by_the_address(page: Page, browser: Browser) -> None:
+    expect(page.get_by_role("heading", name="Fleet")).to_be_visible()
+    page.get_by_role("link", name="crm").first.click()
+    expect(page.get_by_role("heading", name="crm", exact=True)).to_be_visible()
+    page.get_by_role("link", name="monthly", exact=True).click()
+    points = page.locator(".plot a")
+    points.nth(1).click()
+
+    expect(page.get_by_role("heading", name=re.compile("^Behind "))).to_be_visible()
+    expect(page.get_by_text("capacity explain crm --server")).to_be_visible()
+    shared = opened(browser, page.url.split("/database")[0])
+    shared.goto(page.url)
+    assert shared.locator("#behind").inner_text() == page.locator("#behind").inner_text()
+    shared.context.close()
+    page.get_by_role("link", name="sqlserver-bi-01").first.click()
+    expect(page.get_by_role("heading", name="sqlserver-bi-01")).to_be_visible()
+    page.get_by_role("link", name="E:\\").click()
+    expect(page.get_by_role("heading", name="Volume E:\\")).to_be_visible()
+
+
+def test_which_teams_databases_grew_most_and_when_the_first_of_them_fills_is_read_off_the_screen(page: Page) -> None:
+    groups = page.get_by_role("region", name=re.compile("^By team"))
+
+    rows = groups.locator("tbody tr")
+    assert rows.count() >= 6
+    sales = rows.filter(has_text="sales")
+    expect(sales).to_contain_text("crm on sqlserver-bi-01")
+    expect(sales.locator("td").last).to_contain_text(re.compile(r"\d{4}-\d{2}-\d{2}"))
+    sales.get_by_role("link", name="sales").click()
+    expect(page.get_by_role("heading", name="Databases that grew most")).to_be_visible()
+    page.get_by_role("link", name="Bill", exact=True).click()
+    expect(page.locator("tr.total")).to_contain_text(re.compile(r"\d\.\d\d$"))
+
+
+def test_a_search_shows_names_while_one_types_and_goes_there_by_keys(page: Page) -> None:
+    field = page.get_by_role("combobox", name="Search")
+    field.press_sequentially("pri")
+    listed = page.get_by_role("option")
+    expect(listed.first).to_be_visible()
+    assert all("pri" in text.casefold() for text in listed.all_inner_texts())
+    field.press("ArrowDown")
+    expect(listed.first).to_have_attribute("aria-selected", "true")
+    name = listed.first.inner_text().split(" · ")[0]
+    field.press("Enter")
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+    page.get_by_role("combobox", name="Search").fill("no such name")
+    expect(page.get_by_role("listbox")).to_be_hidden()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("No server, database or volume has all these words")).to_be_visible()
+
+
+def test_without_script_every_page_is_there_and_the_search_is_a_form(browser: Browser, address: str) -> None:
+    page = opened(browser, address, java_script_enabled=False)
+    page.get_by_label("Search").fill("pricing")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Search: pricing")).to_be_visible()
+    page.get_by_role("link", name="pricing").first.click()
+    expect(page.locator(".plot circle").first).to_be_visible()
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_breaks_a_rule_for_people_who_read_otherwise(browser: Browser, address: str, scheme: Any) -> None:
+    page = opened(browser, address, color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    # The rules run as a script in the page, which its policy forbids to anything but ours.
+    page.context.close()
+    page = opened(browser, address, color_scheme=scheme, bypass_csp=True)
+    for path in PATHS:
+        page.goto(path)
+        found = Axe().run(page, options=RULES)
+        assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+    page.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_page_scrolls_aside_on_any_screen(browser: Browser, address: str, width: int) -> None:
+    page = opened(browser, address, viewport={"width": width, "height": 800})
+    for path in PATHS:
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+    page.goto("/")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"pages-{width}.png")
+    page.context.close()
+
+
+def test_a_page_is_reached_and_left_by_the_keyboard_alone(page: Page) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    focused = page.evaluate("document.activeElement.closest('main') !== null")
+    assert focused, "the next stop is in the content"
+
+
+def test_on_paper_a_page_has_its_figures_and_no_menu(page: Page) -> None:
+    page.emulate_media(media="print")
+
+    expect(page.get_by_role("navigation", name="Pages")).to_be_hidden()
+    expect(page.get_by_role("heading", name="Fills first")).to_be_visible()
+    assert len(page.pdf(format="A4")) > 10_000
+
+
+def test_over_an_empty_database_every_page_says_how_to_begin(browser: Browser, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    tmp_path.chmod(0o711)
+    assert run(home, "init").returncode == 0
+    with serving(home) as address:
+        page = opened(browser, address)
+        expect(page.get_by_role("heading", name="Nothing was computed yet")).to_be_visible()
+        for path in ("/servers", "/databases", "/groups", "/filling", "/bill", "/search"):
+            page.goto(path)
+            expect(page.locator("main")).not_to_be_empty()
+        page.context.close()

@@ -1,0 +1,404 @@
+"""The pages as readers and scripts meet them: figures of the views, refusals in a sentence, no way to write."""
+
+from __future__ import annotations
+
+import csv
+import io
+import urllib.request
+from collections.abc import Iterator
+from datetime import date, timedelta
+from decimal import Decimal
+
+import pytest
+from pydantic import TypeAdapter
+from sqlalchemy import URL, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.grouping.bills import issue_bill
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.grouping.prices import Price, declare_prices
+from capacity_assets.periods import PERIODS
+from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.limits import Limit, declare
+from capacity_assets.runway.steps import Step, declare_steps
+from capacity_assets.storage.reader_role import READABLE, READER_ROLE, ensure_reader_role
+from capacity_assets.web import reading
+from capacity_assets.web.app import HEADERS, PAGES, SEARCH
+from capacity_assets.web.reading import reading_engine, refuse_a_role_that_can_write, role_to_read_with
+from tests.clocks import TODAY, fixed_clock
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import KEYS, Pages, header, served_pages, values_of
+
+HOSTILE = '<script>alert(1)</script> & "orders" \''
+DAYS = 120
+FIRST = TODAY - timedelta(days=DAYS - 1)
+GROWING = [10_000 + 50 * day for day in range(DAYS)]
+ADDRESSES = (
+    "/",
+    "/servers",
+    "/databases",
+    "/groups",
+    "/filling",
+    "/bill",
+    "/server?server=1",
+    "/database?server=1&name=orders",
+    "/volume?server=1&name=%2Fdata",
+    "/group?by=team&name=payments",
+    "/search?q=ord",
+)
+
+
+def filled(engine: Engine) -> None:
+    """server-1 with orders, still and a hostile name, and the volume /data; server-2, failed today; a replica."""
+    add_instances(engine, [1, 2])
+    add_instances(engine, [3], counted_by=1)
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * DAYS))
+    add_database_sizes(engine, sizes(1, HOSTILE, FIRST.isoformat(), [100] * DAYS))
+    gone = [None if day in {60, DAYS - 1} else 2000 for day in range(DAYS)]
+    add_database_sizes(engine, sizes(2, "crm", FIRST.isoformat(), gone))
+    add_database_sizes(engine, sizes(3, "orders", FIRST.isoformat(), GROWING))
+    whole = [(size + 600, 3) for size in GROWING]
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), whole))
+    add_instance_sizes(engine, totals(2, FIRST.isoformat(), [None if size is None else (size, 1) for size in gone]))
+    add_instance_sizes(engine, totals(3, FIRST.isoformat(), [(size, 1) for size in GROWING]))
+    with engine.begin() as connection:
+        connection.execute(text(VOLUMES), {"first": FIRST, "today": TODAY})
+        connection.execute(text(FAILED), {"today": TODAY})
+    declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
+    declare_labels(engine, [Label("server-1", "still", "team", "archive")], TODAY)
+    declare(engine, [Limit("server-1", "orders", GROWING[-1] + 500)])
+    declare_steps(engine, [Step("server-1", "orders", TODAY - timedelta(days=50), "imported <b>history</b>")])
+    service = AggregationService(engine, fixed_clock())
+    for period in ("daily", "monthly"):
+        service.calculate_period_aggregations(period, FIRST, TODAY)
+    issue(engine, TODAY, TODAY)
+    declare_prices(engine, [Price(Decimal("0.5"), "EUR")])
+    issue_bill(engine, PERIODS["monthly"].window_of(date(2025, 6, 1)), TODAY, KEYS)
+
+
+VOLUMES = """
+INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
+SELECT CAST(d AS date), 1, '/data', 40000, 20000 - (CAST(d AS date) - CAST(:first AS date)) * 50, 'measured'
+FROM generate_series(CAST(:first AS date), CAST(:today AS date), interval '1 day') AS d
+"""
+FAILED = """
+INSERT INTO capacity_collection_attempts (collected_date, instance_id, status, failure, reason)
+VALUES (:today, 2, 'failed', 'unreachable', 'no answer from 192.0.2.1:5432')
+"""
+PREPARED = {"pages": filled}
+
+
+@pytest.fixture
+def pages(database: URL) -> Iterator[Pages]:
+    with served_pages(database) as served:
+        yield served
+
+
+@pytest.fixture
+def empty_pages(database: URL) -> Iterator[Pages]:
+    with served_pages(database) as served:
+        yield served
+
+
+def test_every_page_is_html_json_that_fits_its_schema_and_csv(pages: Pages) -> None:
+    schemas = pages.ask("/schema").json
+    for page, address in zip((*PAGES, SEARCH), sorted(ADDRESSES, key=_place), strict=True):
+        html = pages.ask(address)
+        assert (html.status, header(html, "content-type")) == (200, "text/html; charset=utf-8"), address
+        document = pages.document(address)
+        assert document.keys() == schemas[page.path]["properties"].keys()
+        TypeAdapter(page.shows).validate_python(document)
+        rows = list(csv.DictReader(io.StringIO(pages.ask(f"{address}{_and(address)}format=csv").text)))
+        assert len(rows) == len(document[page.table]) > 0, address
+
+
+def _place(address: str) -> int:
+    return [page.path for page in (*PAGES, SEARCH)].index(address.partition("?")[0])
+
+
+def _and(address: str) -> str:
+    return "&" if "?" in address else "?"
+
+
+def test_the_first_page_says_size_growth_what_fills_what_moved_and_what_was_not_measured(pages: Pages) -> None:
+    fleet = pages.document("/")
+
+    newest = fleet["sizes"][-1]
+    assert (newest["size_mb"], newest["is_partial"]) == (GROWING[-1] + 600, True), "the replica counts nowhere"
+    day_60 = next(one for one in fleet["sizes"] if one["window_start"] == str(FIRST + timedelta(days=60)))
+    assert day_60["is_partial"]
+    assert [(one["name"], one["subject"]) for one in fleet["fills_first"]][:1] == [("orders", "database")]
+    assert values_of(fleet["moved"], "period") == ["daily", "monthly"]
+    assert fleet["moved"][0]["growers"][0]["change_mb"] == 50
+    assert [(one["server"], one["reason"]) for one in fleet["unmeasured"]] == [
+        ("server-2", "no answer from 192.0.2.1:5432")
+    ]
+    trust = fleet["trust"]
+    assert (trust["measured_servers"], trust["servers"], trust["failed_servers"]) == (2, 3, 1)
+    assert fleet["headroom"] == {"headroom_mb": 14_050, "unknown_limits": 3, "fills_within_30_days": 1}
+    assert {(one["name"], one["size_mb"]) for one in fleet["groups"]} == {
+        ("payments", fleet["groups"][0]["size_mb"]),
+        ("archive", 500),
+        (None, 2000),
+    }
+    html = pages.ask("/").text
+    assert "no answer from 192.0.2.1:5432" in html
+    assert "2 of 3" in html
+
+
+def test_a_database_shows_history_forecast_steps_neighbours_and_the_samples_behind_a_point(
+    pages: Pages, engine: Engine
+) -> None:
+    found = pages.document(f"/database?server=1&name=orders&window={TODAY - timedelta(days=3)}")
+
+    assert [one["size_mb"] for one in found["sizes"]] == GROWING[-90:]
+    assert found["labels"] == {"team": "payments"}
+    assert found["runway"]["limit_mb"] == GROWING[-1] + 500
+    with engine.connect() as connection:
+        issued = connection.execute(text("SELECT * FROM capacity_runway WHERE name = 'orders' AND server_id = 1")).one()
+    assert found["runway"]["full_middle"] == str(issued.full_middle) > str(TODAY)
+    ahead = [(one["lower_mb"], one["size_mb"], one["upper_mb"]) for one in found["runway"]["ahead"]]
+    assert ahead[0] == (issued.lower_7_days_mb, issued.forecast_7_days_mb, issued.upper_7_days_mb)
+    assert len(ahead) == 4
+    assert values_of(found["steps"], "note") == ["imported <b>history</b>"]
+    assert values_of(found["neighbours"], "database") == ["still", HOSTILE]
+    assert found["behind"]["samples"] == [
+        {"day": str(TODAY - timedelta(days=3)), "size_mb": GROWING[-4], "came_late": True}
+    ]
+    html = pages.ask("/database?server=1&name=orders").text
+    assert html.count("<circle") == 90
+    assert "imported &lt;b&gt;history" in html
+    assert 'class="forecast"' in html
+
+
+def test_a_day_that_was_not_measured_is_a_gap_and_named_behind_its_window(pages: Pages) -> None:
+    missing = FIRST + timedelta(days=60)
+
+    found = pages.document(f"/database?server=2&name=crm&period=monthly&window={missing}")
+    daily = pages.document("/server?server=2")
+
+    assert str(missing) in found["behind"]["missing_days"]
+    assert next(one for one in daily["sizes"] if one["window_start"] == str(missing))["size_mb"] is None
+    assert pages.ask("/server?server=2").text.count('<polyline class="mean"') == 2
+
+
+def test_a_server_lists_its_databases_volumes_and_attempts_and_a_volume_what_it_binds(pages: Pages) -> None:
+    server = pages.document("/server?server=1&order=name")
+    volume = pages.document("/volume?server=1&name=/data")
+
+    assert values_of(server["databases"], "database") == [HOSTILE, "orders", "still"]
+    assert server["volumes"][0]["used_mb"] == 20_000 + 50 * (DAYS - 1)
+    assert pages.document("/server?server=2")["attempts"][0]["failure"] == "unreachable"
+    assert volume["sizes"][-1]["size_mb"] == 20_000 + 50 * (DAYS - 1)
+    assert volume["runway"]["subject"] == "volume"
+
+
+def test_groups_add_up_to_the_fleet_and_lead_to_their_members(pages: Pages) -> None:
+    groups = pages.document("/groups?by=team")
+    servers = pages.document("/servers?period=monthly")
+
+    fleet = sum(one["size_mb"] for one in servers["servers"] if one["server"] != "server-3")
+    assert sum(values_of(groups["groups"], "size_mb")) == fleet
+    archive = pages.document("/group?by=team&name=archive")
+    assert values_of(archive["members"], "database") == ["still"]
+    nobody = pages.document("/group?by=team")
+    assert values_of(nobody["members"], "database") == ["crm"]
+    assert pages.document("/groups?by=team&window=2025-05-01")["window_start"] == "2025-05-01"
+
+
+def test_lists_are_sorted_filtered_and_paged(pages: Pages, engine: Engine) -> None:
+    by_name = pages.document("/databases?order=name&period=daily")
+    payments = pages.document("/databases?label=team%3Dpayments&order=size")
+    without = pages.document("/databases?label=team%3D")
+
+    assert values_of(by_name["databases"], "database") == [HOSTILE, "orders", "still"]
+    assert values_of(payments["databases"], "database") == ["orders", HOSTILE]
+    assert without["databases"] == [], "crm was not measured today"
+    with engine.begin() as connection:
+        connection.execute(text(MANY), {"today": TODAY})
+    first, second = (pages.document(f"/databases?page={page}") for page in (1, 2))
+    assert (len(first["databases"]), first["has_more"]) == (50, True)
+    assert (len(second["databases"]), second["has_more"]) == (13, False)
+    assert not {*values_of(first["databases"], "database")} & {*values_of(second["databases"], "database")}
+
+
+MANY = """
+INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, avg_size_mb,
+                                        max_size_mb, min_size_mb, data_count)
+SELECT 1, 'many' || n, 'daily', CAST(:today AS date), CAST(:today AS date), 1, 1, 1, 1 FROM generate_series(1, 60) AS n
+"""
+
+
+def test_a_bill_is_shown_by_group_and_month(pages: Pages) -> None:
+    bill = pages.document("/bill?by=team")
+
+    assert (bill["month"], bill["currency"], bill["issue"]) == ("2025-06-01", "EUR", 1)
+    assert sum(round(float(one["amount"]) * 100) for one in bill["groups"]) == round(float(bill["amount"]) * 100)
+    assert "There is no bill of" in pages.ask("/bill?month=2024-01-01").text
+
+
+def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
+    assert [(one["kind"], one["name"]) for one in pages.document("/search?q=ORD")["found"]][:2] == [
+        ("database", "orders"),
+        ("database", "orders"),
+    ]
+    assert [one["name"] for one in pages.document("/search?q=script%20server-1")["found"]] == [HOSTILE]
+    assert {one["kind"] for one in pages.document("/search?q=server-2")["found"]} == {"server", "database"}
+    assert pages.document("/search?q=data")["found"][-1]["kind"] == "volume"
+    assert pages.document("/search?q=nothing-like-it")["found"] == []
+
+
+def test_names_are_text_wherever_they_stand(pages: Pages) -> None:
+    for address in (*ADDRESSES, "/search?q=%3Cscript%3Ealert"):
+        assert "<script>alert" not in pages.ask(address).text, address
+
+
+def test_every_answer_carries_the_headers_and_another_host_gets_none(pages: Pages) -> None:
+    for path in ("/", "/static/style.css", "/nothing", "/server?server=99", "/databases?order=x", "/?format=json"):
+        answer = pages.ask(path)
+        assert {name: header(answer, name) for name in HEADERS} == HEADERS, path
+    assert "unsafe-inline" not in HEADERS["Content-Security-Policy"]
+
+    assert pages.ask("/", Host="evil.example").status == 400
+
+
+def test_no_page_needs_inline_script_or_style(pages: Pages) -> None:
+    for address in ADDRESSES:
+        html = pages.ask(address).text
+        assert " style=" not in html, address
+        assert "<style" not in html, address
+        assert "javascript:" not in html, address
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/server?server=99", 404, "There is no server of the number 99."),
+        ("/database?server=1&name=ordres", 404, "There is no database &#39;ordres&#39; on server-1"),
+        ("/volume?server=1&name=/x", 404, "There is no volume"),
+        ("/group?by=team&name=nobody", 404, "There is no group"),
+        ("/database?server=1", 400, "The address names no name."),
+        ("/server?server=one", 400, "server must be a whole number"),
+        ("/databases?order=colour", 400, "order must be one of size, growth"),
+        ("/databases?period=hourly", 400, "There is no period &#39;hourly&#39;"),
+        ("/databases?page=100000", 400, "page must be a whole number from 1 to 200"),
+        ("/databases?label=team", 400, "label must be written as team=payments"),
+        ("/groups?by=colour", 400, "known are engine, server, team"),
+        ("/database?server=1&name=orders&window=soon", 400, "window must be a day"),
+        ("/database?server=1&name=%00", 400, "none that a database can have"),
+        ("/nothing", 404, "There is no such page."),
+    ],
+)
+def test_what_an_address_cannot_mean_is_said_in_a_sentence(pages: Pages, path: str, status: int, said: str) -> None:
+    answer = pages.ask(path)
+
+    assert answer.status == status
+    assert said in answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_an_empty_database_says_how_to_begin(empty_pages: Pages) -> None:
+    for path in ("/", "/servers", "/databases", "/groups"):
+        assert "capacity collect" in empty_pages.ask(path).text, path
+    assert "capacity limits set" in empty_pages.ask("/filling").text
+    assert "capacity prices set" in empty_pages.ask("/bill").text
+    assert empty_pages.ask("/search").status == 200
+
+
+def test_a_token_is_asked_for_and_does_not_stay_in_the_address(database: URL) -> None:
+    with served_pages(database, token="a-secret-of-readers") as pages:  # noqa: S106 -- of this test
+        refused = pages.ask("/")
+        assert (refused.status, "?token=" in refused.text) == (401, True)
+        assert {name: header(refused, name) for name in HEADERS} == HEADERS
+        assert pages.ask("/?token=wrong").status == 401
+        assert pages.ask("/", Authorization="Bearer a-secret-of-readers").status == 200
+        assert pages.ask("/static/style.css").status == 401
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with opener.open(f"{pages.address}/groups?token=a-secret-of-readers&by=engine") as answer:
+            assert answer.url == f"{pages.address}/groups?by=engine"
+        with opener.open(f"{pages.address}/servers") as answer:
+            assert answer.status == 200
+
+
+def test_a_proxy_names_the_user(database: URL) -> None:
+    with served_pages(database, user_header="X-Forwarded-User") as pages:
+        assert pages.ask("/").status == 403
+        assert "Signed in as dba@example" in pages.ask("/", **{"X-Forwarded-User": "dba@example"}).text
+
+
+def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
+    engine: Engine, database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "STATEMENT_TIMEOUT_SECONDS", 1)
+    with served_pages(database) as pages, engine.begin() as connection:
+        connection.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        slow = pages.ask("/databases")
+        as_json = pages.ask("/databases?format=json")
+
+    assert (slow.status, as_json.status) == (503, 503)
+    assert "did not answer within 5 seconds" in slow.text
+    assert "did not answer" in as_json.json["error"]
+    with served_pages(database.set(query={"host": "/nowhere"})) as pages:
+        gone = pages.ask("/")
+    assert gone.status == 503
+    assert "The database cannot be read" in gone.text
+
+
+@pytest.fixture
+def reader_role(engine: Engine) -> Iterator[None]:
+    with engine.begin() as connection:
+        ensure_reader_role(connection)
+    yield
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {READER_ROLE}"))
+        connection.execute(text(f"DROP ROLE {READER_ROLE}"))
+
+
+@pytest.mark.usefixtures("reader_role")
+def test_the_reader_role_is_enough_for_every_page_and_can_write_nothing(database: URL, engine: Engine) -> None:
+    filled(engine)
+    with served_pages(database, role=READER_ROLE) as pages:
+        assert [pages.ask(address).status for address in ADDRESSES] == [200] * len(ADDRESSES)
+    reader = reading_engine(database, role=READER_ROLE)
+    refuse_a_role_that_can_write(reader)
+    for statement in ("DELETE FROM capacity_labels", "SELECT * FROM instances", "CREATE TABLE mine (n integer)"):
+        with reader.connect() as connection:
+            connection.execute(text("SET TRANSACTION READ WRITE"))
+            with pytest.raises(DBAPIError, match="permission denied"):
+                connection.execute(text(statement))
+    reader.dispose()
+
+
+@pytest.mark.usefixtures("reader_role")
+def test_the_reader_role_is_taken_on_where_the_session_may(database: URL) -> None:
+    engine = reading_engine(database)
+    assert role_to_read_with(engine) == READER_ROLE
+    engine.dispose()
+
+
+def test_a_role_that_can_write_is_refused_with_what_to_do(database: URL) -> None:
+    engine = reading_engine(database)
+    assert role_to_read_with(engine) is None
+    with pytest.raises(ValidationError, match=r"can write.*CAPACITY_WEB_DATABASE_URL.*--allow-writing-role"):
+        refuse_a_role_that_can_write(engine)
+    engine.dispose()
+
+
+def test_serve_says_what_is_missing(settings: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings
+    refused = capacity("serve", "--port", "1")
+    assert refused.exit_code != 0
+    monkeypatch.setenv("CAPACITY_WEB_TOKEN", "short")
+    assert "CAPACITY_WEB_TOKEN" in capacity("serve").output
+
+
+def test_what_readers_may_read_is_what_the_operations_page_grants() -> None:
+    from tests.integration.test_roles import documented
+
+    granted = documented().split("CREATE ROLE capacity_reader")[1].split("GRANT SELECT ON ")[1].split(" TO ")[0]
+    assert {name.strip() for name in granted.split(",")} == {*READABLE}
