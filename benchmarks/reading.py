@@ -95,14 +95,15 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, plans: bool) -> None:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
         prepare(engine, fleet)
         started = time.perf_counter()
-        rows = _generate(engine, fleet, daily_days)
+        rows = generate_aggregates(engine, fleet, daily_days)
         click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
         _ask_all(engine, fleet, rounds, plans=plans)
         _show_sizes(engine)
         engine.dispose()
 
 
-def _generate(engine: Engine, fleet: Fleet, daily_days: int) -> int:
+def generate_aggregates(engine: Engine, fleet: Fleet, daily_days: int) -> int:
+    """Write every window of the fleet, of the daily ones the newest; return how many rows of databases that are."""
     rows = 0
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))

@@ -12,10 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from html import escape
+from pathlib import Path
 
 from capacity_assets.units import human_mb
 
-HEIGHT = 200
+STYLES = Path(__file__).with_name("styles")
+"""Folder of the sheet that a page with charts needs."""
+
+# Below the plot, for the days.
+MARGIN = 28
 TICKS = 4
 # The first day, the middle and the last: more do not fit on a phone.
 DATE_SIDES = ("start", "middle", "end")
@@ -67,10 +72,12 @@ class History:
     ahead: Sequence[Ahead] = ()
     limit_mb: int | None = None
     marks: Sequence[Mark] = ()
+    height: int = 200
 
 
 @dataclass(frozen=True)
 class _Scale:
+    height: int
     first: int
     last: int
     top: float
@@ -83,7 +90,7 @@ class _Scale:
 
     def y(self, size_mb: float) -> float:
         """Place a size, in pixels from the top."""
-        return HEIGHT * (self.top - size_mb) / (self.top - self.bottom)
+        return self.height * (self.top - size_mb) / (self.top - self.bottom)
 
 
 def history_chart(history: History) -> str:
@@ -94,7 +101,7 @@ def history_chart(history: History) -> str:
     scale = _scale(history)
     drawn = [
         *_grid(scale),
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" width="100%" height="{HEIGHT}">',
+        f'<svg viewBox="0 0 {WIDTH} {scale.height}" preserveAspectRatio="none" width="100%" height="{scale.height}">',
         *_bands(history, scale),
         *_lines(history, scale),
         "</svg>",
@@ -103,8 +110,9 @@ def history_chart(history: History) -> str:
         *_points(history, scale),
         *_dates(scale),
     ]
-    sizes = f'<svg class="sizes" aria-hidden="true">{"".join(_sizes(scale))}</svg>'
-    plot = f'<svg class="plot" role="group" aria-label="{escape(history.title)}">{"".join(drawn)}</svg>'
+    height = f'height="{scale.height + MARGIN}"'
+    sizes = f'<svg class="sizes" {height} aria-hidden="true">{"".join(_sizes(scale))}</svg>'
+    plot = f'<svg class="plot" {height} role="group" aria-label="{escape(history.title)}">{"".join(drawn)}</svg>'
     return f'<div class="chart">{sizes}{plot}</div>'
 
 
@@ -126,7 +134,7 @@ def _scale(history: History) -> _Scale:
     if top == bottom:
         top = bottom + step
     ticks = [bottom + step * number for number in range(round((top - bottom) / step) + 1)]
-    return _Scale(min(days).toordinal(), max(days).toordinal(), top, max(bottom, 0), ticks)
+    return _Scale(history.height, min(days).toordinal(), max(days).toordinal(), top, max(bottom, 0), ticks)
 
 
 def _step(span: float) -> float:
@@ -201,12 +209,13 @@ def _marks(history: History, scale: _Scale) -> Iterator[str]:
         if scale.first <= mark.day.toordinal() <= scale.last:
             x = f"{scale.x(mark.day):.2f}%"
             told = escape(f"{mark.day}: {mark.note}")
-            yield f'<line class="mark" x1="{x}" x2="{x}" y1="0" y2="{HEIGHT}"><title>{told}</title></line>'
+            yield f'<line class="mark" x1="{x}" x2="{x}" y1="0" y2="{scale.height}"><title>{told}</title></line>'
 
 
 def _points(history: History, scale: _Scale) -> Iterator[str]:
     measured = [point for point in history.points if point.size_mb is not None]
-    for point in measured if len(measured) <= MOST_LINKS else measured[-1:]:
+    named = [point for point in measured if point.told][-MOST_LINKS:]
+    for point in named or measured[-1:]:
         placed = f'cx="{scale.x(point.day):.2f}%" cy="{scale.y(point.size_mb or 0):.1f}" r="3"'
         kind = ' class="partial"' if point.is_partial else ""
         circle = f"<circle {placed}{kind}><title>{escape(point.told)}</title></circle>"
@@ -217,7 +226,7 @@ def _points(history: History, scale: _Scale) -> Iterator[str]:
 def _dates(scale: _Scale) -> Iterator[str]:
     for number, side in enumerate(DATE_SIDES):
         day = date.fromordinal(scale.first + (scale.last - scale.first) * number // (len(DATE_SIDES) - 1))
-        yield f'<text class="date" x="{scale.x(day):.2f}%" y="{HEIGHT + 18}" text-anchor="{side}">{day}</text>'
+        yield f'<text class="date" x="{scale.x(day):.2f}%" y="{scale.height + 18}" text-anchor="{side}">{day}</text>'
         if scale.last == scale.first:
             return
 

@@ -13,6 +13,7 @@ from capacity_assets.cli.options import command, json_option, window_options
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.grouping.groups import refuse_unknown_grouping
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
@@ -21,6 +22,7 @@ from capacity_assets.units import human_change_mb, human_mb
 @click.command()
 @window_options
 @click.option("--server", help="A page of this server alone, with all its databases.")
+@click.option("--by", help="Groups of the fleet: engine, or the key of a label. Default: the first key.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
@@ -29,7 +31,15 @@ from capacity_assets.units import human_change_mb, human_mb
 @json_option
 @command
 def report(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, /, *, period: str, day: date | None, server: str | None, output: Path | None, as_json: bool
+    settings: Settings,
+    /,
+    *,
+    period: str,
+    day: date | None,
+    server: str | None,
+    by: str | None,
+    output: Path | None,
+    as_json: bool,
 ) -> int:
     """Write the growth report of a window.
 
@@ -39,13 +49,21 @@ def report(  # noqa: PLR0913 -- one argument per documented option
     Examples:
       capacity report
       capacity report --period quarterly --window 2025-04-01
+      capacity report --by environment
       capacity report --server db-7 --output db-7.html
     """
-    return write_growth_report(settings, period, day, server, output, as_json=as_json)
+    return write_growth_report(settings, period, day, server, output, by=by, as_json=as_json)
 
 
 def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, period: str, day: date | None, server: str | None, output: Path | None, *, as_json: bool
+    settings: Settings,
+    period: str,
+    day: date | None,
+    server: str | None,
+    output: Path | None,
+    *,
+    by: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Write the growth report of a window and say where it is; return the exit code.
 
@@ -60,12 +78,16 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     from capacity_assets.report.page import make_report_folder, render, write_report
     from capacity_assets.report.reading import read_report
 
+    if by is not None:
+        refuse_unknown_grouping(by, settings.label_keys)
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
         day = day or chosen.last(Clock(settings.zone).today()).start
         [window] = runner.service.partitions.windows_between(chosen, day, day)
-        read = read_report(runner.service.engine, chosen, window, server, today=runner.service.clock.today())
+        by = by or next(iter(settings.label_keys), None)
+        today = runner.service.clock.today()
+        read = read_report(runner.service.engine, chosen, window, server, today=today, by=by)
         path = (settings.reports / file_name(chosen, window, server) if output is None else output).resolve()
         edition = next_edition(runner.service.engine, read, path)
     if read.computed_at is None:

@@ -69,7 +69,13 @@ def growth_report(
         try:
             with dagster_failures():
                 for window in windows_of(period, context.partition_keys):
-                    report = read_report(runner.service.engine, period, window, today=runner.service.clock.today())
+                    report = read_report(
+                        runner.service.engine,
+                        period,
+                        window,
+                        today=runner.service.clock.today(),
+                        by=next(iter(settings.label_keys), None),
+                    )
                     path = settings.reports / file_name(period, window)
                     edition = next_edition(runner.service.engine, report, path)
                     make_report_folder(settings.reports)

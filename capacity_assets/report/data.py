@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
+from capacity_assets.grouping.groups import Group
 from capacity_assets.periods import Period, Window
 from capacity_assets.runway.issued import Issue
 
@@ -138,6 +139,14 @@ class Report:
     last_sample: date | None
     today: date | None = None
     runways: Issue | None = None
+    grouped_by: str | None = None
+    groups: Sequence[Group] = ()
+    """Groups of the window; none where it is of one server, or nothing has such a label."""
+
+    @property
+    def grouped_mb(self) -> int:
+        """What the groups add up to."""
+        return sum(group.size_mb for group in self.groups)
 
     @property
     def before(self) -> Window:

@@ -1,64 +1,44 @@
-"""The charts of what fills first: sizes before, the band of the forecast, and the limit; a small one each."""
+"""What fills first, drawn: sizes before, the band of the forecast and the limit, a small chart each; and in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from capacity_assets.charts.history import Ahead, History, Point, history_chart
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.report.charts import (
-    COLOURS,
-    TOTAL,
-    UP,
-    WIDTH_INCHES,
-    chart_style,
-    shorter,
-    size_axis,
-    svg_of,
-)
+from capacity_assets.report.charts import COLOURS, UP
 from capacity_assets.runway.issued import HISTORY_SHOWN_DAYS, Issue, Risk
 
-COLUMNS = 2
-ROW_INCHES = 1.7
+HEIGHT = 110
 DRAWN_DAYS = 90
-LONGEST_TITLE = 56
 BAR_WIDTH, BAR_HEIGHT = 120, 12
 YEAR_DAYS = HORIZONS_DAYS[-1]
 
 
-def fan_chart(issue: Issue) -> str:
-    """Draw each risk: history as a line, the band as an area, the limit dashed; in the order of the table."""
-    with chart_style("fans"):
-        rows = -(-len(issue.risks) // COLUMNS)
-        figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * rows + 0.3), layout="constrained")
-        for place, risk in enumerate(issue.risks, start=1):
-            _fan(figure.add_subplot(rows, COLUMNS, place), risk)
-        return svg_of(figure, "Sizes of the last months, forecasts with their bands, and limits")
+def fan_charts(issue: Issue) -> list[tuple[str, str]]:
+    """Draw each risk, in the order of the table: its name, and its history with band and limit as SVG."""
+    return [(f"{risk.outlook.told} on {risk.outlook.server}", history_chart(_fan(risk))) for risk in issue.risks]
 
 
-def _fan(axes: Axes, risk: Risk) -> None:
+def _fan(risk: Risk) -> History:
     outlook = risk.outlook
-    days = [(day - outlook.last_day).days for day, _ in risk.history]
-    axes.plot(days, [size for _, size in risk.history], color=TOTAL, linewidth=1.1)
-    ahead = [horizon for horizon in risk.bands if horizon <= DRAWN_DAYS]
-    bands = [risk.bands[horizon] for horizon in ahead]
-    at = [0, *ahead]
-    lower, middle, upper = (
-        [outlook.size_mb, *(getattr(band, f"{end}_mb") for band in bands)] for end in ("lower", "middle", "upper")
+    sizes = dict(risk.history)
+    first = min(sizes, default=outlook.last_day)
+    days = [first + timedelta(days=number) for number in range((outlook.last_day - first).days + 1)]
+    ahead = [Ahead(outlook.last_day, *(outlook.size_mb,) * 3)]
+    ahead += [
+        Ahead(outlook.last_day + timedelta(days=days), band.lower_mb, band.middle_mb, band.upper_mb)
+        for days, band in sorted(risk.bands.items())
+        if days <= DRAWN_DAYS
+    ]
+    return History(
+        f"{outlook.told} on {outlook.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
+        [Point(day, sizes.get(day)) for day in days],
+        ahead,
+        outlook.limit_mb,
+        height=HEIGHT,
     )
-    axes.fill_between(at, lower, upper, color=COLOURS[4], alpha=0.45, linewidth=0)
-    axes.plot(at, middle, color=TOTAL, linewidth=1.1, linestyle=":")
-    if outlook.limit_mb is not None:
-        axes.axhline(outlook.limit_mb, color=UP, linewidth=1.0, linestyle="--")
-    axes.set_title(shorter(f"{outlook.told} on {outlook.server}", LONGEST_TITLE), fontsize=8, loc="left")
-    axes.set_xlim(-HISTORY_SHOWN_DAYS, DRAWN_DAYS)
-    axes.set_xticks([-90, 0, 90], ["-90 days", str(outlook.last_day), "+90 days"])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis="y", alpha=0.25)
-    size_axis(axes)
 
 
 def band_bar(risk: Risk) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from capacity_assets.charts.history import STYLES
 from capacity_assets.files import atomic_write
+from capacity_assets.grouping.bill_words import group_named
 from capacity_assets.report.charts import (
     RARE_STEPS,
     STEP_NAMES,
@@ -18,7 +20,7 @@ from capacity_assets.report.charts import (
     waterfall_chart,
 )
 from capacity_assets.report.data import ChangeKind, Report
-from capacity_assets.report.fans import band_bar, fan_chart, in_words, scores_told
+from capacity_assets.report.fans import band_bar, fan_charts, in_words, scores_told
 from capacity_assets.report.issues import Edition, path_of_issue
 from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
@@ -36,7 +38,7 @@ KINDS_LISTED = {
 def page_environment() -> Environment:
     """Return what renders pages: every value is escaped, so that no name is read as markup."""
     environment = Environment(
-        loader=PackageLoader("capacity_assets.report", "templates"),
+        loader=ChoiceLoader([PackageLoader("capacity_assets.report", "templates"), FileSystemLoader(STYLES)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -54,6 +56,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
         pair=human_pair_mb,
         bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only
         in_words=in_words,
+        group=group_named,
     )
     page = environment.get_template("report.html.j2")
     return page.render(
@@ -71,7 +74,7 @@ def render(report: Report, edition: Edition | None = None) -> str:
         history_chart=Markup(history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
         waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
         coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
-        fan_chart=Markup(fan_chart(report.runways)) if report.runways and report.runways.risks else "",  # noqa: S704 -- as above
+        fans=[(name, Markup(drawn)) for name, drawn in fan_charts(report.runways)] if report.runways else (),  # noqa: S704 -- as above
         scores=scores_told(report.runways) if report.runways else (),
     )
 
@@ -160,6 +163,11 @@ def _notes_on_databases(report: Report) -> list[str]:
         found.append(
             f"{report.changes[ChangeKind.PARTLY].databases} databases were there on a part of their server's measured "
             "days, and count with that part: renamed, created, dropped or copied for a while. They are listed below."
+        )
+    if report.groups and report.grouped_mb != report.end_mb:
+        found.append(
+            f"Groups leave out {human_mb(report.end_mb - report.grouped_mb)}: of some servers only databases are "
+            "computed, and no total."
         )
     if report.levels_disagree:
         found.append(

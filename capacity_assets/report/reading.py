@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 
 from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.foundation.errors import NotFoundError, database_errors
+from capacity_assets.grouping.groups import groups_of
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 from capacity_assets.report.data import Bar, Change, ChangeKind, Database, Report, ServerChange, Totals, windows_shown
@@ -22,10 +24,16 @@ SERVERS_LISTED = 20
 RISKS_LISTED = 10
 
 
-def read_report(
-    engine: Engine, period: Period, window: Window, server: str | None = None, *, today: date | None = None
+def read_report(  # noqa: PLR0913 -- what a report may be of
+    engine: Engine,
+    period: Period,
+    window: Window,
+    server: str | None = None,
+    *,
+    today: date | None = None,
+    by: str | None = None,
 ) -> Report:
-    """Read the report of one window: of all servers, or of the one of that name.
+    """Read the report of one window: of all servers, with groups by `by`, or of the one of that name.
 
     On its last day a window is still open: servers that failed are measured later. Without `today` it is over.
 
@@ -41,7 +49,12 @@ def read_report(
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
         connection.execute(text("SET LOCAL enable_nestloop = off"))
-        return _read(connection, period, window, server, today)
+        report = _read(connection, period, window, server, today)
+        # Last, and with loops: labels are looked up for the few rows that have some.
+        connection.execute(text("SET LOCAL enable_nestloop = on"))
+        groups = groups_of(connection, period, window, by) if by is not None and server is None else []
+        has_labels = any(group.name is not None for group in groups)
+        return replace(report, grouped_by=by, groups=groups) if has_labels else report
 
 
 def _read(connection: Connection, period: Period, window: Window, server: str | None, today: date | None) -> Report:

@@ -25,6 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from capacity_assets.charts.history import STYLES
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, reason_of, sqlstate_of
 from capacity_assets.web.asked import Asked
@@ -128,6 +129,7 @@ def create_app(reader: Reader, serving: Serving) -> Starlette:
             Route(SEARCH.path, answers.search),
             Route("/schema", schema),
             Mount("/static", StaticFiles(directory=STATIC)),
+            Mount("/charts", StaticFiles(directory=STYLES)),
         ],
         middleware=[
             Middleware(SecurityHeaders),

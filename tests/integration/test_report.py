@@ -19,6 +19,7 @@ from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.report.charts import history_chart
 from capacity_assets.report.data import Change, ChangeKind, Report
@@ -219,6 +220,30 @@ def test_names_that_begin_alike_have_each_its_place_in_the_legend(engine: Engine
     service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
 
     assert history_chart(read_report(engine, MONTHLY, FEBRUARY, "server-1")).count("…") == 2
+
+
+def test_groups_of_a_label_add_up_to_the_size_of_the_page(every_kind: Engine, service: AggregationService) -> None:
+    none = read_report(every_kind, MONTHLY, FEBRUARY, by="team")
+    declare_labels(every_kind, [Label("server-1", None, "team", "payments")], FEBRUARY.end)
+    declare_labels(every_kind, [Label("server-2", "new", "team", "search")], FEBRUARY.end)
+    partly = read_report(every_kind, MONTHLY, FEBRUARY, by="team")
+    assert partly.end_mb - partly.grouped_mb == 500
+    assert "Groups leave out 500 MiB" in render(partly)
+    add_instance_sizes(every_kind, totals(3, "2025-02-01", [(500, 1)] * 28))
+    add_instance_sizes(every_kind, totals(4, "2025-01-01", [(60, 1)] * 31))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+    report = read_report(every_kind, MONTHLY, FEBRUARY, by="team")
+    page = render(report)
+
+    assert none.groups == ()
+    assert {group.name for group in report.groups} == {"payments", "search", None}
+    assert sum(group.size_mb for group in report.groups) == report.end_mb
+    assert sum(group.change_mb or 0 for group in report.groups) == report.known_change_mb
+    shown = [int(size) for size in re.findall(r'data-group-mb="(\d+)"', page)]
+    assert sum(shown) == report.end_mb
+    assert ">By team<" in page
+    assert read_report(every_kind, MONTHLY, FEBRUARY, "server-1", by="team").groups == ()
 
 
 def test_an_empty_database_makes_a_page_that_says_so(engine: Engine) -> None:

@@ -1,0 +1,175 @@
+"""`python -m benchmarks.pages`: how long the pages take on the server's side, over a large fleet, alone and for many.
+
+Aggregates are generated as in `benchmarks.reading`; samples, volumes and forecasts of the newest day beside them, teams
+for servers and for every tenth database. Pages are asked over HTTP from the real server in another process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+from sqlalchemy import Engine, text
+
+from benchmarks.__main__ import Size
+from benchmarks.fleet import Fleet, prepare
+from benchmarks.reading import generate_aggregates
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.reader_role import ensure_reader_role
+
+LIMIT_MS = 100
+PORT = 3999
+START_SECONDS = 60
+# The second column of a question: how often the same figures are kept, so that a first and a further request differ.
+PAGES = {
+    "fleet, first request": "/?period={fresh}",
+    "fleet": "/",
+    "servers by growth": "/servers?order=growth&period=monthly",
+    "databases by growth": "/databases?order=growth&period=monthly",
+    "databases by size": "/databases?order=size&period=daily",
+    "databases by growth, page 100": "/databases?order=growth&period=monthly&page=100",
+    "databases of an engine": "/databases?order=growth&period=monthly&engine=oracle",
+    "databases of a team (a tenth)": "/databases?order=growth&period=monthly&label=team%3Dteam-3",
+    "groups by team, first request": "/groups?by=team&period=monthly&window={month}",
+    "a group": "/group?by=team&name=team-3",
+    "fills first": "/filling",
+    "a server": "/server?server=17",
+    "a database, daily": "/database?server=17&name=database-7",
+    "a database, weekly": "/database?server=17&name=database-7&period=weekly",
+    "a volume": "/volume?server=17&name=%2Fdata",
+    "search": "/search?q=base-7+server-17",
+}
+_SAMPLES = """
+INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date)
+SELECT instance_id, database_name, avg_size_mb, :day FROM database_size_aggregations
+WHERE period_type = 'daily' AND period_start = :day
+"""
+_TOTALS = """
+INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date)
+SELECT instance_id, total_size_mb, database_count, :day FROM instance_size_aggregations
+WHERE period_type = 'daily' AND period_start = :day
+"""
+_VOLUMES = """
+INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
+SELECT CAST(:day AS date) - d, id, '/data', 4000000, 1000000 + id, 'measured'
+FROM instances, generate_series(0, 89) AS d
+"""
+_RUNWAYS = """
+INSERT INTO capacity_runways (as_of, instance_id, subject, name, state, last_day, size_mb, limit_mb, binds,
+    limit_source, change_mb_per_day, history_days, middle_day, probability_7, probability_30, probability_90,
+    probability_365, in_time, forecast_30_mb, lower_30_mb, upper_30_mb)
+SELECT :day, instance_id, 'database', database_name, 'forecast', :day, avg_size_mb, avg_size_mb * 2, 'own limit',
+       'declared', 1, 400,
+       CASE WHEN avg_size_mb % 10 = 0 THEN CAST(:day AS date) + CAST(avg_size_mb % 365 AS integer) END,
+       0, 0, 0, CASE WHEN avg_size_mb % 10 = 0 THEN 0.6 ELSE 0 END, true, avg_size_mb, avg_size_mb, avg_size_mb
+FROM database_size_aggregations WHERE period_type = 'daily' AND period_start = :day
+"""
+_LABELS = """
+INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value)
+SELECT id, '', 'team', DATE '0001-01-01', 'team-' || id % 10 FROM instances
+UNION ALL SELECT id, '*7', 'team', DATE '0001-01-01', 'team-' || (id + 1) % 10 FROM instances
+"""
+
+
+@click.command()
+@click.option("--size", "fleet", type=Size(), default="1000x20x400", show_default=True)
+@click.option("--daily-days", default=30, show_default=True, help="How many days of daily rows.")
+@click.option("--rounds", default=5, show_default=True, help="Repetitions; medians are shown.")
+@click.option("--readers", default=50, show_default=True, help="How many ask at once at the end.")
+def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int) -> None:
+    """Ask for each page, and say whether it took at most 100 ms."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        with embedded_server(Path(folder) / "postgres") as server:
+            engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+            prepare(engine, fleet)
+            started = time.perf_counter()
+            rows = generate_aggregates(engine, fleet, daily_days)
+            _generate_the_rest(engine, fleet)
+            click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
+            with _served(folder, fleet):
+                _ask_each(fleet, rounds)
+                _ask_together(readers)
+            engine.dispose()
+
+
+def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        for statement in (_SAMPLES, _TOTALS, _VOLUMES, _RUNWAYS):
+            connection.execute(text(statement), {"day": fleet.last_day})
+        connection.execute(text(_LABELS))
+        connection.execute(text("VACUUM (ANALYZE)"))
+    with engine.begin() as connection:
+        ensure_reader_role(connection)
+
+
+class _served:  # noqa: N801 -- reads as what it does
+    """The pages in a process of their own."""
+
+    def __init__(self, folder: str, fleet: Fleet) -> None:
+        environment = {"CAPACITY_HOME": folder, "CAPACITY_START_DATE": fleet.first_day.isoformat(), "PATH": ""}
+        arguments = [sys.executable, "-m", "capacity_assets.cli", "serve", "--port", str(PORT)]
+        self._process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603 -- our own
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                _ask("/static/style.css")
+            except OSError:
+                time.sleep(0.2)
+            else:
+                return
+
+    def __exit__(self, *_failure: object) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def _ask(path: str) -> float:
+    """Return how long an answer took, in milliseconds."""
+    started = time.perf_counter()
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=60) as answer:
+        answer.read()
+    return (time.perf_counter() - started) * 1000
+
+
+def _ask_each(fleet: Fleet, rounds: int) -> None:
+    click.echo("| page | median | slowest |\n| --- | --- | --- |")
+    periods = ("weekly", "monthly", "quarterly", "yearly", "daily", "weekly")
+    for name, path in PAGES.items():
+        taken = []
+        for number in range(rounds + 1):
+            month = fleet.last_day.replace(month=1 + number % 12, day=1)
+            taken.append(_ask(path.format(fresh=periods[number % len(periods)], month=month)))
+        kept = taken if "first" in name else taken[1:]
+        middle = statistics.median(kept)
+        verdict = "" if middle <= LIMIT_MS else f" (over {LIMIT_MS} ms)"
+        click.echo(f"| {name} | {middle:.0f} ms{verdict} | {max(kept):.0f} ms |")
+
+
+def _ask_together(readers: int) -> None:
+    paths = [path for name, path in PAGES.items() if "first" not in name]
+    asked = [paths[number % len(paths)] for number in range(readers * 4)]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(readers) as pool:
+        taken = sorted(pool.map(_ask, asked))
+    seconds = time.perf_counter() - started
+    told = [f"median {statistics.median(taken):.0f} ms", f"nine of ten within {taken[len(taken) * 9 // 10]:.0f} ms"]
+    told += [f"slowest {taken[-1]:.0f} ms"]
+    click.echo("")
+    click.echo(f"{readers} readers at once, {len(asked)} pages in {seconds:.1f} s: {', '.join(told)}")
+
+
+if __name__ == "__main__":
+    main()
