@@ -10,10 +10,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from datetime import time as time_of_day
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import click
 from sqlalchemy import Engine, text
@@ -21,6 +25,11 @@ from sqlalchemy import Engine, text
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, prepare
 from benchmarks.reading import generate_aggregates
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.clock import Clock
+from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
@@ -29,25 +38,27 @@ from capacity_assets.storage.reader_role import ensure_reader_role
 LIMIT_MS = 100
 PORT = 3999
 START_SECONDS = 60
-# The second column of a question: how often the same figures are kept, so that a first and a further request differ.
+SECONDS_PER_PAGE = 5
+COMPUTED = 5
+UTC_ZONE = ZoneInfo("UTC")
+# Each round asks for something else, `{n}`, because the same again is kept for seconds.
 PAGES = {
-    "fleet, first request": "/?period={fresh}",
-    "fleet": "/",
-    "servers by growth": "/servers?order=growth&period=monthly",
-    "databases by growth": "/databases?order=growth&period=monthly",
-    "databases by size": "/databases?order=size&period=daily",
-    "databases by growth, page 100": "/databases?order=growth&period=monthly&page=100",
-    "databases of an engine": "/databases?order=growth&period=monthly&engine=oracle",
-    "databases of a team (a tenth)": "/databases?order=growth&period=monthly&label=team%3Dteam-3",
-    "groups by team, first request": "/groups?by=team&period=monthly&window={month}",
-    "a group": "/group?by=team&name=team-3",
-    "fills first": "/filling",
-    "a server": "/server?server=17",
-    "a database, daily": "/database?server=17&name=database-7",
-    "a database, weekly": "/database?server=17&name=database-7&period=weekly",
-    "a volume": "/volume?server=17&name=%2Fdata",
-    "search": "/search?q=base-7+server-17",
+    "fleet": "/?period={period}",
+    "servers by growth": "/servers?order=growth&period=monthly&page={n}",
+    "databases by growth": "/databases?order=growth&period=monthly&page={n}",
+    "databases by size": "/databases?order=size&period=daily&page={n}",
+    "databases of an engine": "/databases?order=growth&period=monthly&engine=oracle&page={n}",
+    "databases of a team (a tenth)": "/databases?order=growth&period=monthly&label=team%3Dteam-3&page={n}",
+    "groups by team": "/groups?by=team&period={period}",
+    "a group": "/group?by=team&name=team-{n}",
+    "fills first": "/filling?page={n}",
+    "a server": "/server?server={n}",
+    "a database, daily": "/database?server=17&name=database-{n}",
+    "a database, weekly": "/database?server=18&name=database-{n}&period=weekly",
+    "a volume": "/volume?server={n}&name=%2Fdata",
+    "search": "/search?q=base-7+server-1{n}",
 }
+PERIODS_ASKED = ("weekly", "monthly", "quarterly", "yearly", "daily")
 _SAMPLES = """
 INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date)
 SELECT instance_id, database_name, avg_size_mb, :day FROM database_size_aggregations
@@ -97,8 +108,9 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int) -> None:
             _generate_the_rest(engine, fleet)
             click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
             with _served(folder, fleet):
-                _ask_each(fleet, rounds)
+                _ask_each(rounds)
                 _ask_together(readers)
+                _ask_while_computing(engine, fleet, readers)
             engine.dispose()
 
 
@@ -144,23 +156,24 @@ def _ask(path: str) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def _ask_each(fleet: Fleet, rounds: int) -> None:
-    click.echo("| page | median | slowest |\n| --- | --- | --- |")
-    periods = ("weekly", "monthly", "quarterly", "yearly", "daily", "weekly")
+def _path(path: str, number: int) -> str:
+    return path.format(n=number + 1, period=PERIODS_ASKED[number % len(PERIODS_ASKED)])
+
+
+def _ask_each(rounds: int) -> None:
+    click.echo("| page | median | slowest | the same again |\n| --- | --- | --- | --- |")
     for name, path in PAGES.items():
-        taken = []
-        for number in range(rounds + 1):
-            month = fleet.last_day.replace(month=1 + number % 12, day=1)
-            taken.append(_ask(path.format(fresh=periods[number % len(periods)], month=month)))
-        kept = taken if "first" in name else taken[1:]
-        middle = statistics.median(kept)
+        taken = [_ask(_path(path, number)) for number in range(rounds)]
+        again = statistics.median(_ask(_path(path, number)) for number in range(rounds))
+        middle = statistics.median(taken)
         verdict = "" if middle <= LIMIT_MS else f" (over {LIMIT_MS} ms)"
-        click.echo(f"| {name} | {middle:.0f} ms{verdict} | {max(kept):.0f} ms |")
+        click.echo(f"| {name} | {middle:.0f} ms{verdict} | {max(taken):.0f} ms | {again:.0f} ms |")
 
 
 def _ask_together(readers: int) -> None:
-    paths = [path for name, path in PAGES.items() if "first" not in name]
-    asked = [paths[number % len(paths)] for number in range(readers * 4)]
+    # Every second one asks for what somebody asked for before, as in the morning.
+    paths = [_path(path, 5 + number) for number in range(4) for path in PAGES.values()]
+    asked = [paths[(number // 2) % len(paths)] for number in range(readers * 4)]
     started = time.perf_counter()
     with ThreadPoolExecutor(readers) as pool:
         taken = sorted(pool.map(_ask, asked))
@@ -169,6 +182,41 @@ def _ask_together(readers: int) -> None:
     told += [f"slowest {taken[-1]:.0f} ms"]
     click.echo("")
     click.echo(f"{readers} readers at once, {len(asked)} pages in {seconds:.1f} s: {', '.join(told)}")
+
+
+def _ask_while_computing(engine: Engine, fleet: Fleet, readers: int) -> None:
+    """Compute a day again and again, alone and while each reader opens a page every few seconds."""
+    clock = Clock(UTC_ZONE, now=lambda: datetime.combine(fleet.last_day, time_of_day(12), tzinfo=UTC))
+    runner = AggregationTaskRunner(AggregationService(engine, clock))
+    day = PERIODS["daily"].windows_between(fleet.last_day, fleet.last_day)
+
+    def compute() -> float:
+        started = time.perf_counter()
+        runner.run_period("daily", day, RunOptions(recompute=True))
+        return time.perf_counter() - started
+
+    compute()
+    alone = [compute() for _ in range(COMPUTED)]
+    stop, taken = threading.Event(), list[float]()
+
+    def read(number: int) -> None:
+        time.sleep(SECONDS_PER_PAGE * number / readers)
+        while not stop.is_set():
+            taken.append(_ask(_path(list(PAGES.values())[number % len(PAGES)], number % 9)))
+            stop.wait(SECONDS_PER_PAGE)
+
+    with ThreadPoolExecutor(readers) as pool:
+        for number in range(readers):
+            pool.submit(read, number)
+        time.sleep(SECONDS_PER_PAGE)
+        beside = [compute() for _ in range(COMPUTED)]
+        stop.set()
+    slower = statistics.median(beside) / statistics.median(alone)
+    pages = f"{len(taken)} pages: median {statistics.median(taken):.0f} ms, slowest {max(taken):.0f} ms"
+    click.echo(
+        f"A day computed in {statistics.median(alone):.1f} s alone; beside {readers} readers {slower:.2f} times that"
+    )
+    click.echo(f"They asked a page every {SECONDS_PER_PAGE} s each, {pages}")
 
 
 if __name__ == "__main__":

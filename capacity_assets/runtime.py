@@ -20,6 +20,7 @@ from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.installed import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.digest.sending import Channels
 from capacity_assets.foundation.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
@@ -199,6 +200,16 @@ def collection_service(engine: Engine, settings: Settings, *, clock: Clock | Non
         context,
         settings.collection_concurrency,
         volume_sources=settings.volume_sources,
+    )
+
+
+def digest_channels(settings: Settings) -> Channels:
+    """Return by which ways digests are sent."""
+    return Channels(
+        settings.smtp_url.get_secret_value() if settings.smtp_url else None,
+        settings.mail_from,
+        settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None,
+        settings.pages_url,
     )
 
 

@@ -62,6 +62,14 @@ def _web_address(value: SecretStr) -> SecretStr:
     return value
 
 
+def _mail_server(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
+        msg = "is no mail server; write smtps://user:password@host:465 or smtp://host:587"
+        raise ValueError(msg)
+    return value
+
+
 def _redis_url(value: SecretStr) -> SecretStr:
     from redis import ConnectionPool
 
@@ -147,6 +155,7 @@ def with_driver(secret: SecretStr | None, driver: str) -> URL | None:
 
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgresql_url)]
 WebAddress = Annotated[SecretStr, AfterValidator(_web_address)]
+MailServer = Annotated[SecretStr, AfterValidator(_mail_server)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ZoneName = Annotated[str, AfterValidator(_known_zone)]
 FirstDay = Annotated[date, BeforeValidator(_first_day)]

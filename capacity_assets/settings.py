@@ -25,6 +25,7 @@ from capacity_assets.setting_values import (
     Horizon,
     Hour,
     LabelKeys,
+    MailServer,
     PostgresUrl,
     RedisUrl,
     WebAddress,
@@ -88,6 +89,23 @@ class Settings(BaseSettings):
         validation_alias="CAPACITY_ALERT_WEBHOOK_URL",
         description="Where failed runs and failed checks of severity error are sent, as JSON with the key `text`. "
         "Unset: nowhere.",
+    )
+    digest_receivers: Path | None = Field(
+        default=None,
+        validation_alias="CAPACITY_DIGEST_RECEIVERS",
+        description="TOML file that says who gets the weekly digest, of all or of what has a label. Unset: nobody.",
+    )
+    smtp_url: MailServer | None = Field(
+        default=None,
+        validation_alias="CAPACITY_SMTP_URL",
+        description="Mail server of the digests, `smtps://user:password@host:465`, or `smtp://host:587`, encrypted "
+        "where the server offers it. Unset: no mail.",
+    )
+    mail_from: str | None = Field(
+        default=None,
+        validation_alias="CAPACITY_MAIL_FROM",
+        pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$",
+        description="Address that digests come from.",
     )
     timezone: ZoneName = Field(
         default_factory=machine_zone,

@@ -14,13 +14,19 @@ from enum import StrEnum
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation.check_statements import (
+    groups_differ,
+    impossible_values,
+    jumps,
+    levels_differ,
+    missing_days,
+)
 from capacity_assets.aggregation.ledger_windows import OpenWindow
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.foundation.errors import database_errors
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import Window, adjacent_spans
-from capacity_assets.storage.active_servers import active_condition
 
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
@@ -169,127 +175,20 @@ def checks_of(level: Level) -> list[tuple[str, str]]:
     return [(SERVERS_STORED, SERVERS_STORED_DESCRIPTION), *named]
 
 
-def _first(body: str, order: str) -> str:
-    """Number the places of a query, keep the first ones, and carry the count of all."""
-    return (
-        f"SELECT place, count(*) OVER () AS places FROM ({body}) AS found "  # noqa: S608 -- built from our own names
-        f"ORDER BY {order} LIMIT :listed"
-    )
-
-
-_WINDOWS = "unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)"
-_ACTIVE = f"(SELECT id, name FROM instances WHERE {active_condition('instances')}) AS i"  # noqa: S608 -- constants
-
-
-def _live(level: Level) -> str:
-    return f"AND NOT r.{level.void_flag}" if level.void_flag else ""
-
-
-def _missing_days(level: Level) -> str:
-    """Servers with fewer measured days than days, counted from their first sample on and up to today."""
-    raw, live = level.source.name, _live(level)
-    body = f"""
-        SELECT format('%s: %s of %s days measured in the window from %s', name, measured, expected, period_start)
-                   AS place,
-               expected - measured AS missing, name, period_start
-        FROM (
-            SELECT i.name, w.period_start,
-                   least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
-                   (SELECT count(DISTINCT r.collected_date) FROM {raw} r
-                    WHERE r.instance_id = i.id AND r.collected_date BETWEEN w.period_start AND w.period_end
-                      AND r.collected_date <= CAST(:today AS date) {live}) AS measured
-            FROM {_WINDOWS}
-            CROSS JOIN {_ACTIVE}
-            CROSS JOIN LATERAL (SELECT min(r.collected_date) AS first_day FROM {raw} r
-                                WHERE r.instance_id = i.id {live}) AS f
-            WHERE f.first_day <= least(w.period_end, CAST(:today AS date))
-        ) AS days
-        WHERE measured < expected"""  # noqa: S608 -- built from our own names
-    return _first(body, "missing DESC, name, period_start")
-
-
-def _impossible_values(level: Level) -> str:
-    """Stored rows with impossible values."""
-    negative = " OR ".join(f"a.{measure.minimum} < 0" for measure in level.measures)
-    database = "a.database_name" if "database_name" in level.keys else "'all databases'"
-    body = f"""
-        SELECT format('%s, %s: a negative size or count in the window from %s', i.name, {database}, a.period_start)
-                   AS place,
-               i.name, a.period_start
-        FROM {level.target.name} a JOIN {_ACTIVE} ON i.id = a.instance_id
-        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[])) AND ({negative})"""  # noqa: S608
-    return _first(body, "name, period_start")
-
-
-def _jumps(level: Level) -> str:
-    """Stored rows whose change is beyond the configured bound, or that grew from 0 to more than a little."""
-    headline = level.headline
-    database = "a.database_name" if "database_name" in level.keys else "'all databases'"
-    body = f"""
-        SELECT format('%s, %s: %s (%s MiB) in the window from %s', i.name, {database},
-                      coalesce(a.{headline.change_percent} || ' %', 'from 0'), a.{headline.change}, a.period_start)
-                   AS place,
-               coalesce(abs(a.{headline.change_percent}), 'infinity') AS jump
-        FROM {level.target.name} a JOIN {_ACTIVE} ON i.id = a.instance_id
-        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
-          AND (abs(a.{headline.change_percent}) > :jump_percent
-               OR a.{headline.change_percent} IS NULL AND a.{headline.change} >= :jump_from_zero_mb)"""  # noqa: S608 -- built from our own names
-    return _first(body, "jump DESC, place")
-
-
-def _levels_differ(_level: Level) -> str:
-    """Days on which the databases of a server do not add up to its total."""
-    body = f"""
-        SELECT format('%s on %s: databases %s MiB, server %s MiB', i.name, t.collected_date,
-                      coalesce(d.total, 0), t.total) AS place,
-               abs(t.total - coalesce(d.total, 0)) AS difference
-        FROM (SELECT r.instance_id, r.collected_date, sum(r.total_size_mb) AS total FROM {INSTANCE.source.name} r
-              WHERE r.collected_date BETWEEN :first_day AND :last_day {_live(INSTANCE)} GROUP BY 1, 2) AS t
-        JOIN {_ACTIVE} ON i.id = t.instance_id
-        LEFT JOIN (SELECT r.instance_id, r.collected_date,
-                          div(sum(coalesce(r.size_bytes, r.size_mb * CAST(1048576 AS numeric))), 1048576) AS total
-                   FROM {DATABASE.source.name} r
-                   WHERE r.collected_date BETWEEN :first_day AND :last_day GROUP BY 1, 2) AS d
-          ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
-        WHERE EXISTS (SELECT FROM {_WINDOWS} WHERE t.collected_date BETWEEN w.period_start AND w.period_end)
-          AND abs(t.total - coalesce(d.total, 0))
-              > greatest(:tolerance_mb, t.total * :tolerance_percent / 100)"""  # noqa: S608 -- built from our own names
-    return _first(body, "difference DESC, place")
-
-
-def _groups_differ(_level: Level) -> str:
-    """Groupings of a window whose groups do not add up to the fleet, in size or change."""
-    body = f"""
-        SELECT format('by %s in the window from %s: groups %s MiB, changed by %s; fleet %s MiB, changed by %s',
-                      g.grouped_by, w.period_start, g.size_mb, g.change_mb, f.size_mb, f.change_mb) AS place
-        FROM {_WINDOWS}
-        CROSS JOIN LATERAL (
-            SELECT grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
-            WHERE period = :period_type AND window_start = w.period_start GROUP BY grouped_by
-        ) AS g
-        CROSS JOIN LATERAL (
-            SELECT sum(total_size_mb) AS size_mb, sum(total_size_change_mb) AS change_mb
-            FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
-            WHERE a.period_type = :period_type AND a.period_start = w.period_start AND i.counted_by IS NULL
-        ) AS f
-        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""  # noqa: S608 -- built from our own names
-    return _first(body, "place")
-
-
 CHECKS: tuple[Check, ...] = (
     Check(
         name="samples_complete",
         description="Every server was measured on every day of the window, counted from its first sample on.",
         severity=Severity.WARN,
         advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
-        statement=_missing_days,
+        statement=missing_days,
     ),
     Check(
         name="values_possible",
         description="No stored size or count is negative.",
         severity=Severity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
-        statement=_impossible_values,
+        statement=impossible_values,
     ),
     Check(
         name="jumps_named",
@@ -297,7 +196,7 @@ CHECKS: tuple[Check, ...] = (
         f"{JUMP_FROM_ZERO_MB:,} MiB or more, without being named here.",
         severity=Severity.WARN,
         advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
-        statement=_jumps,
+        statement=jumps,
     ),
     Check(
         name="levels_agree",
@@ -305,7 +204,7 @@ CHECKS: tuple[Check, ...] = (
         f"and {LEVELS_TOLERANCE_MB} MB.",
         severity=Severity.WARN,
         advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
-        statement=_levels_differ,
+        statement=levels_differ,
         levels=(INSTANCE.name,),
     ),
     Check(
@@ -313,7 +212,7 @@ CHECKS: tuple[Check, ...] = (
         description="Engines, servers and the groups of each label add up to the fleet, to the megabyte.",
         severity=Severity.ERROR,
         advice="Figures by group are wrong in these windows. Report it with the statement of the view capacity_groups.",
-        statement=_groups_differ,
+        statement=groups_differ,
         levels=(INSTANCE.name,),
     ),
 )

@@ -16,6 +16,7 @@ from capacity_assets.demo.sample_fleet import LoadedFleet
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.digests import DIGEST, DIGEST_JOB, DIGEST_PERIOD
 from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
 from capacity_assets.orchestration.naming import asset_name, job_name
@@ -61,18 +62,19 @@ def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, 
 def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> list[Chunk]:
     """List the windows without a materialisation, and those whose samples, or whose predecessor's, are new."""
     chunks = []
-    for period in PERIODS.values():
-        names = [asset_name(period, level) for level in LEVELS.values()]
-        for span in _open_spans(instance, period, names, (first_day, today), fleet):
-            chunks.append(Chunk(job_name(period), f"the {period.name} windows", span))
+    for one in PERIODS.values():
+        names = [asset_name(one, level) for level in LEVELS.values()]
+        for span in _open_spans(instance, one, names, (first_day, today), fleet):
+            chunks.append(Chunk(job_name(one), f"the {one.name} windows", span))
     # Before the reports, which show them.
     for day in _runway_days(instance, first_day, today):
         chunks.append(Chunk(RUNWAY_JOB, "the runways", [PERIODS["daily"].window_of(day)]))
-    for asset, job, subject in (
-        (GROWTH_REPORT, GROWTH_REPORT_JOB, "the growth reports"),
-        (SHOWBACK, SHOWBACK_JOB, "the bills"),
+    for period, asset, job, subject in (
+        (REPORT_PERIOD, GROWTH_REPORT, GROWTH_REPORT_JOB, "the growth reports"),
+        (REPORT_PERIOD, SHOWBACK, SHOWBACK_JOB, "the bills"),
+        (DIGEST_PERIOD, DIGEST, DIGEST_JOB, "the digests"),
     ):
-        for span in _open_spans(instance, PERIODS[REPORT_PERIOD], [asset], (first_day, today), fleet):
+        for span in _open_spans(instance, PERIODS[period], [asset], (first_day, today), fleet):
             chunks.append(Chunk(job, subject, span))
     if instance.get_latest_materialization_event(dg.AssetKey(TABLE_PARTITIONS)) is None:
         chunks.append(Chunk(MAINTENANCE_JOB, "the tables' partitions", ()))
@@ -108,7 +110,8 @@ def materialise(settings: Settings, instance: dg.DagsterInstance, chunks: Sequen
     written = 0
     if not chunks:
         return written
-    definitions = build_definitions(settings)
+    # Nobody is to get mail about servers that do not exist.
+    definitions = build_definitions(settings.model_copy(update={"digest_receivers": None}))
     with _progress_bar() as bar:
         task = bar.add_task("windows computed and drawn", total=sum(len(chunk.windows) for chunk in chunks))
         for chunk in chunks:

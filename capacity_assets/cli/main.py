@@ -32,6 +32,7 @@ COMMANDS = {
     "groups": "groups:groups",
     "explain": "explain:explain",
     "report": "report:report",
+    "digest": "digest:digest",
     "export": "export:export",
     "maintain": "maintenance:maintain",
     "partition": "maintenance:partition",

@@ -15,6 +15,7 @@ from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_asse
 from capacity_assets.orchestration.checks import standing_checks
 from capacity_assets.orchestration.collection import collected_assets, collection_job, collection_schedule
 from capacity_assets.orchestration.computed_windows import computed_windows_sensor
+from capacity_assets.orchestration.digests import DIGEST_PERIOD, digest_asset, digest_job, digest_schedule
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
@@ -76,9 +77,11 @@ def build_definitions(
             runway_asset(settings, retries, OWNERS),
             table_partitions(retries, OWNERS),
         ]
-        # A registry without months has no report and no bill.
+        # A registry without months has no report and no bill, one without weeks no digest.
         monthly = [period for name, period in periods.items() if name == REPORT_PERIOD]
         assets += [build(settings, period, retries, OWNERS) for period in monthly for build in MONTHLY_ASSETS]
+        weekly = [period for name, period in periods.items() if name == DIGEST_PERIOD]
+        assets += [digest_asset(settings, period, retries, OWNERS) for period in weekly]
         monthly_sensors = [sensor() for _ in monthly for sensor in (growth_report_sensor, showback_sensor)]
         # The page of an asset names the file and line of its function on the machine of the code location.
         with_references = dg.with_source_code_references(assets)
@@ -94,12 +97,14 @@ def build_definitions(
             maintenance_job(),
             runway_job(),
             *(job() for _ in monthly for job in (growth_report_job, showback_job)),
+            *(digest_job() for _ in weekly),
         ],
         schedules=[
             *raw.schedules,
             *aggregation_schedules(settings, periods.values()),
             maintenance_schedule(settings),
             standing_check_schedule(settings),
+            *(digest_schedule(settings, period) for period in weekly),
         ],
         sensors=[
             late_data_sensor(jobs, periods, the_clock, settings.settle_seconds),

@@ -1,4 +1,4 @@
-"""Tables of groups and bills: whose databases they are, what they cost, and what was billed.
+"""Tables of groups, bills and digests: whose databases they are, what they cost, what was billed, who was told.
 
 What people declare is dated: a bill of March takes the owners and prices of March. What a label or a price means is in
 `grouping`.
@@ -95,4 +95,13 @@ capacity_bill_lines = Table(
     Column("price", PRICE, comment="Currency per GiB and month; null: none is known"),
     Column("amount", EXACT, comment="Price times GiB times months, not rounded; null: no price is known"),
     comment="Lines of bills: one per database, and per set of labels and price that it had in the month.",
+)
+
+capacity_digests = Table(
+    "capacity_digests",
+    table_metadata,
+    Column("week", Date, primary_key=True, comment="First day of the week"),
+    Column("receiver", String(255), primary_key=True, comment="Name of the receiver in CAPACITY_DIGEST_RECEIVERS"),
+    timestamp("sent_at", "When it was handed over"),
+    comment="Who got the digest of which week.",
 )

@@ -13,13 +13,23 @@ _BEFORE = """CASE WHEN extract(day FROM {0}.period_start) = extract(day FROM {0}
 _PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
 _NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
 
-# A database counts with its share of its server's measured days, as in the growth report.
-_DATABASES = f"""
-    SELECT a.period_type, a.period_start, a.period_end, a.instance_id, a.database_name, {_NOW} AS size_mb,
+# Databases with labels of their own, each with its share of its server's measured days, as in the growth report. Labels
+# are looked up before anything else is joined: most databases have none.
+_LABELLED = f"""
+    SELECT a.period_type, a.period_start, a.period_end, a.instance_id, a.key, a.value, {_NOW} AS size_mb,
            CASE WHEN s.total_size_change_mb IS NULL THEN NULL
                 WHEN a.size_change_mb IS NOT NULL AND a.data_count >= s.data_count AND b.data_count >= sb.data_count
                 THEN a.size_change_mb ELSE {_NOW} - coalesce({_THEN}, 0) END AS change_mb, 1 AS databases
-    FROM database_size_aggregations a
+    FROM (
+        SELECT DISTINCT ON (d.period_type, d.period_start, d.instance_id, d.database_name, r.key)
+               d.period_type, d.period_start, d.period_end, d.instance_id, d.database_name, d.avg_size_mb, d.data_count,
+               d.size_change_mb, r.key, r.value
+        FROM database_size_aggregations d
+        JOIN {SPANS} r ON r.instance_id = d.instance_id AND {holds_on("r", "d.period_end")}
+            AND {matches("r", "d.database_name")}
+        ORDER BY d.period_type, d.period_start, d.instance_id, d.database_name, r.key,
+                 {precedence("r", "d.database_name")}
+    ) AS a
     JOIN instance_size_aggregations s
         ON s.period_type = a.period_type AND s.period_start = a.period_start AND s.instance_id = a.instance_id
     LEFT JOIN instance_size_aggregations sb
@@ -28,16 +38,25 @@ _DATABASES = f"""
         ON b.period_type = a.period_type AND b.period_start = {_BEFORE.format("a")} AND b.instance_id = a.instance_id
         AND b.database_name = a.database_name
     UNION ALL
-    SELECT s.period_type, s.period_start, s.period_end, s.instance_id, b.database_name, 0,
-           CASE WHEN s.total_size_change_mb IS NOT NULL THEN -{_THEN} END, 0
-    FROM instance_size_aggregations s
+    SELECT b.period_type, b.period_start, b.period_end, b.instance_id, b.key, b.value, 0,
+           CASE WHEN b.total_size_change_mb IS NOT NULL THEN -{_THEN} END, 0
+    FROM (
+        SELECT DISTINCT ON (s.period_type, s.period_start, s.instance_id, d.database_name, r.key)
+               s.period_type, s.period_start, s.period_end, s.instance_id, s.total_size_change_mb, d.database_name,
+               d.avg_size_mb, d.data_count, d.period_start AS before_start, r.key, r.value
+        FROM instance_size_aggregations s
+        JOIN {SPANS} r ON r.instance_id = s.instance_id AND {holds_on("r", "s.period_end")}
+        JOIN database_size_aggregations d
+            ON d.period_type = s.period_type AND d.period_start = {_BEFORE.format("s")}
+            AND d.instance_id = s.instance_id AND {matches("r", "d.database_name")}
+        WHERE NOT EXISTS (SELECT FROM database_size_aggregations a
+                          WHERE a.period_type = s.period_type AND a.period_start = s.period_start
+                            AND a.instance_id = s.instance_id AND a.database_name = d.database_name)
+        ORDER BY s.period_type, s.period_start, s.instance_id, d.database_name, r.key,
+                 {precedence("r", "d.database_name")}
+    ) AS b
     JOIN instance_size_aggregations sb
-        ON sb.period_type = s.period_type AND sb.period_start = {_BEFORE.format("s")} AND sb.instance_id = s.instance_id
-    JOIN database_size_aggregations b
-        ON b.period_type = s.period_type AND b.period_start = {_BEFORE.format("s")} AND b.instance_id = s.instance_id
-    WHERE NOT EXISTS (SELECT FROM database_size_aggregations a
-                      WHERE a.period_type = s.period_type AND a.period_start = s.period_start
-                        AND a.instance_id = s.instance_id AND a.database_name = b.database_name)"""  # noqa: S608
+        ON sb.period_type = b.period_type AND sb.period_start = b.before_start AND sb.instance_id = b.instance_id"""  # noqa: S608
 _OF_SERVER = f"""(SELECT l.value FROM {SPANS} l
              WHERE l.instance_id = {{0}}.instance_id AND l.key = {{1}}.key AND l.database_pattern = ''
                AND {holds_on("l", "{0}.period_end")})"""  # noqa: S608 -- expressions of our own views
@@ -55,18 +74,7 @@ _GROUPS = f"""
     UNION ALL
     SELECT m.period_type, m.period_start, m.period_end, m.key, side.group_name, m.instance_id,
            side.sign * m.size_mb, side.sign * m.change_mb, side.sign * m.databases
-    FROM (
-        SELECT o.*, {_OF_SERVER.format("o", "o")} AS server_value
-        FROM (
-            SELECT DISTINCT ON (d.period_type, d.period_start, d.instance_id, d.database_name, r.key)
-                   d.*, r.key, r.value
-            FROM ({_DATABASES}) AS d
-            JOIN {SPANS} r ON r.instance_id = d.instance_id AND {holds_on("r", "d.period_end")}
-                AND {matches("r", "d.database_name")}
-            ORDER BY d.period_type, d.period_start, d.instance_id, d.database_name, r.key,
-                     {precedence("r", "d.database_name")}
-        ) AS o
-    ) AS m
+    FROM (SELECT o.*, {_OF_SERVER.format("o", "o")} AS server_value FROM ({_LABELLED}) AS o) AS m
     LEFT JOIN instances i ON i.id = m.instance_id
     CROSS JOIN LATERAL (VALUES (m.server_value, -1), (m.value, 1)) AS side (group_name, sign)
     WHERE i.counted_by IS NULL AND m.value IS DISTINCT FROM m.server_value"""  # noqa: S608 -- as above

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,35 +15,36 @@ from pydantic import TypeAdapter
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from capacity_assets.charts.history import STYLES
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, reason_of, sqlstate_of
 from capacity_assets.web.asked import Asked
+from capacity_assets.web.guard import Allowed, SecurityHeaders
 from capacity_assets.web.names import Names
 from capacity_assets.web.pages.fleet import FleetPage, read_fleet
-from capacity_assets.web.pages.lists import (
+from capacity_assets.web.pages.groups import (
     BillPage,
-    DatabasesPage,
-    FillingPage,
     GroupPage,
     GroupsPage,
-    SearchPage,
-    ServersPage,
     read_bill_page,
-    read_databases,
-    read_filling,
     read_group,
     read_groups,
+)
+from capacity_assets.web.pages.lists import (
+    DatabasesPage,
+    FillingPage,
+    SearchPage,
+    ServersPage,
+    read_databases,
+    read_filling,
     read_search,
     read_servers,
 )
@@ -60,18 +61,7 @@ from capacity_assets.web.rendering import Renderer
 
 FORMATS = ("html", "json", "csv")
 STATEMENT_CANCELLED = "57014"
-COOKIE = "capacity_token"
 STATIC = Path(__file__).with_name("static")
-# No script and no style but our own files; nothing may frame a page, and no form leaves it.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 @dataclass(frozen=True)
@@ -84,6 +74,7 @@ class Page:
     read: Callable[[Reader, Asked], Any]
     table: str
     in_menu: bool = False
+    kept_seconds: float = 10
 
     @property
     def name(self) -> str:
@@ -92,10 +83,10 @@ class Page:
 
 
 PAGES = (
-    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True),
+    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True, kept_seconds=30),
     Page("/servers", "Servers", ServersPage, read_servers, "servers", in_menu=True),
     Page("/databases", "Databases", DatabasesPage, read_databases, "databases", in_menu=True),
-    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True),
+    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True, kept_seconds=30),
     Page("/filling", "Fills first", FillingPage, read_filling, "runways", in_menu=True),
     Page("/bill", "Bill", BillPage, read_bill_page, "groups", in_menu=True),
     Page("/server", "Server", ServerPage, read_server, "sizes"),
@@ -122,6 +113,13 @@ def create_app(reader: Reader, serving: Serving) -> Starlette:
     """Put the application together; nothing is read before the first request."""
     renderer = Renderer([page for page in PAGES if page.in_menu], serving.dagster_url)
     answers = Answers(reader, Names(reader), renderer, serving)
+
+    @asynccontextmanager
+    async def first_pages(_app: Starlette) -> AsyncIterator[None]:
+        # What takes long over a large fleet is read before anybody asks for it.
+        threading.Thread(target=answers.read_ahead, daemon=True).start()
+        yield
+
     routes = [Route(page.path, answers.of(page)) for page in PAGES]
     return Starlette(
         routes=[
@@ -137,6 +135,7 @@ def create_app(reader: Reader, serving: Serving) -> Starlette:
             Middleware(Allowed, token=serving.token, user_header=serving.user_header),
             Middleware(GZipMiddleware, minimum_size=2000),
         ],
+        lifespan=first_pages,
         exception_handlers={404: answers.no_such_page, Exception: answers.defect},
     )
 
@@ -152,9 +151,23 @@ class Answers:
         """Return the endpoint of a page; Starlette runs it in a thread."""
 
         def answer(request: Request) -> Response:
-            return self._answer(request, page, lambda asked: page.read(self._reader, asked))
+            return self._answer(request, page, lambda asked: self._read(page, asked))
 
         return answer
+
+    def read_ahead(self) -> None:
+        """Read the first page and the names of the search; what fails is said to who asks."""
+        asked = Asked(PAGES[0].path, {}, self._serving.label_keys, self._serving.clock.today())
+        with suppress(DBAPIError, PoolTimeoutError):
+            self._read(PAGES[0], asked)
+            self._names.search("-", 1)
+
+    def _read(self, page: Page, asked: Asked) -> Any:
+        """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
+        values = tuple(sorted((name, value) for name, value in asked.values.items() if name != "format"))
+        return self._reader.kept(
+            (page.path, values, asked.today), lambda: page.read(self._reader, asked), page.kept_seconds
+        )
 
     def search(self, request: Request) -> Response:
         """Answer a search."""
@@ -237,65 +250,3 @@ def schema(_request: Request) -> Response:
     """Describe the JSON of every page."""
     pages = (*PAGES, SEARCH)
     return JSONResponse({page.path: TypeAdapter(page.shows).json_schema(mode="serialization") for page in pages})
-
-
-class SecurityHeaders:
-    """Adds the headers to every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap `app`."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
-
-
-class Allowed:
-    """Lets in who knows the token, or whom a proxy vouches for; everybody where neither is asked for."""
-
-    def __init__(self, app: ASGIApp, *, token: str | None, user_header: str | None) -> None:
-        """Wrap `app`."""
-        self._app, self._user_header = app, user_header
-        self._token = token
-        # The cookie proves that the token was known, and does not carry it.
-        self._proof = hashlib.sha256(f"capacity pages {token}".encode()).hexdigest() if token else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        if self._user_header and not Headers(scope=scope).get(self._user_header):
-            refusal = f"Refused: the proxy named no user in {self._user_header}."
-            await PlainTextResponse(f"{refusal}\n", status_code=403)(scope, receive, send)
-        elif self._proof is None or self._is_known(request):
-            await self._app(scope, receive, send)
-        elif self._matches(request.query_params.get("token", "")):
-            await self._welcome(request)(scope, receive, send)
-        else:
-            text = "Refused: open the address with ?token=..., or send the header Authorization: Bearer ...\n"
-            await PlainTextResponse(text, status_code=401)(scope, receive, send)
-
-    def _matches(self, given: str) -> bool:
-        return self._token is not None and secrets.compare_digest(given.encode(), self._token.encode())
-
-    def _is_known(self, request: Request) -> bool:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._matches(given):
-            return True
-        return secrets.compare_digest(request.cookies.get(COOKIE, ""), self._proof or "")
-
-    def _welcome(self, request: Request) -> Response:
-        """Go on without the token in the address, where it would stay in histories and logs."""
-        answer = RedirectResponse(str(request.url.remove_query_params("token").replace(scheme="", netloc="")), 303)
-        secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, self._proof or "", httponly=True, samesite="strict", secure=secure)
-        return answer

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.periods import Period, Window
-from capacity_assets.web.asked import ROWS_PER_PAGE
+from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, Step, windows_back, with_gaps
 from capacity_assets.web.reading import found, rows
 
@@ -105,9 +105,20 @@ def steps_of(connection: Connection, server_id: int, database: str | None) -> li
     return found(Step, connection, query, {"server": server_id, "database": database})
 
 
+def asked_window(connection: Connection, asked: Asked, period: Period) -> Window | None:
+    """Return the window that is asked for, by default the last complete one."""
+    day = asked.day("window")
+    return complete_window(connection, period) if day is None else period.window_of(day)
+
+
+def ends_of(window: Window | None) -> tuple[date | None, date | None]:
+    """Return first and last day; None for both without a window."""
+    return (None, None) if window is None else (window.start, window.end)
+
+
 ORDERS = {
     "size": "size_mb DESC",
-    "growth": "change_mb DESC NULLS LAST",
+    "growth": "change_mb DESC",
     "shrinkage": "change_mb",
     "percent": "change_percent DESC NULLS LAST",
     "name": "database, server",

@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Row, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.storage.engine import capacity_engine
@@ -16,7 +19,9 @@ from capacity_assets.storage.reader_role import READER_ROLE
 
 STATEMENT_TIMEOUT_SECONDS = 5
 CONNECTIONS = 8
-KEPT_SECONDS = 30
+# So many times as old, a value is not shown any more.
+STALE_TIMES = 10
+MOST_KEPT = 500
 
 T = TypeVar("T")
 
@@ -61,13 +66,22 @@ def role_to_read_with(engine: Engine) -> str | None:
     return READER_ROLE if can_write and may else None
 
 
+@dataclass
+class _Kept:
+    """A value, when it was read, and whether somebody reads it again."""
+
+    value: Any
+    read_at: float
+    is_read_again: bool = False
+
+
 class Reader:
     """Reads the views for the pages."""
 
     def __init__(self, engine: Engine) -> None:
         """Read with an engine of `reading_engine`."""
         self._engine = engine
-        self._kept: dict[Hashable, tuple[float, Any]] = {}
+        self._kept: dict[Hashable, _Kept] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -77,19 +91,40 @@ class Reader:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             yield connection
 
-    def kept(self, key: Hashable, read: Callable[[], T]) -> T:
-        """Return what `read` returns, or what it returned within the last seconds: figures that every page shows."""
+    def kept(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
+        """Return what `read` returns, or returned before: figures that every page shows, and that take long.
+
+        What is older than `seconds` is returned once more, and read again meanwhile: only who comes first waits.
+        """
         now = time.monotonic()
         with self._lock:
             found = self._kept.get(key)
-            if found is not None and now - found[0] < KEPT_SECONDS:
-                value: T = found[1]
+            is_fresh = found is not None and now - found.read_at < seconds
+            is_usable = found is not None and now - found.read_at < STALE_TIMES * seconds
+            if found is not None and is_usable:
+                if not is_fresh and not found.is_read_again:
+                    found.is_read_again = True
+                    threading.Thread(target=self._read_again, args=(key, read), daemon=True).start()
+                value: T = found.value
                 return value
+        return self._keep(key, read)
+
+    def _keep(self, key: Hashable, read: Callable[[], T]) -> T:
         value = read()
         with self._lock:
-            self._kept = {name: one for name, one in self._kept.items() if now - one[0] < KEPT_SECONDS}
-            self._kept[key] = (now, value)
+            while len(self._kept) >= MOST_KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = _Kept(value, time.monotonic())
         return value
+
+    def _read_again(self, key: Hashable, read: Callable[[], Any]) -> None:
+        try:
+            self._keep(key, read)
+        except (DBAPIError, PoolTimeoutError):
+            # Whoever comes when it cannot be used any more gets to know.
+            with self._lock:
+                if key in self._kept:
+                    self._kept[key].is_read_again = False
 
 
 def rows(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:

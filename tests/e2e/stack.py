@@ -118,9 +118,9 @@ def processes_naming(text: str) -> list[str]:
 
 
 @contextmanager
-def served(home: Path, port: int, *options: str) -> Iterator[subprocess.Popen[str]]:
+def served(home: Path, port: int, *options: str, pages_port: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """`capacity up` until the block ends; then Ctrl-C, which must stop everything."""
-    pages = f"http://127.0.0.1:{free_port()}"
+    pages = f"http://127.0.0.1:{pages_port or free_port()}"
     arguments = [*COMMAND, "up", "--port", str(port), "--pages-port", pages.rpartition(":")[2], *options]
     with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -37,12 +37,13 @@ expect.set_options(timeout=30_000)
 
 
 class Stack(NamedTuple):
-    """What is served, where, and the two addresses by which browsers may also know it."""
+    """What is served, where, and the addresses by which browsers may also know it."""
 
     port: int
+    pages_port: int
     engine: Engine
     home: Path
-    proxies: tuple[int, int]
+    proxies: tuple[int, int, int]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,12 @@ def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stac
     home = demo.copy_to(tmp_path_factory.mktemp("served") / "home")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CAPACITY_START_DATE", FIRST_DAY)
-        port, proxies = free_port(), (free_port(), free_port())
+        port, pages_port, proxies = free_port(), free_port(), (free_port(), free_port(), free_port())
         names = [word for proxy in proxies for word in ("--name", f"127.0.0.1:{proxy}")]
         settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
-        with served(home, port, *names), embedded_server(settings.postgres_data) as server:
+        with served(home, port, *names, pages_port=pages_port), embedded_server(settings.postgres_data) as server:
             engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
-            yield Stack(port, engine, home, proxies)
+            yield Stack(port, pages_port, engine, home, proxies)
             engine.dispose()
     assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
 
@@ -94,11 +95,11 @@ MATERIALIZATIONS = """query($key: AssetKeyInput!, $partitions: [String!]) { asse
 def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: Stack) -> None:
     port, home = stack.port, stack.home
     nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ASSETS)["assetNodes"]}
-    assert len(nodes) == 18
+    assert len(nodes) == 19
     monthly = nodes["monthly_database_aggregations"]
     assert monthly["groupName"] == "monthly"
     partitioned = {name: node["partitionStats"] for name, node in nodes.items() if node["partitionStats"]}
-    assert len(partitioned) == 17
+    assert len(partitioned) == 18
     # Forecasts are issued from now on; the demo has those that came due today, for their scores.
     assert 2 <= partitioned.pop("runway")["numMaterialized"] <= 5
     assert all(stats["numFailed"] == 0 for stats in partitioned.values())
@@ -167,15 +168,18 @@ def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: Stack
 
 def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(stack: Stack, tmp_path: Path) -> None:
     nginx()
-    web, operators, readers = stack.port, *stack.proxies
-    # Both sides of the proxy lead to the one server that runs here.
-    ports = {"3000": web, "3001": web, "3180": operators, "3181": readers}
+    web, operators, readers, pages = stack.port, *stack.proxies
+    # Both sides of the proxy before the UI lead to the one server that runs here.
+    ports = {"3000": web, "3002": web, "3001": stack.pages_port}
+    ports |= {"3180": operators, "3181": readers, "3182": pages}
     with proxy(tmp_path, ports):
         host = f"127.0.0.1:{operators}"
         wait_for(lambda: answer(f"http://{host}/") == 401, "nginx")
         assert answer(f"http://{host}/", login("readers")) == 401, "a reader is no operator"
         found = questions(host, login("operators"))
         read = questions(f"127.0.0.1:{readers}", login("readers"))
+        assert answer(f"http://127.0.0.1:{pages}/") == 401
+        assert answer(f"http://127.0.0.1:{pages}/", login("readers")) == 200
 
     for answers in (found, read):
         assert {what for what, status in answers.items() if status == 200} == TAKEN, answers

@@ -25,7 +25,8 @@ from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.steps import Step, declare_steps
 from capacity_assets.storage.reader_role import READABLE, READER_ROLE, ensure_reader_role
 from capacity_assets.web import reading
-from capacity_assets.web.app import HEADERS, PAGES, SEARCH
+from capacity_assets.web.app import PAGES, SEARCH
+from capacity_assets.web.guard import HEADERS
 from capacity_assets.web.reading import reading_engine, refuse_a_role_that_can_write, role_to_read_with
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity

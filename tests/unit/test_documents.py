@@ -17,12 +17,15 @@ from capacity_assets.aggregation.results import Coverage, PeriodSummary
 from capacity_assets.cli.main import main
 from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.digest.content import Digest
+from capacity_assets.digest.sending import Sent
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.grouping.bills import Bill, IssuedBill
 from capacity_assets.orchestration.assets import AggregationConfig
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import CollectionConfig, collection_metadata
+from capacity_assets.orchestration.digests import DigestConfig, digest_metadata
 from capacity_assets.orchestration.maintenance import MaintenanceConfig, maintenance_metadata
 from capacity_assets.orchestration.metadata import summary_metadata
 from capacity_assets.orchestration.reports import report_metadata
@@ -202,6 +205,16 @@ def test_every_metadata_key_of_the_showback_is_documented_and_no_other() -> None
     before = IssuedBill(replace(bill, issue=1), "team", ())
 
     assert first_cells("Metadata of showback") == set(bill_metadata(IssuedBill(bill, "team", (), before)))
+
+
+def test_every_metadata_key_of_the_digest_is_documented_and_no_other() -> None:
+    counts = dict.fromkeys(("growers", "runways", "silent", "new", "gone"), 0)
+    week = PERIODS["weekly"].window_of(date(2025, 1, 6))
+    found = Digest(week, None, 0, None, (), (), (), (), (), counts)
+
+    assert first_cells("Metadata of digest") == set(digest_metadata(found, Sent()))
+    for option in DigestConfig.model_fields:
+        assert f"`{option}`" in section("Periods, assets and jobs")
 
 
 def test_every_kind_of_failure_is_documented() -> None:

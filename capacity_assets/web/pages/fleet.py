@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from sqlalchemy import Connection
 
 from capacity_assets.grouping.groups import Group, groups_of
-from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.periods import PERIODS, Window
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
 from capacity_assets.web.queries import complete_window, databases, history, newest_window, runways
@@ -110,10 +110,6 @@ class FleetPage:
 def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
     period = asked.period()
-    return reader.kept(("fleet", period.name, asked.today), lambda: _read(reader, asked, period))
-
-
-def _read(reader: Reader, asked: Asked, period: Period) -> FleetPage:
     with reader.transaction() as connection:
         newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
         over = {name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name]))}

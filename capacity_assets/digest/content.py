@@ -1,0 +1,216 @@
+"""What a digest says of a week, of the fleet or of what has a label. How it looks is in `writing`.
+
+Only what is out of the ordinary: a database that grew as it always does is in the report, not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, text
+
+from capacity_assets.foundation.errors import database_errors
+from capacity_assets.periods import PERIODS, Window
+from capacity_assets.storage.label_expressions import labels_of
+from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF
+
+WEEKS_OF_HABIT, LEAST_WEEKS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
+"""Beyond its habit: a week's growth of a GiB and more, and twice the largest change of the twelve weeks before."""
+SOONER_DAYS, WITHIN_DAYS = 14, 180
+"""A runway has moved when its middle day is so much sooner than a week ago, or new, and not far ahead."""
+SILENT_DAYS = 3
+LISTED = 10
+
+T = TypeVar("T")
+WEEKS_DRAWN = 26
+
+
+@dataclass(frozen=True)
+class Grower:
+    """A database that grew beyond its habit, MiB; `usual_mb` is the largest change of a week before."""
+
+    server: str
+    database: str
+    change_mb: int
+    usual_mb: int
+
+
+@dataclass(frozen=True)
+class MovedRunway:
+    """Something that is full sooner than was said a week ago; `before` None: not within a year then."""
+
+    server: str
+    told: str
+    day: date
+    before: date | None
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A server that was measured until a day of the week, and not since."""
+
+    server: str
+    last_day: date
+
+
+@dataclass(frozen=True)
+class Named:
+    """A database that came or went, with its mean size in the window in which it was there, MiB."""
+
+    server: str
+    database: str
+    size_mb: int
+
+
+@dataclass(frozen=True)
+class Digest:
+    """A week; `change_mb` None: no change is known. Lists hold the first LISTED, counts all."""
+
+    week: Window
+    label: tuple[str, str] | None
+    size_mb: int
+    change_mb: int | None
+    growers: Sequence[Grower]
+    runways: Sequence[MovedRunway]
+    silent: Sequence[Silent]
+    new: Sequence[Named]
+    gone: Sequence[Named]
+    counts: dict[str, int] = field(default_factory=dict)
+    history: Sequence[tuple[date, int]] = ()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything beyond size and change."""
+        return any(self.counts.values())
+
+    @property
+    def whose(self) -> str:
+        """Of whom it speaks."""
+        return "the fleet" if self.label is None else "=".join(self.label)
+
+
+def read_digest(engine: Engine, week: Window, label: tuple[str, str] | None = None) -> Digest:
+    """Read the digest of a week.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    with database_errors(doing="reading the digest", kept="Nothing was sent."), engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        return _read(connection, week, label)
+
+
+def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -> Digest:
+    key, value = label or (None, None)
+    asked: dict[str, object] = {
+        "start": week.start,
+        "end": week.end,
+        "before": PERIODS["weekly"].previous(week).start,
+        "key": key,
+        "value": value,
+    }
+
+    def listed(kind: Callable[..., T], query: str, **more: object) -> list[T]:
+        return [kind(*row) for row in connection.execute(text(query), {**asked, **more})]
+
+    growers = listed(Grower, _GROWERS, first=week.start - timedelta(weeks=WEEKS_OF_HABIT))
+    runways = listed(MovedRunway, _RUNWAYS)
+    silent = listed(Silent, _SILENT, last=week.end - timedelta(days=SILENT_DAYS))
+    new = listed(Named, _CAME.format(there=":start", elsewhere=":before"))
+    gone = listed(Named, _CAME.format(there=":before", elsewhere=":start"))
+    weeks = listed(_Week, _HISTORY, first=week.start - timedelta(weeks=WEEKS_DRAWN - 1), by=key or "engine")
+    this = next((one for one in weeks if one.start == week.start), _Week(week.start, 0, None))
+    return Digest(
+        week,
+        label,
+        int(this.size_mb),
+        None if this.change_mb is None else int(this.change_mb),
+        growers[:LISTED],
+        runways[:LISTED],
+        silent[:LISTED],
+        new[:LISTED],
+        gone[:LISTED],
+        counts={
+            "growers": len(growers),
+            "runways": len(runways),
+            "silent": len(silent),
+            "new": len(new),
+            "gone": len(gone),
+        },
+        history=[(one.start, int(one.size_mb)) for one in weeks],
+    )
+
+
+@dataclass(frozen=True)
+class _Week:
+    """What a week adds up to, MiB."""
+
+    start: date
+    size_mb: int
+    change_mb: int | None
+
+
+_LABELLED = "(CAST(:key AS text) IS NULL OR {labels} ->> CAST(:key AS text) = :value)"
+_OF_VIEW = _LABELLED.format(labels="g.labels")
+_GROWERS = f"""
+SELECT g.server, g.database, g.change_mb, usual.mb
+FROM capacity_growth g
+CROSS JOIN LATERAL (
+    SELECT max(abs(h.size_change_mb)) AS mb, count(h.size_change_mb) AS weeks FROM database_size_aggregations h
+    WHERE h.period_type = 'weekly' AND h.instance_id = g.server_id AND h.database_name = g.database
+      AND h.period_start BETWEEN :first AND :before
+) AS usual
+WHERE g.period = 'weekly' AND g.window_start = :start AND g.counted AND g.change_mb >= {LEAST_MB}
+  AND usual.weeks >= {LEAST_WEEKS} AND g.change_mb > {TIMES_HABIT} * usual.mb AND {_OF_VIEW}
+ORDER BY g.change_mb DESC, g.server, g.database
+"""  # noqa: S608 -- constants of this module
+_LABELS = (
+    f"CASE r.subject WHEN 'database' THEN {labels_of('r.instance_id', 'r.name', 'r.as_of')} "
+    f"ELSE {labels_of('r.instance_id', None, 'r.as_of')} END"
+)
+_RUNWAYS = f"""
+SELECT coalesce(i.name, 'server ' || r.instance_id),
+       CASE r.subject WHEN 'server' THEN 'all together' WHEN 'volume' THEN 'volume ' || r.name ELSE r.name END,
+       r.middle_day, b.middle_day
+FROM (SELECT max(as_of) AS day FROM capacity_runways WHERE as_of BETWEEN :start AND CAST(:end AS date) + 1) AS newest
+CROSS JOIN (SELECT max(as_of) AS day FROM capacity_runways
+            WHERE as_of BETWEEN CAST(:start AS date) - 7 AND CAST(:start AS date)) AS older
+JOIN capacity_runways r ON r.as_of = newest.day
+JOIN capacity_runways b ON b.as_of = older.day AND b.instance_id = r.instance_id AND b.subject = r.subject
+    AND b.name = r.name
+LEFT JOIN instances i ON i.id = r.instance_id
+WHERE older.day < newest.day AND i.counted_by IS NULL AND r.middle_day <= r.as_of + {WITHIN_DAYS}
+  AND (b.middle_day IS NULL OR r.middle_day <= b.middle_day - {SOONER_DAYS})
+  AND {STANDS_FOR_ITSELF} AND {_LABELLED.format(labels=_LABELS)}
+ORDER BY r.middle_day, 1, 2
+"""  # noqa: S608 -- as above
+_SILENT = f"""
+SELECT i.name, found.last_day
+FROM instances i
+CROSS JOIN LATERAL (SELECT max(s.collected_date) AS last_day FROM instance_size_stats s
+                    WHERE s.instance_id = i.id AND NOT s.is_deleted AND s.collected_date <= :end) AS found
+WHERE i.is_active AND i.deleted_at IS NULL AND found.last_day BETWEEN CAST(:before AS date) AND :last
+  AND found.last_day >= CAST(:start AS date) - 1
+  AND {_LABELLED.format(labels=labels_of("i.id", None, "CAST(:end AS date)"))}
+ORDER BY i.name
+"""  # noqa: S608 -- as above
+# Databases of servers that were measured in both weeks: of the others it is not known.
+_CAME = f"""
+SELECT g.server, g.database, g.size_mb FROM capacity_growth g
+WHERE g.period = 'weekly' AND g.window_start = {{there}} AND g.counted AND {_OF_VIEW}
+  AND NOT EXISTS (SELECT FROM database_size_aggregations a
+                  WHERE a.period_type = 'weekly' AND a.period_start = {{elsewhere}} AND a.instance_id = g.server_id
+                    AND a.database_name = g.database)
+  AND EXISTS (SELECT FROM database_size_aggregations a
+              WHERE a.period_type = 'weekly' AND a.period_start = {{elsewhere}} AND a.instance_id = g.server_id)
+ORDER BY g.size_mb DESC, g.server, g.database
+"""  # noqa: S608 -- as above
+_HISTORY = """
+SELECT window_start, sum(size_mb), sum(change_mb) FROM capacity_groups
+WHERE period = 'weekly' AND window_start BETWEEN :first AND :start AND grouped_by = :by
+  AND (CAST(:key AS text) IS NULL OR group_name = :value)
+GROUP BY window_start ORDER BY window_start
+"""

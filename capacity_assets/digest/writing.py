@@ -1,0 +1,140 @@
+"""A digest as a mail: plain text, HTML, and one chart as a picture, because mail programs draw no SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.message import EmailMessage
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from capacity_assets.digest.content import Digest
+from capacity_assets.units import human_change_mb, human_mb, human_percent, printable
+
+CHART = "size-over-time"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One kind of news: its heading, its lines, and how many more there are."""
+
+    heading: str
+    lines: Sequence[str]
+    more: int
+
+
+def subject_of(digest: Digest) -> str:
+    """Return the subject line."""
+    change = "change unknown" if digest.change_mb is None else human_change_mb(digest.change_mb)
+    news = "" if digest.has_news else ", nothing to report"
+    return f"Capacity of {printable(digest.whose)}, week of {digest.week.start}: {change}{news}"
+
+
+def headline(digest: Digest) -> str:
+    """Say size and change in one sentence."""
+    week = f"week of {digest.week.start} to {digest.week.end}"
+    if not digest.size_mb:
+        return f"Nothing was measured of {printable(digest.whose)} in the {week}."
+    if digest.change_mb is None:
+        return f"{printable(digest.whose).capitalize()}: {human_mb(digest.size_mb)} in the {week}; change unknown."
+    share = human_percent(digest.change_mb, digest.size_mb - digest.change_mb)
+    sizes = f"{human_mb(digest.size_mb)}, {human_change_mb(digest.change_mb)} ({share})"
+    return f"{printable(digest.whose).capitalize()}: {sizes} in the {week}."
+
+
+def sections(digest: Digest) -> list[Section]:
+    """Return the news by kind; none where there is nothing to report."""
+    kinds = (
+        (
+            "growers",
+            "Grew beyond their habit",
+            [
+                f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; no week of the last twelve changed "
+                f"it by more than {human_mb(one.usual_mb)}"
+                for one in digest.growers
+            ],
+        ),
+        (
+            "runways",
+            "Full sooner than was said a week ago",
+            [
+                f"{one.told} on {one.server}: {one.day}, before "
+                f"{'not within a year' if one.before is None else one.before}"
+                for one in digest.runways
+            ],
+        ),
+        ("silent", "Not measured any more", [f"{one.server}: last on {one.last_day}" for one in digest.silent]),
+        ("new", "New databases", [f"{one.database} on {one.server}: {human_mb(one.size_mb)}" for one in digest.new]),
+        (
+            "gone",
+            "Vanished databases",
+            [f"{one.database} on {one.server}: {human_mb(one.size_mb)}" for one in digest.gone],
+        ),
+    )
+    return [
+        Section(heading, [printable(line) for line in lines], digest.counts[name] - len(lines))
+        for name, heading, lines in kinds
+        if lines
+    ]
+
+
+def as_text(digest: Digest, pages_url: str | None = None) -> str:
+    """Return the digest as plain text; nothing to report is one line."""
+    if not digest.has_news:
+        return f"{headline(digest)} Nothing to report.\n"
+    lines = [headline(digest)]
+    for section in sections(digest):
+        lines += ["", f"{section.heading}:", *(f"- {line}" for line in section.lines)]
+        lines += [f"- and {section.more} more"] if section.more else []
+    if pages_url is not None:
+        lines += ["", pages_url]
+    return "\n".join(lines) + "\n"
+
+
+def as_html(digest: Digest, pages_url: str | None = None, *, chart: str | None = None) -> str:
+    """Return the digest as HTML; `chart` is the address of the picture."""
+    environment = Environment(
+        loader=PackageLoader("capacity_assets.digest", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("digest.html.j2").render(
+        headline=headline(digest),
+        sections=sections(digest),
+        subject=subject_of(digest),
+        pages_url=pages_url,
+        chart=chart,
+    )
+
+
+def as_mail(digest: Digest, sender: str, to: Sequence[str], pages_url: str | None = None) -> EmailMessage:
+    """Return the digest as a mail with both forms; a week without news has one line and no picture."""
+    mail = EmailMessage()
+    mail["Subject"], mail["From"], mail["To"] = subject_of(digest), sender, ", ".join(to)
+    mail["Auto-Submitted"] = "auto-generated"
+    mail.set_content(as_text(digest, pages_url))
+    if digest.has_news:
+        drawn = chart_of(digest)
+        mail.add_alternative(as_html(digest, pages_url, chart=f"cid:{CHART}"), subtype="html")
+        html = mail.get_payload()[1]  # type: ignore[index]
+        html.add_related(drawn, "image", "png", cid=f"<{CHART}>", filename=f"{CHART}.png")  # type: ignore[union-attr]
+    return mail
+
+
+def chart_of(digest: Digest) -> bytes:
+    """Draw the weekly sizes as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(6.4, 2.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([day for day, _ in digest.history], [size for _, size in digest.history], color="#0066a8", marker=".")  # type: ignore[arg-type]
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _place: human_mb(round(size))))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis="y", alpha=0.3)
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=120)
+    return written.getvalue()

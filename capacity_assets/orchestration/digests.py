@@ -1,0 +1,147 @@
+"""The digest as an asset: one partition per week, sent on Monday, and on the next two days to whom it did not reach.
+
+What it says and how it is sent is the business of `digest`; here it gets a partition, metadata, a check and a schedule.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.digest.content import Digest, read_digest
+from capacity_assets.digest.receivers import Receiver, receivers_of
+from capacity_assets.digest.sending import Sent, send_digests
+from capacity_assets.digest.writing import headline, sections
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.orchestration.failures import dagster_failures
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped
+from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.periods import Period, Window
+from capacity_assets.runtime import digest_channels
+from capacity_assets.settings import Settings
+
+DIGEST, DIGEST_GROUP = "digest", "reports"
+DIGEST_JOB, DIGEST_SCHEDULE = "digest_job", "digest_schedule"
+DIGEST_SENT = "digest_sent"
+DIGEST_PERIOD = "weekly"
+# After the week's aggregates and the day's runways.
+MINUTE = 50
+NEWEST_WEEKS = 1
+
+DESCRIPTION = """\
+What happened in a week that is out of the ordinary: databases that grew beyond their habit, runways that moved, servers
+that are not measured any more, databases that came and went. A week without such news has one line.
+
+The newest complete week is sent to those in `CAPACITY_DIGEST_RECEIVERS` who did not get it yet, as mail or to the alert
+webhook; of older weeks nothing is sent. A mail server that refuses or hangs fails its receiver only: the check
+`digest_sent` names it, and the next two days try again.
+"""
+
+
+class DigestConfig(dg.Config):
+    """Options of one run, shown in the launchpad."""
+
+    again: bool = Field(default=False, description="Send also to those who got it before.")
+
+
+def digest_asset(
+    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
+) -> dg.AssetsDefinition:
+    """Build the asset."""
+
+    @dg.asset(
+        name=DIGEST,
+        description=DESCRIPTION,
+        group_name=DIGEST_GROUP,
+        partitions_def=partitions_of(period, settings),
+        deps=[asset_name(period, level) for level in LEVELS.values()],
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        retry_policy=retries,
+        owners=owners,
+        kinds={"mail"},
+        tags={"period": period.name},
+        check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=DIGEST, description="Every receiver got the newest digest.")],
+        required_resource_keys={AGGREGATION_RESOURCE},
+    )
+    def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
+        runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
+        newest = period.last(runner.service.clock.today())
+        failed: tuple[tuple[str, str], ...] = ()
+        with dagster_failures():
+            receivers = _receivers(settings.digest_receivers, settings)
+            for week in windows_of(period, context.partition_keys):
+                done = Sent()
+                if week == newest:
+                    channels = digest_channels(settings)
+                    done = send_digests(runner.service.engine, week, receivers, channels, again=config.again)
+                    failed = done.failed
+                digest = read_digest(runner.service.engine, week)
+                context.add_asset_metadata(digest_metadata(digest, done), partition_key=week.key)
+        yield dg.MaterializeResult(check_results=[_check_result(failed)])
+
+    return make_digest
+
+
+def _receivers(path: Path | None, settings: Settings) -> list[Receiver]:
+    return [] if path is None else receivers_of(path, settings.label_keys)
+
+
+def digest_metadata(digest: Digest, done: Sent) -> MetadataMapping:
+    """Return what a week's materialisation shows: the digest of the fleet, then counts, which plot."""
+    return {
+        "digest": dg.MetadataValue.md(digest_text(digest)),
+        **{name: dg.MetadataValue.int(count) for name, count in digest.counts.items()},
+        "sent": dg.MetadataValue.int(len(done.sent)),
+        "sent_earlier": dg.MetadataValue.int(len(done.earlier)),
+        "not_sent": dg.MetadataValue.int(len(done.failed)),
+    }
+
+
+def digest_text(digest: Digest) -> str:
+    """Return the digest as Markdown."""
+    parts = [escaped(headline(digest))]
+    for section in sections(digest):
+        parts.append(f"**{section.heading}**\n\n{bullets(list(map(escaped, section.lines)), hidden=section.more)}")
+    return "\n\n".join(parts) if digest.has_news else f"{parts[0]} Nothing to report."
+
+
+def _check_result(failed: Sequence[tuple[str, str]]) -> dg.AssetCheckResult:
+    told = bullets([escaped(f"{name}: {reason}") for name, reason in failed], hidden=0)
+    return dg.AssetCheckResult(
+        check_name=DIGEST_SENT,
+        passed=not failed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=told or "Every receiver got it, or nobody is to get it.",
+        metadata={"places": len(failed), "found": dg.MetadataValue.md(told or "nothing")},
+    )
+
+
+def digest_job() -> UnresolvedAssetJobDefinition:
+    """Build the job."""
+    return dg.define_asset_job(DIGEST_JOB, selection=[DIGEST], description="Makes and sends the digest of a week.")
+
+
+def digest_schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
+    """Build the schedule: Monday, and two days more for receivers that were not reached."""
+
+    @dg.schedule(
+        name=DIGEST_SCHEDULE,
+        job_name=DIGEST_JOB,
+        cron_schedule=f"{MINUTE} {settings.schedule_hour} * * 1-3",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Sends the digest of the last week on Monday, and on the next two days to whom it did not reach.",
+    )
+    def request_week(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        day = context.scheduled_execution_time.astimezone(settings.zone).date()
+        week: Window = period.last(day)
+        if week.start < period.window_of(settings.start_date).start:
+            return dg.SkipReason("The last week lies before the first partition.")
+        return dg.RunRequest(run_key=day.isoformat(), partition_key=week.key)
+
+    return request_week

@@ -1,0 +1,192 @@
+"""The pages of groups and bills: what each team, engine or server has, and what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+
+from sqlalchemy import Connection
+
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.grouping.bill_words import notes
+from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
+from capacity_assets.grouping.groups import WITHOUT_LABEL, Group, groups_of, refuse_unknown_grouping
+from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.web.asked import Asked
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
+from capacity_assets.web.queries import (
+    asked_window,
+    complete_window,
+    databases,
+    ends_of,
+    runways,
+    size_in_window,
+)
+from capacity_assets.web.reading import Reader, rows
+
+GROUP_WINDOWS = 13
+# A window of hundreds of thousands of databases takes half a second; what was added up is kept.
+GROUP_SECONDS, GROUP_SECONDS_KEPT = 1.0, 600.0
+MEMBERS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class GroupsPage:
+    """Groups of a window, by one key; they add up to the fleet."""
+
+    grouped_by: str
+    groupings: Sequence[str]
+    period: str
+    window_start: date | None
+    window_end: date | None
+    groups: Sequence[Group]
+
+    @property
+    def size_mb(self) -> int:
+        """What all groups have."""
+        return sum(group.size_mb for group in self.groups)
+
+
+@dataclass(frozen=True)
+class GroupPage:
+    """One group; `name` None: what has no such label."""
+
+    grouped_by: str
+    name: str | None
+    period: str
+    sizes: Sequence[SizeInWindow]
+    is_cut: bool
+    """Whether older windows were left out, because adding them up takes long; asked again, there are more."""
+    members: Sequence[DatabaseRow]
+    has_more_members: bool
+    fills_first: Sequence[Runway]
+
+    @property
+    def told(self) -> str:
+        """The group as people read it."""
+        return f"no {self.grouped_by}" if self.name is None else self.name
+
+
+@dataclass(frozen=True)
+class BillPage:
+    """A bill by groups, and which other months and issues there are."""
+
+    month: date | None
+    months: Sequence[date]
+    grouped_by: str
+    groupings: Sequence[str]
+    issue: int | None
+    issues: Sequence[int]
+    currency: str | None
+    amount: str | None
+    groups: Sequence[BillGroup]
+    notes: Sequence[str]
+    found: IssuedBill | None = None
+
+
+def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
+    """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    by, period = _grouping(asked), asked.period("monthly")
+    with reader.transaction() as connection:
+        window = asked_window(connection, asked, period)
+        groups = groups_of(connection, period, window, by) if window else []
+        return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), groups)
+
+
+def read_group(reader: Reader, asked: Asked) -> GroupPage:
+    """Read one group. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
+    by, period, name = _grouping(asked), asked.period("monthly"), asked.text("name") or None
+    with reader.transaction() as connection:
+        window = complete_window(connection, period)
+        sizes: list[SizeInWindow] = []
+        members: list[DatabaseRow] = []
+        more = is_cut = False
+        if window is not None:
+            sizes, is_cut = _group_history(reader, period, window, by, name)
+            members, more = _members(connection, period, window, by, name)
+        if not any(one.size_mb is not None for one in sizes) and not members:
+            raise NotFoundError(f"There is no group {name!r} by {by}.")
+        condition = _FILLS_IN_GROUP.format(group=_group_expression(by))
+        filling = runways(connection, condition, {"by": by, "name": name, "shown": MEMBERS_SHOWN})
+        return GroupPage(by, name, period.name, sizes, is_cut, members, more, filling)
+
+
+def _group_history(
+    reader: Reader, period: Period, newest: Window, by: str, name: str | None
+) -> tuple[list[SizeInWindow], bool]:
+    """Return the group in the last windows, oldest first, as many as can be added up in the time a page has."""
+    deadline = time.monotonic() + GROUP_SECONDS
+    found: list[SizeInWindow] = []
+    window = newest
+    while len(found) < GROUP_WINDOWS:
+        if time.monotonic() > deadline:
+            break
+        key = ("group sizes", by, period.name, window.start)
+        sizes = reader.kept(key, partial(_sizes_of_groups, reader, period, window, by), GROUP_SECONDS_KEPT)
+        if not sizes:
+            return found[::-1], False
+        found.append(sizes.get(name, SizeInWindow(window.start, window.end, None)))
+        window = period.previous(window)
+    return found[::-1], len(found) < GROUP_WINDOWS
+
+
+def _sizes_of_groups(reader: Reader, period: Period, window: Window, by: str) -> dict[str | None, SizeInWindow]:
+    with reader.transaction() as connection:
+        asked = {"period": period.name, "start": window.start, "by": by}
+        return {row.group_name: size_in_window(row) for row in rows(connection, _GROUP_SIZES, asked)}
+
+
+def _members(
+    connection: Connection, period: Period, window: Window, by: str, name: str | None
+) -> tuple[list[DatabaseRow], bool]:
+    if by == "engine":
+        return databases(connection, period, window, order="growth", engine=name, shown=MEMBERS_SHOWN)
+    if by == "server":
+        query = "SELECT server_id FROM capacity_servers WHERE server = :name"
+        named = rows(connection, query, {"name": name})
+        number = named[0].server_id if named else 0
+        return databases(connection, period, window, order="growth", server_id=number, shown=MEMBERS_SHOWN)
+    return databases(connection, period, window, order="growth", label=(by, name or ""), shown=MEMBERS_SHOWN)
+
+
+def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
+    """Read a bill. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
+    by, month, issue = _grouping(asked), asked.day("month"), asked.number("issue", 0, 10_000) or None
+    groupings = (*asked.label_keys, *WITHOUT_LABEL)
+    with reader.transaction() as connection:
+        months = [row.month for row in rows(connection, _MONTHS)]
+        if month is None and not months:
+            return BillPage(None, (), by, groupings, None, (), None, None, (), ())
+        window = PERIODS["monthly"].window_of(month or months[0])
+        read = read_bill_of(connection, window, by, issue)
+        issues = [row.issue for row in rows(connection, _ISSUES, {"month": window.start})]
+        bill = read.bill
+        amount = None if bill.amount is None else str(bill.amount)
+        place = (bill.month, months, by, groupings, bill.issue, issues)
+        return BillPage(*place, bill.currency, amount, read.groups, notes(read), read)
+
+
+def _grouping(asked: Asked) -> str:
+    by = asked.text("by") or (asked.label_keys[0] if asked.label_keys else WITHOUT_LABEL[0])
+    refuse_unknown_grouping(by, asked.label_keys)
+    return by
+
+
+def _group_expression(by: str) -> str:
+    return by if by in WITHOUT_LABEL else "labels ->> CAST(:by AS text)"
+
+
+_GROUP_SIZES = """
+SELECT window_start, window_end, group_name, size_mb, change_mb FROM capacity_groups
+WHERE period = :period AND window_start = :start AND grouped_by = :by
+"""
+_FILLS_IN_GROUP = """
+WHERE counted AND full_middle IS NOT NULL AND {group} IS NOT DISTINCT FROM CAST(:name AS text)
+  AND CAST(:by AS text) IS NOT NULL
+ORDER BY full_middle, server, name LIMIT :shown
+"""
+_MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
+_ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
