@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import date
 from decimal import Decimal
 
 import click
+from sqlalchemy import Engine
 
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.limits import told
-from capacity_assets.cli.options import GIGABYTES, command, json_option
+from capacity_assets.cli.options import GIGABYTES, command, filter_options, json_option, label_filter
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
 from capacity_assets.forecast.model import LEAST_CHANGES
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.grouping.labels import having
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
 from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.runway.limits import MB_PER_GB
@@ -50,11 +53,21 @@ COLUMNS = (
 @click.argument("server", required=False)
 @click.argument("database", required=False)
 @click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="What if every limit were so many GiB higher?")
+@filter_options
 @click.option("--show", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
 @json_option
 @command
 def runway(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, /, *, server: str | None, database: str | None, add_gb: Decimal, show: int, as_json: bool
+    settings: Settings,
+    /,
+    *,
+    server: str | None,
+    database: str | None,
+    add_gb: Decimal,
+    engine: str | None,
+    label: str | None,
+    show: int,
+    as_json: bool,
 ) -> int:
     """Say when servers and databases are full.
 
@@ -67,14 +80,19 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
       capacity runway
       capacity runway db-7 --add-gb 200
       capacity runway db-7 orders
+      capacity runway --label team=payments
     """
     refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine:
-        refuse_an_unfit_database(engine, settings.zone, kept="Nothing was changed.")
+    key, value = label_filter(label)
+    with open_engine(settings) as opened:
+        refuse_an_unfit_database(opened, settings.zone, kept="Nothing was changed.")
         if server is not None:
-            registered(engine, [server])  # refuses a name that is not
+            registered(opened, [server])  # refuses a name that is not
         today = Clock(settings.zone).today()
-        found = outlooks(engine, today, server, database, add_mb=int(add_gb * MB_PER_GB))
+        found = outlooks(opened, today, server, database, add_mb=int(add_gb * MB_PER_GB))
+        if engine is not None or key is not None:
+            chosen = None if key is None else (key, str(value))
+            found = _only(opened, found, today, label=chosen, of_engine=engine)
     if database is not None and not found.rows and not found.unknown_limits:
         raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}. Its limits, if any, were kept.")
     if server is not None and not found.rows and not found.unknown_limits:
@@ -84,6 +102,16 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
     else:
         print_outlooks(found, add_gb=add_gb, show=show, every=server is not None)
     return DONE
+
+
+def _only(
+    engine: Engine, found: Outlooks, today: date, *, label: tuple[str, str] | None, of_engine: str | None
+) -> Outlooks:
+    """Leave only what has a label and is of an engine; databases of unknown limits are not counted then."""
+    subjects = list(dict.fromkeys((row.server, row.database) for row in found.rows))
+    kept = having(engine, subjects, today, label=label, of_engine=of_engine)
+    rows = [row for row in found.rows if (row.server, row.database) in kept]
+    return Outlooks(found.as_of, rows, 0, {})
 
 
 def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), every: bool = False) -> None:

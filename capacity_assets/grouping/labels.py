@@ -20,6 +20,7 @@ from capacity_assets.foundation.csv_files import day_of, declarations
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named, refuse_repeated
 from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.storage.label_expressions import labels_of as labels_of_subject
 from capacity_assets.units import first_of
 
 LONGEST_VALUE = 100
@@ -155,6 +156,33 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
         ]
 
 
+def having(
+    engine: Engine,
+    subjects: Sequence[tuple[str, str | None]],
+    day: date,
+    *,
+    label: tuple[str, str] | None = None,
+    of_engine: str | None = None,
+) -> set[tuple[str, str | None]]:
+    """Return those servers (database None) and databases that have a label on a day, and are of an engine.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    key, value = label or (None, None)
+    asked = {
+        "servers": [server for server, _ in subjects],
+        "databases": [database for _, database in subjects],
+        "day": day,
+        "key": key,
+        "value": value,
+        "engine": of_engine,
+    }
+    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
+        numbers = connection.execute(text(_HAVING), asked).scalars()
+        return {subjects[number - 1] for number in numbers}
+
+
 def matching(engine: Engine, label: Label) -> int:
     """Count the databases of the newest samples of a server that a name or pattern matches.
 
@@ -262,6 +290,15 @@ WHERE i.name = :server
   AND d.database_name LIKE replace(replace(replace(replace(replace(
       CAST(:pattern AS text), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_')
 """
+_HAVING = f"""
+SELECT g.number
+FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)
+JOIN instances i ON i.name = g.server
+WHERE (CAST(:engine AS text) IS NULL OR i.db_type = :engine)
+  AND (CAST(:key AS text) IS NULL
+       OR CASE WHEN g.database IS NULL THEN {labels_of_subject("i.id", None, "CAST(:day AS date)")}
+               ELSE {labels_of_subject("i.id", "g.database", "CAST(:day AS date)")} END ->> CAST(:key AS text) = :value)
+"""  # noqa: S608 -- expressions of our own
 _COLUMNS = """
 SELECT column_name FROM information_schema.columns
 WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position

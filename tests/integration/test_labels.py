@@ -225,6 +225,20 @@ def test_top_and_export_list_what_has_a_label_or_an_engine() -> None:
     assert '{""team"": ""payments""}' in exported
 
 
+def test_runways_are_filtered_by_label_and_engine() -> None:
+    labelled("set", "server-1", "team=payments", "--database", "pay_*")
+    for server, database in (("server-1", "pay_a"), ("server-1", "other"), ("server-2", "pay_a")):
+        assert capacity("limits", "set", server, database, "--gb", "100").exit_code == 0
+
+    def found(*arguments: str) -> set[tuple[str, str]]:
+        rows = json.loads(capacity("runway", *arguments, "--json").output)["rows"]
+        return {(row["server"], row["database"]) for row in rows}
+
+    assert found("--label", "team=payments") == {("server-1", "pay_a")}
+    assert found("--engine", "oracle") == set()
+    assert len(found("--engine", "postgresql")) == 3
+
+
 def test_a_file_of_labels_is_stored_whole_or_not_at_all(tmp_path: Path, engine: Engine) -> None:
     file = tmp_path / "labels.csv"
     file.write_text("server,database,from,team,service\nserver-1,,,platform,\nserver-1,pay_*,2025-04-01,payments,pay\n")

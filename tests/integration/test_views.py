@@ -238,7 +238,7 @@ def dashboard() -> dict[str, Any]:
 def filled(query: str) -> str:
     """The query as Grafana sends it, for the sample's first server."""
     query = re.sub(r"\$__timeFilter\((\w+)\)", r"\1 BETWEEN '2020-01-01T00:00:00Z' AND '2030-01-01T00:00:00Z'", query)
-    values = {"$period": "monthly", "$engine": "'mysql','postgresql','sqlserver','oracle'"}
+    values = {"$period": "monthly", "$grouped_by": "team", "$engine": "'mysql','postgresql','sqlserver','oracle'"}
     for name, value in values.items():
         query = query.replace(name, value)
     return query
