@@ -10,7 +10,7 @@ DEVELOPER := $(VENV)/.installed-dev
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test test-fast test-integration test-nightly coverage check docs bench format clean
+.PHONY: help demo own up test test-fast test-integration test-nightly coverage check docs screenshots bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -49,6 +49,10 @@ check: $(DEVELOPER) ## Lint and type-check
 
 docs: $(DEVELOPER) ## Write the parts of the reference that follow from the code
 	@$(BIN)/python docs/generate.py
+
+screenshots: $(DEVELOPER) ## Make the pictures of the pages in docs/images, from the demo
+	@tests/install_servers.sh
+	@$(BIN)/python docs/screenshots.py
 
 bench: $(DEVELOPER) ## Measure against hand-written statements and the row-at-a-time way; BENCH='--size 1000x20x184'
 	@$(BIN)/python -m benchmarks $(BENCH)

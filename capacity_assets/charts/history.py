@@ -27,6 +27,8 @@ DATE_SIDES = ("start", "middle", "end")
 # Sizes of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
 STEPS = (1, 2, 2.5, 5, 10)
+# Smaller ones would look alike with two decimals.
+LEAST_STEP = 0.04
 # So many points at most are links; more cannot be told apart.
 MOST_LINKS = 130
 
@@ -129,7 +131,7 @@ def _scale(history: History) -> _Scale:
     # A limit far above would press the history into a line; the text beside the chart has it.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
         high = max(high, history.limit_mb)
-    step = _step((high - low) or max(high // 10, 1))
+    step = _step((high - low) or max(high // 10, 1), high)
     bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
     if top == bottom:
         top = bottom + step
@@ -137,10 +139,12 @@ def _scale(history: History) -> _Scale:
     return _Scale(history.height, min(days).toordinal(), max(days).toordinal(), top, max(bottom, 0), ticks)
 
 
-def _step(span: float) -> float:
-    """Return a round step by which about TICKS of them cover a span."""
+def _step(span: float, high: int) -> float:
+    """Return a round step by which about TICKS of them cover a span, in the unit in which sizes are written."""
     raw = max(span / TICKS, 1)
-    unit = 1024 ** int(math.log(raw, 1024))
+    unit = 1024 ** int(math.log(max(high, 1), 1024))
+    if raw / unit < LEAST_STEP:
+        unit = 1024 ** int(math.log(raw, 1024))
     scaled = raw / unit
     power = 10 ** math.floor(math.log10(scaled))
     return float(unit * power * next(step for step in STEPS if step * power >= scaled))

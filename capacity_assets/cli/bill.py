@@ -22,12 +22,11 @@ from capacity_assets.files import atomic_write
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.grouping.bill_words import gib, group_named, notes, title
 from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
-from capacity_assets.grouping.groups import refuse_unknown_grouping
+from capacity_assets.grouping.groups import default_grouping, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.settings import Settings
 
 MONTH = re.compile(r"\d{4}-\d{2}")
-DEFAULT_GROUP = "team"
 CSV_COLUMNS = (
     "month", "issue", "grouped_by", "group", "databases", "gib", "gib_without_price", "amount", "currency",
 )  # fmt: skip
@@ -35,13 +34,13 @@ CSV_COLUMNS = (
 
 @click.command()
 @click.option("--month", metavar="YYYY-MM", help="Default: the last complete one.")
-@click.option("--by", default=DEFAULT_GROUP, show_default=True, help="engine, server, or the key of a label.")
+@click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
 @click.option("--issue", type=click.IntRange(1), help="An earlier issue of the bill, as it was; computes nothing.")
 @click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
 @json_option
 @command
 def bill(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, /, *, month: str | None, by: str, issue: int | None, output: str, as_json: bool
+    settings: Settings, /, *, month: str | None, by: str | None, issue: int | None, output: str, as_json: bool
 ) -> int:
     """Say what the databases of a month cost, by group.
 
@@ -55,6 +54,7 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
       capacity bill --month 2026-10 --issue 1
     """
     form = _form_of(output)
+    by = by or default_grouping(settings.label_keys)
     today = Clock(settings.zone).today()
     window = PERIODS["monthly"].last(today) if month is None else _window(month)
     with opened_registry(settings) as engine:

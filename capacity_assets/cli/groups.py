@@ -13,7 +13,7 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
-from capacity_assets.grouping.groups import Group, groups_of, refuse_unknown_grouping
+from capacity_assets.grouping.groups import Group, default_grouping, groups_of, refuse_unknown_grouping
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
@@ -30,10 +30,10 @@ COLUMNS = (
 
 @click.command()
 @window_options
-@click.option("--by", default="team", show_default=True, help="engine, server, or the key of a label.")
+@click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
 @json_option
 @command
-def groups(settings: Settings, /, *, period: str, day: date | None, by: str, as_json: bool) -> int:
+def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, as_json: bool) -> int:
     """Show what each team, or any other group, has.
 
     Groups add up to the fleet. What has no label is a group of its own, and replicas count once.
@@ -43,6 +43,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str, as_
       capacity groups
       capacity groups --by environment --period weekly
     """
+    by = by or default_grouping(settings.label_keys)
     refuse_unknown_grouping(by, settings.label_keys)
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:

@@ -52,6 +52,11 @@ def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
         raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.")
 
 
+def default_grouping(keys: Sequence[str]) -> str:
+    """Return what groups are made by where nobody says: the first key of labels, or engines."""
+    return next(iter(keys), WITHOUT_LABEL[0])
+
+
 def groups_of(connection: Connection, period: Period, window: Window, by: str) -> list[Group]:
     """Read the groups of a window, the largest first; none where no server has a row in it.
 

@@ -12,6 +12,7 @@ from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.grouping.bill_words import gib, group_named, notes
 from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
+from capacity_assets.grouping.groups import default_grouping
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
 from capacity_assets.orchestration.naming import asset_name
@@ -66,7 +67,9 @@ def showback_asset(
                 except NotFoundError as nothing:
                     metadata = nothing_billed(str(nothing))
                 else:
-                    metadata = bill_metadata(read_bill(runner.service.engine, window, settings.label_keys[0]))
+                    metadata = bill_metadata(
+                        read_bill(runner.service.engine, window, default_grouping(settings.label_keys))
+                    )
                 context.add_asset_metadata(metadata, partition_key=window.key)
         yield dg.MaterializeResult()
 

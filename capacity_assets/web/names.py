@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
@@ -26,6 +26,33 @@ class Found:
     server: str
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The names, one line of text each, and where each line begins; replaced as a whole."""
+
+    names: Sequence[Found] = ()
+    text: str = ""
+    starts: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, names: Sequence[Found]) -> _Known:
+        """Write the lines."""
+        lines = [f"{one.name} {one.server}".casefold().replace(SEPARATOR, " ") for one in names]
+        starts, at = [], 0
+        for line in lines:
+            starts.append(at)
+            at += len(line) + 1
+        return cls(names, SEPARATOR.join(lines), starts)
+
+    def holding(self, word: str) -> Iterator[Found]:
+        """Return the names whose line holds a word, in order."""
+        at = self.text.find(word)
+        while at >= 0:
+            line = bisect_right(self.starts, at) - 1
+            yield self.names[line]
+            at = self.text.find(word, self.starts[line + 1]) if line + 1 < len(self.starts) else -1
+
+
 class Names:
     """The names of servers, databases and volumes, read again every few minutes."""
 
@@ -33,9 +60,7 @@ class Names:
         """Read by `reader`, at the first search."""
         self._reader = reader
         self._lock = threading.Lock()
-        self._known: Sequence[Found] = ()
-        self._text = ""
-        self._starts: list[int] = []
+        self._known = _Known()
         self._read_at = float("-inf")
 
     def search(self, query: str, shown: int) -> list[Found]:
@@ -51,8 +76,7 @@ class Names:
         longest = max(words, key=len)
         first: list[Found] = []
         others: list[Found] = []
-        for place in self._places(longest):
-            one = self._known[place]
+        for one in self._known.holding(longest):
             whole = f"{one.name} {one.server}".casefold()
             if all(word in whole for word in words):
                 (first if one.name.casefold().startswith(words[0]) else others).append(one)
@@ -61,39 +85,21 @@ class Names:
         first.sort(key=lambda one: (len(one.name), one.name, one.server))
         return [*first, *others][:shown]
 
-    def _places(self, word: str) -> Sequence[int]:
-        """Return the numbers of the lines that hold a word, in order."""
-        places, at = list[int](), self._text.find(word)
-        while at >= 0:
-            line = bisect_right(self._starts, at) - 1
-            places.append(line)
-            following = self._starts[line + 1] if line + 1 < len(self._starts) else len(self._text)
-            at = self._text.find(word, following)
-        return places
-
     def _refresh(self) -> None:
-        if time.monotonic() - self._read_at < KEPT_SECONDS or not self._lock.acquire(blocking=not self._known):
+        if time.monotonic() - self._read_at < KEPT_SECONDS or not self._lock.acquire(blocking=not self._known.names):
             return
         try:
             if time.monotonic() - self._read_at < KEPT_SECONDS:
                 return
             try:
                 with self._reader.transaction() as connection:
-                    self._keep(found(Found, connection, _NAMES))
+                    self._known = _Known.of(found(Found, connection, _NAMES))
             except DBAPIError:
-                if not self._known:
+                if not self._known.names:
                     raise
             self._read_at = time.monotonic()
         finally:
             self._lock.release()
-
-    def _keep(self, known: Sequence[Found]) -> None:
-        lines = [f"{one.name} {one.server}".casefold().replace(SEPARATOR, " ") for one in known]
-        starts, at = [], 0
-        for line in lines:
-            starts.append(at)
-            at += len(line) + 1
-        self._known, self._text, self._starts = known, SEPARATOR.join(lines), starts
 
 
 _NAMES = """

@@ -48,8 +48,8 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
         row = connection.execute(text(_CAN_WRITE)).one()
     if row.tables:
         raise ValidationError(
-            f"The role {row.role} can write ({row.tables[0]}, for one), and pages need to read only. Nothing is "
-            "served. Make the role capacity_reader by the statements under Roles in docs/operations.md, and set "
+            f"The role {row.role} can write ({row.tables[0]}, for one), and the pages are to read only: they are "
+            "not served. Make the role capacity_reader by the statements under Roles in docs/operations.md, and set "
             "CAPACITY_WEB_DATABASE_URL to its address; or say --allow-writing-role."
         )
 
@@ -82,6 +82,7 @@ class Reader:
         """Read with an engine of `reading_engine`."""
         self._engine = engine
         self._kept: dict[Hashable, _Kept] = {}
+        self._reading: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -107,7 +108,19 @@ class Reader:
                     threading.Thread(target=self._read_again, args=(key, read), daemon=True).start()
                 value: T = found.value
                 return value
-        return self._keep(key, read)
+            reading = self._reading.setdefault(key, threading.Lock())
+        with reading:
+            # Whoever waited finds what the first one read.
+            with self._lock:
+                again = self._kept.get(key)
+            if again is not None and again.read_at >= now:
+                waited: T = again.value
+                return waited
+            try:
+                return self._keep(key, read)
+            finally:
+                with self._lock:
+                    self._reading.pop(key, None)
 
     def _keep(self, key: Hashable, read: Callable[[], T]) -> T:
         value = read()

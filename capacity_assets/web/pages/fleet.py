@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection
 
-from capacity_assets.grouping.groups import Group, groups_of
+from capacity_assets.grouping.groups import Group, default_grouping, groups_of
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
@@ -117,7 +117,7 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
         day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
         unmeasured = _unmeasured(connection, day)
         counts = rows(connection, _COUNTS, {"day": day})[0]
-        by = asked.label_keys[0] if asked.label_keys else "engine"
+        by = default_grouping(asked.label_keys)
         last_month = over.get("monthly")
         groups = groups_of(connection, PERIODS["monthly"], last_month, by) if last_month else []
         return FleetPage(

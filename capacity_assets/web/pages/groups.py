@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.grouping.bill_words import notes
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
-from capacity_assets.grouping.groups import WITHOUT_LABEL, Group, groups_of, refuse_unknown_grouping
+from capacity_assets.grouping.groups import WITHOUT_LABEL, Group, default_grouping, groups_of, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
@@ -170,7 +170,7 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
 
 
 def _grouping(asked: Asked) -> str:
-    by = asked.text("by") or (asked.label_keys[0] if asked.label_keys else WITHOUT_LABEL[0])
+    by = asked.text("by") or default_grouping(asked.label_keys)
     refuse_unknown_grouping(by, asked.label_keys)
     return by
 
