@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
 
@@ -16,6 +17,7 @@ from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.grouping.labels import labels_on
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.runway.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
@@ -85,10 +87,11 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
         [window] = runner.service.partitions.windows_between(chosen, day, day)
         subject = _only(find_subjects(runner.service.engine, database, server))
         explanation = explanation_of(runner.service.engine, subject, chosen, window, today)
+        labels = labels_on(runner.service.engine, subject.server, subject.database, window.end)
     if as_json:
-        print_json(_as_dict(explanation))
+        print_json({**_as_dict(explanation), "labels": labels})
     else:
-        _print(explanation, every_day=every_day)
+        _print(explanation, labels, every_day=every_day)
     return DONE
 
 
@@ -106,9 +109,11 @@ def _only(subjects: list[Subject]) -> Subject:
     return subjects[0]
 
 
-def _print(explanation: Explanation, *, every_day: bool) -> None:
+def _print(explanation: Explanation, labels: Mapping[str, str], *, every_day: bool) -> None:
     period, window, samples = explanation.period, explanation.window, explanation.samples
     say(f"{explanation.subject}, {period.name} window {window.start} to {window.end}")
+    if labels:
+        say(f"Labels: {', '.join(f'{key}={value}' for key, value in sorted(labels.items()))}")
     _print_samples(f"Samples of the window: {len(samples.own)}", samples.own, every_day=every_day)
     if not explanation.subject.active:
         say(RETIRED)

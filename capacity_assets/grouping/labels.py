@@ -156,6 +156,18 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
         ]
 
 
+def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
+    """Return the labels of a server, or of a database of it, on a day.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    asked = {"server": server, "database": database, "day": day}
+    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
+        found: dict[str, str] | None = connection.execute(text(_LABELS_ON), asked).scalar()
+        return found or {}
+
+
 def having(
     engine: Engine,
     subjects: Sequence[tuple[str, str | None]],
@@ -290,6 +302,12 @@ WHERE i.name = :server
   AND d.database_name LIKE replace(replace(replace(replace(replace(
       CAST(:pattern AS text), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_')
 """
+_OF_ONE = labels_of_subject("i.id", "CAST(:database AS text)", "CAST(:day AS date)")
+_LABELS_ON = f"""
+SELECT CASE WHEN CAST(:database AS text) IS NULL THEN {labels_of_subject("i.id", None, "CAST(:day AS date)")}
+            ELSE {_OF_ONE} END
+FROM instances i WHERE i.name = :server
+"""  # noqa: S608 -- expressions of our own
 _HAVING = f"""
 SELECT g.number
 FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)

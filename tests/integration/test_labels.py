@@ -225,6 +225,23 @@ def test_top_and_export_list_what_has_a_label_or_an_engine() -> None:
     assert '{""team"": ""payments""}' in exported
 
 
+def test_an_explanation_names_the_labels_of_its_window() -> None:
+    labelled("set", "server-1", "team=platform", "environment=test")
+    labelled("set", "server-1", "team=payments", "--database", "pay_*", "--from", "2025-04-02")
+    april = ("--period", "monthly", "--window", "2025-04-01")
+
+    own = capacity("explain", "pay_b", "--server", "server-1", *april).output
+    before = json.loads(
+        capacity(
+            "explain", "pay_a", "--server", "server-1", "--period", "monthly", "--window", "2025-03-01", "--json"
+        ).output
+    )
+
+    assert "Labels: environment=test, team=payments" in own
+    assert "Labels: environment=test, team=platform" in capacity("explain", "--server", "server-1", *april).output
+    assert before["labels"] == {"environment": "test", "team": "platform"}
+
+
 def test_runways_are_filtered_by_label_and_engine() -> None:
     labelled("set", "server-1", "team=payments", "--database", "pay_*")
     for server, database in (("server-1", "pay_a"), ("server-1", "other"), ("server-2", "pay_a")):

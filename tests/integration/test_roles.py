@@ -17,7 +17,9 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
+from capacity_assets.digest.content import read_digest
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.grouping.bills import issue_bill
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
 from capacity_assets.runway.service import RunwayService
@@ -69,12 +71,16 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
             runner.inspection.incomplete_windows(PERIODS["monthly"], level)
         runner.inspection.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
-        read_report(engine, PERIODS["monthly"], MARCH[0])
+        read_report(engine, PERIODS["monthly"], MARCH[0], by="team")
+        bill = issue_bill(engine, MARCH[0], date(2025, 4, 2), ("team",))
+        digest = read_digest(engine, PERIODS["weekly"].window_of(date(2025, 3, 10)))
         issued = [RunwayService(engine, fixed_clock(day)).issue(day) for day in (date(2025, 3, 1), date(2025, 3, 8))]
 
         assert run.total("written_records") == len(stored(granted, DATABASE)) + len(stored(granted, INSTANCE)) > 0
         assert again.total("written_records") == 0
         assert issued[0].states
+        assert bill.gib_months > 0
+        assert digest.size_mb == 0, "no week was computed"
         for statement in (
             "DELETE FROM database_size_stats",
             "UPDATE instances SET is_active = false",
