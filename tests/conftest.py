@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.service import AggregationService
@@ -24,6 +24,7 @@ from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, 
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
 from capacity_assets.storage.embedded_folders import PRIVATE
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.reader_role import READER_ROLE, ensure_reader_role
 from capacity_assets.storage.schema import initialise
 from tests import (
     other_postgres,
@@ -265,3 +266,14 @@ def measured_mysql() -> Iterator[MySQLServer]:
 @pytest.fixture
 def collection(engine: Engine, tmp_path: Path) -> Collection:
     return Collection(engine, tmp_path / "secrets")
+
+
+@pytest.fixture
+def reader_role(engine: Engine) -> Iterator[None]:
+    """The role of the pages; roles belong to the whole server, so it goes again."""
+    with engine.begin() as connection:
+        ensure_reader_role(connection)
+    yield
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {READER_ROLE}"))
+        connection.execute(text(f"DROP ROLE {READER_ROLE}"))

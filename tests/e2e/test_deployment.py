@@ -20,7 +20,6 @@ from sqlalchemy import URL, Engine
 
 from capacity_assets.settings import DAGSTER_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded_folders import socket_folder
-from capacity_assets.storage.reader_role import ensure_reader_role
 from tests.e2e.stack import ask, launch, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.redis_server import RedisServer
@@ -131,6 +130,7 @@ def started(arguments: list[str], environment: dict[str, str], folder: Path) -> 
             process.wait(60)
 
 
+@pytest.mark.usefixtures("reader_role")
 def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
     engine: Engine, database: URL, empty_database: URL, redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -155,8 +155,6 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
         # A superuser may become the role that can only read; on a server of one's own its owner makes it.
         "CAPACITY_WEB_DATABASE_URL": database.render_as_string(hide_password=False),
     }
-    with engine.begin() as connection:
-        ensure_reader_role(connection)
     subprocess.run([str(PROGRAMS / "capacity"), "init"], env=environment, cwd=tmp_path, check=True, capture_output=True)
 
     def arguments(name: str) -> list[str]:

@@ -23,7 +23,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.steps import Step, declare_steps
-from capacity_assets.storage.reader_role import READABLE, READER_ROLE, ensure_reader_role
+from capacity_assets.storage.reader_role import READABLE, READER_ROLE
 from capacity_assets.web import reading
 from capacity_assets.web.app import PAGES, SEARCH
 from capacity_assets.web.guard import HEADERS
@@ -348,16 +348,6 @@ def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
         gone = pages.ask("/")
     assert gone.status == 503
     assert "The database cannot be read" in gone.text
-
-
-@pytest.fixture
-def reader_role(engine: Engine) -> Iterator[None]:
-    with engine.begin() as connection:
-        ensure_reader_role(connection)
-    yield
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP OWNED BY {READER_ROLE}"))
-        connection.execute(text(f"DROP ROLE {READER_ROLE}"))
 
 
 @pytest.mark.usefixtures("reader_role")
