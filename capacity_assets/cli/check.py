@@ -12,6 +12,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.check_database import capacity_database_findings
+from capacity_assets.cli.check_readers import digest_findings, pages_findings
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version, split_problem
 from capacity_assets.cli.options import json_option, without_settings
@@ -53,7 +54,8 @@ def check(*, as_json: bool) -> int:
     if any(finding.subject == ZONE for finding in database):
         # What the database says of the zone stands for what was set.
         configuration = [finding for finding in configuration if finding.subject != ZONE]
-    findings = [*configuration, *database, *_dagster_storage(settings), *_redis(settings)]
+    elsewhere = [*_dagster_storage(settings), *_redis(settings), *pages_findings(settings)]
+    findings = [*configuration, *database, *elsewhere]
     _print(findings, as_json=as_json)
     if any(finding.verdict is Verdict.BAD for finding in configuration):
         return BAD_USAGE
@@ -77,6 +79,7 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield split_problem(str(error))
     yield from _volume_sources(settings)
+    yield from digest_findings(settings)
     yield _home(settings)
     yield from _open_files(settings)
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):

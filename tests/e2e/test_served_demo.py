@@ -372,6 +372,8 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     section.screenshot(path=SCREENSHOTS / "fills-first.png")
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    widths = page.locator("td:not(.wide):not(.number)").evaluate_all("cells => cells.map(cell => cell.clientWidth)")
+    assert min(width for width in widths if width) >= 60, "no name is broken into single letters"
 
     page.goto(f"/assets/runway?view=partitions&partition={first.as_of}")
     expect(page.get_by_text("Fills first", exact=True).first).to_be_visible()

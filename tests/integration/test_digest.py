@@ -312,6 +312,31 @@ def test_a_file_of_receivers_that_cannot_work_is_refused(receivers: Any, content
     assert problem in refused.output
 
 
+def test_check_says_who_gets_it_and_what_is_missing_to_reach_them(
+    receivers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receivers(TEAM + '[[receivers]]\nname = "chat"\nwebhook = true\n')
+
+    def said() -> dict[str, list[tuple[str, str]]]:
+        found: dict[str, list[tuple[str, str]]] = {}
+        for finding in json.loads(capacity("check", "--json").output):
+            found.setdefault(finding["subject"], []).append((finding["verdict"], finding["text"]))
+        return found
+
+    assert said()["CAPACITY_DIGEST_RECEIVERS"] == [
+        ("ok", "dba, chat"),
+        ("bad", "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too"),
+        ("bad", "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too"),
+    ]
+    assert said()["pages"][0][0] == "note", "the tests' role can write"
+    monkeypatch.setenv("CAPACITY_SMTP_URL", "smtp://mail.example")
+    monkeypatch.setenv("CAPACITY_MAIL_FROM", "capacity@example.com")
+    monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", "https://chat.example/hook")
+    assert said()["CAPACITY_DIGEST_RECEIVERS"] == [("ok", "dba, chat")]
+    receivers("nonsense")
+    assert said()["CAPACITY_DIGEST_RECEIVERS"][0][0] == "bad"
+
+
 @pytest.mark.usefixtures("week")
 def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine: Engine) -> None:
     shown = capacity("digest").output
