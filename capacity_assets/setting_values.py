@@ -6,7 +6,7 @@ import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
@@ -18,6 +18,7 @@ from tzlocal import get_localzone_name
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 
 HOURS_PER_DAY = 24
+LEAST_TOKEN = 16
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # By these, groups are made without any label; a file of labels names its subjects by the others.
 NOT_LABEL_KEYS = ("engine", "server", "database", "from")
@@ -63,9 +64,22 @@ def _web_address(value: SecretStr) -> SecretStr:
 
 
 def _mail_server(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
-        msg = "is no mail server; write smtps://user:password@host:465 or smtp://host:587"
+    msg = "is no mail server; write smtps://user:password@host:465 or smtp://host:587, special characters as %40"
+    try:
+        parts = urlsplit(value.get_secret_value())
+        fits = parts.scheme in {"smtp", "smtps"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        unquote(f"{parts.username}{parts.password}").encode("ascii")
+    except ValueError:
+        # Its own text repeats a part of the address, which may be one of the password.
+        raise ValueError(msg) from None
+    if not fits or parts.path not in {"", "/"}:
+        raise ValueError(msg)
+    return value
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < LEAST_TOKEN:
+        msg = f"is too short; write at least {LEAST_TOKEN} characters"
         raise ValueError(msg)
     return value
 
@@ -156,6 +170,7 @@ def with_driver(secret: SecretStr | None, driver: str) -> URL | None:
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgresql_url)]
 WebAddress = Annotated[SecretStr, AfterValidator(_web_address)]
 MailServer = Annotated[SecretStr, AfterValidator(_mail_server)]
+Token = Annotated[SecretStr, AfterValidator(_long_enough)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ZoneName = Annotated[str, AfterValidator(_known_zone)]
 FirstDay = Annotated[date, BeforeValidator(_first_day)]

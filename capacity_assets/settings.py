@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
@@ -28,6 +28,7 @@ from capacity_assets.setting_values import (
     MailServer,
     PostgresUrl,
     RedisUrl,
+    Token,
     WebAddress,
     Words,
     ZoneName,
@@ -227,10 +228,9 @@ class Settings(BaseSettings):
         description="The same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, "
         "with the role `capacity_reader` where its role may take that on.",
     )
-    web_token: SecretStr | None = Field(
+    web_token: Token | None = Field(
         default=None,
         validation_alias="CAPACITY_WEB_TOKEN",
-        min_length=16,
         description="What readers of the pages must know, at least 16 characters. Unset: nothing.",
     )
     web_user_header: str | None = Field(

@@ -20,7 +20,8 @@ from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.files import atomic_write
 from capacity_assets.foundation.errors import ValidationError
-from capacity_assets.grouping.bill_words import gib, group_named, notes, title
+from capacity_assets.foundation.spreadsheets import as_plain_text
+from capacity_assets.grouping.bill_words import gib, group_named, notes, quantity_note, title
 from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
 from capacity_assets.grouping.groups import default_grouping, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
@@ -101,7 +102,7 @@ def print_bill(found: IssuedBill) -> None:
         for group in found.groups
     ]
     total = [f"{found.bill.amount:,}"] if found.bill.amount is not None else ["no price"]
-    rows.append(["in all", sum(group.databases for group in found.groups), gib(found.bill.gib_months), *total])
+    rows.append(["in all", found.databases, gib(found.bill.gib_months), *total])
     columns = (
         (found.grouped_by.replace("_", " ").capitalize(), "left"),
         ("Databases", "right"),
@@ -109,7 +110,7 @@ def print_bill(found: IssuedBill) -> None:
         (f"Amount, {found.bill.currency or 'no currency'}", "right"),
     )
     print_table(title(found), columns, rows)
-    for note in notes(found):
+    for note in [*notes(found), quantity_note(found)]:
         say(note)
 
 
@@ -119,6 +120,7 @@ def as_document(found: IssuedBill) -> Mapping[str, object]:
     return {
         "bill": bill,
         "grouped_by": found.grouped_by,
+        "databases": found.databases,
         "groups": [asdict(group) for group in found.groups],
         "difference": found.difference,
         "restated": found.restated,
@@ -131,15 +133,12 @@ def as_csv(found: IssuedBill) -> str:
     rows = csv.writer(written)
     rows.writerow(CSV_COLUMNS)
     for group in found.groups:
-        # A name that begins like a formula would be run by a spreadsheet: the apostrophe makes it text.
-        name = group.name or ""
-        guarded = f"'{name}" if name[:1] in "=+@-\t\r" and name else name
         rows.writerow(
             [
                 found.bill.month,
                 found.bill.issue,
                 found.grouped_by,
-                guarded,
+                as_plain_text(group.name or ""),
                 group.databases,
                 group.gib_months,
                 group.unpriced_gib_months,

@@ -10,7 +10,7 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.cli.errors import DONE, CommandFailedError
-from capacity_assets.cli.options import DAY, command, json_option, label_filter
+from capacity_assets.cli.options import DAY, command, json_option, label_filter, once_option
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.clock import Clock
 from capacity_assets.digest.content import read_digest
@@ -28,7 +28,7 @@ WEEKLY = PERIODS["weekly"]
 
 @click.command()
 @click.option("--week", "day", type=DAY, help="Any day of the week. Default: the last complete one.")
-@click.option("--label", metavar="KEY=VALUE", help="Of what has this label, such as team=payments. Default: the fleet.")
+@once_option("--label", metavar="KEY=VALUE", description="Of what has this label. Default: the fleet.")
 @click.option("--output", default=STANDARD_OUTPUT, help="An HTML file. Default: plain text on the screen.")
 @click.option("--send", is_flag=True, help="Send it to those in CAPACITY_DIGEST_RECEIVERS who did not get it yet.")
 @click.option("--again", is_flag=True, help="With --send: also to those who got it.")

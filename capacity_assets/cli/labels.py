@@ -26,11 +26,12 @@ from capacity_assets.grouping.labels import (
     labels_of_file,
     matching,
     stored_labels,
+    written_otherwise,
 )
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import counted, printable
+from capacity_assets.units import counted, first_of, printable
 
 CHANGES_NAMED = 10
 COMMANDS = {
@@ -73,8 +74,8 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
 ) -> int:
     """Declare labels of SERVER, or of databases on it.
 
-    A label of a database overrides the one of its server. The first value of a label holds for all of history, a later
-    one from today on: what was billed before stays where it was.
+    A label of a database overrides the one of its server. Where nothing had this key, a value holds for all of history;
+    what had one changes from today on: what was billed before stays where it was.
 
     \b
     Examples:
@@ -89,7 +90,11 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     with opened_registry(settings) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
         matched = matching(engine, found[0]) if database and WILDCARDS.search(database) else None
+        others = [(label, written_otherwise(engine, label.key, label.value or "")) for label in found]
     _say_changes(changes, dry_run=dry_run)
+    for label, alike in others:
+        if alike:
+            say(f"note: {label.key} has {first_of(alike, CHANGES_NAMED)} too, which is another group.")
     if matched is not None:
         say(f"{database} matches {counted(matched, 'database')} of the newest sample, and those to come.")
     return DONE

@@ -129,9 +129,21 @@ window_options = options(
 )
 
 
+def _once(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Take one value; a second one would be dropped without a word."""
+    if len(values) > 1:
+        raise click.BadParameter("it can be given once.", param=parameter)
+    return values[0] if values else None
+
+
+def once_option(name: str, *, metavar: str, description: str) -> Callable[[Any], Any]:
+    """Return an option that is refused when it is given twice."""
+    return click.option(name, metavar=metavar, multiple=True, callback=_once, help=description)
+
+
 filter_options = options(
     click.option("--engine", help="Only of servers of this engine."),
-    click.option("--label", metavar="KEY=VALUE", help="Only what has this label, such as team=payments."),
+    once_option("--label", metavar="KEY=VALUE", description="Only what has this label, such as team=payments."),
 )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, options
+from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, once_option, options
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.collection.registry import registered
 from capacity_assets.grouping.prices import (
     EVERYTHING,
     NO_PRICE,
@@ -38,7 +39,7 @@ def prices() -> None:
 
 subject_options = options(
     click.option("--engine", default=EVERYTHING, help="Only for servers of this engine."),
-    click.option("--label", metavar="KEY=VALUE", help="Only for what has this label."),
+    once_option("--label", metavar="KEY=VALUE", description="Only for what has this label."),
     click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always."),
 )
 
@@ -70,7 +71,13 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     declared = Price(price_of(price), currency, engine, key, value, first_day or ALWAYS)
     with opened_registry(settings) as opened:
         declare_prices(opened, [declared])
-    say(f"{declared.told}: {_told(declared)} per GiB and month, {_since(declared.valid_from)}.")
+        is_known = not engine or engine in {one.server.engine for one in registered(opened)}
+    if declared.price is None:
+        say(f"{declared.told}: no price of its own, {_since(declared.valid_from)}; a more general one holds, if any.")
+    else:
+        say(f"{declared.told}: {_told(declared)} per GiB and month, {_since(declared.valid_from)}.")
+    if not is_known:
+        say(f"note: no registered server is of the engine {engine!r}.")
     return DONE
 
 

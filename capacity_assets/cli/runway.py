@@ -20,6 +20,7 @@ from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.grouping.labels import having
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+from capacity_assets.runway.binding import SERVER, VOLUME
 from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.runway.limits import MB_PER_GB
 from capacity_assets.runway.outlook import (
@@ -99,6 +100,8 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
         raise NotFoundError(f"Server {server!r} is out of service, or was not measured within the last month.")
     if as_json:
         print_json({**asdict(found), "add_gb": float(add_gb)})
+    elif not found.rows and (engine is not None or label is not None):
+        say(f"Nothing with a known limit is of {' and '.join(filter(None, (engine, label)))}.")
     else:
         print_outlooks(found, add_gb=add_gb, show=show, every=server is not None)
     return DONE
@@ -110,7 +113,14 @@ def _only(
     """Leave only what has a label and is of an engine; databases of unknown limits are not counted then."""
     subjects = list(dict.fromkeys((row.server, row.database) for row in found.rows))
     kept = having(engine, subjects, today, label=label, of_engine=of_engine)
-    rows = [row for row in found.rows if (row.server, row.database) in kept]
+    # With a database goes what binds it: the volume, or the server as a whole.
+    bound = {(row.server, row.binds) for row in found.rows if row.database and (row.server, row.database) in kept}
+    rows = [
+        row
+        for row in found.rows
+        if (row.server, row.database) in kept
+        or (row.database is None and (row.server, VOLUME if row.volume else SERVER) in bound)
+    ]
     return Outlooks(found.as_of, rows, 0, {})
 
 

@@ -19,6 +19,7 @@ from capacity_assets.settings import Settings
 PAGES_PORT = 3001
 OWN_NAMES = ("127.0.0.1", "localhost")
 LONGEST_SHUTDOWN_SECONDS = 5
+WAITING = 256
 
 
 @click.command()
@@ -46,7 +47,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
 
     if settings.web_database_url is None:
         refuse_an_absent_embedded_server(settings)
-    refuse_a_taken_port(port, host)
+    listening = listening_on(port, host)
     serving = Serving(
         Clock(settings.zone),
         settings.label_keys,
@@ -55,32 +56,36 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
         settings.web_token.get_secret_value() if settings.web_token else None,
         settings.web_user_header,
     )
-    with open_reading_engine(settings, allow_writing_role=allow_writing_role) as engine:
+    with listening, open_reading_engine(settings, allow_writing_role=allow_writing_role) as engine:
         app = create_app(Reader(engine), serving)
+        if host not in OWN_NAMES and serving.token is None and serving.user_header is None:
+            say(f"Warning: whoever reaches {host}:{port} can read every figure.")
+            say("CAPACITY_WEB_TOKEN asks them for a secret, CAPACITY_WEB_USER_HEADER leaves it to a proxy.")
         say(f"Pages: http://{host}:{port}")
         config = uvicorn.Config(
             app,
-            host=host,
-            port=port,
             log_level="warning",
             server_header=False,
             # Ctrl-C does not wait for a browser that keeps its connection open.
             timeout_graceful_shutdown=LONGEST_SHUTDOWN_SECONDS,
         )
         with suppress(KeyboardInterrupt):  # raised once more after all answers were given
-            uvicorn.Server(config).run()
+            uvicorn.Server(config).run(sockets=[listening])
     say("Stopped. Nothing was changed.")
     return DONE
 
 
-def refuse_a_taken_port(port: int, host: str = HOST, option: str = "--port") -> None:
-    """Say that a port cannot be listened on; raises CommandFailedError."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise CommandFailedError(
-                f"Port {port} on {host} cannot be used ({error.strerror}). Nothing was started. "
-                f"Stop what uses it, or choose another with {option}."
-            ) from None
+def listening_on(port: int, host: str = HOST, option: str = "--port") -> socket.socket:
+    """Listen, so that whoever reads the address may open it at once; raises CommandFailedError where it is taken."""
+    try:
+        return socket.create_server((host, port), backlog=WAITING)
+    except OSError as error:
+        raise CommandFailedError(
+            f"Port {port} on {host} cannot be used ({error.strerror}). Nothing was started. "
+            f"Stop what uses it, or choose another with {option}."
+        ) from None
+
+
+def refuse_a_taken_port(port: int, option: str = "--port") -> None:
+    """Say that a port cannot be listened on, before anything is started; raises CommandFailedError."""
+    listening_on(port, option=option).close()

@@ -44,6 +44,7 @@ from capacity_assets.foundation.errors import CapacityError, ValidationError, re
 from capacity_assets.foundation.lock_errors import LockUnavailableError
 from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
+from capacity_assets.orchestration.private.postgres import DagsterPostgresException
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner_lazily, prepare_database
 from capacity_assets.settings import Settings
@@ -248,6 +249,7 @@ def _answers(address: str) -> bool:
             return True
     except urllib.error.HTTPError as error:
         # The pages may ask who one is before they show anything.
+        error.close()
         return error.code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
     except (urllib.error.URLError, OSError):
         return False
@@ -270,6 +272,8 @@ def _tell_until_one_exits(processes: Processes, settings: Settings, stop: thread
                 text = activity_text(runs, late)
             except (DBAPIError, PoolTimeoutError) as error:
                 text = f"what runs and waits cannot be read: {reason_of(error)}"
+            except DagsterPostgresException as error:
+                text = f"what runs and waits cannot be read: {error}"
             except CapacityError:
                 text = activity_text(runs, None)
             if text != told:

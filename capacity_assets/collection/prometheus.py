@@ -149,9 +149,10 @@ def _body(url: str, headers: Mapping[str, str], deadline: float) -> bytes:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 -- as above
             return _read(answer, deadline)
     except urllib.error.HTTPError as error:
-        # A refused query is answered by 400 or 422, with the reason as JSON.
-        if error.code in {400, 422, 503}:
-            return _read(error, deadline)
+        with error:
+            # A refused query is answered by 400 or 422, with the reason as JSON.
+            if error.code in {400, 422, 503}:
+                return _read(error, deadline)
         raise SourceError(f"it answers {error.code}") from None
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -22,6 +22,7 @@ WEEKS_OF_HABIT, LEAST_WEEKS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
 SOONER_DAYS, WITHIN_DAYS = 14, 180
 """A runway has moved when its middle day is so much sooner than a week ago, or new, and not far ahead."""
 SILENT_DAYS = 3
+SOON_DAYS = 30
 LISTED = 10
 
 T = TypeVar("T")
@@ -49,6 +50,16 @@ class MovedRunway:
 
 
 @dataclass(frozen=True)
+class FillsSoon:
+    """Something that is full within SOON_DAYS with a probability of a half or more."""
+
+    server: str
+    told: str
+    day: date
+    probability: float
+
+
+@dataclass(frozen=True)
 class Silent:
     """A server that was measured until a day of the week, and not since."""
 
@@ -73,6 +84,7 @@ class Digest:
     label: tuple[str, str] | None
     size_mb: int
     change_mb: int | None
+    soon: Sequence[FillsSoon]
     growers: Sequence[Grower]
     runways: Sequence[MovedRunway]
     silent: Sequence[Silent]
@@ -116,9 +128,10 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
     def listed(kind: Callable[..., T], query: str, **more: object) -> list[T]:
         return [kind(*row) for row in connection.execute(text(query), {**asked, **more})]
 
+    soon = listed(FillsSoon, _SOON)
     growers = listed(Grower, _GROWERS, first=week.start - timedelta(weeks=WEEKS_OF_HABIT))
     runways = listed(MovedRunway, _RUNWAYS)
-    silent = listed(Silent, _SILENT, last=week.end - timedelta(days=SILENT_DAYS))
+    silent = listed(Silent, _SILENT)
     new = listed(Named, _CAME.format(there=":start", elsewhere=":before"))
     gone = listed(Named, _CAME.format(there=":before", elsewhere=":start"))
     weeks = listed(_Week, _HISTORY, first=week.start - timedelta(weeks=WEEKS_DRAWN - 1), by=key or "engine")
@@ -128,12 +141,14 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         label,
         int(this.size_mb),
         None if this.change_mb is None else int(this.change_mb),
+        soon[:LISTED],
         growers[:LISTED],
         runways[:LISTED],
         silent[:LISTED],
         new[:LISTED],
         gone[:LISTED],
         counts={
+            "soon": len(soon),
             "growers": len(growers),
             "runways": len(runways),
             "silent": len(silent),
@@ -171,15 +186,26 @@ _LABELS = (
     f"CASE r.subject WHEN 'database' THEN {labels_of('r.instance_id', 'r.name', 'r.as_of')} "
     f"ELSE {labels_of('r.instance_id', None, 'r.as_of')} END"
 )
+_SUBJECT = """coalesce(i.name, 'server ' || r.instance_id),
+       CASE r.subject WHEN 'server' THEN 'all together' WHEN 'volume' THEN 'volume ' || r.name ELSE r.name END"""
+_NEWEST = (
+    "(SELECT max(as_of) AS day FROM capacity_runways WHERE as_of BETWEEN :start AND CAST(:end AS date) + 1) AS newest"
+)
+_SOON = f"""
+SELECT {_SUBJECT}, r.middle_day, r.probability_{SOON_DAYS}
+FROM {_NEWEST} JOIN capacity_runways r ON r.as_of = newest.day LEFT JOIN instances i ON i.id = r.instance_id
+WHERE i.counted_by IS NULL AND r.probability_{SOON_DAYS} >= 0.5 AND r.middle_day IS NOT NULL
+  AND {STANDS_FOR_ITSELF} AND {_LABELLED.format(labels=_LABELS)}
+ORDER BY r.middle_day, 1, 2
+"""  # noqa: S608 -- as above
+# What had no row a week ago is new, and so is its day.
 _RUNWAYS = f"""
-SELECT coalesce(i.name, 'server ' || r.instance_id),
-       CASE r.subject WHEN 'server' THEN 'all together' WHEN 'volume' THEN 'volume ' || r.name ELSE r.name END,
-       r.middle_day, b.middle_day
-FROM (SELECT max(as_of) AS day FROM capacity_runways WHERE as_of BETWEEN :start AND CAST(:end AS date) + 1) AS newest
+SELECT {_SUBJECT}, r.middle_day, b.middle_day
+FROM {_NEWEST}
 CROSS JOIN (SELECT max(as_of) AS day FROM capacity_runways
             WHERE as_of BETWEEN CAST(:start AS date) - 7 AND CAST(:start AS date)) AS older
 JOIN capacity_runways r ON r.as_of = newest.day
-JOIN capacity_runways b ON b.as_of = older.day AND b.instance_id = r.instance_id AND b.subject = r.subject
+LEFT JOIN capacity_runways b ON b.as_of = older.day AND b.instance_id = r.instance_id AND b.subject = r.subject
     AND b.name = r.name
 LEFT JOIN instances i ON i.id = r.instance_id
 WHERE older.day < newest.day AND i.counted_by IS NULL AND r.middle_day <= r.as_of + {WITHIN_DAYS}
@@ -187,13 +213,17 @@ WHERE older.day < newest.day AND i.counted_by IS NULL AND r.middle_day <= r.as_o
   AND {STANDS_FOR_ITSELF} AND {_LABELLED.format(labels=_LABELS)}
 ORDER BY r.middle_day, 1, 2
 """  # noqa: S608 -- as above
+# Weeks follow one another: a server that fell silent in the last days of a week is told in the next one. Of a week that
+# is not over, its days so far count.
 _SILENT = f"""
 SELECT i.name, found.last_day
-FROM instances i
+FROM (SELECT least(CAST(:end AS date), max(s.collected_date)) - {SILENT_DAYS} AS last_day FROM instance_size_stats s
+      WHERE NOT s.is_deleted) AS latest
+CROSS JOIN instances i
 CROSS JOIN LATERAL (SELECT max(s.collected_date) AS last_day FROM instance_size_stats s
                     WHERE s.instance_id = i.id AND NOT s.is_deleted AND s.collected_date <= :end) AS found
-WHERE i.is_active AND i.deleted_at IS NULL AND found.last_day BETWEEN CAST(:before AS date) AND :last
-  AND found.last_day >= CAST(:start AS date) - 1
+WHERE i.is_active AND i.deleted_at IS NULL
+  AND found.last_day BETWEEN CAST(:start AS date) - {SILENT_DAYS} AND latest.last_day
   AND {_LABELLED.format(labels=labels_of("i.id", None, "CAST(:end AS date)"))}
 ORDER BY i.name
 """  # noqa: S608 -- as above

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import smtplib
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
@@ -14,14 +11,17 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.digest.content import read_digest
+from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import Receiver
 from capacity_assets.digest.writing import as_mail, as_text, subject_of
 from capacity_assets.foundation.errors import database_errors
+from capacity_assets.foundation.webhook import WebhookError, post_text
 from capacity_assets.periods import Window
 
 TIMEOUT_SECONDS = 20
 PORTS = {"smtp": 587, "smtps": 465}
+# "dige" in letters.
+_LOCK = 0x64696765
 
 
 class SendingError(Exception):
@@ -55,51 +55,67 @@ def send_digests(
     Raises:
         DatabaseError: the database failed; who got a digest before is remembered.
     """
-    before = set() if again else set(_sent_before(engine, week))
-    sent, failed = [], []
-    for receiver in receivers:
-        if receiver.name in before:
-            continue
-        try:
-            _send(engine, week, receiver, channels)
-        except SendingError as error:
-            failed.append((receiver.name, str(error)))
-        else:
-            _remember(engine, week, receiver)
-            sent.append(receiver.name)
-    earlier = [receiver.name for receiver in receivers if receiver.name in before]
-    return Sent(sent, earlier, tuple(failed))
+    with database_errors(doing="locking the digest", kept="Nothing was sent."), engine.connect() as connection:
+        # One at a time, so that two runs do not both send. The lock goes with the connection.
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        done: dict[str, str | None] = {}
+        for receiver in receivers:
+            done[receiver.name] = _send_to(engine, week, receiver, channels, again=again)
+    return Sent(
+        [name for name, outcome in done.items() if outcome == _SENT],
+        [name for name, outcome in done.items() if outcome is None],
+        tuple((name, outcome) for name, outcome in done.items() if outcome not in {_SENT, None}),
+    )
 
 
-def _send(engine: Engine, week: Window, receiver: Receiver, channels: Channels) -> None:
+def _send_to(engine: Engine, week: Window, receiver: Receiver, channels: Channels, *, again: bool) -> str | None:
+    """Send by each channel that did not take it yet; return _SENT, why one did not take it, or None: all had it."""
+    wanted = [channel for channel, is_wanted in ((WEBHOOK, receiver.webhook), (MAIL, bool(receiver.to))) if is_wanted]
+    before = set() if again else set(_sent_before(engine, week, receiver))
+    open_channels = [channel for channel in wanted if channel not in before]
+    if not open_channels:
+        return None
     digest = read_digest(engine, week, receiver.label)
-    if receiver.webhook:
-        if channels.webhook_url is None:
-            raise SendingError("CAPACITY_ALERT_WEBHOOK_URL is not set.")
-        _post(channels.webhook_url, f"{subject_of(digest)}\n{as_text(digest, channels.pages_url)}")
-    if receiver.to:
-        if channels.smtp_url is None or channels.sender is None:
-            raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
-        mail = as_mail(digest, channels.sender, receiver.to, channels.pages_url)
-        _mail(channels.smtp_url, mail)
+    problems = []
+    for channel in open_channels:
+        try:
+            refused = _BY[channel](digest, receiver, channels)
+        except SendingError as error:
+            problems.append(str(error))
+        else:
+            _remember(engine, week, receiver, channel)
+            problems += [refused] if refused else []
+    return " ".join(problems) or _SENT
 
 
-def _post(url: str, message: str) -> None:
-    body = json.dumps({"text": message}).encode()
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 -- checked where it is read
+def _by_webhook(digest: Digest, _receiver: Receiver, channels: Channels) -> str:
+    if channels.webhook_url is None:
+        raise SendingError("CAPACITY_ALERT_WEBHOOK_URL is not set.")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 -- as above
-            return
-    except urllib.error.HTTPError as error:
-        raise SendingError(f"The webhook answers {error.code}.") from None
-    except (OSError, urllib.error.URLError) as error:
-        raise SendingError(f"The webhook does not answer: {getattr(error, 'reason', error)}.") from None
+        post_text(channels.webhook_url, f"{subject_of(digest)}\n{as_text(digest, channels.pages_url)}")
+    except WebhookError as error:
+        raise SendingError(f"The webhook {error}.") from None
+    return ""
 
 
-def _mail(url: str, mail: EmailMessage) -> None:
-    """Hand a mail over: smtps:// encrypts from the start, smtp:// as soon as the server offers it.
+def _by_mail(digest: Digest, receiver: Receiver, channels: Channels) -> str:
+    """Return who did not get it where others did."""
+    if channels.smtp_url is None or channels.sender is None:
+        raise SendingError("CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM are not set.")
+    mail = as_mail(digest, channels.sender, receiver.to, channels.pages_url)
+    return _mail(channels.smtp_url, mail)
 
-    A password is never sent in clear: without encryption there is no login.
+
+WEBHOOK, MAIL = "webhook", "mail"
+_BY = {WEBHOOK: _by_webhook, MAIL: _by_mail}
+_SENT = ""
+
+
+def _mail(url: str, mail: EmailMessage) -> str:
+    """Hand a mail over; return who was refused where others were not.
+
+    smtps:// encrypts from the start, smtp:// as soon as the server offers it. A password is never
+    sent in clear: without encryption there is no login.
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
@@ -126,8 +142,10 @@ def _mail(url: str, mail: EmailMessage) -> None:
     except (smtplib.SMTPException, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SendingError(f"{host}:{port} does not take the mail: {reason}.") from None
-    if refused:
-        raise SendingError(f"{host} refuses {', '.join(refused)}; the others got it.")
+    except ValueError:
+        # Characters that do not go over the wire; the error's own text would show them.
+        raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that mail servers do not take.") from None
+    return f"{host} refuses {', '.join(refused)}; the others got it." if refused else ""
 
 
 def _connected(scheme: str, host: str, port: int, context: ssl.SSLContext) -> smtplib.SMTP:
@@ -136,17 +154,18 @@ def _connected(scheme: str, host: str, port: int, context: ssl.SSLContext) -> sm
     return smtplib.SMTP(host, port, timeout=TIMEOUT_SECONDS)
 
 
-def _sent_before(engine: Engine, week: Window) -> list[str]:
-    query = text("SELECT receiver FROM capacity_digests WHERE week = :week")
+def _sent_before(engine: Engine, week: Window, receiver: Receiver) -> list[str]:
+    query = text("SELECT channel FROM capacity_digests WHERE week = :week AND receiver = :receiver")
+    asked = {"week": week.start, "receiver": receiver.name}
     with database_errors(doing="reading who got a digest", kept="Nothing was sent."), engine.connect() as connection:
-        return list(connection.execute(query, {"week": week.start}).scalars())
+        return list(connection.execute(query, asked).scalars())
 
 
-def _remember(engine: Engine, week: Window, receiver: Receiver) -> None:
+def _remember(engine: Engine, week: Window, receiver: Receiver, channel: str) -> None:
     statement = text(
-        "INSERT INTO capacity_digests (week, receiver) VALUES (:week, :receiver) "
-        "ON CONFLICT (week, receiver) DO UPDATE SET sent_at = now()"
+        "INSERT INTO capacity_digests (week, receiver, channel) VALUES (:week, :receiver, :channel) "
+        "ON CONFLICT (week, receiver, channel) DO UPDATE SET sent_at = now()"
     )
     kept = f"The digest was sent to {receiver.name!r} and may be sent again."
     with database_errors(doing="noting a digest as sent", kept=kept), engine.begin() as connection:
-        connection.execute(statement, {"week": week.start, "receiver": receiver.name})
+        connection.execute(statement, {"week": week.start, "receiver": receiver.name, "channel": channel})

@@ -47,6 +47,11 @@ def sections(digest: Digest) -> list[Section]:
     """Return the news by kind; none where there is nothing to report."""
     kinds = (
         (
+            "soon",
+            "Full within 30 days",
+            [f"{one.told} on {one.server}: {one.day}, with {one.probability:.0%}" for one in digest.soon],
+        ),
+        (
             "growers",
             "Grew beyond their habit",
             [

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import labels_of
 
-# A day of a server counts as measured when any sample of it is there. It is billed from its first sample to its last
-# one, to the end of the month where it was measured later; days of these without a sample count as its measured ones
-# on average. Labels and prices change between segments only, so each is looked up once per database and segment.
-_SERVERS = """days AS MATERIALIZED (
+# A day of a server counts as measured when its databases were, or there was none. It is billed from its first sample to
+# its last one, to the end of the month where it was measured later; days of these without a sample count as the others
+# on average. Aggregates stand for samples of other months that retention has dropped. Labels and prices change between
+# segments only, so each is looked up once per database and segment.
+_DAYS = """
     SELECT collected_date AS day, instance_id FROM database_size_stats WHERE collected_date BETWEEN :start AND :end
     UNION
     SELECT collected_date, instance_id FROM instance_size_stats
-    WHERE collected_date BETWEEN :start AND :end AND NOT is_deleted
-), measured AS (
+    WHERE collected_date BETWEEN :start AND :end AND NOT is_deleted AND database_count = 0
+"""
+_SERVERS = f"""days AS MATERIALIZED ({_DAYS}), measured AS (
     SELECT instance_id, count(*) AS measured, min(day) AS first_day, max(day) AS last_day FROM days GROUP BY 1
 ), servers AS MATERIALIZED (
-    SELECT m.instance_id, m.measured, coalesce(i.name, 'server ' || m.instance_id) AS server,
-           coalesce(i.db_type, 'unknown') AS engine,
+    SELECT m.instance_id, m.measured, coalesce(i.name, last.server, 'server ' || m.instance_id) AS server,
+           coalesce(i.db_type, last.engine, 'unknown') AS engine,
            CASE WHEN EXISTS (SELECT FROM database_size_stats s
                              WHERE s.instance_id = m.instance_id AND s.collected_date > :end)
                   OR EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = m.instance_id
@@ -26,10 +28,18 @@ _SERVERS = """days AS MATERIALIZED (
                                WHERE s.instance_id = m.instance_id AND s.collected_date < :start)
                     OR EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = m.instance_id
                                AND s.collected_date < :start AND NOT s.is_deleted)
+                    OR EXISTS (SELECT FROM instance_size_aggregations a
+                               WHERE a.instance_id = m.instance_id AND a.period_end < :start)
+                    OR EXISTS (SELECT FROM database_size_aggregations a
+                               WHERE a.instance_id = m.instance_id AND a.period_end < :start)
                   THEN CAST(:start AS date) ELSE m.first_day END + 1 AS billed
     FROM measured m LEFT JOIN instances i ON i.id = m.instance_id
+    -- A server that is registered no more is what it was when it was billed.
+    LEFT JOIN LATERAL (SELECT l.server, l.engine FROM capacity_bill_lines l
+                       WHERE l.month = :start AND l.instance_id = m.instance_id ORDER BY l.issue DESC LIMIT 1
+    ) AS last ON i.id IS NULL
     WHERE i.counted_by IS NULL
-)"""
+)"""  # noqa: S608 -- constants of this module
 LINES = f"""
 WITH {_SERVERS}, cuts AS (
     SELECT CAST(:start AS date) AS day
@@ -73,10 +83,18 @@ FROM ({LINES}) AS computed
 """  # noqa: S608 -- as above
 DAYS = f"""
 WITH {_SERVERS}
-SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days FROM servers
+SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
+       (SELECT count(DISTINCT t.instance_id) FROM instance_size_stats t LEFT JOIN instances i ON i.id = t.instance_id
+        WHERE t.collected_date BETWEEN :start AND :end AND NOT t.is_deleted AND t.total_size_mb > 0
+          AND i.counted_by IS NULL
+          AND t.instance_id NOT IN (SELECT instance_id FROM servers)) AS unbilled_servers
+FROM servers
 """  # noqa: S608 -- as above
+# Replicas too: a server that counts otherwise since has lost no samples.
+DAYS_LEFT = f"SELECT count(*) FROM ({_DAYS}) AS days"  # noqa: S608 -- as above
 LATEST = "SELECT * FROM capacity_bills WHERE month = :start ORDER BY issue DESC LIMIT 1"
-_COMPARED = "instance_id, server, engine, database_name, labels, days, gib_months, price, amount"
+_COMPARED = "instance_id, engine, database_name, labels, days, gib_months, price, amount"
+# A server that was renamed costs what it did.
 DIFFERS = f"""
 SELECT EXISTS (
     (SELECT {_COMPARED} FROM computed_lines
@@ -84,6 +102,9 @@ SELECT EXISTS (
     UNION ALL
     (SELECT {_COMPARED} FROM capacity_bill_lines WHERE month = :start AND issue = :issue
      EXCEPT SELECT {_COMPARED} FROM computed_lines)
+) OR EXISTS (
+    SELECT FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue
+      AND b.currency <> (SELECT min(currency) FROM capacity_prices)
 )
 """  # noqa: S608 -- constants of this module
 DELETE_LINES = "DELETE FROM capacity_bill_lines WHERE month = :start AND issue = :issue"
@@ -95,33 +116,49 @@ FROM computed_lines
 """
 STORE_BILL = """
 INSERT INTO capacity_bills (month, issue, is_final, currency, amount, gib_months, unpriced_gib_months, measured_days,
-                            billed_days, label_keys, reason)
-SELECT :start, :issue, :is_final, (SELECT min(currency) FROM capacity_prices), coalesce(sum(amount), 0),
+                            billed_days, unbilled_servers, label_keys, reason)
+SELECT :start, :issue, :is_final, CASE WHEN count(amount) > 0 THEN (SELECT min(currency) FROM capacity_prices) END,
+       coalesce(sum(amount), 0),
        coalesce(sum(gib_months), 0), coalesce(sum(gib_months) FILTER (WHERE price IS NULL), 0), :measured_days,
-       :billed_days, CAST(:label_keys AS json), :reason
+       :billed_days, :unbilled_servers, CAST(:label_keys AS json), :reason
 FROM computed_lines
 ON CONFLICT (month, issue) DO UPDATE
 SET issued_at = now(), is_final = excluded.is_final, currency = excluded.currency, amount = excluded.amount,
     gib_months = excluded.gib_months, unpriced_gib_months = excluded.unpriced_gib_months,
-    measured_days = excluded.measured_days, billed_days = excluded.billed_days, label_keys = excluded.label_keys,
+    measured_days = excluded.measured_days, billed_days = excluded.billed_days,
+    unbilled_servers = excluded.unbilled_servers, label_keys = excluded.label_keys,
     reason = excluded.reason
 """
-# Why a bill differs from one that was issued: what came, or was declared, since.
+# Why a bill differs from one that was issued: what came, or was declared, since, as far as it can touch the month.
 SINCE = """
 SELECT (SELECT count(*) FROM database_size_stats s
         WHERE s.collected_date BETWEEN :start AND :end AND s.created_at > :since) AS added,
        (SELECT count(*) FROM database_size_stats s
         WHERE s.collected_date BETWEEN :start AND :end AND s.created_at <= :since AND s.updated_at > :since)
        AS corrected,
-       (SELECT count(*) FROM capacity_labels WHERE declared_at > :since AND valid_from <= :end) AS labels,
-       (SELECT count(*) FROM capacity_prices WHERE declared_at > :since AND valid_from <= :end) AS prices
+       ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
+                    || coalesce(nullif(l.database_pattern, '') || ' on ', '') || i.name
+             FROM capacity_labels l JOIN instances i ON i.id = l.instance_id
+             WHERE l.declared_at > :since AND l.valid_from <= :end ORDER BY l.declared_at) AS labels,
+       ARRAY(SELECT coalesce(p.price || ' ' || p.currency, 'none') || ' for '
+                    || CASE WHEN p.key <> '' THEN p.key || '=' || p.value
+                            ELSE coalesce(nullif(p.engine, ''), 'everything else') END
+             FROM capacity_prices p
+             WHERE p.declared_at > :since AND p.valid_from <= :end
+               AND (p.engine = '' OR p.engine IN (SELECT engine FROM computed_lines)) ORDER BY p.declared_at) AS prices
 """
-# Samples that retention has dropped cannot be billed any more; their aggregates are rounded.
+# Samples that retention has dropped cannot be billed any more; the month's aggregates, kept longer, know of them.
 DROPPED = """
 SELECT EXISTS (
+    SELECT FROM instance_size_aggregations a
+    LEFT JOIN (SELECT instance_id, count(DISTINCT collected_date) AS days FROM instance_size_stats
+               WHERE collected_date BETWEEN :start AND :end AND NOT is_deleted GROUP BY 1) AS s USING (instance_id)
+    WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)
+) OR EXISTS (
     SELECT FROM database_size_aggregations a
-    WHERE a.period_type = 'daily' AND a.period_start BETWEEN :start AND :end
-      AND a.period_start < coalesce((SELECT min(s.collected_date) FROM database_size_stats s), 'infinity')
+    LEFT JOIN (SELECT instance_id, database_name, count(*) AS days FROM database_size_stats
+               WHERE collected_date BETWEEN :start AND :end GROUP BY 1, 2) AS s USING (instance_id, database_name)
+    WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)
 )
 """
 # Whole cents: each group's rounded down, then one more for those that lost most, until they add up to the total.
@@ -137,8 +174,11 @@ WITH grouped AS (
            round(sum(exact) OVER () * 100) - sum(floor(exact * 100)) OVER () AS left_over
     FROM grouped
 )
-SELECT group_name, databases, gib_months, unpriced_gib_months,
+SELECT group_name, databases, gib_months, unpriced_gib_months, CASE WHEN priced > 0 THEN exact END AS exact_amount,
        CASE WHEN priced > 0 THEN round((cents + CASE WHEN place <= left_over THEN 1 ELSE 0 END) / 100, 2) END AS amount
 FROM placed ORDER BY exact DESC, group_name NULLS LAST
+"""
+DATABASES = """
+SELECT count(DISTINCT (instance_id, database_name)) FROM capacity_bill_lines WHERE month = :start AND issue = :issue
 """
 OF_LABEL = "labels ->> CAST(:key AS text)"

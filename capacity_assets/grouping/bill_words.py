@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from capacity_assets.grouping.bills import IssuedBill
+from capacity_assets.grouping.bills import BillGroup, IssuedBill
 from capacity_assets.periods import PERIODS
+from capacity_assets.units import counted
 
 ONE_PLACE = Decimal("0.1")
 
@@ -39,6 +40,11 @@ def notes(found: IssuedBill) -> list[str]:
             f"Without a price, and in no amount: {gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB. "
             "`capacity prices set` declares one."
         )
+    if bill.unbilled_servers:
+        told.append(
+            f"In no amount: {counted(bill.unbilled_servers, 'server')} of which only totals were measured, and no "
+            "databases."
+        )
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
         told.append(
@@ -53,10 +59,28 @@ def notes(found: IssuedBill) -> list[str]:
 def _differences(found: IssuedBill) -> list[str]:
     """Name the groups whose amount is another one than in the issue before."""
     assert found.before is not None  # noqa: S101 -- asked of restated bills only
-    before = {group.name: group.amount or Decimal(0) for group in found.before.groups}
-    now = {group.name: group.amount or Decimal(0) for group in found.groups}
+    before = {group.name: group for group in found.before.groups}
+    now = {group.name: group for group in found.groups}
     return [
-        f"  {group_named(name, found.grouped_by)}: {before.get(name, 0):,} before, {now.get(name, 0):,} now"
+        f"  {group_named(name, found.grouped_by)}: {_amount(before.get(name))} before, {_amount(now.get(name))} now"
+        + (", by rounding" if _exact(before.get(name)) == _exact(now.get(name)) else "")
         for name in dict.fromkeys([*now, *before])
-        if before.get(name, 0) != now.get(name, 0)
+        if _amount(before.get(name)) != _amount(now.get(name))
     ]
+
+
+def _amount(group: BillGroup | None) -> str:
+    if group is None:
+        return "nothing"
+    return "no price" if group.amount is None else f"{group.amount:,}"
+
+
+def _exact(group: BillGroup | None) -> Decimal | None:
+    return None if group is None else group.exact_amount
+
+
+def quantity_note(found: IssuedBill) -> str:
+    """Say what the GiB of a bill are."""
+    if found.bill.is_final:
+        return "GiB are means over the month."
+    return "GiB are what the days so far add up to, divided by the days of the month."

@@ -19,9 +19,10 @@ from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import WITHOUT_LABEL, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
-from capacity_assets.units import counted
+from capacity_assets.units import counted, first_of
 
 CENT = Decimal("0.01")
+DECLARED_NAMED = 3
 # "bill" in letters: one issue of a month at a time.
 _LOCK = 0x62696C6C
 SAMPLES_DROPPED = (
@@ -44,6 +45,7 @@ class Bill:
     unpriced_gib_months: Decimal
     measured_days: int
     billed_days: int
+    unbilled_servers: int
     label_keys: Sequence[str]
     reason: str | None
 
@@ -67,6 +69,8 @@ class BillGroup:
     gib_months: Decimal
     unpriced_gib_months: Decimal
     amount: Decimal | None
+    exact_amount: Decimal | None = None
+    """Not rounded: two issues may differ by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class IssuedBill:
     bill: Bill
     grouped_by: str
     groups: Sequence[BillGroup]
+    databases: int = 0
+    """Of all groups; one that changed hands is in two of them."""
     before: "IssuedBill | None" = None  # noqa: UP037 -- a dataclass field of its own type
 
     @property
@@ -138,6 +144,8 @@ def _store(connection: Connection, asked: dict[str, Any], latest: Row[Any] | Non
     issue = 1 if latest is None else latest.issue
     if latest is None and not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
         return
+    if latest is not None and latest.is_final and _is_less(connection, asked, latest):
+        return
     if latest is not None:
         differs = connection.execute(text(statements.DIFFERS), {**asked, "issue": issue}).scalar()
         if not differs and latest.is_final == is_final:
@@ -152,6 +160,12 @@ def _store(connection: Connection, asked: dict[str, Any], latest: Row[Any] | Non
     connection.execute(text(statements.STORE_BILL), {**values, "label_keys": json.dumps(asked["keys"])})
 
 
+def _is_less(connection: Connection, asked: dict[str, Any], latest: Row[Any]) -> bool:
+    """Whether fewer days are left than were billed: samples went, and a bill of the rest would be wrong."""
+    left = connection.execute(text(statements.DAYS_LEFT), asked).scalar_one()
+    return bool(left < latest.measured_days)
+
+
 def _reason(connection: Connection, asked: dict[str, Any], latest: Row[Any] | None) -> str | None:
     """Say why a bill differs from the one that was issued."""
     if latest is None:
@@ -160,11 +174,12 @@ def _reason(connection: Connection, asked: dict[str, Any], latest: Row[Any] | No
     told = [
         f"{counted(since.added, 'sample')} came later" if since.added else "",
         f"{counted(since.corrected, 'sample')} corrected" if since.corrected else "",
-        f"{counted(since.labels, 'label')} declared later" if since.labels else "",
-        f"{counted(since.prices, 'price')} declared later" if since.prices else "",
+        f"labels declared: {first_of(since.labels, DECLARED_NAMED)}" if since.labels else "",
+        f"prices declared: {first_of(since.prices, DECLARED_NAMED)}" if since.prices else "",
     ]
     found = "; ".join(filter(None, told))
-    return f"Since then: {found or 'samples, labels or prices went, or servers are counted otherwise'}."
+    otherwise = "servers were measured on later days or count otherwise, or labels or prices were taken away"
+    return f"Since then: {found or otherwise}."
 
 
 def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:
@@ -189,8 +204,14 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
         raise NotFoundError(f"There is no {which}bill of {_named(month)}. `capacity bill` issues one.")
     now, *older = chosen
     refuse_unknown_grouping(by, now.label_keys)
-    before = IssuedBill(older[0], by, _groups(connection, older[0], by)) if older else None
-    return IssuedBill(now, by, _groups(connection, now, by), before)
+    before = _issued(connection, older[0], by, None) if older else None
+    return _issued(connection, now, by, before)
+
+
+def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
+    asked = {"start": bill.month, "issue": bill.issue}
+    databases = connection.execute(text(statements.DATABASES), asked).scalar_one()
+    return IssuedBill(bill, by, _groups(connection, bill, by), databases, before)
 
 
 def _groups(connection: Connection, bill: Bill, by: str) -> list[BillGroup]:
@@ -199,7 +220,8 @@ def _groups(connection: Connection, bill: Bill, by: str) -> list[BillGroup]:
     query = text(statements.GROUPS.format(group=group))
     rows = connection.execute(query, {"start": bill.month, "issue": bill.issue, **key})
     return [
-        BillGroup(row.group_name, row.databases, row.gib_months, row.unpriced_gib_months, row.amount) for row in rows
+        BillGroup(row.group_name, row.databases, row.gib_months, row.unpriced_gib_months, row.amount, row.exact_amount)
+        for row in rows
     ]
 
 
@@ -215,6 +237,7 @@ def _bill(row: Row[Any]) -> Bill:
         row.unpriced_gib_months,
         row.measured_days,
         row.billed_days,
+        row.unbilled_servers,
         row.label_keys,
         row.reason,
     )

@@ -63,9 +63,11 @@ def groups_of(connection: Connection, period: Period, window: Window, by: str) -
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
+    # The views have columns of these names.
+    group, key = (by, {}) if by in WITHOUT_LABEL else ("labels ->> CAST(:by AS text)", {"by": by})
     fills = {
         row.group_name: FillsFirst(row.server, row.name, row.full_middle)
-        for row in connection.execute(text(_FILLS_FIRST), {"by": by})
+        for row in connection.execute(text(_FILLS_FIRST.format(group=group)), key)
     }
     asked = {"period": period.name, "start": window.start, "by": by}
     rows = connection.execute(text(_GROUPS), asked).all()
@@ -96,12 +98,21 @@ FROM (SELECT sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) 
       FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine') AS fleet
 WHERE size_mb IS NOT NULL
 """
+# A group fills with the volume, or the server, that binds one of its databases.
 _FILLS_FIRST = """
-SELECT DISTINCT ON (group_name) group_name, server, name, full_middle
-FROM (SELECT CASE CAST(:by AS text) WHEN 'engine' THEN engine WHEN 'server' THEN server
-                  ELSE labels ->> CAST(:by AS text) END AS group_name,
-             server, name, coalesce(full_middle, CASE WHEN state = 'full' THEN last_day END) AS full_middle
-      FROM capacity_runway WHERE counted) AS runways
-WHERE full_middle IS NOT NULL
+WITH filling AS (
+    SELECT server_id, server, subject, name, full_middle, {group} AS group_name FROM capacity_runway
+    WHERE counted AND full_middle IS NOT NULL
+)
+SELECT DISTINCT ON (group_name) group_name, server, name, full_middle FROM (
+    SELECT group_name, server, name, full_middle FROM filling
+    UNION ALL
+    SELECT d.group_name, f.server, f.name, f.full_middle
+    FROM filling f
+    JOIN LATERAL (SELECT DISTINCT {group} AS group_name FROM capacity_runway
+                  WHERE server_id = f.server_id AND subject = 'database'
+                    AND binds = CASE f.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END) AS d ON true
+    WHERE f.subject <> 'database'
+) AS every
 ORDER BY group_name, full_middle, server, name
 """

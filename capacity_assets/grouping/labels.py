@@ -18,9 +18,9 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.foundation.csv_files import day_of, declarations
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.grouping import label_statements as statements
 from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named, refuse_repeated
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.storage.label_expressions import labels_of as labels_of_subject
 from capacity_assets.units import first_of
 
 LONGEST_VALUE = 100
@@ -32,7 +32,8 @@ SUBJECT_COLUMNS = ("server", "database", "from")
 class Label:
     """A label of a server, or with `database` of its databases of that name or pattern.
 
-    `value` None takes the label away. `valid_from` None: always for the first value of a key, else today.
+    `value` None takes the label away. `valid_from` None: always where the key had no value, not even of the server;
+    else from today.
     """
 
     server: str
@@ -82,14 +83,14 @@ def declare_labels(
         ValidationError: a key is given twice for one subject.
         DatabaseError: the database failed; nothing was changed.
     """
-    subjects = [(label.server, label.database, label.key) for label in labels]
+    subjects = [(label.server, label.database, label.key, label.valid_from) for label in labels]
     refuse_repeated(subjects, lambda one: f"{one[2]} of {named(one[0], one[1])}", "Given more than once:")
     with database_errors(doing="storing labels", kept="Nothing was changed."), engine.begin() as connection:
         changes = _changes(connection, labels, today)
         if changes and not dry_run:
             keys = _parameters(connection, [change.label for change in changes])
-            connection.execute(text(_CLEAR), {**keys, "always": ALWAYS})
-            connection.execute(text(_STORE), {**keys, "always": ALWAYS})
+            connection.execute(text(statements.CLEAR), {**keys, "always": ALWAYS})
+            connection.execute(text(statements.STORE), {**keys, "always": ALWAYS})
     return changes
 
 
@@ -109,7 +110,7 @@ def _parameters(connection: Connection, labels: Sequence[Label]) -> dict[str, ob
 
 def _changes(connection: Connection, labels: Sequence[Label], today: date) -> list[LabelChange]:
     parameters = {**_parameters(connection, labels), "today": today, "always": ALWAYS}
-    rows = connection.execute(text(_PLACED), parameters).all()
+    rows = connection.execute(text(statements.PLACED), parameters).all()
     changes = [
         LabelChange(replace(label, valid_from=row.valid_from), row.held_value)
         for label, row in zip(labels, rows, strict=True)
@@ -152,7 +153,7 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
             ids_of(connection, {server})
         return [
             StoredLabel(Label(row.name, row.database or None, row.key, row.value, row.valid_from), row.valid_until)
-            for row in connection.execute(text(_LIST), {"server": server})
+            for row in connection.execute(text(statements.LIST), {"server": server})
         ]
 
 
@@ -164,7 +165,7 @@ def labels_on(engine: Engine, server: str, database: str | None, day: date) -> d
     """
     asked = {"server": server, "database": database, "day": day}
     with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
-        found: dict[str, str] | None = connection.execute(text(_LABELS_ON), asked).scalar()
+        found: dict[str, str] | None = connection.execute(text(statements.LABELS_ON), asked).scalar()
         return found or {}
 
 
@@ -191,8 +192,20 @@ def having(
         "engine": of_engine,
     }
     with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
-        numbers = connection.execute(text(_HAVING), asked).scalars()
+        numbers = connection.execute(text(statements.HAVING), asked).scalars()
         return {subjects[number - 1] for number in numbers}
+
+
+def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
+    """Return values of a key that differ from this one in capitals only.
+
+    Raises:
+        DatabaseError: the database failed.
+    """
+    query = text("SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value)")
+    with database_errors(doing="reading labels", kept="The labels are stored."), engine.connect() as connection:
+        found = connection.execute(query, {"key": key, "value": value}).scalars()
+        return sorted(one for one in found if one != value)
 
 
 def matching(engine: Engine, label: Label) -> int:
@@ -203,7 +216,7 @@ def matching(engine: Engine, label: Label) -> int:
     """
     asked = {"server": label.server, "pattern": label.database}
     with database_errors(doing="reading names", kept="The labels are stored."), engine.connect() as connection:
-        return int(connection.execute(text(_MATCHING), asked).scalar_one())
+        return int(connection.execute(text(statements.MATCHING), asked).scalar_one())
 
 
 def labels_of_file(path: Path, keys: Sequence[str]) -> list[Label]:
@@ -236,7 +249,7 @@ def labels_of(
 
 
 def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
-    """Return labels that take a column of the registry over, one per server that has something there.
+    """Return labels that take a column of the registry over: a value where it has one, none where it had.
 
     Raises:
         NotFoundError: the table instances has no such column.
@@ -244,80 +257,15 @@ def labels_of_column(engine: Engine, column: str, key: str) -> list[Label]:
         DatabaseError: the database failed.
     """
     with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
-        columns: Iterable[str] = connection.execute(text(_COLUMNS)).scalars().all()
+        columns: Iterable[str] = connection.execute(text(statements.COLUMNS)).scalars().all()
         if column not in columns:
             raise NotFoundError(f"The table instances has no column {column!r}; it has {first_of(columns, 50)}.")
         quoted = '"' + column.replace('"', '""') + '"'
         taken = text(f"SELECT name, CAST({quoted} AS text) AS value FROM instances ORDER BY name")  # noqa: S608 -- a column that exists, quoted
-        rows = [row for row in connection.execute(taken) if row.value is not None and row.value.strip()]
-    return [Label(row.name, None, *checked(key, row.value, [key])) for row in rows]
-
-
-_SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:keys AS varchar[]),
-            CAST(:values AS varchar[]), CAST(:days AS date[])) WITH ORDINALITY
-    AS g (instance_id, database_pattern, key, value, valid_from, number)"""
-# From when each holds, and which value holds on that day so far.
-_PLACED = f"""
-SELECT placed.valid_from, placed.declared, held.value AS held_value
-FROM (
-    SELECT g.*, d.declared, coalesce(g.valid_from, CASE WHEN d.declared > 0 OR g.value IS NULL
-                                       THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day
-    FROM {_SUBJECTS}
-    CROSS JOIN LATERAL (SELECT count(*) AS declared FROM capacity_labels l
-                        WHERE l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern
-                          AND l.key = g.key) AS d
-) AS given
-CROSS JOIN LATERAL (SELECT given.first_day AS valid_from, given.declared) AS placed
-LEFT JOIN LATERAL (
-    SELECT l.value FROM capacity_labels l
-    WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key
-      AND l.valid_from <= given.first_day ORDER BY l.valid_from DESC LIMIT 1
-) AS held ON true
-ORDER BY given.number
-"""  # noqa: S608 -- constants of this module
-_OF_SUBJECT = "l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key"
-# What always holds replaces the whole history of the label.
-_CLEAR = f"""
-DELETE FROM capacity_labels l USING {_SUBJECTS}
-WHERE {_OF_SUBJECT} AND g.valid_from = :always
-"""  # noqa: S608 -- as above
-_STORE = f"""
-INSERT INTO capacity_labels (instance_id, database_pattern, key, value, valid_from)
-SELECT g.instance_id, g.database_pattern, g.key, g.value, g.valid_from FROM {_SUBJECTS}
-WHERE g.value IS NOT NULL OR g.valid_from <> :always
-ON CONFLICT (instance_id, database_pattern, key, valid_from) DO UPDATE
-SET value = excluded.value, declared_at = now()
-"""  # noqa: S608 -- as above
-_LIST = """
-SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
-       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until
-FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
-WHERE CAST(:server AS text) IS NULL OR i.name = :server
-ORDER BY i.name, s.database_pattern, s.key, s.valid_from
-"""
-_MATCHING = r"""
-SELECT count(*) FROM database_size_stats d JOIN instances i ON i.id = d.instance_id
-WHERE i.name = :server
-  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n WHERE n.instance_id = i.id)
-  AND d.database_name LIKE replace(replace(replace(replace(replace(
-      CAST(:pattern AS text), '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'), '?', '_')
-"""
-_OF_ONE = labels_of_subject("i.id", "CAST(:database AS text)", "CAST(:day AS date)")
-_LABELS_ON = f"""
-SELECT CASE WHEN CAST(:database AS text) IS NULL THEN {labels_of_subject("i.id", None, "CAST(:day AS date)")}
-            ELSE {_OF_ONE} END
-FROM instances i WHERE i.name = :server
-"""  # noqa: S608 -- expressions of our own
-_HAVING = f"""
-SELECT g.number
-FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)
-JOIN instances i ON i.name = g.server
-WHERE (CAST(:engine AS text) IS NULL OR i.db_type = :engine)
-  AND (CAST(:key AS text) IS NULL
-       OR CASE WHEN g.database IS NULL THEN {labels_of_subject("i.id", None, "CAST(:day AS date)")}
-               ELSE {labels_of_subject("i.id", "g.database", "CAST(:day AS date)")} END ->> CAST(:key AS text) = :value)
-"""  # noqa: S608 -- expressions of our own
-_COLUMNS = """
-SELECT column_name FROM information_schema.columns
-WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position
-"""
+        values = {row.name: (row.value or "").strip() for row in connection.execute(taken)}
+        held = set(connection.execute(text(statements.HELD), {"key": key}).scalars())
+    return [
+        Label(name, None, *checked(key, value or None, [key]))
+        for name, value in values.items()
+        if value or name in held
+    ]

@@ -6,14 +6,13 @@ tick begins at the present; history is not sent. Which failures there are is dec
 """
 
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
+from capacity_assets.foundation.webhook import WebhookError, post_text
 from capacity_assets.orchestration.metadata import unescaped
 from capacity_assets.orchestration.private.definitions import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from capacity_assets.units import first_of
@@ -22,7 +21,6 @@ ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5
 INTERVAL_SECONDS = 30
 EVENTS_PER_TICK = 500
-TIMEOUT_SECONDS = 10
 KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.ASSET_CHECK_EVALUATION)
 TEXTS_REMEMBERED = 20
 
@@ -196,22 +194,14 @@ def _runs_text(text: str, run_ids: list[str]) -> str:
 
 
 def send(webhook_url: str, text: str) -> None:
-    """Post one message as JSON with the key `text`, which Slack-compatible receivers take.
+    """Post one message.
 
     Raises:
         ReceiverError: the receiver is away or refuses; the text names neither the address nor its secret path.
     """
-    body: Mapping[str, str] = {"text": text}
-    request = urllib.request.Request(  # noqa: S310 -- settings accept http and https only
-        webhook_url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 -- as above
-            return
-    except urllib.error.HTTPError as error:
-        reason = f"answered {error.code}"
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = f"does not answer ({type(error).__name__})"
-    raise ReceiverError(
-        f"The receiver in CAPACITY_ALERT_WEBHOOK_URL {reason}. Nothing is lost: the next tick sends again."
-    )
+        post_text(webhook_url, text)
+    except WebhookError as error:
+        raise ReceiverError(
+            f"The receiver in CAPACITY_ALERT_WEBHOOK_URL {error}. Nothing is lost: the next tick sends again."
+        ) from None

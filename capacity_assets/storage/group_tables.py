@@ -74,6 +74,7 @@ capacity_bills = Table(
     Column("unpriced_gib_months", EXACT, nullable=False, comment="The part without a price, in no amount"),
     Column("measured_days", BigInteger, nullable=False, comment="Days of servers on which they were measured"),
     Column("billed_days", BigInteger, nullable=False, comment="Days of servers that were billed"),
+    Column("unbilled_servers", Integer, nullable=False, comment="Servers with totals and no sizes of databases"),
     Column("label_keys", JSON, nullable=False, comment="Keys of labels by which it can be split"),
     Column("reason", Text, comment="Why it differs from the issue before; null: it is the first"),
     comment="Bills per month, each issue of them.",
@@ -102,6 +103,7 @@ capacity_digests = Table(
     table_metadata,
     Column("week", Date, primary_key=True, comment="First day of the week"),
     Column("receiver", String(255), primary_key=True, comment="Name of the receiver in CAPACITY_DIGEST_RECEIVERS"),
+    Column("channel", String(20), primary_key=True, comment="mail or webhook"),
     timestamp("sent_at", "When it was handed over"),
     comment="Who got the digest of which week.",
 )

@@ -96,6 +96,7 @@ GROUP_VIEWS = (
                 "OVER (PARTITION BY l.instance_id, l.database_pattern, l.key ORDER BY l.valid_from)",
                 "First day on which it does not hold any more; infinity: it holds",
             ),
+            ViewColumn("declared_at", "l.declared_at", "When it was declared"),
         ),
         "FROM capacity_labels l",
     ),

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from capacity_assets.storage.views import VIEWS
 
 READER_ROLE = "capacity_reader"
-READABLE = (*(view.name for view in VIEWS), "capacity_bills", "capacity_bill_lines")
+READABLE = (*(view.name for view in VIEWS), "capacity_bills", "capacity_bill_lines", "capacity_prices")
 
 
 def ensure_reader_role(connection: Connection) -> None:

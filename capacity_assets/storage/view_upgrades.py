@@ -42,12 +42,16 @@ def take_views_away(connection: Connection) -> list[str]:
     present = text("SELECT to_regclass(:name) IS NOT NULL")
     foreign = names_taken(connection)
     for view in VIEWS:
-        if view.name not in foreign and connection.execute(present, {"name": view.name}).scalar():
+        if view.name in foreign:
+            continue
+        # Also those that are not there: a newer view may read them.
+        back += creation(view)
+        if connection.execute(present, {"name": view.name}).scalar():
             there.append(view)
-            back += creation(view)
             back += owner_and_grants(connection, view.name)
-    if there:
-        connection.exec_driver_sql(f"DROP VIEW {', '.join(quoted(view.name) for view in there)}")
+    if not there:
+        return []
+    connection.exec_driver_sql(f"DROP VIEW {', '.join(quoted(view.name) for view in there)}")
     return back
 
 

@@ -85,7 +85,7 @@ def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() ->
     done("labels", "set", "server-1", "team=payments", "environment=test", "--database", "a")
     done("prices", "set", "0.10", "--currency", "EUR", "--engine", "oracle")
     nothing = billed()
-    assert (nothing["bill"]["amount"], amounts(nothing)) == ("0.00", {"payments": None, None: None})
+    assert (nothing["bill"]["amount"], amounts(nothing)) == (None, {"payments": None, None: None})
     done("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test")
     assert amounts(billed()) == {"payments": "2.00", None: None}
     assert "Without a price, and in no amount: 20.0 of 30.0 GiB" in done("bill", "--month", "2025-06")
@@ -167,7 +167,7 @@ def test_a_month_whose_samples_are_gone_keeps_its_bill(engine: Engine) -> None:
             text(
                 "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
                 "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
-                "VALUES (1, 'a', 'daily', '2025-06-10', '2025-06-10', 1, 1, 1, 1)"
+                "VALUES (1, 'a', 'monthly', '2025-06-01', '2025-06-30', 1, 1, 1, 30)"
             )
         )
 
@@ -177,6 +177,95 @@ def test_a_month_whose_samples_are_gone_keeps_its_bill(engine: Engine) -> None:
     refused = capacity("bill", "--month", "2025-06")
     assert refused.exit_code == 2
     assert "Samples of June 2025 were dropped by retention" in refused.output
+
+
+def test_no_dropped_sample_makes_an_issued_bill_smaller(engine: Engine) -> None:
+    done("prices", "set", "1", "--currency", "EUR")
+    before = billed()
+    with engine.begin() as connection:
+        connection.execute(text(AGGREGATES))
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-01'"))
+    assert billed() == before, "the month before is gone, and the server was there then"
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-07-01'"))
+        connection.execute(text("DELETE FROM database_size_aggregations"))
+    assert billed() == before, "nothing at all is left of the month"
+    add_database_sizes(engine, sizes(1, "a", "2025-06-03", [1]))
+    assert billed() == before, "an old day was imported again"
+
+
+AGGREGATES = """
+INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, avg_size_mb,
+                                        max_size_mb, min_size_mb, data_count)
+VALUES (1, 'a', 'monthly', '2025-05-01', '2025-05-31', 1, 1, 1, 12)
+"""
+
+
+def test_a_server_that_turns_out_to_be_a_replica_is_taken_off_a_bill(engine: Engine) -> None:
+    done("prices", "set", "0.10", "--currency", "EUR")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET counted_by = NULL WHERE id = 2"))
+    assert billed()["bill"]["amount"] == "6.00"
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET counted_by = 1 WHERE id = 2"))
+
+    restated = billed()
+
+    assert (restated["bill"]["issue"], restated["bill"]["amount"]) == (2, "3.00")
+    assert "count otherwise" in restated["restated"]
+
+
+def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency_restates(engine: Engine) -> None:
+    done("prices", "set", "1", "--currency", "EUR", "--engine", "postgresql")
+    first = billed("engine")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET name = 'renamed' WHERE id = 1"))
+    assert billed("engine") == first
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM instances WHERE id = 1"))
+    assert billed("engine")["bill"]["amount"] == first["bill"]["amount"]
+    done("prices", "remove", "--engine", "postgresql")
+    done("prices", "set", "1", "--currency", "USD", "--engine", "postgresql")
+    dollars = billed("engine")
+    assert (dollars["bill"]["issue"], dollars["bill"]["currency"]) == (2, "USD")
+
+
+def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
+    done("prices", "set", "0.333333", "--currency", "EUR")
+    billed()
+    done("labels", "set", "server-1", "team=search", "--database", "a", "--always")
+
+    told = done("bill", "--month", "2025-06")
+
+    assert "Since then: labels declared: team=search of a on server-1." in told
+    done("prices", "set", "none", "--currency", "EUR")
+    nothing = done("bill", "--month", "2025-06")
+    assert "(no team): 6.67 before, no price now" in nothing
+    assert "became no amount" in nothing
+
+
+def test_a_server_of_which_only_totals_are_known_is_named_and_not_billed(engine: Engine) -> None:
+    done("prices", "set", "1", "--currency", "EUR")
+    add_instances(engine, [5])
+    add_instance_sizes(
+        engine,
+        [{"instance_id": 5, "collected_date": MONTH.start, "total_size_mb": 50 * GIB, "database_count": 2}],
+    )
+
+    told = done("bill", "--month", "2025-06", "--by", "server")
+
+    assert "In no amount: 1 server of which only totals were measured" in told
+    assert billed("server")["bill"]["billed_days"] == 30
+
+
+def test_a_database_that_changed_hands_counts_once_in_all() -> None:
+    done("labels", "set", "server-1", "team=payments", "--database", "a")
+    done("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
+
+    found = billed()
+
+    assert [group["databases"] for group in found["groups"]] == [1, 1, 1]
+    assert found["databases"] == 2
 
 
 def test_an_empty_month_a_wrong_group_and_a_wrong_month_are_refused_in_a_sentence() -> None:

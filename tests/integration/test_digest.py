@@ -120,6 +120,80 @@ def test_a_digest_tells_what_is_out_of_the_ordinary_and_nothing_else(week: Diges
     assert len(week.history) == 15
 
 
+def test_a_server_that_falls_silent_on_any_day_is_told_once_and_not_before_its_days_are_over(engine: Engine) -> None:
+    add_instances(engine, range(1, 9))
+    for number in range(1, 9):
+        # Server 1 is measured to the end, the others stop on the days of the week before.
+        days = DAYS if number == 1 else DAYS - 14 + number - 1
+        add_instance_sizes(engine, totals(number, FIRST.isoformat(), [(1, 1)] * days))
+    before, after = WEEKLY.previous(WEEK), WEEKLY.window_of(WEEK.end + timedelta(days=1))
+
+    told = [one.server for week in (before, WEEK, after) for one in read_digest(engine, week).silent]
+
+    assert sorted(told) == [f"server-{number}" for number in range(2, 9)]
+    assert read_digest(engine, after).silent == [], "of days still to come nothing is said"
+
+
+def test_what_is_full_within_a_month_is_named_every_week(engine: Engine, week: Digest) -> None:
+    assert week.soon == []
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE capacity_runways SET probability_30 = 0.7 WHERE as_of = :day"), {"day": WEEK.end}
+        )
+
+    soon = read_digest(engine, WEEK)
+
+    assert [(one.told, one.probability) for one in soon.soon] == [("jumped", 0.7)]
+    assert "Full within 30 days:\n- jumped on server-1:" in as_text(soon)
+
+
+def test_what_was_not_there_a_week_ago_and_fills_is_told(engine: Engine, week: Digest) -> None:
+    assert week
+    with engine.begin() as connection:
+        connection.execute(
+            text(RUNWAY.replace("'database', 'jumped'", "'volume', '/new'")),
+            {"as_of": WEEK.end, "middle": WEEK.end + timedelta(days=9)},
+        )
+
+    assert ("volume /new", None) in [(one.told, one.before) for one in read_digest(engine, WEEK).runways]
+
+
+@pytest.mark.usefixtures("week")
+def test_who_got_it_by_one_way_does_not_get_it_twice_because_of_another(
+    inbox: Inbox, receivers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receivers('[[receivers]]\nname = "both"\nto = ["a@example.com", "gone@example.com"]\nwebhook = true\n')
+    inbox.refused.add("gone@example.com")
+    webhook = Receiver()
+    webhook.status = 500
+    try:
+        monkeypatch.setenv("CAPACITY_ALERT_WEBHOOK_URL", webhook.url)
+        first = capacity("digest", "--send")
+        webhook.status = 200
+        assert capacity("digest", "--send").exit_code == 0
+        assert "got it before" in capacity("digest", "--send").output
+    finally:
+        webhook.stop()
+
+    assert "The webhook answered 500. 127.0.0.1 refuses gone@example.com; the others got it." in first.output
+    assert len(inbox.mails) == len(webhook.texts) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["smtps://u:pa/ss@mail:465", "smtp://h:99999", "smtps://u:pässwort@mail", "imap://mail"]
+)
+def test_an_address_of_a_mail_server_that_cannot_work_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("CAPACITY_SMTP_URL", url)
+
+    refused = capacity("digest", "--send")
+
+    assert refused.exit_code == 2
+    assert "CAPACITY_SMTP_URL: is no mail server" in refused.output
+    assert "pa" not in refused.output.replace("password", "").replace("capacity", "").replace("special", "")
+
+
 def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engine: Engine) -> None:
     assert week.has_news
     before = read_digest(engine, WEEKLY.previous(WEEK))
@@ -170,7 +244,9 @@ def test_a_mail_has_text_html_and_a_picture_and_goes_out_once(inbox: Inbox, rece
     assert capacity("digest", "--send", "--again").exit_code == 0
     assert len(inbox.mails) == 2
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT receiver FROM capacity_digests")).scalars().all() == ["dba"]
+        assert connection.execute(text("SELECT receiver || channel FROM capacity_digests")).scalars().all() == [
+            "dbamail"
+        ]
 
 
 @pytest.mark.usefixtures("week")
@@ -345,7 +421,7 @@ def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine
 
     digest = read_digest(engine, WEEK)
     assert shown.split() == as_text(digest).split()
-    assert found["counts"] == {"growers": 1, "runways": 1, "silent": 1, "new": 1, "gone": 1}
+    assert found["counts"] == {"soon": 0, "growers": 1, "runways": 1, "silent": 1, "new": 1, "gone": 1}
     assert (tmp_path / "digest.html").read_text() == as_html(digest)
     assert "\n" not in subject_of(digest)
     assert "The whole week" not in shown

@@ -76,10 +76,10 @@ def labels_of(engine: Engine, server: int, database: str, start: date = MONTH) -
 def test_a_name_comes_before_a_long_pattern_a_short_one_and_the_server(engine: Engine) -> None:
     labelled("set", "server-1", "team=platform")
     assert labels_of(engine, 1, "pay_a") == {"team": "platform"}
-    labelled("set", "server-1", "team=money", "--database", "p*")
-    labelled("set", "server-1", "team=payments", "--database", "pay_?")
+    labelled("set", "server-1", "team=money", "--database", "p*", "--always")
+    labelled("set", "server-1", "team=payments", "--database", "pay_?", "--always")
     assert labels_of(engine, 1, "pay_a") == {"team": "payments"}
-    labelled("set", "server-1", "team=search", "--database", "pay_a")
+    labelled("set", "server-1", "team=search", "--database", "pay_a", "--always")
 
     assert labels_of(engine, 1, "pay_a") == {"team": "search"}
     assert labels_of(engine, 1, "pay_b") == {"team": "payments"}
@@ -103,9 +103,17 @@ def test_the_first_value_holds_always_and_a_later_one_from_today(engine: Engine)
     assert "Nothing to change" in labelled("set", "server-1", "team=search")
 
 
+def test_a_database_of_a_labelled_server_changes_hands_from_today_on(engine: Engine) -> None:
+    labelled("set", "server-1", "team=platform")
+    assert f"team = search, from {TODAY}." in labelled("set", "server-1", "team=search", "--database", "pay_a")
+
+    assert labels_of(engine, 1, "pay_a") == {"team": "platform"}, "April was billed to it"
+    assert "note: team has platform too" in labelled("set", "server-2", "team=Platform")
+
+
 def test_a_label_that_ends_leaves_the_one_of_the_server(engine: Engine) -> None:
     labelled("set", "server-1", "team=platform", "environment=production")
-    labelled("set", "server-1", "team=search", "--database", "pay_a")
+    labelled("set", "server-1", "team=search", "--database", "pay_a", "--always")
     labelled("remove", "server-1", "team", "--database", "pay_a", "--from", "2025-04-10")
 
     assert labels_of(engine, 1, "pay_a", BEFORE)["team"] == "search"
@@ -124,7 +132,7 @@ def test_always_replaces_what_was_declared_before(engine: Engine) -> None:
 
 def test_groups_add_up_to_the_fleet_with_a_group_for_what_has_no_label(engine: Engine) -> None:
     labelled("set", "server-1", "team=platform")
-    labelled("set", "server-1", "team=payments", "--database", "pay_*")
+    labelled("set", "server-1", "team=payments", "--database", "pay_*", "--always")
 
     # pay_a: 145 on average, 30.5 more than in March; pay_b: 300 on 15 of 30 days. The replica counts nowhere.
     assert groups(engine, "team") == {"payments": (145 + 150, 30 + 150), "platform": (1000, 0), None: (50, 0)}
@@ -265,11 +273,14 @@ def test_a_file_of_labels_is_stored_whole_or_not_at_all(tmp_path: Path, engine: 
     assert labels_of(engine, 1, "pay_a", BEFORE) == {"team": "platform"}
     assert "0 of them changed" in labelled("import", str(file))
 
+    file.write_text("server,from,service\nserver-2,2025-03-01,old\nserver-2,2025-04-01,new\n")
+    assert "2 of them changed" in labelled("import", str(file)), "a history in one file"
+    assert labels_of(engine, 2, "pay_a", BEFORE) == {"service": "old"}
     file.write_text("server,team\nserver-2,payments\nserver-9,payments\n")
     refused = capacity("labels", "import", str(file))
     assert refused.exit_code == 2
     assert "No server 'server-9' is registered" in refused.output
-    assert labels_of(engine, 2, "pay_a") == {}
+    assert labels_of(engine, 2, "pay_a") == {"service": "new"}
 
 
 def test_a_key_that_is_not_configured_is_refused_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +320,10 @@ def test_a_column_of_the_registry_is_taken_over_and_again_after_changes(engine: 
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET owner = 'search' WHERE id = 1"))
     assert f"team = search, from {TODAY}, payments before" in labelled("adopt", "owner", "--key", "team")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET owner = NULL"))
+    assert f"team = no value, from {TODAY}" in labelled("adopt", "owner", "--key", "team")
+    assert "Nothing to change" in labelled("adopt", "owner", "--key", "team")
     assert "has no column 'ownr'" in capacity("labels", "adopt", "ownr", "--key", "team").output
 
 

@@ -223,6 +223,31 @@ FURTHER = {
     "database_size_aggregations": "size",
     "instance_size_aggregations": "total_size",
 }
+NEW_IN_0010 = ("capacity_labels", "capacity_prices", "capacity_bills", "capacity_bill_lines", "capacity_digests")
+OLD_VIEW = "SELECT period_type AS period, period_start AS window_start FROM database_size_aggregations"
+
+
+def test_a_database_of_the_revision_before_gets_views_that_read_new_ones(engine: Engine) -> None:
+    """The views of 0009 knew no labels; those of 0010 read a view that was not there."""
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {', '.join(NEW_IN_0010)} CASCADE"))
+        for view in VIEWS:
+            connection.execute(text(f"DROP VIEW IF EXISTS {view.name} CASCADE"))
+        connection.execute(text(f"CREATE VIEW capacity_growth AS {OLD_VIEW}"))
+        connection.execute(text("COMMENT ON VIEW capacity_growth IS 'of an older version (definition 0)'"))
+        connection.execute(text("GRANT SELECT ON capacity_growth TO PUBLIC"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0009'"))
+
+    done = initialise(engine)
+
+    assert {f"created table {table}" for table in NEW_IN_0010} <= set(done)
+    assert schema_state(engine).fit
+    assert initialise(engine) == ()
+    granted = "SELECT count(*) FROM information_schema.role_table_grants WHERE grantee = 'PUBLIC' AND table_name = "
+    with engine.connect() as connection:
+        assert connection.execute(text(f"{granted}'capacity_growth'")).scalar_one() == 1
+
+
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
     "0006": (

@@ -201,16 +201,16 @@ def test_every_metadata_key_of_the_runway_is_documented_and_no_other() -> None:
 def test_every_metadata_key_of_the_showback_is_documented_and_no_other() -> None:
     one, nothing = Decimal(1), Decimal(0)
     issued = datetime(2025, 2, 1, tzinfo=UTC)
-    bill = Bill(date(2025, 1, 1), 2, issued, True, "EUR", one, one, nothing, 1, 1, ("team",), "")
+    bill = Bill(date(2025, 1, 1), 2, issued, True, "EUR", one, one, nothing, 1, 1, 0, ("team",), "")
     before = IssuedBill(replace(bill, issue=1), "team", ())
 
-    assert first_cells("Metadata of showback") == set(bill_metadata(IssuedBill(bill, "team", (), before)))
+    assert first_cells("Metadata of showback") == set(bill_metadata(IssuedBill(bill, "team", (), 0, before)))
 
 
 def test_every_metadata_key_of_the_digest_is_documented_and_no_other() -> None:
-    counts = dict.fromkeys(("growers", "runways", "silent", "new", "gone"), 0)
+    counts = dict.fromkeys(("soon", "growers", "runways", "silent", "new", "gone"), 0)
     week = PERIODS["weekly"].window_of(date(2025, 1, 6))
-    found = Digest(week, None, 0, None, (), (), (), (), (), counts)
+    found = Digest(week, None, 0, None, (), (), (), (), (), (), counts)
 
     assert first_cells("Metadata of digest") == set(digest_metadata(found, Sent()))
     for option in DigestConfig.model_fields:

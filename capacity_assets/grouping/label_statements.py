@@ -1,0 +1,80 @@
+"""What labels are stored and read with. What they mean is in `labels`."""
+
+from __future__ import annotations
+
+from capacity_assets.storage.label_expressions import LIKE, labels_of
+
+SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:keys AS varchar[]),
+            CAST(:values AS varchar[]), CAST(:days AS date[])) WITH ORDINALITY
+    AS g (instance_id, database_pattern, key, value, valid_from, number)"""
+# From when each holds, and which value holds on that day so far.
+PLACED = f"""
+SELECT placed.valid_from, placed.declared, held.value AS held_value
+FROM (
+    SELECT g.*, d.declared, coalesce(g.valid_from, CASE WHEN d.owned > 0 OR g.value IS NULL
+                                       THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day
+    FROM {SUBJECTS}
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS owned, count(*) FILTER (WHERE l.database_pattern = g.database_pattern) AS declared
+        FROM capacity_labels l
+        WHERE l.instance_id = g.instance_id AND l.database_pattern IN (g.database_pattern, '') AND l.key = g.key
+    ) AS d
+) AS given
+CROSS JOIN LATERAL (SELECT given.first_day AS valid_from, given.declared) AS placed
+LEFT JOIN LATERAL (
+    SELECT l.value FROM capacity_labels l
+    WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key
+      AND l.valid_from <= given.first_day ORDER BY l.valid_from DESC LIMIT 1
+) AS held ON true
+ORDER BY given.number
+"""  # noqa: S608 -- constants of this module
+OF_SUBJECT = "l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key"
+# What always holds replaces the whole history of the label.
+CLEAR = f"""
+DELETE FROM capacity_labels l USING {SUBJECTS}
+WHERE {OF_SUBJECT} AND g.valid_from = :always
+"""  # noqa: S608 -- as above
+STORE = f"""
+INSERT INTO capacity_labels (instance_id, database_pattern, key, value, valid_from)
+SELECT g.instance_id, g.database_pattern, g.key, g.value, g.valid_from FROM {SUBJECTS}
+WHERE g.value IS NOT NULL OR g.valid_from <> :always
+ON CONFLICT (instance_id, database_pattern, key, valid_from) DO UPDATE
+SET value = excluded.value, declared_at = now()
+"""  # noqa: S608 -- as above
+LIST = """
+SELECT i.name, s.database_pattern AS database, s.key, s.value, s.valid_from,
+       CASE WHEN s.valid_until < 'infinity' THEN s.valid_until END AS valid_until
+FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
+WHERE CAST(:server AS text) IS NULL OR i.name = :server
+ORDER BY i.name, s.database_pattern, s.key, s.valid_from
+"""
+HELD = """
+SELECT i.name FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_id
+WHERE s.key = :key AND s.database_pattern = '' AND s.value IS NOT NULL AND s.valid_until = 'infinity'
+"""
+MATCHING = f"""
+SELECT count(*) FROM database_size_stats d JOIN instances i ON i.id = d.instance_id
+CROSS JOIN (SELECT CAST(:pattern AS text) AS database_pattern) AS l
+WHERE i.name = :server
+  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n WHERE n.instance_id = i.id)
+  AND d.database_name LIKE {LIKE}
+"""  # noqa: S608 -- an expression of our own
+OF_ONE = labels_of("i.id", "CAST(:database AS text)", "CAST(:day AS date)")
+LABELS_ON = f"""
+SELECT CASE WHEN CAST(:database AS text) IS NULL THEN {labels_of("i.id", None, "CAST(:day AS date)")}
+            ELSE {OF_ONE} END
+FROM instances i WHERE i.name = :server
+"""  # noqa: S608 -- expressions of our own
+HAVING = f"""
+SELECT g.number
+FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORDINALITY AS g (server, database, number)
+JOIN instances i ON i.name = g.server
+WHERE (CAST(:engine AS text) IS NULL OR i.db_type = :engine)
+  AND (CAST(:key AS text) IS NULL
+       OR CASE WHEN g.database IS NULL THEN {labels_of("i.id", None, "CAST(:day AS date)")}
+               ELSE {labels_of("i.id", "g.database", "CAST(:day AS date)")} END ->> CAST(:key AS text) = :value)
+"""  # noqa: S608 -- expressions of our own
+COLUMNS = """
+SELECT column_name FROM information_schema.columns
+WHERE table_schema = current_schema() AND table_name = 'instances' ORDER BY ordinal_position
+"""
