@@ -27,8 +27,7 @@ DATE_SIDES = ("start", "middle", "end")
 # Sizes of the stretched inner viewport, in which lines are drawn.
 WIDTH = 1000
 STEPS = (1, 2, 2.5, 5, 10)
-# Smaller ones would look alike with two decimals.
-LEAST_STEP = 0.04
+UNITS = ("MiB", "GiB", "TiB", "PiB")
 # So many points at most are links; more cannot be told apart.
 MOST_LINKS = 130
 
@@ -53,8 +52,9 @@ class Ahead:
 
     day: date
     lower_mb: int
-    middle_mb: int
     upper_mb: int
+    middle_mb: int | None = None
+    """None: only the band is drawn."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class _Scale:
     last: int
     top: float
     bottom: float
+    unit: int = 1
     ticks: Sequence[float] = field(default=())
 
     def x(self, day: date) -> float:
@@ -131,28 +132,30 @@ def _scale(history: History) -> _Scale:
     # A limit far above would press the history into a line; the text beside the chart has it.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
         high = max(high, history.limit_mb)
-    step = _step((high - low) or max(high // 10, 1), high)
+    unit = 1024 ** min(int(math.log(max(high, 1), 1024)), len(UNITS) - 1)
+    step = _step(((high - low) or max(high // 10, 1)) / TICKS, unit)
     bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
     if top == bottom:
         top = bottom + step
     ticks = [bottom + step * number for number in range(round((top - bottom) / step) + 1)]
-    return _Scale(history.height, min(days).toordinal(), max(days).toordinal(), top, max(bottom, 0), ticks)
+    return _Scale(history.height, min(days).toordinal(), max(days).toordinal(), top, max(bottom, 0), unit, ticks)
 
 
-def _step(span: float, high: int) -> float:
-    """Return a round step by which about TICKS of them cover a span, in the unit in which sizes are written."""
-    raw = max(span / TICKS, 1)
-    unit = 1024 ** int(math.log(max(high, 1), 1024))
-    if raw / unit < LEAST_STEP:
-        unit = 1024 ** int(math.log(raw, 1024))
-    scaled = raw / unit
-    power = 10 ** math.floor(math.log10(scaled))
-    return float(unit * power * next(step for step in STEPS if step * power >= scaled))
+def _step(least: float, unit: int) -> float:
+    """Return a round step of at least so many MiB, in the unit of the axis; no part of a MiB."""
+    scaled = max(least, 1) / unit
+    power = 10.0 ** math.floor(math.log10(scaled))
+    return float(max(unit * power * next(step for step in STEPS if step * power >= scaled), 1))
 
 
 def _sizes(scale: _Scale) -> Iterator[str]:
     for tick in scale.ticks:
-        yield f'<text x="100%" dx="-6" y="{scale.y(tick) + 4:.1f}">{escape(human_mb(round(tick)))}</text>'
+        yield f'<text x="100%" dx="-6" y="{scale.y(tick) + 4:.1f}">{_in_unit(tick, scale.unit)}</text>'
+
+
+def _in_unit(size_mb: float, unit: int) -> str:
+    """Write a size of the axis: all of them in one unit, with as many decimals as they need."""
+    return f"{size_mb / unit:,.10g} {UNITS[round(math.log(unit, 1024))]}"
 
 
 def _grid(scale: _Scale) -> Iterator[str]:
@@ -195,9 +198,9 @@ def _lines(history: History, scale: _Scale) -> Iterator[str]:
     for stretch in _stretches(history.points):
         placed = [_at(scale, one.day, one.size_mb) for one in stretch if one.size_mb is not None]
         yield f'<polyline class="mean" points="{" ".join(placed)}"/>'
-    if history.ahead:
-        placed = [_at(scale, one.day, one.middle_mb) for one in history.ahead]
-        yield f'<polyline class="middle" points="{" ".join(placed)}"/>'
+    middle = [_at(scale, one.day, one.middle_mb) for one in history.ahead if one.middle_mb is not None]
+    if middle:
+        yield f'<polyline class="middle" points="{" ".join(middle)}"/>'
 
 
 def _limit(history: History, scale: _Scale) -> Iterator[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from capacity_assets.charts.history import STYLES
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, reason_of, sqlstate_of
-from capacity_assets.web.asked import Asked
+from capacity_assets.foundation.spreadsheets import as_plain_text
+from capacity_assets.web.asked import Asked, known_values
 from capacity_assets.web.guard import Allowed, SecurityHeaders
 from capacity_assets.web.names import Names
 from capacity_assets.web.pages.fleet import FleetPage, read_fleet
@@ -58,6 +62,8 @@ from capacity_assets.web.pages.subjects import (
 )
 from capacity_assets.web.reading import STATEMENT_TIMEOUT_SECONDS, Reader
 from capacity_assets.web.rendering import Renderer
+
+logger = logging.getLogger("capacity_assets")
 
 FORMATS = ("html", "json", "csv")
 STATEMENT_CANCELLED = "57014"
@@ -98,6 +104,14 @@ SEARCH = Page("/search", "Search", SearchPage, lambda _reader, _asked: None, "fo
 
 
 @dataclass(frozen=True)
+class Dated:
+    """What a page shows, and when it was read: it may be some seconds old."""
+
+    found: Any
+    read_at: datetime
+
+
+@dataclass(frozen=True)
 class Serving:
     """How pages are served: to whom, under which names, and where Dagster's UI is."""
 
@@ -109,7 +123,7 @@ class Serving:
     user_header: str | None = None
 
 
-def create_app(reader: Reader, serving: Serving) -> Starlette:
+def create_app(reader: Reader, serving: Serving) -> ASGIApp:
     """Put the application together; nothing is read before the first request."""
     renderer = Renderer([page for page in PAGES if page.in_menu], serving.dagster_url)
     answers = Answers(reader, Names(reader), renderer, serving)
@@ -121,7 +135,7 @@ def create_app(reader: Reader, serving: Serving) -> Starlette:
         yield
 
     routes = [Route(page.path, answers.of(page)) for page in PAGES]
-    return Starlette(
+    app = Starlette(
         routes=[
             *routes,
             Route(SEARCH.path, answers.search),
@@ -130,7 +144,6 @@ def create_app(reader: Reader, serving: Serving) -> Starlette:
             Mount("/charts", StaticFiles(directory=STYLES)),
         ],
         middleware=[
-            Middleware(SecurityHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(serving.hosts), www_redirect=False),
             Middleware(Allowed, token=serving.token, user_header=serving.user_header),
             Middleware(GZipMiddleware, minimum_size=2000),
@@ -138,6 +151,8 @@ def create_app(reader: Reader, serving: Serving) -> Starlette:
         lifespan=first_pages,
         exception_handlers={404: answers.no_such_page, Exception: answers.defect},
     )
+    # Around everything, so that answers to defects carry the headers too.
+    return SecurityHeaders(app)
 
 
 class Answers:
@@ -162,16 +177,18 @@ class Answers:
             self._read(PAGES[0], asked)
             self._names.search("-", 1)
 
-    def _read(self, page: Page, asked: Asked) -> Any:
+    def _read(self, page: Page, asked: Asked) -> Dated:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
         values = tuple(sorted((name, value) for name, value in asked.values.items() if name != "format"))
-        return self._reader.kept(
-            (page.path, values, asked.today), lambda: page.read(self._reader, asked), page.kept_seconds
-        )
+        key = (page.path, values, asked.today)
+        return self._reader.kept(key, lambda: self._now(page.read(self._reader, asked)), page.kept_seconds)
+
+    def _now(self, found: Any) -> Dated:
+        return Dated(found, self._serving.clock.local_now())
 
     def search(self, request: Request) -> Response:
         """Answer a search."""
-        return self._answer(request, SEARCH, lambda asked: read_search(self._names, asked))
+        return self._answer(request, SEARCH, lambda asked: self._now(read_search(self._names, asked)))
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an address that is none."""
@@ -185,28 +202,29 @@ class Answers:
     def _asked(self, request: Request) -> Asked:
         return Asked(
             request.url.path,
-            dict(request.query_params),
+            known_values(request.query_params),
             self._serving.label_keys,
             self._serving.clock.today(),
         )
 
-    def _answer(self, request: Request, page: Page, read: Callable[[Asked], Any]) -> Response:
+    def _answer(self, request: Request, page: Page, read: Callable[[Asked], Dated]) -> Response:
         asked = self._asked(request)
         try:
             form = asked.one_of("format", FORMATS)
-            found = read(asked)
+            dated = read(asked)
         except ValidationError as error:
             return self._refused(request, asked, 400, str(error))
         except NotFoundError as error:
             return self._refused(request, asked, 404, str(error))
         except (DBAPIError, PoolTimeoutError) as error:
             return self._refused(request, asked, 503, _trouble(error))
+        found = dated.found
         if form == "json":
             return Response(TypeAdapter(page.shows).dump_json(found, indent=1), media_type="application/json")
         if form == "csv":
             return _csv(page, found)
         user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
-        return HTMLResponse(self._renderer.page(page.name, page.title, asked, found, user))
+        return HTMLResponse(self._renderer.page(page.name, page.title, asked, dated, user))
 
     def _refused(self, request: Request, asked: Asked, status: int, text: str) -> Response:
         if request.query_params.get("format") in {"json", "csv"}:
@@ -221,29 +239,37 @@ def _trouble(error: DBAPIError | PoolTimeoutError) -> str:
             f"The database did not answer within {STATEMENT_TIMEOUT_SECONDS} seconds. Nothing is wrong with the "
             "figures. Try again, or a narrower question: a server, a group, a longer period."
         )
-    return f"The database cannot be read: {reason_of(error)}. Nothing was changed. Try again in a moment."
+    logger.warning("The pages cannot read the database: %s", reason_of(error))
+    if isinstance(error, DBAPIError) and sqlstate_of(error) is not None:
+        return f"The database refuses: {reason_of(error)}. Nothing was changed. The server's log says more."
+    # Where it is, is no business of readers.
+    return "The database is away or busy. Nothing was changed. Try again in a moment."
 
 
 def _csv(page: Page, found: Any) -> Response:
     """Write the page's list as CSV, with the names of its JSON."""
     listed = TypeAdapter(page.shows).dump_python(found, mode="json")[page.table]
+    plain = TypeAdapter(page.shows).dump_python(found)[page.table]
     written = io.StringIO()
     if listed:
         columns = [name for name, value in listed[0].items() if not isinstance(value, list)]
         rows = csv.writer(written)
         rows.writerow(columns)
-        rows.writerows([[_cell(row[name]) for name in columns] for row in listed])
+        # Amounts are text in JSON and numbers before it.
+        rows.writerows(
+            [
+                [_cell(row[name], is_text=isinstance(own[name], str)) for name in columns]
+                for row, own in zip(listed, plain, strict=True)
+            ]
+        )
     headers = {"Content-Disposition": f'attachment; filename="{page.name}.csv"'}
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _cell(value: object) -> object:
-    """Keep a name that a spreadsheet would run as a formula from being one."""
-    if isinstance(value, str) and value[:1] in {"=", "+", "@", "-", "\t", "\r"} and not value[1:2].isdigit():
-        return f"'{value}"
+def _cell(value: object, *, is_text: bool) -> object:
     if isinstance(value, Mapping):
-        return ";".join(f"{key}={one}" for key, one in value.items())
-    return value
+        value, is_text = ";".join(f"{key}={one}" for key, one in value.items()), True
+    return as_plain_text(value) if is_text and isinstance(value, str) else value
 
 
 def schema(_request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -13,9 +14,20 @@ from capacity_assets.periods import PERIODS, Period
 ROWS_PER_PAGE = 50
 MOST_PAGES = 200
 LONGEST = 300
+MONTH = re.compile(r"\d{4}-\d{2}")
+# So far from the ends of the calendar that windows before and after exist.
+FIRST_YEAR, LAST_YEAR = 1900, 2999
+NAMES = ("period", "window", "order", "engine", "label", "page", "by", "name", "server", "month", "issue", "q", "shown",
+         "format")  # fmt: skip
+"""Every parameter that a page takes."""
 
 
-def address(path: str, **values: object) -> str:
+def known_values(given: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what no page takes: it would be kept apart, and go on into every link."""
+    return {name: value for name, value in given.items() if name in NAMES}
+
+
+def address(path: str, /, **values: object) -> str:
     """Return the address of a page; what is None is left out."""
     given = {name: str(value) for name, value in values.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
@@ -76,10 +88,16 @@ class Asked:
     def day(self, name: str) -> date | None:
         """Return a day; None where it is missing. Raises ValidationError where it is none."""
         written = self.text(name)
+        if not written:
+            return None
         try:
-            return None if not written else date.fromisoformat(written)
+            # A month is written without a day too.
+            day = date.fromisoformat(f"{written}-01" if MONTH.fullmatch(written) else written)
         except ValueError:
             raise ValidationError(f"{name} must be a day, as 2026-03-31.") from None
+        if not FIRST_YEAR <= day.year <= LAST_YEAR:
+            raise ValidationError(f"{name} must lie in the years {FIRST_YEAR} to {LAST_YEAR}.")
+        return day
 
     def one_of(self, name: str, known: Sequence[str]) -> str:
         """Return one of the known words, the first by default; raises ValidationError."""

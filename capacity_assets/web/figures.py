@@ -137,8 +137,9 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     if runway is None or not runway.ahead:
         return History(title, points, limit_mb=runway.limit_mb if runway else None, marks=marks)
     shown = [day for day in runway.ahead if (day.day - runway.last_day).days <= _ahead_days(points)]
-    ahead = [Ahead(runway.last_day, *(runway.size_mb,) * 3)]
-    ahead += [Ahead(day.day, day.lower_mb, day.size_mb, day.upper_mb) for day in shown]
+    # The band alone: the days on which something is full come from the same past errors, the forecast itself does not.
+    ahead = [Ahead(runway.last_day, runway.size_mb, runway.size_mb)]
+    ahead += [Ahead(day.day, day.lower_mb, day.upper_mb) for day in shown]
     return History(title, points, ahead, runway.limit_mb, marks)
 
 

@@ -75,11 +75,14 @@ class Allowed:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._matches(given):
             return True
-        return secrets.compare_digest(request.cookies.get(COOKIE, ""), self._proof or "")
+        return secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), (self._proof or "").encode())
 
     def _welcome(self, request: Request) -> Response:
         """Go on without the token in the address, where it would stay in histories and logs."""
-        answer = RedirectResponse(str(request.url.remove_query_params("token").replace(scheme="", netloc="")), 303)
+        rest = request.url.remove_query_params("token").query
+        # One slash: two would name another host.
+        path = f"/{request.url.path.lstrip('/')}"
+        answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
         secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, self._proof or "", httponly=True, samesite="strict", secure=secure)
+        answer.set_cookie(COOKIE, self._proof or "", httponly=True, samesite="lax", secure=secure)
         return answer

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.web.reading import Reader, found
 
@@ -18,7 +19,7 @@ SEPARATOR = "\n"
 
 @dataclass(frozen=True)
 class Found:
-    """A name that was found: what it is, and where."""
+    """A name that was found: what it is, and where; of a group, `server` is the key of its label."""
 
     kind: str
     name: str
@@ -54,7 +55,7 @@ class _Known:
 
 
 class Names:
-    """The names of servers, databases and volumes, read again every few minutes."""
+    """The names of servers, databases, volumes and groups, read again every few minutes."""
 
     def __init__(self, reader: Reader) -> None:
         """Read by `reader`, at the first search."""
@@ -94,7 +95,7 @@ class Names:
             try:
                 with self._reader.transaction() as connection:
                     self._known = _Known.of(found(Found, connection, _NAMES))
-            except DBAPIError:
+            except (DBAPIError, PoolTimeoutError):
                 if not self._known.names:
                     raise
             self._read_at = time.monotonic()
@@ -112,6 +113,8 @@ SELECT 'database', database, server_id, server FROM capacity_growth
 WHERE period = 'monthly' AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
   AND (server_id, database) NOT IN (
       SELECT server_id, database FROM capacity_samples WHERE day = (SELECT max(day) FROM capacity_samples))
+UNION ALL
+SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans WHERE value IS NOT NULL AND valid_until = 'infinity'
 UNION ALL
 SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
 WHERE day = (SELECT max(day) FROM capacity_volumes)

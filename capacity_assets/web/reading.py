@@ -5,22 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Row, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.reader_role import READER_ROLE
+from capacity_assets.storage.reader_role import READABLE, READER_ROLE
+from capacity_assets.units import first_of
 
 STATEMENT_TIMEOUT_SECONDS = 5
 CONNECTIONS = 8
+NAMED = 3
 # So many times as old, a value is not shown any more.
-STALE_TIMES = 10
+STALE_TIMES = 3
 MOST_KEPT = 500
 
 T = TypeVar("T")
@@ -38,14 +39,20 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
 
 
 def refuse_a_role_that_can_write(engine: Engine) -> None:
-    """Refuse to serve with more rights than pages need.
+    """Refuse to serve with more rights than pages need, or with fewer.
 
     Raises:
-        ValidationError: the role of the session can change a table of the product.
+        ValidationError: the role of the session can change a table of the product, or cannot read what pages read.
         sqlalchemy.exc.DBAPIError: the database failed.
     """
     with engine.connect() as connection:
         row = connection.execute(text(_CAN_WRITE)).one()
+        unreadable = connection.execute(text(_UNREADABLE), {"names": list(READABLE)}).scalars().all()
+    if unreadable:
+        raise ValidationError(
+            f"The role {row.role} cannot read {first_of(unreadable, NAMED)}: the pages are not served. Run the "
+            "statements under Roles in docs/operations.md again: an upgrade adds views."
+        )
     if row.tables:
         raise ValidationError(
             f"The role {row.role} can write ({row.tables[0]}, for one), and the pages are to read only: they are "
@@ -68,11 +75,10 @@ def role_to_read_with(engine: Engine) -> str | None:
 
 @dataclass
 class _Kept:
-    """A value, when it was read, and whether somebody reads it again."""
+    """A value, and when it was read."""
 
     value: Any
     read_at: float
-    is_read_again: bool = False
 
 
 class Reader:
@@ -82,7 +88,7 @@ class Reader:
         """Read with an engine of `reading_engine`."""
         self._engine = engine
         self._kept: dict[Hashable, _Kept] = {}
-        self._reading: dict[Hashable, threading.Lock] = {}
+        self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -96,48 +102,42 @@ class Reader:
         """Return what `read` returns, or returned before: figures that every page shows, and that take long.
 
         What is older than `seconds` is returned once more, and read again meanwhile: only who comes first waits.
+        Whoever comes while it is read gets the same, or the same error.
         """
         now = time.monotonic()
         with self._lock:
             found = self._kept.get(key)
-            is_fresh = found is not None and now - found.read_at < seconds
-            is_usable = found is not None and now - found.read_at < STALE_TIMES * seconds
-            if found is not None and is_usable:
-                if not is_fresh and not found.is_read_again:
-                    found.is_read_again = True
-                    threading.Thread(target=self._read_again, args=(key, read), daemon=True).start()
+            if found is not None and now - found.read_at < STALE_TIMES * seconds:
+                if now - found.read_at >= seconds and key not in self._reading:
+                    self._reading[key] = Future()
+                    threading.Thread(target=self._read, args=(key, read), daemon=True).start()
                 value: T = found.value
                 return value
-            reading = self._reading.setdefault(key, threading.Lock())
-        with reading:
-            # Whoever waited finds what the first one read.
-            with self._lock:
-                again = self._kept.get(key)
-            if again is not None and again.read_at >= now:
-                waited: T = again.value
-                return waited
-            try:
-                return self._keep(key, read)
-            finally:
-                with self._lock:
-                    self._reading.pop(key, None)
+            reading = self._reading.get(key)
+            is_first = reading is None
+            if reading is None:
+                reading = self._reading[key] = Future()
+        if is_first:
+            self._read(key, read)
+        awaited: T = reading.result()
+        return awaited
 
-    def _keep(self, key: Hashable, read: Callable[[], T]) -> T:
-        value = read()
+    def _read(self, key: Hashable, read: Callable[[], Any]) -> None:
+        """Read, and hand the outcome to everybody who waits for it."""
+        try:
+            value = read()
+        except BaseException as error:  # noqa: BLE001 -- raised again in everyone who waits
+            with self._lock:
+                reading = self._reading.pop(key)
+            reading.set_exception(error)
+            return
         with self._lock:
+            self._kept.pop(key, None)
             while len(self._kept) >= MOST_KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = _Kept(value, time.monotonic())
-        return value
-
-    def _read_again(self, key: Hashable, read: Callable[[], Any]) -> None:
-        try:
-            self._keep(key, read)
-        except (DBAPIError, PoolTimeoutError):
-            # Whoever comes when it cannot be used any more gets to know.
-            with self._lock:
-                if key in self._kept:
-                    self._kept[key].is_read_again = False
+            reading = self._reading.pop(key)
+        reading.set_result(value)
 
 
 def rows(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
@@ -161,6 +161,10 @@ SELECT current_user AS role, ARRAY(
       AND has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
     ORDER BY 1
 ) AS tables
+"""
+_UNREADABLE = """
+SELECT name FROM unnest(CAST(:names AS text[])) AS name
+WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(to_regclass(name), 'SELECT') ORDER BY 1
 """
 _MAY_TAKE = """
 SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = :role AND rolname <> current_user

@@ -18,7 +18,7 @@ from capacity_assets.web.asked import Asked, address
 from capacity_assets.web.figures import Runway, SizeInWindow, drawn
 
 if TYPE_CHECKING:
-    from capacity_assets.web.app import Page
+    from capacity_assets.web.app import Dated, Page
 
 UNKNOWN = "unknown"
 
@@ -44,9 +44,9 @@ def percent(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:+,.2f} %" if value else "0 %"
 
 
-def day(value: date | None) -> str:
-    """Render a day on which something is full."""
-    return "not within a year" if value is None else f"{value}"
+def day(value: date | None) -> Markup | str:
+    """Render a day on which something is full, never broken at a hyphen."""
+    return "not within a year" if value is None else Markup("<time>{0}</time>").format(value)
 
 
 def chance(value: float | None) -> str:
@@ -119,10 +119,10 @@ class Renderer:
             dagster_partition=dagster_partition,
         )
 
-    def page(self, name: str, title: str, asked: Asked, found: Any, user: str | None) -> str:
+    def page(self, name: str, title: str, asked: Asked, dated: Dated, user: str | None) -> str:
         """Return a page as HTML."""
         template = self._environment.get_template(f"{name}.html.j2")
-        return template.render(page=found, asked=asked, title=title, user=user)
+        return template.render(page=dated.found, read_at=dated.read_at, asked=asked, title=title, user=user)
 
     def refusal(self, asked: Asked, status: int, text: str) -> str:
         """Return a page that says what is wrong."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import http.client
 import io
+import time
 import urllib.request
 from collections.abc import Iterator
-from datetime import date, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -23,11 +26,12 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.steps import Step, declare_steps
+from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.storage.reader_role import READABLE, READER_ROLE
 from capacity_assets.web import reading
 from capacity_assets.web.app import PAGES, SEARCH
 from capacity_assets.web.guard import HEADERS
-from capacity_assets.web.reading import reading_engine, refuse_a_role_that_can_write, role_to_read_with
+from capacity_assets.web.reading import Reader, reading_engine, refuse_a_role_that_can_write, role_to_read_with
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -70,7 +74,7 @@ def filled(engine: Engine) -> None:
         connection.execute(text(VOLUMES), {"first": FIRST, "today": TODAY})
         connection.execute(text(FAILED), {"today": TODAY})
     declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
-    declare_labels(engine, [Label("server-1", "still", "team", "archive")], TODAY)
+    declare_labels(engine, [Label("server-1", "still", "team", "archive", ALWAYS)], TODAY)
     declare(engine, [Limit("server-1", "orders", GROWING[-1] + 500)])
     declare_steps(engine, [Step("server-1", "orders", TODAY - timedelta(days=50), "imported <b>history</b>")])
     service = AggregationService(engine, fixed_clock())
@@ -151,6 +155,16 @@ def test_the_first_page_says_size_growth_what_fills_what_moved_and_what_was_not_
     assert "2 of 3" in html
 
 
+def test_coverage_counts_servers_that_are_silent_for_longer_than_it_looks_back(database: URL, engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    measured = [(1, 1) if day < 60 or day >= 110 else None for day in range(DAYS)]
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), measured))
+    add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(1, 1)] * 80))
+    AggregationService(engine, fixed_clock()).calculate_period_aggregations("daily", FIRST, TODAY)
+    with served_pages(database) as pages:
+        assert pages.document("/")["trust"]["coverage_percent"] == 16.7, "10 of 60 days"
+
+
 def test_a_database_shows_history_forecast_steps_neighbours_and_the_samples_behind_a_point(
     pages: Pages, engine: Engine
 ) -> None:
@@ -168,7 +182,12 @@ def test_a_database_shows_history_forecast_steps_neighbours_and_the_samples_behi
     assert values_of(found["steps"], "note") == ["imported <b>history</b>"]
     assert values_of(found["neighbours"], "database") == ["still", HOSTILE]
     assert found["behind"]["samples"] == [
-        {"day": str(TODAY - timedelta(days=3)), "size_mb": GROWING[-4], "came_late": True}
+        {
+            "day": str(TODAY - timedelta(days=3)),
+            "size_mb": GROWING[-4],
+            "written_on": str(datetime.now(tz=UTC).date()),
+            "is_corrected": False,
+        }
     ]
     html = pages.ask("/database?server=1&name=orders").text
     assert html.count("<circle") == 90
@@ -249,6 +268,9 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
     ]
     assert [one["name"] for one in pages.document("/search?q=script%20server-1")["found"]] == [HOSTILE]
     assert {one["kind"] for one in pages.document("/search?q=server-2")["found"]} == {"server", "database"}
+    assert ("group", "payments", "team") in [
+        (one["kind"], one["name"], one["server"]) for one in pages.document("/search?q=paym")["found"]
+    ]
     assert pages.document("/search?q=data")["found"][-1]["kind"] == "volume"
     assert pages.document("/search?q=nothing-like-it")["found"] == []
 
@@ -292,6 +314,10 @@ def test_no_page_needs_inline_script_or_style(pages: Pages) -> None:
         ("/database?server=1&name=orders&window=soon", 400, "window must be a day"),
         ("/database?server=1&name=%00", 400, "none that a database can have"),
         ("/nothing", 404, "There is no such page."),
+        ("/groups?window=9999-12-31", 400, "window must lie in the years 1900 to 2999"),
+        ("/servers?window=0001-01-01&period=weekly", 400, "window must lie in the years"),
+        ("/bill?month=9999-12-31", 400, "month must lie in the years"),
+        ("/group?by=engine", 404, "The address names no engine."),
     ],
 )
 def test_what_an_address_cannot_mean_is_said_in_a_sentence(pages: Pages, path: str, status: int, said: str) -> None:
@@ -347,7 +373,124 @@ def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
     with served_pages(database.set(query={"host": "/nowhere"})) as pages:
         gone = pages.ask("/")
     assert gone.status == 503
-    assert "The database cannot be read" in gone.text
+    assert "The database is away or busy." in gone.text
+    assert "/nowhere" not in gone.text, "where it is, is no business of readers"
+
+
+def test_a_parameter_that_no_page_takes_is_dropped_and_one_called_path_harms_nothing(pages: Pages) -> None:
+    answer = pages.ask("/servers?path=x&utm=1&order=name")
+
+    assert answer.status == 200
+    assert "utm" not in answer.text
+
+
+def test_a_defect_is_said_with_all_headers_and_without_its_text(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("secret of the defect")
+
+    monkeypatch.setattr("capacity_assets.web.pages.lists.asked_window", broken)
+    answer = pages.ask("/servers")
+
+    assert answer.status == 500
+    assert "This page has a defect" in answer.text
+    assert "secret" not in answer.text
+    assert {name: header(answer, name) for name in HEADERS} == HEADERS
+
+
+def test_names_that_begin_like_a_formula_are_text_in_every_csv(pages: Pages, engine: Engine) -> None:
+    with engine.begin() as connection:
+        for number, name in enumerate(("=1+HYPERLINK(1)", "+1+cmd", "-2+3", "@SUM(A1)")):
+            values = {"today": TODAY, "name": name, "size": 10**6 + number}
+            connection.execute(
+                text(
+                    MANY.replace("'many' || n", ":name")
+                    .replace(", 1, 1, 1, 1 ", ", :size, 1, 1, 1 ")
+                    .replace("series(1, 60)", "series(1, 1)")
+                ),
+                values,
+            )
+
+    found = list(csv.DictReader(io.StringIO(pages.ask("/databases?order=size&format=csv").text)))
+
+    assert [row["database"][:2] for row in found[:4]] == ["'@", "'-", "'+", "'="]
+    changes = [row["change_mb"] for row in csv.DictReader(io.StringIO(pages.ask("/?format=csv").text))]
+    assert not any(change.startswith("'") for change in changes), "numbers are numbers"
+
+
+def test_a_foreign_cookie_and_a_path_of_two_slashes_lead_nowhere_else(database: URL) -> None:
+    with served_pages(database, token="a-secret-of-readers") as pages:  # noqa: S106 -- of this test
+        assert pages.ask("/", Cookie="capacity_token=\xe9").status == 401
+        connection = http.client.HTTPConnection("127.0.0.1", int(pages.address.rpartition(":")[2]))
+        connection.request("GET", "//evil.example/?token=a-secret-of-readers")
+        answer = connection.getresponse()
+        connection.close()
+    assert (answer.status, answer.headers["location"]) == (303, "/evil.example/")
+
+
+def test_many_who_ask_for_a_slow_page_wait_once_and_get_the_same_answer_or_error(database: URL) -> None:
+    engine = reading_engine(database)
+    reader = Reader(engine)
+    read: list[int] = []
+
+    def slow() -> int:
+        read.append(1)
+        time.sleep(0.3)
+        if len(read) > 1:
+            raise ValueError("away")
+        return 7
+
+    def ask(key: str) -> object:
+        try:
+            return reader.kept(key, slow, 60)
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(20) as pool:
+        started = time.monotonic()
+        assert list(pool.map(ask, ["one"] * 20)) == [7] * 20
+        assert list(pool.map(ask, ["other"] * 20)) == ["away"] * 20
+        assert time.monotonic() - started < 2
+    assert len(read) == 2
+    engine.dispose()
+
+
+def test_the_pages_of_groups_hold_one_connection_at_a_time(database: URL, engine: Engine) -> None:
+    filled(engine)
+    with served_pages(database) as pages, ThreadPoolExecutor(30) as pool:
+        addresses = [f"/group?by=team&name=payments&window={number}" for number in range(30)]
+        assert {answer.status for answer in pool.map(pages.ask, addresses)} == {200}
+
+
+def test_a_group_fills_with_the_volume_that_binds_its_databases(pages: Pages, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE capacity_runways SET binds = 'volume', middle_day = NULL WHERE name = 'still'"))
+        values = {"day": TODAY + timedelta(days=5)}
+        connection.execute(text("UPDATE capacity_runways SET middle_day = :day WHERE subject = 'volume'"), values)
+
+    first = {group["name"]: group["fills_first"] for group in pages.document("/groups?by=team")["groups"]}
+    archive = pages.document("/group?by=team&name=archive")
+
+    assert first["archive"] == {"server": "server-1", "name": "/data", "day": str(TODAY + timedelta(days=5))}
+    assert [one["name"] for one in archive["fills_first"]] == ["/data"]
+    assert first[None] is None
+
+
+def test_a_bill_says_that_labels_were_declared_since(pages: Pages, engine: Engine) -> None:
+    assert not pages.document("/bill?by=team")["is_outdated"]
+    declare_labels(engine, [Label("server-1", "orders", "team", "search", date(2025, 6, 1))], TODAY)
+
+    assert pages.document("/bill?by=team&month=2025-06")["is_outdated"]
+    assert "capacity bill --month 2025-06" in pages.ask("/bill?by=engine").text
+
+
+@pytest.mark.usefixtures("reader_role")
+def test_a_reader_role_of_an_older_release_is_refused_with_what_to_do(database: URL, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(f"REVOKE SELECT ON capacity_server_samples FROM {READER_ROLE}"))
+    reader = reading_engine(database, role=READER_ROLE)
+    with pytest.raises(ValidationError, match=r"cannot read capacity_server_samples.*Run the statements under Roles"):
+        refuse_a_role_that_can_write(reader)
+    reader.dispose()
 
 
 @pytest.mark.usefixtures("reader_role")

@@ -34,8 +34,9 @@ def test_a_line_is_interrupted_where_nothing_or_only_a_part_was_measured() -> No
     ("sizes", "expected"),
     [
         ((0, 100), ["0 MiB", "25 MiB", "50 MiB", "75 MiB", "100 MiB"]),
-        ((20 * 1024, 60 * 1024), ["20.0 GiB", "30.0 GiB", "40.0 GiB", "50.0 GiB", "60.0 GiB"]),
-        ((5 * 1024**2, 7 * 1024**2), ["5.00 TiB", "5.50 TiB", "6.00 TiB", "6.50 TiB", "7.00 TiB"]),
+        ((20 * 1024, 60 * 1024), ["20 GiB", "30 GiB", "40 GiB", "50 GiB", "60 GiB"]),
+        ((5 * 1024**2, 7 * 1024**2), ["5 TiB", "5.5 TiB", "6 TiB", "6.5 TiB", "7 TiB"]),
+        ((700 * 1024, 1100 * 1024), ["0.6 TiB", "0.7 TiB", "0.8 TiB", "0.9 TiB", "1 TiB", "1.1 TiB"]),
         ((7, 7), ["7 MiB", "8 MiB"]),
     ],
 )
@@ -46,7 +47,7 @@ def test_the_axis_has_round_sizes(sizes: tuple[int, int], expected: list[str]) -
 
 
 def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> None:
-    ahead = [Ahead(DAY + timedelta(days=1), 100, 100, 100), Ahead(DAY + timedelta(days=30), 110, 130, 160)]
+    ahead = [Ahead(DAY + timedelta(days=1), 100, 100), Ahead(DAY + timedelta(days=30), 110, 160)]
 
     near = history_chart(History("sizes", points(90, 100), ahead, limit_mb=150))
     far = history_chart(History("sizes", points(90, 100), ahead, limit_mb=10**9))

@@ -190,10 +190,10 @@ _HEADROOM = """
 SELECT CAST(sum(greatest(headroom_mb, 0)) FILTER (
            WHERE subject = 'volume' OR (subject = 'server' AND NOT has_volumes)) AS bigint) AS headroom_mb,
        count(*) FILTER (WHERE subject = 'database' AND state = 'limit unknown') AS unknown_limits,
-       count(*) FILTER (WHERE probability_30_days >= 0.5 AND subject <> 'server') AS fills_within_30_days
-FROM (SELECT r.*, bool_or(subject = 'volume') OVER (PARTITION BY server_id) AS has_volumes FROM (
-          SELECT server_id, subject, state, headroom_mb, probability_30_days FROM capacity_runway WHERE counted
-      ) AS r) AS runways
+       (SELECT count(*) FROM capacity_runway
+        WHERE counted AND probability_30_days >= 0.5 AND stands_for_itself) AS fills_within_30_days
+FROM (SELECT r.*, bool_or(subject = 'volume') OVER (PARTITION BY server_id) AS has_volumes
+      FROM (SELECT server_id, subject, state, headroom_mb FROM capacity_runway WHERE counted) AS r) AS runways
 """
 _UNMEASURED = """
 SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason
@@ -207,7 +207,11 @@ ORDER BY l.last_day DESC NULLS LAST, s.server
 """
 _COVERAGE = """
 SELECT round(100.0 * sum(measured) / nullif(sum(expected), 0), 1) AS coverage
-FROM (SELECT count(DISTINCT t.day) AS measured, CAST(:day AS date) - min(t.day) + 1 AS expected
-      FROM capacity_server_samples t JOIN capacity_servers s ON s.server_id = t.server_id AND s.is_active
-      WHERE t.day BETWEEN :first AND :day GROUP BY t.server_id) AS servers
+FROM (SELECT (SELECT count(DISTINCT t.day) FROM capacity_server_samples t
+              WHERE t.server_id = s.server_id AND t.day BETWEEN :first AND :day) AS measured,
+             CAST(:day AS date) - greatest(CAST(:first AS date), f.first_day) + 1 AS expected
+      FROM capacity_servers s
+      CROSS JOIN LATERAL (SELECT min(t.day) AS first_day FROM capacity_server_samples t
+                          WHERE t.server_id = s.server_id AND t.day <= :day) AS f
+      WHERE s.is_active AND f.first_day IS NOT NULL) AS servers
 """

@@ -11,7 +11,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from capacity_assets.foundation.errors import NotFoundError
-from capacity_assets.grouping.bill_words import notes
+from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
 from capacity_assets.grouping.groups import WITHOUT_LABEL, Group, default_grouping, groups_of, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Period, Window
@@ -29,7 +29,7 @@ from capacity_assets.web.reading import Reader, rows
 
 GROUP_WINDOWS = 13
 # A window of hundreds of thousands of databases takes half a second; what was added up is kept.
-GROUP_SECONDS, GROUP_SECONDS_KEPT = 1.0, 600.0
+GROUP_SECONDS, GROUP_SECONDS_KEPT = 1.0, 100.0
 MEMBERS_SHOWN = 20
 
 
@@ -84,6 +84,8 @@ class BillPage:
     amount: str | None
     groups: Sequence[BillGroup]
     notes: Sequence[str]
+    is_outdated: bool = False
+    """Whether labels or prices of the month were declared since; `capacity bill` issues it again."""
     found: IssuedBill | None = None
 
 
@@ -99,14 +101,14 @@ def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
 def read_group(reader: Reader, asked: Asked) -> GroupPage:
     """Read one group. Raises NotFoundError, ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period, name = _grouping(asked), asked.period("monthly"), asked.text("name") or None
+    if name is None and by in WITHOUT_LABEL:
+        raise NotFoundError(f"The address names no {by}.")
     with reader.transaction() as connection:
         window = complete_window(connection, period)
-        sizes: list[SizeInWindow] = []
-        members: list[DatabaseRow] = []
-        more = is_cut = False
-        if window is not None:
-            sizes, is_cut = _group_history(reader, period, window, by, name)
-            members, more = _members(connection, period, window, by, name)
+    # Each window in a transaction of its own: a page never holds two connections.
+    sizes, is_cut = ([], False) if window is None else _group_history(reader, period, window, by, name)
+    with reader.transaction() as connection:
+        members, more = ([], False) if window is None else _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         condition = _FILLS_IN_GROUP.format(group=_group_expression(by))
@@ -160,13 +162,21 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         months = [row.month for row in rows(connection, _MONTHS)]
         if month is None and not months:
             return BillPage(None, (), by, groupings, None, (), None, None, (), ())
-        window = PERIODS["monthly"].window_of(month or months[0])
+        window = PERIODS["monthly"].window_of(month or _newest_final(connection) or months[0])
         read = read_bill_of(connection, window, by, issue)
         issues = [row.issue for row in rows(connection, _ISSUES, {"month": window.start})]
         bill = read.bill
         amount = None if bill.amount is None else str(bill.amount)
         place = (bill.month, months, by, groupings, bill.issue, issues)
-        return BillPage(*place, bill.currency, amount, read.groups, notes(read), read)
+        outdated = rows(connection, _OUTDATED, {"issued_at": bill.issued_at, "end": window.end})[0].is_outdated
+        told = [*notes(read), quantity_note(read)]
+        return BillPage(*place, bill.currency, amount, read.groups, told, bool(outdated), read)
+
+
+def _newest_final(connection: Connection) -> date | None:
+    """Return the newest month whose bill is final: the one that people talk about."""
+    newest: date | None = rows(connection, "SELECT max(month) AS month FROM capacity_bills WHERE is_final")[0].month
+    return newest
 
 
 def _grouping(asked: Asked) -> str:
@@ -183,10 +193,20 @@ _GROUP_SIZES = """
 SELECT window_start, window_end, group_name, size_mb, change_mb FROM capacity_groups
 WHERE period = :period AND window_start = :start AND grouped_by = :by
 """
+# A group fills with the volume, or the server, that binds one of its databases.
 _FILLS_IN_GROUP = """
-WHERE counted AND full_middle IS NOT NULL AND {group} IS NOT DISTINCT FROM CAST(:name AS text)
-  AND CAST(:by AS text) IS NOT NULL
+WHERE counted AND full_middle IS NOT NULL AND CAST(:by AS text) IS NOT NULL
+  AND ({group} IS NOT DISTINCT FROM CAST(:name AS text)
+       OR subject <> 'database' AND EXISTS (
+           SELECT FROM capacity_runway d
+           WHERE d.server_id = capacity_runway.server_id AND d.subject = 'database' AND d.counted
+             AND d.binds = CASE capacity_runway.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END
+             AND d.{group} IS NOT DISTINCT FROM CAST(:name AS text)))
 ORDER BY full_middle, server, name LIMIT :shown
 """
 _MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
 _ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
+_OUTDATED = """
+SELECT EXISTS (SELECT FROM capacity_label_spans WHERE declared_at > :issued_at AND valid_from <= :end)
+    OR EXISTS (SELECT FROM capacity_prices WHERE declared_at > :issued_at AND valid_from <= :end) AS is_outdated
+"""

@@ -43,11 +43,12 @@ class Server:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, MiB; `came_late`: it was written, or corrected, on a later day."""
+    """One sample, MiB; when it was written, and whether it was corrected since."""
 
     day: date
     size_mb: int
-    came_late: bool
+    written_on: date
+    is_corrected: bool
 
 
 @dataclass(frozen=True)
@@ -256,13 +257,13 @@ SELECT labels FROM capacity_growth WHERE server_id = :server AND database = :dat
 ORDER BY window_start DESC LIMIT 1
 """
 _EVER = "SELECT 1 FROM capacity_samples WHERE server_id = :server AND database = :database LIMIT 1"
-_LATE = "created_at > day + interval '2 days' OR updated_at > created_at"
+_WRITTEN = "CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected"
 _DATABASE_SAMPLES = f"""
-SELECT day, size_mb, {_LATE} AS came_late FROM capacity_samples
+SELECT day, size_mb, {_WRITTEN} FROM capacity_samples
 WHERE server_id = :server AND database = :database AND day BETWEEN :first AND :last ORDER BY day
 """  # noqa: S608 -- a constant of this module
 _SERVER_SAMPLES = f"""
-SELECT day, size_mb, {_LATE} AS came_late FROM capacity_server_samples
+SELECT day, size_mb, {_WRITTEN} FROM capacity_server_samples
 WHERE server_id = :server AND day BETWEEN :first AND :last ORDER BY day
 """  # noqa: S608 -- as above
 _VOLUMES = """

@@ -23,6 +23,7 @@
   }
 
   function address(one) {
+    if (one.kind === "group") return "/group?" + new URLSearchParams({ by: one.server, name: one.name });
     const query = new URLSearchParams({ server: one.server_id });
     if (one.kind !== "server") query.set("name", one.name);
     return "/" + one.kind + "?" + query;
@@ -38,7 +39,8 @@
       link.href = address(one);
       link.tabIndex = -1;
       // Text, never markup: names are what others chose.
-      link.textContent = one.kind === "server" ? one.name : one.name + " · " + one.kind + " on " + one.server;
+      const where = one.kind === "group" ? one.server : one.kind + " on " + one.server;
+      link.textContent = one.kind === "server" ? one.name : one.name + " · " + where;
       item.append(link);
       return item;
     }));
