@@ -227,6 +227,16 @@ def test_groups_add_up_to_the_fleet_and_lead_to_their_members(pages: Pages) -> N
     assert values_of(archive["members"], "database") == ["still"]
     nobody = pages.document("/group?by=team")
     assert values_of(nobody["members"], "database") == ["crm"]
+    assert values_of(groups["groups"], "name") == ["payments", None, "archive"], "the largest first"
+    by_name = pages.document("/groups?by=team&order=name")
+    assert values_of(by_name["groups"], "name") == ["archive", "payments", None]
+    by_growth = values_of(pages.document("/groups?by=team&order=growth")["groups"], "change_mb")
+    assert by_growth == sorted(by_growth, reverse=True)
+    assert values_of(pages.document("/groups?by=team&order=fills")["groups"], "name")[0] == "payments"
+    assert (
+        'aria-sort="descending"><a href="/groups?by=team&amp;order=growth">'
+        in pages.ask("/groups?by=team&order=growth").text
+    )
     assert pages.document("/groups?by=team&window=2025-05-01")["window_start"] == "2025-05-01"
 
 

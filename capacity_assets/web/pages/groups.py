@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -42,6 +43,7 @@ class GroupsPage:
     period: str
     window_start: date | None
     window_end: date | None
+    order: str
     groups: Sequence[Group]
 
     @property
@@ -89,13 +91,22 @@ class BillPage:
     found: IssuedBill | None = None
 
 
+GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
+    "size": lambda group: -group.size_mb,
+    "growth": lambda group: (group.change_mb is None, -(group.change_mb or 0)),
+    "shrinkage": lambda group: (group.change_mb is None, group.change_mb or 0),
+    "fills": lambda group: group.fills_first.day if group.fills_first else date.max,
+    "name": lambda group: (group.name is None, group.name or ""),
+}
+
+
 def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
     """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    by, period = _grouping(asked), asked.period("monthly")
+    by, period, order = _grouping(asked), asked.period("monthly"), asked.one_of("order", tuple(GROUP_ORDERS))
     with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
-        groups = groups_of(connection, period, window, by) if window else []
-        return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), groups)
+        groups = sorted(groups_of(connection, period, window, by) if window else [], key=GROUP_ORDERS[order])
+        return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), order, groups)
 
 
 def read_group(reader: Reader, asked: Asked) -> GroupPage:
