@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from capacity_assets.collection.credentials import checked_reference
 from capacity_assets.foundation.errors import ValidationError
-from capacity_assets.foundation.toml_files import toml_document
+from capacity_assets.foundation.toml_files import named_tables
 
 NEEDED = ("name", "url", "total", "free", "server_label")
 KIND = "prometheus"
@@ -46,21 +46,7 @@ def volume_sources(path: Path) -> list[PrometheusSource]:
     Raises:
         ValidationError: it cannot be read, or a source cannot work; all problems are reported together.
     """
-    document = toml_document(path)
-    entries = document.get(KIND)
-    if set(document) != {KIND} or not isinstance(entries, list):
-        raise ValidationError(f"{path} holds tables [[{KIND}]], one per source, and nothing else.")
-    sources, problems = [], []
-    for number, values in enumerate(entries, start=1):
-        try:
-            sources.append(_source(values))
-        except ValidationError as error:
-            problems.append(f"source {number}: {error}")
-    names = [source.name for source in sources]
-    problems += [f"two sources are called {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
-    if problems:
-        raise ValidationError("\n".join([f"{path} cannot be used.", *problems]))
-    return sources
+    return named_tables(path, KIND, "source", _source)
 
 
 def _source(values: Mapping[str, Any]) -> PrometheusSource:

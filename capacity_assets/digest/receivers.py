@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capacity_assets.foundation.errors import ValidationError
-from capacity_assets.foundation.toml_files import toml_document
+from capacity_assets.foundation.toml_files import named_tables
 from capacity_assets.grouping.labels import checked
 
 TABLE = "receivers"
@@ -33,21 +33,7 @@ def receivers_of(path: Path, keys: Sequence[str]) -> list[Receiver]:
     Raises:
         ValidationError: it cannot be read, or a receiver cannot work; all problems are reported together.
     """
-    document = toml_document(path)
-    entries = document.get(TABLE)
-    if set(document) != {TABLE} or not isinstance(entries, list):
-        raise ValidationError(f"{path} holds tables [[{TABLE}]], one each, and nothing else.")
-    receivers, problems = [], []
-    for number, values in enumerate(entries, start=1):
-        try:
-            receivers.append(_receiver(values, keys))
-        except ValidationError as error:
-            problems.append(f"receiver {number}: {error}")
-    names = [receiver.name for receiver in receivers]
-    problems += [f"two receivers are called {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
-    if problems:
-        raise ValidationError("\n".join([f"{path} cannot be used.", *problems]))
-    return receivers
+    return named_tables(path, TABLE, "receiver", lambda values: _receiver(values, keys))
 
 
 def _receiver(values: Mapping[str, Any], keys: Sequence[str]) -> Receiver:

@@ -1,12 +1,24 @@
-"""TOML files as people write them: one reader for declarations of servers and of sources of volumes."""
+"""TOML files as people write them: one reader for declarations of servers, of sources of volumes, of receivers."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from capacity_assets.foundation.errors import ValidationError
+
+
+class Named(Protocol):
+    """What a table declares has a name of its own."""
+
+    @property
+    def name(self) -> str:
+        """By which it is told from the others."""
+
+
+T = TypeVar("T", bound=Named)
 
 
 def toml_document(path: Path) -> dict[str, Any]:
@@ -23,3 +35,27 @@ def toml_document(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         # The parser names place and expectation, not the text that is there.
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None
+
+
+def named_tables(path: Path, table: str, called: str, declared: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """Read a file of tables `[[table]]` alone; `called` is what people call what one declares.
+
+    Raises:
+        ValidationError: it cannot be read, `declared` refuses one, or two have one name; all problems are reported
+            together.
+    """
+    document = toml_document(path)
+    entries = document.get(table)
+    if set(document) != {table} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        raise ValidationError(f"{path} holds tables [[{table}]], one per {called}, and nothing else.")
+    found, problems = [], []
+    for number, values in enumerate(entries, start=1):
+        try:
+            found.append(declared(values))
+        except ValidationError as error:
+            problems.append(f"{called} {number}: {error}")
+    names = [one.name for one in found]
+    problems += [f"two {called}s are called {name!r}." for name in sorted(set(names)) if names.count(name) > 1]
+    if problems:
+        raise ValidationError("\n".join([f"{path} cannot be used.", *problems]))
+    return found

@@ -57,7 +57,7 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
         raise ValidationError(
             f"The role {row.role} can write ({row.tables[0]}, for one), and the pages are to read only: they are "
             "not served. Make the role capacity_reader by the statements under Roles in docs/operations.md, and set "
-            "CAPACITY_WEB_DATABASE_URL to its address; or say --allow-writing-role."
+            "CAPACITY_WEB_DATABASE_URL to its address; or use `capacity serve --allow-writing-role`."
         )
 
 

@@ -42,7 +42,7 @@ def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Itera
         # Empty is unset, and not that of the tests.
         patched.setenv("CAPACITY_TIMEZONE", "")
         port = free_port()
-        with served(home, port):
+        with served(home, port, can_read_only=False):
             yield port, engine
         engine.dispose()
 
