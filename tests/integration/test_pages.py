@@ -528,9 +528,7 @@ def test_the_reader_role_is_taken_on_where_the_session_may(database: URL) -> Non
 def test_a_role_that_can_write_is_refused_with_what_to_do(database: URL) -> None:
     engine = reading_engine(database)
     assert role_to_read_with(engine) is None
-    with pytest.raises(
-        ValidationError, match=r"can write.*CAPACITY_WEB_DATABASE_URL.*serve --allow-writing-role"
-    ):
+    with pytest.raises(ValidationError, match=r"can write.*CAPACITY_WEB_DATABASE_URL.*serve --allow-writing-role"):
         refuse_a_role_that_can_write(engine)
     engine.dispose()
 
