@@ -65,6 +65,7 @@ from capacity_assets.web.rendering import Renderer
 
 logger = logging.getLogger("capacity_assets")
 
+SECONDS_KEPT, FLEET_SECONDS_KEPT = 10, 30
 FORMATS = ("html", "json", "csv")
 STATEMENT_CANCELLED = "57014"
 STATIC = Path(__file__).with_name("static")
@@ -80,7 +81,7 @@ class Page:
     read: Callable[[Reader, Asked], Any]
     table: str
     in_menu: bool = False
-    kept_seconds: float = 10
+    kept_seconds: float = SECONDS_KEPT
 
     @property
     def name(self) -> str:
@@ -89,10 +90,10 @@ class Page:
 
 
 PAGES = (
-    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True, kept_seconds=30),
+    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True, kept_seconds=FLEET_SECONDS_KEPT),
     Page("/servers", "Servers", ServersPage, read_servers, "servers", in_menu=True),
     Page("/databases", "Databases", DatabasesPage, read_databases, "databases", in_menu=True),
-    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True, kept_seconds=30),
+    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True, kept_seconds=FLEET_SECONDS_KEPT),
     Page("/filling", "Fills first", FillingPage, read_filling, "runways", in_menu=True),
     Page("/bill", "Bill", BillPage, read_bill_page, "groups", in_menu=True),
     Page("/server", "Server", ServerPage, read_server, "sizes"),
@@ -171,10 +172,11 @@ class Answers:
         return answer
 
     def read_ahead(self) -> None:
-        """Read the first page and the names of the search; what fails is said to who asks."""
-        asked = Asked(PAGES[0].path, {}, self._serving.label_keys, self._serving.clock.today())
+        """Read the pages that add up the fleet, and the names of the search; what fails is said to who asks."""
         with suppress(DBAPIError, PoolTimeoutError):
-            self._read(PAGES[0], asked)
+            for page in PAGES:
+                if page.kept_seconds > SECONDS_KEPT:
+                    self._read(page, Asked(page.path, {}, self._serving.label_keys, self._serving.clock.today()))
             self._names.search("-", 1)
 
     def _read(self, page: Page, asked: Asked) -> Dated:
