@@ -62,6 +62,16 @@ class PartitionRange:
         except ValueError as error:
             raise ValidationError(f"{error}. Nothing was written.") from error
 
+    def window_holding(self, period: Period, day: date | None) -> Window:
+        """Return the window that holds a day, by default the last complete one.
+
+        Raises:
+            ValidationError: it has no partition.
+        """
+        day = day or period.last(self.clock.today()).start
+        [window] = self.windows_between(period, day, day)
+        return window
+
     def due_windows(self, period: Period) -> list[Window]:
         """Return the windows from the first partition to the last one whose schedule has ticked by now."""
         now = self.clock.local_now()

@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 from capacity_assets.cli.errors import DONE, CommandFailedError
 from capacity_assets.cli.options import DAY, command, json_option, label_filter, once_option
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
-from capacity_assets.clock import Clock
 from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import send_digests
@@ -55,8 +54,7 @@ def digest(  # noqa: PLR0913 -- one argument per documented option
         raise ValidationError("--again goes with --send.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
-        day = day or WEEKLY.last(Clock(settings.zone).today()).start
-        [week] = runner.service.partitions.windows_between(WEEKLY, day, day)
+        week = runner.service.partitions.window_holding(WEEKLY, day)
         if send:
             return _send(settings, runner.service.engine, week, again=again, as_json=as_json)
         found = read_digest(runner.service.engine, week, None if key is None else (key, str(value)))

@@ -83,8 +83,7 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
             return explain_runway(runner.service.engine, settings, asked, as_json=as_json)
         chosen = runner.service.period(period)
         today = Clock(settings.zone).today()
-        day = day or chosen.scheduled(today).start
-        [window] = runner.service.partitions.windows_between(chosen, day, day)
+        window = runner.service.partitions.window_holding(chosen, day or chosen.scheduled(today).start)
         subject = _only(find_subjects(runner.service.engine, database, server))
         explanation = explanation_of(runner.service.engine, subject, chosen, window, today)
         labels = labels_on(runner.service.engine, subject.server, subject.database, window.end)

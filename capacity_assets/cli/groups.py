@@ -10,7 +10,6 @@ import click
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import command, json_option, window_options
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
 from capacity_assets.grouping.groups import Group, default_grouping, groups_of, refuse_unknown_grouping
@@ -48,8 +47,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
-        start = day or chosen.last(Clock(settings.zone).today()).start
-        [window] = runner.service.partitions.windows_between(chosen, start, start)
+        window = runner.service.partitions.window_holding(chosen, day)
         reading = database_errors(doing="reading groups", kept="Nothing was changed.")
         with reading, runner.service.engine.connect() as connection:
             found = groups_of(connection, chosen, window, by)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
 import click
 
+from capacity_assets.cli.dated import as_json as dated_json
+from capacity_assets.cli.dated import since
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, options
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.labels import (
     WILDCARDS,
     Label,
     LabelChange,
     StoredLabel,
+    checked,
     declare_labels,
     labels_of,
     labels_of_column,
@@ -101,9 +104,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
 
 
 def _pair(written: str) -> tuple[str, str]:
-    key, equals, value = written.partition("=")
-    if not equals:
-        raise ValidationError(f"{written!r} is no label; write team=payments. Nothing was changed.")
+    key, value = key_and_value(written)
     return key.strip(), value
 
 
@@ -113,16 +114,12 @@ def _first_day(first_day: date | None, *, always: bool) -> date | None:
     return ALWAYS if always else first_day
 
 
-def _since(day: date | None) -> str:
-    return "always" if day in {ALWAYS, None} else f"from {day}"
-
-
 def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
     for change in changes[:CHANGES_NAMED]:
         label = change.label
         now = "no value" if label.value is None else printable(label.value)
         before = "" if change.before is None else f", {printable(change.before)} before"
-        say(f"{named(label.server, label.database)}: {label.key} = {now}, {_since(label.valid_from)}{before}.")
+        say(f"{named(label.server, label.database)}: {label.key} = {now}, {since(label.valid_from)}{before}.")
     if len(changes) > CHANGES_NAMED:
         say(f"and {counted(len(changes) - CHANGES_NAMED, 'more label')}.")
     if not changes:
@@ -149,15 +146,13 @@ def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_js
     with opened_registry(settings) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
     if as_json:
-        print_json({"dry_run": dry_run, "read": len(found), "changed": [_as_json(change.label) for change in changes]})
+        print_json(
+            {"dry_run": dry_run, "read": len(found), "changed": [dated_json(change.label) for change in changes]}
+        )
     else:
         say(f"{counted(len(found), 'label')} read, {len(changes):,} of them changed.")
         _say_changes(changes, dry_run=dry_run)
     return DONE
-
-
-def _as_json(label: Label) -> dict[str, object]:
-    return {**asdict(label), "valid_from": None if label.valid_from == ALWAYS else label.valid_from}
 
 
 @click.command()
@@ -172,7 +167,7 @@ def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool,
     For registries that another application fills. Run it again after changes there.
     """
     wanted = key or column
-    labels_of("", None, {wanted: None}, settings.label_keys, None)  # refuses a key that is none
+    checked(wanted, None, settings.label_keys)  # refuses a key that is none
     with opened_registry(settings) as engine:
         found = labels_of_column(engine, column, wanted)
     return _declare(settings, found, dry_run=dry_run, as_json=as_json)
@@ -188,7 +183,7 @@ def list_(settings: Settings, /, *, server: str | None, day: date | None, as_jso
     with opened_registry(settings) as engine:
         found = [one for one in stored_labels(engine, server) if day is None or one.holds_on(day)]
     if as_json:
-        print_json([{**_as_json(one.label), "valid_until": one.valid_until} for one in found])
+        print_json([{**dated_json(one.label), "valid_until": one.valid_until} for one in found])
     elif found:
         print_table("Labels", LIST_COLUMNS, list(map(_cells, found)))
     else:
@@ -208,9 +203,14 @@ LIST_COLUMNS = (
 
 def _cells(one: StoredLabel) -> list[object]:
     label = one.label
-    first = "always" if label.valid_from == ALWAYS else label.valid_from
     subject = [label.server, label.database or "all without their own"]
-    return [*subject, label.key, label.value or "none", first, one.valid_until or ""]
+    return [
+        *subject,
+        label.key,
+        label.value or "none",
+        since(label.valid_from).removeprefix("from "),
+        one.valid_until or "",
+    ]
 
 
 @click.command()

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec
 import click
 
 from capacity_assets.cli.errors import readable_errors
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings, load_settings
 
@@ -153,12 +153,7 @@ def label_filter(label: str | None) -> tuple[str | None, str | None]:
     Raises:
         ValidationError: it is no label.
     """
-    if label is None:
-        return None, None
-    key, equals, value = label.partition("=")
-    if not equals:
-        raise ValidationError(f"{label!r} is no label; write team=payments.")
-    return key, value
+    return (None, None) if label is None else key_and_value(label)
 
 
 def command(function: Callable[Concatenate[Settings, Parameters], int | None]) -> Callable[Parameters, None]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
 import click
 
+from capacity_assets.cli.dated import as_json as dated_json
+from capacity_assets.cli.dated import since
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, once_option, options
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
@@ -44,10 +45,6 @@ subject_options = options(
 )
 
 
-def _since(day: date) -> str:
-    return "always" if day == ALWAYS else f"from {day}"
-
-
 @click.command("set")
 @click.argument("price")
 @click.option("--currency", required=True, help="EUR, USD or another code of ISO 4217; one for the whole list.")
@@ -73,9 +70,9 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         declare_prices(opened, [declared])
         is_known = not engine or engine in {one.server.engine for one in registered(opened)}
     if declared.price is None:
-        say(f"{declared.told}: no price of its own, {_since(declared.valid_from)}; a more general one holds, if any.")
+        say(f"{declared.told}: no price of its own, {since(declared.valid_from)}; a more general one holds, if any.")
     else:
-        say(f"{declared.told}: {_told(declared)} per GiB and month, {_since(declared.valid_from)}.")
+        say(f"{declared.told}: {_told(declared)} per GiB and month, {since(declared.valid_from)}.")
     if not is_known:
         say(f"note: no registered server is of the engine {engine!r}.")
     return DONE
@@ -100,16 +97,12 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     with opened_registry(settings) as engine:
         declare_prices(engine, found, dry_run=dry_run)
     if as_json:
-        print_json({"dry_run": dry_run, "prices": list(map(_as_json, found))})
+        print_json({"dry_run": dry_run, "prices": list(map(dated_json, found))})
         return DONE
     say(f"{counted(len(found), 'price')} {'read' if dry_run else 'declared'} from {file}.")
     if dry_run:
         say(NOTHING_CHANGED)
     return DONE
-
-
-def _as_json(price: Price) -> dict[str, object]:
-    return {**asdict(price), "valid_from": None if price.valid_from == ALWAYS else price.valid_from}
 
 
 @click.command("list")
@@ -120,7 +113,7 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
     with opened_registry(settings) as engine:
         found = stored_prices(engine)
     if as_json:
-        print_json(list(map(_as_json, found)))
+        print_json(list(map(dated_json, found)))
     elif found:
         print_table("Prices per GiB and month", LIST_COLUMNS, _rows(found))
     else:
@@ -132,7 +125,7 @@ LIST_COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
 
 
 def _rows(found: Sequence[Price]) -> list[list[object]]:
-    return [[price.told, _told(price), _since(price.valid_from).removeprefix("from ")] for price in found]
+    return [[price.told, _told(price), since(price.valid_from).removeprefix("from ")] for price in found]
 
 
 @click.command()
@@ -146,5 +139,5 @@ def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: 
     price = Price(None, "", engine, *label_of(label, settings.label_keys), first_day or ALWAYS)
     with opened_registry(settings) as opened:
         forget_price(opened, price)
-    say(f"The price of {price.told}, {_since(price.valid_from)}, is forgotten.")
+    say(f"The price of {price.told}, {since(price.valid_from)}, is forgotten.")
     return DONE

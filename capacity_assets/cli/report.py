@@ -11,7 +11,6 @@ import click
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import command, json_option, window_options
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
-from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.grouping.groups import refuse_unknown_grouping
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
@@ -83,8 +82,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
-        day = day or chosen.last(Clock(settings.zone).today()).start
-        [window] = runner.service.partitions.windows_between(chosen, day, day)
+        window = runner.service.partitions.window_holding(chosen, day)
         by = by or next(iter(settings.label_keys), None)
         today = runner.service.clock.today()
         read = read_report(runner.service.engine, chosen, window, server, today=today, by=by)

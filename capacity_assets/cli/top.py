@@ -13,7 +13,6 @@ from sqlalchemy import Engine, Row, text
 from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.options import command, filter_options, json_option, label_filter, window_options
 from capacity_assets.cli.output import print_json, print_table
-from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
@@ -91,8 +90,7 @@ def top(settings: Settings, /, **given: Any) -> int:
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         period = runner.service.period(asked.period)
-        day = asked.day or period.last(Clock(settings.zone).today()).start
-        [window] = runner.service.partitions.windows_between(period, day, day)
+        window = runner.service.partitions.window_holding(period, asked.day)
         if asked.server is not None:
             runner.service.ids_of([asked.server])
         rows = top_rows(runner.service.engine, asked, window.start)

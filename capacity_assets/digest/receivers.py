@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.foundation.toml_files import named_tables
 from capacity_assets.grouping.labels import checked
 
@@ -54,8 +55,5 @@ def _receiver(values: Mapping[str, Any], keys: Sequence[str]) -> Receiver:
 def _label(written: object, keys: Sequence[str]) -> tuple[str, str] | None:
     if written is None:
         return None
-    key, equals, value = str(written).partition("=")
-    if not equals:
-        raise ValidationError("label must be written as team=payments.")
-    key, found = checked(key, value, keys)
+    key, found = checked(*key_and_value(str(written)), keys)
     return key, str(found)

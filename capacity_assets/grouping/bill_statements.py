@@ -181,4 +181,3 @@ FROM placed ORDER BY exact DESC, group_name NULLS LAST
 DATABASES = """
 SELECT count(DISTINCT (instance_id, database_name)) FROM capacity_bill_lines WHERE month = :start AND issue = :issue
 """
-OF_LABEL = "labels ->> CAST(:key AS text)"

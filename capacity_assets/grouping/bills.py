@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.grouping import bill_statements as statements
-from capacity_assets.grouping.groups import WITHOUT_LABEL, refuse_unknown_grouping
+from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.units import counted, first_of
 
@@ -25,10 +25,6 @@ CENT = Decimal("0.01")
 DECLARED_NAMED = 3
 # "bill" in letters: one issue of a month at a time.
 _LOCK = 0x62696C6C
-SAMPLES_DROPPED = (
-    "Samples of {month} were dropped by retention, so its bill cannot be computed again. {kept} "
-    "CAPACITY_RETENTION_DAYS says how long samples are kept."
-)
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,10 @@ def _named(month: Window) -> str:
 
 def _kept(latest: Row[Any] | None, month: Window) -> Bill:
     if latest is None:
-        raise NotFoundError(SAMPLES_DROPPED.format(month=_named(month), kept="None was issued in time."))
+        raise NotFoundError(
+            f"Samples of {_named(month)} were dropped by retention, so its bill cannot be computed again. None was "
+            "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
+        )
     return _bill(latest)
 
 
@@ -215,8 +214,7 @@ def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | No
 
 
 def _groups(connection: Connection, bill: Bill, by: str) -> list[BillGroup]:
-    # Lines have a column of that name, or a label.
-    group, key = (by, {}) if by in WITHOUT_LABEL else (statements.OF_LABEL, {"key": by})
+    group, key = group_column(by)
     query = text(statements.GROUPS.format(group=group))
     rows = connection.execute(query, {"start": bill.month, "issue": bill.issue, **key})
     return [

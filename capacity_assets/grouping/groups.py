@@ -52,6 +52,11 @@ def refuse_unknown_grouping(by: str, keys: Sequence[str]) -> None:
         raise ValidationError(f"There are no groups by {by!r}; known are {', '.join(known)}.")
 
 
+def group_column(by: str) -> tuple[str, dict[str, str]]:
+    """Return a group as an expression over columns engine, server and labels, and the parameters it takes."""
+    return (by, {}) if by in WITHOUT_LABEL else ("labels ->> CAST(:key AS text)", {"key": by})
+
+
 def default_grouping(keys: Sequence[str]) -> str:
     """Return what groups are made by where nobody says: the first key of labels, or engines."""
     return next(iter(keys), WITHOUT_LABEL[0])
@@ -63,8 +68,7 @@ def groups_of(connection: Connection, period: Period, window: Window, by: str) -
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
-    # The views have columns of these names.
-    group, key = (by, {}) if by in WITHOUT_LABEL else ("labels ->> CAST(:by AS text)", {"by": by})
+    group, key = group_column(by)
     fills = {
         row.group_name: FillsFirst(row.server, row.name, row.full_middle)
         for row in connection.execute(text(_FILLS_FIRST.format(group=group)), key)

@@ -9,7 +9,7 @@ SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varcha
     AS g (instance_id, database_pattern, key, value, valid_from, number)"""
 # From when each holds, and which value holds on that day so far.
 PLACED = f"""
-SELECT placed.valid_from, placed.declared, held.value AS held_value
+SELECT given.first_day AS valid_from, given.declared, held.value AS held_value
 FROM (
     SELECT g.*, d.declared, coalesce(g.valid_from, CASE WHEN d.owned > 0 OR g.value IS NULL
                                        THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day
@@ -20,7 +20,6 @@ FROM (
         WHERE l.instance_id = g.instance_id AND l.database_pattern IN (g.database_pattern, '') AND l.key = g.key
     ) AS d
 ) AS given
-CROSS JOIN LATERAL (SELECT given.first_day AS valid_from, given.declared) AS placed
 LEFT JOIN LATERAL (
     SELECT l.value FROM capacity_labels l
     WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.labels import checked
 from capacity_assets.runway.subjects import refuse_repeated
 from capacity_assets.storage.group_tables import ALWAYS
@@ -68,9 +69,7 @@ def label_of(written: str | None, keys: Sequence[str]) -> tuple[str, str]:
     """Read `key=value`; empty for None. Raises ValidationError where it is no label."""
     if not written:
         return EVERYTHING, EVERYTHING
-    key, equals, value = written.partition("=")
-    if not equals:
-        raise ValidationError(f"{written!r} is no label; write team=payments.")
+    key, value = key_and_value(written)
     key, checked_value = checked(key.strip(), value, keys)
     return key, str(checked_value)
 

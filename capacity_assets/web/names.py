@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.web.reading import Reader, found
 
@@ -29,11 +24,11 @@ class Found:
 
 @dataclass(frozen=True)
 class _Known:
-    """The names, one line of text each, and where each line begins; replaced as a whole."""
+    """The names, one line of text each, and where each line begins."""
 
-    names: Sequence[Found] = ()
-    text: str = ""
-    starts: Sequence[int] = ()
+    names: Sequence[Found]
+    text: str
+    starts: Sequence[int]
 
     @classmethod
     def of(cls, names: Sequence[Found]) -> _Known:
@@ -60,24 +55,21 @@ class Names:
     def __init__(self, reader: Reader) -> None:
         """Read by `reader`, at the first search."""
         self._reader = reader
-        self._lock = threading.Lock()
-        self._known = _Known()
-        self._read_at = float("-inf")
 
     def search(self, query: str, shown: int) -> list[Found]:
         """Return names that hold all words of a query, those that begin with it first.
 
         Raises:
-            sqlalchemy.exc.DBAPIError: the names cannot be read and none are known yet.
+            sqlalchemy.exc.DBAPIError: the names cannot be read, and those that are known are too old.
         """
-        self._refresh()
+        known = self._reader.kept("names", self._read, KEPT_SECONDS)
         words = query.casefold().split()
         if not words:
             return []
         longest = max(words, key=len)
         first: list[Found] = []
         others: list[Found] = []
-        for one in self._known.holding(longest):
+        for one in known.holding(longest):
             whole = f"{one.name} {one.server}".casefold()
             if all(word in whole for word in words):
                 (first if one.name.casefold().startswith(words[0]) else others).append(one)
@@ -86,21 +78,9 @@ class Names:
         first.sort(key=lambda one: (len(one.name), one.name, one.server))
         return [*first, *others][:shown]
 
-    def _refresh(self) -> None:
-        if time.monotonic() - self._read_at < KEPT_SECONDS or not self._lock.acquire(blocking=not self._known.names):
-            return
-        try:
-            if time.monotonic() - self._read_at < KEPT_SECONDS:
-                return
-            try:
-                with self._reader.transaction() as connection:
-                    self._known = _Known.of(found(Found, connection, _NAMES))
-            except (DBAPIError, PoolTimeoutError):
-                if not self._known.names:
-                    raise
-            self._read_at = time.monotonic()
-        finally:
-            self._lock.release()
+    def _read(self) -> _Known:
+        with self._reader.transaction() as connection:
+            return _Known.of(found(Found, connection, _NAMES))
 
 
 _NAMES = """

@@ -23,9 +23,8 @@ def newest_window(connection: Connection, period: Period) -> Window | None:
     return None if start is None else period.window_of(start)
 
 
-def complete_window(connection: Connection, period: Period) -> Window | None:
-    """Return the newest window that is over, as far as samples tell; one that is not over where there is no other."""
-    newest = newest_window(connection, period)
+def complete_window(connection: Connection, period: Period, newest: Window | None) -> Window | None:
+    """Return the newest window that is over, as far as samples tell; the `newest` where there is no other."""
     if newest is None:
         return None
     last: date | None = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
@@ -108,7 +107,12 @@ def steps_of(connection: Connection, server_id: int, database: str | None) -> li
 def asked_window(connection: Connection, asked: Asked, period: Period) -> Window | None:
     """Return the window that is asked for, by default the last complete one."""
     day = asked.day("window")
-    return complete_window(connection, period) if day is None else period.window_of(day)
+    return last_window(connection, period) if day is None else period.window_of(day)
+
+
+def last_window(connection: Connection, period: Period) -> Window | None:
+    """Return the last complete window, for whom the newest one does not matter."""
+    return complete_window(connection, period, newest_window(connection, period))
 
 
 def ends_of(window: Window | None) -> tuple[date | None, date | None]:
@@ -116,6 +120,10 @@ def ends_of(window: Window | None) -> tuple[date | None, date | None]:
     return (None, None) if window is None else (window.start, window.end)
 
 
+FILLS_FIRST = """
+WHERE counted AND stands_for_itself AND full_middle IS NOT NULL
+ORDER BY full_middle, server, name LIMIT :shown OFFSET :skipped
+"""
 ORDERS = {
     "size": "size_mb DESC",
     "growth": "change_mb DESC",
@@ -137,7 +145,6 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     server_id: int | None = None,
     engine: str | None = None,
     label: tuple[str, str] | None = None,
-    counted: bool = True,
     page: int = 1,
     shown: int = ROWS_PER_PAGE,
 ) -> tuple[list[DatabaseRow], bool]:
@@ -147,7 +154,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     """
     key, value = label or (None, None)
     conditions = [
-        "AND counted" if counted and server_id is None else "",
+        "AND counted" if server_id is None else "",
         "AND server_id = :server" if server_id is not None else "",
         "AND engine = :engine" if engine else "",
         _NEEDS.get(order, ""),

@@ -12,7 +12,7 @@ from capacity_assets.grouping.groups import Group, default_grouping, groups_of
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
-from capacity_assets.web.queries import complete_window, databases, history, newest_window, runways
+from capacity_assets.web.queries import FILLS_FIRST, complete_window, databases, history, newest_window, runways
 from capacity_assets.web.reading import Reader, found, rows
 
 MOVERS_SHOWN, FILLING_SHOWN, UNMEASURED_SHOWN, GROUPS_SHOWN = 5, 8, 20, 8
@@ -112,7 +112,11 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     period = asked.period()
     with reader.transaction() as connection:
         newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
-        over = {name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name]))}
+        over = {
+            name: window
+            for name in MOVED_SINCE
+            if (window := complete_window(connection, PERIODS[name], newest.get(name)))
+        }
         sizes = history(connection, _HISTORY, period, newest[period.name], {}) if period.name in newest else []
         day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
         unmeasured = _unmeasured(connection, day)
@@ -126,7 +130,7 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
             int(counts.databases or 0),
             counts.servers,
             [_moved(connection, name, window) for name, window in over.items()],
-            runways(connection, _FILLS_FIRST, {"shown": FILLING_SHOWN}),
+            runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN, "skipped": 0}),
             found(Headroom, connection, _HEADROOM)[0],
             _trust(connection, day, unmeasured),
             unmeasured[:UNMEASURED_SHOWN],
@@ -181,9 +185,6 @@ FROM windows w
 _COUNTS = """
 SELECT count(DISTINCT server_id) AS servers, sum(databases) AS databases
 FROM capacity_server_samples WHERE day = :day
-"""
-_FILLS_FIRST = """
-WHERE counted AND stands_for_itself AND full_middle IS NOT NULL ORDER BY full_middle, server, name LIMIT :shown
 """
 # As the growth report: volumes, and where a server has none, its declared limit.
 _HEADROOM = """

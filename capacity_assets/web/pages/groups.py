@@ -14,15 +14,22 @@ from sqlalchemy import Connection
 from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
-from capacity_assets.grouping.groups import WITHOUT_LABEL, Group, default_grouping, groups_of, refuse_unknown_grouping
+from capacity_assets.grouping.groups import (
+    WITHOUT_LABEL,
+    Group,
+    default_grouping,
+    group_column,
+    groups_of,
+    refuse_unknown_grouping,
+)
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
 from capacity_assets.web.queries import (
     asked_window,
-    complete_window,
     databases,
     ends_of,
+    last_window,
     runways,
     size_in_window,
 )
@@ -115,15 +122,17 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address names no {by}.")
     with reader.transaction() as connection:
-        window = complete_window(connection, period)
+        window = last_window(connection, period)
     # Each window in a transaction of its own: a page never holds two connections.
     sizes, is_cut = ([], False) if window is None else _group_history(reader, period, window, by, name)
     with reader.transaction() as connection:
         members, more = ([], False) if window is None else _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
-        condition = _FILLS_IN_GROUP.format(group=_group_expression(by))
-        filling = runways(connection, condition, {"by": by, "name": name, "shown": MEMBERS_SHOWN})
+        group, key = group_column(by)
+        filling = runways(
+            connection, _FILLS_IN_GROUP.format(group=group), {**key, "name": name, "shown": MEMBERS_SHOWN}
+        )
         return GroupPage(by, name, period.name, sizes, is_cut, members, more, filling)
 
 
@@ -196,17 +205,13 @@ def _grouping(asked: Asked) -> str:
     return by
 
 
-def _group_expression(by: str) -> str:
-    return by if by in WITHOUT_LABEL else "labels ->> CAST(:by AS text)"
-
-
 _GROUP_SIZES = """
 SELECT window_start, window_end, group_name, size_mb, change_mb FROM capacity_groups
 WHERE period = :period AND window_start = :start AND grouped_by = :by
 """
 # A group fills with the volume, or the server, that binds one of its databases.
 _FILLS_IN_GROUP = """
-WHERE counted AND full_middle IS NOT NULL AND CAST(:by AS text) IS NOT NULL
+WHERE counted AND full_middle IS NOT NULL
   AND ({group} IS NOT DISTINCT FROM CAST(:name AS text)
        OR subject <> 'database' AND EXISTS (
            SELECT FROM capacity_runway d

@@ -12,7 +12,7 @@ from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import DatabaseRow, Runway
 from capacity_assets.web.names import Found, Names
-from capacity_assets.web.queries import ORDERS, asked_window, databases, ends_of, runways
+from capacity_assets.web.queries import FILLS_FIRST, ORDERS, asked_window, databases, ends_of, runways
 from capacity_assets.web.reading import Reader, found, rows
 
 
@@ -132,7 +132,7 @@ def read_filling(reader: Reader, asked: Asked) -> FillingPage:
     """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     with reader.transaction() as connection:
         skipped = (asked.page - 1) * FILLING_SHOWN
-        filling = runways(connection, _FILLING, {"shown": FILLING_SHOWN + 1, "skipped": skipped})
+        filling = runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN + 1, "skipped": skipped})
         return FillingPage(filling[:FILLING_SHOWN], asked.page, len(filling) > FILLING_SHOWN)
 
 
@@ -159,8 +159,4 @@ SELECT server_id, server, engine, databases, size_mb, change_mb,
 FROM capacity_server_growth
 WHERE period = :period AND window_start = :start AND (CAST(:engine AS text) IS NULL OR engine = :engine)
 ORDER BY {order}, server_id LIMIT :shown OFFSET :skipped
-"""
-_FILLING = """
-WHERE counted AND stands_for_itself AND full_middle IS NOT NULL
-ORDER BY full_middle, server, name LIMIT :shown OFFSET :skipped
 """

@@ -142,7 +142,7 @@ def read_server(reader: Reader, asked: Asked) -> ServerPage:
         order = asked.one_of("order", tuple(ORDERS))
         listed: list[DatabaseRow] = []
         more = False
-        window = complete_window(connection, period)
+        window = complete_window(connection, period, newest)
         if window is not None:
             listed, more = databases(connection, period, window, order=order, server_id=number, page=asked.page)
         return ServerPage(
@@ -171,7 +171,7 @@ def read_database(reader: Reader, asked: Asked) -> DatabasePage:
         labels = rows(connection, _LABELS, of_database)
         refuse_nothing(labels or rows(connection, _EVER, of_database), f"database {name!r} on {server.server}")
         neighbours: list[DatabaseRow] = []
-        window = complete_window(connection, period)
+        window = complete_window(connection, period, newest)
         if window is not None:
             shown = NEIGHBOURS_SHOWN + 1
             neighbours, _ = databases(connection, period, window, order="size", server_id=number, shown=shown)

@@ -1,0 +1,13 @@
+"""KEY=VALUE as people write a label: on the command line and in files. Not which keys exist."""
+
+from __future__ import annotations
+
+from capacity_assets.foundation.errors import ValidationError
+
+
+def key_and_value(written: str) -> tuple[str, str]:
+    """Return key and value as they are written, the value perhaps empty; raises ValidationError without `=`."""
+    key, equals, value = written.partition("=")
+    if not equals:
+        raise ValidationError(f"{written!r} is no label; write team=payments. Nothing was changed.")
+    return key, value
