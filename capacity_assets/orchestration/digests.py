@@ -14,11 +14,10 @@ from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import Receiver, receivers_of
 from capacity_assets.digest.sending import Sent, send_digests
 from capacity_assets.digest.writing import headline, sections
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.orchestration.after_aggregates import asset_of_aggregates
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped
-from capacity_assets.orchestration.naming import asset_name
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
+from capacity_assets.orchestration.partitions import windows_of
 from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period, Window
@@ -54,19 +53,16 @@ def digest_asset(
 ) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @dg.asset(
+    @asset_of_aggregates(
+        settings,
+        period,
+        retries,
+        owners,
         name=DIGEST,
         description=DESCRIPTION,
         group_name=DIGEST_GROUP,
-        partitions_def=partitions_of(period, settings),
-        deps=[asset_name(period, level) for level in LEVELS.values()],
-        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
-        retry_policy=retries,
-        owners=owners,
         kinds={"mail"},
-        tags={"period": period.name},
         check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=DIGEST, description="Every receiver got the newest digest.")],
-        required_resource_keys={AGGREGATION_RESOURCE},
     )
     def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)

@@ -9,11 +9,11 @@ from pathlib import Path
 import dagster as dg
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.orchestration.after_aggregates import asset_of_aggregates, sensor_of, whenever_aggregates_are_made
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, escaped
-from capacity_assets.orchestration.naming import REPORTS_PATH, asset_name
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
+from capacity_assets.orchestration.naming import REPORTS_PATH
+from capacity_assets.orchestration.partitions import windows_of
 from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
@@ -46,19 +46,16 @@ def growth_report(
 ) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @dg.asset(
+    @asset_of_aggregates(
+        settings,
+        period,
+        retries,
+        owners,
         name=GROWTH_REPORT,
         description=DESCRIPTION,
         group_name=REPORT_GROUP,
-        partitions_def=partitions_of(period, settings),
-        deps=[asset_name(period, level) for level in LEVELS.values()],
-        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         automation_condition=whenever_aggregates_are_made(),
-        retry_policy=retries,
-        owners=owners,
         kinds={"html"},
-        tags={"period": period.name},
-        required_resource_keys={AGGREGATION_RESOURCE},
     )
     def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         # Only here: drawing is loaded by runs that draw, not by the code location.
@@ -92,25 +89,10 @@ def growth_report(
     return make_report
 
 
-def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
-    """As `eager`, for every partition: a backfill or late samples change old months.
-
-    `since_last_handled` would forget aggregates that are recomputed while a report is rendered: a report may be
-    rendered once too often, never once too little.
-    """
-    condition = dg.AutomationCondition
-    made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
-    quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
-    return (made & quiet).with_label("whenever the month's aggregates are made")
-
-
 def growth_report_sensor() -> dg.AutomationConditionSensorDefinition:
-    """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
-    return dg.AutomationConditionSensorDefinition(
-        GROWTH_REPORT_SENSOR,
-        target=[GROWTH_REPORT],
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Makes a month's growth report whenever its aggregates were made.",
+    """Build the sensor."""
+    return sensor_of(
+        GROWTH_REPORT_SENSOR, GROWTH_REPORT, "Makes a month's growth report whenever its aggregates were made."
     )
 
 

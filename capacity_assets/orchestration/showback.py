@@ -9,16 +9,14 @@ import dagster as dg
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.errors import NotFoundError
-from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.grouping.bill_words import gib, group_named, notes
 from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
 from capacity_assets.grouping.groups import default_grouping
+from capacity_assets.orchestration.after_aggregates import asset_of_aggregates, sensor_of, whenever_aggregates_are_made
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
-from capacity_assets.orchestration.naming import asset_name
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of, windows_of
+from capacity_assets.orchestration.partitions import windows_of
 from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
-from capacity_assets.orchestration.reports import whenever_aggregates_are_made
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
@@ -42,20 +40,17 @@ def showback_asset(
 ) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @dg.asset(
+    @asset_of_aggregates(
+        settings,
+        period,
+        retries,
+        owners,
         name=SHOWBACK,
         description=DESCRIPTION,
         group_name=SHOWBACK_GROUP,
-        partitions_def=partitions_of(period, settings),
-        deps=[asset_name(period, level) for level in LEVELS.values()],
-        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         automation_condition=whenever_aggregates_are_made(),
-        retry_policy=retries,
-        owners=owners,
         kinds={"postgres", "table"},
-        tags={"period": period.name},
         metadata=table_metadata(capacity_bill_lines),
-        required_resource_keys={AGGREGATION_RESOURCE},
     )
     def make_bill(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
@@ -112,13 +107,8 @@ def _table(found: IssuedBill) -> str:
 
 
 def showback_sensor() -> dg.AutomationConditionSensorDefinition:
-    """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
-    return dg.AutomationConditionSensorDefinition(
-        SHOWBACK_SENSOR,
-        target=[SHOWBACK],
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Issues a month's bill whenever its aggregates were made.",
-    )
+    """Build the sensor."""
+    return sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
 
 
 def showback_job() -> UnresolvedAssetJobDefinition:

@@ -1,0 +1,51 @@
+"""What assets have in common that are made of a period's aggregates: report, showback, digest."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.periods import Period
+from capacity_assets.settings import Settings
+
+AssetDecorator = Callable[[Callable[..., Iterator[dg.MaterializeResult[None]]]], dg.AssetsDefinition]
+
+
+def asset_of_aggregates(
+    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str], **own: Any
+) -> AssetDecorator:
+    """Return `dg.asset` for one with the period's partitions, downstream of its aggregates; `own` are its arguments."""
+    decorator: AssetDecorator = dg.asset(
+        partitions_def=partitions_of(period, settings),
+        deps=[asset_name(period, level) for level in LEVELS.values()],
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        retry_policy=retries,
+        owners=owners,
+        tags={"period": period.name},
+        required_resource_keys={AGGREGATION_RESOURCE},
+        **own,
+    )
+    return decorator
+
+
+def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
+    """As `eager`, for every partition: a backfill or late samples change old months.
+
+    `since_last_handled` would forget aggregates that are recomputed while a report is rendered: a report may be
+    rendered once too often, never once too little.
+    """
+    condition = dg.AutomationCondition
+    made = condition.any_deps_updated().since(condition.newly_requested() & ~condition.any_deps_updated())
+    quiet = ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
+    return (made & quiet).with_label("whenever the month's aggregates are made")
+
+
+def sensor_of(name: str, asset: str, description: str) -> dg.AutomationConditionSensorDefinition:
+    """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
+    return dg.AutomationConditionSensorDefinition(
+        name, target=[asset], default_status=dg.DefaultSensorStatus.RUNNING, description=description
+    )
