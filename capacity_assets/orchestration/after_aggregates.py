@@ -1,7 +1,7 @@
 """What assets have in common that are made of a period's aggregates: report, showback, digest."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import dagster as dg
 
@@ -12,24 +12,32 @@ from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
 
-AssetDecorator = Callable[[Callable[..., Iterator[dg.MaterializeResult[None]]]], dg.AssetsDefinition]
+
+class AssetArguments(TypedDict):
+    """Arguments of `dg.asset`."""
+
+    partitions_def: dg.PartitionsDefinition[str]
+    deps: Sequence[str]
+    backfill_policy: dg.BackfillPolicy
+    retry_policy: dg.RetryPolicy
+    owners: Sequence[str]
+    tags: Mapping[str, str]
+    required_resource_keys: set[str]
 
 
-def asset_of_aggregates(
-    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str], **own: Any
-) -> AssetDecorator:
-    """Return `dg.asset` for one with the period's partitions, downstream of its aggregates; `own` are its arguments."""
-    decorator: AssetDecorator = dg.asset(
-        partitions_def=partitions_of(period, settings),
-        deps=[asset_name(period, level) for level in LEVELS.values()],
-        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
-        retry_policy=retries,
-        owners=owners,
-        tags={"period": period.name},
-        required_resource_keys={AGGREGATION_RESOURCE},
-        **own,
-    )
-    return decorator
+def made_of_aggregates(
+    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
+) -> AssetArguments:
+    """Return what `dg.asset` is told of an asset with the period's partitions, downstream of its aggregates."""
+    return {
+        "partitions_def": partitions_of(period, settings),
+        "deps": [asset_name(period, level) for level in LEVELS.values()],
+        "backfill_policy": dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+        "retry_policy": retries,
+        "owners": owners,
+        "tags": {"period": period.name},
+        "required_resource_keys": {AGGREGATION_RESOURCE},
+    }
 
 
 def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:

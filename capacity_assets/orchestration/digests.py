@@ -14,7 +14,7 @@ from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import Receiver, receivers_of
 from capacity_assets.digest.sending import Sent, send_digests
 from capacity_assets.digest.writing import headline, sections
-from capacity_assets.orchestration.after_aggregates import asset_of_aggregates
+from capacity_assets.orchestration.after_aggregates import made_of_aggregates
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped
 from capacity_assets.orchestration.partitions import windows_of
@@ -53,16 +53,13 @@ def digest_asset(
 ) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @asset_of_aggregates(
-        settings,
-        period,
-        retries,
-        owners,
+    @dg.asset(
         name=DIGEST,
         description=DESCRIPTION,
         group_name=DIGEST_GROUP,
         kinds={"mail"},
         check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=DIGEST, description="Every receiver got the newest digest.")],
+        **made_of_aggregates(settings, period, retries, owners),
     )
     def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)

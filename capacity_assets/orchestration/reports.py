@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.orchestration.after_aggregates import asset_of_aggregates, sensor_of, whenever_aggregates_are_made
+from capacity_assets.orchestration.after_aggregates import made_of_aggregates, sensor_of, whenever_aggregates_are_made
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, escaped
 from capacity_assets.orchestration.naming import REPORTS_PATH
@@ -46,16 +46,13 @@ def growth_report(
 ) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @asset_of_aggregates(
-        settings,
-        period,
-        retries,
-        owners,
+    @dg.asset(
         name=GROWTH_REPORT,
         description=DESCRIPTION,
         group_name=REPORT_GROUP,
         automation_condition=whenever_aggregates_are_made(),
         kinds={"html"},
+        **made_of_aggregates(settings, period, retries, owners),
     )
     def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         # Only here: drawing is loaded by runs that draw, not by the code location.

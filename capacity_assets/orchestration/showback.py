@@ -12,7 +12,7 @@ from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.grouping.bill_words import gib, group_named, notes
 from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
 from capacity_assets.grouping.groups import default_grouping
-from capacity_assets.orchestration.after_aggregates import asset_of_aggregates, sensor_of, whenever_aggregates_are_made
+from capacity_assets.orchestration.after_aggregates import made_of_aggregates, sensor_of, whenever_aggregates_are_made
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
 from capacity_assets.orchestration.partitions import windows_of
@@ -40,17 +40,14 @@ def showback_asset(
 ) -> dg.AssetsDefinition:
     """Build the asset."""
 
-    @asset_of_aggregates(
-        settings,
-        period,
-        retries,
-        owners,
+    @dg.asset(
         name=SHOWBACK,
         description=DESCRIPTION,
         group_name=SHOWBACK_GROUP,
         automation_condition=whenever_aggregates_are_made(),
         kinds={"postgres", "table"},
         metadata=table_metadata(capacity_bill_lines),
+        **made_of_aggregates(settings, period, retries, owners),
     )
     def make_bill(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
