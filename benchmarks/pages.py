@@ -25,6 +25,7 @@ from sqlalchemy import Engine, text
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, prepare
 from benchmarks.reading import generate_aggregates
+from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -38,6 +39,7 @@ from capacity_assets.storage.reader_role import ensure_reader_role
 LIMIT_MS = 100
 PORT = 3999
 START_SECONDS = 60
+STORING_SECONDS = 600
 SECONDS_PER_PAGE = 5
 COMPUTED = 5
 UTC_ZONE = ZoneInfo("UTC")
@@ -121,6 +123,9 @@ def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
             connection.execute(text(statement), {"day": fleet.last_day})
         connection.execute(text(_LABELS))
         connection.execute(text("VACUUM (ANALYZE)"))
+    started = time.perf_counter()
+    windows = store_group_sums(engine, STORING_SECONDS)
+    click.echo(f"Sums of groups of {windows} windows stored in {time.perf_counter() - started:.0f} s", err=True)
     with engine.begin() as connection:
         ensure_reader_role(connection)
 

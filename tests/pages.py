@@ -63,7 +63,8 @@ class Pages:
 def served_pages(database: URL, role: str | None = None, **options: Any) -> Iterator[Pages]:
     """Serve the pages of a database until the block ends."""
     engine = reading_engine(database, role=role)
-    serving = replace(Serving(fixed_clock(), KEYS), **options)
+    # A test reads what it has just written.
+    serving = replace(Serving(fixed_clock(), KEYS, reads_ahead=False), **options)
     port = free_port()
     config = uvicorn.Config(create_app(Reader(engine), serving), host="127.0.0.1", port=port, log_level="error")
     server = uvicorn.Server(config)

@@ -16,6 +16,7 @@ from functools import partial
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.coverage import coverage_of
+from capacity_assets.aggregation.group_sums import SECONDS_PER_RUN, store_group_sums
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.legacy_calls import LegacyCalls
 from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
@@ -98,6 +99,8 @@ class AggregationService(LegacyCalls):
                 computed = self._computed(runner, chosen, wanted, guarded)
                 days = coverage_of(self.engine, runner.level, wanted, self.clock.today())
                 parts += [replace(part, coverage=days[part.period_start]) for part in computed]
+        if not options.dry_run:
+            store_group_sums(self.engine, SECONDS_PER_RUN)
         return RunSummary(tuple(parts))
 
     @contextmanager

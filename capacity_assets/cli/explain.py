@@ -11,8 +11,9 @@ import click
 from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explanation_of, find_subjects
 from capacity_assets.aggregation.reference import Sample
 from capacity_assets.cli.errors import DONE
+from capacity_assets.cli.explain_group import AskedGroup, explain_label
 from capacity_assets.cli.explain_runway import Asked, explain_runway
-from capacity_assets.cli.options import DAY, command, completing, json_option
+from capacity_assets.cli.options import DAY, command, completing, json_option, once_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
@@ -35,7 +36,8 @@ SERVERS_NAMED = 10
 @click.option("--server", help="Name of the server; needed where several have a database of that name.")
 @click.option("--runway", is_flag=True, help="Explain when it is full, instead of a period's figures.")
 @click.option("--volume", help="With --runway: a volume of the server instead of a database.")
-@click.option("--all", "every_day", is_flag=True, help="Print the samples of every day.")
+@once_option("--label", metavar="KEY=VALUE", description="The sum of a group, such as team=payments.")
+@click.option("--all", "every_day", is_flag=True, help="Print the samples of every day, or every part of a group.")
 @json_option
 @command
 def explain(  # noqa: PLR0913 -- one argument per documented option
@@ -48,24 +50,28 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
     server: str | None,
     runway: bool,
     volume: str | None,
+    label: str | None,
     every_day: bool,
     as_json: bool,
 ) -> int:
-    """Trace the figures of a database or server to their samples.
+    """Trace figures to their samples, or a group's sum to its parts.
 
-    Every figure is computed once more from the samples, by fractions and without the database's help, and
-    compared with the stored one. Changes nothing.
+    Every figure of a database or server is computed once more from the samples, by fractions and without the
+    database's help, and compared with the stored one. Changes nothing.
 
     \b
     Examples:
       capacity explain orders --period monthly --window 2025-03-01
       capacity explain orders --server db-7 --period weekly
       capacity explain --server db-7 --period quarterly
+      capacity explain --label team=payments --period monthly
       capacity explain orders --runway
       capacity explain --server db-7 --volume /data --runway
     """
-    if database is None and server is None and volume is None:
-        raise ValidationError("Name a database, or a server with --server.")
+    if label is not None and (database, server, volume, runway) != (None, None, None, False):
+        raise ValidationError("--label explains a group as a whole: name no database, server, volume or --runway.")
+    if database is None and server is None and volume is None and label is None:
+        raise ValidationError("Name a database, a server with --server, or a group with --label.")
     if runway and (period is not None or day is not None or every_day):
         raise ValidationError(
             "--period, --window and --all explain figures, --runway when it is full as of today: say one of the two."
@@ -84,6 +90,10 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
         chosen = runner.service.period(period)
         today = Clock(settings.zone).today()
         window = runner.service.partitions.window_holding(chosen, day or chosen.scheduled(today).start)
+        if label is not None:
+            refuse_an_unfit_database(runner.service.engine, settings.zone, kept="Nothing was changed.")
+            asked_group = AskedGroup(label, chosen, window)
+            return explain_label(runner.service.engine, settings, asked_group, every_part=every_day, as_json=as_json)
         subject = _only(find_subjects(runner.service.engine, database, server))
         explanation = explanation_of(runner.service.engine, subject, chosen, window, today)
         labels = labels_on(runner.service.engine, subject.server, subject.database, window.end)

@@ -12,7 +12,7 @@ from capacity_assets.cli.options import command, json_option, window_options
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
-from capacity_assets.grouping.groups import Group, default_grouping, groups_of, refuse_unknown_grouping
+from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, refuse_unknown_grouping
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
@@ -50,7 +50,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
         window = runner.service.partitions.window_holding(chosen, day)
         reading = database_errors(doing="reading groups", kept="Nothing was changed.")
         with reading, runner.service.engine.connect() as connection:
-            found = groups_of(connection, chosen, window, by)
+            found = groups_of(connection, chosen, window, by, fills_first(connection, by))
     if not found:
         raise ValidationError(f"No row of a server is stored in {chosen.name_of(window)}.")
     if as_json:

@@ -10,7 +10,7 @@ from datetime import date
 from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.foundation.errors import NotFoundError, database_errors
-from capacity_assets.grouping.groups import groups_of
+from capacity_assets.grouping.groups import fills_first, groups_of
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 from capacity_assets.report.data import Bar, Change, ChangeKind, Database, Report, ServerChange, Totals, windows_shown
@@ -52,7 +52,9 @@ def read_report(  # noqa: PLR0913 -- what a report may be of
         report = _read(connection, period, window, server, today)
         # Last, and with loops: labels are looked up for the few rows that have some.
         connection.execute(text("SET LOCAL enable_nestloop = on"))
-        groups = groups_of(connection, period, window, by) if by is not None and server is None else []
+        groups = []
+        if by is not None and server is None:
+            groups = groups_of(connection, period, window, by, fills_first(connection, by))
         has_labels = any(group.name is not None for group in groups)
         return replace(report, grouped_by=by, groups=groups) if has_labels else report
 

@@ -1,8 +1,8 @@
 """Change tracking: triggers record which days of the raw tables changed, whoever writes there.
 
 Two triggers on each raw table record each day whose samples were added or corrected, once per transaction. Two on
-`instances` record each server that became active. They run once per statement and read only the rows of that statement.
-Which windows have to be recomputed for a changed day is decided in `aggregation.ledger`.
+`instances` record each server that became active. Which windows have to be recomputed for a changed day is decided in
+`aggregation.ledger`.
 
 Deleted samples make no window stale: a computation never lets a stored row lose samples (docs/semantics.md, "Writing").
 The invalidation log still records deletions, by table and transaction, and every write to the aggregates that is not a
@@ -12,8 +12,7 @@ Rows written to a partition by its own name bypass the triggers of the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from sqlalchemy import Connection, DateTime, Table, text
 
@@ -29,105 +28,46 @@ from capacity_assets.storage.tables import (
     invalidations,
     sample_changes,
 )
+from capacity_assets.storage.triggers import EVENTS, SCHEMA_MARK, Tracking, tracking_steps
 
 RAW = (database_size_stats, instance_size_stats)
 AGGREGATES = (database_size_aggregations, instance_size_aggregations)
-EVENTS = {
-    "insert": "REFERENCING NEW TABLE AS new_rows",
-    "update": "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows",
-}
 
 
 def change_tracking_steps(connection: Connection) -> list[Step]:
     """Return what is missing for change tracking: functions and triggers that are absent, old or disabled."""
-    return [step for table, tracking in _every_tracking() for step in _steps(connection, table, tracking)]
+    return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
 
 
 def change_tracking_is_on(connection: Connection) -> bool:
     """Whether every trigger exists and fires; one cheap query for callers that rely on it."""
-    wanted = [(table, tracking.trigger(event)) for table, tracking in _every_tracking() for event in tracking.events]
+    wanted = [(tracking.table, tracking.trigger(event)) for tracking in _every_tracking() for event in tracking.events]
     tables, triggers = zip(*wanted, strict=True)
     firing = connection.execute(text(_FIRING), {"tables": list(tables), "triggers": list(triggers)}).scalar_one()
     return bool(firing == len(wanted))
 
 
-@dataclass(frozen=True)
-class _Tracking:
-    """A function and the triggers that call it; `what` they record, for messages."""
-
-    function: str
-    body: str
-    events: Mapping[str, str]
-    what: str
-
-    def trigger(self, event: str) -> str:
-        """The name of the trigger of an event: the function's, and the event where there are several."""
-        return f"{self.function}_{event}" if len(self.events) > 1 else self.function
-
-
-def _every_tracking() -> Iterator[tuple[str, _Tracking]]:
+def _every_tracking() -> Iterator[Tracking]:
     yield from _changes()
     yield from _invalidations()
 
 
-def _changes() -> Iterator[tuple[str, _Tracking]]:
+def _changes() -> Iterator[Tracking]:
     bodies = {table.name: _raw_body(table) for table in RAW} | {instances.name: _instances_body()}
     for table, body in bodies.items():
-        yield table, _Tracking(function_name(table), body, EVENTS, "changes")
+        yield Tracking(table, function_name(table), body, EVENTS, "changes")
 
 
-def _invalidations() -> Iterator[tuple[str, _Tracking]]:
+def _invalidations() -> Iterator[Tracking]:
     events = dict.fromkeys((table.name for table in RAW), "DELETE OR TRUNCATE")
     events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
     for table, event in events.items():
-        yield table, _Tracking(INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes")
+        yield Tracking(table, INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes")
 
 
 def function_name(table: str) -> str:
     """Return the name of the function that records the changes of a table; its triggers begin with it."""
     return f"capacity_track_{table}"
-
-
-def _steps(connection: Connection, table: str, tracking: _Tracking) -> Iterator[Step]:
-    function = tracking.function
-    reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
-    schema = connection.execute(text("SELECT current_schema()")).scalar_one()
-    body = tracking.body.replace(SCHEMA_MARK, quoted(schema))
-    # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
-    path = "pg_catalog, pg_temp"
-    found = connection.execute(
-        text(
-            "SELECT prosrc, prosecdef, proconfig FROM pg_proc "
-            "WHERE proname = :name AND pronamespace = CAST(current_schema() AS regnamespace)"
-        ),
-        {"name": function},
-    ).first()
-    if found is None or (found.prosrc, found.prosecdef, found.proconfig) != (body, True, [f"search_path={path}"]):
-        # With the rights of its owner, so that whoever writes samples needs none on the log; such a function must
-        # find no table, operator or function of the caller's, so it names tables with their schema.
-        yield Step(
-            reason,
-            f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
-            f"SET search_path = {path} AS $body${body}$body$",
-        )
-    for event, rows in tracking.events.items():
-        trigger = tracking.trigger(event)
-        fires = connection.execute(
-            text(
-                "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid "
-                "WHERE t.tgrelid = to_regclass(:table) AND t.tgname = :trigger AND f.proname = :function "
-                "AND NOT t.tgisinternal"
-            ),
-            {"table": table, "trigger": trigger, "function": function},
-        ).scalar()
-        if fires is None:
-            yield Step(
-                reason,
-                f"CREATE OR REPLACE TRIGGER {trigger} AFTER {event.upper()} ON {quoted(table)} {rows} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
-            )
-        elif not fires:
-            yield Step(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")
 
 
 _FIRING = """
@@ -138,8 +78,6 @@ WHERE t.tgenabled IN ('O', 'A')
 
 # What the session that computes says of itself, so that its own writes invalidate nothing.
 WRITER_SETTING = "capacity.writer"
-# Stands for the schema of the tables in the bodies of the functions.
-SCHEMA_MARK = "{schema}"
 INVALIDATION_FUNCTION = "capacity_track_invalidation"
 _INVALIDATION_BODY = f"""
 BEGIN

@@ -17,15 +17,12 @@ from collections.abc import Iterable, Iterator
 from sqlalchemy import Connection, Engine, Row, Table, text
 
 from capacity_assets.storage.adoption import other_owner
-from capacity_assets.storage.change_tracking import (
-    EVENTS,
-    INVALIDATION_FUNCTION,
-    change_tracking_steps,
-    function_name,
-)
+from capacity_assets.storage.change_tracking import INVALIDATION_FUNCTION, change_tracking_steps, function_name
+from capacity_assets.storage.group_tracking import group_tracking_steps, group_triggers
 from capacity_assets.storage.partitions import LIKE_PARENT, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError
 from capacity_assets.storage.steps import carry_out, execute, free_name, quoted
+from capacity_assets.storage.triggers import EVENTS
 from capacity_assets.storage.unique_keys import unique_keys
 from capacity_assets.storage.view_upgrades import built_on_views, take_views_away
 from capacity_assets.storage.views import VIEWS
@@ -123,7 +120,7 @@ def swap(connection: Connection, table: Table) -> None:
     execute(connection, statements)
     for sequence in connection.execute(text(_SEQUENCES), {"table": old}).scalars().all():
         connection.exec_driver_sql(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(table.name)}.id")
-    for step in change_tracking_steps(connection):
+    for step in (*change_tracking_steps(connection), *group_tracking_steps(connection)):
         carry_out(connection, step)
 
 
@@ -147,9 +144,9 @@ def _row_numbers(connection: Connection, table: Table) -> Iterator[str]:
 def _set_aside(connection: Connection, table: Table, old: str, indexes: list[Row[tuple[object, ...]]]) -> Iterator[str]:
     """Rename the old table and its indexes, and give it the new primary key in place of its own."""
     yield f"ALTER TABLE {quoted(table.name)} RENAME TO {quoted(old)}"
-    for event in EVENTS:
-        yield f"DROP TRIGGER IF EXISTS {function_name(table.name)}_{event} ON {quoted(old)}"
-    yield f"DROP TRIGGER IF EXISTS {INVALIDATION_FUNCTION} ON {quoted(old)}"
+    triggers = [f"{function_name(table.name)}_{event}" for event in EVENTS]
+    for trigger in (*triggers, INVALIDATION_FUNCTION, *group_triggers(table.name)):
+        yield f"DROP TRIGGER IF EXISTS {trigger} ON {quoted(old)}"
     for index in indexes:
         if index.is_primary:
             yield f"ALTER TABLE {quoted(old)} DROP CONSTRAINT {quoted(index.name)}"

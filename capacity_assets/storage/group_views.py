@@ -1,15 +1,30 @@
-"""The views of labels and groups: which labels hold when, and what each group adds up to."""
+"""The views of labels and groups: which labels hold when, and what each group adds up to.
+
+Sums by engine and label are stored per window (`aggregation.group_sums`). The view takes what is stored where nothing
+changed since, and else adds up what the aggregates and labels hold: it is right whether or not anything is stored.
+"""
 
 from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
 from capacity_assets.storage.view import View, ViewColumn
 
-# Windows are whole months, or as many days as the one before.
-_BEFORE = """CASE WHEN extract(day FROM {0}.period_start) = extract(day FROM {0}.period_end + 1)
-    THEN CAST({0}.period_start - age(CAST({0}.period_end + 1 AS timestamp),
-                                     CAST({0}.period_start AS timestamp)) AS date)
-    ELSE {0}.period_start - ({0}.period_end - {0}.period_start + 1) END"""
+
+def before(row: str) -> str:
+    """Return the first day of the window before: whole months, or as many days as the window itself."""
+    return f"""CASE WHEN extract(day FROM {row}.period_start) = extract(day FROM {row}.period_end + 1)
+    THEN CAST({row}.period_start - age(CAST({row}.period_end + 1 AS timestamp),
+                                     CAST({row}.period_start AS timestamp)) AS date)
+    ELSE {row}.period_start - ({row}.period_end - {row}.period_start + 1) END"""
+
+
+def sees(window: str) -> str:
+    """Return the condition that what is stored of a window holds a change `c`."""
+    return (
+        f"pg_visible_in_snapshot(CAST(CAST(c.transaction_id AS text) AS xid8), CAST({window}.snapshot AS pg_snapshot))"
+    )
+
+
 _PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
 _NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
 
@@ -18,7 +33,8 @@ _NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
 _LABELLED = f"""
     SELECT a.period_type, a.period_start, a.period_end, a.instance_id, a.key, a.value, {_NOW} AS size_mb,
            CASE WHEN s.total_size_change_mb IS NULL THEN NULL
-                WHEN a.size_change_mb IS NOT NULL AND a.data_count >= s.data_count AND b.data_count >= sb.data_count
+                WHEN a.size_change_mb IS NOT NULL AND (sb.instance_id IS NULL
+                     OR a.data_count >= s.data_count AND b.data_count >= sb.data_count)
                 THEN a.size_change_mb ELSE {_NOW} - coalesce({_THEN}, 0) END AS change_mb, 1 AS databases
     FROM (
         SELECT DISTINCT ON (d.period_type, d.period_start, d.instance_id, d.database_name, r.key)
@@ -33,9 +49,9 @@ _LABELLED = f"""
     JOIN instance_size_aggregations s
         ON s.period_type = a.period_type AND s.period_start = a.period_start AND s.instance_id = a.instance_id
     LEFT JOIN instance_size_aggregations sb
-        ON sb.period_type = a.period_type AND sb.period_start = {_BEFORE.format("a")} AND sb.instance_id = a.instance_id
+        ON sb.period_type = a.period_type AND sb.period_start = {before("a")} AND sb.instance_id = a.instance_id
     LEFT JOIN database_size_aggregations b
-        ON b.period_type = a.period_type AND b.period_start = {_BEFORE.format("a")} AND b.instance_id = a.instance_id
+        ON b.period_type = a.period_type AND b.period_start = {before("a")} AND b.instance_id = a.instance_id
         AND b.database_name = a.database_name
     UNION ALL
     SELECT b.period_type, b.period_start, b.period_end, b.instance_id, b.key, b.value, 0,
@@ -47,7 +63,7 @@ _LABELLED = f"""
         FROM instance_size_aggregations s
         JOIN {SPANS} r ON r.instance_id = s.instance_id AND {holds_on("r", "s.period_end")}
         JOIN database_size_aggregations d
-            ON d.period_type = s.period_type AND d.period_start = {_BEFORE.format("s")}
+            ON d.period_type = s.period_type AND d.period_start = {before("s")}
             AND d.instance_id = s.instance_id AND {matches("r", "d.database_name")}
         WHERE NOT EXISTS (SELECT FROM database_size_aggregations a
                           WHERE a.period_type = s.period_type AND a.period_start = s.period_start
@@ -61,13 +77,12 @@ _OF_SERVER = f"""(SELECT l.value FROM {SPANS} l
              WHERE l.instance_id = {{0}}.instance_id AND l.key = {{1}}.key AND l.database_pattern = ''
                AND {holds_on("l", "{0}.period_end")})"""  # noqa: S608 -- expressions of our own views
 # A database with a label of its own leaves the group of its server and enters its own: sums stay what they are.
-_GROUPS = f"""
+_PARTS = f"""
     SELECT a.period_type, a.period_start, a.period_end, g.grouped_by, g.group_name, a.instance_id,
            a.total_size_mb AS size_mb, a.total_size_change_mb AS change_mb, a.database_count AS databases
     FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
     CROSS JOIN LATERAL (
         SELECT 'engine' AS grouped_by, coalesce(i.db_type, 'unknown') AS group_name
-        UNION ALL SELECT 'server', coalesce(i.name, 'server ' || a.instance_id)
         UNION ALL SELECT k.key, {_OF_SERVER.format("a", "k")} FROM (SELECT DISTINCT key FROM capacity_labels) AS k
     ) AS g
     WHERE i.counted_by IS NULL
@@ -78,6 +93,57 @@ _GROUPS = f"""
     LEFT JOIN instances i ON i.id = m.instance_id
     CROSS JOIN LATERAL (VALUES (m.server_value, -1), (m.value, 1)) AS side (group_name, sign)
     WHERE i.counted_by IS NULL AND m.value IS DISTINCT FROM m.server_value"""  # noqa: S608 -- as above
+GROUPS_OF_WINDOW = f"""
+    SELECT p.period_end, CAST(p.grouped_by AS text) AS grouped_by, CAST(p.group_name AS text) AS group_name,
+           count(DISTINCT p.instance_id) AS servers,
+           CAST(sum(p.databases) AS bigint) AS databases, CAST(sum(p.size_mb) AS numeric) AS size_mb,
+           CAST(sum(p.change_mb) AS numeric) AS change_mb
+    FROM ({_PARTS}) AS p
+    WHERE p.period_type = w.period_type AND p.period_start = w.period_start
+    GROUP BY 1, 2, 3"""  # noqa: S608 -- as above
+"""Groups by engine and label of a window `w`, added up from the aggregates and labels."""
+_SERVERS = """
+    SELECT a.period_type, a.period_start, a.period_end, CAST('server' AS text) AS grouped_by,
+           CAST(coalesce(i.name, 'server ' || a.instance_id) AS text) AS group_name, count(*) AS servers,
+           CAST(sum(a.database_count) AS bigint) AS databases, sum(a.total_size_mb) AS size_mb,
+           sum(a.total_size_change_mb) AS change_mb
+    FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
+    WHERE i.counted_by IS NULL
+    GROUP BY 1, 2, 3, 4, 5"""
+
+
+def is_current(window: str) -> str:
+    """Return the condition that what is stored of a window holds every change of it, of the one before and of labels.
+
+    As in the ledger of computed windows, by PostgreSQL's own account of which transactions the sums could see.
+    """
+    return f"""{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())
+        AND NOT EXISTS (SELECT FROM capacity_group_changes c
+                        WHERE c.period_type = {window}.period_type
+                          AND c.period_start IN ({window}.period_start, {window}.before_start) AND NOT {sees(window)})
+        AND NOT EXISTS (SELECT FROM capacity_group_changes c
+                        WHERE c.period_type = '' AND c.period_start <= {window}.period_end AND NOT {sees(window)})"""  # noqa: S608 -- as above
+
+
+OUTDATED_WINDOWS = f"""
+    SELECT DISTINCT k.period_type, k.period_start
+    FROM (SELECT period_type, period_start FROM capacity_group_changes WHERE period_type <> ''
+          UNION ALL SELECT period_type, period_start FROM capacity_group_windows) AS k
+    WHERE NOT EXISTS (SELECT FROM capacity_group_windows v
+                      WHERE v.period_type = k.period_type AND v.period_start = k.period_start AND {is_current("v")})"""  # noqa: S608 -- as above
+"""Windows whose groups are not stored, or as they were before something changed."""
+# Each part has the same types: else PostgreSQL hands no condition on to any of them.
+_GROUPS = f"""{_SERVERS}
+    UNION ALL
+    SELECT v.period_type, v.period_start, v.period_end, CAST(s.grouped_by AS text),
+           CAST(nullif(s.group_name, '') AS text), s.servers, s.databases, s.size_mb, s.change_mb
+    FROM capacity_group_windows v
+    JOIN capacity_group_sums s ON s.period_type = v.period_type AND s.period_start = v.period_start
+    WHERE {is_current("v")}
+    UNION ALL
+    SELECT w.period_type, w.period_start, g.period_end, g.grouped_by, g.group_name, g.servers, g.databases, g.size_mb,
+           g.change_mb
+    FROM ({OUTDATED_WINDOWS}) AS w CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g"""  # noqa: S608 -- as above
 
 GROUP_VIEWS = (
     View(
@@ -109,15 +175,15 @@ GROUP_VIEWS = (
             ViewColumn("window_end", "g.period_end", "Last day of the window, included: its labels are taken"),
             ViewColumn("grouped_by", "g.grouped_by", "engine, server, or the key of a label: take one of them"),
             ViewColumn("group_name", "g.group_name", "Engine, server or value of the label; null: no such label"),
-            ViewColumn("servers", "count(DISTINCT g.instance_id)", "Servers with a part in it; one may be in several"),
-            ViewColumn("databases", "sum(g.databases)", "Mean number of databases"),
-            ViewColumn("size_mb", "sum(g.size_mb)", "Mean size, MiB"),
+            ViewColumn("servers", "g.servers", "Servers with a part in it; one may be in several"),
+            ViewColumn("databases", "g.databases", "Mean number of databases"),
+            ViewColumn("size_mb", "g.size_mb", "Mean size, MiB"),
             ViewColumn(
                 "change_mb",
-                "sum(g.change_mb)",
+                "g.change_mb",
                 "Change against the window before of what belongs to it now, of what is known, MiB; null: nothing is",
             ),
         ),
-        f"FROM ({_GROUPS}) AS g\nGROUP BY 1, 2, 3, 4, 5",
+        f"FROM ({_GROUPS}) AS g",
     ),
 )

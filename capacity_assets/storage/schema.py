@@ -17,11 +17,12 @@ from capacity_assets.storage.adoption import comment_steps, default_partition_st
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
+from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
 from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0010"
+SCHEMA_REVISION = "0011"
 # No release contained them; the baseline covers what they left.
 FORMER_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 NOT_RECORDED_MEANWHILE = (
@@ -54,7 +55,7 @@ def everybody_may_create(engine: Engine) -> bool:
 def untracked_changes(engine: Engine) -> tuple[str, ...]:
     """Return what keeps changed samples from being recorded; nothing if all is well."""
     with engine.connect() as connection:
-        steps = change_tracking_steps(connection)
+        steps = [*change_tracking_steps(connection), *group_tracking_steps(connection)]
         return tuple(dict.fromkeys(step.reason for step in steps))
 
 
@@ -121,12 +122,23 @@ def initialise(engine: Engine) -> tuple[str, ...]:
             connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
         unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"fixed: {step.reason}{unseen}" for step in missing)
+        done += _track_groups(connection, anew=revision != SCHEMA_REVISION)
         execute(connection, foreign)
         done += [f"taken away and put back as it was: view {view}" for view in readers]
         done += _renew_views(connection, taken)
         for step in comment_steps(connection, metadata.sorted_tables):
             carry_out(connection, step)
     return tuple(done)
+
+
+def _track_groups(connection: Connection, *, anew: bool) -> list[str]:
+    """Record what changes groups, and forget sums that may have missed a change; return what was fixed."""
+    missing = group_tracking_steps(connection)
+    for step in missing:
+        carry_out(connection, step)
+    if missing or anew:
+        forget_group_sums(connection)
+    return [] if anew else [*dict.fromkeys(f"fixed: {step.reason}" for step in missing)]
 
 
 def _readers_of_widened_columns(connection: Connection) -> InTheWay:
@@ -231,7 +243,7 @@ def schema_state(engine: Engine) -> SchemaState:
                 shortcomings += [step.reason for step in plan.steps]
                 shortcomings += plan.problems
         if not missing:
-            steps = change_tracking_steps(connection)
+            steps = [*change_tracking_steps(connection), *group_tracking_steps(connection)]
             shortcomings += dict.fromkeys(step.reason for step in steps)
             shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
         readers = _readers_of_widened_columns(connection)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,10 +31,11 @@ from capacity_assets.charts.history import STYLES
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, reason_of, sqlstate_of
 from capacity_assets.foundation.spreadsheets import as_plain_text
+from capacity_assets.periods import PERIODS
 from capacity_assets.web.asked import Asked, known_values
 from capacity_assets.web.guard import Allowed, SecurityHeaders
 from capacity_assets.web.names import Names
-from capacity_assets.web.pages.fleet import FleetPage, read_fleet
+from capacity_assets.web.pages.fleet import FLEET_SECONDS_KEPT, FleetPage, read_fleet
 from capacity_assets.web.pages.groups import (
     BillPage,
     GroupPage,
@@ -65,7 +67,9 @@ from capacity_assets.web.rendering import Renderer
 
 logger = logging.getLogger("capacity_assets")
 
-SECONDS_KEPT, FLEET_SECONDS_KEPT = 10, 30
+SECONDS_KEPT = 10
+# What is kept for half a minute is shown for another minute while it is read again: nobody waits for it.
+SECONDS_BETWEEN_READING_AHEAD = 60
 FORMATS = ("html", "json", "csv")
 STATEMENT_CANCELLED = "57014"
 STATIC = Path(__file__).with_name("static")
@@ -122,6 +126,8 @@ class Serving:
     dagster_url: str | None = None
     token: str | None = None
     user_header: str | None = None
+    reads_ahead: bool = True
+    """Whether what every reader sees is read before anybody asks, again and again."""
 
 
 def create_app(reader: Reader, serving: Serving) -> ASGIApp:
@@ -130,10 +136,17 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
     answers = Answers(reader, Names(reader), renderer, serving)
 
     @asynccontextmanager
-    async def first_pages(_app: Starlette) -> AsyncIterator[None]:
-        # What takes long over a large fleet is read before anybody asks for it.
-        threading.Thread(target=answers.read_ahead, daemon=True).start()
+    async def read_ahead(_app: Starlette) -> AsyncIterator[None]:
+        # What takes long over a large fleet is read before anybody asks for it, and again before it is too old.
+        if not serving.reads_ahead:
+            yield
+            return
+        ended = threading.Event()
+        reading = threading.Thread(target=answers.read_ahead, args=(ended,), daemon=True)
+        reading.start()
         yield
+        ended.set()
+        await run_in_threadpool(reading.join)
 
     routes = [Route(page.path, answers.of(page)) for page in PAGES]
     app = Starlette(
@@ -149,7 +162,7 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
             Middleware(Allowed, token=serving.token, user_header=serving.user_header),
             Middleware(GZipMiddleware, minimum_size=2000),
         ],
-        lifespan=first_pages,
+        lifespan=read_ahead,
         exception_handlers={404: answers.no_such_page, Exception: answers.defect},
     )
     # Around everything, so that answers to defects carry the headers too.
@@ -171,13 +184,17 @@ class Answers:
 
         return answer
 
-    def read_ahead(self) -> None:
-        """Read the pages that add up the fleet, and the names of the search; what fails is said to who asks."""
-        with suppress(DBAPIError, PoolTimeoutError):
-            for page in PAGES:
-                if page.kept_seconds > SECONDS_KEPT:
-                    self._read(page, Asked(page.path, {}, self._serving.label_keys, self._serving.clock.today()))
-            self._names.search("-", 1)
+    def read_ahead(self, ended: threading.Event) -> None:
+        """Read what every reader sees until the event is set; what fails is said to who asks."""
+        pages = {page.path: page for page in PAGES}
+        ahead = [(pages["/groups"], {}), (pages["/"], {}), *((pages["/"], {"period": name}) for name in PERIODS)]
+        while not ended.is_set():
+            with suppress(DBAPIError, PoolTimeoutError):
+                for page, values in ahead:
+                    today = self._serving.clock.today()
+                    self._read(page, Asked(page.path, values, self._serving.label_keys, today))
+                self._names.search("-", 1)
+            ended.wait(SECONDS_BETWEEN_READING_AHEAD)
 
     def _read(self, page: Page, asked: Asked) -> Dated:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.periods import Period, Window
+from capacity_assets.storage.label_expressions import holds_on
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, Step, windows_back, with_gaps
 from capacity_assets.web.reading import found, rows
@@ -18,9 +19,11 @@ from capacity_assets.web.reading import found, rows
 def newest_window(connection: Connection, period: Period) -> Window | None:
     """Return the newest window of a period that any server has a row in; None: none was computed."""
     asked = {"period": period.name}
-    query = "SELECT max(window_start) AS start FROM capacity_server_growth WHERE period = :period"
-    start: date | None = rows(connection, query, asked)[0].start
-    return None if start is None else period.window_of(start)
+    # Not max(): over a view, PostgreSQL reads every row for it, and for this one entry of an index.
+    query = """SELECT window_start AS start FROM capacity_server_growth WHERE period = :period
+               ORDER BY window_start DESC LIMIT 1"""
+    found = rows(connection, query, asked)
+    return period.window_of(found[0].start) if found else None
 
 
 def complete_window(connection: Connection, period: Period, newest: Window | None) -> Window | None:
@@ -158,13 +161,8 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         "AND server_id = :server" if server_id is not None else "",
         "AND engine = :engine" if engine else "",
         _NEEDS.get(order, ""),
+        servers_with(value) if key is not None else "",
     ]
-    if key is not None:
-        conditions.append(
-            "AND server_id = ANY (:candidates) AND labels ->> CAST(:key AS text) = :value"
-            if value
-            else "AND NOT labels ? CAST(:key AS text)"
-        )
     asked = {
         "period": period.name,
         "start": window.start,
@@ -172,21 +170,39 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         "engine": engine,
         "key": key,
         "value": value,
-        "candidates": _labelled(connection, key, value) if value else [],
+        "candidates": labelled_servers(connection, key, value, window.end) if key is not None else [],
         "shown": shown + 1,
         "skipped": (page - 1) * shown,
     }
+    # Sorted first, by an index, and only then asked for labels, one by one until the page is full: of a condition on
+    # labels PostgreSQL expects that it leaves next to nothing, and asks every candidate before it sorts.
     query = f"""
-        SELECT server_id, server, engine, database, size_mb, change_mb,
-               CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels
-        FROM capacity_growth WHERE period = :period AND window_start = :start {" ".join(filter(None, conditions))}
-        ORDER BY {ORDERS[order]}{"" if order == "name" else ", server_id, database"} LIMIT :shown OFFSET :skipped
+        SELECT * FROM (
+            SELECT server_id, server, engine, database, size_mb, change_mb,
+                   CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels
+            FROM capacity_growth WHERE period = :period AND window_start = :start {" ".join(filter(None, conditions))}
+            ORDER BY {ORDERS[order]}{"" if order == "name" else ", server_id, database"} OFFSET 0
+        ) AS sorted {label_condition(key, value)} LIMIT :shown OFFSET :skipped
         """  # noqa: S608 -- conditions of our own
     listed = found(DatabaseRow, connection, query, asked)
     return listed[:shown], len(listed) > shown
 
 
-def _labelled(connection: Connection, key: str | None, value: str | None) -> Sequence[int]:
-    """Servers on which a label occurs: the few whose rows have to be looked at."""
-    query = "SELECT DISTINCT instance_id FROM capacity_label_spans WHERE key = :key AND value = :value"
-    return [row.instance_id for row in rows(connection, query, {"key": key, "value": value})]
+def label_condition(key: str | None, value: str | None) -> str:
+    """Return the condition on column labels; with a value that is empty, those without this key."""
+    if key is None:
+        return ""
+    return "WHERE labels ->> CAST(:key AS text) = :value" if value else "WHERE NOT labels ? CAST(:key AS text)"
+
+
+def servers_with(value: str | None) -> str:
+    """Return the condition that keeps the servers whose rows have to be looked at, given `labelled_servers`."""
+    return "AND server_id = ANY (:candidates)" if value else "AND server_id <> ALL (:candidates)"
+
+
+def labelled_servers(connection: Connection, key: str, value: str | None, day: date) -> Sequence[int]:
+    """Return servers on which a label occurs at all; without a value, those that have this key as a whole on a day."""
+    query = "SELECT DISTINCT instance_id FROM capacity_label_spans l WHERE key = :key AND {}"
+    condition = "value = :value" if value else f"database_pattern = '' AND {holds_on('l', ':day')}"
+    asked = {"key": key, "value": value, "day": day}
+    return [row.instance_id for row in rows(connection, query.format(condition), asked)]

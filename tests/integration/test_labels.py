@@ -14,7 +14,9 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.grouping.explained_groups import ExplainedGroup, explain_group
 from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.clocks import TODAY
 from tests.command import capacity
@@ -60,6 +62,12 @@ def groups(engine: Engine, by: str, start: date = MONTH) -> dict[str | None, tup
     with engine.connect() as connection:
         rows = connection.execute(query, {"start": start, "by": by})
         return {row.group_name: (row.size_mb, row.change_mb) for row in rows}
+
+
+def explained(engine: Engine, key: str, value: str, start: date = MONTH) -> ExplainedGroup:
+    period = PERIODS["monthly"]
+    with engine.connect() as connection:
+        return explain_group(connection, period, period.window_of(start), key, value)
 
 
 def labels_of(engine: Engine, server: int, database: str, start: date = MONTH) -> dict[str, str]:
@@ -186,6 +194,9 @@ def test_groups_of_any_labels_add_up(engine: Engine, declared: list[tuple[Any, .
             found = groups(engine, by, start).values()
             changes = [change for _, change in found if change is not None]
             assert (sum(size for size, _ in found), sum(changes) if changes else None) == total
+        for key in {one[2] for one in declared}:
+            for value in groups(engine, key, start).keys() - {None}:
+                assert explained(engine, key, str(value), start).agrees
 
 
 def test_the_command_shows_each_group_its_growth_and_what_of_it_fills_first(engine: Engine) -> None:
@@ -248,6 +259,56 @@ def test_an_explanation_names_the_labels_of_its_window() -> None:
     assert "Labels: environment=test, team=payments" in own
     assert "Labels: environment=test, team=platform" in capacity("explain", "--server", "server-1", *april).output
     assert before["labels"] == {"environment": "test", "team": "platform"}
+
+
+def test_the_sum_of_a_group_is_explained_by_its_parts(engine: Engine, service: AggregationService) -> None:
+    labelled("set", "server-1", "team=platform")
+    labelled("set", "server-2", "team=payments", "--from", "2025-04-02")
+    labelled("set", "server-1", "team=payments", "--database", "pay_*", "--always")
+    add_database_sizes(engine, sizes(1, "other", "2025-05-01", [1000] * 31))
+    add_instance_sizes(engine, totals(1, "2025-05-01", [(1000, 1)] * 31))
+    service.calculate_period_aggregations("monthly", date(2025, 5, 1), date(2025, 5, 1))
+    april = ("--period", "monthly", "--window", "2025-04-01")
+
+    shown = capacity("explain", "--label", "team=payments", *april).output
+    found = json.loads(capacity("explain", "--label", "team=platform", *april, "--json").output)
+    may = explained(engine, "team", "payments", date(2025, 5, 1))
+
+    assert [line.split() for line in shown.splitlines() if line.startswith("server-")] == [
+        ["server-1", "pay_b", "150", "MiB", "+150", "MiB", "of", "pay_*,", "always"],
+        ["server-1", "pay_a", "145", "MiB", "+30", "MiB", "of", "pay_*,", "always"],
+        ["server-2", "all", "50", "MiB", "0", "MiB", "of", "the", "server,", "from", "2025-04-02"],
+    ]
+    assert "In all 345 MiB, changed by +180 MiB. The sum in capacity_groups is the same." in shown
+    [platform] = found["parts"]
+    assert (platform["database"], platform["size_mb"], platform["without_databases"]) == (None, 1000, 2)
+    assert found["agrees"]
+    # Both databases of server-1 are gone, and server-2 is not measured.
+    assert [(part.database, part.size_mb, part.change_mb) for part in may.parts] == [
+        ("pay_a", 0, -145),
+        ("pay_b", 0, -150),
+    ]
+    assert may.agrees
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            ["--label", "team=nobody", "--period", "monthly", "--window", "2025-04-01"],
+            "Nothing has team=nobody in April",
+        ),
+        (["--label", "team", "--period", "monthly"], "write team=payments"),
+        (["--label", "taem=a", "--period", "monthly"], "Did you mean 'team'?"),
+        (["--label", "team=a"], "Say which figures: --period"),
+        (["orders", "--label", "team=a", "--period", "monthly"], "--label explains a group as a whole"),
+    ],
+)
+def test_a_group_that_cannot_be_explained_is_refused_in_one_sentence(arguments: list[str], problem: str) -> None:
+    refused = capacity("explain", *arguments)
+
+    assert refused.exit_code == 2
+    assert problem in refused.output
 
 
 def test_runways_are_filtered_by_label_and_engine() -> None:

@@ -471,6 +471,23 @@ def test_the_pages_of_groups_hold_one_connection_at_a_time(database: URL, engine
         assert {answer.status for answer in pool.map(pages.ask, addresses)} == {200}
 
 
+def test_what_every_reader_sees_is_read_before_anybody_asks(database: URL, engine: Engine) -> None:
+    with served_pages(database, reads_ahead=True) as pages, engine.connect() as connection:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(1)
+            # Whoever reads a forecast now waits until it is too long.
+            connection.execute(text("LOCK TABLE capacity_runways IN ACCESS EXCLUSIVE MODE"))
+            answers = [
+                pages.ask(address).status for address in ("/groups", "/", "/?period=quarterly", "/?period=daily")
+            ]
+            connection.rollback()
+            if set(answers) == {200}:
+                break
+
+    assert answers == [200] * 4
+
+
 def test_a_group_fills_with_the_volume_that_binds_its_databases(pages: Pages, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE capacity_runways SET binds = 'volume', middle_day = NULL WHERE name = 'still'"))

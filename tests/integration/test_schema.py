@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, select, text
 
 import capacity_assets.storage.migrations
+from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
@@ -248,6 +249,35 @@ def test_a_database_of_the_revision_before_gets_views_that_read_new_ones(engine:
         assert connection.execute(text(f"{granted}'capacity_growth'")).scalar_one() == 1
 
 
+NEW_IN_0011 = ("capacity_group_sums", "capacity_group_windows", "capacity_group_changes")
+WINDOW = """
+INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, total_size_mb, avg_size_mb,
+    max_size_mb, min_size_mb, data_count, database_count)
+VALUES (7, 'monthly', '2025-03-01', '2025-03-31', 50, 50, 50, 50, 31, 1)
+"""
+
+
+def test_a_database_without_stored_groups_gets_those_of_the_windows_it_has(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {', '.join(NEW_IN_0011)} CASCADE"))
+        functions = connection.execute(text("SELECT proname FROM pg_proc WHERE proname LIKE 'capacity_track_groups_%'"))
+        for function in functions.scalars().all():
+            connection.execute(text(f"DROP FUNCTION {function} CASCADE"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0010'"))
+        connection.execute(text(WINDOW))
+
+    done = initialise(engine)
+
+    assert {f"created table {table}" for table in NEW_IN_0011} <= set(done)
+    assert not any("fixed" in line for line in done)
+    assert initialise(engine) == ()
+    groups = "SELECT group_name, size_mb FROM capacity_groups WHERE grouped_by = 'engine'"
+    for number in (1, 0):
+        with engine.connect() as connection:
+            assert connection.execute(text(groups)).all() == [("unknown", 50)]
+        assert store_group_sums(engine, 60) == number
+
+
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
     "0006": (
@@ -344,6 +374,10 @@ def test_a_database_of_each_former_revision_becomes_the_same_as_a_new_one_and_ke
         )
         assert functions.scalars().all() == [
             "capacity_track_database_size_stats",
+            "capacity_track_groups_capacity_labels",
+            "capacity_track_groups_database_size_aggregations",
+            "capacity_track_groups_instance_size_aggregations",
+            "capacity_track_groups_instances",
             "capacity_track_instance_size_stats",
             "capacity_track_instances",
             "capacity_track_invalidation",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import partial
 
 from sqlalchemy import Connection
 
-from capacity_assets.grouping.groups import Group, default_grouping, groups_of
-from capacity_assets.periods import PERIODS, Window
+from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of
+from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
 from capacity_assets.web.queries import FILLS_FIRST, complete_window, databases, history, newest_window, runways
@@ -17,6 +18,9 @@ from capacity_assets.web.reading import Reader, found, rows
 
 MOVERS_SHOWN, FILLING_SHOWN, UNMEASURED_SHOWN, GROUPS_SHOWN = 5, 8, 20, 8
 TRUST_DAYS = 30
+FLEET_SECONDS_KEPT = 30
+# Every row of every window shown is looked at for it.
+INCOMPLETE_SECONDS_KEPT = 300
 MOVED_SINCE = ("daily", "weekly", "monthly")
 
 
@@ -110,6 +114,25 @@ class FleetPage:
 def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
     period = asked.period()
+    fleet = reader.kept(("fleet", asked.today), partial(_read_fleet, reader, asked), FLEET_SECONDS_KEPT)
+    if period.name not in fleet.periods:
+        return replace(fleet, period=period.name)
+    newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
+    with reader.transaction() as connection:
+        sizes = history(connection, _HISTORY, period, newest, {})
+    if sizes:
+        first = sizes[0].window_start
+        incomplete = reader.kept(
+            ("incomplete", period.name, first, newest.start),
+            partial(_incomplete, reader, period, first),
+            INCOMPLETE_SECONDS_KEPT,
+        )
+        sizes = [replace(one, is_partial=one.window_start in incomplete) for one in sizes]
+    return replace(fleet, period=period.name, sizes=sizes)
+
+
+def _read_fleet(reader: Reader, asked: Asked) -> FleetPage:
+    """Read what is the same whichever period is shown, without sizes."""
     with reader.transaction() as connection:
         newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
         over = {
@@ -117,16 +140,16 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
             for name in MOVED_SINCE
             if (window := complete_window(connection, PERIODS[name], newest.get(name)))
         }
-        sizes = history(connection, _HISTORY, period, newest[period.name], {}) if period.name in newest else []
         day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
         unmeasured = _unmeasured(connection, day)
         counts = rows(connection, _COUNTS, {"day": day})[0]
         by = default_grouping(asked.label_keys)
         last_month = over.get("monthly")
-        groups = groups_of(connection, PERIODS["monthly"], last_month, by) if last_month else []
+        fills = fills_first(connection, by) if last_month else {}
+        groups = groups_of(connection, PERIODS["monthly"], last_month, by, fills) if last_month else []
         return FleetPage(
-            period.name,
-            sizes,
+            "",
+            (),
             int(counts.databases or 0),
             counts.servers,
             [_moved(connection, name, window) for name, window in over.items()],
@@ -140,6 +163,13 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
             max(len(groups) - GROUPS_SHOWN, 0),
             {name: window.key for name, window in newest.items()},
         )
+
+
+def _incomplete(reader: Reader, period: Period, first: date) -> set[date]:
+    """Return the windows in which a server is missing that was measured before, and is in service or came back."""
+    with reader.transaction() as connection:
+        asked = {"period": period.name, "first": first}
+        return {row.window_start for row in rows(connection, _INCOMPLETE, asked)}
 
 
 def _moved(connection: Connection, name: str, window: Window) -> Moved:
@@ -164,23 +194,24 @@ def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeas
     return Trust(day, active, active - len(unmeasured), failed, None if coverage is None else float(coverage))
 
 
-# A server in service is expected from its first window shown on, another one to its last.
 _HISTORY = """
-WITH sizes AS (
-    SELECT server_id, window_start, window_end, size_mb, change_mb FROM capacity_server_growth
+SELECT window_start, window_end, CAST(sum(size_mb) AS bigint) AS size_mb, CAST(sum(change_mb) AS bigint) AS change_mb
+FROM capacity_groups WHERE period = :period AND window_start >= :first AND grouped_by = 'engine'
+GROUP BY window_start, window_end
+"""
+# A server in service is expected from its first window shown on, another one to its last.
+_INCOMPLETE = """
+WITH shown AS (
+    SELECT server_id, window_start FROM capacity_server_growth
     WHERE period = :period AND window_start >= :first AND counted
 ), spans AS (
     SELECT min(z.window_start) AS first_start,
            CASE WHEN bool_or(s.is_active) THEN CAST('infinity' AS date) ELSE max(z.window_start) END AS last_start
-    FROM sizes z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
-), windows AS (
-    SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb, count(*) AS servers
-    FROM sizes GROUP BY window_start, window_end
+    FROM shown z LEFT JOIN capacity_servers s ON s.server_id = z.server_id GROUP BY z.server_id
 )
-SELECT w.window_start, w.window_end, w.size_mb, w.change_mb, w.servers < (
-           SELECT count(*) FROM spans s WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start
-       ) AS is_partial
-FROM windows w
+SELECT w.window_start FROM (SELECT window_start, count(*) AS servers FROM shown GROUP BY window_start) AS w
+WHERE w.servers < (SELECT count(*) FROM spans s
+                   WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)
 """
 _COUNTS = """
 SELECT count(DISTINCT server_id) AS servers, sum(databases) AS databases
@@ -188,13 +219,13 @@ FROM capacity_server_samples WHERE day = :day
 """
 # As the growth report: volumes, and where a server has none, its declared limit.
 _HEADROOM = """
-SELECT CAST(sum(greatest(headroom_mb, 0)) FILTER (
-           WHERE subject = 'volume' OR (subject = 'server' AND NOT has_volumes)) AS bigint) AS headroom_mb,
-       count(*) FILTER (WHERE subject = 'database' AND state = 'limit unknown') AS unknown_limits,
-       (SELECT count(*) FROM capacity_runway
-        WHERE counted AND probability_30_days >= 0.5 AND stands_for_itself) AS fills_within_30_days
-FROM (SELECT r.*, bool_or(subject = 'volume') OVER (PARTITION BY server_id) AS has_volumes
-      FROM (SELECT server_id, subject, state, headroom_mb FROM capacity_runway WHERE counted) AS r) AS runways
+SELECT CAST(sum(greatest(r.headroom_mb, 0)) FILTER (
+           WHERE r.subject = 'volume' OR (r.subject = 'server' AND NOT EXISTS (
+               SELECT FROM capacity_runway v WHERE v.server_id = r.server_id AND v.subject = 'volume'))
+       ) AS bigint) AS headroom_mb,
+       count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown') AS unknown_limits,
+       count(*) FILTER (WHERE r.probability_30_days >= 0.5 AND r.stands_for_itself) AS fills_within_30_days
+FROM capacity_runway r WHERE r.counted
 """
 _UNMEASURED = """
 SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason

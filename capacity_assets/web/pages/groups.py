@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,28 +15,32 @@ from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
 from capacity_assets.grouping.groups import (
     WITHOUT_LABEL,
+    FillsFirst,
     Group,
     default_grouping,
+    fills_first,
     group_column,
     groups_of,
     refuse_unknown_grouping,
 )
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, with_gaps
 from capacity_assets.web.queries import (
     asked_window,
     databases,
     ends_of,
+    labelled_servers,
     last_window,
     runways,
+    servers_with,
     size_in_window,
 )
 from capacity_assets.web.reading import Reader, rows
 
 GROUP_WINDOWS = 13
-# A window of hundreds of thousands of databases takes half a second; what was added up is kept.
-GROUP_SECONDS, GROUP_SECONDS_KEPT = 1.0, 100.0
+# The same for every period and window.
+FILLS_SECONDS_KEPT = 30
 MEMBERS_SHOWN = 20
 
 
@@ -67,8 +70,6 @@ class GroupPage:
     name: str | None
     period: str
     sizes: Sequence[SizeInWindow]
-    is_cut: bool
-    """Whether older windows were left out, because adding them up takes long; asked again, there are more."""
     members: Sequence[DatabaseRow]
     has_more_members: bool
     fills_first: Sequence[Runway]
@@ -110,10 +111,16 @@ GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
 def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
     """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period, order = _grouping(asked), asked.period("monthly"), asked.one_of("order", tuple(GROUP_ORDERS))
+    fills = reader.kept(("fills first", by), partial(_fills_first, reader, by), FILLS_SECONDS_KEPT)
     with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
-        groups = sorted(groups_of(connection, period, window, by) if window else [], key=GROUP_ORDERS[order])
+        groups = sorted(groups_of(connection, period, window, by, fills) if window else [], key=GROUP_ORDERS[order])
         return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), order, groups)
+
+
+def _fills_first(reader: Reader, by: str) -> dict[str | None, FillsFirst]:
+    with reader.transaction() as connection:
+        return fills_first(connection, by)
 
 
 def read_group(reader: Reader, asked: Asked) -> GroupPage:
@@ -123,42 +130,33 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
         raise NotFoundError(f"The address names no {by}.")
     with reader.transaction() as connection:
         window = last_window(connection, period)
-    # Each window in a transaction of its own: a page never holds two connections.
-    sizes, is_cut = ([], False) if window is None else _group_history(reader, period, window, by, name)
-    with reader.transaction() as connection:
+        sizes = [] if window is None else _group_history(connection, period, window, by, name)
         members, more = ([], False) if window is None else _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
-        group, key = group_column(by)
-        filling = runways(
-            connection, _FILLS_IN_GROUP.format(group=group), {**key, "name": name, "shown": MEMBERS_SHOWN}
-        )
-        return GroupPage(by, name, period.name, sizes, is_cut, members, more, filling)
+        return GroupPage(by, name, period.name, sizes, members, more, _filling(connection, by, name))
 
 
 def _group_history(
-    reader: Reader, period: Period, newest: Window, by: str, name: str | None
-) -> tuple[list[SizeInWindow], bool]:
-    """Return the group in the last windows, oldest first, as many as can be added up in the time a page has."""
-    deadline = time.monotonic() + GROUP_SECONDS
-    found: list[SizeInWindow] = []
-    window = newest
-    while len(found) < GROUP_WINDOWS:
-        if time.monotonic() > deadline:
-            break
-        key = ("group sizes", by, period.name, window.start)
-        sizes = reader.kept(key, partial(_sizes_of_groups, reader, period, window, by), GROUP_SECONDS_KEPT)
-        if not sizes:
-            return found[::-1], False
-        found.append(sizes.get(name, SizeInWindow(window.start, window.end, None)))
-        window = period.previous(window)
-    return found[::-1], len(found) < GROUP_WINDOWS
+    connection: Connection, period: Period, newest: Window, by: str, name: str | None
+) -> list[SizeInWindow]:
+    """Return the group in the last windows, oldest first; those in which it had nothing are empty."""
+    windows = [newest]
+    while len(windows) < GROUP_WINDOWS:
+        windows.append(period.previous(windows[-1]))
+    asked = {"period": period.name, "starts": [window.start for window in windows], "by": by, "name": name}
+    return with_gaps(windows[::-1], [size_in_window(row) for row in rows(connection, _GROUP_SIZES, asked)])
 
 
-def _sizes_of_groups(reader: Reader, period: Period, window: Window, by: str) -> dict[str | None, SizeInWindow]:
-    with reader.transaction() as connection:
-        asked = {"period": period.name, "start": window.start, "by": by}
-        return {row.group_name: size_in_window(row) for row in rows(connection, _GROUP_SIZES, asked)}
+def _filling(connection: Connection, by: str, name: str | None) -> list[Runway]:
+    group, key = group_column(by)
+    asked: dict[str, Any] = {**key, "name": name, "shown": MEMBERS_SHOWN}
+    servers = ""
+    if key:
+        day = rows(connection, "SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1")
+        asked["candidates"] = labelled_servers(connection, by, name, day[0].as_of) if day else []
+        servers = servers_with(name)
+    return runways(connection, _FILLS_IN_GROUP.format(group=group, servers=servers), asked)
 
 
 def _members(
@@ -206,12 +204,13 @@ def _grouping(asked: Asked) -> str:
 
 
 _GROUP_SIZES = """
-SELECT window_start, window_end, group_name, size_mb, change_mb FROM capacity_groups
-WHERE period = :period AND window_start = :start AND grouped_by = :by
+SELECT window_start, window_end, size_mb, change_mb FROM capacity_groups
+WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :by
+  AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
 """
 # A group fills with the volume, or the server, that binds one of its databases.
 _FILLS_IN_GROUP = """
-WHERE counted AND full_middle IS NOT NULL
+WHERE counted AND full_middle IS NOT NULL {servers}
   AND ({group} IS NOT DISTINCT FROM CAST(:name AS text)
        OR subject <> 'database' AND EXISTS (
            SELECT FROM capacity_runway d

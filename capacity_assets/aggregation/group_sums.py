@@ -1,0 +1,113 @@
+"""Stores the sums of groups per window, so that pages read a few rows instead of adding up the whole fleet.
+
+What the sums are, and when a stored one is out of date, is in `storage.group_views`: the view `capacity_groups` is
+right without this module, only slower. Windows are stored newest first, some per transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from capacity_assets.foundation.errors import reason_of
+from capacity_assets.storage.group_tracking import lock_group_sums
+from capacity_assets.storage.group_views import GROUPS_OF_WINDOW, OUTDATED_WINDOWS, before, sees
+
+logger = logging.getLogger("capacity_assets")
+
+SECONDS_PER_RUN = 120
+"""What is left then is stored by the next run, and added up by readers until then."""
+SECONDS_PER_COMMAND = 10
+"""How long somebody who declares a label waits at most."""
+SERVER_WINDOWS_PER_TRANSACTION = 100_000
+WINDOWS_PER_TRANSACTION = 200
+
+
+def store_group_sums(engine: Engine, seconds: float) -> int:
+    """Store the groups of every window where they are out of date, for at most about `seconds`; return how many.
+
+    A failure of the database is logged and harms nothing: what is not stored is added up when it is read.
+    """
+    deadline = time.monotonic() + seconds
+    stored = 0
+    try:
+        is_left = True
+        while is_left and time.monotonic() < deadline:
+            with engine.begin() as connection:
+                windows, is_left = _store_some(connection)
+            stored += windows
+    except (DBAPIError, PoolTimeoutError) as error:
+        reason = reason_of(error) if isinstance(error, DBAPIError) else str(error)
+        logger.warning("Sums of groups were not stored, and are added up when they are read: %s", reason)
+    return stored
+
+
+def _store_some(connection: Connection) -> tuple[int, bool]:
+    """Store some windows; return how many, and whether there may be more."""
+    lock_group_sums(connection)
+    bounds = {"windows": WINDOWS_PER_TRANSACTION, "server_windows": SERVER_WINDOWS_PER_TRANSACTION}
+    found = connection.execute(text(_OUTDATED), bounds).all()
+    if not found:
+        return 0, False
+    windows = {
+        "periods": [row.period_type for row in found],
+        "starts": [row.period_start for row in found],
+        "snapshot": found[0].snapshot,
+    }
+    for statement in _STEPS:
+        connection.execute(text(statement), windows)
+    return len(found), len(found) >= found[0].shown
+
+
+_ASKED = "unnest(CAST(:periods AS text[]), CAST(:starts AS date[])) AS w (period_type, period_start)"
+# The snapshot is older than what the sums are read by: what is committed meanwhile counts as not seen, and is at worst
+# stored again.
+_OUTDATED = f"""
+WITH bound AS (
+    SELECT greatest(1, least(:windows, :server_windows / greatest(count(*), 1))) AS shown FROM instances
+)
+SELECT o.period_type, o.period_start, bound.shown, CAST(pg_current_snapshot() AS text) AS snapshot
+FROM ({OUTDATED_WINDOWS}) AS o CROSS JOIN bound
+ORDER BY o.period_start DESC, o.period_type LIMIT (SELECT shown FROM bound)
+"""  # noqa: S608 -- built from the constants above
+_CLEAR = f"""
+DELETE FROM {{}} s USING {_ASKED} WHERE s.period_type = w.period_type AND s.period_start = w.period_start
+"""  # noqa: S608 -- built from the constants above
+_STORE = f"""
+INSERT INTO capacity_group_sums
+    (period_type, period_start, grouped_by, group_name, servers, databases, size_mb, change_mb)
+SELECT w.period_type, w.period_start, g.grouped_by, coalesce(g.group_name, ''), g.servers, g.databases, g.size_mb,
+       g.change_mb
+FROM {_ASKED} CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g
+"""  # noqa: S608 -- built from the constants above
+_ENTER = f"""
+INSERT INTO capacity_group_windows (period_type, period_start, period_end, before_start, snapshot)
+SELECT a.period_type, a.period_start, a.period_end, {before("a")}, :snapshot
+FROM {_ASKED} CROSS JOIN LATERAL (
+    SELECT n.period_type, n.period_start, n.period_end FROM instance_size_aggregations n
+    WHERE n.period_type = w.period_type AND n.period_start = w.period_start LIMIT 1) AS a
+"""  # noqa: S608 -- built from the constants above
+# Those that every stored window holds. A window that is not stored is known by its change, as long as it has rows.
+_FORGET_CHANGES = f"""
+DELETE FROM capacity_group_changes c
+WHERE NOT EXISTS (SELECT FROM capacity_group_windows v
+                  WHERE (c.period_type = v.period_type AND c.period_start IN (v.period_start, v.before_start)
+                         OR c.period_type = '' AND c.period_start <= v.period_end) AND NOT {sees("v")})
+  AND pg_visible_in_snapshot(CAST(CAST(c.transaction_id AS text) AS xid8), CAST(:snapshot AS pg_snapshot))
+  AND (c.period_type = ''
+       OR EXISTS (SELECT FROM capacity_group_windows v
+                  WHERE v.period_type = c.period_type AND v.period_start = c.period_start)
+       OR NOT EXISTS (SELECT FROM instance_size_aggregations a
+                      WHERE a.period_type = c.period_type AND a.period_start = c.period_start))
+"""  # noqa: S608 -- built from the constants above
+_STEPS = (
+    _CLEAR.format("capacity_group_sums"),
+    _CLEAR.format("capacity_group_windows"),
+    _STORE,
+    _ENTER,
+    _FORGET_CHANGES,
+)

@@ -1,0 +1,113 @@
+"""Records which windows' groups may have changed, whoever writes: aggregates, labels, and what servers are grouped by.
+
+A change of aggregates is recorded with its window, one of labels or servers with the day from which it holds; each with
+its transaction. What was stored of a window before is out of date: see `group_sums`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.storage.change_tracking import AGGREGATES
+from capacity_assets.storage.group_tables import ALWAYS, capacity_group_changes, capacity_labels
+from capacity_assets.storage.steps import Step
+from capacity_assets.storage.tables import instance_size_aggregations, instances
+from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
+
+EVERY_EVENT = EVENTS | DELETED | TRUNCATED
+EVERY_PERIOD = ""
+"""As period of a change: windows of all periods that end on that day or later."""
+
+
+def group_tracking_steps(connection: Connection) -> list[Step]:
+    """Return what is missing for it: functions and triggers that are absent, old or disabled."""
+    return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
+
+
+def forget_group_sums(connection: Connection) -> None:
+    """Take everything that is stored as out of date, and every window that has rows as changed."""
+    for statement in _FORGET:
+        connection.execute(text(statement))
+
+
+def lock_group_sums(connection: Connection) -> None:
+    """Wait until no other transaction stores sums or forgets them, and keep others waiting until this one ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+
+
+def forget_dropped_windows(connection: Connection) -> None:
+    """Forget the sums of windows whose rows went with their partition, of which no trigger knows.
+
+    The window after such a one keeps its change against it.
+    """
+    lock_group_sums(connection)
+    for statement in _FORGET_DROPPED:
+        connection.execute(text(statement))
+
+
+def group_triggers(table: str) -> list[str]:
+    """Return the names of the triggers of a table."""
+    return [one.trigger(event) for one in _every_tracking() if one.table == table for event in one.events]
+
+
+def _every_tracking() -> Iterator[Tracking]:
+    bodies = {table.name: _AGGREGATES_BODY for table in AGGREGATES}
+    bodies |= {capacity_labels.name: _LABELS_BODY, instances.name: _SERVERS_BODY}
+    for table, body in bodies.items():
+        yield Tracking(table, f"capacity_track_groups_{table}", body, EVERY_EVENT, "changes of groups")
+
+
+_RECORD = f"INSERT INTO {SCHEMA_MARK}.{capacity_group_changes.name} (period_type, period_start)"
+_EVERYTHING = f"{_RECORD} VALUES ('{EVERY_PERIOD}', DATE '{ALWAYS}') ON CONFLICT DO NOTHING;"
+_ROWS = {
+    "INSERT": "SELECT n.* FROM new_rows n",
+    "UPDATE": "SELECT n.* FROM new_rows n UNION ALL SELECT o.* FROM old_rows o",
+    "DELETE": "SELECT o.* FROM old_rows o",
+}
+
+
+def _body(found: str) -> str:
+    """Record what a query finds in `{rows}`, the rows of the statement; after a TRUNCATE everything."""
+    branches = "\n    ELS".join(
+        f"IF TG_OP = '{event}' THEN\n        {_RECORD}\n        {found.replace('{rows}', f'({rows}) AS r')}"
+        "\n        ON CONFLICT DO NOTHING;"
+        for event, rows in _ROWS.items()
+    )
+    return f"\nBEGIN\n    {branches}\n    ELSE\n        {_EVERYTHING}\n    END IF;\n    RETURN NULL;\nEND\n"
+
+
+_AGGREGATES_BODY = _body("SELECT DISTINCT r.period_type, r.period_start FROM {rows}")
+# Windows from the first day on; all of them where a key is new, or gone: then there are more or fewer groupings.
+_LABELS_BODY = _body(
+    f"""SELECT '{EVERY_PERIOD}', min(CASE WHEN l.others THEN r.valid_from ELSE DATE '{ALWAYS}' END)
+        FROM {{rows}}
+        CROSS JOIN LATERAL (SELECT EXISTS (
+            SELECT FROM {SCHEMA_MARK}.{capacity_labels.name} l
+            WHERE l.key = r.key AND (l.instance_id, l.database_pattern, l.valid_from)
+                <> (r.instance_id, r.database_pattern, r.valid_from)) AS others) AS l
+        HAVING count(*) > 0"""  # noqa: S608 -- names of our own tables
+)
+# Those that have aggregates: a server that is new is in no group yet.
+_SERVERS_BODY = _body(
+    f"""SELECT '{EVERY_PERIOD}', DATE '{ALWAYS}'
+        FROM (SELECT r.id FROM {{rows}} GROUP BY r.id
+              HAVING count(*) = 1 OR count(DISTINCT (r.db_type, r.counted_by)) > 1) AS changed
+        WHERE EXISTS (SELECT FROM {SCHEMA_MARK}.{instance_size_aggregations.name} a WHERE a.instance_id = changed.id)
+        LIMIT 1"""  # noqa: S608 -- names of our own tables
+)
+_LOCK = 0x67727073  # "grps": two that store the same window would both write its rows
+_WITHOUT_ROWS = """NOT EXISTS (SELECT FROM instance_size_aggregations a
+                WHERE a.period_type = w.period_type AND a.period_start = w.period_start)"""
+_FORGET_DROPPED = (
+    f"DELETE FROM capacity_group_sums w WHERE {_WITHOUT_ROWS}",  # noqa: S608 -- constants
+    f"DELETE FROM capacity_group_windows w WHERE {_WITHOUT_ROWS}",  # noqa: S608 -- constants
+)
+_FORGET = (
+    "DELETE FROM capacity_group_sums",
+    "DELETE FROM capacity_group_windows",
+    "DELETE FROM capacity_group_changes",
+    "INSERT INTO capacity_group_changes (period_type, period_start) "
+    "SELECT DISTINCT period_type, period_start FROM instance_size_aggregations",
+)

@@ -1,0 +1,279 @@
+"""Stored sums of groups: read where nothing changed since, and never once anything did, whoever changed it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, Engine, Row, text
+
+from capacity_assets.aggregation import group_sums
+from capacity_assets.aggregation.group_sums import store_group_sums
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.storage.group_tracking import forget_dropped_windows, forget_group_sums
+from capacity_assets.storage.schema import initialise, untracked_changes
+from tests.clocks import TODAY
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+
+MARCH, APRIL, DAYS = date(2025, 3, 1), date(2025, 4, 1), 61
+Groups = list[Row[Any]]
+SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def fleet(engine: Engine, service: AggregationService) -> None:
+    """March and April of two servers, of whose databases one has an owner of its own."""
+    add_instances(engine, [1, 2])
+    for server, size in ((1, 100), (2, 50)):
+        add_database_sizes(engine, sizes(server, "pay", MARCH.isoformat(), [size + day for day in range(DAYS)]))
+        add_database_sizes(engine, sizes(server, "other", MARCH.isoformat(), [1000] * DAYS))
+        add_instance_sizes(engine, totals(server, MARCH.isoformat(), [(1000 + size + day, 2) for day in range(DAYS)]))
+    declare_labels(engine, [Label("server-1", None, "team", "red"), Label("server-1", "pay", "team", "blue")], TODAY)
+    service.calculate_period_aggregations("monthly", MARCH, APRIL)
+
+
+def read(connection: Connection) -> Groups:
+    query = "SELECT * FROM capacity_groups ORDER BY period, window_start, grouped_by, group_name NULLS LAST"
+    return [*connection.execute(text(query))]
+
+
+def groups(engine: Engine) -> Groups:
+    with engine.connect() as connection:
+        return read(connection)
+
+
+def added_up(engine: Engine) -> Groups:
+    """The groups as they are without anything that is stored."""
+    with engine.connect() as connection:
+        forget_group_sums(connection)
+        found = read(connection)
+        connection.rollback()
+    return found
+
+
+def count(engine: Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
+def execute(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def falsify(engine: Engine) -> None:
+    """Make what is stored recognisable."""
+    execute(engine, "UPDATE capacity_group_sums SET size_mb = -1")
+
+
+def test_a_run_stores_the_sums_and_readers_take_them(engine: Engine) -> None:
+    assert count(engine, "capacity_group_windows") == 2
+    assert count(engine, "capacity_group_changes") == 0
+    assert store_group_sums(engine, SECONDS) == 0, "nothing is left"
+    before = groups(engine)
+    assert before == added_up(engine)
+
+    falsify(engine)
+
+    found = groups(engine)
+    assert {row.size_mb for row in found if row.grouped_by != "server"} == {-1}
+    assert [row for row in found if row.grouped_by == "server"] == [row for row in before if row.grouped_by == "server"]
+
+
+ALL, SINCE_APRIL = {MARCH, APRIL}, {APRIL}
+CHANGES = {
+    "a figure of a server": (
+        "UPDATE instance_size_aggregations SET total_size_mb = 7 WHERE instance_id = 2 AND period_start = '2025-04-01'",
+        SINCE_APRIL,
+    ),
+    "a figure with which the next window compares": (
+        "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-03-01'",
+        ALL,
+    ),
+    "a row that goes": ("DELETE FROM database_size_aggregations WHERE period_start = '2025-04-01'", SINCE_APRIL),
+    "a row that comes": (
+        "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, "
+        "avg_size_mb, max_size_mb, min_size_mb, data_count) "
+        "VALUES (1, 'new', 'monthly', '2025-04-01', '2025-04-30', 5, 5, 5, 30)",
+        SINCE_APRIL,
+    ),
+    "all rows that go": ("TRUNCATE instance_size_aggregations", ALL),
+    "an owner": (
+        "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) "
+        "VALUES (2, '', 'team', '2025-04-02', 'green')",
+        SINCE_APRIL,
+    ),
+    "an owner of another name": ("UPDATE capacity_labels SET value = 'green' WHERE value = 'blue'", ALL),
+    "an owner that goes": ("DELETE FROM capacity_labels WHERE database_pattern <> ''", ALL),
+    "a key that was not there": (
+        "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) "
+        "VALUES (2, '', 'service', '2025-04-20', 'shop')",
+        ALL,
+    ),
+    "every label": ("TRUNCATE capacity_labels", ALL),
+    "an engine": ("UPDATE instances SET db_type = 'oracle' WHERE id = 1", ALL),
+    "a replica": ("UPDATE instances SET counted_by = 1 WHERE id = 2", ALL),
+    "a server that is not registered any more": ("DELETE FROM instances WHERE id = 2", ALL),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen_at_once_whoever_made_it(engine: Engine, change: str) -> None:
+    statement, windows = CHANGES[change]
+    falsify(engine)
+    execute(engine, statement)
+
+    stored = {row.window_start for row in groups(engine) if row.size_mb == -1}
+    assert stored == ALL - windows
+    store_group_sums(engine, SECONDS)
+    if not stored:
+        assert groups(engine) == added_up(engine)
+    assert count(engine, "capacity_group_changes") == 0
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "UPDATE instances SET host = 'elsewhere'",
+        "INSERT INTO instances (id, name, db_type, host, port) VALUES (9, 'server-9', 'oracle', '192.0.2.9', 1521)",
+    ],
+)
+def test_what_changes_no_group_leaves_the_sums_stored(engine: Engine, harmless: str) -> None:
+    execute(engine, harmless)
+
+    assert count(engine, "capacity_group_changes") == 0
+
+
+OF_APRIL = "UPDATE instance_size_aggregations SET total_size_mb = 7 WHERE period_start = '2025-04-01'"
+
+
+def test_a_change_that_is_committed_late_is_not_missed(engine: Engine) -> None:
+    with engine.connect() as late:
+        late.execute(text(f"{OF_APRIL} AND instance_id = 1"))
+        execute(engine, f"{OF_APRIL} AND instance_id = 2")
+        assert store_group_sums(engine, SECONDS) == 1
+        late.commit()
+
+    found = [row for row in groups(engine) if row.window_start == APRIL and row.grouped_by == "engine"]
+    assert [row.size_mb for row in found] == [14]
+    assert groups(engine) == added_up(engine)
+
+
+STATEMENTS = st.one_of(
+    *(st.just(statement) for statement, _ in CHANGES.values()),
+    st.builds(
+        "UPDATE instance_size_aggregations SET total_size_mb = {} WHERE instance_id = {}".format,
+        st.integers(0, 5000),
+        st.integers(1, 2),
+    ),
+    st.just("store"),
+)
+
+
+@given(done=st.lists(STATEMENTS, max_size=12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_after_any_changes_and_any_storing_the_groups_are_those_added_up_anew(engine: Engine, done: list[str]) -> None:
+    for statement in done:
+        if statement == "store":
+            store_group_sums(engine, SECONDS)
+        else:
+            execute(engine, f"{statement} ON CONFLICT DO NOTHING" if statement.startswith("INSERT") else statement)
+        assert groups(engine) == added_up(engine)
+
+
+def test_several_that_store_at_once_while_others_write_end_with_the_right_sums(engine: Engine) -> None:
+    failures: list[BaseException] = []
+
+    def repeatedly(work: Callable[[int], object]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                for number in range(15):
+                    work(number)
+            except BaseException as error:  # noqa: BLE001 -- told below
+                failures.append(error)
+
+        return run
+
+    def write(number: int) -> None:
+        execute(engine, f"UPDATE instance_size_aggregations SET total_size_mb = {number} WHERE instance_id = 1")
+
+    work = (lambda _: store_group_sums(engine, SECONDS), lambda _: groups(engine), write)
+    threads = [threading.Thread(target=repeatedly(one)) for one in (*work[:1] * 2, *work)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert failures == []
+    assert groups(engine) == added_up(engine)
+    store_group_sums(engine, SECONDS)
+    assert count(engine, "capacity_group_changes") == 0
+    assert groups(engine) == added_up(engine)
+
+
+def test_sums_that_cannot_be_stored_fail_no_run(
+    engine: Engine, service: AggregationService, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute(engine, "ALTER TABLE capacity_group_sums RENAME TO away")
+
+    execute(engine, "UPDATE instance_size_aggregations SET total_size_mb = 7 WHERE instance_id = 2")
+    summary = service.calculate_period_aggregations("monthly", MARCH, APRIL, overwrite=True)
+
+    assert summary.status.value == "completed"
+    assert "Sums of groups were not stored, and are added up when they are read" in caplog.text
+
+
+def test_sums_go_with_the_partition_of_their_rows_and_the_next_window_keeps_its_change(engine: Engine) -> None:
+    before = [row for row in groups(engine) if row.window_start == APRIL]
+    with engine.begin() as connection:
+        # As retention does, which no trigger sees.
+        for table in ("instance_size_aggregations", "database_size_aggregations"):
+            partition = connection.execute(
+                text(f"SELECT tableoid::regclass FROM {table} WHERE period_start = '2025-03-01' LIMIT 1")
+            ).scalar_one()
+            connection.execute(text(f"DELETE FROM {partition} WHERE period_start = '2025-03-01'"))
+    with engine.begin() as connection:
+        forget_dropped_windows(connection)
+
+    assert groups(engine) == before
+    assert added_up(engine) == before, "and added up anew it is the same"
+
+
+def test_sums_of_another_server_count_as_unknown(engine: Engine) -> None:
+    """A dump loaded elsewhere keeps transaction numbers that mean nothing there."""
+    falsify(engine)
+    execute(engine, "UPDATE capacity_group_windows SET system_identifier = 1")
+
+    assert groups(engine) == added_up(engine)
+    assert store_group_sums(engine, SECONDS) == 2
+
+
+def test_a_trigger_that_was_missing_is_named_and_everything_is_stored_anew(engine: Engine) -> None:
+    execute(engine, "DROP TRIGGER capacity_track_groups_instances_update ON instances")
+    execute(engine, "UPDATE instances SET db_type = 'oracle'")
+    assert untracked_changes(engine) == (
+        "changes of groups of instances are not recorded: a trigger is missing, old or disabled",
+    )
+    assert groups(engine) != added_up(engine)
+
+    assert "fixed: changes of groups of instances are not recorded" in " ".join(initialise(engine))
+
+    assert groups(engine) == added_up(engine)
+    assert untracked_changes(engine) == ()
+
+
+def test_many_windows_are_stored_some_per_transaction(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_sums, "WINDOWS_PER_TRANSACTION", 1)
+    execute(engine, "UPDATE capacity_labels SET value = 'green' WHERE value = 'blue'")
+
+    assert store_group_sums(engine, 0) == 0, "no time, and nothing is wrong"
+    assert groups(engine) == added_up(engine)
+    assert store_group_sums(engine, SECONDS) == 2
+    assert groups(engine) == added_up(engine)
