@@ -174,24 +174,21 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         "shown": shown + 1,
         "skipped": (page - 1) * shown,
     }
-    # Sorted first, by an index, and only then asked for labels, one by one until the page is full: of a condition on
-    # labels PostgreSQL expects that it leaves next to nothing, and asks every candidate before it sorts.
     query = f"""
-        SELECT * FROM (
-            SELECT server_id, server, engine, database, size_mb, change_mb,
-                   CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels
-            FROM capacity_growth WHERE period = :period AND window_start = :start {" ".join(filter(None, conditions))}
-            ORDER BY {ORDERS[order]}{"" if order == "name" else ", server_id, database"} OFFSET 0
-        ) AS sorted {label_condition(key, value)} LIMIT :shown OFFSET :skipped
-        """  # noqa: S608 -- conditions of our own
+        SELECT server_id, server, engine, database, size_mb, change_mb,
+               CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels
+        FROM capacity_growth WHERE period = :period AND window_start = :start {" ".join(filter(None, conditions))}
+        ORDER BY {ORDERS[order]}{"" if order == "name" else ", server_id, database"}"""  # noqa: S608 -- conditions of our own
+    if key is not None:
+        # Sorted first, by an index, and only then asked for labels, one by one until the page is full: of a condition
+        # on labels PostgreSQL expects that it leaves next to nothing, and asks every candidate before it sorts.
+        query = f"SELECT * FROM ({query} OFFSET 0) AS sorted {_label_condition(value)}"  # noqa: S608 -- as above
+    query += " LIMIT :shown OFFSET :skipped"
     listed = found(DatabaseRow, connection, query, asked)
     return listed[:shown], len(listed) > shown
 
 
-def label_condition(key: str | None, value: str | None) -> str:
-    """Return the condition on column labels; with a value that is empty, those without this key."""
-    if key is None:
-        return ""
+def _label_condition(value: str | None) -> str:
     return "WHERE labels ->> CAST(:key AS text) = :value" if value else "WHERE NOT labels ? CAST(:key AS text)"
 
 

@@ -129,7 +129,7 @@ def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(e
         (("orders", "--period", "hourly"), "Unknown period 'hourly'"),
         (("orders", "--server", "server-9", "--period", "monthly"), "There is no server 'server-9'"),
         (("orders", "--period", "monthly", "--window", "2024-02-01"), "lies outside the monthly partition range"),
-        (("--period", "monthly"), "Name a database, or a server with --server"),
+        (("--period", "monthly"), "Name a database, a server with --server, or a group"),
         (("both", "--period", "monthly"), "2 servers have a database of the name 'both': server-1, server-2."),
         (("orders", "--period", "monthly", "--window", "2025-02-30"), "is not a day of the calendar"),
     ],
