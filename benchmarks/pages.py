@@ -110,6 +110,9 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int) -> None:
             _generate_the_rest(engine, fleet)
             click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
             with _served(folder, fleet):
+                # Answered when the server has read ahead, as it does when it starts.
+                for path in ("/", "/groups", "/search?q=base"):
+                    _ask(path)
                 _ask_each(rounds)
                 _ask_together(readers)
                 _ask_while_computing(engine, fleet, readers)

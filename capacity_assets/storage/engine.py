@@ -49,10 +49,11 @@ class UnreachableError(Exception):
     """No connection could be made within the time limit; the text says what was tried, without the password."""
 
 
-def capacity_engine(url: URL, *, parallel_slices: int = 1) -> Engine:
+def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int = POOL_SIZE) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
 
-    Its pool has a connection for each of the slices that are written side by side, and some for the rest.
+    Its pool has a connection for each of the slices that are written side by side, and some for the rest; so many as
+    are kept stay open, and the one that was used last is used next.
 
     What the URL itself says (`?options=-csearch_path=...`, `connect_timeout`, `application_name`) is kept: ours
     are defaults. Raises nothing here: a wrong address shows at the first statement, see `ensure_reachable`.
@@ -62,8 +63,9 @@ def capacity_engine(url: URL, *, parallel_slices: int = 1) -> Engine:
     arguments = {name: value for name, value in defaults.items() if name not in url.query}
     return create_engine(
         url.difference_update_query(["options"]),
-        pool_size=POOL_SIZE,
+        pool_size=kept_connections,
         max_overflow=POOL_SIZE + parallel_slices - 1,
+        pool_use_lifo=True,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_pre_ping=True,
         # The later of two settings wins in PostgreSQL, so the user's come last.

@@ -180,8 +180,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         FROM capacity_growth WHERE period = :period AND window_start = :start {" ".join(filter(None, conditions))}
         ORDER BY {ORDERS[order]}{"" if order == "name" else ", server_id, database"}"""  # noqa: S608 -- conditions of our own
     if key is not None:
-        # Sorted first, by an index, and only then asked for labels, one by one until the page is full: of a condition
-        # on labels PostgreSQL expects that it leaves next to nothing, and asks every candidate before it sorts.
+        # Sorted first, by an index, and only then asked for labels, one by one until the page is full.
         query = f"SELECT * FROM ({query} OFFSET 0) AS sorted {_label_condition(value)}"  # noqa: S608 -- as above
     query += " LIMIT :shown OFFSET :skipped"
     listed = found(DatabaseRow, connection, query, asked)
@@ -189,7 +188,9 @@ def databases(  # noqa: PLR0913 -- one argument per filter
 
 
 def _label_condition(value: str | None) -> str:
-    return "WHERE labels ->> CAST(:key AS text) = :value" if value else "WHERE NOT labels ? CAST(:key AS text)"
+    condition = "labels ->> CAST(:key AS text) = :value" if value else "NOT labels ? CAST(:key AS text)"
+    # Of a plain condition PostgreSQL expects that it leaves next to nothing, and sorts all rows for a page.
+    return f"WHERE CASE WHEN {condition} THEN true ELSE false END"
 
 
 def servers_with(value: str | None) -> str:
