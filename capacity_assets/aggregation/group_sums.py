@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.foundation.errors import reason_of
 from capacity_assets.storage.group_tracking import lock_group_sums
-from capacity_assets.storage.group_views import GROUPS_OF_WINDOW, OUTDATED_WINDOWS, before, sees
+from capacity_assets.storage.group_views import GROUPS_OF_WINDOW, OUTDATED_WINDOWS, before, sees, touches
 
 logger = logging.getLogger("capacity_assets")
 
@@ -91,12 +91,13 @@ FROM {_ASKED} CROSS JOIN LATERAL (
     SELECT n.period_type, n.period_start, n.period_end FROM instance_size_aggregations n
     WHERE n.period_type = w.period_type AND n.period_start = w.period_start LIMIT 1) AS a
 """  # noqa: S608 -- built from the constants above
+_SEEN_BY_ALL = "\n  AND ".join(
+    f"NOT EXISTS (SELECT FROM capacity_group_windows v WHERE {touch} AND NOT {sees('v')})" for touch in touches("v")
+)
 # Those that every stored window holds. A window that is not stored is known by its change, as long as it has rows.
 _FORGET_CHANGES = f"""
 DELETE FROM capacity_group_changes c
-WHERE NOT EXISTS (SELECT FROM capacity_group_windows v
-                  WHERE (c.period_type = v.period_type AND c.period_start IN (v.period_start, v.before_start)
-                         OR c.period_type = '' AND c.period_start <= v.period_end) AND NOT {sees("v")})
+WHERE {_SEEN_BY_ALL}
   AND pg_visible_in_snapshot(CAST(CAST(c.transaction_id AS text) AS xid8), CAST(:snapshot AS pg_snapshot))
   AND (c.period_type = ''
        OR EXISTS (SELECT FROM capacity_group_windows v

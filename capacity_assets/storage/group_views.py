@@ -112,17 +112,29 @@ _SERVERS = """
     GROUP BY 1, 2, 3, 4, 5"""
 
 
+def touches(window: str) -> tuple[str, str, str]:
+    """Return the conditions that a change `c` is one of a window, of the one before it, or of labels and servers.
+
+    Each on its own: joined by OR, PostgreSQL would compare every change with every window.
+    """
+    return (
+        f"c.period_type = {window}.period_type AND c.period_start = {window}.period_start",
+        f"c.period_type = {window}.period_type AND c.period_start = {window}.before_start",
+        f"c.period_type = '' AND c.period_start <= {window}.period_end",
+    )
+
+
 def is_current(window: str) -> str:
-    """Return the condition that what is stored of a window holds every change of it, of the one before and of labels.
+    """Return the condition that what is stored of a window holds every change that touches it.
 
     As in the ledger of computed windows, by PostgreSQL's own account of which transactions the sums could see.
     """
-    return f"""{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())
-        AND NOT EXISTS (SELECT FROM capacity_group_changes c
-                        WHERE c.period_type = {window}.period_type
-                          AND c.period_start IN ({window}.period_start, {window}.before_start) AND NOT {sees(window)})
-        AND NOT EXISTS (SELECT FROM capacity_group_changes c
-                        WHERE c.period_type = '' AND c.period_start <= {window}.period_end AND NOT {sees(window)})"""  # noqa: S608 -- as above
+    unseen = (
+        f"NOT EXISTS (SELECT FROM capacity_group_changes c WHERE {touch} AND NOT {sees(window)})"
+        for touch in touches(window)
+    )
+    same_server = f"{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())"  # noqa: S608 -- as above
+    return "\n        AND ".join((same_server, *unseen))
 
 
 OUTDATED_WINDOWS = f"""
