@@ -60,14 +60,17 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Remove what embedded servers of the tests left where their system user can reach it, which is not below /tmp."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove what embedded servers of the tests left where their system user can reach it, and what lies in memory."""
     factory = getattr(session.config, "_tmp_path_factory", None)
     if factory is None or hasattr(session.config, "workerinput"):
         return  # the first of the processes does it, when all are done
-    for link in factory.getbasetemp().rglob("postgres"):
+    base = factory.getbasetemp()
+    for link in base.rglob("postgres"):
         if link.is_symlink() and link.readlink().parent == PRIVATE:
             shutil.rmtree(link.readlink(), ignore_errors=True)
+    if MEMORY in base.parents and exitstatus == pytest.ExitCode.OK:
+        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

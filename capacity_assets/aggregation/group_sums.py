@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.foundation.errors import reason_of
-from capacity_assets.storage.group_tracking import lock_group_sums
-from capacity_assets.storage.group_views import GROUPS_OF_WINDOW, OUTDATED_WINDOWS, before, sees, touches
+from capacity_assets.storage.group_tracking import forget_group_sums, lock_group_sums
+from capacity_assets.storage.group_views import GROUPS_OF_WINDOW, LABEL_KEYS, OUTDATED_WINDOWS, before, sees, touches
 
 logger = logging.getLogger("capacity_assets")
 
@@ -23,8 +23,11 @@ SECONDS_PER_RUN = 120
 """What is left then is stored by the next run, and added up by readers until then."""
 SECONDS_PER_COMMAND = 10
 """How long somebody who declares a label waits at most."""
-SERVER_WINDOWS_PER_TRANSACTION = 100_000
+# Some seconds of work, for 10,000 servers as for 100.
+SERVER_WINDOWS_PER_TRANSACTION = 20_000
 WINDOWS_PER_TRANSACTION = 200
+LOCK_SECONDS = 5
+"""Who finds another one storing waits so long: that one may store what is left too."""
 
 
 def store_group_sums(engine: Engine, seconds: float) -> int:
@@ -48,15 +51,21 @@ def store_group_sums(engine: Engine, seconds: float) -> int:
 
 def _store_some(connection: Connection) -> tuple[int, bool]:
     """Store some windows; return how many, and whether there may be more."""
+    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     lock_group_sums(connection)
     bounds = {"windows": WINDOWS_PER_TRANSACTION, "server_windows": SERVER_WINDOWS_PER_TRANSACTION}
     found = connection.execute(text(_OUTDATED), bounds).all()
     if not found:
+        connection.execute(text(_FORGET_CHANGES))
         return 0, False
+    if found[0].is_foreign:
+        forget_group_sums(connection)
+        return 0, True
     windows = {
         "periods": [row.period_type for row in found],
         "starts": [row.period_start for row in found],
         "snapshot": found[0].snapshot,
+        "label_keys": found[0].label_keys,
     }
     for statement in _STEPS:
         connection.execute(text(statement), windows)
@@ -64,13 +73,18 @@ def _store_some(connection: Connection) -> tuple[int, bool]:
 
 
 _ASKED = "unnest(CAST(:periods AS text[]), CAST(:starts AS date[])) AS w (period_type, period_start)"
-# The snapshot is older than what the sums are read by: what is committed meanwhile counts as not seen, and is at worst
-# stored again.
+# Snapshot and keys are older than what the sums are read by: what is committed meanwhile counts as not seen, and is at
+# worst stored again. Numbers of transactions of another server, from a dump, mean nothing here.
 _OUTDATED = f"""
 WITH bound AS (
     SELECT greatest(1, least(:windows, :server_windows / greatest(count(*), 1))) AS shown FROM instances
 )
-SELECT o.period_type, o.period_start, bound.shown, CAST(pg_current_snapshot() AS text) AS snapshot
+SELECT o.period_type, o.period_start, bound.shown, CAST(pg_current_snapshot() AS text) AS snapshot,
+       {LABEL_KEYS} AS label_keys,
+       EXISTS (SELECT FROM capacity_group_windows
+               WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
+       OR EXISTS (SELECT FROM capacity_group_changes WHERE CAST(CAST(transaction_id AS text) AS xid8)
+                                                            >= pg_snapshot_xmax(pg_current_snapshot())) AS is_foreign
 FROM ({OUTDATED_WINDOWS}) AS o CROSS JOIN bound
 ORDER BY o.period_start DESC, o.period_type LIMIT (SELECT shown FROM bound)
 """  # noqa: S608 -- built from the constants above
@@ -85,8 +99,8 @@ SELECT w.period_type, w.period_start, g.grouped_by, coalesce(g.group_name, ''), 
 FROM {_ASKED} CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g
 """  # noqa: S608 -- built from the constants above
 _ENTER = f"""
-INSERT INTO capacity_group_windows (period_type, period_start, period_end, before_start, snapshot)
-SELECT a.period_type, a.period_start, a.period_end, {before("a")}, :snapshot
+INSERT INTO capacity_group_windows (period_type, period_start, period_end, before_start, label_keys, snapshot)
+SELECT a.period_type, a.period_start, a.period_end, {before("a")}, :label_keys, :snapshot
 FROM {_ASKED} CROSS JOIN LATERAL (
     SELECT n.period_type, n.period_start, n.period_end FROM instance_size_aggregations n
     WHERE n.period_type = w.period_type AND n.period_start = w.period_start LIMIT 1) AS a
@@ -98,7 +112,6 @@ _SEEN_BY_ALL = "\n  AND ".join(
 _FORGET_CHANGES = f"""
 DELETE FROM capacity_group_changes c
 WHERE {_SEEN_BY_ALL}
-  AND pg_visible_in_snapshot(CAST(CAST(c.transaction_id AS text) AS xid8), CAST(:snapshot AS pg_snapshot))
   AND (c.period_type = ''
        OR EXISTS (SELECT FROM capacity_group_windows v
                   WHERE v.period_type = c.period_type AND v.period_start = c.period_start)

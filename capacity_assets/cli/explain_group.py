@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from capacity_assets.cli.dated import since
 from capacity_assets.cli.errors import DONE
@@ -31,7 +31,7 @@ class AskedGroup(NamedTuple):
 
 
 def explain_label(engine: Engine, settings: Settings, asked: AskedGroup, *, every_part: bool, as_json: bool) -> int:
-    """Print the parts of a group, their sum, and whether the stored one is the same.
+    """Print the parts of a group, their sum, and whether that of the view is the same.
 
     Raises: ValidationError, NotFoundError, DatabaseError.
     """
@@ -40,6 +40,8 @@ def explain_label(engine: Engine, settings: Settings, asked: AskedGroup, *, ever
     key, _ = checked(key, value, settings.label_keys)
     reading = database_errors(doing="reading a group", kept="Nothing was changed.")
     with reading, engine.connect() as connection:
+        # One state of the tables: a sum that is written meanwhile would look wrong.
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         found = explain_group(connection, period, window, key, value)
     if as_json:
         print_json(
@@ -80,7 +82,7 @@ def _verdict(found: ExplainedGroup) -> str:
     computed = f"In all {found.size_mb:,} MiB, changed by {_change(found.change_mb)}"
     if found.agrees:
         return f"{computed}. The sum in capacity_groups is the same."
-    stored = "none"
-    if found.stored_size_mb is not None:
-        stored = f"{found.stored_size_mb:,} MiB, changed by {_change(found.stored_change_mb)}"
-    return f"{computed}. The sum in capacity_groups is another one: {stored}. Report it with this output."
+    there = "none"
+    if found.view_size_mb is not None:
+        there = f"{found.view_size_mb:,} MiB, changed by {_change(found.view_change_mb)}"
+    return f"{computed}. The sum in capacity_groups is another one: {there}. Report it with this output."

@@ -41,13 +41,13 @@ class GroupPart:
 
 @dataclass(frozen=True)
 class ExplainedGroup:
-    """A group with its parts, the largest first, and what the view has of it; `stored_...` None: it has no row."""
+    """A group with its parts, the largest first, and what the view has of it; `view_...` None: it has no row."""
 
     key: str
     value: str
     parts: Sequence[GroupPart]
-    stored_size_mb: int | None
-    stored_change_mb: int | None
+    view_size_mb: int | None
+    view_change_mb: int | None
 
     @property
     def size_mb(self) -> int:
@@ -63,7 +63,7 @@ class ExplainedGroup:
     @property
     def agrees(self) -> bool:
         """Whether the view has the same."""
-        return (self.size_mb, self.change_mb) == (self.stored_size_mb, self.stored_change_mb)
+        return (self.size_mb, self.change_mb) == (self.view_size_mb, self.view_change_mb)
 
 
 def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
@@ -84,10 +84,10 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     owned = connection.execute(text(_OWNED), asked).all()
     servers = connection.execute(text(_SERVERS), asked).all()
     parts = [part for server in servers for part in _parts(server, value, _of(server, owned))]
-    stored = connection.execute(text(_STORED), asked).first()
-    if not parts and stored is None:
+    viewed = connection.execute(text(_OF_VIEW), asked).first()
+    if not parts and viewed is None:
         raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.")
-    size, change = (None, None) if stored is None else (stored.size_mb, stored.change_mb)
+    size, change = (None, None) if viewed is None else (viewed.size_mb, viewed.change_mb)
     return ExplainedGroup(
         key,
         value,
@@ -184,7 +184,7 @@ LEFT JOIN database_size_aggregations b
 CROSS JOIN LATERAL ({_OF_DATABASE}) AS l
 WHERE a.database_name IS NOT NULL OR sb.instance_id IS NOT NULL
 """  # noqa: S608 -- as above
-_STORED = """
+_OF_VIEW = """
 SELECT size_mb, change_mb FROM capacity_groups
 WHERE period = :period AND window_start = :start AND grouped_by = :key AND group_name = :value
 """

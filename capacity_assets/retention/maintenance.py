@@ -27,7 +27,7 @@ from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
 from capacity_assets.storage.conversion import build_key, needs_conversion, problems_of, swap
-from capacity_assets.storage.group_tracking import forget_dropped_windows
+from capacity_assets.storage.group_tracking import record_windows_of
 from capacity_assets.storage.partition_changes import (
     add_partition,
     drop_partition,
@@ -256,11 +256,9 @@ class TableMaintenance:
                 report.kept.append(f"{candidate.name}: {reason}")
                 return
             if partition and not report.dry_run:
+                if table in AGGREGATES:
+                    record_windows_of(connection, partition.name)
                 drop_partition(connection, table, partition)
-        if partition and table in AGGREGATES and not report.dry_run:
-            # Not in the same transaction: who stores sums holds their lock and waits for the table.
-            with self._work(f"forgetting the sums of groups of {candidate.name}") as connection:
-                forget_dropped_windows(connection)
         report.dropped.append(f"{candidate.name}: {records:,} rows, {candidate.span}")
         if not report.dry_run:
             self._tell(f"{candidate.name}: dropped with {records:,} rows, {candidate.span}")

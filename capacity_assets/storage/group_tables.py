@@ -77,6 +77,7 @@ capacity_group_windows = Table(
     *_window_key(),
     Column("period_end", Date, nullable=False, comment="Last day of the window, included"),
     Column("before_start", Date, nullable=False, comment="First day of the window before, with which changes compare"),
+    Column("label_keys", Text, nullable=False, comment="Keys of labels that there were: by each of them it is grouped"),
     Column("snapshot", Text, nullable=False, comment="pg_snapshot: the transactions whose rows the sums hold"),
     Column(
         "system_identifier",

@@ -37,14 +37,9 @@ def lock_group_sums(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
-def forget_dropped_windows(connection: Connection) -> None:
-    """Forget the sums of windows whose rows went with their partition, of which no trigger knows.
-
-    The window after such a one keeps its change against it.
-    """
-    lock_group_sums(connection)
-    for statement in _FORGET_DROPPED:
-        connection.execute(text(statement))
+def record_windows_of(connection: Connection, partition: str) -> None:
+    """Record every window that a partition of the aggregates has, before it is dropped: no trigger sees that."""
+    connection.execute(text(_RECORD_WINDOWS.format(partition=partition)))
 
 
 def group_triggers(table: str) -> list[str]:
@@ -79,30 +74,20 @@ def _body(found: str) -> str:
 
 
 _AGGREGATES_BODY = _body("SELECT DISTINCT r.period_type, r.period_start FROM {rows}")
-# Windows from the first day on; all of them where a key is new, or gone: then there are more or fewer groupings.
-_LABELS_BODY = _body(
-    f"""SELECT '{EVERY_PERIOD}', min(CASE WHEN l.others THEN r.valid_from ELSE DATE '{ALWAYS}' END)
-        FROM {{rows}}
-        CROSS JOIN LATERAL (SELECT EXISTS (
-            SELECT FROM {SCHEMA_MARK}.{capacity_labels.name} l
-            WHERE l.key = r.key AND (l.instance_id, l.database_pattern, l.valid_from)
-                <> (r.instance_id, r.database_pattern, r.valid_from)) AS others) AS l
-        HAVING count(*) > 0"""  # noqa: S608 -- names of our own tables
-)
-# Those that have aggregates: a server that is new is in no group yet.
+_LABELS_BODY = _body(f"SELECT '{EVERY_PERIOD}', min(r.valid_from) FROM {{rows}} HAVING count(*) > 0")  # noqa: S608 -- as above
+# A server that comes is in no group yet, unless it has aggregates from before.
 _SERVERS_BODY = _body(
     f"""SELECT '{EVERY_PERIOD}', DATE '{ALWAYS}'
         FROM (SELECT r.id FROM {{rows}} GROUP BY r.id
               HAVING count(*) = 1 OR count(DISTINCT (r.db_type, r.counted_by)) > 1) AS changed
-        WHERE EXISTS (SELECT FROM {SCHEMA_MARK}.{instance_size_aggregations.name} a WHERE a.instance_id = changed.id)
+        WHERE TG_OP <> 'INSERT' OR EXISTS (
+            SELECT FROM {SCHEMA_MARK}.{instance_size_aggregations.name} a WHERE a.instance_id = changed.id)
         LIMIT 1"""  # noqa: S608 -- names of our own tables
 )
 _LOCK = 0x67727073  # "grps": two that store the same window would both write its rows
-_WITHOUT_ROWS = """NOT EXISTS (SELECT FROM instance_size_aggregations a
-                WHERE a.period_type = w.period_type AND a.period_start = w.period_start)"""
-_FORGET_DROPPED = (
-    f"DELETE FROM capacity_group_sums w WHERE {_WITHOUT_ROWS}",  # noqa: S608 -- constants
-    f"DELETE FROM capacity_group_windows w WHERE {_WITHOUT_ROWS}",  # noqa: S608 -- constants
+_RECORD_WINDOWS = (
+    "INSERT INTO capacity_group_changes (period_type, period_start) "
+    "SELECT DISTINCT period_type, period_start FROM {partition} ON CONFLICT DO NOTHING"
 )
 _FORGET = (
     "DELETE FROM capacity_group_sums",

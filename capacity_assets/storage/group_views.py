@@ -94,8 +94,8 @@ _PARTS = f"""
     CROSS JOIN LATERAL (VALUES (m.server_value, -1), (m.value, 1)) AS side (group_name, sign)
     WHERE i.counted_by IS NULL AND m.value IS DISTINCT FROM m.server_value"""  # noqa: S608 -- as above
 GROUPS_OF_WINDOW = f"""
-    SELECT p.period_end, CAST(p.grouped_by AS text) AS grouped_by, CAST(p.group_name AS text) AS group_name,
-           count(DISTINCT p.instance_id) AS servers,
+    SELECT p.period_end, CAST(p.grouped_by AS text) AS grouped_by,
+           CAST(nullif(p.group_name, '') AS text) AS group_name, count(DISTINCT p.instance_id) AS servers,
            CAST(sum(p.databases) AS bigint) AS databases, CAST(sum(p.size_mb) AS numeric) AS size_mb,
            CAST(sum(p.change_mb) AS numeric) AS change_mb
     FROM ({_PARTS}) AS p
@@ -110,6 +110,10 @@ _SERVERS = """
     FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
     WHERE i.counted_by IS NULL
     GROUP BY 1, 2, 3, 4, 5"""
+
+
+LABEL_KEYS = "(SELECT coalesce(string_agg(DISTINCT key, ' ' ORDER BY key), '') FROM capacity_labels)"
+"""All keys of labels as one text."""
 
 
 def touches(window: str) -> tuple[str, str, str]:
@@ -127,14 +131,17 @@ def touches(window: str) -> tuple[str, str, str]:
 def is_current(window: str) -> str:
     """Return the condition that what is stored of a window holds every change that touches it.
 
-    As in the ledger of computed windows, by PostgreSQL's own account of which transactions the sums could see.
+    As in the ledger of computed windows, by PostgreSQL's own account of which transactions the sums could see. A window
+    without rows is not current: a partition that is dropped takes no trigger along.
     """
     unseen = (
         f"NOT EXISTS (SELECT FROM capacity_group_changes c WHERE {touch} AND NOT {sees(window)})"
         for touch in touches(window)
     )
     same_server = f"{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())"  # noqa: S608 -- as above
-    return "\n        AND ".join((same_server, *unseen))
+    has_rows = f"""EXISTS (SELECT FROM instance_size_aggregations r
+                    WHERE r.period_type = {window}.period_type AND r.period_start = {window}.period_start)"""
+    return "\n        AND ".join((same_server, f"{window}.label_keys = {LABEL_KEYS}", *unseen, has_rows))
 
 
 OUTDATED_WINDOWS = f"""

@@ -7,9 +7,10 @@ import io
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.web.asked import Asked, known_values
 from capacity_assets.web.guard import Allowed, SecurityHeaders
 from capacity_assets.web.names import Names
-from capacity_assets.web.pages.fleet import FLEET_SECONDS_KEPT, FleetPage, read_fleet
+from capacity_assets.web.pages.fleet import FleetPage, read_fleet
 from capacity_assets.web.pages.groups import (
     BillPage,
     GroupPage,
@@ -68,8 +69,8 @@ from capacity_assets.web.rendering import Renderer
 logger = logging.getLogger("capacity_assets")
 
 SECONDS_KEPT = 10
-# What is kept for half a minute is shown for another minute while it is read again: nobody waits for it.
-SECONDS_BETWEEN_READING_AHEAD = 60
+# What is kept for half a minute is read again before anybody has to wait for it.
+SECONDS_BETWEEN_READING_AHEAD = 20
 FORMATS = ("html", "json", "csv")
 STATEMENT_CANCELLED = "57014"
 STATIC = Path(__file__).with_name("static")
@@ -85,7 +86,6 @@ class Page:
     read: Callable[[Reader, Asked], Any]
     table: str
     in_menu: bool = False
-    kept_seconds: float = SECONDS_KEPT
 
     @property
     def name(self) -> str:
@@ -94,10 +94,10 @@ class Page:
 
 
 PAGES = (
-    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True, kept_seconds=FLEET_SECONDS_KEPT),
+    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True),
     Page("/servers", "Servers", ServersPage, read_servers, "servers", in_menu=True),
     Page("/databases", "Databases", DatabasesPage, read_databases, "databases", in_menu=True),
-    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True, kept_seconds=FLEET_SECONDS_KEPT),
+    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True),
     Page("/filling", "Fills first", FillingPage, read_filling, "runways", in_menu=True),
     Page("/bill", "Bill", BillPage, read_bill_page, "groups", in_menu=True),
     Page("/server", "Server", ServerPage, read_server, "sizes"),
@@ -131,7 +131,7 @@ class Serving:
 
 
 def create_app(reader: Reader, serving: Serving) -> ASGIApp:
-    """Put the application together; nothing is read before the first request."""
+    """Put the application together; nothing is read before it starts."""
     renderer = Renderer([page for page in PAGES if page.in_menu], serving.dagster_url)
     answers = Answers(reader, Names(reader), renderer, serving)
 
@@ -144,9 +144,11 @@ def create_app(reader: Reader, serving: Serving) -> ASGIApp:
         ended = threading.Event()
         reading = threading.Thread(target=answers.read_ahead, args=(ended,), daemon=True)
         reading.start()
-        yield
-        ended.set()
-        await run_in_threadpool(reading.join)
+        try:
+            yield
+        finally:
+            ended.set()
+            await run_in_threadpool(reading.join)
 
     routes = [Route(page.path, answers.of(page)) for page in PAGES]
     app = Starlette(
@@ -187,20 +189,31 @@ class Answers:
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees until the event is set; what fails is said to who asks."""
         pages = {page.path: page for page in PAGES}
-        ahead = [(pages["/groups"], {}), (pages["/"], {}), *((pages["/"], {"period": name}) for name in PERIODS)]
+        ahead: list[Callable[[], object]] = [
+            *(partial(self._read_now, pages[path]) for path in ("/groups", "/")),
+            *(partial(self._read_now, pages["/"], period=name) for name in PERIODS),
+            lambda: self._names.search("-", 1),
+        ]
         while not ended.is_set():
-            with suppress(DBAPIError, PoolTimeoutError):
-                for page, values in ahead:
-                    today = self._serving.clock.today()
-                    self._read(page, Asked(page.path, values, self._serving.label_keys, today))
-                self._names.search("-", 1)
+            for read in ahead:
+                if ended.is_set():
+                    return
+                try:
+                    read()
+                except (DBAPIError, PoolTimeoutError):
+                    break
+                except Exception:
+                    logger.exception("A page that is read ahead has a defect. The other pages work.")
             ended.wait(SECONDS_BETWEEN_READING_AHEAD)
+
+    def _read_now(self, page: Page, **values: str) -> None:
+        page.read(self._reader, Asked(page.path, values, self._serving.label_keys, self._serving.clock.today()))
 
     def _read(self, page: Page, asked: Asked) -> Dated:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
         values = tuple(sorted((name, value) for name, value in asked.values.items() if name != "format"))
         key = (page.path, values, asked.today)
-        return self._reader.kept(key, lambda: self._now(page.read(self._reader, asked)), page.kept_seconds)
+        return self._reader.kept(key, lambda: self._now(page.read(self._reader, asked)), SECONDS_KEPT)
 
     def _now(self, found: Any) -> Dated:
         return Dated(found, self._serving.clock.local_now())

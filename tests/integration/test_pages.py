@@ -28,9 +28,10 @@ from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.steps import Step, declare_steps
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.storage.reader_role import READABLE, READER_ROLE
-from capacity_assets.web import reading
+from capacity_assets.web import app, reading
 from capacity_assets.web.app import PAGES, SEARCH
 from capacity_assets.web.guard import HEADERS
+from capacity_assets.web.names import Names
 from capacity_assets.web.reading import Reader, reading_engine, refuse_a_role_that_can_write, role_to_read_with
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
@@ -486,6 +487,27 @@ def test_what_every_reader_sees_is_read_before_anybody_asks(database: URL, engin
                 break
 
     assert answers == [200] * 4
+
+
+def test_a_defect_while_reading_ahead_is_logged_and_the_next_round_comes(
+    database: URL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds: list[int] = []
+
+    def search(*_: object) -> None:
+        rounds.append(1)
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(Names, "search", search)
+    monkeypatch.setattr(app, "SECONDS_BETWEEN_READING_AHEAD", 0)
+    with served_pages(database, reads_ahead=True) as pages:
+        deadline = time.monotonic() + 30
+        while len(rounds) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert pages.ask("/").status == 200
+
+    assert len(rounds) >= 2
+    assert "A page that is read ahead has a defect" in caplog.text
 
 
 def test_a_group_fills_with_the_volume_that_binds_its_databases(pages: Pages, engine: Engine) -> None:
