@@ -19,6 +19,9 @@ from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
+from capacity_assets.units import first_of
+
+VALUES_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
     parts = [part for server in servers for part in _parts(server, value, _of(server, owned))]
     viewed = connection.execute(text(_OF_VIEW), asked).first()
     if not parts and viewed is None:
-        raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.")
+        values = connection.execute(text(_VALUES), asked).scalars().all()
+        there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
+        raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
     size, change = (None, None) if viewed is None else (viewed.size_mb, viewed.change_mb)
     return ExplainedGroup(
         key,
@@ -184,6 +189,10 @@ LEFT JOIN database_size_aggregations b
 CROSS JOIN LATERAL ({_OF_DATABASE}) AS l
 WHERE a.database_name IS NOT NULL OR sb.instance_id IS NOT NULL
 """  # noqa: S608 -- as above
+_VALUES = """
+SELECT group_name FROM capacity_groups
+WHERE period = :period AND window_start = :start AND grouped_by = :key AND group_name IS NOT NULL ORDER BY 1
+"""
 _OF_VIEW = """
 SELECT size_mb, change_mb FROM capacity_groups
 WHERE period = :period AND window_start = :start AND grouped_by = :key AND group_name = :value

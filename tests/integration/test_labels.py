@@ -296,7 +296,7 @@ def test_the_sum_of_a_group_is_explained_by_its_parts(engine: Engine, service: A
     [
         (
             ["--label", "team=nobody", "--period", "monthly", "--window", "2025-04-01"],
-            "Nothing has team=nobody in April",
+            "Nothing has team=nobody in April 2025. team has platform there.",
         ),
         (["--label", "team", "--period", "monthly"], "write team=payments"),
         (["--label", "taem=a", "--period", "monthly"], "Did you mean 'team'?"),
@@ -305,6 +305,8 @@ def test_the_sum_of_a_group_is_explained_by_its_parts(engine: Engine, service: A
     ],
 )
 def test_a_group_that_cannot_be_explained_is_refused_in_one_sentence(arguments: list[str], problem: str) -> None:
+    labelled("set", "server-1", "team=platform")
+
     refused = capacity("explain", *arguments)
 
     assert refused.exit_code == 2
