@@ -15,7 +15,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.foundation.errors import reason_of
 from capacity_assets.storage.group_tracking import forget_group_sums, lock_group_sums
-from capacity_assets.storage.group_views import GROUPS_OF_WINDOW, LABEL_KEYS, OUTDATED_WINDOWS, before, sees, touches
+from capacity_assets.storage.group_views import (
+    GROUPS_OF_WINDOW,
+    LABEL_KEYS,
+    OUTDATED_WINDOWS,
+    WINDOW_ENDS,
+    sees,
+    touches,
+)
 
 logger = logging.getLogger("capacity_assets")
 
@@ -72,7 +79,8 @@ def _store_some(connection: Connection) -> tuple[int, bool]:
     return len(found), len(found) >= found[0].shown
 
 
-_ASKED = "unnest(CAST(:periods AS text[]), CAST(:starts AS date[])) AS w (period_type, period_start)"
+_ASKED = "unnest(CAST(:periods AS text[]), CAST(:starts AS date[])) AS k (period_type, period_start)"
+_WINDOWS = f"(SELECT k.*, e.* FROM {_ASKED} CROSS JOIN LATERAL ({WINDOW_ENDS}) AS e) AS w"  # noqa: S608 -- constants
 # Snapshot and keys are older than what the sums are read by: what is committed meanwhile counts as not seen, and is at
 # worst stored again. Numbers of transactions of another server, from a dump, mean nothing here.
 _OUTDATED = f"""
@@ -89,21 +97,18 @@ FROM ({OUTDATED_WINDOWS}) AS o CROSS JOIN bound
 ORDER BY o.period_start DESC, o.period_type LIMIT (SELECT shown FROM bound)
 """  # noqa: S608 -- built from the constants above
 _CLEAR = f"""
-DELETE FROM {{}} s USING {_ASKED} WHERE s.period_type = w.period_type AND s.period_start = w.period_start
+DELETE FROM {{}} s USING {_ASKED} WHERE s.period_type = k.period_type AND s.period_start = k.period_start
 """  # noqa: S608 -- built from the constants above
 _STORE = f"""
 INSERT INTO capacity_group_sums
     (period_type, period_start, grouped_by, group_name, servers, databases, size_mb, change_mb)
 SELECT w.period_type, w.period_start, g.grouped_by, coalesce(g.group_name, ''), g.servers, g.databases, g.size_mb,
        g.change_mb
-FROM {_ASKED} CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g
+FROM {_WINDOWS} CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g
 """  # noqa: S608 -- built from the constants above
 _ENTER = f"""
 INSERT INTO capacity_group_windows (period_type, period_start, period_end, before_start, label_keys, snapshot)
-SELECT a.period_type, a.period_start, a.period_end, {before("a")}, :label_keys, :snapshot
-FROM {_ASKED} CROSS JOIN LATERAL (
-    SELECT n.period_type, n.period_start, n.period_end FROM instance_size_aggregations n
-    WHERE n.period_type = w.period_type AND n.period_start = w.period_start LIMIT 1) AS a
+SELECT w.*, :label_keys, :snapshot FROM {_WINDOWS}
 """  # noqa: S608 -- built from the constants above
 _SEEN_BY_ALL = "\n  AND ".join(
     f"NOT EXISTS (SELECT FROM capacity_group_windows v WHERE {touch} AND NOT {sees('v')})" for touch in touches("v")

@@ -28,80 +28,76 @@ def sees(window: str) -> str:
 _PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
 _NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
 
+# Of a window `w`, whose ends and the start of the one before are given: compared with expressions over other rows,
+# PostgreSQL would read every window of a partition for each.
+_IN_WINDOW = "{0}.period_type = w.period_type AND {0}.period_start = w.period_start"
+_IN_WINDOW_BEFORE = "{0}.period_type = w.period_type AND {0}.period_start = w.before_start"
 # Databases with labels of their own, each with its share of its server's measured days, as in the growth report. Labels
 # are looked up before anything else is joined: most databases have none.
 _LABELLED = f"""
-    SELECT a.period_type, a.period_start, a.period_end, a.instance_id, a.key, a.value, {_NOW} AS size_mb,
+    SELECT a.instance_id, a.key, a.value, {_NOW} AS size_mb,
            CASE WHEN s.total_size_change_mb IS NULL THEN NULL
                 WHEN a.size_change_mb IS NOT NULL AND (sb.instance_id IS NULL
                      OR a.data_count >= s.data_count AND b.data_count >= sb.data_count)
                 THEN a.size_change_mb ELSE {_NOW} - coalesce({_THEN}, 0) END AS change_mb, 1 AS databases
     FROM (
-        SELECT DISTINCT ON (d.period_type, d.period_start, d.instance_id, d.database_name, r.key)
-               d.period_type, d.period_start, d.period_end, d.instance_id, d.database_name, d.avg_size_mb, d.data_count,
-               d.size_change_mb, r.key, r.value
+        SELECT DISTINCT ON (d.instance_id, d.database_name, r.key)
+               d.instance_id, d.database_name, d.avg_size_mb, d.data_count, d.size_change_mb, r.key, r.value
         FROM database_size_aggregations d
-        JOIN {SPANS} r ON r.instance_id = d.instance_id AND {holds_on("r", "d.period_end")}
+        JOIN {SPANS} r ON r.instance_id = d.instance_id AND {holds_on("r", "w.period_end")}
             AND {matches("r", "d.database_name")}
-        ORDER BY d.period_type, d.period_start, d.instance_id, d.database_name, r.key,
-                 {precedence("r", "d.database_name")}
+        WHERE {_IN_WINDOW.format("d")}
+        ORDER BY d.instance_id, d.database_name, r.key, {precedence("r", "d.database_name")}
     ) AS a
-    JOIN instance_size_aggregations s
-        ON s.period_type = a.period_type AND s.period_start = a.period_start AND s.instance_id = a.instance_id
-    LEFT JOIN instance_size_aggregations sb
-        ON sb.period_type = a.period_type AND sb.period_start = {before("a")} AND sb.instance_id = a.instance_id
-    LEFT JOIN database_size_aggregations b
-        ON b.period_type = a.period_type AND b.period_start = {before("a")} AND b.instance_id = a.instance_id
+    JOIN instance_size_aggregations s ON {_IN_WINDOW.format("s")} AND s.instance_id = a.instance_id
+    LEFT JOIN instance_size_aggregations sb ON {_IN_WINDOW_BEFORE.format("sb")} AND sb.instance_id = a.instance_id
+    LEFT JOIN database_size_aggregations b ON {_IN_WINDOW_BEFORE.format("b")} AND b.instance_id = a.instance_id
         AND b.database_name = a.database_name
     UNION ALL
-    SELECT b.period_type, b.period_start, b.period_end, b.instance_id, b.key, b.value, 0,
-           CASE WHEN b.total_size_change_mb IS NOT NULL THEN -{_THEN} END, 0
+    SELECT b.instance_id, b.key, b.value, 0, CASE WHEN b.total_size_change_mb IS NOT NULL THEN -{_THEN} END, 0
     FROM (
-        SELECT DISTINCT ON (s.period_type, s.period_start, s.instance_id, d.database_name, r.key)
-               s.period_type, s.period_start, s.period_end, s.instance_id, s.total_size_change_mb, d.database_name,
-               d.avg_size_mb, d.data_count, d.period_start AS before_start, r.key, r.value
-        FROM instance_size_aggregations s
-        JOIN {SPANS} r ON r.instance_id = s.instance_id AND {holds_on("r", "s.period_end")}
-        JOIN database_size_aggregations d
-            ON d.period_type = s.period_type AND d.period_start = {before("s")}
-            AND d.instance_id = s.instance_id AND {matches("r", "d.database_name")}
-        WHERE NOT EXISTS (SELECT FROM database_size_aggregations a
-                          WHERE a.period_type = s.period_type AND a.period_start = s.period_start
-                            AND a.instance_id = s.instance_id AND a.database_name = d.database_name)
-        ORDER BY s.period_type, s.period_start, s.instance_id, d.database_name, r.key,
-                 {precedence("r", "d.database_name")}
+        SELECT DISTINCT ON (d.instance_id, d.database_name, r.key)
+               d.instance_id, s.total_size_change_mb, d.database_name, d.avg_size_mb, d.data_count, r.key, r.value
+        FROM database_size_aggregations d
+        JOIN {SPANS} r ON r.instance_id = d.instance_id AND {holds_on("r", "w.period_end")}
+            AND {matches("r", "d.database_name")}
+        JOIN instance_size_aggregations s ON {_IN_WINDOW.format("s")} AND s.instance_id = d.instance_id
+        WHERE {_IN_WINDOW_BEFORE.format("d")} AND NOT EXISTS (
+            SELECT FROM database_size_aggregations a
+            WHERE {_IN_WINDOW.format("a")} AND a.instance_id = d.instance_id AND a.database_name = d.database_name)
+        ORDER BY d.instance_id, d.database_name, r.key, {precedence("r", "d.database_name")}
     ) AS b
-    JOIN instance_size_aggregations sb
-        ON sb.period_type = b.period_type AND sb.period_start = b.before_start AND sb.instance_id = b.instance_id"""  # noqa: S608
+    JOIN instance_size_aggregations sb ON {_IN_WINDOW_BEFORE.format("sb")} AND sb.instance_id = b.instance_id"""  # noqa: S608
 _OF_SERVER = f"""(SELECT l.value FROM {SPANS} l
              WHERE l.instance_id = {{0}}.instance_id AND l.key = {{1}}.key AND l.database_pattern = ''
-               AND {holds_on("l", "{0}.period_end")})"""  # noqa: S608 -- expressions of our own views
+               AND {holds_on("l", "w.period_end")})"""  # noqa: S608 -- expressions of our own views
 # A database with a label of its own leaves the group of its server and enters its own: sums stay what they are.
 _PARTS = f"""
-    SELECT a.period_type, a.period_start, a.period_end, g.grouped_by, g.group_name, a.instance_id,
-           a.total_size_mb AS size_mb, a.total_size_change_mb AS change_mb, a.database_count AS databases
+    SELECT g.grouped_by, g.group_name, a.instance_id, a.total_size_mb AS size_mb, a.total_size_change_mb AS change_mb,
+           a.database_count AS databases
     FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
     CROSS JOIN LATERAL (
         SELECT 'engine' AS grouped_by, coalesce(i.db_type, 'unknown') AS group_name
         UNION ALL SELECT k.key, {_OF_SERVER.format("a", "k")} FROM (SELECT DISTINCT key FROM capacity_labels) AS k
     ) AS g
-    WHERE i.counted_by IS NULL
+    WHERE {_IN_WINDOW.format("a")} AND i.counted_by IS NULL
     UNION ALL
-    SELECT m.period_type, m.period_start, m.period_end, m.key, side.group_name, m.instance_id,
-           side.sign * m.size_mb, side.sign * m.change_mb, side.sign * m.databases
+    SELECT m.key, side.group_name, m.instance_id, side.sign * m.size_mb, side.sign * m.change_mb,
+           side.sign * m.databases
     FROM (SELECT o.*, {_OF_SERVER.format("o", "o")} AS server_value FROM ({_LABELLED}) AS o) AS m
     LEFT JOIN instances i ON i.id = m.instance_id
     CROSS JOIN LATERAL (VALUES (m.server_value, -1), (m.value, 1)) AS side (group_name, sign)
     WHERE i.counted_by IS NULL AND m.value IS DISTINCT FROM m.server_value"""  # noqa: S608 -- as above
+WINDOW_ENDS = f"""
+    SELECT n.period_end, {before("n")} AS before_start FROM instance_size_aggregations n
+    WHERE n.period_type = k.period_type AND n.period_start = k.period_start LIMIT 1"""  # noqa: S608 -- as above
+"""The last day of a window `k`, and the first one of the window before; no row where it has none."""
 GROUPS_OF_WINDOW = f"""
-    SELECT p.period_end, CAST(p.grouped_by AS text) AS grouped_by,
-           CAST(nullif(p.group_name, '') AS text) AS group_name, count(DISTINCT p.instance_id) AS servers,
-           CAST(sum(p.databases) AS bigint) AS databases, CAST(sum(p.size_mb) AS numeric) AS size_mb,
-           CAST(sum(p.change_mb) AS numeric) AS change_mb
-    FROM ({_PARTS}) AS p
-    WHERE p.period_type = w.period_type AND p.period_start = w.period_start
-    GROUP BY 1, 2, 3"""  # noqa: S608 -- as above
-"""Groups by engine and label of a window `w`, added up from the aggregates and labels."""
+    SELECT CAST(p.grouped_by AS text) AS grouped_by, CAST(nullif(p.group_name, '') AS text) AS group_name,
+           count(DISTINCT p.instance_id) AS servers, CAST(sum(p.databases) AS bigint) AS databases,
+           CAST(sum(p.size_mb) AS numeric) AS size_mb, CAST(sum(p.change_mb) AS numeric) AS change_mb
+    FROM ({_PARTS}) AS p GROUP BY 1, 2"""  # noqa: S608 -- as above
+"""Groups by engine and label of a window `w` with its ends, added up from the aggregates and labels."""
 _SERVERS = """
     SELECT a.period_type, a.period_start, a.period_end, CAST('server' AS text) AS grouped_by,
            CAST(coalesce(i.name, 'server ' || a.instance_id) AS text) AS group_name, count(*) AS servers,
@@ -160,9 +156,10 @@ _GROUPS = f"""{_SERVERS}
     JOIN capacity_group_sums s ON s.period_type = v.period_type AND s.period_start = v.period_start
     WHERE {is_current("v")}
     UNION ALL
-    SELECT w.period_type, w.period_start, g.period_end, g.grouped_by, g.group_name, g.servers, g.databases, g.size_mb,
+    SELECT w.period_type, w.period_start, w.period_end, g.grouped_by, g.group_name, g.servers, g.databases, g.size_mb,
            g.change_mb
-    FROM ({OUTDATED_WINDOWS}) AS w CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g"""  # noqa: S608 -- as above
+    FROM (SELECT k.*, e.* FROM ({OUTDATED_WINDOWS}) AS k CROSS JOIN LATERAL ({WINDOW_ENDS}) AS e) AS w
+    CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g"""  # noqa: S608 -- as above
 
 GROUP_VIEWS = (
     View(
