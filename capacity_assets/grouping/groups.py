@@ -74,8 +74,29 @@ def fills_first(connection: Connection, by: str) -> dict[str | None, FillsFirst]
     return {row.group_name: FillsFirst(row.server, row.name, row.full_middle) for row in rows}
 
 
-def groups_of(
-    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, FillsFirst]
+EVERY_GROUP, STORED_GROUPS = "capacity_groups", "capacity_stored_groups"
+
+
+def quickest_view(connection: Connection, period: Period, first: date, by: str) -> str:
+    """Return the view to read groups of windows from `first` on from, in a transaction that sees one state.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    if by == "server":
+        return EVERY_GROUP
+    is_outdated = connection.execute(text(_IS_OUTDATED), {"period": period.name, "first": first}).scalar()
+    return EVERY_GROUP if is_outdated else STORED_GROUPS
+
+
+def groups_of(  # noqa: PLR0913 -- what is asked, and where it is read
+    connection: Connection,
+    period: Period,
+    window: Window,
+    by: str,
+    fills: Mapping[str | None, FillsFirst],
+    *,
+    view: str = EVERY_GROUP,
 ) -> list[Group]:
     """Read the groups of a window, the largest first, each with what `fills` has of it; none where no server has a row.
 
@@ -83,7 +104,7 @@ def groups_of(
         sqlalchemy.exc.DBAPIError: the database failed.
     """
     asked = {"period": period.name, "start": window.start, "by": by}
-    rows = connection.execute(text(_GROUPS), asked).all()
+    rows = connection.execute(text(_GROUPS.format(view=view)), asked).all()
     if not rows:
         # A label that nobody has yet: everything is without it.
         rows = connection.execute(text(_NO_SUCH_LABEL), {"period": period.name, "start": window.start}).all()
@@ -101,9 +122,12 @@ def groups_of(
 
 
 _GROUPS = """
-SELECT group_name, servers, databases, size_mb, change_mb FROM capacity_groups
+SELECT group_name, servers, databases, size_mb, change_mb FROM {view}
 WHERE period = :period AND window_start = :start AND grouped_by = :by
 ORDER BY size_mb DESC, group_name NULLS LAST
+"""
+_IS_OUTDATED = """
+SELECT EXISTS (SELECT FROM capacity_outdated_groups WHERE period = :period AND window_start >= :first)
 """
 _NO_SUCH_LABEL = """
 SELECT CAST(NULL AS text) AS group_name, servers, databases, size_mb, change_mb

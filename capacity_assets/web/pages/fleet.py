@@ -9,10 +9,10 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of
+from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, quickest_view
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, windows_back
 from capacity_assets.web.queries import FILLS_FIRST, complete_window, databases, history, newest_window, runways
 from capacity_assets.web.reading import Reader, found, rows
 
@@ -119,7 +119,8 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
         return replace(fleet, period=period.name)
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
     with reader.transaction() as connection:
-        sizes = history(connection, _HISTORY, period, newest, {})
+        view = quickest_view(connection, period, windows_back(period, newest)[0].start, "engine")
+        sizes = history(connection, _HISTORY.format(view=view), period, newest, {})
     if sizes:
         first = sizes[0].window_start
         incomplete = reader.kept(
@@ -196,7 +197,7 @@ def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeas
 
 _HISTORY = """
 SELECT window_start, window_end, CAST(sum(size_mb) AS bigint) AS size_mb, CAST(sum(change_mb) AS bigint) AS change_mb
-FROM capacity_groups WHERE period = :period AND window_start >= :first AND grouped_by = 'engine'
+FROM {view} WHERE period = :period AND window_start >= :first AND grouped_by = 'engine'
 GROUP BY window_start, window_end
 """
 # A server in service is expected from its first window shown on, another one to its last.

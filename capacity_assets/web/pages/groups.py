@@ -21,6 +21,7 @@ from capacity_assets.grouping.groups import (
     fills_first,
     group_column,
     groups_of,
+    quickest_view,
     refuse_unknown_grouping,
 )
 from capacity_assets.periods import PERIODS, Period, Window
@@ -114,7 +115,10 @@ def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
     fills = reader.kept(("fills first", by), partial(_fills_first, reader, by), FILLS_SECONDS_KEPT)
     with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
-        groups = sorted(groups_of(connection, period, window, by, fills) if window else [], key=GROUP_ORDERS[order])
+        groups: list[Group] = []
+        if window:
+            view = quickest_view(connection, period, window.start, by)
+            groups = sorted(groups_of(connection, period, window, by, fills, view=view), key=GROUP_ORDERS[order])
         return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), order, groups)
 
 
@@ -144,8 +148,9 @@ def _group_history(
     windows = [newest]
     while len(windows) < GROUP_WINDOWS:
         windows.append(period.previous(windows[-1]))
+    query = _GROUP_SIZES.format(view=quickest_view(connection, period, windows[-1].start, by))
     asked = {"period": period.name, "starts": [window.start for window in windows], "by": by, "name": name}
-    return with_gaps(windows[::-1], [size_in_window(row) for row in rows(connection, _GROUP_SIZES, asked)])
+    return with_gaps(windows[::-1], [size_in_window(row) for row in rows(connection, query, asked)])
 
 
 def _filling(connection: Connection, by: str, name: str | None) -> list[Runway]:
@@ -204,7 +209,7 @@ def _grouping(asked: Asked) -> str:
 
 
 _GROUP_SIZES = """
-SELECT window_start, window_end, size_mb, change_mb FROM capacity_groups
+SELECT window_start, window_end, size_mb, change_mb FROM {view}
 WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :by
   AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
 """
