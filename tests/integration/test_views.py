@@ -203,9 +203,9 @@ def test_who_may_read_the_views_needs_no_right_on_the_tables(engine: Engine) -> 
     filling_fleet(engine)
     with engine.begin() as connection:
         # One window of those that are stored is out of date.
-        newest = "SELECT max(period_start) FROM instance_size_aggregations WHERE period_type = 'daily'"
+        newest = "SELECT max(period_start) FROM instance_size_aggregations WHERE period_type = 'monthly'"
         change = "UPDATE instance_size_aggregations SET total_size_mb = total_size_mb + 1"
-        connection.execute(text(f"{change} WHERE period_type = 'daily' AND period_start = ({newest})"))
+        connection.execute(text(f"{change} WHERE period_type = 'monthly' AND period_start = ({newest})"))
         connection.execute(text("CREATE ROLE dashboard"))
         for view in VIEWS:
             connection.execute(text(f"GRANT SELECT ON {view.name} TO dashboard"))
