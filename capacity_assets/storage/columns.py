@@ -185,3 +185,14 @@ def transaction_columns(comment: str) -> list[Column[object]]:
         ),
         timestamp("changed_at", "When that transaction began"),
     ]
+
+
+def system_identifier() -> Column[object]:
+    """Return the column with the server that numbered the transactions of a snapshot: elsewhere they mean nothing."""
+    return Column(
+        "system_identifier",
+        BigInteger,
+        nullable=False,
+        server_default=text("(pg_control_system()).system_identifier"),
+        comment="PostgreSQL server that numbered these transactions",
+    )

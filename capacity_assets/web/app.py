@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,9 +29,9 @@ from starlette.types import ASGIApp
 from capacity_assets.charts.history import STYLES
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, reason_of, sqlstate_of
-from capacity_assets.foundation.spreadsheets import as_plain_text
 from capacity_assets.periods import PERIODS
 from capacity_assets.web.asked import Asked, known_values
+from capacity_assets.web.csv_files import csv_of
 from capacity_assets.web.guard import Allowed, SecurityHeaders
 from capacity_assets.web.names import Names
 from capacity_assets.web.pages.fleet import FleetPage, read_fleet
@@ -254,7 +252,7 @@ class Answers:
         if form == "json":
             return Response(TypeAdapter(page.shows).dump_json(found, indent=1), media_type="application/json")
         if form == "csv":
-            return _csv(page, found)
+            return csv_of(page, found)
         user = request.headers.get(self._serving.user_header) if self._serving.user_header else None
         return HTMLResponse(self._renderer.page(page.name, page.title, asked, dated, user))
 
@@ -276,32 +274,6 @@ def _trouble(error: DBAPIError | PoolTimeoutError) -> str:
         return f"The database refuses: {reason_of(error)}. Nothing was changed. The server's log says more."
     # Where it is, is no business of readers.
     return "The database is away or busy. Nothing was changed. Try again in a moment."
-
-
-def _csv(page: Page, found: Any) -> Response:
-    """Write the page's list as CSV, with the names of its JSON."""
-    listed = TypeAdapter(page.shows).dump_python(found, mode="json")[page.table]
-    plain = TypeAdapter(page.shows).dump_python(found)[page.table]
-    written = io.StringIO()
-    if listed:
-        columns = [name for name, value in listed[0].items() if not isinstance(value, list)]
-        rows = csv.writer(written)
-        rows.writerow(columns)
-        # Amounts are text in JSON and numbers before it.
-        rows.writerows(
-            [
-                [_cell(row[name], is_text=isinstance(own[name], str)) for name in columns]
-                for row, own in zip(listed, plain, strict=True)
-            ]
-        )
-    headers = {"Content-Disposition": f'attachment; filename="{page.name}.csv"'}
-    return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
-
-
-def _cell(value: object, *, is_text: bool) -> object:
-    if isinstance(value, Mapping):
-        value, is_text = ";".join(f"{key}={one}" for key, one in value.items()), True
-    return as_plain_text(value) if is_text and isinstance(value, str) else value
 
 
 def schema(_request: Request) -> Response:
