@@ -20,9 +20,9 @@ from capacity_assets.storage.group_views import (
     LABEL_KEYS,
     OUTDATED_WINDOWS,
     WINDOW_ENDS,
-    sees,
     touches,
 )
+from capacity_assets.storage.snapshots import is_seen, transaction_of
 
 logger = logging.getLogger("capacity_assets")
 
@@ -91,8 +91,8 @@ SELECT o.period_type, o.period_start, bound.shown, CAST(pg_current_snapshot() AS
        {LABEL_KEYS} AS label_keys,
        EXISTS (SELECT FROM capacity_group_windows
                WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
-       OR EXISTS (SELECT FROM capacity_group_changes WHERE CAST(CAST(transaction_id AS text) AS xid8)
-                                                            >= pg_snapshot_xmax(pg_current_snapshot())) AS is_foreign
+       OR EXISTS (SELECT FROM capacity_group_changes c
+                  WHERE {transaction_of("c")} >= pg_snapshot_xmax(pg_current_snapshot())) AS is_foreign
 FROM ({OUTDATED_WINDOWS}) AS o CROSS JOIN bound
 ORDER BY o.period_start DESC, o.period_type LIMIT (SELECT shown FROM bound)
 """  # noqa: S608 -- built from the constants above
@@ -111,7 +111,8 @@ INSERT INTO capacity_group_windows (period_type, period_start, period_end, befor
 SELECT w.*, :label_keys, :snapshot FROM {_WINDOWS}
 """  # noqa: S608 -- built from the constants above
 _SEEN_BY_ALL = "\n  AND ".join(
-    f"NOT EXISTS (SELECT FROM capacity_group_windows v WHERE {touch} AND NOT {sees('v')})" for touch in touches("v")
+    f"NOT EXISTS (SELECT FROM capacity_group_windows v WHERE {touch} AND NOT {is_seen('c', 'v')})"
+    for touch in touches("v")
 )
 # Those that every stored window holds. A window that is not stored is known by its change, as long as it has rows.
 _FORGET_CHANGES = f"""

@@ -4,23 +4,22 @@ What they are for, and when each is issued, is said in `ledger`. `w` is a window
 `d` an invalidation, `l` a level with the table it reads and the one it writes.
 """
 
-TRANSACTION = "CAST(CAST(c.transaction_id AS text) AS xid8)"
+from capacity_assets.storage.snapshots import is_seen, transaction_of
+
+TRANSACTION = transaction_of("c")
 SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
 TOUCHES = (
     "c.table_name = l.table_name AND (c.collected_date BETWEEN w.reads_from AND w.period_end "
     "OR c.collected_date BETWEEN w.year_before_start AND w.year_before_end)"
 )
-UNSEEN = f"{TOUCHES} AND NOT pg_visible_in_snapshot({TRANSACTION}, {SNAPSHOT})"
+UNSEEN = f"{TOUCHES} AND NOT {is_seen('c', 'w')}"
 # With those that were seen while an older transaction was open: computing again, they are forgotten.
 PERHAPS_UNSEEN = f"{TOUCHES} AND {TRANSACTION} >= pg_snapshot_xmin({SNAPSHOT})"
 LEVELS = (
     "unnest(CAST(:levels AS text[]), CAST(:tables AS text[]), CAST(:targets AS text[])) "
     "AS l (level, table_name, target_name)"
 )
-INVALIDATED = (
-    "d.table_name IN (l.table_name, l.target_name) "
-    f"AND NOT pg_visible_in_snapshot(CAST(CAST(d.transaction_id AS text) AS xid8), {SNAPSHOT})"
-)
+INVALIDATED = f"d.table_name IN (l.table_name, l.target_name) AND NOT {is_seen('d', 'w')}"
 
 
 # A server that was put into service: all its days are changes of that transaction. Spread at the look, not at the

@@ -7,6 +7,7 @@ which adds up whole servers and moves databases between groups. Explaining one d
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -84,9 +85,11 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
         "key": key,
         "value": value,
     }
-    owned = connection.execute(text(_OWNED), asked).all()
+    owned = defaultdict(list)
+    for row in connection.execute(text(_OWNED), asked):
+        owned[row.instance_id].append(row)
     servers = connection.execute(text(_SERVERS), asked).all()
-    parts = [part for server in servers for part in _parts(server, value, _of(server, owned))]
+    parts = [part for server in servers for part in _parts(server, value, owned[server.instance_id])]
     viewed = connection.execute(text(_OF_VIEW), asked).first()
     if not parts and viewed is None:
         values = connection.execute(text(_VALUES), asked).scalars().all()
@@ -100,10 +103,6 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
         None if size is None else int(size),
         None if change is None else int(change),
     )
-
-
-def _of(server: Row[Any], owned: Sequence[Row[Any]]) -> list[Row[Any]]:
-    return [row for row in owned if row.instance_id == server.instance_id]
 
 
 def _parts(server: Row[Any], value: str, owned: Sequence[Row[Any]]) -> list[GroupPart]:

@@ -7,6 +7,7 @@ changed since, and else adds up what the aggregates and labels hold: it is right
 from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
+from capacity_assets.storage.snapshots import is_seen
 from capacity_assets.storage.view import View, ViewColumn
 
 
@@ -16,13 +17,6 @@ def before(row: str) -> str:
     THEN CAST({row}.period_start - age(CAST({row}.period_end + 1 AS timestamp),
                                      CAST({row}.period_start AS timestamp)) AS date)
     ELSE {row}.period_start - ({row}.period_end - {row}.period_start + 1) END"""
-
-
-def sees(window: str) -> str:
-    """Return the condition that what is stored of a window holds a change `c`."""
-    return (
-        f"pg_visible_in_snapshot(CAST(CAST(c.transaction_id AS text) AS xid8), CAST({window}.snapshot AS pg_snapshot))"
-    )
 
 
 _PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
@@ -131,7 +125,7 @@ def is_current(window: str) -> str:
     without rows is not current: a partition that is dropped takes no trigger along.
     """
     unseen = (
-        f"NOT EXISTS (SELECT FROM capacity_group_changes c WHERE {touch} AND NOT {sees(window)})"
+        f"NOT EXISTS (SELECT FROM capacity_group_changes c WHERE {touch} AND NOT {is_seen('c', window)})"
         for touch in touches(window)
     )
     same_server = f"{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())"  # noqa: S608 -- as above

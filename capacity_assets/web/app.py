@@ -188,7 +188,7 @@ class Answers:
         """Read what every reader sees until the event is set; what fails is said to who asks."""
         pages = {page.path: page for page in PAGES}
         ahead: list[Callable[[], object]] = [
-            *(partial(self._read_now, pages[path]) for path in ("/groups", "/")),
+            partial(self._read_now, pages["/groups"]),
             *(partial(self._read_now, pages["/"], period=name) for name in PERIODS),
             lambda: self._names.search("-", 1),
         ]

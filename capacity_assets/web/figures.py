@@ -95,10 +95,11 @@ class DatabaseRow:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def windows_back(period: Period, newest: Window) -> list[Window]:
-    """Return the windows that a history shows, oldest first."""
+def windows_back(period: Period, newest: Window, shown: int | None = None) -> list[Window]:
+    """Return the windows that a history shows, oldest first, by default as many as are usual for the period."""
+    shown = shown or WINDOWS_SHOWN.get(period.name, OTHER_PERIODS_SHOWN)
     windows = [newest]
-    while len(windows) < WINDOWS_SHOWN.get(period.name, OTHER_PERIODS_SHOWN):
+    while len(windows) < shown:
         windows.append(period.previous(windows[-1]))
     return windows[::-1]
 

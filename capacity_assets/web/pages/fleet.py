@@ -146,8 +146,11 @@ def _read_fleet(reader: Reader, asked: Asked) -> FleetPage:
         counts = rows(connection, _COUNTS, {"day": day})[0]
         by = default_grouping(asked.label_keys)
         last_month = over.get("monthly")
-        fills = fills_first(connection, by) if last_month else {}
-        groups = groups_of(connection, PERIODS["monthly"], last_month, by, fills) if last_month else []
+        groups: list[Group] = []
+        if last_month:
+            month = PERIODS["monthly"]
+            view = quickest_view(connection, month, last_month.start, by)
+            groups = groups_of(connection, month, last_month, by, fills_first(connection, by), view=view)
         return FleetPage(
             "",
             (),

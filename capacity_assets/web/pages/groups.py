@@ -26,7 +26,7 @@ from capacity_assets.grouping.groups import (
 )
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, with_gaps
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, windows_back, with_gaps
 from capacity_assets.web.queries import (
     asked_window,
     databases,
@@ -145,12 +145,10 @@ def _group_history(
     connection: Connection, period: Period, newest: Window, by: str, name: str | None
 ) -> list[SizeInWindow]:
     """Return the group in the last windows, oldest first; those in which it had nothing are empty."""
-    windows = [newest]
-    while len(windows) < GROUP_WINDOWS:
-        windows.append(period.previous(windows[-1]))
-    query = _GROUP_SIZES.format(view=quickest_view(connection, period, windows[-1].start, by))
+    windows = windows_back(period, newest, GROUP_WINDOWS)
+    query = _GROUP_SIZES.format(view=quickest_view(connection, period, windows[0].start, by))
     asked = {"period": period.name, "starts": [window.start for window in windows], "by": by, "name": name}
-    return with_gaps(windows[::-1], [size_in_window(row) for row in rows(connection, query, asked)])
+    return with_gaps(windows, [size_in_window(row) for row in rows(connection, query, asked)])
 
 
 def _filling(connection: Connection, by: str, name: str | None) -> list[Runway]:
