@@ -30,6 +30,15 @@ class FillsFirst:
 
 
 @dataclass(frozen=True)
+class Filling:
+    """A database, volume or server that fills, as part of a group."""
+
+    server_id: int
+    subject: str
+    first: FillsFirst
+
+
+@dataclass(frozen=True)
 class Group:
     """One group of a window; `name` None: what has no such label. `change_mb` None: no change is known."""
 
@@ -63,15 +72,29 @@ def default_grouping(keys: Sequence[str]) -> str:
     return next(iter(keys), WITHOUT_LABEL[0])
 
 
-def fills_first(connection: Connection, by: str) -> dict[str | None, FillsFirst]:
-    """Return what of each group is full first, by the newest forecasts; nothing for groups that do not fill.
+def filling_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[Filling]]:
+    """Return what of each group is full first, at most so many, by the newest forecasts; no group that does not fill.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
     grouped = _BY_COLUMN.format(by=by) if by in WITHOUT_LABEL else _BY_LABEL
-    rows = connection.execute(text(_FILLS_FIRST.format(grouped=grouped)), group_column(by)[1])
-    return {row.group_name: FillsFirst(row.server, row.name, row.full_middle) for row in rows}
+    rows = connection.execute(text(_FILLING.format(grouped=grouped)), {**group_column(by)[1], "most": most})
+    found: dict[str | None, list[Filling]] = {}
+    for row in rows:
+        first = FillsFirst(row.server, row.name, row.full_middle)
+        found.setdefault(row.group_name, []).append(Filling(row.server_id, row.subject, first))
+    return found
+
+
+def fills_first(connection: Connection, by: str) -> dict[str | None, FillsFirst]:
+    """Return what of each group is full first; as `filling_of_groups`."""
+    return first_of_each(filling_of_groups(connection, by, 1))
+
+
+def first_of_each(filling: Mapping[str | None, Sequence[Filling]]) -> dict[str | None, FillsFirst]:
+    """Return the first of each group."""
+    return {name: subjects[0].first for name, subjects in filling.items()}
 
 
 EVERY_GROUP, STORED_GROUPS = "capacity_groups", "capacity_stored_groups"
@@ -136,28 +159,31 @@ FROM (SELECT sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) 
 WHERE size_mb IS NOT NULL
 """
 # A group fills with the volume, or the server, that binds one of its databases.
-_FILLS_FIRST = """
+_FILLING = """
 WITH filling AS (
     SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway
     WHERE counted AND full_middle IS NOT NULL
 ), told AS (
-    SELECT server_id, server, engine, subject, name AS of_name, name, full_middle FROM filling
+    SELECT server_id, server, engine, subject AS of_subject, name AS of_name, subject, name, full_middle FROM filling
     UNION ALL
-    SELECT f.server_id, f.server, f.engine, d.subject, d.name, f.name, f.full_middle
+    SELECT f.server_id, f.server, f.engine, d.subject, d.name, f.subject, f.name, f.full_middle
     FROM filling f JOIN capacity_runway d ON d.server_id = f.server_id AND d.subject = 'database'
         AND d.binds = CASE f.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END
     WHERE f.subject <> 'database'
-), grouped AS ({grouped})
-SELECT DISTINCT ON (group_name) group_name, server, name, full_middle FROM grouped
-ORDER BY group_name, full_middle, server, name
+), grouped AS ({grouped}), ranked AS (
+    SELECT *, row_number() OVER (PARTITION BY group_name ORDER BY full_middle, server, name, subject) AS place
+    FROM (SELECT DISTINCT group_name, server_id, server, subject, name, full_middle FROM grouped) AS each
+)
+SELECT group_name, server_id, server, subject, name, full_middle FROM ranked
+WHERE place <= :most ORDER BY group_name, place
 """
-_BY_COLUMN = "SELECT {by} AS group_name, server, name, full_middle FROM told"
+_BY_COLUMN = "SELECT {by} AS group_name, server_id, server, subject, name, full_middle FROM told"
 # Labels of all of them at once: asked for one by one, as the view does, twenty thousand take a tenth of a second.
 _BY_LABEL = f"""
-    SELECT DISTINCT ON (t.server_id, t.subject, t.of_name, t.name, t.full_middle)
-           l.value AS group_name, t.server, t.name, t.full_middle
+    SELECT DISTINCT ON (t.server_id, t.of_subject, t.of_name, t.subject, t.name)
+           l.value AS group_name, t.server_id, t.server, t.subject, t.name, t.full_middle
     FROM told t
     CROSS JOIN (SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1) AS newest
     LEFT JOIN {SPANS} l ON l.instance_id = t.server_id AND l.key = :key AND {holds_on("l", "newest.as_of")}
-        AND (l.database_pattern = '' OR t.subject = 'database' AND {matches("l", "t.of_name")})
-    ORDER BY t.server_id, t.subject, t.of_name, t.name, t.full_middle, {precedence("l", "t.of_name")}"""  # noqa: S608 -- expressions of our own views
+        AND (l.database_pattern = '' OR t.of_subject = 'database' AND {matches("l", "t.of_name")})
+    ORDER BY t.server_id, t.of_subject, t.of_name, t.subject, t.name, {precedence("l", "t.of_name")}"""  # noqa: S608 -- expressions of our own views

@@ -123,6 +123,8 @@ def ends_of(window: Window | None) -> tuple[date | None, date | None]:
     return (None, None) if window is None else (window.start, window.end)
 
 
+UNKNOWN_ENGINE = "unknown"
+"""That of servers which are not registered any more, among others; as in the views."""
 FILLS_FIRST = """
 WHERE counted AND stands_for_itself AND full_middle IS NOT NULL
 ORDER BY full_middle, server, name LIMIT :shown OFFSET :skipped
@@ -159,15 +161,18 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     conditions = [
         "AND counted" if server_id is None else "",
         "AND server_id = :server" if server_id is not None else "",
-        "AND engine = :engine" if engine else "",
+        # With their numbers PostgreSQL knows how many rows are left, and walks the index until a page is full.
+        _among("of_engine") if engine and engine != UNKNOWN_ENGINE else "",
+        "AND engine = :engine" if engine == UNKNOWN_ENGINE else "",
         _NEEDS.get(order, ""),
-        servers_with(value) if key is not None else "",
+        _servers_with(value) if key is not None else "",
     ]
     asked = {
         "period": period.name,
         "start": window.start,
         "server": server_id,
         "engine": engine,
+        "of_engine": _servers_of(connection, engine) if engine else [],
         "key": key,
         "value": value,
         "candidates": labelled_servers(connection, key, value, window.end) if key is not None else [],
@@ -193,9 +198,19 @@ def _label_condition(value: str | None) -> str:
     return f"WHERE CASE WHEN {condition} THEN true ELSE false END"
 
 
-def servers_with(value: str | None) -> str:
+def _among(numbers: str) -> str:
+    # Small numbers come as smallint, with which PostgreSQL compares a server one by one instead of by a hash table.
+    return f"AND server_id = ANY (CAST(:{numbers} AS integer[]))"
+
+
+def _servers_with(value: str | None) -> str:
     """Return the condition that keeps the servers whose rows have to be looked at, given `labelled_servers`."""
-    return "AND server_id = ANY (:candidates)" if value else "AND server_id <> ALL (:candidates)"
+    return _among("candidates") if value else "AND server_id <> ALL (CAST(:candidates AS integer[]))"
+
+
+def _servers_of(connection: Connection, engine: str) -> Sequence[int]:
+    query = "SELECT server_id FROM capacity_servers WHERE engine = :engine"
+    return [row.server_id for row in rows(connection, query, {"engine": engine})]
 
 
 def labelled_servers(connection: Connection, key: str, value: str | None, day: date) -> Sequence[int]:

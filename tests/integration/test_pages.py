@@ -257,6 +257,22 @@ def test_lists_are_sorted_filtered_and_paged(pages: Pages, engine: Engine) -> No
     assert not {*values_of(first["databases"], "database")} & {*values_of(second["databases"], "database")}
 
 
+def test_databases_of_an_engine_are_those_of_its_servers_and_those_of_none_are_found_too(
+    pages: Pages, engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        # As in a legacy registry.
+        connection.execute(text("ALTER TABLE instances ALTER db_type DROP NOT NULL"))
+        connection.execute(text("UPDATE instances SET db_type = NULL WHERE id = 2"))
+
+    listed = {
+        name: values_of(pages.document(f"/databases?engine={name}&order=name&period=monthly")["databases"], "database")
+        for name in ("postgresql", "unknown", "mysql")
+    }
+
+    assert listed == {"postgresql": [HOSTILE, "orders", "still"], "unknown": ["crm"], "mysql": []}
+
+
 MANY = """
 INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, avg_size_mb,
                                         max_size_mb, min_size_mb, data_count)

@@ -15,11 +15,13 @@ from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
 from capacity_assets.grouping.groups import (
     WITHOUT_LABEL,
+    Filling,
     FillsFirst,
     Group,
     default_grouping,
+    filling_of_groups,
     fills_first,
-    group_column,
+    first_of_each,
     groups_of,
     quickest_view,
     refuse_unknown_grouping,
@@ -31,10 +33,8 @@ from capacity_assets.web.queries import (
     asked_window,
     databases,
     ends_of,
-    labelled_servers,
     last_window,
     runways,
-    servers_with,
     size_in_window,
 )
 from capacity_assets.web.reading import Reader, rows
@@ -112,7 +112,7 @@ GROUP_ORDERS: dict[str, Callable[[Group], Any]] = {
 def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
     """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period, order = _grouping(asked), asked.period("monthly"), asked.one_of("order", tuple(GROUP_ORDERS))
-    fills = reader.kept(("fills first", by), partial(_fills_first, reader, by), FILLS_SECONDS_KEPT)
+    fills = _fills_first(reader, by)
     with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
         groups: list[Group] = []
@@ -123,8 +123,25 @@ def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
 
 
 def _fills_first(reader: Reader, by: str) -> dict[str | None, FillsFirst]:
+    if by == "server":
+        # As many groups as servers, of which the others keep some names each.
+        return reader.kept(("fills first", by), partial(_first_of_servers, reader), FILLS_SECONDS_KEPT)
+    return first_of_each(_kept_filling(reader, by))
+
+
+def _first_of_servers(reader: Reader) -> dict[str | None, FillsFirst]:
     with reader.transaction() as connection:
-        return fills_first(connection, by)
+        return fills_first(connection, "server")
+
+
+def _kept_filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
+    """Return what of each group fills first, for the page of all groups and those of each."""
+    return reader.kept(("filling", by), partial(_read_filling, reader, by), FILLS_SECONDS_KEPT)
+
+
+def _read_filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
+    with reader.transaction() as connection:
+        return filling_of_groups(connection, by, MEMBERS_SHOWN)
 
 
 def read_group(reader: Reader, asked: Asked) -> GroupPage:
@@ -132,13 +149,15 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
     by, period, name = _grouping(asked), asked.period("monthly"), asked.text("name") or None
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address names no {by}.")
+    filling = [] if by == "server" else _kept_filling(reader, by).get(name, [])
     with reader.transaction() as connection:
         window = last_window(connection, period)
         sizes = [] if window is None else _group_history(connection, period, window, by, name)
         members, more = ([], False) if window is None else _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
-        return GroupPage(by, name, period.name, sizes, members, more, _filling(connection, by, name))
+        ahead = _filling_of_a_server(connection, name) if by == "server" else _runways_of(connection, filling)
+        return GroupPage(by, name, period.name, sizes, members, more, ahead)
 
 
 def _group_history(
@@ -151,15 +170,17 @@ def _group_history(
     return with_gaps(windows, [size_in_window(row) for row in rows(connection, query, asked)])
 
 
-def _filling(connection: Connection, by: str, name: str | None) -> list[Runway]:
-    group, key = group_column(by)
-    asked: dict[str, Any] = {**key, "name": name, "shown": MEMBERS_SHOWN}
-    servers = ""
-    if key:
-        day = rows(connection, "SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1")
-        asked["candidates"] = labelled_servers(connection, by, name, day[0].as_of) if day else []
-        servers = servers_with(name)
-    return runways(connection, _FILLS_IN_GROUP.format(group=group, servers=servers), asked)
+def _filling_of_a_server(connection: Connection, name: str | None) -> list[Runway]:
+    return runways(connection, _FILLS_ON_SERVER, {"name": name, "shown": MEMBERS_SHOWN})
+
+
+def _runways_of(connection: Connection, filling: Sequence[Filling]) -> list[Runway]:
+    asked = {
+        "servers": [one.server_id for one in filling],
+        "subjects": [one.subject for one in filling],
+        "names": [one.first.name for one in filling],
+    }
+    return runways(connection, _THESE, asked) if filling else []
 
 
 def _members(
@@ -211,16 +232,13 @@ SELECT window_start, window_end, size_mb, change_mb FROM {view}
 WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :by
   AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
 """
-# A group fills with the volume, or the server, that binds one of its databases.
-_FILLS_IN_GROUP = """
-WHERE counted AND full_middle IS NOT NULL {servers}
-  AND ({group} IS NOT DISTINCT FROM CAST(:name AS text)
-       OR subject <> 'database' AND EXISTS (
-           SELECT FROM capacity_runway d
-           WHERE d.server_id = capacity_runway.server_id AND d.subject = 'database' AND d.counted
-             AND d.binds = CASE capacity_runway.subject WHEN 'volume' THEN 'volume' ELSE 'server limit' END
-             AND d.{group} IS NOT DISTINCT FROM CAST(:name AS text)))
-ORDER BY full_middle, server, name LIMIT :shown
+_FILLS_ON_SERVER = """
+WHERE counted AND full_middle IS NOT NULL AND server = :name ORDER BY full_middle, name LIMIT :shown
+"""
+_THESE = """
+WHERE (server_id, subject, name) IN (
+    SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:subjects AS text[]), CAST(:names AS text[])))
+ORDER BY full_middle, server, name
 """
 _MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
 _ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
