@@ -22,7 +22,8 @@ LEAST_TOKEN = 16
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # By these, groups are made without any label; a file of labels names its subjects by the others.
 NOT_LABEL_KEYS = ("engine", "server", "database", "from")
-EARLIEST_START = date(1970, 1, 1)
+# So far from the ends of the calendar that windows before and after exist.
+EARLIEST_START, LATEST_START = date(1970, 1, 1), date(2999, 12, 31)
 # Machines without a zone of their own have it under one or the other.
 OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
 
@@ -114,6 +115,9 @@ def _first_day(value: object) -> object:
     if day < EARLIEST_START:
         msg = f"{value!r} lies before {EARLIEST_START}; write the first day with samples"
         raise ValueError(msg)
+    if day > LATEST_START:
+        msg = f"{value!r} lies after {LATEST_START}; write the first day with samples"
+        raise ValueError(msg)
     return day
 
 
@@ -122,7 +126,13 @@ def _listed(value: object) -> object:
 
 
 def _folder(value: Path) -> Path:
-    if value.exists() and not value.is_dir():
+    try:
+        fits = value.is_dir() or not value.exists()
+    except OSError as error:
+        # Such as a name that is longer than the file system takes.
+        msg = f"cannot be used: {error.strerror}; write the path of a folder"
+        raise ValueError(msg) from None
+    if not fits:
         msg = f"{str(value)!r} is a file; write the path of a folder"
         raise ValueError(msg)
     return value

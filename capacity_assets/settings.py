@@ -7,8 +7,11 @@ registry, slice sizes) does not belong here.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -18,6 +21,7 @@ from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
 
+from capacity_assets.env_file import ENV_FILE, EnvFileError, env_file_values
 from capacity_assets.setting_values import (
     FirstDay,
     Folder,
@@ -49,7 +53,9 @@ DEFAULT_COLLECTION_CONCURRENCY = 32
 DEFAULT_PASSWORD_FOLDERS = (Path("/etc/capacity"), Path("/run/credentials"))
 DEFAULT_LABEL_KEYS = ("team", "environment", "service", "cost_centre")
 DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
-ENV_FILE = ".env"
+OUR_PREFIX = "CAPACITY_"
+# CAPACITY_TIMEZOEN is, CAPACITY_HOST, which containers are given, is not.
+NEARLY_THE_SAME = 0.9
 ADDRESSES = ("database_url", "dagster_postgres_url")
 CAPACITY_DRIVER = "postgresql+psycopg"
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, on which dagster-postgres 0.29 fails at its
@@ -65,7 +71,9 @@ class Settings(BaseSettings):
     """The validated configuration; field descriptions double as the reference documentation."""
 
     # Like `dagster dev`, which reads .env from the folder it is started in; here what is exported wins.
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_file=ENV_FILE)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, env_file=ENV_FILE, env_file_encoding="utf-8-sig"
+    )
 
     database_url: PostgresUrl | None = Field(
         default=None,
@@ -336,15 +344,34 @@ def _reason(message: str) -> str:
     return message.removeprefix("Value error, ").replace("Input should be a valid decimal", "write a number, such as 5")
 
 
+def _misspelt() -> Iterator[str]:
+    """Name variables that are none of ours and nearly are: they would have no effect, without a word.
+
+    Raises:
+        EnvFileError: the file `.env` cannot be used.
+    """
+    known = list(variable_names())
+    for name in sorted({*os.environ, *env_file_values()}):
+        if name.startswith(OUR_PREFIX) and name not in known:
+            for nearest in get_close_matches(name, known, n=1, cutoff=NEARLY_THE_SAME):
+                yield f"{name}: is no variable of capacity_assets, so it has no effect. Did you mean {nearest}?"
+
+
 def load_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        ConfigurationError: one line for each variable whose value cannot work, never with a secret in it.
+        ConfigurationError: one line for each variable that is misspelt or whose value cannot work, never with a secret
+            in it; or the file `.env` cannot be used.
     """
     try:
-        return Settings()
+        problems = list(_misspelt())
+        settings = Settings()
+    except EnvFileError as error:
+        raise ConfigurationError(f"{ENV_FILE}: {error}") from None
     except PydanticValidationError as error:
         # The pydantic text repeats the input, which may be a URL with a password: build our own lines.
-        lines = [f"{item['loc'][0]}: {_reason(item['msg'])}" for item in error.errors()]
-        raise ConfigurationError("\n".join(lines)) from None
+        problems += [f"{item['loc'][0]}: {_reason(item['msg'])}" for item in error.errors()]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return settings

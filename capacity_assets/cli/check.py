@@ -20,6 +20,7 @@ from capacity_assets.cli.output import Coloured, print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.collection.fetching import VARIABLE as SOURCES
 from capacity_assets.collection.volume_sources import volume_sources
+from capacity_assets.env_file import ENV_FILE
 from capacity_assets.environment import unknown_variables
 from capacity_assets.foundation.errors import CapacityError, reason_of, sqlstate_of
 from capacity_assets.foundation.lock_errors import LockUnavailableError
@@ -28,7 +29,7 @@ from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import excluded_of
-from capacity_assets.settings import ENV_FILE, ConfigurationError, Settings, load_settings
+from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
 
 UNDEFINED_TABLE = "42P01"

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.foundation.errors import CapacityError, DatabaseError, NotFoundError, ValidationError, reason_of
 from capacity_assets.foundation.lock_errors import LockHeldError, LockLostError, LockUnavailableError
+from capacity_assets.foundation.os_errors import sentence_of
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
@@ -58,6 +59,11 @@ def readable_errors() -> Iterator[None]:
         _leave(str(error), next(code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)))
     except DBAPIError as error:
         _leave(f"The database refused the work: {reason_of(error)}. What was open was rolled back.", FAILED)
+    except (OSError, MemoryError) as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        _leave(f"{sentence} What was finished was kept; run the same command again then.", FAILED)
     except KeyboardInterrupt:
         _leave("Interrupted. Finished transactions were kept; run the same command again to continue.", FAILED)
 

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from capacity_assets.cli.output import say
 from capacity_assets.settings import Settings
 from capacity_assets.storage.embedded_folders import socket_folder
 
@@ -29,16 +30,20 @@ PRIVATE_UMASK = 0o077
 CODE_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
+STOP_POLL_SECONDS = 0.1
+TELL_SECONDS = 3
 
 
 @dataclass
 class Processes:
     """Code server, web server, daemon and pages: one process group of its own, so that Ctrl-C reaches only us."""
 
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], lock: IO[str]) -> None:
-        """Start one more; the first one leads the group."""
+    def start(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], lock: IO[str]
+    ) -> None:
+        """Start one more, with a name for people; the first one leads the group."""
         process = subprocess.Popen(  # noqa: S603 -- fixed program and arguments
             [sys.executable, "-m", *arguments],
             # Elsewhere Dagster would read a .env file, which beats the variables it is given.
@@ -46,31 +51,37 @@ class Processes:
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
-            process_group=self.running[0].pid if self.running else 0,
+            process_group=self.group if self.running else 0,
             umask=PRIVATE_UMASK,
             pass_fds=[lock.fileno()],
         )
-        self.running.append(process)
+        self.running[name] = process
 
     @property
     def group(self) -> int:
         """Number of the group."""
-        return self.running[0].pid
+        return next(iter(self.running.values())).pid
 
     @property
     def ended(self) -> subprocess.Popen[bytes] | None:
         """The first one that is there no more."""
-        return next((process for process in self.running if process.poll() is not None), None)
+        return next((process for process in self.running.values() if process.poll() is not None), None)
 
-    def end(self) -> None:
-        """Ask each to stop, the code server last, then whatever of the group outlives them."""
-        for process in reversed(self.running):
+    def _left(self) -> list[str]:
+        return [name for name, process in self.running.items() if process.poll() is None]
+
+    def end(self, tell: Callable[[str], None]) -> None:
+        """Ask each to stop, the code server last, then whatever of the group outlives them; `tell` what takes long."""
+        for process in reversed(self.running.values()):
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
-        for process in self.running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), POLL_SECONDS))
+        started = time.monotonic()
+        tell_at = TELL_SECONDS
+        while (left := self._left()) and (waited := time.monotonic() - started) < STOP_TIMEOUT_SECONDS:
+            if waited >= tell_at:
+                tell(f"Waiting for {', '.join(left)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
+                tell_at += TELL_SECONDS
+            time.sleep(STOP_POLL_SECONDS)
         for number in (signal.SIGTERM, signal.SIGKILL):
             if not _group_remains(self.group):
                 break
@@ -80,7 +91,7 @@ class Processes:
             while _group_remains(self.group) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
                 self.ended  # noqa: B018 -- takes note of those that ended, which would remain as zombies
-        for process in self.running:
+        for process in self.running.values():
             process.wait()
 
 
@@ -109,27 +120,27 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
     workspace = home / "workspace.yaml"
     target = {"socket": str(code), "location_name": LOCATION}
     workspace.write_text(json.dumps({"load_from": [{"grpc_server": target}]}), encoding="utf-8")
-    programs = (
-        ["dagster", "code-server", "start", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS],
-        ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
-        ["dagster._daemon", "run", "--workspace", str(workspace)],
-        *([["capacity_assets.cli", "serve", *pages]] if pages else []),
-    )
+    code_server = ["code-server", "start", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
+    others = {
+        "the web server": ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
+        "the daemon": ["dagster._daemon", "run", "--workspace", str(workspace)],
+    }
+    if pages:
+        others["the pages"] = ["capacity_assets.cli", "serve", *pages]
     processes = Processes()
     with log.open("wb") as output:
         try:
-            code_server, *others = programs
-            processes.start(code_server, environment, output, lock)
+            processes.start("the code server", ["dagster", *code_server], environment, output, lock)
             lock.write(str(processes.group))
             lock.flush()
             _wait_for_code(processes, code)
             # Once it has ended, its group cannot be joined; who waits for the web server says why it ended.
-            for arguments in others if not processes.ended else ():
-                processes.start(arguments, environment, output, lock)
+            for name, arguments in others.items() if not processes.ended else ():
+                processes.start(name, arguments, environment, output, lock)
             yield processes
         finally:
             if processes.running:
-                processes.end()
+                processes.end(say)
 
 
 def _wait_for_code(processes: Processes, code: Path) -> None:

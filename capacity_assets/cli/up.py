@@ -112,6 +112,8 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
             pages = pages_options(places.pages_port, names) if _can_read_only(settings) else []
             web = web_options(settings, port, names)
             _serve_until_stopped(settings, environment, places, web, pages, lock, stop)
+            if settings.capacity_url is None:
+                say("Stopping the embedded PostgreSQL ...")
     say("Stopped. All data was kept; `capacity up` continues where it was.")
     return DONE
 

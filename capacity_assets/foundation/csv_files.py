@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line
 
 DELIMITERS = ",;\t"
 """Spreadsheets of many countries separate by semicolons."""
@@ -71,11 +72,11 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            first = next_line(file)
             if not first.strip():
                 raise ValidationError(f"{path} is empty, or begins with an empty line. Nothing was changed.")
             file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
+            reader = csv.DictReader(bounded_lines(file), delimiter=max(DELIMITERS, key=first.count), strict=True)
             rows = []
             for row in reader:
                 if None in row:
@@ -88,6 +89,8 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ValidationError(f"{path} is not in UTF-8: save it as CSV UTF-8. Nothing was changed.") from None
+    except LineTooLongError as error:
+        raise ValidationError(f"{path} is no CSV: {error}. Nothing was changed.") from None
     except csv.Error as error:
         # The parser names place and expectation, not the text that is there.
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None

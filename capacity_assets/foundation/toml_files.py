@@ -9,6 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from capacity_assets.foundation.errors import ValidationError
 
+# A file of 100,000 servers has less.
+LARGEST_BYTES = 64 << 20
+
 
 class Named(Protocol):
     """What a table declares has a name of its own."""
@@ -29,7 +32,10 @@ def toml_document(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
+            content = file.read(LARGEST_BYTES + 1)
+        if len(content) > LARGEST_BYTES:
+            raise ValidationError(f"{path} cannot be read: it is larger than {LARGEST_BYTES >> 20} MiB.")
+        return tomllib.loads(content.decode())
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.levels import Level
+from capacity_assets.units import printable
 
 # How many megabytes a unit is, as a fraction.
 UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
@@ -22,6 +23,9 @@ LARGEST_MB = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
 LONGEST_NAME = 255
 MOST_DIGITS = 30
+# As much of a source's headings is shown.
+MOST_LISTED, BEGINNING = 20, 4
+_HEADING = re.compile(r"[A-Za-z][A-Za-z _]{,30}")
 BYTES = "bytes"
 POINT, COMMA = ".", ","
 # What a number is before its decimal mark is known; other alphabets' digits and `1_000` are none.
@@ -247,4 +251,11 @@ def column_positions(
 
 
 def _listed(headings: Sequence[str]) -> str:
-    return ", ".join(f"{name!r:.60}" for name in headings[:20])
+    """Name the headings of a source; of what hardly is one, only how it begins: it may be a secret."""
+    are_headings = len(headings) > 1
+    shown = [
+        name if are_headings and _HEADING.fullmatch(name) else f"{printable(name[:BEGINNING])}..."
+        for name in headings[:MOST_LISTED]
+    ]
+    more = len(headings) - MOST_LISTED
+    return ", ".join(map(repr, shown)) + (f" and {more} more" if more > 0 else "")

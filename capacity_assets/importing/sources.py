@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
 from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line
 from capacity_assets.importing.rows import ImportColumns, column_positions
 
 if TYPE_CHECKING:
@@ -84,13 +85,17 @@ class CsvSource:
         self._path, self._columns = path, layout.columns
         try:
             with self._opened() as file:
-                first = file.readline()
+                first = next_line(file)
         except (gzip.BadGzipFile, zlib.error, EOFError):
             raise ValidationError(f"{path} ends in {GZIP} and is no gzip file.") from None
         except UnicodeDecodeError:
             raise ValidationError(
                 f"{path} is not UTF-8. Convert it first: iconv -f latin1 -t utf-8, for example."
             ) from None
+        except LineTooLongError as error:
+            raise ValidationError(f"{path} is no CSV: {error}. Nothing was imported.") from None
+        if "\0" in first:
+            raise ValidationError(f"{path} is no CSV: it holds bytes that are no text. Nothing was imported.")
         if not first.strip():
             raise ValidationError(f"{path} is empty; its first line must name the columns.")
         self._delimiter = max(DELIMITERS, key=first.count)
@@ -122,13 +127,13 @@ class CsvSource:
         try:
             with self._opened() as file:
                 # Strict, because a quote that is never closed would swallow the rest of the file without a word.
-                reader = csv.reader(file, delimiter=self._delimiter, strict=True)
+                reader = csv.reader(bounded_lines(file), delimiter=self._delimiter, strict=True)
                 next(reader, None)
                 for position, row in enumerate(reader, start=1):
                     if position > after and row:
                         right = len(row) == width
                         yield position, [None if p is None else row[p] for p in places] if right else ()
-        except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        except (UnicodeDecodeError, LineTooLongError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise ValidationError(
                 f"{self._path} cannot be read soon after row {position}: {reason}. What was loaded before is kept."

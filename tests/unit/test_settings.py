@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 from tzlocal import reload_localzone
 
+from capacity_assets.environment import file_variables
 from capacity_assets.settings import ConfigurationError, load_settings
 
 SECRET = "hunter2-very-secret"  # noqa: S105 -- a value to look for in error texts
@@ -116,3 +118,41 @@ def test_several_wrong_values_are_told_together(monkeypatch: pytest.MonkeyPatch)
         "CAPACITY_TIMEZONE",
         "CAPACITY_START_DATE",
     ]
+
+
+def test_a_file_of_variables_may_begin_with_a_mark_and_name_other_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAME", "Lima")
+    (tmp_path / ".env").write_text("\ufeffCAPACITY_TIMEZONE=America/${NAME} # ours\nexport OTHER\nDB_PASSWORD=secret\n")
+
+    assert load_settings().timezone == "Asia/Shanghai", "what is exported wins"
+    monkeypatch.delenv("CAPACITY_TIMEZONE")
+    assert load_settings().timezone == "America/Lima"
+    assert file_variables() == {"CAPACITY_TIMEZONE": "America/Lima", "DB_PASSWORD": "secret"}
+
+
+def test_a_variable_that_is_nearly_one_of_ours_is_refused_and_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPACITY_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("CAPACITY_DB_7_PASSWORD", SECRET)
+    load_settings()
+    monkeypatch.setenv("CAPACITY_HOEM", SECRET)
+    monkeypatch.setenv("CAPACITY_JUMP_PERCENT", "0")
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+
+    assert str(caught.value).splitlines() == [
+        "CAPACITY_HOEM: is no variable of capacity_assets, so it has no effect. Did you mean CAPACITY_HOME?",
+        "CAPACITY_JUMP_PERCENT: Input should be greater than 0",
+    ]
+
+
+def test_a_file_of_variables_that_is_too_large_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / ".env").open("wb") as file:
+        file.truncate(2 << 20)
+
+    with pytest.raises(ConfigurationError, match=r"^\.env: .*\.env is larger than 1 MiB, so it holds no variables\.$"):
+        load_settings()

@@ -1,0 +1,72 @@
+"""A machine under load: a code server that answers too late, and processes that take long to stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partialmethod
+
+import dagster as dg
+import psutil
+import pytest
+from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
+from dagster._grpc.client import DagsterGrpcClient
+
+from capacity_assets.cli import processes
+from tests.daemon import Daemon
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+NOON = 1_740_000_000.0
+
+
+@contextmanager
+def suspended(daemon: Daemon) -> Iterator[None]:
+    """The code server of a daemon does not answer while the block lasts."""
+    port = next(iter(daemon.context.create_request_context().get_code_location_entries().values())).origin.port
+    of_it = ["tests.code_server", str(port)]
+    server = next(child for child in psutil.Process().children() if child.cmdline()[-2:] == of_it)
+    server.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.send_signal(signal.SIGCONT)
+
+
+def test_a_run_whose_code_server_answers_late_goes_back_into_the_queue_and_runs(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.tick_schedules("2025-03-02T03:00")
+    daemon.tick_schedules("2025-03-02T04:00")
+    (run,) = daemon.runs("daily_aggregation_job")
+
+    def status_after(seconds: int) -> dg.DagsterRunStatus:
+        """The run's, after what takes runs out of the queue looked at it so much later."""
+        list(coordinator.run_iteration(daemon.context, NOON + seconds))
+        return daemon.runs("daily_aggregation_job")[0].status
+
+    with QueuedRunCoordinatorDaemon(1) as coordinator:
+        with suspended(daemon), monkeypatch.context() as patched:
+            patched.setattr(DagsterGrpcClient, "_query", partialmethod(DagsterGrpcClient._query, timeout=2))
+            assert status_after(0) is dg.DagsterRunStatus.QUEUED
+        assert status_after(5) is dg.DagsterRunStatus.QUEUED, "it waits a while"
+        status_after(20)
+    assert daemon.wait(run).status is dg.DagsterRunStatus.SUCCESS
+
+
+def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "TELL_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "STOP_TIMEOUT_SECONDS", 1)
+    stubborn = subprocess.Popen([sys.executable, "-c", STUBBORN], process_group=0, stdout=subprocess.PIPE)
+    assert stubborn.stdout
+    stubborn.stdout.readline()
+    said: list[str] = []
+
+    processes.Processes({"the daemon": stubborn}).end(said.append)
+
+    assert said[0] == "Waiting for the daemon: 1 s at most ..."
+    assert stubborn.returncode == -signal.SIGTERM
+    assert not psutil.pid_exists(stubborn.pid)
+    stubborn.stdout.close()

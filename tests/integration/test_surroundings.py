@@ -1,0 +1,377 @@
+"""Bad surroundings: files, folders, environment, limits, sockets and terminals, each broken, each told in a sentence.
+
+The faults that the commands refuse are the table of docs/faults.md; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from capacity_assets.foundation import text_lines
+from capacity_assets.storage.embedded import embedded_server
+from tests.file_systems import read_only, small_device
+
+ROOT = Path(__file__).resolve().parents[2]
+# Enough for what starts a server and refuses.
+PATIENCE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed, and its exit code."""
+
+    code: int
+    output: str
+    error: str
+
+
+def capacity(
+    folder: Path,
+    *arguments: str,
+    limit: tuple[int, int] | None = None,
+    stdout: int = subprocess.PIPE,
+    umask: int = -1,
+    **variables: str,
+) -> Answer:
+    """Run a command in a folder, with a data folder there and a limit of the operating system."""
+
+    def limited() -> None:
+        if limit:
+            number, most = limit
+            resource.setrlimit(number, (most, most))
+
+    # Fixtures of a module begin before a test's own variables are set.
+    environment = {
+        "CAPACITY_TIMEZONE": "Asia/Shanghai",
+        "CAPACITY_HOME": str(folder / "home"),
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        **variables,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "capacity_assets.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        preexec_fn=limited,
+        umask=umask,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout or "", done.stderr)
+
+
+Breaking = Callable[[Path, Path], Answer]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: how it comes about, what is said, and the exit code."""
+
+    name: str
+    says: str
+    code: int
+    breaking: Breaking
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(name: str, *, says: str, code: int) -> Callable[[Breaking], Breaking]:
+    """Enter a function that breaks something in a folder, given a data folder with a server, and returns the answer."""
+
+    def entered(breaking: Breaking) -> Breaking:
+        FAULTS.append(Fault(name, says, code, breaking))
+        return breaking
+
+    return entered
+
+
+@fault(
+    "`CAPACITY_START_DATE` near the end of the calendar",
+    says="'9999-12-31' lies after 2999-12-31; write the first day with samples",
+    code=2,
+)
+def _(folder: Path, _home: Path) -> Answer:
+    return capacity(folder, "status", CAPACITY_START_DATE="9999-12-31")
+
+
+@fault("a variable that is misspelt", says="Did you mean CAPACITY_TIMEZONE?", code=2)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / ".env").write_text("CAPACITY_TIMEZOEN=UTC\n")
+    return capacity(folder, "status")
+
+
+@fault("`.env` in UTF-16", says="is in UTF-16, as some editors write it. Save it as UTF-8.", code=2)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / ".env").write_text("CAPACITY_TIMEZONE=UTC\n", encoding="utf-16")
+    return capacity(folder, "status")
+
+
+@fault("`.env` that is no text", says="is no text in UTF-8. Save it as UTF-8.", code=2)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / ".env").write_bytes(bytes(range(256)))
+    return capacity(folder, "check")
+
+
+@fault("`.env` that is a folder", says="is no file. Rename it, or start capacity in another folder.", code=2)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / ".env").mkdir()
+    return capacity(folder, "up")
+
+
+@fault("`.env` with a line that is no variable", says="is not NAME=value.", code=2)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / ".env").write_text("CAPACITY_COLLECTION=off\nCAPACITY_TIMEZONE UTC\n")
+    return capacity(folder, "status")
+
+
+@fault("`CAPACITY_HOME` with a name too long for the file system", says="cannot be used: File name too long", code=2)
+def _(folder: Path, _home: Path) -> Answer:
+    return capacity(folder, "status", CAPACITY_HOME=str(folder / ("x" * 300)))
+
+
+@fault("`CAPACITY_HOME` below a file", says="cannot be made (Not a directory)", code=1)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / "file").touch()
+    return capacity(folder, "init", CAPACITY_HOME=str(folder / "file" / "home"))
+
+
+@fault(
+    "`CAPACITY_HOME` that became read-only",
+    says="and the embedded PostgreSQL does not work without that. Nothing was changed.",
+    code=1,
+)
+def _(folder: Path, home: Path) -> Answer:
+    with read_only(home):
+        return capacity(folder, "status", CAPACITY_HOME=str(home))
+
+
+@fault("`capacity up` on a read-only folder", says="dagster: ", code=1)
+def _(folder: Path, home: Path) -> Answer:
+    with read_only(home):
+        return capacity(folder, "up", CAPACITY_HOME=str(home))
+
+
+@fault(
+    "a device that is full while the embedded server is made",
+    says="did not start: no space left on device. A new one needs 100 MB, the demo 400 MB.",
+    code=1,
+)
+def _(folder: Path, _home: Path) -> Answer:
+    with small_device(10) as device:
+        return capacity(folder, "init", CAPACITY_HOME=str(device / "home"))
+
+
+@fault("a locale that the machine does not have", says="initdb: error: invalid locale settings", code=1)
+def _(folder: Path, _home: Path) -> Answer:
+    return capacity(folder, "init", LC_ALL="xx_YY.UTF-8")
+
+
+@fault(
+    "too few open files for the embedded server",
+    says="insufficient file descriptors available to start server process",
+    code=1,
+)
+def _(folder: Path, home: Path) -> Answer:
+    return capacity(folder, "status", CAPACITY_HOME=str(home), limit=(resource.RLIMIT_NOFILE, 20))
+
+
+@fault("too little memory for the embedded server", says="Cannot allocate memory", code=1)
+def _(folder: Path, home: Path) -> Answer:
+    return capacity(folder, "status", CAPACITY_HOME=str(home), limit=(resource.RLIMIT_AS, 170_000_000))
+
+
+@fault("output that cannot be written", says="No space left on device. Free some space.", code=1)
+def _(folder: Path, home: Path) -> Answer:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        return capacity(folder, "status", CAPACITY_HOME=str(home), stdout=full)
+    finally:
+        os.close(full)
+
+
+@fault("an import of a file without line breaks", says="is no CSV: a line is longer than 131,072 characters", code=2)
+def _(folder: Path, home: Path) -> Answer:
+    (folder / "long.csv").write_text("x" * (text_lines.LONGEST_LINE + 1))
+    return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
+
+
+@fault("an import of a file with one endless line", says="cannot be read soon after row 1: a line is longer", code=2)
+def _(folder: Path, home: Path) -> Answer:
+    row = "db-1,orders,2025-01-01,1\n"
+    (folder / "long.csv").write_text(f"server,database,day,size_mb\n{row}{'x' * (text_lines.LONGEST_LINE + 1)}\n{row}")
+    return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
+
+
+@fault("an import of a file that is no text", says="is no CSV: it holds bytes that are no text", code=2)
+def _(folder: Path, home: Path) -> Answer:
+    (folder / "environ").write_bytes(b"PATH=/usr/bin\0TOKEN=hunter2-very-secret")
+    return capacity(folder, "import", "environ", CAPACITY_HOME=str(home))
+
+
+@fault("an import of a file of passwords", says="It has 'hunt...'. Nothing was imported.", code=2)
+def _(folder: Path, home: Path) -> Answer:
+    (folder / "passwords").write_text("hunter2-very-secret\nanother\n")
+    return capacity(folder, "import", "passwords", CAPACITY_HOME=str(home))
+
+
+@fault("an import of a folder", says="does not exist or is no file.", code=2)
+def _(folder: Path, home: Path) -> Answer:
+    return capacity(folder, "import", str(folder), CAPACITY_HOME=str(home))
+
+
+@fault("a TOML file that is none", says="cannot be read: it is larger than 64 MiB.", code=2)
+def _(folder: Path, home: Path) -> Answer:
+    with (folder / "servers.toml").open("wb") as file:
+        file.truncate(65 << 20)
+    return capacity(folder, "instances", "import", "servers.toml", CAPACITY_HOME=str(home))
+
+
+@fault("a database host that has no address", says="failed to resolve host", code=1)
+def _(folder: Path, _home: Path) -> Answer:
+    return capacity(folder, "status", CAPACITY_DATABASE_URL="postgresql://dba@no.such.host.invalid/capacity")
+
+
+@fault("a database that refuses connections", says="Connection refused. Nothing was changed.", code=1)
+def _(folder: Path, _home: Path) -> Answer:
+    return capacity(folder, "status", CAPACITY_DATABASE_URL="postgresql://dba@127.0.0.1:1/capacity")
+
+
+@fault(
+    "a database that takes connections and never answers",
+    says="connection timeout expired. Nothing was changed.",
+    code=1,
+)
+def _(folder: Path, _home: Path) -> Answer:
+    with silent_port() as port:
+        address = f"postgresql://dba@127.0.0.1:{port}/capacity?connect_timeout=2"
+        return capacity(folder, "status", CAPACITY_DATABASE_URL=address)
+
+
+@fault("a Redis that takes connections and never answers", says="Redis does not answer", code=1)
+def _(folder: Path, home: Path) -> Answer:
+    with silent_port() as port:
+        url = f"redis://127.0.0.1:{port}/0"
+        return capacity(folder, "aggregate", "--period", "daily", CAPACITY_HOME=str(home), CAPACITY_REDIS_URL=url)
+
+
+@contextmanager
+def silent_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with an embedded server and the schema."""
+    folder = tmp_path_factory.mktemp("surroundings")
+    folder.chmod(0o711)
+    made = folder / "home"
+    with embedded_server(made / "postgres"):
+        assert capacity(folder, "init").code == 0
+    return made
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_gets_one_sentence_and_no_traceback(fault: Fault, home: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+
+    answer = fault.breaking(tmp_path, home)
+
+    said = answer.output + answer.error
+    assert fault.says in " ".join(said.split())
+    assert answer.code == fault.code
+    assert "Traceback" not in said
+    assert "hunter2" not in said
+
+
+def test_the_table_of_faults_is_the_one_that_is_tested() -> None:
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if "| `" in line[:200]]
+    table = [(row[0].removeprefix("| "), row[1].strip("`"), int(row[2])) for row in rows if row[2].strip().isdigit()]
+
+    assert table == [(fault.name, fault.says, fault.code) for fault in FAULTS]
+
+
+def test_after_the_faults_everything_is_as_it_was(home: Path, tmp_path: Path) -> None:
+    answer = capacity(tmp_path, "status", CAPACITY_HOME=str(home))
+
+    assert answer.code == 0
+    assert "There are no samples yet." in answer.output
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TMPDIR": "/nonexistent", "PATH": "", "HOME": "/nonexistent", "COLUMNS": "10"},
+        {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "TERM": "dumb"},
+    ],
+    ids=str,
+)
+def test_strange_terminals_and_environments_do_no_harm(
+    variables: Mapping[str, str], home: Path, tmp_path: Path
+) -> None:
+    answer = capacity(tmp_path, "status", CAPACITY_HOME=str(home), **variables)
+
+    assert answer.code == 0
+    assert "There are no samples yet." in " ".join(answer.output.split())
+    assert not answer.error
+
+
+def test_a_reader_that_goes_away_is_no_failure(home: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        answer = capacity(tmp_path, "status", CAPACITY_HOME=str(home), stdout=writing)
+    finally:
+        os.close(writing)
+
+    assert "Traceback" not in answer.error
+
+
+def test_whatever_the_umask_nobody_else_can_write_into_the_data_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+
+    answer = capacity(tmp_path, "init", umask=0)
+
+    assert answer.code == 0
+    assert (tmp_path / "home").stat().st_mode & 0o022 == 0
+    assert (tmp_path / "home" / "postgres").resolve().stat().st_mode & 0o077 == 0
+
+
+def test_a_virtual_environment_called_env_is_left_alone(home: Path, tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    (tmp_path / ".env" / "pyvenv.cfg").touch()
+
+    assert capacity(tmp_path, "status", CAPACITY_HOME=str(home)).code == 0
+
+
+def test_a_server_elsewhere_is_looked_at_from_a_folder_in_which_nothing_can_be_written(
+    settings: object,  # noqa: ARG001 -- sets the address of a database
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    address = os.environ["CAPACITY_DATABASE_URL"]
+    with read_only(folder):
+        status, check = (
+            capacity(folder, command, CAPACITY_HOME=str(folder / "home"), DAGSTER_POSTGRES_URL=address)
+            for command in ("status", "check")
+        )
+
+    assert status.code == 0
+    assert "There are no samples yet." in status.output
+    assert "no partition" not in check.output
+    assert not status.error + check.error

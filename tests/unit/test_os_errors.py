@@ -1,0 +1,59 @@
+"""What the operating system refuses is told with the file and what to do; anything else keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from capacity_assets.cli.errors import readable_errors
+from capacity_assets.foundation.os_errors import sentence_of
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "x", "/data/a"), "/data/a: No space left on device. Free some space."),
+        (
+            OSError(errno.EROFS, "x", b"/data"),
+            "/data: Read-only file system. Make the file system writable, or choose another place.",
+        ),
+        (
+            OSError(errno.EMFILE, "x"),
+            "The operating system refused the work: Too many open files. "
+            "Raise the limit of open files (`ulimit -n`, LimitNOFILE of a unit).",
+        ),
+        (
+            MemoryError(),
+            "The operating system refused the work: Cannot allocate memory. Free memory, or raise the limit "
+            "(`ulimit -v`, MemoryMax of a unit, the memory of the container).",
+        ),
+        (OSError(errno.EBADF, "x", "/data"), None),
+        (OSError("of a library"), None),
+    ],
+)
+def test_an_error_of_the_machine_is_a_sentence_and_another_is_none(
+    error: OSError | MemoryError, said: str | None
+) -> None:
+    assert sentence_of(error) == said
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(errno.EIO, "x", "/data"), 1), (OSError("a defect"), None)])
+def test_a_command_ends_with_the_sentence_and_a_defect_is_not_hidden(error: OSError, code: int | None) -> None:
+    @click.command()
+    def failing() -> None:
+        with readable_errors():
+            raise error
+
+    result = CliRunner().invoke(failing)
+
+    if code is None:
+        assert result.exception is error
+    else:
+        assert result.exit_code == code
+        assert result.stderr == (
+            "capacity: /data: Input/output error. Look into the log of the machine: the disk may be failing. "
+            "What was finished was kept; run the same command again then.\n"
+        )
