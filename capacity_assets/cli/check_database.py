@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version
@@ -54,6 +54,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
             yield from _schema(engine)
             if schema_revision(engine) == SCHEMA_REVISION:
                 yield from _zone(engine, settings)
+                yield from _days_ahead(engine, settings)
                 yield from _trends(engine)
                 yield from _partitions(engine, settings)
                 yield from _collection(engine, settings)
@@ -93,6 +94,22 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
     if problem := another_zone(engine, settings.timezone):
         yield Finding(ZONE, Verdict.BAD, problem)
+
+
+def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    """Name samples of days that have not come: the clock of whoever measured them was wrong."""
+    today = Clock(settings.zone).today()
+    for level in LEVELS.values():
+        day = level.source.c.collected_date
+        with engine.connect() as connection:
+            first = connection.execute(select(func.min(day)).where(day > today)).scalar()
+        if first is not None:
+            yield Finding(
+                level.source.name,
+                Verdict.BAD,
+                f"has samples of days that lie ahead, from {first} on, and today is {today}: a clock was wrong when "
+                "they were measured, or is wrong now. Set it right; delete what is left of them",
+            )
 
 
 def _trends(engine: Engine) -> Iterator[Finding]:

@@ -26,11 +26,15 @@ def newest_window(connection: Connection, period: Period) -> Window | None:
     return period.window_of(found[0].start) if found else None
 
 
+# A sample of a day that lies ahead completes no window. Days begin earlier than in UTC by half a day at most.
+_LAST_DAY = "SELECT max(day) AS day FROM capacity_server_samples WHERE day <= current_date + 1"
+
+
 def complete_window(connection: Connection, period: Period, newest: Window | None) -> Window | None:
     """Return the newest window that is over, as far as samples tell; the `newest` where there is no other."""
     if newest is None:
         return None
-    last: date | None = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
+    last: date | None = rows(connection, _LAST_DAY)[0].day
     before = period.previous(newest)
     if last is None or newest.end <= last:
         return newest

@@ -251,6 +251,22 @@ def test_check_names_what_a_table_lacks(settings: Settings, engine: Engine) -> N
     assert "database_size_aggregations has no unique key" in " ".join(result.output.split())
 
 
+def test_check_names_samples_of_a_clock_that_was_ahead_and_a_first_day_of_one_that_is_behind(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.capacity_url is not None
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2999-01-01", [1]))
+    monkeypatch.setenv("CAPACITY_START_DATE", "2998-01-01")
+
+    result = capacity("check")
+
+    told = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert "database_size_stats bad has samples of days that lie ahead, from 2999-01-01 on, and today is" in told
+    assert "CAPACITY_START_DATE bad 2998-01-01, lies ahead: there is no partition yet" in told
+
+
 def test_check_of_a_broken_configuration_exits_with_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_START_DATE", "soon")
 

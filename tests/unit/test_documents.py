@@ -292,3 +292,11 @@ def test_levels_and_help_are_in_step() -> None:
 
     assert all(level in help_text for level in LEVELS)
     assert all(period in help_text for period in PERIODS)
+
+
+def test_every_test_that_the_page_of_faults_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text()))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+
+    assert len(named) > 15
+    assert {name for name in named if f"def {name}(" not in tests} == set()
