@@ -67,11 +67,17 @@ class Databases:
     def execute(self, statement: str, **parameters: object) -> None:
         self._administrator.execute(text(statement), parameters)
 
+    def _create(self, name: str, template: str) -> None:
+        # As files: block by block, as PostgreSQL does it by itself, takes twice as long.
+        version = self._administrator.dialect.server_version_info
+        strategy = "STRATEGY FILE_COPY" if version and version >= (15,) else ""
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
+
     def filled(self, name: str, fill: Callable[[Engine], object], basis: str = TEMPLATE) -> str:
         """The name of a database to copy: a copy of `basis`, as `fill` left it the first time."""
         template = f"template_{name}"
         if template not in self._filled:
-            self.execute(f"CREATE DATABASE {template} TEMPLATE {basis}")
+            self._create(template, basis)
             engine = capacity_engine(self.server.url(template, CAPACITY_DRIVER))
             try:
                 fill(engine)
@@ -87,7 +93,7 @@ class Databases:
     def copy(self, template: str, name: str | None = None) -> Iterator[URL]:
         """A copy of a database until the block ends."""
         name = name or f"test_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self._create(name, template)
         try:
             yield self.server.url(name, CAPACITY_DRIVER)
         finally:
@@ -108,7 +114,7 @@ class Databases:
 
     def _new(self) -> _Emptied:
         name = f"test_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        self._create(name, TEMPLATE)
         with self._within(name) as connection:
             return _Emptied(name, _catalogue_of(connection))
 

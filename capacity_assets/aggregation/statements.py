@@ -7,7 +7,7 @@ statement, in which slices, that of `runners`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from sqlalchemy import (
@@ -87,12 +87,23 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
     return hashlib.sha256(f"{text}\n{period.trend_percent}\n{servers}".encode()).hexdigest()
 
 
-@cache
 def _statement_text(level: Level, windows_per_year: int | None) -> str:
-    statement = aggregation_statement(level, overwrite=False, single=True, windows_per_year=windows_per_year)
-    compiled = statement.compile(dialect=DIALECT)
+    text, constants = _compiled(level, has_yearly_rate=windows_per_year is not None)
     # Constants are no part of the text.
-    return f"{compiled} {sorted(compiled.params.items(), key=repr)}"
+    stated = {name: windows_per_year if value == ANY_NUMBER else value for name, value in constants.items()}
+    return f"{text} {sorted(stated.items(), key=repr)}"
+
+
+# Stands for the number of windows of any period: loading the graph compiles as few statements as possible.
+ANY_NUMBER = 987_654_321
+
+
+@cache
+def _compiled(level: Level, *, has_yearly_rate: bool) -> tuple[str, Mapping[str, object]]:
+    any_number = ANY_NUMBER if has_yearly_rate else None
+    statement = aggregation_statement(level, overwrite=False, single=True, windows_per_year=any_number)
+    compiled = statement.compile(dialect=DIALECT)
+    return str(compiled), compiled.params
 
 
 def _classified(level: Level, figures: CTE, parameters: Parameters, *, overwrite: bool) -> CTE:

@@ -6,8 +6,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
+from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from capacity_assets.digest.content import Digest
 from capacity_assets.units import human_change_mb, human_mb, human_percent, printable
@@ -99,14 +100,7 @@ def as_text(digest: Digest, pages_url: str | None = None) -> str:
 
 def as_html(digest: Digest, pages_url: str | None = None, *, chart: str | None = None) -> str:
     """Return the digest as HTML; `chart` is the address of the picture."""
-    environment = Environment(
-        loader=PackageLoader("capacity_assets.digest", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("digest.html.j2").render(
+    return _template().render(
         headline=headline(digest),
         sections=sections(digest),
         subject=subject_of(digest),
@@ -143,3 +137,15 @@ def chart_of(digest: Digest) -> bytes:
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=120)
     return written.getvalue()
+
+
+@cache  # Reading it takes longer than filling it in.
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("capacity_assets.digest", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("digest.html.j2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
@@ -35,6 +36,7 @@ KINDS_LISTED = {
 }
 
 
+@cache  # Reading the templates takes longer than filling them in.
 def page_environment() -> Environment:
     """Return what renders pages: every value is escaped, so that no name is read as markup."""
     environment = Environment(
@@ -44,38 +46,43 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(mb=human_mb, change=human_change_mb, percent=human_percent, number="{:,}".format)
-    return environment
-
-
-def render(report: Report, edition: Edition | None = None) -> str:
-    """Return the report as one HTML document; without an edition it carries no mark of its issue."""
-    environment = page_environment()
     environment.filters.update(
+        mb=human_mb,
+        change=human_change_mb,
+        percent=human_percent,
+        number="{:,}".format,
         signed=signed,
         pair=human_pair_mb,
         bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only
         in_words=in_words,
         group=group_named,
     )
-    page = environment.get_template("report.html.j2")
-    return page.render(
-        report=report,
-        ChangeKind=ChangeKind,
-        rare_steps=RARE_STEPS,
-        headline=headline(report),
-        restated=edition and edition.sentence,
-        meta=Markup(edition.issue.as_meta()) if edition else "",  # noqa: S704 -- numbers and a date, escaped there
-        step_names={kind: name.replace("\n", " ") for kind, name in STEP_NAMES.items()},
-        query=footer_query(report),
-        kinds_listed=KINDS_LISTED,
-        series=stacked_series(report),
-        notes=notes(report),
-        history_chart=Markup(history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
-        waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
-        coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
-        fans=[(name, Markup(drawn)) for name, drawn in fan_charts(report.runways)] if report.runways else (),  # noqa: S704 -- as above
-        scores=scores_told(report.runways) if report.runways else (),
+    return environment
+
+
+def render(report: Report, edition: Edition | None = None) -> str:
+    """Return the report as one HTML document; without an edition it carries no mark of its issue."""
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            ChangeKind=ChangeKind,
+            rare_steps=RARE_STEPS,
+            headline=headline(report),
+            restated=edition and edition.sentence,
+            meta=Markup(edition.issue.as_meta()) if edition else "",  # noqa: S704 -- numbers and a date, escaped there
+            step_names={kind: name.replace("\n", " ") for kind, name in STEP_NAMES.items()},
+            query=footer_query(report),
+            kinds_listed=KINDS_LISTED,
+            series=stacked_series(report),
+            notes=notes(report),
+            history_chart=Markup(history_chart(report)),  # noqa: S704 -- drawn by us, texts escaped by the SVG writer
+            waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
+            coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
+            fans=[(name, Markup(drawn)) for name, drawn in fan_charts(report.runways)] if report.runways else (),  # noqa: S704 -- as above
+            scores=scores_told(report.runways) if report.runways else (),
+        )
     )
 
 

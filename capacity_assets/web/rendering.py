@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -79,45 +80,51 @@ def window_address(start: str, asked: Asked) -> str:
     return f"{asked.with_values(window=start)}#behind"
 
 
+@cache  # Reading the templates takes longer than filling them in.
+def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment:
+    # Every value is escaped, so that no name is read as markup.
+    environment = Environment(
+        loader=PackageLoader("capacity_assets.web", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        size=size,
+        change=change,
+        percent=percent,
+        day=day,
+        chance=chance,
+        number="{:,}".format,
+        printable=printable,
+        gib=gib,
+        counted=counted,
+        window_address=window_address,
+        group=group_named,
+    )
+    environment.globals.update(
+        address=address,
+        chart=chart,
+        share_bar=lambda part, whole: Markup(share_bar(part, whole)),  # noqa: S704 -- numbers only
+        growth=human_percent,
+        window_named=window_named,
+        window_span=window_span,
+        before=before,
+        periods=list(PERIODS),
+        menu=menu,
+        dagster=dagster_url,
+        dagster_partition=dagster_partition,
+    )
+    return environment
+
+
 class Renderer:
     """Renders pages and refusals."""
 
     def __init__(self, menu: Sequence[Page], dagster_url: str | None) -> None:
         """Render with these pages in the menu, and links to Dagster's UI where its address is known."""
-        # Every value is escaped, so that no name is read as markup.
-        self._environment = Environment(
-            loader=PackageLoader("capacity_assets.web", "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.filters.update(
-            size=size,
-            change=change,
-            percent=percent,
-            day=day,
-            chance=chance,
-            number="{:,}".format,
-            printable=printable,
-            gib=gib,
-            counted=counted,
-            window_address=window_address,
-            group=group_named,
-        )
-        self._environment.globals.update(
-            address=address,
-            chart=chart,
-            share_bar=lambda part, whole: Markup(share_bar(part, whole)),  # noqa: S704 -- numbers only
-            growth=human_percent,
-            window_named=window_named,
-            window_span=window_span,
-            before=before,
-            periods=list(PERIODS),
-            menu=menu,
-            dagster=dagster_url.rstrip("/") if dagster_url else None,
-            dagster_partition=dagster_partition,
-        )
+        self._environment = _environment(tuple(menu), dagster_url.rstrip("/") if dagster_url else None)
 
     def page(self, name: str, title: str, asked: Asked, dated: Dated, user: str | None) -> str:
         """Return a page as HTML."""
