@@ -89,6 +89,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters.update(
         size=size,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-
-from sqlalchemy import Connection
+from functools import partial
 
 from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
@@ -89,6 +88,7 @@ SERVER_ORDERS = {
     "name": "server",
 }
 FILLING_SHOWN = 50
+ENGINES_SECONDS_KEPT = 30
 
 
 def read_servers(reader: Reader, asked: Asked) -> ServersPage:
@@ -108,8 +108,8 @@ def read_servers(reader: Reader, asked: Asked) -> ServersPage:
             query = _SERVERS.format(order=SERVER_ORDERS[order])
             listed = found(ServerRow, connection, query, parameters)
         shown, more = listed[:ROWS_PER_PAGE], len(listed) > ROWS_PER_PAGE
-        place = (period.name, *ends_of(window), order, _engines(connection, period, window), engine)
-        return ServersPage(*place, shown, asked.page, more)
+    place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
+    return ServersPage(*place, shown, asked.page, more)
 
 
 def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
@@ -124,8 +124,8 @@ def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
             listed, more = databases(
                 connection, period, window, order=order, engine=engine, label=label, page=asked.page
             )
-        place = (period.name, *ends_of(window), order, _engines(connection, period, window), engine)
-        return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more)
+    place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
+    return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more)
 
 
 def read_filling(reader: Reader, asked: Asked) -> FillingPage:
@@ -144,13 +144,21 @@ def read_search(names: Names, asked: Asked) -> SearchPage:
     return SearchPage(query, names_found[:shown], len(names_found) > shown)
 
 
-def _engines(connection: Connection, period: Period, window: Window | None) -> list[str]:
+def _engines(reader: Reader, period: Period, window: Window | None) -> list[str]:
+    """Return the engines of a window: every list of it offers them, and finding them reads all of its servers."""
     if window is None:
         return []
+    return reader.kept(
+        ("engines", period.name, window.start), partial(_read_engines, reader, period, window), ENGINES_SECONDS_KEPT
+    )
+
+
+def _read_engines(reader: Reader, period: Period, window: Window) -> list[str]:
     query = """
         SELECT DISTINCT engine FROM capacity_server_growth WHERE period = :period AND window_start = :start
         ORDER BY 1"""
-    return [row.engine for row in rows(connection, query, {"period": period.name, "start": window.start})]
+    with reader.transaction() as connection:
+        return [row.engine for row in rows(connection, query, {"period": period.name, "start": window.start})]
 
 
 _SERVERS = """
