@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
@@ -28,13 +29,18 @@ EARLIEST_START, LATEST_START = date(1970, 1, 1), date(2999, 12, 31)
 OTHER_NAMES_OF_UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")
 
 
+@cache  # Each time, all files of the machine's time zones are looked at.
+def _zones() -> set[str]:
+    return available_timezones()
+
+
 def machine_zone() -> str:
     """Return the time zone of this machine, UTC where it has none that is known."""
     try:
         name = get_localzone_name()
     except ZoneInfoNotFoundError:
         name = None
-    return name if name in available_timezones() and name not in OTHER_NAMES_OF_UTC else "UTC"
+    return name if name in _zones() and name not in OTHER_NAMES_OF_UTC else "UTC"
 
 
 def _postgresql_url(value: SecretStr) -> SecretStr:
@@ -98,7 +104,7 @@ def _redis_url(value: SecretStr) -> SecretStr:
 
 
 def _known_zone(value: str) -> str:
-    if value not in available_timezones():
+    if value not in _zones():
         msg = f"{value!r} is no known time zone; write an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
         raise ValueError(msg)
     return value

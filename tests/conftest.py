@@ -38,6 +38,7 @@ from tests.databases import TEMPLATE, Databases
 from tests.fleet import load_sample
 from tests.redis_server import RedisServer
 from tests.servers import MariaDBServer, MySQLServer, PostgresServer, mariadb_server, mysql_server, postgres_server
+from tests.shared_statements import share_compiled_statements
 
 # A shell's background jobs ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -82,6 +83,14 @@ def passable_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
             folder.chmod(0o711)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """What one test has compiled, the next one need not."""
+    with pytest.MonkeyPatch.context() as patched:
+        share_compiled_statements(patched)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the variables of whoever runs it."""
@@ -107,8 +116,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 def cluster(server: EmbeddedServer) -> Iterator[Databases]:
     """The databases of this test process, with a template that holds the schema."""
     found = Databases(server)
-    # Nothing here has to outlive a crash of the machine.
-    for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+    # Nothing here has to outlive a crash of the machine, or lives long enough to be vacuumed.
+    for setting in ("fsync", "full_page_writes", "synchronous_commit", "autovacuum"):
         found.execute(f"ALTER SYSTEM SET {setting} = off")
     found.execute("SELECT pg_reload_conf()")
     found.execute(f"CREATE DATABASE {TEMPLATE}")

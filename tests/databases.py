@@ -10,7 +10,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, LiteralString
 
+import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 
 from capacity_assets.settings import CAPACITY_DRIVER
@@ -122,28 +124,35 @@ class Databases:
         """Take the rows of a test away; None where it altered more than rows."""
         self.execute(_OTHERS, name=found.name)
         with self._within(found.name) as connection:
-            if not connection.execute(text(_VERSION)).scalar() or _catalogue_of(connection) != found.catalogue:
+            if not _value(connection, _VERSION) or _catalogue_of(connection) != found.catalogue:
                 return None
-            tables = connection.execute(text(_FILLED)).scalar()
+            tables = _value(connection, _FILLED)
             if tables:
                 # Without the triggers that record it.
-                connection.execute(text("SET session_replication_role = replica"))
-                connection.execute(text(f"TRUNCATE {tables}"))
-                connection.execute(text(_RESTART))
+                connection.execute("SET session_replication_role = replica")
+                connection.execute(f"TRUNCATE {tables}")
+                connection.execute(_RESTART)
             return _Emptied(found.name, _catalogue_of(connection))
 
     @contextmanager
-    def _within(self, name: str) -> Iterator[Connection]:
-        engine = create_engine(self.server.url(name, CAPACITY_DRIVER), isolation_level="AUTOCOMMIT")
-        try:
-            with engine.connect() as connection:
-                yield connection
-        finally:
-            engine.dispose()
+    def _within(self, name: str) -> Iterator[psycopg.Connection]:
+        # Without SQLAlchemy, which asks a new server four questions first.
+        url = self.server.url(name, CAPACITY_DRIVER)
+        host, port = url.query.get("host", url.host), url.port
+        with psycopg.connect(
+            host=host, port=port, user=url.username, password=url.password, dbname=name, autocommit=True
+        ) as connection:
+            yield connection
 
 
-def _catalogue_of(connection: Connection) -> list[tuple[object, ...]]:
-    return [tuple(row) for row in connection.execute(text(_CATALOGUE))]
+def _catalogue_of(connection: psycopg.Connection) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in connection.execute(_CATALOGUE)]
+
+
+def _value(connection: psycopg.Connection, query: LiteralString) -> Any:
+    row = connection.execute(query).fetchone()
+    assert row
+    return row[0]
 
 
 def end_sessions(engine: Engine) -> None:
