@@ -42,18 +42,31 @@ Series = Mapping[tuple[str, str], Sizes]
 
 @dataclass(frozen=True)
 class Judged:
-    """One horizon of one series: absolute errors of the forecast and of the last value, actual sizes, in the band."""
+    """One horizon of one series: absolute errors, actual sizes, whether they lay in the band.
+
+    Errors are those of the forecast, of the last value, and of the one drift that fits these days best in hindsight:
+    no forecast by a constant drift can do better.
+    """
 
     error: Sizes
     last_error: Sizes
+    best_drift_error: Sizes
     actual: Sizes
     in_band: np.ndarray
 
     @property
     def relative_error(self) -> float:
         """NaN where the series did not move."""
+        return self._relative(self.error)
+
+    @property
+    def best_drift_relative_error(self) -> float:
+        """The same of the drift that fits best in hindsight."""
+        return self._relative(self.best_drift_error)
+
+    def _relative(self, error: Sizes) -> float:
         staying = self.last_error.sum()
-        return float(self.error.sum() / staying) if staying else float("nan")
+        return float(error.sum() / staying) if staying else float("nan")
 
     @property
     def mape(self) -> float:
@@ -111,6 +124,7 @@ def judge(values: Sizes, horizon: int) -> Judged | None:
     return Judged(
         np.abs(made.middle[:, place] - actual),
         np.abs(last - actual),
+        np.abs(actual - last - np.median(actual - last)),
         actual,
         in_band[~np.isnan(made.lower[:, place])],
     )
@@ -164,6 +178,8 @@ def lines(series: Series) -> Iterator[str]:
                 by_source[source].append(one.relative_error)
         low, high = interval(by_source)
         better = np.mean(np.concatenate([*by_source.values()]) < 1)
+        best = np.nanmedian([one.best_drift_relative_error for one in judged.values()])
+        yield f"{'':32} the drift of each series that fits best in hindsight: {best:.3f}"
         yield f"{'':32} 90 % interval of the median {low:.3f} to {high:.3f}; {100 * better:.0f} % of the series better"
 
 
