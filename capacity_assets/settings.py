@@ -8,6 +8,7 @@ registry, slice sizes) does not belong here.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
@@ -56,6 +57,8 @@ DEFAULT_PASSWORD_VARIABLES = ("*PASSWORD*",)
 OUR_PREFIX = "CAPACITY_"
 # CAPACITY_TIMEZOEN is, CAPACITY_HOST, which containers are given, is not.
 NEARLY_THE_SAME = 0.9
+# CAPACITY_DEV_DATABASE_URL is somebody's own.
+MOST_LETTERS_OFF = 2
 ADDRESSES = ("database_url", "dagster_postgres_url")
 CAPACITY_DRIVER = "postgresql+psycopg"
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, on which dagster-postgres 0.29 fails at its
@@ -354,6 +357,9 @@ def _misspelt() -> Iterator[str]:
     for name in sorted({*os.environ, *env_file_values()}):
         if name.startswith(OUR_PREFIX) and name not in known:
             for nearest in get_close_matches(name, known, n=1, cutoff=NEARLY_THE_SAME):
+                ours, theirs = Counter(nearest), Counter(name)
+                if (ours - theirs).total() + (theirs - ours).total() > MOST_LETTERS_OFF:
+                    continue
                 yield f"{name}: is no variable of capacity_assets, so it has no effect. Did you mean {nearest}?"
 
 

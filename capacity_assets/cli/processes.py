@@ -79,7 +79,9 @@ class Processes:
         tell_at = TELL_SECONDS
         while (left := self._left()) and (waited := time.monotonic() - started) < STOP_TIMEOUT_SECONDS:
             if waited >= tell_at:
-                tell(f"Waiting for {', '.join(left)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
+                # Where the terminal is gone there is nobody to tell, and the processes must end all the same.
+                with suppress(OSError):
+                    tell(f"Waiting for {', '.join(left)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
                 tell_at += TELL_SECONDS
             time.sleep(STOP_POLL_SECONDS)
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -129,11 +129,11 @@ def _start(data: Path) -> PostgresServer:
     for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
         setattr(package, name, _leave_modes_alone)
     setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type
+    log = data / "log"
+    logged_before = _size_of(log)
     with _listening() as heard:
         try:
             data = data_folder(data)
-            log = data / "log"
-            logged_before = log.stat().st_size if log.exists() else 0
             server = package.PostgresServer(data, cleanup_mode=None)
             server.bin_path = programs_folder(server.bin_path)
             # The package's own lock is one file in the temporary folder for all users of the machine: created by
@@ -167,6 +167,13 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
         f"The embedded PostgreSQL under {data} did not start: {reason}. Its data was kept. Read the end of "
         f"{data / 'log'}; CAPACITY_DATABASE_URL points to a server of your own."
     )
+
+
+def _size_of(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
 
 
 def _logged(log: Path, after: int) -> str:

@@ -64,8 +64,15 @@ def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytes
     stubborn.stdout.readline()
     said: list[str] = []
 
-    processes.Processes({"the daemon": stubborn}).end(said.append)
+    def tell(text: str) -> None:
+        """As on a terminal that is closed after the first line."""
+        said.append(text)
+        if len(said) > 1:
+            raise BrokenPipeError
 
+    processes.Processes({"the daemon": stubborn}).end(tell)
+
+    assert len(said) > 1
     assert said[0] == "Waiting for the daemon: 1 s at most ..."
     assert stubborn.returncode == -signal.SIGTERM
     assert not psutil.pid_exists(stubborn.pid)

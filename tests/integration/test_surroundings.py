@@ -149,6 +149,13 @@ def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "init", CAPACITY_HOME=str(folder / "file" / "home"))
 
 
+@fault("a file where the data of the embedded server should be", says="did not start: [Errno 17] File exists", code=1)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / "home").mkdir()
+    (folder / "home" / "postgres").touch()
+    return capacity(folder, "init")
+
+
 @fault(
     "`CAPACITY_HOME` that became read-only",
     says="and the embedded PostgreSQL does not work without that. Nothing was changed.",

@@ -135,7 +135,8 @@ def test_a_file_of_variables_may_begin_with_a_mark_and_name_other_variables(
 
 def test_a_variable_that_is_nearly_one_of_ours_is_refused_and_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPACITY_PORT", "tcp://10.0.0.1:80")
-    monkeypatch.setenv("CAPACITY_DB_7_PASSWORD", SECRET)
+    for own in ("DB_7_PASSWORD", "WEB_DATABASE_PASSWORD", "DEV_DATABASE_URL", "TEST_DATABASE_URL", "WEB_TOKEN_FILE"):
+        monkeypatch.setenv(f"CAPACITY_{own}", SECRET)
     load_settings()
     monkeypatch.setenv("CAPACITY_HOEM", SECRET)
     monkeypatch.setenv("CAPACITY_JUMP_PERCENT", "0")
