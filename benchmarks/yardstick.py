@@ -82,6 +82,9 @@ def _reading(level: Level, period: Period) -> tuple[str, dict[str, str]]:
     for ratio in level.ratios:
         above, below = f"s_{ratio.numerator}", f"s_{ratio.denominator}"
         figures[ratio.target] = f"CASE WHEN {below} = 0 THEN 0 ELSE floor({above} / {below}) END"
+    for name in level.sums:
+        kind, _, column = name.partition("_")
+        figures[name] = "NULL" if period.days == 1 else f"{'s' if kind == 'sum' else 'n'}_{column}"
     headline = level.headline
     percent = figures[headline.change_percent]
     figures["growth_rate"] = percent

@@ -118,6 +118,13 @@ def _further(period: str, days: Mapping[date, int], bounds: tuple[date, date], s
     }
 
 
+def _kept(bounds: tuple[date, date], column: str, values: Sequence[int], *, counted: bool) -> Figures:
+    """Exact sum, and count of values where a sample may lack it; a single day keeps neither."""
+    is_longer = bounds[0] < bounds[1]
+    kept: Figures = {f"sum_{column}": sum(values) if values and is_longer else None}
+    return kept | ({f"count_{column}": len(values) if is_longer else None} if counted else {})
+
+
 def _values(rows: Iterable[Row], column: str) -> list[int]:
     return [row[column] for row in rows if row[column] is not None]  # type: ignore[misc]
 
@@ -135,6 +142,7 @@ def database_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]
         result[f"max_{infix}_mb"] = max(values, default=None)
         result[f"min_{infix}_mb"] = min(values, default=None)
         result[f"{infix}_change_mb"], result[f"{infix}_change_percent"] = change(values, earlier)
+        result |= _kept(bounds, f"{infix}_mb", values, counted=infix != "size")
     by_day: dict[date, int] = {row["collected_date"]: row["size_mb"] for row in rows}  # type: ignore[misc]
     result |= _further(period, by_day, bounds, "size", "last_size_mb")
     result["growth_rate"] = result["size_change_percent"]
@@ -180,6 +188,8 @@ def instance_figures(rows: Sequence[Row], period: str, bounds: tuple[date, date]
         "total_size_change_percent": size_percent,
         "database_count_change": count_change,
         "database_count_change_percent": count_percent,
+        **_kept(bounds, "total_size_mb", sizes, counted=False),
+        **_kept(bounds, "database_count", counts, counted=False),
         "growth_rate": size_percent,
         "trend_direction": trend(period, sizes, sizes_before),
     }

@@ -23,22 +23,24 @@ from sqlalchemy import (
     select,
 )
 
-from capacity_assets.aggregation.reduction import Element, Parameters, named, partial_states
+from capacity_assets.aggregation import reduction, stored_states
+from capacity_assets.aggregation.reduction import Element, Form, Parameters, named
 from capacity_assets.aggregation.trend import trend_of
 from capacity_assets.foundation.levels import Further, Level, Measure
 
 
 def window_figures(
-    level: Level, parameters: Parameters, windows: CTE, *, single: bool, windows_per_year: int | None
+    level: Level, parameters: Parameters, windows: CTE, *, form: Form, windows_per_year: int | None
 ) -> CTE:
     """Compute one row of figures for each key and window asked for that has a raw row.
 
-    `single` is for one window. `windows_per_year` is the exponent of the yearly rate, which is null without one.
+    `windows_per_year` is the exponent of the yearly rate, which is null without one.
 
     Columns: the keys, `period_start`, every column of `level.figures`, and for the decision what to do with them
     `previous_start`, `previous_data_count`, `year_before_start` and `year_before_data_count`.
     """
-    states = partial_states(level, parameters, windows, single=single)
+    source = stored_states if form.from_stored else reduction
+    states = source.partial_states(level, parameters, windows, form)
     measured = _measured(level, states, windows_per_year)
     return _laid_out(level, measured, windows, parameters.trend_percent)
 
@@ -53,6 +55,7 @@ def _measured(level: Level, compared: Subquery, windows_per_year: int | None) ->
     for ratio in level.ratios:
         numerator, denominator = (compared.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
         columns[ratio.target] = case((denominator == 0, literal(0)), else_=_floor(numerator, denominator))
+    columns |= {name: compared.c[name] for name in level.sums}
     columns["headline_sum"] = compared.c[named("sum", level.headline)]
     columns["previous_headline_sum"] = compared.c[named("previous_sum", level.headline)]
     counts = ("data_count", "previous_data_count", "year_before_data_count")
@@ -65,11 +68,14 @@ def _measured(level: Level, compared: Subquery, windows_per_year: int | None) ->
 def _laid_out(level: Level, measured: Subquery, windows: CTE, threshold: Element) -> CTE:
     """Lay out the rows of the aggregate table for the windows asked for, with growth and trend."""
     growth_rate = measured.c[level.headline.change_percent]
-    derived = {
+    derived: dict[str, Element] = {
         "period_end": windows.c.period_end,
         "growth_rate": growth_rate,
         "trend_direction": trend_of(growth_rate, measured.c.headline_sum, measured.c.previous_headline_sum, threshold),
     }
+    # A day's sum is its value.
+    is_longer = windows.c.period_end > windows.c.period_start
+    derived |= {name: case((is_longer, measured.c[name])) for name in level.sums}
     columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
     return (
         select(

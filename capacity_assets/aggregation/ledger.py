@@ -11,7 +11,7 @@ Requesting runs belongs to the orchestration, computing to `service`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from typing import Any
@@ -23,6 +23,7 @@ from capacity_assets.aggregation.ledger_statements import (
     COMPUTED,
     COPY_ACTIVATIONS,
     COPY_CHANGES,
+    CURRENT_SUMS,
     FINISH,
     FORGET,
     FORGET_ALL_INVALIDATIONS,
@@ -35,6 +36,7 @@ from capacity_assets.aggregation.ledger_statements import (
     UNCHANGED,
 )
 from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindow, StaleWindow, Unchanged
+from capacity_assets.aggregation.parts import Part
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.windows_left import WindowsLeft, spread_activations
 from capacity_assets.foundation.errors import database_errors
@@ -178,6 +180,35 @@ class Ledger:
             )
             connection.execute(text(FORGET), self._parameters)
             connection.execute(text(FORGET_INVALIDATIONS), self._parameters)
+
+    def current_sums(self, level: Level, parts: Collection[Part], fingerprint: str) -> frozenset[Part]:
+        """Return those of the stored windows `parts` that hold exactly the samples that there are now.
+
+        They were summed up as today's statement does, which `fingerprint` marks, for all servers, without a failure; no
+        sample of theirs was added, corrected or deleted since, and no other session wrote to the aggregates. None while
+        change tracking is off.
+        Ask after `begin`: a sample that changes later than this is one that its snapshot has not seen.
+
+        Raises:
+            DatabaseError: the database failed; nothing of this level was written.
+        """
+        if not parts:
+            return frozenset()
+        listed = sorted(parts)
+        parameters: dict[str, Any] = {
+            **self._parameters,
+            "level": level.name,
+            "part_types": [name for name, _ in listed],
+            "part_starts": [window.start for _, window in listed],
+            "fingerprint": fingerprint,
+        }
+        query = CURRENT_SUMS.format(raw=level.source.name, target=level.target.name)
+        with self._work("looking for stored sums", f"Nothing of the {level.name} level was written.") as connection:
+            if not change_tracking_is_on(connection):
+                return frozenset()
+            spread_activations(connection)
+            rows = connection.execute(text(query), parameters).all()
+        return frozenset((row.period_type, Window(row.period_start, row.period_end)) for row in rows)
 
     @property
     def stale_query(self) -> tuple[str, dict[str, list[str]]]:

@@ -124,6 +124,23 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY
       SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
+# Windows whose rows hold exactly the samples that there are now, of all servers that are computed. Those that are seen
+# are enough: what is only perhaps unseen was read. Where the oldest samples have been dropped, nothing says so.
+CURRENT_SUMS = f"""
+SELECT w.period_type, w.period_start, w.period_end
+FROM unnest(CAST(:part_types AS text[]), CAST(:part_starts AS date[])) AS asked (period_type, period_start)
+JOIN {LEVELS} ON l.level = :level
+JOIN capacity_computed_windows w USING (period_type, period_start)
+WHERE w.level = :level AND w.snapshot IS NOT NULL AND w.failed_instances = 0
+  AND right(w.fingerprint, length(:fingerprint)) = :fingerprint AND w.protected_records = 0 AND w.unsampled_records = 0
+  AND w.period_start >= (SELECT min(r.collected_date) FROM {{raw}} r)
+  AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE c.table_name = l.table_name
+                  AND c.collected_date BETWEEN w.period_start AND w.period_end AND NOT {is_seen("c", "w")})
+  AND NOT EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED})
+  AND (w.total_records = 0 OR EXISTS (
+      SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
+"""  # noqa: S608 -- built from the constants above and names of our own tables
+
 # Not sooner: a computation at work has looked before them and is entered after.
 FORGET_INVALIDATIONS = f"""
 WITH old AS (

@@ -63,7 +63,7 @@ def comparisons_lost(
 
 def _own_is_the_same(level: Level, stored: FromClause, figures: CTE) -> ColumnElement[bool]:
     """Whether the figures made of the window's own samples agree; those that an older version did not store, do."""
-    added = {name for further in level.further for name in further.own}
+    added = {name for further in level.further for name in further.own} | set(level.sums)
     older = tuple(name for name in level.own_figures if name not in added)
     newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in sorted(added)]
     return and_(~differ(older, stored, figures), *newer)

@@ -1,5 +1,7 @@
 """The first part of the statement: from raw rows to the exact partial states of each window.
 
+Where stored windows stand for their days, `stored_states` takes this module's place and uses its parts.
+
 Windows are numbered by `width_bucket`, so that a single scan serves all of them; samples are reduced to count, sum and
 extremes; window functions put the states of the window before and of a year before beside, without a second scan. The
 values of first and last days are looked up on these few days. What figures are made of them is decided in `figures`.
@@ -43,11 +45,22 @@ Element: TypeAlias = ColumnElement[Any]
 
 
 @dataclass(frozen=True)
+class Form:
+    """Which form the statement has: for one window only, and whether stored windows stand for some of the days."""
+
+    single: bool
+    from_stored: bool = False
+
+
+@dataclass(frozen=True)
 class Parameters:
     """Bind parameters; `starts`, `ends` and `wanted` describe adjacent windows, of which only some are asked for.
 
     Samples are read from `first_day`, which begins the window before the first one asked for, to `last_day`, and of the
     days `year_first` to `year_last` with which these are compared, `year_interval` earlier.
+
+    Where stored windows are read, `part_types` and `part_starts` name them, pair by pair; samples are read of the days
+    from an odd one of `cuts` to before the next, all of which lie in the two spans of `read_...`.
     """
 
     period_type: BindParameter[str]
@@ -62,6 +75,13 @@ class Parameters:
     year_last: BindParameter[Any]
     year_interval: BindParameter[Any]
     trend_percent: BindParameter[Any]
+    part_types: BindParameter[Any]
+    part_starts: BindParameter[Any]
+    cuts: BindParameter[Any]
+    read_first: BindParameter[Any]
+    read_last: BindParameter[Any]
+    read_year_first: BindParameter[Any]
+    read_year_last: BindParameter[Any]
 
 
 def parameters_of_a_run() -> Parameters:
@@ -79,6 +99,13 @@ def parameters_of_a_run() -> Parameters:
         year_last=bindparam("year_last", type_=Date),
         year_interval=bindparam("year_interval", type_=INTERVAL),
         trend_percent=bindparam("trend_percent", type_=Numeric),
+        part_types=bindparam("part_types", type_=ARRAY(String)),
+        part_starts=bindparam("part_starts", type_=ARRAY(Date)),
+        cuts=bindparam("cuts", type_=ARRAY(Date)),
+        read_first=bindparam("read_first", type_=Date),
+        read_last=bindparam("read_last", type_=Date),
+        read_year_first=bindparam("read_year_first", type_=Date),
+        read_year_last=bindparam("read_year_last", type_=Date),
     )
 
 
@@ -99,19 +126,20 @@ def numbered_windows(parameters: Parameters) -> CTE:
     ).cte("windows")
 
 
-def partial_states(level: Level, parameters: Parameters, windows: CTE, *, single: bool) -> Subquery:
+def partial_states(level: Level, parameters: Parameters, windows: CTE, form: Form) -> Subquery:
     """Reduce the samples of each key and window to sums, counts, extremes and ends, with the compared windows beside.
 
-    With `single` there is one window asked for and the one before it, the daily case: sets of sums per key, told
+    In the single form there is one window asked for and the one before it, the daily case: sets of sums per key, told
     apart by the day, need no sorting. The states are the same.
 
     Columns: the keys, `bucket`, the counts of rows of the three windows, and per measure what `named` names.
     """
-    if single:
-        compared = _side_by_side(level, parameters)
+    days = _days_read(level, parameters)
+    if form.single:
+        states = _side_by_side(level, parameters)
     else:
-        compared = _compared(level, _bucketed(level, parameters, windows), parameters)
-    return _with_ends(level, parameters, compared)
+        states = compared(level, placed(states_of_days(level, parameters, days), windows), parameters)
+    return with_ends(level, parameters, states, days)
 
 
 def _days_read(level: Level, parameters: Parameters) -> ColumnElement[bool]:
@@ -135,9 +163,9 @@ def _raw_rows(level: Level, parameters: Parameters, days: ColumnElement[bool]) -
     ).subquery("samples")
 
 
-def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
+def states_of_days(level: Level, parameters: Parameters, days: ColumnElement[bool]) -> Subquery:
     """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact."""
-    samples = _raw_rows(level, parameters, _days_read(level, parameters))
+    samples = _raw_rows(level, parameters, days)
     keys = [samples.c[key] for key in level.keys]
     bucket = func.width_bucket(samples.c.collected_date, parameters.starts).label("bucket")
     columns: dict[str, Element] = {"data_count": func.count()}
@@ -149,14 +177,18 @@ def _bucketed(level: Level, parameters: Parameters, windows: CTE) -> Subquery:
         columns[measure.minimum] = func.min(column)
         if measure.further:
             columns |= _end_days(measure, samples, column.is_not(None))
-    reduced = (
+    return (
         select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
         .group_by(*keys, bucket)
         .subquery("reduced")
     )
+
+
+def placed(states: Subquery, windows: CTE) -> Subquery:
+    """Put the first day of its window beside each state."""
     return (
-        select(*reduced.c, windows.c.period_start)
-        .join_from(reduced, windows, windows.c.bucket == reduced.c.bucket)
+        select(*states.c, windows.c.period_start)
+        .join_from(states, windows, windows.c.bucket == states.c.bucket)
         .subquery("bucketed")
     )
 
@@ -202,9 +234,9 @@ def _end_days(measure: Measure, samples: FromClause, measured: ColumnElement[boo
     }
 
 
-def _with_ends(level: Level, parameters: Parameters, compared: Subquery) -> Subquery:
+def with_ends(level: Level, parameters: Parameters, states: Subquery, days: ColumnElement[bool]) -> Subquery:
     """Look up the values of the first and last days, in a second look at these days alone: few, for all keys."""
-    rows = select(compared).cte("with_end_days")
+    rows = select(states).cte("with_end_days")
     columns: list[Element] = list(rows.c)
     joined: FromClause = rows
     for measure in level.measures:
@@ -214,8 +246,8 @@ def _with_ends(level: Level, parameters: Parameters, compared: Subquery) -> Subq
             named("first", measure): rows.c[named("first_day_of", measure)],
             named("last", measure): rows.c[named("last_day_of", measure)],
         }
-        days = select(func.unnest(array(list(ends.values())))).distinct().scalar_subquery()
-        on_them = and_(_days_read(level, parameters), level.source.c.collected_date == func.any(func.array(days)))
+        end_days = select(func.unnest(array(list(ends.values())))).distinct().scalar_subquery()
+        on_them = and_(days, level.source.c.collected_date == func.any(func.array(end_days)))
         values = select(_raw_rows(level, parameters, on_them)).cte(f"ends_of_{measure.source}")
         for name, day in ends.items():
             end = values.alias(name)
@@ -225,7 +257,7 @@ def _with_ends(level: Level, parameters: Parameters, compared: Subquery) -> Subq
     return select(*columns).select_from(joined).subquery("with_ends")
 
 
-def _compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subquery:
+def compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subquery:
     """Put counts and sums of the window before, and of a year before, beside each window; null without a sample."""
     keys = [bucketed.c[key] for key in level.keys]
     preceding = FrameClauseType.PRECEDING

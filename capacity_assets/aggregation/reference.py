@@ -54,6 +54,7 @@ def reference_figures(
             names = (measure.further.year_change, measure.further.year_change_percent)
             yield from _compared_figures(*names, now, a_year_ago, "a year before")
             yield measure.further.yearly_rate_percent, _yearly_rate(now, earlier, period.windows_per_year)
+        yield from _sums(level, window, measure, now)
     for ratio in level.ratios:
         above, below = (sum(_values(samples, name)) for name in (ratio.numerator, ratio.denominator))
         how = f"{above:,} / {below:,}, rounded down" if below else "no database: 0"
@@ -84,6 +85,17 @@ def _own_figures(measure: Measure, samples: Sequence[Sample]) -> Iterator[tuple[
         yield name, (f"{word} of {len(now)} values, on {day}", extreme)
     if measure.average_two_decimals:
         yield measure.average_two_decimals, (f"{mean}, to two decimals", _two_decimals(_mean(now)))
+
+
+def _sums(
+    level: Level, window: Window, measure: Measure, now: Sequence[int]
+) -> Iterator[tuple[str, tuple[str, Value]]]:
+    """The exact sum that longer windows are made of, and the count of values where it is not that of the samples."""
+    total = (f"sum of {len(now)} values", Decimal(sum(now))) if now else ("no value was measured", None)
+    kept = {f"sum_{measure.source}": total, f"count_{measure.source}": ("values measured", len(now))}
+    for name, figure in kept.items():
+        if name in level.sums:
+            yield name, figure if window.days > 1 else ("not kept for a single day", None)
 
 
 def _ends(measure: Measure, further: Further, samples: Sequence[Sample]) -> Iterator[tuple[str, tuple[str, Value]]]:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from functools import cached_property
 from typing import ClassVar
 
 from sqlalchemy import Engine, text
@@ -21,6 +23,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
+from capacity_assets.aggregation.parts import NO_PARTS, NOTHING, Parts, Reading, cuts_of
+from capacity_assets.aggregation.reduction import Form
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.foundation.errors import database_error, is_data_error, reason_of
@@ -36,11 +40,12 @@ INSTANCE_DAYS_PER_SLICE = 100_000
 
 SESSION_OF_A_SLICE = text(
     "SELECT set_config('enable_nestloop', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
-    f"set_config('{WRITER_SETTING}', 'on', true)"
+    f"set_config('{WRITER_SETTING}', 'on', true), "
+    "set_config('work_mem', CAST(greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 32768) AS text), true)"
 )
 """Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops. From
-the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. And
-what this transaction writes is a computation's work, not a stranger's."""
+the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. What
+this transaction writes is a computation's work, not a stranger's. Its groups, some 15 MB, stay in memory."""
 
 READ_ONLY = text("SET TRANSACTION READ ONLY")
 """A promise the database keeps."""
@@ -68,19 +73,30 @@ class _Work:
     windows: Sequence[Window]
     instances: Sequence[InstanceRef]
     options: RunOptions
+    parts: Parts
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What is read: stored windows, and the days that these do not cover."""
+        return self.parts.reading(self.period, self.windows)
 
     @property
     def single(self) -> bool:
         """Whether one window is asked for, for which the statement has a form of its own."""
         return len(self.windows) == 1
 
+    @property
+    def form(self) -> Form:
+        """The form of the statement."""
+        return Form(self.single, from_stored=bool(self.reading.parts))
+
     def parameters(self) -> dict[str, object]:
         """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
         period = self.period
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
-        # A single window needs no numbers for those between it and a year before.
-        begin = first if self.single else min(first, year_first)
+        # A single window needs no numbers for those between it and a year before, unless stored windows are numbered.
+        begin = first if self.form == Form(single=True) else min(first, year_first)
         windows = period.windows_between(begin.start, last.end)
         asked_for = set(self.windows)
         return {
@@ -96,7 +112,26 @@ class _Work:
             "year_last": year_last.end,
             "year_interval": period.year_interval,
             "trend_percent": self.period.trend_percent,
+            **(self._stored_windows(first.start) if self.form.from_stored else {}),
         }
+
+    def _stored_windows(self, first: date) -> dict[str, object]:
+        """Name the stored windows that are read, and the days: in two spans, of the year before and from `first` on."""
+        days = self.reading.days
+        spans = {
+            "read": [span for span in days if span.end >= first],
+            "read_year": [span for span in days if span.end < first],
+        }
+        parameters: dict[str, object] = {
+            "part_types": [name for name, _ in self.reading.parts],
+            "part_starts": [window.start for _, window in self.reading.parts],
+            "cuts": cuts_of(days),
+        }
+        for name, within in spans.items():
+            # From a day to the one before it: none.
+            parameters[f"{name}_first"] = within[0].start if within else first
+            parameters[f"{name}_last"] = within[-1].end if within else first - timedelta(days=1)
+        return parameters
 
     def halves(self) -> tuple[_Work, _Work] | None:
         """Split by instance as long as there are several, then by window; None for a single computation."""
@@ -112,8 +147,13 @@ class _Work:
         return None
 
 
-def days_read(period: Period, windows: Sequence[Window]) -> int:
-    """Count the days that windows in order read: gaps between them, the window before the first, and a year before."""
+def days_read(period: Period, windows: Sequence[Window], reading: Reading = NOTHING) -> int:
+    """Count the days that windows in order read: gaps between them, the window before the first, and a year before.
+
+    Where `reading` holds stored windows, each of these counts as one.
+    """
+    if reading.parts:
+        return reading.rows
     first, last = period.previous(windows[0]).start, windows[-1].end
     year_first, year_last = period.year_before(windows[0]).start, period.year_before(windows[-1]).end
     if year_last >= first:
@@ -142,8 +182,11 @@ class AggregationRunner:
         windows: Sequence[Window],
         instances: Sequence[InstanceRef],
         options: RunOptions = DEFAULT_OPTIONS,
+        parts: Parts = NO_PARTS,
     ) -> tuple[PeriodSummary, ...]:
         """Aggregate `windows` of `period`, given in order, for `instances`; return one summary per window.
+
+        `parts` are the stored windows that may be read in place of samples.
 
         In a dry run nothing is written, and the summaries say what would be.
 
@@ -151,12 +194,12 @@ class AggregationRunner:
             DatabaseError: the server, the schema or the connection failed; slices written before are kept.
         """
         started = time.perf_counter()
-        parts: list[PeriodSummary] = [self._empty(period, window) for window in windows]
+        summaries: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         done, told = 0, started
-        chunks = self._slices(instances, days_read(period, windows))
-        slices = [_Work(period, windows, chunk, options) for chunk in chunks]
+        chunks = self._slices(instances, days_read(period, windows, parts.reading(period, windows)))
+        slices = [_Work(period, windows, chunk, options, parts) for chunk in chunks]
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
-            parts += written
+            summaries += written
             done += len(work.instances)
             if options.progress:
                 options.progress(len(work.instances))
@@ -165,7 +208,7 @@ class AggregationRunner:
                 line = "%s %s aggregates: %s of %s servers written, going on"
                 logger.info(line, period.name, self.level.name, done, len(instances))
         share = (time.perf_counter() - started) / len(windows)
-        return tuple(replace(part, duration_seconds=share) for part in combine(parts))
+        return tuple(replace(part, duration_seconds=share) for part in combine(summaries))
 
     def _slices(self, instances: Sequence[InstanceRef], days: int) -> Iterator[Sequence[InstanceRef]]:
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
@@ -204,7 +247,7 @@ class AggregationRunner:
         statement = aggregation_statement(
             self.level,
             overwrite=options.overwrite,
-            single=work.single,
+            form=work.form,
             windows_per_year=work.period.windows_per_year,
             dry_run=options.dry_run,
         )

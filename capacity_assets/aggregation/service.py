@@ -21,6 +21,7 @@ from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.legacy_calls import LegacyCalls
 from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.partition_range import PartitionRange
+from capacity_assets.aggregation.parts import Parts, candidates
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import (
     INSTANCES_PER_SLICE,
@@ -29,7 +30,7 @@ from capacity_assets.aggregation.runners import (
     InstanceAggregationRunner,
     InstanceRef,
 )
-from capacity_assets.aggregation.statements import fingerprint, known_instances
+from capacity_assets.aggregation.statements import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.levels import Level
@@ -140,10 +141,15 @@ class AggregationService(LegacyCalls):
             snapshot = self.ledger.begin(period, runner.level, open_windows)
             # Only now: a server that becomes active later than this was recorded as a change the snapshot has not seen.
             active = self._active()
-            computed = compute(period, open_windows, active)
+            computed = compute(period, open_windows, active, parts=self._parts(period, runner.level, open_windows))
             self.ledger.finish(snapshot, computed, _mark(runner.level, period, active))
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)
+
+    def _parts(self, period: Period, level: Level, windows: Sequence[Window]) -> Parts:
+        """Return the stored windows that may be read in place of the samples of `windows`."""
+        listed = candidates(self.periods, period, windows)
+        return Parts(self.periods, self.ledger.current_sums(level, listed, sums_fingerprint(level)))
 
     def _active(self, instance_ids: Sequence[int] | None = None) -> list[InstanceRef]:
         return [instance for instance in self.instances(instance_ids) if instance.active]

@@ -32,13 +32,21 @@ from sqlalchemy.dialects.postgresql import insert
 
 from capacity_assets.aggregation.figures import window_figures
 from capacity_assets.aggregation.protection import comparisons_lost, differ, in_range, same_row
-from capacity_assets.aggregation.reduction import Element, Parameters, numbered_windows, parameters_of_a_run
+from capacity_assets.aggregation.reduction import (
+    Element,
+    Form,
+    Parameters,
+    numbered_windows,
+    parameters_of_a_run,
+    states_of_days,
+)
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.steps import DIALECT
 from capacity_assets.storage.tables import instances
 
+HALF_A_FINGERPRINT = 32
 INSERT, UPDATE, UNCHANGED, PROTECTED = "insert", "update", "unchanged", "protected"
 
 
@@ -49,15 +57,16 @@ def known_instances() -> Select[int, str, bool]:
 
 @cache
 def aggregation_statement(
-    level: Level, *, overwrite: bool, single: bool, windows_per_year: int | None, dry_run: bool = False
+    level: Level, *, overwrite: bool, form: Form, windows_per_year: int | None, dry_run: bool = False
 ) -> Select[object, int, int, int, int, int, int]:
-    """Build the statement for one level; `single` for the faster form that takes one window only.
+    """Build the statement for one level.
 
     `windows_per_year` is what a growth is raised to for its yearly rate. With `dry_run` the statement only reads, and
     counts what would be written and removed.
 
     Parameters at execution: `period_type`, `instance_ids`, `starts`, `ends`, `wanted`, `last_start`, `first_day`,
-    `last_day`, `year_first`, `year_last`, `year_interval`, `trend_percent`.
+    `last_day`, `year_first`, `year_last`, `year_interval`, `trend_percent`; where stored windows are read, also
+    `part_types`, `part_starts`, `cuts`, `read_first`, `read_last`, `read_year_first`, `read_year_last`.
     Returns one row per window asked for: `period_start`, `instances` (with raw rows), `records`, `written`,
     `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left). Without `overwrite`, rows that
     were built from more samples than the raw data still holds are left alone (docs/semantics.md, "Writing"); they are
@@ -65,7 +74,7 @@ def aggregation_statement(
     """
     parameters = parameters_of_a_run()
     windows = numbered_windows(parameters)
-    figures = window_figures(level, parameters, windows, single=single, windows_per_year=windows_per_year)
+    figures = window_figures(level, parameters, windows, form=form, windows_per_year=windows_per_year)
     classified = _classified(level, figures, parameters, overwrite=overwrite)
     if dry_run:
         written = _to_be_written(level, classified)
@@ -80,11 +89,24 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
     """Return a fingerprint of how a level is computed and for which servers: 64 hexadecimal digits.
 
     It follows from the statement itself and the period's trend threshold, so that new arithmetic or a new metric is
-    another way by itself.
+    another way by itself. The last half is that of the sums.
     """
     servers = ",".join(map(str, sorted(instance_ids)))
     text = _statement_text(level, period.windows_per_year)
-    return hashlib.sha256(f"{text}\n{period.trend_percent}\n{servers}".encode()).hexdigest()
+    return _digest(f"{text}\n{period.trend_percent}\n{servers}") + sums_fingerprint(level)
+
+
+@cache
+def sums_fingerprint(level: Level) -> str:
+    """Return a fingerprint of how samples are summed up, which is all that stored sums depend on: 32 digits."""
+    parameters = parameters_of_a_run()
+    days = level.source.c.collected_date.between(parameters.first_day, parameters.last_day)
+    compiled = select(states_of_days(level, parameters, days)).compile(dialect=DIALECT)
+    return _digest(f"{compiled} {sorted(compiled.params.items(), key=repr)} {sorted(level.sums)}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HALF_A_FINGERPRINT]
 
 
 def _statement_text(level: Level, windows_per_year: int | None) -> str:
@@ -101,7 +123,7 @@ ANY_NUMBER = 987_654_321
 @cache
 def _compiled(level: Level, *, has_yearly_rate: bool) -> tuple[str, Mapping[str, object]]:
     any_number = ANY_NUMBER if has_yearly_rate else None
-    statement = aggregation_statement(level, overwrite=False, single=True, windows_per_year=any_number)
+    statement = aggregation_statement(level, overwrite=False, form=Form(single=True), windows_per_year=any_number)
     compiled = statement.compile(dialect=DIALECT)
     return str(compiled), compiled.params
 
@@ -175,7 +197,9 @@ def _written(level: Level, classified: CTE, parameters: Parameters, *, overwrite
     values |= {"period_type": cast(parameters.period_type, String)}
     values |= {name: classified.c[name] for name in level.figures}
     values |= {"calculated_at": func.now(), "created_at": func.now()}
-    rows = select(*values.values()).where(_is_to_be_written(classified))
+    # In the order of the unique index, which then grows at one place after the other instead of everywhere.
+    order = [classified.c[key] for key in level.keys]
+    rows = select(*values.values()).where(_is_to_be_written(classified)).order_by(*order)
     upsert = insert(target).from_select(list(values), rows, include_defaults=False)
     updated = {name: upsert.excluded[name] for name in (*level.figures, "calculated_at")}
     # Repeated here for a row that another writer put in between this statement's reading and its writing.

@@ -112,6 +112,12 @@ class Level:
         return tuple(column.name for column in self.target.columns if column.name not in fixed)
 
     @cached_property
+    def sums(self) -> dict[str, str]:
+        """The columns that keep exact sums and counts, of which longer windows are made, with what each is made of."""
+        states = {f"{kind}_{m.source}": m.source for m in self.measures for kind in ("sum", "count")}
+        return {name: source for name, source in states.items() if name in self.target.columns}
+
+    @cached_property
     def previous_figures(self) -> tuple[str, ...]:
         """The figures for which samples of the window before are needed: change, growth, trend, yearly rate."""
         changes = [name for measure in self.measures for name in (measure.change, measure.change_percent)]
@@ -139,6 +145,7 @@ class Level:
         made_of |= dict.fromkeys(("period_start", "period_end", "data_count"), ("collected_date",))
         made_of |= {target: (measure.source,) for measure in self.measures for target in measure.targets}
         made_of |= {ratio.target: (ratio.numerator, ratio.denominator) for ratio in self.ratios}
+        made_of |= {name: (source,) for name, source in self.sums.items()}
         return made_of | dict.fromkeys(("growth_rate", "trend_direction"), (self.headline.source,))
 
 

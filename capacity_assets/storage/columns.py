@@ -86,6 +86,17 @@ def further_columns(stem: str, last: str, what: str) -> list[Column[object]]:
     ]
 
 
+def sum_columns(source: str, what: str, *, counted: bool = False) -> list[Column[object]]:
+    """Return the exact state of a measure, of which longer windows are made without reading their days again."""
+    daily = "; null: the window is one day, or an older version wrote the row"
+    columns: list[Column[object]] = [
+        Column(f"sum_{source}", Numeric, comment=f"Exact sum of the {what} over the samples of the window{daily}")
+    ]
+    if counted:
+        columns.append(Column(f"count_{source}", Integer, comment=f"Samples of the window with a {what}{daily}"))
+    return columns
+
+
 def size_columns(infix: str, what: str, *, nullable: bool) -> list[Column[object]]:
     """Return mean and extremes of a size."""
     return [

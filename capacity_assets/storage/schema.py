@@ -22,7 +22,7 @@ from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0011"
+SCHEMA_REVISION = "0012"
 # No release contained them; the baseline covers what they left.
 FORMER_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 NOT_RECORDED_MEANWHILE = (

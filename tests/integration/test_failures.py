@@ -210,8 +210,8 @@ def test_a_connection_killed_between_slices_keeps_what_was_committed_and_a_repet
         commits += 1
 
     def terminate(connection: Any, _cursor: object, statement: str, *_: object) -> None:
-        # The look into the ledger, the entry there, and two slices.
-        if commits == 4 and "instance_size_aggregations" in statement:
+        # The look into the ledger, the entry there, the look for stored sums, and two slices.
+        if commits == 5 and "instance_size_aggregations" in statement:
             pid = connection.connection.driver_connection.info.backend_pid
             with other.connect() as killer:
                 killer.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})

@@ -1,0 +1,205 @@
+"""The first part of the statement where stored windows stand for their days: the same states, read from fewer rows.
+
+A stored window keeps the exact sum, count, extremes and ends of its samples, so those of a quarter follow from its
+months, and those of the window before from its own row. Which stored windows may be taken is decided in `parts`; the
+days that none of them covers are read as in `reduction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Date,
+    FromClause,
+    Integer,
+    Select,
+    String,
+    Subquery,
+    and_,
+    case,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import array
+from sqlalchemy.sql.elements import Grouping
+
+from capacity_assets.aggregation.reduction import (
+    Element,
+    Form,
+    Parameters,
+    compared,
+    named,
+    placed,
+    states_of_days,
+    with_ends,
+)
+from capacity_assets.foundation.levels import Level, Measure
+
+FIRST_OF_ALL_DAYS = literal_column("DATE '2000-01-01'", Date)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A column of the states: which aggregate unites it, and whether it is compared with those of other windows."""
+
+    name: str
+    unite: str
+    is_known: str | None = None
+    compared: tuple[str, ...] = ()
+
+
+def partial_states(level: Level, parameters: Parameters, windows: CTE, form: Form) -> Subquery:
+    """Return what `reduction.partial_states` does."""
+    columns = list(_states(level))
+    names = [*level.keys, "bucket", *(column.name for column in columns)]
+    sources = (_of_days(level, parameters), _of_stored_windows(level, parameters))
+    found = union_all(*(select(*(source.c[name] for name in names)) for source in sources)).subquery("states")
+    if form.single:
+        return _side_by_side(level, found, columns, parameters)
+    keys = [found.c[name] for name in (*level.keys, "bucket")]
+    united = select(*keys, *(_united(found, column).label(column.name) for column in columns)).group_by(*keys)
+    return compared(level, placed(united.subquery("united"), windows), parameters)
+
+
+def _states(level: Level) -> Iterator[_State]:
+    before, both = ("previous",), ("previous", "year_before")
+    yield _State("data_count", "sum", compared=both)
+    for measure in level.measures:
+        others = both if measure.further else before
+        count = named("count", measure)
+        yield _State(count, "sum", compared=others)
+        yield _State(named("sum", measure), "sum", compared=others)
+        yield _State(measure.maximum, "max")
+        yield _State(measure.minimum, "min")
+        if measure.further:
+            yield _State(named("first", measure), "min", is_known=count)
+            yield _State(named("last", measure), "max", is_known=count)
+
+
+def _united(states: FromClause, column: _State, which: ColumnElement[bool] | None = None) -> Element:
+    """Unite a column of several states of one window, or of those that `which` chooses."""
+    united: Element = getattr(func, column.unite)(states.c[column.name])
+    conditions = [] if which is None else [which]
+    if column.is_known:
+        conditions.append(states.c[column.is_known] > 0)
+    if conditions:
+        united = united.filter(*conditions)
+    # Of a day and its value, the value.
+    return _second(united) if column.is_known else united
+
+
+def _side_by_side(level: Level, states: Subquery, columns: list[_State], parameters: Parameters) -> Subquery:
+    """Unite the states of the one window asked for, which is the last, and of the two it is compared with."""
+    keys = [states.c[key] for key in level.keys]
+    last = func.cardinality(parameters.starts)
+    is_own = states.c.bucket == last
+    others = {
+        "previous": states.c.bucket == last - 1,
+        "year_before": states.c.bucket == func.width_bucket(parameters.year_first, parameters.starts),
+    }
+    united = [_united(states, column, is_own).label(column.name) for column in columns]
+    united += [
+        _united(states, column, others[other]).label(f"{other}_{column.name}")
+        for column in columns
+        for other in column.compared
+    ]
+    return (
+        select(*keys, last.label("bucket"), *united)
+        .group_by(*keys)
+        .having(func.count().filter(is_own) > 0)
+        .subquery("compared")
+    )
+
+
+def _of_days(level: Level, parameters: Parameters) -> Subquery:
+    """The states of the days that no stored window covers."""
+    day = level.source.c.collected_date
+    days = and_(
+        or_(
+            day.between(parameters.read_first, parameters.read_last),
+            day.between(parameters.read_year_first, parameters.read_year_last),
+        ),
+        func.width_bucket(day, parameters.cuts) % 2 == 1,
+    )
+    found = with_ends(level, parameters, states_of_days(level, parameters, days), days)
+    columns: dict[str, Element] = {"data_count": cast(found.c.data_count, Integer)}
+    for measure in level.measures:
+        columns[named("count", measure)] = cast(found.c[named("count", measure)], Integer)
+        columns |= {name: found.c[name] for name in (named("sum", measure), measure.maximum, measure.minimum)}
+        if measure.further:
+            for end in ("first", "last"):
+                name = named(end, measure)
+                columns[name] = _dated(found.c[named(f"{end}_day_of", measure)], found.c[name])
+    return _labelled(level, found, found.c.bucket, columns).subquery("of_days")
+
+
+def _of_stored_windows(level: Level, parameters: Parameters) -> Subquery:
+    """The states that are kept in stored windows."""
+    target = level.target
+    columns: dict[str, Element] = {"data_count": target.c.data_count}
+    for measure in level.measures:
+        columns |= _kept(level, measure)
+    bucket = func.width_bucket(target.c.period_start, parameters.starts)
+    parts = (
+        func.unnest(parameters.part_types, parameters.part_starts)
+        .table_valued("period_type", "period_start", name="parts")
+        .render_derived()
+    )
+    return (
+        _labelled(level, target, bucket, columns)
+        .where(
+            # The pairs decide; the two arrays are what an index and the choice of partitions understand.
+            tuple_(cast(target.c.period_type, String), target.c.period_start).in_(
+                select(cast(parts.c.period_type, String), cast(parts.c.period_start, Date))
+            ),
+            target.c.period_type == func.any(parameters.part_types),
+            target.c.period_start == func.any(parameters.part_starts),
+            target.c.instance_id == func.any(parameters.instance_ids),
+        )
+        .subquery("of_stored_windows")
+    )
+
+
+def _kept(level: Level, measure: Measure) -> dict[str, Element]:
+    target = level.target
+    count = named("count", measure)
+    kept: dict[str, Element] = {
+        # Every sample has the value where no count of its own is kept.
+        count: target.c[count if count in level.sums else "data_count"],
+        named("sum", measure): target.c[named("sum", measure)],
+        measure.maximum: target.c[measure.maximum],
+        measure.minimum: target.c[measure.minimum],
+    }
+    if measure.further:
+        last, growth = target.c[measure.further.last], target.c[measure.further.growth]
+        start = target.c.period_start
+        kept[named("first", measure)] = _dated(start, case((growth.is_(None), last), else_=last - growth))
+        kept[named("last", measure)] = _dated(start, last)
+    return kept
+
+
+def _labelled(level: Level, source: FromClause, bucket: Element, columns: dict[str, Element]) -> Select[object]:
+    keys = [source.c[key] for key in level.keys]
+    return select(*keys, bucket.label("bucket"), *(column.label(name) for name, column in columns.items()))
+
+
+def _dated(day: Element, value: Element) -> Element:
+    """A value behind the number of its day: the smallest such array is the first value, the largest the last."""
+    number = cast(cast(day, Date) - FIRST_OF_ALL_DAYS, BigInteger)
+    return cast(array([number, cast(value, BigInteger)]), ARRAY(BigInteger))
+
+
+def _second(dated: Element) -> Element:
+    parenthesised: Element = Grouping(dated)
+    return parenthesised[2]

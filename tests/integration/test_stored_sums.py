@@ -1,0 +1,287 @@
+"""Long windows are made of stored shorter ones, and equal those that are computed from the days, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, event, text
+
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.parts import NO_PARTS, Parts, candidates
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.storage.engine import capacity_engine
+from tests.clocks import fixed_clock
+from tests.databases import Databases
+from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
+from tests.integration.test_ledger import execute
+from tests.profiles import HISTORIES
+
+FIRST = date(2024, 1, 1)
+DAYS = 731  # two years, the first a leap year
+RECOMPUTE = RunOptions(recompute=True)
+MONTHLY, QUARTERLY, YEARLY = (PERIODS[name] for name in ("monthly", "quarterly", "yearly"))
+
+
+class FromDays(AggregationService):
+    """Reads samples alone, as if no sum were stored."""
+
+    def _parts(self, _period: Period, _level: Level, _windows: Sequence[Window]) -> Parts:
+        return NO_PARTS
+
+
+def windows(period: str) -> tuple[Window, ...]:
+    return PERIODS[period].windows_between(FIRST, FIRST + timedelta(days=DAYS - 1))
+
+
+def fill(engine: Engine) -> None:
+    """Two servers, one of whose databases comes and goes, lacks its data size at times, and starts in mid-month."""
+    add_instances(engine, [1, 2])
+    for server in (1, 2):
+        measured = [None if day % 40 < 9 * (server - 1) else 1_000 * server + day * day % 97 for day in range(DAYS)]
+        rows = [dict(row) for row in sizes(server, "orders", str(FIRST), measured)]
+        for number, row in enumerate(rows):
+            row["data_size_mb"] = None if number % 5 == 0 or number % 400 < 70 else row["size_mb"]
+        add_database_sizes(engine, rows)
+        per_day = [None if size is None else (size, day % 7) for day, size in enumerate(measured)]
+        add_instance_sizes(engine, totals(server, str(FIRST), per_day))
+    add_database_sizes(engine, sizes(1, "archive", "2024-05-20", range(500, 520)))
+
+
+@contextmanager
+def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
+    """What the statements of a level read in place of samples, and the days besides."""
+    found: dict[str, list[tuple[str, date]]] = {}
+
+    def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if statement.startswith("WITH windows"):
+            level = "database" if "database_size_stats" in statement else "instance"
+            named: dict[str, list[object]] = parameters  # type: ignore[assignment]
+            pairs = zip(named.get("part_types", ()), named.get("part_starts", ()), strict=True)
+            found[level] = [*pairs, *(("cut", day) for day in named.get("cuts", ()))]  # type: ignore[misc]
+
+    event.listen(engine, "before_cursor_execute", watch)
+    yield found
+    event.remove(engine, "before_cursor_execute", watch)
+
+
+@pytest.fixture
+def filled(engine: Engine) -> Engine:
+    fill(engine)
+    return engine
+
+
+def starts(period: str, *days: str) -> list[tuple[str, date]]:
+    return [(period, date.fromisoformat(day)) for day in days]
+
+
+def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(filled: Engine) -> None:
+    service = AggregationService(filled, fixed_clock())
+    service.aggregate(MONTHLY, windows("monthly"))
+
+    with parts_read(filled) as quarter:
+        service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
+    with parts_read(filled) as before_is_stored:
+        service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 8, 1))])
+    service.aggregate(QUARTERLY, windows("quarterly"))
+    with parts_read(filled) as year:
+        service.aggregate(YEARLY, [YEARLY.window_of(date(2025, 5, 1))])
+
+    # Of 2023 there are no samples, and so nothing is stored.
+    no_samples = [("cut", date(2023, 4, 1)), ("cut", date(2023, 7, 1))]
+    january_to_june = [f"2024-0{month}-01" for month in range(1, 7)]
+    assert quarter["database"] == quarter["instance"] == [*starts("monthly", *january_to_june), *no_samples]
+    of_the_third = [*starts("quarterly", "2024-04-01"), *starts("monthly", "2024-07-01", "2024-08-01", "2024-09-01")]
+    assert before_is_stored["database"][:4] == of_the_third
+    quarters = [f"{year}-{month:02}-01" for year in (2024, 2025) for month in (1, 4, 7, 10)]
+    assert year["database"] == starts("quarterly", *quarters)
+
+
+def test_the_newest_month_reads_its_own_days_only(filled: Engine) -> None:
+    service = AggregationService(filled, fixed_clock())
+    service.aggregate(MONTHLY, windows("monthly")[:-1])
+
+    with parts_read(filled) as read:
+        service.aggregate(MONTHLY, windows("monthly")[-1:])
+
+    own = [("cut", date(2025, 12, 1)), ("cut", date(2026, 1, 1))]
+    assert read["database"] == [*starts("monthly", "2024-12-01", "2025-11-01"), *own]
+
+
+@pytest.mark.parametrize(
+    ("statement", "unusable"),
+    [
+        ("UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2024-06-09'", ["2024-06-01"]),
+        ("INSERT INTO database_size_stats (instance_id, database_name, collected_date, size_mb) "
+         "VALUES (2, 'new', '2024-04-30', 1)", ["2024-04-01"]),
+        # Deletions are recorded per table, not per day.
+        ("DELETE FROM database_size_stats WHERE collected_date = '2025-06-09'",
+         ["2024-04-01", "2024-05-01", "2024-06-01"]),
+        ("UPDATE database_size_aggregations SET sum_size_mb = 7 WHERE period_start = '2024-06-01'",
+         ["2024-04-01", "2024-05-01", "2024-06-01"]),
+        ("UPDATE capacity_computed_windows SET fingerprint = repeat('0', 64) WHERE period_start = '2024-05-01'",
+         ["2024-05-01"]),
+        ("UPDATE capacity_computed_windows SET failed_instances = 1 WHERE period_start = '2024-05-01'",
+         ["2024-05-01"]),
+        ("DROP TRIGGER capacity_track_database_size_stats_insert ON database_size_stats",
+         ["2024-04-01", "2024-05-01", "2024-06-01"]),
+        # Other samples, servers and times than those of the months' own rows.
+        ("UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2024-03-31'", []),
+        ("UPDATE database_size_stats SET collected_at = now()", []),
+        ("UPDATE instances SET is_active = false WHERE id = 2", []),
+    ],
+)  # fmt: skip
+def test_a_month_that_may_not_hold_todays_samples_is_read_day_by_day(
+    filled: Engine, statement: str, unusable: list[str]
+) -> None:
+    service = AggregationService(filled, fixed_clock())
+    service.aggregate(MONTHLY, windows("monthly"))
+    execute(filled, statement)
+
+    with parts_read(filled) as read:
+        service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
+
+    own = {("monthly", date(2024, month, 1)) for month in (4, 5, 6)}
+    assert own - set(read["database"]) == set(starts("monthly", *unusable))
+
+
+def test_samples_that_left_with_their_partition_are_not_taken_from_a_stored_month(filled: Engine) -> None:
+    """Computed from the days they would be missing, and retention must not decide what a figure says."""
+    service = AggregationService(filled, fixed_clock())
+    service.aggregate(MONTHLY, windows("monthly"))
+    with filled.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))  # as a dropped partition: no trigger
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2024-05-12'"))
+
+    with parts_read(filled) as read:
+        service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
+
+    assert [part for part in read["database"] if part[0] == "monthly"] == starts("monthly", "2024-06-01")
+
+
+def test_rows_of_an_older_version_without_sums_are_filled_by_computing_again(filled: Engine) -> None:
+    service = AggregationService(filled, fixed_clock())
+    service.aggregate(MONTHLY, windows("monthly"))
+    complete = figures(filled, DATABASE)
+    with filled.begin() as connection:
+        emptied = ", ".join(f"{name} = NULL" for name in DATABASE.sums)
+        connection.execute(text(f"UPDATE database_size_aggregations SET {emptied}"))
+
+    service.aggregate(MONTHLY, windows("monthly"))
+
+    assert figures(filled, DATABASE) == complete
+    assert tuple(DATABASE.sums) == ("sum_size_mb", "sum_data_size_mb", "count_data_size_mb", "sum_log_size_mb",
+                             "count_log_size_mb")  # fmt: skip
+    assert tuple(INSTANCE.sums) == ("sum_total_size_mb", "sum_database_count")
+
+
+def test_a_registered_half_year_is_made_of_quarters_and_half_years_make_a_year() -> None:
+    half = Period("half_yearly", months=6)
+    periods = {**PERIODS, half.name: half}
+    year, first_half = YEARLY.window_of(date(2025, 1, 1)), half.window_of(date(2025, 3, 1))
+    stored = candidates(periods, YEARLY, [year]) | candidates(periods, half, [first_half])
+
+    assert [name for name, _ in Parts(periods, stored).reading(half, [first_half]).parts] == [
+        "half_yearly", "half_yearly", "quarterly", "quarterly",
+    ]  # fmt: skip
+    own_and_before = Parts(periods, stored - {("yearly", YEARLY.window_of(date(2024, 1, 1)))}).reading(YEARLY, [year])
+    assert {name for name, _ in own_and_before.parts} == {"half_yearly"}
+    assert Parts(periods).reading(half, [first_half]).days == (Window(date(2024, 1, 1), date(2025, 6, 30)),)
+
+
+CHANGES = {
+    "late sample": "INSERT INTO {raw} ({keys}, {values}, collected_date) SELECT {keys}, {values}, date '{day}' "
+    "FROM {raw} WHERE instance_id = {server} ORDER BY collected_date LIMIT 1 ON CONFLICT DO NOTHING",
+    "correction": "UPDATE {raw} SET {headline} = {headline} + 5 WHERE collected_date = '{day}' "
+    "AND instance_id = {server}",
+    "deletion": "DELETE FROM {raw} WHERE collected_date = '{day}' AND instance_id = {server}",
+    "all of a server": "DELETE FROM {raw} WHERE instance_id = {server} AND collected_date >= '{day}'",
+    "purge": "SET LOCAL session_replication_role = replica; DELETE FROM {raw} WHERE collected_date < '{day}'",
+    "foreign write": "UPDATE {target} SET data_count = data_count + 1 WHERE period_start <= '{day}' "
+    "AND instance_id = {server} AND period_type = '{period}'",
+    "rows gone": "DELETE FROM {target} WHERE period_start <= '{day}' AND period_type = '{period}'",
+    "out of service": "UPDATE instances SET is_active = false WHERE id = {server}",
+    "into service": "UPDATE instances SET is_active = true",
+}
+COMPUTED = ("weekly", "monthly", "quarterly", "yearly")
+actions = st.lists(
+    st.tuples(
+        st.sampled_from([*CHANGES, *(f"compute {name}" for name in COMPUTED)]),
+        st.integers(0, DAYS - 1),
+        st.sampled_from([1, 2]),
+        st.sampled_from(COMPUTED),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def _apply(engine: Engine, level: Level, action: tuple[str, int, int, str]) -> None:
+    name, offset, server, period = action
+    day = FIRST + timedelta(days=offset)
+    if name.startswith("compute "):
+        chosen = PERIODS[name.removeprefix("compute ")]
+        last = min(day + timedelta(days=200), windows("daily")[-1].end)
+        service = AggregationService(engine, fixed_clock())
+        service.aggregate(chosen, chosen.windows_between(day, last), RunOptions((level.name,)))
+        return
+    words = {
+        "raw": level.source.name, "target": level.target.name, "day": day, "server": server, "period": period,
+        "keys": ", ".join(level.keys), "values": ", ".join(level.values), "headline": level.headline.source,
+    }  # fmt: skip
+    execute(engine, CHANGES[name].format(**words))
+
+
+def _fill_and_compute(engine: Engine) -> None:
+    """Two years of samples, and every window computed but the years."""
+    fill(engine)
+    service = AggregationService(engine, fixed_clock())
+    for period in ("weekly", "monthly", "quarterly"):
+        service.aggregate(period, windows(period))
+
+
+@given(
+    history=actions,
+    period=st.sampled_from(COMPUTED),
+    level=st.sampled_from([DATABASE, INSTANCE]),
+    span=st.tuples(st.integers(0, DAYS - 1), st.integers(0, 400)),
+    overwrite=st.booleans(),
+)
+@hypothesis_settings(max_examples=2 * HISTORIES, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_happened_windows_equal_those_computed_from_the_days(
+    cluster: Databases,
+    history: list[tuple[str, int, int, str]],
+    period: str,
+    level: Level,
+    span: tuple[int, int],
+    *,
+    overwrite: bool,
+) -> None:
+    first = FIRST + timedelta(days=span[0])
+    last = min(first + timedelta(days=span[1]), FIRST + timedelta(days=DAYS - 1))
+    asked = PERIODS[period].windows_between(first, last)
+    options = RunOptions((level.name,), overwrite=overwrite, recompute=True)
+    with cluster.copy(cluster.filled("stored_sums", _fill_and_compute)) as url:
+        engine = capacity_engine(url)
+        for action in history:
+            _apply(engine, level, action)
+        engine.dispose()
+        with cluster.copy(url.database) as twin:  # type: ignore[arg-type]
+            other = capacity_engine(twin)
+            from_days = FromDays(other, fixed_clock()).aggregate(period, asked, options)
+            expected = figures(other, level)
+            other.dispose()
+        made = AggregationService(engine, fixed_clock()).aggregate(period, asked, options)
+        computed: dict[tuple[object, ...], Row] = figures(engine, level)
+        engine.dispose()
+    assert computed == expected
+    assert [(p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in made.parts] == [
+        (p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in from_days.parts
+    ]
