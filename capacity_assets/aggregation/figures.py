@@ -9,10 +9,14 @@ about sixteen digits and `round` would then round a rounded number.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
 from sqlalchemy import (
-    CTE,
+    Date,
     Integer,
     Numeric,
+    Select,
     Subquery,
     case,
     cast,
@@ -23,15 +27,17 @@ from sqlalchemy import (
     select,
 )
 
-from capacity_assets.aggregation import reduction, stored_states
-from capacity_assets.aggregation.reduction import Element, Form, Parameters, named
+from capacity_assets.aggregation.reduction import Element, Form, Parameters, named, partial_states, window_of
+from capacity_assets.aggregation.stored_states import united_states
 from capacity_assets.aggregation.trend import trend_of
 from capacity_assets.foundation.levels import Further, Level, Measure
 
+Columns: TypeAlias = Mapping[str, Element]
+
 
 def window_figures(
-    level: Level, parameters: Parameters, windows: CTE, *, form: Form, windows_per_year: int | None
-) -> CTE:
+    level: Level, parameters: Parameters, form: Form, windows_per_year: int | None
+) -> Select[tuple[Any, ...]]:
     """Compute one row of figures for each key and window asked for that has a raw row.
 
     `windows_per_year` is the exponent of the yearly rate, which is null without one.
@@ -39,68 +45,76 @@ def window_figures(
     Columns: the keys, `period_start`, every column of `level.figures`, and for the decision what to do with them
     `previous_start`, `previous_data_count`, `year_before_start` and `year_before_data_count`.
     """
-    source = stored_states if form.from_stored else reduction
-    states = source.partial_states(level, parameters, windows, form)
-    measured = _measured(level, states, windows_per_year)
-    return _laid_out(level, measured, windows, parameters.trend_percent)
+    measured = _measured(level, parameters, form, windows_per_year)
+    bucket = measured.c.bucket
+    start, end = window_of(parameters.starts, bucket), window_of(parameters.ends, bucket)
+    growth_rate = measured.c[level.headline.change_percent]
+    sums = (measured.c.headline_sum, measured.c.previous_headline_sum)
+    derived: dict[str, Element] = {
+        "period_end": end,
+        "growth_rate": growth_rate,
+        "trend_direction": trend_of(growth_rate, *sums, parameters.trend_percent),
+    }
+    # A day's sum is its value.
+    derived |= {name: case((end > start, measured.c[name])) for name in level.sums}
+    columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
+    return (
+        select(
+            *(measured.c[key] for key in level.keys),
+            start.label("period_start"),
+            window_of(parameters.starts, bucket - 1).label("previous_start"),
+            measured.c.previous_data_count,
+            cast(start - parameters.year_interval, Date).label("year_before_start"),
+            measured.c.year_before_data_count,
+            *(column.label(name) for name, column in zip(level.figures, columns, strict=True)),
+        )
+        .select_from(measured)
+        .where(window_of(parameters.wanted, bucket))
+    )
 
 
-def _measured(level: Level, compared: Subquery, windows_per_year: int | None) -> Subquery:
-    """Compute the figures of each measure, and keep the two sums that the trend looks at."""
+def _measured(level: Level, parameters: Parameters, form: Form, windows_per_year: int | None) -> Subquery:
+    """Compute the figures of each measure, each once: the next steps name them several times.
+
+    A step that PostgreSQL merges into the next ones would compute the exact divisions anew at every mention. It does
+    not merge one that groups or has window functions, nor one with OFFSET 0, which a distributed table does not take.
+    """
+    if form.from_stored or form.distributed:
+        grouped = united_states(level, parameters, form)
+        figures = _figures(level, grouped.columns, windows_per_year)
+        return grouped.with_columns(figures).subquery("measured")
+    states = partial_states(level, parameters, form)
+    figures = _figures(level, dict(states.c), windows_per_year)
+    keys = [states.c[key] for key in level.keys]
+    columns = [column.label(name) for name, column in figures.items()]
+    return select(*keys, *columns).offset(0).subquery("measured")
+
+
+def _figures(level: Level, compared: Columns, windows_per_year: int | None) -> dict[str, Element]:
+    """Compute the figures of each measure, and keep the counts and the two sums that the trend looks at."""
     columns: dict[str, Element] = {}
     for measure in level.measures:
         columns |= _measure_figures(measure, compared)
         if measure.further:
             columns |= _further_figures(measure, measure.further, compared, windows_per_year)
     for ratio in level.ratios:
-        numerator, denominator = (compared.c[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
+        numerator, denominator = (compared[f"sum_{name}"] for name in (ratio.numerator, ratio.denominator))
         columns[ratio.target] = case((denominator == 0, literal(0)), else_=_floor(numerator, denominator))
-    columns |= {name: compared.c[name] for name in level.sums}
-    columns["headline_sum"] = compared.c[named("sum", level.headline)]
-    columns["previous_headline_sum"] = compared.c[named("previous_sum", level.headline)]
+    columns |= {name: compared[name] for name in level.sums}
+    columns["headline_sum"] = compared[named("sum", level.headline)]
+    columns["previous_headline_sum"] = compared[named("previous_sum", level.headline)]
     counts = ("data_count", "previous_data_count", "year_before_data_count")
-    kept = [compared.c[name] for name in (*level.keys, "bucket", *counts)]
-    # OFFSET 0 keeps PostgreSQL from merging this step into the next ones, which name each figure several times: the
-    # exact divisions would be computed anew at every mention.
-    return select(*kept, *(column.label(name) for name, column in columns.items())).offset(0).subquery("measured")
+    return columns | {name: compared[name] for name in ("bucket", *counts)}
 
 
-def _laid_out(level: Level, measured: Subquery, windows: CTE, threshold: Element) -> CTE:
-    """Lay out the rows of the aggregate table for the windows asked for, with growth and trend."""
-    growth_rate = measured.c[level.headline.change_percent]
-    derived: dict[str, Element] = {
-        "period_end": windows.c.period_end,
-        "growth_rate": growth_rate,
-        "trend_direction": trend_of(growth_rate, measured.c.headline_sum, measured.c.previous_headline_sum, threshold),
-    }
-    # A day's sum is its value.
-    is_longer = windows.c.period_end > windows.c.period_start
-    derived |= {name: case((is_longer, measured.c[name])) for name in level.sums}
-    columns = [derived[name] if name in derived else measured.c[name] for name in level.figures]
-    return (
-        select(
-            *(measured.c[key] for key in level.keys),
-            windows.c.period_start,
-            windows.c.previous_start,
-            measured.c.previous_data_count,
-            windows.c.year_before_start,
-            measured.c.year_before_data_count,
-            *(column.label(name) for name, column in zip(level.figures, columns, strict=True)),
-        )
-        .join_from(measured, windows, windows.c.bucket == measured.c.bucket)
-        .where(windows.c.wanted)
-        .cte("figures")
-    )
-
-
-def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, Element]:
+def _measure_figures(measure: Measure, compared: Columns) -> dict[str, Element]:
     """Exact mean, extremes and change of one measure (docs/semantics.md)."""
     total, count = _state(measure, compared)
     change, change_percent = _difference(measure, compared, "previous_")
     figures: dict[str, Element] = {
         measure.average: _floor(total, count),
-        measure.maximum: compared.c[measure.maximum],
-        measure.minimum: compared.c[measure.minimum],
+        measure.maximum: compared[measure.maximum],
+        measure.minimum: compared[measure.minimum],
         measure.change: change,
         measure.change_percent: change_percent,
     }
@@ -110,26 +124,26 @@ def _measure_figures(measure: Measure, compared: Subquery) -> dict[str, Element]
 
 
 def _further_figures(
-    measure: Measure, further: Further, compared: Subquery, windows_per_year: int | None
+    measure: Measure, further: Further, compared: Columns, windows_per_year: int | None
 ) -> dict[str, Element]:
     """Ends of one measure within the window, its change against a year before, and its yearly rate."""
-    first, last = compared.c[named("first", measure)], compared.c[named("last", measure)]
+    first, last = compared[named("first", measure)], compared[named("last", measure)]
     year_change, year_change_percent = _difference(measure, compared, "year_before_")
     return {
         further.last: last,
-        further.growth: case((compared.c[named("count", measure)] > 1, last - first)),
+        further.growth: case((compared[named("count", measure)] > 1, last - first)),
         further.year_change: year_change,
         further.year_change_percent: year_change_percent,
         further.yearly_rate_percent: _yearly_rate(measure, compared, windows_per_year),
     }
 
 
-def _state(measure: Measure, compared: Subquery, prefix: str = "") -> tuple[Element, Element]:
+def _state(measure: Measure, compared: Columns, prefix: str = "") -> tuple[Element, Element]:
     """Sum and count of a measure; the count is null instead of zero."""
-    return compared.c[named(f"{prefix}sum", measure)], func.nullif(compared.c[named(f"{prefix}count", measure)], 0)
+    return compared[named(f"{prefix}sum", measure)], func.nullif(compared[named(f"{prefix}count", measure)], 0)
 
 
-def _difference(measure: Measure, compared: Subquery, prefix: str) -> tuple[Element, Element]:
+def _difference(measure: Measure, compared: Columns, prefix: str) -> tuple[Element, Element]:
     """Difference of the exact means to another window, cut toward zero, and in percent of the other one."""
     total, count = _state(measure, compared)
     other_total, other_count = _state(measure, compared, prefix)
@@ -138,7 +152,7 @@ def _difference(measure: Measure, compared: Subquery, prefix: str) -> tuple[Elem
     return func.div(difference, count * other_count), percent
 
 
-def _yearly_rate(measure: Measure, compared: Subquery, windows_per_year: int | None) -> Element:
+def _yearly_rate(measure: Measure, compared: Columns, windows_per_year: int | None) -> Element:
     """The factor by which the mean grew, to the power of the windows in a year, less one, in percent.
 
     Numerator and denominator are whole, and PostgreSQL raises whole numerics to a whole power exactly. A factor below

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import (
     ARRAY,
     CTE,
+    BigInteger,
     BindParameter,
     Boolean,
     ColumnElement,
@@ -30,11 +31,12 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    literal_column,
     or_,
     select,
 )
 from sqlalchemy.dialects.postgresql import INTERVAL, array
-from sqlalchemy.sql.elements import FrameClause, FrameClauseType
+from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
 
 from capacity_assets.foundation.levels import Level, Measure
 
@@ -46,10 +48,15 @@ Element: TypeAlias = ColumnElement[Any]
 
 @dataclass(frozen=True)
 class Form:
-    """Which form the statement has: for one window only, and whether stored windows stand for some of the days."""
+    """Which form the statement has.
+
+    `single`: for one window only. `from_stored`: stored windows stand for some of the days. `distributed`: the rows of
+    a server lie on one node of several, and each node does the work of its servers whole.
+    """
 
     single: bool
     from_stored: bool = False
+    distributed: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,12 +128,10 @@ def numbered_windows(parameters: Parameters) -> CTE:
         numbered.c.period_start,
         numbered.c.period_end,
         numbered.c.wanted,
-        func.lag(numbered.c.period_start).over(order_by=numbered.c.bucket).label("previous_start"),
-        cast(numbered.c.period_start - parameters.year_interval, Date).label("year_before_start"),
     ).cte("windows")
 
 
-def partial_states(level: Level, parameters: Parameters, windows: CTE, form: Form) -> Subquery:
+def partial_states(level: Level, parameters: Parameters, form: Form) -> Subquery:
     """Reduce the samples of each key and window to sums, counts, extremes and ends, with the compared windows beside.
 
     In the single form there is one window asked for and the one before it, the daily case: sets of sums per key, told
@@ -138,7 +143,9 @@ def partial_states(level: Level, parameters: Parameters, windows: CTE, form: For
     if form.single:
         states = _side_by_side(level, parameters)
     else:
-        states = compared(level, placed(states_of_days(level, parameters, days), windows), parameters)
+        bucketed = placed(states_of_days(level, parameters, days), parameters)
+        columns = compared(level, bucketed, parameters).items()
+        states = select(*(column.label(name) for name, column in columns)).subquery("compared")
     return with_ends(level, parameters, states, days)
 
 
@@ -163,8 +170,13 @@ def _raw_rows(level: Level, parameters: Parameters, days: ColumnElement[bool]) -
     ).subquery("samples")
 
 
-def states_of_days(level: Level, parameters: Parameters, days: ColumnElement[bool]) -> Subquery:
-    """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact."""
+def states_of_days(
+    level: Level, parameters: Parameters, days: ColumnElement[bool], *, end_values: bool = False
+) -> Subquery:
+    """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact.
+
+    Of the ends the days are kept, to be looked up in `with_ends`; with `end_values` also the values, as `dated` ones.
+    """
     samples = _raw_rows(level, parameters, days)
     keys = [samples.c[key] for key in level.keys]
     bucket = func.width_bucket(samples.c.collected_date, parameters.starts).label("bucket")
@@ -177,6 +189,10 @@ def states_of_days(level: Level, parameters: Parameters, days: ColumnElement[boo
         columns[measure.minimum] = func.min(column)
         if measure.further:
             columns |= _end_days(measure, samples, column.is_not(None))
+            if end_values:
+                ends = dated(samples.c.collected_date, column)
+                columns[named("first", measure)] = func.min(ends).filter(column.is_not(None))
+                columns[named("last", measure)] = func.max(ends).filter(column.is_not(None))
     return (
         select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
         .group_by(*keys, bucket)
@@ -184,13 +200,10 @@ def states_of_days(level: Level, parameters: Parameters, days: ColumnElement[boo
     )
 
 
-def placed(states: Subquery, windows: CTE) -> Subquery:
+def placed(states: Subquery, parameters: Parameters) -> Subquery:
     """Put the first day of its window beside each state."""
-    return (
-        select(*states.c, windows.c.period_start)
-        .join_from(states, windows, windows.c.bucket == states.c.bucket)
-        .subquery("bucketed")
-    )
+    start = window_of(parameters.starts, states.c.bucket)
+    return select(*states.c, start.label("period_start")).subquery("bucketed")
 
 
 def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
@@ -257,7 +270,7 @@ def with_ends(level: Level, parameters: Parameters, states: Subquery, days: Colu
     return select(*columns).select_from(joined).subquery("with_ends")
 
 
-def compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subquery:
+def compared(level: Level, bucketed: Subquery, parameters: Parameters) -> dict[str, Element]:
     """Put counts and sums of the window before, and of a year before, beside each window; null without a sample."""
     keys = [bucketed.c[key] for key in level.keys]
     preceding = FrameClauseType.PRECEDING
@@ -273,9 +286,21 @@ def compared(level: Level, bucketed: Subquery, parameters: Parameters) -> Subque
     states = {measure: (named("count", measure), named("sum", measure)) for measure in level.measures}
     names = ["data_count", *(name for state in states.values() for name in state)]
     yearly = ["data_count", *(name for measure, state in states.items() if measure.further for name in state)]
-    previous = [case((is_adjacent, before(bucketed.c[name]))).label(f"previous_{name}") for name in names]
-    a_year_ago = [year_before(bucketed.c[name]).label(f"year_before_{name}") for name in yearly]
-    return select(*bucketed.c, *previous, *a_year_ago).subquery("compared")
+    previous = {f"previous_{name}": case((is_adjacent, before(bucketed.c[name]))) for name in names}
+    a_year_ago = {f"year_before_{name}": year_before(bucketed.c[name]) for name in yearly}
+    return {**bucketed.c, **previous, **a_year_ago}
+
+
+def dated(day: Element, value: Element) -> Element:
+    """A value behind the number of its day: the smallest such array is the first value, the largest the last."""
+    number = cast(cast(day, Date) - literal_column("DATE '2000-01-01'", Date), BigInteger)
+    return cast(array([number, cast(value, BigInteger)]), ARRAY(BigInteger))
+
+
+def window_of(windows: Element, bucket: Element) -> Element:
+    """Return what an array of the windows says of the one with a number."""
+    parenthesised: Element = Grouping(windows)
+    return parenthesised[bucket]
 
 
 def named(kind: str, measure: Measure) -> str:

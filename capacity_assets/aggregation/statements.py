@@ -74,7 +74,7 @@ def aggregation_statement(
     """
     parameters = parameters_of_a_run()
     windows = numbered_windows(parameters)
-    figures = window_figures(level, parameters, windows, form=form, windows_per_year=windows_per_year)
+    figures = window_figures(level, parameters, form, windows_per_year).cte("figures")
     classified = _classified(level, figures, parameters, overwrite=overwrite)
     if dry_run:
         written = _to_be_written(level, classified)

@@ -7,13 +7,11 @@ days that none of them covers are read as in `reduction`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
-    CTE,
-    BigInteger,
     ColumnElement,
     Date,
     FromClause,
@@ -31,22 +29,20 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import array
-from sqlalchemy.sql.elements import Grouping
 
 from capacity_assets.aggregation.reduction import (
     Element,
     Form,
     Parameters,
     compared,
+    dated,
     named,
     placed,
     states_of_days,
+    window_of,
     with_ends,
 )
 from capacity_assets.foundation.levels import Level, Measure
-
-FIRST_OF_ALL_DAYS = literal_column("DATE '2000-01-01'", Date)
 
 
 @dataclass(frozen=True)
@@ -59,17 +55,31 @@ class _State:
     compared: tuple[str, ...] = ()
 
 
-def partial_states(level: Level, parameters: Parameters, windows: CTE, form: Form) -> Subquery:
-    """Return what `reduction.partial_states` does."""
+@dataclass(frozen=True)
+class United:
+    """The states of each key and window beside those it is compared with, as expressions that group or look around."""
+
+    columns: dict[str, Element]
+    rows: Select[tuple[Any, ...]]
+    """The keys; the columns and what is made of them are added to it."""
+
+    def with_columns(self, columns: Mapping[str, Element]) -> Select[tuple[Any, ...]]:
+        """Compute columns in the same step."""
+        return self.rows.add_columns(*(column.label(name) for name, column in columns.items()))
+
+
+def united_states(level: Level, parameters: Parameters, form: Form) -> United:
+    """Reduce stored windows and the remaining samples to the states that `reduction.partial_states` makes."""
     columns = list(_states(level))
     names = [*level.keys, "bucket", *(column.name for column in columns)]
-    sources = (_of_days(level, parameters), _of_stored_windows(level, parameters))
+    sources = (_of_days(level, parameters, form), _of_stored_windows(level, parameters))
     found = union_all(*(select(*(source.c[name] for name in names)) for source in sources)).subquery("states")
     if form.single:
         return _side_by_side(level, found, columns, parameters)
     keys = [found.c[name] for name in (*level.keys, "bucket")]
     united = select(*keys, *(_united(found, column).label(column.name) for column in columns)).group_by(*keys)
-    return compared(level, placed(united.subquery("united"), windows), parameters)
+    bucketed = placed(united.subquery("united"), parameters)
+    return United(compared(level, bucketed, parameters), select(*(bucketed.c[key] for key in level.keys)))
 
 
 def _states(level: Level) -> Iterator[_State]:
@@ -96,10 +106,10 @@ def _united(states: FromClause, column: _State, which: ColumnElement[bool] | Non
     if conditions:
         united = united.filter(*conditions)
     # Of a day and its value, the value.
-    return _second(united) if column.is_known else united
+    return window_of(united, literal_column("2", Integer)) if column.is_known else united
 
 
-def _side_by_side(level: Level, states: Subquery, columns: list[_State], parameters: Parameters) -> Subquery:
+def _side_by_side(level: Level, states: Subquery, columns: list[_State], parameters: Parameters) -> United:
     """Unite the states of the one window asked for, which is the last, and of the two it is compared with."""
     keys = [states.c[key] for key in level.keys]
     last = func.cardinality(parameters.starts)
@@ -108,21 +118,17 @@ def _side_by_side(level: Level, states: Subquery, columns: list[_State], paramet
         "previous": states.c.bucket == last - 1,
         "year_before": states.c.bucket == func.width_bucket(parameters.year_first, parameters.starts),
     }
-    united = [_united(states, column, is_own).label(column.name) for column in columns]
-    united += [
-        _united(states, column, others[other]).label(f"{other}_{column.name}")
+    united = {column.name: _united(states, column, is_own) for column in columns}
+    united |= {
+        f"{other}_{column.name}": _united(states, column, others[other])
         for column in columns
         for other in column.compared
-    ]
-    return (
-        select(*keys, last.label("bucket"), *united)
-        .group_by(*keys)
-        .having(func.count().filter(is_own) > 0)
-        .subquery("compared")
-    )
+    }
+    rows = select(*keys).group_by(*keys).having(func.count().filter(is_own) > 0)
+    return United({**united, "bucket": last}, rows)
 
 
-def _of_days(level: Level, parameters: Parameters) -> Subquery:
+def _of_days(level: Level, parameters: Parameters, form: Form) -> Subquery:
     """The states of the days that no stored window covers."""
     day = level.source.c.collected_date
     days = and_(
@@ -132,7 +138,9 @@ def _of_days(level: Level, parameters: Parameters) -> Subquery:
         ),
         func.width_bucket(day, parameters.cuts) % 2 == 1,
     )
-    found = with_ends(level, parameters, states_of_days(level, parameters, days), days)
+    found = states_of_days(level, parameters, days, end_values=form.distributed)
+    if not form.distributed:
+        found = with_ends(level, parameters, found, days)
     columns: dict[str, Element] = {"data_count": cast(found.c.data_count, Integer)}
     for measure in level.measures:
         columns[named("count", measure)] = cast(found.c[named("count", measure)], Integer)
@@ -140,7 +148,8 @@ def _of_days(level: Level, parameters: Parameters) -> Subquery:
         if measure.further:
             for end in ("first", "last"):
                 name = named(end, measure)
-                columns[name] = _dated(found.c[named(f"{end}_day_of", measure)], found.c[name])
+                day_of = named(f"{end}_day_of", measure)
+                columns[name] = found.c[name] if form.distributed else dated(found.c[day_of], found.c[name])
     return _labelled(level, found, found.c.bucket, columns).subquery("of_days")
 
 
@@ -184,22 +193,11 @@ def _kept(level: Level, measure: Measure) -> dict[str, Element]:
     if measure.further:
         last, growth = target.c[measure.further.last], target.c[measure.further.growth]
         start = target.c.period_start
-        kept[named("first", measure)] = _dated(start, case((growth.is_(None), last), else_=last - growth))
-        kept[named("last", measure)] = _dated(start, last)
+        kept[named("first", measure)] = dated(start, case((growth.is_(None), last), else_=last - growth))
+        kept[named("last", measure)] = dated(start, last)
     return kept
 
 
 def _labelled(level: Level, source: FromClause, bucket: Element, columns: dict[str, Element]) -> Select[object]:
     keys = [source.c[key] for key in level.keys]
     return select(*keys, bucket.label("bucket"), *(column.label(name) for name, column in columns.items()))
-
-
-def _dated(day: Element, value: Element) -> Element:
-    """A value behind the number of its day: the smallest such array is the first value, the largest the last."""
-    number = cast(cast(day, Date) - FIRST_OF_ALL_DAYS, BigInteger)
-    return cast(array([number, cast(value, BigInteger)]), ARRAY(BigInteger))
-
-
-def _second(dated: Element) -> Element:
-    parenthesised: Element = Grouping(dated)
-    return parenthesised[2]
