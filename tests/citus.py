@@ -17,8 +17,9 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import URL
 
+from tests.databases import TEMPLATE, Databases
 from tests.other_postgres import USER
-from tests.ports import free_port
+from tests.servers import free_port
 
 VARIABLE = "CAPACITY_TEST_CITUS_BIN"
 NODES = 3
@@ -98,3 +99,34 @@ def citus_cluster(programs: Path) -> Iterator[CitusServer]:
             stop = [programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
             subprocess.run(stop, check=True, capture_output=True, user=USER)
         shutil.rmtree(folder)
+
+
+class CitusDatabases(Databases):
+    """The databases of a cluster: each is one database per node, of the same name; only the coordinator's is used."""
+
+    server: CitusServer  # type: ignore[assignment]
+
+    def execute(self, statement: str, **parameters: object) -> None:
+        if parameters:
+            super().execute(statement, **parameters)
+        else:
+            self.server.on_every_node(statement)
+
+    def _create(self, name: str, template: str) -> None:
+        # Citus keeps a connection of its own to each of its databases, and such a one cannot be copied.
+        for port in self.server.ports:
+            closed = template not in ("template0", "template1")
+            if closed:
+                self.server.on_node(port, f"ALTER DATABASE {template} ALLOW_CONNECTIONS false")
+                self.server.on_node(port, _OTHERS.format(name=template))
+            self.server.on_node(port, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+            if closed:
+                self.server.on_node(port, f"ALTER DATABASE {template} ALLOW_CONNECTIONS true")
+
+    @contextmanager
+    def fresh(self) -> Iterator[URL]:
+        with self.copy(TEMPLATE) as url:
+            yield url
+
+
+_OTHERS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"

@@ -22,12 +22,14 @@ from capacity_assets.orchestration.instance import dagster_environment, dagster_
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import Retention
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, variable_names
+from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
 from capacity_assets.storage.embedded_folders import PRIVATE
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.reader_role import READER_ROLE, ensure_reader_role
 from capacity_assets.storage.schema import initialise
 from tests import (
+    citus,
     other_postgres,
     profiles,  # noqa: F401 -- loads the profile of the generated histories
 )
@@ -102,8 +104,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer | citus.CitusServer]:
     """A PostgreSQL of this test process."""
+    if os.environ.get(citus.VARIABLE):
+        with citus.citus_cluster(Path(os.environ[citus.VARIABLE])) as nodes:
+            yield nodes
+        return
     programs = os.environ.get(other_postgres.VARIABLE)
     folder = tmp_path_factory.mktemp("postgres")
     folder.chmod(0o711)
@@ -113,18 +119,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 
 @pytest.fixture(scope="session")
-def cluster(server: EmbeddedServer) -> Iterator[Databases]:
+def cluster(server: EmbeddedServer | citus.CitusServer) -> Iterator[Databases]:
     """The databases of this test process, with a template that holds the schema."""
-    found = Databases(server)
+    distributed = isinstance(server, citus.CitusServer)
+    found = citus.CitusDatabases(server) if distributed else Databases(server)
     # Nothing here has to outlive a crash of the machine, or lives long enough to be vacuumed.
     for setting in ("fsync", "full_page_writes", "synchronous_commit", "autovacuum"):
         found.execute(f"ALTER SYSTEM SET {setting} = off")
     found.execute("SELECT pg_reload_conf()")
     found.execute(f"CREATE DATABASE {TEMPLATE}")
+    if isinstance(server, citus.CitusServer):
+        server.join(TEMPLATE)
     engine = capacity_engine(server.url(TEMPLATE, CAPACITY_DRIVER))
     initialise(engine)
     # Partitions as on the day that the tests take for today, so that their samples and windows lie in several.
     TableMaintenance(engine, date(2025, 1, 1), Retention({})).prepare(TODAY)
+    if distributed:
+        distribute(engine, shards=citus.SHARDS)
     engine.dispose()
     yield found
     found.close()

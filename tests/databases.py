@@ -10,16 +10,23 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Protocol
 
 import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
 
 TEMPLATE = "capacity_template"
+
+
+class Server(Protocol):
+    """What databases are made on."""
+
+    def url(self, database: str, driver: str) -> URL: ...
+
+
 # What a test can alter, its own rows apart. Each change of a catalogue has the number of its transaction, and a
 # deletion is seen by the count.
 CATALOGUES = (
@@ -53,7 +60,7 @@ class _Emptied:
 class Databases:
     """The databases of one server."""
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         # Kept open: a connection costs as much as a statement of a test.
         self._engine = create_engine(server.url("postgres", CAPACITY_DRIVER), isolation_level="AUTOCOMMIT")

@@ -45,6 +45,32 @@ def missing_days(level: Level) -> str:
     return _first(body, "missing DESC, name, period_start")
 
 
+def missing_days_on_nodes(level: Level) -> str:
+    """The same where rows are distributed: counted per server on the nodes, compared here."""
+    raw, live = level.source.name, _live(level)
+    body = f"""
+        SELECT format('%s: %s of %s days measured in the window from %s', name, measured, expected, period_start)
+                   AS place,
+               expected - measured AS missing, name, period_start
+        FROM (
+            SELECT i.name, w.period_start,
+                   least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
+                   coalesce(m.measured, 0) AS measured
+            FROM {_WINDOWS}
+            CROSS JOIN {_ACTIVE}
+            JOIN (SELECT r.instance_id, min(r.collected_date) AS first_day FROM {raw} r
+                  WHERE true {live} GROUP BY r.instance_id) AS f ON f.instance_id = i.id
+            LEFT JOIN (SELECT r.instance_id, w.period_start, count(DISTINCT r.collected_date) AS measured
+                       FROM {raw} r JOIN {_WINDOWS} ON r.collected_date BETWEEN w.period_start AND w.period_end
+                       WHERE r.collected_date BETWEEN :first_day AND :last_day {live}
+                       GROUP BY r.instance_id, w.period_start) AS m
+              ON m.instance_id = i.id AND m.period_start = w.period_start
+            WHERE f.first_day <= least(w.period_end, CAST(:today AS date))
+        ) AS days
+        WHERE measured < expected"""  # noqa: S608 -- built from our own names
+    return _first(body, "missing DESC, name, period_start")
+
+
 def impossible_values(level: Level) -> str:
     """Stored rows with impossible values."""
     negative = " OR ".join(f"a.{measure.minimum} < 0" for measure in level.measures)

@@ -14,6 +14,7 @@ from capacity_assets.aggregation.results import Coverage
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Window
+from capacity_assets.storage.distribution import is_distributed
 
 
 def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: date) -> dict[date, Coverage]:
@@ -33,12 +34,24 @@ def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: 
         database_errors(doing="counting measured days", kept="What was computed is kept."),
         engine.connect() as connection,
     ):
-        measured = {row.period_start: row.measured for row in connection.execute(query, parameters)}
+        if is_distributed(engine):
+            days = set(
+                connection.execute(text(_DISTINCT.format(raw=level.source.name, live=live)), parameters).scalars()
+            )
+            measured = {w.start: sum(w.start <= day <= w.end for day in days) for w in windows}
+        else:
+            measured = {row.period_start: row.measured for row in connection.execute(query, parameters)}
     return {
         window.start: Coverage(measured[window.start], window.elapsed_days(today), window.days) for window in windows
     }
 
 
+# Where rows are distributed, a look may not depend on the row that asks.
+_DISTINCT = """
+SELECT DISTINCT r.collected_date FROM {raw} r
+WHERE r.collected_date BETWEEN (SELECT min(s) FROM unnest(CAST(:starts AS date[])) s)
+  AND least((SELECT max(e) FROM unnest(CAST(:ends AS date[])) e), CAST(:today AS date)) {live}
+"""
 # LIMIT 1 keeps the probe a probe: EXISTS becomes a join with every sample of these days.
 _DAYS = """
 SELECT w.period_start,

@@ -18,6 +18,7 @@ from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.active_servers import is_active
+from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.tables import instances
 
 
@@ -139,7 +140,8 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         DatabaseError: the database failed.
     """
     known = select(instances.c.id, instances.c.name, is_active().label("active"))
-    query = known if database is None else _those_with(database, known)
+    those_with = _those_with_on_nodes if is_distributed(engine) else _those_with
+    query = known if database is None else those_with(database, known)
     if server is not None:
         query = query.where(instances.c.name == server)
     with database_errors(doing="looking the name up", kept="Nothing was written."), engine.connect() as connection:
@@ -195,6 +197,15 @@ def _those_with(database: str, servers: Select[int, str, bool]) -> Select[int, s
     sampled, stored = rows_of(DATABASE.source), rows_of(DATABASE.target)
     either = or_(sampled.c.found.is_not(None), stored.c.found.is_not(None))
     return servers.select_from(instances.outerjoin(sampled, true()).outerjoin(stored, true())).where(either)
+
+
+def _those_with_on_nodes(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
+    """The same where rows are distributed: each node looks through the servers that it has."""
+    found = (
+        instances.c.id.in_(select(table.c.instance_id).where(table.c.database_name == database).distinct())
+        for table in (DATABASE.source, DATABASE.target)
+    )
+    return servers.where(or_(*found))
 
 
 def _samples(subject: Subject, first: date, last: date) -> Select[object]:

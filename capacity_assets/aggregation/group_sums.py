@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.foundation.errors import reason_of
+from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.group_tracking import forget_group_sums, lock_group_sums
 from capacity_assets.storage.group_views import (
     GROUPS_OF_WINDOW,
@@ -44,6 +45,8 @@ def store_group_sums(engine: Engine, seconds: float) -> int:
     """
     deadline = time.monotonic() + seconds
     stored = 0
+    if is_distributed(engine):
+        return 0
     try:
         is_left = True
         while is_left and time.monotonic() < deadline:

@@ -24,6 +24,7 @@ from capacity_assets.aggregation.ledger_statements import (
     COPY_ACTIVATIONS,
     COPY_CHANGES,
     CURRENT_SUMS,
+    DISTRIBUTED,
     FINISH,
     FORGET,
     FORGET_ALL_INVALIDATIONS,
@@ -31,9 +32,12 @@ from capacity_assets.aggregation.ledger_statements import (
     FROM_ANOTHER_SERVER,
     INVALIDATE,
     LAST_COMPUTATION,
+    PLAIN,
     RENUMBER_WINDOWS,
     STALE,
     UNCHANGED,
+    Lookups,
+    filled,
 )
 from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindow, StaleWindow, Unchanged
 from capacity_assets.aggregation.parts import Part
@@ -43,6 +47,7 @@ from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import change_tracking_is_on
+from capacity_assets.storage.distribution import gather_records, is_distributed
 
 PATIENCE_SECONDS = 3600
 
@@ -120,6 +125,7 @@ class Ledger:
             **self._parameters,
             "period_type": period.name,
             "level": level.name,
+            "asked_types": [period.name],
             "starts": [window.start for window in windows],
             "fingerprint": fingerprint,
         }
@@ -133,7 +139,7 @@ class Ledger:
             else:
                 _renumber_after_a_restore(connection)
                 spread_activations(connection)
-            rows = connection.execute(text(UNCHANGED.format(target=level.target.name)), parameters).all()
+            rows = connection.execute(text(filled(UNCHANGED, level, self._lookups)), parameters).all()
             if not dry_run:
                 connection.execute(text(FORGET), self._parameters)
         return {
@@ -198,11 +204,11 @@ class Ledger:
         parameters: dict[str, Any] = {
             **self._parameters,
             "level": level.name,
-            "part_types": [name for name, _ in listed],
-            "part_starts": [window.start for _, window in listed],
+            "asked_types": [name for name, _ in listed],
+            "starts": [window.start for _, window in listed],
             "fingerprint": fingerprint,
         }
-        query = CURRENT_SUMS.format(raw=level.source.name, target=level.target.name)
+        query = filled(CURRENT_SUMS, level, self._lookups)
         with self._work("looking for stored sums", f"Nothing of the {level.name} level was written.") as connection:
             if not change_tracking_is_on(connection):
                 return frozenset()
@@ -254,12 +260,18 @@ class Ledger:
 
     def within(self, connection: Connection) -> WindowsLeft:
         """Return what answers as the transaction of `connection` sees the ledger."""
-        return WindowsLeft(connection, self._parameters)
+        return WindowsLeft(connection, self._parameters, self._lookups)
+
+    @property
+    def _lookups(self) -> Lookups:
+        return DISTRIBUTED if is_distributed(self._engine) else PLAIN
 
     @contextmanager
     def _work(self, doing: str, kept: str) -> Iterator[Connection]:
-        with database_errors(doing=doing, kept=kept), self._engine.begin() as connection:
-            yield connection
+        with database_errors(doing=doing, kept=kept):
+            gather_records(self._engine)
+            with self._engine.begin() as connection:
+                yield connection
 
 
 def _renumber_after_a_restore(connection: Connection) -> None:

@@ -4,6 +4,11 @@ What they are for, and when each is issued, is said in `ledger`. `w` is a window
 `d` an invalidation, `l` a level with the table it reads and the one it writes.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capacity_assets.foundation.levels import Level
 from capacity_assets.storage.snapshots import is_seen, transaction_of
 
 TRANSACTION = transaction_of("c")
@@ -24,6 +29,13 @@ INVALIDATED = f"d.table_name IN (l.table_name, l.target_name) AND NOT {is_seen('
 
 # A server that was put into service: all its days are changes of that transaction. Spread at the look, not at the
 # change, so that samples that were committed meanwhile are among them; what is committed later is a change of its own.
+TAKE_ACTIVATIONS = "DELETE FROM capacity_activations RETURNING instance_id"
+# Where samples are distributed: all days of these servers, as changes of the transaction that looks.
+DAYS_OF_SERVERS = "SELECT DISTINCT collected_date FROM {raw} WHERE instance_id = ANY (CAST(:ids AS integer[]))"
+RECORD_DAYS = """
+INSERT INTO capacity_sample_changes (table_name, collected_date)
+SELECT :raw, day FROM unnest(CAST(:days AS date[])) AS day ON CONFLICT DO NOTHING
+"""
 SPREAD_ACTIVATIONS = """
 WITH put_into_service AS (DELETE FROM capacity_activations RETURNING instance_id, transaction_id, changed_at)
 INSERT INTO capacity_sample_changes (table_name, collected_date, transaction_id, changed_at)
@@ -37,6 +49,34 @@ FROM put_into_service p CROSS JOIN LATERAL (
 ) AS found
 ON CONFLICT DO NOTHING
 """
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """How rows of a window are looked for, in conditions of the statements below."""
+
+    stored: str
+    sampled: str
+
+
+PLAIN = Lookups(
+    stored="EXISTS (SELECT FROM {target} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
+    sampled="EXISTS (SELECT FROM {raw} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
+)
+# Where rows are distributed, a look may not depend on the row that asks.
+DISTRIBUTED = Lookups(
+    stored="(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {target} a "
+    "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
+    sampled="EXISTS (SELECT FROM (SELECT DISTINCT r.collected_date FROM {raw} r WHERE r.collected_date BETWEEN "
+    "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
+    ") AS days WHERE days.collected_date BETWEEN asked.period_start AND asked.period_end)",
+)
+
+
+def filled(statement: str, level: Level, lookups: Lookups) -> str:
+    """Fill in how rows of a level are looked for."""
+    names = {"target": level.target.name, "raw": level.source.name}
+    return statement.format(stored=lookups.stored.format(**names), sampled=lookups.sampled.format(**names), **names)
 
 
 BEGIN = """
@@ -120,15 +160,14 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY
   AND w.unsampled_records IS NOT NULL
   AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {PERHAPS_UNSEEN})
   AND NOT EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED})
-  AND (w.total_records = 0 OR EXISTS (
-      SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
+  AND (w.total_records = 0 OR {{stored}})
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
 # Windows whose rows hold exactly the samples that there are now, of all servers that are computed. Those that are seen
 # are enough: what is only perhaps unseen was read. Where the oldest samples have been dropped, nothing says so.
 CURRENT_SUMS = f"""
 SELECT w.period_type, w.period_start, w.period_end
-FROM unnest(CAST(:part_types AS text[]), CAST(:part_starts AS date[])) AS asked (period_type, period_start)
+FROM unnest(CAST(:asked_types AS text[]), CAST(:starts AS date[])) AS asked (period_type, period_start)
 JOIN {LEVELS} ON l.level = :level
 JOIN capacity_computed_windows w USING (period_type, period_start)
 WHERE w.level = :level AND w.snapshot IS NOT NULL AND w.failed_instances = 0
@@ -137,8 +176,7 @@ WHERE w.level = :level AND w.snapshot IS NOT NULL AND w.failed_instances = 0
   AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE c.table_name = l.table_name
                   AND c.collected_date BETWEEN w.period_start AND w.period_end AND NOT {is_seen("c", "w")})
   AND NOT EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED})
-  AND (w.total_records = 0 OR EXISTS (
-      SELECT FROM {{target}} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start))
+  AND (w.total_records = 0 OR {{stored}})
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
 # Not sooner: a computation at work has looked before them and is entered after.
@@ -162,7 +200,7 @@ LEFT JOIN capacity_computed_windows w
     ON w.period_type = :period_type AND w.level = :level AND w.period_start = asked.period_start
 CROSS JOIN LATERAL (SELECT CASE
     WHEN w.period_start IS NULL THEN
-        CASE WHEN EXISTS (SELECT FROM {{raw}} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)
+        CASE WHEN {{sampled}}
              THEN 'has samples, but was never computed' END
     WHEN w.snapshot IS NULL THEN 'was begun, but never finished'
     WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
@@ -181,11 +219,13 @@ WHERE period_type = :period_type AND level = :level AND fingerprint IS NOT NULL
 
 # Rows of other servers, inactive by now, may be there besides.
 LOST_ROWS = """
-SELECT w.period_start, w.period_end, w.total_records - count(a.instance_id) AS lost, w.total_records AS records
-FROM capacity_computed_windows w LEFT JOIN {target} a
-    ON a.period_type = :period_type AND a.period_start = w.period_start AND a.period_start BETWEEN :first AND :last
+SELECT w.period_start, w.period_end, w.total_records - coalesce(a.rows, 0) AS lost, w.total_records AS records
+FROM capacity_computed_windows w LEFT JOIN (
+    SELECT period_start, count(*) AS rows FROM {target}
+    WHERE period_type = :period_type AND period_start BETWEEN :first AND :last GROUP BY period_start
+) AS a USING (period_start)
 WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
-GROUP BY w.period_start, w.period_end, w.total_records HAVING count(a.instance_id) < w.total_records
+  AND coalesce(a.rows, 0) < w.total_records
 ORDER BY w.period_start LIMIT 1
 """
 

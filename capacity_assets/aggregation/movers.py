@@ -13,11 +13,12 @@ from datetime import date
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, TextClause, text
+from sqlalchemy import Connection, Engine, TextClause, text
 
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, Level
 from capacity_assets.periods import Period, Window
+from capacity_assets.storage.distribution import is_distributed
 
 LARGEST_SHOWN = 5
 
@@ -67,6 +68,8 @@ def window_sizes(
         database_errors(doing="reading the largest changes", kept="What was computed is kept."),
         engine.connect() as connection,
     ):
+        if is_distributed(engine):
+            return _window_by_window(connection, level, parameters)
         rows = connection.execute(_statement(level), parameters).all()
     return {
         row.period_start: WindowSizes(
@@ -79,6 +82,72 @@ def window_sizes(
         )
         for row in rows
     }
+
+
+def _window_by_window(connection: Connection, level: Level, parameters: dict[str, Any]) -> dict[date, WindowSizes]:
+    """Read the same where rows are distributed: a few looks per window, added up and sorted on the nodes."""
+    totals, *most = _statements_of_a_window(level)
+    found = {}
+    for start, before in zip(parameters["starts"], parameters["before"], strict=True):
+        values = {**parameters, "start": start, "previous_start": before}
+        row = connection.execute(totals, values).one()
+        unknown, growers, shrinkers = (connection.execute(query, values) for query in most)
+        found[start] = WindowSizes(
+            int(row.total_size_mb),
+            None if row.total_change_mb is None else int(row.total_change_mb),
+            int(row.known_before_mb),
+            unknown.scalar_one(),
+            growers=tuple(Mover(**one) for one in growers.mappings()),
+            shrinkers=tuple(Mover(**one) for one in shrinkers.mappings()),
+        )
+    return found
+
+
+@cache
+def _statements_of_a_window(level: Level) -> tuple[TextClause, TextClause, TextClause, TextClause]:
+    """Totals, the number of unknown changes, growers and shrinkers of one window."""
+    target, size, change = level.target.name, level.headline.average, level.headline.change
+    database = "m.database_name" if level is DATABASE else "CAST(NULL AS varchar)"
+    same_database = "AND b.database_name = m.database_name" if level is DATABASE else ""
+    counted = "instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))"
+    rows = f"m.period_type = :period_type AND m.period_start = :start AND m.{counted}"
+    weighted = (
+        f"SELECT m.instance_id, floor(sum(CAST(m.{size} AS numeric) * m.data_count) / max(m.data_count)) AS size_mb "  # noqa: S608 -- names from our own table definitions
+        f"FROM {target} m WHERE {rows} GROUP BY m.instance_id"
+    )
+    totals = f"""
+SELECT coalesce(sum(size_mb), 0) AS total_size_mb, sum(change_mb) AS total_change_mb,
+       coalesce(sum(size_mb - change_mb) FILTER (WHERE change_mb IS NOT NULL), 0) AS known_before_mb
+FROM (
+    SELECT coalesce(t.total_size_mb, d.size_mb) AS size_mb, t.total_size_change_mb AS change_mb
+    FROM (SELECT m.instance_id, m.total_size_mb, m.total_size_change_mb FROM instance_size_aggregations m
+          WHERE {rows}) AS t
+    FULL JOIN ({weighted}) AS d ON d.instance_id = t.instance_id
+) AS servers"""  # noqa: S608 -- as above
+
+    def most(condition: str, order: str) -> TextClause:
+        inside = order.format(change=f"m.{change}", size=f"m.{size}", server="m.instance_id", database="2")
+        outside = order.format(
+            change="top.change_mb", size="top.size_mb", server="top.instance_id", database="top.database"
+        )
+        return text(f"""
+WITH top AS MATERIALIZED (
+    SELECT m.instance_id, {database} AS database, m.{size} AS size_mb, m.{change} AS change_mb, b.{size} AS before_mb
+    FROM {target} m LEFT JOIN {target} b ON b.instance_id = m.instance_id {same_database}
+        AND b.period_type = m.period_type AND b.period_start = :previous_start
+    WHERE {rows} AND {condition} ORDER BY {inside} LIMIT :largest
+)
+SELECT coalesce(i.name, 'server ' || top.instance_id) AS server, top.database,
+       coalesce(top.before_mb, top.size_mb - top.change_mb) AS before_mb, top.size_mb, top.change_mb
+FROM top LEFT JOIN instances i ON i.id = top.instance_id ORDER BY {outside}
+""")  # noqa: S608 -- as above
+
+    return (
+        text(totals),
+        text(f"SELECT count(*) - count(m.{change}) FROM {target} m WHERE {rows}"),  # noqa: S608 -- as above
+        most(f"m.{change} > 0", "{change} DESC, {size} DESC, {server}, {database}"),
+        most(f"m.{change} < 0", "{change}, {size} DESC, {server}, {database}"),
+    )
 
 
 def _movers(found: list[dict[str, Any]] | None) -> tuple[Mover, ...]:

@@ -5,7 +5,11 @@ Expressions over a stored row and the computed one; what happens to the row is d
 
 from __future__ import annotations
 
-from sqlalchemy import CTE, ColumnElement, FromClause, and_, exists, func, or_, select, tuple_
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+
+from sqlalchemy import ColumnElement, FromClause, Join, Select, and_, exists, false, func, or_, select, tuple_
 
 from capacity_assets.aggregation.reduction import Element, Parameters
 from capacity_assets.foundation.levels import Level, Measure
@@ -21,47 +25,120 @@ def _in_span(target: FromClause, parameters: Parameters, first: Element, last: E
     return and_(target.c.period_type == parameters.period_type, target.c.period_start.between(first, last))
 
 
-def comparisons_lost(
-    level: Level, stored: FromClause, figures: CTE, parameters: Parameters
-) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+class Lost:
     """Whether the change, and that against the year before, would only lose samples they were measured against.
 
     That holds only while the window's own figures are the same: a window that grows or is corrected follows
     its samples, and its change what is left of the window before. That window had more samples if its stored row says
     so, or, where retention has dropped that row, if a change is stored that could not be computed any more. The same
     goes for the window of a year before.
+
+    Here the stored rows of the compared windows are looked up one by one, where they are asked for.
     """
-    before, year_before = level.target.alias("stored_before"), level.target.alias("stored_year_before")
-    previous_was_fuller = exists().where(
-        in_range(before, parameters),
-        same_row(level, before, figures, figures.c.previous_start),
-        before.c.data_count > func.coalesce(figures.c.previous_data_count, 0),
-    )
-    year_before_was_fuller = exists().where(
-        _in_span(year_before, parameters, parameters.year_first, parameters.year_last),
-        same_row(level, year_before, figures, figures.c.year_before_start),
-        year_before.c.data_count > func.coalesce(figures.c.year_before_data_count, 0),
-    )
-    change_is_lost = or_(
-        *(
-            and_(_is_known(level, stored, measure, parameters), figures.c[measure.change].is_(None))
-            for measure in level.measures
-        )
-    )
-    year_change_is_lost = or_(
-        *(
-            and_(
-                stored.c[further.year_change].is_not(None),
-                or_(figures.c[further.year_change].is_(None), year_before_was_fuller),
+
+    def comparisons(
+        self, level: Level, stored: FromClause, figures: FromClause, parameters: Parameters
+    ) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+        """Return the two conditions over a stored row and the computed one."""
+        own_is_the_same = _own_is_the_same(level, stored, figures)
+        computed_here = self._computed_here(level, parameters)
+        change_is_lost = or_(
+            *(
+                and_(_is_known(stored, measure, computed_here), figures.c[measure.change].is_(None))
+                for measure in level.measures
             )
-            for further in level.further
         )
+        before, year_before = (self._was_fuller(level, figures, each) for each in _compared_rows(level, parameters))
+        year_change_is_lost = or_(
+            *(
+                and_(
+                    stored.c[further.year_change].is_not(None),
+                    or_(figures.c[further.year_change].is_(None), year_before),
+                )
+                for further in level.further
+            )
+        )
+        return and_(own_is_the_same, or_(change_is_lost, before)), and_(own_is_the_same, year_change_is_lost)
+
+    def joined(self, _level: Level, rows: Join, _figures: FromClause, _parameters: Parameters) -> Join:
+        """Return rows with what the conditions need beside them."""
+        return rows
+
+    def _was_fuller(self, level: Level, figures: FromClause, compared: _ComparedRow) -> ColumnElement[bool]:
+        conditions = (*compared.within, same_row(level, compared.table, figures, figures.c[compared.start]))
+        return exists().where(*conditions, compared.is_fuller(figures))
+
+    def _computed_here(self, level: Level, parameters: Parameters) -> Select[date]:
+        return computed_here(level, parameters)
+
+
+class LostBesideJoined(Lost):
+    """The same where rows are distributed: the compared rows are joined, and the ledger's answer is a parameter."""
+
+    def joined(self, level: Level, rows: Join, figures: FromClause, parameters: Parameters) -> Join:
+        """Join the stored rows of the two compared windows; each has at most one."""
+        for compared in _compared_rows(level, parameters):
+            same = same_row(level, compared.table, figures, figures.c[compared.start])
+            rows = rows.outerjoin(compared.table, and_(*compared.within, same))
+        return rows
+
+    def _was_fuller(self, _level: Level, figures: FromClause, compared: _ComparedRow) -> ColumnElement[bool]:
+        return func.coalesce(compared.is_fuller(figures), false())
+
+    def _computed_here(self, _level: Level, parameters: Parameters) -> Select[date]:
+        return select(func.unnest(parameters.computed_starts))
+
+
+LOOKED_UP, BESIDE = Lost(), LostBesideJoined()
+
+
+@dataclass(frozen=True)
+class _ComparedRow:
+    """The stored row of a window that is compared with: where it is looked for, and which columns name it."""
+
+    table: FromClause
+    within: tuple[ColumnElement[bool], ...]
+    start: str
+    data_count: str
+
+    def is_fuller(self, figures: FromClause) -> ColumnElement[bool]:
+        """Whether it was made of more samples than the window has now."""
+        return self.table.c.data_count > func.coalesce(figures.c[self.data_count], 0)
+
+
+def _compared_rows(level: Level, parameters: Parameters) -> tuple[_ComparedRow, _ComparedRow]:
+    before, year_before = _compared_tables(level)
+    of_year = _in_span(year_before, parameters, parameters.year_first, parameters.year_last)
+    return (
+        _ComparedRow(before, (in_range(before, parameters),), "previous_start", "previous_data_count"),
+        _ComparedRow(year_before, (of_year,), "year_before_start", "year_before_data_count"),
     )
-    own_is_the_same = _own_is_the_same(level, stored, figures)
-    return and_(own_is_the_same, or_(change_is_lost, previous_was_fuller)), and_(own_is_the_same, year_change_is_lost)
 
 
-def _own_is_the_same(level: Level, stored: FromClause, figures: CTE) -> ColumnElement[bool]:
+@cache
+def _compared_tables(level: Level) -> tuple[FromClause, FromClause]:
+    # The same objects wherever they are named in a statement.
+    return level.target.alias("stored_before"), level.target.alias("stored_year_before")
+
+
+def computed_here(level: Level, parameters: Parameters) -> Select[date]:
+    """Select the first days of the windows that were computed by this system."""
+    window = computed_windows.c
+    return select(window.period_start).where(
+        window.period_type == parameters.period_type,
+        window.level == level.name,
+        window.period_start == func.any(parameters.starts),
+        window.processed_instances.is_not(None),
+    )
+
+
+def _is_known(stored: FromClause, measure: Measure, computed: Select[date]) -> ColumnElement[bool]:
+    """Whether a stored change says something. The legacy application stored 0 for an unknown one; we never do."""
+    change = stored.c[measure.change]
+    return and_(change.is_not(None), or_(change != 0, stored.c.period_start.in_(computed)))
+
+
+def _own_is_the_same(level: Level, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
     """Whether the figures made of the window's own samples agree; those that an older version did not store, do."""
     added = {name for further in level.further for name in further.own} | set(level.sums)
     older = tuple(name for name in level.own_figures if name not in added)
@@ -69,24 +146,11 @@ def _own_is_the_same(level: Level, stored: FromClause, figures: CTE) -> ColumnEl
     return and_(~differ(older, stored, figures), *newer)
 
 
-def _is_known(level: Level, stored: FromClause, measure: Measure, parameters: Parameters) -> ColumnElement[bool]:
-    """Whether a stored change says something. The legacy application stored 0 for an unknown one; we never do."""
-    window = computed_windows.c
-    computed_here = select(window.period_start).where(
-        window.period_type == parameters.period_type,
-        window.level == level.name,
-        window.period_start == func.any(parameters.starts),
-        window.processed_instances.is_not(None),
-    )
-    change = stored.c[measure.change]
-    return and_(change.is_not(None), or_(change != 0, stored.c.period_start.in_(computed_here)))
-
-
 def differ(names: tuple[str, ...], one: FromClause, other: FromClause) -> ColumnElement[bool]:
     """Whether any of the columns differs, nulls being equal to each other."""
     return tuple_(*(one.c[name] for name in names)).is_distinct_from(tuple_(*(other.c[name] for name in names)))
 
 
-def same_row(level: Level, table: FromClause, figures: CTE, start: Element) -> ColumnElement[bool]:
+def same_row(level: Level, table: FromClause, figures: FromClause, start: Element) -> ColumnElement[bool]:
     """Whether a row of `table` has the keys of the computed one and begins at `start`."""
     return and_(*(table.c[key] == figures.c[key] for key in level.keys), table.c.period_start == start)

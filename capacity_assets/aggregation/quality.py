@@ -20,6 +20,7 @@ from capacity_assets.aggregation.check_statements import (
     jumps,
     levels_differ,
     missing_days,
+    missing_days_on_nodes,
 )
 from capacity_assets.aggregation.ledger_windows import OpenWindow
 from capacity_assets.aggregation.results import RunSummary
@@ -27,6 +28,7 @@ from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import Window, adjacent_spans
+from capacity_assets.storage.distribution import is_distributed
 
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
@@ -102,6 +104,8 @@ class Check:
     severity: Severity
     advice: str
     statement: Callable[[Level], str]
+    on_nodes: Callable[[Level], str] | None = None
+    """The statement where rows are distributed, if that is another one."""
     levels: tuple[str, ...] = tuple(LEVELS)
 
 
@@ -160,9 +164,11 @@ def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
         engine.connect() as connection,
     ):
         outcomes = []
+        distributed = is_distributed(engine)
         for check in CHECKS:
             if scope.level.name in check.levels:
-                rows = connection.execute(text(check.statement(scope.level)), scope.parameters()).all()
+                statement = check.on_nodes if distributed and check.on_nodes else check.statement
+                rows = connection.execute(text(statement(scope.level)), scope.parameters()).all()
                 places = rows[0].places if rows else 0
                 listed = tuple(str(row.place) for row in rows)
                 outcomes.append(CheckOutcome(check.name, check.severity, places, listed, check.advice))
@@ -182,6 +188,7 @@ CHECKS: tuple[Check, ...] = (
         severity=Severity.WARN,
         advice="Means and changes of these windows rest on fewer days. See why the collection missed them.",
         statement=missing_days,
+        on_nodes=missing_days_on_nodes,
     ),
     Check(
         name="values_possible",

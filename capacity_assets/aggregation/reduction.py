@@ -89,6 +89,7 @@ class Parameters:
     read_last: BindParameter[Any]
     read_year_first: BindParameter[Any]
     read_year_last: BindParameter[Any]
+    computed_starts: BindParameter[Any]
 
 
 def parameters_of_a_run() -> Parameters:
@@ -113,6 +114,7 @@ def parameters_of_a_run() -> Parameters:
         read_last=bindparam("read_last", type_=Date),
         read_year_first=bindparam("read_year_first", type_=Date),
         read_year_last=bindparam("read_year_last", type_=Date),
+        computed_starts=bindparam("computed_starts", type_=ARRAY(Date)),
     )
 
 

@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from capacity_assets.aggregation.distributed_slice import write_slice
+from capacity_assets.aggregation.distributed_statements import distributed_statements
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
 from capacity_assets.aggregation.parts import NO_PARTS, NOTHING, Parts, Reading, cuts_of
 from capacity_assets.aggregation.reduction import Form
@@ -31,6 +33,7 @@ from capacity_assets.foundation.errors import database_error, is_data_error, rea
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
+from capacity_assets.storage.distribution import SETTINGS_OF_A_SLICE, is_distributed
 
 INSTANCES_PER_SLICE = 1000
 """A thousand servers of twenty databases are about 20,000 rows a daily window, written in one transaction."""
@@ -74,6 +77,7 @@ class _Work:
     instances: Sequence[InstanceRef]
     options: RunOptions
     parts: Parts
+    distributed: bool
 
     @cached_property
     def reading(self) -> Reading:
@@ -88,7 +92,8 @@ class _Work:
     @property
     def form(self) -> Form:
         """The form of the statement."""
-        return Form(self.single, from_stored=bool(self.reading.parts))
+        from_stored = bool(self.reading.parts) or self.distributed
+        return Form(self.single, from_stored=from_stored, distributed=self.distributed)
 
     def parameters(self) -> dict[str, object]:
         """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
@@ -197,7 +202,8 @@ class AggregationRunner:
         summaries: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         done, told = 0, started
         chunks = self._slices(instances, days_read(period, windows, parts.reading(period, windows)))
-        slices = [_Work(period, windows, chunk, options, parts) for chunk in chunks]
+        distributed = is_distributed(self._engine)
+        slices = [_Work(period, windows, chunk, options, parts, distributed) for chunk in chunks]
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written
             done += len(work.instances)
@@ -244,18 +250,10 @@ class AggregationRunner:
 
     def _write(self, work: _Work) -> list[PeriodSummary]:
         options = work.options
-        statement = aggregation_statement(
-            self.level,
-            overwrite=options.overwrite,
-            form=work.form,
-            windows_per_year=work.period.windows_per_year,
-            dry_run=options.dry_run,
-        )
         with self._engine.begin() as connection:
             if options.dry_run:
                 connection.execute(READ_ONLY)
-            connection.execute(SESSION_OF_A_SLICE)
-            rows = connection.execute(statement, work.parameters()).all()
+            rows = self._on_nodes(connection, work) if work.distributed else self._at_once(connection, work)
             if options.guard:
                 with self._guarding:
                     options.guard()
@@ -272,6 +270,35 @@ class AggregationRunner:
             )
             for window, row in zip(work.windows, rows, strict=True)
         ]
+
+    def _at_once(self, connection: Connection, work: _Work) -> Sequence[Any]:
+        """Compute, decide, write and count in one statement."""
+        statement = aggregation_statement(
+            self.level,
+            overwrite=work.options.overwrite,
+            form=work.form,
+            windows_per_year=work.period.windows_per_year,
+            dry_run=work.options.dry_run,
+        )
+        connection.execute(SESSION_OF_A_SLICE)
+        return connection.execute(statement, work.parameters()).all()
+
+    def _on_nodes(self, connection: Connection, work: _Work) -> Sequence[Any]:
+        """Do the same with several statements, each of which runs on the nodes."""
+        for setting in SETTINGS_OF_A_SLICE:
+            connection.exec_driver_sql(setting)
+        return write_slice(
+            connection,
+            distributed_statements(
+                self.level,
+                overwrite=work.options.overwrite,
+                single=work.single,
+                windows_per_year=work.period.windows_per_year,
+            ),
+            work.parameters(),
+            [window.start for window in work.windows],
+            work.options,
+        )
 
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)

@@ -8,16 +8,35 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.aggregation.ledger_statements import LOST_ROWS, NOT_COMPARED, OPEN, SPREAD_ACTIVATIONS
+from capacity_assets.aggregation.ledger_statements import (
+    DAYS_OF_SERVERS,
+    LOST_ROWS,
+    NOT_COMPARED,
+    OPEN,
+    RECORD_DAYS,
+    SPREAD_ACTIVATIONS,
+    TAKE_ACTIVATIONS,
+    Lookups,
+    filled,
+)
 from capacity_assets.aggregation.ledger_windows import OpenWindow
-from capacity_assets.foundation.levels import Level
+from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import Period, Window
+from capacity_assets.storage.distribution import tables_are_distributed
 
 
 def spread_activations(connection: Connection) -> None:
     """Enter the days of servers that were put into service as changed. A role that may only read skips this."""
-    if connection.execute(text("SELECT EXISTS (SELECT FROM capacity_activations)")).scalar():
+    if not connection.execute(text("SELECT EXISTS (SELECT FROM capacity_activations)")).scalar():
+        return
+    if not tables_are_distributed(connection):
         connection.execute(text(SPREAD_ACTIVATIONS))
+        return
+    servers = connection.execute(text(TAKE_ACTIVATIONS)).scalars().all()
+    for level in LEVELS.values():
+        raw = level.source.name
+        days = connection.execute(text(DAYS_OF_SERVERS.format(raw=raw)), {"ids": list(servers)}).scalars().all()
+        connection.execute(text(RECORD_DAYS), {"raw": raw, "days": list(days)})
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class WindowsLeft:
 
     connection: Connection
     parameters: Mapping[str, Any]
+    lookups: Lookups
 
     def left(
         self,
@@ -53,7 +73,7 @@ class WindowsLeft:
             "ends": [window.end for window in windows],
             "patience_seconds": patience_seconds,
         }
-        rows = self.connection.execute(text(OPEN.format(raw=level.source.name)), parameters).all()
+        rows = self.connection.execute(text(filled(OPEN, level, self.lookups)), parameters).all()
         return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
     def not_compared(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "serve:serve",
     "check": "check:check",
     "init": "init:init",
+    "distribute": "distribute:distribute",
     "status": "status:status",
     "instances": "instances:instances",
     "collect": "collect:collect",

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, Table, func, select, text
 
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.raw_tables import RawTable
+from capacity_assets.storage.distribution import is_distributed
 
 # Each day is an event: few, and late corrections are followed by the records of the database anyway.
 OBSERVED_DAYS = 7
@@ -41,7 +42,8 @@ def days_with_samples(engine: Engine, table: Table, first: date, before: date) -
     """
     with database_errors(doing=f"looking at {table.name}", kept="Nothing was changed."), engine.connect() as connection:
         parameters = {"first": first, "before": before}
-        return list(connection.execute(text(_DAYS.format(table=table.name)), parameters).scalars())
+        days = _DISTINCT_DAYS if is_distributed(engine) else _DAYS
+        return list(connection.execute(text(days.format(table=table.name)), parameters).scalars())
 
 
 _DAYS = """
@@ -53,6 +55,12 @@ WITH RECURSIVE days AS (
     FROM days WHERE days.day IS NOT NULL
 )
 SELECT day FROM days WHERE day IS NOT NULL
+"""
+
+
+# Where rows are distributed, a query may not refer to itself.
+_DISTINCT_DAYS = """
+SELECT DISTINCT collected_date FROM {table} WHERE collected_date >= :first AND collected_date < :before ORDER BY 1
 """
 
 

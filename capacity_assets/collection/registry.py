@@ -252,10 +252,10 @@ _FORGET = (
 )
 _REMOVE = """
 DELETE FROM instances i WHERE i.id = ANY (:ids)
-  AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = i.id)
-  AND NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = i.id)
-  AND NOT EXISTS (SELECT FROM database_size_aggregations a WHERE a.instance_id = i.id)
-  AND NOT EXISTS (SELECT FROM instance_size_aggregations a WHERE a.instance_id = i.id)
+  AND i.id NOT IN (SELECT s.instance_id FROM database_size_stats s WHERE s.instance_id = ANY (:ids))
+  AND i.id NOT IN (SELECT s.instance_id FROM instance_size_stats s WHERE s.instance_id = ANY (:ids))
+  AND i.id NOT IN (SELECT a.instance_id FROM database_size_aggregations a WHERE a.instance_id = ANY (:ids))
+  AND i.id NOT IN (SELECT a.instance_id FROM instance_size_aggregations a WHERE a.instance_id = ANY (:ids))
   AND NOT EXISTS (SELECT FROM instances c WHERE c.counted_by = i.id)
 RETURNING i.id
 """

@@ -62,7 +62,7 @@ def _invalidations() -> Iterator[Tracking]:
     events = dict.fromkeys((table.name for table in RAW), "DELETE OR TRUNCATE")
     events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
     for table, event in events.items():
-        yield Tracking(table, INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes")
+        yield Tracking(table, INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes", f"'{table}'")
 
 
 def function_name(table: str) -> str:
@@ -82,7 +82,8 @@ INVALIDATION_FUNCTION = "capacity_track_invalidation"
 _INVALIDATION_BODY = f"""
 BEGIN
     IF current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM 'on' THEN
-        INSERT INTO {SCHEMA_MARK}.{invalidations.name} (table_name) VALUES (TG_TABLE_NAME) ON CONFLICT DO NOTHING;
+        -- Not the table's own name, which that of a shard is not.
+        INSERT INTO {SCHEMA_MARK}.{invalidations.name} (table_name) VALUES (TG_ARGV[0]) ON CONFLICT DO NOTHING;
     END IF;
     RETURN NULL;
 END

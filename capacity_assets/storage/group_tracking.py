@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, text
 
 from capacity_assets.storage.change_tracking import AGGREGATES
-from capacity_assets.storage.group_tables import ALWAYS, capacity_group_changes, capacity_labels
-from capacity_assets.storage.steps import Step
+from capacity_assets.storage.distribution import tables_are_distributed
+from capacity_assets.storage.group_tables import (
+    ALWAYS,
+    capacity_group_changes,
+    capacity_group_sums,
+    capacity_group_windows,
+    capacity_labels,
+)
+from capacity_assets.storage.steps import Step, quoted
 from capacity_assets.storage.tables import instance_size_aggregations, instances
 from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
 
@@ -23,7 +30,18 @@ EVERY_PERIOD = ""
 
 def group_tracking_steps(connection: Connection) -> list[Step]:
     """Return what is missing for it: functions and triggers that are absent, old or disabled."""
+    if tables_are_distributed(connection):
+        return []  # their sums are not stored there
     return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
+
+
+def stop_group_tracking(connection: Connection) -> None:
+    """Drop the triggers, and what is stored: the rows are about to be distributed."""
+    for tracking in _every_tracking():
+        for event in tracking.events:
+            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {tracking.trigger(event)} ON {quoted(tracking.table)}")
+    for table in (capacity_group_sums, capacity_group_windows, capacity_group_changes):
+        connection.exec_driver_sql(f"TRUNCATE {table.name}")
 
 
 def forget_group_sums(connection: Connection) -> None:

@@ -6,18 +6,11 @@ changed since, and else adds up what the aggregates and labels hold: it is right
 
 from __future__ import annotations
 
+from capacity_assets.storage.group_views_on_nodes import ON_NODES
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
 from capacity_assets.storage.snapshots import is_seen
 from capacity_assets.storage.view import View, ViewColumn
-
-
-def before(row: str) -> str:
-    """Return the first day of the window before: whole months, or as many days as the window itself."""
-    return f"""CASE WHEN extract(day FROM {row}.period_start) = extract(day FROM {row}.period_end + 1)
-    THEN CAST({row}.period_start - age(CAST({row}.period_end + 1 AS timestamp),
-                                     CAST({row}.period_start AS timestamp)) AS date)
-    ELSE {row}.period_start - ({row}.period_end - {row}.period_start + 1) END"""
-
+from capacity_assets.storage.window_expressions import before
 
 _PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
 _NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
@@ -156,6 +149,8 @@ _GROUPS = f"""{_SERVERS}
     FROM (SELECT k.*, e.* FROM ({OUTDATED_WINDOWS}) AS k CROSS JOIN LATERAL ({WINDOW_ENDS}) AS e) AS w
     CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g"""  # noqa: S608 -- as above
 
+_NOTHING_STORED = _STORED.partition("WHERE")[0]
+
 _GROUP_COLUMNS = (
     ViewColumn("period", "g.period_type", "Name of the period, such as daily or monthly"),
     ViewColumn("window_start", "g.period_start", "First day of the window"),
@@ -198,6 +193,7 @@ GROUP_VIEWS = (
         "Size of the fleet in each window by engine, by server and by each label. Each of these adds up to the fleet.",
         _GROUP_COLUMNS,
         f"FROM ({_GROUPS}) AS g",
+        source_on_nodes=f"FROM ({ON_NODES}) AS g",
     ),
     # What pages read: of the view above, PostgreSQL plans for some thirty milliseconds how it would add up.
     View(
@@ -205,11 +201,13 @@ GROUP_VIEWS = (
         "Those of capacity_groups by engine and label whose sums are stored: windows that are out of date are missing.",
         _GROUP_COLUMNS,
         f"FROM ({_STORED}) AS g",
+        source_on_nodes=f"FROM ({_NOTHING_STORED}) AS g",
     ),
     View(
         "capacity_outdated_groups",
         "Windows whose groups are not stored, or as they were before something changed.",
         _GROUP_COLUMNS[:2],
         f"FROM ({OUTDATED_WINDOWS}) AS g",
+        source_on_nodes="FROM (SELECT DISTINCT period_type, period_start FROM instance_size_aggregations) AS g",
     ),
 )

@@ -155,5 +155,7 @@ SELECT EXISTS (
 _ROW_TRIGGERS = """
 SELECT tgname AS name,
        CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END AS enable
-FROM pg_trigger WHERE tgrelid = to_regclass(:partition) AND tgconstraint = 0 AND tgenabled <> 'D' ORDER BY tgname
+FROM pg_trigger WHERE tgrelid = to_regclass(:partition) AND tgconstraint = 0 AND tgenabled <> 'D'
+  AND tgtype & 1 = 1  -- of rows
+ORDER BY tgname
 """

@@ -239,4 +239,4 @@ def count_rows(connection: Connection, table: Table, partition: Partition, span:
 
 def has_rows(connection: Connection, partition: Partition) -> bool:
     """Whether a partition holds any row."""
-    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {partition.name})").scalar())  # noqa: S608 -- from the catalogue
+    return bool(connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM {partition.name})").scalar())  # noqa: S608 -- from the catalogue

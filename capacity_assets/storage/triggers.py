@@ -32,6 +32,7 @@ class Tracking:
     body: str
     events: Mapping[str, str]
     what: str
+    arguments: str = ""
 
     def trigger(self, event: str) -> str:
         """The name of the trigger of an event: the function's, and the event where there are several."""
@@ -67,15 +68,20 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Step]
             text(
                 "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid "
                 "WHERE t.tgrelid = to_regclass(:table) AND t.tgname = :trigger AND f.proname = :function "
-                "AND NOT t.tgisinternal"
+                "AND NOT t.tgisinternal AND t.tgnargs = :arguments"
             ),
-            {"table": table, "trigger": trigger, "function": function},
+            {
+                "table": table,
+                "trigger": trigger,
+                "function": function,
+                "arguments": 1 if tracking.arguments else 0,
+            },
         ).scalar()
         if fires is None:
             yield Step(
                 reason,
                 f"CREATE OR REPLACE TRIGGER {trigger} AFTER {event.upper()} ON {quoted(table)} {rows} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
+                f"FOR EACH STATEMENT EXECUTE FUNCTION {function}({tracking.arguments})",
             )
         elif not fires:
             yield Step(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")

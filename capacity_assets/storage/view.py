@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from capacity_assets.storage.steps import quoted
@@ -26,6 +26,13 @@ class View:
     comment: str
     columns: tuple[ViewColumn, ...]
     source: str
+    source_on_nodes: str | None = None
+    """What it reads where rows are distributed over nodes, if that is something else."""
+
+    @property
+    def on_nodes(self) -> View:
+        """The view as it is there."""
+        return self if self.source_on_nodes is None else replace(self, source=self.source_on_nodes)
 
     @cached_property
     def query(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.steps import quoted
 from capacity_assets.storage.view import View
 from capacity_assets.storage.views import VIEWS
@@ -18,7 +19,12 @@ def names_taken(connection: Connection) -> list[str]:
 def outdated_views(connection: Connection) -> list[View]:
     """Return the views that are missing or of another definition."""
     comment = text("SELECT obj_description(to_regclass(:name), 'pg_class')")
-    return [view for view in VIEWS if connection.execute(comment, {"name": view.name}).scalar() != view.marked_comment]
+    views = _views(connection)
+    return [view for view in views if connection.execute(comment, {"name": view.name}).scalar() != view.marked_comment]
+
+
+def _views(connection: Connection) -> tuple[View, ...]:
+    return tuple(view.on_nodes for view in VIEWS) if tables_are_distributed(connection) else VIEWS
 
 
 def creation(view: View) -> list[str]:
@@ -41,7 +47,7 @@ def take_views_away(connection: Connection) -> list[str]:
     there = []
     present = text("SELECT to_regclass(:name) IS NOT NULL")
     foreign = names_taken(connection)
-    for view in VIEWS:
+    for view in _views(connection):
         if view.name in foreign:
             continue
         # Also those that are not there: a newer view may read them.

@@ -95,7 +95,11 @@ def _parts(parts: Sequence[PartSize]) -> tuple[ViewColumn, ...]:
 
 
 _REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
-_NEWEST = ", ".join(f"('{name}')" for name in PERIODS)
+_NEWEST = " UNION ALL ".join(
+    f"SELECT CAST('{name}' AS text) AS name, max(period_start) AS period_start "  # noqa: S608 -- names of periods, checked where they are registered
+    f"FROM database_size_aggregations WHERE period_type = '{name}'"
+    for name in PERIODS
+)
 
 # The rows of a window, and those of the window before whose server has none in it.
 _WITH_MISSING = """
@@ -143,11 +147,9 @@ VIEWS = (
         "Size, change and trend of each database in the newest stored window of each period.",
         _DATABASE_COLUMNS,
         # Found period by period, by the first columns of the key, whatever the size of the history.
-        f"""FROM (VALUES {_NEWEST}) AS p (name)
-CROSS JOIN LATERAL (SELECT max(n.period_start) AS period_start FROM database_size_aggregations n
-                    WHERE n.period_type = p.name) AS newest
-JOIN database_size_aggregations a ON a.period_type = p.name AND a.period_start = newest.period_start
-{_REGISTER}""",  # noqa: S608 -- names of periods, checked where they are registered
+        f"""FROM ({_NEWEST}) AS newest
+JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start
+{_REGISTER}""",
     ),
     View(
         "capacity_server_growth",

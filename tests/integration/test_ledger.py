@@ -14,6 +14,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.distribution import gather_records
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
@@ -61,6 +62,7 @@ def execute(engine: Engine, statement: str) -> None:
 
 
 def recorded(engine: Engine) -> list[tuple[str, date]]:
+    gather_records(engine)
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT table_name, collected_date FROM capacity_sample_changes ORDER BY 1, 2"))
         return [tuple(row) for row in rows]

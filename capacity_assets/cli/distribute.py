@@ -1,0 +1,80 @@
+"""`capacity distribute`: lay samples and aggregates over the nodes of a Citus cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from capacity_assets.cli.options import command, dry_run_option, json_option
+from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.runtime import open_engine
+from capacity_assets.settings import Settings
+from capacity_assets.storage import distributing
+from capacity_assets.storage.distributing import (
+    DEFAULT_SHARDS,
+    NodeRefusedError,
+    Placement,
+    placements,
+    what_stands_in_the_way,
+)
+
+COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
+
+
+@click.command()
+@dry_run_option
+@click.option(
+    "--shards",
+    type=click.IntRange(1, 10_000),
+    default=DEFAULT_SHARDS,
+    show_default=True,
+    help="Parts that servers are spread over; some per core of all nodes. It cannot be changed by this command later.",
+)
+@json_option
+@command
+def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bool) -> None:
+    """Distribute samples and aggregates over the nodes of a Citus cluster.
+
+    The database is the coordinator's, with the extension citus and its workers. Rows of a server lie on one node.
+    Registered servers, the ledger and everything else stay on the coordinator. Who writes to a table waits while it is
+    distributed. An interrupted run is continued by the next one.
+    """
+    with open_engine(settings) as engine:
+        kept = "Tables that were done stay distributed; run it again to go on."
+        with database_errors(doing="distributing tables", kept="Nothing was changed." if dry_run else kept):
+            if problem := what_stands_in_the_way(engine):
+                raise ValidationError(f"Nothing was changed. {problem}")
+            tell = _teller(as_json=as_json)
+            try:
+                done = [] if dry_run else distributing.distribute(engine, shards=shards, tell=tell)
+            except NodeRefusedError as error:
+                raise ValidationError(str(error)) from None
+            found = placements(engine)
+    left = [one.table for one in found if not one.is_distributed]
+    if as_json:
+        print_json({"dry_run": dry_run, "done": done, "left": left, "tables": [asdict(one) for one in found]})
+        return
+    print_table("Tables", COLUMNS, [[one.table, one.size_mb, where(one)] for one in found])
+    say(_conclusion(done, left, shards, dry_run=dry_run))
+
+
+def where(placement: Placement) -> str:
+    """Say in words where a table lies."""
+    if not placement.is_distributed:
+        return "on the coordinator"
+    return f"{placement.shards} shards on {placement.nodes} nodes"
+
+
+def _teller(*, as_json: bool) -> distributing.Tell:
+    return (lambda _line: None) if as_json else (lambda table: say(f"  {table}: distributed"))
+
+
+def _conclusion(done: Sequence[str], left: Sequence[str], shards: int, *, dry_run: bool) -> str:
+    if dry_run and left:
+        return f"Would distribute {', '.join(left)} by server over {shards} shards each. Nothing was changed."
+    if done:
+        return "Distributed. Processes that are at work notice within a minute."
+    return "Everything was distributed already. Nothing was changed."

@@ -1,0 +1,153 @@
+"""Distributing the capacity tables over the nodes of a Citus cluster: what stands in the way, and doing it.
+
+Each table is distributed in a transaction of its own, so that what was interrupted goes on where it stopped. What
+distributed tables need from then on is in `distribution`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.schema import CreateTable
+
+from capacity_assets.storage.distribution import DISTRIBUTED, RECORDS, ROW_NUMBER_FUNCTION, distributed_tables
+from capacity_assets.storage.group_tracking import stop_group_tracking
+from capacity_assets.storage.partitions import layout_of
+from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.storage.steps import DIALECT, execute
+from capacity_assets.storage.view_upgrades import creation, outdated_views
+
+DISTRIBUTION_COLUMN = "instance_id"
+DEFAULT_SHARDS = 32
+_ROW_NUMBER = f"""
+CREATE OR REPLACE FUNCTION {ROW_NUMBER_FUNCTION}(sequence text, instance_id integer) RETURNS bigint
+LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN nextval(sequence::regclass); END $$
+"""
+"""Called once per row, on the node that writes it. Stable in name only: a volatile function would keep the statement
+from being handed to the nodes. Each node has a range of numbers of its own."""
+
+
+Tell = Callable[[str], None]
+"""Called with the name of each table that was distributed."""
+
+
+class NodeRefusedError(Exception):
+    """A node refused what it has to keep for itself; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a table lies: its rows, and whether they are distributed."""
+
+    table: str
+    size_mb: int
+    is_distributed: bool
+    shards: int
+    nodes: int
+
+
+def placements(engine: Engine) -> list[Placement]:
+    """Say where each of the tables lies. Empty where the database has no Citus.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    with engine.connect() as connection:
+        if not _has_citus(connection):
+            return []
+        rows = connection.execute(text(_PLACEMENTS), {"names": [table.name for table in DISTRIBUTED]})
+        return [Placement(**row) for row in rows.mappings()]
+
+
+def what_stands_in_the_way(engine: Engine) -> str | None:
+    """Say why the tables cannot be distributed, and what to do; None where they can.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    with engine.connect() as connection:
+        if not _has_citus(connection):
+            return (
+                "The database has no extension citus. Add `citus` to shared_preload_libraries on every node, restart "
+                "them, run CREATE EXTENSION citus in this database on every node, and citus_add_node for each worker."
+            )
+        if schema_revision(engine) != SCHEMA_REVISION:
+            return "The schema is missing or older than this version: run `capacity init` first."
+        workers = text("SELECT count(*) FROM pg_dist_node WHERE shouldhaveshards AND isactive")
+        if not connection.execute(workers).scalar():
+            return "No node of the cluster takes shards: add workers with citus_add_node."
+        if connection.execute(text("SELECT groupid FROM pg_dist_local_group")).scalar():
+            return "This is a worker: CAPACITY_DATABASE_URL must name the coordinator."
+        plain = [table.name for table in DISTRIBUTED if not layout_of(connection, table).is_partitioned]
+        if plain:
+            return f"{', '.join(plain)}: not partitioned by time. Run `capacity maintain --convert` first."
+    return None
+
+
+def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lambda _line: None) -> list[str]:
+    """Distribute the tables that are not yet, by server and side by side; return their names.
+
+    Writers of a table wait until it is done. Sums of groups are not stored from then on.
+
+    To be called where `what_stands_in_the_way` says nothing.
+
+    Raises:
+        NodeRefusedError: a node refused the tables for its changes; nothing was changed.
+        sqlalchemy.exc.DBAPIError: the database failed; the tables done before stay distributed, and a repetition goes
+            on with the rest.
+    """
+    with engine.begin() as connection:
+        _prepare(connection)
+        left = [table for table in DISTRIBUTED if table.name not in distributed_tables(connection)]
+    first = DISTRIBUTED[0].name
+    for table in left:
+        how = "shard_count => :shards" if table.name == first else "colocate_with => :first"
+        values: dict[str, object] = {"table": table.name, "column": DISTRIBUTION_COLUMN}
+        values |= {"shards": shards} if table.name == first else {"first": first}
+        with engine.begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            # "Unsafe" because a trigger on a shard must not look at other shards; ours look at nothing but their rows.
+            connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
+            connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
+            _remove_what_was_copied(connection, table.name)
+        tell(table.name)
+    with engine.begin() as connection:
+        for view in outdated_views(connection):
+            execute(connection, creation(view))
+    return [table.name for table in left]
+
+
+def _prepare(connection: Connection) -> None:
+    """Give each node the tables that its triggers write to, and stop storing sums of groups."""
+    stop_group_tracking(connection)
+    for table in RECORDS:
+        statement = str(CreateTable(table, if_not_exists=True).compile(dialect=DIALECT))
+        rows = connection.execute(text("SELECT success, result FROM run_command_on_workers(:one)"), {"one": statement})
+        failed = [row.result for row in rows if not row.success]
+        if failed:
+            raise NodeRefusedError(f"Nothing was changed. A worker refused a table for changes: {failed[0]}.")
+    execute(connection, [_ROW_NUMBER])
+
+
+def _remove_what_was_copied(connection: Connection, table: str) -> None:
+    """Give back the space of rows that lie on the nodes now: Citus leaves them in the coordinator's own files."""
+    connection.execute(text("SELECT truncate_local_data_after_distributing_table(:table)"), {"table": table})
+
+
+def _has_citus(connection: Connection) -> bool:
+    return bool(connection.execute(text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")).scalar())
+
+
+_PLACEMENTS = """
+SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,
+       CAST(CASE WHEN p.logicalrelid IS NULL THEN (
+                SELECT coalesce(sum(pg_total_relation_size(relid)), 0) FROM pg_partition_tree(to_regclass(name)))
+            ELSE (SELECT coalesce(sum(citus_total_relation_size(relid, false)), 0)
+                  FROM pg_partition_tree(to_regclass(name)) WHERE isleaf) END / 1048576 AS bigint) AS size_mb,
+       (SELECT count(*) FROM pg_dist_shard s WHERE s.logicalrelid = to_regclass(name)) AS shards,
+       (SELECT count(DISTINCT l.groupid) FROM pg_dist_shard s JOIN pg_dist_placement l USING (shardid)
+        WHERE s.logicalrelid = to_regclass(name)) AS nodes
+FROM unnest(CAST(:names AS text[])) AS name LEFT JOIN pg_dist_partition p ON p.logicalrelid = to_regclass(name)
+"""

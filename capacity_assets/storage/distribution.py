@@ -1,0 +1,142 @@
+"""The capacity tables on Citus: samples and aggregates distributed by server, everything else on the coordinator.
+
+The triggers that record changes go with the tables. They fire on each node, over the shards there, and write to a table
+of the same name that each node has for itself, in the transaction that wrote the samples. The coordinator gathers these
+records before each look at the ledger. What is gathered bears the number of the gathering transaction, which is younger
+than the change: whoever saw it saw the change, and who did not computes again.
+
+How tables become distributed is the business of `distributing`; which statements compute on the nodes, of
+`aggregation.distributed_statements`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Engine, Table, text
+
+from capacity_assets.storage.tables import (
+    database_size_aggregations,
+    database_size_stats,
+    instance_size_aggregations,
+    instance_size_stats,
+    invalidations,
+    sample_changes,
+)
+
+DISTRIBUTED = (database_size_stats, instance_size_stats, database_size_aggregations, instance_size_aggregations)
+RECORDS = (sample_changes, invalidations)
+"""What triggers write on the nodes."""
+
+ROW_NUMBER_FUNCTION = "capacity_row_number"
+
+SETTINGS_OF_A_SLICE = (
+    # One copy of each shard: several periods, and slices side by side, need not wait for each other's upserts.
+    "SET LOCAL citus.all_modifications_commutative = on",
+    # What the session says of itself must reach the nodes.
+    "SET LOCAL citus.propagate_set_commands = 'local'",
+    "SET LOCAL enable_nestloop = off",
+    "SET LOCAL plan_cache_mode = force_custom_plan",
+    "SET LOCAL capacity.writer = 'on'",
+)
+
+ASKED_AGAIN_SECONDS = 60
+_known: WeakKeyDictionary[Engine, tuple[bool, float]] = WeakKeyDictionary()
+
+
+def is_distributed(engine: Engine) -> bool:
+    """Whether the tables of a database are distributed; where they are not, a process asks again after a minute."""
+    distributed, asked = _known.get(engine, (False, -math.inf))
+    if not distributed and time.monotonic() - asked >= ASKED_AGAIN_SECONDS:
+        with engine.connect() as connection:
+            distributed = tables_are_distributed(connection)
+        _known[engine] = distributed, time.monotonic()
+    return distributed
+
+
+def tables_are_distributed(connection: Connection) -> bool:
+    """Whether the tables of a connection's database are distributed, all of them."""
+    return len(distributed_tables(connection)) == len(DISTRIBUTED)
+
+
+def distributed_tables(connection: Connection) -> list[str]:
+    """Name those of the tables that are distributed."""
+    if connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NULL")).scalar():
+        return []
+    query = text(
+        "SELECT name FROM unnest(CAST(:names AS text[])) AS name "
+        "WHERE EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(name))"
+    )
+    return list(connection.execute(query, {"names": [table.name for table in DISTRIBUTED]}).scalars())
+
+
+def gather_records(engine: Engine) -> None:
+    """Take over what the nodes have recorded; it is forgotten there only after it is kept here.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the coordinator or a node failed; nothing is lost.
+    """
+    if not is_distributed(engine):
+        return
+    with engine.begin() as connection:
+        found = {table: _recorded(connection, table) for table in RECORDS}
+        if not any(found.values()):
+            return
+        for table, records in found.items():
+            _keep(connection, table, records)
+    with engine.begin() as connection:
+        for table, records in found.items():
+            _forget(connection, table, records)
+
+
+Record = dict[str, object]
+
+
+def _own_columns(table: Table) -> list[str]:
+    """The columns of the key that say what was changed; the transaction is the coordinator's."""
+    return [column.name for column in table.primary_key if column.name != "transaction_id"]
+
+
+def _recorded(connection: Connection, table: Table) -> list[Record]:
+    command = (
+        "SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', "  # noqa: S608 -- names of our own tables
+        f"(SELECT groupid FROM pg_dist_local_group))), '[]') FROM {table.name} n"
+    )
+    rows = connection.execute(
+        text("SELECT success, result FROM run_command_on_workers(:command)"), {"command": command}
+    ).all()
+    for row in rows:
+        if not row.success:
+            # As its own error: it is the node's, whose text is all that is known.
+            connection.execute(text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '08006', MESSAGE = "
+                                    "'a node does not say what was changed there'; END $$"))  # fmt: skip
+    return [record for row in rows for record in json.loads(row.result)]
+
+
+def _keep(connection: Connection, table: Table, records: list[Record]) -> None:
+    columns = _own_columns(table)
+    listed = json.dumps([{name: record[name] for name in (*columns, "changed_at")} for record in records])
+    connection.execute(
+        text(
+            f"INSERT INTO {table.name} ({', '.join(columns)}, changed_at) "  # noqa: S608 -- names of our own tables
+            f"SELECT {', '.join(columns)}, min(changed_at) FROM json_populate_recordset(NULL::{table.name}, "
+            f"CAST(:records AS json)) GROUP BY {', '.join(columns)} ON CONFLICT DO NOTHING"
+        ),
+        {"records": listed},
+    )
+
+
+def _forget(connection: Connection, table: Table, records: list[Record]) -> None:
+    keys = ", ".join(column.name for column in table.primary_key)
+    for node in sorted({int(str(record["node"])) for record in records}):
+        own = json.dumps([record for record in records if record["node"] == node]).replace("'", "''")
+        connection.execute(
+            text("SELECT run_command_on_workers(:command)"),
+            {
+                "command": f"DELETE FROM {table.name} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} AND "  # noqa: S608 -- as above
+                f"({keys}) IN (SELECT {keys} FROM json_populate_recordset(NULL::{table.name}, '{own}'))"
+            },
+        )
