@@ -20,6 +20,8 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 
 HOURS_PER_DAY = 24
 LEAST_TOKEN = 16
+MOST_SHARES = 100
+SHARE = re.compile(r"[0-9]{1,3}/[0-9]{1,3}|[a-z][a-z0-9_]*=.*")
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # By these, groups are made without any label; a file of labels names its subjects by the others.
 NOT_LABEL_KEYS = ("engine", "server", "database", "from")
@@ -169,6 +171,20 @@ def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
+def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Write `4` as its four shares; what a share is, is read in `collection.shares`."""
+    if len(value) == 1 and value[0].isdecimal():
+        if not 1 <= int(value[0]) <= MOST_SHARES:
+            msg = f"{value[0]!r} shares cannot be; write a number from 1 to {MOST_SHARES}"
+            raise ValueError(msg)
+        return tuple(f"{number}/{value[0]}" for number in range(1, int(value[0]) + 1))
+    wrong = [share for share in value if not SHARE.fullmatch(share)]
+    if wrong:
+        msg = f"{wrong[0]!r} is no share of the servers; write a number of shares, or labels such as zone=eu,zone="
+        raise ValueError(msg)
+    return tuple(dict.fromkeys(value))
+
+
 def as_text(value: object) -> str:
     """Return what a variable holds so that it is read as `value` again, wherever the reader is started."""
     if isinstance(value, tuple):
@@ -194,5 +210,6 @@ Horizon = Annotated[int, BeforeValidator(_horizon)]
 Hour = Annotated[int, BeforeValidator(_hour)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Shares = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_shares)]
 LabelKeys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_label_keys)]
 Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]

@@ -33,6 +33,7 @@ from capacity_assets.setting_values import (
     MailServer,
     PostgresUrl,
     RedisUrl,
+    Shares,
     Token,
     WebAddress,
     Words,
@@ -215,6 +216,12 @@ class Settings(BaseSettings):
         le=256,
         description="How many servers are measured side by side, one connection each. Servers that do not answer "
         "in the time they usually take are waited for beside these.",
+    )
+    collection_shares: Shares = Field(
+        default=(),
+        validation_alias="CAPACITY_COLLECTION_SHARES",
+        description="The servers are measured in so many runs side by side: a number, or labels such as "
+        "`zone=eu,zone=us,zone=`, the last of them for servers without one. Unset: one run.",
     )
     system_databases: str = Field(
         default="",

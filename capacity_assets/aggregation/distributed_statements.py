@@ -56,11 +56,10 @@ class DistributedStatements:
 
 @cache
 def distributed_statements(
-    level: Level, *, overwrite: bool, single: bool, windows_per_year: int | None
+    level: Level, *, overwrite: bool, form: Form, windows_per_year: int | None
 ) -> DistributedStatements:
     """Build the statements for tables that are distributed by `instance_id`."""
     parameters = parameters_of_a_run()
-    form = Form(single, from_stored=True, distributed=True)
 
     def computed(name: str) -> Subquery:
         return window_figures(level, parameters, form, windows_per_year).subquery(name)

@@ -50,12 +50,14 @@ Element: TypeAlias = ColumnElement[Any]
 class Form:
     """Which form the statement has.
 
-    `single`: for one window only. `from_stored`: stored windows stand for some of the days. `distributed`: the rows of
-    a server lie on one node of several, and each node does the work of its servers whole.
+    `single`: for one window only. `from_stored`: stored windows stand for some of the days, or for all where it does
+    not read days. `distributed`: the rows of a server lie on one node of several, and each node does the work of its
+    servers whole.
     """
 
     single: bool
     from_stored: bool = False
+    reads_days: bool = True
     distributed: bool = False
 
 

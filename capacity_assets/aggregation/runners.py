@@ -92,8 +92,8 @@ class _Work:
     @property
     def form(self) -> Form:
         """The form of the statement."""
-        from_stored = bool(self.reading.parts) or self.distributed
-        return Form(self.single, from_stored=from_stored, distributed=self.distributed)
+        reads_days = bool(self.reading.days)
+        return Form(self.single, bool(self.reading.parts), reads_days=reads_days, distributed=self.distributed)
 
     def parameters(self) -> dict[str, object]:
         """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
@@ -117,10 +117,10 @@ class _Work:
             "year_last": year_last.end,
             "year_interval": period.year_interval,
             "trend_percent": self.period.trend_percent,
-            **(self._stored_windows(first.start) if self.form.from_stored else {}),
+            **(self._what_is_read(first.start) if self.form.from_stored or self.distributed else {}),
         }
 
-    def _stored_windows(self, first: date) -> dict[str, object]:
+    def _what_is_read(self, first: date) -> dict[str, object]:
         """Name the stored windows that are read, and the days: in two spans, of the year before and from `first` on."""
         days = self.reading.days
         spans = {
@@ -292,7 +292,7 @@ class AggregationRunner:
             distributed_statements(
                 self.level,
                 overwrite=work.options.overwrite,
-                single=work.single,
+                form=work.form,
                 windows_per_year=work.period.windows_per_year,
             ),
             work.parameters(),

@@ -13,11 +13,9 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Date,
     FromClause,
     Integer,
     Select,
-    String,
     Subquery,
     and_,
     case,
@@ -26,7 +24,6 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    tuple_,
     union_all,
 )
 
@@ -72,7 +69,9 @@ def united_states(level: Level, parameters: Parameters, form: Form) -> United:
     """Reduce stored windows and the remaining samples to the states that `reduction.partial_states` makes."""
     columns = list(_states(level))
     names = [*level.keys, "bucket", *(column.name for column in columns)]
-    sources = (_of_days(level, parameters, form), _of_stored_windows(level, parameters))
+    # No source that yields nothing: a distributed union of which a part is known to be empty is not handed to nodes.
+    sources = [_of_days(level, parameters, form)] if form.reads_days else []
+    sources += [_of_stored_windows(level, parameters)] if form.from_stored else []
     found = union_all(*(select(*(source.c[name] for name in names)) for source in sources)).subquery("states")
     if form.single:
         return _side_by_side(level, found, columns, parameters)
@@ -160,24 +159,23 @@ def _of_stored_windows(level: Level, parameters: Parameters) -> Subquery:
     for measure in level.measures:
         columns |= _kept(level, measure)
     bucket = func.width_bucket(target.c.period_start, parameters.starts)
-    parts = (
-        func.unnest(parameters.part_types, parameters.part_starts)
-        .table_valued("period_type", "period_start", name="parts")
-        .render_derived()
-    )
     return (
         _labelled(level, target, bucket, columns)
         .where(
-            # The pairs decide; the two arrays are what an index and the choice of partitions understand.
-            tuple_(cast(target.c.period_type, String), target.c.period_start).in_(
-                select(cast(parts.c.period_type, String), cast(parts.c.period_start, Date))
-            ),
+            # It decides; the two arrays are what an index and the choice of partitions understand.
+            _is_part(target, parameters),
             target.c.period_type == func.any(parameters.part_types),
             target.c.period_start == func.any(parameters.part_starts),
             target.c.instance_id == func.any(parameters.instance_ids),
         )
         .subquery("of_stored_windows")
     )
+
+
+def _is_part(target: FromClause, parameters: Parameters) -> ColumnElement[bool]:
+    """Whether period and start of a row are one of the pairs of parts: these do not overlap, so starts are unique."""
+    place = func.array_position(parameters.part_starts, target.c.period_start)
+    return window_of(parameters.part_types, place) == target.c.period_type
 
 
 def _kept(level: Level, measure: Measure) -> dict[str, Element]:

@@ -158,7 +158,7 @@ def _pools(settings: Settings) -> Finding:
 
     try:
         with dagster_storage(settings) as storage:
-            open_pools = pools_without_limit(storage, PERIODS.values())
+            open_pools = pools_without_limit(storage, PERIODS.values(), len(settings.collection_shares))
     except DBAPIError as error:
         if sqlstate_of(error) != UNDEFINED_TABLE:
             raise

@@ -20,6 +20,7 @@ from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import Progress as Told
+from capacity_assets.collection.shares import share_named
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
@@ -42,11 +43,19 @@ FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
 @click.argument("servers", nargs=-1)
 @click.option("--again", is_flag=True, help="Measure also servers that were measured before on this day.")
 @click.option(
+    "--share",
+    metavar="SHARE",
+    help="Only a share of the servers: 2/4 is the second of four, zone=eu those with a label, zone= those without. "
+    "Shares are measured side by side, from one place or several.",
+)
+@click.option(
     "--own", is_flag=True, help="Measure also the server that holds the capacity tables, and draw its databases."
 )
 @json_option
 @command
-def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, own: bool, as_json: bool) -> int:
+def collect(  # noqa: PLR0913 -- one argument per option
+    settings: Settings, /, *, servers: Sequence[str], again: bool, share: str | None, own: bool, as_json: bool
+) -> int:
     """Measure the registered servers, and store today's sizes.
 
     With SERVERS only those. A server that does not answer or refuses is reported with its reason and gets no sample;
@@ -56,6 +65,7 @@ def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, own: 
     Examples:
       capacity collect
       capacity collect db-7 db-9
+      capacity collect --share zone=eu
       capacity collect --own
     """
     if settings.collection == "off":
@@ -63,6 +73,7 @@ def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, own: 
             "CAPACITY_COLLECTION is off: another application fills the raw tables, and nothing was measured into them. "
             "Set it to on to measure here."
         )
+    chosen_share = None if share is None else share_named(share)
     if not own:
         refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
@@ -74,7 +85,7 @@ def collect(settings: Settings, /, *, servers: Sequence[str], again: bool, own: 
         service = collection_service(engine, settings)
         with _progress(as_json=as_json) as told:
             chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
-            summary = service.collect(service.clock.today(), chosen, again=again, progress=told)
+            summary = service.collect(service.clock.today(), chosen, again=again, share=chosen_share, progress=told)
         if own:
             window = PERIODS["daily"].window_of(summary.day)
             task_runner(engine, settings).run_period(PERIODS["daily"], [window], RunOptions())

@@ -23,9 +23,10 @@ from capacity_assets.collection.fleet import CONNECT_SECONDS, FleetMeasurement, 
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
+from capacity_assets.collection.shares import Share, chosen_by
 from capacity_assets.collection.storing import forget_old_attempts, store_each
 from capacity_assets.foundation.errors import ValidationError, database_errors
-from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock
+from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock, samples_of
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.storage.active_servers import active_condition
@@ -58,9 +59,10 @@ class CollectionService:
         names: Sequence[str] | None = None,
         *,
         again: bool = False,
+        share: Share | None = None,
         progress: Progress = lambda _outcome, _left: None,
     ) -> CollectionSummary:
-        """Measure servers (all that are registered, or the named ones) for `day`, which must be today.
+        """Measure servers (all that are registered, a share of them, or the named ones) for `day`: it must be today.
 
         `progress` is called with each outcome and the number of servers left.
 
@@ -73,8 +75,8 @@ class CollectionService:
         self._refuse_another_day(day)
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
         began = time.monotonic()
-        with self.locks.job_lock(SAMPLES) as held:
-            tasks, skipped, elsewhere = self._tasks(day, names, again=again)
+        with self.locks.job_lock(samples_of(share.name) if share else SAMPLES) as held:
+            tasks, skipped, elsewhere = self._tasks(day, names, again=again, share=share)
             known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
             summary = self._with_imported(self._measured(known, tasks, held, progress))
             forget_old_attempts(self.engine, day)
@@ -105,15 +107,15 @@ class CollectionService:
         """
         return any(one.active and one.is_collected for one in registered(self.engine))
 
-    def left(self, day: date) -> int:
-        """Count the servers in service that are registered for collection and have not been measured on a day.
+    def left(self, day: date, share: Share | None = None) -> int:
+        """Count the servers in service, or of a share, that are registered for collection and not measured on a day.
 
         Raises:
             DatabaseError: the database failed.
         """
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
-        [(count,)] = self._read(_LEFT, {"day": day}, "counting servers that are left")
-        return int(count)
+        left = [row.instance_id for row in self._read(_LEFT, {"day": day}, "counting servers that are left")]
+        return len(left if share is None else chosen_by(self.engine, share, left, day))
 
     def _refuse_another_day(self, day: date) -> None:
         today = self.clock.today()
@@ -125,9 +127,14 @@ class CollectionService:
             f"today, {today}; samples of other days that were taken elsewhere come in by `capacity import`."
         )
 
-    def _tasks(self, day: date, names: Sequence[str] | None, *, again: bool) -> tuple[list[Task], int, int]:
+    def _tasks(
+        self, day: date, names: Sequence[str] | None, *, again: bool, share: Share | None
+    ) -> tuple[list[Task], int, int]:
         """List what is to be measured; also how many were measured before, and how many are none of ours."""
         found = registered(self.engine, names)
+        if share is not None:
+            chosen = chosen_by(self.engine, share, [one.id for one in found], day)
+            found = [one for one in found if one.id in chosen]
         if names is not None:
             _refuse_unmeasurable(found)
         wanted = [one for one in found if one.active and one.is_collected]
@@ -239,7 +246,7 @@ JOIN instances i ON i.id = s.instance_id
 WHERE s.collected_date = :day AND NOT s.is_deleted AND {active_condition("i")} AND i.counted_by IS NULL
 """  # noqa: S608 -- a constant condition
 _LEFT = f"""
-SELECT count(*) FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
+SELECT t.instance_id FROM capacity_collection_targets t JOIN instances i ON i.id = t.instance_id
 WHERE {active_condition("i")}
   AND NOT EXISTS (SELECT FROM capacity_collection_attempts a
                   WHERE a.instance_id = t.instance_id AND a.collected_date = :day AND a.status = 'collected')

@@ -41,9 +41,14 @@ class HeldLock(Protocol):
 SAMPLES = "samples"
 
 
+def samples_of(share: str) -> str:
+    """Return the name of the lock of some servers' samples: shares are written side by side."""
+    return f"{SAMPLES} of the share {share}"
+
+
 def subject(period: str) -> str:
     """Return what a lock is of, in words."""
-    return "samples" if period == SAMPLES else f"{period} aggregates"
+    return period if period.startswith(SAMPLES) else f"{period} aggregates"
 
 
 def nothing_written(period: str) -> str:

@@ -7,13 +7,14 @@ the business of `collection`.
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import date, datetime
 
 import dagster as dg
 from pydantic import Field
 
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.collection.shares import share_named
 from capacity_assets.collection.standing import Standing, standing
 from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import INSTANCE, LEVELS
@@ -36,6 +37,9 @@ from capacity_assets.settings import Settings
 from capacity_assets.units import counted
 
 RAW_GROUP = "raw"
+STEP = "collection"
+SHARE_TAG = "capacity/share"
+"""Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 SERVERS_MEASURED = "servers_measured"
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
@@ -54,6 +58,10 @@ class CollectionConfig(dg.Config):
         default=False,
         description="Measure also servers that were measured before on this day. Off, a second run of the day "
         "measures those that failed.",
+    )
+    share: str = Field(
+        default="",
+        description="Only a share of the servers, such as 2/4, zone=eu or zone=. Empty: all.",
     )
 
 
@@ -76,7 +84,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
     ]
 
     @dg.multi_asset(
-        name="collection",
+        name=STEP,
         specs=specs,
         check_specs=[
             dg.AssetCheckSpec(SERVERS_MEASURED, asset=INSTANCE.source.name, description=SERVERS_MEASURED_DESCRIPTION)
@@ -91,8 +99,11 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
         with dagster_failures():
-            done = measure_requested(service, context.partition_keys, again=config.again)
-            check = _check_result(done.summary) if done.summary else _standing_result(standing(service.engine))
+            share = share_named(config.share) if config.share else None
+            done = measure_requested(service, context.partition_keys, again=config.again, share=share)
+            # What one share measured says nothing of the others.
+            measured = done.summary if share is None else None
+            check = _check_result(measured) if measured else _standing_result(standing(service.engine))
         if done.summary and len(done.days) == 1 and done.missing:
             _refuse_a_day_without_samples(done.summary)
         if done.missing:
@@ -223,22 +234,31 @@ def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
         required_resource_keys={COLLECTION_RESOURCE},
         description="Measures the registered servers, and later in the day those that failed.",
     )
-    def request_today(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    def request_today(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
         tick = context.scheduled_execution_time.astimezone(settings.zone)
         if tick.date() != service.clock.today():
             return dg.SkipReason(f"{tick.date()} is over; only today can be measured.")
+        shares = list(settings.collection_shares) or [""]
         try:
-            left = service.left(tick.date())
+            shares = [name for name in shares if service.left(tick.date(), share_named(name) if name else None)]
         except CapacityError as error:
             # The run waits for the database; a tick that failed would not come back.
             context.log.warning(str(error))
-            left = None
-        if left == 0:
+        if not shares:
             return dg.SkipReason(f"No registered server is left to measure on {tick.date()}.")
-        return dg.RunRequest(run_key=f"{tick:%Y-%m-%dT%H:%M}", partition_key=tick.date().isoformat())
+        return [_request(tick, name) for name in shares]
 
     return request_today
+
+
+def _request(tick: datetime, share: str) -> dg.RunRequest:
+    """Request the run of a share, or of all servers where it has no name."""
+    key, day = f"{tick:%Y-%m-%dT%H:%M}", tick.date().isoformat()
+    if not share:
+        return dg.RunRequest(run_key=key, partition_key=day)
+    config = dg.RunConfig(ops={STEP: CollectionConfig(share=share)})
+    return dg.RunRequest(run_key=f"{key} {share}", partition_key=day, run_config=config, tags={SHARE_TAG: share})
 
 
 def _crons(hour: int) -> list[str]:

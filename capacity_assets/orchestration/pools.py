@@ -18,26 +18,25 @@ from capacity_assets.periods import Period
 if TYPE_CHECKING:
     from dagster_postgres import DagsterPostgresStorage
 
-SLOTS = 1
 COLLECTION_POOL, RUNWAY_POOL = "capacity_collection", "capacity_runway"
 
 
-def set_pool_limits(instance: dg.DagsterInstance, periods: Iterable[Period]) -> None:
-    """Give each period's pool, and those of the collection and the runways, their single slot."""
-    for name in _pools(periods):
-        instance.event_log_storage.set_concurrency_slots(name, SLOTS)
+def set_pool_limits(instance: dg.DagsterInstance, periods: Iterable[Period], shares: int) -> None:
+    """Give each period's pool and that of the runways their single slot, and the collection one per share."""
+    for name, slots in _pools(periods, shares).items():
+        instance.event_log_storage.set_concurrency_slots(name, slots)
 
 
-def _pools(periods: Iterable[Period]) -> list[str]:
-    return [*map(pool_name, periods), COLLECTION_POOL, RUNWAY_POOL]
+def _pools(periods: Iterable[Period], shares: int) -> dict[str, int]:
+    return {**{pool_name(period): 1 for period in periods}, COLLECTION_POOL: max(1, shares), RUNWAY_POOL: 1}
 
 
-def pools_without_limit(storage: DagsterPostgresStorage, periods: Iterable[Period]) -> list[str]:
-    """Return the pools whose explicit limit is not one slot.
+def pools_without_limit(storage: DagsterPostgresStorage, periods: Iterable[Period], shares: int) -> list[str]:
+    """Return the pools whose explicit limit is another one.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed, or Dagster has no tables there yet.
     """
     every = storage.event_log_storage.get_pool_limits()
     limits = {pool.name: pool.limit for pool in every if not pool.from_default}
-    return [name for name in _pools(periods) if limits.get(name) != SLOTS]
+    return [name for name, slots in _pools(periods, shares).items() if limits.get(name) != slots]

@@ -13,6 +13,7 @@ from datetime import date, timedelta
 from capacity_assets.collection.observing import days_with_samples
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
+from capacity_assets.collection.shares import Share
 from capacity_assets.foundation.levels import LEVELS
 
 
@@ -34,8 +35,10 @@ class RequestedDays:
         return self.summary is not None and self.summary.day == day and not self.summary.is_empty
 
 
-def measure_requested(service: CollectionService, keys: Sequence[str], *, again: bool) -> RequestedDays:
-    """Measure if today is among the days, and find which others have samples.
+def measure_requested(
+    service: CollectionService, keys: Sequence[str], *, again: bool, share: Share | None = None
+) -> RequestedDays:
+    """Measure all servers or a share if today is among the days, and find which others have samples.
 
     Raises:
         ValidationError: the only day is not today and has no samples.
@@ -48,7 +51,7 @@ def measure_requested(service: CollectionService, keys: Sequence[str], *, again:
     if not measurable and kept.issuperset(days):
         return RequestedDays(days, kept, None)
     day = today if measurable else days[0]
-    summary = service.collect(day, again=again) if measurable or len(days) == 1 else None
+    summary = service.collect(day, again=again, share=share) if measurable or len(days) == 1 else None
     # Samples of today that others have taken are there also where every server of ours failed.
     measured = {today} if summary is not None and not summary.is_empty else set[date]()
     return RequestedDays(days, kept - measured, summary)

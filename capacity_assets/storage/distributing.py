@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.schema import CreateTable
 
-from capacity_assets.storage.distribution import DISTRIBUTED, RECORDS, ROW_NUMBER_FUNCTION, distributed_tables
+from capacity_assets.storage.distribution import (
+    DISTRIBUTED,
+    RECORDS,
+    ROW_NUMBER_FUNCTION,
+    ask_again,
+    distributed_tables,
+)
 from capacity_assets.storage.group_tracking import stop_group_tracking
 from capacity_assets.storage.partitions import layout_of
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
@@ -113,6 +119,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
             _remove_what_was_copied(connection, table.name)
         tell(table.name)
+    ask_again(engine)
     with engine.begin() as connection:
         for view in outdated_views(connection):
             execute(connection, creation(view))

@@ -57,6 +57,11 @@ def is_distributed(engine: Engine) -> bool:
     return distributed
 
 
+def ask_again(engine: Engine) -> None:
+    """Forget what is known of an engine: its tables were just distributed."""
+    _known.pop(engine, None)
+
+
 def tables_are_distributed(connection: Connection) -> bool:
     """Whether the tables of a connection's database are distributed, all of them."""
     return len(distributed_tables(connection)) == len(DISTRIBUTED)

@@ -15,6 +15,7 @@ from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.collection import SHARE_TAG
 from capacity_assets.settings import Settings
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.daemon import Daemon
@@ -247,7 +248,15 @@ def test_without_a_registered_server_a_run_says_how_to_register_one(settings: Se
 
 
 def tick(settings: Settings, moment: str, now: str | None = None) -> dg.RunRequest | dg.SkipReason:
-    """Evaluate one tick; both moments are local time, and the clock stands at the second."""
+    """Evaluate one tick that asks for one run; both moments are local time, and the clock stands at the second."""
+    found = ticks(settings, moment, now)
+    if isinstance(found, dg.SkipReason):
+        return found
+    [request] = found
+    return request
+
+
+def ticks(settings: Settings, moment: str, now: str | None = None) -> list[dg.RunRequest] | dg.SkipReason:
     at = datetime.fromisoformat(moment).replace(tzinfo=SHANGHAI)
     clock = datetime.fromisoformat(now or moment).replace(tzinfo=SHANGHAI).astimezone(UTC)
     definitions = build_definitions(settings, clock=Clock(SHANGHAI, now=lambda: clock))
@@ -264,8 +273,7 @@ def tick(settings: Settings, moment: str, now: str | None = None) -> dg.RunReque
         found = schedule.evaluate_tick(context)
     if found.skip_message:
         return dg.SkipReason(found.skip_message)
-    [request] = found.run_requests or []
-    return request
+    return list(found.run_requests or [])
 
 
 def test_the_schedule_asks_for_today_and_half_an_hour_later_only_if_a_server_is_left(
@@ -286,6 +294,33 @@ def test_the_schedule_asks_for_today_and_half_an_hour_later_only_if_a_server_is_
     assert first.run_key != second.run_key
     assert isinstance(third, dg.SkipReason)
     assert "No registered server is left to measure on 2025-07-20" in str(third.skip_message)
+
+
+def test_with_shares_the_schedule_asks_for_a_run_of_each_that_has_a_server_left(
+    settings: Settings,
+    registered: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with registered.begin() as connection:
+        [first, *_] = connection.execute(text("SELECT id FROM instances ORDER BY id")).scalars().all()
+        connection.execute(
+            text(
+                "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) "
+                "VALUES (:id, '', 'zone', '0001-01-01', 'eu')"
+            ),
+            {"id": first},
+        )
+    monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", "zone=eu, zone=us, zone=")
+
+    requests = ticks(Settings(), "2025-07-20T03:00")
+
+    assert isinstance(requests, list)
+    assert [request.tags[SHARE_TAG] for request in requests] == ["zone=eu", "zone="]
+    assert [request.run_key for request in requests] == ["2025-07-20T03:00 zone=eu", "2025-07-20T03:00 zone="]
+    assert [request.run_config["ops"]["collection"]["config"]["share"] for request in requests] == ["zone=eu", "zone="]
+    assert settings.collection_shares == ()
+    monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", "3")
+    assert Settings().collection_shares == ("1/3", "2/3", "3/3")
 
 
 def test_a_tick_that_comes_a_day_late_is_skipped_because_the_day_is_over(
