@@ -75,8 +75,9 @@ def is_data_error(error: DBAPIError) -> bool:
     if sqlstate is None:
         return False
     if sqlstate in DATA_SQLSTATES:
-        # Without a name it is "no partition of relation found for row".
-        return getattr(getattr(error.orig, "diag", None), "constraint_name", None) is not None
+        # Without a name it is "no partition of relation found for row"; a node of Citus says the name in its text only.
+        named = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+        return named is not None or "violates check constraint" in str(error.orig)
     return sqlstate[:2] in DATA_SQLSTATES
 
 

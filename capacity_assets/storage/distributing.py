@@ -79,13 +79,13 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
                 "The database has no extension citus. Add `citus` to shared_preload_libraries on every node, restart "
                 "them, run CREATE EXTENSION citus in this database on every node, and citus_add_node for each worker."
             )
-        if schema_revision(engine) != SCHEMA_REVISION:
-            return "The schema is missing or older than this version: run `capacity init` first."
         workers = text("SELECT count(*) FROM pg_dist_node WHERE shouldhaveshards AND isactive")
         if not connection.execute(workers).scalar():
             return "No node of the cluster takes shards: add workers with citus_add_node."
         if connection.execute(text("SELECT groupid FROM pg_dist_local_group")).scalar():
             return "This is a worker: CAPACITY_DATABASE_URL must name the coordinator."
+        if schema_revision(engine) != SCHEMA_REVISION:
+            return "The schema is missing or older than this version: run `capacity init` first."
         plain = [table.name for table in DISTRIBUTED if not layout_of(connection, table).is_partitioned]
         if plain:
             return f"{', '.join(plain)}: not partitioned by time. Run `capacity maintain --convert` first."

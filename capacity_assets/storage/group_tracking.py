@@ -37,9 +37,11 @@ def group_tracking_steps(connection: Connection) -> list[Step]:
 
 def stop_group_tracking(connection: Connection) -> None:
     """Drop the triggers, and what is stored: the rows are about to be distributed."""
+    there = text("SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgname = :trigger)")
     for tracking in _every_tracking():
-        for event in tracking.events:
-            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {tracking.trigger(event)} ON {quoted(tracking.table)}")
+        for trigger in map(tracking.trigger, tracking.events):
+            if connection.execute(there, {"table": tracking.table, "trigger": trigger}).scalar():
+                connection.exec_driver_sql(f"DROP TRIGGER {trigger} ON {quoted(tracking.table)}")
     for table in (capacity_group_sums, capacity_group_windows, capacity_group_changes):
         connection.exec_driver_sql(f"TRUNCATE {table.name}")
 

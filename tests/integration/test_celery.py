@@ -1,0 +1,188 @@
+"""Runs on several machines by Celery: real workers on a real Redis, the shipped configuration, one worker killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
+from sqlalchemy import Engine, text
+
+from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.orchestration.collection import SHARE_TAG
+from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, shipped_file
+from capacity_assets.settings import Settings
+from tests.daemon import Daemon, running_daemon
+from tests.databases import Databases
+from tests.fleet import add_database_sizes, add_instances, sizes, stored
+from tests.redis_server import RedisServer
+
+# The launcher declares its task anew for each run.
+pytestmark = pytest.mark.filterwarnings("ignore:Task name 'execute_job' is already registered")
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "celery"
+PATIENCE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker process and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def received(self) -> int:
+        """How many runs it was given."""
+        return self.log.read_text().count("received")
+
+    def child(self) -> psutil.Process:
+        """The process that executes a run: the child of Celery, which the command starts."""
+        [main] = psutil.Process(self.process.pid).children()
+        [found] = main.children()
+        return found
+
+
+@contextmanager
+def worker(folder: Path, name: str, queue: str = "dagster") -> Iterator[Worker]:
+    """A worker as the page on scale starts it, until the block ends."""
+    log = folder / f"{name}.log"
+    command = [str(Path(sys.executable).with_name("dagster-celery")), "worker", "start", "-A", "dagster_celery.app"]
+    command += ["-y", str(DEPLOY / "worker.yaml"), "-q", queue, "-n", name, "-l", "info"]
+    root = Path(__file__).resolve().parents[2]
+    with log.open("wb") as file:
+        programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=root, start_new_session=True, env={**os.environ, **programs}
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while " ready." not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield Worker(process, log)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def celery(
+    settings: Settings,
+    cluster: Databases,
+    dagster_template: str,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Daemon]:
+    """Dagster's daemon whose runs go to workers."""
+    monkeypatch.setenv("CELERY_BROKER_URL", redis_server.url)
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", redis_server.url)
+    with ExitStack() as stack:
+        url = stack.enter_context(cluster.copy(dagster_template))
+        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
+        environment = stack.enter_context(dagster_environment(Settings()))
+        shipped = shipped_file("dagster.yaml").read_text() + (DEPLOY / "run_launcher.yaml").read_text()
+        (settings.dagster_home / "dagster.yaml").write_text(shipped)
+        instance = stack.enter_context(dagster_instance(environment))
+        yield stack.enter_context(running_daemon(instance))
+
+
+@pytest.fixture
+def fleet(engine: Engine) -> Engine:
+    add_instances(engine, [1, 2])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(number, "orders", "2025-02-24", range(100, 120)))
+    return engine
+
+
+def queued(daemon: Daemon) -> dict[str, dg.DagsterRun]:
+    """Runs of a day and of a week, by job."""
+    for moment in ("2025-03-02T03:00", "2025-03-02T04:00", "2025-03-03T04:00"):
+        daemon.tick_schedules(moment)
+    found = {run.job_name: run for run in daemon.runs()}
+    assert {"daily_aggregation_job", "weekly_aggregation_job"} <= set(found)
+    return found
+
+
+def until(daemon: Daemon, run: dg.DagsterRun, *statuses: dg.DagsterRunStatus) -> dg.DagsterRun:
+    """Wait for a run to be in one of some states; the daemon's monitoring looks meanwhile."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        found = daemon.instance.get_run_by_id(run.run_id)
+        assert found is not None
+        if found.status in statuses:
+            return found
+        assert time.monotonic() < deadline, f"the run stays {found.status}"
+        for error in execute_run_monitoring_iteration(daemon.context, logging.getLogger("monitoring")):
+            assert error is None, error
+        time.sleep(0.3)
+
+
+def test_runs_of_two_periods_work_on_two_workers_side_by_side(celery: Daemon, fleet: Engine, tmp_path: Path) -> None:
+    runs = queued(celery)
+    with worker(tmp_path, "one") as one, worker(tmp_path, "two") as two:
+        for job in ("daily_aggregation_job", "weekly_aggregation_job"):
+            celery.start(runs[job])
+        for job in ("daily_aggregation_job", "weekly_aggregation_job"):
+            assert celery.wait(runs[job]).status is dg.DagsterRunStatus.SUCCESS
+        received = [one.received, two.received]
+
+    assert received == [1, 1]
+    assert {row["period_type"] for row in stored(fleet, DATABASE)} == {"daily", "weekly"}
+
+
+def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_repetition_completes(
+    celery: Daemon, fleet: Engine, tmp_path: Path
+) -> None:
+    run = queued(celery)["daily_aggregation_job"]
+    with worker(tmp_path, "one") as first, fleet.connect() as blocker:
+        # It waits for this session when it writes.
+        blocker.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        celery.start(run)
+        until(celery, run, dg.DagsterRunStatus.STARTED)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while dg.DagsterEventType.STEP_START not in celery.event_types(run):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        first.child().kill()
+        until(celery, run, dg.DagsterRunStatus.FAILURE)
+
+    again = celery.instance.create_reexecuted_run(
+        parent_run=run,
+        code_location=celery.context.create_request_context().get_code_location("capacity_assets"),
+        remote_job=celery.context.create_request_context()
+        .get_code_location("capacity_assets")
+        .get_repository("__repository__")
+        .get_full_job(run.job_name),
+        strategy=dg.ReexecutionStrategy.ALL_STEPS,
+    )
+    with worker(tmp_path, "two"):
+        celery.start(again)
+        assert celery.wait(again).status is dg.DagsterRunStatus.SUCCESS
+    assert stored(fleet, DATABASE, "daily")
+
+
+def test_a_run_of_a_share_goes_to_the_worker_of_its_zone(celery: Daemon, fleet: Engine, tmp_path: Path) -> None:
+    run = queued(celery)["daily_aggregation_job"]
+    celery.instance.add_run_tags(run.run_id, {"dagster-celery/queue": "zone-eu", SHARE_TAG: "zone=eu"})
+    tagged = celery.instance.get_run_by_id(run.run_id)
+    assert tagged is not None
+
+    with worker(tmp_path, "anywhere") as anywhere, worker(tmp_path, "eu", "zone-eu") as in_zone:
+        celery.start(tagged)
+        assert celery.wait(tagged).status is dg.DagsterRunStatus.SUCCESS
+        assert (anywhere.received, in_zone.received) == (0, 1)
+
+    assert stored(fleet, DATABASE, "daily")
