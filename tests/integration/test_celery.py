@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -46,11 +47,11 @@ class Worker:
         """How many runs it was given."""
         return self.log.read_text().count("received")
 
-    def child(self) -> psutil.Process:
-        """The process that executes a run: the child of Celery, which the command starts."""
-        [main] = psutil.Process(self.process.pid).children()
-        [found] = main.children()
-        return found
+    def kill_what_executes(self) -> None:
+        """Kill the processes that execute runs: the children of Celery, which the command starts."""
+        [celery] = psutil.Process(self.process.pid).children()
+        for child in celery.children():
+            child.kill()
 
 
 @contextmanager
@@ -156,18 +157,11 @@ def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_re
         while dg.DagsterEventType.STEP_START not in celery.event_types(run):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        first.child().kill()
+        first.kill_what_executes()
         until(celery, run, dg.DagsterRunStatus.FAILURE)
 
-    again = celery.instance.create_reexecuted_run(
-        parent_run=run,
-        code_location=celery.context.create_request_context().get_code_location("capacity_assets"),
-        remote_job=celery.context.create_request_context()
-        .get_code_location("capacity_assets")
-        .get_repository("__repository__")
-        .get_full_job(run.job_name),
-        strategy=dg.ReexecutionStrategy.ALL_STEPS,
-    )
+    again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
+    celery.instance.add_run(again)
     with worker(tmp_path, "two"):
         celery.start(again)
         assert celery.wait(again).status is dg.DagsterRunStatus.SUCCESS
