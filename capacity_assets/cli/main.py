@@ -38,6 +38,7 @@ COMMANDS = {
     "maintain": "maintenance:maintain",
     "partition": "maintenance:partition",
     "copy": "copying:copy",
+    "cells": "cells:cells",
 }
 
 

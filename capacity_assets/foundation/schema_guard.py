@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Engine
 
 from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
-from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
+from capacity_assets.storage.schema import SCHEMA_REVISION, reads_cells_only, schema_revision
 from capacity_assets.storage.time_zone import another_zone
 
 
@@ -26,6 +26,12 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, ke
     with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)
         problem = another_zone(engine, zone.key) if zone and revision == SCHEMA_REVISION else None
+        reads = revision is None and reads_cells_only(engine)
+    if reads:
+        raise ValidationError(
+            f"This database only reads cells, and holds no tables to write to. {kept} Name the cell's own database in "
+            "CAPACITY_DATABASE_URL."
+        )
     if revision != SCHEMA_REVISION:
         found = f"at revision {revision}" if revision else "missing"
         raise DatabaseError(

@@ -261,6 +261,12 @@ def schema_revision(engine: Engine) -> str | None:
         return _revision(connection)
 
 
+def reads_cells_only(engine: Engine) -> bool:
+    """Whether a database reads cells, see `cells`, instead of holding tables."""
+    with engine.connect() as connection:
+        return bool(connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar())
+
+
 def _revision(connection: Connection) -> str | None:
     if not connection.execute(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}).scalar():
         return None
