@@ -137,3 +137,18 @@ def groups_differ(_level: Level) -> str:
         ) AS f
         WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""  # noqa: S608 -- built from our own names
     return _first(body, "place")
+
+
+def groups_differ_on_nodes(_level: Level) -> str:
+    """The same where rows are distributed: all windows at once."""
+    body = """
+        SELECT format('by %s in the window from %s: groups %s MiB, changed by %s; fleet %s MiB, changed by %s',
+                      g.grouped_by, g.window_start, g.size_mb, g.change_mb, f.size_mb, f.change_mb) AS place
+        FROM (SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
+              WHERE period = :period_type AND window_start = ANY (CAST(:starts AS date[])) GROUP BY 1, 2) AS g
+        JOIN (SELECT a.period_start, sum(a.total_size_mb) AS size_mb, sum(a.total_size_change_mb) AS change_mb
+              FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
+              WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
+                AND i.counted_by IS NULL GROUP BY 1) AS f ON f.period_start = g.window_start
+        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""
+    return _first(body, "place")

@@ -62,7 +62,10 @@ def _write(
     """Write what was counted; where another session came in between, count what was really written."""
     if not any(wanted.values()):
         return wanted
-    parameters |= {"written_at": connection.execute(select(func.now())).scalar_one()}
+    parameters |= {
+        "row_numbers": connection.execute(statements.row_numbers).scalar_one(),
+        "written_at": connection.execute(select(func.now())).scalar_one(),
+    }
     done = connection.execute(statements.write, parameters, execution_options={"preserve_rowcount": True})
     if done.rowcount == sum(wanted.values()):
         return wanted

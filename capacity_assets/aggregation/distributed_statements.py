@@ -12,7 +12,7 @@ from datetime import date
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Delete, Select, Subquery, bindparam, cast, delete, func, select
+from sqlalchemy import BigInteger, DateTime, Delete, Select, String, Subquery, bindparam, cast, delete, func, select
 from sqlalchemy.dialects.postgresql import Insert
 
 from capacity_assets.aggregation.decisions import (
@@ -39,6 +39,7 @@ class DistributedStatements:
     - `computed_here` names the windows that the ledger knows, which is the parameter `computed_starts` of the others.
     - `stored` counts the rows that there are.
     - `counts` reads, computes and decides.
+    - `row_numbers` names the sequence of their numbers, as the parameter of that name.
     - `write` computes again and writes; its parameter `written_at` marks the rows, which `written` counts by.
     - `unsupported` counts and `remove` deletes rows without samples, where history may be replaced.
 
@@ -48,6 +49,7 @@ class DistributedStatements:
     computed_here: Select[date]
     stored: Rows
     counts: Rows
+    row_numbers: Select[str]
     write: Insert
     written: Rows
     unsupported: Rows
@@ -70,7 +72,7 @@ def distributed_statements(
     written_at = bindparam("written_at", type_=DateTime(timezone=True))
     own = {
         # The default of the column is volatile, which would bring all rows to the coordinator.
-        "id": getattr(func, ROW_NUMBER_FUNCTION)(f"{target.name}_id_seq", rows.c.instance_id),
+        "id": getattr(func, ROW_NUMBER_FUNCTION)(bindparam("row_numbers", type_=String), rows.c.instance_id),
         "calculated_at": written_at,
         "created_at": written_at,
     }
@@ -79,6 +81,7 @@ def distributed_statements(
         computed_here=computed_here(level, parameters),
         stored=_per_window(select(target.c.period_start).where(*of_slice(target, parameters))),
         counts=_counts(level, rows),
+        row_numbers=select(func.pg_get_serial_sequence(target.name, "id")),
         write=upsert(level, rows, parameters, overwrite=overwrite, own=own),
         written=_per_window(_marked(level, parameters).where(target.c.calculated_at == written_at)),
         unsupported=_per_window(select(target.c.period_start).where(unsupported)),

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.check_statements import (
     groups_differ,
+    groups_differ_on_nodes,
     impossible_values,
     jumps,
     levels_differ,
@@ -220,6 +221,7 @@ CHECKS: tuple[Check, ...] = (
         severity=Severity.ERROR,
         advice="Figures by group are wrong in these windows. Report it with the statement of the view capacity_groups.",
         statement=groups_differ,
+        on_nodes=groups_differ_on_nodes,
         levels=(INSTANCE.name,),
     ),
 )

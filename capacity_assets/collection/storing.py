@@ -122,10 +122,10 @@ CREATE TEMPORARY TABLE measured_database (
 """
 # Measured again on the same day, a server may have lost a database since.
 _REMOVE_OTHERS = """
-DELETE FROM database_size_stats d USING measured_server s
-WHERE d.collected_date = :day AND d.instance_id = s.instance_id AND s.status = 'collected'
-  AND NOT EXISTS (SELECT FROM measured_database m
-                  WHERE m.instance_id = d.instance_id AND m.database_name = d.database_name)
+DELETE FROM database_size_stats
+WHERE collected_date = :day
+  AND instance_id IN (SELECT s.instance_id FROM measured_server s WHERE s.status = 'collected')
+  AND (instance_id, database_name) NOT IN (SELECT m.instance_id, m.database_name FROM measured_database m)
 """
 _WRITE_DATABASES = insert_samples(
     DATABASE,

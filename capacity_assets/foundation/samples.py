@@ -30,7 +30,7 @@ def insert_samples(level: Level, source: str, *, replace: bool = True) -> str:
     flag, no_flag = (f", {level.void_flag}", ", false") if level.void_flag else ("", "")
     changes = ", ".join(f"{name} = excluded.{name}" for name in (*values, "collected_at"))
     stored, new = (", ".join(f"{side}.{name}" for name in values) for side in ("t", "excluded"))
-    update = f"UPDATE SET {changes}, updated_at = now() WHERE ({stored}) IS DISTINCT FROM ({new})"
+    update = f"UPDATE SET {changes}, updated_at = excluded.updated_at WHERE ({stored}) IS DISTINCT FROM ({new})"
     return f"""
 INSERT INTO {level.source.name} AS t ({", ".join(columns)}, created_at, updated_at{flag})
 SELECT {", ".join(f"r.{name}" for name in columns)}, now(), now(){no_flag} FROM {source} AS r

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import labels_of
 
+
 # A day of a server counts as measured when its databases were, or there was none. It is billed from its first sample to
 # its last one, to the end of the month where it was measured later; days of these without a sample count as the others
 # on average. Aggregates stand for samples of other months that retention has dropped. Labels and prices change between
 # segments only, so each is looked up once per database and segment.
+def _of_month(table: str, day: str, month: str) -> str:
+    """Rows of the month, and the first and last of each server: they say since when and until when it was there."""
+    ends = f"SELECT instance_id, {{end}}({day}) FROM {table} GROUP BY instance_id"  # noqa: S608 -- names of our own tables
+    outer = " OR ".join(f"(instance_id, {day}) IN ({ends.format(end=end)})" for end in ("min", "max"))
+    return f"({month} OR {outer})"
+
+
+_DAYS_OF_MONTH = "collected_date BETWEEN :start AND :end"
+_MONTHLY = "period_type = 'monthly' AND period_start = :start"
+READ_OF_DISTRIBUTED = {
+    "database_size_stats": _of_month("database_size_stats", "collected_date", _DAYS_OF_MONTH),
+    "instance_size_stats": _of_month("instance_size_stats", "collected_date", _DAYS_OF_MONTH),
+    "database_size_aggregations": _of_month("database_size_aggregations", "period_end", _MONTHLY),
+    "instance_size_aggregations": _of_month("instance_size_aggregations", "period_end", _MONTHLY),
+}
+"""Which rows of each table the statements below read, where these are distributed over nodes."""
+
 _DAYS = """
     SELECT collected_date AS day, instance_id FROM database_size_stats WHERE collected_date BETWEEN :start AND :end
     UNION
@@ -150,12 +168,12 @@ SELECT (SELECT count(*) FROM database_size_stats s
 # Samples that retention has dropped cannot be billed any more; the month's aggregates, kept longer, know of them.
 DROPPED = """
 SELECT EXISTS (
-    SELECT FROM instance_size_aggregations a
+    SELECT 1 FROM instance_size_aggregations a
     LEFT JOIN (SELECT instance_id, count(DISTINCT collected_date) AS days FROM instance_size_stats
                WHERE collected_date BETWEEN :start AND :end AND NOT is_deleted GROUP BY 1) AS s USING (instance_id)
     WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)
 ) OR EXISTS (
-    SELECT FROM database_size_aggregations a
+    SELECT 1 FROM database_size_aggregations a
     LEFT JOIN (SELECT instance_id, database_name, count(*) AS days FROM database_size_stats
                WHERE collected_date BETWEEN :start AND :end GROUP BY 1, 2) AS s USING (instance_id, database_name)
     WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)

@@ -19,6 +19,7 @@ from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
+from capacity_assets.storage.local_copies import copy_for_reading
 from capacity_assets.units import counted, first_of
 
 CENT = Decimal("0.01")
@@ -116,6 +117,7 @@ def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) 
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = connection.execute(text(statements.LATEST), asked).first()
+        copy_for_reading(connection, statements.READ_OF_DISTRIBUTED, asked)
         if connection.execute(text(statements.DROPPED), asked).scalar():
             return _kept(latest, month)
         connection.execute(text(statements.COMPUTED), asked)

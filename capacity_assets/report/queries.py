@@ -124,14 +124,20 @@ ORDER BY 1, 2
 """  # noqa: S608 -- a constant of this module
 
 # A server is expected from its first sample to its retirement: one that was registered since is not missing before.
-MEASURED = f"""
+_FIRST_AND_LAST = """instances i CROSS JOIN LATERAL (
+        SELECT min(s.collected_date) AS first_day, max(s.collected_date) AS last_day FROM instance_size_stats s
+        WHERE s.instance_id = i.id AND NOT s.is_deleted
+    ) AS f"""
+# Where rows are distributed, a look may not depend on the row that asks.
+_ENDS_ON_NODES = """(
+        SELECT instance_id, min(collected_date) AS first_day, max(collected_date) AS last_day FROM instance_size_stats
+        WHERE NOT is_deleted GROUP BY instance_id
+    ) AS f"""
+_MEASURED = f"""
 WITH spans AS (
     SELECT f.first_day, CASE WHEN {active_condition("i")} THEN NULL
                              ELSE coalesce(CAST(i.deleted_at AS date) - 1, f.last_day) END AS last_day
-    FROM instances i CROSS JOIN LATERAL (
-        SELECT min(s.collected_date) AS first_day, max(s.collected_date) AS last_day FROM instance_size_stats s
-        WHERE s.instance_id = i.id AND NOT s.is_deleted
-    ) AS f
+    FROM {{first_and_last}}
     WHERE f.first_day IS NOT NULL AND (CAST(:server AS integer) IS NULL OR i.id = :server)
 ), steps AS (
     SELECT day, sum(step) AS step FROM (
@@ -149,6 +155,8 @@ SELECT CAST(d.day AS date) AS day, coalesce(m.servers, 0) AS measured,
 FROM generate_series(CAST(:before AS date), CAST(:end AS date), interval '1 day') AS d (day)
 LEFT JOIN measured m ON m.day = CAST(d.day AS date) ORDER BY 1
 """  # noqa: S608 -- a constant condition
+MEASURED = _MEASURED.format(first_and_last=_FIRST_AND_LAST)
+MEASURED_ON_NODES = _MEASURED.format(first_and_last=f"instances i JOIN {_ENDS_ON_NODES} ON f.instance_id = i.id")
 
 UNMEASURED = f"""
 SELECT i.name, NOT EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = i.id AND NOT s.is_deleted)
@@ -163,6 +171,21 @@ WHERE {active_condition("i")}
   -- Nobody expects a server before its first sample.
   AND NOT EXISTS (SELECT FROM instance_size_stats s
                   WHERE s.instance_id = i.id AND NOT s.is_deleted HAVING min(s.collected_date) > :end)
+ORDER BY i.name
+"""  # noqa: S608 -- a constant condition
+
+UNMEASURED_ON_NODES = f"""
+SELECT i.name, f.instance_id IS NULL AND d.instance_id IS NULL AS never_measured
+FROM instances i
+LEFT JOIN {_ENDS_ON_NODES} ON f.instance_id = i.id
+LEFT JOIN (SELECT DISTINCT instance_id FROM database_size_stats) AS d ON d.instance_id = i.id
+WHERE {active_condition("i")}
+  AND (CAST(:server AS integer) IS NULL OR i.id = :server)
+  AND i.id NOT IN (SELECT a.instance_id FROM database_size_aggregations a
+                   WHERE a.period_type = :period AND a.period_start = :start)
+  AND i.id NOT IN (SELECT a.instance_id FROM instance_size_aggregations a
+                   WHERE a.period_type = :period AND a.period_start = :start)
+  AND (f.first_day IS NULL OR f.first_day <= :end)
 ORDER BY i.name
 """  # noqa: S608 -- a constant condition
 

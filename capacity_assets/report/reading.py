@@ -15,6 +15,7 @@ from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 from capacity_assets.report.data import Bar, Change, ChangeKind, Database, Report, ServerChange, Totals, windows_shown
 from capacity_assets.runway.issued import newest_issue, with_histories
+from capacity_assets.storage.distribution import tables_are_distributed
 
 DATABASES_LISTED = 10
 """Of each kind; a server's own page lists all its databases."""
@@ -98,8 +99,9 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
     ]
     [ends] = rows(queries.ENDS)
     [totals] = rows(queries.TOTALS)
-    measured = rows(queries.MEASURED)
-    unmeasured = rows(queries.UNMEASURED)
+    on_nodes = tables_are_distributed(connection)
+    measured = rows(queries.MEASURED_ON_NODES if on_nodes else queries.MEASURED)
+    unmeasured = rows(queries.UNMEASURED_ON_NODES if on_nodes else queries.UNMEASURED)
     # A few subjects are looked up in many samples.
     connection.execute(text("SET LOCAL enable_nestloop = on"))
     issued = newest_issue(connection, window.start, window.end, server, shown=RISKS_LISTED)

@@ -19,6 +19,7 @@ from capacity_assets.runway.history_statements import (
     DATABASE_ROWS,
     DATABASES,
     NEWEST_DAY,
+    READ_OF_DISTRIBUTED,
     SERVER_ROWS,
     SERVERS,
     STALE_DAYS,
@@ -26,6 +27,7 @@ from capacity_assets.runway.history_statements import (
     VOLUMES,
     WITHOUT_LIMIT,
 )
+from capacity_assets.storage.local_copies import copy_for_reading
 
 BATCH = 500
 """Series that are read and forecast together, so that memory does not grow with the fleet."""
@@ -80,6 +82,7 @@ def series(connection: Connection, kind: str, asked: Asked) -> Iterator[Historie
         sqlalchemy.exc.DBAPIError: the database failed.
     """
     # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
+    copy_for_reading(connection, READ_OF_DISTRIBUTED, asked.parameters())
     connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
     options = {"yield_per": BATCH}
     rows = connection.execute(text(STATEMENTS[kind]), asked.parameters(), execution_options=options)
@@ -96,5 +99,6 @@ def series(connection: Connection, kind: str, asked: Asked) -> Iterator[Historie
 
 def without_limit(connection: Connection, asked: Asked) -> dict[str, int]:
     """Count by server the databases of which no limit is known. Raises as `series`."""
+    copy_for_reading(connection, READ_OF_DISTRIBUTED, asked.parameters())
     rows = connection.execute(text(WITHOUT_LIMIT), asked.parameters())
     return {row.server: row.databases for row in rows}

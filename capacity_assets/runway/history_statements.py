@@ -16,6 +16,16 @@ def _mb(size: str) -> str:
     return f"coalesce({size}_bytes / CAST({BYTES_PER_MB} AS numeric), {size}_mb)"
 
 
+_SAMPLED = "collected_date > :before_first AND collected_date <= :as_of"
+_DAILY = "period_type = 'daily' AND period_start > :before_first AND period_start <= :as_of"
+READ_OF_DISTRIBUTED = {
+    "database_size_stats": _SAMPLED,
+    "instance_size_stats": _SAMPLED,
+    "database_size_aggregations": _DAILY,
+    "instance_size_aggregations": _DAILY,
+}
+"""Which rows of each table the statements below read, where these are distributed over nodes."""
+
 NEWEST_DAY = """
 SELECT max(day) FROM (
     SELECT max(collected_date) AS day FROM instance_size_stats WHERE collected_date <= :today AND NOT is_deleted

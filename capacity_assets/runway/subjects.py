@@ -10,6 +10,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, text
 
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
+from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.units import first_of, printable
 
 WHOLE_SERVER = ""
@@ -85,7 +86,8 @@ def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) 
         "instance_ids": [ids[server] for server, _ in subjects],
         "databases": [WHOLE_SERVER if database is None else database for _, database in subjects],
     }
-    unknown = [subjects[number - 1] for number in connection.execute(text(_NEVER_MEASURED), keys).scalars()]
+    never = _NEVER_MEASURED_ON_NODES if tables_are_distributed(connection) else _NEVER_MEASURED
+    unknown = [subjects[number - 1] for number in connection.execute(text(never), keys).scalars()]
     missing = [(server, database) for server, database in unknown if database is not None]
     if missing:
         names = first_of((f"{database!r} on {server}" for server, database in missing), NAMED)
@@ -107,6 +109,19 @@ WHERE NOT EXISTS (
     UNION ALL
     SELECT FROM database_size_aggregations a
     WHERE a.instance_id = g.instance_id AND a.database_name = g.database_name
+)
+ORDER BY g.number
+"""
+# Where rows are distributed, a look may not depend on the row that asks.
+_NEVER_MEASURED_ON_NODES = """
+SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
+    AS g (instance_id, database_name, number)
+WHERE (g.instance_id, g.database_name) NOT IN (
+    SELECT DISTINCT s.instance_id, s.database_name FROM database_size_stats s
+    WHERE s.instance_id = ANY (CAST(:instance_ids AS integer[]))
+) AND (g.instance_id, g.database_name) NOT IN (
+    SELECT DISTINCT a.instance_id, a.database_name FROM database_size_aggregations a
+    WHERE a.instance_id = ANY (CAST(:instance_ids AS integer[]))
 )
 ORDER BY g.number
 """

@@ -451,3 +451,37 @@ def test_what_stands_in_the_way_is_said_with_what_to_do(
         empty = capacity_engine(url)
         assert "run `capacity init` first" in str(what_stands_in_the_way(empty))
         empty.dispose()
+
+
+def test_what_people_ask_is_answered_as_on_a_single_server(
+    distributed: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    june = ("--period", "monthly", "--window", "2025-05-01")
+    asked = (
+        ("status", "--json"),
+        ("top", *june, "--json"),
+        ("groups", *june, "--json"),
+        ("explain", "orders", "--server", "server-2", *june, "--json"),
+        ("plan", "--period", "monthly", "--json"),
+        ("limits", "set", "server-1", "--gb", "900"),
+        ("runway", "--as-of", "2025-06-19", "--every", "--json"),
+        ("prices", "set", "2", "--currency", "EUR"),
+        ("bill", "--month", "2025-05", "--json"),
+        ("report", *june, "--output", str(tmp_path / "report.html")),
+    )
+    answers = []
+    for engine in (distributed, plain):
+        compute_everything(engine)
+        monkeypatch.setenv("CAPACITY_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+        found = {}
+        for command in asked:
+            done = capacity(*command)
+            assert done.exit_code in (0, 1), (command, done.output)
+            assert "not supported" not in done.output, command
+            found[command] = done.output if command[-1] == "--json" else str(done.exit_code)
+        answers.append(found)
+
+    timed = ("status", "plan", "bill")
+    for command in asked:
+        if command[0] not in timed:
+            assert answers[0][command] == answers[1][command], command

@@ -1,0 +1,30 @@
+"""Copies of distributed rows for statements that Citus does not hand to its nodes: forecasts and bills.
+
+Within a transaction, a temporary table with the name of the distributed one holds the rows that a statement reads; the
+statement finds it first, and stays as it is. What is copied passes through the coordinator: right at any size, and fit
+for tens of thousands of databases. On a single server nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.storage.distribution import tables_are_distributed
+
+
+def copy_for_reading(connection: Connection, wanted: Mapping[str, str], parameters: Mapping[str, object]) -> None:
+    """Copy the rows of each table that meet its condition, until the transaction ends.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed, or the transaction may not write, not even for itself.
+    """
+    if not wanted or not tables_are_distributed(connection):
+        return
+    schema = connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
+    for table, condition in wanted.items():
+        copied = f"SELECT * FROM {schema}.{table} WHERE {condition}"  # noqa: S608 -- our own names and conditions
+        connection.execute(
+            text(f"CREATE TEMPORARY TABLE IF NOT EXISTS {table} ON COMMIT DROP AS {copied}"), dict(parameters)
+        )
