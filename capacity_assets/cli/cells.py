@@ -29,7 +29,7 @@ POSTGRES_PORT = 5432
 
 @click.group(cls=LazyGroup, places=COMMANDS)
 def cells() -> None:
-    """Read several capacity databases together, such as one per region."""
+    """Read several capacity databases together."""
 
 
 @click.command("attach")

@@ -58,8 +58,8 @@ def collect(  # noqa: PLR0913 -- one argument per option
 ) -> int:
     """Measure the registered servers, and store today's sizes.
 
-    With SERVERS only those. A server that does not answer or refuses is reported with its reason and gets no sample;
-    the others are stored. The same command again measures those that failed.
+    With SERVERS or --share only those. A server that does not answer or refuses is reported with its reason and gets no
+    sample; the others are stored. The same command again measures those that failed.
 
     \b
     Examples:

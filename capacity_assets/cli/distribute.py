@@ -36,7 +36,7 @@ COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
 @json_option
 @command
 def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bool) -> None:
-    """Distribute samples and aggregates over the nodes of a Citus cluster.
+    """Lay samples and aggregates over the nodes of Citus.
 
     The database is the coordinator's, with the extension citus and its workers. Rows of a server lie on one node.
     Registered servers, the ledger and everything else stay on the coordinator. Who writes to a table waits while it is
