@@ -21,7 +21,7 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 HOURS_PER_DAY = 24
 LEAST_TOKEN = 16
 MOST_SHARES = 100
-SHARE = re.compile(r"[0-9]{1,3}/[0-9]{1,3}|[a-z][a-z0-9_]*=.*")
+SHARE = re.compile(r"[a-z][a-z0-9_]*=.*")
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # By these, groups are made without any label; a file of labels names its subjects by the others.
 NOT_LABEL_KEYS = ("engine", "server", "database", "from")
@@ -171,16 +171,27 @@ def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
+def numbered_shares(number: int) -> tuple[str, ...]:
+    """Name the shares of a number of them."""
+    return tuple(f"{share}/{number}" for share in range(1, number + 1))
+
+
 def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
     """Write `4` as its four shares; what a share is, is read in `collection.shares`."""
     if len(value) == 1 and value[0].isdecimal():
         if not 1 <= int(value[0]) <= MOST_SHARES:
             msg = f"{value[0]!r} shares cannot be; write a number from 1 to {MOST_SHARES}"
             raise ValueError(msg)
-        return tuple(f"{number}/{value[0]}" for number in range(1, int(value[0]) + 1))
+        return numbered_shares(int(value[0]))
+    if value and value == numbered_shares(len(value)):
+        return value  # as they were written for a process that this one started
     wrong = [share for share in value if not SHARE.fullmatch(share)]
     if wrong:
-        msg = f"{wrong[0]!r} is no share of the servers; write a number of shares, or labels such as zone=eu,zone="
+        msg = f"{wrong[0]!r} is no label; write a number of shares, or labels of one key such as zone=eu,zone=us,zone="
+        raise ValueError(msg)
+    keys = {share.partition("=")[0] for share in value}
+    if value and (len(keys) > 1 or f"{next(iter(keys))}=" not in value):
+        msg = f"{','.join(value)!r} leaves servers out; write labels of one key, and last that key and = for the others"
         raise ValueError(msg)
     return tuple(dict.fromkeys(value))
 

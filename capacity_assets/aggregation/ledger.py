@@ -43,11 +43,11 @@ from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindo
 from capacity_assets.aggregation.parts import Part
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.windows_left import WindowsLeft, spread_activations
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.foundation.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import change_tracking_is_on
-from capacity_assets.storage.distribution import gather_records, is_distributed
+from capacity_assets.storage.distribution import NodeError, gather_records, is_distributed
 
 PATIENCE_SECONDS = 3600
 
@@ -269,9 +269,16 @@ class Ledger:
     @contextmanager
     def _work(self, doing: str, kept: str) -> Iterator[Connection]:
         with database_errors(doing=doing, kept=kept):
-            gather_records(self._engine)
+            try:
+                gather_records(self._engine)
+            except NodeError as error:
+                raise DatabaseError(f"{_sentence(str(error))} {kept}", transient=not error.refused) from None
             with self._engine.begin() as connection:
                 yield connection
+
+
+def _sentence(told: str) -> str:
+    return f"{told[:1].upper()}{told[1:].rstrip('.')}."
 
 
 def _renumber_after_a_restore(connection: Connection) -> None:

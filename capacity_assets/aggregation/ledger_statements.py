@@ -87,9 +87,10 @@ WITH begun AS (
     FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]),
                 CAST(:year_before_starts AS date[]), CAST(:year_before_ends AS date[])) AS asked
     ON CONFLICT (period_type, level, period_start) DO UPDATE
-    SET year_before_start = EXCLUDED.year_before_start, year_before_end = EXCLUDED.year_before_end
-    -- Entered by a version that did not compare with a year before.
-    WHERE w.year_before_start IS NULL
+    SET year_before_start = EXCLUDED.year_before_start, year_before_end = EXCLUDED.year_before_end,
+        period_end = EXCLUDED.period_end, reads_from = EXCLUDED.reads_from, fingerprint = NULL
+    -- Entered by a version that did not compare with a year before, or as a period of another length.
+    WHERE w.year_before_start IS NULL OR (w.period_end, w.reads_from) <> (EXCLUDED.period_end, EXCLUDED.reads_from)
 )
 SELECT CAST(pg_current_snapshot() AS text)
 """

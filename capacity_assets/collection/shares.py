@@ -51,7 +51,8 @@ def share_named(name: str) -> Share:
     number, of = (int(part) for part in numbered.groups()) if numbered else (0, 0)
     if not 1 <= number <= of <= MOST_SHARES:
         raise ValidationError(f"{name!r} is no share of the servers: {HOW_TO_WRITE}. Nothing was measured.")
-    return Share(name, number=number - 1, of=of)
+    # Named alike however it was written: a share has one lock.
+    return Share(f"{number}/{of}", number=number - 1, of=of)
 
 
 def chosen_by(engine: Engine, share: Share, server_ids: Sequence[int], day: date) -> set[int]:

@@ -9,9 +9,9 @@ from capacity_assets.storage.label_expressions import labels_of
 # its last one, to the end of the month where it was measured later; days of these without a sample count as the others
 # on average. Aggregates stand for samples of other months that retention has dropped. Labels and prices change between
 # segments only, so each is looked up once per database and segment.
-def _of_month(table: str, day: str, month: str) -> str:
+def _of_month(table: str, day: str, month: str, counts: str = "true") -> str:
     """Rows of the month, and the first and last of each server: they say since when and until when it was there."""
-    ends = f"SELECT instance_id, {{end}}({day}) FROM {table} GROUP BY instance_id"  # noqa: S608 -- names of our own tables
+    ends = f"SELECT instance_id, {{end}}({day}) FROM {table} WHERE {counts} GROUP BY instance_id"  # noqa: S608 -- names of our own tables
     outer = " OR ".join(f"(instance_id, {day}) IN ({ends.format(end=end)})" for end in ("min", "max"))
     return f"({month} OR {outer})"
 
@@ -20,7 +20,7 @@ _DAYS_OF_MONTH = "collected_date BETWEEN :start AND :end"
 _MONTHLY = "period_type = 'monthly' AND period_start = :start"
 READ_OF_DISTRIBUTED = {
     "database_size_stats": _of_month("database_size_stats", "collected_date", _DAYS_OF_MONTH),
-    "instance_size_stats": _of_month("instance_size_stats", "collected_date", _DAYS_OF_MONTH),
+    "instance_size_stats": _of_month("instance_size_stats", "collected_date", _DAYS_OF_MONTH, "NOT is_deleted"),
     "database_size_aggregations": _of_month("database_size_aggregations", "period_end", _MONTHLY),
     "instance_size_aggregations": _of_month("instance_size_aggregations", "period_end", _MONTHLY),
 }

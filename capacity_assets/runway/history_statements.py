@@ -16,8 +16,9 @@ def _mb(size: str) -> str:
     return f"coalesce({size}_bytes / CAST({BYTES_PER_MB} AS numeric), {size}_mb)"
 
 
-_SAMPLED = "collected_date > :before_first AND collected_date <= :as_of"
-_DAILY = "period_type = 'daily' AND period_start > :before_first AND period_start <= :as_of"
+# Without an end: forecasts of a day gone by are scored in the same transaction, by what was measured since.
+_SAMPLED = "collected_date > :before_first"
+_DAILY = "period_type = 'daily' AND period_start > :before_first"
 READ_OF_DISTRIBUTED = {
     "database_size_stats": _SAMPLED,
     "instance_size_stats": _SAMPLED,

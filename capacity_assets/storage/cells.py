@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from sqlalchemy import Connection, Engine, Table, inspect, text
 from sqlalchemy.exc import DBAPIError
@@ -40,8 +39,11 @@ from capacity_assets.storage.view_upgrades import creation
 from capacity_assets.storage.views import VIEWS
 
 CELLS_TABLE = "capacity_cells"
+UNDEFINED_TABLE = "42P01"
 NUMBERS_PER_CELL = 10_000_000
-"""Servers of the second cell are numbered from here on, and so forth, unless the cells' own numbers differ anyway."""
+"""Servers of the second cell are numbered from here on, and so forth, unless each cell keeps to a block of its own."""
+OWN_BLOCK = 1_000_000
+"""What a block is: a cell that numbers its servers from 3,000,001 on has the fourth."""
 MOST_CELLS = 200
 
 OWN = (
@@ -200,15 +202,12 @@ def _refuse_cells_that_differ(connection: Connection, cells: Sequence[Cell]) -> 
     """Compare schema and time zone; return the zone."""
     zones: dict[str, str] = {}
     for cell in cells:
-        server = quoted(cell.server)
-        revision = connection.execute(text(f"SELECT version_num FROM {server}.{VERSION_TABLE}")).scalar()  # noqa: S608 -- quoted
+        revision, zones[cell.name] = _revision_and_zone(connection, cell)
         if revision != SCHEMA_REVISION:
             raise CellsRefusedError(
                 f"Cell {cell.name!r} is at revision {revision}, and {SCHEMA_REVISION} is needed: run `capacity init` "
                 "there first. Nothing was changed."
             )
-        zone = text(f"SELECT value FROM {server}.capacity_settings WHERE name = 'timezone'")  # noqa: S608 -- quoted
-        zones[cell.name] = str(connection.execute(zone).scalar())
     if len(set(zones.values())) > 1:
         listed = ", ".join(f"{name}: {zone}" for name, zone in zones.items())
         raise CellsRefusedError(
@@ -218,23 +217,48 @@ def _refuse_cells_that_differ(connection: Connection, cells: Sequence[Cell]) -> 
     return next(iter(zones.values()))
 
 
+def _revision_and_zone(connection: Connection, cell: Cell) -> tuple[str, str]:
+    server = quoted(cell.server)
+    asked = text(
+        f"SELECT (SELECT version_num FROM {server}.{VERSION_TABLE}), "  # noqa: S608 -- quoted
+        f"(SELECT value FROM {server}.capacity_settings WHERE name = 'timezone')"
+    )
+    try:
+        revision, zone = connection.execute(asked).one()
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != UNDEFINED_TABLE:
+            raise
+        raise CellsRefusedError(
+            f"Cell {cell.name!r} has no capacity tables in its schema public. Nothing was changed."
+        ) from None
+    return str(revision), str(zone)
+
+
 def _first_numbers(connection: Connection, cells: Sequence[Cell]) -> dict[str, int]:
-    """Say what is added to the numbers of each cell's servers: nothing where they differ anyway."""
-    ranges = []
+    """Say what is added to the numbers of each cell's servers: nothing where each keeps to a block of its own."""
+    blocks, largest = [], 0
     for cell in cells:
         ends = text(f"SELECT min(id) AS first, max(id) AS last FROM {quoted(cell.server)}.instances")  # noqa: S608 -- quoted
         row = connection.execute(ends).one()
-        if row.last is not None:
-            ranges.append((row.first, row.last))
-    ranges.sort()
-    apart = all(one[1] < other[0] for one, other in pairwise(ranges))
-    return {cell.name: 0 if apart else place * NUMBERS_PER_CELL for place, cell in enumerate(cells)}
+        first, last = row.first or 0, row.last or 0
+        largest = max(largest, last)
+        # One without servers may begin with any number.
+        blocks.append(first // OWN_BLOCK if row.last and first // OWN_BLOCK == last // OWN_BLOCK else None)
+    if None not in blocks and len(set(blocks)) == len(cells):
+        return dict.fromkeys((cell.name for cell in cells), 0)
+    if largest >= NUMBERS_PER_CELL:
+        raise CellsRefusedError(
+            f"A cell has a server with the number {largest}, and cells that are not numbered apart have room for "
+            f"{NUMBERS_PER_CELL:,} each. Give each cell a million of its own: ALTER SEQUENCE instances_id_seq RESTART, "
+            "with another million in each. Nothing was changed."
+        )
+    return {cell.name: place * NUMBERS_PER_CELL for place, cell in enumerate(cells)}
 
 
 def _together(table: Table, cells: Sequence[Cell], numbers: Mapping[str, int]) -> str:
     """The view of a table over all cells."""
     if table is capacity_bills:
-        return _BILLS.format(each=_each(table, cells, numbers), name=table.name)
+        return _BILLS.format(each=_each(table, cells, numbers), name=table.name, cells=CELLS_TABLE)
     if table is capacity_bill_lines:
         listed = ", ".join(f"l.{quoted(column.name)}" for column in table.columns if column.name not in _LINE)
         return _LINES.format(each=_each(table, cells, numbers), name=table.name, listed=listed)
@@ -265,13 +289,16 @@ _LINE = ("month", "issue", "line")
 # The newest issue of each cell; months that are billed in several currencies have no sum.
 _BILLS = """
 CREATE VIEW {name} AS
-SELECT month, 1 AS issue, max(issued_at) AS issued_at, bool_and(is_final) AS is_final, max(currency) AS currency,
+SELECT month, 1 AS issue, max(issued_at) AS issued_at,
+       bool_and(is_final) AND count(DISTINCT cell) = (SELECT count(*) FROM {cells}) AS is_final,
+       max(currency) AS currency,
        sum(amount) AS amount, sum(gib_months) AS gib_months, sum(unpriced_gib_months) AS unpriced_gib_months,
        CAST(sum(measured_days) AS bigint) AS measured_days, CAST(sum(billed_days) AS bigint) AS billed_days,
        CAST(sum(unbilled_servers) AS integer) AS unbilled_servers,
        (SELECT coalesce(json_agg(DISTINCT key), '[]') FROM unnest(array_agg(label_keys)) AS keys (listed)
         CROSS JOIN LATERAL json_array_elements_text(listed) AS key) AS label_keys,
-       CAST(NULL AS text) AS reason
+       (SELECT 'without ' || string_agg(c.name, ', ' ORDER BY c.name) || ': not billed there yet' FROM {cells} c
+        WHERE c.name <> ALL (array_agg(newest.cell))) AS reason
 FROM (SELECT DISTINCT ON (cell, month) * FROM ({each}) AS b ORDER BY cell, month, issue DESC) AS newest
 GROUP BY month HAVING count(DISTINCT currency) <= 1
 """

@@ -78,10 +78,20 @@ def distributed_tables(connection: Connection) -> list[str]:
     return list(connection.execute(query, {"names": [table.name for table in DISTRIBUTED]}).scalars())
 
 
+class NodeError(Exception):
+    """A node did not do what it was asked; the text says which and why. What is `refused` stays so by itself."""
+
+    def __init__(self, message: str, *, refused: bool) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.refused = refused
+
+
 def gather_records(engine: Engine) -> None:
     """Take over what the nodes have recorded; it is forgotten there only after it is kept here.
 
     Raises:
+        NodeError: a node did not answer, or refused; nothing is lost.
         sqlalchemy.exc.DBAPIError: the coordinator or a node failed; nothing is lost.
     """
     if not is_distributed(engine):
@@ -110,15 +120,23 @@ def _recorded(connection: Connection, table: Table) -> list[Record]:
         "SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', "  # noqa: S608 -- names of our own tables
         f"(SELECT groupid FROM pg_dist_local_group))), '[]') FROM {table.name} n"
     )
-    rows = connection.execute(
-        text("SELECT success, result FROM run_command_on_workers(:command)"), {"command": command}
-    ).all()
+    return [record for answer in _asked_of_nodes(connection, command) for record in json.loads(answer)]
+
+
+def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
+    """Run a command on every worker; a failure is raised by the coordinator, with the node and what it said."""
+    asked = "SELECT nodename, nodeport, success, result FROM run_command_on_workers(:command)"
+    rows = connection.execute(text(asked), {"command": command}).all()
     for row in rows:
         if not row.success:
-            # As its own error: it is the node's, whose text is all that is known.
-            connection.execute(text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '08006', MESSAGE = "
-                                    "'a node does not say what was changed there'; END $$"))  # fmt: skip
-    return [record for row in rows for record in json.loads(row.result)]
+            # Refused, it stays refused; anything else may pass.
+            refused = any(part in row.result for part in ("does not exist", "permission denied"))
+            told = (
+                f"node {row.nodename}:{row.nodeport} does not say what was changed there: {row.result}"
+                f"{'; run `capacity distribute`, which prepares nodes that were added' if refused else ''}"
+            )
+            raise NodeError(told, refused=refused)
+    return [str(row.result) for row in rows]
 
 
 def _keep(connection: Connection, table: Table, records: list[Record]) -> None:
@@ -138,10 +156,8 @@ def _forget(connection: Connection, table: Table, records: list[Record]) -> None
     keys = ", ".join(column.name for column in table.primary_key)
     for node in sorted({int(str(record["node"])) for record in records}):
         own = json.dumps([record for record in records if record["node"] == node]).replace("'", "''")
-        connection.execute(
-            text("SELECT run_command_on_workers(:command)"),
-            {
-                "command": f"DELETE FROM {table.name} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} AND "  # noqa: S608 -- as above
-                f"({keys}) IN (SELECT {keys} FROM json_populate_recordset(NULL::{table.name}, '{own}'))"
-            },
+        _asked_of_nodes(
+            connection,
+            f"DELETE FROM {table.name} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} AND "  # noqa: S608 -- as above
+            f"({keys}) IN (SELECT {keys} FROM json_populate_recordset(NULL::{table.name}, '{own}'))",
         )

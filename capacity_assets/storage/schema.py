@@ -102,6 +102,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INIT_LOCK})
         connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
         revision = _revision(connection)
+        if _reads_cells(connection):
+            raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])
         _refuse_a_newer_schema(revision)
         _refuse_names_taken(connection)
         done: list[str] = []
@@ -264,7 +266,11 @@ def schema_revision(engine: Engine) -> str | None:
 def reads_cells_only(engine: Engine) -> bool:
     """Whether a database reads cells, see `cells`, instead of holding tables."""
     with engine.connect() as connection:
-        return bool(connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar())
+        return _reads_cells(connection)
+
+
+def _reads_cells(connection: Connection) -> bool:
+    return bool(connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar())
 
 
 def _revision(connection: Connection) -> str | None:

@@ -8,17 +8,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.grouping.bills import issue_bill
+from capacity_assets.grouping.prices import Price, declare_prices
+from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.cells import Cell, CellsRefusedError, attach, states
 from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.schema import initialise
+from capacity_assets.storage.schema import SchemaProblemsError, initialise
 from capacity_assets.storage.time_zone import record_zone
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.command import capacity
@@ -179,6 +183,56 @@ def test_a_cell_that_is_away_is_named_and_nothing_is_guessed(
     attach(together, [eu])
     assert capacity("top", "--period", "monthly", "--window", "2025-06-01").exit_code == 0
     assert rows(together, "SELECT count(*) FROM instances") == [(3,)]
+
+
+def test_servers_of_cells_never_share_a_number_whatever_is_registered_later(
+    regions: list[Region], together: Engine
+) -> None:
+    cells = [region.cell for region in regions]
+    us = regions[1].engine
+    with us.begin() as connection:
+        connection.execute(text("CREATE TABLE aside AS SELECT * FROM instances"))
+        connection.execute(text("DELETE FROM instances"))
+    attach(together, cells)  # one of them has no server yet
+    with us.begin() as connection:
+        connection.execute(text("INSERT INTO instances SELECT * FROM aside"))
+        connection.execute(text("DROP TABLE aside"))
+    assert rows(together, "SELECT count(*), count(DISTINCT id) FROM instances") == [(5, 5)]
+
+    with us.begin() as connection:
+        connection.execute(text("UPDATE instances SET id = id + 1000000"))
+    attach(together, cells)
+    ids = [row[0] for row in rows(together, "SELECT id FROM instances ORDER BY id")]
+    with us.begin() as connection:
+        connection.execute(text("UPDATE instances SET id = id - 1000000"))
+    assert ids == [1, 2, 3, 1_000_001, 1_000_002], "each keeps to a million of its own, and an index finds them"
+
+
+def test_a_month_that_one_cell_has_not_billed_is_not_final_and_says_so(regions: list[Region], together: Engine) -> None:
+    june = PERIODS["monthly"].window_of(date(2025, 6, 1))
+    eu, us = regions
+    for region in regions:
+        declare_prices(region.engine, [Price(Decimal(2), "EUR")])
+    issue_bill(eu.engine, june, TODAY, ())
+    attach(together, [eu.cell, us.cell])
+
+    bill = "SELECT amount, is_final, reason FROM capacity_bills WHERE month = '2025-06-01'"
+    lines = "SELECT sum(amount) FROM capacity_bill_lines WHERE month = '2025-06-01'"
+    [(of_eu, is_final, reason)] = rows(together, bill)
+    assert (is_final, reason) == (False, "without us: not billed there yet")
+
+    issue_bill(us.engine, june, TODAY, ())
+    [(of_both, is_final, reason)] = rows(together, bill)
+    assert (is_final, reason) == (True, None)
+    [(own,)] = rows(us.engine, "SELECT amount FROM capacity_bills")
+    assert of_both == of_eu + own == rows(together, lines)[0][0]  # type: ignore[operator]
+
+
+def test_init_leaves_a_database_that_reads_cells_alone(regions: list[Region], together: Engine) -> None:
+    attach(together, [region.cell for region in regions])
+
+    with pytest.raises(SchemaProblemsError, match="The database reads cells, and holds no tables of its own"):
+        initialise(together)
 
 
 def test_cells_of_another_schema_or_time_zone_are_refused_with_their_name(

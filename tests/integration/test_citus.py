@@ -485,3 +485,18 @@ def test_what_people_ask_is_answered_as_on_a_single_server(
     for command in asked:
         if command[0] not in timed:
             assert answers[0][command] == answers[1][command], command
+
+
+def test_a_node_that_lacks_the_tables_of_changes_is_named_and_distributing_again_prepares_it(
+    nodes: citus.CitusServer, distributed: Engine
+) -> None:
+    port, database = nodes.ports[2], str(distributed.url.database)
+    nodes.on_node(port, "DROP TABLE capacity_sample_changes", database)
+
+    with pytest.raises(DatabaseError, match=rf"Node 127.0.0.1:{port} does not say what was changed there") as failed:
+        service(distributed).ledger.stale()
+
+    assert not failed.value.transient
+    assert "run `capacity distribute`, which prepares nodes that were added" in str(failed.value)
+    assert distribute(distributed, shards=SHARDS) == []
+    assert service(distributed).ledger.stale() == []

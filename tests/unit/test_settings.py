@@ -157,3 +157,31 @@ def test_a_file_of_variables_that_is_too_large_is_none(monkeypatch: pytest.Monke
 
     with pytest.raises(ConfigurationError, match=r"^\.env: .*\.env is larger than 1 MiB, so it holds no variables\.$"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("written", "shares"),
+    [
+        ("3", ("1/3", "2/3", "3/3")),
+        ("1/3,2/3,3/3", ("1/3", "2/3", "3/3")),
+        ("zone=eu, zone=us,zone=", ("zone=eu", "zone=us", "zone=")),
+    ],
+)
+def test_shares_of_the_collection_are_a_number_or_labels_of_one_key(
+    monkeypatch: pytest.MonkeyPatch, written: str, shares: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", written)
+
+    settings = load_settings()
+
+    assert settings.collection_shares == shares
+    monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", settings.as_environment()["CAPACITY_COLLECTION_SHARES"])
+    assert load_settings().collection_shares == shares
+
+
+@pytest.mark.parametrize("written", ["0", "101", "1/3,2/3", "9/4", "zone=eu", "zone=eu,team=", "1/2,zone=", "Zone="])
+def test_shares_that_leave_servers_out_are_refused(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", written)
+
+    with pytest.raises(ConfigurationError, match="CAPACITY_COLLECTION_SHARES"):
+        load_settings()
