@@ -18,7 +18,7 @@ from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.active_servers import is_active
-from capacity_assets.storage.distribution import is_distributed
+from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.tables import instances
 
 
@@ -118,7 +118,8 @@ class Explanation:
                 f"The stored row was built from {stored_samples} samples, of which {len(self.samples.own)} are left. "
                 f"It is protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
             )
-        further = {name for one in self.subject.level.further for name in (*one.own, *one.compared)}
+        level = self.subject.level
+        further = {name for one in level.further for name in (*one.own, *one.compared)} | set(level.sums)
         if all(name in further and stored[name] is None for name in wrong):
             return (
                 f"{', '.join(wrong)}: not stored, because an older version computed this window, or samples were "
@@ -140,11 +141,11 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         DatabaseError: the database failed.
     """
     known = select(instances.c.id, instances.c.name, is_active().label("active"))
-    those_with = _those_with_on_nodes if is_distributed(engine) else _those_with
-    query = known if database is None else those_with(database, known)
-    if server is not None:
-        query = query.where(instances.c.name == server)
     with database_errors(doing="looking the name up", kept="Nothing was written."), engine.connect() as connection:
+        those_with = _those_with_on_nodes if tables_are_distributed(connection) else _those_with
+        query = known if database is None else those_with(database, known)
+        if server is not None:
+            query = query.where(instances.c.name == server)
         named = select(instances.c.id).where(instances.c.name == server)
         if server is not None and connection.execute(named).first() is None:
             database = None  # the server is what is wrong

@@ -45,10 +45,8 @@ def store_group_sums(engine: Engine, seconds: float) -> int:
     """
     deadline = time.monotonic() + seconds
     stored = 0
-    if is_distributed(engine):
-        return 0
     try:
-        is_left = True
+        is_left = not is_distributed(engine)
         while is_left and time.monotonic() < deadline:
             with engine.begin() as connection:
                 windows, is_left = _store_some(connection)

@@ -208,8 +208,8 @@ class Ledger:
             "starts": [window.start for _, window in listed],
             "fingerprint": fingerprint,
         }
-        query = filled(CURRENT_SUMS, level, self._lookups)
         with self._work("looking for stored sums", f"Nothing of the {level.name} level was written.") as connection:
+            query = filled(CURRENT_SUMS, level, self._lookups)
             if not change_tracking_is_on(connection):
                 return frozenset()
             spread_activations(connection)

@@ -29,7 +29,7 @@ from capacity_assets.aggregation.parts import NO_PARTS, NOTHING, Parts, Reading,
 from capacity_assets.aggregation.reduction import Form
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
-from capacity_assets.foundation.errors import database_error, is_data_error, reason_of
+from capacity_assets.foundation.errors import database_error, database_errors, is_data_error, reason_of
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
@@ -202,7 +202,8 @@ class AggregationRunner:
         summaries: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         done, told = 0, started
         chunks = self._slices(instances, days_read(period, windows, parts.reading(period, windows)))
-        distributed = is_distributed(self._engine)
+        with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
+            distributed = is_distributed(self._engine)
         slices = [_Work(period, windows, chunk, options, parts, distributed) for chunk in chunks]
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written

@@ -62,7 +62,7 @@ def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
 
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
         if statement.startswith("WITH windows"):
-            level = "database" if "database_size_stats" in statement else "instance"
+            level = "database" if "database_size_aggregations" in statement else "instance"
             named: dict[str, list[object]] = parameters  # type: ignore[assignment]
             pairs = zip(named.get("part_types", ()), named.get("part_starts", ()), strict=True)
             found[level] = [*pairs, *(("cut", day) for day in named.get("cuts", ()))]  # type: ignore[misc]
