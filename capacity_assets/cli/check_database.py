@@ -17,6 +17,7 @@ from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import Asked, without_limit
 from capacity_assets.settings import ConfigurationError, Settings
+from capacity_assets.storage.distributing import placements
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
 from capacity_assets.storage.schema import (
@@ -53,6 +54,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
             yield from _server(engine)
             yield from _schema(engine)
             if schema_revision(engine) == SCHEMA_REVISION:
+                yield from _distribution(engine)
                 yield from _zone(engine, settings)
                 yield from _days_ahead(engine, settings)
                 yield from _trends(engine)
@@ -89,6 +91,22 @@ def _schema(engine: Engine) -> Iterator[Finding]:
         yield Finding("schema", Verdict.BAD, f"missing tables: {', '.join(state.missing_tables)}")
     for shortcoming in state.shortcomings:
         yield Finding("schema", Verdict.BAD, f"{shortcoming}; run `capacity init`, which fixes it or says what to do")
+
+
+def _distribution(engine: Engine) -> Iterator[Finding]:
+    """Say where distributed tables lie; nothing where none is."""
+    found = placements(engine)
+    done = [one for one in found if one.is_distributed]
+    left = [one.table for one in found if not one.is_distributed]
+    if done and left:
+        text = (
+            f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again, nothing is computed before"
+        )
+        yield Finding("distribution", Verdict.BAD, text)
+    elif done:
+        shards, nodes = done[0].shards, max(one.nodes for one in done)
+        text = f"samples and aggregates lie in {shards} shards each on {counted(nodes, 'node')}"
+        yield Finding("distribution", Verdict.OK, text)
 
 
 def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:

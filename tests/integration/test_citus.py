@@ -425,15 +425,21 @@ def test_the_command_says_what_it_would_do_does_it_and_says_where_everything_lie
     assert f"{SHARDS} shards on 2 nodes" in again.output
 
 
-def test_an_interrupted_distribution_goes_on_where_it_stopped(undistributed: Engine) -> None:
+def test_an_interrupted_distribution_goes_on_where_it_stopped(
+    undistributed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(_table: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         distribute(undistributed, shards=SHARDS, tell=stop)
     assert [one.is_distributed for one in placements(undistributed)] == [True, False, False, False]
+    told = "instance_size_stats, database_size_aggregations, instance_size_aggregations: still on the coordinator"
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
+    assert told in " ".join(capacity("check", columns=400).output.split())
 
     assert len(distribute(undistributed, shards=SHARDS)) == 3
+    assert f"lie in {SHARDS} shards each on 2 nodes" in " ".join(capacity("check", columns=400).output.split())
     compute_everything(undistributed)
     assert service(undistributed).ledger.stale() == []
 
