@@ -152,6 +152,35 @@ def test_a_month_that_may_not_hold_todays_samples_is_read_day_by_day(
     assert own - set(read["database"]) == set(starts("monthly", *unusable))
 
 
+@pytest.mark.parametrize(
+    ("statement", "recomputed"),
+    [
+        # Its row holds more samples than there are now, and is protected.
+        ("DELETE FROM database_size_stats WHERE collected_date = '2024-05-09' AND instance_id = 1", True),
+        # A row is left of which no sample is.
+        ("DELETE FROM database_size_stats WHERE collected_date >= '2024-05-01' AND database_name = 'archive'", True),
+        # Its rows left with their partition, which takes no trigger along.
+        ("SET LOCAL session_replication_role = replica; "
+         "DELETE FROM database_size_aggregations WHERE period_start = '2024-05-01'", False),
+    ],
+    ids=["protected", "without samples", "rows gone"],
+)  # fmt: skip
+def test_a_month_whose_rows_are_not_what_its_days_give_is_read_day_by_day(
+    filled: Engine, statement: str, *, recomputed: bool
+) -> None:
+    service = AggregationService(filled, fixed_clock())
+    service.aggregate(MONTHLY, windows("monthly"))
+    execute(filled, statement)
+    if recomputed:
+        service.aggregate(MONTHLY, windows("monthly"))
+
+    with parts_read(filled) as read:
+        service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
+
+    assert ("monthly", date(2024, 5, 1)) not in read["database"]
+    assert ("monthly", date(2024, 4, 1)) in read["database"]
+
+
 def test_samples_that_left_with_their_partition_are_not_taken_from_a_stored_month(filled: Engine) -> None:
     """Computed from the days they would be missing, and retention must not decide what a figure says."""
     service = AggregationService(filled, fixed_clock())
