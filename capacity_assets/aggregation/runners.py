@@ -82,7 +82,11 @@ class _Work:
     @cached_property
     def reading(self) -> Reading:
         """What is read: stored windows, and the days that these do not cover."""
-        return self.parts.reading(self.period, self.windows)
+        reading = self.parts.reading(self.period, self.windows)
+        if self.distributed and reading.parts and reading.days:
+            # Nodes are not handed a union of the two.
+            return NO_PARTS.reading(self.period, self.windows)
+        return reading
 
     @property
     def single(self) -> bool:

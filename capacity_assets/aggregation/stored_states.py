@@ -69,7 +69,7 @@ def united_states(level: Level, parameters: Parameters, form: Form) -> United:
     """Reduce stored windows and the remaining samples to the states that `reduction.partial_states` makes."""
     columns = list(_states(level))
     names = [*level.keys, "bucket", *(column.name for column in columns)]
-    # No source that yields nothing: a distributed union of which a part is known to be empty is not handed to nodes.
+    # Where rows are distributed there is one source only: a union is not handed to nodes.
     sources = [_of_days(level, parameters, form)] if form.reads_days else []
     sources += [_of_stored_windows(level, parameters)] if form.from_stored else []
     found = union_all(*(select(*(source.c[name] for name in names)) for source in sources)).subquery("states")

@@ -161,6 +161,40 @@ def test_groups_add_up_to_the_same_as_on_a_single_server(distributed: Engine, pl
     assert {row[3] for row in found[0]} == {"engine", "server", "team"}
 
 
+OURS = ("SELECT by_server", "INSERT INTO", "DELETE FROM", "SELECT database_size", "SELECT instance_size")
+Plan = dict[str, object]
+
+
+@contextmanager
+def explained(engine: Engine) -> Iterator[dict[str, Plan]]:
+    """The plan of every statement of a slice that the block executes."""
+    plans: dict[str, Plan] = {}
+
+    def explain(connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if statement.startswith(OURS) and "capacity_" not in statement.split("(", maxsplit=1)[0]:
+            found = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters)  # type: ignore[attr-defined]
+            plans[statement] = found.scalar_one()[0]["Plan"]
+
+    event.listen(engine, "before_cursor_execute", explain)
+    yield plans
+    event.remove(engine, "before_cursor_execute", explain)
+
+
+def assert_that_nodes_do_all(engine: Engine, plans: dict[str, Plan]) -> None:
+    """One scan each, with as many tasks as there are shards, and no row through the coordinator."""
+    with engine.connect() as connection:
+        shard = "get_shard_id_for_distribution_column('database_size_stats', id)"
+        used = connection.execute(text(f"SELECT count(DISTINCT {shard}) FROM instances")).scalar_one()
+    assert used > 2
+    for statement, plan in plans.items():
+        queries = [node["Distributed Query"] for node in nodes_of(plan) if "Distributed Query" in node]
+        tasks = [query["Job"]["Task Count"] for query in queries]  # type: ignore[index]
+        assert tasks in ([used], [SHARDS]), statement[:200]
+    written = [plan for statement, plan in plans.items() if statement.startswith("INSERT INTO")]
+    assert written
+    assert {plan["Custom Plan Provider"] for plan in written} == {"Citus Adaptive"}
+
+
 EXPLAINED = [(period, level, overwrite) for period in PERIODS for level in LEVELS for overwrite in (False, True)]
 
 
@@ -168,34 +202,37 @@ EXPLAINED = [(period, level, overwrite) for period in PERIODS for level in LEVEL
 def test_every_statement_of_a_slice_is_handed_to_the_nodes_whole(
     distributed: Engine, period: str, level: str, *, overwrite: bool
 ) -> None:
-    plans = {}
-    ours = ("SELECT by_server", "INSERT INTO", "DELETE FROM", "SELECT database_size", "SELECT instance_size")
+    options = RunOptions((level,), overwrite=overwrite, recompute=True)
+    with explained(distributed) as plans:
+        for last in (FIRST, LAST):  # one window, and several
+            with distributed.begin() as connection:
+                connection.execute(text("TRUNCATE database_size_aggregations, instance_size_aggregations"))
+            service(distributed).aggregate(period, PERIODS[period].windows_between(FIRST, last), options)
 
-    def explain(connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
-        if statement.startswith(ours) and "capacity_" not in statement.split("(", maxsplit=1)[0]:
-            found = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters)  # type: ignore[attr-defined]
-            plans[statement] = found.scalar_one()[0]["Plan"]
+    assert_that_nodes_do_all(distributed, plans)
 
-    for last in (FIRST, LAST):  # one window, and several
-        event.listen(distributed, "before_cursor_execute", explain)
-        options = RunOptions((level,), overwrite=overwrite, recompute=True)
-        execute(distributed, "TRUNCATE database_size_aggregations, instance_size_aggregations")
-        service(distributed).aggregate(period, PERIODS[period].windows_between(FIRST, last), options)
-        event.remove(distributed, "before_cursor_execute", explain)
 
-    written = [plan for statement, plan in plans.items() if statement.startswith("INSERT INTO")]
-    assert written
-    with distributed.connect() as connection:
-        shard = "get_shard_id_for_distribution_column('database_size_stats', id)"
-        used = connection.execute(text(f"SELECT count(DISTINCT {shard}) FROM instances")).scalar_one()
-    assert used > 2
-    for statement, plan in plans.items():
-        tasks = [
-            node["Distributed Query"]["Job"]["Task Count"] for node in nodes_of(plan) if "Distributed Query" in node
-        ]
-        assert tasks in ([used], [SHARDS]), statement[:200]
-    for plan in written:
-        assert plan["Custom Plan Provider"] == "Citus Adaptive", "no row passes through the coordinator"
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("period", ["quarterly", "yearly"])
+def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
+    distributed: Engine, plain: Engine, period: str, level: str
+) -> None:
+    options = RunOptions((level,), recompute=True)
+    for engine in (distributed, plain):
+        # A year and more before, so that the months between are known to hold nothing.
+        add_database_sizes(engine, sizes(1, "orders", "2023-12-01", [5]))
+        add_instance_sizes(engine, totals(1, "2023-12-01", [(5, 1)]))
+        service(engine).aggregate("monthly", PERIODS["monthly"].windows_between(date(2023, 12, 1), date(2025, 12, 1)))
+    window = PERIODS[period].window_of(date(2025, 4, 1))
+
+    with explained(distributed) as plans:
+        service(distributed).aggregate(period, [window], options)
+    service(plain).aggregate(period, [window], options)
+
+    assert_that_nodes_do_all(distributed, plans)
+    [counted] = [statement for statement in plans if statement.startswith("SELECT by_server")]
+    assert LEVELS[level].source.name not in counted, "no sample is read"
+    assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
 
 
 def nodes_of(plan: dict[str, object]) -> Iterator[dict[str, object]]:
