@@ -22,9 +22,8 @@ def _live(level: Level) -> str:
     return f"AND NOT r.{level.void_flag}" if level.void_flag else ""
 
 
-def missing_days(level: Level) -> str:
-    """Servers with fewer measured days than days, counted from their first sample on and up to today."""
-    raw, live = level.source.name, _live(level)
+def _fewer_days(measured: str, joined: str) -> str:
+    """Compare the days that are expected of each server with those that were measured."""
     body = f"""
         SELECT format('%s: %s of %s days measured in the window from %s', name, measured, expected, period_start)
                    AS place,
@@ -32,43 +31,38 @@ def missing_days(level: Level) -> str:
         FROM (
             SELECT i.name, w.period_start,
                    least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
-                   (SELECT count(DISTINCT r.collected_date) FROM {raw} r
-                    WHERE r.instance_id = i.id AND r.collected_date BETWEEN w.period_start AND w.period_end
-                      AND r.collected_date <= CAST(:today AS date) {live}) AS measured
+                   {measured} AS measured
             FROM {_WINDOWS}
             CROSS JOIN {_ACTIVE}
-            CROSS JOIN LATERAL (SELECT min(r.collected_date) AS first_day FROM {raw} r
-                                WHERE r.instance_id = i.id {live}) AS f
+            {joined}
             WHERE f.first_day <= least(w.period_end, CAST(:today AS date))
         ) AS days
         WHERE measured < expected"""  # noqa: S608 -- built from our own names
     return _first(body, "missing DESC, name, period_start")
+
+
+def missing_days(level: Level) -> str:
+    """Servers with fewer measured days than days, counted from their first sample on and up to today."""
+    raw, live = level.source.name, _live(level)
+    measured = f"""(SELECT count(DISTINCT r.collected_date) FROM {raw} r
+                    WHERE r.instance_id = i.id AND r.collected_date BETWEEN w.period_start AND w.period_end
+                      AND r.collected_date <= CAST(:today AS date) {live})"""  # noqa: S608 -- built from our own names
+    joined = f"""CROSS JOIN LATERAL (SELECT min(r.collected_date) AS first_day FROM {raw} r
+                                WHERE r.instance_id = i.id {live}) AS f"""  # noqa: S608 -- as above
+    return _fewer_days(measured, joined)
 
 
 def missing_days_on_nodes(level: Level) -> str:
     """The same where rows are distributed: counted per server on the nodes, compared here."""
     raw, live = level.source.name, _live(level)
-    body = f"""
-        SELECT format('%s: %s of %s days measured in the window from %s', name, measured, expected, period_start)
-                   AS place,
-               expected - measured AS missing, name, period_start
-        FROM (
-            SELECT i.name, w.period_start,
-                   least(w.period_end, CAST(:today AS date)) - greatest(w.period_start, f.first_day) + 1 AS expected,
-                   coalesce(m.measured, 0) AS measured
-            FROM {_WINDOWS}
-            CROSS JOIN {_ACTIVE}
-            JOIN (SELECT r.instance_id, min(r.collected_date) AS first_day FROM {raw} r
+    joined = f"""JOIN (SELECT r.instance_id, min(r.collected_date) AS first_day FROM {raw} r
                   WHERE true {live} GROUP BY r.instance_id) AS f ON f.instance_id = i.id
             LEFT JOIN (SELECT r.instance_id, w.period_start, count(DISTINCT r.collected_date) AS measured
                        FROM {raw} r JOIN {_WINDOWS} ON r.collected_date BETWEEN w.period_start AND w.period_end
                        WHERE r.collected_date BETWEEN :first_day AND :last_day {live}
                        GROUP BY r.instance_id, w.period_start) AS m
-              ON m.instance_id = i.id AND m.period_start = w.period_start
-            WHERE f.first_day <= least(w.period_end, CAST(:today AS date))
-        ) AS days
-        WHERE measured < expected"""  # noqa: S608 -- built from our own names
-    return _first(body, "missing DESC, name, period_start")
+              ON m.instance_id = i.id AND m.period_start = w.period_start"""  # noqa: S608 -- built from our own names
+    return _fewer_days("coalesce(m.measured, 0)", joined)
 
 
 def impossible_values(level: Level) -> str:

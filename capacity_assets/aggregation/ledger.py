@@ -272,13 +272,9 @@ class Ledger:
             try:
                 gather_records(self._engine)
             except NodeError as error:
-                raise DatabaseError(f"{_sentence(str(error))} {kept}", transient=not error.refused) from None
+                raise DatabaseError(f"{error} {kept}", transient=not error.refused) from None
             with self._engine.begin() as connection:
                 yield connection
-
-
-def _sentence(told: str) -> str:
-    return f"{told[:1].upper()}{told[1:].rstrip('.')}."
 
 
 def _renumber_after_a_restore(connection: Connection) -> None:

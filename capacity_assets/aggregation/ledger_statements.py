@@ -27,8 +27,6 @@ LEVELS = (
 INVALIDATED = f"d.table_name IN (l.table_name, l.target_name) AND NOT {is_seen('d', 'w')}"
 
 
-# A server that was put into service: all its days are changes of that transaction. Spread at the look, not at the
-# change, so that samples that were committed meanwhile are among them; what is committed later is a change of its own.
 TAKE_ACTIVATIONS = "DELETE FROM capacity_activations RETURNING instance_id"
 # Where samples are distributed: all days of these servers, as changes of the transaction that looks.
 DAYS_OF_SERVERS = "SELECT DISTINCT collected_date FROM {raw} WHERE instance_id = ANY (CAST(:ids AS integer[]))"
@@ -36,6 +34,8 @@ RECORD_DAYS = """
 INSERT INTO capacity_sample_changes (table_name, collected_date)
 SELECT :raw, day FROM unnest(CAST(:days AS date[])) AS day ON CONFLICT DO NOTHING
 """
+# A server that was put into service: all its days are changes of that transaction. Spread at the look, not at the
+# change, so that samples that were committed meanwhile are among them; what is committed later is a change of its own.
 SPREAD_ACTIVATIONS = """
 WITH put_into_service AS (DELETE FROM capacity_activations RETURNING instance_id, transaction_id, changed_at)
 INSERT INTO capacity_sample_changes (table_name, collected_date, transaction_id, changed_at)

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Engine
 
 from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
-from capacity_assets.storage.schema import SCHEMA_REVISION, reads_cells_only, schema_revision
+from capacity_assets.storage.schema import SCHEMA_REVISION, reads_cells, schema_revision
 from capacity_assets.storage.time_zone import another_zone
 
 
@@ -26,7 +26,8 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, ke
     with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)
         problem = another_zone(engine, zone.key) if zone and revision == SCHEMA_REVISION else None
-        reads = revision is None and reads_cells_only(engine)
+        with engine.connect() as connection:
+            reads = revision is None and reads_cells(connection)
     if reads:
         raise ValidationError(
             f"This database only reads cells, and holds no tables to write to. {kept} Name the cell's own database in "

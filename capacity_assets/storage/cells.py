@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection, Engine, Table, inspect, text
 from sqlalchemy.exc import DBAPIError
 
@@ -23,8 +24,8 @@ from capacity_assets.storage.group_tables import (
     capacity_group_windows,
     capacity_prices,
 )
-from capacity_assets.storage.schema import SCHEMA_REVISION, VERSION_TABLE
-from capacity_assets.storage.steps import DIALECT, execute, quoted
+from capacity_assets.storage.schema import CELLS_TABLE, SCHEMA_REVISION, VERSION_TABLE, reads_cells
+from capacity_assets.storage.steps import DIALECT, execute, literal, quoted
 from capacity_assets.storage.tables import (
     activations,
     capacity_settings,
@@ -38,8 +39,6 @@ from capacity_assets.storage.tables import (
 from capacity_assets.storage.view_upgrades import creation
 from capacity_assets.storage.views import VIEWS
 
-CELLS_TABLE = "capacity_cells"
-UNDEFINED_TABLE = "42P01"
 NUMBERS_PER_CELL = 10_000_000
 """Servers of the second cell are numbered from here on, and so forth, unless each cell keeps to a block of its own."""
 OWN_BLOCK = 1_000_000
@@ -127,11 +126,6 @@ def states(engine: Engine) -> list[CellState]:
     return [_state(engine, row.name, row.first_number) for row in known]
 
 
-def reads_cells(connection: Connection) -> bool:
-    """Whether a database reads cells instead of holding tables of its own."""
-    return bool(connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": CELLS_TABLE}).scalar())
-
-
 def _state(engine: Engine, name: str, number: int) -> CellState:
     newest = text(f"SELECT max(collected_date) FROM {quoted(f'cell_{name}')}.instance_size_stats")  # noqa: S608 -- checked where it is declared
     try:
@@ -190,12 +184,7 @@ def _foreign(cell: Cell) -> Iterator[str]:
 
 
 def _options(values: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {_literal(value)}" for name, value in values.items())
-
-
-def _literal(value: str) -> str:
-    doubled = value.replace("'", "''")
-    return f"'{doubled}'" if "\\" not in value else "E'" + doubled.replace("\\", "\\\\") + "'"
+    return ", ".join(f"{name} {literal(value)}" for name, value in values.items())
 
 
 def _refuse_cells_that_differ(connection: Connection, cells: Sequence[Cell]) -> str:
@@ -226,7 +215,7 @@ def _revision_and_zone(connection: Connection, cell: Cell) -> tuple[str, str]:
     try:
         revision, zone = connection.execute(asked).one()
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != UNDEFINED_TABLE:
+        if not isinstance(error.orig, UndefinedTable):
             raise
         raise CellsRefusedError(
             f"Cell {cell.name!r} has no capacity tables in its schema public. Nothing was changed."
@@ -279,10 +268,10 @@ def _of_cell(table: Table, cell: Cell, number: int) -> str:
         elif (table is instances and column.name == "name") or (
             table is capacity_bill_lines and column.name == "server"
         ):
-            columns.append(f"CAST({_literal(cell.name + '/')} || {name} AS varchar(255)) AS {name}")
+            columns.append(f"CAST({literal(cell.name + '/')} || {name} AS varchar(255)) AS {name}")
         else:
             columns.append(name)
-    return f"SELECT {_literal(cell.name)} AS cell, {', '.join(columns)} FROM {quoted(cell.server)}.{quoted(table.name)}"  # noqa: S608 -- quoted
+    return f"SELECT {literal(cell.name)} AS cell, {', '.join(columns)} FROM {quoted(cell.server)}.{quoted(table.name)}"  # noqa: S608 -- quoted
 
 
 _LINE = ("month", "issue", "line")

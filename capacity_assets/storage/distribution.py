@@ -132,8 +132,8 @@ def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
             # Refused, it stays refused; anything else may pass.
             refused = any(part in row.result for part in ("does not exist", "permission denied"))
             told = (
-                f"node {row.nodename}:{row.nodeport} does not say what was changed there: {row.result}"
-                f"{'; run `capacity distribute`, which prepares nodes that were added' if refused else ''}"
+                f"Node {row.nodename}:{row.nodeport} does not say what was changed there: {row.result.rstrip('.')}"
+                f"{'; run `capacity distribute`, which prepares nodes that were added' if refused else ''}."
             )
             raise NodeError(told, refused=refused)
     return [str(row.result) for row in rows]

@@ -10,10 +10,7 @@ from capacity_assets.storage.group_views_on_nodes import ON_NODES
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
 from capacity_assets.storage.snapshots import is_seen
 from capacity_assets.storage.view import View, ViewColumn
-from capacity_assets.storage.window_expressions import before
-
-_PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
-_NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
+from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before
 
 # Of a window `w`, whose ends and the start of the one before are given: compared with expressions over other rows,
 # PostgreSQL would read every window of a partition for each.
@@ -22,11 +19,8 @@ _IN_WINDOW_BEFORE = "{0}.period_type = w.period_type AND {0}.period_start = w.be
 # Databases with labels of their own, each with its share of its server's measured days, as in the growth report. Labels
 # are looked up before anything else is joined: most databases have none.
 _LABELLED = f"""
-    SELECT a.instance_id, a.key, a.value, {_NOW} AS size_mb,
-           CASE WHEN s.total_size_change_mb IS NULL THEN NULL
-                WHEN a.size_change_mb IS NOT NULL AND (sb.instance_id IS NULL
-                     OR a.data_count >= s.data_count AND b.data_count >= sb.data_count)
-                THEN a.size_change_mb ELSE {_NOW} - coalesce({_THEN}, 0) END AS change_mb, 1 AS databases
+    SELECT a.instance_id, a.key, a.value, {NOW} AS size_mb,
+           {CHANGE} AS change_mb, 1 AS databases
     FROM (
         SELECT DISTINCT ON (d.instance_id, d.database_name, r.key)
                d.instance_id, d.database_name, d.avg_size_mb, d.data_count, d.size_change_mb, r.key, r.value
@@ -41,7 +35,7 @@ _LABELLED = f"""
     LEFT JOIN database_size_aggregations b ON {_IN_WINDOW_BEFORE.format("b")} AND b.instance_id = a.instance_id
         AND b.database_name = a.database_name
     UNION ALL
-    SELECT b.instance_id, b.key, b.value, 0, CASE WHEN b.total_size_change_mb IS NOT NULL THEN -{_THEN} END, 0
+    SELECT b.instance_id, b.key, b.value, 0, CASE WHEN b.total_size_change_mb IS NOT NULL THEN -{THEN} END, 0
     FROM (
         SELECT DISTINCT ON (d.instance_id, d.database_name, r.key)
                d.instance_id, s.total_size_change_mb, d.database_name, d.avg_size_mb, d.data_count, r.key, r.value

@@ -7,13 +7,11 @@ when it is read.
 from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
-from capacity_assets.storage.window_expressions import before
+from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before
 
 _WINDOW = "{0}.period_type, {0}.period_start, {0}.period_end"
 _SAME = "{0}.instance_id = {1}.instance_id AND {0}.period_type = {1}.period_type"
 _NAMED = "{0}.database_name = {1}.database_name"
-_PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
-_NOW, _THEN = _PART.format("a", "s"), _PART.format("b", "sb")
 
 
 def _with_label(row: str, day: str, window: str) -> str:
@@ -35,11 +33,8 @@ _OF_BEFORE = _with_label(
     "d.now_start, d.now_end",
 )
 _LABELLED = f"""
-    SELECT {_WINDOW.format("a")}, a.instance_id, a.key, a.value, {_NOW} AS size_mb,
-           CASE WHEN s.total_size_change_mb IS NULL THEN NULL
-                WHEN a.size_change_mb IS NOT NULL AND (sb.instance_id IS NULL
-                     OR a.data_count >= s.data_count AND b.data_count >= sb.data_count)
-                THEN a.size_change_mb ELSE {_NOW} - coalesce({_THEN}, 0) END AS change_mb, 1 AS databases
+    SELECT {_WINDOW.format("a")}, a.instance_id, a.key, a.value, {NOW} AS size_mb,
+           {CHANGE} AS change_mb, 1 AS databases
     FROM ({_OWN}) AS a
     JOIN instance_size_aggregations s ON {_SAME.format("s", "a")} AND s.period_start = a.period_start
     LEFT JOIN instance_size_aggregations sb ON {_SAME.format("sb", "a")} AND sb.period_start = {before("a")}
@@ -47,7 +42,7 @@ _LABELLED = f"""
         AND b.period_start = {before("a")}
     UNION ALL
     SELECT b.period_type, b.now_start, b.now_end, b.instance_id, b.key, b.value, 0,
-           CASE WHEN s.total_size_change_mb IS NOT NULL THEN -{_THEN} END, 0
+           CASE WHEN s.total_size_change_mb IS NOT NULL THEN -{THEN} END, 0
     FROM ({_OF_BEFORE}) AS b
     JOIN instance_size_aggregations s ON {_SAME.format("s", "b")} AND s.period_start = b.now_start
     JOIN instance_size_aggregations sb ON {_SAME.format("sb", "b")} AND sb.period_start = {before("s")}

@@ -22,6 +22,8 @@ from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 
 VERSION_TABLE = "capacity_alembic_version"
+CELLS_TABLE = "capacity_cells"
+"""Only in a database that reads cells, see `cells`."""
 SCHEMA_REVISION = "0012"
 # No release contained them; the baseline covers what they left.
 FORMER_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
@@ -102,7 +104,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INIT_LOCK})
         connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
         revision = _revision(connection)
-        if _reads_cells(connection):
+        if reads_cells(connection):
             raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])
         _refuse_a_newer_schema(revision)
         _refuse_names_taken(connection)
@@ -263,14 +265,9 @@ def schema_revision(engine: Engine) -> str | None:
         return _revision(connection)
 
 
-def reads_cells_only(engine: Engine) -> bool:
-    """Whether a database reads cells, see `cells`, instead of holding tables."""
-    with engine.connect() as connection:
-        return _reads_cells(connection)
-
-
-def _reads_cells(connection: Connection) -> bool:
-    return bool(connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar())
+def reads_cells(connection: Connection) -> bool:
+    """Whether a database reads cells, see `cells`, instead of holding tables of its own."""
+    return bool(connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": CELLS_TABLE}).scalar())
 
 
 def _revision(connection: Connection) -> str | None:

@@ -40,3 +40,9 @@ def free_name(connection: Connection, name: str) -> str:
 def quoted(name: str) -> str:
     """Quote a name where PostgreSQL needs it."""
     return DIALECT.identifier_preparer.quote(quoted_name(name, quote=None))
+
+
+def literal(value: str) -> str:
+    """Write a text as SQL does, also where a server reads backslashes as escapes."""
+    doubled = value.replace("'", "''")
+    return f"'{doubled}'" if "\\" not in value else "E'" + doubled.replace("\\", "\\\\") + "'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from capacity_assets.storage.distribution import tables_are_distributed
-from capacity_assets.storage.steps import quoted
+from capacity_assets.storage.steps import literal, quoted
 from capacity_assets.storage.view import View
 from capacity_assets.storage.views import VIEWS
 
@@ -32,8 +32,8 @@ def creation(view: View) -> list[str]:
     named = quoted(view.name)
     return [
         f"CREATE OR REPLACE VIEW {named} AS {view.query}",
-        f"COMMENT ON VIEW {named} IS {_literal(view.marked_comment)}",
-        *(f"COMMENT ON COLUMN {named}.{quoted(column.name)} IS {_literal(column.comment)}" for column in view.columns),
+        f"COMMENT ON VIEW {named} IS {literal(view.marked_comment)}",
+        *(f"COMMENT ON COLUMN {named}.{quoted(column.name)} IS {literal(column.comment)}" for column in view.columns),
     ]
 
 
@@ -70,11 +70,6 @@ def built_on_views(connection: Connection) -> list[str]:
     """List objects of others that depend on the views and would have to be dropped with them."""
     names = {"views": [view.name for view in VIEWS]}
     return list(connection.execute(text(_BUILT_ON_VIEWS), names).scalars())
-
-
-def _literal(value: str) -> str:
-    doubled = value.replace("'", "''")
-    return f"'{doubled}'"
 
 
 _OWNER_AND_GRANTS = """

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+_PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
+NOW, THEN = _PART.format("a", "s"), _PART.format("b", "sb")
+"""The part of a database `a` in the size of its server `s`, by measured days; and that of `b` in `sb` before, MiB."""
+CHANGE = f"""CASE WHEN s.total_size_change_mb IS NULL THEN NULL
+                WHEN a.size_change_mb IS NOT NULL AND (sb.instance_id IS NULL
+                     OR a.data_count >= s.data_count AND b.data_count >= sb.data_count)
+                THEN a.size_change_mb ELSE {NOW} - coalesce({THEN}, 0) END"""
+"""The part of `a` in the change of its server, MiB; null: that is not known."""
+
 
 def before(row: str) -> str:
     """Return the first day of the window before: whole months, or as many days as the window itself."""
