@@ -10,7 +10,7 @@ DEVELOPER := $(VENV)/.installed-dev
 PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -q
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo own up test test-fast test-integration test-nightly coverage check docs screenshots bench format clean
+.PHONY: help demo own up test test-fast test-integration test-citus test-kubernetes test-nightly coverage check docs screenshots bench format clean
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
@@ -33,6 +33,13 @@ test-fast: $(DEVELOPER) ## Run the tests that need no server, in seconds
 test-integration: $(DEVELOPER) ## Run the tests without the served stacks; CAPACITY_TEST_POSTGRES_BIN names another PostgreSQL
 	@tests/install_servers.sh
 	@$(PYTEST) tests/unit tests/integration
+
+test-citus: $(DEVELOPER) ## Run the tests of distributed tables; CAPACITY_TEST_CITUS_BIN names a PostgreSQL with Citus
+	@$(BIN)/pytest -n 2 -q tests/integration/test_citus.py
+
+test-kubernetes: $(DEVELOPER) ## Render and check deploy/kubernetes, and run a run; CAPACITY_TEST_DAGSTER_CHART names the chart's folder
+	@$(INSTALL) --quiet -e '.[kubernetes]' kubernetes-validate
+	@$(BIN)/pytest -q tests/integration/test_kubernetes.py
 
 coverage: $(DEVELOPER) ## Measure branch coverage by the tests in this process, and fail below the floor of pyproject.toml
 	@tests/install_servers.sh

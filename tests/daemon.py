@@ -18,6 +18,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.load_target import GrpcServerTarget
+from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.server import wait_for_grpc_server
@@ -96,6 +97,19 @@ class Daemon:
                 return found
             assert time.monotonic() < deadline, "the run does not end"
             time.sleep(0.2)
+
+    def until(self, run: dg.DagsterRun, *statuses: dg.DagsterRunStatus) -> dg.DagsterRun:
+        """Wait for a run to be in one of some states; the daemon's monitoring looks meanwhile."""
+        deadline = time.monotonic() + RUN_PATIENCE_SECONDS
+        while True:
+            found = self.instance.get_run_by_id(run.run_id)
+            assert found is not None
+            if found.status in statuses:
+                return found
+            assert time.monotonic() < deadline, f"the run stays {found.status}"
+            for error in execute_run_monitoring_iteration(self.context, logging.getLogger("monitoring")):
+                assert error is None, error
+            time.sleep(0.3)
 
     def event_types(self, run: dg.DagsterRun) -> set[dg.DagsterEventType | None]:
         """What has happened in a run so far."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from pathlib import Path
 import dagster as dg
 import psutil
 import pytest
-from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.levels import DATABASE
@@ -117,20 +115,6 @@ def queued(daemon: Daemon) -> dict[str, dg.DagsterRun]:
     return found
 
 
-def until(daemon: Daemon, run: dg.DagsterRun, *statuses: dg.DagsterRunStatus) -> dg.DagsterRun:
-    """Wait for a run to be in one of some states; the daemon's monitoring looks meanwhile."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        found = daemon.instance.get_run_by_id(run.run_id)
-        assert found is not None
-        if found.status in statuses:
-            return found
-        assert time.monotonic() < deadline, f"the run stays {found.status}"
-        for error in execute_run_monitoring_iteration(daemon.context, logging.getLogger("monitoring")):
-            assert error is None, error
-        time.sleep(0.3)
-
-
 def test_runs_of_two_periods_work_on_two_workers_side_by_side(celery: Daemon, fleet: Engine, tmp_path: Path) -> None:
     runs = queued(celery)
     with worker(tmp_path, "one") as one, worker(tmp_path, "two") as two:
@@ -152,13 +136,13 @@ def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_re
         # It waits for this session when it writes.
         blocker.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
         celery.start(run)
-        until(celery, run, dg.DagsterRunStatus.STARTED)
+        celery.until(run, dg.DagsterRunStatus.STARTED)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while dg.DagsterEventType.STEP_START not in celery.event_types(run):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         first.kill_what_executes()
-        until(celery, run, dg.DagsterRunStatus.FAILURE)
+        celery.until(run, dg.DagsterRunStatus.FAILURE)
 
     again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
     celery.instance.add_run(again)

@@ -1,0 +1,54 @@
+"""The values for Dagster's chart say what dagster.yaml says, and name what this version is."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+VALUES: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "values.yaml").read_text())
+
+
+def snake(value: Any) -> Any:
+    """The keys of a setting as Dagster writes them."""
+    if not isinstance(value, dict):
+        return value
+    return {"".join(f"_{c.lower()}" if c.isupper() else c for c in key): snake(one) for key, one in value.items()}
+
+
+def test_the_instance_on_kubernetes_is_configured_as_elsewhere() -> None:
+    daemon = VALUES["dagsterDaemon"]
+    retention = snake(VALUES["retention"])
+    assert retention.pop("enabled") is True
+    concurrency = snake(VALUES["concurrency"])
+    assert concurrency.pop("enabled") is True
+    retries = snake(daemon["runRetries"])
+    said = {
+        "run_coordinator": daemon["runCoordinator"]["config"]["customRunCoordinator"],
+        "run_monitoring": snake(daemon["runMonitoring"]),
+        "run_retries": retries,
+        "retention": retention,
+        "concurrency": concurrency,
+        "python_logs": {
+            "managed_python_loggers": VALUES["pythonLogs"]["managedPythonLoggers"],
+            "python_log_level": VALUES["pythonLogs"]["pythonLogLevel"],
+        },
+        "telemetry": VALUES["telemetry"],
+        **VALUES["additionalInstanceConfig"],
+    }
+
+    shipped = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    assert shipped.pop("storage")
+    assert said == shipped
+
+
+def test_image_and_chart_are_of_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+
+    assert VALUES["dagsterDaemon"]["image"]["tag"] == project["version"]
+    assert f"--version {pinned['dagster']} " in (ROOT / "deploy" / "kubernetes" / "values.yaml").read_text()
+    assert pinned["dagster-k8s"] == pinned["dagster-postgres"]
