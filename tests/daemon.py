@@ -127,6 +127,8 @@ def partitions_of(run: dg.DagsterRun) -> tuple[str, str]:
 class CodeServers(AbstractContextManager["CodeServers"]):
     """At most one code server at a time; it goes on serving while the variables are those it was started with."""
 
+    OF_ONE_TEST = frozenset({"CAPACITY_HOME", "DAGSTER_HOME", "PYTEST_CURRENT_TEST"})
+
     def __init__(self) -> None:
         self._variables: dict[str, str] | None = None
         self._target: GrpcServerTarget | None = None
@@ -134,9 +136,8 @@ class CodeServers(AbstractContextManager["CodeServers"]):
 
     def target(self) -> GrpcServerTarget:
         """The address of a code server with the present variables; the data folder may be an earlier test's."""
-        prefixes, homes = ("CAPACITY_", "DAGSTER_"), ("CAPACITY_HOME", "DAGSTER_HOME")
-        variables = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-        variables = {name: value for name, value in variables.items() if name not in homes}
+        # The password of a measured server may be under any name.
+        variables = {name: value for name, value in os.environ.items() if name not in CodeServers.OF_ONE_TEST}
         if self._target is None or variables != self._variables:
             self._started.close()
             self._target = self._started.enter_context(code_server(find_free_port()))
