@@ -50,10 +50,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 MEMORY, MEMORY_MB = Path("/dev/shm"), 4096  # noqa: S108 -- a file system, not a file
 
 
-def pytest_configure() -> None:
-    """Let the tests' folders lie in memory where there is room, unless somebody says where they are to lie."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the tests' folders lie in memory where there is room, unless somebody says where they are to lie.
+
+    Each run has a folder of its own: pytest closes the one that all runs of a user share when the next one begins.
+    """
+    if "PYTEST_DEBUG_TEMPROOT" in os.environ or hasattr(config, "workerinput"):
+        return
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_MB << 20:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+        for left in MEMORY.glob("pytest-by-*"):
+            if not Path("/proc", left.name.rpartition("-")[2]).exists():
+                shutil.rmtree(left, ignore_errors=True)
+        folder = MEMORY / f"pytest-by-{os.getpid()}"
+        folder.mkdir(exist_ok=True)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
 
 
 def pytest_collection_finish() -> None:
@@ -73,7 +83,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if link.is_symlink() and link.readlink().parent == PRIVATE:
             shutil.rmtree(link.readlink(), ignore_errors=True)
     if MEMORY in base.parents and exitstatus == pytest.ExitCode.OK:
-        shutil.rmtree(base, ignore_errors=True)
+        shutil.rmtree(MEMORY / base.relative_to(MEMORY).parts[0], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
