@@ -18,11 +18,7 @@ from capacity_assets.storage.distribution import is_distributed
 
 
 def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: date) -> dict[date, Coverage]:
-    """Count the days with a sample of any server in each window, by first day; one index probe per day.
-
-    Raises:
-        DatabaseError: the database failed; what was computed is kept.
-    """
+    """Count the days with a sample of any server in each window, by first day; raises DatabaseError."""
     live = f"AND NOT r.{level.void_flag}" if level.void_flag else ""
     query = text(_DAYS.format(raw=level.source.name, live=live))
     parameters = {

@@ -161,11 +161,7 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
 
 
 def explanation_of(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:
-    """Read the samples and the stored row of one window.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Read the samples and the stored row of one window; raises DatabaseError."""
     target = subject.level.target
     row = select(*(target.c[name] for name in subject.level.figures)).where(
         *(target.c[name] == value for name, value in subject.key.items()),

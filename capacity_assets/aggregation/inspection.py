@@ -25,7 +25,10 @@ from capacity_assets.settings import DEFAULT_JUMP_PERCENT
 
 @dataclass(frozen=True)
 class Inspection:
-    """Reads a capacity database within a partition range; a jump of `jump_percent` is reported by the checks."""
+    """Reads a capacity database within a partition range; a jump of `jump_percent` is reported by the checks.
+
+    Each method raises DatabaseError where the database fails or lacks the schema; what was written is kept.
+    """
 
     engine: Engine
     periods: Mapping[str, Period]
@@ -34,11 +37,7 @@ class Inspection:
     jump_percent: int = DEFAULT_JUMP_PERCENT
 
     def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
-        """Check what a run has written at one level.
-
-        Raises:
-            DatabaseError: the database failed; what was written was kept.
-        """
+        """Check what a run has written at one level."""
         parts = summary.of_level(level).parts
         windows = [Window(part.period_start, part.period_end) for part in parts]
         today = self.partitions.clock.today()
@@ -46,41 +45,25 @@ class Inspection:
         return [servers_stored(summary.of_level(level)), *run_checks(self.engine, scope)]
 
     def sizes(self, summary: RunSummary, level: str) -> dict[date, WindowSizes]:
-        """Read what the windows of a run add up to at one level, and their largest changes, by first day.
-
-        Raises:
-            DatabaseError: the database failed; what was written was kept.
-        """
+        """Read what the windows of a run add up to at one level, and their largest changes, by first day."""
         parts = summary.of_level(level).parts
         windows = [Window(part.period_start, part.period_end) for part in parts]
         return window_sizes(self.engine, self.periods[parts[0].period_type], LEVELS[level], windows)
 
     def stale_windows(self) -> list[StaleWindow]:
-        """Return the computed windows whose samples changed since, of registered periods, within the partition range.
-
-        Raises:
-            DatabaseError: the database failed, or the schema is missing; nothing is lost.
-        """
+        """Return the computed windows of registered periods whose samples changed since, within the partition range."""
         self._refuse_an_unfit_database()
         known = [stale for stale in self.ledger.stale() if stale.period_type in self.periods]
         return [stale for stale in known if self.partitions.contains(self.periods[stale.period_type], stale.window)]
 
     def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
-        """Return the windows that were computed, within the partition range.
-
-        Raises:
-            DatabaseError: the database failed, or the schema is missing.
-        """
+        """Return the windows that were computed, within the partition range."""
         self._refuse_an_unfit_database()
         found = self.ledger.computed(period, LEVELS[level])
         return [computed for computed in found if self.partitions.contains(period, computed.window)]
 
     def last_computation(self) -> str:
-        """Return a token that changes when a further window is computed.
-
-        Raises:
-            DatabaseError: the database failed, or the schema is missing.
-        """
+        """Return a token that changes when a further window is computed."""
         self._refuse_an_unfit_database()
         return self.ledger.last_computation()
 
@@ -90,9 +73,6 @@ class Inspection:
         """Return the windows that are due by now and missing, unfinished, failed in part or stale.
 
         Samples that changed less than `patience_seconds` ago make no window stale: they are being followed up.
-
-        Raises:
-            DatabaseError: the database failed, or the schema is missing.
         """
         self._refuse_an_unfit_database()
         due = self.partitions.due_windows(period)

@@ -53,7 +53,10 @@ PATIENCE_SECONDS = 3600
 
 
 class Ledger:
-    """Reads and keeps the ledger of one capacity database."""
+    """Reads and keeps the ledger of one capacity database.
+
+    Each method raises DatabaseError where the database fails; the text says what was kept.
+    """
 
     def __init__(self, engine: Engine, periods: Iterable[str] = PERIODS) -> None:
         """Work through `engine`; windows of other than the registered `periods` hold nothing back."""
@@ -66,11 +69,7 @@ class Ledger:
         }
 
     def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
-        """Record that a computation of `windows` begins; return the snapshot to finish it with.
-
-        Raises:
-            DatabaseError: the database failed; nothing of this level was written.
-        """
+        """Record that a computation of `windows` begins; return the snapshot to finish it with."""
         kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
         years_before = [period.year_before(window) for window in windows]
         with self._work("recording that a computation begins", kept) as connection:
@@ -91,21 +90,13 @@ class Ledger:
             )
 
     def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
-        """Return the windows whose computation was finished, in order.
-
-        Raises:
-            DatabaseError: the database failed.
-        """
+        """Return the windows whose computation was finished, in order."""
         with self._work("reading what was computed", "Nothing was changed.") as connection:
             rows = connection.execute(text(COMPUTED), {"period_type": period.name, "level": level.name})
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
 
     def last_computation(self) -> str:
-        """Return a token that changes when a further window is computed.
-
-        Raises:
-            DatabaseError: the database failed.
-        """
+        """Return a token that changes when a further window is computed."""
         with self._work("reading what was computed", "Nothing was changed.") as connection:
             return str(connection.execute(text(LAST_COMPUTATION)).scalar_one())
 
@@ -117,9 +108,6 @@ class Ledger:
         Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
         corrected or deleted, no other session wrote to the aggregates, and the same statement was used for the same
         servers. None while change tracking is off. A dry run does not tidy up the change log.
-
-        Raises:
-            DatabaseError: the database failed; nothing was written.
         """
         parameters: dict[str, Any] = {
             **self._parameters,
@@ -150,11 +138,7 @@ class Ledger:
         }
 
     def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
-        """Invalidate `windows`, and those after them and a year later, whose protection depends on their rows.
-
-        Raises:
-            DatabaseError: the database failed; nothing of this level was written.
-        """
+        """Invalidate `windows`, and those after them and a year later, whose protection depends on their rows."""
         starts = {start for window in windows for start in (window.start, period.following(window).start)}
         with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
             connection.execute(
@@ -162,11 +146,7 @@ class Ledger:
             )
 
     def finish(self, snapshot: str, parts: Sequence[PeriodSummary], fingerprint: str) -> None:
-        """Record that the windows of `parts` were computed over what `snapshot` could see, and the fingerprint.
-
-        Raises:
-            DatabaseError: the database failed; the aggregates were kept, and the windows count as not computed.
-        """
+        """Record that the windows of `parts` were computed over what `snapshot` could see, and the fingerprint."""
         with self._work("recording that a computation is done", "The aggregates were kept.") as connection:
             connection.execute(
                 text(FINISH),
@@ -194,9 +174,6 @@ class Ledger:
         sample of theirs was added, corrected or deleted since, and no other session wrote to the aggregates. None while
         change tracking is off.
         Ask after `begin`: a sample that changes later than this is one that its snapshot has not seen.
-
-        Raises:
-            DatabaseError: the database failed; nothing of this level was written.
         """
         if not parts:
             return frozenset()
@@ -222,11 +199,7 @@ class Ledger:
         return STALE, self._parameters
 
     def stale(self) -> list[StaleWindow]:
-        """Return the computed windows whose samples changed since, in order; delete changes that all windows saw.
-
-        Raises:
-            DatabaseError: the database failed; nothing is lost.
-        """
+        """Return the computed windows whose samples changed since, in order; delete changes that all windows saw."""
         with self._work("looking for changed samples", "No change was lost.") as connection:
             _renumber_after_a_restore(connection)
             spread_activations(connection)
@@ -251,9 +224,6 @@ class Ledger:
         """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
 
         A change younger than `patience_seconds` makes no window late: it is being followed.
-
-        Raises:
-            DatabaseError: the database failed; nothing is changed by looking.
         """
         with self._work("looking for windows that are left", "Nothing is changed by looking.") as connection:
             return self.within(connection).left(period, level, windows, patience_seconds=patience_seconds)

@@ -60,11 +60,7 @@ class LegacyCalls(ABC):
     def calculate_aggregations_for_instance(
         self, period_type: str, instance_id: int, *, scope: str = SCOPE_ALL, use_current_period: bool | None = None
     ) -> RunSummary:
-        """Do the same for one instance.
-
-        Raises:
-            NotFoundError: the id is not registered.
-        """
+        """Do the same for one instance; raises NotFoundError where the id is not registered."""
         window = self._due_window(self.period(period_type), use_current_period)
         return self.aggregate(period_type, [window], RunOptions(self.levels_of(scope), [self.instance(instance_id).id]))
 

@@ -53,11 +53,7 @@ class WindowSizes:
 def window_sizes(
     engine: Engine, period: Period, level: Level, windows: Sequence[Window], *, largest: int = LARGEST_SHOWN
 ) -> dict[date, WindowSizes]:
-    """Read sums and extremes of `windows`, by first day; one statement, however many there are.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Read sums and extremes of `windows` by first day, in one statement for any number; raises DatabaseError."""
     parameters = {
         "period_type": period.name,
         "starts": [window.start for window in windows],

@@ -34,11 +34,7 @@ class PartitionRange:
         return first is not None and window.start < first
 
     def refuse_windows_outside(self, period: Period, windows: Sequence[Window]) -> None:
-        """Refuse windows that have no partition.
-
-        Raises:
-            ValidationError: one lies outside; the text names the first of them.
-        """
+        """Refuse windows that have no partition: raises ValidationError, whose text names the first of them."""
         outside = [window for window in windows if not self.contains(period, window)]
         if outside:
             raise ValidationError(f"The window from {outside[0].start} to {outside[0].end} {self._outside(period)}")
@@ -46,8 +42,7 @@ class PartitionRange:
     def windows_between(self, period: Period, first_day: date | None, last_day: date | None) -> list[Window]:
         """Return the windows that hold a day of the range; open ends are the first partition and today.
 
-        Raises:
-            ValidationError: wrong order, or days outside the partition range.
+        Raises ValidationError: wrong order, or days outside the partition range.
         """
         first, last = first_day or self.first_day, last_day or self._last(period).end
         if first is None:
@@ -63,11 +58,7 @@ class PartitionRange:
             raise ValidationError(f"{error}. Nothing was written.") from error
 
     def window_holding(self, period: Period, day: date | None) -> Window:
-        """Return the window that holds a day, by default the last complete one.
-
-        Raises:
-            ValidationError: it has no partition.
-        """
+        """Return the window of a day, by default the last complete one; raises ValidationError outside the range."""
         day = day or period.last(self.clock.today()).start
         [window] = self.windows_between(period, day, day)
         return window

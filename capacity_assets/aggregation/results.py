@@ -127,11 +127,7 @@ class PeriodSummary:
         )
 
     def __add__(self, other: PeriodSummary) -> PeriodSummary:
-        """Add the outcome of further instances in the same window.
-
-        Raises:
-            ValueError: the two belong to different windows or levels.
-        """
+        """Add the outcome of further instances in the same window; raises ValueError for another window or level."""
         same = ("period_type", "level", "period_start", "period_end")
         if any(getattr(self, name) != getattr(other, name) for name in same):
             msg = "summaries of different windows do not add up"

@@ -188,22 +188,14 @@ class AggregationService(LegacyCalls):
         return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
 
     def windows_between(self, period_type: str | Period, first_day: date, last_day: date) -> tuple[Window, ...]:
-        """Return the windows that hold a day of the range.
-
-        Raises:
-            ValidationError: unknown period, or the first day lies after the last.
-        """
+        """Return the windows that hold a day of the range; raises ValidationError where its days are in wrong order."""
         try:
             return self.period(period_type).windows_between(first_day, last_day)
         except ValueError as error:
             raise ValidationError(f"{error}. Nothing was written.") from error
 
     def period(self, period: str | Period) -> Period:
-        """Look a period up by name.
-
-        Raises:
-            ValidationError: no such period is registered.
-        """
+        """Look a period up by name; raises ValidationError where none is registered."""
         if isinstance(period, Period):
             # The registered one: its trend threshold may have been set for this installation.
             return self.periods.get(period.name, period)
@@ -217,20 +209,12 @@ class AggregationService(LegacyCalls):
         return tuple(self.periods)
 
     def instance(self, instance_id: int) -> InstanceRef:
-        """Look an instance up by id.
-
-        Raises:
-            NotFoundError: the id is not registered.
-        """
+        """Look an instance up by id; raises NotFoundError where it is not registered."""
         [found] = self.instances([instance_id])
         return found
 
     def ids_of(self, names: Sequence[str]) -> list[int]:
-        """Look servers up by name, or where none has that name, by number.
-
-        Raises:
-            NotFoundError: neither is registered.
-        """
+        """Look servers up by name, or where none has that name, by number; raises NotFoundError."""
         every = self.instances(None)
         known = {str(instance.id): instance.id for instance in every} | {one.name: one.id for one in every}
         missing = [name for name in names if name not in known]
@@ -239,11 +223,7 @@ class AggregationService(LegacyCalls):
         return [known[name] for name in names]
 
     def levels_of(self, scope: str) -> tuple[str, ...]:
-        """Translate a scope (database, instance or all) into levels.
-
-        Raises:
-            ValidationError: no such scope.
-        """
+        """Translate a scope (database, instance or all) into levels; raises ValidationError for another."""
         if scope == SCOPE_ALL:
             return ALL_LEVELS
         return (self._runner(scope).level.name,)
@@ -256,11 +236,7 @@ class AggregationService(LegacyCalls):
         return self._runners[level]
 
     def instances(self, instance_ids: Sequence[int] | None) -> list[InstanceRef]:
-        """Return all registered instances, or exactly those asked for.
-
-        Raises:
-            NotFoundError: an id is not registered.
-        """
+        """Return all registered instances, or exactly those asked for; raises NotFoundError for an unknown id."""
         with (
             database_errors(doing="reading the servers", kept="Nothing was written."),
             self.engine.connect() as connection,

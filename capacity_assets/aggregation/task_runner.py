@@ -84,11 +84,7 @@ class AggregationTaskRunner:
         return run, tuple(troubles)
 
     def scheduled_work(self, periods: Sequence[str] | None) -> list[tuple[Period, None]]:
-        """Name the scheduled window of each period, or of all.
-
-        Raises:
-            ValidationError: an unknown period.
-        """
+        """Name the scheduled window of each period, or of all; raises ValidationError for an unknown period."""
         names = self.service.period_names if periods is None else periods
         return [(self.service.period(name), None) for name in names]
 

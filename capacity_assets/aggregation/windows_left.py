@@ -41,7 +41,7 @@ def spread_activations(connection: Connection) -> None:
 
 @dataclass(frozen=True)
 class WindowsLeft:
-    """Answers within the transaction of a connection; `parameters` are those of every statement of the ledger."""
+    """Answers within the transaction of a connection, and raises DBAPIError; every statement takes `parameters`."""
 
     connection: Connection
     parameters: Mapping[str, Any]
@@ -58,9 +58,6 @@ class WindowsLeft:
         """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
 
         A change younger than `patience_seconds` makes no window late.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
         """
         if not windows:
             return []
@@ -77,11 +74,7 @@ class WindowsLeft:
         return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
     def not_compared(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:
-        """Return the first of `windows` that an older version computed, which did not compare with a year before.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
-        """
+        """Return the first of `windows` that an older version computed, which did not compare with a year before."""
         parameters = {
             "period_type": period.name,
             "level": level.name,
@@ -94,11 +87,7 @@ class WindowsLeft:
         return OpenWindow(Window(row.period_start, row.period_end), reason)
 
     def lost_rows(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:
-        """Return the first of `windows` that was computed to more rows than are stored; counts the rows of all.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
-        """
+        """Return the first of `windows` that was computed to more rows than are stored; counts the rows of all."""
         if not windows:
             return None
         parameters = {

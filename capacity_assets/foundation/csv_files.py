@@ -67,8 +67,7 @@ def day_of(written: str) -> date:
 def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Return the headings and, with the number of its line, each row by heading; empty fields are left out.
 
-    Raises:
-        ValidationError: the file cannot be read, has no row, or one with more fields than there are headings.
+    Raises ValidationError: it cannot be read, has no row, or one with more fields than there are headings.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

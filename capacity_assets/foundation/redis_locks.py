@@ -34,11 +34,7 @@ def redis_key(period: str) -> str:
 
 
 def ask_redis(url: str) -> None:
-    """Try out a lock with a key of its own, so that missing rights are noticed too.
-
-    Raises:
-        LockUnavailableError: Redis does not answer, refuses the login, or does not allow what locks need.
-    """
+    """Try out a lock with a key of its own, so that missing rights are noticed; raises LockUnavailableError."""
     from redis.lock import Lock
 
     with _redis_errors("coming"), _client(url) as client:

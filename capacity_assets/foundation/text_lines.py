@@ -18,12 +18,7 @@ class LineTooLongError(ValueError):
 
 
 def next_line(file: TextIO) -> str:
-    """Return the next line; empty at the end.
-
-    Raises:
-        LineTooLongError: it is longer than a row can be.
-        UnicodeDecodeError: it is not in the encoding of the file.
-    """
+    """Return the next line, empty at the end; raises LineTooLongError, and UnicodeDecodeError."""
     line = file.readline(LONGEST_LINE + 1)
     if len(line) > LONGEST_LINE:
         raise LineTooLongError

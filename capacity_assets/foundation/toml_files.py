@@ -25,11 +25,7 @@ T = TypeVar("T", bound=Named)
 
 
 def toml_document(path: Path) -> dict[str, Any]:
-    """Read a file.
-
-    Raises:
-        ValidationError: it cannot be read; the text that is there is not repeated, it may be a password.
-    """
+    """Read a file; raises ValidationError that repeats no text of it, which may be a password."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
@@ -46,9 +42,7 @@ def toml_document(path: Path) -> dict[str, Any]:
 def named_tables(path: Path, table: str, called: str, declared: Callable[[Mapping[str, Any]], T]) -> list[T]:
     """Read a file of tables `[[table]]` alone; `called` is what people call what one declares.
 
-    Raises:
-        ValidationError: it cannot be read, `declared` refuses one, or two have one name; all problems are reported
-            together.
+    Raises ValidationError with all problems: of the file, of what `declared` refuses, of names used twice.
     """
     document = toml_document(path)
     entries = document.get(table)

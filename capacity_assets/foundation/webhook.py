@@ -15,11 +15,7 @@ class WebhookError(Exception):
 
 
 def post_text(url: str, text: str) -> None:
-    """Post one message as JSON with the key `text`, which Slack-compatible receivers take.
-
-    Raises:
-        WebhookError: it was not taken.
-    """
+    """Post one message as JSON with the key `text`, as Slack-compatible receivers take it; raises WebhookError."""
     body = json.dumps({"text": text}).encode()
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 -- settings accept http and https only
     try:

@@ -90,16 +90,12 @@ class TableMaintenance:
     def run(self, today: date, *, dry_run: bool = False) -> MaintenanceReport:
         """Add partitions, move rows, apply retention as of `today`; in a dry run only say what would be done.
 
-        Raises:
-            MaintenanceError: the database failed; what was done before is kept, and a repetition continues.
+        Raises MaintenanceError: what was done before is kept, and a repetition continues.
         """
         return self._each_table(today, MaintenanceReport(dry_run), retire=True)
 
     def prepare(self, today: date) -> MaintenanceReport:
-        """Add the partitions that are wanted as of `today` and those of rows in the default partitions.
-
-        Raises: as `run`.
-        """
+        """Add the partitions wanted as of `today`, and those of rows in the default ones; raises as `run`."""
         return self._each_table(today, MaintenanceReport(dry_run=False), retire=False)
 
     def _each_table(self, today: date, report: MaintenanceReport, *, retire: bool) -> MaintenanceReport:
@@ -142,11 +138,7 @@ class TableMaintenance:
         return self._each_table(today, report, retire=False)
 
     def shortcomings(self, today: date) -> list[str]:
-        """Return what keeps old rows from leaving, in words; changes nothing.
-
-        Raises:
-            DatabaseError: the database failed.
-        """
+        """Return what keeps old rows from leaving, in words; changes nothing. Raises DatabaseError."""
         found = []
         next_month = today + timedelta(days=AHEAD_DAYS // 2)
         for table in PARTITIONED:

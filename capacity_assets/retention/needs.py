@@ -34,11 +34,7 @@ class Needs:
     kept: KeptSpans
 
     def reason_to_keep(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
-        """Name a window that still needs the samples of `span`, by what the ledger says; or None.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
-        """
+        """Name a window that still needs the samples of `span`, by what the ledger says; or None. Raises DBAPIError."""
         if not change_tracking_is_on(connection):
             return "a trigger that records changes of samples is missing or off: run `capacity init`"
         for period in self.kept.periods.values():
@@ -54,11 +50,7 @@ class Needs:
         return None
 
     def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
-        """Name a window that reads `span` and lacks rows it was computed to, for another reason than retention.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the database failed.
-        """
+        """Name a window that reads `span` and lacks rows for another reason than retention; raises DBAPIError."""
         for period in self.kept.periods.values():
             stored = [
                 window

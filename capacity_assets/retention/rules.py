@@ -92,11 +92,7 @@ def level_of(table: Table) -> Level:
 
 
 def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
-    """Read `name=days,name=forever`, on top of the defaults.
-
-    Raises:
-        ConfigurationError: an unknown name, or a number of days that is not a number.
-    """
+    """Read `name=days,name=forever`, on top of the defaults; raises ConfigurationError for what is no rule."""
     return Retention(dict(_rules(DEFAULT_RETENTION_DAYS)) | dict(_checked(value, set(_names(periods)))))
 
 

@@ -17,19 +17,14 @@ from capacity_assets.retention.report import MaintenanceReport
 
 @dataclass(frozen=True)
 class RetentionService:
-    """Maintains the tables of one capacity database as of today."""
+    """Maintains the tables of one capacity database as of today; raises as `TableMaintenance`."""
 
     engine: Engine
     clock: Clock
     tables: TableMaintenance
 
     def maintain(self, *, dry_run: bool = False) -> MaintenanceReport:
-        """Keep partitions ahead and apply retention; in a dry run only say what would be done.
-
-        Raises:
-            DatabaseError: the database failed, or the schema is missing; what was done before is kept.
-            ValidationError: the database's days are days of another zone.
-        """
+        """Keep partitions ahead and apply retention; in a dry run only say what would be done."""
         self._refuse_an_unfit_database()
         return self.tables.run(self.clock.today(), dry_run=dry_run)
 
@@ -38,21 +33,12 @@ class RetentionService:
         return self.tables.prepare(self.clock.today())
 
     def convert(self, *, dry_run: bool = False) -> MaintenanceReport:
-        """Make unpartitioned tables partitioned.
-
-        Raises:
-            DatabaseError: as `maintain`; the same call continues.
-            SchemaProblemsError: something belongs to a table that would not follow; nothing was changed.
-        """
+        """Make unpartitioned tables partitioned."""
         self._refuse_an_unfit_database()
         return self.tables.convert(self.clock.today(), dry_run=dry_run)
 
     def shortcomings(self) -> list[str]:
-        """Return what keeps old rows from leaving, in words; changes nothing.
-
-        Raises:
-            DatabaseError: the database failed.
-        """
+        """Return what keeps old rows from leaving, in words; changes nothing."""
         return self.tables.shortcomings(self.clock.today())
 
     def _refuse_an_unfit_database(self) -> None:

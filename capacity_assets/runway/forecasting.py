@@ -77,9 +77,7 @@ def outlook_with_sizes(
 ) -> SeriesOutlook | None:
     """Return the outlook of one series and its sizes, limited or not; None: it was not measured within the last month.
 
-    Raises:
-        ValidationError: several servers have a database or volume of that name.
-        DatabaseError: the database failed.
+    Raises ValidationError where several servers have that name, and DatabaseError.
     """
     with database_errors(doing="reading sizes and limits", kept="Nothing was changed."), engine.connect() as connection:
         as_of = history.newest_day(connection, today)

@@ -76,11 +76,7 @@ def newest_day(connection: Connection, today: date) -> date | None:
 
 
 def series(connection: Connection, kind: str, asked: Asked) -> Iterator[Histories]:
-    """Yield the series of one kind of subject, of servers in service, in batches.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Yield the series of one kind of subject, of servers in service, in batches; raises DBAPIError."""
     # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
     copy_for_reading(connection, READ_OF_DISTRIBUTED, asked.parameters())
     connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))

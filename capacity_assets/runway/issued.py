@@ -64,11 +64,7 @@ class Issue:
 def newest_issue(
     connection: Connection, first: date, last: date, server: str | None = None, *, shown: int
 ) -> Issue | None:
-    """Return the newest issue of the days from `first` to `last`, of all servers or one; None: there is none.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Return the newest issue from `first` to `last`, of all servers or one; None: none. Raises DBAPIError."""
     days = {"first": first, "last": last}
     as_of = connection.execute(text(_NEWEST), days).scalar()
     if as_of is None:
@@ -83,11 +79,7 @@ def newest_issue(
 
 
 def recent_issue(engine: Engine, today: date, *, shown: int) -> Issue | None:
-    """Return the newest issue of the last month, of all servers; None: there is none.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return the newest issue of the last month, of all servers; None: there is none. Raises DatabaseError."""
     doing = database_errors(doing="reading runways", kept="Nothing was changed.")
     with doing, engine.connect() as connection:
         return newest_issue(connection, today - timedelta(days=STALE_DAYS), today, shown=shown)

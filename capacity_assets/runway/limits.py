@@ -72,10 +72,7 @@ def declare(engine: Engine, limits: Sequence[Limit], *, dry_run: bool = False) -
 def forget(engine: Engine, server: str, database: str | None) -> None:
     """Delete the limit of a server, or of one of its databases.
 
-    Raises:
-        NotFoundError: there is none.
-        ValidationError: the name of the database is empty.
-        DatabaseError: the database failed; nothing was changed.
+    Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
     """
     with database_errors(doing="removing a limit", kept="Nothing was changed."), engine.begin() as connection:
         parameters = key_of(connection, server, database)
@@ -85,12 +82,7 @@ def forget(engine: Engine, server: str, database: str | None) -> None:
 
 
 def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
-    """Return those limits that are smaller than what was measured last, each with that size in MiB.
-
-    Raises:
-        NotFoundError: as `declare`.
-        DatabaseError: the database failed.
-    """
+    """Return those limits below what was measured last, each with that size in MiB; raises as `declare`."""
     with database_errors(doing="reading sizes", kept="The limits are stored."), engine.connect() as connection:
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
         parameters = {**keys, "limits_mb": [limit.limit_mb for limit in limits]}
@@ -102,11 +94,7 @@ def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit,
 
 
 def stored_limits(engine: Engine) -> list[StoredLimit]:
-    """Return every limit, by server and database, the server's own first.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return every limit, by server and database, the server's own first; raises DatabaseError."""
     with database_errors(doing="reading limits", kept="Nothing was changed."), engine.connect() as connection:
         return [
             StoredLimit(Limit(row.name, row.database_name or None, row.limit_mb, row.note), row.source, row.declared_at)
@@ -117,8 +105,7 @@ def stored_limits(engine: Engine) -> list[StoredLimit]:
 def limits_of_file(path: Path) -> list[Limit]:
     """Read limits from a CSV file with the columns server, database (empty: the whole server), limit_gb and note.
 
-    Raises:
-        ValidationError: it cannot be read, or a line cannot be a limit; all problems are reported together.
+    Raises ValidationError, with all problems of all lines.
     """
     return declarations(path, COLUMNS, ("server", "limit_gb"), _limit)
 
@@ -130,11 +117,7 @@ def _limit(row: Mapping[str, str]) -> Limit:
 
 
 def megabytes_of(limit_gb: str) -> int | None:
-    """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None.
-
-    Raises:
-        ValidationError: it is neither.
-    """
+    """Read a limit in GiB, as 500 or 1.5, or `unlimited`, which is None; else raise ValidationError."""
     if limit_gb.strip().lower() == UNLIMITED:
         return None
     try:

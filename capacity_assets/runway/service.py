@@ -22,12 +22,7 @@ class RunwayService:
     clock: Clock
 
     def issue(self, as_of: date, *, overwrite: bool = False) -> IssuedRunways:
-        """Issue the runways of a day that has begun.
-
-        Raises:
-            ValidationError: the day lies ahead.
-            DatabaseError: the database failed, or its schema does not fit; nothing was changed.
-        """
+        """Issue the runways of a day; raises ValidationError if it lies ahead, DatabaseError, and changes nothing."""
         today = self.clock.today()
         if as_of > today:
             raise ValidationError(f"{as_of} lies ahead: there is nothing to forecast from. Nothing was changed.")
@@ -35,11 +30,7 @@ class RunwayService:
         return issue(self.engine, as_of, today, overwrite=overwrite)
 
     def newest(self) -> Issue | None:
-        """Return the newest issue of the last month; None: there is none.
-
-        Raises:
-            DatabaseError: the database failed.
-        """
+        """Return the newest issue of the last month; None: there is none. Raises DatabaseError."""
         return recent_issue(self.engine, self.clock.today(), shown=TOLD)
 
     def is_in_time(self, as_of: date) -> bool:

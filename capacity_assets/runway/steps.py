@@ -47,12 +47,7 @@ def declare_steps(engine: Engine, steps: Sequence[Step], *, dry_run: bool = Fals
 
 
 def sizes_around(engine: Engine, step: Step) -> tuple[int | None, int | None]:
-    """Return the last size before a step and the first from its day on, MiB; None where none is known.
-
-    Raises:
-        NotFoundError: as `declare_steps`.
-        DatabaseError: the database failed.
-    """
+    """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
     with database_errors(doing="reading sizes", kept="The step is stored."), engine.connect() as connection:
         keys = keys_of(connection, [(step.server, step.database)])
         key = {"instance_id": keys["instance_ids"][0], "database": step.database, "day": step.day}
@@ -63,10 +58,7 @@ def sizes_around(engine: Engine, step: Step) -> tuple[int | None, int | None]:
 def forget_step(engine: Engine, server: str, database: str | None, day: date) -> None:
     """Delete a declared step.
 
-    Raises:
-        NotFoundError: there is none.
-        ValidationError: the name of the database is empty.
-        DatabaseError: the database failed; nothing was changed.
+    Raises NotFoundError where there is none, ValidationError for an empty name, and DatabaseError.
     """
     with database_errors(doing="removing a step", kept="Nothing was changed."), engine.begin() as connection:
         key = {**key_of(connection, server, database), "day": day}
@@ -76,11 +68,7 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date) ->
 
 
 def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[Step]:
-    """Return the declared steps by day; of one server, and those that a database of it takes part in.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return the declared steps by day, of one server, or that a database takes part in; raises DatabaseError."""
     asked = {"server": server, "database": database}
     with database_errors(doing="reading steps", kept="Nothing was changed."), engine.connect() as connection:
         return [
@@ -92,8 +80,7 @@ def stored_steps(engine: Engine, server: str | None = None, database: str | None
 def steps_of_file(path: Path) -> list[Step]:
     """Read steps from a CSV file with the columns server, database (empty: all of the server), day and note.
 
-    Raises:
-        ValidationError: it cannot be read, or a line cannot be a step; all problems are reported together.
+    Raises ValidationError, with all problems of all lines.
     """
     return declarations(path, COLUMNS, NEEDED, _step)
 

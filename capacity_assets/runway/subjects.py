@@ -27,11 +27,7 @@ def named(server: str, database: str | None) -> str:
 
 
 def refuse_repeated(keys: Iterable[Key], told: Callable[[Key], str], problem: str) -> None:
-    """Refuse what is listed twice: which of the two is meant is not known.
-
-    Raises:
-        ValidationError: a key occurs more than once; its text begins with `problem`.
-    """
+    """Refuse what is listed twice: raises ValidationError whose text begins with `problem`."""
     repeated = [told(key) for key, count in Counter(keys).items() if count > 1]
     if repeated:
         raise ValidationError(f"{problem} {first_of(repeated, NAMED)}. Nothing was changed.")
@@ -40,9 +36,7 @@ def refuse_repeated(keys: Iterable[Key], told: Callable[[Key], str], problem: st
 def key_of(connection: Connection, server: str, database: str | None) -> dict[str, object]:
     """Return `instance_id` and `database_name` of a server, or of a database of it, measured or not.
 
-    Raises:
-        ValidationError: the name of the database is empty, which stands for the whole server in the tables.
-        NotFoundError: the server is not registered.
+    Raises NotFoundError; ValidationError for an empty name, which stands for the whole server in the tables.
     """
     if database == WHOLE_SERVER:
         raise ValidationError("An empty name is no database. Nothing was changed.")
@@ -57,11 +51,7 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 
 def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
-    """Return the numbers of servers by name.
-
-    Raises:
-        NotFoundError: one is not registered.
-    """
+    """Return the numbers of servers by name; raises NotFoundError where one is not registered."""
     rows = connection.execute(text("SELECT name, id FROM instances WHERE name = ANY (:names)"), {"names": list(names)})
     ids: dict[str, int] = {row.name: row.id for row in rows}
     missing = sorted(set(names) - set(ids))
@@ -77,9 +67,7 @@ def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:
 def keys_of(connection: Connection, subjects: Sequence[tuple[str, str | None]]) -> dict[str, list[object]]:
     """Return `instance_ids` and `databases` of servers (database None) and databases, in their order.
 
-    Raises:
-        NotFoundError: a server is not registered, or a database was never measured there: a mistyped name would be
-            declared for nothing.
+    Raises NotFoundError, also for a database that was never measured: a mistyped name would be declared for nothing.
     """
     ids = ids_of(connection, {server for server, _ in subjects})
     keys: dict[str, list[object]] = {

@@ -114,11 +114,7 @@ def attach(engine: Engine, cells: Sequence[Cell]) -> None:
 
 
 def states(engine: Engine) -> list[CellState]:
-    """Ask each cell for its newest day, one by one; none where the database reads no cells.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the reading database failed.
-    """
+    """Ask each cell for its newest day, one by one; none where the database reads no cells. Raises DBAPIError."""
     with engine.connect() as connection:
         if not reads_cells(connection):
             return []

@@ -40,11 +40,7 @@ def needs_conversion(connection: Connection, table: Table) -> bool:
 
 
 def build_key(engine: Engine, table: Table) -> None:
-    """Build the index of the new primary key without keeping anyone out; one left half-built is built again.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed; the table is as it was, up to that index.
-    """
+    """Build the index of the new key beside the running work, a half-built one anew; raises DBAPIError."""
     name = NEW_KEY.format(table.name)
     columns = ", ".join(quoted(column.name) for column in table.primary_key)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -55,11 +55,7 @@ class Placement:
 
 
 def placements(engine: Engine) -> list[Placement]:
-    """Say where each of the tables lies. Empty where the database has no Citus.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Say where each of the tables lies. Empty where the database has no Citus. Raises DBAPIError."""
     with engine.connect() as connection:
         if not _has_citus(connection):
             return []
@@ -68,11 +64,7 @@ def placements(engine: Engine) -> list[Placement]:
 
 
 def what_stands_in_the_way(engine: Engine) -> str | None:
-    """Say why the tables cannot be distributed, and what to do; None where they can.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Say why the tables cannot be distributed, and what to do; None where they can. Raises DBAPIError."""
     with engine.connect() as connection:
         if not _has_citus(connection):
             return (

@@ -88,12 +88,7 @@ class NodeError(Exception):
 
 
 def gather_records(engine: Engine) -> None:
-    """Take over what the nodes have recorded; it is forgotten there only after it is kept here.
-
-    Raises:
-        NodeError: a node did not answer, or refused; nothing is lost.
-        sqlalchemy.exc.DBAPIError: the coordinator or a node failed; nothing is lost.
-    """
+    """Take over what the nodes recorded, forgotten there once it is kept here; raises NodeError or DBAPIError."""
     if not is_distributed(engine):
         return
     with engine.begin() as connection:

@@ -60,10 +60,9 @@ class EmbeddedServer:
 
 @contextmanager
 def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
-    """Use the server whose data lies in `data`; start it if needed, stop it after its last user.
+    """Use the server whose data lies in `data`, started if needed, stopped after its last user.
 
-    Raises:
-        EmbeddedServerError: it did not start.
+    Raises EmbeddedServerError where it did not start.
     """
     gate = data.parent / "postgres.gate.lock"
     with _users(data.parent) as users_file:

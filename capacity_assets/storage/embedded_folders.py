@@ -31,9 +31,7 @@ class FolderRefusedError(Exception):
 def data_folder(wanted: Path) -> Path:
     """Return where the data really lies: `wanted`, or as root a private folder that `wanted` becomes a link to.
 
-    Raises:
-        FolderRefusedError: data lies there already, and its server's user cannot reach it.
-        OSError: a folder cannot be made.
+    Raises FolderRefusedError where data lies that its server's user cannot reach; OSError where none can be made.
     """
     if wanted.is_symlink():
         return wanted.resolve()
@@ -75,9 +73,7 @@ def programs_folder(installed: Path) -> Path:
 def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
     """Return where a socket lies: with the data, or where that path is too long in a folder of ours alone.
 
-    Raises:
-        FolderRefusedError: that folder belongs to another user, or others may enter it.
-        OSError: it cannot be made.
+    Raises FolderRefusedError where that folder is not ours alone; OSError where it cannot be made.
     """
     if _fits_a_socket(data, socket_name):
         return data

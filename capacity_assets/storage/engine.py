@@ -30,11 +30,7 @@ _SESSION_OPTIONS = " ".join(
 
 
 def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[object]]) -> None:
-    """Hand rows to a COPY ... FROM STDIN, within the connection's transaction.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database refused them, or they hold what it cannot; as every other statement.
-    """
+    """Hand rows to a COPY ... FROM STDIN, within the connection's transaction; raises DBAPIError."""
     import psycopg
 
     try:
@@ -74,11 +70,7 @@ def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int
 
 
 def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") -> None:
-    """Connect once; `variable` is where the user sets the address.
-
-    Raises:
-        UnreachableError: no connection within `CONNECT_TIMEOUT_SECONDS` an address.
-    """
+    """Connect once; `variable` is where the user sets the address. Raises UnreachableError after ten seconds."""
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))

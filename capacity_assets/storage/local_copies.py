@@ -17,8 +17,7 @@ from capacity_assets.storage.distribution import tables_are_distributed
 def copy_for_reading(connection: Connection, wanted: Mapping[str, str], parameters: Mapping[str, object]) -> None:
     """Copy the rows of each table that meet its condition, until the transaction ends; a copy that is there is kept.
 
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed, or the transaction may not write, not even for itself.
+    Raises DBAPIError: the database failed, or the transaction may not write, not even for itself.
     """
     if not wanted or not tables_are_distributed(connection):
         return

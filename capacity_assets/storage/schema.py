@@ -156,8 +156,7 @@ def _readers_of_widened_columns(connection: Connection) -> InTheWay:
 def _take_readers_away(connection: Connection) -> tuple[list[str], tuple[str, ...]]:
     """Drop views of others that read a column to be widened; return what puts them back, and their names.
 
-    Raises:
-        SchemaProblemsError: something reads such a column that cannot be put back.
+    Raises SchemaProblemsError: something reads such a column that cannot be put back.
     """
     found = _readers_of_widened_columns(connection)
     if found.immovable:
@@ -168,8 +167,7 @@ def _take_readers_away(connection: Connection) -> tuple[list[str], tuple[str, ..
 def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
     """Put the views back that were taken away, and make those that are missing or outdated; return what was done.
 
-    Raises:
-        SchemaProblemsError: a view has to be created again, and an object of another owner depends on it.
+    Raises SchemaProblemsError: a view has to be made again, and an object of another owner depends on it.
     """
     execute(connection, taken)
     outdated = outdated_views(connection)
@@ -193,11 +191,7 @@ def _taken_away(connection: Connection) -> list[str]:
 
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:
-    """Create the tables that are missing and bring the others to the wanted shape; return what was done.
-
-    Raises:
-        SchemaProblemsError: all problems of all tables; the caller's transaction rolls everything back.
-    """
+    """Create missing tables, bring the others to the wanted shape; say what was done, or raise SchemaProblemsError."""
     present = set(inspect(connection).get_table_names())
     done: list[str] = []
     problems: list[str] = []

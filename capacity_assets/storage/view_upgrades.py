@@ -38,11 +38,7 @@ def creation(view: View) -> list[str]:
 
 
 def take_views_away(connection: Connection) -> list[str]:
-    """Drop the views, in the caller's transaction; return the statements that put them and their grants back.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: an object of another owner depends on one of them.
-    """
+    """Drop the views; return what puts them and their grants back. Raises DBAPIError where others need them."""
     back: list[str] = []
     there = []
     present = text("SELECT to_regclass(:name) IS NOT NULL")
