@@ -20,7 +20,6 @@ from capacity_assets.storage.distribution import is_distributed
 def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: date) -> dict[date, Coverage]:
     """Count the days with a sample of any server in each window, by first day; raises DatabaseError."""
     live = f"AND NOT r.{level.void_flag}" if level.void_flag else ""
-    query = text(_DAYS.format(raw=level.source.name, live=live))
     parameters = {
         "starts": [window.start for window in windows],
         "ends": [window.end for window in windows],
@@ -30,13 +29,13 @@ def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: 
         database_errors(doing="counting measured days", kept="What was computed is kept."),
         engine.connect() as connection,
     ):
-        if is_distributed(engine):
-            days = set(
-                connection.execute(text(_DISTINCT.format(raw=level.source.name, live=live)), parameters).scalars()
-            )
-            measured = {w.start: sum(w.start <= day <= w.end for day in days) for w in windows}
-        else:
-            measured = {row.period_start: row.measured for row in connection.execute(query, parameters)}
+        distributed = is_distributed(engine)
+        query = (_DISTINCT if distributed else _DAYS).format(raw=level.source.name, live=live)
+        rows = connection.execute(text(query), parameters).all()
+    if distributed:
+        measured = {w.start: sum(w.start <= row.collected_date <= w.end for row in rows) for w in windows}
+    else:
+        measured = {row.period_start: row.measured for row in rows}
     return {
         window.start: Coverage(measured[window.start], window.elapsed_days(today), window.days) for window in windows
     }

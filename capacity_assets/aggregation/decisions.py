@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from capacity_assets.aggregation.protection import Lost, differ, in_range, same_row
+from capacity_assets.aggregation.protection import differ, in_range, lost_comparisons, same_row, with_compared
 from capacity_assets.aggregation.reduction import Element, Parameters
 from capacity_assets.foundation.levels import Level
 
@@ -57,19 +57,19 @@ def classified(level: Level, joined: FromClause) -> Rows:
     return select(*others, *(value.label(name) for name, value in taken.items()), action)
 
 
-def with_stored(level: Level, figures: FromClause, parameters: Parameters, lost: Lost | None) -> Rows:
-    """Put the stored row beside each computed one, and what of it is to be kept; nothing is without `lost`.
+def with_stored(level: Level, figures: FromClause, *, keeps: bool, beside: bool = False) -> Rows:
+    """Put the stored row beside each computed one, and what of it is to be kept; nothing is unless it `keeps`.
 
     A row that has fewer samples now is kept whole. One whose own figures are the same keeps those comparisons that have
     lost samples, and takes the rest.
     """
-    stored = stored_rows(level, parameters)
+    stored = stored_rows(level)
     was_stored = stored.c.data_count.is_not(None)
     is_unchanged = ~differ(level.figures, stored, figures)
     flags: dict[str, ColumnElement[bool]] = dict.fromkeys(("was_fuller", "keeps_change", "keeps_year"), literal(False))
-    if lost:
+    if keeps:
         fuller = stored.c.data_count > figures.c.data_count
-        rules = (fuller, *lost.comparisons(level, stored, figures, parameters))
+        rules = (fuller, *lost_comparisons(level, stored, figures, beside=beside))
         # Looked at for rows that differ only: the comparisons look other rows up.
         differs = and_(was_stored, ~is_unchanged)
         flags = {name: case((differs, rule), else_=False) for name, rule in zip(flags, rules, strict=True)}
@@ -81,28 +81,21 @@ def with_stored(level: Level, figures: FromClause, parameters: Parameters, lost:
         *(flag.label(name) for name, flag in flags.items()),
     ]
     matched = same_row(level, stored, figures, figures.c.period_start)
-    beside = figures.outerjoin(stored, matched)
-    return select(*columns).select_from(lost.joined(level, beside, figures, parameters) if lost else beside)
+    joined = figures.outerjoin(stored, matched)
+    return select(*columns).select_from(with_compared(level, joined, figures) if keeps and beside else joined)
 
 
-def stored_rows(level: Level, parameters: Parameters) -> Subquery:
+def stored_rows(level: Level) -> Subquery:
     """Select the stored rows of the slice by what is known before any figure is, so that they are read once."""
     target = level.target
     return (
         select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures)))
-        .where(*of_slice(target, parameters))
+        .where(*of_slice(target))
         .subquery("stored")
     )
 
 
-def upsert(
-    level: Level,
-    rows: FromClause,
-    parameters: Parameters,
-    *,
-    overwrite: bool,
-    own: Mapping[str, Element] | None = None,
-) -> Insert:
+def upsert(level: Level, rows: FromClause, *, overwrite: bool, own: Mapping[str, Element] | None = None) -> Insert:
     """Insert new rows and update changed ones of those classified; id and created_at of an updated row stay.
 
     `own` has columns that are given in place of their defaults.
@@ -110,7 +103,7 @@ def upsert(
     target = level.target
     key = [*level.keys, "period_type", "period_start"]
     values: dict[str, Element] = {name: rows.c[name] for name in (*level.keys, "period_start")}
-    values |= {"period_type": cast(parameters.period_type, String)}
+    values |= {"period_type": cast(Parameters.period_type, String)}
     values |= {name: rows.c[name] for name in level.figures}
     values |= {"calculated_at": func.now(), "created_at": func.now(), **(own or {})}
     # In the order of the unique index, which then grows at one place after the other instead of everywhere.
@@ -137,7 +130,7 @@ def would_be_written(level: Level, rows: FromClause) -> ColumnElement[bool]:
     return case((is_to_be_written(rows), func.num_nonnulls(*tried) > 0), else_=False)
 
 
-def is_unsupported(level: Level, figures: FromClause, parameters: Parameters) -> ColumnElement[bool]:
+def is_unsupported(level: Level, figures: FromClause) -> ColumnElement[bool]:
     """Rows the raw data no longer supports, only where the instance has raw rows in the window."""
     target = level.target
     sampled = select(figures.c.instance_id, figures.c.period_start).distinct().subquery("sampled")
@@ -145,15 +138,20 @@ def is_unsupported(level: Level, figures: FromClause, parameters: Parameters) ->
     return and_(
         target.c.instance_id == sampled.c.instance_id,
         target.c.period_start == sampled.c.period_start,
-        *of_slice(target, parameters),
+        *of_slice(target),
         ~supported,
     )
 
 
-def of_slice(target: FromClause, parameters: Parameters) -> tuple[ColumnElement[bool], ...]:
+def of_slice(target: FromClause) -> tuple[ColumnElement[bool], ...]:
     """Rows of the servers and windows of a slice."""
     return (
-        in_range(target, parameters),
-        target.c.period_start == func.any(parameters.starts),
-        target.c.instance_id == func.any(parameters.instance_ids),
+        in_range(target),
+        target.c.period_start == func.any(Parameters.starts),
+        target.c.instance_id == func.any(Parameters.instance_ids),
     )
+
+
+def rows_per_window(found: Select[Any]) -> Rows:
+    """Count the rows of each window that a query finds, by their `period_start`."""
+    return found.add_columns(func.count().label("rows")).group_by(found.selected_columns.period_start)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
-from typing import Any
 
 from sqlalchemy import BigInteger, DateTime, Delete, Select, String, Subquery, bindparam, cast, delete, func, select
 from sqlalchemy.dialects.postgresql import Insert
@@ -21,13 +20,14 @@ from capacity_assets.aggregation.decisions import (
     classified,
     is_unsupported,
     of_slice,
+    rows_per_window,
     upsert,
     with_stored,
     would_be_written,
 )
 from capacity_assets.aggregation.figures import window_figures
-from capacity_assets.aggregation.protection import BESIDE, computed_here
-from capacity_assets.aggregation.reduction import Form, Parameters, parameters_of_a_run
+from capacity_assets.aggregation.protection import computed_here
+from capacity_assets.aggregation.reduction import Form
 from capacity_assets.foundation.levels import Level
 from capacity_assets.storage.distribution import ROW_NUMBER_FUNCTION
 
@@ -61,12 +61,12 @@ def distributed_statements(
     level: Level, *, overwrite: bool, form: Form, windows_per_year: int | None
 ) -> DistributedStatements:
     """Build the statements for tables that are distributed by `instance_id`."""
-    parameters = parameters_of_a_run()
 
     def computed(name: str) -> Subquery:
-        return window_figures(level, parameters, form, windows_per_year).subquery(name)
+        return window_figures(level, form, windows_per_year).subquery(name)
 
-    joined = with_stored(level, computed("figures"), parameters, None if overwrite else BESIDE).subquery("joined")
+    figures = computed("figures")
+    joined = with_stored(level, figures, keeps=not overwrite, beside=True).subquery("joined")
     rows = classified(level, joined).subquery("classified")
     target = level.target
     written_at = bindparam("written_at", type_=DateTime(timezone=True))
@@ -76,26 +76,18 @@ def distributed_statements(
         "calculated_at": written_at,
         "created_at": written_at,
     }
-    unsupported = is_unsupported(level, computed("computed"), parameters)
+    unsupported = is_unsupported(level, computed("computed"))
+    stored = select(target.c.period_start).where(*of_slice(target))
     return DistributedStatements(
-        computed_here=computed_here(level, parameters),
-        stored=_per_window(select(target.c.period_start).where(*of_slice(target, parameters))),
+        computed_here=computed_here(level),
+        stored=rows_per_window(stored),
         counts=_counts(level, rows),
         row_numbers=select(func.pg_get_serial_sequence(target.name, "id")),
-        write=upsert(level, rows, parameters, overwrite=overwrite, own=own),
-        written=_per_window(_marked(level, parameters).where(target.c.calculated_at == written_at)),
-        unsupported=_per_window(select(target.c.period_start).where(unsupported)),
+        write=upsert(level, rows, overwrite=overwrite, own=own),
+        written=rows_per_window(stored.where(target.c.calculated_at == written_at)),
+        unsupported=rows_per_window(select(target.c.period_start).where(unsupported)),
         remove=delete(target).where(unsupported),
     )
-
-
-def _marked(level: Level, parameters: Parameters) -> Select[Any]:
-    return select(level.target.c.period_start).where(*of_slice(level.target, parameters))
-
-
-def _per_window(found: Select[Any]) -> Rows:
-    start = found.selected_columns.period_start
-    return found.add_columns(func.count().label("rows")).group_by(start)
 
 
 def _counts(level: Level, rows: Subquery) -> Rows:

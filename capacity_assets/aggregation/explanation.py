@@ -179,8 +179,19 @@ def explanation_of(engine: Engine, subject: Subject, period: Period, window: Win
 
 
 def _read_samples(connection: Connection, subject: Subject, window: Window) -> tuple[Sample, ...]:
-    found = connection.execute(_samples(subject, window.start, window.end)).mappings().all()
-    columns = [measure.source for measure in subject.level.measures]
+    source = subject.level.source
+    day, columns = source.c.collected_date, [measure.source for measure in subject.level.measures]
+    query = (
+        select(day.label("day"), *(func.sum(source.c[name]).label(name) for name in columns))
+        .where(
+            and_(*(source.c[name] == value for name, value in subject.key.items())),
+            day.between(window.start, window.end),
+            *subject.level.live(),
+        )
+        .group_by(day)
+        .order_by(day)
+    )
+    found = connection.execute(query).mappings()
     return tuple(Sample(one["day"], {name: _whole(one[name]) for name in columns}) for one in found)
 
 
@@ -203,22 +214,6 @@ def _those_with_on_nodes(database: str, servers: Select[int, str, bool]) -> Sele
         for table in (DATABASE.source, DATABASE.target)
     )
     return servers.where(or_(*found))
-
-
-def _samples(subject: Subject, first: date, last: date) -> Select[object]:
-    source = subject.level.source
-    day = source.c.collected_date
-    sums = (func.sum(source.c[measure.source]).label(measure.source) for measure in subject.level.measures)
-    return (
-        select(day.label("day"), *sums)
-        .where(
-            and_(*(source.c[name] == value for name, value in subject.key.items())),
-            day.between(first, last),
-            *subject.level.live(),
-        )
-        .group_by(day)
-        .order_by(day)
-    )
 
 
 def _whole(value: object) -> int | None:

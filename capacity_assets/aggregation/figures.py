@@ -35,9 +35,7 @@ from capacity_assets.foundation.levels import Further, Level, Measure
 Columns: TypeAlias = Mapping[str, Element]
 
 
-def window_figures(
-    level: Level, parameters: Parameters, form: Form, windows_per_year: int | None
-) -> Select[tuple[Any, ...]]:
+def window_figures(level: Level, form: Form, windows_per_year: int | None) -> Select[tuple[Any, ...]]:
     """Compute one row of figures for each key and window asked for that has a raw row.
 
     `windows_per_year` is the exponent of the yearly rate, which is null without one.
@@ -45,15 +43,15 @@ def window_figures(
     Columns: the keys, `period_start`, every column of `level.figures`, and for the decision what to do with them
     `previous_start`, `previous_data_count`, `year_before_start` and `year_before_data_count`.
     """
-    measured = _measured(level, parameters, form, windows_per_year)
+    measured = _measured(level, form, windows_per_year)
     bucket = measured.c.bucket
-    start, end = window_of(parameters.starts, bucket), window_of(parameters.ends, bucket)
+    start, end = window_of(Parameters.starts, bucket), window_of(Parameters.ends, bucket)
     growth_rate = measured.c[level.headline.change_percent]
     sums = (measured.c.headline_sum, measured.c.previous_headline_sum)
     derived: dict[str, Element] = {
         "period_end": end,
         "growth_rate": growth_rate,
-        "trend_direction": trend_of(growth_rate, *sums, parameters.trend_percent),
+        "trend_direction": trend_of(growth_rate, *sums, Parameters.trend_percent),
     }
     # A day's sum is its value.
     derived |= {name: case((end > start, measured.c[name])) for name in level.sums}
@@ -62,32 +60,30 @@ def window_figures(
         select(
             *(measured.c[key] for key in level.keys),
             start.label("period_start"),
-            window_of(parameters.starts, bucket - 1).label("previous_start"),
+            window_of(Parameters.starts, bucket - 1).label("previous_start"),
             measured.c.previous_data_count,
-            cast(start - parameters.year_interval, Date).label("year_before_start"),
+            cast(start - Parameters.year_interval, Date).label("year_before_start"),
             measured.c.year_before_data_count,
             *(column.label(name) for name, column in zip(level.figures, columns, strict=True)),
         )
         .select_from(measured)
-        .where(window_of(parameters.wanted, bucket))
+        .where(window_of(Parameters.wanted, bucket))
     )
 
 
-def _measured(level: Level, parameters: Parameters, form: Form, windows_per_year: int | None) -> Subquery:
+def _measured(level: Level, form: Form, windows_per_year: int | None) -> Subquery:
     """Compute the figures of each measure, each once: the next steps name them several times.
 
     A step that PostgreSQL merges into the next ones would compute the exact divisions anew at every mention. It does
     not merge one that groups or has window functions, nor one with OFFSET 0, which a distributed table does not take.
     """
     if form.from_stored or form.distributed:
-        grouped = united_states(level, parameters, form)
-        figures = _figures(level, grouped.columns, windows_per_year)
-        return grouped.with_columns(figures).subquery("measured")
-    states = partial_states(level, parameters, form)
-    figures = _figures(level, dict(states.c), windows_per_year)
-    keys = [states.c[key] for key in level.keys]
-    columns = [column.label(name) for name, column in figures.items()]
-    return select(*keys, *columns).offset(0).subquery("measured")
+        states, rows = united_states(level, form)
+    else:
+        partial = partial_states(level, form)
+        states, rows = {**partial.c}, select(*(partial.c[key] for key in level.keys)).offset(0)
+    figures = _figures(level, states, windows_per_year)
+    return rows.add_columns(*(column.label(name) for name, column in figures.items())).subquery("measured")
 
 
 def _figures(level: Level, compared: Columns, windows_per_year: int | None) -> dict[str, Element]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.aggregation.ledger_statements import (
     BEGIN,
@@ -39,10 +39,10 @@ from capacity_assets.aggregation.ledger_statements import (
     Lookups,
     filled,
 )
-from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindow, StaleWindow, Unchanged
+from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindow, StaleWindow
 from capacity_assets.aggregation.parts import Part
 from capacity_assets.aggregation.results import PeriodSummary
-from capacity_assets.aggregation.windows_left import WindowsLeft, spread_activations
+from capacity_assets.aggregation.windows_left import WindowsLeft, asked_for, spread_activations
 from capacity_assets.foundation.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
@@ -74,20 +74,13 @@ class Ledger:
         years_before = [period.year_before(window) for window in windows]
         with self._work("recording that a computation begins", kept) as connection:
             _renumber_after_a_restore(connection)
-            return str(
-                connection.execute(
-                    text(BEGIN),
-                    {
-                        "period_type": period.name,
-                        "level": level.name,
-                        "starts": [window.start for window in windows],
-                        "ends": [window.end for window in windows],
-                        "reads_from": [period.previous(window).start for window in windows],
-                        "year_before_starts": [window.start for window in years_before],
-                        "year_before_ends": [window.end for window in years_before],
-                    },
-                ).scalar_one()
-            )
+            parameters = {
+                **asked_for(period, level, windows),
+                "reads_from": [period.previous(window).start for window in windows],
+                "year_before_starts": [window.start for window in years_before],
+                "year_before_ends": [window.end for window in years_before],
+            }
+            return str(connection.execute(text(BEGIN), parameters).scalar_one())
 
     def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
         """Return the windows whose computation was finished, in order."""
@@ -102,21 +95,15 @@ class Ledger:
 
     def unchanged(
         self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str, *, dry_run: bool = False
-    ) -> dict[date, Unchanged]:
-        """Return those of `windows` that computing again would leave as they are, by their first day.
+    ) -> dict[date, Row[Any]]:
+        """Return the counts of those of `windows` that computing again would leave as they are, by first day.
 
         Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
         corrected or deleted, no other session wrote to the aggregates, and the same statement was used for the same
         servers. None while change tracking is off. A dry run does not tidy up the change log.
         """
-        parameters: dict[str, Any] = {
-            **self._parameters,
-            "period_type": period.name,
-            "level": level.name,
-            "asked_types": [period.name],
-            "starts": [window.start for window in windows],
-            "fingerprint": fingerprint,
-        }
+        asked = asked_for(period, level, windows)
+        parameters = {**self._parameters, **asked, "asked_types": [period.name], "fingerprint": fingerprint}
         with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
             if not change_tracking_is_on(connection):
                 return {}
@@ -130,12 +117,7 @@ class Ledger:
             rows = connection.execute(text(filled(UNCHANGED, level, self._lookups)), parameters).all()
             if not dry_run:
                 connection.execute(text(FORGET), self._parameters)
-        return {
-            row.period_start: Unchanged(
-                row.processed_instances, row.total_records, row.protected_records, row.unsampled_records
-            )
-            for row in rows
-        }
+        return {row.period_start: row for row in rows}
 
     def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
         """Invalidate `windows`, and those after them and a year later, whose protection depends on their rows."""
@@ -207,15 +189,7 @@ class Ledger:
             rows = connection.execute(text(query), parameters).all()
             connection.execute(text(FORGET), self._parameters)
         return [
-            StaleWindow(
-                row.period_type,
-                row.level,
-                Window(row.period_start, row.period_end),
-                row.newest_change,
-                row.quiet_seconds,
-                row.waiting_seconds,
-            )
-            for row in rows
+            StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), *row[4:]) for row in rows
         ]
 
     def open_windows(

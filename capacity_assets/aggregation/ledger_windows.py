@@ -1,4 +1,4 @@
-"""What the ledger says of a window: stale, unchanged, computed, or open with the reason."""
+"""What the ledger says of a window: stale, computed, or open with the reason."""
 
 from __future__ import annotations
 
@@ -22,16 +22,6 @@ class StaleWindow:
     newest_change: int
     quiet_seconds: float = math.inf
     waiting_seconds: float = math.inf
-
-
-@dataclass(frozen=True)
-class Unchanged:
-    """The counts of an unchanged window from when it was computed."""
-
-    processed_instances: int
-    total_records: int
-    protected_records: int
-    unsampled_records: int
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ replaced system are in `capacity_assets.tasks`. Besides the methods below there 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partialmethod
 
-from capacity_assets.aggregation.options import DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.results import InstanceSummary, RunSummary
 from capacity_assets.aggregation.runners import InstanceRef
@@ -21,30 +20,16 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS, Period, Window
 
 
-class LegacyCalls(ABC):
-    """What callers of the replaced system find on `AggregationService`; the abstract methods are the service's."""
+class LegacyCalls:
+    """What callers of the replaced system find on `AggregationService`; the attributes are the service's."""
 
     clock: Clock
     periods: Mapping[str, Period]
     partitions: PartitionRange
-
-    @abstractmethod
-    def aggregate(
-        self, period: str | Period, windows: Iterable[Window], options: RunOptions = DEFAULT_OPTIONS
-    ) -> RunSummary:
-        """Compute windows."""
-
-    @abstractmethod
-    def period(self, period: str | Period) -> Period:
-        """Look a period up by name."""
-
-    @abstractmethod
-    def levels_of(self, scope: str) -> tuple[str, ...]:
-        """Translate a scope into levels."""
-
-    @abstractmethod
-    def instance(self, instance_id: int) -> InstanceRef:
-        """Look an instance up by id."""
+    aggregate: Callable[..., RunSummary]
+    period: Callable[[str | Period], Period]
+    levels_of: Callable[[str], tuple[str, ...]]
+    instance: Callable[[int], InstanceRef]
 
     def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
         """Compute the window that holds today; `scope` is database, instance or all."""

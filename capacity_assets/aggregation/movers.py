@@ -7,13 +7,13 @@ measured, so that renaming a database changes no total.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy import Connection, Engine, Row, TextClause, text
 
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, Level
@@ -67,17 +67,7 @@ def window_sizes(
         if is_distributed(engine):
             return _window_by_window(connection, level, parameters)
         rows = connection.execute(_statement(level), parameters).all()
-    return {
-        row.period_start: WindowSizes(
-            int(row.total_size_mb),
-            None if row.total_change_mb is None else int(row.total_change_mb),
-            int(row.known_before_mb),
-            row.unknown_changes,
-            growers=_movers(row.growers),
-            shrinkers=_movers(row.shrinkers),
-        )
-        for row in rows
-    }
+    return {row.period_start: _sizes(row, row.unknown_changes, row.growers, row.shrinkers) for row in rows}
 
 
 def _window_by_window(connection: Connection, level: Level, parameters: dict[str, Any]) -> dict[date, WindowSizes]:
@@ -88,15 +78,15 @@ def _window_by_window(connection: Connection, level: Level, parameters: dict[str
         values = {**parameters, "start": start, "previous_start": before}
         row = connection.execute(totals, values).one()
         unknown, growers, shrinkers = (connection.execute(query, values) for query in most)
-        found[start] = WindowSizes(
-            int(row.total_size_mb),
-            None if row.total_change_mb is None else int(row.total_change_mb),
-            int(row.known_before_mb),
-            unknown.scalar_one(),
-            growers=tuple(Mover(**one) for one in growers.mappings()),
-            shrinkers=tuple(Mover(**one) for one in shrinkers.mappings()),
-        )
+        found[start] = _sizes(row, unknown.scalar_one(), growers.mappings(), shrinkers.mappings())
     return found
+
+
+def _sizes(totals: Row[Any], unknown: int, *movers: Iterable[Any] | None) -> WindowSizes:
+    """Make figures of what a statement returned; `movers` are growers and shrinkers, None where there are none."""
+    change = None if totals.total_change_mb is None else int(totals.total_change_mb)
+    growers, shrinkers = (tuple(Mover(**one) for one in found or ()) for found in movers)
+    return WindowSizes(int(totals.total_size_mb), change, int(totals.known_before_mb), unknown, growers, shrinkers)
 
 
 @cache
@@ -144,10 +134,6 @@ FROM top LEFT JOIN instances i ON i.id = top.instance_id ORDER BY {outside}
         most(f"m.{change} > 0", "{change} DESC, {size} DESC, {server}, {database}"),
         most(f"m.{change} < 0", "{change}, {size} DESC, {server}, {database}"),
     )
-
-
-def _movers(found: list[dict[str, Any]] | None) -> tuple[Mover, ...]:
-    return tuple(Mover(**one) for one in found or ())
 
 
 @cache

@@ -59,7 +59,6 @@ class Parts:
 
 
 NO_PARTS = Parts()
-NOTHING = Reading()
 
 
 def candidates(periods: Mapping[str, Period], period: Period, windows: Sequence[Window]) -> set[Part]:

@@ -16,16 +16,18 @@ from capacity_assets.foundation.levels import Level, Measure
 from capacity_assets.storage.tables import computed_windows
 
 
-def in_range(target: FromClause, parameters: Parameters) -> ColumnElement[bool]:
+def in_range(target: FromClause) -> ColumnElement[bool]:
     """The period and the span of its windows: what PostgreSQL chooses partitions by, which an array does not tell."""
-    return _in_span(target, parameters, parameters.first_day, parameters.last_start)
+    return _in_span(target, Parameters.first_day, Parameters.last_start)
 
 
-def _in_span(target: FromClause, parameters: Parameters, first: Element, last: Element) -> ColumnElement[bool]:
-    return and_(target.c.period_type == parameters.period_type, target.c.period_start.between(first, last))
+def _in_span(target: FromClause, first: Element, last: Element) -> ColumnElement[bool]:
+    return and_(target.c.period_type == Parameters.period_type, target.c.period_start.between(first, last))
 
 
-class Lost:
+def lost_comparisons(
+    level: Level, stored: FromClause, figures: FromClause, *, beside: bool
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """Whether the change, and that against the year before, would only lose samples they were measured against.
 
     That holds only while the window's own figures are the same: a window that grows or is corrected follows
@@ -33,63 +35,40 @@ class Lost:
     so, or, where retention has dropped that row, if a change is stored that could not be computed any more. The same
     goes for the window of a year before.
 
-    Here the stored rows of the compared windows are looked up one by one, where they are asked for.
+    The stored rows of the compared windows are looked up one by one, where they are asked for. Where rows are
+    distributed they are `beside`, as `with_compared` joins them, and the ledger's answer is a parameter.
     """
-
-    def comparisons(
-        self, level: Level, stored: FromClause, figures: FromClause, parameters: Parameters
-    ) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-        """Return the two conditions over a stored row and the computed one."""
-        own_is_the_same = _own_is_the_same(level, stored, figures)
-        computed_here = self._computed_here(level, parameters)
-        change_is_lost = or_(
-            *(
-                and_(_is_known(stored, measure, computed_here), figures.c[measure.change].is_(None))
-                for measure in level.measures
+    own_is_the_same = _own_is_the_same(level, stored, figures)
+    computed = select(func.unnest(Parameters.computed_starts)) if beside else computed_here(level)
+    change_is_lost = or_(
+        *(and_(_is_known(stored, measure, computed), figures.c[measure.change].is_(None)) for measure in level.measures)
+    )
+    before, year_before = (_was_fuller(level, figures, each, beside=beside) for each in _compared_rows(level))
+    year_change_is_lost = or_(
+        *(
+            and_(
+                stored.c[further.year_change].is_not(None),
+                or_(figures.c[further.year_change].is_(None), year_before),
             )
+            for further in level.further
         )
-        before, year_before = (self._was_fuller(level, figures, each) for each in _compared_rows(level, parameters))
-        year_change_is_lost = or_(
-            *(
-                and_(
-                    stored.c[further.year_change].is_not(None),
-                    or_(figures.c[further.year_change].is_(None), year_before),
-                )
-                for further in level.further
-            )
-        )
-        return and_(own_is_the_same, or_(change_is_lost, before)), and_(own_is_the_same, year_change_is_lost)
-
-    def joined(self, _level: Level, rows: Join, _figures: FromClause, _parameters: Parameters) -> Join:
-        """Return rows with what the conditions need beside them."""
-        return rows
-
-    def _was_fuller(self, level: Level, figures: FromClause, compared: _ComparedRow) -> ColumnElement[bool]:
-        conditions = (*compared.within, same_row(level, compared.table, figures, figures.c[compared.start]))
-        return exists().where(*conditions, compared.is_fuller(figures))
-
-    def _computed_here(self, level: Level, parameters: Parameters) -> Select[date]:
-        return computed_here(level, parameters)
+    )
+    return and_(own_is_the_same, or_(change_is_lost, before)), and_(own_is_the_same, year_change_is_lost)
 
 
-class LostBesideJoined(Lost):
-    """The same where rows are distributed: the compared rows are joined, and the ledger's answer is a parameter."""
+def with_compared(level: Level, rows: Join, figures: FromClause) -> Join:
+    """Join the stored rows of the two compared windows; each has at most one."""
+    for compared in _compared_rows(level):
+        same = same_row(level, compared.table, figures, figures.c[compared.start])
+        rows = rows.outerjoin(compared.table, and_(*compared.within, same))
+    return rows
 
-    def joined(self, level: Level, rows: Join, figures: FromClause, parameters: Parameters) -> Join:
-        """Join the stored rows of the two compared windows; each has at most one."""
-        for compared in _compared_rows(level, parameters):
-            same = same_row(level, compared.table, figures, figures.c[compared.start])
-            rows = rows.outerjoin(compared.table, and_(*compared.within, same))
-        return rows
 
-    def _was_fuller(self, _level: Level, figures: FromClause, compared: _ComparedRow) -> ColumnElement[bool]:
+def _was_fuller(level: Level, figures: FromClause, compared: _ComparedRow, *, beside: bool) -> ColumnElement[bool]:
+    if beside:
         return func.coalesce(compared.is_fuller(figures), false())
-
-    def _computed_here(self, _level: Level, parameters: Parameters) -> Select[date]:
-        return select(func.unnest(parameters.computed_starts))
-
-
-LOOKED_UP, BESIDE = Lost(), LostBesideJoined()
+    same = same_row(level, compared.table, figures, figures.c[compared.start])
+    return exists().where(*compared.within, same, compared.is_fuller(figures))
 
 
 @dataclass(frozen=True)
@@ -106,11 +85,11 @@ class _ComparedRow:
         return self.table.c.data_count > func.coalesce(figures.c[self.data_count], 0)
 
 
-def _compared_rows(level: Level, parameters: Parameters) -> tuple[_ComparedRow, _ComparedRow]:
+def _compared_rows(level: Level) -> tuple[_ComparedRow, _ComparedRow]:
     before, year_before = _compared_tables(level)
-    of_year = _in_span(year_before, parameters, parameters.year_first, parameters.year_last)
+    of_year = _in_span(year_before, Parameters.year_first, Parameters.year_last)
     return (
-        _ComparedRow(before, (in_range(before, parameters),), "previous_start", "previous_data_count"),
+        _ComparedRow(before, (in_range(before),), "previous_start", "previous_data_count"),
         _ComparedRow(year_before, (of_year,), "year_before_start", "year_before_data_count"),
     )
 
@@ -121,13 +100,13 @@ def _compared_tables(level: Level) -> tuple[FromClause, FromClause]:
     return level.target.alias("stored_before"), level.target.alias("stored_year_before")
 
 
-def computed_here(level: Level, parameters: Parameters) -> Select[date]:
+def computed_here(level: Level) -> Select[date]:
     """Select the first days of the windows that were computed by this system."""
     window = computed_windows.c
     return select(window.period_start).where(
-        window.period_type == parameters.period_type,
+        window.period_type == Parameters.period_type,
         window.level == level.name,
-        window.period_start == func.any(parameters.starts),
+        window.period_start == func.any(Parameters.starts),
         window.processed_instances.is_not(None),
     )
 

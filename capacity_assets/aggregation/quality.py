@@ -112,19 +112,14 @@ class Check:
 
 SERVERS_STORED = "servers_stored"
 SERVERS_STORED_DESCRIPTION = "Every server with samples in the windows of the run has its rows stored."
-SERVERS_STORED_ADVICE = (
-    "Fix the samples of these servers, then materialise the partitions again; stored rows were kept."
-)
 
 
 def servers_stored(summary: RunSummary) -> CheckOutcome:
     """Turn the failures of a run into an outcome; needs no statement."""
-    listed = tuple(f"{part.period_start}: {error}" for part in summary.parts for error in part.errors)[
-        :MAXIMUM_LISTED_ERRORS
-    ]
-    return CheckOutcome(
-        SERVERS_STORED, Severity.ERROR, summary.total("failed_instances"), listed, SERVERS_STORED_ADVICE
-    )
+    listed = tuple(f"{part.period_start}: {error}" for part in summary.parts for error in part.errors)
+    failed = summary.total("failed_instances")
+    advice = "Fix the samples of these servers, then materialise the partitions again; stored rows were kept."
+    return CheckOutcome(SERVERS_STORED, Severity.ERROR, failed, listed[:MAXIMUM_LISTED_ERRORS], advice)
 
 
 PARTITIONS_COMPLETE = "partitions_complete"

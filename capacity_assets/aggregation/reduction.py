@@ -16,7 +16,6 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     BigInteger,
-    BindParameter,
     Boolean,
     ColumnElement,
     Date,
@@ -61,7 +60,6 @@ class Form:
     distributed: bool = False
 
 
-@dataclass(frozen=True)
 class Parameters:
     """Bind parameters; `starts`, `ends` and `wanted` describe adjacent windows, of which only some are asked for.
 
@@ -72,58 +70,32 @@ class Parameters:
     from an odd one of `cuts` to before the next, all of which lie in the two spans of `read_...`.
     """
 
-    period_type: BindParameter[str]
-    instance_ids: BindParameter[Any]
-    starts: BindParameter[Any]
-    ends: BindParameter[Any]
-    wanted: BindParameter[Any]
-    last_start: BindParameter[Any]
-    first_day: BindParameter[Any]
-    last_day: BindParameter[Any]
-    year_first: BindParameter[Any]
-    year_last: BindParameter[Any]
-    year_interval: BindParameter[Any]
-    trend_percent: BindParameter[Any]
-    part_types: BindParameter[Any]
-    part_starts: BindParameter[Any]
-    cuts: BindParameter[Any]
-    read_first: BindParameter[Any]
-    read_last: BindParameter[Any]
-    read_year_first: BindParameter[Any]
-    read_year_last: BindParameter[Any]
-    computed_starts: BindParameter[Any]
+    period_type = bindparam("period_type", type_=String)
+    instance_ids = bindparam("instance_ids", type_=ARRAY(Integer))
+    starts = bindparam("starts", type_=ARRAY(Date))
+    ends = bindparam("ends", type_=ARRAY(Date))
+    wanted = bindparam("wanted", type_=ARRAY(Boolean))
+    last_start = bindparam("last_start", type_=Date)
+    first_day = bindparam("first_day", type_=Date)
+    last_day = bindparam("last_day", type_=Date)
+    year_first = bindparam("year_first", type_=Date)
+    year_last = bindparam("year_last", type_=Date)
+    year_interval = bindparam("year_interval", type_=INTERVAL)
+    trend_percent = bindparam("trend_percent", type_=Numeric)
+    part_types = bindparam("part_types", type_=ARRAY(String))
+    part_starts = bindparam("part_starts", type_=ARRAY(Date))
+    cuts = bindparam("cuts", type_=ARRAY(Date))
+    read_first = bindparam("read_first", type_=Date)
+    read_last = bindparam("read_last", type_=Date)
+    read_year_first = bindparam("read_year_first", type_=Date)
+    read_year_last = bindparam("read_year_last", type_=Date)
+    computed_starts = bindparam("computed_starts", type_=ARRAY(Date))
 
 
-def parameters_of_a_run() -> Parameters:
-    """Name and type the parameters; their values come at execution."""
-    return Parameters(
-        period_type=bindparam("period_type", type_=String),
-        instance_ids=bindparam("instance_ids", type_=ARRAY(Integer)),
-        starts=bindparam("starts", type_=ARRAY(Date)),
-        ends=bindparam("ends", type_=ARRAY(Date)),
-        wanted=bindparam("wanted", type_=ARRAY(Boolean)),
-        last_start=bindparam("last_start", type_=Date),
-        first_day=bindparam("first_day", type_=Date),
-        last_day=bindparam("last_day", type_=Date),
-        year_first=bindparam("year_first", type_=Date),
-        year_last=bindparam("year_last", type_=Date),
-        year_interval=bindparam("year_interval", type_=INTERVAL),
-        trend_percent=bindparam("trend_percent", type_=Numeric),
-        part_types=bindparam("part_types", type_=ARRAY(String)),
-        part_starts=bindparam("part_starts", type_=ARRAY(Date)),
-        cuts=bindparam("cuts", type_=ARRAY(Date)),
-        read_first=bindparam("read_first", type_=Date),
-        read_last=bindparam("read_last", type_=Date),
-        read_year_first=bindparam("read_year_first", type_=Date),
-        read_year_last=bindparam("read_year_last", type_=Date),
-        computed_starts=bindparam("computed_starts", type_=ARRAY(Date)),
-    )
-
-
-def numbered_windows(parameters: Parameters) -> CTE:
+def numbered_windows() -> CTE:
     """Number the windows: bucket 1 is the previous window of the first one asked for, gaps are numbered too."""
     numbered = (
-        func.unnest(parameters.starts, parameters.ends, parameters.wanted)
+        func.unnest(Parameters.starts, Parameters.ends, Parameters.wanted)
         .table_valued("period_start", "period_end", "wanted", with_ordinality="bucket", name="numbered")
         .render_derived()
     )
@@ -135,7 +107,7 @@ def numbered_windows(parameters: Parameters) -> CTE:
     ).cte("windows")
 
 
-def partial_states(level: Level, parameters: Parameters, form: Form) -> Subquery:
+def partial_states(level: Level, form: Form) -> Subquery:
     """Reduce the samples of each key and window to sums, counts, extremes and ends, with the compared windows beside.
 
     In the single form there is one window asked for and the one before it, the daily case: sets of sums per key, told
@@ -143,27 +115,27 @@ def partial_states(level: Level, parameters: Parameters, form: Form) -> Subquery
 
     Columns: the keys, `bucket`, the counts of rows of the three windows, and per measure what `named` names.
     """
-    days = _days_read(level, parameters)
+    days = _days_read(level)
     if form.single:
-        states = _side_by_side(level, parameters)
+        states = _side_by_side(level)
     else:
-        bucketed = placed(states_of_days(level, parameters, days), parameters)
-        columns = compared(level, bucketed, parameters).items()
+        bucketed = placed(states_of_days(level, days))
+        columns = compared(level, bucketed).items()
         states = select(*(column.label(name) for name, column in columns)).subquery("compared")
-    return with_ends(level, parameters, states, days)
+    return with_ends(level, states, days)
 
 
-def _days_read(level: Level, parameters: Parameters) -> ColumnElement[bool]:
+def _days_read(level: Level) -> ColumnElement[bool]:
     day = level.source.c.collected_date
     return or_(
-        day.between(parameters.first_day, parameters.last_day), day.between(parameters.year_first, parameters.year_last)
+        day.between(Parameters.first_day, Parameters.last_day), day.between(Parameters.year_first, Parameters.year_last)
     )
 
 
-def _raw_rows(level: Level, parameters: Parameters, days: ColumnElement[bool]) -> FromClause:
+def _raw_rows(level: Level, days: ColumnElement[bool]) -> FromClause:
     """Raw rows that count: of the instances, on the days, not void; summed per day where the level says so."""
     raw = level.source
-    conditions = [days, raw.c.instance_id == func.any(parameters.instance_ids), *level.live()]
+    conditions = [days, raw.c.instance_id == func.any(Parameters.instance_ids), *level.live()]
     measures = [raw.c[measure.source] for measure in level.measures]
     keys = [raw.c[key] for key in level.keys]
     if not level.sum_per_day:
@@ -174,16 +146,14 @@ def _raw_rows(level: Level, parameters: Parameters, days: ColumnElement[bool]) -
     ).subquery("samples")
 
 
-def states_of_days(
-    level: Level, parameters: Parameters, days: ColumnElement[bool], *, end_values: bool = False
-) -> Subquery:
+def states_of_days(level: Level, days: ColumnElement[bool], *, end_values: bool = False) -> Subquery:
     """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact.
 
     Of the ends the days are kept, to be looked up in `with_ends`; with `end_values` also the values, as `dated` ones.
     """
-    samples = _raw_rows(level, parameters, days)
+    samples = _raw_rows(level, days)
     keys = [samples.c[key] for key in level.keys]
-    bucket = func.width_bucket(samples.c.collected_date, parameters.starts).label("bucket")
+    bucket = func.width_bucket(samples.c.collected_date, Parameters.starts).label("bucket")
     columns: dict[str, Element] = {"data_count": func.count()}
     for measure in level.measures:
         column = samples.c[measure.source]
@@ -204,19 +174,19 @@ def states_of_days(
     )
 
 
-def placed(states: Subquery, parameters: Parameters) -> Subquery:
+def placed(states: Subquery) -> Subquery:
     """Put the first day of its window beside each state."""
-    start = window_of(parameters.starts, states.c.bucket)
+    start = window_of(Parameters.starts, states.c.bucket)
     return select(*states.c, start.label("period_start")).subquery("bucketed")
 
 
-def _side_by_side(level: Level, parameters: Parameters) -> Subquery:
+def _side_by_side(level: Level) -> Subquery:
     """Reduce the samples of each key to partial states: of the one window, the one before, and a year before."""
-    samples = _raw_rows(level, parameters, _days_read(level, parameters))
+    samples = _raw_rows(level, _days_read(level))
     keys = [samples.c[key] for key in level.keys]
-    own = samples.c.collected_date >= parameters.last_start
-    previous = and_(samples.c.collected_date >= parameters.first_day, samples.c.collected_date < parameters.last_start)
-    year_before = samples.c.collected_date.between(parameters.year_first, parameters.year_last)
+    own = samples.c.collected_date >= Parameters.last_start
+    previous = and_(samples.c.collected_date >= Parameters.first_day, samples.c.collected_date < Parameters.last_start)
+    year_before = samples.c.collected_date.between(Parameters.year_first, Parameters.year_last)
     columns: dict[str, Element] = {
         "data_count": func.count().filter(own),
         "previous_data_count": func.nullif(func.count().filter(previous), 0),
@@ -251,7 +221,7 @@ def _end_days(measure: Measure, samples: FromClause, measured: ColumnElement[boo
     }
 
 
-def with_ends(level: Level, parameters: Parameters, states: Subquery, days: ColumnElement[bool]) -> Subquery:
+def with_ends(level: Level, states: Subquery, days: ColumnElement[bool]) -> Subquery:
     """Look up the values of the first and last days, in a second look at these days alone: few, for all keys."""
     rows = select(states).cte("with_end_days")
     columns: list[Element] = list(rows.c)
@@ -265,7 +235,7 @@ def with_ends(level: Level, parameters: Parameters, states: Subquery, days: Colu
         }
         end_days = select(func.unnest(array(list(ends.values())))).distinct().scalar_subquery()
         on_them = and_(days, level.source.c.collected_date == func.any(func.array(end_days)))
-        values = select(_raw_rows(level, parameters, on_them)).cte(f"ends_of_{measure.source}")
+        values = select(_raw_rows(level, on_them)).cte(f"ends_of_{measure.source}")
         for name, day in ends.items():
             end = values.alias(name)
             same = [end.c[key] == rows.c[key] for key in level.keys]
@@ -274,11 +244,11 @@ def with_ends(level: Level, parameters: Parameters, states: Subquery, days: Colu
     return select(*columns).select_from(joined).subquery("with_ends")
 
 
-def compared(level: Level, bucketed: Subquery, parameters: Parameters) -> dict[str, Element]:
+def compared(level: Level, bucketed: Subquery) -> dict[str, Element]:
     """Put counts and sums of the window before, and of a year before, beside each window; null without a sample."""
     keys = [bucketed.c[key] for key in level.keys]
     preceding = FrameClauseType.PRECEDING
-    a_year_before = FrameClause(parameters.year_interval, parameters.year_interval, preceding, preceding)
+    a_year_before = FrameClause(Parameters.year_interval, Parameters.year_interval, preceding, preceding)
 
     def before(column: Element) -> Element:
         return func.lag(column).over(partition_by=keys, order_by=bucketed.c.period_start)

@@ -8,7 +8,7 @@ not decided here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS, AggregationStatus
@@ -58,13 +58,7 @@ class Coverage:
 
     def to_dict(self) -> dict[str, object]:
         """Return the published keys."""
-        return {
-            "measured_days": self.measured_days,
-            "elapsed_days": self.elapsed_days,
-            "window_days": self.window_days,
-            "coverage_percent": self.percent,
-            "is_open": self.is_open,
-        }
+        return {**asdict(self), "coverage_percent": self.percent, "is_open": self.is_open}
 
 
 @dataclass(frozen=True)
@@ -144,16 +138,7 @@ class PeriodSummary:
             "level": self.level,
             "period_start": self.period_start.isoformat(),
             "period_end": self.period_end.isoformat(),
-            "total_instances": self.total_instances,
-            "processed_instances": self.processed_instances,
-            "failed_instances": self.failed_instances,
-            "skipped_instances": self.skipped_instances,
-            "total_records": self.total_records,
-            "written_records": self.written_records,
-            "unchanged_records": self.unchanged_records,
-            "protected_records": self.protected_records,
-            "removed_records": self.removed_records,
-            "unsampled_records": self.unsampled_records,
+            **{name: getattr(self, name) for name in _PUBLISHED_COUNTS},
             **({} if self.coverage is None else self.coverage.to_dict()),
             "error_count": self.failed_instances,
             "errors": [str(error) for error in self.errors],
@@ -162,16 +147,10 @@ class PeriodSummary:
         }
 
 
-COUNT_FIELDS = (
-    "processed_instances",
-    "failed_instances",
-    "skipped_instances",
-    "written_records",
-    "unchanged_records",
-    "protected_records",
-    "removed_records",
-    "unsampled_records",
-)
+_OF_INSTANCES = tuple(each.name for each in fields(PeriodSummary) if each.name.endswith("_instances"))
+_OF_RECORDS = tuple(each.name for each in fields(PeriodSummary) if each.name.endswith("_records"))
+COUNT_FIELDS = (*_OF_INSTANCES, *_OF_RECORDS)
+_PUBLISHED_COUNTS = ("total_instances", *_OF_INSTANCES, "total_records", *_OF_RECORDS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Write the aggregates of windows for instances; one class per level.
+"""Write the aggregates of windows for instances, one level at a time.
 
 Instances go in bounded slices, each its own transaction, so that an interruption keeps what was written
 and a repetition continues. When the rows of a slice are at fault, the slice is halved until the failing
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -25,12 +25,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from capacity_assets.aggregation.distributed_slice import write_slice
 from capacity_assets.aggregation.distributed_statements import distributed_statements
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
-from capacity_assets.aggregation.parts import NO_PARTS, NOTHING, Parts, Reading, cuts_of
+from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, cuts_of
 from capacity_assets.aggregation.reduction import Form
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.foundation.errors import database_error, database_errors, is_data_error, reason_of
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
 from capacity_assets.storage.distribution import SETTINGS_OF_A_SLICE, is_distributed
@@ -89,15 +89,10 @@ class _Work:
         return reading
 
     @property
-    def single(self) -> bool:
-        """Whether one window is asked for, for which the statement has a form of its own."""
-        return len(self.windows) == 1
-
-    @property
     def form(self) -> Form:
         """The form of the statement."""
-        reads_days = bool(self.reading.days)
-        return Form(self.single, bool(self.reading.parts), reads_days=reads_days, distributed=self.distributed)
+        single, reads_days = len(self.windows) == 1, bool(self.reading.days)
+        return Form(single, bool(self.reading.parts), reads_days=reads_days, distributed=self.distributed)
 
     def parameters(self) -> dict[str, object]:
         """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
@@ -144,19 +139,15 @@ class _Work:
 
     def halves(self) -> tuple[_Work, _Work] | None:
         """Split by instance as long as there are several, then by window; None for a single computation."""
-        if len(self.instances) > 1:
-            middle = len(self.instances) // 2
-            return (
-                replace(self, instances=self.instances[:middle]),
-                replace(self, instances=self.instances[middle:]),
-            )
-        if len(self.windows) > 1:
-            middle = len(self.windows) // 2
-            return replace(self, windows=self.windows[:middle]), replace(self, windows=self.windows[middle:])
+        for name in ("instances", "windows"):
+            several = getattr(self, name)
+            if len(several) > 1:
+                middle = len(several) // 2
+                return replace(self, **{name: several[:middle]}), replace(self, **{name: several[middle:]})
         return None
 
 
-def days_read(period: Period, windows: Sequence[Window], reading: Reading = NOTHING) -> int:
+def days_read(period: Period, windows: Sequence[Window], reading: Reading) -> int:
     """Count the days that windows in order read: gaps between them, the window before the first, and a year before.
 
     Where `reading` holds stored windows, each of these counts as one.
@@ -171,14 +162,13 @@ def days_read(period: Period, windows: Sequence[Window], reading: Reading = NOTH
 
 
 class AggregationRunner:
-    """Computes and writes one level; the two subclasses only say which."""
-
-    level: ClassVar[Level]
+    """Computes and writes one level."""
 
     def __init__(
-        self, engine: Engine, *, instances_per_slice: int = INSTANCES_PER_SLICE, parallel_slices: int = 1
+        self, level: Level, engine: Engine, *, instances_per_slice: int = INSTANCES_PER_SLICE, parallel_slices: int = 1
     ) -> None:
         """Work through `engine` in transactions of at most `instances_per_slice` instances, some side by side."""
+        self.level = level
         self._engine = engine
         self._instances_per_slice = instances_per_slice
         self._parallel_slices = parallel_slices
@@ -292,18 +282,11 @@ class AggregationRunner:
         """Do the same with several statements, each of which runs on the nodes."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)
-        return write_slice(
-            connection,
-            distributed_statements(
-                self.level,
-                overwrite=work.options.overwrite,
-                form=work.form,
-                windows_per_year=work.period.windows_per_year,
-            ),
-            work.parameters(),
-            [window.start for window in work.windows],
-            work.options,
+        statements = distributed_statements(
+            self.level, overwrite=work.options.overwrite, form=work.form, windows_per_year=work.period.windows_per_year
         )
+        starts = [window.start for window in work.windows]
+        return write_slice(connection, statements, work.parameters(), starts, work.options)
 
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)
@@ -318,15 +301,3 @@ class AggregationRunner:
         doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
         kept = "What was committed before was kept; the slice at work was rolled back whole."
         return database_error(error, doing=doing, kept=kept)
-
-
-class DatabaseAggregationRunner(AggregationRunner):
-    """Aggregates of each database."""
-
-    level = DATABASE
-
-
-class InstanceAggregationRunner(AggregationRunner):
-    """Aggregates of each server as a whole."""
-
-    level = INSTANCE

@@ -23,17 +23,11 @@ from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCO
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.parts import Parts, candidates
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
-from capacity_assets.aggregation.runners import (
-    INSTANCES_PER_SLICE,
-    AggregationRunner,
-    DatabaseAggregationRunner,
-    InstanceAggregationRunner,
-    InstanceRef,
-)
+from capacity_assets.aggregation.runners import INSTANCES_PER_SLICE, AggregationRunner, InstanceRef
 from capacity_assets.aggregation.statements import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
-from capacity_assets.foundation.levels import Level
+from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS, Period, Window, in_order
@@ -64,11 +58,8 @@ class AggregationService(LegacyCalls):
         self.partitions = partitions or PartitionRange(clock)
         self.ledger = Ledger(engine, periods)
         self._locks = locks or CapacityLockManager(engine)
-        runners = (DatabaseAggregationRunner, InstanceAggregationRunner)
-        self._runners: dict[str, AggregationRunner] = {
-            runner.level.name: runner(engine, instances_per_slice=instances_per_slice, parallel_slices=parallel_slices)
-            for runner in runners
-        }
+        bounds = {"instances_per_slice": instances_per_slice, "parallel_slices": parallel_slices}
+        self._runners = {name: AggregationRunner(level, engine, **bounds) for name, level in LEVELS.items()}
 
     def aggregate(
         self, period: str | Period, windows: Iterable[Window], options: RunOptions = DEFAULT_OPTIONS
@@ -159,7 +150,6 @@ class AggregationService(LegacyCalls):
     ) -> dict[date, PeriodSummary]:
         """Summaries of the windows that are as they were computed, by first day."""
         active = self._active()
-        servers = len(active)
         known = self.ledger.unchanged(period, level, windows, _mark(level, period, active), dry_run=dry_run)
         return {
             window.start: PeriodSummary(
@@ -167,14 +157,14 @@ class AggregationService(LegacyCalls):
                 level.name,
                 window.start,
                 window.end,
-                processed_instances=known[window.start].processed_instances,
-                skipped_instances=servers - known[window.start].processed_instances,
-                unchanged_records=known[window.start].total_records - known[window.start].protected_records,
-                protected_records=known[window.start].protected_records,
-                unsampled_records=known[window.start].unsampled_records,
+                processed_instances=row.processed_instances,
+                skipped_instances=len(active) - row.processed_instances,
+                unchanged_records=row.total_records - row.protected_records,
+                protected_records=row.protected_records,
+                unsampled_records=row.unsampled_records,
             )
             for window in windows
-            if window.start in known
+            if (row := known.get(window.start))
         }
 
     def calculate_period_aggregations(
@@ -184,15 +174,11 @@ class AggregationService(LegacyCalls):
 
         Raises: as `aggregate`; also ValidationError when the dates are in the wrong order.
         """
-        windows = self.windows_between(period_type, start_date, end_date)
-        return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
-
-    def windows_between(self, period_type: str | Period, first_day: date, last_day: date) -> tuple[Window, ...]:
-        """Return the windows that hold a day of the range; raises ValidationError where its days are in wrong order."""
         try:
-            return self.period(period_type).windows_between(first_day, last_day)
+            windows = self.period(period_type).windows_between(start_date, end_date)
         except ValueError as error:
             raise ValidationError(f"{error}. Nothing was written.") from error
+        return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
 
     def period(self, period: str | Period) -> Period:
         """Look a period up by name; raises ValidationError where none is registered."""

@@ -17,19 +17,13 @@ from capacity_assets.aggregation.decisions import (
     classified,
     is_unsupported,
     of_slice,
+    rows_per_window,
     upsert,
     with_stored,
     would_be_written,
 )
 from capacity_assets.aggregation.figures import window_figures
-from capacity_assets.aggregation.protection import LOOKED_UP
-from capacity_assets.aggregation.reduction import (
-    Form,
-    Parameters,
-    numbered_windows,
-    parameters_of_a_run,
-    states_of_days,
-)
+from capacity_assets.aggregation.reduction import Form, Parameters, numbered_windows, states_of_days
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period
 from capacity_assets.storage.active_servers import is_active
@@ -61,24 +55,25 @@ def aggregation_statement(
     were built from more samples than the raw data still holds are left alone (docs/semantics.md, "Writing"); they are
     `records - written - unchanged`.
     """
-    parameters = parameters_of_a_run()
-    windows = numbered_windows(parameters)
-    figures = window_figures(level, parameters, form, windows_per_year).cte("figures")
+    windows = numbered_windows()
+    figures = window_figures(level, form, windows_per_year).cte("figures")
     # OFFSET 0: what is to be kept is decided once, although every column asks for it.
-    joined = with_stored(level, figures, parameters, None if overwrite else LOOKED_UP).offset(0).subquery("joined")
+    joined = with_stored(level, figures, keeps=not overwrite).offset(0).subquery("joined")
     rows = classified(level, joined).cte("classified")
     starts = (level.target.c.period_start,)
-    unsupported = is_unsupported(level, figures, parameters)
+    unsupported = is_unsupported(level, figures)
     removed = None
     if dry_run:
         written = select(rows.c.period_start).where(would_be_written(level, rows)).cte("written")
         if overwrite:
             removed = select(*starts).where(unsupported).cte("removed")
     else:
-        written = upsert(level, rows, parameters, overwrite=overwrite).returning(*starts).cte("written")
+        written = upsert(level, rows, overwrite=overwrite).returning(*starts).cte("written")
         if overwrite:
             removed = delete(level.target).where(unsupported).returning(*starts).cte("removed")
-    return _counts(windows, rows, written, removed, _count_stored(level, parameters))
+    # Those that were stored before the run.
+    stored = select(*starts).where(*of_slice(level.target))
+    return _counts(windows, rows, written, removed, rows_per_window(stored).subquery("stored_rows"))
 
 
 def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> str:
@@ -95,9 +90,8 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
 @cache
 def sums_fingerprint(level: Level) -> str:
     """Return a fingerprint of how samples are summed up, which is all that stored sums depend on: 32 digits."""
-    parameters = parameters_of_a_run()
-    days = level.source.c.collected_date.between(parameters.first_day, parameters.last_day)
-    compiled = select(states_of_days(level, parameters, days)).compile(dialect=DIALECT)
+    days = level.source.c.collected_date.between(Parameters.first_day, Parameters.last_day)
+    compiled = select(states_of_days(level, days)).compile(dialect=DIALECT)
     return _digest(f"{compiled} {sorted(compiled.params.items(), key=repr)} {sorted(level.sums)}")
 
 
@@ -124,17 +118,6 @@ def _compiled(level: Level, *, has_yearly_rate: bool) -> tuple[str, Mapping[str,
     return str(compiled), compiled.params
 
 
-def _count_stored(level: Level, parameters: Parameters) -> Subquery:
-    """Count the stored rows of each window as they were before the run."""
-    target = level.target
-    return (
-        select(target.c.period_start, func.count().label("rows"))
-        .where(*of_slice(target, parameters))
-        .group_by(target.c.period_start)
-        .subquery("stored_rows")
-    )
-
-
 def _counts(
     windows: CTE, classified: CTE, written: CTE, removed: CTE | None, stored_rows: Subquery
 ) -> Select[object, int, int, int, int, int, int]:
@@ -150,7 +133,10 @@ def _counts(
         .group_by(classified.c.period_start)
         .subquery("seen")
     )
-    written_rows, removed_rows = _count_rows(written, "written"), _count_rows(removed, "removed")
+    written_rows = rows_per_window(select(written.c.period_start)).subquery("written_rows")
+    removed_rows = None
+    if removed is not None:
+        removed_rows = rows_per_window(select(removed.c.period_start)).subquery("removed_rows")
     removed_count = _or_zero(removed_rows)
     unsampled = _or_zero(stored_rows) - func.coalesce(seen.c.stored, 0) - removed_count
     statement = select(
@@ -166,13 +152,6 @@ def _counts(
         if rows is not None:
             statement = statement.outerjoin(rows, rows.c.period_start == windows.c.period_start)
     return statement.where(windows.c.wanted).order_by(windows.c.bucket)
-
-
-def _count_rows(rows: CTE | None, name: str) -> Subquery | None:
-    if rows is None:
-        return None
-    counted = select(rows.c.period_start, func.count().label("rows")).group_by(rows.c.period_start)
-    return counted.subquery(f"{name}_rows")
 
 
 def _or_zero(rows: Subquery | None) -> ColumnElement[int]:

@@ -7,9 +7,9 @@ days that none of them covers are read as in `reduction`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
@@ -52,33 +52,25 @@ class _State:
     compared: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class United:
-    """The states of each key and window beside those it is compared with, as expressions that group or look around."""
-
-    columns: dict[str, Element]
-    rows: Select[tuple[Any, ...]]
-    """The keys; the columns and what is made of them are added to it."""
-
-    def with_columns(self, columns: Mapping[str, Element]) -> Select[tuple[Any, ...]]:
-        """Compute columns in the same step."""
-        return self.rows.add_columns(*(column.label(name) for name, column in columns.items()))
+United: TypeAlias = tuple[dict[str, Element], Select[tuple[Any, ...]]]
+"""The states of each key and window beside those it is compared with, as expressions that group or look around, and
+the keys, to which they and what is made of them are added."""
 
 
-def united_states(level: Level, parameters: Parameters, form: Form) -> United:
+def united_states(level: Level, form: Form) -> United:
     """Reduce stored windows and the remaining samples to the states that `reduction.partial_states` makes."""
     columns = list(_states(level))
     names = [*level.keys, "bucket", *(column.name for column in columns)]
     # Where rows are distributed there is one source only: a union is not handed to nodes.
-    sources = [_of_days(level, parameters, form)] if form.reads_days else []
-    sources += [_of_stored_windows(level, parameters)] if form.from_stored else []
+    sources = [_of_days(level, form)] if form.reads_days else []
+    sources += [_of_stored_windows(level)] if form.from_stored else []
     found = union_all(*(select(*(source.c[name] for name in names)) for source in sources)).subquery("states")
     if form.single:
-        return _side_by_side(level, found, columns, parameters)
+        return _side_by_side(level, found, columns)
     keys = [found.c[name] for name in (*level.keys, "bucket")]
     united = select(*keys, *(_united(found, column).label(column.name) for column in columns)).group_by(*keys)
-    bucketed = placed(united.subquery("united"), parameters)
-    return United(compared(level, bucketed, parameters), select(*(bucketed.c[key] for key in level.keys)))
+    bucketed = placed(united.subquery("united"))
+    return compared(level, bucketed), select(*(bucketed.c[key] for key in level.keys))
 
 
 def _states(level: Level) -> Iterator[_State]:
@@ -108,14 +100,14 @@ def _united(states: FromClause, column: _State, which: ColumnElement[bool] | Non
     return window_of(united, literal_column("2", Integer)) if column.is_known else united
 
 
-def _side_by_side(level: Level, states: Subquery, columns: list[_State], parameters: Parameters) -> United:
+def _side_by_side(level: Level, states: Subquery, columns: list[_State]) -> United:
     """Unite the states of the one window asked for, which is the last, and of the two it is compared with."""
     keys = [states.c[key] for key in level.keys]
-    last = func.cardinality(parameters.starts)
+    last = func.cardinality(Parameters.starts)
     is_own = states.c.bucket == last
     others = {
         "previous": states.c.bucket == last - 1,
-        "year_before": states.c.bucket == func.width_bucket(parameters.year_first, parameters.starts),
+        "year_before": states.c.bucket == func.width_bucket(Parameters.year_first, Parameters.starts),
     }
     united = {column.name: _united(states, column, is_own) for column in columns}
     united |= {
@@ -124,22 +116,22 @@ def _side_by_side(level: Level, states: Subquery, columns: list[_State], paramet
         for other in column.compared
     }
     rows = select(*keys).group_by(*keys).having(func.count().filter(is_own) > 0)
-    return United({**united, "bucket": last}, rows)
+    return {**united, "bucket": last}, rows
 
 
-def _of_days(level: Level, parameters: Parameters, form: Form) -> Subquery:
+def _of_days(level: Level, form: Form) -> Subquery:
     """The states of the days that no stored window covers."""
     day = level.source.c.collected_date
     days = and_(
         or_(
-            day.between(parameters.read_first, parameters.read_last),
-            day.between(parameters.read_year_first, parameters.read_year_last),
+            day.between(Parameters.read_first, Parameters.read_last),
+            day.between(Parameters.read_year_first, Parameters.read_year_last),
         ),
-        func.width_bucket(day, parameters.cuts) % 2 == 1,
+        func.width_bucket(day, Parameters.cuts) % 2 == 1,
     )
-    found = states_of_days(level, parameters, days, end_values=form.distributed)
+    found = states_of_days(level, days, end_values=form.distributed)
     if not form.distributed:
-        found = with_ends(level, parameters, found, days)
+        found = with_ends(level, found, days)
     columns: dict[str, Element] = {"data_count": cast(found.c.data_count, Integer)}
     for measure in level.measures:
         columns[named("count", measure)] = cast(found.c[named("count", measure)], Integer)
@@ -152,30 +144,30 @@ def _of_days(level: Level, parameters: Parameters, form: Form) -> Subquery:
     return _labelled(level, found, found.c.bucket, columns).subquery("of_days")
 
 
-def _of_stored_windows(level: Level, parameters: Parameters) -> Subquery:
+def _of_stored_windows(level: Level) -> Subquery:
     """The states that are kept in stored windows."""
     target = level.target
     columns: dict[str, Element] = {"data_count": target.c.data_count}
     for measure in level.measures:
         columns |= _kept(level, measure)
-    bucket = func.width_bucket(target.c.period_start, parameters.starts)
+    bucket = func.width_bucket(target.c.period_start, Parameters.starts)
     return (
         _labelled(level, target, bucket, columns)
         .where(
             # It decides; the two arrays are what an index and the choice of partitions understand.
-            _is_part(target, parameters),
-            target.c.period_type == func.any(parameters.part_types),
-            target.c.period_start == func.any(parameters.part_starts),
-            target.c.instance_id == func.any(parameters.instance_ids),
+            _is_part(target),
+            target.c.period_type == func.any(Parameters.part_types),
+            target.c.period_start == func.any(Parameters.part_starts),
+            target.c.instance_id == func.any(Parameters.instance_ids),
         )
         .subquery("of_stored_windows")
     )
 
 
-def _is_part(target: FromClause, parameters: Parameters) -> ColumnElement[bool]:
+def _is_part(target: FromClause) -> ColumnElement[bool]:
     """Whether period and start of a row are one of the pairs of parts: these do not overlap, so starts are unique."""
-    place = func.array_position(parameters.part_starts, target.c.period_start)
-    return window_of(parameters.part_types, place) == target.c.period_type
+    place = func.array_position(Parameters.part_starts, target.c.period_start)
+    return window_of(Parameters.part_types, place) == target.c.period_type
 
 
 def _kept(level: Level, measure: Measure) -> dict[str, Element]:

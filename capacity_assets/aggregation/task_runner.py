@@ -22,12 +22,6 @@ from capacity_assets.storage.legacy_runs import EndedRun, tell_legacy_tables
 
 logger = logging.getLogger("capacity_assets")
 
-_LOG_LEVELS = {
-    AggregationStatus.COMPLETED: logging.INFO,
-    AggregationStatus.SKIPPED: logging.INFO,
-    AggregationStatus.FAILED: logging.ERROR,
-}
-
 
 class AggregationTaskRunner:
     """Runs periods. `inspection` answers questions about windows, on the same database and in the same range."""
@@ -66,7 +60,8 @@ class AggregationTaskRunner:
             raise
         if not options.dry_run:
             levels = " and ".join(options.levels)
-            logger.log(_LOG_LEVELS[summary.status], "%s %s aggregates, %s", chosen.name, levels, summary.message)
+            severity = logging.ERROR if summary.status is AggregationStatus.FAILED else logging.INFO
+            logger.log(severity, "%s %s aggregates, %s", chosen.name, levels, summary.message)
         self._tell_legacy(chosen, wanted, options, started_at, summary)
         return summary
 
@@ -102,15 +97,13 @@ class AggregationTaskRunner:
         what = "" if len(options.levels) > 1 else f"{options.levels[0]} "
         span = f"{windows[0].start}" if len(windows) == 1 else f"{windows[0].start} to {windows[-1].end}"
         total = failed = 0
+        error: str | None = str(outcome)
         if isinstance(outcome, RunSummary):
-            message, is_failed = outcome.message, outcome.status is AggregationStatus.FAILED
+            error = outcome.message if outcome.status is AggregationStatus.FAILED else None
             total = max(part.total_instances for part in outcome.parts)
             # Each window and level counts its own; a server may have failed in several.
             failed = min(total, sum(part.failed_instances for part in outcome.parts))
-        else:
-            message, is_failed = str(outcome), True
-        name = f"{period.name} {what}aggregates, {span}"
-        ended = EndedRun(name, started_at, total, failed, message, is_failed=is_failed)
+        ended = EndedRun(f"{period.name} {what}aggregates, {span}", started_at, total, failed, error)
         tell_legacy_tables(self.service.engine, ended)
 
 

@@ -39,6 +39,16 @@ def spread_activations(connection: Connection) -> None:
         connection.execute(text(RECORD_DAYS), {"raw": raw, "days": list(days)})
 
 
+def asked_for(period: Period, level: Level, windows: Sequence[Window]) -> dict[str, Any]:
+    """Return the parameters by which the statements of the ledger name windows of a period at a level."""
+    return {
+        "period_type": period.name,
+        "level": level.name,
+        "starts": [window.start for window in windows],
+        "ends": [window.end for window in windows],
+    }
+
+
 @dataclass(frozen=True)
 class WindowsLeft:
     """Answers within the transaction of a connection, and raises DBAPIError; every statement takes `parameters`."""
@@ -48,12 +58,7 @@ class WindowsLeft:
     lookups: Lookups
 
     def left(
-        self,
-        period: Period,
-        level: Level,
-        windows: Sequence[Window],
-        *,
-        patience_seconds: float = 0,
+        self, period: Period, level: Level, windows: Sequence[Window], *, patience_seconds: float = 0
     ) -> list[OpenWindow]:
         """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
 
@@ -62,25 +67,14 @@ class WindowsLeft:
         if not windows:
             return []
         spread_activations(self.connection)
-        parameters: dict[str, Any] = {
-            **self.parameters,
-            "period_type": period.name,
-            "level": level.name,
-            "starts": [window.start for window in windows],
-            "ends": [window.end for window in windows],
-            "patience_seconds": patience_seconds,
-        }
+        asked = asked_for(period, level, windows)
+        parameters = {**self.parameters, **asked, "patience_seconds": patience_seconds}
         rows = self.connection.execute(text(filled(OPEN, level, self.lookups)), parameters).all()
         return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
     def not_compared(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:
         """Return the first of `windows` that an older version computed, which did not compare with a year before."""
-        parameters = {
-            "period_type": period.name,
-            "level": level.name,
-            "starts": [window.start for window in windows],
-        }
-        row = self.connection.execute(text(NOT_COMPARED), parameters).first()
+        row = self.connection.execute(text(NOT_COMPARED), asked_for(period, level, windows)).first()
         if row is None:
             return None
         reason = "was computed by a version that did not compare it with the year before: materialise it again"
@@ -90,13 +84,7 @@ class WindowsLeft:
         """Return the first of `windows` that was computed to more rows than are stored; counts the rows of all."""
         if not windows:
             return None
-        parameters = {
-            "period_type": period.name,
-            "level": level.name,
-            "starts": [window.start for window in windows],
-            "first": windows[0].start,
-            "last": windows[-1].start,
-        }
+        parameters = {**asked_for(period, level, windows), "first": windows[0].start, "last": windows[-1].start}
         row = self.connection.execute(text(LOST_ROWS.format(target=level.target.name)), parameters).first()
         if row is None:
             return None

@@ -114,15 +114,15 @@ def database_error(error: DBAPIError | PoolTimeoutError, *, doing: str, kept: st
     if not isinstance(error, DBAPIError):
         return DatabaseError(f"No database connection became free while {doing}. {kept} Run it again.", transient=True)
     sqlstate = sqlstate_of(error)
-    reason = reason_of(error)
+    transient = sqlstate not in SCHEMA_SQLSTATES and is_transient(error)
     if sqlstate in SCHEMA_SQLSTATES:
         advice = "The schema is missing or too old: run `capacity init`, then run this again."
-        return DatabaseError(f"{_sentence(doing, reason)} {kept} {advice}", sqlstate=sqlstate)
-    transient = is_transient(error)
-    advice = (
-        "This can pass by itself: run it again." if transient else "Repeating it will not help: fix the cause first."
-    )
-    return DatabaseError(f"{_sentence(doing, reason)} {kept} {advice}", sqlstate=sqlstate, transient=transient)
+    elif transient:
+        advice = "This can pass by itself: run it again."
+    else:
+        advice = "Repeating it will not help: fix the cause first."
+    told = f"The database failed while {doing}: {reason_of(error)}. {kept} {advice}"
+    return DatabaseError(told, sqlstate=sqlstate, transient=transient)
 
 
 # A connection that is refused at login carries no SQLSTATE; these parts of the server's text tell what time
@@ -137,7 +137,3 @@ def is_transient(error: DBAPIError) -> bool:
         refused = any(part in str(error.orig) for part in REFUSED_LOGIN)
         return not refused and (error.connection_invalidated or isinstance(error, OperationalError | InterfaceError))
     return sqlstate in TRANSIENT_SQLSTATES or sqlstate[:2] in TRANSIENT_SQLSTATES
-
-
-def _sentence(doing: str, reason: str) -> str:
-    return f"The database failed while {doing}: {reason}."

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,35 +50,22 @@ class CapacityLockManager:
             LockUnavailableError: Redis cannot be asked.
             DatabaseError: PostgreSQL cannot be asked.
         """
-        if self.redis_url is None:
-            with self._advisory_lock(period) as held:
-                yield held
-        else:
-            with self._redis_lock(self.redis_url, period) as held:
-                yield held
+        lock: _AdvisoryLock | RedisLock
+        with ExitStack() as held:
+            if self.redis_url is None:
+                lock = _AdvisoryLock(held.enter_context(self._own_connection(period)), period)
+            else:
+                lock = RedisLock(self.redis_url, period, self.time_to_live_seconds)
+            lock.acquire()
+            held.callback(lock.release)
+            yield lock
 
-    @contextmanager
-    def _advisory_lock(self, period: str) -> Iterator[HeldLock]:
-        # Not from the pool: a connection given back to it would keep the lock.
+    def _own_connection(self, period: str) -> Connection:
+        """Connect outside the pool: a connection given back to it would keep the lock."""
         with database_errors(doing=f"taking the lock of {period}", kept=nothing_written(period)):
             connection = self.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
-        with connection:
-            connection.detach()
-            lock = _AdvisoryLock(connection, period)
-            lock.acquire()
-            try:
-                yield lock
-            finally:
-                lock.release()
-
-    @contextmanager
-    def _redis_lock(self, url: str, period: str) -> Iterator[HeldLock]:
-        lock = RedisLock(url, period, self.time_to_live_seconds)
-        lock.acquire()
-        try:
-            yield lock
-        finally:
-            lock.release()
+        connection.detach()
+        return connection
 
 
 @dataclass
@@ -88,9 +75,13 @@ class _AdvisoryLock:
     connection: Connection
     period: str
 
+    @property
+    def key(self) -> dict[str, int]:
+        """The two integers as parameters."""
+        return dict(zip(("first", "second"), advisory_key(self.period), strict=True))
+
     def acquire(self) -> None:
-        first, second = advisory_key(self.period)
-        parameters = {"first": first, "second": second, "name": f"capacity_assets lock {owner_name()}"[:63]}
+        parameters = {**self.key, "name": f"capacity_assets lock {owner_name()}"[:63]}
         with database_errors(doing=f"taking the lock of {self.period}", kept=nothing_written(self.period)):
             self.connection.execute(text("SELECT set_config('application_name', :name, false)"), parameters)
             # It is idle while the work goes on elsewhere.
@@ -103,16 +94,12 @@ class _AdvisoryLock:
 
     def release(self) -> None:
         """Give the lock back at once: closing the connection does it too, but only when the server notices."""
-        first, second = advisory_key(self.period)
         with suppress(SQLAlchemyError):
-            self.connection.execute(
-                text("SELECT pg_advisory_unlock(:first, :second)"), {"first": first, "second": second}
-            )
+            self.connection.execute(text("SELECT pg_advisory_unlock(:first, :second)"), self.key)
 
     def ensure_held(self) -> None:
-        first, second = advisory_key(self.period)
         try:
-            held = self.connection.execute(text(_ADVISORY_OWN), {"first": first, "second": second}).scalar()
+            held = self.connection.execute(text(_ADVISORY_OWN), self.key).scalar()
         except (DBAPIError, PendingRollbackError) as error:
             # Asked again after it was lost, by another slice, SQLAlchemy refuses before the server could.
             raise lost(self.period, "its connection was closed") from error

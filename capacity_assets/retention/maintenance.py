@@ -36,7 +36,6 @@ from capacity_assets.storage.partition_changes import (
     partition_name,
 )
 from capacity_assets.storage.partitions import (
-    AGGREGATES,
     PARTITIONED,
     UNREAD,
     Partition,
@@ -46,6 +45,7 @@ from capacity_assets.storage.partitions import (
     layout_of,
 )
 from capacity_assets.storage.schema import SchemaProblemsError
+from capacity_assets.storage.tables import AGGREGATES
 from capacity_assets.units import BYTES_PER_MB
 
 logger = logging.getLogger("capacity_assets")

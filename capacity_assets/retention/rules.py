@@ -16,6 +16,7 @@ from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
 from capacity_assets.storage.limit_tables import capacity_runways
 from capacity_assets.storage.partitions import UNREAD, PartitionLayout, Span, spans_between
+from capacity_assets.storage.tables import AGGREGATES
 
 VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"
@@ -29,12 +30,8 @@ class Retention:
 
     days: Mapping[str, int | None]
 
-    def of_samples(self, level: Level) -> int | None:
-        """How many days the raw rows of a level are kept, or None."""
-        return self._first(level.source.name, RAW)
-
     def of_table(self, table: Table) -> int | None:
-        """How many days the rows of a table without aggregates are kept, or None: raw limits as samples are."""
+        """How many days the rows of a table that holds no aggregates are kept, or None: raw limits as samples are."""
         return self._first(table.name) if table is capacity_runways else self._first(table.name, RAW)
 
     def of_aggregates(self, period: str, level: Level) -> int | None:
@@ -66,11 +63,9 @@ class KeptSpans:
 
     def days(self, table: Table, period: str | None) -> int | None:
         """How long the rows of a partition are kept; one that holds several periods keeps the longest."""
-        if table in UNREAD:
+        if table not in AGGREGATES:
             return self.retention.of_table(table)
         level = level_of(table)
-        if table == level.source:
-            return self.retention.of_samples(level)
         if period is not None:
             return self.retention.of_aggregates(period, level)
         every = [self.retention.of_aggregates(name, level) for name in self.periods]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.runway.binding import CEILING, OWN, SERVER, VOLUME
+from capacity_assets.runway.binding import OWN, SERVER, VOLUME
 from capacity_assets.runway.history_statements import DATABASE_ROWS, SERVER_ROWS, VOLUME_ROWS
 from capacity_assets.units import human_change_mb, human_mb
 
@@ -61,11 +61,6 @@ class Outlook:
     late_day: date | None
     probabilities: dict[int, float]
     """Probability of being full within so many days; empty where `state` is neither `forecast` nor `full`."""
-
-    @property
-    def has_own_limit(self) -> bool:
-        """Whether it is bound by a limit that is no other one's too."""
-        return self.binds in {OWN, CEILING}
 
     @property
     def sooner_day(self) -> date | None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
-from capacity_assets.storage.runway_views import ErrorMeasures
+from capacity_assets.storage.runway_views import error_measures
 
 LOOKED_BACK_DAYS = 7
 """Forecasts that came due on so many days before are scored again: their samples may have come late, or changed."""
@@ -96,15 +96,11 @@ WHERE r.subject = '{subject}' AND s.instance_id = r.instance_id AND s.name = r.n
   AND s.collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)
   AND s.collected_date = r.last_day + :days AND r.actual_{days}_mb IS DISTINCT FROM s.size_mb AND {due}
 """
-_MEASURES = ErrorMeasures(
+_MEASURES = error_measures(
     "r.actual_{days}_mb", "r.forecast_{days}_mb", "r.lower_{days}_mb", "r.upper_{days}_mb", "r.size_mb"
 )
 _SCORES = f"""
-SELECT count(*) AS forecasts,
-       CAST({_MEASURES.error_percent} AS float8) AS error_percent,
-       CAST({_MEASURES.relative_error} AS float8) AS relative_error,
-       CAST({_MEASURES.covered_percent} AS float8) AS covered_percent,
-       CAST({_MEASURES.above_percent} AS float8) AS above_percent,
+SELECT count(*) AS forecasts, {", ".join(f"CAST({one} AS float8) AS {name}" for name, one in _MEASURES.items())},
        count(*) FILTER (WHERE NOT r.in_time) AS in_hindsight
 FROM capacity_runways r
 WHERE r.actual_{{days}}_mb IS NOT NULL AND {{due}}

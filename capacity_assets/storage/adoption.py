@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.steps import DIALECT, Step, free_name, quoted
+from capacity_assets.storage.steps import DIALECT, Step, free_name, literal, quoted
 from capacity_assets.storage.unique_keys import duplicates_problem, has_unique_key, unique_key_step, unique_keys
 
 
@@ -53,7 +53,8 @@ def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterato
         alter = f"ALTER TABLE {quoted(wanted.name)} ALTER COLUMN {quoted(column.name)}"
         if column.name not in present:
             if column.nullable or column.server_default is not None:
-                yield Step(f"{name} is missing", f"ALTER TABLE {quoted(wanted.name)} ADD COLUMN {_definition(column)}")
+                definition = CreateColumn(column).compile(dialect=DIALECT)
+                yield Step(f"{name} is missing", f"ALTER TABLE {quoted(wanted.name)} ADD COLUMN {definition}")
             continue
         found = present[column.name]
         if _is_widened(found, column):
@@ -97,12 +98,10 @@ def widened_columns(connection: Connection, wanted: Table) -> list[str]:
 
 
 def _is_widened(found: ReflectedColumn, wanted: Column[object]) -> bool:
-    return wanted.name != "id" and _is_narrower(found, wanted)
-
-
-def _is_narrower(found: ReflectedColumn, wanted: Column[object]) -> bool:
-    """Whether values of the wanted type may not fit the type that is there."""
+    """Whether values of the wanted type may not fit the type that is there; a row number of others stays as it is."""
     there, here = found["type"], wanted.type
+    if wanted.name == "id":
+        return False
     if isinstance(here, BigInteger):
         return isinstance(there, Integer) and not isinstance(there, BigInteger)
     if isinstance(here, Numeric) and isinstance(there, Numeric):
@@ -217,24 +216,15 @@ def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]
     for table in wanted:
         present = inspect(connection)
         if table.comment and present.get_table_comment(table.name)["text"] != table.comment:
-            statement = f"COMMENT ON TABLE {quoted(table.name)} IS {_string(table.comment)}"
+            statement = f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.comment)}"
             steps.append(Step(f"{table.name} has another comment", statement))
         comments = {column["name"]: column.get("comment") for column in present.get_columns(table.name)}
         steps += [
             Step(
                 f"{table.name}.{column.name} has another comment",
-                f"COMMENT ON COLUMN {quoted(table.name)}.{quoted(column.name)} IS {_string(column.comment)}",
+                f"COMMENT ON COLUMN {quoted(table.name)}.{quoted(column.name)} IS {literal(column.comment)}",
             )
             for column in table.columns
             if column.comment and comments.get(column.name) != column.comment
         ]
     return steps
-
-
-def _definition(column: Column[object]) -> str:
-    return str(CreateColumn(column).compile(dialect=DIALECT))
-
-
-def _string(value: str) -> str:
-    escaped = value.replace("'", "''")
-    return f"'{escaped}'"

@@ -18,20 +18,8 @@ from sqlalchemy import Connection, DateTime, Table, text
 
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.steps import Step, quoted
-from capacity_assets.storage.tables import (
-    activations,
-    database_size_aggregations,
-    database_size_stats,
-    instance_size_aggregations,
-    instance_size_stats,
-    instances,
-    invalidations,
-    sample_changes,
-)
+from capacity_assets.storage.tables import AGGREGATES, SAMPLES, activations, instances, invalidations, sample_changes
 from capacity_assets.storage.triggers import EVENTS, SCHEMA_MARK, Tracking, tracking_steps
-
-RAW = (database_size_stats, instance_size_stats)
-AGGREGATES = (database_size_aggregations, instance_size_aggregations)
 
 
 def change_tracking_steps(connection: Connection) -> list[Step]:
@@ -53,13 +41,13 @@ def _every_tracking() -> Iterator[Tracking]:
 
 
 def _changes() -> Iterator[Tracking]:
-    bodies = {table.name: _raw_body(table) for table in RAW} | {instances.name: _instances_body()}
+    bodies = {table.name: _raw_body(table) for table in SAMPLES} | {instances.name: _instances_body()}
     for table, body in bodies.items():
         yield Tracking(table, function_name(table), body, EVENTS, "changes")
 
 
 def _invalidations() -> Iterator[Tracking]:
-    events = dict.fromkeys((table.name for table in RAW), "DELETE OR TRUNCATE")
+    events = dict.fromkeys((table.name for table in SAMPLES), "DELETE OR TRUNCATE")
     events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
     for table, event in events.items():
         yield Tracking(table, INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes", f"'{table}'")

@@ -40,7 +40,11 @@ def needs_conversion(connection: Connection, table: Table) -> bool:
 
 
 def build_key(engine: Engine, table: Table) -> None:
-    """Build the index of the new key beside the running work, a half-built one anew; raises DBAPIError."""
+    """Build the index of the new primary key without keeping anyone out; one left half-built is built again.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database failed; the table is as it was, up to that index.
+    """
     name = NEW_KEY.format(table.name)
     columns = ", ".join(quoted(column.name) for column in table.primary_key)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -116,8 +120,7 @@ def swap(connection: Connection, table: Table) -> None:
     execute(connection, statements)
     for sequence in connection.execute(text(_SEQUENCES), {"table": old}).scalars().all():
         connection.exec_driver_sql(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(table.name)}.id")
-    for step in (*change_tracking_steps(connection), *group_tracking_steps(connection)):
-        carry_out(connection, step)
+    carry_out(connection, (*change_tracking_steps(connection), *group_tracking_steps(connection)))
 
 
 def _row_numbers(connection: Connection, table: Table) -> Iterator[str]:

@@ -18,16 +18,9 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, text
 
-from capacity_assets.storage.tables import (
-    database_size_aggregations,
-    database_size_stats,
-    instance_size_aggregations,
-    instance_size_stats,
-    invalidations,
-    sample_changes,
-)
+from capacity_assets.storage.tables import AGGREGATES, SAMPLES, invalidations, sample_changes
 
-DISTRIBUTED = (database_size_stats, instance_size_stats, database_size_aggregations, instance_size_aggregations)
+DISTRIBUTED = (*SAMPLES, *AGGREGATES)
 RECORDS = (sample_changes, invalidations)
 """What triggers write on the nodes."""
 

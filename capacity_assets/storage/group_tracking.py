@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.storage.change_tracking import AGGREGATES
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.group_tables import (
     ALWAYS,
@@ -20,7 +19,7 @@ from capacity_assets.storage.group_tables import (
     capacity_labels,
 )
 from capacity_assets.storage.steps import Step, quoted
-from capacity_assets.storage.tables import instance_size_aggregations, instances
+from capacity_assets.storage.tables import AGGREGATES, instance_size_aggregations, instances
 from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
 
 EVERY_EVENT = EVENTS | DELETED | TRUNCATED

@@ -32,16 +32,13 @@ def _write(connection: Connection, statements: Sequence[str], parameters: dict[s
     """Execute in a savepoint, so that samples are kept if the other application's table refuses a row."""
     try:
         with connection.begin_nested():
-            if _may_be_written(connection):
+            ours = {"table": TABLE, "columns": list(COLUMNS)}
+            if connection.execute(text(_MAY_BE_WRITTEN), ours).scalar_one():
                 for statement in statements:
                     connection.execute(text(statement), parameters)
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         logger.warning(f"{TABLE} was left as it was: {reason}. The samples are not touched by that.")
-
-
-def _may_be_written(connection: Connection) -> bool:
-    return bool(connection.execute(text(_MAY_BE_WRITTEN), {"table": TABLE, "columns": list(COLUMNS)}).scalar_one())
 
 
 _MAY_BE_WRITTEN = """

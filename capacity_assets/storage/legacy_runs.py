@@ -7,7 +7,7 @@ that exists. Dagster's own record of a run is authoritative; if the table refuse
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from sqlalchemy import Engine, text
@@ -25,21 +25,14 @@ class EndedRun:
     started_at: datetime
     total: int
     failed: int
-    message: str
-    is_failed: bool
+    error: str | None
+    """Why it failed; None: it did not."""
 
     @property
     def parameters(self) -> dict[str, object]:
-        """The row, by the column names of those tables."""
-        return {
-            "name": self.name,
-            "started_at": self.started_at,
-            "status": "failed" if self.is_failed else "completed",
-            "total": self.total,
-            "successful": self.total - self.failed,
-            "failed": self.failed,
-            "error": self.message if self.is_failed else None,
-        }
+        """The row, by the parameters of the statements."""
+        status = "completed" if self.error is None else "failed"
+        return {**asdict(self), "status": status, "successful": self.total - self.failed}
 
 
 def tell_legacy_tables(engine: Engine, run: EndedRun) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.exc import OperationalError
 
 from capacity_assets.storage.adoption import other_owner
@@ -102,14 +102,7 @@ def _row_triggers_off(connection: Connection, partition: Partition) -> Iterator[
 
 def _stored_columns(connection: Connection, table: Table) -> list[str]:
     """List the columns by name: those of the default partition may stand in another order, and some are computed."""
-    rows = connection.execute(
-        text(
-            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0 "
-            "AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"
-        ),
-        {"table": table.name},
-    )
-    return [row.attname for row in rows]
+    return [column["name"] for column in inspect(connection).get_columns(table.name) if "computed" not in column]
 
 
 def partition_name(table: Table, span: Span) -> str:

@@ -12,6 +12,7 @@ decided by `retention.rules`; how an unpartitioned table becomes partitioned, by
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -24,17 +25,8 @@ from capacity_assets.storage.limit_tables import (
     database_limit_stats,
     volume_size_stats,
 )
-from capacity_assets.storage.tables import (
-    BY_DAY,
-    BY_WINDOW,
-    database_size_aggregations,
-    database_size_stats,
-    instance_size_aggregations,
-    instance_size_stats,
-)
+from capacity_assets.storage.tables import AGGREGATES, BY_DAY, BY_WINDOW, SAMPLES
 
-SAMPLES = (database_size_stats, instance_size_stats)
-AGGREGATES = (database_size_aggregations, instance_size_aggregations)
 UNREAD = (volume_size_stats, database_limit_stats, capacity_runways)
 """Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
 CAPACITY_TABLES = (*SAMPLES, *AGGREGATES)
@@ -54,8 +46,6 @@ FIRST_PLAUSIBLE, AFTER_PLAUSIBLE = date(1900, 1, 1), date(9000, 1, 1)
 _MONTH = Period("month", months=1)
 YEAR = Period("year", months=12)
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
-_BOUNDS_WITH_PERIOD = 4
-_BOUNDS = 2
 
 
 @dataclass(frozen=True, order=True)
@@ -99,7 +89,6 @@ class DefaultRows:
 class PartitionLayout:
     """How one table is stored now; a plain table has no key and no partitions."""
 
-    table: str
     key: str | None
     partitions: tuple[Partition, ...]
 
@@ -167,19 +156,17 @@ def layout_of(connection: Connection, table: Table) -> PartitionLayout:
         {"table": table.name},
     ).all()
     partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT", row.size_bytes) for row in rows]
-    return PartitionLayout(table.name, key, tuple(partitions))
+    return PartitionLayout(key, tuple(partitions))
 
 
 def _span(bound: str) -> Span | None:
     """Read `FOR VALUES FROM (...) TO (...)`; None for other than whole days of one period or of all."""
-    values = _QUOTED.findall(bound)
-    try:
-        if len(values) == _BOUNDS:
-            return Span(None, date.fromisoformat(values[0]), date.fromisoformat(values[1]))
-        if len(values) == _BOUNDS_WITH_PERIOD and values[0] == values[2]:
-            return Span(values[0], date.fromisoformat(values[1]), date.fromisoformat(values[3]))
-    except ValueError:
-        return None
+    with suppress(ValueError):
+        match _QUOTED.findall(bound):
+            case [first, after]:
+                return Span(None, date.fromisoformat(first), date.fromisoformat(after))
+            case [period, first, same, after] if period == same:
+                return Span(period, date.fromisoformat(first), date.fromisoformat(after))
     return None
 
 
@@ -226,8 +213,7 @@ def condition_of(table: Table, span: Span) -> str:
 
 def parameters_of(span: Span) -> dict[str, object]:
     """Return what `condition_of` needs."""
-    days: dict[str, object] = {"first": span.first, "after": span.after}
-    return {**days, "period_type": span.period_type} if span.period_type else days
+    return {"first": span.first, "after": span.after, "period_type": span.period_type}
 
 
 def count_rows(connection: Connection, table: Table, partition: Partition, span: Span | None = None) -> int:

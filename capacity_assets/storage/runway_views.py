@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.storage.label_expressions import labels_of
 from capacity_assets.storage.view import View, ViewColumn
@@ -23,42 +21,24 @@ STANDS_FOR_ITSELF = f"""(
 """Whether no other row says the same at least as urgently: a thousand databases may share one volume."""
 
 
-@dataclass(frozen=True)
-class ErrorMeasures:
-    """The expressions of how far a group of forecasts was off, given those of what was forecast and measured."""
-
-    actual: str
-    forecast: str
-    lower: str
-    upper: str
-    size: str
-
-    @property
-    def error_percent(self) -> str:
-        """Mean absolute error in percent of the measured size."""
-        return f"round(avg(abs({self.actual} - {self.forecast}) * 100.0 / nullif({self.actual}, 0)), 2)"
-
-    @property
-    def relative_error(self) -> str:
-        """Sum of absolute errors, relative to that of the last size."""
-        return f"round(sum(abs({self.actual} - {self.forecast})) / nullif(sum(abs({self.actual} - {self.size})), 0), 3)"
-
-    @property
-    def covered_percent(self) -> str:
-        """Share of measured sizes within the band."""
-        return f"round(avg(CASE WHEN {self.actual} BETWEEN {self.lower} AND {self.upper} THEN 100 ELSE 0 END), 1)"
-
-    @property
-    def above_percent(self) -> str:
-        """Share of measured sizes above it."""
-        return f"round(avg(CASE WHEN {self.actual} > {self.upper} THEN 100 ELSE 0 END), 1)"
+def error_measures(actual: str, forecast: str, lower: str, upper: str, size: str) -> dict[str, str]:
+    """Return the expressions of how far a group of forecasts was off, given those of what was forecast and measured."""
+    return {
+        # Mean absolute error in percent of the measured size.
+        "error_percent": f"round(avg(abs({actual} - {forecast}) * 100.0 / nullif({actual}, 0)), 2)",
+        # Sum of absolute errors, relative to that of the last size.
+        "relative_error": f"round(sum(abs({actual} - {forecast})) / nullif(sum(abs({actual} - {size})), 0), 3)",
+        # Shares of measured sizes within the band, and above it.
+        "covered_percent": f"round(avg(CASE WHEN {actual} BETWEEN {lower} AND {upper} THEN 100 ELSE 0 END), 1)",
+        "above_percent": f"round(avg(CASE WHEN {actual} > {upper} THEN 100 ELSE 0 END), 1)",
+    }
 
 
 _DUE = ", ".join(
     f"({days}, r.forecast_{days}_mb, r.lower_{days}_mb, r.upper_{days}_mb, r.actual_{days}_mb)"
     for days in HORIZONS_DAYS
 )
-_MEASURES = ErrorMeasures("due.actual_mb", "due.forecast_mb", "due.lower_mb", "due.upper_mb", "r.size_mb")
+_MEASURES = error_measures("due.actual_mb", "due.forecast_mb", "due.lower_mb", "due.upper_mb", "r.size_mb")
 
 
 def _of_horizon(days: int) -> tuple[ViewColumn, ...]:
@@ -134,25 +114,17 @@ RUNWAY_VIEWS = (
                 "Whether they were issued on their day or the next one; false: computed in hindsight",
             ),
             ViewColumn("forecasts", "count(*)", "Forecasts that came due and whose size was measured"),
-            ViewColumn(
-                "error_percent",
-                _MEASURES.error_percent,
-                "Mean absolute error in percent of the measured size",
-            ),
-            ViewColumn(
-                "relative_error",
-                _MEASURES.relative_error,
-                "Sum of absolute errors, relative to that of the last size; null: no size had changed",
-            ),
-            ViewColumn(
-                "covered_percent",
-                _MEASURES.covered_percent,
-                "Measured sizes within the band of 80 percent, in percent",
-            ),
-            ViewColumn(
-                "above_percent",
-                _MEASURES.above_percent,
-                "Measured sizes above it, in percent: full sooner than was said",
+            *(
+                ViewColumn(name, _MEASURES[name], comment)
+                for name, comment in (
+                    ("error_percent", "Mean absolute error in percent of the measured size"),
+                    (
+                        "relative_error",
+                        "Sum of absolute errors, relative to that of the last size; null: no size had changed",
+                    ),
+                    ("covered_percent", "Measured sizes within the band of 80 percent, in percent"),
+                    ("above_percent", "Measured sizes above it, in percent: full sooner than was said"),
+                )
             ),
         ),
         f"FROM capacity_runways r CROSS JOIN LATERAL (VALUES {_DUE}) "

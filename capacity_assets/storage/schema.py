@@ -119,8 +119,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         # Also what someone dropped or changed after the last upgrade.
         done += adopt(connection, metadata)
         missing = change_tracking_steps(connection)
-        for step in missing:
-            carry_out(connection, step)
+        carry_out(connection, missing)
         if missing:
             # Whatever was written while they were absent is not known.
             connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
@@ -130,16 +129,14 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         execute(connection, foreign)
         done += [f"taken away and put back as it was: view {view}" for view in readers]
         done += _renew_views(connection, taken)
-        for step in comment_steps(connection, metadata.sorted_tables):
-            carry_out(connection, step)
+        carry_out(connection, comment_steps(connection, metadata.sorted_tables))
     return tuple(done)
 
 
 def _track_groups(connection: Connection, *, anew: bool) -> list[str]:
     """Record what changes groups, and forget sums that may have missed a change; return what was fixed."""
     missing = group_tracking_steps(connection)
-    for step in missing:
-        carry_out(connection, step)
+    carry_out(connection, missing)
     if missing or anew:
         forget_group_sums(connection)
     return [] if anew else [*dict.fromkeys(f"fixed: {step.reason}" for step in missing)]
@@ -198,16 +195,14 @@ def adopt(connection: Connection, wanted: MetaData) -> list[str]:
     for table in wanted.sorted_tables:
         if table.name not in present:
             table.create(connection)
-            for step in default_partition_steps(connection, table):
-                carry_out(connection, step)
+            carry_out(connection, default_partition_steps(connection, table))
             done.append(f"created table {table.name}")
             continue
         plan = plan_table(connection, table)
         problems += plan.problems
         if not problems:
-            for step in plan.steps:
-                carry_out(connection, step)
-                done.append(f"changed: {step.reason}")
+            carry_out(connection, plan.steps)
+            done += [f"changed: {step.reason}" for step in plan.steps]
     if problems:
         raise SchemaProblemsError(problems)
     return done

@@ -20,9 +20,9 @@ class Step:
     statement: str
 
 
-def carry_out(connection: Connection, step: Step) -> None:
-    """Execute a step."""
-    execute(connection, [step.statement])
+def carry_out(connection: Connection, steps: Iterable[Step]) -> None:
+    """Execute steps, in order."""
+    execute(connection, (step.statement for step in steps))
 
 
 def execute(connection: Connection, statements: Iterable[str]) -> None:

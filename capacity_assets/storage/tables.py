@@ -179,6 +179,9 @@ instance_size_aggregations = Table(
     comment="Total size, number of databases, change, growth and trend of each server in each window.",
 )
 
+SAMPLES = (database_size_stats, instance_size_stats)
+AGGREGATES = (database_size_aggregations, instance_size_aggregations)
+
 sample_changes = Table(
     "capacity_sample_changes",
     table_metadata,

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.runners import DatabaseAggregationRunner
+from capacity_assets.aggregation.runners import AggregationRunner
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.status import AggregationStatus
@@ -169,7 +169,7 @@ def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time
     add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
     assert service.ledger.stale() == [], "not computed yet"
 
-    parts = DatabaseAggregationRunner(engine).aggregate(PERIODS["monthly"], march, service.instances(None))
+    parts = AggregationRunner(DATABASE, engine).aggregate(PERIODS["monthly"], march, service.instances(None))
     service.ledger.finish(snapshot, parts, "")
 
     assert stale(service) == {("database", "monthly", "2025-03-01")}, "rather once too often than once too few"

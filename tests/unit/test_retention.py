@@ -13,7 +13,7 @@ from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
 def test_by_default_samples_stay_400_days_daily_rows_three_years_and_the_rest_for_ever() -> None:
     retention = parse_retention(DEFAULT_RETENTION_DAYS)
 
-    assert [retention.of_samples(level) for level in (DATABASE, INSTANCE)] == [400, 400]
+    assert [retention.of_table(level.source) for level in (DATABASE, INSTANCE)] == [400, 400]
     assert {period: retention.of_aggregates(period, DATABASE) for period in PERIODS} == {
         "daily": 1096,
         "weekly": None,
@@ -26,7 +26,7 @@ def test_by_default_samples_stay_400_days_daily_rows_three_years_and_the_rest_fo
 def test_a_rule_for_a_table_goes_before_the_one_for_its_kind_and_what_is_not_named_keeps_its_default() -> None:
     retention = parse_retention(" raw=100, instance_size_stats = forever ,weekly_database_aggregations=50")
 
-    assert (retention.of_samples(DATABASE), retention.of_samples(INSTANCE)) == (100, None)
+    assert (retention.of_table(DATABASE.source), retention.of_table(INSTANCE.source)) == (100, None)
     assert retention.of_aggregates("weekly", DATABASE) == 50
     assert retention.of_aggregates("weekly", INSTANCE) is None
     assert retention.of_aggregates("daily", INSTANCE) == 1096

@@ -68,8 +68,7 @@ def upgrade() -> None:
     registered_before = sa.inspect(connection).has_table(computed_windows.name)
     done += adopt(connection, metadata)
     # Before windows are entered: the locks of new triggers keep writers out until everything is committed.
-    for step in change_tracking_steps(connection):
-        carry_out(connection, step)
+    carry_out(connection, change_tracking_steps(connection))
     if not registered_before:
         for level, table in (("database", database_size_aggregations), ("instance", instance_size_aggregations)):
             for period in PERIODS.values():
