@@ -120,9 +120,9 @@ def request_daily(daemon: Daemon) -> dg.DagsterRun:
 
 @pytest.mark.parametrize("also_dagsters", [False, True], ids=["of the figures", "of everything"])
 def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
-    own_server: RestartableServer, empty_database: URL, tmp_path: Path, *, also_dagsters: bool
+    own_server: RestartableServer, dagster_databases: tuple[URL, URL], tmp_path: Path, *, also_dagsters: bool
 ) -> None:
-    storage = own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER) if also_dagsters else empty_database
+    storage = own_server.url(DAGSTER_DATABASE, DAGSTER_DRIVER) if also_dagsters else dagster_databases[0]
     capacity = own_server.url(CAPACITY_DATABASE)
     with engine_on(capacity) as engine, deployment(capacity, storage, tmp_path / "home") as daemon:
         add_instances(engine, [1])
@@ -240,15 +240,14 @@ def grow(engine: Engine) -> None:
 
 
 def test_two_deployments_on_one_database_wait_for_each_other(
-    engine: Engine, database: URL, own_server: RestartableServer, tmp_path: Path
+    engine: Engine, database: URL, dagster_databases: tuple[URL, URL], tmp_path: Path
 ) -> None:
     """Each has its own Dagster, whose queue knows nothing of the other's; the period's lock keeps them apart."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
-    storages = [own_server.url(name, DAGSTER_DRIVER) for name in ("postgres", DAGSTER_DATABASE)]
     with (
-        deployment(database, storages[0], tmp_path / "home0") as one,
-        deployment(database, storages[1], tmp_path / "home1") as other,
+        deployment(database, dagster_databases[0], tmp_path / "home0") as one,
+        deployment(database, dagster_databases[1], tmp_path / "home1") as other,
     ):
         first, second = request_daily(one), request_daily(other)
         with engine.connect() as blocker:
@@ -267,7 +266,7 @@ def test_two_deployments_on_one_database_wait_for_each_other(
 
 
 def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves_the_house(
-    engine: Engine, database: URL, empty_database: URL, tmp_path: Path
+    engine: Engine, database: URL, dagster_databases: tuple[URL, URL], tmp_path: Path
 ) -> None:
     """The late data sensor, the run it requests, its checks and the alert sensor, tick by tick."""
     add_instances(engine, [1])
@@ -277,8 +276,7 @@ def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves
     )
     with receiving() as receiver:
         variables = {"CAPACITY_ALERT_WEBHOOK_URL": receiver.url, "CAPACITY_SETTLE_SECONDS": "0"}
-        storage = empty_database.set(drivername=DAGSTER_DRIVER)
-        with deployment(database, storage, tmp_path / "home", **variables) as daemon:
+        with deployment(database, dagster_databases[0], tmp_path / "home", **variables) as daemon:
             # The alert sensor begins at its first tick.
             daemon.tick_sensors()
             with engine.begin() as connection:

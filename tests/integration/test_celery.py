@@ -11,19 +11,19 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import dagster as dg
 import psutil
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
 
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.orchestration.collection import SHARE_TAG
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, shipped_file
 from capacity_assets.settings import Settings
-from tests.daemon import Daemon, running_daemon
-from tests.databases import Databases
+from tests.daemon import Daemon, partitions_of, running_daemon
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.redis_server import RedisServer
 
@@ -80,8 +80,7 @@ def worker(folder: Path, name: str, queue: str = "dagster") -> Iterator[Worker]:
 @pytest.fixture
 def celery(
     settings: Settings,
-    cluster: Databases,
-    dagster_template: str,
+    dagster_databases: tuple[URL, URL],
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Daemon]:
@@ -89,8 +88,7 @@ def celery(
     monkeypatch.setenv("CELERY_BROKER_URL", redis_server.url)
     monkeypatch.setenv("CELERY_RESULT_BACKEND", redis_server.url)
     with ExitStack() as stack:
-        url = stack.enter_context(cluster.copy(dagster_template))
-        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
+        monkeypatch.setenv("DAGSTER_POSTGRES_URL", dagster_databases[0].render_as_string(hide_password=False))
         environment = stack.enter_context(dagster_environment(Settings()))
         shipped = shipped_file("dagster.yaml").read_text() + (DEPLOY / "run_launcher.yaml").read_text()
         (settings.dagster_home / "dagster.yaml").write_text(shipped)
@@ -115,17 +113,32 @@ def queued(daemon: Daemon) -> dict[str, dg.DagsterRun]:
     return found
 
 
-def test_runs_of_two_periods_work_on_two_workers_side_by_side(celery: Daemon, fleet: Engine, tmp_path: Path) -> None:
-    runs = queued(celery)
-    with worker(tmp_path, "one") as one, worker(tmp_path, "two") as two:
-        for job in ("daily_aggregation_job", "weekly_aggregation_job"):
-            celery.start(runs[job])
-        for job in ("daily_aggregation_job", "weekly_aggregation_job"):
-            assert celery.wait(runs[job]).status is dg.DagsterRunStatus.SUCCESS
-        received = [one.received, two.received]
+def test_two_workers_work_side_by_side_and_a_run_of_a_share_goes_to_the_one_of_its_zone(
+    celery: Daemon, fleet: Engine, tmp_path: Path
+) -> None:
+    weekly = queued(celery)["weekly_aggregation_job"]
+    daily, other_day = celery.runs("daily_aggregation_job")
+    celery.instance.add_run_tags(other_day.run_id, {"dagster-celery/queue": "zone-eu", SHARE_TAG: "zone=eu"})
+    of_zone = celery.instance.get_run_by_id(other_day.run_id)
+    assert of_zone is not None
 
-    assert received == [1, 1]
+    with worker(tmp_path, "one") as one, worker(tmp_path, "two") as two:
+        for run in (daily, weekly):
+            celery.start(run)
+        for run in (daily, weekly):
+            assert celery.wait(run).status is dg.DagsterRunStatus.SUCCESS
+        assert [one.received, two.received] == [1, 1]
+        with worker(tmp_path, "eu", "zone-eu") as in_zone:
+            celery.start(of_zone)
+            assert celery.wait(of_zone).status is dg.DagsterRunStatus.SUCCESS
+            assert [one.received, two.received, in_zone.received] == [1, 1, 1]
+
     assert {row["period_type"] for row in stored(fleet, DATABASE)} == {"daily", "weekly"}
+    assert {row["period_start"] for row in stored(fleet, DATABASE, "daily")} == {day_of(daily), day_of(other_day)}
+
+
+def day_of(run: dg.DagsterRun) -> date:
+    return date.fromisoformat(partitions_of(run)[0])
 
 
 def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_repetition_completes(
@@ -149,18 +162,4 @@ def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_re
     with worker(tmp_path, "two"):
         celery.start(again)
         assert celery.wait(again).status is dg.DagsterRunStatus.SUCCESS
-    assert stored(fleet, DATABASE, "daily")
-
-
-def test_a_run_of_a_share_goes_to_the_worker_of_its_zone(celery: Daemon, fleet: Engine, tmp_path: Path) -> None:
-    run = queued(celery)["daily_aggregation_job"]
-    celery.instance.add_run_tags(run.run_id, {"dagster-celery/queue": "zone-eu", SHARE_TAG: "zone=eu"})
-    tagged = celery.instance.get_run_by_id(run.run_id)
-    assert tagged is not None
-
-    with worker(tmp_path, "anywhere") as anywhere, worker(tmp_path, "eu", "zone-eu") as in_zone:
-        celery.start(tagged)
-        assert celery.wait(tagged).status is dg.DagsterRunStatus.SUCCESS
-        assert (anywhere.received, in_zone.received) == (0, 1)
-
     assert stored(fleet, DATABASE, "daily")

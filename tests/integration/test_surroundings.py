@@ -55,7 +55,7 @@ def capacity(
         "CAPACITY_TIMEZONE": "Asia/Shanghai",
         "CAPACITY_HOME": str(folder / "home"),
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         **variables,
     }
     done = subprocess.run(
