@@ -182,11 +182,7 @@ class Period:
         return self.current(today) if self.scheduled_current else self.last(today)
 
     def windows_between(self, first_day: date, last_day: date) -> tuple[Window, ...]:
-        """Return, in order, every window that holds a day from `first_day` to `last_day`.
-
-        Raises:
-            ValueError: `first_day` lies after `last_day`.
-        """
+        """Return, in order, every window with a day of the range; raises ValueError for days in wrong order."""
         if first_day > last_day:
             msg = f"the first day {first_day} lies after the last day {last_day}"
             raise ValueError(msg)
@@ -212,11 +208,7 @@ def with_trend_threshold(periods: Mapping[str, Period], percent: Decimal | None)
 
 
 def in_order(period: Period, windows: Iterable[Window]) -> list[Window]:
-    """Sort `windows` and drop repeats.
-
-    Raises:
-        ValueError: one of them is not a window of `period`.
-    """
+    """Sort `windows` and drop repeats; raises ValueError where one of them is not a window of `period`."""
     ordered = sorted(set(windows))
     for window in ordered:
         if period.window_of(window.start) != window:

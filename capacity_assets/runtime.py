@@ -136,11 +136,7 @@ def _reading(url: URL | None, variable: str, allow_writing_role: bool) -> Iterat
 
 
 def refuse_an_absent_embedded_server(settings: Settings) -> None:
-    """Say that there is nothing yet, instead of creating a server only to find it empty.
-
-    Raises:
-        DatabaseError: no URL is set and the embedded server was never created.
-    """
+    """Raise DatabaseError where no URL is set and there is no embedded server: a new one would only be found empty."""
     if settings.capacity_url is None and not settings.embedded_server_exists:
         raise DatabaseError(
             f"CAPACITY_DATABASE_URL is unset and there is no embedded server under {settings.home.resolve()} yet. "
@@ -214,11 +210,7 @@ def digest_channels(settings: Settings) -> Channels:
 
 
 def excluded_of(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Return the databases that are not measured, by engine.
-
-    Raises:
-        ConfigurationError: CAPACITY_SYSTEM_DATABASES names an engine that does not exist, or has another form.
-    """
+    """Return what is not measured, by engine; raises ConfigurationError where CAPACITY_SYSTEM_DATABASES is wrong."""
     try:
         return excluded_databases(settings.system_databases)
     except ValidationError as error:

@@ -355,11 +355,7 @@ def _reason(message: str) -> str:
 
 
 def _misspelt() -> Iterator[str]:
-    """Name variables that are none of ours and nearly are: they would have no effect, without a word.
-
-    Raises:
-        EnvFileError: the file `.env` cannot be used.
-    """
+    """Name variables that are nearly ours and would have no effect, without a word; raises EnvFileError."""
     known = list(variable_names())
     for name in sorted({*os.environ, *env_file_values()}):
         if name.startswith(OUR_PREFIX) and name not in known:

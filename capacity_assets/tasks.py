@@ -1,7 +1,7 @@
 """The legacy task functions, for callers without Dagster: same names, same result keys, no one-row-at-a-time.
 
 They read the settings, open the database and go through the task runner. Failures come back as a result
-with status `failed`, as legacy callers expect; only a broken configuration raises.
+with status `failed`, as legacy callers expect; only a broken configuration raises (ConfigurationError).
 
 The `run_…` functions have the names and keys of this project. `calculate_database`,
 `calculate_database_size_aggregations` and `aggregate_current_period` take what schedulers and routes of the legacy
@@ -42,9 +42,6 @@ def run_capacity_aggregation(
 
     Returns `status`, `message`, `periods_executed`, `details` (one summary per period) and `metrics`
     (`instances` and `records` counts). `scope` is database, instance or all.
-
-    Raises:
-        ConfigurationError: an environment variable holds a value that cannot work.
     """
     try:
         with _opened() as runner:
@@ -59,11 +56,7 @@ def run_capacity_aggregation(
 
 
 def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] | None = None) -> TaskResult:
-    """Aggregate the scheduled windows of one instance; the same keys as `run_capacity_aggregation`.
-
-    Raises:
-        ConfigurationError: an environment variable holds a value that cannot work.
-    """
+    """Aggregate the scheduled windows of one instance; the same keys as `run_capacity_aggregation`."""
     try:
         with _opened() as runner:
             work = runner.scheduled_work(periods)
@@ -104,9 +97,6 @@ def calculate_database(
     `periods_executed`, `details` (`periods`: a summary per period, of the databases; `instances`: by id, what failed)
     and `metrics` (`instances`: `total`, `successful`, `failed`, each server counted once; `records`), and `error` where
     nothing could be done.
-
-    Raises:
-        ConfigurationError: an environment variable holds a value that cannot work.
     """
     run_id = run_id or str(uuid4())
     run, instances, chosen, errors = RunSummary(), list[InstanceRef](), list[str](), list[str]()
@@ -146,9 +136,6 @@ def aggregate_current_period(
     `instance_name` and `period_type`. What a callback raises ends the work and is raised here; servers done before are
     kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary` and
     `instance_summary` (null where the scope leaves a level out).
-
-    Raises:
-        ConfigurationError: an environment variable holds a value that cannot work.
     """
     summaries: TaskResult = {f"{level}_summary": None for level in LEVELS}
     asked: TaskResult = {"period_type": period_type, "period_start": None, "period_end": None, "scope": scope}

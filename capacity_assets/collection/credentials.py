@@ -36,11 +36,7 @@ class CredentialError(CapacityError):
 
 
 def checked_reference(reference: str) -> str:
-    """Return the reference if it has one of the known forms.
-
-    Raises:
-        ValidationError: it has none; the text does not repeat it, because it may be the password itself.
-    """
+    """Return the reference if its form is known; else raise ValidationError without it: it may be the password."""
     scheme, _, place = reference.partition(":")
     well_formed = {
         OWN: reference == OWN,
@@ -75,11 +71,7 @@ class SecretFolders:
         return {"file": Path(place), "secret": self.mounted / place}.get(scheme)
 
     def refuse_what_is_not_set_aside(self, reference: str) -> None:
-        """Refuse a variable or file that is not meant for passwords of servers.
-
-        Raises:
-            CredentialError: it is our own, or not set aside; the text says which setting would allow it.
-        """
+        """Refuse what is not meant for passwords; raises CredentialError that says which setting would allow it."""
         scheme, _, place = reference.partition(":")
         if scheme == "env" and place in variable_names():
             raise CredentialError(f"No password: {place} is a variable of capacity_assets itself, not of a server.")

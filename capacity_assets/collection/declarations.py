@@ -28,11 +28,7 @@ SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
 
 def declared_servers(path: Path) -> list[Server]:
-    """Read a file.
-
-    Raises:
-        ValidationError: it cannot be read, or a declaration cannot work; all problems are reported together.
-    """
+    """Read a file; raises ValidationError with all problems, of the file or of its declarations."""
     servers, problems = [], []
     for place, values in _entries(path):
         try:
@@ -47,11 +43,7 @@ def declared_servers(path: Path) -> list[Server]:
 
 
 def declared_limits(path: Path) -> list[Limit]:
-    """Read the limits of whole servers that a file of servers declares beside them, as `limit_gb`.
-
-    Raises:
-        ValidationError: the file cannot be read, or one is no limit; all problems are reported together.
-    """
+    """Read limits of whole servers, `limit_gb`, in a file of servers; raises ValidationError with all problems."""
     limits, problems = [], []
     for place, values in _entries(path):
         if values.get(LIMIT) is None:

@@ -73,11 +73,7 @@ class ProbeContext:
 
 
 def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, statement_seconds: float) -> Access:
-    """Put together how to reach a server, with its password.
-
-    Raises:
-        MeasureError: the password cannot be looked up.
-    """
+    """Put together how to reach a server, with its password; raises MeasureError where that cannot be looked up."""
     limits = {"connect_seconds": connect_seconds, "statement_seconds": statement_seconds}
     if server.password_from == OWN:
         return _own_access(server, context.own_url, limits)
@@ -137,11 +133,7 @@ def measure(
     stages: Stages,
     wait: Callable[[], object] = lambda: None,
 ) -> Measurement:
-    """Measure every database of a server; connected, `wait` first.
-
-    Raises:
-        MeasureError: it cannot be measured; nothing of it is known then.
-    """
+    """Measure every database of a server; connected, `wait` first. Raises MeasureError: nothing of it is known then."""
 
     def read_sizes(engine: EngineAdapter, connection: Any) -> Measurement:
         wait()
@@ -218,11 +210,7 @@ def _explained(engine: EngineAdapter, error: Exception) -> MeasureError:
 
 
 def given_up_in_time(server: Server, access: Access, stages: Stages, work: Callable[[], Result]) -> Result:
-    """Work in a thread of its own, and give up at the time limit: a driver may hang for ever.
-
-    Raises:
-        MeasureError: as `work`, or it did not come back in time.
-    """
+    """Work in a thread, for a driver may hang for ever; raises MeasureError as `work`, or at the time limit."""
     outcome: queue.SimpleQueue[Result | MeasureError] = queue.SimpleQueue()
 
     def attempt() -> None:

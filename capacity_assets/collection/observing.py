@@ -15,11 +15,7 @@ OBSERVED_DAYS = 7
 
 
 def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]:
-    """Return a text for each of the newest days that has samples; it changes when their number, sum or time does.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return by newest day what its samples' number, sum and time of change are, as a text; raises DatabaseError."""
     table = raw.table
     figures = (func.count(), func.sum(table.c[raw.summed]), func.max(table.c[raw.changed]))
     query = (
@@ -35,11 +31,7 @@ def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]
 
 
 def days_with_samples(engine: Engine, table: Table, first: date, before: date) -> list[date]:
-    """Return the days from `first` on and before `before` that have a row; one step through the index a day.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return the days from `first` and before `before` with a row, one step of the index each; raises DatabaseError."""
     with database_errors(doing=f"looking at {table.name}", kept="Nothing was changed."), engine.connect() as connection:
         parameters = {"first": first, "before": before}
         days = _DISTINCT_DAYS if is_distributed(engine) else _DAYS

@@ -14,11 +14,7 @@ LONGEST_NAME = 255
 
 
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Refuse what no table could hold, before it spoils the transaction that holds other servers too.
-
-    Raises:
-        MeasureError: a size or a name is impossible.
-    """
+    """Raise MeasureError for what no table could hold, before it spoils the transaction of other servers too."""
     names = [size.name for size in sizes]
     wrong = [
         size.name

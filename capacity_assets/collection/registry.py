@@ -71,12 +71,7 @@ _REGISTRY = (
 
 
 def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Registered]:
-    """Return the servers by name; all of them, or the named ones.
-
-    Raises:
-        NotFoundError: one of the names is not registered.
-        DatabaseError: the registry cannot be read.
-    """
+    """Return servers by name, all or the named ones; raises NotFoundError for an unknown name, and DatabaseError."""
     with database_errors(doing="reading the registry", kept="Nothing was changed."), engine.connect() as connection:
         rows = connection.execute(_REGISTRY).all()
     found = [_registered(row) for row in rows]

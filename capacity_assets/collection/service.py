@@ -100,19 +100,11 @@ class CollectionService:
         return int(row.database_count), int(row.total_size_mb)
 
     def has_servers(self) -> bool:
-        """Whether a server in service is registered for collection.
-
-        Raises:
-            DatabaseError: the database failed.
-        """
+        """Whether a server in service is registered for collection; raises DatabaseError."""
         return any(one.active and one.is_collected for one in registered(self.engine))
 
     def left(self, day: date, share: Share | None = None) -> int:
-        """Count the servers in service, or of a share, that are registered for collection and not measured on a day.
-
-        Raises:
-            DatabaseError: the database failed.
-        """
+        """Count the servers in service, or of a share, that are left to be measured on a day; raises DatabaseError."""
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was measured.")
         left = [row.instance_id for row in self._read(_LEFT, {"day": day}, "counting servers that are left")]
         return len(left if share is None else chosen_by(self.engine, share, left, day))

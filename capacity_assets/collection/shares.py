@@ -40,11 +40,7 @@ class Share:
 
 
 def share_named(name: str) -> Share:
-    """Read a share.
-
-    Raises:
-        ValidationError: it is none; the text says how one is written.
-    """
+    """Read a share; raises ValidationError that says how one is written."""
     numbered, labelled = _NUMBERED.fullmatch(name), _LABELLED.fullmatch(name)
     if labelled:
         return Share(name, key=labelled[1], value=labelled[2] or None)
@@ -56,11 +52,7 @@ def share_named(name: str) -> Share:
 
 
 def chosen_by(engine: Engine, share: Share, server_ids: Sequence[int], day: date) -> set[int]:
-    """Return those of the servers that belong to a share, by the labels that hold on a day.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return those of the servers that belong to a share, by the labels that hold on a day; raises DatabaseError."""
     labels: dict[int, str] = {}
     if share.key is not None:
         with (

@@ -49,11 +49,7 @@ class Standing:
 
 
 def standing(engine: Engine) -> Standing:
-    """Read the state of the collection.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Read the state of the collection; raises DatabaseError."""
     with database_errors(doing="reading the collection", kept="Nothing was changed."), engine.connect() as connection:
         counts = connection.execute(text(_COUNTS)).one()
         failing = [Failing(*row) for row in connection.execute(text(_FAILING))]

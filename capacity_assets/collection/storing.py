@@ -30,11 +30,7 @@ ATTEMPTS_KEPT_DAYS = 90
 
 
 def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
-    """Write outcomes of a day in one transaction.
-
-    Raises:
-        DatabaseError: the database failed; nothing of these outcomes was written.
-    """
+    """Write outcomes of a day in one transaction; raises DatabaseError, and then none of them is written."""
     with (
         database_errors(
             doing="writing samples",

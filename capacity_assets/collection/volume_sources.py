@@ -41,11 +41,7 @@ class PrometheusSource:
 
 
 def volume_sources(path: Path) -> list[PrometheusSource]:
-    """Read the file: one table `[[prometheus]]` per source.
-
-    Raises:
-        ValidationError: it cannot be read, or a source cannot work; all problems are reported together.
-    """
+    """Read the file, one table `[[prometheus]]` per source; raises ValidationError with all problems."""
     return named_tables(path, KIND, "source", _source)
 
 

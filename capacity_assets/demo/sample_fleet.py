@@ -119,11 +119,7 @@ def holds_sample_fleet(engine: Engine) -> bool:
 
 
 def refuse_the_sample_fleet(engine: Engine, *, kept: str) -> None:
-    """Refuse to add real servers or samples to a database that holds the demo.
-
-    Raises:
-        CapacityError: it holds the sample fleet.
-    """
+    """Refuse to add real servers or samples to a database with the demo's sample fleet; raises CapacityError."""
     if holds_sample_fleet(engine):
         raise CapacityError(
             f"This database holds the sample fleet of `capacity demo`, and real figures do not mix with it. {kept} "

@@ -43,11 +43,7 @@ PRICES = (
 
 
 def declare_sample_groups(engine: Engine, today: date) -> None:
-    """Declare teams, environments and prices; once, so that what users change stays.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Declare teams, environments and prices; once, so that what users change stays. Raises DatabaseError."""
     if not stored_labels(engine):
         environments = [Label(server.name, None, "environment", "production", ALWAYS) for server in FLEET]
         teams = [Label(server, None, "team", team, ALWAYS) for server, team in TEAMS.items()]

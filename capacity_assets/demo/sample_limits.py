@@ -22,11 +22,7 @@ WITHOUT_LIMIT = ("mysql-web-01", "oracle-ledger-01")
 
 
 def declare_sample_limits(engine: Engine, today: date) -> None:
-    """Declare disks, a quota that is reached within a month, and steps; once, so that what users change stays.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Declare disks, a quota that fills in a month, and steps; once, so that changes stay. Raises DatabaseError."""
     if not stored_limits(engine):
         with engine.connect() as connection:
             declare(engine, [*_disks(connection, today), *_quota(connection, today)])

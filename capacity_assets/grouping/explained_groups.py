@@ -71,12 +71,7 @@ class ExplainedGroup:
 
 
 def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
-    """Return the parts of a group in a window.
-
-    Raises:
-        NotFoundError: nothing has this label in the window.
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
     asked = {
         "period": period.name,
         "start": window.start,

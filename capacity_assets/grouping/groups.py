@@ -73,11 +73,7 @@ def default_grouping(keys: Sequence[str]) -> str:
 
 
 def filling_of_groups(connection: Connection, by: str, most: int) -> dict[str | None, list[Filling]]:
-    """Return what of each group is full first, at most so many, by the newest forecasts; no group that does not fill.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Return what of each group fills first, if anything, at most so many, by newest forecasts; raises DBAPIError."""
     grouped = _BY_COLUMN.format(by=by) if by in WITHOUT_LABEL else _BY_LABEL
     rows = connection.execute(text(_FILLING.format(grouped=grouped)), {**group_column(by)[1], "most": most})
     found: dict[str | None, list[Filling]] = {}

@@ -53,11 +53,7 @@ class LabelChange:
 
 
 def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
-    """Return key and value as they are stored.
-
-    Raises:
-        ValidationError: the key is not one of `keys`, or the value is empty, too long or not printable.
-    """
+    """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
     if key not in keys:
         close = get_close_matches(key, keys, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -145,12 +141,7 @@ class StoredLabel:
 
 
 def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel]:
-    """Return the declared labels by server, database and key, those of servers first; of all servers or one.
-
-    Raises:
-        NotFoundError: no such server is registered.
-        DatabaseError: the database failed.
-    """
+    """Return labels by server, database and key, servers' first, of all or one; raises NotFoundError, DatabaseError."""
     with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
         if server is not None:
             ids_of(connection, {server})
@@ -161,11 +152,7 @@ def stored_labels(engine: Engine, server: str | None = None) -> list[StoredLabel
 
 
 def labels_on(engine: Engine, server: str, database: str | None, day: date) -> dict[str, str]:
-    """Return the labels of a server, or of a database of it, on a day.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return the labels of a server, or of a database of it, on a day; raises DatabaseError."""
     asked = {"server": server, "database": database, "day": day}
     with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
         found: dict[str, str] | None = connection.execute(text(statements.LABELS_ON), asked).scalar()
@@ -180,11 +167,7 @@ def having(
     label: tuple[str, str] | None = None,
     of_engine: str | None = None,
 ) -> set[tuple[str, str | None]]:
-    """Return those servers (database None) and databases that have a label on a day, and are of an engine.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return those servers (database None) and databases with a label on a day, of an engine; raises DatabaseError."""
     key, value = label or (None, None)
     asked = {
         "servers": [server for server, _ in subjects],
@@ -200,11 +183,7 @@ def having(
 
 
 def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
-    """Return values of a key that differ from this one in capitals only.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return values of a key that differ from this one in capitals only; raises DatabaseError."""
     query = text("SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value)")
     with database_errors(doing="reading labels", kept="The labels are stored."), engine.connect() as connection:
         found = connection.execute(query, {"key": key, "value": value}).scalars()
@@ -212,11 +191,7 @@ def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
 
 
 def matching(engine: Engine, label: Label) -> int:
-    """Count the databases of the newest samples of a server that a name or pattern matches.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Count the databases of the newest samples of a server that a name or pattern matches; raises DatabaseError."""
     asked = {"server": label.server, "pattern": label.database}
     with database_errors(doing="reading names", kept="The labels are stored."), engine.connect() as connection:
         return int(connection.execute(text(statements.MATCHING), asked).scalar_one())

@@ -49,11 +49,7 @@ class Price:
 
 
 def price_of(written: str) -> Decimal | None:
-    """Read a price per GiB and month, or `none`.
-
-    Raises:
-        ValidationError: it is neither, below zero, or has more than six decimals.
-    """
+    """Read a price per GiB and month, 0 or more to six decimals, or `none`; raises ValidationError otherwise."""
     if written.strip().lower() == NO_PRICE:
         return None
     try:
@@ -129,12 +125,7 @@ def _refuse_currencies(currencies: set[str]) -> None:
 
 
 def forget_price(engine: Engine, price: Price) -> None:
-    """Delete a declared price of a subject and day.
-
-    Raises:
-        NotFoundError: there is none.
-        DatabaseError: the database failed; nothing was changed.
-    """
+    """Delete a declared price of a subject and day; raises NotFoundError or DatabaseError, nothing being changed."""
     key = {"engine": price.engine, "key": price.key, "value": price.value, "day": price.valid_from}
     with database_errors(doing="removing a price", kept="Nothing was changed."), engine.begin() as connection:
         gone = connection.execute(text(_FORGET), key).rowcount
@@ -143,11 +134,7 @@ def forget_price(engine: Engine, price: Price) -> None:
 
 
 def stored_prices(engine: Engine) -> list[Price]:
-    """Return every declared price, the most general first.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Return every declared price, the most general first; raises DatabaseError."""
     with database_errors(doing="reading prices", kept="Nothing was changed."), engine.connect() as connection:
         return [Price(*row) for row in connection.execute(text(_LIST))]
 

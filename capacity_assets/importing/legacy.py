@@ -74,11 +74,7 @@ class Legacy:
         return safe_url(self.engine.url)
 
     def tables(self) -> set[str]:
-        """Name its tables.
-
-        Raises:
-            DatabaseError: it does not answer, or holds no servers.
-        """
+        """Name its tables; raises DatabaseError where it does not answer, or holds no servers."""
         try:
             with self.engine.connect() as connection:
                 found = set(inspect(connection).get_table_names())
@@ -139,11 +135,7 @@ VALUES (:name, :db_type, :host, :port, :is_active, :deleted_at) ON CONFLICT (nam
 
 
 def unknown_servers(legacy: Legacy, engine: Engine) -> LegacyServers:
-    """Look which servers are to be registered, by name.
-
-    Raises:
-        DatabaseError: one of the databases failed.
-    """
+    """Look which servers are to be registered, by name; raises DatabaseError of either database."""
     query = text("SELECT name, db_type, host, port, is_active, deleted_at FROM instances ORDER BY id")
     with database_errors(doing="comparing servers", kept="No server was registered."):
         with legacy.engine.connect() as there:
@@ -155,11 +147,7 @@ def unknown_servers(legacy: Legacy, engine: Engine) -> LegacyServers:
 
 
 def add_servers(servers: LegacyServers, engine: Engine) -> None:
-    """Register them.
-
-    Raises:
-        DatabaseError: the database failed; none was registered.
-    """
+    """Register them, all or none; raises DatabaseError."""
     with database_errors(doing="copying servers", kept="No server was registered."), engine.begin() as connection:
         servers.add(connection)
 

@@ -213,11 +213,7 @@ def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
 def column_positions(
     headings: Sequence[str], layout: ImportColumns, mapping: Mapping[str, str], server: str | None
 ) -> dict[str, int]:
-    """Find the columns of a source: where each of ours is among its headings.
-
-    Raises:
-        ValidationError: one that is needed is missing, mapped to nothing, or there twice.
-    """
+    """Find our columns among the headings; raises ValidationError: one is missing, mapped to nothing, or twice."""
     unknown = sorted(set(mapping) - set(layout.columns))
     if unknown:
         raise ValidationError(f"--map {unknown[0]}=...: there is no such column; ours are {', '.join(layout.columns)}.")

@@ -51,11 +51,7 @@ class Source(Protocol):
 
 
 def file_source(path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None) -> Source:
-    """Open a file as a source; what ends in .parquet is one, everything else is CSV.
-
-    Raises:
-        ValidationError: it cannot be read, or lacks a column that is needed.
-    """
+    """Open .parquet as such, all else as CSV; raises ValidationError: it cannot be read, or lacks a needed column."""
     if not path.is_file():
         raise ValidationError(f"{path} does not exist or is no file.")
     try:

@@ -194,11 +194,7 @@ def _runs_text(text: str, run_ids: list[str]) -> str:
 
 
 def send(webhook_url: str, text: str) -> None:
-    """Post one message.
-
-    Raises:
-        ReceiverError: the receiver is away or refuses; the text names neither the address nor its secret path.
-    """
+    """Post one message; raises ReceiverError, which names neither the address nor its secret path."""
     try:
         post_text(webhook_url, text)
     except WebhookError as error:

@@ -118,11 +118,7 @@ def _freshness(deadline_cron: str, timezone: str) -> dg.FreshnessPolicy:
 
 
 def _refuse_a_run_without_success(summary: RunSummary) -> None:
-    """Fail a run that has done nothing.
-
-    Raises:
-        dagster.Failure: servers failed and not one was processed.
-    """
+    """Raise dagster.Failure where servers failed and not one was processed."""
     if summary.everything_failed:
         raise dg.Failure(
             description=f"{summary.message} Stored rows were kept as they were. Fix the named servers' "

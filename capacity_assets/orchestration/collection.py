@@ -145,11 +145,7 @@ def _metadata_of(done: RequestedDays, day: date) -> MetadataMapping:
 
 
 def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
-    """Fail a run that has not measured anything, so that nothing downstream takes the day as measured.
-
-    Raises:
-        dagster.Failure: no server is registered, or every one failed.
-    """
+    """Raise dagster.Failure where nothing was measured, so that nothing downstream takes the day as measured."""
     if summary.is_empty:
         raise dg.Failure(description=summary.message, metadata=collection_metadata(summary), allow_retries=False)
 

@@ -52,11 +52,7 @@ def computed_windows_sensor(periods: Mapping[str, Period]) -> dg.SensorDefinitio
 def _unmarked(
     instance: dg.DagsterInstance, runner: AggregationTaskRunner, periods: Mapping[str, Period]
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield a materialisation for each asset and computed window that has none yet.
-
-    Raises:
-        DatabaseError: the database failed, or the schema is missing.
-    """
+    """Yield a materialisation for each asset and computed window that has none yet; raises DatabaseError."""
     for period in periods.values():
         for level in LEVELS.values():
             key = dg.AssetKey(asset_name(period, level))

@@ -17,11 +17,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def dagster_failures() -> Iterator[None]:
-    """Raise an error of the block as a Dagster failure with its text alone; only a transient one may be retried.
-
-    Raises:
-        dagster.Failure: something failed that a user is meant to read.
-    """
+    """Raise an error of the block as a dagster.Failure with its text alone; only a transient one may be retried."""
     try:
         yield
     except CapacityError as error:

@@ -139,11 +139,7 @@ def _prepare_home(home: Path) -> None:
 
 
 def shipped_file(name: str) -> Path:
-    """Return `dagster.yaml` or `workspace.yaml` of this version: beside the package in a checkout, inside a wheel.
-
-    Raises:
-        CapacityError: the installation is incomplete.
-    """
+    """Return `dagster.yaml` or `workspace.yaml`, in a checkout or a wheel; raises CapacityError where it is missing."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "shipped" / name, package.parent / name):
         if candidate.is_file():

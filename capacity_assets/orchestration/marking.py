@@ -15,11 +15,7 @@ MOST_PER_TICK = 500
 
 
 def marked(unmarked: Iterator[dg.AssetMaterialization], nothing: str) -> dg.SensorResult | dg.SkipReason:
-    """Return a tick's result: the first of the materialisations, or the reason `nothing` where there is none.
-
-    Raises:
-        dagster.Failure: looking for them failed.
-    """
+    """Return a tick's result: the first materialisations, or the reason `nothing`; raises dagster.Failure."""
     with dagster_failures():
         events = list(islice(unmarked, MOST_PER_TICK))
     return dg.SensorResult(asset_events=events) if events else dg.SkipReason(nothing)

@@ -32,11 +32,7 @@ def _pools(periods: Iterable[Period], shares: int) -> dict[str, int]:
 
 
 def pools_without_limit(storage: DagsterPostgresStorage, periods: Iterable[Period], shares: int) -> list[str]:
-    """Return the pools whose explicit limit is another one.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed, or Dagster has no tables there yet.
-    """
+    """Return the pools whose explicit limit is another one; raises DBAPIError, also where Dagster has no tables yet."""
     every = storage.event_log_storage.get_pool_limits()
     limits = {pool.name: pool.limit for pool in every if not pool.from_default}
     return [name for name, slots in _pools(periods, shares).items() if limits.get(name) != slots]

@@ -42,11 +42,7 @@ def sample_days_sensor(settings: Settings) -> dg.SensorDefinition:
 def unmarked_days(
     instance: dg.DagsterInstance, service: CollectionService, settings: Settings, *, before: date
 ) -> Iterator[dg.AssetMaterialization]:
-    """Yield a materialisation for each raw table and day before `before` that has samples and none yet.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Yield what marks each raw table and unmarked day with samples before `before`; raises DatabaseError."""
     for raw in RAW_TABLES:
         key = dg.AssetKey(raw.name)
         known = instance.get_materialized_partitions(key)

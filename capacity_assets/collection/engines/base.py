@@ -159,11 +159,7 @@ def closed_on_failure(connection: Any) -> Iterator[None]:
 
 
 def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
-    """Execute a query on a DBAPI connection and return its rows; without parameters a percent sign is itself.
-
-    Raises:
-        MeasureError: there is no end of rows.
-    """
+    """Execute a query and return its rows; % is itself without parameters. Raises MeasureError: rows have no end."""
     cursor = connection.cursor()
     try:
         if parameters is None:
@@ -213,11 +209,7 @@ def first_line(error: object) -> str:
 
 
 def refuse_without_rights(unreadable: Sequence[str], missing: str) -> None:
-    """Refuse a server of which a part may not be measured: its total would be a wrong number.
-
-    Raises:
-        MeasureError: one database or more may not be read.
-    """
+    """Refuse a server of which a part may not be measured, its total being wrong; raises MeasureError."""
     if unreadable:
         named = first_of(sorted(unreadable), NAMED)
         raise MeasureError(FailureKind.RIGHTS, f"its login may not measure {named}: {missing} is missing")

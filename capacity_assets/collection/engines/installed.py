@@ -22,11 +22,7 @@ def engines() -> dict[str, EngineAdapter]:
 
 
 def engine_named(name: str) -> EngineAdapter:
-    """Return an engine.
-
-    Raises:
-        ValidationError: none of that name is installed.
-    """
+    """Return an engine; raises ValidationError where none of that name is installed."""
     try:
         return engines()[name]
     except KeyError:
@@ -35,11 +31,7 @@ def engine_named(name: str) -> EngineAdapter:
 
 
 def excluded_databases(setting: str) -> dict[str, tuple[str, ...]]:
-    """Read CAPACITY_SYSTEM_DATABASES over the defaults; return the excluded names by engine.
-
-    Raises:
-        ValidationError: it names an engine that does not exist, or has another form.
-    """
+    """Read CAPACITY_SYSTEM_DATABASES over the defaults, by engine; raises ValidationError where it is wrong."""
     excluded = {name: engine.system_databases for name, engine in engines().items()}
     for entry in filter(None, (part.strip() for part in setting.split(","))):
         engine, sign, names = entry.partition("=")

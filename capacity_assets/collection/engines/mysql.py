@@ -257,11 +257,7 @@ class _Statements(NamedTuple):
 
 
 def _statements_for(version: str) -> _Statements:
-    """Return the statements of the server that answers.
-
-    Raises:
-        MeasureError: it reports no sizes of files.
-    """
+    """Return the statements of the server that answers; raises MeasureError if it reports no sizes of files."""
     if "MariaDB" in version:
         return _Statements(MARIADB_FILES, MARIADB_SHARED, MARIADB_SHARED_SIZES)
     if version.startswith("5.") or "TiDB" in version:

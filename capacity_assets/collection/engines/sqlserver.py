@@ -164,11 +164,7 @@ KINDS = {
 
 
 def query_for(edition: int, database: str) -> str:
-    """Return the statement that an edition understands.
-
-    Raises:
-        MeasureError: this edition reports no sizes, or only those of the connected database.
-    """
+    """Return the statement that an edition understands; raises MeasureError where it does not report all sizes."""
     if edition in WITHOUT_FILES:
         raise MeasureError(FailureKind.SETUP, f"{WITHOUT_FILES[edition]} reports no sizes of files")
     if edition != AZURE_SQL_DATABASE:
