@@ -145,25 +145,10 @@ def refuse_an_absent_embedded_server(settings: Settings) -> None:
 
 
 @contextmanager
-def open_task_runner_lazily(
-    settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
-) -> Iterator[AggregationTaskRunner]:
-    """Yield a task runner that connects at its first statement, so that a server that is away can be retried.
-
-    Raises:
-        EmbeddedServerError: the embedded server did not start.
-    """
-    with open_engine(settings, connect=False) as engine:
-        yield task_runner(engine, settings, clock=clock, periods=periods)
-
-
-@contextmanager
-def open_task_runner(
-    settings: Settings, *, clock: Clock | None = None, periods: Mapping[str, Period] = PERIODS
-) -> Iterator[AggregationTaskRunner]:
-    """Yield a task runner on the configured database; raises as `open_engine`."""
-    with open_engine(settings) as engine:
-        yield task_runner(engine, settings, clock=clock, periods=periods)
+def open_task_runner(settings: Settings, *, connect: bool = True) -> Iterator[AggregationTaskRunner]:
+    """Yield a task runner on the configured database; `connect` and what it raises are as for `open_engine`."""
+    with open_engine(settings, connect=connect) as engine:
+        yield task_runner(engine, settings)
 
 
 def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
 from capacity_assets.retention.rules import parse_retention
-from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner_lazily, prepare_database
+from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
@@ -262,7 +262,7 @@ def _tell_until_one_exits(processes: Processes, settings: Settings, stop: thread
     told, runs = "", list[ActiveRun]()
     late: list[Late] | None = None
     looks = itertools.count()
-    with dagster_storage(settings) as storage, open_task_runner_lazily(settings) as runner:
+    with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
         while not (ended := processes.ended):
             if stop.is_set():
                 raise _StopRequestedError

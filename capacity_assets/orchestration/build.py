@@ -27,16 +27,7 @@ from capacity_assets.orchestration.reports import (
     growth_report_job,
     growth_report_sensor,
 )
-from capacity_assets.orchestration.resources import (
-    AGGREGATION_RESOURCE,
-    COLLECTION_RESOURCE,
-    RETENTION_RESOURCE,
-    RUNWAY_RESOURCE,
-    aggregation_resource,
-    collection_resource,
-    retention_resource,
-    runway_resource,
-)
+from capacity_assets.orchestration.resources import resources
 from capacity_assets.orchestration.runways import runway_asset, runway_job, runway_schedule
 from capacity_assets.orchestration.sample_days import sample_days_sensor
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
@@ -82,7 +73,6 @@ def build_definitions(
         assets += [build(settings, period, retries, OWNERS) for period in monthly for build in MONTHLY_ASSETS]
         weekly = [period for name, period in periods.items() if name == DIGEST_PERIOD]
         assets += [digest_asset(settings, period, retries, OWNERS) for period in weekly]
-        monthly_sensors = [sensor() for _ in monthly for sensor in (growth_report_sensor, showback_sensor)]
         # The page of an asset names the file and line of its function on the machine of the code location.
         with_references = dg.with_source_code_references(assets)
     jobs = aggregation_jobs(periods.values())
@@ -94,10 +84,10 @@ def build_definitions(
             *jobs,
             raw.job,
             standing_check_job(periods.values()),
-            maintenance_job(),
-            runway_job(),
-            *(job() for _ in monthly for job in (growth_report_job, showback_job)),
-            *(digest_job() for _ in weekly),
+            maintenance_job,
+            runway_job,
+            *(job for _ in monthly for job in (growth_report_job, showback_job)),
+            *(digest_job for _ in weekly),
         ],
         schedules=[
             *raw.schedules,
@@ -110,15 +100,10 @@ def build_definitions(
             late_data_sensor(jobs, periods, the_clock, settings.settle_seconds),
             computed_windows_sensor(periods),
             *raw.sensors,
-            *monthly_sensors,
+            *(sensor for _ in monthly for sensor in (growth_report_sensor, showback_sensor)),
             *alert_sensors(webhook),
         ],
-        resources={
-            AGGREGATION_RESOURCE: aggregation_resource(settings, clock=the_clock, periods=periods),
-            COLLECTION_RESOURCE: collection_resource(settings, clock=the_clock),
-            RETENTION_RESOURCE: retention_resource(settings, clock=the_clock, periods=periods),
-            RUNWAY_RESOURCE: runway_resource(settings, clock=the_clock),
-        },
+        resources=resources(settings, the_clock, periods),
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.
         executor=dg.in_process_executor,
     )
@@ -137,7 +122,7 @@ class _Raw:
 def _raw(settings: Settings, periods: Mapping[str, Period], retries: dg.RetryPolicy) -> _Raw:
     if settings.collection == "off":
         return _Raw(
-            observed_assets(settings), observation_job(), [observation_schedule(settings), runway_schedule(settings)]
+            observed_assets(settings), observation_job, [observation_schedule(settings), runway_schedule(settings)]
         )
     collected = collected_assets(settings, retries, OWNERS)
     marking = [sample_days_sensor(settings)]

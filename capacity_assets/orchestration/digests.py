@@ -18,7 +18,6 @@ from capacity_assets.orchestration.after_aggregates import made_of_aggregates
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped
 from capacity_assets.orchestration.partitions import windows_of
-from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import digest_channels
@@ -114,9 +113,7 @@ def _check_result(failed: Sequence[tuple[str, str]]) -> dg.AssetCheckResult:
     )
 
 
-def digest_job() -> UnresolvedAssetJobDefinition:
-    """Build the job."""
-    return dg.define_asset_job(DIGEST_JOB, selection=[DIGEST], description="Makes and sends the digest of a week.")
+digest_job = dg.define_asset_job(DIGEST_JOB, selection=[DIGEST], description="Makes and sends the digest of a week.")
 
 
 def digest_schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:

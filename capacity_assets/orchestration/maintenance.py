@@ -10,7 +10,6 @@ from pydantic import Field
 
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, typed
-from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import RETENTION_RESOURCE
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.service import RetentionService
@@ -73,13 +72,11 @@ def _listed(lines: Sequence[str]) -> str:
     return bullets(lines[:LINES_SHOWN], hidden=len(lines) - LINES_SHOWN) or "none"
 
 
-def maintenance_job() -> UnresolvedAssetJobDefinition:
-    """Build the job."""
-    return dg.define_asset_job(
-        MAINTENANCE_JOB,
-        selection=[TABLE_PARTITIONS],
-        description="Adds partitions ahead of time and drops those that need not be kept.",
-    )
+maintenance_job = dg.define_asset_job(
+    MAINTENANCE_JOB,
+    selection=[TABLE_PARTITIONS],
+    description="Adds partitions ahead of time and drops those that need not be kept.",
+)
 
 
 def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:

@@ -12,10 +12,7 @@ from capacity_assets.orchestration.collection import KINDS, RAW_GROUP, READERS, 
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import table_metadata
 from capacity_assets.orchestration.partitions import sample_days
-from capacity_assets.orchestration.private.definitions import (
-    UnresolvedAssetJobDefinition,
-    create_external_asset_from_source_asset,
-)
+from capacity_assets.orchestration.private.definitions import create_external_asset_from_source_asset
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.settings import Settings
 
@@ -55,13 +52,11 @@ def _observed_asset(settings: Settings, raw: RawTable) -> dg.SourceAsset:
     return observe
 
 
-def observation_job() -> UnresolvedAssetJobDefinition:
-    """Build the job that observes the raw tables."""
-    return dg.define_asset_job(
-        OBSERVATION_JOB,
-        selection=[raw.name for raw in RAW_TABLES],
-        description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
-    )
+observation_job = dg.define_asset_job(
+    OBSERVATION_JOB,
+    selection=[raw.name for raw in RAW_TABLES],
+    description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
+)
 
 
 def observation_schedule(settings: Settings) -> dg.ScheduleDefinition:

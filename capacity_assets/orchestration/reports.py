@@ -14,7 +14,6 @@ from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, escaped
 from capacity_assets.orchestration.naming import REPORTS_PATH
 from capacity_assets.orchestration.partitions import windows_of
-from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.report.data import ChangeKind, Report, file_name
@@ -86,18 +85,12 @@ def growth_report(
     return make_report
 
 
-def growth_report_sensor() -> dg.AutomationConditionSensorDefinition:
-    """Build the sensor."""
-    return sensor_of(
-        GROWTH_REPORT_SENSOR, GROWTH_REPORT, "Makes a month's growth report whenever its aggregates were made."
-    )
-
-
-def growth_report_job() -> UnresolvedAssetJobDefinition:
-    """Build the job."""
-    return dg.define_asset_job(
-        GROWTH_REPORT_JOB, selection=[GROWTH_REPORT], description="Makes the growth report of a month."
-    )
+growth_report_sensor = sensor_of(
+    GROWTH_REPORT_SENSOR, GROWTH_REPORT, "Makes a month's growth report whenever its aggregates were made."
+)
+growth_report_job = dg.define_asset_job(
+    GROWTH_REPORT_JOB, selection=[GROWTH_REPORT], description="Makes the growth report of a month."
+)
 
 
 def report_metadata(report: Report, edition: Edition, path: Path) -> MetadataMapping:

@@ -24,7 +24,6 @@ from capacity_assets.orchestration.metadata import (
 )
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
 from capacity_assets.orchestration.pools import RUNWAY_POOL
-from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import RUNWAY_RESOURCE
 from capacity_assets.settings import Settings
 from capacity_assets.storage.limit_tables import capacity_runways
@@ -154,13 +153,11 @@ def _check_result(issue: "Issue | None", settings: Settings, *, in_time: bool) -
     )
 
 
-def runway_job() -> UnresolvedAssetJobDefinition:
-    """Build the job."""
-    return dg.define_asset_job(
-        RUNWAY_JOB,
-        selection=[RUNWAY],
-        description="Issues the runways of a day: when servers, databases and volumes are full.",
-    )
+runway_job = dg.define_asset_job(
+    RUNWAY_JOB,
+    selection=[RUNWAY],
+    description="Issues the runways of a day: when servers, databases and volumes are full.",
+)
 
 
 def runway_schedule(settings: Settings) -> dg.ScheduleDefinition:

@@ -16,7 +16,6 @@ from capacity_assets.orchestration.after_aggregates import made_of_aggregates, s
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped, markdown_table, table_metadata
 from capacity_assets.orchestration.partitions import windows_of
-from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
@@ -103,11 +102,5 @@ def _table(found: IssuedBill) -> str:
     return f"Total: **{amount_told(found.bill)}**\n\n{table}{more}\n\n{told}"
 
 
-def showback_sensor() -> dg.AutomationConditionSensorDefinition:
-    """Build the sensor."""
-    return sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
-
-
-def showback_job() -> UnresolvedAssetJobDefinition:
-    """Build the job."""
-    return dg.define_asset_job(SHOWBACK_JOB, selection=[SHOWBACK], description="Issues the bill of a month.")
+showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
+showback_job = dg.define_asset_job(SHOWBACK_JOB, selection=[SHOWBACK], description="Issues the bill of a month.")
