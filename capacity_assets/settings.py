@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field
+from pydantic import AliasGenerator, Field
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
@@ -76,12 +76,16 @@ class Settings(BaseSettings):
 
     # Like `dagster dev`, which reads .env from the folder it is started in; here what is exported wins.
     model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, env_file=ENV_FILE, env_file_encoding="utf-8-sig"
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8-sig",
+        alias_generator=AliasGenerator(validation_alias=lambda name: f"{OUR_PREFIX}{name.upper()}"),
     )
 
     database_url: PostgresUrl | None = Field(
         default=None,
-        validation_alias="CAPACITY_DATABASE_URL",
         description="PostgreSQL that holds the capacity tables, `postgresql://user:password@host:5432/name`. "
         "Unset: the embedded server under CAPACITY_HOME.",
     )
@@ -93,82 +97,68 @@ class Settings(BaseSettings):
     )
     redis_url: RedisUrl | None = Field(
         default=None,
-        validation_alias="CAPACITY_REDIS_URL",
         description="Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. "
         "Unset: PostgreSQL advisory locks.",
     )
     alert_webhook_url: WebAddress | None = Field(
         default=None,
-        validation_alias="CAPACITY_ALERT_WEBHOOK_URL",
         description="Where failed runs and failed checks of severity error are sent, as JSON with the key `text`. "
         "Unset: nowhere.",
     )
     digest_receivers: Path | None = Field(
         default=None,
-        validation_alias="CAPACITY_DIGEST_RECEIVERS",
         description="TOML file that says who gets the weekly digest, of all or of what has a label. Unset: nobody.",
     )
     smtp_url: MailServer | None = Field(
         default=None,
-        validation_alias="CAPACITY_SMTP_URL",
         description="Mail server of the digests, `smtps://user:password@host:465`, or `smtp://host:587`, encrypted "
         "where the server offers it. Unset: no mail.",
     )
     mail_from: str | None = Field(
         default=None,
-        validation_alias="CAPACITY_MAIL_FROM",
         pattern=r"^[^@\s,;<>]+@[^@\s,;<>]+$",
         description="Address that digests come from.",
     )
     timezone: ZoneName = Field(
         default_factory=machine_zone,
-        validation_alias="CAPACITY_TIMEZONE",
         description="Time zone (IANA name) in which days, weeks and months begin and end. Unset: this machine's. A "
         "database keeps the one it was filled in, the legacy application's being Asia/Shanghai.",
     )
     start_date: FirstDay = Field(
         default=date(2025, 1, 1),
-        validation_alias="CAPACITY_START_DATE",
         description="First day with samples, `YYYY-MM-DD`. Each period's first partition is the window that holds it.",
     )
     schedule_hour: Hour = Field(
         default=DEFAULT_SCHEDULE_HOUR,
-        validation_alias="CAPACITY_SCHEDULE_HOUR",
         description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which schedules tick; samples should be there.",
     )
     settle_seconds: int = Field(
         default=60,
-        validation_alias="CAPACITY_SETTLE_SECONDS",
         ge=0,
         description="How long samples must have rested after a change before their windows are computed again; "
         f"while they are changed without a pause, at the latest after {LONGEST_SETTLING} times that.",
     )
     jump_percent: int = Field(
         default=DEFAULT_JUMP_PERCENT,
-        validation_alias="CAPACITY_JUMP_PERCENT",
         gt=0,
         description="Change in percent, up or down, from which on the check `jumps_named` names a row.",
     )
     fills_soon_days: Horizon = Field(
         default=30,
-        validation_alias="CAPACITY_FILLS_SOON_DAYS",
         description="Within how many days nothing may fill, for the check `nothing_fills_soon`: 7, 30, 90 or 365.",
     )
     fills_soon_percent: int = Field(
         default=50,
-        validation_alias="CAPACITY_FILLS_SOON_PERCENT",
         gt=0,
         le=100,
         description="Probability in percent from which on that check names a server, database or volume.",
     )
     fills_soon_severity: Literal["error", "warn"] = Field(
         default="error",
-        validation_alias="CAPACITY_FILLS_SOON_SEVERITY",
         description="`error`: what that check names is sent as an alert; `warn`: it is only shown.",
     )
     trend_percent: Decimal | None = Field(
         default=None,
-        validation_alias="CAPACITY_TREND_PERCENT",
         gt=0,
         le=1000,
         decimal_places=2,
@@ -178,14 +168,12 @@ class Settings(BaseSettings):
     )
     retention_days: str = Field(
         default=DEFAULT_RETENTION_DAYS,
-        validation_alias="CAPACITY_RETENTION_DAYS",
         description="How many days rows are kept, `name=days` or `name=forever`, separated by commas. A name is `raw`, "
         "a raw table, a period, or an aggregate asset; the more exact one wins, and what is not named keeps its "
         "default. See the operations page.",
     )
     parallel_slices: int = Field(
         default=1,
-        validation_alias="CAPACITY_PARALLEL_SLICES",
         ge=1,
         le=32,
         description="How many slices of servers a run writes side by side. Each keeps a core of the PostgreSQL server "
@@ -193,25 +181,21 @@ class Settings(BaseSettings):
     )
     collection: Literal["on", "off"] = Field(
         default="on",
-        validation_alias="CAPACITY_COLLECTION",
         description="`on`: the raw assets measure the servers registered with `capacity instances`. `off`: another "
         "application fills the raw tables, and the raw assets observe them.",
     )
     legacy_runs: Literal["on", "off"] = Field(
         default="off",
-        validation_alias="CAPACITY_LEGACY_RUNS",
         description="`on`: each run of a period is also entered in `task_runs` or `sync_sessions` of the legacy "
         "application, whose pages then show it.",
     )
     collection_hour: Hour = Field(
         default=3,
-        validation_alias="CAPACITY_COLLECTION_HOUR",
         description="Hour of the day, 0 to 23 in CAPACITY_TIMEZONE, at which servers are measured, or the raw tables "
         "observed.",
     )
     collection_concurrency: int = Field(
         default=DEFAULT_COLLECTION_CONCURRENCY,
-        validation_alias="CAPACITY_COLLECTION_CONCURRENCY",
         ge=1,
         le=256,
         description="How many servers are measured side by side, one connection each. Servers that do not answer "
@@ -219,41 +203,34 @@ class Settings(BaseSettings):
     )
     collection_shares: Shares = Field(
         default=(),
-        validation_alias="CAPACITY_COLLECTION_SHARES",
         description="The servers are measured in so many runs side by side: a number, or labels such as "
         "`zone=eu,zone=us,zone=`, the last of them for servers without one. Unset: one run.",
     )
     system_databases: str = Field(
         default="",
-        validation_alias="CAPACITY_SYSTEM_DATABASES",
         description="Databases that are not measured, by engine, instead of the defaults: "
         "`mysql=mysql|sys,postgresql=`. Engines that are not named keep theirs.",
     )
     volume_sources: Path | None = Field(
         default=None,
-        validation_alias="CAPACITY_VOLUME_SOURCES",
         description="TOML file that names Prometheus-compatible servers which know the file systems of servers that do "
         "not report them. Unset: none.",
     )
     label_keys: LabelKeys = Field(
         default=DEFAULT_LABEL_KEYS,
-        validation_alias="CAPACITY_LABEL_KEYS",
         description="Keys of labels of servers and databases, separated by commas; one more word adds a key.",
     )
     web_database_url: PostgresUrl | None = Field(
         default=None,
-        validation_alias="CAPACITY_WEB_DATABASE_URL",
         description="The same database for the pages, with a role that can only read. Unset: CAPACITY_DATABASE_URL, "
         "with the role `capacity_reader` where its role may take that on.",
     )
     web_token: Token | None = Field(
         default=None,
-        validation_alias="CAPACITY_WEB_TOKEN",
         description="What readers of the pages must know, at least 16 characters. Unset: nothing.",
     )
     web_user_header: str | None = Field(
         default=None,
-        validation_alias="CAPACITY_WEB_USER_HEADER",
         description="Header in which a proxy before the pages names the user; requests without it are refused. "
         "Unset: none.",
     )
@@ -265,29 +242,24 @@ class Settings(BaseSettings):
     )
     pages_url: str | None = Field(
         default=None,
-        validation_alias="CAPACITY_PAGES_URL",
         pattern="^https?://",
         description="Address of the pages, to which Dagster's UI links. Unset: no links; `capacity up` knows it.",
     )
     secrets_folder: Path = Field(
         default=Path("/run/secrets"),
-        validation_alias="CAPACITY_SECRETS_FOLDER",
         description="Folder in which `secret:NAME` finds the file NAME: where a secret store is mounted.",
     )
     password_variables: Words = Field(
         default=DEFAULT_PASSWORD_VARIABLES,
-        validation_alias="CAPACITY_PASSWORD_VARIABLES",
         description="Variables that `env:NAME` may name, as names or patterns with `*`, separated by commas. Those of "
         "capacity_assets itself are refused whatever is written here.",
     )
     password_folders: Folders = Field(
         default=DEFAULT_PASSWORD_FOLDERS,
-        validation_alias="CAPACITY_PASSWORD_FOLDERS",
         description="Folders in which the file of `file:/PATH` must lie, links followed, separated by commas.",
     )
     home: Folder = Field(
         default=DEFAULT_HOME,
-        validation_alias="CAPACITY_HOME",
         description="Folder for the embedded server's data and Dagster's home.",
     )
 
