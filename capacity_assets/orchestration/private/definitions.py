@@ -15,21 +15,3 @@ from dagster._core.storage.tags import (
     SENSOR_NAME_TAG,
     WILL_RETRY_TAG,
 )
-
-__all__ = [
-    "ASSET_PARTITION_RANGE_END_TAG",
-    "ASSET_PARTITION_RANGE_START_TAG",
-    "AUTO_RETRY_RUN_ID_TAG",
-    "IN_PROGRESS_RUN_STATUSES",
-    "PARTITION_NAME_TAG",
-    "SCHEDULE_NAME_TAG",
-    "SENSOR_NAME_TAG",
-    "WILL_RETRY_TAG",
-    "InMemoryJob",
-    "RegisteredCodeLocationOrigin",
-    "RemoteJobOrigin",
-    "RemoteRepositoryOrigin",
-    "UnresolvedAssetJobDefinition",
-    "create_external_asset_from_source_asset",
-    "execute_run",
-]

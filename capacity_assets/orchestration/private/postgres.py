@@ -1,5 +1,3 @@
 """The error of Dagster's PostgreSQL storage when it gives up connecting."""
 
 from dagster_postgres.utils import DagsterPostgresException
-
-__all__ = ["DagsterPostgresException"]

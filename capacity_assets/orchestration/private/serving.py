@@ -5,12 +5,3 @@ from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRe
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._utils.interrupts import setup_interrupt_handlers
-
-__all__ = [
-    "DagsterGrpcClient",
-    "DagsterUserCodeUnreachableError",
-    "WorkspaceFileTarget",
-    "WorkspaceProcessContext",
-    "WorkspaceRequestContext",
-    "setup_interrupt_handlers",
-]
