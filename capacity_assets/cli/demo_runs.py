@@ -19,6 +19,7 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.digests import DIGEST, DIGEST_JOB, DIGEST_PERIOD
 from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
+from capacity_assets.orchestration.marking import unmarked_days
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.private.definitions import (
@@ -30,7 +31,6 @@ from capacity_assets.orchestration.private.definitions import (
 )
 from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_JOB, REPORT_PERIOD
 from capacity_assets.orchestration.runways import RUNWAY, RUNWAY_JOB
-from capacity_assets.orchestration.sample_days import unmarked_days
 from capacity_assets.orchestration.showback import SHOWBACK, SHOWBACK_JOB
 from capacity_assets.periods import PERIODS, Period, Window, adjacent_spans
 from capacity_assets.runtime import collection_service

@@ -14,11 +14,11 @@ from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_assets
 from capacity_assets.orchestration.checks import standing_checks
 from capacity_assets.orchestration.collection import collected_assets, collection_job, collection_schedule
-from capacity_assets.orchestration.computed_windows import computed_windows_sensor
 from capacity_assets.orchestration.digests import DIGEST_PERIOD, digest_asset, digest_job, digest_schedule
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
 from capacity_assets.orchestration.late_data import late_data_sensor
 from capacity_assets.orchestration.maintenance import maintenance_job, maintenance_schedule, table_partitions
+from capacity_assets.orchestration.marking import computed_windows_sensor, sample_days_sensor
 from capacity_assets.orchestration.observation import observation_job, observation_schedule, observed_assets
 from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.reports import (
@@ -29,7 +29,6 @@ from capacity_assets.orchestration.reports import (
 )
 from capacity_assets.orchestration.resources import resources
 from capacity_assets.orchestration.runways import runway_asset, runway_job, runway_schedule
-from capacity_assets.orchestration.sample_days import sample_days_sensor
 from capacity_assets.orchestration.schedules import aggregation_schedules, standing_check_schedule
 from capacity_assets.orchestration.showback import showback_asset, showback_job, showback_sensor
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
@@ -125,5 +124,5 @@ def _raw(settings: Settings, periods: Mapping[str, Period], retries: dg.RetryPol
             observed_assets(settings), observation_job, [observation_schedule(settings), runway_schedule(settings)]
         )
     collected = collected_assets(settings, retries, OWNERS)
-    marking = [sample_days_sensor(settings)]
-    return _Raw([collected], collection_job(periods), [collection_schedule(settings)], marking)
+    schedules, sensors = [collection_schedule(settings)], [sample_days_sensor(settings)]
+    return _Raw([collected], collection_job(periods), schedules, sensors)

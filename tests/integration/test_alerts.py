@@ -11,10 +11,9 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.orchestration.alerts import ALERT_SENSOR, ReceiverError, alert_sensors
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENSOR
 from capacity_assets.orchestration.late_data import LATE_DATA_SENSOR
+from capacity_assets.orchestration.marking import COMPUTED_WINDOWS_SENSOR, SAMPLE_DAYS_SENSOR
 from capacity_assets.orchestration.reports import GROWTH_REPORT_SENSOR
-from capacity_assets.orchestration.sample_days import SAMPLE_DAYS_SENSOR
 from capacity_assets.orchestration.showback import SHOWBACK_SENSOR
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.settings import Settings

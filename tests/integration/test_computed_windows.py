@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.computed_windows import COMPUTED_WINDOWS_SENSOR
+from capacity_assets.orchestration.marking import COMPUTED_WINDOWS_SENSOR
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
