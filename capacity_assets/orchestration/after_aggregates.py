@@ -6,7 +6,7 @@ from typing import TypedDict
 import dagster as dg
 
 from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.naming import OWNERS, asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, partitions_of
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
@@ -25,16 +25,14 @@ class AssetArguments(TypedDict):
     required_resource_keys: set[str]
 
 
-def made_of_aggregates(
-    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
-) -> AssetArguments:
+def made_of_aggregates(settings: Settings, period: Period, retries: dg.RetryPolicy) -> AssetArguments:
     """Return what `dg.asset` is told of an asset with the period's partitions, downstream of its aggregates."""
     return {
         "partitions_def": partitions_of(period, settings),
         "deps": [asset_name(period, level) for level in LEVELS.values()],
         "backfill_policy": dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         "retry_policy": retries,
-        "owners": owners,
+        "owners": OWNERS,
         "tags": {"period": period.name},
         "required_resource_keys": {AGGREGATION_RESOURCE},
     }

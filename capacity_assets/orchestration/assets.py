@@ -5,7 +5,7 @@ SQL and dates do not belong here.
 """
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 
@@ -16,7 +16,7 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.orchestration.checks import check_results, check_specs
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import (
@@ -24,7 +24,7 @@ from capacity_assets.orchestration.metadata import (
     failure_metadata,
     summary_metadata,
 )
-from capacity_assets.orchestration.naming import asset_name, pool_name, subject_of
+from capacity_assets.orchestration.naming import OWNERS, asset_name, pool_name
 from capacity_assets.orchestration.partitions import (
     PARTITIONS_PER_RUN,
     days_behind_a_window,
@@ -35,7 +35,6 @@ from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
 
-OWNERS = ["team:dba"]
 # Only transient failures are retried: the others say so (`allow_retries`). With pauses of about 5, 10, 20, 40
 # and 80 seconds a run outlives a restart of PostgreSQL or Redis; the jitter keeps runs from coming back together.
 RETRIES = dg.RetryPolicy(max_retries=5, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
@@ -56,14 +55,9 @@ class AggregationConfig(dg.Config):
     )
 
 
-def aggregate_assets(
-    settings: Settings, periods: Iterable[Period], retries: dg.RetryPolicy
-) -> list[dg.AssetsDefinition]:
-    """Build one asset for each period and level."""
-    return [_aggregate_asset(settings, period, level, retries) for period in periods for level in LEVELS.values()]
+def aggregate_asset(settings: Settings, period: Period, level: Level, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
+    """Build the asset of a period and level."""
 
-
-def _aggregate_asset(settings: Settings, period: Period, level: Level, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     @dg.asset(
         name=asset_name(period, level),
         description=_description(period, level),
@@ -129,7 +123,7 @@ def _refuse_a_run_without_success(summary: RunSummary) -> None:
 
 
 def _description(period: Period, level: Level) -> str:
-    subject = subject_of(level)
+    subject = "database" if level is DATABASE else "server"
     figures = {
         "database": "Total, data and log size: mean (rounded down), largest, smallest, change.",
         "instance": "Total size and number of databases, summed per day first: mean, largest, smallest, change.",

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import dagster as dg
 
 from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.alerts import alert_sensors
-from capacity_assets.orchestration.assets import OWNERS, RETRIES, aggregate_assets
-from capacity_assets.orchestration.checks import standing_checks
+from capacity_assets.orchestration.assets import RETRIES, aggregate_asset
+from capacity_assets.orchestration.checks import standing_check
 from capacity_assets.orchestration.collection import collected_assets, collection_job, collection_schedule
 from capacity_assets.orchestration.digests import DIGEST_PERIOD, digest_asset, digest_job, digest_schedule
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
@@ -63,22 +64,22 @@ def build_definitions(
         raw = _raw(settings, periods, retries)
         assets: list[dg.AssetSpec | dg.AssetsDefinition] = [
             *raw.assets,
-            *aggregate_assets(settings, periods.values(), retries),
-            runway_asset(settings, retries, OWNERS),
-            table_partitions(retries, OWNERS),
+            *(aggregate_asset(settings, one, level, retries) for one in periods.values() for level in LEVELS.values()),
+            runway_asset(settings, retries),
+            table_partitions(retries),
         ]
         # A registry without months has no report and no bill, one without weeks no digest.
         monthly = [period for name, period in periods.items() if name == REPORT_PERIOD]
-        assets += [build(settings, period, retries, OWNERS) for period in monthly for build in MONTHLY_ASSETS]
+        assets += [build(settings, period, retries) for period in monthly for build in MONTHLY_ASSETS]
         weekly = [period for name, period in periods.items() if name == DIGEST_PERIOD]
-        assets += [digest_asset(settings, period, retries, OWNERS) for period in weekly]
+        assets += [digest_asset(settings, period, retries) for period in weekly]
         # The page of an asset names the file and line of its function on the machine of the code location.
         with_references = dg.with_source_code_references(assets)
     jobs = aggregation_jobs(periods.values())
     webhook = settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None
     return dg.Definitions(
         assets=with_references,
-        asset_checks=standing_checks(periods.values(), retries),
+        asset_checks=[standing_check(period, retries) for period in periods.values()],
         jobs=[
             *jobs,
             raw.job,
@@ -123,6 +124,6 @@ def _raw(settings: Settings, periods: Mapping[str, Period], retries: dg.RetryPol
         return _Raw(
             observed_assets(settings), observation_job, [observation_schedule(settings), runway_schedule(settings)]
         )
-    collected = collected_assets(settings, retries, OWNERS)
+    collected = collected_assets(settings, retries)
     schedules, sensors = [collection_schedule(settings)], [sample_days_sensor(settings)]
     return _Raw([collected], collection_job(periods), schedules, sensors)

@@ -63,11 +63,6 @@ def _text(outcome: CheckOutcome) -> str:
     return f"{first}\n\n{bullets(outcome.listed, hidden=outcome.places - len(outcome.listed))}"
 
 
-def standing_checks(periods: Iterable[Period], retries: dg.RetryPolicy) -> list[dg.AssetChecksDefinition]:
-    """Build one check per period that lists the failed and missing partitions of its assets."""
-    return [_standing_check(period, retries) for period in periods]
-
-
 def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
     """Name the standing check of every asset."""
     return [
@@ -77,7 +72,8 @@ def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
     ]
 
 
-def _standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
+def standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
+    """Build the check that lists the failed and missing partitions of a period's assets."""
     levels = {asset_name(period, level): level.name for level in LEVELS.values()}
 
     @dg.multi_asset_check(

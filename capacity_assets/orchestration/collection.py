@@ -22,7 +22,7 @@ from capacity_assets.foundation.raw_tables import RAW_TABLES, RawTable
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, table_metadata, typed
-from capacity_assets.orchestration.naming import asset_name
+from capacity_assets.orchestration.naming import OWNERS, asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
 from capacity_assets.orchestration.pools import COLLECTION_POOL
 from capacity_assets.orchestration.private.definitions import (
@@ -65,7 +65,7 @@ class CollectionConfig(dg.Config):
     )
 
 
-def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[str]) -> dg.AssetsDefinition:
+def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the raw tables as one step that measures."""
     specs = [
         dg.AssetSpec(
@@ -73,7 +73,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy, owners: list[s
             description=_collected_description(raw),
             group_name=RAW_GROUP,
             partitions_def=sample_days(settings),
-            owners=owners,
+            owners=OWNERS,
             kinds=KINDS,
             tags=level_tags(raw),
             metadata=table_metadata(raw.table),

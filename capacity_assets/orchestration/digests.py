@@ -47,9 +47,7 @@ class DigestConfig(dg.Config):
     again: bool = Field(default=False, description="Send also to those who got it before.")
 
 
-def digest_asset(
-    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
-) -> dg.AssetsDefinition:
+def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
     @dg.asset(
@@ -58,7 +56,7 @@ def digest_asset(
         group_name=DIGEST_GROUP,
         kinds={"mail"},
         check_specs=[dg.AssetCheckSpec(DIGEST_SENT, asset=DIGEST, description="Every receiver got the newest digest.")],
-        **made_of_aggregates(settings, period, retries, owners),
+        **made_of_aggregates(settings, period, retries),
     )
     def make_digest(context: dg.AssetExecutionContext, config: DigestConfig) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)

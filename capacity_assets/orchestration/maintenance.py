@@ -10,6 +10,7 @@ from pydantic import Field
 
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, typed
+from capacity_assets.orchestration.naming import OWNERS
 from capacity_assets.orchestration.resources import RETENTION_RESOURCE
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.service import RetentionService
@@ -36,7 +37,7 @@ class MaintenanceConfig(dg.Config):
     dry_run: bool = Field(default=False, description="Only say what would be done; nothing is changed.")
 
 
-def table_partitions(retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.AssetsDefinition:
+def table_partitions(retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
     @dg.asset(
@@ -44,7 +45,7 @@ def table_partitions(retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.Asset
         description=DESCRIPTION,
         group_name=MAINTENANCE_GROUP,
         retry_policy=retries,
-        owners=owners,
+        owners=OWNERS,
         kinds={"postgres"},
         required_resource_keys={RETENTION_RESOURCE},
     )

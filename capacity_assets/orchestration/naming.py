@@ -1,10 +1,11 @@
 """Public names, derived from the registries. The named objects are built elsewhere."""
 
-from capacity_assets.foundation.levels import DATABASE, Level, aggregates_name
+from capacity_assets.foundation.levels import Level, aggregates_name
 from capacity_assets.periods import Period
 
 # Where the web server serves the growth reports, and the UI links to them.
 REPORTS_PATH = "/capacity/reports"
+OWNERS = ["team:dba"]
 
 
 def asset_name(period: Period, level: Level) -> str:
@@ -25,8 +26,3 @@ def schedule_name(period: Period) -> str:
 def pool_name(period: Period) -> str:
     """Return the pool of a period, for example `capacity_daily`; both its assets are in it."""
     return f"capacity_{period.name}"
-
-
-def subject_of(level: Level) -> str:
-    """Return what a row of a level describes, in words."""
-    return "database" if level is DATABASE else "server"

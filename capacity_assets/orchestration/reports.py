@@ -3,7 +3,7 @@
 What the page says is the business of `report`; here it gets a partition, a file and an automation condition.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -40,9 +40,7 @@ issued is kept beside it, and the new one says what it was, what it is, and why.
 """
 
 
-def growth_report(
-    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
-) -> dg.AssetsDefinition:
+def growth_report(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
     @dg.asset(
@@ -51,7 +49,7 @@ def growth_report(
         group_name=REPORT_GROUP,
         automation_condition=whenever_aggregates_are_made(),
         kinds={"html"},
-        **made_of_aggregates(settings, period, retries, owners),
+        **made_of_aggregates(settings, period, retries),
     )
     def make_report(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         # Only here: drawing is loaded by runs that draw, not by the code location.

@@ -22,6 +22,7 @@ from capacity_assets.orchestration.metadata import (
     table_metadata,
     typed,
 )
+from capacity_assets.orchestration.naming import OWNERS
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, SAMPLE_DAY, sample_days
 from capacity_assets.orchestration.pools import RUNWAY_POOL
 from capacity_assets.orchestration.resources import RUNWAY_RESOURCE
@@ -71,7 +72,7 @@ def check_description(settings: Settings) -> str:
     )
 
 
-def runway_asset(settings: Settings, retries: dg.RetryPolicy, owners: Sequence[str]) -> dg.AssetsDefinition:
+def runway_asset(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
     @dg.asset(
@@ -84,7 +85,7 @@ def runway_asset(settings: Settings, retries: dg.RetryPolicy, owners: Sequence[s
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         pool=RUNWAY_POOL,
         retry_policy=retries,
-        owners=owners,
+        owners=OWNERS,
         kinds={"postgres", "table"},
         metadata=table_metadata(capacity_runways),
         check_specs=[dg.AssetCheckSpec(NOTHING_FILLS_SOON, asset=RUNWAY, description=check_description(settings))],

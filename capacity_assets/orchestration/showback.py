@@ -3,7 +3,7 @@
 What a bill is made of is the business of `grouping`; here it gets a partition, metadata and an automation condition.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import dagster as dg
 
@@ -34,9 +34,7 @@ By team or any other group, as a table, CSV, JSON or a page: `capacity bill`. Ru
 """
 
 
-def showback_asset(
-    settings: Settings, period: Period, retries: dg.RetryPolicy, owners: Sequence[str]
-) -> dg.AssetsDefinition:
+def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) -> dg.AssetsDefinition:
     """Build the asset."""
 
     @dg.asset(
@@ -46,7 +44,7 @@ def showback_asset(
         automation_condition=whenever_aggregates_are_made(),
         kinds={"postgres", "table"},
         metadata=table_metadata(capacity_bill_lines),
-        **made_of_aggregates(settings, period, retries, owners),
+        **made_of_aggregates(settings, period, retries),
     )
     def make_bill(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
