@@ -11,23 +11,21 @@ from datetime import date, datetime
 
 import dagster as dg
 from pydantic import Field
+from sqlalchemy import Engine
 
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.shares import share_named
-from capacity_assets.collection.standing import Standing, standing
+from capacity_assets.collection.standing import standing
 from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import INSTANCE, LEVELS
 from capacity_assets.foundation.raw_tables import RAW_TABLES, RawTable
-from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.orchestration.failures import dagster_failures
-from capacity_assets.orchestration.metadata import MetadataMapping, bullets, table_metadata, typed
+from capacity_assets.orchestration.metadata import MetadataMapping, bullets, first_bullets, table_metadata, typed
 from capacity_assets.orchestration.naming import OWNERS, asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN, sample_days
 from capacity_assets.orchestration.pools import COLLECTION_POOL
-from capacity_assets.orchestration.private.definitions import (
-    UnresolvedAssetJobDefinition,
-)
+from capacity_assets.orchestration.private.definitions import UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.requested_days import RequestedDays, measure_requested
 from capacity_assets.orchestration.resources import COLLECTION_RESOURCE
 from capacity_assets.orchestration.runways import RUNWAY
@@ -103,7 +101,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
             done = measure_requested(service, context.partition_keys, again=config.again, share=share)
             # What one share measured says nothing of the others.
             measured = done.summary if share is None else None
-            check = _check_result(measured) if measured else _standing_result(standing(service.engine))
+            check = _check_result(measured, service.engine)
         if done.summary and len(done.days) == 1 and done.missing:
             _refuse_a_day_without_samples(done.summary)
         if done.missing:
@@ -152,57 +150,38 @@ def _refuse_a_day_without_samples(summary: CollectionSummary) -> None:
 
 def collection_metadata(summary: CollectionSummary) -> MetadataMapping:
     """Turn a summary into metadata: flat, and numbers where they are numbers."""
-    hidden = len(summary.not_counted) - MAXIMUM_LISTED_ERRORS
-    not_counted = bullets(summary.not_counted[:MAXIMUM_LISTED_ERRORS], hidden=hidden)
     left_out = (f"{name} on {counted(servers, 'server')}" for name, servers in summary.left_out.items())
     return {
         **typed(summary.to_dict()),
-        "errors": dg.MetadataValue.md(_listed(summary) or "none"),
-        "not_counted": dg.MetadataValue.md(not_counted or "nothing"),
+        "errors": dg.MetadataValue.md(first_bullets(_failures(summary)) or "none"),
+        "not_counted": dg.MetadataValue.md(first_bullets(summary.not_counted) or "nothing"),
         "left_out": dg.MetadataValue.md(bullets(left_out, hidden=0) or "nothing"),
-        "unknown_limits": dg.MetadataValue.md(_unknown_limits(summary) or "nothing"),
+        "unknown_limits": dg.MetadataValue.md(first_bullets(summary.unknown_limits) or "nothing"),
     }
 
 
-def _listed(summary: CollectionSummary) -> str:
-    """The first failures as Markdown, and how many more there are."""
-    shown = summary.failures[:MAXIMUM_LISTED_ERRORS]
-    return bullets(map(str, shown), hidden=len(summary.failures) - len(shown))
+def _failures(summary: CollectionSummary) -> list[str]:
+    return list(map(str, summary.failures))
 
 
-def _unknown_limits(summary: CollectionSummary) -> str:
-    shown = summary.unknown_limits[:MAXIMUM_LISTED_ERRORS]
-    return bullets(shown, hidden=len(summary.unknown_limits) - len(shown))
-
-
-def _check_result(summary: CollectionSummary) -> dg.AssetCheckResult:
-    listed = _listed(summary)
-    return dg.AssetCheckResult(
-        check_name=SERVERS_MEASURED,
-        asset_key=INSTANCE.source.name,
-        passed=not summary.failures,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=f"Not measured on {summary.day}: {summary.failed_instances}.\n\n{listed}"
-        if listed
-        else "Every server was measured.",
-        metadata={"places": summary.failed_instances, "found": dg.MetadataValue.md(listed or "nothing")},
-    )
-
-
-def _standing_result(found: Standing) -> dg.AssetCheckResult:
-    """Repeat the state of the newest day: a run that measures nothing must not hide earlier failures."""
-    listed = bullets(
-        (f"{one.server}: {one.kind}: {one.reason}" for one in found.failing[:MAXIMUM_LISTED_ERRORS]),
-        hidden=len(found.failing) - MAXIMUM_LISTED_ERRORS,
-    )
+def _check_result(measured: CollectionSummary | None, engine: Engine) -> dg.AssetCheckResult:
+    """Name the servers that failed in this run; one that measured nothing repeats the newest day and hides none."""
+    if measured:
+        failing, failed = _failures(measured), measured.failed_instances
+        told = f"Not measured on {measured.day}: {failed}." if failing else "Every server was measured."
+    else:
+        found = standing(engine)
+        failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in found.failing], found.failed
+        told = found.text
+    listed = first_bullets(failing)
     return dg.AssetCheckResult(
         check_name=SERVERS_MEASURED,
         # One of two assets, so it is named.
         asset_key=INSTANCE.source.name,
-        passed=not found.failing,
+        passed=not failing,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=f"{found.text}\n\n{listed}" if listed else found.text,
-        metadata={"places": found.failed, "found": dg.MetadataValue.md(listed or "nothing")},
+        description=f"{told}\n\n{listed}" if listed else told,
+        metadata={"places": failed, "found": dg.MetadataValue.md(listed or "nothing")},
     )
 
 

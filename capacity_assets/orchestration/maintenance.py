@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from capacity_assets.orchestration.failures import dagster_failures
-from capacity_assets.orchestration.metadata import MetadataMapping, bullets, typed
+from capacity_assets.orchestration.metadata import MetadataMapping, first_bullets, typed
 from capacity_assets.orchestration.naming import OWNERS
 from capacity_assets.orchestration.resources import RETENTION_RESOURCE
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
@@ -70,7 +70,7 @@ def maintenance_metadata(report: MaintenanceReport) -> MetadataMapping:
 
 
 def _listed(lines: Sequence[str]) -> str:
-    return bullets(lines[:LINES_SHOWN], hidden=len(lines) - LINES_SHOWN) or "none"
+    return first_bullets(lines, LINES_SHOWN) or "none"
 
 
 maintenance_job = dg.define_asset_job(

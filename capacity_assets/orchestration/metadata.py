@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql
 from capacity_assets.aggregation.movers import Mover, WindowSizes
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.foundation.levels import Level
+from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.units import human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
 
 MetadataMapping = Mapping[str, dg.MetadataValue]
@@ -181,6 +182,11 @@ def bullets(lines: Iterable[str], *, hidden: int) -> str:
     """List lines as Markdown, no name being markup, and count those that are not shown."""
     more = [f"- … and {hidden} more"] if hidden > 0 else []
     return "\n".join([*(f"- {escaped(line)}" for line in lines), *more])
+
+
+def first_bullets(lines: Sequence[str], shown: int = MAXIMUM_LISTED_ERRORS) -> str:
+    """List so many lines, and count the others."""
+    return bullets(lines[:shown], hidden=len(lines) - shown)
 
 
 MARKS = "\\`*_{}[]<>#|"

@@ -11,13 +11,12 @@ import dagster as dg
 from pydantic import Field
 
 from capacity_assets.foundation.raw_tables import RAW_TABLES
-from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.orchestration.assets import freshness
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import (
     MetadataMapping,
-    bullets,
     escaped,
+    first_bullets,
     markdown_table,
     table_metadata,
     typed,
@@ -134,8 +133,7 @@ def _soon(issue: "Issue | None", settings: Settings) -> "Sequence[Outlook]":
 
 def _check_result(issue: "Issue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
     soon = _soon(issue, settings)
-    shown = [row.sentence(settings.fills_soon_days) for row in soon[:MAXIMUM_LISTED_ERRORS]]
-    listed = bullets(shown, hidden=len(soon) - len(shown))
+    listed = first_bullets([row.sentence(settings.fills_soon_days) for row in soon])
     told = "No runway was issued lately."
     if issue is not None:
         told = f"As of {issue.as_of}:\n\n{listed}" if soon else f"As of {issue.as_of}: {check_description(settings)}"
