@@ -110,7 +110,6 @@ FROM servers
 """  # noqa: S608 -- as above
 # Replicas too: a server that counts otherwise since has lost no samples.
 DAYS_LEFT = f"SELECT count(*) FROM ({_DAYS}) AS days"  # noqa: S608 -- as above
-LATEST = "SELECT * FROM capacity_bills WHERE month = :start ORDER BY issue DESC LIMIT 1"
 _COMPARED = "instance_id, engine, database_name, labels, days, gib_months, price, amount"
 # A server that was renamed costs what it did.
 DIFFERS = f"""
@@ -192,8 +191,9 @@ WITH grouped AS (
            round(sum(exact) OVER () * 100) - sum(floor(exact * 100)) OVER () AS left_over
     FROM grouped
 )
-SELECT group_name, databases, gib_months, unpriced_gib_months, CASE WHEN priced > 0 THEN exact END AS exact_amount,
-       CASE WHEN priced > 0 THEN round((cents + CASE WHEN place <= left_over THEN 1 ELSE 0 END) / 100, 2) END AS amount
+SELECT group_name, databases, gib_months, unpriced_gib_months,
+       CASE WHEN priced > 0 THEN round((cents + CASE WHEN place <= left_over THEN 1 ELSE 0 END) / 100, 2) END AS amount,
+       CASE WHEN priced > 0 THEN exact END AS exact_amount
 FROM placed ORDER BY exact DESC, group_name NULLS LAST
 """
 DATABASES = """

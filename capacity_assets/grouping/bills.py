@@ -13,12 +13,13 @@ from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy import Connection, Engine, select, text
 
 from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
+from capacity_assets.storage.group_tables import capacity_bills
 from capacity_assets.storage.local_copies import copy_for_reading
 from capacity_assets.units import counted, first_of
 
@@ -116,32 +117,42 @@ def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) 
     with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        latest = connection.execute(text(statements.LATEST), asked).first()
+        latest = _newest(connection, month)
         copy_for_reading(connection, statements.READ_OF_DISTRIBUTED, asked)
         if connection.execute(text(statements.DROPPED), asked).scalar():
             return _kept(latest, month)
         connection.execute(text(statements.COMPUTED), asked)
         _store(connection, asked, latest, is_final=month.end < today)
-        newest = connection.execute(text(statements.LATEST), asked).first()
+        newest = _newest(connection, month)
         if newest is None:
             raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
-        return _bill(newest)
+        return newest
+
+
+def _issues(connection: Connection, month: Window) -> list[Bill]:
+    """The issues of a month's bill, the newest first; columns of the table are those of a bill."""
+    query = select(capacity_bills).where(capacity_bills.c.month == month.start).order_by(capacity_bills.c.issue.desc())
+    return [Bill(*row) for row in connection.execute(query)]
+
+
+def _newest(connection: Connection, month: Window) -> Bill | None:
+    return next(iter(_issues(connection, month)), None)
 
 
 def _named(month: Window) -> str:
     return PERIODS["monthly"].name_of(month)
 
 
-def _kept(latest: Row[Any] | None, month: Window) -> Bill:
+def _kept(latest: Bill | None, month: Window) -> Bill:
     if latest is None:
         raise NotFoundError(
             f"Samples of {_named(month)} were dropped by retention, so its bill cannot be computed again. None was "
             "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
         )
-    return _bill(latest)
+    return latest
 
 
-def _store(connection: Connection, asked: dict[str, Any], latest: Row[Any] | None, *, is_final: bool) -> None:
+def _store(connection: Connection, asked: dict[str, Any], latest: Bill | None, *, is_final: bool) -> None:
     issue = 1 if latest is None else latest.issue
     if latest is None and not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
         return
@@ -161,13 +172,13 @@ def _store(connection: Connection, asked: dict[str, Any], latest: Row[Any] | Non
     connection.execute(text(statements.STORE_BILL), {**values, "label_keys": json.dumps(asked["keys"])})
 
 
-def _is_less(connection: Connection, asked: dict[str, Any], latest: Row[Any]) -> bool:
+def _is_less(connection: Connection, asked: dict[str, Any], latest: Bill) -> bool:
     """Whether fewer days are left than were billed: samples went, and a bill of the rest would be wrong."""
     left = connection.execute(text(statements.DAYS_LEFT), asked).scalar_one()
     return bool(left < latest.measured_days)
 
 
-def _reason(connection: Connection, asked: dict[str, Any], latest: Row[Any] | None) -> str | None:
+def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) -> str | None:
     """Say why a bill differs from the one that was issued."""
     if latest is None:
         return None
@@ -197,9 +208,7 @@ def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) 
 
 def read_bill_of(connection: Connection, month: Window, by: str, issue: int | None = None) -> IssuedBill:
     """Read a bill within the caller's transaction; raises as `read_bill`, but for errors of the database."""
-    query = text("SELECT * FROM capacity_bills WHERE month = :start ORDER BY issue DESC")
-    bills = [_bill(row) for row in connection.execute(query, {"start": month.start})]
-    chosen = [bill for bill in bills if issue is None or bill.issue <= issue]
+    chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
     if not chosen or (issue is not None and chosen[0].issue != issue):
         which = "" if issue is None else f"issue {issue} of "
         raise NotFoundError(f"There is no {which}bill of {_named(month)}. `capacity bill` issues one.")
@@ -210,34 +219,8 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
 
 
 def _issued(connection: Connection, bill: Bill, by: str, before: IssuedBill | None) -> IssuedBill:
-    asked = {"start": bill.month, "issue": bill.issue}
-    databases = connection.execute(text(statements.DATABASES), asked).scalar_one()
-    return IssuedBill(bill, by, _groups(connection, bill, by), databases, before)
-
-
-def _groups(connection: Connection, bill: Bill, by: str) -> list[BillGroup]:
     group, key = group_column(by)
-    query = text(statements.GROUPS.format(group=group))
-    rows = connection.execute(query, {"start": bill.month, "issue": bill.issue, **key})
-    return [
-        BillGroup(row.group_name, row.databases, row.gib_months, row.unpriced_gib_months, row.amount, row.exact_amount)
-        for row in rows
-    ]
-
-
-def _bill(row: Row[Any]) -> Bill:
-    return Bill(
-        row.month,
-        row.issue,
-        row.issued_at,
-        row.is_final,
-        row.currency,
-        row.amount,
-        row.gib_months,
-        row.unpriced_gib_months,
-        row.measured_days,
-        row.billed_days,
-        row.unbilled_servers,
-        row.label_keys,
-        row.reason,
-    )
+    asked = {"start": bill.month, "issue": bill.issue, **key}
+    databases = connection.execute(text(statements.DATABASES), asked).scalar_one()
+    groups = [BillGroup(*row) for row in connection.execute(text(statements.GROUPS.format(group=group)), asked)]
+    return IssuedBill(bill, by, groups, databases, before)
