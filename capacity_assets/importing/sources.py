@@ -12,8 +12,9 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from sqlalchemy import Engine, text
 
@@ -27,27 +28,7 @@ if TYPE_CHECKING:
 DELIMITERS = ",;\t|"
 PARQUET, GZIP = ".parquet", ".gz"
 BATCH_ROWS = 50_000
-HASHED_BYTES = 1024 * 1024
 PositionedRow = tuple[int, Sequence[str | None]]
-
-
-class Source(Protocol):
-    """Rows of history; `description` holds no secret, `fingerprint` changes when the rows do."""
-
-    @property
-    def description(self) -> str:
-        """Where the rows come from."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Which rows they are."""
-
-    @property
-    def decimal_is_ambiguous(self) -> bool:
-        """Whether its numbers may have a decimal comma."""
-
-    def rows(self, after: int) -> Iterator[PositionedRow]:
-        """Yield the rows whose position is greater than `after`, in order."""
 
 
 def file_source(path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None) -> Source:
@@ -55,19 +36,12 @@ def file_source(path: Path, layout: ImportColumns, mapping: Mapping[str, str], s
     if not path.is_file():
         raise ValidationError(f"{path} does not exist or is no file.")
     try:
-        digest = _digest(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         build = ParquetSource if path.suffix.lower() == PARQUET else CsvSource
         return build(path, layout, mapping, server, digest)
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASHED_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 class CsvSource:
@@ -167,20 +141,16 @@ class ParquetSource:
         position = 0
         with parquet.ParquetFile(self._path) as file:
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(names.values()))
-            while True:
-                try:
-                    texts = list(self._texts(next(batches), names))
-                except StopIteration:
-                    return
-                except (OSError, ArrowException, UnicodeDecodeError) as error:
-                    raise ValidationError(
-                        f"{self._path} cannot be read beyond row {position}: {str(error).splitlines()[0]}. What was "
-                        "read before is kept."
-                    ) from None
-                for offset, row in enumerate(texts, start=1):
-                    if position + offset > after:
-                        yield position + offset, row
-                position += len(texts)
+            rows = chain.from_iterable(self._texts(batch, names) for batch in batches)
+            try:
+                for position, row in enumerate(rows, start=1):
+                    if position > after:
+                        yield position, row
+            except (OSError, ArrowException, UnicodeDecodeError) as error:
+                raise ValidationError(
+                    f"{self._path} cannot be read beyond row {position}: {str(error).splitlines()[0]}. What was "
+                    "read before is kept."
+                ) from None
 
     def _texts(self, batch: RecordBatch, names: Mapping[str, str]) -> Iterator[Sequence[str | None]]:
         columns = [
@@ -211,3 +181,7 @@ class QuerySource:
         with self.engine.connect().execution_options(stream_results=True, yield_per=BATCH_ROWS) as connection:
             for position, *values in connection.execute(text(self.query), {"after": after}):
                 yield position, [_text(value) for value in values]
+
+
+Source = CsvSource | ParquetSource | QuerySource
+"""Rows of history by position, after a given one; `description` has no secret, `fingerprint` changes when they do."""
