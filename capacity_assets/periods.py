@@ -76,11 +76,9 @@ class Period:
         by_days = self.days in (1, DAYS_PER_WEEK) and self.months == 0
         by_months = self.days == 0 and self.months > 0 and MONTHS_PER_YEAR % self.months == 0
         if not (by_days or by_months):
-            msg = f"period {self.name!r}: give days=1, days=7 or months=<divisor of 12>"
-            raise ValueError(msg)
+            raise ValueError(f"period {self.name!r}: give days=1, days=7 or months=<divisor of 12>")
         if not 1 <= self.first_month <= MONTHS_PER_YEAR:
-            msg = f"period {self.name!r}: first_month must lie between 1 and 12"
-            raise ValueError(msg)
+            raise ValueError(f"period {self.name!r}: first_month must lie between 1 and 12")
 
     @property
     def trend_percent(self) -> Decimal:
@@ -184,8 +182,7 @@ class Period:
     def windows_between(self, first_day: date, last_day: date) -> tuple[Window, ...]:
         """Return, in order, every window with a day of the range; raises ValueError for days in wrong order."""
         if first_day > last_day:
-            msg = f"the first day {first_day} lies after the last day {last_day}"
-            raise ValueError(msg)
+            raise ValueError(f"the first day {first_day} lies after the last day {last_day}")
         window = self.window_of(first_day)
         windows = [window]
         while window.end < last_day:
@@ -212,8 +209,7 @@ def in_order(period: Period, windows: Iterable[Window]) -> list[Window]:
     ordered = sorted(set(windows))
     for window in ordered:
         if period.window_of(window.start) != window:
-            msg = f"{window.start} to {window.end} is not a {period.name} window"
-            raise ValueError(msg)
+            raise ValueError(f"{window.start} to {window.end} is not a {period.name} window")
     return ordered
 
 

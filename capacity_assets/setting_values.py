@@ -49,26 +49,22 @@ def _postgresql_url(value: SecretStr) -> SecretStr:
     try:
         url = make_url(value.get_secret_value())
     except (ArgumentError, ValueError):
-        msg = "is not a URL; write postgresql://user:password@host:5432/database"
-        raise ValueError(msg) from None
+        raise ValueError("is not a URL; write postgresql://user:password@host:5432/database") from None
     if url.get_backend_name() not in ("postgresql", "postgres"):
         msg = f"names {url.get_backend_name()!r}; only PostgreSQL works: postgresql://user:password@host:5432/database"
         raise ValueError(msg)
     if "@" in f"{url.host}{url.database}":
         # A password with an unescaped @ would be cut there, and its rest shown as a part of the host.
-        msg = "holds an @ too many; write an @ in the password as %40"
-        raise ValueError(msg)
+        raise ValueError("holds an @ too many; write an @ in the password as %40")
     if not url.database:
-        msg = "names no database; write postgresql://user:password@host:5432/database"
-        raise ValueError(msg)
+        raise ValueError("names no database; write postgresql://user:password@host:5432/database")
     return value
 
 
 def _web_address(value: SecretStr) -> SecretStr:
     parts = urlsplit(value.get_secret_value())
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        msg = "is not a web address; write https://host/path"
-        raise ValueError(msg)
+        raise ValueError("is not a web address; write https://host/path")
     return value
 
 
@@ -88,8 +84,7 @@ def _mail_server(value: SecretStr) -> SecretStr:
 
 def _long_enough(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < LEAST_TOKEN:
-        msg = f"is too short; write at least {LEAST_TOKEN} characters"
-        raise ValueError(msg)
+        raise ValueError(f"is too short; write at least {LEAST_TOKEN} characters")
     return value
 
 
@@ -118,14 +113,11 @@ def _first_day(value: object) -> object:
     try:
         day = datetime.strptime(value.strip(), "%Y-%m-%d").replace(tzinfo=UTC).date()
     except ValueError:
-        msg = f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01"
-        raise ValueError(msg) from None
+        raise ValueError(f"{value!r} is not a date; write YYYY-MM-DD, for example 2025-01-01") from None
     if day < EARLIEST_START:
-        msg = f"{value!r} lies before {EARLIEST_START}; write the first day with samples"
-        raise ValueError(msg)
+        raise ValueError(f"{value!r} lies before {EARLIEST_START}; write the first day with samples")
     if day > LATEST_START:
-        msg = f"{value!r} lies after {LATEST_START}; write the first day with samples"
-        raise ValueError(msg)
+        raise ValueError(f"{value!r} lies after {LATEST_START}; write the first day with samples")
     return day
 
 
@@ -138,36 +130,31 @@ def _folder(value: Path) -> Path:
         fits = value.is_dir() or not value.exists()
     except OSError as error:
         # Such as a name that is longer than the file system takes.
-        msg = f"cannot be used: {error.strerror}; write the path of a folder"
-        raise ValueError(msg) from None
+        raise ValueError(f"cannot be used: {error.strerror}; write the path of a folder") from None
     if not fits:
-        msg = f"{str(value)!r} is a file; write the path of a folder"
-        raise ValueError(msg)
+        raise ValueError(f"{str(value)!r} is a file; write the path of a folder")
     return value
 
 
 def _hour(value: object) -> object:
     if str(value).strip() not in map(str, range(HOURS_PER_DAY)):
-        msg = f"{value!r} is not an hour of the day; write a whole number from 0 to 23"
-        raise ValueError(msg)
+        raise ValueError(f"{value!r} is not an hour of the day; write a whole number from 0 to 23")
     return value
 
 
 def _horizon(value: object) -> object:
     if str(value).strip() not in map(str, HORIZONS_DAYS):
-        msg = f"{value!r} is no horizon of the forecasts; write {', '.join(map(str, HORIZONS_DAYS))}"
-        raise ValueError(msg)
+        raise ValueError(f"{value!r} is no horizon of the forecasts; write {', '.join(map(str, HORIZONS_DAYS))}")
     return value
 
 
 def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     wrong = [key for key in value if not LABEL_KEY.fullmatch(key) or key in NOT_LABEL_KEYS]
     if wrong:
-        msg = (
+        raise ValueError(
             f"{wrong[0]!r} is no key of labels; write words of small letters, digits and _, and none of "
             f"{', '.join(NOT_LABEL_KEYS)}"
         )
-        raise ValueError(msg)
     return tuple(dict.fromkeys(value))
 
 
@@ -180,8 +167,7 @@ def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
     """Write `4` as its four shares; what a share is, is read in `collection.shares`."""
     if len(value) == 1 and value[0].isdecimal():
         if not 1 <= int(value[0]) <= MOST_SHARES:
-            msg = f"{value[0]!r} shares cannot be; write a number from 1 to {MOST_SHARES}"
-            raise ValueError(msg)
+            raise ValueError(f"{value[0]!r} shares cannot be; write a number from 1 to {MOST_SHARES}")
         return numbered_shares(int(value[0]))
     if value and value == numbered_shares(len(value)):
         return value  # as they were written for a process that this one started

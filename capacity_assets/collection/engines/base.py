@@ -77,8 +77,7 @@ class DatabaseSize:
         """
         unknown = set(parts) - {part.stem for part in PART_SIZES}
         if unknown:
-            msg = f"no part of a size is called {', '.join(sorted(unknown))}; see storage/size_metrics.py"
-            raise TypeError(msg)
+            raise TypeError(f"no part of a size is called {', '.join(sorted(unknown))}; see storage/size_metrics.py")
         rounded = whole_mb or floor_mb
         exact = {stem: int(value) for stem, value in parts.items() if value is not None}
         whole = {stem: rounded(value) for stem, value in exact.items()}
