@@ -30,7 +30,7 @@ from capacity_assets.retention.service import RetentionService
 from capacity_assets.setting_values import with_driver
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server
-from capacity_assets.storage.engine import capacity_engine, ensure_reachable
+from capacity_assets.storage.engine import capacity_engine, disposed, ensure_reachable
 from capacity_assets.storage.reader_role import ensure_reader_role
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.time_zone import record_zone
@@ -70,14 +70,11 @@ def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
-    with open_database(settings) as url:
-        engine = capacity_engine(url, parallel_slices=settings.parallel_slices)
-        try:
-            if connect:
-                ensure_reachable(engine)
-            yield engine
-        finally:
-            engine.dispose()
+    slices = settings.parallel_slices
+    with open_database(settings) as url, disposed(capacity_engine(url, parallel_slices=slices)) as engine:
+        if connect:
+            ensure_reachable(engine)
+        yield engine
 
 
 @contextmanager
@@ -105,34 +102,23 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
 
 def _make_reader_role(url: URL) -> None:
     """On the embedded server, which is ours alone, the role is made; elsewhere its owner decides."""
-    owner = capacity_engine(url)
-    try:
-        with owner.begin() as connection:
-            ensure_reader_role(connection)
-    finally:
-        owner.dispose()
+    with disposed(capacity_engine(url)) as owner, owner.begin() as connection:
+        ensure_reader_role(connection)
 
 
 @contextmanager
 def _reading(url: URL | None, variable: str, allow_writing_role: bool) -> Iterator[Engine]:
     assert url is not None  # noqa: S101 -- of an address that is set
-    plain = reading_engine(url)
-    try:
+    with disposed(reading_engine(url)) as plain:
         ensure_reachable(plain, variable)
         role = role_to_read_with(plain)
-        if role is None and not allow_writing_role:
-            refuse_a_role_that_can_write(plain)
-    except BaseException:
-        plain.dispose()
-        raise
-    engine = plain
-    if role is not None:
-        plain.dispose()
-        engine = reading_engine(url, role=role)
-    try:
+        if role is None:
+            if not allow_writing_role:
+                refuse_a_role_that_can_write(plain)
+            yield plain
+            return
+    with disposed(reading_engine(url, role=role)) as engine:
         yield engine
-    finally:
-        engine.dispose()
 
 
 def refuse_an_absent_embedded_server(settings: Settings) -> None:

@@ -30,7 +30,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import excluded_of
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
-from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, safe_url
+from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, safe_url
 
 UNDEFINED_TABLE = "42P01"
 COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
@@ -140,14 +140,12 @@ def _dagster_storage(settings: Settings) -> Iterator[Finding]:
     url = settings.dagster_url
     if url is None:
         return
-    engine = create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
-    try:
-        yield Finding("Dagster storage", Verdict.OK, f"PostgreSQL {server_version(engine)[1]} answers")
-        yield _pools(settings)
-    except DBAPIError as error:
-        yield Finding("Dagster storage", Verdict.BAD, f"cannot reach {safe_url(url)}: {reason_of(error)}")
-    finally:
-        engine.dispose()
+    with disposed(create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})) as engine:
+        try:
+            yield Finding("Dagster storage", Verdict.OK, f"PostgreSQL {server_version(engine)[1]} answers")
+            yield _pools(settings)
+        except DBAPIError as error:
+            yield Finding("Dagster storage", Verdict.BAD, f"cannot reach {safe_url(url)}: {reason_of(error)}")
 
 
 NO_TABLES = "Dagster has no tables here yet: run `capacity init`"

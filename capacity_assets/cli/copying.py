@@ -14,7 +14,7 @@ from capacity_assets.importing.copying import KEPT, copy_database
 from capacity_assets.importing.legacy import address_of
 from capacity_assets.runtime import open_engine, prepare_database, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
-from capacity_assets.storage.engine import capacity_engine, ensure_reachable, safe_url
+from capacity_assets.storage.engine import capacity_engine, disposed, ensure_reachable, safe_url
 
 
 @click.command()
@@ -35,8 +35,7 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
       capacity copy postgresql://capacity@db.example/capacity --password-from env:CAPACITY_OWNER_PASSWORD
     """
     refuse_an_absent_embedded_server(settings)
-    target = capacity_engine(address_of(address, password_from, settings))
-    try:
+    with disposed(capacity_engine(address_of(address, password_from, settings))) as target:
         with open_engine(settings) as source:
             refuse_an_unfit_database(source, kept="Nothing was copied.")
             ensure_reachable(target, "ADDRESS")
@@ -51,8 +50,6 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
                 f"Everything was copied. Moving rows into partitions of the target failed: {error}. Set "
                 "CAPACITY_DATABASE_URL to it and run `capacity init`, which does that."
             ) from None
-    finally:
-        target.dispose()
     if as_json:
         print_json({"copied": copied, "database": safe_url(target.url)})
         return

@@ -20,7 +20,7 @@ from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_dagster_database
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
-from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, ensure_reachable
+from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, ensure_reachable
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -126,11 +126,8 @@ def _opened(home: str) -> DagsterInstance:
 
 def _ensure_dagster_storage(url: URL) -> None:
     """Report an unreachable server before Dagster reports it with a traceback."""
-    engine = create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
-    try:
+    with disposed(create_engine(url, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})) as engine:
         ensure_reachable(engine, "DAGSTER_POSTGRES_URL")
-    finally:
-        engine.dispose()
 
 
 def _prepare_home(home: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -67,6 +68,15 @@ def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int
         # The later of two settings wins in PostgreSQL, so the user's come last.
         connect_args={**arguments, "options": f"{_SESSION_OPTIONS} {own_options}".strip()},
     )
+
+
+@contextmanager
+def disposed(engine: Engine) -> Iterator[Engine]:
+    """Yield an engine, and close its connections after."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") -> None:
