@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from uuid import uuid4
 
 from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
@@ -44,21 +43,19 @@ def run_capacity_aggregation(
     (`instances` and `records` counts). `scope` is database, instance or all.
     """
     try:
-        with _opened() as runner:
+        with open_task_runner(load_settings()) as runner:
             options = RunOptions(levels=runner.service.levels_of(scope), overwrite=overwrite)
             work = runner.scheduled_work(periods)
             run, troubles = runner.run_each(work, options)
     except (CapacityError, UnreachableError, EmbeddedServerError) as error:
         return _failed(error)
-    names = [period.name for period, _ in work]
-    details: TaskResult = {name: run.of_period(name).to_dict() for name in names}
-    return _result(run, troubles, run.message, names, {"periods": details})
+    return _result(run, troubles, run.message, [period.name for period, _ in work])
 
 
 def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] | None = None) -> TaskResult:
     """Aggregate the scheduled windows of one instance; the same keys as `run_capacity_aggregation`."""
     try:
-        with _opened() as runner:
+        with open_task_runner(load_settings()) as runner:
             work = runner.scheduled_work(periods)
             instance = runner.service.instance(instance_id)
             options = RunOptions(instance_ids=[instance_id])
@@ -67,9 +64,7 @@ def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] |
         return _failed(error)
     summary = InstanceSummary(instance.id, instance.name, instance.active, run)
     names = [period.name for period, _ in work] if instance.active else []
-    details: TaskResult = {name: run.of_period(name).to_dict() for name in names}
-    own: TaskResult = {"instance_id": instance.id, "instance_name": instance.name, "periods": details}
-    return _result(run, troubles, summary.message, names, own)
+    return _result(run, troubles, summary.message, names, instance_id=instance.id, instance_name=instance.name)
 
 
 def calculate_database_size_aggregations(
@@ -101,7 +96,7 @@ def calculate_database(
     run_id = run_id or str(uuid4())
     run, instances, chosen, errors = RunSummary(), list[InstanceRef](), list[str](), list[str]()
     try:
-        with _opened() as runner:
+        with open_task_runner(load_settings()) as runner:
             chosen = _known_periods(periods, runner.service.period_names, log)
             log.info("Aggregation %s: periods %s, manual %s, by %s.", run_id, chosen, manual_run, created_by)
             instances = [instance for instance in runner.service.instances(None) if instance.active]
@@ -140,7 +135,7 @@ def aggregate_current_period(
     summaries: TaskResult = {f"{level}_summary": None for level in LEVELS}
     asked: TaskResult = {"period_type": period_type, "period_start": None, "period_end": None, "scope": scope}
     try:
-        with _opened() as runner:
+        with open_task_runner(load_settings()) as runner:
             levels, period = runner.service.levels_of(scope), runner.service.period(period_type)
             window = period.current(runner.service.clock.today())
             asked |= {"period_start": window.start.isoformat(), "period_end": window.end.isoformat()}
@@ -230,7 +225,7 @@ def _instance_details(run: RunSummary, instances: Sequence[InstanceRef]) -> dict
 
 
 def _result(
-    run: RunSummary, troubles: Sequence[CapacityError], message: str, names: list[str], details: TaskResult
+    run: RunSummary, troubles: Sequence[CapacityError], message: str, names: list[str], **about: object
 ) -> TaskResult:
     """Lay out the legacy keys; a period that could not be run makes the whole a failure and comes first."""
     status = AggregationStatus.FAILED if troubles else run.status
@@ -238,13 +233,9 @@ def _result(
         "status": status.value,
         "message": " ".join([*map(str, troubles), message]),
         "periods_executed": names,
-        "details": details,
+        "details": {**about, "periods": {name: run.of_period(name).to_dict() for name in names}},
         "metrics": _metrics(run),
     }
-
-
-def _opened() -> AbstractContextManager[AggregationTaskRunner]:
-    return open_task_runner(load_settings())
 
 
 def _metrics(run: RunSummary) -> TaskResult:
