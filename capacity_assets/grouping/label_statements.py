@@ -58,11 +58,9 @@ WHERE i.name = :server
   AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n WHERE n.instance_id = i.id)
   AND d.database_name LIKE {LIKE}
 """  # noqa: S608 -- an expression of our own
-OF_ONE = labels_of("i.id", "CAST(:database AS text)", "CAST(:day AS date)")
+# Where no database is named, only labels of the server match.
 LABELS_ON = f"""
-SELECT CASE WHEN CAST(:database AS text) IS NULL THEN {labels_of("i.id", None, "CAST(:day AS date)")}
-            ELSE {OF_ONE} END
-FROM instances i WHERE i.name = :server
+SELECT {labels_of("i.id", "CAST(:database AS text)", "CAST(:day AS date)")} FROM instances i WHERE i.name = :server
 """  # noqa: S608 -- expressions of our own
 HAVING = f"""
 SELECT g.number
@@ -70,8 +68,7 @@ FROM unnest(CAST(:servers AS varchar[]), CAST(:databases AS varchar[])) WITH ORD
 JOIN instances i ON i.name = g.server
 WHERE (CAST(:engine AS text) IS NULL OR i.db_type = :engine)
   AND (CAST(:key AS text) IS NULL
-       OR CASE WHEN g.database IS NULL THEN {labels_of("i.id", None, "CAST(:day AS date)")}
-               ELSE {labels_of("i.id", "g.database", "CAST(:day AS date)")} END ->> CAST(:key AS text) = :value)
+       OR {labels_of("i.id", "g.database", "CAST(:day AS date)")} ->> CAST(:key AS text) = :value)
 """  # noqa: S608 -- expressions of our own
 COLUMNS = """
 SELECT column_name FROM information_schema.columns

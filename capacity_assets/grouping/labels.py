@@ -7,10 +7,9 @@ Each is dated, so that last year's figures keep last year's owners. Which one ho
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from capacity_assets.aggregation.group_sums import SECONDS_PER_COMMAND, store_gr
 from capacity_assets.foundation.csv_files import day_of, declarations
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.grouping import label_statements as statements
-from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named, refuse_repeated
+from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, meant, named, refuse_repeated
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.units import first_of
 
@@ -55,10 +54,9 @@ class LabelChange:
 def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
     """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
     if key not in keys:
-        close = get_close_matches(key, keys, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValidationError(
-            f"{key!r} is no key of labels; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{hint} Nothing was changed."
+            f"{key!r} is no key of labels; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{meant(key, keys)} "
+            "Nothing was changed."
         )
     if value is None:
         return key, None
@@ -211,11 +209,8 @@ def _labels_of_row(row: Mapping[str, str], keys: Sequence[str]) -> list[Label]:
     if "server" not in row:
         raise ValidationError("names no server.")
     valid_from = day_of(row["from"]) if "from" in row else None
-    return labels_of(row["server"], row.get("database"), _without(row, SUBJECT_COLUMNS), keys, valid_from)
-
-
-def _without(row: Mapping[str, str], columns: Collection[str]) -> dict[str, str]:
-    return {name: value for name, value in row.items() if name not in columns}
+    values = {name: value for name, value in row.items() if name not in SUBJECT_COLUMNS}
+    return labels_of(row["server"], row.get("database"), values, keys, valid_from)
 
 
 def labels_of(
