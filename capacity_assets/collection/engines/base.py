@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -159,8 +159,7 @@ def closed_on_failure(connection: Any) -> Iterator[None]:
 
 def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
     """Execute a query and return its rows; % is itself without parameters. Raises MeasureError: rows have no end."""
-    cursor = connection.cursor()
-    try:
+    with closing(connection.cursor()) as cursor:
         if parameters is None:
             cursor.execute(query)
         else:
@@ -171,8 +170,6 @@ def rows_of(connection: Any, query: str, parameters: Sequence[object] | None = N
             if len(rows) > MOST_ROWS:
                 raise too_much()
         return rows
-    finally:
-        cursor.close()
 
 
 def too_much() -> MeasureError:

@@ -163,8 +163,8 @@ class PostgreSQL(EngineAdapter):
 
         if not isinstance(error, psycopg.Error):
             return None
-        kind = _kind(error, error.sqlstate, str(error))
-        return MeasureError(kind, _reason(error))
+        # The last line says it where libpq lists what it tried; a list of addresses is not what one looks for.
+        return MeasureError(_kind(error), first_line(str(error).strip().replace("connection failed: ", "")))
 
 
 def _by_files(connection: psycopg.Connection, names: Sequence[str]) -> list[DatabaseSize]:
@@ -221,19 +221,12 @@ STATES = {
 }
 
 
-def _kind(error: Exception, sqlstate: str | None, text: str) -> FailureKind:
+def _kind(error: psycopg.Error) -> FailureKind:
     import psycopg
 
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         return FailureKind.TIMEOUT
-    if sqlstate:
-        return STATES.get(sqlstate) or STATES.get(sqlstate[:2]) or FailureKind.UNEXPECTED
-    known = next((kind for part, kind in TEXTS.items() if part in text), None)
-    if known is None:
-        return FailureKind.UNREACHABLE if isinstance(error, psycopg.OperationalError) else FailureKind.UNEXPECTED
-    return known
-
-
-def _reason(error: Exception) -> str:
-    """The last line says it where libpq lists what it tried; a list of addresses is not what one looks for."""
-    return first_line(str(error).strip().replace("connection failed: ", ""))
+    if error.sqlstate:
+        return STATES.get(error.sqlstate) or STATES.get(error.sqlstate[:2]) or FailureKind.UNEXPECTED
+    otherwise = FailureKind.UNREACHABLE if isinstance(error, psycopg.OperationalError) else FailureKind.UNEXPECTED
+    return next((kind for part, kind in TEXTS.items() if part in str(error)), otherwise)
