@@ -12,7 +12,7 @@ from typing import Any
 
 from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.servers import FIELDS, Server, complete
-from capacity_assets.foundation.csv_files import csv_rows
+from capacity_assets.foundation.csv_files import csv_rows, read_each
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.toml_files import toml_document
 from capacity_assets.grouping.labels import Label, labels_of
@@ -23,20 +23,14 @@ NEEDED = ("name", "engine", "host")
 LIMIT = "limit_gb"
 # Labels: a table of TOML, and in CSV one column per key.
 LABELS, LABEL_COLUMN = "labels", "label_"
+NOT_REGISTERED = "Nothing was registered."
 # What people write for a password; refused, and never repeated.
 SECRETS = {"password", "passwd", "pwd", "secret", "url", "dsn"}
 
 
 def declared_servers(path: Path) -> list[Server]:
     """Read a file; raises ValidationError with all problems, of the file or of its declarations."""
-    servers, problems = [], []
-    for place, values in _entries(path):
-        try:
-            servers.append(complete(_server(values)))
-        except ValidationError as error:
-            problems.append(f"{place}: {error}")
-    if problems:
-        raise ValidationError("\n".join(problems))
+    servers = read_each(_entries(path), lambda values: complete(_server(values)))
     if not servers:
         raise ValidationError(f"{path} declares no server: each needs {', '.join(NEEDED)}.")
     return servers
@@ -44,17 +38,12 @@ def declared_servers(path: Path) -> list[Server]:
 
 def declared_limits(path: Path) -> list[Limit]:
     """Read limits of whole servers, `limit_gb`, in a file of servers; raises ValidationError with all problems."""
-    limits, problems = [], []
-    for place, values in _entries(path):
-        if values.get(LIMIT) is None:
-            continue
-        try:
-            limits.append(Limit(str(values.get("name")), None, megabytes_of(str(values[LIMIT]))))
-        except ValidationError as error:
-            problems.append(f"{place}: {error}")
-    if problems:
-        raise ValidationError("\n".join([*problems, "Nothing was registered."]))
-    return limits
+    entries = [(place, values) for place, values in _entries(path) if values.get(LIMIT) is not None]
+    return read_each(entries, _limit, NOT_REGISTERED)
+
+
+def _limit(values: Mapping[str, Any]) -> Limit:
+    return Limit(str(values.get("name")), None, megabytes_of(str(values[LIMIT])))
 
 
 def declared_labels(path: Path, keys: Sequence[str]) -> list[Label]:
@@ -63,15 +52,11 @@ def declared_labels(path: Path, keys: Sequence[str]) -> list[Label]:
     Raises:
         ValidationError: the file cannot be read, or one is no label; all problems are reported together.
     """
-    labels, problems = [], []
-    for place, values in _entries(path):
-        try:
-            labels += labels_of(str(values.get("name")), None, _label_values(values), keys, None)
-        except ValidationError as error:
-            problems.append(f"{place}: {error}")
-    if problems:
-        raise ValidationError("\n".join([*problems, "Nothing was registered."]))
-    return labels
+
+    def read(values: Mapping[str, Any]) -> list[Label]:
+        return labels_of(str(values.get("name")), None, _label_values(values), keys, None)
+
+    return [label for labels in read_each(_entries(path), read, NOT_REGISTERED) for label in labels]
 
 
 def _label_values(values: Mapping[str, Any]) -> dict[str, str | None]:

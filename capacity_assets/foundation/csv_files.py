@@ -6,7 +6,7 @@ Large files of samples are read in `importing.sources`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ DELIMITERS = ",;\t"
 """Spreadsheets of many countries separate by semicolons."""
 
 T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
 def declarations(
@@ -38,14 +39,19 @@ def declarations(
     unknown = [name for name in headings if name not in columns]
     if unknown:
         raise ValidationError(f"{path} has an unknown column {unknown[0]!r}; {named}")
+    return read_each(((f"line {line}", row) for line, row in rows), parse, "Nothing was changed.")
+
+
+def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *told: str) -> list[T]:
+    """Read entries, each beside its place; raises ValidationError with the problems of all, and what is `told` then."""
     found, problems = [], []
-    for line, row in rows:
+    for place, entry in entries:
         try:
-            found.append(parse(row))
+            found.append(read(entry))
         except ValidationError as error:
-            problems.append(f"line {line}: {error}")
+            problems.append(f"{place}: {error}")
     if problems:
-        raise ValidationError("\n".join([*problems, "Nothing was changed."]))
+        raise ValidationError("\n".join([*problems, *told]))
     return found
 
 
