@@ -12,16 +12,12 @@ from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo
 
 
-def _utc_now() -> datetime:
-    return datetime.now(tz=UTC)
-
-
 @dataclass(frozen=True)
 class Clock:
     """Tells the calendar day in `zone`; `now` must return an aware datetime."""
 
     zone: ZoneInfo
-    now: Callable[[], datetime] = _utc_now
+    now: Callable[[], datetime] = lambda: datetime.now(tz=UTC)
 
     def today(self) -> date:
         """Return the present day in the clock's zone, which may differ from the UTC day."""

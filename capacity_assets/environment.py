@@ -13,11 +13,6 @@ def variable(name: str) -> str | None:
     return os.environ.get(name) or env_file_values().get(name)
 
 
-def file_variables() -> dict[str, str]:
-    """Return what the file `.env` holds, for a child process that is started in another folder."""
-    return env_file_values()
-
-
 def unknown_variables() -> list[str]:
     """Return variables that begin like ours but are none of ours: most likely misspelt, and without effect."""
     present = {*os.environ, *env_file_values()}

@@ -74,9 +74,9 @@ class ProbeContext:
 
 def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, statement_seconds: float) -> Access:
     """Put together how to reach a server, with its password; raises MeasureError where that cannot be looked up."""
-    limits = {"connect_seconds": connect_seconds, "statement_seconds": statement_seconds}
     if server.password_from == OWN:
-        return _own_access(server, context.own_url, limits)
+        own = _own_access(server, context.own_url)
+        return replace(own, connect_seconds=connect_seconds, statement_seconds=statement_seconds)
     try:
         password = password_of(server.password_from, context.secrets) if server.password_from else None
     except CapacityError as error:
@@ -106,7 +106,7 @@ def host_of(url: URL) -> str:
     return host if isinstance(host, str) else host[0]
 
 
-def _own_access(server: Server, url: URL, limits: dict[str, float]) -> Access:
+def _own_access(server: Server, url: URL) -> Access:
     """Reach the server that holds the capacity tables in the way they are reached."""
     query = {name: str(value) for name, value in url.query.items()}
     return Access(
@@ -121,8 +121,6 @@ def _own_access(server: Server, url: URL, limits: dict[str, float]) -> Access:
         tls_key=query.get("sslkey"),
         sizing=server.sizing or FILES,
         is_own=True,
-        connect_seconds=limits["connect_seconds"],
-        statement_seconds=limits["statement_seconds"],
     )
 
 

@@ -5,12 +5,11 @@ Where servers are kept is the business of `registry`, where they are declared th
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, fields, replace
 
 from capacity_assets.collection.credentials import OWN, checked_reference
-from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL
+from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL, is_loopback
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.foundation.errors import ValidationError
 
@@ -54,7 +53,8 @@ def complete(server: Server) -> Server:
     """
     engine = engine_named(server.engine)
     port = engine.default_port if server.port is None else server.port
-    tls = server.tls or (TLS_OFF if _stays_here(server.host) else TLS_VERIFY_FULL)
+    stays_here = server.host.startswith("/") or is_loopback(server.host)
+    tls = server.tls or (TLS_OFF if stays_here else TLS_VERIFY_FULL)
     sizing = server.sizing or FILES
     problems = [
         (
@@ -77,13 +77,3 @@ def complete(server: Server) -> Server:
         if wrong:
             raise ValidationError(f"Server {server.name!r}: {problem}. Nothing was registered.")
     return replace(server, port=port, tls=tls, sizing=sizing)
-
-
-def _stays_here(host: str) -> bool:
-    """Whether a connection does not leave this machine."""
-    if host.startswith("/") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

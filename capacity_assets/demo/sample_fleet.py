@@ -88,12 +88,8 @@ WITH_VOLUME = {
 """Servers that report their volume, and its name."""
 
 
-@dataclass(frozen=True)
-class _Registered:
-    """A server as it is registered: retirement is decided once, when the fleet is first loaded."""
-
-    id: int
-    retired_on: date | None
+# Number and retirement, which is decided once, when the fleet is first loaded.
+Registered = tuple[int, date | None]
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,7 @@ _INSERT_TOTALS = insert_samples(
 )
 
 
-def _register(connection: Connection, today: date) -> dict[str, _Registered]:
+def _register(connection: Connection, today: date) -> dict[str, Registered]:
     """Register the servers that are not there yet; return by name their ids and when they were retired."""
     retired_on = today - timedelta(days=RETIRED_DAYS_AGO)
     for number, server in enumerate(FLEET, start=1):
@@ -218,10 +214,10 @@ def _register(connection: Connection, today: date) -> dict[str, _Registered]:
         text("SELECT name, id, deleted_at FROM instances WHERE name = ANY (:names)"),
         {"names": [server.name for server in FLEET]},
     )
-    return {row.name: _Registered(row.id, row.deleted_at.date() if row.deleted_at else None) for row in rows}
+    return {row.name: (row.id, row.deleted_at.date() if row.deleted_at else None) for row in rows}
 
 
-def _copy(connection: Connection, known: dict[str, _Registered], first_day: date, today: date) -> None:
+def _copy(connection: Connection, known: dict[str, Registered], first_day: date, today: date) -> None:
     columns = "instance_id, database_name, size_mb, data_size_mb, log_size_mb, collected_date"
     copy_rows(connection, f"COPY sample ({columns}) FROM STDIN", _samples(known, first_day, today))
 
@@ -229,13 +225,12 @@ def _copy(connection: Connection, known: dict[str, _Registered], first_day: date
 Row = tuple[int, str, int, int | None, int | None, date]
 
 
-def _samples(known: dict[str, _Registered], first_day: date, today: date) -> Iterator[Row]:
+def _samples(known: dict[str, Registered], first_day: date, today: date) -> Iterator[Row]:
     for server in FLEET:
-        registered = known[server.name]
-        last_day = registered.retired_on or today
-        for day in _measured_days(server, first_day, last_day):
+        instance_id, retired_on = known[server.name]
+        for day in _measured_days(server, first_day, retired_on or today):
             for number in range(server.databases):
-                yield _sample(server, registered.id, number, day)
+                yield _sample(server, instance_id, number, day)
 
 
 def _measured_days(server: SampleServer, first_day: date, last_day: date) -> Iterator[date]:

@@ -38,7 +38,6 @@ FIRST_YEAR = 1900
 class ImportColumns:
     """The columns of a level: which hold sizes, which of them may be missing or empty."""
 
-    level: str
     keys: tuple[str, ...]
     sizes: tuple[str, ...]
     optional_sizes: tuple[str, ...] = ()
@@ -59,7 +58,6 @@ def layout_of(level: Level) -> ImportColumns:
     """Return the columns of a level: keys, then what is measured."""
     sizes = [name for name in level.values if name.endswith("_mb")]
     return ImportColumns(
-        level.name,
         (DATABASE_NAME, DAY) if "database_name" in level.keys else (DAY,),
         tuple(name for name in sizes if not level.source.c[name].nullable),
         tuple(name for name in sizes if level.source.c[name].nullable),

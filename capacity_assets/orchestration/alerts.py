@@ -43,15 +43,15 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
     )
     def send_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if context.cursor is None:
-            context.update_cursor(_State(newest_event(context.instance)).to_cursor())
+            context.update_cursor(json.dumps(asdict(_State(newest_event(context.instance)))))
             return dg.SkipReason("Begins here; what failed before is not sent.")
-        state = _State.from_cursor(context.cursor)
+        state = _State(**json.loads(context.cursor))
         entries = list(_events_after(context.instance, state.after))
         sent = 0
         for message in _new_incidents(context.instance, entries, state):
             send(webhook_url, message)
             sent += 1
-        context.update_cursor(state.to_cursor())
+        context.update_cursor(json.dumps(asdict(state)))
         return dg.SkipReason(f"{sent} alerts sent.")
 
     return send_alerts
@@ -68,16 +68,6 @@ class _State:
     failing: dict[str, str] = field(default_factory=dict)
     failing_jobs: dict[str, list[str]] = field(default_factory=dict)
     retried: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_cursor(cls, cursor: str) -> "_State":
-        """Read the cursor."""
-        found = json.loads(cursor)
-        return cls(found["after"], found["failing"], found.get("failing_jobs", {}), found.get("retried", {}))
-
-    def to_cursor(self) -> str:
-        """Write the cursor."""
-        return json.dumps(asdict(self))
 
 
 def newest_event(instance: dg.DagsterInstance) -> int:

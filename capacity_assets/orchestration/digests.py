@@ -4,14 +4,13 @@ What it says and how it is sent is the business of `digest`; here it gets a part
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.digest.content import Digest, read_digest
-from capacity_assets.digest.receivers import Receiver, receivers_of
+from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import Sent, send_digests
 from capacity_assets.digest.writing import headline, sections
 from capacity_assets.orchestration.after_aggregates import made_of_aggregates
@@ -29,7 +28,6 @@ DIGEST_SENT = "digest_sent"
 DIGEST_PERIOD = "weekly"
 # After the week's aggregates and the day's runways.
 MINUTE = 50
-NEWEST_WEEKS = 1
 
 DESCRIPTION = """\
 What happened in a week that is out of the ordinary: databases that grew beyond their habit, runways that moved, servers
@@ -63,7 +61,8 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
         newest = period.last(runner.service.clock.today())
         failed: tuple[tuple[str, str], ...] = ()
         with dagster_failures():
-            receivers = _receivers(settings.digest_receivers, settings)
+            path = settings.digest_receivers
+            receivers = [] if path is None else receivers_of(path, settings.label_keys)
             for week in windows_of(period, context.partition_keys):
                 done = Sent()
                 if week == newest:
@@ -75,10 +74,6 @@ def digest_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) ->
         yield dg.MaterializeResult(check_results=[_check_result(failed)])
 
     return make_digest
-
-
-def _receivers(path: Path | None, settings: Settings) -> list[Receiver]:
-    return [] if path is None else receivers_of(path, settings.label_keys)
 
 
 def digest_metadata(digest: Digest, done: Sent) -> MetadataMapping:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
-from capacity_assets.environment import file_variables
+from capacity_assets.env_file import env_file_values
 from capacity_assets.foundation.errors import CapacityError, reason_of
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_dagster_database
@@ -51,8 +51,8 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
             dagster_url = dagster_url or server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
         _prepare_home(settings.dagster_home)
         yield {
-            # Passwords of servers may be there under names of their own.
-            **file_variables(),
+            # Passwords of servers may be there under names of their own; the child is started in another folder.
+            **env_file_values(),
             **os.environ,
             **settings.as_environment(),
             "CAPACITY_DATABASE_URL": _plain(capacity_url),

@@ -6,7 +6,6 @@ windows follow from a changed day is decided in `aggregation.ledger`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
@@ -89,38 +88,30 @@ def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:
     return bool(instance.get_run_ids(dg.RunsFilter(job_name=job_name(period), statuses=UNFINISHED, tags=tags), limit=1))
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Windows of one period that are stale at the same levels, and the newest change among them."""
-
-    levels: tuple[str, ...]
-    windows: tuple[Window, ...]
-    newest_change: int
-
-
 def _requests(period: Period, stale: Sequence[StaleWindow], now: datetime) -> Iterator[dg.RunRequest]:
     """Request the windows in few runs.
 
     The key holds the newest change, so that a tick evaluated again requests nothing twice, and the hour, so that
     windows whose run failed are tried again in the next one.
     """
-    for group in _groups(stale):
-        assets = [dg.AssetKey(asset_name(period, LEVELS[level])) for level in group.levels]
-        for windows in _ranges(period, group.windows):
-            key = [period.name, *group.levels, windows[0].key, windows[-1].key, str(group.newest_change)]
+    for levels, together, newest_change in _groups(stale):
+        assets = [dg.AssetKey(asset_name(period, LEVELS[level])) for level in levels]
+        for windows in _ranges(period, together):
+            key = [period.name, *levels, windows[0].key, windows[-1].key, str(newest_change)]
             yield run_request(
                 "/".join([*key, f"{now:%Y-%m-%dT%H}"]), windows, job=job_name(period), assets=assets, tags=TAGS
             )
 
 
-def _groups(stale: Iterable[StaleWindow]) -> list[_Group]:
+def _groups(stale: Iterable[StaleWindow]) -> list[tuple[tuple[str, ...], tuple[Window, ...], int]]:
+    """Levels, the windows of one period that are stale at just these, and the newest change among them."""
     levels: dict[Window, list[str]] = {}
     newest: dict[Window, int] = {}
     for found in stale:
         levels.setdefault(found.window, []).append(found.level)
         newest[found.window] = max(found.newest_change, newest.get(found.window, 0))
     return [
-        _Group(group, windows, max(newest[window] for window in windows))
+        (group, windows, max(newest[window] for window in windows))
         for group in sorted({tuple(sorted(found)) for found in levels.values()})
         for windows in [tuple(sorted(window for window, found in levels.items() if tuple(sorted(found)) == group))]
     ]

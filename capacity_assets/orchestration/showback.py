@@ -54,7 +54,7 @@ def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) 
                 try:
                     issue_bill(runner.service.engine, window, today, settings.label_keys)
                 except NotFoundError as nothing:
-                    metadata = nothing_billed(str(nothing))
+                    metadata: MetadataMapping = {"bill": dg.MetadataValue.md(escaped(str(nothing)))}
                 else:
                     metadata = bill_metadata(
                         read_bill(runner.service.engine, window, default_grouping(settings.label_keys))
@@ -63,11 +63,6 @@ def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) 
         yield dg.MaterializeResult()
 
     return make_bill
-
-
-def nothing_billed(reason: str) -> MetadataMapping:
-    """Return what a month without a bill shows."""
-    return {"bill": dg.MetadataValue.md(escaped(reason))}
 
 
 def bill_metadata(found: IssuedBill) -> MetadataMapping:

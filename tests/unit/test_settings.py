@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tzlocal import reload_localzone
 
-from capacity_assets.environment import file_variables
+from capacity_assets.env_file import env_file_values
 from capacity_assets.settings import ConfigurationError, load_settings
 
 SECRET = "hunter2-very-secret"  # noqa: S105 -- a value to look for in error texts
@@ -130,7 +130,7 @@ def test_a_file_of_variables_may_begin_with_a_mark_and_name_other_variables(
     assert load_settings().timezone == "Asia/Shanghai", "what is exported wins"
     monkeypatch.delenv("CAPACITY_TIMEZONE")
     assert load_settings().timezone == "America/Lima"
-    assert file_variables() == {"CAPACITY_TIMEZONE": "America/Lima", "DB_PASSWORD": "secret"}
+    assert env_file_values() == {"CAPACITY_TIMEZONE": "America/Lima", "DB_PASSWORD": "secret"}
 
 
 def test_a_variable_that_is_nearly_one_of_ours_is_refused_and_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

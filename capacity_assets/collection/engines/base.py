@@ -6,6 +6,7 @@ Here is also what they share: the words for what can go wrong, and how bytes bec
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ PROGRAM = "capacity_assets"
 NAMED = 5
 # Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
-SIZINGS = (FILES, STATISTICS)
 # More than any server reports, and few enough that an endless answer does no harm.
 MOST_ROWS = 200_000
 MOST_BYTES = 64 * 1024 * 1024
@@ -186,6 +186,16 @@ def is_excluded(name: str, excluded: Sequence[str]) -> bool:
         name == pattern or ("*" in pattern and re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name, re.DOTALL))
         for pattern in excluded
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a connection to a host does not leave this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def floor_mb(size_bytes: int) -> int:

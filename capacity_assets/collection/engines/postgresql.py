@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from capacity_assets.collection.engines.base import (
+    FILES,
     MOST_BYTES,
     MOST_ROWS,
     PROGRAM,
-    SIZINGS,
     STATISTICS,
     TLS_VERIFY_FULL,
     VERIFIED_TLS,
@@ -62,7 +62,7 @@ class PostgreSQL(EngineAdapter):
         *("postgres", "template0", "template1"),
         *("rdsadmin", "cloudsqladmin", "alloydbadmin", "alloydbmetadata", "azure_maintenance", "azure_sys"),
     )
-    sizings: ClassVar[tuple[str, ...]] = SIZINGS
+    sizings: ClassVar[tuple[str, ...]] = (FILES, STATISTICS)
     verified: ClassVar[bool] = True
     grants: ClassVar[str] = (
         "CREATE ROLE capacity_probe LOGIN PASSWORD '...';\nGRANT pg_read_all_stats TO capacity_probe;\n"

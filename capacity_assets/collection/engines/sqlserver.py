@@ -5,7 +5,6 @@ Not verified: written from the vendor's documentation and tested on recorded res
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from capacity_assets.collection.engines.base import (
     ServerFacts,
     first_line,
     is_excluded,
+    is_loopback,
     refuse_without_rights,
     rows_of,
 )
@@ -94,7 +94,7 @@ class SQLServer(EngineAdapter):
             raise MeasureError(
                 FailureKind.SETUP, f"its driver encrypts only what it can verify: {access.tls} needs `tls_ca`"
             )
-        if access.tls == TLS_OFF and access.password and not _is_loopback(access.host):
+        if access.tls == TLS_OFF and access.password and not is_loopback(access.host):
             raise MeasureError(
                 FailureKind.SETUP,
                 "without TLS its password would cross the network in clear: register `tls` and `tls_ca`",
@@ -194,12 +194,3 @@ def measurement_of(rows: Sequence[tuple[Any, ...]], excluded: Sequence[str]) -> 
     snapshots = [f"{row[0]}: a database snapshot" for row in rows if row[6]]
     sizes = [DatabaseSize.of_bytes(row[0], row[1], data_size=row[1], log_size=row[2]) for row in wanted]
     return Measurement(tuple(sizes), (*not_counted, *snapshots), left_out)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
