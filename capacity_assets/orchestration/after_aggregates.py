@@ -53,5 +53,8 @@ def whenever_aggregates_are_made() -> dg.AutomationCondition[dg.AssetKey | dg.As
 def sensor_of(name: str, asset: str, description: str) -> dg.AutomationConditionSensorDefinition:
     """Build the sensor that evaluates the condition; on from the first start, until switched off in the UI."""
     return dg.AutomationConditionSensorDefinition(
-        name, target=[asset], default_status=dg.DefaultSensorStatus.RUNNING, description=description
+        name,
+        target=dg.AssetSelection.assets(asset),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=description,
     )

@@ -6,8 +6,9 @@ tick begins at the present; history is not sent. Which failures there are is dec
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
@@ -45,7 +46,7 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
         if context.cursor is None:
             context.update_cursor(json.dumps(asdict(_State(newest_event(context.instance)))))
             return dg.SkipReason("Begins here; what failed before is not sent.")
-        state = _State(**json.loads(context.cursor))
+        state = _State.of(json.loads(context.cursor))
         entries = list(_events_after(context.instance, state.after))
         sent = 0
         for message in _new_incidents(context.instance, entries, state):
@@ -68,6 +69,11 @@ class _State:
     failing: dict[str, str] = field(default_factory=dict)
     failing_jobs: dict[str, list[str]] = field(default_factory=dict)
     retried: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, remembered: Mapping[str, Any]) -> "_State":
+        """Read what was remembered, by whatever version."""
+        return cls(**{name: value for name, value in remembered.items() if name in cls.__dataclass_fields__})
 
 
 def newest_event(instance: dg.DagsterInstance) -> int:

@@ -191,7 +191,7 @@ def collection_job(periods: Mapping[str, Period]) -> UnresolvedAssetJobDefinitio
     followers.append(RUNWAY)
     return dg.define_asset_job(
         COLLECTION_JOB,
-        selection=[*(raw.name for raw in RAW_TABLES), *followers],
+        selection=dg.AssetSelection.assets(*(raw.name for raw in RAW_TABLES), *followers),
         description="Measures every registered server for today, then computes the aggregates of the day and issues "
         "its runways.",
     )

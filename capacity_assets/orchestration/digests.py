@@ -106,7 +106,9 @@ def _check_result(failed: Sequence[tuple[str, str]]) -> dg.AssetCheckResult:
     )
 
 
-digest_job = dg.define_asset_job(DIGEST_JOB, selection=[DIGEST], description="Makes and sends the digest of a week.")
+digest_job = dg.define_asset_job(
+    DIGEST_JOB, selection=dg.AssetSelection.assets(DIGEST), description="Makes and sends the digest of a week."
+)
 
 
 def digest_schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:

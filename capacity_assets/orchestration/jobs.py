@@ -20,7 +20,7 @@ def aggregation_jobs(periods: Iterable[Period]) -> list[UnresolvedAssetJobDefini
     return [
         dg.define_asset_job(
             job_name(period),
-            selection=[asset_name(period, level) for level in LEVELS.values()],
+            selection=dg.AssetSelection.assets(*(asset_name(period, level) for level in LEVELS.values())),
             description=f"Aggregate {period.name} windows: databases and servers in one run.",
             tags={"period": period.name},
         )

@@ -75,7 +75,7 @@ def _listed(lines: Sequence[str]) -> str:
 
 maintenance_job = dg.define_asset_job(
     MAINTENANCE_JOB,
-    selection=[TABLE_PARTITIONS],
+    selection=dg.AssetSelection.assets(TABLE_PARTITIONS),
     description="Adds partitions ahead of time and drops those that need not be kept.",
 )
 

@@ -54,7 +54,7 @@ def _observed_asset(settings: Settings, raw: RawTable) -> dg.SourceAsset:
 
 observation_job = dg.define_asset_job(
     OBSERVATION_JOB,
-    selection=[raw.name for raw in RAW_TABLES],
+    selection=dg.AssetSelection.assets(*(raw.name for raw in RAW_TABLES)),
     description="Looks at the newest days of the raw tables, which another application fills. Writes nothing.",
 )
 

@@ -87,7 +87,9 @@ growth_report_sensor = sensor_of(
     GROWTH_REPORT_SENSOR, GROWTH_REPORT, "Makes a month's growth report whenever its aggregates were made."
 )
 growth_report_job = dg.define_asset_job(
-    GROWTH_REPORT_JOB, selection=[GROWTH_REPORT], description="Makes the growth report of a month."
+    GROWTH_REPORT_JOB,
+    selection=dg.AssetSelection.assets(GROWTH_REPORT),
+    description="Makes the growth report of a month.",
 )
 
 

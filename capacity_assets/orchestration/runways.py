@@ -154,7 +154,7 @@ def _check_result(issue: "Issue | None", settings: Settings, *, in_time: bool) -
 
 runway_job = dg.define_asset_job(
     RUNWAY_JOB,
-    selection=[RUNWAY],
+    selection=dg.AssetSelection.assets(RUNWAY),
     description="Issues the runways of a day: when servers, databases and volumes are full.",
 )
 

@@ -96,4 +96,6 @@ def _table(found: IssuedBill) -> str:
 
 
 showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")
-showback_job = dg.define_asset_job(SHOWBACK_JOB, selection=[SHOWBACK], description="Issues the bill of a month.")
+showback_job = dg.define_asset_job(
+    SHOWBACK_JOB, selection=dg.AssetSelection.assets(SHOWBACK), description="Issues the bill of a month."
+)
