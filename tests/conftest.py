@@ -54,6 +54,7 @@ MEMORY, MEMORY_MB = Path("/dev/shm"), 4096  # noqa: S108 -- a file system, not a
 INTERPRETER = Path(__file__).with_name("interpreter")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Say what processes load first; let the tests' folders lie in memory, unless somebody says where they are to lie.
 
@@ -62,15 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
-    if "PYTEST_DEBUG_TEMPROOT" in os.environ:
+    if config.option.basetemp or not os.access(MEMORY, os.W_OK):
         return
-    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_MB << 20:
-        for left in MEMORY.glob("pytest-by-*"):
+    if shutil.disk_usage(MEMORY).free >= MEMORY_MB << 20:
+        for left in MEMORY.glob("pytest-[0-9]*"):
             if not Path("/proc", left.name.rpartition("-")[2]).exists():
                 shutil.rmtree(left, ignore_errors=True)
-        folder = MEMORY / f"pytest-by-{os.getpid()}"
-        folder.mkdir(exist_ok=True)
-        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
+        # Short, because the path of a socket has 107 characters at most.
+        config.option.basetemp = MEMORY / f"pytest-{os.getpid()}"
 
 
 def pytest_collection_finish() -> None:
@@ -91,7 +91,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if link.is_symlink() and link.readlink().parent == PRIVATE:
             shutil.rmtree(link.readlink(), ignore_errors=True)
     if MEMORY in base.parents and exitstatus == pytest.ExitCode.OK:
-        shutil.rmtree(MEMORY / base.relative_to(MEMORY).parts[0], ignore_errors=True)
+        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
