@@ -61,11 +61,7 @@ class Late:
 
 
 def active_runs(storage: DagsterPostgresStorage) -> list[ActiveRun]:
-    """Return the runs that work, wait or failed within the hour, oldest first.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed, or Dagster has no tables there yet.
-    """
+    """Return runs that work, wait or failed within the hour, oldest first; raises DBAPIError, also without tables."""
     from dagster import DagsterRunStatus, RunsFilter
 
     failed = DagsterRunStatus.FAILURE
@@ -97,10 +93,7 @@ def _partitions(run: DagsterRun) -> str:
 
 
 def daemon_works(storage: DagsterPostgresStorage) -> bool:
-    """Whether a Dagster daemon, which starts what is scheduled and waits, sent a heartbeat in the last minutes.
-
-    Raises: as `active_runs`.
-    """
+    """Whether a daemon of Dagster, which starts what is scheduled, sent a heartbeat lately; raises as `active_runs`."""
     newest = max((beat.timestamp for beat in storage.run_storage.get_daemon_heartbeats().values()), default=0.0)
     return datetime.now(tz=UTC).timestamp() - newest < HEARTBEAT_SECONDS
 
@@ -111,12 +104,9 @@ def has_failed(runs: Sequence[ActiveRun]) -> bool:
 
 
 def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Late]:
-    """Return what is due and left, by period, level and reason.
+    """Return what is due and left, by period, level and reason; raises DatabaseError.
 
     Where changes are `followed`, those of the last hour make nothing late.
-
-    Raises:
-        DatabaseError: the database failed, or the schema is missing.
     """
     found = []
     patience_seconds = PATIENCE_SECONDS if followed else 0

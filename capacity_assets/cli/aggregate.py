@@ -114,11 +114,7 @@ def plan(settings: Settings, /, *, as_json: bool, **asked: Any) -> int:
 
 
 def _exit_code(run: RunSummary, troubles: tuple[CapacityError, ...]) -> int:
-    """Return the exit code of a run in which no period failed as a whole.
-
-    Raises:
-        CommandFailedError: one did, for the reasons that it names.
-    """
+    """Return the exit code of a run; raises CommandFailedError with the reasons where a period failed as a whole."""
     if troubles:
         raise CommandFailedError("\n".join(map(str, troubles)))
     return FAILED if run.status is AggregationStatus.FAILED else DONE

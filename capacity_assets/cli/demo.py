@@ -59,11 +59,7 @@ def demo(settings: Settings, /, *, remove: bool) -> None:
 
 
 def run_demo(settings: Settings) -> None:
-    """Set everything up, compute every window, print the result.
-
-    Raises:
-        CommandFailedError: the database holds other instances, or a run failed.
-    """
+    """Set all up, compute every window, print it; raises CommandFailedError beside other servers, or if a run fails."""
     from capacity_assets.cli.demo_runs import mark_days, materialise, open_work
 
     with dagster_environment(settings) as environment, dagster_instance(environment, keep_connections=True) as instance:
@@ -157,8 +153,7 @@ def _print_where_to_look(settings: Settings, month: Window) -> None:
 def remove_demo(settings: Settings) -> None:
     """Take the sample fleet away again: samples, aggregates, reports, and what Dagster knows of them.
 
-    Raises:
-        CommandFailedError: there is no sample fleet, or there are other servers beside it; nothing was removed.
+    Raises CommandFailedError where there is none, or other servers are beside it; nothing was removed.
     """
     from capacity_assets.cli.demo_runs import forget_runs
 

@@ -105,11 +105,7 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
 
 
 def _only(subjects: list[Subject]) -> Subject:
-    """Return the one that was found.
-
-    Raises:
-        ValidationError: there are several.
-    """
+    """Return the one that was found; raises ValidationError where there are several."""
     if len(subjects) > 1:
         names = first_of((subject.server for subject in subjects), SERVERS_NAMED)
         raise ValidationError(

@@ -31,9 +31,9 @@ class AskedGroup(NamedTuple):
 
 
 def explain_label(engine: Engine, settings: Settings, asked: AskedGroup, *, every_part: bool, as_json: bool) -> int:
-    """Print the parts of a group, their sum, and whether that of the view is the same.
+    """Print a group's parts, their sum, and whether the view has the same.
 
-    Raises: ValidationError, NotFoundError, DatabaseError.
+    Raises ValidationError, NotFoundError, DatabaseError.
     """
     label, period, window = asked
     key, value = key_and_value(label)

@@ -129,11 +129,7 @@ def export(settings: Settings, /, **asked: Any) -> int:
 
 
 def _form_of(output: str) -> str:
-    """Tell the form by the name of the file.
-
-    Raises:
-        ValidationError: its ending means something that is not written here.
-    """
+    """Tell the form by the name of the file; raises ValidationError where its ending means another one."""
     ending = Path(output).suffix.lower()
     if output == STANDARD_OUTPUT or ending in {"", ".csv", ".txt"}:
         return "csv"

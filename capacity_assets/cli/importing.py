@@ -57,11 +57,7 @@ class ImportRequest:
     dry_run: bool = False
 
     def refuse_what_is_for_files(self) -> None:
-        """Refuse options that would mean something else, or nothing, for the tables of a legacy database.
-
-        Raises:
-            ValidationError: one of them was given.
-        """
+        """Refuse options that mean something else, or nothing, for a legacy database; raises ValidationError."""
         known = ImportRequest()
         for name, option in {
             "level": "--level",
@@ -75,11 +71,7 @@ class ImportRequest:
                 raise ValidationError(f"{option} is for files; a legacy database is imported as it is.")
 
     def options(self) -> LoadOptions:
-        """Return how rows are loaded.
-
-        Raises:
-            ValidationError: there is no such engine.
-        """
+        """Return how rows are loaded; raises ValidationError where there is no such engine."""
         port = engine_named(self.register_as).default_port if self.register_as else 0
         return LoadOptions(self.on_conflict == "replace", self.register_as, port, self.dry_run)
 

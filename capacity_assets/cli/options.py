@@ -52,11 +52,7 @@ class Day(click.ParamType[date]):
     name = "YYYY-MM-DD"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> date:
-        """Turn text into a day.
-
-        Raises:
-            click.BadParameter: it is none.
-        """
+        """Turn text into a day; raises click.BadParameter where it is none."""
         try:
             day = date.fromisoformat(str(value))
         except ValueError:
@@ -72,11 +68,7 @@ class Gigabytes(click.ParamType[Decimal]):
     name = "GIB"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
-        """Turn text into a number.
-
-        Raises:
-            click.BadParameter: it is none, or below zero.
-        """
+        """Turn text into a number; raises click.BadParameter where it is none, or below zero."""
         try:
             number = Decimal(str(value))
         except InvalidOperation:
@@ -148,11 +140,7 @@ filter_options = options(
 
 
 def label_filter(label: str | None) -> tuple[str | None, str | None]:
-    """Read the label of a filter; None for both without one.
-
-    Raises:
-        ValidationError: it is no label.
-    """
+    """Read the label of a filter, None for both without one; raises ValidationError where it is no label."""
     return (None, None) if label is None else key_and_value(label)
 
 

@@ -69,11 +69,7 @@ def _cell(cell: object) -> Text:
 
 @contextmanager
 def writing(where: Path | str) -> Iterator[None]:
-    """Say in one sentence that a file cannot be written.
-
-    Raises:
-        CommandFailedError: instead of any OSError.
-    """
+    """Say in one sentence that a file cannot be written: raises CommandFailedError instead of any OSError."""
     try:
         yield
     except BrokenPipeError:

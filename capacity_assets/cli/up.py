@@ -196,8 +196,7 @@ def _only_one(home: Path) -> Iterator[IO[str]]:
 def _ask_redis(settings: Settings) -> None:
     """Say at the start what every run would say: Redis is away, or refuses us for good.
 
-    Raises:
-        CommandFailedError: it refuses the login or lacks rights; waiting does not fix that.
+    Raises CommandFailedError where it refuses the login or lacks rights: waiting does not fix that.
     """
     if settings.redis_url is None:
         return

@@ -105,11 +105,7 @@ class Digest:
 
 
 def read_digest(engine: Engine, week: Window, label: tuple[str, str] | None = None) -> Digest:
-    """Read the digest of a week.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Read the digest of a week; raises DatabaseError."""
     with database_errors(doing="reading the digest", kept="Nothing was sent."), engine.connect() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         return _read(connection, week, label)

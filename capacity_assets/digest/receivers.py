@@ -29,11 +29,7 @@ class Receiver:
 
 
 def receivers_of(path: Path, keys: Sequence[str]) -> list[Receiver]:
-    """Read the file: one table `[[receivers]]` each.
-
-    Raises:
-        ValidationError: it cannot be read, or a receiver cannot work; all problems are reported together.
-    """
+    """Read the file, one table `[[receivers]]` each; raises ValidationError with all problems."""
     return named_tables(path, TABLE, "receiver", lambda values: _receiver(values, keys))
 
 

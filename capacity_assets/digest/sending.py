@@ -50,11 +50,7 @@ class Sent:
 def send_digests(
     engine: Engine, week: Window, receivers: Sequence[Receiver], channels: Channels, *, again: bool = False
 ) -> Sent:
-    """Send the digest of a week to those who did not get it yet, or with `again` to all.
-
-    Raises:
-        DatabaseError: the database failed; who got a digest before is remembered.
-    """
+    """Send a week's digest to those without it, with `again` to all; raises DatabaseError; who got it is remembered."""
     with database_errors(doing="locking the digest", kept="Nothing was sent."), engine.connect() as connection:
         # One at a time, so that two runs do not both send. The lock goes with the connection.
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})

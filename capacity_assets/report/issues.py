@@ -98,11 +98,7 @@ def issue_of(path: Path) -> Issue | None:
 
 
 def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
-    """Decide which issue the page of `report` at `path` is.
-
-    Raises:
-        DatabaseError: the database failed.
-    """
+    """Decide which issue the page of `report` at `path` is; raises DatabaseError."""
     issue = Issue(1, report.read_at, report.is_open, report.start_mb, report.end_mb, report.known_change_mb)
     before = issue_of(path)
     if before is None or before.is_open:

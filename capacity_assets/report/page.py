@@ -186,20 +186,12 @@ def _notes_on_databases(report: Report) -> list[str]:
 
 
 def make_report_folder(folder: Path) -> None:
-    """Make the folder of reports where it is missing, for its owner alone: pages name databases.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Make the folder of reports where it is missing, for its owner alone: pages name databases. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def write_report(report: Report, path: Path, edition: Edition) -> None:
-    """Write the page whole or not at all; the issue that it restates is kept beside it.
-
-    Raises:
-        OSError: the file cannot be written; the one that was there is kept.
-    """
+    """Write the page whole or not at all, and keep the issue that it restates beside it; raises OSError."""
     page = render(report, edition)
     if edition.restatement is not None:
         kept = path_of_issue(path, edition.restatement.before.number)

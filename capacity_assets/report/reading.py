@@ -37,10 +37,7 @@ def read_report(  # noqa: PLR0913 -- what a report may be of
     """Read the report of one window: of all servers, with groups by `by`, or of the one of that name.
 
     On its last day a window is still open: servers that failed are measured later. Without `today` it is over.
-
-    Raises:
-        NotFoundError: no server of that name is registered.
-        DatabaseError: the database failed.
+    Raises NotFoundError where no server of that name is registered, and DatabaseError.
     """
     with (
         database_errors(doing="reading the report's figures", kept="Nothing was written."),
@@ -143,11 +140,7 @@ def _days(there: int | None, measured: int | None) -> str:
 
 
 def server_id(connection: Connection, server: str | None) -> int | None:
-    """Look a server up by name; None stands for all.
-
-    Raises:
-        NotFoundError: no server of that name is registered.
-    """
+    """Look a server up by name, None stands for all; raises NotFoundError where none of that name is registered."""
     if server is None:
         return None
     found = connection.execute(text("SELECT id FROM instances WHERE name = :name"), {"name": server}).scalar()

@@ -47,11 +47,7 @@ class Asked:
         return address(self.path, **{**self.values, "format": None, **changes})
 
     def text(self, name: str) -> str | None:
-        """Return a parameter as it was written; None where it is missing.
-
-        Raises:
-            ValidationError: it is longer than any name can be, or holds a zero byte.
-        """
+        """Return a parameter, None where it is missing; raises ValidationError where no name can be so."""
         value = self.values.get(name)
         if value is not None and (len(value) > LONGEST or "\0" in value):
             raise ValidationError(f"{name} is longer than any name, or none that a database can have.")

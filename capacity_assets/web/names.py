@@ -57,11 +57,7 @@ class Names:
         self._reader = reader
 
     def search(self, query: str, shown: int) -> list[Found]:
-        """Return names that hold all words of a query, those that begin with it first.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: the names cannot be read, and those that are known are too old.
-        """
+        """Return names that hold all words of a query, those that begin with it first; raises DBAPIError."""
         known = self._reader.kept("names", self._read, KEPT_SECONDS)
         words = query.casefold().split()
         if not words:

@@ -42,12 +42,7 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
 
 
 def refuse_a_role_that_can_write(engine: Engine) -> None:
-    """Refuse to serve with more rights than pages need, or with fewer.
-
-    Raises:
-        ValidationError: the role of the session can change a table of the product, or cannot read what pages read.
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Refuse to serve with more rights than pages need, or with fewer; raises ValidationError and DBAPIError."""
     with engine.connect() as connection:
         row = connection.execute(text(_CAN_WRITE)).one()
         unreadable = connection.execute(text(_UNREADABLE), {"names": list(READABLE)}).scalars().all()
@@ -65,11 +60,7 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
 
 
 def role_to_read_with(engine: Engine) -> str | None:
-    """Return the reader role where the session may take it on and needs to; None: it reads with its own.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Return the reader role where the session may take it on and needs to, else None; raises DBAPIError."""
     with engine.connect() as connection:
         can_write = connection.execute(text(_CAN_WRITE)).one().tables
         may = connection.execute(text(_MAY_TAKE), {"role": READER_ROLE}).scalar()

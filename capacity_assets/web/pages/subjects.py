@@ -128,13 +128,7 @@ class VolumePage:
 
 
 def read_server(reader: Reader, asked: Asked) -> ServerPage:
-    """Read the page of the server whose number is asked for.
-
-    Raises:
-        NotFoundError: there is none.
-        ValidationError: the address makes no sense.
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
+    """Read the page of the server whose number is asked for; raises NotFoundError, ValidationError, DBAPIError."""
     number, period = asked.server(), asked.period()
     with reader.transaction() as connection:
         server = _server(connection, number)
