@@ -13,8 +13,7 @@ from pathlib import Path
 
 import click
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, print_table, say, writing
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
@@ -38,11 +37,10 @@ CSV_COLUMNS = (
 @click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
 @click.option("--issue", type=click.IntRange(1), help="An earlier issue of the bill, as it was; computes nothing.")
 @click.option("--output", default=STANDARD_OUTPUT, help="A file: .csv, .json or .html. Default: a table on the screen.")
-@json_option
-@command
+@json_command
 def bill(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings, /, *, month: str | None, by: str | None, issue: int | None, output: str, as_json: bool
-) -> int:
+) -> None:
     """Say what the databases of a month cost, by group.
 
     Computed from the size of each database on each day, with the labels and prices of that day. What was billed for a
@@ -71,7 +69,6 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
         print_json(as_document(found))
     else:
         print_bill(found)
-    return DONE
 
 
 def _window(month: str) -> Window:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.options import LazyGroup, command, json_option
+from capacity_assets.cli.options import LazyGroup, json_command
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.foundation.errors import ValidationError, database_errors
@@ -34,8 +34,7 @@ def cells() -> None:
 
 @click.command("attach")
 @click.argument("file", type=click.Path(path_type=Path))
-@json_option
-@command
+@json_command
 def attach_(settings: Settings, /, *, file: Path, as_json: bool) -> int:
     """Make the database read the cells of FILE, and exactly these.
 
@@ -62,8 +61,7 @@ def attach_(settings: Settings, /, *, file: Path, as_json: bool) -> int:
 
 
 @click.command("list")
-@json_option
-@command
+@json_command
 def list_(settings: Settings, /, *, as_json: bool) -> int:
     """Ask each cell for its newest day. Exits with 1 if one does not answer."""
     with (

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import error_console, print_json, print_table, say
 from capacity_assets.cli.report import write_growth_report
 from capacity_assets.collection.credentials import OWN
@@ -51,8 +51,7 @@ FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
 @click.option(
     "--own", is_flag=True, help="Measure also the server that holds the capacity tables, and draw its databases."
 )
-@json_option
-@command
+@json_command
 def collect(  # noqa: PLR0913 -- one argument per option
     settings: Settings, /, *, servers: Sequence[str], again: bool, share: str | None, own: bool, as_json: bool
 ) -> int:

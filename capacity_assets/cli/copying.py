@@ -6,7 +6,7 @@ import click
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.cli.options import command, json_option, password_option
+from capacity_assets.cli.options import json_command, password_option
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.foundation.errors import CapacityError, database_errors
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
@@ -20,8 +20,7 @@ from capacity_assets.storage.engine import capacity_engine, disposed, ensure_rea
 @click.command()
 @click.argument("address")
 @password_option
-@json_option
-@command
+@json_command
 def copy(settings: Settings, /, *, address: str, password_from: str | None, as_json: bool) -> None:
     """Copy everything in the capacity database to an empty one.
 

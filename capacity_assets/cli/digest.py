@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.cli.errors import DONE, CommandFailedError
-from capacity_assets.cli.options import DAY, command, json_option, label_filter, once_option
+from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.cli.options import DAY, json_command, label_filter, once_option
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.receivers import receivers_of
@@ -31,11 +31,10 @@ WEEKLY = PERIODS["weekly"]
 @click.option("--output", default=STANDARD_OUTPUT, help="An HTML file. Default: plain text on the screen.")
 @click.option("--send", is_flag=True, help="Send it to those in CAPACITY_DIGEST_RECEIVERS who did not get it yet.")
 @click.option("--again", is_flag=True, help="With --send: also to those who got it.")
-@json_option
-@command
+@json_command
 def digest(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings, /, *, day: date | None, label: str | None, output: str, send: bool, again: bool, as_json: bool
-) -> int:
+) -> None:
     """Say what happened in a week that is out of the ordinary.
 
     What grew beyond its habit, what is full sooner than was said a week ago, what is not measured any more, which
@@ -56,7 +55,8 @@ def digest(  # noqa: PLR0913 -- one argument per documented option
     with open_task_runner(settings) as runner:
         week = runner.service.partitions.window_holding(WEEKLY, day)
         if send:
-            return _send(settings, runner.service.engine, week, again=again, as_json=as_json)
+            _send(settings, runner.service.engine, week, again=again, as_json=as_json)
+            return
         found = read_digest(runner.service.engine, week, None if key is None else (key, str(value)))
     if as_json:
         print_json(asdict(found))
@@ -66,10 +66,9 @@ def digest(  # noqa: PLR0913 -- one argument per documented option
         with writing(output), atomic_write(Path(output)) as begun:
             begun.write_text(as_html(found, settings.pages_url), encoding="utf-8")
         say(f"Digest written to {output}")
-    return DONE
 
 
-def _send(settings: Settings, engine: Engine, week: Window, *, again: bool, as_json: bool) -> int:
+def _send(settings: Settings, engine: Engine, week: Window, *, again: bool, as_json: bool) -> None:
     if settings.digest_receivers is None:
         raise ValidationError("CAPACITY_DIGEST_RECEIVERS names no file of receivers. Nothing was sent.")
     receivers = receivers_of(settings.digest_receivers, settings.label_keys)
@@ -84,4 +83,3 @@ def _send(settings: Settings, engine: Engine, week: Window, *, again: bool, as_j
     if done.failed:
         told = " ".join(f"{name}: {reason}" for name, reason in done.failed)
         raise CommandFailedError(f"Not sent. {told} The others were sent; run it again for the rest.")
-    return DONE

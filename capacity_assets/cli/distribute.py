@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from capacity_assets.cli.options import command, dry_run_option, json_option
+from capacity_assets.cli.options import dry_run_option, json_command
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.runtime import open_engine
@@ -33,8 +33,7 @@ COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
     show_default=True,
     help="Parts that servers are spread over; some per core of all nodes. It cannot be changed by this command later.",
 )
-@json_option
-@command
+@json_command
 def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bool) -> None:
     """Lay samples and aggregates over the nodes of Citus.
 

@@ -10,10 +10,9 @@ import click
 
 from capacity_assets.aggregation.explanation import Explanation, Figure, Subject, explanation_of, find_subjects
 from capacity_assets.aggregation.reference import Sample
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.explain_group import AskedGroup, explain_label
-from capacity_assets.cli.explain_runway import Asked, explain_runway
-from capacity_assets.cli.options import DAY, command, completing, json_option, once_option
+from capacity_assets.cli.explain_group import explain_label
+from capacity_assets.cli.explain_runway import explain_runway
+from capacity_assets.cli.options import DAY, completing, json_command, once_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
@@ -38,8 +37,7 @@ SERVERS_NAMED = 10
 @click.option("--volume", help="With --runway: a volume of the server instead of a database.")
 @once_option("--label", metavar="KEY=VALUE", description="The sum of a group, such as team=payments.")
 @click.option("--all", "every_day", is_flag=True, help="Print the samples of every day, or every part of a group.")
-@json_option
-@command
+@json_command
 def explain(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings,
     /,
@@ -53,7 +51,7 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
     label: str | None,
     every_day: bool,
     as_json: bool,
-) -> int:
+) -> None:
     """Trace figures to their samples, or a group's sum to its parts.
 
     Every figure of a database or server is computed once more from the samples, by fractions and without the
@@ -85,15 +83,16 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
         if period is None:
             refuse_an_unfit_database(runner.service.engine, settings.zone, kept="Nothing was changed.")
             kind = VOLUME_ROWS if volume else DATABASE_ROWS if database is not None else SERVER_ROWS
-            asked = Asked(kind, volume or database, server)
-            return explain_runway(runner.service.engine, settings, asked, as_json=as_json)
+            explain_runway(runner.service.engine, settings, kind, volume or database, server, as_json=as_json)
+            return
         chosen = runner.service.period(period)
         today = Clock(settings.zone).today()
         window = runner.service.partitions.window_holding(chosen, day or chosen.scheduled(today).start)
         if label is not None:
             refuse_an_unfit_database(runner.service.engine, settings.zone, kept="Nothing was changed.")
-            asked_group = AskedGroup(label, chosen, window)
-            return explain_label(runner.service.engine, settings, asked_group, every_part=every_day, as_json=as_json)
+            engine = runner.service.engine
+            explain_label(engine, settings, label, chosen, window, every_part=every_day, as_json=as_json)
+            return
         subject = _only(find_subjects(runner.service.engine, database, server))
         explanation = explanation_of(runner.service.engine, subject, chosen, window, today)
         labels = labels_on(runner.service.engine, subject.server, subject.database, window.end)
@@ -101,7 +100,6 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
         print_json({**_as_dict(explanation), "labels": labels})
     else:
         _print(explanation, labels, every_day=every_day)
-    return DONE
 
 
 def _only(subjects: list[Subject]) -> Subject:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import NamedTuple
 
 from sqlalchemy import Engine, text
 
 from capacity_assets.cli.dated import since
-from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.foundation.pairs import key_and_value
@@ -22,20 +20,13 @@ PARTS_LISTED = 20
 COLUMNS = (("Server", "left"), ("Database", "left"), ("Mean size", "right"), ("Change", "right"), ("Label", "left"))
 
 
-class AskedGroup(NamedTuple):
-    """A label, KEY=VALUE, and the window whose sum is explained."""
-
-    label: str
-    period: Period
-    window: Window
-
-
-def explain_label(engine: Engine, settings: Settings, asked: AskedGroup, *, every_part: bool, as_json: bool) -> int:
+def explain_label(  # noqa: PLR0913 -- the window of a label, and how it is printed
+    engine: Engine, settings: Settings, label: str, period: Period, window: Window, *, every_part: bool, as_json: bool
+) -> None:
     """Print a group's parts, their sum, and whether the view has the same.
 
     Raises ValidationError, NotFoundError, DatabaseError.
     """
-    label, period, window = asked
     key, value = key_and_value(label)
     key, _ = checked(key, value, settings.label_keys)
     reading = database_errors(doing="reading a group", kept="Nothing was changed.")
@@ -55,7 +46,7 @@ def explain_label(engine: Engine, settings: Settings, asked: AskedGroup, *, ever
                 "agrees": found.agrees,
             }
         )
-        return DONE
+        return
     shown = found.parts if every_part else found.parts[:PARTS_LISTED]
     title = f"{key}={value}, {period.name_of(window)} against the window before"
     print_table(title, COLUMNS, [_cells(part) for part in shown])
@@ -63,7 +54,6 @@ def explain_label(engine: Engine, settings: Settings, asked: AskedGroup, *, ever
     if hidden:
         say(f"and {counted(hidden, 'smaller part')}, which --all lists.")
     say(_verdict(found))
-    return DONE
 
 
 def _cells(part: GroupPart) -> list[object]:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from sqlalchemy import Engine
 
-from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.limits import told
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
@@ -70,30 +69,23 @@ class RunwayExplanation:
         return bool(close and np.isclose(self.made.drift[0], self.again.drift, rtol=TOLERANCE, atol=TOLERANCE))
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is explained: a server, or a database or volume by its name."""
-
-    kind: str
-    name: str | None
-    server: str | None
-
-
-def explain_runway(engine: Engine, settings: Settings, asked: Asked, *, as_json: bool) -> int:
-    """Print where the runway of a database, a volume or a server comes from; return the exit code.
+def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
+    engine: Engine, settings: Settings, kind: str, name: str | None, server: str | None, *, as_json: bool
+) -> None:
+    """Print where the runway of a database or volume, or without a `name` that of a server, comes from.
 
     Raises:
         NotFoundError: no such server, or nothing of that name was measured within the last month.
         ValidationError: a name is empty, or several servers have one of that name.
         DatabaseError: the database failed.
     """
-    if "" in {asked.name, asked.server}:
+    if "" in {name, server}:
         raise ValidationError("An empty name is no database, volume or server.")
-    if asked.server is not None:
-        registered(engine, [asked.server])
-    found = outlook_with_sizes(engine, Clock(settings.zone).today(), asked.kind, asked.name, asked.server)
+    if server is not None:
+        registered(engine, [server])
+    found = outlook_with_sizes(engine, Clock(settings.zone).today(), kind, name, server)
     if found is None:
-        named = asked.server if asked.name is None else f"{asked.kind} {printable(asked.name)}"
+        named = server if name is None else f"{kind} {printable(name)}"
         raise NotFoundError(
             f"{named} was not measured within the last month, or does not exist: names are compared letter by letter."
         )
@@ -101,7 +93,7 @@ def explain_runway(engine: Engine, settings: Settings, asked: Asked, *, as_json:
         [None if np.isnan(size) else float(size) for size in sizes] for sizes in (found.sizes, found.smooth)
     )
     # A step of one database is one of its server's total, too.
-    database = asked.name if asked.kind == DATABASE_ROWS else None
+    database = name if kind == DATABASE_ROWS else None
     left_out = [
         step for step in stored_steps(engine, found.outlook.server, database) if step.day <= found.outlook.last_day
     ]
@@ -117,7 +109,6 @@ def explain_runway(engine: Engine, settings: Settings, asked: Asked, *, as_json:
         print_json(_as_dict(explanation))
     else:
         _print(explanation)
-    return DONE
 
 
 def _print(explanation: RunwayExplanation) -> None:

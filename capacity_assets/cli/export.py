@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.cli.errors import DONE, CommandFailedError
-from capacity_assets.cli.options import DAY, command, completing, filter_options, json_option, label_filter
+from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.cli.options import DAY, completing, filter_options, json_command, label_filter
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.files import atomic_write
 from capacity_assets.foundation.errors import ValidationError, database_error
@@ -85,9 +85,8 @@ class Export:
 )
 @click.option("--output", default="-", help="A file. Default: standard output.")
 @click.option("--raw", is_flag=True, help="CSV: leave names as they are that a spreadsheet would run as a formula.")
-@json_option
-@command
-def export(settings: Settings, /, **asked: Any) -> int:
+@json_command
+def export(settings: Settings, /, **asked: Any) -> None:
     """Write stored aggregates or runways as CSV or Parquet.
 
     With the columns of the views.
@@ -118,14 +117,13 @@ def export(settings: Settings, /, **asked: Any) -> int:
             with writing("Standard output"):
                 _copy(connection, query, sys.stdout.buffer.write)
                 sys.stdout.buffer.flush()
-            return DONE
+            return
         with writing(path), atomic_write(path) as begun:
             rows = write(connection, query, begun)
     if wanted.as_json:
         print_json({"path": str(path), "rows": rows, "view": wanted.view})
     else:
         say(f"{rows:,} rows of {wanted.view} written to {path}")
-    return DONE
 
 
 def _form_of(output: str) -> str:

@@ -7,8 +7,7 @@ from datetime import date
 
 import click
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, json_option, window_options
+from capacity_assets.cli.options import json_command, window_options
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
@@ -30,9 +29,8 @@ COLUMNS = (
 @click.command()
 @window_options
 @click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
-@json_option
-@command
-def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, as_json: bool) -> int:
+@json_command
+def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, as_json: bool) -> None:
     """Show what each team, or any other group, has.
 
     Groups add up to the fleet. What has no label is a group of its own, and replicas count once.
@@ -55,7 +53,7 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
         raise ValidationError(f"No row of a server is stored in {chosen.name_of(window)}.")
     if as_json:
         print_json([asdict(group) for group in found])
-        return DONE
+        return
     title = f"Groups by {by}, {chosen.name_of(window)} against the window before"
     print_table(title, ((by.replace("_", " ").capitalize(), "left"), *COLUMNS), [_cells(one, by) for one in found])
     changes = [group.change_mb for group in found if group.change_mb is not None]
@@ -63,7 +61,6 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     say(f"In all {human_mb(sum(group.size_mb for group in found))}{change}.")
     if [group.name for group in found] == [None]:
         say("Nothing has such a label yet. `capacity labels set` declares one.")
-    return DONE
 
 
 def _cells(group: Group, by: str) -> list[object]:

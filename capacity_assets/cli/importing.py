@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.import_report import print_report, progress, say_next
-from capacity_assets.cli.options import command, dry_run_option, json_option, password_option
+from capacity_assets.cli.options import dry_run_option, json_command, password_option
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.installed import engine_named
@@ -101,8 +101,7 @@ class ImportRequest:
 @click.option("--register-as", metavar="ENGINE", help="Register servers that are not known yet, with this engine.")
 @password_option
 @dry_run_option
-@json_option
-@command
+@json_command
 def import_(settings: Settings, /, *, source: str, as_json: bool, **given: Any) -> int:
     """Bring in history: samples from a file, or a legacy database.
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import click
 
-from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
@@ -18,8 +18,7 @@ from capacity_assets.storage.time_zone import another_zone
 
 
 @click.command()
-@json_option
-@command
+@json_command
 def init(settings: Settings, /, *, as_json: bool) -> None:
     """Create the capacity tables, or upgrade them in place.
 

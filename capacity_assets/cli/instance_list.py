@@ -8,8 +8,7 @@ from datetime import date
 import click
 from sqlalchemy import Engine, text
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.collection.registry import Registered, registered
@@ -29,9 +28,8 @@ FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
 
 
 @click.command("list")
-@json_option
-@command
-def list_(settings: Settings, /, *, as_json: bool) -> int:
+@json_command
+def list_(settings: Settings, /, *, as_json: bool) -> None:
     """Show the servers, and the last measurement of each.
 
     Also how each is reached. Shows no password, only where it is.
@@ -41,12 +39,12 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
         attempts = _last_attempts(engine)
     if as_json:
         print_json([_as_dict(one, attempts.get(one.id)) for one in found])
-        return DONE
+        return
     if not found:
         say(
             "No server is registered. `capacity instances add` registers one, `capacity instances import` a whole file."
         )
-        return DONE
+        return
     found.sort(key=lambda one: natural_key(one.server.name))
     print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
     failing = [
@@ -54,7 +52,6 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
     ]
     if failing:
         print_table("Whose last attempt failed", FAILURE_COLUMNS, failing)
-    return DONE
 
 
 @dataclass(frozen=True)

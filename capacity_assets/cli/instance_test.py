@@ -9,7 +9,7 @@ from functools import partial
 import click
 
 from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.cli.server_registry import NAMES_SHOWN, opened_registry
 from capacity_assets.clock import Clock
@@ -52,8 +52,7 @@ class _Trial:
 
 @click.command("test")
 @click.argument("name")
-@json_option
-@command
+@json_command
 def test(settings: Settings, /, *, name: str, as_json: bool) -> int:
     """Reach the server NAME; say what works and what is missing.
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import LazyGroup, command, dry_run_option, json_option, options
+from capacity_assets.cli.options import LazyGroup, command, file_options, json_command, options
 from capacity_assets.cli.output import print_json, say
 from capacity_assets.cli.server_registry import NAMES_SHOWN, opened_registry, say_changes, warn_of_refused_passwords
 from capacity_assets.clock import Clock
@@ -72,9 +71,8 @@ reaching_options = options(
 @click.option(
     "--replace", is_flag=True, help='Change a server that is registered already: what is given, "" taking it away.'
 )
-@json_option
-@command
-def add(settings: Settings, /, *, name: str, replace: bool, as_json: bool, **given: Any) -> int:
+@json_command
+def add(settings: Settings, /, *, name: str, replace: bool, as_json: bool, **given: Any) -> None:
     """Register the server NAME for collection.
 
     \b
@@ -99,7 +97,6 @@ def add(settings: Settings, /, *, name: str, replace: bool, as_json: bool, **giv
         say_changes(changes, dry_run=False)
         warn_of_refused_passwords(settings, [server])
         say(f"Next: capacity instances test {name}")
-    return DONE
 
 
 def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server:
@@ -120,16 +117,14 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--disable-others",
     is_flag=True,
     help="Take servers that are measured here out of service if FILE does not declare them.",
 )
-@dry_run_option
-@json_option
-@command
-def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run: bool, as_json: bool) -> int:
+@file_options
+@json_command
+def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run: bool, as_json: bool) -> None:
     """Register the servers that FILE declares, TOML or CSV.
 
     Those that are there are changed. All of them are registered, or none.
@@ -159,13 +154,12 @@ def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run:
     else:
         say_changes(changes, dry_run=dry_run)
         warn_of_refused_passwords(settings, servers)
-    return DONE
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
 @command
-def disable(settings: Settings, /, *, names: Sequence[str]) -> int:
+def disable(settings: Settings, /, *, names: Sequence[str]) -> None:
     """Take the servers NAMES out of service.
 
     They are neither measured nor aggregated any more. Their history is kept.
@@ -176,12 +170,12 @@ def disable(settings: Settings, /, *, names: Sequence[str]) -> int:
 @click.command()
 @click.argument("names", nargs=-1, required=True)
 @command
-def enable(settings: Settings, /, *, names: Sequence[str]) -> int:
+def enable(settings: Settings, /, *, names: Sequence[str]) -> None:
     """Put the servers NAMES back into service."""
     return _switch(settings, names, active=True)
 
 
-def _switch(settings: Settings, names: Sequence[str], *, active: bool) -> int:
+def _switch(settings: Settings, names: Sequence[str], *, active: bool) -> None:
     with opened_registry(settings) as engine:
         set_active(engine, names, active=active)
         counted = [one.server.name for one in registered(engine) if one.active and one.server.counted_by in names]
@@ -195,13 +189,12 @@ def _switch(settings: Settings, names: Sequence[str], *, active: bool) -> int:
                 f"Fleet totals now count neither these nor {first_of(counted, NAMES_SHOWN)}, counted by them: "
                 '`capacity instances add NAME --replace --counted-by ""` has one count itself.'
             )
-    return DONE
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
 @command
-def remove(settings: Settings, /, *, names: Sequence[str]) -> int:
+def remove(settings: Settings, /, *, names: Sequence[str]) -> None:
     """Forget how the servers NAMES are reached.
 
     One without any history goes; the others are disabled and keep it.
@@ -213,4 +206,3 @@ def remove(settings: Settings, /, *, names: Sequence[str]) -> int:
         say(f"Removed: {first_of(gone, NAMES_SHOWN)}.")
     if kept:
         say(f"Out of service and not measured here any more: {first_of(kept, NAMES_SHOWN)}. Their history is kept.")
-    return DONE

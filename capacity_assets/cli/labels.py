@@ -10,8 +10,7 @@ import click
 
 from capacity_assets.cli.dated import as_json as dated_json
 from capacity_assets.cli.dated import since
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, options
+from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, file_options, json_command, options
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
@@ -74,7 +73,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     first_day: date | None,
     always: bool,
     dry_run: bool,
-) -> int:
+) -> None:
     """Declare labels of SERVER, or of databases on it.
 
     A label of a database overrides the one of its server. Where nothing had this key, a value holds for all of history;
@@ -100,7 +99,6 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
             say(f"note: {label.key} has {first_of(alike, CHANGES_NAMED)} too, which is another group.")
     if matched is not None:
         say(f"{database} matches {counted(matched, 'database')} of the newest sample, and those to come.")
-    return DONE
 
 
 def _pair(written: str) -> tuple[str, str]:
@@ -129,11 +127,9 @@ def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@dry_run_option
-@json_option
-@command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+@file_options
+@json_command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
@@ -142,7 +138,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     return _declare(settings, labels_of_file(file, settings.label_keys), dry_run=dry_run, as_json=as_json)
 
 
-def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_json: bool) -> int:
+def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_json: bool) -> None:
     with opened_registry(settings) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
     if as_json:
@@ -152,16 +148,14 @@ def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_js
     else:
         say(f"{counted(len(found), 'label')} read, {len(changes):,} of them changed.")
         _say_changes(changes, dry_run=dry_run)
-    return DONE
 
 
 @click.command()
 @click.argument("column")
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
 @dry_run_option
-@json_option
-@command
-def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool, as_json: bool) -> int:
+@json_command
+def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool, as_json: bool) -> None:
     """Take COLUMN of the table instances over as a label.
 
     For registries that another application fills. Run it again after changes there.
@@ -176,9 +170,8 @@ def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool,
 @click.command("list")
 @click.argument("server", required=False)
 @click.option("--on", "day", type=DAY, help="Only labels that hold on this day.")
-@json_option
-@command
-def list_(settings: Settings, /, *, server: str | None, day: date | None, as_json: bool) -> int:
+@json_command
+def list_(settings: Settings, /, *, server: str | None, day: date | None, as_json: bool) -> None:
     """Show the declared labels and since when they hold."""
     with opened_registry(settings) as engine:
         found = [one for one in stored_labels(engine, server) if day is None or one.holds_on(day)]
@@ -188,7 +181,6 @@ def list_(settings: Settings, /, *, server: str | None, day: date | None, as_jso
         print_table("Labels", LIST_COLUMNS, list(map(_cells, found)))
     else:
         say("No label is known. `capacity labels set` declares one, `capacity labels import` those of a file.")
-    return DONE
 
 
 LIST_COLUMNS = (
@@ -229,7 +221,7 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
     first_day: date | None,
     always: bool,
     dry_run: bool,
-) -> int:
+) -> None:
     """Take labels of SERVER, or of databases on it, away.
 
     From today on, unless said otherwise: earlier figures keep their groups.
@@ -240,4 +232,3 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
     with opened_registry(settings) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
     _say_changes(changes, dry_run=dry_run)
-    return DONE

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import LazyGroup, command, dry_run_option, json_option
+from capacity_assets.cli.options import LazyGroup, command, file_options, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.foundation.errors import ValidationError
@@ -51,7 +50,7 @@ def told(limit_mb: int | None) -> str:
 @command
 def set_(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings, /, *, server: str, database: str | None, gb: str | None, unlimited: bool, note: str | None
-) -> int:
+) -> None:
     """Declare the limit of SERVER, or of one DATABASE of it.
 
     An earlier limit is replaced. A server's limit holds for all its databases together, as a disk does.
@@ -72,7 +71,6 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     say(f"{named(server, database)}: {told(limit.limit_mb)}.{hint}")
     _tell_replaced(replaced)
     _warn_of_smaller(smaller)
-    return DONE
 
 
 def _tell_replaced(replaced: Sequence[Limit]) -> None:
@@ -91,11 +89,9 @@ def _warn_of_smaller(smaller: Sequence[tuple[Limit, int]]) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@dry_run_option
-@json_option
-@command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+@file_options
+@json_command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Declare the limits that a CSV file lists.
 
     Columns are server, database (empty: the whole server), limit_gb (a number or unlimited) and, optionally, note. All
@@ -108,19 +104,17 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     if as_json:
         below = [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in smaller]
         print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found], "below_the_size": below})
-        return DONE
+        return
     say(f"{counted(len(found), 'limit')} {'read' if dry_run else 'declared'} from {file}.")
     _tell_replaced(replaced)
     _warn_of_smaller(smaller)
     if dry_run:
         say(NOTHING_CHANGED)
-    return DONE
 
 
 @click.command("list")
-@json_option
-@command
-def list_(settings: Settings, /, *, as_json: bool) -> int:
+@json_command
+def list_(settings: Settings, /, *, as_json: bool) -> None:
     """Show every declared limit and since when it holds.
 
     Measured ones: `capacity volumes list`, `capacity instances test`.
@@ -135,7 +129,6 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
         print_table("Limits", LIST_COLUMNS, list(map(_cells, found)))
     else:
         say("No limit is known. `capacity limits set` declares one, `capacity limits import` those of a file.")
-    return DONE
 
 
 LIST_COLUMNS = (
@@ -157,9 +150,8 @@ def _cells(one: StoredLimit) -> list[object]:
 @click.argument("server")
 @click.argument("database", required=False)
 @command
-def remove(settings: Settings, /, *, server: str, database: str | None) -> int:
+def remove(settings: Settings, /, *, server: str, database: str | None) -> None:
     """Forget the limit of SERVER, or of one DATABASE of it."""
     with opened_registry(settings) as engine:
         forget(engine, server, database)
     say(f"The limit of {named(server, database)} is forgotten.")
-    return DONE

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import click
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, dry_run_option, json_option
+from capacity_assets.cli.options import dry_run_option, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, say
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
@@ -17,9 +16,8 @@ from capacity_assets.settings import Settings
 
 @click.command()
 @dry_run_option
-@json_option
-@command
-def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
+@json_command
+def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     """Add partitions ahead of time, and drop what need not be kept.
 
     Rows in default partitions move to their own. How long rows are kept is set in CAPACITY_RETENTION_DAYS. Samples go
@@ -34,14 +32,12 @@ def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine, _told(as_json=as_json):
         _print(retention_service(engine, settings).maintain(dry_run=dry_run), as_json=as_json)
-    return DONE
 
 
 @click.command()
 @dry_run_option
-@json_option
-@command
-def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
+@json_command
+def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     """Make the tables of an existing database partitioned.
 
     While it is in use: readers go on, writers wait while a month's rows move. No row is lost. Interrupt it when you
@@ -50,7 +46,6 @@ def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine, _told(as_json=as_json):
         _print(retention_service(engine, settings, tell=_tell).convert(dry_run=dry_run), as_json=as_json)
-    return DONE
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from decimal import Decimal, InvalidOperation
-from functools import wraps
+from functools import reduce, wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import click
@@ -100,15 +101,10 @@ def options(
     *every: Callable[[Callable[Parameters, None]], Callable[Parameters, None]],
 ) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
     """Return several options as one decorator, for commands that share them."""
-
-    def decorate(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
-        for option in reversed(every):
-            function = option(function)
-        return function
-
-    return decorate
+    return lambda function: reduce(lambda decorated, option: option(decorated), reversed(every), function)
 
 
+file_options = options(click.argument("file", type=click.Path(path_type=Path)), dry_run_option)
 window_options = options(
     click.option(
         "--period",
@@ -152,6 +148,11 @@ def command(function: Callable[Concatenate[Settings, Parameters], int | None]) -
         return function(load_settings(), *args, **given)
 
     return without_settings(configured)
+
+
+def json_command(function: Callable[Concatenate[Settings, Parameters], int | None]) -> Callable[Parameters, None]:
+    """Run a command as `command`, with the option --json."""
+    return json_option(command(function))
 
 
 def without_settings(function: Callable[Parameters, int | None]) -> Callable[Parameters, None]:

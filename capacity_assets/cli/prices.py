@@ -10,8 +10,7 @@ import click
 
 from capacity_assets.cli.dated import as_json as dated_json
 from capacity_assets.cli.dated import since
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option, once_option, options
+from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, json_command, once_option, options
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.collection.registry import registered
@@ -52,7 +51,7 @@ subject_options = options(
 @command
 def set_(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings, /, *, price: str, currency: str, engine: str, label: str | None, first_day: date | None
-) -> int:
+) -> None:
     """Declare the PRICE of a GiB per month: a number, or none.
 
     A price for a label comes before one for an engine, and both before the one for everything. `capacity bill` takes
@@ -75,7 +74,6 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         say(f"{declared.told}: {_told(declared)} per GiB and month, {since(declared.valid_from)}.")
     if not is_known:
         say(f"note: no registered server is of the engine {engine!r}.")
-    return DONE
 
 
 def _told(price: Price) -> str:
@@ -83,11 +81,9 @@ def _told(price: Price) -> str:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@dry_run_option
-@json_option
-@command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+@file_options
+@json_command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Declare the prices that a CSV file lists.
 
     Columns are price, currency and, optionally, engine, label (as team=payments) and from. All of them are stored, or
@@ -98,17 +94,15 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
         declare_prices(engine, found, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "prices": list(map(dated_json, found))})
-        return DONE
+        return
     say(f"{counted(len(found), 'price')} {'read' if dry_run else 'declared'} from {file}.")
     if dry_run:
         say(NOTHING_CHANGED)
-    return DONE
 
 
 @click.command("list")
-@json_option
-@command
-def list_(settings: Settings, /, *, as_json: bool) -> int:
+@json_command
+def list_(settings: Settings, /, *, as_json: bool) -> None:
     """Show every declared price and since when it holds."""
     with opened_registry(settings) as engine:
         found = stored_prices(engine)
@@ -118,7 +112,6 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
         print_table("Prices per GiB and month", LIST_COLUMNS, _rows(found))
     else:
         say("No price is known. `capacity prices set` declares one, `capacity prices import` those of a file.")
-    return DONE
 
 
 LIST_COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
@@ -131,7 +124,7 @@ def _rows(found: Sequence[Price]) -> list[list[object]]:
 @click.command()
 @subject_options
 @command
-def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: date | None) -> int:
+def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: date | None) -> None:
     """Forget a price, as if it had never been declared.
 
     `capacity prices set none --from DAY` ends one instead, and leaves earlier bills as they are.
@@ -140,4 +133,3 @@ def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: 
     with opened_registry(settings) as opened:
         forget_price(opened, price)
     say(f"The price of {price.told}, {since(price.valid_from)}, is forgotten.")
-    return DONE

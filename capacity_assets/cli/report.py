@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, json_option, window_options
+from capacity_assets.cli.options import json_command, window_options
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.grouping.groups import refuse_unknown_grouping
@@ -27,8 +26,7 @@ from capacity_assets.units import human_change_mb, human_mb
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="Where to write it; - is standard output. Default: CAPACITY_HOME/reports.",
 )
-@json_option
-@command
+@json_command
 def report(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings,
     /,
@@ -39,7 +37,7 @@ def report(  # noqa: PLR0913 -- one argument per documented option
     by: str | None,
     output: Path | None,
     as_json: bool,
-) -> int:
+) -> None:
     """Write the growth report of a window.
 
     One HTML file that needs no network and prints on A4.
@@ -51,7 +49,7 @@ def report(  # noqa: PLR0913 -- one argument per documented option
       capacity report --by environment
       capacity report --server db-7 --output db-7.html
     """
-    return write_growth_report(settings, period, day, server, output, by=by, as_json=as_json)
+    write_growth_report(settings, period, day, server, output, by=by, as_json=as_json)
 
 
 def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
@@ -63,8 +61,8 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
     *,
     by: str | None = None,
     as_json: bool = False,
-) -> int:
-    """Write the growth report of a window and say where it is; return the exit code.
+) -> None:
+    """Write the growth report of a window and say where it is.
 
     Raises:
         ValidationError: unknown period, a day outside the partition range, or a window without a stored row in it.
@@ -99,7 +97,7 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         with writing("Standard output"):
             sys.stdout.write(render(read))
             sys.stdout.flush()
-        return DONE
+        return
     with writing(path):
         if output is None:
             make_report_folder(path.parent)
@@ -116,4 +114,3 @@ def write_growth_report(  # noqa: PLR0913 -- one argument per documented option
         if edition.sentence:
             say(edition.sentence)
         say(f"Report: {path}")
-    return DONE

@@ -9,9 +9,8 @@ from decimal import Decimal
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.cli.errors import DONE
 from capacity_assets.cli.limits import told
-from capacity_assets.cli.options import GIGABYTES, command, filter_options, json_option, label_filter
+from capacity_assets.cli.options import GIGABYTES, filter_options, json_command, label_filter
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
@@ -56,8 +55,7 @@ COLUMNS = (
 @click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="What if every limit were so many GiB higher?")
 @filter_options
 @click.option("--show", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
-@json_option
-@command
+@json_command
 def runway(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings,
     /,
@@ -69,7 +67,7 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
     label: str | None,
     show: int,
     as_json: bool,
-) -> int:
+) -> None:
     """Say when servers and databases are full.
 
     With SERVER only that one and all its databases, or one DATABASE of it. What has a limit of its own is listed, the
@@ -104,7 +102,6 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
         say(f"Nothing with a known limit is of {' and '.join(filter(None, (engine, label)))}.")
     else:
         print_outlooks(found, add_gb=add_gb, show=show, every=server is not None)
-    return DONE
 
 
 def _only(

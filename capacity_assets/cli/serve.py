@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from capacity_assets.cli.errors import DONE, CommandFailedError
+from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.options import command
 from capacity_assets.cli.output import say
 from capacity_assets.cli.processes import HOST
@@ -28,7 +28,7 @@ WAITING = 256
 @click.option("--name", "names", multiple=True, metavar="HOST", help="By which browsers also know it.")
 @click.option("--allow-writing-role", is_flag=True, help="Serve also with a database role that can write.")
 @command
-def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], allow_writing_role: bool) -> int:
+def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], allow_writing_role: bool) -> None:
     """Serve the pages until Ctrl-C.
 
     The fleet, servers, databases, volumes, groups and bills, as pages, JSON and CSV. Nothing can be changed there.
@@ -72,7 +72,6 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
         with suppress(KeyboardInterrupt):  # raised once more after all answers were given
             uvicorn.Server(config).run(sockets=[listening])
     say("Stopped. Nothing was changed.")
-    return DONE
 
 
 def listening_on(port: int, host: str = HOST, option: str = "--port") -> socket.socket:

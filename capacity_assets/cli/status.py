@@ -11,8 +11,7 @@ from sqlalchemy import Engine, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, json_option
+from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
@@ -31,9 +30,8 @@ from capacity_assets.units import counted
 
 
 @click.command()
-@json_option
-@command
-def status(settings: Settings, /, *, as_json: bool) -> int:
+@json_command
+def status(settings: Settings, /, *, as_json: bool) -> None:
     """Show what is stored, what runs or waits, and what is late.
 
     The samples, the latest stored window of each period and level, the last collection, and runs. Changes nothing.
@@ -64,7 +62,7 @@ def status(settings: Settings, /, *, as_json: bool) -> int:
         collection = None if collecting is None else asdict(collecting)
         issued = None if runways is None else asdict(runways)
         print_json({**stored, **activity, "collection": collection, "runways": issued})
-        return DONE
+        return
     say(f"Today is {today} ({settings.timezone}). Active servers: {active:,}.")
     if collecting is not None:
         _print_collection(collecting)
@@ -78,7 +76,6 @@ def status(settings: Settings, /, *, as_json: bool) -> int:
         say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
     for shortcoming in untracked:
         say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
-    return DONE
 
 
 def _print_runways(issue: Issue | None) -> None:

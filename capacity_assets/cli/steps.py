@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, json_option
+from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.foundation.errors import ValidationError
@@ -32,7 +31,7 @@ def steps() -> None:
 @click.option("--day", required=True, type=DAY, help="First day with the new size.")
 @click.option("--note", required=True, help="What happened, as 'archive purged'.")
 @command
-def add(settings: Settings, /, *, server: str, database: str | None, day: date, note: str) -> int:
+def add(settings: Settings, /, *, server: str, database: str | None, day: date, note: str) -> None:
     """Declare that the size of SERVER, or of one DATABASE of it, changed once on a day.
 
     Forecasts then leave that change out: they go on from the new size, as if it had always been so.
@@ -53,15 +52,12 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
         say(f"{what} No sizes on both sides of that day are known yet: until then there is nothing to leave out.")
     else:
         say(f"{what} Forecasts leave the change from {human_mb(before)} to {human_mb(after)} out.")
-    return DONE
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@dry_run_option
-@json_option
-@command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+@file_options
+@json_command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Declare the steps that a CSV file lists.
 
     Columns are server, database (empty: every database of the server), day and note. All of them are stored, or none.
@@ -71,17 +67,15 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
         declare_steps(engine, found, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "steps": [asdict(step) for step in found]})
-        return DONE
+        return
     say(f"{counted(len(found), 'step')} {'read' if dry_run else 'declared'} from {file}.")
     if dry_run:
         say(NOTHING_CHANGED)
-    return DONE
 
 
 @click.command("list")
-@json_option
-@command
-def list_(settings: Settings, /, *, as_json: bool) -> int:
+@json_command
+def list_(settings: Settings, /, *, as_json: bool) -> None:
     """Show every declared step, by day."""
     with opened_registry(settings) as engine:
         found = stored_steps(engine)
@@ -92,7 +86,6 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
         print_table("Steps", COLUMNS, cells)
     else:
         say("No step is declared.")
-    return DONE
 
 
 COLUMNS = (("Day", "left"), ("Server", "left"), ("Database", "left"), ("Note", "text"))
@@ -103,9 +96,8 @@ COLUMNS = (("Day", "left"), ("Server", "left"), ("Database", "left"), ("Note", "
 @click.argument("database", required=False)
 @click.option("--day", required=True, type=DAY, help="Day of the step.")
 @command
-def remove(settings: Settings, /, *, server: str, database: str | None, day: date) -> int:
+def remove(settings: Settings, /, *, server: str, database: str | None, day: date) -> None:
     """Forget the step of SERVER, or of one DATABASE of it, on a day."""
     with opened_registry(settings) as engine:
         forget_step(engine, server, database, day)
     say(f"The step of {named(server, database)} on {day} is forgotten.")
-    return DONE

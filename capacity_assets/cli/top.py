@@ -10,8 +10,7 @@ from typing import Any
 import click
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.cli.errors import DONE
-from capacity_assets.cli.options import command, filter_options, json_option, label_filter, window_options
+from capacity_assets.cli.options import filter_options, json_command, label_filter, window_options
 from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import Period, Window
@@ -74,9 +73,8 @@ class Top:
 @click.option("--server", help="Databases of this server alone.")
 @filter_options
 @click.option("--limit", default=10, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
-@json_option
-@command
-def top(settings: Settings, /, **given: Any) -> int:
+@json_command
+def top(settings: Settings, /, **given: Any) -> None:
     """List the databases that grew or shrank most, or the largest.
 
     \b
@@ -103,7 +101,6 @@ def top(settings: Settings, /, **given: Any) -> int:
         print_json([row._asdict() for row in rows])
     else:
         print_top(period, window, asked.by, rows)
-    return DONE
 
 
 def top_rows(engine: Engine, asked: Top, start: date) -> list[Row[Any]]:

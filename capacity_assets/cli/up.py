@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, has_failed, late_windows
-from capacity_assets.cli.errors import DONE, CommandFailedError
+from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.options import command
 from capacity_assets.cli.output import say
 from capacity_assets.cli.processes import (
@@ -92,7 +92,7 @@ class _StopRequestedError(BaseException):
     "--name", "names", multiple=True, metavar="HOST:PORT", help="By which browsers also know it, as behind a proxy."
 )
 @command
-def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Sequence[str]) -> int:
+def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Sequence[str]) -> None:
     """Serve the pages and Dagster, its UI and daemon, until Ctrl-C.
 
     On 127.0.0.1. The embedded server included, unless CAPACITY_DATABASE_URL names another.
@@ -115,7 +115,6 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
             if settings.capacity_url is None:
                 say("Stopping the embedded PostgreSQL ...")
     say("Stopped. All data was kept; `capacity up` continues where it was.")
-    return DONE
 
 
 def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes need, and what tells us to stop

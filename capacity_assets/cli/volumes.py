@@ -9,7 +9,7 @@ import click
 from sqlalchemy import text
 
 from capacity_assets.cli.errors import DONE, FAILED
-from capacity_assets.cli.options import LazyGroup, command, dry_run_option, json_option
+from capacity_assets.cli.options import LazyGroup, dry_run_option, file_options, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
@@ -47,9 +47,8 @@ def volumes() -> None:
 
 
 @click.command("list")
-@json_option
-@command
-def list_(settings: Settings, /, *, as_json: bool) -> int:
+@json_command
+def list_(settings: Settings, /, *, as_json: bool) -> None:
     """Show each volume as it was last known."""
     doing = database_errors(doing="reading volumes", kept="Nothing was changed.")
     with opened_registry(settings) as engine, doing, engine.connect() as connection:
@@ -64,13 +63,11 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
         print_table("Volumes", LIST_COLUMNS, cells)
     else:
         say("No volume is known. `capacity instances test SERVER` says why a server reports none.")
-    return DONE
 
 
 @click.command()
 @dry_run_option
-@json_option
-@command
+@json_command
 def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
     """Fetch the volumes of today from CAPACITY_VOLUME_SOURCES.
 
@@ -99,11 +96,9 @@ def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@dry_run_option
-@json_option
-@command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> int:
+@file_options
+@json_command
+def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Bring in volumes of any day from a CSV file.
 
     Columns are server, volume, day, total_gb and free_gb. All of them are stored, or none; what a server reported of
@@ -114,9 +109,8 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
         written = store_volumes(engine, found, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "read": len(found), "written": written})
-        return DONE
+        return
     said = "read" if dry_run else f"read, {written:,} stored or changed"
     say(f"{counted(len(found), 'volume')} {said}, from {file}.")
     if dry_run:
         say(NOTHING_CHANGED)
-    return DONE
