@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from capacity_assets.cli.options import json_command
-from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, print_table, say, writing
+from capacity_assets.cli.output import STANDARD_OUTPUT, left, print_json, print_table, right, say, writing
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.files import atomic_write
@@ -101,10 +101,8 @@ def print_bill(found: IssuedBill) -> None:
     total = [f"{found.bill.amount:,}"] if found.bill.amount is not None else ["no price"]
     rows.append(["in all", found.databases, gib(found.bill.gib_months), *total])
     columns = (
-        (found.grouped_by.replace("_", " ").capitalize(), "left"),
-        ("Databases", "right"),
-        ("GiB", "right"),
-        (f"Amount, {found.bill.currency or 'no currency'}", "right"),
+        *left(found.grouped_by.replace("_", " ").capitalize()),
+        *right("Databases", "GiB", f"Amount, {found.bill.currency or 'no currency'}"),
     )
     print_table(title(found), columns, rows)
     for note in [*notes(found), quantity_note(found)]:

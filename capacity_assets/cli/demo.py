@@ -18,7 +18,7 @@ from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.options import command
-from capacity_assets.cli.output import print_table, say
+from capacity_assets.cli.output import left, print_table, right, say
 from capacity_assets.cli.runway import print_outlooks
 from capacity_assets.cli.top import Top, print_top, top_rows
 from capacity_assets.clock import Clock
@@ -110,14 +110,7 @@ def _verify(runner: AggregationTaskRunner, first_day: date, today: date) -> RunS
     return run
 
 
-COLUMNS = (
-    ("Period", "left"),
-    ("Windows", "right"),
-    ("Processed", "right"),
-    ("Failed", "right"),
-    ("Skipped", "right"),
-    ("Rows", "right"),
-)
+COLUMNS = (*left("Period"), *right("Windows", "Processed", "Failed", "Skipped", "Rows"))
 
 
 def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import Engine
 
 from capacity_assets.cli.limits import told
-from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
@@ -28,25 +28,13 @@ from capacity_assets.units import human_mb, printable
 
 TOLERANCE = 1e-6
 COLUMNS = (
-    ("Horizon", "left"),
-    ("Past errors", "right"),
-    ("Lower", "right"),
-    ("Forecast", "right"),
-    ("Upper", "right"),
-    ("Usual error", "right"),
-    ("Full by then", "right"),
-    ("A second way", "left"),
+    *left("Horizon"),
+    *right("Past errors", "Lower", "Forecast", "Upper", "Usual error", "Full by then"),
+    *left("A second way"),
 )
 
 
-SAID_COLUMNS = (
-    ("As of", "left"),
-    ("Full (50 %)", "left"),
-    ("Horizon", "right"),
-    ("Forecast", "right"),
-    ("Measured", "right"),
-    ("Error", "right"),
-)
+SAID_COLUMNS = (*left("As of", "Full (50 %)"), *right("Horizon", "Forecast", "Measured", "Error"))
 
 
 @dataclass(frozen=True)

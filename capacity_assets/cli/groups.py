@@ -8,7 +8,7 @@ from datetime import date
 import click
 
 from capacity_assets.cli.options import json_command, window_options
-from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
 from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, refuse_unknown_grouping
@@ -16,14 +16,7 @@ from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
 
-COLUMNS = (
-    ("Servers", "right"),
-    ("Databases", "right"),
-    ("Mean size", "right"),
-    ("Change", "right"),
-    ("Change in %", "right"),
-    ("Fills first", "left"),
-)
+COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"), *left("Fills first"))
 
 
 @click.command()

@@ -9,21 +9,13 @@ import click
 from sqlalchemy import Engine, text
 
 from capacity_assets.cli.options import json_command
-from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.output import left, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.settings import Settings
 from capacity_assets.units import natural_key
 
-LIST_COLUMNS = (
-    ("Server", "left"),
-    ("Engine", "left"),
-    ("Place", "left"),
-    ("Password from", "left"),
-    ("TLS", "left"),
-    ("State", "left"),
-    ("Last measured", "left"),
-)
+LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last measured")
 FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
 
 

@@ -11,7 +11,7 @@ import click
 from capacity_assets.cli.dated import as_json as dated_json
 from capacity_assets.cli.dated import since
 from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, file_options, json_command, options
-from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
@@ -183,14 +183,7 @@ def list_(settings: Settings, /, *, server: str | None, day: date | None, as_jso
         say("No label is known. `capacity labels set` declares one, `capacity labels import` those of a file.")
 
 
-LIST_COLUMNS = (
-    ("Server", "left"),
-    ("Database", "left"),
-    ("Label", "left"),
-    ("Value", "left"),
-    ("From", "left"),
-    ("Until", "left"),
-)
+LIST_COLUMNS = left("Server", "Database", "Label", "Value", "From", "Until")
 
 
 def _cells(one: StoredLabel) -> list[object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from capacity_assets.cli.options import LazyGroup, command, file_options, json_command
-from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, right, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.runway.limits import (
@@ -131,14 +131,7 @@ def list_(settings: Settings, /, *, as_json: bool) -> None:
         say("No limit is known. `capacity limits set` declares one, `capacity limits import` those of a file.")
 
 
-LIST_COLUMNS = (
-    ("Server", "left"),
-    ("Database", "left"),
-    ("Limit", "right"),
-    ("Source", "left"),
-    ("Since", "left"),
-    ("Note", "text"),
-)
+LIST_COLUMNS = (*left("Server", "Database"), *right("Limit"), *left("Source", "Since"), ("Note", "text"))
 
 
 def _cells(one: StoredLimit) -> list[object]:

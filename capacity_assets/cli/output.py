@@ -37,6 +37,16 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def left(*headings: str) -> tuple[tuple[str, str], ...]:
+    """Return columns of a table whose cells begin at the left."""
+    return tuple((heading, "left") for heading in headings)
+
+
+def right(*headings: str) -> tuple[tuple[str, str], ...]:
+    """Return columns of a table whose cells end at the right, as numbers do."""
+    return tuple((heading, "right") for heading in headings)
+
+
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
     """Print a table under its title; each column is a heading and left, right, or text, which folds on a terminal."""
     built = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.cli.limits import told
 from capacity_assets.cli.options import GIGABYTES, filter_options, json_command, label_filter
-from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
 from capacity_assets.forecast.model import LEAST_CHANGES
@@ -37,15 +37,10 @@ NAMED = 5
 SHOWN_WITHIN_DAYS = (30, 90)
 LEAST_HISTORY_DAYS = 2 * LEAST_CHANGES + 1
 COLUMNS = (
-    ("Server", "left"),
-    ("What", "left"),
-    ("Size", "right"),
-    ("Limit", "right"),
-    ("Binds", "left"),
-    ("Early (10 %)", "left"),
-    ("Middle (50 %)", "left"),
-    ("Late (90 %)", "left"),
-    *((f"Within {days} days", "right") for days in SHOWN_WITHIN_DAYS),
+    *left("Server", "What"),
+    *right("Size", "Limit"),
+    *left("Binds", "Early (10 %)", "Middle (50 %)", "Late (90 %)"),
+    *right(*(f"Within {days} days" for days in SHOWN_WITHIN_DAYS)),
 )
 
 

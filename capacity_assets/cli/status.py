@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows
 from capacity_assets.cli.options import json_command
-from capacity_assets.cli.output import print_json, print_table, say
+from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
 from capacity_assets.foundation.errors import DatabaseError, ValidationError
@@ -150,32 +150,15 @@ def _run_cells(run: ActiveRun) -> list[object]:
 
 FAILING_SHOWN = 10
 RISKS_SHOWN = 3
-RISK_COLUMNS = (
-    ("Server", "left"),
-    ("What", "left"),
-    ("Early (10 %)", "left"),
-    ("Middle (50 %)", "left"),
-    ("Late (90 %)", "left"),
-)
+RISK_COLUMNS = left("Server", "What", "Early (10 %)", "Middle (50 %)", "Late (90 %)")
 FAILING_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Last measured", "left"), ("Reason", "text"))
 RUN_COLUMNS = (("Run", "left"), ("Job", "left"), ("Partitions", "left"), ("State", "left"), ("Since", "left"))
-LATE_COLUMNS = (
-    ("Period", "left"),
-    ("Level", "left"),
-    ("Windows", "right"),
-    ("First", "left"),
-    ("Last", "left"),
-    ("Reason", "text"),
-)
+LATE_COLUMNS = (*left("Period", "Level"), *right("Windows"), *left("First", "Last"), ("Reason", "text"))
 SAMPLE_COLUMNS = (("Table", "left"), ("First day", "left"), ("Last day", "left"), ("Rows on last day", "right"))
 WINDOW_COLUMNS = (
-    ("Period", "left"),
-    ("Level", "left"),
-    ("First window", "left"),
-    ("Latest window", "left"),
-    ("Rows in it", "right"),
-    ("Days measured", "left"),
-    ("Its last change", "left"),
+    *left("Period", "Level", "First window", "Latest window"),
+    *right("Rows in it"),
+    *left("Days measured", "Its last change"),
 )
 
 

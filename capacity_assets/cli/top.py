@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine, Row, text
 
 from capacity_assets.cli.options import filter_options, json_command, label_filter, window_options
-from capacity_assets.cli.output import print_json, print_table
+from capacity_assets.cli.output import left, print_json, print_table, right
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
@@ -27,14 +27,10 @@ ORDERS = {
     "percent": ("Fastest growing databases", "change_percent > 0", "change_percent DESC"),
 }
 COLUMNS = (
-    ("Server", "left"),
-    ("Engine", "left"),
-    ("Database", "left"),
-    ("Mean size", "right"),
-    ("Change", "right"),
-    ("Change in %", "right"),
-    ("Trend", "left"),
-    ("Days", "right"),
+    *left("Server", "Engine", "Database"),
+    *right("Mean size", "Change", "Change in %"),
+    *left("Trend"),
+    *right("Days"),
 )
 _QUERY = """
 SELECT server, engine, database, size_mb, change_mb, change_percent, trend, measured_days, window_days

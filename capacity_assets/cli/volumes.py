@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.options import LazyGroup, dry_run_option, file_options, json_command
-from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, right, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
@@ -21,14 +21,7 @@ from capacity_assets.settings import Settings
 from capacity_assets.units import BYTES_PER_MB, counted, human_mb
 
 COMMANDS = {"list": "volumes:list_", "fetch": "volumes:fetch", "import": "volumes:import_"}
-LIST_COLUMNS = (
-    ("Server", "left"),
-    ("Volume", "left"),
-    ("Size", "right"),
-    ("Free", "right"),
-    ("Day", "left"),
-    ("Source", "left"),
-)
+LIST_COLUMNS = (*left("Server", "Volume"), *right("Size", "Free"), *left("Day", "Source"))
 _NEWEST = """
 SELECT DISTINCT ON (i.name, v.volume_name) i.name AS server, v.volume_name AS volume, v.total_mb, v.free_mb,
        v.collected_date AS day, v.source
