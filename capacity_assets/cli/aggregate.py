@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
 from capacity_assets.cli.options import DAY, command, completing, json_option, options
-from capacity_assets.cli.output import NOTHING_CHANGED, error_console, is_terminal, print_json, print_table, say
+from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, print_table, say
 from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.status import AggregationStatus
@@ -146,12 +147,9 @@ def _windows(runner: AggregationTaskRunner, period: Period, request: AggregateRe
 
 
 @contextmanager
-def _progress_bar(total: int) -> Iterator[ReportProgress | None]:
+def _progress_bar(total: int) -> Iterator[ReportProgress]:
     """Show a bar while slices are written, for people only."""
-    if not is_terminal():
-        yield None
-        return
-    with Progress(console=error_console(), transient=True) as bar:
+    with Progress(console=error_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("servers computed", total=total)
         yield lambda instances: bar.advance(task, instances)
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -72,12 +73,10 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
 
 
 def _window(month: str) -> Window:
-    if not MONTH.fullmatch(month):
-        raise ValidationError(f"{month!r} is no month; write 2026-10.")
-    try:
-        return PERIODS["monthly"].window_of(date.fromisoformat(f"{month}-01"))
-    except ValueError:
-        raise ValidationError(f"{month!r} is no month; write 2026-10.") from None
+    with suppress(ValueError):
+        if MONTH.fullmatch(month):
+            return PERIODS["monthly"].window_of(date.fromisoformat(f"{month}-01"))
+    raise ValidationError(f"{month!r} is no month; write 2026-10.")
 
 
 def _form_of(output: str) -> str:
@@ -149,7 +148,7 @@ def _as_json(found: IssuedBill) -> str:
 
 
 def _as_html(found: IssuedBill) -> str:
-    from capacity_assets.report.bill_page import render_bill
+    from capacity_assets.report.page import render_bill
 
     return render_bill(found)
 

@@ -48,13 +48,13 @@ def attach_(settings: Settings, /, *, file: Path, as_json: bool) -> int:
       capacity serve
     """
     folders = SecretFolders.of(settings)
-    declared = named_tables(file, "cell", "cell", lambda values: _Declared(values, folders))
+    declared = named_tables(file, "cell", "cell", lambda values: _declared(values, folders))
     if len(declared) > MOST_CELLS:
         raise ValidationError(f"{file} has {len(declared)} cells; {MOST_CELLS} can be read together.")
     with open_engine(settings) as engine:
         with database_errors(doing="attaching the cells", kept="Nothing was changed."):
             try:
-                attach(engine, [one.cell for one in declared])
+                attach(engine, declared)
             except CellsRefusedError as error:
                 raise ValidationError(str(error)) from None
         return _tell(engine_states=states(engine), as_json=as_json)
@@ -82,25 +82,19 @@ def _tell(*, engine_states: list[Any], as_json: bool) -> int:
     return FAILED if any(one.trouble for one in engine_states) else DONE
 
 
-class _Declared:
-    """A cell as a file declares it."""
-
-    def __init__(self, values: Mapping[str, Any], folders: SecretFolders) -> None:
-        wrong = set(values) - REQUIRED - OPTIONAL
-        missing = REQUIRED - set(values)
-        if wrong or missing:
-            what = f"unknown: {', '.join(sorted(wrong))}" if wrong else f"missing: {', '.join(sorted(missing))}"
-            raise ValidationError(f"{what}; a cell has name, host, port, database, user and password_from.")
-        if not NAME.fullmatch(str(values["name"])):
-            raise ValidationError("name is no word of small letters, digits and _.")
-        port = values.get("port", POSTGRES_PORT)
-        if not isinstance(port, int) or not 1 <= port <= 65535:  # noqa: PLR2004 -- the last port
-            raise ValidationError("port is no number from 1 to 65535.")
-        reference = values.get("password_from")
-        password = password_of(str(reference), folders) if reference else None
-        texts = {name: str(values[name]) for name in sorted(REQUIRED)}
-        self.cell = Cell(**texts, port=port, password=password)
-
-    @property
-    def name(self) -> str:
-        return self.cell.name
+def _declared(values: Mapping[str, Any], folders: SecretFolders) -> Cell:
+    """Return a cell as a file declares it."""
+    wrong = set(values) - REQUIRED - OPTIONAL
+    missing = REQUIRED - set(values)
+    if wrong or missing:
+        what = f"unknown: {', '.join(sorted(wrong))}" if wrong else f"missing: {', '.join(sorted(missing))}"
+        raise ValidationError(f"{what}; a cell has name, host, port, database, user and password_from.")
+    if not NAME.fullmatch(str(values["name"])):
+        raise ValidationError("name is no word of small letters, digits and _.")
+    port = values.get("port", POSTGRES_PORT)
+    if not isinstance(port, int) or not 1 <= port <= 65535:  # noqa: PLR2004 -- the last port
+        raise ValidationError("port is no number from 1 to 65535.")
+    reference = values.get("password_from")
+    password = password_of(str(reference), folders) if reference else None
+    texts = {name: str(values[name]) for name in sorted(REQUIRED)}
+    return Cell(**texts, port=port, password=password)

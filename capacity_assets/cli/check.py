@@ -8,18 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from rich.text import Text
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.check_database import capacity_database_findings
-from capacity_assets.cli.check_readers import digest_findings, pages_findings
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version, split_problem
 from capacity_assets.cli.options import json_option, without_settings
-from capacity_assets.cli.output import Coloured, print_json, print_table
+from capacity_assets.cli.output import print_json, print_table
 from capacity_assets.clock import Clock
 from capacity_assets.collection.fetching import VARIABLE as SOURCES
 from capacity_assets.collection.volume_sources import volume_sources
+from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.env_file import ENV_FILE
 from capacity_assets.environment import unknown_variables
 from capacity_assets.foundation.errors import CapacityError, reason_of, sqlstate_of
@@ -28,11 +29,13 @@ from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.rules import parse_retention
-from capacity_assets.runtime import excluded_of
+from capacity_assets.runtime import excluded_of, open_reading_engine
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, safe_url
 
 UNDEFINED_TABLE = "42P01"
+PAGES = "pages"
+DIGEST = "CAPACITY_DIGEST_RECEIVERS"
 COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 
 
@@ -55,7 +58,7 @@ def check(*, as_json: bool) -> int:
     if any(finding.subject == ZONE for finding in database):
         # What the database says of the zone stands for what was set.
         configuration = [finding for finding in configuration if finding.subject != ZONE]
-    elsewhere = [*_dagster_storage(settings), *_redis(settings), *pages_findings(settings)]
+    elsewhere = [*_dagster_storage(settings), *_redis(settings), *_pages(settings)]
     findings = [*configuration, *database, *elsewhere]
     _print(findings, as_json=as_json)
     if any(finding.verdict is Verdict.BAD for finding in configuration):
@@ -80,7 +83,7 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield split_problem(str(error))
     yield from _volume_sources(settings)
-    yield from digest_findings(settings)
+    yield from _digest(settings)
     yield _home(settings)
     yield from _open_files(settings)
     for name, url in (("CAPACITY_DATABASE_URL", settings.capacity_url), ("DAGSTER_POSTGRES_URL", settings.dagster_url)):
@@ -182,6 +185,35 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         yield Finding("Redis", Verdict.OK, "answers, and allows what locks need")
 
 
+def _digest(settings: Settings) -> Iterator[Finding]:
+    """Look at the file of receivers, and whether there is a way to reach them."""
+    if settings.digest_receivers is None:
+        return
+    try:
+        receivers = receivers_of(settings.digest_receivers, settings.label_keys)
+    except CapacityError as error:
+        yield Finding(DIGEST, Verdict.BAD, " ".join(str(error).splitlines()))
+        return
+    yield Finding(DIGEST, Verdict.OK, ", ".join(receiver.name for receiver in receivers) or "nobody")
+    if any(receiver.to for receiver in receivers) and (settings.smtp_url is None or settings.mail_from is None):
+        yield Finding(DIGEST, Verdict.BAD, "mail needs CAPACITY_SMTP_URL and CAPACITY_MAIL_FROM too")
+    if any(receiver.webhook for receiver in receivers) and settings.alert_webhook_url is None:
+        yield Finding(DIGEST, Verdict.BAD, "webhook = true needs CAPACITY_ALERT_WEBHOOK_URL too")
+
+
+def _pages(settings: Settings) -> Iterator[Finding]:
+    """Look whether the pages could be served with a role that only reads, where the server is one's own."""
+    if settings.capacity_url is None and settings.web_database_url is None:
+        return
+    try:
+        with open_reading_engine(settings):
+            yield Finding(PAGES, Verdict.OK, "served with a role that only reads")
+    except UnreachableError as error:
+        yield Finding(PAGES, Verdict.BAD, str(error))
+    except CapacityError as error:
+        yield Finding(PAGES, Verdict.NOTE, str(error))
+
+
 def _print(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -190,5 +222,5 @@ def _print(findings: list[Finding], *, as_json: bool) -> None:
     print_table(
         "capacity check",
         columns,
-        [[f.subject, Coloured(f.verdict.value, COLOURS[f.verdict]), f.text] for f in findings],
+        [[f.subject, Text(f.verdict.value, style=COLOURS[f.verdict]), f.text] for f in findings],
     )

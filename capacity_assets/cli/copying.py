@@ -40,7 +40,7 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
             ensure_reachable(target, "ADDRESS")
             with database_errors(doing="preparing the target", kept=KEPT):
                 prepare_database(target, settings)
-            copied = copy_database(source, target, _silent if as_json else _told)
+            copied = copy_database(source, target, (lambda _table, _rows: None) if as_json else _told)
         try:
             # Rows of months without a partition are in the default one until now.
             prepare_database(target, settings)
@@ -59,7 +59,3 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
 
 def _told(table: str, rows: int) -> None:
     say(f"  {table}: {rows:,} rows")
-
-
-def _silent(_table: str, _rows: int) -> None:
-    """Print nothing: the output is JSON."""

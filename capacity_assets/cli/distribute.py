@@ -13,13 +13,6 @@ from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.runtime import open_engine
 from capacity_assets.settings import Settings
 from capacity_assets.storage import distributing
-from capacity_assets.storage.distributing import (
-    DEFAULT_SHARDS,
-    NodeRefusedError,
-    Placement,
-    placements,
-    what_stands_in_the_way,
-)
 
 COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
 
@@ -29,7 +22,7 @@ COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
 @click.option(
     "--shards",
     type=click.IntRange(1, 10_000),
-    default=DEFAULT_SHARDS,
+    default=distributing.DEFAULT_SHARDS,
     show_default=True,
     help="Parts that servers are spread over; some per core of all nodes. It cannot be changed by this command later.",
 )
@@ -44,14 +37,14 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bo
     with open_engine(settings) as engine:
         kept = "Tables that were done stay distributed; run it again to go on."
         with database_errors(doing="distributing tables", kept="Nothing was changed." if dry_run else kept):
-            if problem := what_stands_in_the_way(engine):
+            if problem := distributing.what_stands_in_the_way(engine):
                 raise ValidationError(f"Nothing was changed. {problem}")
-            tell = _teller(as_json=as_json)
+            tell = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))
             try:
                 done = [] if dry_run else distributing.distribute(engine, shards=shards, tell=tell)
-            except NodeRefusedError as error:
+            except distributing.NodeRefusedError as error:
                 raise ValidationError(str(error)) from None
-            found = placements(engine)
+            found = distributing.placements(engine)
     left = [one.table for one in found if not one.is_distributed]
     if as_json:
         print_json({"dry_run": dry_run, "done": done, "left": left, "tables": [asdict(one) for one in found]})
@@ -60,15 +53,11 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bo
     say(_conclusion(done, left, shards, dry_run=dry_run))
 
 
-def where(placement: Placement) -> str:
+def where(placement: distributing.Placement) -> str:
     """Say in words where a table lies."""
     if not placement.is_distributed:
         return "on the coordinator"
     return f"{placement.shards} shards on {placement.nodes} nodes"
-
-
-def _teller(*, as_json: bool) -> distributing.Tell:
-    return (lambda _line: None) if as_json else (lambda table: say(f"  {table}: distributed"))
 
 
 def _conclusion(done: Sequence[str], left: Sequence[str], shards: int, *, dry_run: bool) -> str:

@@ -1,6 +1,6 @@
 """How errors are reported on the command line: one text on standard error and an exit code, no traceback.
 
-Exit 0: done. 1: the work failed. 2: bad usage or configuration. What is not listed here is a bug and
+Exit 0: done. 1: the work failed. 2: bad usage or configuration. What is not named here is a bug and
 keeps its traceback.
 """
 
@@ -13,8 +13,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.foundation.errors import CapacityError, DatabaseError, NotFoundError, ValidationError, reason_of
-from capacity_assets.foundation.lock_errors import LockHeldError, LockLostError, LockUnavailableError
+from capacity_assets.foundation.errors import CapacityError, NotFoundError, ValidationError, reason_of
 from capacity_assets.foundation.os_errors import sentence_of
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.embedded import EmbeddedServerError
@@ -31,22 +30,6 @@ class CommandFailedError(Exception):
     """A command could not do its work; the text says why, what was kept and what to do."""
 
 
-_EXIT_CODES: dict[type[Exception], int] = {
-    ConfigurationError: BAD_USAGE,
-    ValidationError: BAD_USAGE,
-    NotFoundError: BAD_USAGE,
-    DatabaseError: FAILED,
-    UnreachableError: FAILED,
-    EmbeddedServerError: FAILED,
-    SchemaProblemsError: FAILED,
-    CommandFailedError: FAILED,
-    LockHeldError: FAILED,
-    LockLostError: FAILED,
-    LockUnavailableError: FAILED,
-    CapacityError: FAILED,
-}
-
-
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Print known failures as text and exit with their code."""
@@ -55,8 +38,10 @@ def readable_errors() -> Iterator[None]:
         signal.signal(number, signal.default_int_handler)
     try:
         yield
-    except tuple(_EXIT_CODES) as error:
-        _leave(str(error), next(code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)))
+    except (ConfigurationError, ValidationError, NotFoundError) as error:
+        _leave(str(error), BAD_USAGE)
+    except (CapacityError, CommandFailedError, UnreachableError, EmbeddedServerError, SchemaProblemsError) as error:
+        _leave(str(error), FAILED)
     except DBAPIError as error:
         _leave(f"The database refused the work: {reason_of(error)}. What was open was rolled back.", FAILED)
     except (OSError, MemoryError) as error:

@@ -24,7 +24,7 @@ from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.files import atomic_write
 from capacity_assets.foundation.errors import ValidationError, database_error
 from capacity_assets.foundation.levels import LEVELS
-from capacity_assets.periods import PERIODS, Period
+from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.storage.views import VIEWS
@@ -59,11 +59,6 @@ class Export:
     output: str
     raw: bool
     as_json: bool
-
-    @property
-    def key_and_value(self) -> tuple[str | None, str | None]:
-        """The label that rows must have; None: any."""
-        return label_filter(self.label)
 
     @property
     def view(self) -> str:
@@ -106,7 +101,6 @@ def export(settings: Settings, /, **asked: Any) -> None:
     if not to_file and (wanted.form == "parquet" or wanted.as_json):
         raise ValidationError("Parquet and --json need a file: name one with --output. Nothing was written.")
     form = wanted.form or _form_of(wanted.output)
-    write = WRITERS[form]
     path = Path(wanted.output).resolve()
     if to_file and path.exists() and not path.is_file():
         raise ValidationError(f"{path} exists and is no ordinary file. Nothing was written.")
@@ -119,7 +113,11 @@ def export(settings: Settings, /, **asked: Any) -> None:
                 sys.stdout.buffer.flush()
             return
         with writing(path), atomic_write(path) as begun:
-            rows = write(connection, query, begun)
+            if form == "parquet":
+                rows = _write_parquet(connection, query, begun)
+            else:
+                with begun.open("wb") as file:
+                    rows = _copy(connection, query, file.write)
     if wanted.as_json:
         print_json({"path": str(path), "rows": rows, "view": wanted.view})
     else:
@@ -158,7 +156,7 @@ def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sq
     columns = sql.SQL(", ").join(
         _form(column.name, guarded=guarded).format(name=sql.Identifier(column.name)) for column in view.columns
     )
-    key, value = wanted.key_and_value
+    key, value = label_filter(wanted.label)
     chosen = sql.SQL(
         "({engine} IS NULL OR engine = {engine}) AND ({key} IS NULL OR labels ->> {key} = {value})"
     ).format(engine=sql.Literal(wanted.engine), key=sql.Literal(key), value=sql.Literal(value))
@@ -170,7 +168,8 @@ def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sq
     first, last = wanted.first_day or date.min, wanted.last_day or date.max
     if first > last:
         raise ValidationError(f"The first day {first} lies after the last day {last}. Nothing was written.")
-    start = _first_window(period, wanted.first_day)
+    # The window that holds the first day counts as a whole.
+    start = date.min if wanted.first_day is None else period.window_of(wanted.first_day).start
     order = ("window_start", "server", "database") if wanted.level == "database" else ("window_start", "server")
     return sql.SQL(
         "SELECT {columns} FROM {view} "
@@ -190,16 +189,6 @@ def _form(column: str, *, guarded: bool) -> sql.SQL:
     if column in DOCUMENTS:
         return _AS_TEXT
     return _GUARDED if guarded and column in NAMES else _PLAIN
-
-
-def _first_window(period: Period, day: date | None) -> date:
-    """The window that holds the first day counts as a whole."""
-    return date.min if day is None else period.window_of(day).start
-
-
-def _write_csv(connection: Connection[Any], query: sql.Composed, path: Path) -> int:
-    with path.open("wb") as file:
-        return _copy(connection, query, file.write)
 
 
 def _copy(connection: Connection[Any], query: sql.Composed, write: Callable[[bytes], object]) -> int:
@@ -260,9 +249,3 @@ UNBOUNDED = frozenset({"yearly_rate_percent"})
 
 def _floats(values: Iterable[Decimal | None]) -> list[float | None]:
     return [None if value is None else float(value) for value in values]
-
-
-WRITERS: dict[str, Callable[[Connection[Any], sql.Composed, Path], int]] = {
-    "csv": _write_csv,
-    "parquet": _write_parquet,
-}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def import_(settings: Settings, /, *, source: str, as_json: bool, **given: Any) 
         refuse_an_unfit_database(engine, kept="Nothing was imported.")
         refuse_the_sample_fleet(engine, kept="Nothing was imported.")
         # A dry run writes nothing, and must not keep a collection from its day.
-        with _nobody() if asked.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as held:
+        with nullcontext(_Unlocked()) if asked.dry_run else lock_manager(engine, settings).job_lock(SAMPLES) as held:
             importing = _Import(settings, engine, asked, held, as_json)
             reports = importing.database(source) if is_address(source) else importing.file(Path(source))
     return FAILED if any(report.left_out for report in reports) else DONE
@@ -134,11 +133,6 @@ class _Unlocked:
 
     def ensure_held(self) -> None:
         """Never lost."""
-
-
-@contextmanager
-def _nobody() -> Iterator[HeldLock]:
-    yield _Unlocked()
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,9 @@ class _Import:
 
     def file(self, path: Path) -> list[LoadReport]:
         """Import a file."""
-        level = _level(self.asked.level)
+        if self.asked.level not in LEVELS:
+            raise ValidationError(f"{self.asked.level!r} is no level; there are {' and '.join(LEVELS)}.")
+        level = LEVELS[self.asked.level]
         source = file_source(path, layout_of(level), _mapping(self.asked.mapping), self.asked.server)
         report = self._loaded(source, level, self.asked.unit)
         if self.as_json:
@@ -221,12 +217,6 @@ class _Import:
         if not self.as_json:
             say(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
         return counts
-
-
-def _level(name: str) -> Level:
-    if name not in LEVELS:
-        raise ValidationError(f"{name!r} is no level; there are {' and '.join(LEVELS)}.")
-    return LEVELS[name]
 
 
 def _mapping(given: tuple[str, ...]) -> dict[str, str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import asdict
+from typing import Any
 
 import click
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Row, text
 
 from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import left, print_json, print_table, say
@@ -40,21 +40,16 @@ def list_(settings: Settings, /, *, as_json: bool) -> None:
     found.sort(key=lambda one: natural_key(one.server.name))
     print_table("Servers", LIST_COLUMNS, [_cells(one, attempts.get(one.id)) for one in found])
     failing = [
-        [one.server.name, attempts[one.id].last_failure] for one in found if one.active and _fails(attempts.get(one.id))
+        [one.server.name, attempts[one.id].last_failure]
+        for one in found
+        if one.active and one.id in attempts and attempts[one.id].last_failure
     ]
     if failing:
         print_table("Whose last attempt failed", FAILURE_COLUMNS, failing)
 
 
-@dataclass(frozen=True)
-class _Attempts:
-    """The newest attempts to measure a server."""
-
-    last_collected: date | None
-    last_failure: str | None
-
-
-def _last_attempts(engine: Engine) -> dict[int, _Attempts]:
+def _last_attempts(engine: Engine) -> dict[int, Row[Any]]:
+    """Return the newest attempts to measure each server: `last_collected` and `last_failure`, each None without one."""
     query = text(
         "SELECT instance_id, max(collected_date) FILTER (WHERE status = 'collected') AS last_collected, "
         "(array_agg(CASE WHEN status = 'failed' THEN collected_date || ': ' || failure || ': ' || reason END "
@@ -62,14 +57,10 @@ def _last_attempts(engine: Engine) -> dict[int, _Attempts]:
         "FROM capacity_collection_attempts GROUP BY instance_id"
     )
     with engine.connect() as connection:
-        return {row.instance_id: _Attempts(row.last_collected, row.last_failure) for row in connection.execute(query)}
+        return {row.instance_id: row for row in connection.execute(query)}
 
 
-def _fails(attempts: _Attempts | None) -> bool:
-    return attempts is not None and attempts.last_failure is not None
-
-
-def _cells(one: Registered, attempts: _Attempts | None) -> list[object]:
+def _cells(one: Registered, attempts: Row[Any] | None) -> list[object]:
     server = one.server
     counted = f", counted by {server.counted_by}" if server.counted_by else ""
     return [
@@ -83,7 +74,7 @@ def _cells(one: Registered, attempts: _Attempts | None) -> list[object]:
     ]
 
 
-def _as_dict(one: Registered, attempts: _Attempts | None) -> dict[str, object]:
+def _as_dict(one: Registered, attempts: Row[Any] | None) -> dict[str, object]:
     return {
         "id": one.id,
         **asdict(one.server),

@@ -85,7 +85,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity labels set db-7 team=search --database "search_*"
       capacity labels set db-7 team=billing --from 2026-04-01
     """
-    values = dict(map(_pair, pairs))
+    values = {key.strip(): value for key, value in map(key_and_value, pairs)}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice. Nothing was changed.")
     found = labels_of(server, database, values, settings.label_keys, _first_day(first_day, always=always))
@@ -99,11 +99,6 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
             say(f"note: {label.key} has {first_of(alike, CHANGES_NAMED)} too, which is another group.")
     if matched is not None:
         say(f"{database} matches {counted(matched, 'database')} of the newest sample, and those to come.")
-
-
-def _pair(written: str) -> tuple[str, str]:
-    key, value = key_and_value(written)
-    return key.strip(), value
 
 
 def _first_day(first_day: date | None, *, always: bool) -> date | None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -63,17 +61,9 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[S
     screen.print(built)
 
 
-@dataclass(frozen=True)
-class Coloured:
-    """A word that a terminal shows in a colour, which says nothing that the word does not."""
-
-    text: str
-    colour: str
-
-
 def _cell(cell: object) -> Text:
-    if isinstance(cell, Coloured):
-        return Text(cell.text, style=cell.colour)
+    if isinstance(cell, Text):
+        return cell  # in a colour, which says nothing that the words do not
     return Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell)))
 
 
@@ -93,8 +83,3 @@ def writing(where: Path | str) -> Iterator[None]:
 def print_json(value: object) -> None:
     """Print `value` as one JSON document on standard output, for scripts."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def is_terminal() -> bool:
-    """Whether a person watches standard error."""
-    return sys.stderr.isatty()

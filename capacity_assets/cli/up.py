@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -61,26 +60,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the UI and the pages are served on this machine."""
-
-    dagster: str
-    pages_port: int
-
-    @property
-    def pages(self) -> str:
-        """Address of the pages."""
-        return f"http://{HOST}:{self.pages_port}"
-
-    def environment(self, settings: Settings) -> dict[str, str]:
-        """Return the variables by which the two link to each other, unless somebody else says where they are."""
-        return {
-            "CAPACITY_DAGSTER_URL": settings.dagster_url_of_people or self.dagster,
-            "CAPACITY_PAGES_URL": settings.pages_url or self.pages,
-        }
-
-
 class _StopRequestedError(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived; like `KeyboardInterrupt` no `Exception`, which libraries would wrap."""
 
@@ -99,19 +78,22 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
     """
     parse_retention(settings.retention_days)  # else the code location would not load
     with _stop_signals() as stop, _only_one(settings.dagster_home) as lock:
-        places = Places(f"http://{HOST}:{port}", pages_port or port + 1)
+        pages_port = pages_port or port + 1
         refuse_a_taken_port(port)
-        refuse_a_taken_port(places.pages_port, option="--pages-port")
+        refuse_a_taken_port(pages_port, option="--pages-port")
         _ask_redis(settings)
         with dagster_environment(settings) as environment:
             _ensure_schema(settings)
             with dagster_instance(environment):
                 # Opened once before anything runs: creates Dagster's tables and sets the limits of the pools.
                 pass
-            environment.update(places.environment(settings))
-            pages = pages_options(places.pages_port, names) if _can_read_only(settings) else []
+            ui_address, pages_address = f"http://{HOST}:{port}", f"http://{HOST}:{pages_port}"
+            # By these the two link to each other, unless somebody else says where they are.
+            environment["CAPACITY_DAGSTER_URL"] = settings.dagster_url_of_people or ui_address
+            environment["CAPACITY_PAGES_URL"] = settings.pages_url or pages_address
+            pages = pages_options(pages_port, names) if _can_read_only(settings) else []
             web = web_options(settings, port, names)
-            _serve_until_stopped(settings, environment, places, web, pages, lock, stop)
+            _serve_until_stopped(settings, environment, ui_address, pages_address, web, pages, lock, stop)
             if settings.capacity_url is None:
                 say("Stopping the embedded PostgreSQL ...")
     say("Stopped. All data was kept; `capacity up` continues where it was.")
@@ -120,7 +102,8 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
 def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes need, and what tells us to stop
     settings: Settings,
     environment: dict[str, str],
-    places: Places,
+    ui_address: str,
+    pages_address: str,
     web: Sequence[str],
     pages: Sequence[str],
     lock: IO[str],
@@ -129,11 +112,11 @@ def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes 
     log = settings.dagster_home / "up.log"
     with dagster_processes(settings.dagster_home, environment, web, pages, log, lock) as processes:
         try:
-            _wait_until_served(processes, f"{places.dagster}/server_info", log, stop)
+            _wait_until_served(processes, f"{ui_address}/server_info", log, stop)
             if pages:
-                _wait_until_served(processes, f"{places.pages}/static/style.css", log, stop)
-                say(f"Pages: {places.pages}")
-            say(f"Dagster UI: {places.dagster}")
+                _wait_until_served(processes, f"{pages_address}/static/style.css", log, stop)
+                say(f"Pages: {pages_address}")
+            say(f"Dagster UI: {ui_address}")
             if settings.capacity_url is None:
                 say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
             say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")

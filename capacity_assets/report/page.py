@@ -1,4 +1,4 @@
-"""From the report's numbers to one HTML file: no network, no script, prints on A4."""
+"""From the numbers of a report or a bill to one HTML file: no network, no script, prints on A4."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from capacity_assets.charts.history import STYLES
 from capacity_assets.files import atomic_write
-from capacity_assets.grouping.bill_words import group_named
+from capacity_assets.grouping import bill_words
+from capacity_assets.grouping.bills import IssuedBill
 from capacity_assets.report.charts import (
     RARE_STEPS,
     STEP_NAMES,
@@ -37,7 +38,7 @@ KINDS_LISTED = {
 
 
 @cache  # Reading the templates takes longer than filling them in.
-def page_environment() -> Environment:
+def _environment() -> Environment:
     """Return what renders pages: every value is escaped, so that no name is read as markup."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("capacity_assets.report", "templates"), FileSystemLoader(STYLES)]),
@@ -56,7 +57,8 @@ def page_environment() -> Environment:
         pair=human_pair_mb,
         bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only
         in_words=in_words,
-        group=group_named,
+        group=bill_words.group_named,
+        gib=bill_words.gib,
     )
     return environment
 
@@ -64,7 +66,7 @@ def page_environment() -> Environment:
 def render(report: Report, edition: Edition | None = None) -> str:
     """Return the report as one HTML document; without an edition it carries no mark of its issue."""
     return (
-        page_environment()
+        _environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -84,6 +86,16 @@ def render(report: Report, edition: Edition | None = None) -> str:
             fans=[(name, Markup(drawn)) for name, drawn in fan_charts(report.runways)] if report.runways else (),  # noqa: S704 -- as above
             scores=scores_told(report.runways) if report.runways else (),
         )
+    )
+
+
+def render_bill(found: IssuedBill) -> str:
+    """Return a bill as one HTML document."""
+    told = {"title": bill_words.title(found), "notes": bill_words.notes(found)}
+    return (
+        _environment()
+        .get_template("bill.html.j2")
+        .render(found=found, quantity=bill_words.quantity_note(found), **told)
     )
 
 
