@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from capacity_assets.orchestration.naming import REPORTS_PATH
 from capacity_assets.orchestration.private.serving import (
@@ -31,10 +31,11 @@ from capacity_assets.orchestration.private.serving import (
     WorkspaceRequestContext,
     setup_interrupt_handlers,
 )
+from capacity_assets.web.guard import SecurityHeaders
 
 READING = {"GET", "HEAD"}
 # A report holds no script, and must not be made to load anything by what a database is called.
-REPORT_HEADERS = [(b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; img-src data:")]
+REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
 # The defaults of Dagster's own command.
 POLL_MILLISECONDS, STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW = 2000, 15_000, 3600, 20
 
@@ -76,24 +77,6 @@ class OwnPagesOnly:
         return parts.scheme in ("http", "https") and parts.netloc in self._names
 
 
-class Reports:
-    """The growth reports as files, with a policy that lets a page load nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        """Serve `folder`."""
-        self._files = StaticFiles(directory=folder)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-
-        async def with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *REPORT_HEADERS]
-            await send(message)
-
-        await self._files(scope, receive, with_policy)
-
-
 class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContext]):
     """Dagster's web server behind the guard, with the reports beside its pages."""
 
@@ -108,7 +91,8 @@ class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceReques
 
     def build_routes(self) -> list[BaseRoute]:
         """Put the reports before Dagster's routes, whose last ones take every path."""
-        return [Mount(REPORTS_PATH, Reports(self._reports)), *super().build_routes()]  # type: ignore[no-untyped-call]  # Dagster leaves it untyped
+        reports = SecurityHeaders(StaticFiles(directory=self._reports), REPORT_HEADERS)
+        return [Mount(REPORTS_PATH, reports), *super().build_routes()]  # type: ignore[no-untyped-call]  # Dagster leaves it untyped
 
 
 @click.command()
