@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import TypeVar
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
@@ -24,8 +24,6 @@ SOONER_DAYS, WITHIN_DAYS = 14, 180
 SILENT_DAYS = 3
 SOON_DAYS = 30
 LISTED = 10
-
-T = TypeVar("T")
 WEEKS_DRAWN = 26
 
 
@@ -121,47 +119,29 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         "value": value,
     }
 
-    def listed(kind: Callable[..., T], query: str, **more: object) -> list[T]:
+    def listed(kind: Callable[..., Any], query: str, **more: object) -> list[Any]:
         return [kind(*row) for row in connection.execute(text(query), {**asked, **more})]
 
-    soon = listed(FillsSoon, _SOON)
-    growers = listed(Grower, _GROWERS, first=week.start - timedelta(weeks=WEEKS_OF_HABIT))
-    runways = listed(MovedRunway, _RUNWAYS)
-    silent = listed(Silent, _SILENT)
-    new = listed(Named, _CAME.format(there=":start", elsewhere=":before"))
-    gone = listed(Named, _CAME.format(there=":before", elsewhere=":start"))
-    weeks = listed(_Week, _HISTORY, first=week.start - timedelta(weeks=WEEKS_DRAWN - 1), by=key or "engine")
-    this = next((one for one in weeks if one.start == week.start), _Week(week.start, 0, None))
+    found = {
+        "soon": listed(FillsSoon, _SOON),
+        "growers": listed(Grower, _GROWERS, first=week.start - timedelta(weeks=WEEKS_OF_HABIT)),
+        "runways": listed(MovedRunway, _RUNWAYS),
+        "silent": listed(Silent, _SILENT),
+        "new": listed(Named, _CAME.format(there=":start", elsewhere=":before")),
+        "gone": listed(Named, _CAME.format(there=":before", elsewhere=":start")),
+    }
+    first = week.start - timedelta(weeks=WEEKS_DRAWN - 1)
+    weeks = dict(listed(lambda start, *sums: (start, sums), _HISTORY, first=first, by=key or "engine"))
+    size_mb, change_mb = weeks.get(week.start, (0, None))
     return Digest(
         week,
         label,
-        int(this.size_mb),
-        None if this.change_mb is None else int(this.change_mb),
-        soon[:LISTED],
-        growers[:LISTED],
-        runways[:LISTED],
-        silent[:LISTED],
-        new[:LISTED],
-        gone[:LISTED],
-        counts={
-            "soon": len(soon),
-            "growers": len(growers),
-            "runways": len(runways),
-            "silent": len(silent),
-            "new": len(new),
-            "gone": len(gone),
-        },
-        history=[(one.start, int(one.size_mb)) for one in weeks],
+        int(size_mb),
+        None if change_mb is None else int(change_mb),
+        **{kind: every[:LISTED] for kind, every in found.items()},
+        counts={kind: len(every) for kind, every in found.items()},
+        history=[(start, int(size)) for start, (size, _) in weeks.items()],
     )
-
-
-@dataclass(frozen=True)
-class _Week:
-    """What a week adds up to, MiB."""
-
-    start: date
-    size_mb: int
-    change_mb: int | None
 
 
 _LABELLED = "(CAST(:key AS text) IS NULL OR {labels} ->> CAST(:key AS text) = :value)"

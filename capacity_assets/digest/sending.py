@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
+from functools import partial
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import Engine, text
@@ -116,13 +117,13 @@ def _mail(url: str, mail: EmailMessage) -> str:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
     context = ssl.create_default_context()
+    is_encrypted = parts.scheme == "smtps"
+    connected = partial(smtplib.SMTP_SSL, context=context) if is_encrypted else smtplib.SMTP
     try:
-        with _connected(parts.scheme, host, port, context) as server:
+        with connected(host, port, timeout=TIMEOUT_SECONDS) as server:
             server.ehlo()
-            is_encrypted = parts.scheme == "smtps"
             if not is_encrypted and server.has_extn("starttls"):
                 server.starttls(context=context)
-                server.ehlo()
                 is_encrypted = True
             if parts.username:
                 if not is_encrypted:
@@ -142,12 +143,6 @@ def _mail(url: str, mail: EmailMessage) -> str:
         # Characters that do not go over the wire; the error's own text would show them.
         raise SendingError(f"{host}: CAPACITY_SMTP_URL has a login that mail servers do not take.") from None
     return f"{host} refuses {', '.join(refused)}; the others got it." if refused else ""
-
-
-def _connected(scheme: str, host: str, port: int, context: ssl.SSLContext) -> smtplib.SMTP:
-    if scheme == "smtps":
-        return smtplib.SMTP_SSL(host, port, timeout=TIMEOUT_SECONDS, context=context)
-    return smtplib.SMTP(host, port, timeout=TIMEOUT_SECONDS)
 
 
 def _sent_before(engine: Engine, week: Window, receiver: Receiver) -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from functools import cache
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import PackageLoader, Template
 
-from capacity_assets.digest.content import Digest
+from capacity_assets.charts.templates import environment_of
+from capacity_assets.digest.content import Digest, Named
 from capacity_assets.units import human_change_mb, human_mb, human_percent, printable
 
 CHART = "size-over-time"
@@ -46,43 +48,37 @@ def headline(digest: Digest) -> str:
 
 def sections(digest: Digest) -> list[Section]:
     """Return the news by kind; none where there is nothing to report."""
-    kinds = (
-        (
-            "soon",
-            "Full within 30 days",
-            [f"{one.told} on {one.server}: {one.day}, with {one.probability:.0%}" for one in digest.soon],
-        ),
-        (
-            "growers",
-            "Grew beyond their habit",
-            [
-                f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; no week of the last twelve changed "
-                f"it by more than {human_mb(one.usual_mb)}"
-                for one in digest.growers
-            ],
-        ),
-        (
-            "runways",
-            "Full sooner than was said a week ago",
-            [
-                f"{one.told} on {one.server}: {one.day}, before "
-                f"{'not within a year' if one.before is None else one.before}"
-                for one in digest.runways
-            ],
-        ),
-        ("silent", "Not measured any more", [f"{one.server}: last on {one.last_day}" for one in digest.silent]),
-        ("new", "New databases", [f"{one.database} on {one.server}: {human_mb(one.size_mb)}" for one in digest.new]),
-        (
-            "gone",
-            "Vanished databases",
-            [f"{one.database} on {one.server}: {human_mb(one.size_mb)}" for one in digest.gone],
-        ),
-    )
     return [
-        Section(heading, [printable(line) for line in lines], digest.counts[name] - len(lines))
-        for name, heading, lines in kinds
-        if lines
+        Section(heading, [printable(told(one)) for one in listed], digest.counts[kind] - len(listed))
+        for kind, (heading, told) in _KINDS.items()
+        if (listed := getattr(digest, kind))
     ]
+
+
+def _named(one: Named) -> str:
+    return f"{one.database} on {one.server}: {human_mb(one.size_mb)}"
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "soon": (
+        "Full within 30 days",
+        lambda one: f"{one.told} on {one.server}: {one.day}, with {one.probability:.0%}",
+    ),
+    "growers": (
+        "Grew beyond their habit",
+        lambda one: (
+            f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; no week of the last twelve changed "
+            f"it by more than {human_mb(one.usual_mb)}"
+        ),
+    ),
+    "runways": (
+        "Full sooner than was said a week ago",
+        lambda one: f"{one.told} on {one.server}: {one.day}, before {one.before or 'not within a year'}",
+    ),
+    "silent": ("Not measured any more", lambda one: f"{one.server}: last on {one.last_day}"),
+    "new": ("New databases", _named),
+    "gone": ("Vanished databases", _named),
+}
 
 
 def as_text(digest: Digest, pages_url: str | None = None) -> str:
@@ -141,12 +137,4 @@ def chart_of(digest: Digest) -> bytes:
 
 @cache  # Reading it takes longer than filling it in.
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("capacity_assets.digest", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    return environment.get_template("digest.html.j2")
+    return environment_of(PackageLoader("capacity_assets.digest", "templates")).get_template("digest.html.j2")
