@@ -144,6 +144,13 @@ class Period:
         """Return the natural period right before `window`, the one its change is measured against."""
         return self.window_of(window.start - timedelta(days=1))
 
+    def back(self, window: Window, count: int) -> list[Window]:
+        """Return `window` and those before it, so many in all, oldest first."""
+        windows = [window]
+        while len(windows) < count:
+            windows.append(self.previous(windows[-1]))
+        return windows[::-1]
+
     def following(self, window: Window) -> Window:
         """Return the natural period right after `window`."""
         return self.window_of(window.end + timedelta(days=1))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from capacity_assets.units import human_mb
@@ -170,16 +171,9 @@ def _at(scale: _Scale, day: date, size_mb: float) -> str:
 
 def _stretches(points: Sequence[Point]) -> Iterator[list[Point]]:
     """Cut where a window was not measured: a line over a gap would claim what nobody knows."""
-    stretch: list[Point] = []
-    for point in points:
-        if point.size_mb is None or point.is_partial:
-            if stretch:
-                yield stretch
-            stretch = []
-        else:
-            stretch.append(point)
-    if stretch:
-        yield stretch
+    for is_whole, stretch in groupby(points, lambda point: point.size_mb is not None and not point.is_partial):
+        if is_whole:
+            yield list(stretch)
 
 
 def _bands(history: History, scale: _Scale) -> Iterator[str]:

@@ -234,7 +234,8 @@ class Report:
     def windows(self) -> tuple[Window, ...]:
         """The windows of the history, oldest first, from the first one with rows on."""
         oldest = min((bar.window_start for bar in self.history), default=self.window.start)
-        return tuple(window for window in windows_shown(self.period, self.window) if window.start >= oldest)
+        shown = self.period.back(self.window, WINDOWS_SHOWN)
+        return tuple(window for window in shown if window.start >= oldest)
 
 
 def file_name(period: Period, window: Window, server: str | None = None) -> str:
@@ -246,11 +247,3 @@ def _in_a_file_name(server: str) -> str:
     """The name itself if it can be one; else what is left of it, made unique by a hash."""
     plain = re.sub(r"[^\w.-]+", "_", server)[:LONGEST_IN_A_FILE_NAME]
     return plain if plain == server else f"{plain}-{hashlib.sha256(server.encode()).hexdigest()[:8]}"
-
-
-def windows_shown(period: Period, window: Window) -> tuple[Window, ...]:
-    """Return the windows of the history before `window`, oldest first, and the window itself."""
-    windows = [window]
-    while len(windows) < WINDOWS_SHOWN:
-        windows.append(period.previous(windows[-1]))
-    return tuple(reversed(windows))

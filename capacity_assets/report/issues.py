@@ -105,8 +105,9 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
         return Edition(issue)
     if before.has_the_figures_of(report):
         # Still the same issue: a restatement is shown until the next one.
-        kept = _kept_before(path, before.number)
-        restated = None if kept is None else Restatement(*kept, _reason(engine, report, kept[0].issued_at))
+        earlier = path_of_issue(path, before.number - 1)
+        kept = issue_of(earlier)
+        restated = None if kept is None else Restatement(kept, earlier.name, _reason(engine, report, kept.issued_at))
         return Edition(before, restated)
     reason = _reason(engine, report, before.issued_at)
     restatement = Restatement(before, path_of_issue(path, before.number).name, reason)
@@ -116,12 +117,6 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
 def path_of_issue(path: Path, number: int) -> Path:
     """Where an earlier issue is kept."""
     return path.with_name(f"{path.stem}-issue-{number}{path.suffix}")
-
-
-def _kept_before(path: Path, number: int) -> tuple[Issue, str] | None:
-    earlier = path_of_issue(path, number - 1)
-    issue = issue_of(earlier)
-    return None if issue is None else (issue, earlier.name)
 
 
 def _reason(engine: Engine, report: Report, since: datetime) -> str:

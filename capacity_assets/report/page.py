@@ -6,10 +6,11 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader
 from markupsafe import Markup
 
 from capacity_assets.charts.history import STYLES
+from capacity_assets.charts.templates import environment_of
 from capacity_assets.files import atomic_write
 from capacity_assets.grouping import bill_words
 from capacity_assets.grouping.bills import IssuedBill
@@ -39,15 +40,8 @@ KINDS_LISTED = {
 
 @cache  # Reading the templates takes longer than filling them in.
 def _environment() -> Environment:
-    """Return what renders pages: every value is escaped, so that no name is read as markup."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("capacity_assets.report", "templates"), FileSystemLoader(STYLES)]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
+    own = PackageLoader("capacity_assets.report", "templates")
+    environment = environment_of(ChoiceLoader([own, FileSystemLoader(STYLES)]))
     environment.filters.update(
         mb=human_mb,
         change=human_change_mb,
@@ -91,12 +85,12 @@ def render(report: Report, edition: Edition | None = None) -> str:
 
 def render_bill(found: IssuedBill) -> str:
     """Return a bill as one HTML document."""
-    told = {"title": bill_words.title(found), "notes": bill_words.notes(found)}
-    return (
-        _environment()
-        .get_template("bill.html.j2")
-        .render(found=found, quantity=bill_words.quantity_note(found), **told)
-    )
+    told = {
+        "title": bill_words.title(found),
+        "notes": bill_words.notes(found),
+        "quantity": bill_words.quantity_note(found),
+    }
+    return _environment().get_template("bill.html.j2").render(found=found, **told)
 
 
 def headline(report: Report) -> str:

@@ -13,7 +13,7 @@ from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.grouping.groups import fills_first, groups_of
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
-from capacity_assets.report.data import Bar, Change, ChangeKind, Database, Report, ServerChange, Totals, windows_shown
+from capacity_assets.report.data import WINDOWS_SHOWN, Bar, Change, ChangeKind, Database, Report, ServerChange, Totals
 from capacity_assets.runway.issued import newest_issue, with_histories
 from capacity_assets.storage.distribution import tables_are_distributed
 
@@ -58,7 +58,7 @@ def read_report(  # noqa: PLR0913 -- what a report may be of
 
 
 def _read(connection: Connection, period: Period, window: Window, server: str | None, today: date | None) -> Report:
-    shown = windows_shown(period, window)
+    shown = period.back(window, WINDOWS_SHOWN)
     parameters: dict[str, object] = {
         "period": period.name,
         "start": window.start,
@@ -79,21 +79,11 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         ChangeKind(row.kind): Change(row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
         for row in rows(queries.CHANGES)
     }
-    listed = [
-        (
-            ChangeKind(row.kind),
-            Database(
-                row.server,
-                row.name,
-                row.before_mb,
-                row.size_mb,
-                int(row.moved_mb),
-                _days(row.before_count, row.days_before),
-                _days(row.now_count, row.days),
-            ),
-        )
-        for row in rows(queries.LISTED)
-    ]
+    databases: dict[ChangeKind, list[Database]] = {kind: [] for kind in ChangeKind}
+    for row in rows(queries.LISTED):
+        days = _days(row.before_count, row.days_before), _days(row.now_count, row.days)
+        database = Database(row.server, row.name, row.before_mb, row.size_mb, int(row.moved_mb), *days)
+        databases[ChangeKind(row.kind)].append(database)
     [ends] = rows(queries.ENDS)
     [totals] = rows(queries.TOTALS)
     on_nodes = tables_are_distributed(connection)
@@ -109,7 +99,7 @@ def _read(connection: Connection, period: Period, window: Window, server: str | 
         server=server,
         totals=_totals(totals),
         changes={kind: changes.get(kind, Change()) for kind in ChangeKind},
-        databases={kind: [database for its, database in listed if its is kind] for kind in ChangeKind},
+        databases=databases,
         servers=[
             ServerChange(row.name, row.engine, row.databases, int(row.before_mb), int(row.size_mb), int(row.change_mb))
             for row in rows(queries.SERVERS)

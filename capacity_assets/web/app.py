@@ -34,33 +34,7 @@ from capacity_assets.web.asked import Asked, known_values
 from capacity_assets.web.csv_files import csv_of
 from capacity_assets.web.guard import Allowed, SecurityHeaders
 from capacity_assets.web.names import Names
-from capacity_assets.web.pages.fleet import FleetPage, read_fleet
-from capacity_assets.web.pages.groups import (
-    BillPage,
-    GroupPage,
-    GroupsPage,
-    read_bill_page,
-    read_group,
-    read_groups,
-)
-from capacity_assets.web.pages.lists import (
-    DatabasesPage,
-    FillingPage,
-    SearchPage,
-    ServersPage,
-    read_databases,
-    read_filling,
-    read_search,
-    read_servers,
-)
-from capacity_assets.web.pages.subjects import (
-    DatabasePage,
-    ServerPage,
-    VolumePage,
-    read_database,
-    read_server,
-    read_volume,
-)
+from capacity_assets.web.pages import fleet, groups, lists, subjects
 from capacity_assets.web.reading import STATEMENT_TIMEOUT_SECONDS, Reader
 from capacity_assets.web.rendering import Renderer
 
@@ -92,18 +66,18 @@ class Page:
 
 
 PAGES = (
-    Page("/", "Fleet", FleetPage, read_fleet, "sizes", in_menu=True),
-    Page("/servers", "Servers", ServersPage, read_servers, "servers", in_menu=True),
-    Page("/databases", "Databases", DatabasesPage, read_databases, "databases", in_menu=True),
-    Page("/groups", "Groups", GroupsPage, read_groups, "groups", in_menu=True),
-    Page("/filling", "Fills first", FillingPage, read_filling, "runways", in_menu=True),
-    Page("/bill", "Bill", BillPage, read_bill_page, "groups", in_menu=True),
-    Page("/server", "Server", ServerPage, read_server, "sizes"),
-    Page("/database", "Database", DatabasePage, read_database, "sizes"),
-    Page("/volume", "Volume", VolumePage, read_volume, "sizes"),
-    Page("/group", "Group", GroupPage, read_group, "sizes"),
+    Page("/", "Fleet", fleet.FleetPage, fleet.read_fleet, "sizes", in_menu=True),
+    Page("/servers", "Servers", lists.ServersPage, lists.read_servers, "servers", in_menu=True),
+    Page("/databases", "Databases", lists.DatabasesPage, lists.read_databases, "databases", in_menu=True),
+    Page("/groups", "Groups", groups.GroupsPage, groups.read_groups, "groups", in_menu=True),
+    Page("/filling", "Fills first", lists.FillingPage, lists.read_filling, "runways", in_menu=True),
+    Page("/bill", "Bill", groups.BillPage, groups.read_bill_page, "groups", in_menu=True),
+    Page("/server", "Server", subjects.ServerPage, subjects.read_server, "sizes"),
+    Page("/database", "Database", subjects.DatabasePage, subjects.read_database, "sizes"),
+    Page("/volume", "Volume", subjects.VolumePage, subjects.read_volume, "sizes"),
+    Page("/group", "Group", groups.GroupPage, groups.read_group, "sizes"),
 )
-SEARCH = Page("/search", "Search", SearchPage, lambda _reader, _asked: None, "found")
+SEARCH = Page("/search", "Search", lists.SearchPage, lambda _reader, _asked: None, "found")
 
 
 @dataclass(frozen=True)
@@ -218,7 +192,7 @@ class Answers:
 
     def search(self, request: Request) -> Response:
         """Answer a search."""
-        return self._answer(request, SEARCH, lambda asked: self._now(read_search(self._names, asked)))
+        return self._answer(request, SEARCH, lambda asked: self._now(lists.read_search(self._names, asked)))
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an address that is none."""

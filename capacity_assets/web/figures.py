@@ -8,7 +8,7 @@ from datetime import date
 
 from capacity_assets.charts.history import Ahead, History, Mark, Point
 from capacity_assets.foundation.errors import NotFoundError
-from capacity_assets.periods import Period, Window
+from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.units import human_mb
 
 WINDOWS_SHOWN = {"daily": 90, "weekly": 52, "monthly": 24, "quarterly": 12, "yearly": 10}
@@ -95,13 +95,9 @@ class DatabaseRow:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def windows_back(period: Period, newest: Window, shown: int | None = None) -> list[Window]:
-    """Return the windows that a history shows, oldest first, by default as many as are usual for the period."""
-    shown = shown or WINDOWS_SHOWN.get(period.name, OTHER_PERIODS_SHOWN)
-    windows = [newest]
-    while len(windows) < shown:
-        windows.append(period.previous(windows[-1]))
-    return windows[::-1]
+def windows_back(period: Period, newest: Window) -> list[Window]:
+    """Return the windows that a history shows, oldest first, as many as are usual for the period."""
+    return period.back(newest, WINDOWS_SHOWN.get(period.name, OTHER_PERIODS_SHOWN))
 
 
 def with_gaps(windows: Sequence[Window], found: Sequence[SizeInWindow]) -> list[SizeInWindow]:
@@ -115,20 +111,20 @@ def with_gaps(windows: Sequence[Window], found: Sequence[SizeInWindow]) -> list[
 def drawn(  # noqa: PLR0913 -- what a chart may show
     title: str,
     sizes: Sequence[SizeInWindow],
-    period: Period,
+    period: str,
     *,
     runway: Runway | None = None,
     steps: Sequence[Step] = (),
     addresses: Sequence[str] = (),
 ) -> History:
-    """Turn sizes, a forecast and steps into what a chart draws."""
+    """Turn sizes, a forecast and steps into what a chart draws; each point leads to its address where there are any."""
     points = [
         Point(
             one.window_start,
             one.size_mb,
             one.smallest_mb,
             one.largest_mb,
-            told="" if one.size_mb is None else f"{_named(period, one)}: {human_mb(one.size_mb)}{_partly(one)}",
+            told="" if one.size_mb is None else f"{window_named(period, one)}: {human_mb(one.size_mb)}{_partly(one)}",
             address=addresses[number] if addresses else "",
             is_partial=one.is_partial,
         )
@@ -153,8 +149,9 @@ def _ahead_days(points: Sequence[Point]) -> int:
     return max(31, (points[-1].day - points[0].day).days + 1) if points else 0
 
 
-def _named(period: Period, one: SizeInWindow) -> str:
-    return period.name_of(Window(one.window_start, one.window_end))
+def window_named(period: str, one: SizeInWindow) -> str:
+    """Name a window as people do."""
+    return PERIODS[period].name_of(Window(one.window_start, one.window_end))
 
 
 def refuse_nothing(found: object, what: str) -> None:

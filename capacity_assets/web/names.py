@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from capacity_assets.web.reading import Reader, found
 
@@ -34,11 +35,8 @@ class _Known:
     def of(cls, names: Sequence[Found]) -> _Known:
         """Write the lines."""
         lines = [f"{one.name} {one.server}".casefold().replace(SEPARATOR, " ") for one in names]
-        starts, at = [], 0
-        for line in lines:
-            starts.append(at)
-            at += len(line) + 1
-        return cls(names, SEPARATOR.join(lines), starts)
+        starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
+        return cls(names, SEPARATOR.join(lines), list(starts))
 
     def holding(self, word: str) -> Iterator[Found]:
         """Return the names whose line holds a word, in order."""
@@ -58,7 +56,9 @@ class Names:
 
     def search(self, query: str, shown: int) -> list[Found]:
         """Return names that hold all words of a query, those that begin with it first; raises DBAPIError."""
-        known = self._reader.kept("names", self._read, KEPT_SECONDS)
+        known = self._reader.kept_of(
+            "names", lambda connection: _Known.of(found(Found, connection, _NAMES)), KEPT_SECONDS
+        )
         words = query.casefold().split()
         if not words:
             return []
@@ -73,10 +73,6 @@ class Names:
                     break
         first.sort(key=lambda one: (len(one.name), one.name, one.server))
         return [*first, *others][:shown]
-
-    def _read(self) -> _Known:
-        with self._reader.transaction() as connection:
-            return _Known.of(found(Found, connection, _NAMES))
 
 
 _NAMES = """

@@ -51,24 +51,7 @@ def history(
     """Run a query of sizes by window, with gaps for those that have none; it takes :period and :first."""
     windows = windows_back(period, newest)
     asked = {"period": period.name, "first": windows[0].start, **parameters}
-    return with_gaps(windows, [size_in_window(row) for row in rows(connection, query, asked)])
-
-
-def size_in_window(row: Row[Any]) -> SizeInWindow:
-    """Turn a row into a size; columns that the query does not have stay empty."""
-    values = row._asdict()
-    percent = values.get("change_percent")
-    return SizeInWindow(
-        row.window_start,
-        row.window_end,
-        None if row.size_mb is None else int(row.size_mb),
-        None if values.get("change_mb") is None else int(values["change_mb"]),
-        None if percent is None else float(percent),
-        values.get("largest_size_mb"),
-        values.get("smallest_size_mb"),
-        int(values.get("measured_days") or 0),
-        bool(values.get("is_partial")),
-    )
+    return with_gaps(windows, found(SizeInWindow, connection, query, asked))
 
 
 _AHEAD = ", ".join(f"lower_{days}_days_mb, forecast_{days}_days_mb, upper_{days}_days_mb" for days in HORIZONS_DAYS)
@@ -148,7 +131,7 @@ _NEEDS = {"shrinkage": "AND change_mb < 0", "growth": "AND change_mb IS NOT NULL
 def databases(  # noqa: PLR0913 -- one argument per filter
     connection: Connection,
     period: Period,
-    window: Window,
+    window: Window | None,
     *,
     order: str,
     server_id: int | None = None,
@@ -157,10 +140,12 @@ def databases(  # noqa: PLR0913 -- one argument per filter
     page: int = 1,
     shown: int = ROWS_PER_PAGE,
 ) -> tuple[list[DatabaseRow], bool]:
-    """Return databases of a window, and whether there are more behind them.
+    """Return databases of a window, none without one, and whether there are more behind them.
 
     With a label of no value, those without one of this key.
     """
+    if window is None:
+        return [], False
     key, value = label or (None, None)
     conditions = [
         "AND counted" if server_id is None else "",

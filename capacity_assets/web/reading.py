@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Row, text
@@ -67,21 +67,14 @@ def role_to_read_with(engine: Engine) -> str | None:
     return READER_ROLE if can_write and may else None
 
 
-@dataclass
-class _Kept:
-    """A value, and when it was read."""
-
-    value: Any
-    read_at: float
-
-
 class Reader:
     """Reads the views for the pages."""
 
     def __init__(self, engine: Engine) -> None:
         """Read with an engine of `reading_engine`."""
         self._engine = engine
-        self._kept: dict[Hashable, _Kept] = {}
+        # Each value with the time at which it was read.
+        self._kept: dict[Hashable, tuple[Any, float]] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
 
@@ -100,13 +93,13 @@ class Reader:
         """
         now = time.monotonic()
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None and now - found.read_at < STALE_TIMES * seconds:
-                if now - found.read_at >= seconds and key not in self._reading:
+            value, read_at = self._kept.get(key, (None, -math.inf))
+            if now - read_at < STALE_TIMES * seconds:
+                if now - read_at >= seconds and key not in self._reading:
                     self._reading[key] = Future()
                     threading.Thread(target=self._read, args=(key, read), daemon=True).start()
-                value: T = found.value
-                return value
+                kept: T = value
+                return kept
             reading = self._reading.get(key)
             is_first = reading is None
             if reading is None:
@@ -115,6 +108,15 @@ class Reader:
             self._read(key, read)
         awaited: T = reading.result()
         return awaited
+
+    def kept_of(self, key: Hashable, read: Callable[[Connection], T], seconds: float) -> T:
+        """Return as `kept` what `read` returns in a transaction of its own."""
+
+        def in_transaction() -> T:
+            with self.transaction() as connection:
+                return read(connection)
+
+        return self.kept(key, in_transaction, seconds)
 
     def _read(self, key: Hashable, read: Callable[[], Any]) -> None:
         """Read, and hand the outcome to everybody who waits for it."""
@@ -129,7 +131,7 @@ class Reader:
             self._kept.pop(key, None)
             while len(self._kept) >= MOST_KEPT:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = _Kept(value, time.monotonic())
+            self._kept[key] = (value, time.monotonic())
             reading = self._reading.pop(key)
         reading.set_result(value)
 

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from datetime import date
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from capacity_assets.charts.history import history_chart, share_bar
+from capacity_assets.charts.templates import environment_of
 from capacity_assets.grouping.bill_words import gib, group_named
-from capacity_assets.periods import PERIODS, Window
+from capacity_assets.periods import PERIODS
 from capacity_assets.units import counted, human_change_mb, human_mb, human_percent, printable
 from capacity_assets.web.asked import Asked, address
-from capacity_assets.web.figures import Runway, SizeInWindow, drawn
+from capacity_assets.web.figures import drawn, window_named
 
 if TYPE_CHECKING:
     from capacity_assets.web.app import Dated, Page
@@ -55,11 +56,6 @@ def chance(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.0%}"
 
 
-def window_named(period: str, one: SizeInWindow) -> str:
-    """Name a window as people do."""
-    return PERIODS[period].name_of(Window(one.window_start, one.window_end))
-
-
 def dagster_partition(base: str, level: str, period: str, start: date) -> str:
     """Return where Dagster shows the runs that computed a window."""
     return address(f"{base}/assets/{period}_{level}_aggregations", view="partitions", partition=start.isoformat())
@@ -82,15 +78,7 @@ def window_address(start: str, asked: Asked) -> str:
 
 @cache  # Reading the templates takes longer than filling them in.
 def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment:
-    # Every value is escaped, so that no name is read as markup.
-    environment = Environment(
-        loader=PackageLoader("capacity_assets.web", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
+    environment = environment_of(PackageLoader("capacity_assets.web", "templates"))
     environment.filters.update(
         size=size,
         change=change,
@@ -106,7 +94,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
     )
     environment.globals.update(
         address=address,
-        chart=chart,
+        chart=lambda *what, **more: Markup(history_chart(drawn(*what, **more))),  # noqa: S704 -- texts escaped there
         share_bar=lambda part, whole: Markup(share_bar(part, whole)),  # noqa: S704 -- numbers only
         growth=human_percent,
         window_named=window_named,
@@ -141,17 +129,3 @@ class Renderer:
             text=text,
             user=None,
         )
-
-
-def chart(  # noqa: PLR0913 -- what a chart may show
-    title: str,
-    sizes: Sequence[SizeInWindow],
-    period: str,
-    *,
-    runway: Runway | None = None,
-    steps: Sequence[Any] = (),
-    addresses: Sequence[str] = (),
-) -> Markup:
-    """Draw sizes with their forecast; each point leads to its address where there are any."""
-    history = drawn(title, sizes, PERIODS[period], runway=runway, steps=steps, addresses=addresses)
-    return Markup(history_chart(history))  # noqa: S704 -- drawn by us, texts escaped there

@@ -114,7 +114,7 @@ class FleetPage:
 def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
     period = asked.period()
-    fleet = reader.kept(("fleet", asked.today), partial(_read_fleet, reader, asked), FLEET_SECONDS_KEPT)
+    fleet = reader.kept_of(("fleet", asked.today), partial(_read_fleet, asked=asked), FLEET_SECONDS_KEPT)
     if period.name not in fleet.periods:
         return replace(fleet, period=period.name)
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
@@ -123,57 +123,53 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
         sizes = history(connection, _HISTORY.format(view=view), period, newest, {})
     if sizes:
         first = sizes[0].window_start
-        incomplete = reader.kept(
+        incomplete = reader.kept_of(
             ("incomplete", period.name, first, newest.start),
-            partial(_incomplete, reader, period, first),
+            partial(_incomplete, period=period, first=first),
             INCOMPLETE_SECONDS_KEPT,
         )
         sizes = [replace(one, is_partial=one.window_start in incomplete) for one in sizes]
     return replace(fleet, period=period.name, sizes=sizes)
 
 
-def _read_fleet(reader: Reader, asked: Asked) -> FleetPage:
+def _read_fleet(connection: Connection, asked: Asked) -> FleetPage:
     """Read what is the same whichever period is shown, without sizes."""
-    with reader.transaction() as connection:
-        newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
-        over = {
-            name: window
-            for name in MOVED_SINCE
-            if (window := complete_window(connection, PERIODS[name], newest.get(name)))
-        }
-        day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
-        unmeasured = _unmeasured(connection, day)
-        counts = rows(connection, _COUNTS, {"day": day})[0]
-        by = default_grouping(asked.label_keys)
-        last_month = over.get("monthly")
-        groups: list[Group] = []
-        if last_month:
-            month = PERIODS["monthly"]
-            view = quickest_view(connection, month, last_month.start, by)
-            groups = groups_of(connection, month, last_month, by, fills_first(connection, by), view=view)
-        return FleetPage(
-            "",
-            (),
-            int(counts.databases or 0),
-            counts.servers,
-            [_moved(connection, name, window) for name, window in over.items()],
-            runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN, "skipped": 0}),
-            found(Headroom, connection, _HEADROOM)[0],
-            _trust(connection, day, unmeasured),
-            unmeasured[:UNMEASURED_SHOWN],
-            len(unmeasured),
-            by,
-            groups[:GROUPS_SHOWN],
-            max(len(groups) - GROUPS_SHOWN, 0),
-            {name: window.key for name, window in newest.items()},
-        )
+    newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
+    over = {
+        name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name], newest.get(name)))
+    }
+    day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
+    unmeasured = found(Unmeasured, connection, _UNMEASURED, {"day": day})
+    counts = rows(connection, _COUNTS, {"day": day})[0]
+    by = default_grouping(asked.label_keys)
+    last_month = over.get("monthly")
+    groups: list[Group] = []
+    if last_month:
+        month = PERIODS["monthly"]
+        view = quickest_view(connection, month, last_month.start, by)
+        groups = groups_of(connection, month, last_month, by, fills_first(connection, by), view=view)
+    return FleetPage(
+        "",
+        (),
+        int(counts.databases or 0),
+        counts.servers,
+        [_moved(connection, name, window) for name, window in over.items()],
+        runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN, "skipped": 0}),
+        found(Headroom, connection, _HEADROOM)[0],
+        _trust(connection, day, unmeasured),
+        unmeasured[:UNMEASURED_SHOWN],
+        len(unmeasured),
+        by,
+        groups[:GROUPS_SHOWN],
+        max(len(groups) - GROUPS_SHOWN, 0),
+        {name: window.key for name, window in newest.items()},
+    )
 
 
-def _incomplete(reader: Reader, period: Period, first: date) -> set[date]:
+def _incomplete(connection: Connection, period: Period, first: date) -> set[date]:
     """Return the windows in which a server is missing that was measured before, and is in service or came back."""
-    with reader.transaction() as connection:
-        asked = {"period": period.name, "first": first}
-        return {row.window_start for row in rows(connection, _INCOMPLETE, asked)}
+    asked = {"period": period.name, "first": first}
+    return {row.window_start for row in rows(connection, _INCOMPLETE, asked)}
 
 
 def _moved(connection: Connection, name: str, window: Window) -> Moved:
@@ -182,10 +178,6 @@ def _moved(connection: Connection, name: str, window: Window) -> Moved:
         databases(connection, period, window, order=order, shown=MOVERS_SHOWN)[0] for order in ("growth", "shrinkage")
     )
     return Moved(name, window.start, window.end, [one for one in grown if (one.change_mb or 0) > 0], shrunk)
-
-
-def _unmeasured(connection: Connection, day: date | None) -> list[Unmeasured]:
-    return found(Unmeasured, connection, _UNMEASURED, {"day": day})
 
 
 def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeasured]) -> Trust:

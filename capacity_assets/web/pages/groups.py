@@ -28,16 +28,15 @@ from capacity_assets.grouping.groups import (
 )
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, windows_back, with_gaps
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, with_gaps
 from capacity_assets.web.queries import (
     asked_window,
     databases,
     ends_of,
     last_window,
     runways,
-    size_in_window,
 )
-from capacity_assets.web.reading import Reader, rows
+from capacity_assets.web.reading import Reader, found, rows
 
 GROUP_WINDOWS = 13
 # The same for every period and window.
@@ -125,23 +124,14 @@ def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
 def _fills_first(reader: Reader, by: str) -> dict[str | None, FillsFirst]:
     if by == "server":
         # As many groups as servers, of which the others keep some names each.
-        return reader.kept(("fills first", by), partial(_first_of_servers, reader), FILLS_SECONDS_KEPT)
+        return reader.kept_of(("fills first", by), partial(fills_first, by=by), FILLS_SECONDS_KEPT)
     return first_of_each(_kept_filling(reader, by))
-
-
-def _first_of_servers(reader: Reader) -> dict[str | None, FillsFirst]:
-    with reader.transaction() as connection:
-        return fills_first(connection, "server")
 
 
 def _kept_filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
     """Return what of each group fills first, for the page of all groups and those of each."""
-    return reader.kept(("filling", by), partial(_read_filling, reader, by), FILLS_SECONDS_KEPT)
-
-
-def _read_filling(reader: Reader, by: str) -> dict[str | None, list[Filling]]:
-    with reader.transaction() as connection:
-        return filling_of_groups(connection, by, MEMBERS_SHOWN)
+    read = partial(filling_of_groups, by=by, most=MEMBERS_SHOWN)
+    return reader.kept_of(("filling", by), read, FILLS_SECONDS_KEPT)
 
 
 def read_group(reader: Reader, asked: Asked) -> GroupPage:
@@ -153,7 +143,7 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
     with reader.transaction() as connection:
         window = last_window(connection, period)
         sizes = [] if window is None else _group_history(connection, period, window, by, name)
-        members, more = ([], False) if window is None else _members(connection, period, window, by, name)
+        members, more = _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         ahead = _filling_of_a_server(connection, name) if by == "server" else _runways_of(connection, filling)
@@ -164,10 +154,10 @@ def _group_history(
     connection: Connection, period: Period, newest: Window, by: str, name: str | None
 ) -> list[SizeInWindow]:
     """Return the group in the last windows, oldest first; those in which it had nothing are empty."""
-    windows = windows_back(period, newest, GROUP_WINDOWS)
+    windows = period.back(newest, GROUP_WINDOWS)
     query = _GROUP_SIZES.format(view=quickest_view(connection, period, windows[0].start, by))
     asked = {"period": period.name, "starts": [window.start for window in windows], "by": by, "name": name}
-    return with_gaps(windows, [size_in_window(row) for row in rows(connection, query, asked)])
+    return with_gaps(windows, found(SizeInWindow, connection, query, asked))
 
 
 def _filling_of_a_server(connection: Connection, name: str | None) -> list[Runway]:
@@ -184,7 +174,7 @@ def _runways_of(connection: Connection, filling: Sequence[Filling]) -> list[Runw
 
 
 def _members(
-    connection: Connection, period: Period, window: Window, by: str, name: str | None
+    connection: Connection, period: Period, window: Window | None, by: str, name: str | None
 ) -> tuple[list[DatabaseRow], bool]:
     if by == "engine":
         return databases(connection, period, window, order="growth", engine=name, shown=MEMBERS_SHOWN)
@@ -204,7 +194,7 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         months = [row.month for row in rows(connection, _MONTHS)]
         if month is None and not months:
             return BillPage(None, (), by, groupings, None, (), None, None, (), ())
-        window = PERIODS["monthly"].window_of(month or _newest_final(connection) or months[0])
+        window = PERIODS["monthly"].window_of(month or rows(connection, _NEWEST_FINAL)[0].month or months[0])
         read = read_bill_of(connection, window, by, issue)
         issues = [row.issue for row in rows(connection, _ISSUES, {"month": window.start})]
         bill = read.bill
@@ -215,12 +205,6 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         return BillPage(*place, bill.currency, amount, read.groups, told, bool(outdated), read)
 
 
-def _newest_final(connection: Connection) -> date | None:
-    """Return the newest month whose bill is final: the one that people talk about."""
-    newest: date | None = rows(connection, "SELECT max(month) AS month FROM capacity_bills WHERE is_final")[0].month
-    return newest
-
-
 def _grouping(asked: Asked) -> str:
     by = asked.text("by") or default_grouping(asked.label_keys)
     refuse_unknown_grouping(by, asked.label_keys)
@@ -228,7 +212,7 @@ def _grouping(asked: Asked) -> str:
 
 
 _GROUP_SIZES = """
-SELECT window_start, window_end, size_mb, change_mb FROM {view}
+SELECT window_start, window_end, CAST(size_mb AS bigint) AS size_mb, CAST(change_mb AS bigint) AS change_mb FROM {view}
 WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :by
   AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
 """
@@ -240,6 +224,8 @@ WHERE (server_id, subject, name) IN (
     SELECT * FROM unnest(CAST(:servers AS integer[]), CAST(:subjects AS text[]), CAST(:names AS text[])))
 ORDER BY full_middle, server, name
 """
+# The newest month whose bill is final is the one that people talk about.
+_NEWEST_FINAL = "SELECT max(month) AS month FROM capacity_bills WHERE is_final"
 _MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
 _ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
 _OUTDATED = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 
 from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
@@ -118,12 +117,7 @@ def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
     label = asked.label()
     with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
-        listed: list[DatabaseRow] = []
-        more = False
-        if window is not None:
-            listed, more = databases(
-                connection, period, window, order=order, engine=engine, label=label, page=asked.page
-            )
+        listed, more = databases(connection, period, window, order=order, engine=engine, label=label, page=asked.page)
     place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
     return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more)
 
@@ -148,19 +142,17 @@ def _engines(reader: Reader, period: Period, window: Window | None) -> list[str]
     """Return the engines of a window: every list of it offers them, and finding them reads all of its servers."""
     if window is None:
         return []
-    return reader.kept(
-        ("engines", period.name, window.start), partial(_read_engines, reader, period, window), ENGINES_SECONDS_KEPT
+    asked = {"period": period.name, "start": window.start}
+    return reader.kept_of(
+        ("engines", *asked.values()),
+        lambda connection: [row.engine for row in rows(connection, _ENGINES, asked)],
+        ENGINES_SECONDS_KEPT,
     )
 
 
-def _read_engines(reader: Reader, period: Period, window: Window) -> list[str]:
-    query = """
-        SELECT DISTINCT engine FROM capacity_server_growth WHERE period = :period AND window_start = :start
-        ORDER BY 1"""
-    with reader.transaction() as connection:
-        return [row.engine for row in rows(connection, query, {"period": period.name, "start": window.start})]
-
-
+_ENGINES = """
+SELECT DISTINCT engine FROM capacity_server_growth WHERE period = :period AND window_start = :start ORDER BY 1
+"""
 _SERVERS = """
 SELECT server_id, server, engine, databases, size_mb, change_mb,
        CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels

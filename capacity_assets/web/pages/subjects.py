@@ -134,11 +134,8 @@ def read_server(reader: Reader, asked: Asked) -> ServerPage:
         server = _server(connection, number)
         newest = newest_window(connection, period)
         order = asked.one_of("order", tuple(ORDERS))
-        listed: list[DatabaseRow] = []
-        more = False
         window = complete_window(connection, period, newest)
-        if window is not None:
-            listed, more = databases(connection, period, window, order=order, server_id=number, page=asked.page)
+        listed, more = databases(connection, period, window, order=order, server_id=number, page=asked.page)
         return ServerPage(
             server,
             period.name,
@@ -164,11 +161,8 @@ def read_database(reader: Reader, asked: Asked) -> DatabasePage:
         sizes = history(connection, _DATABASE_HISTORY, period, newest, of_database) if newest else []
         labels = rows(connection, _LABELS, of_database)
         refuse_nothing(labels or rows(connection, _EVER, of_database), f"database {name!r} on {server.server}")
-        neighbours: list[DatabaseRow] = []
-        window = complete_window(connection, period, newest)
-        if window is not None:
-            shown = NEIGHBOURS_SHOWN + 1
-            neighbours, _ = databases(connection, period, window, order="size", server_id=number, shown=shown)
+        window, shown = complete_window(connection, period, newest), NEIGHBOURS_SHOWN + 1
+        neighbours, _ = databases(connection, period, window, order="size", server_id=number, shown=shown)
         return DatabasePage(
             server,
             name,
@@ -235,7 +229,7 @@ SELECT server_id, server, engine, is_active, counted_by, labels FROM capacity_se
 """
 _SIZES = """
 SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS double precision) AS change_percent,
-       largest_size_mb, smallest_size_mb, measured_days
+       largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
 """
 _SERVER_HISTORY = f"""{_SIZES}
 FROM capacity_server_growth WHERE server_id = :server AND period = :period AND window_start >= :first
