@@ -3,20 +3,26 @@
 # not, the tests that need them are skipped and say so.
 set -euo pipefail
 
+# Install the first of some packages that can be had; returns 0 whatever came of it.
 install() {
-    local name=$1 package=$2
+    local name=$1 package
+    shift
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
         echo "Installing $name for the tests ..."
         export DEBIAN_FRONTEND=noninteractive
-        if apt-get install -y -qq --no-install-recommends "$package" > /dev/null 2>&1 ||
-            { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$package"; } > /dev/null 2>&1; then
-            return
-        fi
+        for package in "$@"; do
+            if apt-get install -y -qq --no-install-recommends "$package" > /dev/null 2>&1 ||
+                { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$package"; } > /dev/null 2>&1; then
+                return
+            fi
+        done
     fi
-    echo "No $name here: the tests that need it will be skipped. Install a package named $package to run them."
+    echo "No $name here: the tests that need it will be skipped. Install a package named $1 to run them."
 }
 
-command -v chromium chromium-browser google-chrome > /dev/null || install Chromium chromium
+# Without windows it takes a fourth of the processor time.
+command -v chromium-headless-shell chromium chromium-browser google-chrome > /dev/null ||
+    install Chromium chromium-headless-shell chromium
 command -v nginx > /dev/null || [ -x /usr/sbin/nginx ] || install nginx nginx-light
 command -v mariadbd mysqld > /dev/null || [ -x /usr/sbin/mariadbd ] || install MariaDB mariadb-server-core
 

@@ -108,7 +108,7 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     ran = {job["name"] for job in jobs if any(run["status"] == "SUCCESS" for run in job["runs"])}
     assert {"monthly_aggregation_job", "growth_report_job", "table_maintenance_job"} <= ran
 
-    days = [day["partition"] for day in _daily_partitions(port)][:110]
+    days = [day["partition"] for day in _daily_partitions(port)][:101]
     names = ["daily_database_aggregations", "daily_instance_aggregations"]
     backfill = {"assetSelection": [{"path": [name]} for name in names], "partitionNames": days}
     launched = ask(port, LAUNCH_BACKFILL, backfill=backfill)["launchPartitionBackfill"]
@@ -239,6 +239,13 @@ def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
     picture(page, "asset")
 
 
+def unfold(page: Page) -> None:
+    """Open a text that the UI folds away because it is long."""
+    folded = page.get_by_text("[Show Markdown]").first
+    if folded.is_visible():
+        folded.click()
+
+
 def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that_failed(
     page: Page, stack: Stack
 ) -> None:
@@ -263,10 +270,7 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     wait_for(finished, "the backfill")
     page.goto(f"/assets/{MONTHLY}?view=partitions&partition={last}")
     page.get_by_text("summary", exact=True).first.wait_for()
-    # The UI folds a long text away.
-    folded = page.get_by_text("[Show Markdown]").first
-    if folded.is_visible():
-        folded.click()
+    unfold(page)
     expect(page.get_by_text("Failed servers")).to_be_visible()
     # The name as it is, not as markup.
     expect(page.get_by_text(HOSTILE).first).to_be_visible()
@@ -375,6 +379,8 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     widths = page.locator("td:not(.wide):not(.number)").evaluate_all("cells => cells.map(cell => cell.clientWidth)")
     assert min(width for width in widths if width) >= 60, "no name is broken into single letters"
 
+    page.set_viewport_size({"width": 1500, "height": 1000})
     page.goto(f"/assets/runway?view=partitions&partition={first.as_of}")
     expect(page.get_by_text("Fills first", exact=True).first).to_be_visible()
+    unfold(page)
     expect(page.get_by_role("cell", name=first.name, exact=True).first).to_be_visible()
