@@ -33,10 +33,11 @@ from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.settings import CAPACITY_DRIVER, DEFAULT_COLLECTION_CONCURRENCY
+from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
+from capacity_assets.variables import DEFAULT_COLLECTION_CONCURRENCY
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.2, 1.8
 DATABASES = 20

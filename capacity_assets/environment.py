@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from capacity_assets.env_file import env_file_values
-from capacity_assets.settings import OUR_PREFIX, variable_names
+from capacity_assets.settings import variable_names
+from capacity_assets.variables import OUR_PREFIX
 
 
 def variable(name: str) -> str | None:

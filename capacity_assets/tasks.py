@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.results import InstanceError, InstanceSummary, PeriodSummary, RunSummary, combine
-from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.foundation.errors import CapacityError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.foundation.status import AggregationStatus

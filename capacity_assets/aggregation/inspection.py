@@ -20,7 +20,7 @@ from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import Period, Window
-from capacity_assets.settings import DEFAULT_JUMP_PERCENT
+from capacity_assets.variables import DEFAULT_JUMP_PERCENT
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import partialmethod
 from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.results import InstanceSummary, RunSummary
-from capacity_assets.aggregation.runners import InstanceRef
+from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS, Period, Window

@@ -12,7 +12,7 @@ from datetime import date, timedelta
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import Period, Window
-from capacity_assets.settings import DEFAULT_SCHEDULE_HOUR
+from capacity_assets.variables import DEFAULT_SCHEDULE_HOUR
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import date, timedelta
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -25,10 +23,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from capacity_assets.aggregation.distributed_slice import write_slice
 from capacity_assets.aggregation.distributed_statements import distributed_statements
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
-from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, cuts_of
-from capacity_assets.aggregation.reduction import Form
+from capacity_assets.aggregation.parts import NO_PARTS, Parts
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
+from capacity_assets.aggregation.work import InstanceRef, Work
 from capacity_assets.foundation.errors import database_error, database_errors, is_data_error, reason_of
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
@@ -57,108 +55,6 @@ SECONDS_BETWEEN_LINES = 10
 """A long run says in its log how far it is, a short one nothing."""
 
 logger = logging.getLogger("capacity_assets")
-
-
-@dataclass(frozen=True)
-class InstanceRef:
-    """A registered server as far as aggregation cares."""
-
-    id: int
-    name: str
-    active: bool = True
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What one statement covers: windows in order, some instances."""
-
-    period: Period
-    windows: Sequence[Window]
-    instances: Sequence[InstanceRef]
-    options: RunOptions
-    parts: Parts
-    distributed: bool
-
-    @cached_property
-    def reading(self) -> Reading:
-        """What is read: stored windows, and the days that these do not cover."""
-        reading = self.parts.reading(self.period, self.windows)
-        if self.distributed and reading.parts and reading.days:
-            # Nodes are not handed a union of the two.
-            return NO_PARTS.reading(self.period, self.windows)
-        return reading
-
-    @property
-    def form(self) -> Form:
-        """The form of the statement."""
-        single, reads_days = len(self.windows) == 1, bool(self.reading.days)
-        return Form(single, bool(self.reading.parts), reads_days=reads_days, distributed=self.distributed)
-
-    def parameters(self) -> dict[str, object]:
-        """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
-        period = self.period
-        first, last = period.previous(self.windows[0]), self.windows[-1]
-        year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
-        # A single window needs no numbers for those between it and a year before, unless stored windows are numbered.
-        begin = first if self.form == Form(single=True) else min(first, year_first)
-        windows = period.windows_between(begin.start, last.end)
-        asked_for = set(self.windows)
-        return {
-            "period_type": self.period.name,
-            "instance_ids": [instance.id for instance in self.instances],
-            "starts": [window.start for window in windows],
-            "ends": [window.end for window in windows],
-            "wanted": [window in asked_for for window in windows],
-            "last_start": last.start,
-            "first_day": first.start,
-            "last_day": last.end,
-            "year_first": year_first.start,
-            "year_last": year_last.end,
-            "year_interval": period.year_interval,
-            "trend_percent": self.period.trend_percent,
-            **(self._what_is_read(first.start) if self.form.from_stored or self.distributed else {}),
-        }
-
-    def _what_is_read(self, first: date) -> dict[str, object]:
-        """Name the stored windows that are read, and the days: in two spans, of the year before and from `first` on."""
-        days = self.reading.days
-        spans = {
-            "read": [span for span in days if span.end >= first],
-            "read_year": [span for span in days if span.end < first],
-        }
-        parameters: dict[str, object] = {
-            "part_types": [name for name, _ in self.reading.parts],
-            "part_starts": [window.start for _, window in self.reading.parts],
-            "cuts": cuts_of(days),
-        }
-        for name, within in spans.items():
-            # From a day to the one before it: none.
-            parameters[f"{name}_first"] = within[0].start if within else first
-            parameters[f"{name}_last"] = within[-1].end if within else first - timedelta(days=1)
-        return parameters
-
-    def halves(self) -> tuple[_Work, _Work] | None:
-        """Split by instance as long as there are several, then by window; None for a single computation."""
-        for name in ("instances", "windows"):
-            several = getattr(self, name)
-            if len(several) > 1:
-                middle = len(several) // 2
-                return replace(self, **{name: several[:middle]}), replace(self, **{name: several[middle:]})
-        return None
-
-
-def days_read(period: Period, windows: Sequence[Window], reading: Reading) -> int:
-    """Count the days that windows in order read: gaps between them, the window before the first, and a year before.
-
-    Where `reading` holds stored windows, each of these counts as one.
-    """
-    if reading.parts:
-        return reading.rows
-    first, last = period.previous(windows[0]).start, windows[-1].end
-    year_first, year_last = period.year_before(windows[0]).start, period.year_before(windows[-1]).end
-    if year_last >= first:
-        return (last - min(first, year_first)).days + 1
-    return (last - first).days + (year_last - year_first).days + 2
 
 
 class AggregationRunner:
@@ -195,10 +91,9 @@ class AggregationRunner:
         started = time.perf_counter()
         summaries: list[PeriodSummary] = [self._empty(period, window) for window in windows]
         done, told = 0, started
-        chunks = self._slices(instances, days_read(period, windows, parts.reading(period, windows)))
         with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
             distributed = is_distributed(self._engine)
-        slices = [_Work(period, windows, chunk, options, parts, distributed) for chunk in chunks]
+        slices = list(self._slices(Work(period, windows, instances, options, parts, distributed)))
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written
             done += len(work.instances)
@@ -211,14 +106,14 @@ class AggregationRunner:
         share = (time.perf_counter() - started) / len(windows)
         return tuple(replace(part, duration_seconds=share) for part in combine(summaries))
 
-    def _slices(self, instances: Sequence[InstanceRef], days: int) -> Iterator[Sequence[InstanceRef]]:
+    def _slices(self, whole: Work) -> Iterator[Work]:
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
-        share = -(-len(instances) // self._parallel_slices)
-        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // days, share))
-        for first in range(0, len(instances), size):
-            yield instances[first : first + size]
+        share = -(-len(whole.instances) // self._parallel_slices)
+        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.days_read, share))
+        for first in range(0, len(whole.instances), size):
+            yield replace(whole, instances=whole.instances[first : first + size])
 
-    def _aggregate_slices(self, slices: Sequence[_Work]) -> Iterator[list[PeriodSummary]]:
+    def _aggregate_slices(self, slices: Sequence[Work]) -> Iterator[list[PeriodSummary]]:
         """Write slices one after the other or in parallel; yield the summaries of each, in order.
 
         After an error no further slice is begun; those at work are finished first, and kept.
@@ -229,7 +124,7 @@ class AggregationRunner:
         with ThreadPoolExecutor(self._parallel_slices, thread_name_prefix="slice") as threads:
             yield from threads.map(self._aggregate_slice, slices)
 
-    def _aggregate_slice(self, work: _Work) -> list[PeriodSummary]:
+    def _aggregate_slice(self, work: Work) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead."""
         try:
             return self._write(work)
@@ -243,7 +138,7 @@ class AggregationRunner:
             raise self._failure(error, work) from error
         return [part for half in halves for part in self._aggregate_slice(half)]
 
-    def _write(self, work: _Work) -> list[PeriodSummary]:
+    def _write(self, work: Work) -> list[PeriodSummary]:
         options = work.options
         with self._engine.begin() as connection:
             if options.dry_run:
@@ -266,7 +161,7 @@ class AggregationRunner:
             for window, row in zip(work.windows, rows, strict=True)
         ]
 
-    def _at_once(self, connection: Connection, work: _Work) -> Sequence[Any]:
+    def _at_once(self, connection: Connection, work: Work) -> Sequence[Any]:
         """Compute, decide, write and count in one statement."""
         statement = aggregation_statement(
             self.level,
@@ -278,7 +173,7 @@ class AggregationRunner:
         connection.execute(SESSION_OF_A_SLICE)
         return connection.execute(statement, work.parameters()).all()
 
-    def _on_nodes(self, connection: Connection, work: _Work) -> Sequence[Any]:
+    def _on_nodes(self, connection: Connection, work: Work) -> Sequence[Any]:
         """Do the same with several statements, each of which runs on the nodes."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)
@@ -291,12 +186,12 @@ class AggregationRunner:
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)
 
-    def _failed(self, work: _Work, error: DBAPIError) -> PeriodSummary:
+    def _failed(self, work: Work, error: DBAPIError) -> PeriodSummary:
         [instance], [window] = work.instances, work.windows
         failure = InstanceError(instance.id, instance.name, reason_of(error))
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
 
-    def _failure(self, error: DBAPIError | PoolTimeoutError, work: _Work) -> Exception:
+    def _failure(self, error: DBAPIError | PoolTimeoutError, work: Work) -> Exception:
         first, last = work.windows[0].start, work.windows[-1].end
         doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
         kept = "What was committed before was kept; the slice at work was rolled back whole."

@@ -23,8 +23,9 @@ from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCO
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.parts import Parts, candidates
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
-from capacity_assets.aggregation.runners import INSTANCES_PER_SLICE, AggregationRunner, InstanceRef
+from capacity_assets.aggregation.runners import INSTANCES_PER_SLICE, AggregationRunner
 from capacity_assets.aggregation.statements import fingerprint, known_instances, sums_fingerprint
+from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level

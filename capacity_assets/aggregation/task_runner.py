@@ -17,8 +17,8 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.errors import CapacityError, DatabaseError, ValidationError
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
-from capacity_assets.settings import DEFAULT_JUMP_PERCENT
 from capacity_assets.storage.legacy_runs import EndedRun, tell_legacy_tables
+from capacity_assets.variables import DEFAULT_JUMP_PERCENT
 
 logger = logging.getLogger("capacity_assets")
 

@@ -32,8 +32,9 @@ from capacity_assets.runtime import (
     refuse_an_absent_embedded_server,
     task_runner,
 )
-from capacity_assets.settings import DEFAULT_HOME, ConfigurationError, Settings
+from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.units import first_of, human_mb
+from capacity_assets.variables import DEFAULT_HOME
 
 OWN_SERVER = "capacity-database"
 FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))

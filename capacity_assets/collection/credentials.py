@@ -18,12 +18,8 @@ from pathlib import Path
 
 from capacity_assets.environment import variable
 from capacity_assets.foundation.errors import CapacityError, ValidationError
-from capacity_assets.settings import (
-    DEFAULT_PASSWORD_FOLDERS,
-    DEFAULT_PASSWORD_VARIABLES,
-    Settings,
-    variable_names,
-)
+from capacity_assets.settings import Settings, variable_names
+from capacity_assets.variables import DEFAULT_PASSWORD_FOLDERS, DEFAULT_PASSWORD_VARIABLES
 
 OWN = "own"
 FORMS = "env:NAME, file:/PATH or secret:NAME"

@@ -21,7 +21,7 @@ from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.private.definitions import SENSOR_NAME_TAG, UnresolvedAssetJobDefinition
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period, Window, adjacent_spans
-from capacity_assets.settings import LONGEST_SETTLING
+from capacity_assets.variables import LONGEST_SETTLING
 
 LATE_DATA_SENSOR = "late_data_sensor"
 INTERVAL_SECONDS = 30

@@ -13,10 +13,11 @@ from sqlalchemy import Table
 
 from capacity_assets.foundation.levels import LEVELS, Level, aggregates_name
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.settings import DEFAULT_RETENTION_DAYS, ConfigurationError
+from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.limit_tables import capacity_runways
 from capacity_assets.storage.partitions import UNREAD, PartitionLayout, Span, spans_between
 from capacity_assets.storage.tables import AGGREGATES
+from capacity_assets.variables import DEFAULT_RETENTION_DAYS
 
 VARIABLE = "CAPACITY_RETENTION_DAYS"
 RAW = "raw"

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.partition_range import PartitionRange
-from capacity_assets.aggregation.runners import InstanceRef
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE

@@ -299,6 +299,7 @@ ROOMS = [
     "forecast",
     "env_file",
     "setting_values",
+    "variables",
     "settings",
     "environment",
     "units",
