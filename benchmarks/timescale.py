@@ -42,7 +42,6 @@ SETTINGS = {
     "timescaledb.telemetry_level": "off",
     # Both are asked to compute; nothing computes by itself meanwhile.
     "timescaledb.max_background_workers": "4",
-    "autovacuum": "off",
     "listen_addresses": "",
     "max_wal_size": "8GB",
     "max_locks_per_transaction": "512",
@@ -252,6 +251,8 @@ def _measure(what: str, work: Callable[[Side], None], ours: _Ours, theirs: _Thei
         started = time.perf_counter()
         work(side)
         taken.append(time.perf_counter() - started)
+        with side.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM (ANALYZE)"))
     for period in PERIODS.values():
         # Between the correction and its following, each holds what it held.
         if ours.rows(period) != theirs.rows(period):

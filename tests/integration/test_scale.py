@@ -50,6 +50,26 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
     assert set(counts.values()) == {47}, expected
 
 
+@pytest.mark.parametrize(("last_day", "merges"), [(date(2025, 1, 31), "on"), (date(2025, 3, 12), "off")])
+def test_of_many_windows_databases_are_not_merged_with_their_last_values_by_name(
+    engine: Engine, service: AggregationService, last_day: date, merges: str
+) -> None:
+    """With 366,000 rows the planner does, which compares each day with every other: half of a backfill's time."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", range(100, 300)))
+    seen: set[str] = set()
+
+    def look(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("WITH windows"):
+            seen.add(connection.exec_driver_sql("SHOW enable_mergejoin").scalar_one())
+
+    event.listen(engine, "before_cursor_execute", look)
+    service.calculate_period_aggregations("daily", date(2025, 1, 1), last_day)
+    event.remove(engine, "before_cursor_execute", look)
+
+    assert seen == {merges}
+
+
 @pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
 @pytest.mark.parametrize("days", [1, 7], ids=["one window", "several windows"])
 def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothing_of_them(
