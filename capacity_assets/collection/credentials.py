@@ -69,7 +69,7 @@ class SecretFolders:
     def refuse_what_is_not_set_aside(self, reference: str) -> None:
         """Refuse what is not meant for passwords; raises CredentialError that says which setting would allow it."""
         scheme, _, place = reference.partition(":")
-        if scheme == "env" and place in variable_names():
+        if scheme == "env" and (place in variable_names() or place.startswith("DAGSTER_")):
             raise CredentialError(f"No password: {place} is a variable of capacity_assets itself, not of a server.")
         if scheme == "env" and not any(fnmatchcase(place, pattern) for pattern in self.variables):
             raise CredentialError(

@@ -52,3 +52,15 @@ def test_image_and_chart_are_of_this_version() -> None:
     assert VALUES["dagsterDaemon"]["image"]["tag"] == project["version"]
     assert f"--version {pinned['dagster']} " in (ROOT / "deploy" / "kubernetes" / "values.yaml").read_text()
     assert pinned["dagster-k8s"] == pinned["dagster-postgres"]
+
+
+def test_only_the_web_server_of_ours_may_ask_kubernetes_and_no_probe_needs_a_login() -> None:
+    pods = {
+        one["metadata"]["name"]: one["spec"]["template"]["spec"]
+        for one in VALUES["extraManifests"]
+        if one["kind"] in {"Deployment", "Job"}
+    }
+    asking = {name for name, pod in pods.items() if pod["automountServiceAccountToken"]}
+    assert asking == {"capacity-webserver"}
+    assert "tcpSocket" in pods["capacity-pages"]["containers"][0]["livenessProbe"]
+    assert all(pod["imagePullSecrets"] == VALUES["imagePullSecrets"] for pod in pods.values())
