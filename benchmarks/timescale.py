@@ -9,20 +9,16 @@ window before and against the year before, percentages, the trend, and say which
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import click
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
@@ -33,19 +29,19 @@ from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.engine import capacity_engine
+from tests.other_postgres import other_postgres
 
 VARIABLE = "CAPACITY_BENCH_TIMESCALE_BIN"
-USER = "nobody" if os.geteuid() == 0 else None
 CLOCK = Clock(ZoneInfo("UTC"))
-SETTINGS = {
-    "shared_preload_libraries": "timescaledb",
-    "timescaledb.telemetry_level": "off",
+SETTINGS = (
+    "shared_preload_libraries=timescaledb",
+    "timescaledb.telemetry_level=off",
     # Both are asked to compute; nothing computes by itself meanwhile.
-    "timescaledb.max_background_workers": "4",
-    "listen_addresses": "",
-    "max_wal_size": "8GB",
-    "max_locks_per_transaction": "512",
-}
+    "timescaledb.max_background_workers=4",
+    "max_wal_size=8GB",
+    "max_locks_per_transaction=512",
+    "fsync=on",
+)
 SIZES = ("size_mb", "data_size_mb", "log_size_mb")
 # What each period's aggregate is made of, and how wide it is.
 HIERARCHY = {
@@ -55,27 +51,6 @@ HIERARCHY = {
     "quarterly": ("monthly", "3 months"),
     "yearly": ("quarterly", "1 year"),
 }
-
-
-@contextmanager
-def _server(programs: Path) -> Iterator[Callable[[str], URL]]:
-    """A PostgreSQL with the extension, until the block ends; gives the address of a database."""
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-    if USER:
-        shutil.chown(folder, USER)
-    data = folder / "data"
-    initdb = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
-    subprocess.run(initdb, check=True, capture_output=True, user=USER)  # noqa: S603 -- the named programs
-    options = " ".join(f"-c {name}='{value}'" for name, value in SETTINGS.items())
-    control = [programs / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-    start = [*control, "-o", f"{options} -c unix_socket_directories={folder}", "start"]
-    subprocess.run(start, check=True, stdout=subprocess.DEVNULL, user=USER)  # noqa: S603 -- the named programs
-    try:
-        yield lambda name: URL.create(CAPACITY_DRIVER, "postgres", database=name, query={"host": str(folder)})
-    finally:
-        stop = [*control, "-m", "immediate", "stop"]
-        subprocess.run(stop, check=True, stdout=subprocess.DEVNULL, user=USER)  # noqa: S603 -- the named programs
-        shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
@@ -104,7 +79,8 @@ class _Ours:
 
     def rows(self, period: Period) -> list[tuple[object, ...]]:
         """Number, sum, smallest, largest and number of samples of each window."""
-        total = "sum_size_mb" if "sum_size_mb" in DATABASE.sums and period.name != "daily" else "avg_size_mb"
+        # A day keeps no sum: it is its value.
+        total = "avg_size_mb" if period.name == "daily" else "sum_size_mb"
         query = f"""SELECT period_start, count(*), sum({total})::numeric, sum(min_size_mb)::numeric,
                            sum(max_size_mb)::numeric, sum(data_count)::bigint
                     FROM database_size_aggregations WHERE period_type = :period GROUP BY 1 ORDER BY 1"""  # noqa: S608
@@ -181,13 +157,16 @@ def main(*, fleet: Fleet) -> None:
     if not programs:
         message = f"{VARIABLE} names no folder of programs."
         raise click.ClickException(message)
-    with _server(Path(programs)) as address:
-        administrator = create_engine(address("postgres"), isolation_level="AUTOCOMMIT")
+    with other_postgres(Path(programs), *SETTINGS) as server:
+        administrator = create_engine(server.url("postgres", CAPACITY_DRIVER), isolation_level="AUTOCOMMIT")
         with administrator.connect() as connection:
             for name in ("ours", "theirs"):
                 connection.execute(text(f"CREATE DATABASE {name}"))
             version = connection.execute(text("SHOW server_version")).scalar_one()
-        ours, theirs = _Ours(capacity_engine(address("ours"))), _Theirs(create_engine(address("theirs")))
+        ours, theirs = (
+            _Ours(capacity_engine(server.url("ours", CAPACITY_DRIVER))),
+            _Theirs(create_engine(server.url("theirs", CAPACITY_DRIVER))),
+        )
         _fill(fleet, ours, theirs)
         with theirs.engine.connect() as connection:
             extension = connection.execute(text("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'"))

@@ -74,6 +74,13 @@ class Daemon:
         found = self.instance.get_runs(dg.RunsFilter(job_name=job))
         return [run for run in reversed(found) if run.status is not dg.DagsterRunStatus.NOT_STARTED]
 
+    def request_daily(self) -> dg.DagsterRun:
+        """The run that the schedule requests for 2025-03-02; at its first tick it begins."""
+        self.tick_schedules("2025-03-02T03:00")
+        self.tick_schedules("2025-03-02T04:00")
+        [run] = self.runs("daily_aggregation_job")
+        return run
+
     def requested(self, job: str) -> list[tuple[str, str]]:
         """First and last partition of each of the job's runs, oldest first."""
         return [partitions_of(run) for run in self.runs(job)]

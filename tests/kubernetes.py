@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -78,11 +77,6 @@ class Cluster(ThreadingHTTPServer):
         counts = {"active": code is None, "succeeded": code == 0, "failed": code not in (None, 0)}
         return {**self.jobs[name], "status": {state: int(is_so) for state, is_so in counts.items() if is_so}}
 
-    def end(self, name: str) -> None:
-        """Delete a job: its process is asked to end."""
-        self.processes[name].send_signal(signal.SIGTERM)
-        self.processes[name].wait(60)
-
 
 class _Answers(BaseHTTPRequestHandler):
     server: Cluster
@@ -93,15 +87,8 @@ class _Answers(BaseHTTPRequestHandler):
         self._answer(job)
 
     def do_GET(self) -> None:
-        self._answer(self.server.status(self._name))
-
-    def do_DELETE(self) -> None:
-        self.server.end(self._name)
-        self._answer({"kind": "Status", "apiVersion": "v1", "status": "Success"})
-
-    @property
-    def _name(self) -> str:
-        return self.path.partition("/jobs/")[2].partition("/")[0].partition("?")[0]
+        name = self.path.partition("/jobs/")[2].partition("/")[0].partition("?")[0]
+        self._answer(self.server.status(name))
 
     def _answer(self, document: Document) -> None:
         body = json.dumps(document).encode()

@@ -18,8 +18,11 @@ USER = "nobody" if os.geteuid() == 0 else None
 
 
 @contextmanager
-def other_postgres(programs: Path) -> Iterator[EmbeddedServer]:
-    """Create a cluster with the `initdb` of a folder, and run its `postgres` on a socket until the block ends."""
+def other_postgres(programs: Path, *settings: str) -> Iterator[EmbeddedServer]:
+    """Create a cluster with the `initdb` of a folder, and run its `postgres` on a socket until the block ends.
+
+    Each of `settings` is `name=value`.
+    """
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     if USER:
         shutil.chown(folder, USER)
@@ -30,6 +33,7 @@ def other_postgres(programs: Path) -> Iterator[EmbeddedServer]:
         pg_ctl = [programs / "pg_ctl", "-D", data, "-w"]
         # Each test copies a database, and nothing has to outlive a crash.
         options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+        options += "".join(f" -c {setting}" for setting in settings)
         subprocess.run([*pg_ctl, "-l", folder / "log", "-o", options, "start"], check=True, user=USER)
         try:
             yield EmbeddedServer(str(folder))

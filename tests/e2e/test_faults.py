@@ -110,14 +110,6 @@ def deployment(capacity: URL, storage: URL, home: Path, **variables: str) -> Ite
             yield daemon
 
 
-def request_daily(daemon: Daemon) -> dg.DagsterRun:
-    """The run that the schedule requests for 2025-03-02."""
-    daemon.tick_schedules("2025-03-02T03:00")
-    daemon.tick_schedules("2025-03-02T04:00")
-    [run] = daemon.runs("daily_aggregation_job")
-    return run
-
-
 @pytest.mark.parametrize("also_dagsters", [False, True], ids=["of the figures", "of everything"])
 def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
     own_server: RestartableServer, dagster_databases: tuple[URL, URL], tmp_path: Path, *, also_dagsters: bool
@@ -129,7 +121,7 @@ def test_a_postgresql_restarted_in_mid_run_is_waited_for_and_the_run_succeeds(
         add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
         blocker = engine.connect()
         blocker.execute(BLOCK)
-        run = request_daily(daemon)
+        run = daemon.request_daily()
         daemon.start(run)
         wait_for(lambda: waits_for_a_lock(engine), "the statement")
 
@@ -249,7 +241,7 @@ def test_two_deployments_on_one_database_wait_for_each_other(
         deployment(database, dagster_databases[0], tmp_path / "home0") as one,
         deployment(database, dagster_databases[1], tmp_path / "home1") as other,
     ):
-        first, second = request_daily(one), request_daily(other)
+        first, second = one.request_daily(), other.request_daily()
         with engine.connect() as blocker:
             blocker.execute(BLOCK)
             one.start(first)

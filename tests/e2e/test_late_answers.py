@@ -38,9 +38,7 @@ def suspended(daemon: Daemon) -> Iterator[None]:
 def test_a_run_whose_code_server_answers_late_goes_back_into_the_queue_and_runs(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.tick_schedules("2025-03-02T03:00")
-    daemon.tick_schedules("2025-03-02T04:00")
-    (run,) = daemon.runs("daily_aggregation_job")
+    run = daemon.request_daily()
 
     def status_after(seconds: int) -> dg.DagsterRunStatus:
         """The run's, after what takes runs out of the queue looked at it so much later."""

@@ -139,15 +139,18 @@ def daemon(
             yield running, cluster
 
 
-def test_a_run_is_a_job_with_our_image_and_its_pod_writes_the_figures(
-    daemon: tuple[Daemon, Any], engine: Engine
-) -> None:
-    running, cluster = daemon
+@pytest.fixture
+def fleet(engine: Engine) -> Engine:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 150]))
-    running.tick_schedules("2025-03-02T03:00")
-    running.tick_schedules("2025-03-02T04:00")
-    [run] = running.runs("daily_aggregation_job")
+    return engine
+
+
+def test_a_run_is_a_job_with_our_image_and_its_pod_writes_the_figures(
+    daemon: tuple[Daemon, Any], fleet: Engine
+) -> None:
+    running, cluster = daemon
+    run = running.request_daily()
 
     assert running.launch(run).status is dg.DagsterRunStatus.SUCCESS
 
@@ -159,17 +162,13 @@ def test_a_run_is_a_job_with_our_image_and_its_pod_writes_the_figures(
     assert {"secretRef": {"name": "capacity"}} in container["envFrom"]
     assert {"name": "reports", "mountPath": "/var/lib/capacity/reports"} in container["volumeMounts"]
     assert job["spec"]["ttlSecondsAfterFinished"] == 86400
-    assert [row["max_size_mb"] for row in stored(engine, DATABASE, "daily")] == [150]
+    assert [row["max_size_mb"] for row in stored(fleet, DATABASE, "daily")] == [150]
 
 
-def test_a_run_whose_pod_died_is_noticed_and_ended(daemon: tuple[Daemon, Any], engine: Engine) -> None:
+def test_a_run_whose_pod_died_is_noticed_and_ended(daemon: tuple[Daemon, Any], fleet: Engine) -> None:
     running, cluster = daemon
-    add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 150]))
-    running.tick_schedules("2025-03-02T03:00")
-    running.tick_schedules("2025-03-02T04:00")
-    [run] = running.runs("daily_aggregation_job")
-    with engine.connect() as blocker:
+    run = running.request_daily()
+    with fleet.connect() as blocker:
         # The run waits for this session when it writes.
         blocker.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
         running.start(run)
@@ -178,4 +177,4 @@ def test_a_run_whose_pod_died_is_noticed_and_ended(daemon: tuple[Daemon, Any], e
         process.kill()
         running.until(run, dg.DagsterRunStatus.FAILURE)
 
-    assert stored(engine, DATABASE, "daily") == []
+    assert stored(fleet, DATABASE, "daily") == []

@@ -163,7 +163,7 @@ class PostgreSQL(EngineAdapter):
 
         if not isinstance(error, psycopg.Error):
             return None
-        # The last line says it where libpq lists what it tried; a list of addresses is not what one looks for.
+        # The first line: libpq lists every address that it tried, which is not what one looks for.
         return MeasureError(_kind(error), first_line(str(error).strip().replace("connection failed: ", "")))
 
 
