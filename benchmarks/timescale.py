@@ -40,6 +40,7 @@ SETTINGS = (
     "timescaledb.max_background_workers=4",
     "max_wal_size=8GB",
     "max_locks_per_transaction=512",
+    # What tests turn off: writing to the disk is part of what is compared.
     "fsync=on",
 )
 SIZES = ("size_mb", "data_size_mb", "log_size_mb")

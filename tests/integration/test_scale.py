@@ -54,7 +54,7 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
 def test_of_many_windows_databases_are_not_merged_with_their_last_values_by_name(
     engine: Engine, service: AggregationService, last_day: date, merges: str
 ) -> None:
-    """With 366,000 rows the planner does, which compares each day with every other: half of a backfill's time."""
+    """With 366,000 rows the planner does, which compares each day with every other: a third of a backfill's time."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", range(100, 300)))
     seen: set[str] = set()
