@@ -159,7 +159,8 @@ def _pools(settings: Settings) -> Finding:
 
     try:
         with dagster_storage(settings) as storage:
-            open_pools = pools_without_limit(storage, PERIODS.values(), len(settings.collection_shares))
+            shares = len(settings.collection_shares)
+            open_pools = pools_without_limit(storage.event_log_storage, PERIODS.values(), shares)
     except DBAPIError as error:
         if sqlstate_of(error) != UNDEFINED_TABLE:
             raise

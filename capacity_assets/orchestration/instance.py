@@ -110,7 +110,7 @@ def _opened(home: str) -> DagsterInstance:
 
     try:
         instance = DagsterInstance.from_config(home)
-        set_pool_limits(instance, PERIODS.values(), len(Settings().collection_shares))
+        set_pool_limits(instance.event_log_storage, PERIODS.values(), len(Settings().collection_shares))
     except CommandError:
         raise CapacityError(
             "The database named in DAGSTER_POSTGRES_URL holds the alembic version of another application, which "

@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 import pytest
 from sqlalchemy import Engine, text
 
+from tests.forked import run_forked
 from tests.servers import free_port
 
 COMMAND = [sys.executable, "-m", "capacity_assets.cli"]
@@ -32,9 +33,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def run(home: Path, *arguments: str, timeout: int = PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], env=environment(home), capture_output=True, text=True, timeout=timeout, check=False
-    )
+    return run_forked(*arguments, environment=environment(home), timeout=timeout)
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.settings import Settings
+from tests.forked import COMMAND, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 METRIC = """
@@ -25,11 +24,7 @@ PERIOD = """
 import capacity_assets.periods as periods
 periods.PERIODS["half_yearly"] = periods.Period("half_yearly", months=6)
 """
-COMMAND = """
-import sys
-from capacity_assets.cli.main import main
-main(sys.argv[1:])
-"""
+PATIENCE_SECONDS = 120
 REFERENCE = """
 from docs.generate import REFERENCE, generated
 print(generated(REFERENCE.read_text()))
@@ -57,13 +52,8 @@ print(*(found.name for found in (*repository.schedule_defs, *repository.get_all_
 
 def run(*program: str, arguments: tuple[str, ...] = ()) -> str:
     """Run a program that begins with a further entry; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", "".join(program), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=dict(os.environ),
-        check=False,
+    done = run_forked(
+        *arguments, program="".join(program), environment=os.environ, timeout=PATIENCE_SECONDS, folder=ROOT
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

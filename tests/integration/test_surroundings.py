@@ -20,6 +20,7 @@ import pytest
 from capacity_assets.foundation import text_lines
 from capacity_assets.storage.embedded import embedded_server
 from tests.file_systems import read_only, small_device
+from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 # Enough for what starts a server and refuses.
@@ -35,42 +36,56 @@ class Answer:
     error: str
 
 
-def capacity(
+def new_interpreter(
     folder: Path,
     *arguments: str,
     limit: tuple[int, int] | None = None,
     stdout: int = subprocess.PIPE,
-    umask: int = -1,
     **variables: str,
 ) -> Answer:
-    """Run a command in a folder, with a data folder there and a limit of the operating system."""
+    """Run a command by a new interpreter in a folder, with a data folder there and a limit of the operating system."""
 
     def limited() -> None:
         if limit:
             number, most = limit
             resource.setrlimit(number, (most, most))
 
+    done = subprocess.run(
+        [sys.executable, "-m", "capacity_assets.cli", *arguments],
+        cwd=folder,
+        env=environment(folder, variables),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        preexec_fn=limited,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout or "", done.stderr)
+
+
+def environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
     # Fixtures of a module begin before a test's own variables are set.
-    environment = {
+    return {
         "CAPACITY_TIMEZONE": "Asia/Shanghai",
         "CAPACITY_HOME": str(folder / "home"),
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         **variables,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "capacity_assets.cli", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
+
+
+def capacity(folder: Path, *arguments: str, output: Path | None = None, umask: int = 0o022, **variables: str) -> Answer:
+    """Run a command in a folder, with a data folder there."""
+    done = run_forked(
+        *arguments,
+        environment=environment(folder, variables),
         timeout=PATIENCE_SECONDS,
-        preexec_fn=limited,
+        folder=folder,
+        output=output,
         umask=umask,
-        check=False,
     )
-    return Answer(done.returncode, done.stdout or "", done.stderr)
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 Breaking = Callable[[Path, Path], Answer]
@@ -184,7 +199,7 @@ def _(folder: Path, _home: Path) -> Answer:
 
 @fault("a locale that the machine does not have", says="initdb: error: invalid locale settings", code=1)
 def _(folder: Path, _home: Path) -> Answer:
-    return capacity(folder, "init", LC_ALL="xx_YY.UTF-8")
+    return new_interpreter(folder, "init", LC_ALL="xx_YY.UTF-8")
 
 
 @fault(
@@ -193,21 +208,17 @@ def _(folder: Path, _home: Path) -> Answer:
     code=1,
 )
 def _(folder: Path, home: Path) -> Answer:
-    return capacity(folder, "status", CAPACITY_HOME=str(home), limit=(resource.RLIMIT_NOFILE, 20))
+    return new_interpreter(folder, "status", CAPACITY_HOME=str(home), limit=(resource.RLIMIT_NOFILE, 20))
 
 
 @fault("too little memory for the embedded server", says="Cannot allocate memory", code=1)
 def _(folder: Path, home: Path) -> Answer:
-    return capacity(folder, "status", CAPACITY_HOME=str(home), limit=(resource.RLIMIT_AS, 170_000_000))
+    return new_interpreter(folder, "status", CAPACITY_HOME=str(home), limit=(resource.RLIMIT_AS, 170_000_000))
 
 
 @fault("output that cannot be written", says="No space left on device. Free some space.", code=1)
 def _(folder: Path, home: Path) -> Answer:
-    full = os.open("/dev/full", os.O_WRONLY)
-    try:
-        return capacity(folder, "status", CAPACITY_HOME=str(home), stdout=full)
-    finally:
-        os.close(full)
+    return capacity(folder, "status", CAPACITY_HOME=str(home), output=Path("/dev/full"))
 
 
 @fault("an import of a file without line breaks", says="is no CSV: a line is longer than 131,072 characters", code=2)
@@ -330,7 +341,7 @@ def test_after_the_faults_everything_is_as_it_was(home: Path, tmp_path: Path) ->
 def test_strange_terminals_and_environments_do_no_harm(
     variables: Mapping[str, str], home: Path, tmp_path: Path
 ) -> None:
-    answer = capacity(tmp_path, "status", CAPACITY_HOME=str(home), **variables)
+    answer = new_interpreter(tmp_path, "status", CAPACITY_HOME=str(home), **variables)
 
     assert answer.code == 0
     assert "There are no samples yet." in " ".join(answer.output.split())
@@ -341,7 +352,7 @@ def test_a_reader_that_goes_away_is_no_failure(home: Path, tmp_path: Path) -> No
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        answer = capacity(tmp_path, "status", CAPACITY_HOME=str(home), stdout=writing)
+        answer = new_interpreter(tmp_path, "status", CAPACITY_HOME=str(home), stdout=writing)
     finally:
         os.close(writing)
 
