@@ -39,6 +39,7 @@ from tests.e2e.stack import (
     waits_for_a_lock,
 )
 from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
+from tests.forked import run_forked
 from tests.profiles import PROFILE
 from tests.receiver import receiving
 
@@ -190,9 +191,7 @@ def test_kills_at_random_moments_leave_tables_that_a_last_run_makes_equal_to_a_f
                 end_sessions(broken)
             process.communicate(timeout=PATIENCE_SECONDS)
             interrupted += process.returncode != 0
-        last = subprocess.run(
-            [*COMMAND, *arguments], env=environment(tmp_path / "home", **variables), capture_output=True, check=False
-        )
+        last = run_forked(*arguments, environment=environment(tmp_path / "home", **variables), timeout=PATIENCE_SECONDS)
         assert last.returncode == 0, last.stderr
         assert interrupted >= KILLS // 2, "most of them were really interrupted"
 

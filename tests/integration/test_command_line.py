@@ -24,6 +24,7 @@ from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
+from tests.forked import run_forked
 from tests.integration.test_failures import add_overflowing_instance
 
 
@@ -425,10 +426,8 @@ def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
         "CAPACITY_DATABASE_URL": str(sample.database_url and sample.database_url.get_secret_value()),
     }
     arguments = ["aggregate", "--period", "yearly", "--from", "2025-01-01", "--to", "2025-01-01"]
-    command = [sys.executable, "-m", "capacity_assets.cli"]
 
-    quiet = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=True)
-    told = subprocess.run([*command, "-v", *arguments], env=environment, capture_output=True, text=True, check=True)
+    quiet, told = (run_forked(*options, *arguments, environment=environment, timeout=60) for options in ([], ["-v"]))
 
     assert quiet.stderr == ""
     assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in told.stderr

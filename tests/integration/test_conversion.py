@@ -24,6 +24,7 @@ from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from tests.clocks import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, figures, load_sample, sizes
+from tests.forked import run_forked
 from tests.integration.test_maintenance import everything, keeper, rows_by_partition
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 from tests.profiles import PROFILE
@@ -200,7 +201,7 @@ def test_a_killed_command_leaves_every_row_and_the_next_one_finishes(legacy: Eng
 
     # The killed one's session may hold its locks until the server notices.
     for _ in range(3):
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        finished = run_forked("partition", environment=environment, timeout=120)
         if finished.returncode == 0:
             break
     assert finished.returncode == 0, finished.stderr
