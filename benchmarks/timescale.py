@@ -11,28 +11,23 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import click
 from sqlalchemy import Engine, create_engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
-from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import DATABASE
+from benchmarks.steps import Ours, Side, steps
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.engine import capacity_engine
 from tests.other_postgres import other_postgres
 
 VARIABLE = "CAPACITY_BENCH_TIMESCALE_BIN"
-CLOCK = Clock(ZoneInfo("UTC"))
 SETTINGS = (
     "shared_preload_libraries=timescaledb",
     "timescaledb.telemetry_level=off",
@@ -52,41 +47,6 @@ HIERARCHY = {
     "quarterly": ("monthly", "3 months"),
     "yearly": ("quarterly", "1 year"),
 }
-
-
-@dataclass(frozen=True)
-class _Ours:
-    """Windows computed by the service."""
-
-    engine: Engine
-
-    def compute(self, period: Period, first: date, last: date) -> None:
-        service = AggregationService(self.engine, CLOCK)
-        service.aggregate(period, period.windows_between(first, last), RunOptions((DATABASE.name,)))
-
-    def correct(self, change: str) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(text(change))
-
-    def follow(self, day: date) -> None:
-        """Compute again what the look for stale windows finds."""
-        service = AggregationService(self.engine, CLOCK)
-        stale = service.ledger.stale()
-        for name, period in PERIODS.items():
-            windows = sorted({one.window for one in stale if (one.period_type, one.level) == (name, DATABASE.name)})
-            windows = [window for window in windows if window.start <= day]
-            if windows:
-                service.aggregate(period, windows, RunOptions((DATABASE.name,)))
-
-    def rows(self, period: Period) -> list[tuple[object, ...]]:
-        """Number, sum, smallest, largest and number of samples of each window."""
-        # A day keeps no sum: it is its value.
-        total = "avg_size_mb" if period.name == "daily" else "sum_size_mb"
-        query = f"""SELECT period_start, count(*), sum({total})::numeric, sum(min_size_mb)::numeric,
-                           sum(max_size_mb)::numeric, sum(data_count)::bigint
-                    FROM database_size_aggregations WHERE period_type = :period GROUP BY 1 ORDER BY 1"""  # noqa: S608
-        with self.engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(text(query), {"period": period.name})]
 
 
 @dataclass(frozen=True)
@@ -131,9 +91,9 @@ class _Theirs:
     def correct(self, change: str) -> None:
         self.execute(change.replace("database_size_stats", "samples"))
 
-    def follow(self, day: date) -> None:
+    def follow(self, corrected: date, last: date) -> None:  # noqa: ARG002 -- a refresh is of the days that were corrected
         for period in PERIODS.values():
-            self.compute(period, day, day)
+            self.compute(period, corrected, corrected)
 
     def rows(self, period: Period) -> list[tuple[object, ...]]:
         query = f"""SELECT CAST(bucket AS date), count(*), sum(sum_size_mb)::numeric, sum(min_size_mb)::numeric,
@@ -165,7 +125,7 @@ def main(*, fleet: Fleet) -> None:
                 connection.execute(text(f"CREATE DATABASE {name}"))
             version = connection.execute(text("SHOW server_version")).scalar_one()
         ours, theirs = (
-            _Ours(capacity_engine(server.url("ours", CAPACITY_DRIVER))),
+            Ours(capacity_engine(server.url("ours", CAPACITY_DRIVER))),
             _Theirs(create_engine(server.url("theirs", CAPACITY_DRIVER))),
         )
         _fill(fleet, ours, theirs)
@@ -174,13 +134,13 @@ def main(*, fleet: Fleet) -> None:
             click.echo(f"PostgreSQL {version}, TimescaleDB {extension.scalar_one()}")
         click.echo(f"{fleet.servers * fleet.databases:,} databases, {fleet.days:,} days\n")
         click.echo("| step | ours | TimescaleDB | ours / theirs |\n|---|---|---|---|")
-        for what, work in _steps(fleet):
+        for what, work in steps(fleet):
             _measure(what, work, ours, theirs)
         for one in (ours.engine, theirs.engine, administrator):
             one.dispose()
 
 
-def _fill(fleet: Fleet, ours: _Ours, theirs: _Theirs) -> None:
+def _fill(fleet: Fleet, ours: Ours, theirs: _Theirs) -> None:
     prepare(ours.engine, fleet)
     generate(ours.engine, fleet)
     theirs.create()
@@ -197,36 +157,8 @@ def _fill(fleet: Fleet, ours: _Ours, theirs: _Theirs) -> None:
     theirs.aggregate()
 
 
-Side = _Ours | _Theirs
-
-
-def _steps(fleet: Fleet) -> Iterator[tuple[str, Callable[[Side], None]]]:
-    """What is timed, in order; a window that has no days is left out."""
-    last, first = fleet.last_day, fleet.first_day
-    daily, monthly = PERIODS["daily"], PERIODS["monthly"]
-    yield f"backfill of {fleet.days - 1} days", lambda side: side.compute(daily, first, last - timedelta(days=1))
-    yield "the newest day", lambda side: side.compute(daily, last, last)
-    week = PERIODS["weekly"]
-    yield "every week", lambda side: side.compute(week, first, last)
-    before = monthly.window_of(last).start - timedelta(days=1)
-    yield "every month but the newest", lambda side: side.compute(monthly, first, before)
-    yield "the newest month", lambda side: side.compute(monthly, last, last)
-    quarter = PERIODS["quarterly"]
-    earlier = quarter.window_of(last).start - timedelta(days=1)
-    if earlier > first:
-        yield "every quarter but the newest", lambda side: side.compute(quarter, first, earlier)
-    yield "the newest quarter", lambda side: side.compute(quarter, last, last)
-    yield "every year", lambda side: side.compute(PERIODS["yearly"], first, last)
-    day = last - timedelta(days=40)
-    tenth = (
-        f"UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE collected_date = '{day}' AND instance_id % 10 = 0"  # noqa: S608
-    )
-    yield "correct a tenth of a day", lambda side: side.correct(tenth)
-    yield "follow the correction in every period", lambda side: side.follow(day if isinstance(side, _Theirs) else last)
-
-
-def _measure(what: str, work: Callable[[Side], None], ours: _Ours, theirs: _Theirs) -> None:
-    taken = []
+def _measure(what: str, work: Callable[[Side], None], ours: Ours, theirs: _Theirs) -> None:
+    taken: list[float] = []
     for side in (ours, theirs):
         started = time.perf_counter()
         work(side)

@@ -17,16 +17,18 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.foundation.errors import database_errors
-from capacity_assets.foundation.levels import DATABASE, Level
+from capacity_assets.foundation.levels import DATABASE, LEVELS, Level
 from capacity_assets.foundation.lock_errors import HeldLock
 from capacity_assets.importing import statements as sql
 from capacity_assets.importing.rows import Problem, RowReader
 from capacity_assets.importing.sources import PositionedRow, Source
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import note_history
+from capacity_assets.storage.local_copies import copied_for_reading
 
 SLICE_ROWS = 100_000
 LISTED = 20
+RAW_TABLES = [level.source.name for level in LEVELS.values()]
 COUNTS = ("read", "written", "replaced", "present", "repeated", "conflicts", "unknown", "bad", "totals_written")
 
 
@@ -160,14 +162,18 @@ class Loader:
         connection.execute(text(statements.stage))
         copy_rows(connection, statements.copy, (row for row in read if not isinstance(row, Problem)))
         self._find_servers(connection, report)
-        connection.execute(text(statements.compare), {"replace": self.options.replace})
+        with copied_for_reading(connection, {self.level.source.name: sql.NEAR_A_SLICE}):
+            connection.execute(text(statements.compare), {"replace": self.options.replace})
         connection.execute(text("ANALYZE compared"))
         report.add(dict(connection.execute(text(sql.COUNT)).mappings().one()))
         report.spans(*connection.execute(text(sql.DAYS)).one())
         report.name("conflicts", map(_conflict, connection.execute(text(statements.conflicts), {"listed": LISTED})))
         connection.execute(text(statements.write))
         if statements.totals and self.options.derive_totals:
-            report.add({"totals_written": connection.execute(text(statements.totals)).scalar_one()})
+            with copied_for_reading(connection, dict.fromkeys(RAW_TABLES, sql.NEAR_A_SLICE)):
+                connection.execute(text(statements.totals))
+            report.add({"totals_written": connection.execute(text(sql.WRITE_TOTALS)).rowcount})
+            connection.execute(text("DROP TABLE totals"))
         connection.execute(text("DROP TABLE staged, compared"))
 
     def _find_servers(self, connection: Connection, report: LoadReport) -> None:

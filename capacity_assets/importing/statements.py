@@ -1,7 +1,7 @@
 """The statements of an import: a slice of rows compared with what is stored, then written, set by set.
 
-All work on two temporary tables: `staged` holds the rows of a slice, `compared` what each of them is. Names come from
-our own table definitions.
+All work on temporary tables: `staged` holds the rows of a slice, `compared` what each of them is, `totals` the totals
+of servers that follow. Names come from our own table definitions.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ FROM compared c JOIN instances i ON i.id = c.found_id WHERE c.conflicting ORDER 
 # The total of a server and day is derived where there is none, and follows where it was the sum of its databases before
 # this slice; one that somebody measured otherwise is kept.
 TOTALS = f"""
+CREATE TEMPORARY TABLE totals ON COMMIT DROP AS
 WITH touched AS (
     SELECT found_id AS instance_id, day, max(collected_at) AS collected_at,
            sum({bytes_of("size_mb", "size_bytes")} - coalesce({bytes_of("stored_mb", "stored_bytes")}, 0))
@@ -98,17 +99,21 @@ WITH touched AS (
            count(d.size_bytes) = count(*) AS is_exact
     FROM touched t JOIN database_size_stats d ON d.instance_id = t.instance_id AND d.collected_date = t.day
     GROUP BY t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added
-), wanted AS (
-    SELECT d.instance_id, d.day AS collected_date, div(d.total_bytes, 1048576) AS total_size_mb,
-           CASE WHEN d.is_exact THEN d.total_bytes END AS total_size_bytes, d.database_count, d.collected_at
-    FROM derived d LEFT JOIN instance_size_stats o
-        ON o.instance_id = d.instance_id AND o.collected_date = d.day AND o.is_deleted = false
-    WHERE o.instance_id IS NULL
-       OR (o.total_size_mb = div(d.total_bytes - d.grown_bytes, 1048576)
-           AND o.database_count = d.database_count - d.added)
-), written AS ({insert_samples(INSTANCE, "wanted")} RETURNING 1)
-SELECT count(*) AS totals_written FROM written
+)
+SELECT d.instance_id, d.day AS collected_date, div(d.total_bytes, 1048576) AS total_size_mb,
+       CASE WHEN d.is_exact THEN d.total_bytes END AS total_size_bytes, d.database_count, d.collected_at
+FROM derived d LEFT JOIN instance_size_stats o
+    ON o.instance_id = d.instance_id AND o.collected_date = d.day AND o.is_deleted = false
+WHERE o.instance_id IS NULL
+   OR (o.total_size_mb = div(d.total_bytes - d.grown_bytes, 1048576)
+       AND o.database_count = d.database_count - d.added)
 """  # noqa: S608 -- see the module
+WRITE_TOTALS = insert_samples(INSTANCE, "totals")
+# What a slice is compared with, where statements cannot read the raw tables themselves.
+NEAR_A_SLICE = (
+    "collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged) "
+    "AND instance_id IN (SELECT found_id FROM staged)"
+)
 COUNT = """
 SELECT count(*) FILTER (WHERE taken AND stored_mb IS NULL) AS written,
        count(*) FILTER (WHERE taken AND stored_mb IS NOT NULL) AS replaced,

@@ -1,4 +1,4 @@
-"""Copies of distributed rows for statements that Citus does not hand to its nodes: forecasts and bills.
+"""Copies of distributed rows for statements that Citus does not hand to its nodes: forecasts, bills, pages, imports.
 
 Within a transaction, a temporary table with the name of the distributed one holds the rows that a statement reads; the
 statement finds it first, and stays as it is. What is copied passes through the coordinator: right at any size, and fit
@@ -7,14 +7,34 @@ for tens of thousands of databases. On a single server nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 
 from sqlalchemy import Connection, text
 
 from capacity_assets.storage.distribution import tables_are_distributed
 
+NO_PARAMETERS: Mapping[str, object] = MappingProxyType({})
 
-def copy_for_reading(connection: Connection, wanted: Mapping[str, str], parameters: Mapping[str, object]) -> None:
+
+@contextmanager
+def copied_for_reading(connection: Connection, wanted: Mapping[str, str]) -> Iterator[None]:
+    """Copy the rows of each table that meet its condition until the block ends; what then writes finds the tables.
+
+    Raises DBAPIError: the database failed.
+    """
+    # Asked before: copies hide what is distributed.
+    are_copied = tables_are_distributed(connection)
+    copy_for_reading(connection, wanted)
+    yield
+    if are_copied:
+        connection.execute(text(f"DROP TABLE {', '.join(f'pg_temp.{table}' for table in wanted)}"))
+
+
+def copy_for_reading(
+    connection: Connection, wanted: Mapping[str, str], parameters: Mapping[str, object] = NO_PARAMETERS
+) -> None:
     """Copy the rows of each table that meet its condition, until the transaction ends; a copy that is there is kept.
 
     Raises DBAPIError: the database failed, or the transaction may not write, not even for itself.

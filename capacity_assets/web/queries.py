@@ -40,7 +40,7 @@ def complete_window(connection: Connection, period: Period, newest: Window | Non
         return newest
     asked = {"period": period.name, "start": before.start}
     query = (
-        "SELECT EXISTS (SELECT FROM capacity_server_growth WHERE period = :period AND window_start = :start) AS is_it"
+        "SELECT EXISTS (SELECT 1 FROM capacity_server_growth WHERE period = :period AND window_start = :start) AS is_it"
     )
     return before if rows(connection, query, asked)[0].is_it else newest
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, Engine, Row, text
 
 from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.reader_role import READABLE, READER_ROLE
 from capacity_assets.units import first_of
@@ -63,7 +64,8 @@ def role_to_read_with(engine: Engine) -> str | None:
     """Return the reader role where the session may take it on and needs to, else None; raises DBAPIError."""
     with engine.connect() as connection:
         can_write = connection.execute(text(_CAN_WRITE)).one().tables
-        may = connection.execute(text(_MAY_TAKE), {"role": READER_ROLE}).scalar()
+        asked = {"role": READER_ROLE, "on_nodes": tables_are_distributed(connection)}
+        may = connection.execute(text(_MAY_TAKE), asked).scalar()
     return READER_ROLE if can_write and may else None
 
 
@@ -162,6 +164,8 @@ _UNREADABLE = """
 SELECT name FROM unnest(CAST(:names AS text[])) AS name
 WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(to_regclass(name), 'SELECT') ORDER BY 1
 """
+# A session that has taken a role on connects to the nodes of a cluster as that role.
 _MAY_TAKE = """
-SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = :role AND rolname <> current_user
+SELECT pg_has_role(current_user, oid, 'MEMBER') AND (rolcanlogin OR NOT CAST(:on_nodes AS boolean))
+FROM pg_roles WHERE rolname = :role AND rolname <> current_user
 """

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, quickest_view
 from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, windows_back
 from capacity_assets.web.queries import FILLS_FIRST, complete_window, databases, history, newest_window, runways
@@ -139,7 +140,8 @@ def _read_fleet(connection: Connection, asked: Asked) -> FleetPage:
         name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name], newest.get(name)))
     }
     day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
-    unmeasured = found(Unmeasured, connection, _UNMEASURED, {"day": day})
+    on_nodes = tables_are_distributed(connection)
+    unmeasured = found(Unmeasured, connection, _UNMEASURED_ON_NODES if on_nodes else _UNMEASURED, {"day": day})
     counts = rows(connection, _COUNTS, {"day": day})[0]
     by = default_grouping(asked.label_keys)
     last_month = over.get("monthly")
@@ -185,7 +187,8 @@ def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeas
     coverage = None
     if day is not None:
         first = day - timedelta(days=TRUST_DAYS - 1)
-        coverage = rows(connection, _COVERAGE, {"first": first, "day": day})[0].coverage
+        query = _COVERAGE_ON_NODES if tables_are_distributed(connection) else _COVERAGE
+        coverage = rows(connection, query, {"first": first, "day": day})[0].coverage
     failed = sum(one.failure is not None for one in unmeasured)
     return Trust(day, active, active - len(unmeasured), failed, None if coverage is None else float(coverage))
 
@@ -232,6 +235,29 @@ CROSS JOIN LATERAL (SELECT max(t.day) AS last_day FROM capacity_server_samples t
 WHERE s.is_active AND NOT EXISTS (
     SELECT FROM capacity_server_samples t WHERE t.server_id = s.server_id AND t.day = :day)
 ORDER BY l.last_day DESC NULLS LAST, s.server
+"""
+# On Citus nothing is looked up server by server.
+_UNMEASURED_ON_NODES = """
+WITH silent AS MATERIALIZED (
+    SELECT server_id, server, engine FROM capacity_servers WHERE is_active AND server_id NOT IN (
+        SELECT server_id FROM capacity_server_samples WHERE day = :day)
+), seen AS MATERIALIZED (
+    SELECT server_id, max(day) AS last_day FROM capacity_server_samples
+    WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day GROUP BY server_id
+)
+SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason
+FROM silent s LEFT JOIN seen l ON l.server_id = s.server_id
+LEFT JOIN capacity_attempts a ON a.server_id = s.server_id AND a.day = :day AND a.status = 'failed'
+ORDER BY l.last_day DESC NULLS LAST, s.server
+"""
+_COVERAGE_ON_NODES = """
+WITH seen AS MATERIALIZED (
+    SELECT server_id, min(day) AS first_day, count(DISTINCT day) FILTER (WHERE day >= :first) AS measured
+    FROM capacity_server_samples WHERE day <= :day GROUP BY server_id
+)
+SELECT round(100.0 * sum(m.measured)
+             / nullif(sum(CAST(:day AS date) - greatest(CAST(:first AS date), m.first_day) + 1), 0), 1) AS coverage
+FROM capacity_servers s JOIN seen m ON m.server_id = s.server_id WHERE s.is_active
 """
 _COVERAGE = """
 SELECT round(100.0 * sum(measured) / nullif(sum(expected), 0), 1) AS coverage

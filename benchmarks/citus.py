@@ -1,0 +1,116 @@
+"""`python -m benchmarks.citus`: what each step costs on Citus beside one PostgreSQL, in processor time.
+
+`CAPACITY_TEST_CITUS_BIN` names the programs of a PostgreSQL that has the extension. Processor time of the servers, not
+seconds on the clock: the coordinator and both workers share this machine, so nothing is faster here. What it says is
+how much more work there is to share out, and how much of it the coordinator cannot. Rows are compared after each step.
+Databases alone; nothing is written through to the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+from sqlalchemy import Engine, text
+
+from benchmarks.__main__ import Size
+from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.steps import Ours, Side, steps
+from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.distributing import distribute
+from capacity_assets.storage.engine import capacity_engine
+from tests.citus import VARIABLE, citus_cluster
+from tests.other_postgres import other_postgres
+
+NAME = "capacity"
+SHARDS = 8
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+# As in the cluster.
+SETTINGS = ("autovacuum=off", "max_locks_per_transaction=256")
+
+
+@click.command()
+@click.option("--size", "fleet", type=Size(), default="100x20x184", show_default=True)
+@click.option("--shards", default=SHARDS, show_default=True)
+def main(*, fleet: Fleet, shards: int) -> None:
+    """Backfill, the newest windows and a correction, on one server and on a cluster of three."""
+    programs = os.environ.get(VARIABLE)
+    if not programs:
+        message = f"{VARIABLE} names no folder of programs."
+        raise click.ClickException(message)
+    with other_postgres(Path(programs), *SETTINGS) as single, citus_cluster(Path(programs)) as cluster:
+        cluster.on_every_node(f"CREATE DATABASE {NAME}")
+        cluster.join(NAME)
+        engines = [
+            capacity_engine(server.url(name, CAPACITY_DRIVER))
+            for server, name in ((single, "postgres"), (cluster, NAME))
+        ]
+        for engine in engines:
+            prepare(engine, fleet)
+            generate(engine, fleet)
+        distribute(engines[1], shards=shards)
+        one, *nodes = (_postmaster(data) for data in _folders(Path(single.socket_folder), cluster.folder))
+        click.echo(f"{fleet.servers * fleet.databases:,} databases, {fleet.days:,} days, {shards} shards\n")
+        click.echo("| step | one server | Citus | Citus / one server | of it the coordinator |\n|---|---|---|---|---|")
+        for what, work in steps(fleet):
+            _measure(what, work, [(Ours(engines[0]), [one]), (Ours(engines[1]), nodes)])
+        for engine in engines:
+            engine.dispose()
+
+
+def _folders(single: Path, cluster: Path) -> list[Path]:
+    """Data folders: of the single server, of the coordinator, of the workers."""
+    with_ports = sorted(cluster.iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
+    return [single / "data", *with_ports]
+
+
+def _postmaster(data: Path) -> int:
+    return int((data / "postmaster.pid").read_text().split()[0])
+
+
+def _processor_seconds(postmaster: int) -> float:
+    """What a server has used: its main process, its processes that ended, and those that live."""
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if postmaster in {int(folder.name), int(fields[1])}:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / TICKS_PER_SECOND
+
+
+def _measure(what: str, work: Callable[[Side], None], sides: Sequence[tuple[Ours, Sequence[int]]]) -> None:
+    used = []
+    for side, servers in sides:
+        before = [_processor_seconds(server) for server in servers]
+        work(side)
+        used.append([_processor_seconds(server) - was for server, was in zip(servers, before, strict=True)])
+        with side.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM (ANALYZE) database_size_stats, database_size_aggregations"))
+    (single,), nodes = used
+    first, second = (_everything(side.engine) for side, _ in sides)
+    if first != second:
+        message = f"{what}: the rows differ"
+        raise click.ClickException(message)
+    total = sum(nodes)
+    ratio, share = (f"{total / single:.2f}", f"{nodes[0] / total:.0%}") if min(single, total) else ("", "")
+    click.echo(f"| {what} | {single:.2f} s | {total:.2f} s | {ratio} | {share} |")
+
+
+def _everything(engine: Engine) -> list[tuple[object, ...]]:
+    """Per period and window, how many rows there are and a sum over all that they say."""
+    columns = ", ".join([*DATABASE.keys, *DATABASE.figures])
+    query = f"""SELECT period_type, period_start, count(*), sum(hashtextextended(CAST(({columns}) AS text), 0)::numeric)
+                FROM database_size_aggregations GROUP BY 1, 2 ORDER BY 1, 2"""  # noqa: S608 -- our own names
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
