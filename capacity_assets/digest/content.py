@@ -192,14 +192,16 @@ ORDER BY r.middle_day, 1, 2
 # Weeks follow one another: a server that fell silent in the last days of a week is told in the next one. Of a week that
 # is not over, its days so far count.
 _SILENT = f"""
-SELECT i.name, found.last_day
-FROM (SELECT least(CAST(:end AS date), max(s.collected_date)) - {SILENT_DAYS} AS last_day FROM instance_size_stats s
-      WHERE NOT s.is_deleted) AS latest
-CROSS JOIN instances i
-CROSS JOIN LATERAL (SELECT max(s.collected_date) AS last_day FROM instance_size_stats s
-                    WHERE s.instance_id = i.id AND NOT s.is_deleted AND s.collected_date <= :end) AS found
+WITH latest AS MATERIALIZED (
+    SELECT least(CAST(:end AS date), max(collected_date)) - {SILENT_DAYS} AS last_day FROM instance_size_stats
+    WHERE NOT is_deleted
+), seen AS MATERIALIZED (
+    SELECT instance_id, max(collected_date) AS last_day FROM instance_size_stats
+    WHERE NOT is_deleted AND collected_date BETWEEN CAST(:start AS date) - {SILENT_DAYS} AND :end GROUP BY instance_id
+)
+SELECT i.name, seen.last_day FROM latest JOIN seen ON seen.last_day <= latest.last_day
+JOIN instances i ON i.id = seen.instance_id
 WHERE i.is_active AND i.deleted_at IS NULL
-  AND found.last_day BETWEEN CAST(:start AS date) - {SILENT_DAYS} AND latest.last_day
   AND {_LABELLED.format(labels=labels_of("i.id", None, "CAST(:end AS date)"))}
 ORDER BY i.name
 """  # noqa: S608 -- as above

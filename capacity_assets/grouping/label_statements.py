@@ -52,10 +52,11 @@ SELECT i.name FROM capacity_label_spans s JOIN instances i ON i.id = s.instance_
 WHERE s.key = :key AND s.database_pattern = '' AND s.value IS NOT NULL AND s.valid_until = 'infinity'
 """
 MATCHING = f"""
-SELECT count(*) FROM database_size_stats d JOIN instances i ON i.id = d.instance_id
+SELECT count(*) FROM database_size_stats d
 CROSS JOIN (SELECT CAST(:pattern AS text) AS database_pattern) AS l
-WHERE i.name = :server
-  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n WHERE n.instance_id = i.id)
+WHERE d.instance_id = (SELECT id FROM instances WHERE name = :server)
+  AND d.collected_date = (SELECT max(n.collected_date) FROM database_size_stats n
+                          WHERE n.instance_id = (SELECT id FROM instances WHERE name = :server))
   AND d.database_name LIKE {LIKE}
 """  # noqa: S608 -- an expression of our own
 # Where no database is named, only labels of the server match.

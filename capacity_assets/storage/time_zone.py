@@ -63,8 +63,8 @@ def _recorded(connection: Connection) -> str | None:
 
 
 _FILLED = """
-SELECT EXISTS (SELECT FROM database_size_stats) OR EXISTS (SELECT FROM instance_size_stats)
-    OR EXISTS (SELECT FROM database_size_aggregations) OR EXISTS (SELECT FROM instance_size_aggregations)
+SELECT EXISTS (SELECT 1 FROM database_size_stats) OR EXISTS (SELECT 1 FROM instance_size_stats)
+    OR EXISTS (SELECT 1 FROM database_size_aggregations) OR EXISTS (SELECT 1 FROM instance_size_aggregations)
 """
 _RECORD = """
 INSERT INTO capacity_settings (name, value) VALUES (:name, :value)
