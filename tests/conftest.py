@@ -73,6 +73,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.basetemp = MEMORY / f"pytest-{os.getpid()}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a cluster, leave out what a test does that only a single server allows: the mark says what."""
+    if not os.environ.get(citus.VARIABLE):
+        return
+    for item in items:
+        mark = item.get_closest_marker("single_server")
+        if mark:
+            item.add_marker(pytest.mark.skip(reason=f"on a single server only: {mark.args[0]}"))
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported out of every later search for garbage, and search less often: it took a tenth of all."""
     gc.collect()

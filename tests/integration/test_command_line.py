@@ -341,6 +341,7 @@ def test_status_tells_what_is_late_and_what_runs_or_waits(shipped_instance: Dags
     assert "No Dagster daemon is at work" in screen
 
 
+@pytest.mark.single_server("disables the triggers of the samples")
 @pytest.mark.usefixtures("sample")
 def test_status_tells_failed_runs_and_that_changes_are_not_noted(
     shipped_instance: DagsterInstance, engine: Engine

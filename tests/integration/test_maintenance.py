@@ -46,8 +46,10 @@ def partition_names(engine: Engine, table: Table) -> list[str]:
 
 
 def rows_by_partition(engine: Engine, table: str) -> dict[str, int]:
+    # On Citus a row lies in a shard, which is called after its partition and bears a number.
+    partition = r"regexp_replace(CAST(tableoid::regclass AS text), '_\d{6,}$', '')"
     with engine.connect() as connection:
-        query = f"SELECT CAST(tableoid::regclass AS text) AS name, count(*) AS rows FROM {table} GROUP BY 1 ORDER BY 1"
+        query = f"SELECT {partition} AS name, count(*) AS rows FROM {table} GROUP BY 1 ORDER BY 1"
         return {row.name: row.rows for row in connection.execute(text(query))}
 
 

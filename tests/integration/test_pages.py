@@ -558,6 +558,7 @@ def test_a_reader_role_of_an_older_release_is_refused_with_what_to_do(database: 
     reader.dispose()
 
 
+@pytest.mark.single_server("takes a role on that nodes do not let in")
 @pytest.mark.usefixtures("reader_role")
 def test_the_reader_role_is_enough_for_every_page_and_can_write_nothing(database: URL, engine: Engine) -> None:
     filled(engine)
@@ -573,6 +574,7 @@ def test_the_reader_role_is_enough_for_every_page_and_can_write_nothing(database
     reader.dispose()
 
 
+@pytest.mark.single_server("takes a role on that nodes do not let in")
 @pytest.mark.usefixtures("reader_role")
 def test_the_reader_role_is_taken_on_where_the_session_may(database: URL) -> None:
     engine = reading_engine(database)
