@@ -17,6 +17,7 @@ from capacity_assets.storage.distribution import (
     RECORDS,
     ROW_NUMBER_FUNCTION,
     ask_again,
+    change_shards_in_turn,
     distributed_tables,
 )
 from capacity_assets.storage.group_tracking import stop_group_tracking
@@ -106,6 +107,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
         values |= {"shards": shards} if table.name == first else {"first": first}
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
+            change_shards_in_turn(connection)
             # "Unsafe" because a trigger on a shard must not look at other shards; ours look at nothing but their rows.
             connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)

@@ -71,6 +71,15 @@ def distributed_tables(connection: Connection) -> list[str]:
     return list(connection.execute(query, {"names": [table.name for table in DISTRIBUTED]}).scalars())
 
 
+def change_shards_in_turn(connection: Connection) -> None:
+    """Have the transaction's changes of tables made one shard after another; to be called first.
+
+    The names of an index of two shards of a partition can be cut to the same 63 characters. Made side by side, the
+    second waits for the first, whose transaction waits for it: Citus ends both as a distributed deadlock.
+    """
+    connection.execute(text("SET LOCAL citus.multi_shard_modify_mode = 'sequential'"))
+
+
 class NodeError(Exception):
     """A node did not do what it was asked; the text says which and why. What is `refused` stays so by itself."""
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, func, select, text
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
@@ -42,6 +42,7 @@ PROGRAMS = os.environ.get(citus.VARIABLE)
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason=f"{citus.VARIABLE} names no PostgreSQL with the extension citus")
 FIRST, LAST = date(2025, 1, 1), date(2025, 7, 1)
 SHARDS = 4
+MANY_SHARDS = 16
 SERVERS = range(1, 7)
 
 
@@ -141,6 +142,25 @@ def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_serv
     assert schema_state(undistributed).fit
     assert initialise(undistributed) == ()
     assert service(undistributed).ledger.stale() == []
+
+
+def test_tables_of_several_shards_per_node_are_distributed_and_get_further_partitions(undistributed: Engine) -> None:
+    """The indexes of their partitions are of one name, cut to what PostgreSQL allows; only several collide."""
+    before = counted(undistributed)
+
+    distribute(undistributed, shards=MANY_SHARDS)
+    report = TableMaintenance(undistributed, FIRST, Retention({})).prepare(TODAY + timedelta(days=62))
+
+    assert {(one.shards, one.nodes) for one in placements(undistributed)} == {(MANY_SHARDS, 2)}
+    assert counted(undistributed) == before
+    assert len(report.created) >= 2 * len(LEVELS)
+    assert report.notes == []
+
+
+def counted(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        tables = [table for level in LEVELS.values() for table in (level.source, level.target)]
+        return [connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
 
 
 def test_groups_add_up_to_the_same_as_on_a_single_server(distributed: Engine, plain: Engine) -> None:
