@@ -96,5 +96,6 @@ def _load(connection: Connection, table: str, statement: str, sizes: dict[str, o
     connection.execute(text(statement), used)
     for index in indexes:
         add = f"ALTER TABLE {table} ADD CONSTRAINT {index.name} {index.constraint}"
-        connection.exec_driver_sql(add if index.constraint else index.definition)
+        # As PostgreSQL prints it, it would be made on the parent alone.
+        connection.exec_driver_sql(add if index.constraint else index.definition.replace(" ON ONLY ", " ON ", 1))
     connection.exec_driver_sql(f"ALTER TABLE {table} ENABLE TRIGGER USER")

@@ -147,6 +147,10 @@ def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_serv
 def test_tables_of_several_shards_per_node_are_distributed_and_get_further_partitions(undistributed: Engine) -> None:
     """The indexes of their partitions are of one name, cut to what PostgreSQL allows; only several collide."""
     before = counted(undistributed)
+    # Each shard has a connection of its own at once, as on nodes that take their time.
+    eager = "SET citus.force_max_query_parallelization = on"
+    execute(undistributed, f"ALTER DATABASE {undistributed.url.database} {eager}")
+    undistributed.dispose()
 
     distribute(undistributed, shards=MANY_SHARDS)
     report = TableMaintenance(undistributed, FIRST, Retention({})).prepare(TODAY + timedelta(days=62))
