@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.other_postgres import other_postgres
 
 NAME = "capacity"
 SHARDS = 8
+SETTLE_SECONDS = 0.5
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # As in the cluster.
 SETTINGS = ("autovacuum=off", "max_locks_per_transaction=256")
@@ -90,9 +92,12 @@ def _measure(what: str, work: Callable[[Side], None], sides: Sequence[tuple[Ours
     for side, servers in sides:
         before = [_processor_seconds(server) for server in servers]
         work(side)
+        # Sessions between the nodes end just after the work, and would be counted twice or not at all.
+        time.sleep(SETTLE_SECONDS)
         used.append([_processor_seconds(server) - was for server, was in zip(servers, before, strict=True)])
         with side.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM (ANALYZE) database_size_stats, database_size_aggregations"))
+        time.sleep(SETTLE_SECONDS)
     (single,), nodes = used
     first, second = (_everything(side.engine) for side, _ in sides)
     if first != second:
