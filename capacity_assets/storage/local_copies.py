@@ -1,4 +1,4 @@
-"""Copies of distributed rows for statements that Citus does not hand to its nodes: forecasts, bills, pages, imports.
+"""Copies of distributed rows for statements that Citus does not hand to its nodes: forecasts, bills, imports.
 
 Within a transaction, a temporary table with the name of the distributed one holds the rows that a statement reads; the
 statement finds it first, and stays as it is. What is copied passes through the coordinator: right at any size, and fit
