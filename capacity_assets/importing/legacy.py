@@ -202,8 +202,10 @@ def _insert_aggregates(connection: Connection, level: Level, names: list[str], r
     written = connection.execute(
         text(
             f"INSERT INTO {target} (instance_id, {listed}) SELECT i.id, {', '.join(f'c.{n}' for n in names)} "  # noqa: S608
-            "FROM copied c JOIN instances i ON i.name = c.server ON CONFLICT DO NOTHING"
+            "FROM copied c JOIN instances i ON i.name = c.server ON CONFLICT DO NOTHING RETURNING 1"
         )
-    ).rowcount
+    )
+    # On Citus the number that a statement tells is that of the rows it was given.
+    number = len(written.all())
     connection.execute(text("DROP TABLE copied"))
-    return int(written)
+    return number

@@ -172,7 +172,7 @@ class Loader:
         if statements.totals and self.options.derive_totals:
             with copied_for_reading(connection, dict.fromkeys(RAW_TABLES, sql.NEAR_A_SLICE)):
                 connection.execute(text(statements.totals))
-            report.add({"totals_written": connection.execute(text(sql.WRITE_TOTALS)).rowcount})
+            report.add({"totals_written": len(connection.execute(text(sql.WRITE_TOTALS)).all())})
             connection.execute(text("DROP TABLE totals"))
         connection.execute(text("DROP TABLE staged, compared"))
 

@@ -108,7 +108,7 @@ WHERE o.instance_id IS NULL
    OR (o.total_size_mb = div(d.total_bytes - d.grown_bytes, 1048576)
        AND o.database_count = d.database_count - d.added)
 """  # noqa: S608 -- see the module
-WRITE_TOTALS = insert_samples(INSTANCE, "totals")
+WRITE_TOTALS = f"{insert_samples(INSTANCE, 'totals')} RETURNING 1"
 # What a slice is compared with, where statements cannot read the raw tables themselves.
 NEAR_A_SLICE = (
     "collected_date BETWEEN (SELECT min(day) FROM staged) AND (SELECT max(day) FROM staged) "
