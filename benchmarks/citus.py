@@ -55,19 +55,15 @@ def main(*, fleet: Fleet, shards: int) -> None:
             prepare(engine, fleet)
             generate(engine, fleet)
         distribute(engines[1], shards=shards)
-        one, *nodes = (_postmaster(data) for data in _folders(Path(single.socket_folder), cluster.folder))
+        # The first port is the coordinator's.
+        folders = [Path(single.socket_folder, "data"), *(cluster.folder / str(port) for port in cluster.ports)]
+        one, *nodes = map(_postmaster, folders)
         click.echo(f"{fleet.servers * fleet.databases:,} databases, {fleet.days:,} days, {shards} shards\n")
         click.echo("| step | one server | Citus | Citus / one server | of it the coordinator |\n|---|---|---|---|---|")
         for what, work in steps(fleet):
             _measure(what, work, [(Ours(engines[0]), [one]), (Ours(engines[1]), nodes)])
         for engine in engines:
             engine.dispose()
-
-
-def _folders(single: Path, cluster: Path) -> list[Path]:
-    """Data folders: of the single server, of the coordinator, of the workers."""
-    with_ports = sorted(cluster.iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
-    return [single / "data", *with_ports]
 
 
 def _postmaster(data: Path) -> int:

@@ -430,6 +430,7 @@ def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
 
     quiet, told = (run_forked(*options, *arguments, environment=environment, timeout=60) for options in ([], ["-v"]))
 
+    assert (quiet.returncode, told.returncode) == (0, 0)
     assert quiet.stderr == ""
     assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in told.stderr
 
