@@ -252,10 +252,7 @@ def shipped_instance(
     """The instance of the shipped dagster.yaml on a PostgreSQL database of its own."""
     with cluster.copy(dagster_template, _fixed_name(request, "daemon_dagster")) as url:
         monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
-        with (
-            dagster_environment(Settings()) as environment,
-            dagster_instance(environment, keep_connections=True) as instance,
-        ):
+        with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
             yield instance
 
 

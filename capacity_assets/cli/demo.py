@@ -62,7 +62,7 @@ def run_demo(settings: Settings) -> None:
     """Set all up, compute every window, print it; raises CommandFailedError beside other servers, or if a run fails."""
     from capacity_assets.cli.demo_runs import mark_days, materialise, open_work
 
-    with dagster_environment(settings) as environment, dagster_instance(environment, keep_connections=True) as instance:
+    with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         settings = load_settings()
         today = Clock(settings.zone).today()
         first_day = first_sample_day(settings.start_date, today)
@@ -152,7 +152,7 @@ def remove_demo(settings: Settings) -> None:
 
     if settings.capacity_url is None and not settings.embedded_server_exists:
         raise CommandFailedError(f"There is no sample fleet under {settings.home.resolve()}. Nothing was removed.")
-    with dagster_environment(settings) as environment, dagster_instance(environment, keep_connections=True) as instance:
+    with dagster_environment(settings) as environment, dagster_instance(environment) as instance:
         with open_engine(load_settings()) as engine:
             refuse_an_unfit_database(engine, kept="Nothing was removed.")
             _refuse_what_is_not_the_demo(engine)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Events, not SQL, dominate a long backfill: writing them in batches halves that share.
 EVENT_BATCH_SIZE = "100"
-STATEMENT_TIMEOUT_MILLISECONDS = 60_000
 
 
 @contextmanager
@@ -63,21 +62,15 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def dagster_instance(environment: dict[str, str], *, keep_connections: bool = False) -> Iterator[DagsterInstance]:
+def dagster_instance(environment: dict[str, str]) -> Iterator[DagsterInstance]:
     """Yield Dagster's instance for an environment, its tables created and each pool's limit set.
 
     The instance reads its storage from the process's environment, which has these values for the length of the block.
-    With `keep_connections` it does not connect anew for each statement, as in Dagster's own web server: a third faster
-    for who writes many events, but the first statement after a restart of the storage fails.
     """
     before = dict(os.environ)
     os.environ.update(environment)
     try:
         with _opened(environment["DAGSTER_HOME"]) as instance:
-            if keep_connections:
-                instance.optimize_for_webserver(
-                    statement_timeout=STATEMENT_TIMEOUT_MILLISECONDS, pool_recycle=3600, max_overflow=20
-                )
             yield instance
     finally:
         os.environ.clear()
@@ -92,14 +85,17 @@ def dagster_storage(settings: Settings) -> Iterator[DagsterPostgresStorage]:
         EmbeddedServerError: the embedded server did not start.
         UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer, or Dagster has no tables there yet.
     """
-    from dagster_postgres import DagsterPostgresStorage
+    from capacity_assets.orchestration.private.postgres import PooledPostgresStorage
 
     with open_dagster_database(settings) as url:
         _ensure_dagster_storage(url)
+        storage = PooledPostgresStorage(_plain(url), should_autocreate_tables=False)
         try:
-            yield DagsterPostgresStorage(_plain(url), should_autocreate_tables=False)
+            yield storage
         except NoSuchTableError:
             raise UnreachableError("Dagster has no tables here yet: `capacity up` makes them.") from None
+        finally:
+            storage.run_storage.dispose()
 
 
 def _opened(home: str) -> DagsterInstance:

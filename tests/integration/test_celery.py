@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -77,6 +77,22 @@ def worker(folder: Path, name: str, queue: str = "dagster") -> Iterator[Worker]:
         process.wait()
 
 
+@contextmanager
+def writing_held_up(engine: Engine) -> Iterator[None]:
+    """Runs wait when they write, until the block ends."""
+    with engine.connect() as blocker:
+        blocker.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        yield
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return when something holds."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 @pytest.fixture
 def celery(
     settings: Settings,
@@ -123,11 +139,14 @@ def test_two_workers_work_side_by_side_and_a_run_of_a_share_goes_to_the_one_of_i
     assert of_zone is not None
 
     with worker(tmp_path, "one") as one, worker(tmp_path, "two") as two:
-        for run in (daily, weekly):
-            celery.start(run)
+        with writing_held_up(fleet):
+            for run in (daily, weekly):
+                celery.start(run)
+            # Neither run can end here, so whoever has one is busy when the other comes.
+            wait_until(lambda: one.received + two.received == 2)
+            assert [one.received, two.received] == [1, 1]
         for run in (daily, weekly):
             assert celery.wait(run).status is dg.DagsterRunStatus.SUCCESS
-        assert [one.received, two.received] == [1, 1]
         with worker(tmp_path, "eu", "zone-eu") as in_zone:
             celery.start(of_zone)
             assert celery.wait(of_zone).status is dg.DagsterRunStatus.SUCCESS
@@ -145,15 +164,10 @@ def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_re
     celery: Daemon, fleet: Engine, tmp_path: Path
 ) -> None:
     run = queued(celery)["daily_aggregation_job"]
-    with worker(tmp_path, "one") as first, fleet.connect() as blocker:
-        # It waits for this session when it writes.
-        blocker.execute(text("LOCK TABLE database_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+    with worker(tmp_path, "one") as first, writing_held_up(fleet):
         celery.start(run)
         celery.until(run, dg.DagsterRunStatus.STARTED)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while dg.DagsterEventType.STEP_START not in celery.event_types(run):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(lambda: dg.DagsterEventType.STEP_START in celery.event_types(run))
         first.kill_what_executes()
         celery.until(run, dg.DagsterRunStatus.FAILURE)
 
