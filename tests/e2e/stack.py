@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import pytest
 from sqlalchemy import Engine, text
@@ -47,16 +46,7 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 def ask(port: int, query: str, **variables: object) -> Any:
-    """The data of an answer. After a restart of its storage the webserver fails once for each connection it had."""
-    for _ in range(10):
-        try:
-            return _answer(port, query, variables)
-        except HTTPError:
-            time.sleep(0.2)
-    pytest.fail("the webserver does not recover")
-
-
-def _answer(port: int, query: str, variables: dict[str, object]) -> Any:
+    """The data of an answer."""
     body = json.dumps({"query": query, "variables": variables}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/graphql", data=body, headers={"Content-Type": "application/json"}

@@ -100,8 +100,10 @@ class _Runs(PostgresRunStorage):
     """The runs; the one of the parts that is told when the instance is closed."""
 
     def optimize_for_webserver(self, statement_timeout: int, *_: int, **__: int) -> None:
-        """Limit statements, in milliseconds, on all connections opened from now on."""
+        """Limit the statements of all parts, in milliseconds."""
         event.listen(self._engine, "connect", lambda opened, _: set_pg_statement_timeout(opened, statement_timeout))
+        # Those that are open already have no limit.
+        self._engine.dispose()
 
     def dispose(self) -> None:
         """Close the connections."""

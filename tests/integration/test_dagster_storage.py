@@ -1,0 +1,80 @@
+"""Dagster's storage as the shipped dagster.yaml names it: connections are kept, tried before use, and limited."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.orchestration.private.postgres import PooledPostgresStorage
+from capacity_assets.storage.engine import disposed
+
+OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def storage(shipped_instance: dg.DagsterInstance) -> Iterator[Engine]:  # noqa: ARG001 -- sets the variable
+    """Connections of one's own to the database of Dagster."""
+    with disposed(create_engine(os.environ["DAGSTER_POSTGRES_URL"])) as engine:
+        yield engine
+
+
+def connections(storage: Engine) -> set[int]:
+    """The processes of the server that serve others."""
+    with storage.connect() as connection:
+        return set(connection.execute(text(f"SELECT pid {OTHERS}")).scalars())
+
+
+def ask_every_part(instance: dg.DagsterInstance) -> None:
+    assert instance.get_runs() == []
+    assert instance.get_latest_materialization_event(dg.AssetKey("daily_database_size_aggregations")) is None
+    assert list(instance.all_instigator_state()) == []
+
+
+def test_the_parts_of_an_instance_share_one_connection_and_keep_it(
+    shipped_instance: dg.DagsterInstance, storage: Engine
+) -> None:
+    ask_every_part(shipped_instance)
+    kept = connections(storage)
+    assert len(kept) == 1
+    ask_every_part(shipped_instance)
+    assert connections(storage) == kept
+
+
+def test_an_instance_does_not_notice_that_its_connection_was_cut(
+    shipped_instance: dg.DagsterInstance, storage: Engine
+) -> None:
+    ask_every_part(shipped_instance)
+    before = connections(storage)
+    with storage.begin() as connection:
+        connection.execute(text(f"SELECT pg_terminate_backend(pid, 10000) {OTHERS}"))
+    ask_every_part(shipped_instance)
+    assert not before & connections(storage)
+
+
+def test_the_web_server_limits_statements_on_connections_that_are_open_already_too(
+    shipped_instance: dg.DagsterInstance,
+) -> None:
+    ask_every_part(shipped_instance)
+    shipped_instance.optimize_for_webserver(statement_timeout=50, pool_recycle=3600, max_overflow=20)
+    for part in (shipped_instance.run_storage, shipped_instance.schedule_storage):
+        with part.connect() as connection, pytest.raises(DBAPIError, match="statement timeout"):
+            connection.execute(text("SELECT pg_sleep(10)"))
+
+
+def test_a_closed_storage_leaves_no_connection(shipped_instance: dg.DagsterInstance, storage: Engine) -> None:
+    ask_every_part(shipped_instance)
+    before = connections(storage)
+    other = PooledPostgresStorage(os.environ["DAGSTER_POSTGRES_URL"])
+    assert other.run_storage.get_runs() == []
+    assert len(connections(storage)) == len(before) + 1
+    other.run_storage.dispose()
+    # A server process ends shortly after its client has gone.
+    deadline = time.monotonic() + 10
+    while connections(storage) != before:
+        assert time.monotonic() < deadline
