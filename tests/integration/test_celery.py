@@ -129,7 +129,7 @@ def queued(daemon: Daemon) -> dict[str, dg.DagsterRun]:
     return found
 
 
-def test_two_workers_work_side_by_side_and_a_run_of_a_share_goes_to_the_one_of_its_zone(
+def test_a_worker_leaves_a_second_run_to_another_and_a_run_of_a_share_to_the_one_of_its_zone(
     celery: Daemon, fleet: Engine, tmp_path: Path
 ) -> None:
     weekly = queued(celery)["weekly_aggregation_job"]
@@ -138,19 +138,25 @@ def test_two_workers_work_side_by_side_and_a_run_of_a_share_goes_to_the_one_of_i
     of_zone = celery.instance.get_run_by_id(other_day.run_id)
     assert of_zone is not None
 
-    with worker(tmp_path, "one") as one, worker(tmp_path, "two") as two:
+    with ExitStack() as started:
+        one = started.enter_context(worker(tmp_path, "one"))
         with writing_held_up(fleet):
             for run in (daily, weekly):
                 celery.start(run)
-            # Neither run can end here, so whoever has one is busy when the other comes.
+            wait_until(lambda: one.received == 1)
+            # The first would have taken the second run in the seconds in which another worker begins.
+            two = started.enter_context(worker(tmp_path, "two"))
             wait_until(lambda: one.received + two.received == 2)
             assert [one.received, two.received] == [1, 1]
         for run in (daily, weekly):
             assert celery.wait(run).status is dg.DagsterRunStatus.SUCCESS
-        with worker(tmp_path, "eu", "zone-eu") as in_zone:
-            celery.start(of_zone)
-            assert celery.wait(of_zone).status is dg.DagsterRunStatus.SUCCESS
-            assert [one.received, two.received, in_zone.received] == [1, 1, 1]
+        in_zone = started.enter_context(worker(tmp_path, "eu", "zone-eu"))
+        celery.start(of_zone)
+        assert celery.wait(of_zone).status is dg.DagsterRunStatus.SUCCESS
+        assert [one.received, two.received, in_zone.received] == [1, 1, 1]
+    written = [file.read_text() for file in tmp_path.rglob("dagster_celery_config.py")]
+    assert len(written) == 3
+    assert not [text for text in written if "redis" in text]
 
     assert {row["period_type"] for row in stored(fleet, DATABASE)} == {"daily", "weekly"}
     assert {row["period_start"] for row in stored(fleet, DATABASE, "daily")} == {day_of(daily), day_of(other_day)}
