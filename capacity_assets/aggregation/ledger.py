@@ -203,8 +203,15 @@ class Ledger:
             return self.within(connection).left(period, level, windows, patience_seconds=patience_seconds)
 
     def within(self, connection: Connection) -> WindowsLeft:
-        """Return what answers as the transaction of `connection` sees the ledger."""
+        """Return what answers as the transaction of `connection` sees the ledger; `gather` before."""
         return WindowsLeft(connection, self._parameters, self._lookups)
+
+    def gather(self, kept: str) -> None:
+        """Take over the changes that the nodes of a cluster recorded; `kept` is said where one does not answer."""
+        try:
+            gather_records(self._engine)
+        except NodeError as error:
+            raise DatabaseError(f"{error} {kept}", transient=not error.refused) from None
 
     @property
     def _lookups(self) -> Lookups:
@@ -213,10 +220,7 @@ class Ledger:
     @contextmanager
     def _work(self, doing: str, kept: str) -> Iterator[Connection]:
         with database_errors(doing=doing, kept=kept):
-            try:
-                gather_records(self._engine)
-            except NodeError as error:
-                raise DatabaseError(f"{error} {kept}", transient=not error.refused) from None
+            self.gather(kept)
             with self._engine.begin() as connection:
                 yield connection
 

@@ -34,9 +34,13 @@ class Needs:
     kept: KeptSpans
 
     def reason_to_keep(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
-        """Name a window that still needs the samples of `span`, by what the ledger says; or None. Raises DBAPIError."""
+        """Name a window that still needs the samples of `span`, by what the ledger says; or None.
+
+        Raises DBAPIError; DatabaseError where a node of a cluster does not say what was changed there.
+        """
         if not change_tracking_is_on(connection):
             return "a trigger that records changes of samples is missing or off: run `capacity init`"
+        self.ledger.gather("No sample was dropped.")
         for period in self.kept.periods.values():
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):

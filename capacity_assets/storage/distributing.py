@@ -121,14 +121,15 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
 
 
 def _prepare(connection: Connection) -> None:
-    """Give each node the tables that its triggers write to, and stop storing sums of groups."""
+    """Give each node the tables that its triggers write to, with their grants, and stop storing sums of groups."""
     stop_group_tracking(connection)
     for table in RECORDS:
-        statement = str(CreateTable(table, if_not_exists=True).compile(dialect=DIALECT))
-        rows = connection.execute(text("SELECT success, result FROM run_command_on_workers(:one)"), {"one": statement})
-        failed = [row.result for row in rows if not row.success]
-        if failed:
-            raise NodeRefusedError(f"Nothing was changed. A worker refused a table for changes: {failed[0]}.")
+        grants = connection.execute(text(_GRANTS), {"table": table.name}).scalars()
+        for statement in (str(CreateTable(table, if_not_exists=True).compile(dialect=DIALECT)), *grants):
+            asked = text("SELECT success, result FROM run_command_on_workers(:one)")
+            failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
+            if failed:
+                raise NodeRefusedError(f"Nothing was changed. A worker refused a table for changes: {failed[0]}.")
     execute(connection, [_ROW_NUMBER])
 
 
@@ -140,6 +141,14 @@ def _remove_what_was_copied(connection: Connection, table: str) -> None:
 def _has_citus(connection: Connection) -> bool:
     return bool(connection.execute(text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")).scalar())
 
+
+_GRANTS = """
+SELECT format('GRANT %s ON %I TO %I', string_agg(privilege_type, ', '), relname, grantee::regrole::name)
+FROM pg_class, aclexplode(relacl)
+WHERE pg_class.oid = to_regclass(:table) AND grantee NOT IN (0, relowner)
+GROUP BY relname, grantee
+"""
+"""The rights on a table, as statements: Citus copies those of tables that it knows, and these are each node's own."""
 
 _PLACEMENTS = """
 SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
+from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -23,19 +24,21 @@ from capacity_assets.grouping.bills import issue_bill
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
 from capacity_assets.runway.service import RunwayService
+from capacity_assets.storage.distributing import distribute
+from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+DOCS = Path(__file__).parents[2] / "docs"
 ROLES = ("capacity_runner", "capacity_collector", "capacity_reader")
 MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 31))
 
 
 def documented() -> str:
     """The statements of the page, with a password instead of its dots."""
-    section = OPERATIONS.read_text().split("\n### Roles\n")[1]
+    section = (DOCS / "operations.md").read_text().split("\n### Roles\n")[1]
     [statements] = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)[:1]
     return statements.replace("'...'", "'for the test'")
 
@@ -45,6 +48,11 @@ def granted(engine: Engine) -> Iterator[Engine]:
     """The roles, as the page makes them."""
     with engine.begin() as connection:
         connection.exec_driver_sql(documented())
+    if is_distributed(engine):
+        [further] = re.findall(r"  ```sql\n(.*?)```", (DOCS / "scale.md").read_text(), re.DOTALL)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(further)
+        distribute(engine)
     yield engine
     with engine.begin() as connection:
         for role in ROLES:
@@ -107,6 +115,7 @@ def test_the_collector_adds_and_corrects_samples_which_are_noted_and_reads_no_fi
         for statement in ("SELECT * FROM database_size_aggregations", "UPDATE instances SET host = 'elsewhere'"):
             with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
                 connection.execute(text(statement))
+    Ledger(granted).gather("")
     with granted.connect() as connection:
         recorded = connection.execute(
             text("SELECT DISTINCT table_name FROM capacity_sample_changes ORDER BY 1")
@@ -118,7 +127,8 @@ def test_the_collector_measures_and_imports(
     granted: Engine, database: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = granted.url
-    register(granted, [Server("own", "postgresql", str(url.query["host"]), password_from="own")])  # noqa: S106 -- where
+    host = str(url.host or url.query["host"])
+    register(granted, [Server("own", "postgresql", host, url.port, password_from="own")])  # noqa: S106 -- where
     as_collector = database.update_query_dict({"options": "-c role=capacity_collector"})
     monkeypatch.setenv("CAPACITY_DATABASE_URL", as_collector.render_as_string(hide_password=False))
     (tmp_path / "x.csv").write_text("server,database,day,size_mb\nown,before,2025-01-01,7\n")
@@ -142,4 +152,4 @@ def test_the_reader_sees_the_views_and_nothing_else(database: URL) -> None:
                     connection.execute(text(f"SELECT * FROM {view}"))
             assert connection.execute(text("SELECT count(*) FROM capacity_growth")).scalar_one() == 0
         with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
-            connection.execute(text("SELECT * FROM instances"))
+            connection.execute(text("SELECT * FROM capacity_collection_targets"))

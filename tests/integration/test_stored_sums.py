@@ -72,6 +72,9 @@ def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
     event.remove(engine, "before_cursor_execute", watch)
 
 
+MIXED = "reads days and stored months in one statement"
+
+
 @pytest.fixture
 def filled(engine: Engine) -> Engine:
     fill(engine)
@@ -82,6 +85,7 @@ def starts(period: str, *days: str) -> list[tuple[str, date]]:
     return [(period, date.fromisoformat(day)) for day in days]
 
 
+@pytest.mark.single_server(MIXED)
 def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(filled: Engine) -> None:
     service = AggregationService(filled, fixed_clock())
     service.aggregate(MONTHLY, windows("monthly"))
@@ -104,6 +108,7 @@ def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(filled: Engi
     assert year["database"] == starts("quarterly", *quarters)
 
 
+@pytest.mark.single_server(MIXED)
 def test_the_newest_month_reads_its_own_days_only(filled: Engine) -> None:
     service = AggregationService(filled, fixed_clock())
     service.aggregate(MONTHLY, windows("monthly")[:-1])
@@ -115,6 +120,7 @@ def test_the_newest_month_reads_its_own_days_only(filled: Engine) -> None:
     assert read["database"] == [*starts("monthly", "2024-12-01", "2025-11-01"), *own]
 
 
+@pytest.mark.single_server(MIXED)
 @pytest.mark.parametrize(
     ("statement", "unusable"),
     [
@@ -152,6 +158,7 @@ def test_a_month_that_may_not_hold_todays_samples_is_read_day_by_day(
     assert own - set(read["database"]) == set(starts("monthly", *unusable))
 
 
+@pytest.mark.single_server(MIXED)
 @pytest.mark.parametrize(
     ("statement", "recomputed"),
     [
@@ -181,6 +188,7 @@ def test_a_month_whose_rows_are_not_what_its_days_give_is_read_day_by_day(
     assert ("monthly", date(2024, 4, 1)) in read["database"]
 
 
+@pytest.mark.single_server(MIXED)
 def test_samples_that_left_with_their_partition_are_not_taken_from_a_stored_month(filled: Engine) -> None:
     """Computed from the days they would be missing, and retention must not decide what a figure says."""
     service = AggregationService(filled, fixed_clock())

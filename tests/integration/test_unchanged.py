@@ -60,9 +60,10 @@ def months_read(engine: Engine, service: AggregationService) -> dict[str, list[i
     found: dict[str, list[int]] = {}
 
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
-        if statement.startswith("WITH windows"):
+        # On one server it is one statement per slice, on a cluster one that counts and one that writes.
+        if isinstance(parameters, dict) and {"starts", "wanted"} <= parameters.keys():
             level = "database" if "database_size_stats" in statement else "instance"
-            asked = zip(parameters["starts"], parameters["wanted"], strict=True)  # type: ignore[index]
+            asked = zip(parameters["starts"], parameters["wanted"], strict=True)
             found[level] = [start.month for start, wanted in asked if wanted]
 
     event.listen(engine, "before_cursor_execute", watch)
