@@ -16,6 +16,7 @@ from capacity_assets.storage.distribution import (
     DISTRIBUTED,
     RECORDS,
     ROW_NUMBER_FUNCTION,
+    allow_triggers,
     ask_again,
     change_shards_in_turn,
     distributed_tables,
@@ -108,8 +109,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             change_shards_in_turn(connection)
-            # "Unsafe" because a trigger on a shard must not look at other shards; ours look at nothing but their rows.
-            connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
+            allow_triggers(connection)
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
             _remove_what_was_copied(connection, table.name)
         tell(table.name)
@@ -143,10 +143,10 @@ def _has_citus(connection: Connection) -> bool:
 
 
 _GRANTS = """
-SELECT format('GRANT %s ON %I TO %I', string_agg(privilege_type, ', '), relname, grantee::regrole::name)
-FROM pg_class, aclexplode(relacl)
-WHERE pg_class.oid = to_regclass(:table) AND grantee NOT IN (0, relowner)
-GROUP BY relname, grantee
+SELECT format('DO $do$ BEGIN IF NOT has_table_privilege(%1$L, %2$L, %3$L) THEN GRANT %3$s ON %2$I TO %1$I; END IF; '
+              'END $do$', grantee::regrole::name, relname, privilege_type)
+FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner)))
+WHERE pg_class.oid = to_regclass(:table) AND grantee <> 0
 """
 """The rights on a table, as statements: Citus copies those of tables that it knows, and these are each node's own."""
 

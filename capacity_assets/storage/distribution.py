@@ -80,6 +80,15 @@ def change_shards_in_turn(connection: Connection) -> None:
     connection.execute(text("SET LOCAL citus.multi_shard_modify_mode = 'sequential'"))
 
 
+def allow_triggers(connection: Connection) -> None:
+    """Let the transaction make and drop our triggers on distributed tables.
+
+    "Unsafe", in the setting's words, because a trigger on a shard must not look at other shards; ours look at nothing
+    but their rows.
+    """
+    connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
+
+
 class NodeError(Exception):
     """A node did not do what it was asked; the text says which and why. What is `refused` stays so by itself."""
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.storage.adoption import comment_steps, default_partition_steps, plan_table, widened_columns
 from capacity_assets.storage.change_tracking import change_tracking_steps
+from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
@@ -103,6 +104,9 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INIT_LOCK})
         connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
+        if distributed_tables(connection):
+            change_shards_in_turn(connection)
+            allow_triggers(connection)
         revision = _revision(connection)
         if reads_cells(connection):
             raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])

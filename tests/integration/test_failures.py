@@ -16,6 +16,7 @@ from capacity_assets.foundation.errors import DatabaseError, NotFoundError, Vali
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Window
+from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import UnreachableError, capacity_engine, ensure_reachable
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
@@ -210,8 +211,9 @@ def test_a_connection_killed_between_slices_keeps_what_was_committed_and_a_repet
         commits += 1
 
     def terminate(connection: Any, _cursor: object, statement: str, *_: object) -> None:
-        # The look into the ledger, the entry there, the look for stored sums, and two slices.
-        if commits == 5 and "instance_size_aggregations" in statement:
+        # The look into the ledger, the entry there, the look for stored sums, and two slices; on a cluster, the nodes
+        # are asked for changes before each of the first three.
+        if commits == (8 if is_distributed(other) else 5) and "instance_size_aggregations" in statement:
             pid = connection.connection.driver_connection.info.backend_pid
             with other.connect() as killer:
                 killer.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})

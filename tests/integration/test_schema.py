@@ -35,6 +35,7 @@ from capacity_assets.storage.views import VIEWS
 from tests import oracle
 from tests.clocks import fixed_clock
 from tests.fleet import figures, load_sample, stored
+from tests.integration.test_ledger import execute
 from tests.integration.test_legacy_figures import _raw
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 
@@ -90,6 +91,7 @@ def test_running_init_again_changes_nothing(empty_engine: Engine) -> None:
     assert initialise(empty_engine) == ()
 
 
+@pytest.mark.single_server("drops a table, which a cluster has to distribute again")
 def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE instance_size_stats CASCADE"))
@@ -125,8 +127,7 @@ def test_init_mends_what_was_dropped_after_it_ran(engine: Engine) -> None:
     ],
 )
 def test_init_mends_the_triggers_that_note_changes_and_check_tells_before(engine: Engine, damage: str) -> None:
-    with engine.begin() as connection:
-        connection.exec_driver_sql(damage)
+    execute(engine, damage)
     missing = NOT_RECORDED.format("database_size_stats")
     assert schema_state(engine).shortcomings == (missing,)
 
@@ -257,6 +258,7 @@ VALUES (7, 'monthly', '2025-03-01', '2025-03-31', 50, 50, 50, 50, 31, 1)
 """
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_a_database_without_stored_groups_gets_those_of_the_windows_it_has(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text(f"DROP TABLE {', '.join(NEW_IN_0011)} CASCADE"))
@@ -338,6 +340,7 @@ ADDED_LATER = {
 }
 
 
+@pytest.mark.single_server("has a revision of before tables could be distributed")
 @pytest.mark.parametrize("former", FORMER_REVISIONS)
 def test_a_database_of_each_former_revision_becomes_the_same_as_a_new_one_and_keeps_its_rows(
     former: str, engine: Engine, clock: Clock

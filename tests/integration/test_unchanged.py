@@ -192,6 +192,7 @@ def test_notes_of_foreign_writes_are_forgotten_after_a_day_but_not_what_follows_
     engine: Engine, computed: AggregationService
 ) -> None:
     execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
+    computed.ledger.gather("")
     execute(engine, "UPDATE capacity_invalidations SET changed_at = changed_at - interval '2 days'")
 
     computed.aggregate("monthly", MONTHS[:1], RECOMPUTE)

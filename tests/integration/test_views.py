@@ -199,6 +199,7 @@ def test_a_view_whose_columns_were_others_is_made_anew_unless_somebody_built_on_
     assert rows(engine, f"{granted} AND grantee = 'PUBLIC'") == [{"found": 1}]
 
 
+@pytest.mark.single_server("reads without a right on the tables below")
 def test_who_may_read_the_views_needs_no_right_on_the_tables(engine: Engine) -> None:
     filling_fleet(engine)
     with engine.begin() as connection:
