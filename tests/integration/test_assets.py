@@ -158,6 +158,7 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
     }
 
 
+@pytest.mark.single_server("fails a window without the one after it, by figures out of range")
 def test_one_failing_instance_is_named_in_its_partition_and_the_run_succeeds(
     settings: Settings, engine: Engine
 ) -> None:
@@ -291,6 +292,7 @@ SAME_KEY = (
 )
 
 
+@pytest.mark.single_server("has the run wait in its own session, not in that of a node")
 def test_a_connection_killed_in_mid_statement_is_retried_in_the_run_and_nothing_is_doubled(
     settings: Settings, engine: Engine
 ) -> None:
@@ -311,6 +313,7 @@ def test_a_connection_killed_in_mid_statement_is_retried_in_the_run_and_nothing_
     assert [row["avg_size_mb"] for row in stored(engine, DATABASE)] == [11]
 
 
+@pytest.mark.single_server("has the run wait in its own session, not in that of a node")
 def test_a_deadlock_is_retried_in_the_run(settings: Settings, engine: Engine) -> None:
     """The run waits for a row of ours, and we wait for a row the run wrote before: PostgreSQL ends one of the two."""
     add_instances(engine, [1])
@@ -346,6 +349,7 @@ def test_a_read_only_database_is_permanent_and_not_retried(settings: Settings, e
     assert "Repeating it will not help" in failure_text(result)
 
 
+@pytest.mark.single_server("makes a trigger per row")
 def test_a_full_disk_is_permanent_and_not_retried(settings: Settings, engine: Engine) -> None:
     """The kernel's own answer: PostgreSQL writes to a device that is always full, in the middle of our statement."""
     add_instances(engine, [1])

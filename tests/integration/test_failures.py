@@ -216,7 +216,7 @@ def test_a_connection_killed_between_slices_keeps_what_was_committed_and_a_repet
         if commits == (8 if is_distributed(other) else 5) and "instance_size_aggregations" in statement:
             pid = connection.connection.driver_connection.info.backend_pid
             with other.connect() as killer:
-                killer.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+                killer.execute(text("SELECT pg_terminate_backend(CAST(:pid AS integer))"), {"pid": pid})
 
     event.listen(engine, "commit", count_commits)
     event.listen(engine, "before_cursor_execute", terminate)

@@ -177,6 +177,7 @@ def test_a_hundred_thousand_samples_imported_again_become_a_bounded_number_of_ru
     assert sum(run.job_name == "daily_aggregation_job" for run in daemon.runs()) == 3
 
 
+@pytest.mark.single_server("renames its database")
 @pytest.mark.usefixtures("computed")
 def test_a_database_that_is_away_fails_the_tick_with_a_readable_reason_and_the_next_one_works(
     daemon: Daemon, engine: Engine

@@ -20,6 +20,7 @@ from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, s
 from tests.integration.test_failures import FIRST_WEEK
 
 
+@pytest.mark.single_server("counts the statements of a single server")
 def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_windows(engine: Engine) -> None:
     service = AggregationService(engine, fixed_clock())
     counts = {}
@@ -50,6 +51,7 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
     assert set(counts.values()) == {47}, expected
 
 
+@pytest.mark.single_server("reads the plan or the settings of its statement")
 @pytest.mark.parametrize(("last_day", "merges"), [(date(2025, 1, 31), "on"), (date(2025, 3, 12), "off")])
 def test_of_many_windows_databases_are_not_merged_with_their_last_values_by_name(
     engine: Engine, service: AggregationService, last_day: date, merges: str
@@ -70,6 +72,7 @@ def test_of_many_windows_databases_are_not_merged_with_their_last_values_by_name
     assert seen == {merges}
 
 
+@pytest.mark.single_server("reads the plan or the settings of its statement")
 @pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
 @pytest.mark.parametrize("days", [1, 7], ids=["one window", "several windows"])
 def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothing_of_them(
@@ -148,6 +151,7 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
     assert run.total("written_records") == 500
 
 
+@pytest.mark.single_server("counts the statements of a single server")
 def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_alone(
     engine: Engine, service: AggregationService
 ) -> None:
@@ -175,6 +179,7 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     assert {row["size_change_mb"] for row in rows} == {1}, "compared with the day before, which was not asked for"
 
 
+@pytest.mark.single_server("reads the plan or the settings of its statement")
 def test_every_slice_is_planned_for_its_own_windows_and_servers(engine: Engine) -> None:
     """From the eleventh execution on PostgreSQL may turn to one plan for all, which knows no window and no server."""
     servers, slices = range(1, 201), 20
