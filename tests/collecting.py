@@ -12,9 +12,11 @@ from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.installed import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import CollectionSummary
+from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.locks import CapacityLockManager
 from tests.clocks import TODAY, fixed_clock
+from tests.servers import PostgresServer
 
 
 class Collection:
@@ -61,3 +63,24 @@ class Collection:
         with self.engine.connect() as connection:
             found = connection.execute(query, {"server": server, "day": day}).first()
         return None if found is None else (found[0], found[1])
+
+
+PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
+
+
+def at(server: PostgresServer, collection: Collection, name: str = "pg", **values: object) -> Server:
+    """The server as it is registered; by default with the right password."""
+    known = {
+        "port": server.port,
+        "username": "capacity_probe",
+        "password_from": collection.password(f"{name}-password", PASSWORD),
+    }
+    return Server(name, "postgresql", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
+
+
+def failures(summary: object) -> dict[str, tuple[str, str]]:
+    return {failure.server: (failure.kind.value, failure.reason) for failure in summary.failures}  # type: ignore[attr-defined]
+
+
+def ceiling_mb(size_bytes: int) -> int:
+    return -(-size_bytes // 1024**2)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
-from sqlalchemy import Engine, Table, insert, select
+from sqlalchemy import Engine, Table, insert, select, text
 
 from capacity_assets.foundation.levels import Level
+from capacity_assets.periods import PERIODS
 from capacity_assets.storage.tables import database_size_stats, instance_size_stats, instances
 
 SAMPLE = Path(__file__).with_name("sample")
@@ -106,3 +107,24 @@ def _value(text: str) -> object:
 def load_sample(engine: Engine) -> None:
     for table in (instances, database_size_stats, instance_size_stats):
         load_csv(engine, table)
+
+
+LARGEST_BIGINT = 2**63 - 1
+FIRST_WEEK = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 7))
+
+
+def add_overflowing_instance(engine: Engine, instance_id: int, day: date) -> None:
+    """Two live rows on one day, as a legacy table without its unique index may hold; their sum fits no bigint."""
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX IF EXISTS uq_instance_size_stats_instance_date"))
+    rows = totals(instance_id, day.isoformat(), [(LARGEST_BIGINT, 1)])
+    add_instance_sizes(engine, [*rows, *rows])
+
+
+def _raw(engine: Engine, level: Level) -> dict[tuple[object, ...], list[Row]]:
+    with engine.connect() as connection:
+        rows = [dict(row) for row in connection.execute(level.source.select()).mappings()]
+    by_key: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        by_key.setdefault(tuple(row[key] for key in level.keys), []).append(row)
+    return by_key

@@ -19,10 +19,9 @@ from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.clocks import fixed_clock
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.integration.test_assets import QUICK_RETRIES, QUIET
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 from tests.receiver import Receiver, receiving
+from tests.runs import QUICK_RETRIES, QUIET
 
 
 @pytest.fixture

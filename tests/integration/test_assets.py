@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from datetime import date, timedelta
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -15,7 +14,6 @@ from capacity_assets.foundation import locks
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.lock_errors import LockHeldError
 from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
 from capacity_assets.storage.tables import database_size_stats
@@ -25,41 +23,21 @@ from tests.fleet import (
     add_database_sizes,
     add_instance_sizes,
     add_instances,
+    add_overflowing_instance,
     figures,
     load_sample,
     sizes,
     stored,
     totals,
 )
-from tests.integration.test_failures import add_overflowing_instance
 from tests.profiles import PROFILE
+from tests.runs import QUIET, metadata_of, run_range
 
 DATABASES = "daily_database_aggregations"
-# As many retries as the real policy has, without its pauses.
-QUICK_RETRIES = dg.RetryPolicy(max_retries=RETRIES.max_retries, delay=0.5)
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-def run_range(settings: Settings, job: str, first: str, last: str, **options: Any) -> dg.ExecuteInProcessResult:
-    definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)), retries=QUICK_RETRIES)
-    return definitions.resolve_job_def(job).execute_in_process(
-        tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
-        run_config=QUIET | options.pop("run_config", {}),
-        raise_on_error=False,
-        **options,
-    )
 
 
 def retries(result: dg.ExecuteInProcessResult) -> int:
     return len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"])
-
-
-def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, Any]]:
-    return {
-        str(event.partition): {key: value.value for key, value in event.materialization.metadata.items()}
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey(asset)
-    }
 
 
 def fill_days(engine: Engine, count: int) -> None:

@@ -15,9 +15,8 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.integration.test_assets import run_range
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
+from tests.runs import run_range
 
 MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 31))
 FIRST_DAYS = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 3))

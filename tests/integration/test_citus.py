@@ -35,7 +35,7 @@ from tests import citus
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
-from tests.integration.test_ledger import execute
+from tests.ledger import execute
 from tests.profiles import HISTORIES
 
 PROGRAMS = os.environ.get(citus.VARIABLE)

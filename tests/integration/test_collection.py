@@ -22,43 +22,12 @@ from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.lock_errors import SAMPLES, LockHeldError
 from tests.clocks import SHANGHAI, TODAY
-from tests.collecting import Collection
+from tests.collecting import PASSWORD, Collection, at, failures
 from tests.servers import PostgresServer, postgres_offers_tls, postgres_server, silent_socket
 
-PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
+pytestmark = pytest.mark.usefixtures("collection_login", "measured_databases")
 YESTERDAY = TODAY - timedelta(days=1)
 MIB = 1024**2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def reader(measured_postgres: PostgresServer) -> None:
-    """The login of the collection, made by the very statements that are documented."""
-    measured_postgres.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
-
-
-@pytest.fixture(autouse=True)
-def fresh(measured_postgres: PostgresServer) -> Iterator[None]:
-    """Two databases, as the server's users would have them."""
-    measured_postgres.execute('CREATE DATABASE "orders"', 'CREATE DATABASE "Ünïcødé; --"')
-    yield
-    with measured_postgres.admin() as connection:
-        rows = connection.execute("SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'")
-        names = [row[0] for row in rows]
-    measured_postgres.execute(*(f'DROP DATABASE "{name}" WITH (FORCE)' for name in names))
-
-
-def at(server: PostgresServer, collection: Collection, name: str = "pg", **values: object) -> Server:
-    """The server as it is registered; by default with the right password."""
-    known = {
-        "port": server.port,
-        "username": "capacity_probe",
-        "password_from": collection.password(f"{name}-password", PASSWORD),
-    }
-    return Server(name, "postgresql", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
-
-
-def failures(summary: object) -> dict[str, tuple[str, str]]:
-    return {failure.server: (failure.kind.value, failure.reason) for failure in summary.failures}  # type: ignore[attr-defined]
 
 
 def test_what_is_stored_is_what_the_server_says_and_the_total_is_its_sum(

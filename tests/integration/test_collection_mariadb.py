@@ -14,10 +14,9 @@ from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from tests.clocks import TODAY
-from tests.collecting import Collection
+from tests.collecting import PASSWORD, Collection, ceiling_mb, failures
 from tests.servers import MariaDBServer, mariadb_server
 
-PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
 YESTERDAY = TODAY - timedelta(days=1)
 HOSTILE = "a-b/c.d @ä日'"
 
@@ -58,14 +57,6 @@ def at(server: MariaDBServer, collection: Collection, name: str = "shop", **valu
         "password_from": collection.password(f"{name}-password", PASSWORD),
     }
     return Server(name, "mariadb", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
-
-
-def failures(summary: object) -> dict[str, tuple[str, str]]:
-    return {failure.server: (failure.kind.value, failure.reason) for failure in summary.failures}  # type: ignore[attr-defined]
-
-
-def ceiling_mb(size_bytes: int) -> int:
-    return -(-size_bytes // 1024**2)
 
 
 def test_sizes_are_those_of_the_files_rounded_up_and_names_are_decoded(

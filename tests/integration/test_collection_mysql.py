@@ -9,8 +9,7 @@ import pytest
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
-from tests.collecting import Collection
-from tests.integration.test_collection_mariadb import PASSWORD, ceiling_mb, failures
+from tests.collecting import PASSWORD, Collection, ceiling_mb, failures
 from tests.servers import MySQLServer
 
 HOSTILE = ("a/b", "a-b/c.d @\u00e4\u65e5'", 'quo"te', "\u00fcber", "UPPER", "x" * 64, "a")

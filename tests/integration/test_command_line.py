@@ -23,9 +23,16 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.command import capacity
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
+from tests.fleet import (
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    add_overflowing_instance,
+    sizes,
+    stored,
+    totals,
+)
 from tests.forked import run_forked
-from tests.integration.test_failures import add_overflowing_instance
 
 
 @pytest.mark.usefixtures("sample")

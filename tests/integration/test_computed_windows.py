@@ -14,8 +14,7 @@ from capacity_assets.orchestration.marking import COMPUTED_WINDOWS_SENSOR
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
-from tests.fleet import add_instances, load_sample
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import add_instances, add_overflowing_instance, load_sample
 
 MONTHLY = PERIODS["monthly"]
 MONTHS = MONTHLY.windows_between(date(2025, 2, 1), date(2025, 4, 30))

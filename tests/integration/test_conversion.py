@@ -25,8 +25,8 @@ from capacity_assets.storage.schema import SchemaProblemsError, initialise, sche
 from tests.clocks import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, figures, load_sample, sizes
 from tests.forked import run_forked
-from tests.integration.test_maintenance import everything, keeper, rows_by_partition
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
+from tests.partitions import everything, keeper, rows_by_partition
 from tests.profiles import PROFILE
 
 ADVICE = "Drop it, run `capacity partition`, and create it again."

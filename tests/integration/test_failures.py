@@ -19,20 +19,20 @@ from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import UnreachableError, capacity_engine, ensure_reachable
 from tests.clocks import fixed_clock
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
+from tests.fleet import (
+    FIRST_WEEK,
+    LARGEST_BIGINT,
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    add_overflowing_instance,
+    sizes,
+    stored,
+    totals,
+)
 
-LARGEST_BIGINT = 2**63 - 1
 MARCH = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
-FIRST_WEEK = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 7))
 INSTANCE_LEVEL = RunOptions(("instance",))
-
-
-def add_overflowing_instance(engine: Engine, instance_id: int, day: date) -> None:
-    """Two live rows on one day, as a legacy table without its unique index may hold; their sum fits no bigint."""
-    with engine.begin() as connection:
-        connection.execute(text("DROP INDEX IF EXISTS uq_instance_size_stats_instance_date"))
-    rows = totals(instance_id, day.isoformat(), [(LARGEST_BIGINT, 1)])
-    add_instance_sizes(engine, [*rows, *rows])
 
 
 def test_an_instance_whose_sum_overflows_fails_alone_and_is_named(engine: Engine, service: AggregationService) -> None:

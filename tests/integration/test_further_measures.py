@@ -16,7 +16,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
-from tests.integration.test_ledger import execute, stale
+from tests.ledger import execute, stale
 
 MONTHLY = PERIODS["monthly"]
 MARCH_2025 = MONTHLY.window_of(date(2025, 3, 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from itertools import groupby
 
 import pytest
 from sqlalchemy import Engine, text
@@ -14,13 +13,20 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.distribution import gather_records, is_distributed
+from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
-from tests.integration.test_failures import add_overflowing_instance
-
-FIRST, LAST = date(2025, 1, 1), date(2025, 7, 20)
+from tests.fleet import (
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    add_overflowing_instance,
+    figures,
+    sizes,
+    stored,
+    totals,
+)
+from tests.ledger import compute_everything, execute, recorded, redo, stale
 
 
 def half_a_year_of_two_servers(engine: Engine) -> None:
@@ -38,36 +44,6 @@ PREPARED = {"computed": half_a_year_of_two_servers}
 def computed(service: AggregationService) -> AggregationService:
     """Two servers with samples of half a year, every window computed."""
     return service
-
-
-def compute_everything(service: AggregationService, *, recompute: bool = False) -> int:
-    options = RunOptions(recompute=recompute)
-    runs = [service.aggregate(period, period.windows_between(FIRST, LAST), options) for period in PERIODS.values()]
-    return sum(run.total("written_records") for run in runs)
-
-
-def redo(service: AggregationService) -> None:
-    """What the sensor has runs do."""
-    for (period, level), windows in groupby(service.ledger.stale(), key=lambda stale: (stale.period_type, stale.level)):
-        service.aggregate(period, [stale.window for stale in windows], RunOptions((level,)))
-
-
-def stale(service: AggregationService) -> set[tuple[str, str, str]]:
-    return {(found.level, found.period_type, found.window.key) for found in service.ledger.stale()}
-
-
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        # On a cluster, triggers of distributed tables are changed by who says so.
-        connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
-        connection.execute(text(statement))
-
-
-def recorded(engine: Engine) -> list[tuple[str, date]]:
-    gather_records(engine)
-    with engine.connect() as connection:
-        rows = connection.execute(text("SELECT table_name, collected_date FROM capacity_sample_changes ORDER BY 1, 2"))
-        return [tuple(row) for row in rows]
 
 
 def test_nothing_is_stale_after_everything_was_computed_and_the_log_of_changes_is_empty(

@@ -15,7 +15,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from tests import oracle
 from tests.clocks import fixed_clock
-from tests.fleet import SAMPLE, Row, figures, load_sample
+from tests.fleet import SAMPLE, Row, _raw, figures, load_sample
 
 FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 7, 20)
 LEGACY_PERIODS = ("daily", "weekly", "monthly", "quarterly")
@@ -70,15 +70,6 @@ def test_all_columns_but_change_growth_and_trend_agree_with_the_legacy_rows(comp
         if row[name] != as_text(ours[key][name])
     ]
     assert differences == []
-
-
-def _raw(engine: Engine, level: Level) -> dict[tuple[object, ...], list[Row]]:
-    with engine.connect() as connection:
-        rows = [dict(row) for row in connection.execute(level.source.select()).mappings()]
-    by_key: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        by_key.setdefault(tuple(row[key] for key in level.keys), []).append(row)
-    return by_key
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import task_runner
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 
 NEWER = """
 CREATE TABLE task_runs (

@@ -3,84 +3,41 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, Table, select, text
+from sqlalchemy import Engine, select, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.errors import DatabaseError
-from capacity_assets.periods import PERIODS, Period
+from capacity_assets.periods import PERIODS
 from capacity_assets.retention import maintenance
-from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.report import MaintenanceError
-from capacity_assets.retention.rules import parse_retention
 from capacity_assets.storage import partition_changes
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.partitions import CAPACITY_TABLES, PARTITIONED, Span, layout_of, span_of, spans_between
+from capacity_assets.storage.partitions import CAPACITY_TABLES, PARTITIONED, Span, span_of, spans_between
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import database_size_aggregations, database_size_stats
 from tests.clocks import TODAY
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.integration.test_ledger import execute
-
-FIRST = date(2025, 1, 1)
-SAMPLE_DAYS = 201
-SHORT = {name: PERIODS[name] for name in ("daily", "quarterly")}
-
-
-def keeper(
-    engine: Engine,
-    rules: str = "raw=forever,daily=forever",
-    periods: Mapping[str, Period] = PERIODS,
-    tell: Callable[[str], None] = print,
-) -> TableMaintenance:
-    return TableMaintenance(engine, FIRST, parse_retention(rules), periods, tell)
-
-
-def partition_names(engine: Engine, table: Table) -> list[str]:
-    with engine.connect() as connection:
-        return [partition.name for partition in layout_of(connection, table).partitions]
-
-
-def rows_by_partition(engine: Engine, table: str) -> dict[str, int]:
-    # On Citus a row lies in a shard, which is called after its partition and bears a number.
-    partition = r"regexp_replace(CAST(tableoid::regclass AS text), '_\d{6,}$', '')"
-    with engine.connect() as connection:
-        query = f"SELECT {partition} AS name, count(*) AS rows FROM {table} GROUP BY 1 ORDER BY 1"
-        return {row.name: row.rows for row in connection.execute(text(query))}
-
-
-def everything(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
-    """Every row of the four tables, all columns, wherever it lies."""
-    with engine.connect() as connection:
-        return {
-            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=str)
-            for table in CAPACITY_TABLES
-        }
+from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
+from tests.ledger import execute
+from tests.partitions import (
+    FIRST,
+    add_two_servers,
+    compute,
+    everything,
+    keeper,
+    partition_names,
+    rows_by_partition,
+)
 
 
 @pytest.fixture
 def fleet(engine: Engine) -> Engine:
     return add_two_servers(engine)
-
-
-def add_two_servers(engine: Engine) -> Engine:
-    """Register two servers with samples from 2025-01-01 to 2025-07-20."""
-    add_instances(engine, [1, 2])
-    for number in (1, 2):
-        add_database_sizes(engine, sizes(number, "orders", "2025-01-01", range(100, 100 + SAMPLE_DAYS)))
-        add_instance_sizes(engine, totals(number, "2025-01-01", [(size, 1) for size in range(100, 100 + SAMPLE_DAYS)]))
-    return engine
-
-
-def compute(service: AggregationService, *periods: str, last: date = TODAY) -> None:
-    for period in periods:
-        service.calculate_period_aggregations(period, FIRST, last)
 
 
 def test_samples_are_cut_by_month_aggregates_by_period_and_month_or_year() -> None:

@@ -18,11 +18,11 @@ from capacity_assets.storage import partition_changes
 from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import initialise
 from tests.clocks import SHANGHAI, fixed_clock
+from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.integration.test_assets import QUICK_RETRIES, QUIET
-from tests.integration.test_command_line import capacity
-from tests.integration.test_maintenance import everything, rows_by_partition
 from tests.legacy import LegacyShape, create_legacy_tables
+from tests.partitions import everything, rows_by_partition
+from tests.runs import QUICK_RETRIES, QUIET
 
 
 def findings(*, subject: str) -> list[tuple[str, str]]:

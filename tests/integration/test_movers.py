@@ -14,9 +14,17 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.orchestration.metadata import summary_text
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
-from tests.integration.test_assets import metadata_of, run_range
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import (
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    add_overflowing_instance,
+    load_sample,
+    sizes,
+    stored,
+    totals,
+)
+from tests.runs import metadata_of, run_range
 
 MARCH = PERIODS["monthly"].window_of(date(2025, 3, 1))
 APRIL = PERIODS["monthly"].window_of(date(2025, 4, 1))

@@ -599,7 +599,7 @@ def test_serve_says_what_is_missing(settings: object, monkeypatch: pytest.Monkey
 
 
 def test_what_readers_may_read_is_what_the_operations_page_grants() -> None:
-    from tests.integration.test_roles import documented
+    from tests.roles import documented
 
     granted = documented().split("CREATE ROLE capacity_reader")[1].split("GRANT SELECT ON ")[1].split(" TO ")[0]
     assert {name.strip() for name in granted.split(",")} == {*READABLE}

@@ -21,8 +21,16 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.databases import end_sessions
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import (
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    add_overflowing_instance,
+    figures,
+    sizes,
+    stored,
+    totals,
+)
 from tests.redis_server import RedisServer
 
 MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 1))

@@ -10,8 +10,7 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from tests.command import capacity
-from tests.fleet import add_instances, stored
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import add_instances, add_overflowing_instance, stored
 
 
 @pytest.mark.usefixtures("sample")

@@ -14,7 +14,7 @@ from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.storage.every_table import metadata
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instances, figures, sizes
-from tests.integration.test_ledger import compute_everything, redo
+from tests.ledger import compute_everything, redo
 from tests.profiles import HISTORIES
 
 DAYS = st.integers(0, 120).map(lambda number: date(2025, 1, 1) + timedelta(days=number))

@@ -7,7 +7,6 @@ import threading
 import time
 from datetime import date
 from html import escape, unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -30,58 +29,10 @@ from capacity_assets.runway.issued import Band
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+from tests.report_pages import Page
 
 MONTHLY = PERIODS["monthly"]
 FEBRUARY = MONTHLY.window_of(date(2025, 2, 1))
-
-
-@pytest.fixture
-def every_kind(engine: Engine, service: AggregationService) -> Engine:
-    """January and February with one database of each kind; server 3 was not measured in January, 4 not in February."""
-    add_instances(engine, [1, 3, 4])
-    add_instances(engine, [2], db_type="mysql")
-    add_instances(engine, [5], is_active=False)
-    histories = {
-        (1, "grows"): (100, 150),
-        (1, "shrinks"): (80, 50),
-        (1, "stays"): (7, 7),
-        (2, "new"): (None, 30),
-        (2, "gone"): (20, None),
-        (2, "kept"): (1, 1),
-        (3, "appeared"): (None, 500),
-        (4, "missing"): (60, None),
-    }
-    for (instance_id, name), (january, february) in histories.items():
-        add_database_sizes(engine, sizes(instance_id, name, "2025-01-01", [january] * 31 + [february] * 28))
-    for instance_id, january, february in ((1, (187, 3), (207, 3)), (2, (21, 2), (31, 2))):
-        measured: list[tuple[int, int] | None] = [january] * 31 + [february] * 28
-        measured[40] = None
-        add_instance_sizes(engine, totals(instance_id, "2025-01-01", measured))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
-    return engine
-
-
-class Page(HTMLParser):
-    """Collects what a test asks of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.steps: dict[str, int] = {}
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self._step: str | None = None
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        known = dict(attributes)
-        self.tags.append(tag)
-        self._step = known.get("data-step")
-        self.links += [str(known[name]) for name in ("src", "href", "xlink:href") if known.get(name)]
-
-    def handle_data(self, data: str) -> None:
-        if self._step is not None:
-            self.steps[self._step] = int(data.replace(",", ""))
-            self._step = None
 
 
 def adds_up(report: Report) -> bool:

@@ -19,11 +19,8 @@ from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.integration.test_assets import QUIET, metadata_of, run_range
-from tests.integration.test_report import Page, every_kind
-
-__all__ = ["every_kind"]
-
+from tests.report_pages import Page
+from tests.runs import QUIET, metadata_of, run_range
 
 # The asset.
 

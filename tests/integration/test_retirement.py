@@ -18,10 +18,10 @@ from capacity_assets.retention.rules import KeptSpans, Retention, parse_retentio
 from capacity_assets.storage.partitions import CAPACITY_TABLES, Span
 from capacity_assets.storage.schema import initialise
 from tests.clocks import TODAY
-from tests.fleet import add_database_sizes, add_instances, figures, sizes, stored
-from tests.integration.test_failures import add_overflowing_instance
-from tests.integration.test_ledger import execute
-from tests.integration.test_maintenance import (
+from tests.fleet import add_database_sizes, add_instances, add_overflowing_instance, figures, sizes, stored
+from tests.ledger import execute
+from tests.legacy import LegacyShape, create_legacy_tables
+from tests.partitions import (
     FIRST,
     SHORT,
     add_two_servers,
@@ -31,7 +31,6 @@ from tests.integration.test_maintenance import (
     partition_names,
     rows_by_partition,
 )
-from tests.legacy import LegacyShape, create_legacy_tables
 
 # The samples of 2025 are compared with by the windows of 2026.
 A_YEAR_LATER = date(2026, 7, 20)

@@ -30,17 +30,9 @@ from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+from tests.roles import DOCS, ROLES, documented
 
-DOCS = Path(__file__).parents[2] / "docs"
-ROLES = ("capacity_runner", "capacity_collector", "capacity_reader")
 MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 31))
-
-
-def documented() -> str:
-    """The statements of the page, with a password instead of its dots."""
-    section = (DOCS / "operations.md").read_text().split("\n### Roles\n")[1]
-    [statements] = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)[:1]
-    return statements.replace("'...'", "'for the test'")
 
 
 @pytest.fixture

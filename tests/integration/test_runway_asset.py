@@ -25,7 +25,7 @@ from capacity_assets.settings import Settings
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.integration.test_assets import QUICK_RETRIES, QUIET
+from tests.runs import QUICK_RETRIES, QUIET
 
 FIRST = TODAY - timedelta(days=199)
 GROWING = [1024 + 10 * day for day in range(200)]

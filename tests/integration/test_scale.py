@@ -16,8 +16,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
 from tests.clocks import fixed_clock
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
-from tests.integration.test_failures import FIRST_WEEK
+from tests.fleet import FIRST_WEEK, add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 
 
 @pytest.mark.single_server("counts the statements of a single server")

@@ -34,9 +34,8 @@ from capacity_assets.storage.tables import computed_windows, instances
 from capacity_assets.storage.views import VIEWS
 from tests import oracle
 from tests.clocks import fixed_clock
-from tests.fleet import figures, load_sample, stored
-from tests.integration.test_ledger import execute
-from tests.integration.test_legacy_figures import _raw
+from tests.fleet import _raw, figures, load_sample, stored
+from tests.ledger import execute
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 
 SHAPES = {

@@ -16,10 +16,10 @@ from capacity_assets.collection.shares import share_named
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.lock_errors import LockHeldError, samples_of
 from tests.clocks import TODAY
-from tests.collecting import Collection
-from tests.integration.test_collection import PASSWORD, at, failures, fresh, reader  # noqa: F401 -- fixtures
+from tests.collecting import PASSWORD, Collection, at, failures
 from tests.servers import PostgresServer
 
+pytestmark = pytest.mark.usefixtures("collection_login", "measured_databases")
 SERVERS = 9
 
 

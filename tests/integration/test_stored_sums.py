@@ -21,7 +21,7 @@ from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.databases import Databases
 from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
-from tests.integration.test_ledger import execute
+from tests.ledger import execute
 from tests.profiles import HISTORIES
 
 FIRST = date(2024, 1, 1)

@@ -24,8 +24,16 @@ from capacity_assets.tasks import (
     run_capacity_instance_aggregation,
 )
 from tests.clocks import fixed_clock
-from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
-from tests.integration.test_failures import add_overflowing_instance
+from tests.fleet import (
+    add_database_sizes,
+    add_instance_sizes,
+    add_instances,
+    add_overflowing_instance,
+    load_sample,
+    sizes,
+    stored,
+    totals,
+)
 
 LEGACY_KEYS = {"status", "message", "periods_executed", "details", "metrics"}
 

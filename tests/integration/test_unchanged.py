@@ -21,8 +21,8 @@ from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.schema import initialise
 from tests.clocks import TODAY, fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
-from tests.integration.test_ledger import FIRST, LAST, compute_everything, execute
-from tests.integration.test_maintenance import keeper
+from tests.ledger import FIRST, LAST, compute_everything, execute
+from tests.partitions import keeper
 from tests.profiles import HISTORIES
 
 MONTHS = PERIODS["monthly"].windows_between(FIRST, LAST)

@@ -1,0 +1,58 @@
+"""Fixtures that several files of this folder begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+
+import pytest
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.collection.engines.installed import engine_named
+from tests.collecting import PASSWORD
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.servers import PostgresServer
+
+
+@pytest.fixture
+def every_kind(engine: Engine, service: AggregationService) -> Engine:
+    """January and February with one database of each kind; server 3 was not measured in January, 4 not in February."""
+    add_instances(engine, [1, 3, 4])
+    add_instances(engine, [2], db_type="mysql")
+    add_instances(engine, [5], is_active=False)
+    histories = {
+        (1, "grows"): (100, 150),
+        (1, "shrinks"): (80, 50),
+        (1, "stays"): (7, 7),
+        (2, "new"): (None, 30),
+        (2, "gone"): (20, None),
+        (2, "kept"): (1, 1),
+        (3, "appeared"): (None, 500),
+        (4, "missing"): (60, None),
+    }
+    for (instance_id, name), (january, february) in histories.items():
+        add_database_sizes(engine, sizes(instance_id, name, "2025-01-01", [january] * 31 + [february] * 28))
+    for instance_id, january, february in ((1, (187, 3), (207, 3)), (2, (21, 2), (31, 2))):
+        measured: list[tuple[int, int] | None] = [january] * 31 + [february] * 28
+        measured[40] = None
+        add_instance_sizes(engine, totals(instance_id, "2025-01-01", measured))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    return engine
+
+
+@pytest.fixture(scope="module")
+def collection_login(measured_postgres: PostgresServer) -> None:
+    """The login of the collection, made by the very statements that are documented."""
+    measured_postgres.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
+
+
+@pytest.fixture
+def measured_databases(measured_postgres: PostgresServer) -> Iterator[None]:
+    """Two databases, as the server's users would have them."""
+    measured_postgres.execute('CREATE DATABASE "orders"', 'CREATE DATABASE "Ünïcødé; --"')
+    yield
+    with measured_postgres.admin() as connection:
+        rows = connection.execute("SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'")
+        names = [row[0] for row in rows]
+    measured_postgres.execute(*(f'DROP DATABASE "{name}" WITH (FORCE)' for name in names))

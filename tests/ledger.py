@@ -1,0 +1,45 @@
+"""What tests of the ledger share: computing everything, following changes, reading what was recorded."""
+
+from __future__ import annotations
+
+from datetime import date
+from itertools import groupby
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.distribution import gather_records
+
+FIRST, LAST = date(2025, 1, 1), date(2025, 7, 20)
+
+
+def compute_everything(service: AggregationService, *, recompute: bool = False) -> int:
+    options = RunOptions(recompute=recompute)
+    runs = [service.aggregate(period, period.windows_between(FIRST, LAST), options) for period in PERIODS.values()]
+    return sum(run.total("written_records") for run in runs)
+
+
+def redo(service: AggregationService) -> None:
+    """What the sensor has runs do."""
+    for (period, level), windows in groupby(service.ledger.stale(), key=lambda stale: (stale.period_type, stale.level)):
+        service.aggregate(period, [stale.window for stale in windows], RunOptions((level,)))
+
+
+def stale(service: AggregationService) -> set[tuple[str, str, str]]:
+    return {(found.level, found.period_type, found.window.key) for found in service.ledger.stale()}
+
+
+def execute(engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        # On a cluster, triggers of distributed tables are changed by who says so.
+        connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
+        connection.execute(text(statement))
+
+
+def recorded(engine: Engine) -> list[tuple[str, date]]:
+    gather_records(engine)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT table_name, collected_date FROM capacity_sample_changes ORDER BY 1, 2"))
+        return [tuple(row) for row in rows]

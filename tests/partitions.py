@@ -1,0 +1,65 @@
+"""What tests of partitions and retention share: two servers of several months, and where their rows lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import date
+
+from sqlalchemy import Engine, Table, select, text
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import PERIODS, Period
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import parse_retention
+from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
+from tests.clocks import TODAY
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+
+FIRST = date(2025, 1, 1)
+SAMPLE_DAYS = 201
+SHORT = {name: PERIODS[name] for name in ("daily", "quarterly")}
+
+
+def keeper(
+    engine: Engine,
+    rules: str = "raw=forever,daily=forever",
+    periods: Mapping[str, Period] = PERIODS,
+    tell: Callable[[str], None] = print,
+) -> TableMaintenance:
+    return TableMaintenance(engine, FIRST, parse_retention(rules), periods, tell)
+
+
+def partition_names(engine: Engine, table: Table) -> list[str]:
+    with engine.connect() as connection:
+        return [partition.name for partition in layout_of(connection, table).partitions]
+
+
+def rows_by_partition(engine: Engine, table: str) -> dict[str, int]:
+    # On Citus a row lies in a shard, which is called after its partition and bears a number.
+    partition = r"regexp_replace(CAST(tableoid::regclass AS text), '_\d{6,}$', '')"
+    with engine.connect() as connection:
+        query = f"SELECT {partition} AS name, count(*) AS rows FROM {table} GROUP BY 1 ORDER BY 1"
+        return {row.name: row.rows for row in connection.execute(text(query))}
+
+
+def everything(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of the four tables, all columns, wherever it lies."""
+    with engine.connect() as connection:
+        return {
+            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=str)
+            for table in CAPACITY_TABLES
+        }
+
+
+def add_two_servers(engine: Engine) -> Engine:
+    """Register two servers with samples from 2025-01-01 to 2025-07-20."""
+    add_instances(engine, [1, 2])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(number, "orders", "2025-01-01", range(100, 100 + SAMPLE_DAYS)))
+        add_instance_sizes(engine, totals(number, "2025-01-01", [(size, 1) for size in range(100, 100 + SAMPLE_DAYS)]))
+    return engine
+
+
+def compute(service: AggregationService, *periods: str, last: date = TODAY) -> None:
+    for period in periods:
+        service.calculate_period_aggregations(period, FIRST, last)

@@ -1,0 +1,35 @@
+"""Runs of jobs in this process, and the metadata they leave."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from capacity_assets.orchestration.assets import RETRIES
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.settings import Settings
+from tests.clocks import fixed_clock
+
+# As many retries as the real policy has, without its pauses.
+QUICK_RETRIES = dg.RetryPolicy(max_retries=RETRIES.max_retries, delay=0.5)
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def run_range(settings: Settings, job: str, first: str, last: str, **options: Any) -> dg.ExecuteInProcessResult:
+    definitions = build_definitions(settings, clock=fixed_clock(date(2026, 7, 1)), retries=QUICK_RETRIES)
+    return definitions.resolve_job_def(job).execute_in_process(
+        tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
+        run_config=QUIET | options.pop("run_config", {}),
+        raise_on_error=False,
+        **options,
+    )
+
+
+def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, Any]]:
+    return {
+        str(event.partition): {key: value.value for key, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey(asset)
+    }
