@@ -36,10 +36,9 @@ test-integration: $(DEVELOPER) ## Run the tests without the served stacks; CAPAC
 	@tests/install_servers.sh
 	@$(PYTEST) tests/unit tests/integration
 
-# What ran whole on a cluster, beside the tests that are about it.
-ON_CITUS := $(patsubst %,tests/integration/test_%.py,bills command_line digest export import labels pages shares tasks)
-test-citus: $(DEVELOPER) ## Run tests on distributed tables; CAPACITY_TEST_CITUS_BIN names a PostgreSQL with Citus
-	@$(BIN)/pytest -n 2 -q --dist loadfile tests/integration/test_citus.py $(ON_CITUS)
+test-citus: $(DEVELOPER) ## Run the integration tests on distributed tables; CAPACITY_TEST_CITUS_BIN names a PostgreSQL with Citus
+	@tests/install_servers.sh
+	@$(PYTEST) tests/integration
 
 test-kubernetes: $(DEVELOPER) ## Render and check deploy/kubernetes, and run a run; CAPACITY_TEST_DAGSTER_CHART names the chart's folder
 	@$(INSTALL) --quiet -e '.[kubernetes]' kubernetes-validate

@@ -15,13 +15,17 @@ OBSERVED_DAYS = 7
 
 
 def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]:
-    """Return by newest day what its samples' number, sum and time of change are, as a text; raises DatabaseError."""
+    """Return for each of the newest days, in order, number, sum and time of change of its samples, as a text.
+
+    Raises DatabaseError.
+    """
     table = raw.table
     figures = (func.count(), func.sum(table.c[raw.summed]), func.max(table.c[raw.changed]))
     query = (
         select(table.c.collected_date, *figures)
         .where(table.c.collected_date.between(today - timedelta(days=OBSERVED_DAYS - 1), today))
         .group_by(table.c.collected_date)
+        .order_by(table.c.collected_date)
     )
     if "is_deleted" in table.c:
         query = query.where(~table.c.is_deleted)
