@@ -77,6 +77,7 @@ def falsify(engine: Engine) -> None:
     execute(engine, "UPDATE capacity_group_sums SET size_mb = -1")
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_a_run_stores_the_sums_and_readers_take_them(engine: Engine) -> None:
     assert count(engine, "capacity_group_windows") == 2
     assert count(engine, "capacity_group_changes") == 0
@@ -134,6 +135,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.single_server("stores sums of groups")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_seen_at_once_whoever_made_it(engine: Engine, change: str) -> None:
     statement, windows = CHANGES[change]
@@ -164,6 +166,7 @@ def test_what_changes_no_group_leaves_the_sums_stored(engine: Engine, harmless: 
 OF_APRIL = "UPDATE instance_size_aggregations SET total_size_mb = 7 WHERE period_start = '2025-04-01'"
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_a_change_that_is_committed_late_is_not_missed(engine: Engine) -> None:
     with engine.connect() as late:
         late.execute(text(f"{OF_APRIL} AND instance_id = 1"))
@@ -230,6 +233,7 @@ def test_several_that_store_at_once_while_others_write_end_with_the_right_sums(e
     assert groups(engine) == added_up(engine)
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_sums_that_cannot_be_stored_fail_no_run(
     engine: Engine, service: AggregationService, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -250,6 +254,7 @@ def partition_of(engine: Engine, table: str) -> str:
         return str(connection.execute(text(PARTITION.format(table))).scalar_one())
 
 
+@pytest.mark.single_server("stores sums of groups")
 @pytest.mark.parametrize("kept", [(), ("monthly_instance_aggregations",), ("monthly_database_aggregations",)])
 @pytest.mark.parametrize("is_storing", [False, True])
 def test_retention_takes_the_sums_along_with_their_rows(
@@ -271,6 +276,7 @@ def test_retention_takes_the_sums_along_with_their_rows(
     assert count(engine, "capacity_group_changes") == 0
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_sums_of_a_partition_that_somebody_drops_are_not_shown(engine: Engine) -> None:
     tables = ("instance_size_aggregations", "database_size_aggregations")
     execute(engine, *(f"DROP TABLE {partition_of(engine, table)}" for table in tables))
@@ -280,6 +286,7 @@ def test_sums_of_a_partition_that_somebody_drops_are_not_shown(engine: Engine) -
     assert count(engine, "capacity_group_sums") == 0
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_a_name_that_is_empty_is_none(engine: Engine) -> None:
     execute(
         engine,
@@ -319,6 +326,7 @@ def test_labels_of_days_to_come_leave_nothing_behind(engine: Engine) -> None:
     assert count(engine, "capacity_group_changes") == 0
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_sums_of_another_server_count_as_unknown(engine: Engine) -> None:
     """A dump loaded elsewhere keeps transaction numbers that mean nothing there, such as that of a change to come."""
     falsify(engine)
@@ -335,6 +343,7 @@ def test_sums_of_another_server_count_as_unknown(engine: Engine) -> None:
     assert count(engine, "capacity_group_changes") == 0
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_who_finds_another_one_storing_waits_for_a_moment_and_goes_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -349,6 +358,7 @@ def test_who_finds_another_one_storing_waits_for_a_moment_and_goes_on(
     assert store_group_sums(engine, SECONDS) == 2
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_a_trigger_that_was_missing_is_named_and_everything_is_stored_anew(engine: Engine) -> None:
     execute(engine, "DROP TRIGGER capacity_track_groups_instances_update ON instances")
     execute(engine, "UPDATE instances SET db_type = 'oracle'")
@@ -363,6 +373,7 @@ def test_a_trigger_that_was_missing_is_named_and_everything_is_stored_anew(engin
     assert untracked_changes(engine) == ()
 
 
+@pytest.mark.single_server("stores sums of groups")
 def test_many_windows_are_stored_some_per_transaction(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_sums, "WINDOWS_PER_TRANSACTION", 1)
     execute(engine, "UPDATE capacity_labels SET value = 'green' WHERE value = 'blue'")
