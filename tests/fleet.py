@@ -121,7 +121,8 @@ def add_overflowing_instance(engine: Engine, instance_id: int, day: date) -> Non
     add_instance_sizes(engine, [*rows, *rows])
 
 
-def _raw(engine: Engine, level: Level) -> dict[tuple[object, ...], list[Row]]:
+def raw_rows(engine: Engine, level: Level) -> dict[tuple[object, ...], list[Row]]:
+    """The samples of a level, by the keys of what they are samples of."""
     with engine.connect() as connection:
         rows = [dict(row) for row in connection.execute(level.source.select()).mappings()]
     by_key: dict[tuple[object, ...], list[Row]] = {}

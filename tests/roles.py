@@ -1,11 +1,11 @@
-"""The roles of the documentation."""
+"""The statements by which the documentation makes roles."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 ROLES = ("capacity_runner", "capacity_collector", "capacity_reader")
 
 

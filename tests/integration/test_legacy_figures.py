@@ -15,7 +15,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from tests import oracle
 from tests.clocks import fixed_clock
-from tests.fleet import SAMPLE, Row, _raw, figures, load_sample
+from tests.fleet import SAMPLE, Row, figures, load_sample, raw_rows
 
 FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 7, 20)
 LEGACY_PERIODS = ("daily", "weekly", "monthly", "quarterly")
@@ -80,7 +80,7 @@ def test_all_columns_but_change_growth_and_trend_agree_with_the_legacy_rows(comp
 def test_the_sample_as_a_whole_equals_the_exact_oracle(
     computed: Engine, level: Level, figures_of: Callable[..., oracle.Figures | None]
 ) -> None:
-    raw = _raw(computed, level)
+    raw = raw_rows(computed, level)
     for key, ours in figures(computed, level).items():
         *own, period, start = key
         assert ours == figures_of(raw[tuple(own)], period, oracle.window(period, start)), key  # type: ignore[arg-type]

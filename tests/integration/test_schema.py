@@ -34,7 +34,7 @@ from capacity_assets.storage.tables import computed_windows, instances
 from capacity_assets.storage.views import VIEWS
 from tests import oracle
 from tests.clocks import fixed_clock
-from tests.fleet import _raw, figures, load_sample, stored
+from tests.fleet import figures, load_sample, raw_rows, stored
 from tests.ledger import execute
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 
@@ -413,7 +413,7 @@ def test_a_legacy_database_is_upgraded_in_place_without_losing_a_row_and_then_ag
         run = service.calculate_period_aggregations(period, date(2025, 1, 1), date(2025, 7, 20))
         assert run.total("failed_instances") == run.total("protected_records") == 0
     for level, figures_of in ((DATABASE, oracle.database_figures), (INSTANCE, oracle.instance_figures)):
-        raw = _raw(empty_engine, level)
+        raw = raw_rows(empty_engine, level)
         for key, ours in figures(empty_engine, level).items():
             *own, period, start = key
             assert ours == figures_of(raw[tuple(own)], period, oracle.window(period, start)), key  # type: ignore[arg-type]
