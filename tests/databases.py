@@ -171,3 +171,10 @@ def end_sessions(engine: Engine) -> None:
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         )
+
+
+def execute(engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        # On a cluster, triggers of distributed tables are changed by who says so.
+        connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
+        connection.execute(text(statement))

@@ -31,13 +31,6 @@ def stale(service: AggregationService) -> set[tuple[str, str, str]]:
     return {(found.level, found.period_type, found.window.key) for found in service.ledger.stale()}
 
 
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        # On a cluster, triggers of distributed tables are changed by who says so.
-        connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
-        connection.execute(text(statement))
-
-
 def recorded(engine: Engine) -> list[tuple[str, date]]:
     gather_records(engine)
     with engine.connect() as connection:

@@ -47,9 +47,11 @@ from capacity_assets.foundation.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import change_tracking_is_on
-from capacity_assets.storage.distribution import NodeError, gather_records, is_distributed
+from capacity_assets.storage.distribution import NodeError, ask_again, gather_records, is_distributed
 
 PATIENCE_SECONDS = 3600
+NODE_SQLSTATE = "58000"
+"""PostgreSQL's code of what is outside of it: the coordinator answers, so that other work goes on."""
 
 
 class Ledger:
@@ -203,15 +205,25 @@ class Ledger:
             return self.within(connection).left(period, level, windows, patience_seconds=patience_seconds)
 
     def within(self, connection: Connection) -> WindowsLeft:
-        """Return what answers as the transaction of `connection` sees the ledger; `gather` before."""
+        """Return what answers as the transaction of `connection` sees the ledger; call `gather` before."""
         return WindowsLeft(connection, self._parameters, self._lookups)
 
-    def gather(self, kept: str) -> None:
-        """Take over the changes that the nodes of a cluster recorded; `kept` is said where one does not answer."""
+    def gather(self, kept: str, within_seconds: int) -> None:
+        """Take over the changes that the nodes of a cluster recorded, each of which has `within_seconds` to answer.
+
+        `kept` is said where one does not. It is asked anew whether there are nodes: another process may have
+        distributed the tables just now.
+        """
+        with database_errors(doing="asking the nodes what was changed there", kept=kept):
+            ask_again(self._engine)
+            self._gather(kept, within_seconds)
+
+    def _gather(self, kept: str, within_seconds: int | None = None) -> None:
         try:
-            gather_records(self._engine)
+            gather_records(self._engine, within_seconds)
         except NodeError as error:
-            raise DatabaseError(f"{error} {kept}", transient=not error.refused) from None
+            told = f"{error} {kept}"
+            raise DatabaseError(told, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
 
     @property
     def _lookups(self) -> Lookups:
@@ -220,7 +232,7 @@ class Ledger:
     @contextmanager
     def _work(self, doing: str, kept: str) -> Iterator[Connection]:
         with database_errors(doing=doing, kept=kept):
-            self.gather(kept)
+            self._gather(kept)
             with self._engine.begin() as connection:
                 yield connection
 

@@ -24,6 +24,8 @@ from capacity_assets.storage.partitions import Span, span_of
 # A year before a day is 364 to 366 days before; windows that begin sooner do not compare with it.
 A_YEAR_LATER = timedelta(days=364)
 SLACK = timedelta(days=2)
+NODE_SECONDS = 10
+"""How long a node may take to say what was changed there: samples may be locked meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Needs:
     def reason_to_keep(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
         """Name a window that still needs the samples of `span`, by what the ledger says; or None.
 
-        Raises DBAPIError; DatabaseError where a node of a cluster does not say what was changed there.
+        Raises DBAPIError; DatabaseError where a node of a cluster does not say in time what was changed there.
         """
         if not change_tracking_is_on(connection):
             return "a trigger that records changes of samples is missing or off: run `capacity init`"
-        self.ledger.gather("No sample was dropped.")
+        self.ledger.gather("What was done before was kept; no further sample was dropped.", NODE_SECONDS)
         for period in self.kept.periods.values():
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):

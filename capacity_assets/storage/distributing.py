@@ -42,7 +42,7 @@ Tell = Callable[[str], None]
 
 
 class NodeRefusedError(Exception):
-    """A node refused what it has to keep for itself; nothing was changed."""
+    """A node refused what it has to keep for itself; no table was distributed."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
     To be called where `what_stands_in_the_way` says nothing.
 
     Raises:
-        NodeRefusedError: a node refused the tables for its changes; nothing was changed.
+        NodeRefusedError: a node refused the tables for its changes; no table was distributed.
         sqlalchemy.exc.DBAPIError: the database failed; the tables done before stay distributed, and a repetition goes
             on with the rest.
     """
@@ -129,7 +129,7 @@ def _prepare(connection: Connection) -> None:
             asked = text("SELECT success, result FROM run_command_on_workers(:one)")
             failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
             if failed:
-                raise NodeRefusedError(f"Nothing was changed. A worker refused a table for changes: {failed[0]}.")
+                raise NodeRefusedError(f"No table was distributed. A worker refused a table for changes: {failed[0]}.")
     execute(connection, [_ROW_NUMBER])
 
 
@@ -143,12 +143,15 @@ def _has_citus(connection: Connection) -> bool:
 
 
 _GRANTS = """
-SELECT format('DO $do$ BEGIN IF NOT has_table_privilege(%1$L, %2$L, %3$L) THEN GRANT %3$s ON %2$I TO %1$I; END IF; '
-              'END $do$', grantee::regrole::name, relname, privilege_type)
-FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner)))
-WHERE pg_class.oid = to_regclass(:table) AND grantee <> 0
+SELECT format('DO %L', format(
+    'BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname = %1$L) THEN '
+    'IF NOT has_table_privilege(%1$L, %2$L, %3$L) THEN GRANT %3$s ON %2$I TO %1$I; END IF; END IF; END',
+    rolname, relname, privilege_type))
+FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) JOIN pg_roles ON pg_roles.oid = grantee
+WHERE pg_class.oid = to_regclass(:table) AND privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
 """
-"""The rights on a table, as statements: Citus copies those of tables that it knows, and these are each node's own."""
+"""The rights of roles on a table, as statements: Citus copies those of tables that it knows, and these are each node's
+own. A role that a node does not have cannot ask there anyway."""
 
 _PLACEMENTS = """
 SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,

@@ -37,22 +37,26 @@ SETTINGS_OF_A_SLICE = (
 )
 
 ASKED_AGAIN_SECONDS = 60
-_known: WeakKeyDictionary[Engine, tuple[bool, float]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Engine, tuple[int, float]] = WeakKeyDictionary()
 
 
 def is_distributed(engine: Engine) -> bool:
     """Whether the tables of a database are distributed; where they are not, a process asks again after a minute."""
-    distributed, asked = _known.get(engine, (False, -math.inf))
-    if not distributed and time.monotonic() - asked >= ASKED_AGAIN_SECONDS:
-        with engine.connect() as connection:
-            distributed = tables_are_distributed(connection)
-        _known[engine] = distributed, time.monotonic()
-    return distributed
+    return _number_distributed(engine) == len(DISTRIBUTED)
 
 
 def ask_again(engine: Engine) -> None:
-    """Forget what is known of an engine: its tables were just distributed."""
+    """Forget what is known of an engine: its tables were just distributed, or may have been."""
     _known.pop(engine, None)
+
+
+def _number_distributed(engine: Engine) -> int:
+    number, asked = _known.get(engine, (0, -math.inf))
+    if number < len(DISTRIBUTED) and time.monotonic() - asked >= ASKED_AGAIN_SECONDS:
+        with engine.connect() as connection:
+            number = len(distributed_tables(connection))
+        _known[engine] = number, time.monotonic()
+    return number
 
 
 def tables_are_distributed(connection: Connection) -> bool:
@@ -98,17 +102,25 @@ class NodeError(Exception):
         self.refused = refused
 
 
-def gather_records(engine: Engine) -> None:
-    """Take over what the nodes recorded, forgotten there once it is kept here; raises NodeError or DBAPIError."""
-    if not is_distributed(engine):
+def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
+    """Take over what the nodes recorded, forgotten there once it is kept here.
+
+    Also where an interrupted distribution has left some tables on the coordinator. Raises NodeError; DBAPIError, also
+    where a node takes longer than `within_seconds`.
+    """
+    if not _number_distributed(engine):
         return
     with engine.begin() as connection:
+        if within_seconds is not None:
+            connection.execute(text(f"SET LOCAL statement_timeout = '{within_seconds}s'"))
         found = {table: _recorded(connection, table) for table in RECORDS}
         if not any(found.values()):
             return
         for table, records in found.items():
             _keep(connection, table, records)
     with engine.begin() as connection:
+        if within_seconds is not None:
+            connection.execute(text(f"SET LOCAL statement_timeout = '{within_seconds}s'"))
         for table, records in found.items():
             _forget(connection, table, records)
 

@@ -26,16 +26,20 @@ from capacity_assets.foundation.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import Retention
+from capacity_assets.retention.report import MaintenanceError
+from capacity_assets.retention.rules import Retention, parse_retention
 from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage import distributing, distribution
 from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.schema import initialise, schema_state
+from capacity_assets.storage.tables import SAMPLES
 from tests import citus
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
+from tests.databases import execute
 from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
-from tests.ledger import execute
 from tests.profiles import HISTORIES
 
 PROGRAMS = os.environ.get(citus.VARIABLE)
@@ -567,3 +571,56 @@ def test_a_node_that_lacks_the_tables_of_changes_is_named_and_distributing_again
     assert "run `capacity distribute`, which prepares nodes that were added" in str(failed.value)
     assert distribute(distributed, shards=SHARDS) == []
     assert service(distributed).ledger.stale() == []
+
+
+def test_a_node_that_does_not_answer_keeps_samples_and_nothing_else_from_being_maintained(
+    nodes: citus.CitusServer, distributed: Engine
+) -> None:
+    compute_everything(distributed)
+    nodes.on_node(nodes.ports[2], "DROP TABLE capacity_sample_changes", str(distributed.url.database))
+    rows = {table.name: stored_rows(distributed, table.name) for table in SAMPLES}
+    maintenance = TableMaintenance(distributed, FIRST, parse_retention("raw=400"))
+
+    with pytest.raises(MaintenanceError, match="no further sample was dropped") as failed:
+        maintenance.run(date(2027, 3, 1))
+
+    assert {name: stored_rows(distributed, name) for name in rows} == rows
+    created = {line.split(":")[0] for line in failed.value.report.created}
+    assert created == {table.name for table in PARTITIONED}
+
+
+def stored_rows(engine: Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
+def test_changes_are_gathered_while_a_distribution_is_unfinished(
+    undistributed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_everything(undistributed)
+    monkeypatch.setattr(distributing, "DISTRIBUTED", distribution.DISTRIBUTED[:1])
+    assert distribute(undistributed, shards=SHARDS) == ["database_size_stats"]
+    assert not distribution.is_distributed(undistributed)
+
+    execute(undistributed, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-12'")
+
+    stale = {(found.period_type, found.window.key) for found in service(undistributed).ledger.stale()}
+    assert ("daily", "2025-02-12") in stale
+
+
+def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(
+    nodes: citus.CitusServer, distributed: Engine
+) -> None:
+    database = str(distributed.url.database)
+    # It goes with the cluster.
+    execute(distributed, 'CREATE ROLE "odd-Role\'s $do$" LOGIN')
+    execute(distributed, 'GRANT SELECT, DELETE ON capacity_sample_changes TO "odd-Role\'s $do$"')
+
+    assert distribute(distributed, shards=SHARDS) == []
+
+    granted = (
+        "SELECT privilege_type FROM information_schema.role_table_grants "
+        "WHERE table_name = 'capacity_sample_changes' AND grantee LIKE 'odd%' ORDER BY 1"
+    )
+    for port in nodes.ports:
+        assert nodes.on_node(port, granted, database) == [("DELETE",), ("SELECT",)]

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.orchestration.private.postgres import PooledPostgresStorage
 from capacity_assets.storage.engine import disposed
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -32,7 +31,7 @@ def connections(storage: Engine) -> set[int]:
 
 def ask_every_part(instance: dg.DagsterInstance) -> None:
     assert instance.get_runs() == []
-    assert instance.get_latest_materialization_event(dg.AssetKey("daily_database_size_aggregations")) is None
+    assert instance.get_latest_materialization_event(dg.AssetKey("daily_database_aggregations")) is None
     assert list(instance.all_instigator_state()) == []
 
 
@@ -62,19 +61,24 @@ def test_the_web_server_limits_statements_on_connections_that_are_open_already_t
 ) -> None:
     ask_every_part(shipped_instance)
     shipped_instance.optimize_for_webserver(statement_timeout=50, pool_recycle=3600, max_overflow=20)
-    for part in (shipped_instance.run_storage, shipped_instance.schedule_storage):
-        with part.connect() as connection, pytest.raises(DBAPIError, match="statement timeout"):
+    parts = (
+        shipped_instance.run_storage.connect,
+        shipped_instance.schedule_storage.connect,
+        shipped_instance.event_log_storage.index_connection,
+    )
+    for connect in parts:
+        with connect() as connection, pytest.raises(DBAPIError, match="statement timeout"):
             connection.execute(text("SELECT pg_sleep(10)"))
 
 
-def test_a_closed_storage_leaves_no_connection(shipped_instance: dg.DagsterInstance, storage: Engine) -> None:
+def test_a_closed_instance_leaves_no_connection(shipped_instance: dg.DagsterInstance, storage: Engine) -> None:
     ask_every_part(shipped_instance)
     before = connections(storage)
-    other = PooledPostgresStorage(os.environ["DAGSTER_POSTGRES_URL"])
-    assert other.run_storage.get_runs() == []
-    assert len(connections(storage)) == len(before) + 1
-    other.run_storage.dispose()
+    with dg.DagsterInstance.from_ref(shipped_instance.get_ref()) as other:
+        ask_every_part(other)
+        assert len(connections(storage)) == len(before) + 1
     # A server process ends shortly after its client has gone.
     deadline = time.monotonic() + 10
     while connections(storage) != before:
         assert time.monotonic() < deadline
+        time.sleep(0.05)

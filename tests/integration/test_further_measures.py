@@ -15,8 +15,9 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
-from tests.ledger import execute, stale
+from tests.ledger import stale
 
 MONTHLY = PERIODS["monthly"]
 MARCH_2025 = MONTHLY.window_of(date(2025, 3, 1))

@@ -18,8 +18,9 @@ from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.daemon import Daemon, partitions_of
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.ledger import compute_everything, execute, redo
+from tests.ledger import compute_everything, redo
 
 FIRST = date(2025, 1, 1)
 

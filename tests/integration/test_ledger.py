@@ -16,6 +16,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
+from tests.databases import execute
 from tests.fleet import (
     add_database_sizes,
     add_instance_sizes,
@@ -26,7 +27,7 @@ from tests.fleet import (
     stored,
     totals,
 )
-from tests.ledger import compute_everything, execute, recorded, redo, stale
+from tests.ledger import compute_everything, recorded, redo, stale
 
 
 def half_a_year_of_two_servers(engine: Engine) -> None:

@@ -22,8 +22,8 @@ from capacity_assets.storage.partitions import CAPACITY_TABLES, PARTITIONED, Spa
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import database_size_aggregations, database_size_stats
 from tests.clocks import TODAY
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
-from tests.ledger import execute
 from tests.partitions import (
     FIRST,
     add_two_servers,

@@ -37,6 +37,7 @@ from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import KEYS, Pages, header, served_pages, values_of
+from tests.roles import documented
 
 HOSTILE = '<script>alert(1)</script> & "orders" \''
 DAYS = 120
@@ -599,7 +600,5 @@ def test_serve_says_what_is_missing(settings: object, monkeypatch: pytest.Monkey
 
 
 def test_what_readers_may_read_is_what_the_operations_page_grants() -> None:
-    from tests.roles import documented
-
     granted = documented().split("CREATE ROLE capacity_reader")[1].split("GRANT SELECT ON ")[1].split(" TO ")[0]
     assert {name.strip() for name in granted.split(",")} == {*READABLE}

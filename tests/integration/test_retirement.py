@@ -18,8 +18,8 @@ from capacity_assets.retention.rules import KeptSpans, Retention, parse_retentio
 from capacity_assets.storage.partitions import CAPACITY_TABLES, Span
 from capacity_assets.storage.schema import initialise
 from tests.clocks import TODAY
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, add_overflowing_instance, figures, sizes, stored
-from tests.ledger import execute
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.partitions import (
     FIRST,

@@ -34,8 +34,8 @@ from capacity_assets.storage.tables import computed_windows, instances
 from capacity_assets.storage.views import VIEWS
 from tests import oracle
 from tests.clocks import fixed_clock
+from tests.databases import execute
 from tests.fleet import figures, load_sample, raw_rows, stored
-from tests.ledger import execute
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 
 SHAPES = {

@@ -19,9 +19,8 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
-from tests.databases import Databases
+from tests.databases import Databases, execute
 from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
-from tests.ledger import execute
 from tests.profiles import HISTORIES
 
 FIRST = date(2024, 1, 1)

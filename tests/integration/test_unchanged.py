@@ -20,8 +20,9 @@ from capacity_assets.periods import PERIODS, with_trend_threshold
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.schema import initialise
 from tests.clocks import TODAY, fixed_clock
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
-from tests.ledger import FIRST, LAST, compute_everything, execute
+from tests.ledger import FIRST, LAST, compute_everything
 from tests.partitions import keeper
 from tests.profiles import HISTORIES
 
@@ -192,7 +193,7 @@ def test_notes_of_foreign_writes_are_forgotten_after_a_day_but_not_what_follows_
     engine: Engine, computed: AggregationService
 ) -> None:
     execute(engine, "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-02-01'")
-    computed.ledger.gather("")
+    computed.ledger.gather("", 10)
     execute(engine, "UPDATE capacity_invalidations SET changed_at = changed_at - interval '2 days'")
 
     computed.aggregate("monthly", MONTHS[:1], RECOMPUTE)
