@@ -1,4 +1,4 @@
-"""A collection on a fresh database and a day of one's own."""
+"""A collection on a fresh database and a day of one's own, and the servers that it measures as they are registered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.locks import CapacityLockManager
 from tests.clocks import TODAY, fixed_clock
-from tests.servers import PostgresServer
+from tests.servers import MariaDBServer, PostgresServer
+
+PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
 
 
 class Collection:
@@ -65,17 +67,20 @@ class Collection:
         return None if found is None else (found[0], found[1])
 
 
-PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
-
-
-def at(server: PostgresServer, collection: Collection, name: str = "pg", **values: object) -> Server:
+def at(
+    server: PostgresServer | MariaDBServer,
+    collection: Collection,
+    name: str = "pg",
+    engine: str = "postgresql",
+    **values: object,
+) -> Server:
     """The server as it is registered; by default with the right password."""
     known = {
         "port": server.port,
         "username": "capacity_probe",
         "password_from": collection.password(f"{name}-password", PASSWORD),
     }
-    return Server(name, "postgresql", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
+    return Server(name, engine, "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
 
 
 def failures(summary: object) -> dict[str, tuple[str, str]]:

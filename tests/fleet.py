@@ -15,6 +15,8 @@ from capacity_assets.storage.tables import database_size_stats, instance_size_st
 
 SAMPLE = Path(__file__).with_name("sample")
 Row = dict[str, object]
+LARGEST_BIGINT = 2**63 - 1
+FIRST_WEEK = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 7))
 
 
 def add_instances(engine: Engine, ids: Iterable[int], **values: object) -> None:
@@ -107,10 +109,6 @@ def _value(text: str) -> object:
 def load_sample(engine: Engine) -> None:
     for table in (instances, database_size_stats, instance_size_stats):
         load_csv(engine, table)
-
-
-LARGEST_BIGINT = 2**63 - 1
-FIRST_WEEK = PERIODS["daily"].windows_between(date(2025, 3, 1), date(2025, 3, 7))
 
 
 def add_overflowing_instance(engine: Engine, instance_id: int, day: date) -> None:

@@ -22,7 +22,7 @@ COLLECTION_POOL, RUNWAY_POOL = "capacity_collection", "capacity_runway"
 def set_pool_limits(storage: EventLogStorage, periods: Iterable[Period], shares: int) -> None:
     """Give each period's pool and that of the runways their single slot, and the collection one per share.
 
-    A limit that stands already is not written again: Dagster connects anew for each of several statements per pool.
+    A limit that stands already is not written again: that takes several statements per pool.
     """
     for name, slots in _missing_limits(storage, periods, shares).items():
         storage.set_concurrency_slots(name, slots)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, text
@@ -110,19 +112,23 @@ def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
     """
     if not _number_distributed(engine):
         return
-    with engine.begin() as connection:
-        if within_seconds is not None:
-            connection.execute(text(f"SET LOCAL statement_timeout = '{within_seconds}s'"))
+    with _begun(engine, within_seconds) as connection:
         found = {table: _recorded(connection, table) for table in RECORDS}
         if not any(found.values()):
             return
         for table, records in found.items():
             _keep(connection, table, records)
-    with engine.begin() as connection:
-        if within_seconds is not None:
-            connection.execute(text(f"SET LOCAL statement_timeout = '{within_seconds}s'"))
+    with _begun(engine, within_seconds) as connection:
         for table, records in found.items():
             _forget(connection, table, records)
+
+
+@contextmanager
+def _begun(engine: Engine, statement_seconds: int | None) -> Iterator[Connection]:
+    with engine.begin() as connection:
+        if statement_seconds is not None:
+            connection.execute(text(f"SET LOCAL statement_timeout = '{statement_seconds}s'"))
+        yield connection
 
 
 Record = dict[str, object]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.exc import OperationalError
 
 from capacity_assets.storage.adoption import other_owner
-from capacity_assets.storage.distribution import change_shards_in_turn, tables_are_distributed
+from capacity_assets.storage.distribution import change_shards_in_turn, distributed_tables
 from capacity_assets.storage.partitions import (
     LIKE_PARENT,
     YEAR,
@@ -40,7 +40,7 @@ def add_partition(connection: Connection, table: Table, layout: PartitionLayout,
     Raises:
         sqlalchemy.exc.OperationalError: the default partition is in use; the caller rolls back, and may try again.
     """
-    if tables_are_distributed(connection):
+    if distributed_tables(connection):
         change_shards_in_turn(connection)
     connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN SHARE ROW EXCLUSIVE MODE")
     name = free_name(connection, partition_name(table, span))

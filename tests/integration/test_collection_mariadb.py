@@ -13,6 +13,7 @@ from capacity_assets.collection.engines import mysql
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
+from tests import collecting
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, ceiling_mb, failures
 from tests.servers import MariaDBServer, mariadb_server
@@ -51,12 +52,7 @@ def fresh(measured_mariadb: MariaDBServer) -> Iterator[None]:
 
 
 def at(server: MariaDBServer, collection: Collection, name: str = "shop", **values: object) -> Server:
-    known = {
-        "port": server.port,
-        "username": "capacity_probe",
-        "password_from": collection.password(f"{name}-password", PASSWORD),
-    }
-    return Server(name, "mariadb", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
+    return collecting.at(server, collection, name, "mariadb", **values)
 
 
 def test_sizes_are_those_of_the_files_rounded_up_and_names_are_decoded(

@@ -21,7 +21,7 @@ from dagster_postgres.utils import (
     pg_url_from_config,
     set_pg_statement_timeout,
 )
-from sqlalchemy import Engine, event
+from sqlalchemy import event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,8 +81,6 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 class _Part:
     """What the parts share. Their connections are kept already, and the part of the runs limits statements for all."""
-
-    _engine: Engine
 
     def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
         """Change nothing."""
