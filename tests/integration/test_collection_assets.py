@@ -18,12 +18,12 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.collection import SHARE_TAG
 from capacity_assets.settings import Settings
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
+from tests.collecting import PASSWORD
 from tests.daemon import Daemon
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.runs import QUIET
 from tests.servers import PostgresServer
 
-PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 RAW = ["database_size_stats", "instance_size_stats"]
 
 

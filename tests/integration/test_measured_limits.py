@@ -17,7 +17,7 @@ from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.storing import store_each
 from tests.clocks import TODAY
-from tests.collecting import Collection
+from tests.collecting import PASSWORD, Collection
 from tests.fleet import add_instances
 from tests.servers import (
     MARIADB_PLUGINS,
@@ -29,7 +29,6 @@ from tests.servers import (
     postgres_server,
 )
 
-PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
 MIB = 1024 * 1024
 # Other processes write to the same disk meanwhile.
 TOLERANCE_MB = 512

@@ -22,13 +22,13 @@ from capacity_assets.demo.sample_fleet import (
 )
 from capacity_assets.foundation.errors import NotFoundError, ValidationError
 from capacity_assets.runway.limits import stored_limits
+from tests.collecting import PASSWORD
 from tests.command import capacity
 from tests.fleet import add_instances, load_sample
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.servers import PostgresServer, silent_socket
 
 pytestmark = pytest.mark.usefixtures("settings")
-PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
 
 
 def names(engine: Engine) -> dict[str, str]:
