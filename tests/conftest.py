@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 
@@ -39,7 +40,15 @@ from tests.daemon import CodeServers, Daemon, daemon_over
 from tests.databases import TEMPLATE, Databases
 from tests.fleet import load_sample
 from tests.redis_server import RedisServer
-from tests.servers import MariaDBServer, MySQLServer, PostgresServer, mariadb_server, mysql_server, postgres_server
+from tests.servers import (
+    MariaDBServer,
+    MySQLServer,
+    PostgresServer,
+    mariadb_server,
+    mysql_server,
+    postgres_server,
+    shared_data_folders,
+)
 from tests.shared_statements import share_compiled_statements
 
 # A shell's background jobs ignore Ctrl-C, and what they start would inherit that.
@@ -54,6 +63,10 @@ MEMORY, MEMORY_MB = Path("/dev/shm"), 4096  # noqa: S108 -- a file system, not a
 INTERPRETER = Path(__file__).with_name("interpreter")
 
 
+# What is there for all test processes, until the last one is done.
+SHARED = pytest.StashKey[ExitStack]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Say what processes load first; let the tests' folders lie in memory, unless somebody says where they are to lie.
@@ -62,6 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if hasattr(config, "workerinput"):
         return
+    config.stash[SHARED] = ExitStack()
+    config.stash[SHARED].enter_context(shared_data_folders())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
     if config.option.basetemp or not os.access(MEMORY, os.W_OK):
         return
@@ -71,6 +86,11 @@ def pytest_configure(config: pytest.Config) -> None:
                 shutil.rmtree(left, ignore_errors=True)
         # Short, because the path of a socket has 107 characters at most.
         config.option.basetemp = MEMORY / f"pytest-{os.getpid()}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what all test processes shared."""
+    config.stash.get(SHARED, ExitStack()).close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -203,11 +223,10 @@ def empty_database(cluster: Databases, request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.fixture
-def engine(database: URL) -> Iterator[Engine]:
+def engine(database: URL, cluster: Databases) -> Iterator[Engine]:
     """An engine on a fresh database with the capacity schema."""
-    created = capacity_engine(database)
-    yield created
-    created.dispose()
+    with cluster.engine(database) as found:
+        yield found
 
 
 @pytest.fixture

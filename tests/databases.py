@@ -1,7 +1,8 @@
 """Databases for tests: templates that are filled once per test process, their copies, and what is emptied instead.
 
 Making a database costs ten times what emptying one does. One that a test leaves with the catalogue as it was is
-emptied and given to the next; what a test has altered is dropped.
+emptied and given to the next, with a connection that knows the catalogue already: a new one reads what it needs of it
+for the first statement, which costs more than most statements of a test. What a test has altered is dropped.
 """
 
 from __future__ import annotations
@@ -45,16 +46,21 @@ WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND pg_relation_si
 _RESTART = "SELECT setval(quote_ident(sequencename)::regclass, 1, false) FROM pg_sequences WHERE last_value IS NOT NULL"
 _VERSION = "SELECT to_regclass('capacity_alembic_version') IS NOT NULL"
 _OTHERS = (
-    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+    "WHERE datname = :name AND pid NOT IN (pg_backend_pid(), :kept)"
 )
+
+
+_FORGET = "RESET ALL; DISCARD TEMP; UNLISTEN *; SELECT pg_advisory_unlock_all()"
 
 
 @dataclass(frozen=True)
 class _Emptied:
-    """A database without rows of a test, and its catalogue as it is then."""
+    """A database without rows of a test, its catalogue as it is then, and the engine whose connection knows it."""
 
     name: str
     catalogue: list[tuple[object, ...]]
+    engine: Engine
 
 
 class Databases:
@@ -67,9 +73,12 @@ class Databases:
         self._administrator: Connection = self._engine.connect()
         self._filled: set[str] = set()
         self._emptied: list[_Emptied] = []
+        self._in_use: dict[str, Engine] = {}
         self._numbers = itertools.count(1)
 
     def close(self) -> None:
+        for found in self._emptied:
+            found.engine.dispose()
         self._administrator.close()
         self._engine.dispose()
 
@@ -112,25 +121,41 @@ class Databases:
     def fresh(self) -> Iterator[URL]:
         """A database with the capacity schema and no rows: a copy, or one that an earlier test left as it was."""
         found = self._emptied.pop() if self._emptied else self._new()
+        self._in_use[found.name] = found.engine
         try:
-            yield self.server.url(found.name, CAPACITY_DRIVER)
+            yield found.engine.url
         finally:
+            del self._in_use[found.name]
             emptied = self._empty(found)
             if emptied:
                 self._emptied.append(emptied)
             else:
+                found.engine.dispose()
                 self.execute(f"DROP DATABASE {found.name} WITH (FORCE)")
+
+    @contextmanager
+    def engine(self, database: URL) -> Iterator[Engine]:
+        """An engine on a database; what a test listens to on it goes with the test."""
+        kept = self._in_use.get(database.database or "")
+        engine = kept.execution_options() if kept else capacity_engine(database)
+        try:
+            yield engine
+        finally:
+            if not kept:
+                engine.dispose()
 
     def _new(self) -> _Emptied:
         name = f"test_{next(self._numbers)}"
         self._create(name, TEMPLATE)
-        with self._within(name) as connection:
-            return _Emptied(name, _catalogue_of(connection))
+        engine = capacity_engine(self.server.url(name, CAPACITY_DRIVER))
+        with _alone(engine) as connection:
+            return _Emptied(name, _catalogue_of(connection), engine)
 
     def _empty(self, found: _Emptied) -> _Emptied | None:
         """Take the rows of a test away; None where it altered more than rows."""
-        self.execute(_OTHERS, name=found.name)
-        with self._within(found.name) as connection:
+        with _alone(found.engine) as connection:
+            self.execute(_OTHERS, name=found.name, kept=connection.info.backend_pid)
+            connection.execute(_FORGET)
             if not _value(connection, _VERSION) or _catalogue_of(connection) != found.catalogue:
                 return None
             tables = _value(connection, _FILLED)
@@ -139,17 +164,18 @@ class Databases:
                 connection.execute("SET session_replication_role = replica")
                 connection.execute(f"TRUNCATE {tables}")
                 connection.execute(_RESTART)
-            return _Emptied(found.name, _catalogue_of(connection))
+                connection.execute("RESET session_replication_role")
+            return _Emptied(found.name, _catalogue_of(connection), found.engine)
 
-    @contextmanager
-    def _within(self, name: str) -> Iterator[psycopg.Connection]:
-        # Without SQLAlchemy, which asks a new server four questions first.
-        url = self.server.url(name, CAPACITY_DRIVER)
-        host, port = url.query.get("host", url.host), url.port
-        with psycopg.connect(
-            host=host, port=port, user=url.username, password=url.password, dbname=name, autocommit=True
-        ) as connection:
-            yield connection
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[psycopg.Connection]:
+    """One connection of an engine, each statement a transaction; its others are closed."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        engine.pool.dispose()
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, psycopg.Connection)
+        yield raw
 
 
 def _catalogue_of(connection: psycopg.Connection) -> list[tuple[object, ...]]:

@@ -19,11 +19,14 @@ from typing import TypeVar
 import psycopg
 import pymysql
 import pytest
+from fasteners import InterProcessLock
 
 from tests.certificates import Certificates, make_certificates
 
 # Servers refuse to run as root.
 USER = "nobody" if os.geteuid() == 0 else None
+# Names the folder of `shared_data_folders`.
+TEMPLATES = "CAPACITY_TEST_DATA_FOLDERS"
 ADMIN_PASSWORD = "admin-Pa55"  # noqa: S105 -- of servers that live as long as a test
 
 
@@ -151,7 +154,7 @@ def postgres_server(
     *, tls: bool = True, programs: Path | None = None, options: tuple[str, ...] = ()
 ) -> Iterator[PostgresServer]:
     programs = programs or _postgres_programs()
-    folder = _own_folder("measured-postgres-")
+    folder = own_folder("measured-postgres-")
     try:
         certificates = _certificates(folder)
         password = folder / "password"
@@ -289,11 +292,10 @@ def mariadb_server(*, tls: bool = True) -> Iterator[MariaDBServer]:
 @contextmanager
 def _initialised(kind: type[Kind], command: list[str | Path], *, tls: bool) -> Iterator[Kind]:
     """A server of MariaDB's family whose data folder the command makes; stopped and removed at the end."""
-    folder = _own_folder(f"measured-{kind.__name__.lower()}-")
+    folder = own_folder(f"measured-{kind.__name__.lower()}-")
     try:
         certificates = _certificates(folder)
-        options = [f"--datadir={folder / 'data'}"]
-        subprocess.run([*command, *options], check=True, capture_output=True, user=USER, cwd=folder)
+        subprocess.run(["cp", "-a", _data_folder(kind.__name__.lower(), command), folder / "data"], check=True)  # noqa: S607
         server = kind(folder, free_port(), certificates, tls=tls)
         server.start()
         try:
@@ -304,7 +306,33 @@ def _initialised(kind: type[Kind], command: list[str | Path], *, tls: bool) -> I
         shutil.rmtree(folder)
 
 
-def _own_folder(prefix: str) -> Path:
+def _data_folder(name: str, command: list[str | Path]) -> Path:
+    """A data folder to copy: the first of the test processes makes it, which takes seconds."""
+    templates = Path(os.environ[TEMPLATES])
+    with InterProcessLock(templates / f"{name}.lock"):
+        if not (templates / name).exists():
+            made = templates / f"{name}-unfinished"
+            making = [*command, f"--datadir={made}"]
+            subprocess.run(making, check=True, capture_output=True, user=USER, cwd=templates)
+            # By it, two servers would be taken for one.
+            (made / "auto.cnf").unlink(missing_ok=True)
+            made.rename(templates / name)
+    return templates / name
+
+
+@contextmanager
+def shared_data_folders() -> Iterator[None]:
+    """A folder for what test processes copy, until all of them are done."""
+    folder = own_folder("measured-templates-")
+    os.environ[TEMPLATES] = str(folder)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+
+
+def own_folder(prefix: str) -> Path:
+    """A folder that servers may read and write."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     folder.chmod(0o755)
     _own(folder)

@@ -16,3 +16,4 @@ def test_a_request_to_stop_in_mid_statement_is_no_failure_of_the_database(engine
         connection.connection.driver_connection.cursor_factory = asked_to_stop  # type: ignore[union-attr]
         with pytest.raises(_StopRequestedError):
             connection.execute(text("SELECT 1"))
+        connection.invalidate()
