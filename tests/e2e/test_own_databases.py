@@ -1,4 +1,8 @@
-"""One run per period at a time, whatever door it comes through, also when the pool is new; periods run side by side."""
+"""`capacity up` for the first time, on two databases of the user's own.
+
+One run per period at a time, whatever door it comes through, also when the pool is new; periods run side by side; a
+collection that leaves no secret anywhere.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,51 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, inspect, text
 
+from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage.embedded import EmbeddedServer
+from capacity_assets.storage.engine import capacity_engine, disposed
 from capacity_assets.storage.every_table import metadata
 from tests.databases import TEMPLATE, Databases
-from tests.e2e.stack import BLOCK, RUN, ask, launch, served, status, wait_for, waits_for_a_lock
+from tests.e2e.stack import (
+    BLOCK,
+    RUN,
+    ask,
+    launch,
+    processes_naming,
+    run,
+    served,
+    status,
+    wait_for,
+    waits_for_a_lock,
+)
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
-from tests.servers import free_port
+from tests.servers import MariaDBServer, PostgresServer, free_port, silent_socket
+
+RIGHT, WRONG = "right-Pa55-of-the-probe", "wrong-Pa55-of-the-probe"
+
+
+class Stack(NamedTuple):
+    """Where it answers, its data folder, its two databases."""
+
+    port: int
+    home: Path
+    engine: Engine
+    storage: URL
 
 
 @pytest.fixture(scope="module")
-def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Engine]]:
-    """`capacity up` for the first time on two databases of the user's own, one named in a file `.env`."""
+def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The address of one database is in a file `.env`, that of Dagster's is exported."""
     with (
         cluster.copy(TEMPLATE) as capacity,
         cluster.copy("template1") as storage,
@@ -41,25 +73,27 @@ def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patched.setenv("DAGSTER_POSTGRES_URL", storage.render_as_string(hide_password=False))
         # Empty is unset, and not that of the tests.
         patched.setenv("CAPACITY_TIMEZONE", "")
+        patched.setenv("PROBE_WRONG_PASSWORD", WRONG)
+        patched.setenv("CAPACITY_PASSWORD_FOLDERS", str(home))
         port = free_port()
         with served(home, port, can_read_only=False):
-            yield port, engine
+            yield Stack(port, home, engine, storage)
         engine.dispose()
 
 
 @pytest.fixture
-def port(stack: tuple[int, Engine]) -> int:
+def port(stack: Stack) -> int:
     """Where the stack answers."""
-    return stack[0]
+    return stack.port
 
 
 @pytest.fixture
-def engine(stack: tuple[int, Engine]) -> Engine:
+def engine(stack: Stack) -> Engine:
     """Its database, emptied."""
-    with stack[1].begin() as connection:
+    with stack.engine.begin() as connection:
         tables = [table.name for table in metadata.sorted_tables if table.name != "capacity_settings"]
         connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
-    return stack[1]
+    return stack.engine
 
 
 def test_a_dot_env_file_is_read_by_everything_and_what_is_exported_wins(port: int) -> None:
@@ -147,3 +181,90 @@ def _started_pid(port: int, run_id: str) -> int | None:
     entries = [entry for event in events for entry in event.get("metadataEntries", [])]
     found = [entry.get("intValue") or entry.get("text") for entry in entries if entry["label"] == "pid"]
     return int(found[-1]) if found else None
+
+
+JOB = "collection_job"
+ASSETS = ["database_size_stats", "instance_size_stats", "daily_database_aggregations", "daily_instance_aggregations"]
+METADATA = """query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset {
+  assetMaterializations(limit: 1) { metadataEntries { label
+    ... on IntMetadataEntry { intValue } ... on MarkdownMetadataEntry { mdStr } } } } } }"""
+
+
+@pytest.fixture
+def fleet(
+    stack: Stack,
+    engine: Engine,  # noqa: ARG001 -- empties it
+    measured_postgres: PostgresServer,
+    measured_mariadb: MariaDBServer,
+) -> Iterator[None]:
+    """Two servers that can be measured, one with a wrong password, one that never answers."""
+    measured_postgres.execute(
+        engine_named("postgresql").grants.replace("'...'", f"'{RIGHT}'"), "CREATE DATABASE orders"
+    )
+    grants = engine_named("mariadb").grants.replace("'...'", f"'{RIGHT}'").split("\n")
+    measured_mariadb.execute(*(line for line in grants if not line.startswith("--")), "CREATE DATABASE shop")
+    secret = stack.home / "secret"
+    secret.write_text(RIGHT)
+    with silent_socket() as port:
+        file = stack.home / "servers.toml"
+        server = '[[servers]]\nname = "{}"\nengine = "{}"\nhost = "127.0.0.1"\nport = {}\npassword_from = "{}"\n'
+        file.write_text(
+            '[defaults]\nusername = "capacity_probe"\n'
+            + server.format("pg", "postgresql", measured_postgres.port, f"file:{secret}")
+            + server.format("my", "mariadb", measured_mariadb.port, f"file:{secret}")
+            + server.format("shut", "postgresql", measured_postgres.port, "env:PROBE_WRONG_PASSWORD")
+            + server.format("silent", "postgresql", port, "env:PROBE_WRONG_PASSWORD")
+        )
+        done = run(stack.home, "instances", "import", str(file))
+        assert done.returncode == 0, done.stderr
+        yield
+
+
+@pytest.mark.usefixtures("fleet")
+def test_a_run_through_the_ui_measures_the_fleet_and_no_secret_is_anywhere_afterwards(
+    stack: Stack, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", stack.storage.render_as_string(hide_password=False))
+    port, home, today = stack.port, stack.home, datetime.now(tz=ZoneInfo("Europe/Berlin")).date().isoformat()
+    seen: list[str] = []
+    run_id = launch(port, JOB, ASSETS, today)
+
+    def ended() -> bool:
+        seen.extend(processes_naming("Pa55-of-the-probe"))
+        return status(port, run_id) in {"SUCCESS", "FAILURE"}
+
+    wait_for(ended, "the run's end")
+    entries = ask(port, METADATA, key={"path": ["instance_size_stats"]})["assetOrError"]["assetMaterializations"][0]
+    told = {entry["label"]: entry.get("intValue", entry.get("mdStr")) for entry in entries["metadataEntries"]}
+    commands = [["collect", "-h"], ["instances", "list"], ["instances", "test", "shut"], ["status"], ["check"]]
+    outputs = [run(home, *arguments) for arguments in commands]
+
+    assert (told["processed_instances"], told["failed_instances"]) == (2, 2), told
+    assert "shut: login: " in told["errors"]
+    assert "silent: timeout: " in told["errors"]
+    everything = {"processes": "\n".join(seen), "metadata": str(entries), **_files(home)}
+    everything["log"] = Path(server.socket_folder, "log").read_text(errors="replace")
+    everything["commands"] = "\n".join(f"{done.stdout}{done.stderr}" for done in outputs)
+    for url in (stack.engine.url, stack.storage.set(drivername=CAPACITY_DRIVER)):
+        with disposed(capacity_engine(url)) as engine:
+            everything |= _tables(engine)
+    assert "2 of 4 servers measured, 2 failed" in everything["commands"]
+    assert len(everything) > 30, "files and tables were looked at"
+    assert {"table runs", "table event_logs"} <= set(everything)
+    assert "env:PROBE_WRONG_PASSWORD" in everything["table capacity_collection_targets"]
+    found = {place for place, content in everything.items() if RIGHT in content or WRONG in content}
+    assert found == set()
+
+
+def _files(home: Path) -> dict[str, str]:
+    """What lies under the home, but the secret itself."""
+    files = [path for path in home.rglob("*") if path.is_file() and path.name != "secret"]
+    return {str(path): path.read_text(errors="replace") for path in files}
+
+
+def _tables(engine: Engine) -> dict[str, str]:
+    with engine.connect() as connection:
+        return {
+            f"table {name}": str(connection.execute(text(f'SELECT t::text FROM "{name}" t')).all())
+            for name in inspect(connection).get_table_names()
+        }
