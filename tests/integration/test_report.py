@@ -29,6 +29,7 @@ from capacity_assets.runway.issued import Band
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
+from tests.profiles import PROFILE
 from tests.report_pages import Page
 
 MONTHLY = PERIODS["monthly"]
@@ -237,7 +238,7 @@ def test_two_reports_written_at_once_are_whole(every_kind: Engine, tmp_path: Pat
 
     def write() -> None:
         try:
-            for _ in range(5):
+            for _ in range(PROFILE.kills):
                 write_report(report, path, edition)
                 page = Page(path.read_text())
                 assert (page.tags.count("svg"), page.steps["end"], page.tags[-1]) == (3, 738, "code")
