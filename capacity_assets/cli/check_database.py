@@ -18,6 +18,7 @@ from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import Asked, without_limit
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.storage.distributing import placements
+from capacity_assets.storage.distribution import ALONGSIDE
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
 from capacity_assets.storage.schema import (
@@ -98,14 +99,14 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
     found = placements(engine)
     done = [one for one in found if one.is_distributed]
     left = [one.table for one in found if not one.is_distributed]
-    if done and left:
-        text = (
-            f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again, nothing is computed before"
-        )
-        yield Finding("distribution", Verdict.BAD, text)
+    again = f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again"
+    if done and {*left} <= {table.name for table in ALONGSIDE} and left:
+        yield Finding("distribution", Verdict.NOTE, f"{again}, because they grow with the fleet")
+    elif done and left:
+        yield Finding("distribution", Verdict.BAD, f"{again}, nothing is computed before")
     elif done:
         shards, nodes = done[0].shards, max(one.nodes for one in done)
-        text = f"samples and aggregates lie in {shards} shards each on {counted(nodes, 'node')}"
+        text = f"what grows with the fleet lies in {shards} shards each on {counted(nodes, 'node')}"
         yield Finding("distribution", Verdict.OK, text)
 
 

@@ -50,10 +50,10 @@ def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool
         parameters = _parameters(connection, volumes)
         if dry_run:
             return 0
-        written = connection.execute(text(_STORE), parameters).rowcount
+        written = len(connection.execute(text(_STORE), parameters).all())
         for statement in (_PLACE_NEW, _PLACE_KNOWN):
             connection.execute(text(statement), {"days": sorted({one.day for one in volumes})})
-        return int(written)
+        return written
 
 
 def _parameters(connection: Connection, volumes: Sequence[VolumeDay]) -> dict[str, object]:
@@ -94,13 +94,15 @@ def _volume_day(row: Mapping[str, str]) -> VolumeDay:
 
 
 _STORE = """
-INSERT INTO volume_size_stats AS t (collected_date, instance_id, volume_name, total_mb, free_mb, source)
-SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, :source
+INSERT INTO volume_size_stats AS t
+    (collected_date, instance_id, volume_name, total_mb, free_mb, source, collected_at)
+SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, :source, now()
 FROM unnest(CAST(:ids AS integer[]), CAST(:names AS varchar[]), CAST(:days AS date[]), CAST(:totals AS bigint[]),
             CAST(:free AS bigint[])) AS g (instance_id, name, day, total_mb, free_mb)
 ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
-SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, collected_at = now()
+SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, collected_at = excluded.collected_at
 WHERE t.source = excluded.source AND (t.total_mb, t.free_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb)
+RETURNING t.instance_id
 """
 _ALONE = """
 alone AS (

@@ -56,10 +56,14 @@ ON CONFLICT (collected_date, instance_id, {name}) DO UPDATE
 SET {changes}, source = excluded.source, collected_at = excluded.collected_at
 """
 # A server that was measured says what it has now; one that says nothing of its limits keeps what it said on this day.
+# What is gone is looked up apart: a table that may be distributed is not compared with a temporary one row by row.
 _REMOVE = """
-DELETE FROM {table} t WHERE t.collected_date = :day AND t.source = '{source}'
-AND t.instance_id IN (SELECT m.instance_id FROM {staged} m)
-AND NOT EXISTS (SELECT FROM {staged} m WHERE m.instance_id = t.instance_id AND m.{name} = t.{name})
+DELETE FROM {table} t USING (
+    SELECT instance_id, {name} FROM {table}
+    WHERE collected_date = :day AND source = '{source}' AND instance_id IN (SELECT instance_id FROM {staged})
+    EXCEPT SELECT instance_id, {name} FROM {staged}
+) AS gone
+WHERE t.collected_date = :day AND t.instance_id = gone.instance_id AND t.{name} = gone.{name}
 """
 
 

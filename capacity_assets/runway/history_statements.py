@@ -24,6 +24,8 @@ READ_OF_DISTRIBUTED = {
     "instance_size_stats": _SAMPLED,
     "database_size_aggregations": _DAILY,
     "instance_size_aggregations": _DAILY,
+    "volume_size_stats": _SAMPLED,
+    "database_limit_stats": "collected_date > :stale AND collected_date <= :as_of",
 }
 """Which rows of each table the statements below read, where these are distributed over nodes."""
 

@@ -17,11 +17,14 @@ from capacity_assets.forecast.model import Forecasts
 from capacity_assets.foundation.errors import database_errors
 from capacity_assets.runway import history
 from capacity_assets.runway.forecasting import of_batch
+from capacity_assets.runway.history_statements import READ_OF_DISTRIBUTED
 from capacity_assets.runway.issued import Issue, newest_issue
 from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
 from capacity_assets.runway.scores import score
+from capacity_assets.storage.distribution import distributed_tables
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.limit_tables import capacity_runways
+from capacity_assets.storage.local_copies import drop_copies
 
 TOLD = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
@@ -89,10 +92,15 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ISSUE_LOCK})
         connection.execute(text(_STAGE))
         _stage(connection, history.Asked(as_of, every=True))
-        written = sum(
-            connection.execute(text(statement), {"as_of": as_of, "in_time": in_time}).rowcount
-            for statement in (_STORE[replace], *((_REMOVE,) if replace else ()))
-        )
+        if distributed_tables(connection, [capacity_runways]):
+            # Scored on their nodes, by what is stored there.
+            drop_copies(connection, READ_OF_DISTRIBUTED)
+        # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
+        at = {"as_of": as_of, "issued_at": connection.execute(text("SELECT now()")).scalar_one()}
+        connection.execute(text(_STORE[replace]), {**at, "in_time": in_time})
+        written = connection.execute(text(_WRITTEN), at).scalar_one()
+        if replace:
+            written += connection.execute(text(_REMOVE), {"as_of": as_of}).rowcount
         score(connection, as_of, today)
         states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
         # What is told is what is stored: another run may have issued it.
@@ -142,10 +150,11 @@ def _rows(
 
 
 _STATES = "SELECT state, count(*) AS subjects FROM capacity_runways WHERE as_of = :as_of GROUP BY state"
+_WRITTEN = f"SELECT count(*) FROM capacity_runways WHERE as_of = :as_of AND {_ISSUED_AT} = :issued_at"  # noqa: S608 -- our column
 _VALUES = tuple(name for name in COLUMNS if name not in KEYS)
 _INSERT = f"""
-INSERT INTO capacity_runways AS t ({", ".join(COLUMNS)}, {_IN_TIME})
-SELECT {", ".join(COLUMNS)}, :in_time FROM issued_runway
+INSERT INTO capacity_runways AS t ({", ".join(COLUMNS)}, {_IN_TIME}, {_ISSUED_AT})
+SELECT {", ".join(COLUMNS)}, :in_time, CAST(:issued_at AS timestamptz) FROM issued_runway
 ON CONFLICT ({", ".join(KEYS)}) DO """  # noqa: S608 -- names from our own table definition
 _CHANGED = " OR ".join(f"t.{name} IS DISTINCT FROM excluded.{name}" for name in _VALUES)
 _STORE = {
@@ -153,12 +162,16 @@ _STORE = {
     # What was measured stays beside a forecast only if it is still that of the same day.
     True: f"{_INSERT} UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _VALUES)}, "
     f"{', '.join(f'{name} = CASE WHEN t.last_day = excluded.last_day THEN t.{name} END' for name in sorted(_SCORED))}, "
-    f"issued_at = now(), {_IN_TIME} = excluded.{_IN_TIME} WHERE {_CHANGED}",
+    f"{_ISSUED_AT} = excluded.{_ISSUED_AT}, {_IN_TIME} = excluded.{_IN_TIME} WHERE {_CHANGED}",
 }
-# A subject that a repetition on the same day does not find any more.
+# Subjects that a repetition on the same day does not find any more. Looked up apart: a table that may be distributed is
+# not compared with a temporary one row by row.
 _REMOVE = f"""
-DELETE FROM capacity_runways t WHERE t.as_of = :as_of
-AND NOT EXISTS (SELECT FROM issued_runway i WHERE {" AND ".join(f"i.{name} = t.{name}" for name in KEYS)})
+DELETE FROM capacity_runways t USING (
+    SELECT {", ".join(KEYS)} FROM capacity_runways WHERE as_of = :as_of
+    EXCEPT SELECT {", ".join(KEYS)} FROM issued_runway
+) AS gone
+WHERE t.as_of = :as_of AND {" AND ".join(f"gone.{name} = t.{name}" for name in KEYS)}
 """  # noqa: S608 -- as above
 _STAGE = f"""
 CREATE TEMPORARY TABLE issued_runway ON COMMIT DROP AS

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.schema import CreateTable
 
 from capacity_assets.storage.distribution import (
+    ALONGSIDE,
     DISTRIBUTED,
     RECORDS,
     ROW_NUMBER_FUNCTION,
@@ -27,6 +28,7 @@ from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.storage.steps import DIALECT, execute
 from capacity_assets.storage.view_upgrades import creation, outdated_views
 
+ALL = (*DISTRIBUTED, *ALONGSIDE)
 DISTRIBUTION_COLUMN = "instance_id"
 DEFAULT_SHARDS = 32
 _ROW_NUMBER = f"""
@@ -61,7 +63,7 @@ def placements(engine: Engine) -> list[Placement]:
     with engine.connect() as connection:
         if not _has_citus(connection):
             return []
-        rows = connection.execute(text(_PLACEMENTS), {"names": [table.name for table in DISTRIBUTED]})
+        rows = connection.execute(text(_PLACEMENTS), {"names": [table.name for table in ALL]})
         return [Placement(**row) for row in rows.mappings()]
 
 
@@ -80,7 +82,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
             return "This is a worker: CAPACITY_DATABASE_URL must name the coordinator."
         if schema_revision(engine) != SCHEMA_REVISION:
             return "The schema is missing or older than this version: run `capacity init` first."
-        plain = [table.name for table in DISTRIBUTED if not layout_of(connection, table).is_partitioned]
+        plain = [table.name for table in ALL if not layout_of(connection, table).is_partitioned]
         if plain:
             return f"{', '.join(plain)}: not partitioned by time. Run `capacity maintain --convert` first."
     return None
@@ -100,8 +102,9 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
     """
     with engine.begin() as connection:
         _prepare(connection)
-        left = [table for table in DISTRIBUTED if table.name not in distributed_tables(connection)]
-    first = DISTRIBUTED[0].name
+        done = distributed_tables(connection, ALL)
+    left = [table for table in ALL if table.name not in done]
+    first = ALL[0].name
     for table in left:
         how = "shard_count => :shards" if table.name == first else "colocate_with => :first"
         values: dict[str, object] = {"table": table.name, "column": DISTRIBUTION_COLUMN}
@@ -162,5 +165,6 @@ SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,
        (SELECT count(*) FROM pg_dist_shard s WHERE s.logicalrelid = to_regclass(name)) AS shards,
        (SELECT count(DISTINCT l.groupid) FROM pg_dist_shard s JOIN pg_dist_placement l USING (shardid)
         WHERE s.logicalrelid = to_regclass(name)) AS nodes
-FROM unnest(CAST(:names AS text[])) AS name LEFT JOIN pg_dist_partition p ON p.logicalrelid = to_regclass(name)
+FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS g (name, number)
+LEFT JOIN pg_dist_partition p ON p.logicalrelid = to_regclass(name) ORDER BY number
 """

@@ -1,4 +1,4 @@
-"""The capacity tables on Citus: samples and aggregates distributed by server, everything else on the coordinator.
+"""The capacity tables on Citus: what grows with the fleet distributed by server, everything else on the coordinator.
 
 The triggers that record changes go with the tables. They fire on each node, over the shards there, and write to a table
 of the same name that each node has for itself, in the transaction that wrote the samples. The coordinator gathers these
@@ -14,15 +14,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, text
 
+from capacity_assets.storage.limit_tables import capacity_runways, database_limit_stats, volume_size_stats
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES, invalidations, sample_changes
 
 DISTRIBUTED = (*SAMPLES, *AGGREGATES)
+"""What is computed on the nodes: all of them are distributed, or none counts as such."""
+
+ALONGSIDE = (volume_size_stats, database_limit_stats, capacity_runways)
+"""Distributed beside them. Statements are the same where these still lie on the coordinator, as versions before left
+them."""
+
 RECORDS = (sample_changes, invalidations)
 """What triggers write on the nodes."""
 
@@ -66,7 +73,7 @@ def tables_are_distributed(connection: Connection) -> bool:
     return len(distributed_tables(connection)) == len(DISTRIBUTED)
 
 
-def distributed_tables(connection: Connection) -> list[str]:
+def distributed_tables(connection: Connection, tables: Sequence[Table] = DISTRIBUTED) -> list[str]:
     """Name those of the tables that are distributed."""
     if connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NULL")).scalar():
         return []
@@ -74,7 +81,7 @@ def distributed_tables(connection: Connection) -> list[str]:
         "SELECT name FROM unnest(CAST(:names AS text[])) AS name "
         "WHERE EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(name))"
     )
-    return list(connection.execute(query, {"names": [table.name for table in DISTRIBUTED]}).scalars())
+    return list(connection.execute(query, {"names": [table.name for table in tables]}).scalars())
 
 
 def change_shards_in_turn(connection: Connection) -> None:

@@ -7,7 +7,7 @@ for tens of thousands of databases. On a single server nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -29,7 +29,12 @@ def copied_for_reading(connection: Connection, wanted: Mapping[str, str]) -> Ite
     copy_for_reading(connection, wanted)
     yield
     if are_copied:
-        connection.execute(text(f"DROP TABLE {', '.join(f'pg_temp.{table}' for table in wanted)}"))
+        drop_copies(connection, wanted)
+
+
+def drop_copies(connection: Connection, tables: Iterable[str]) -> None:
+    """Drop the copies of tables before the transaction ends; none may be there. Raises as `copy_for_reading`."""
+    connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(f'pg_temp.{table}' for table in tables)}"))
 
 
 def copy_for_reading(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -22,12 +23,15 @@ from sqlalchemy import Engine, event, func, select, text
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.collection.imported_volumes import VolumeDay, store_volumes
 from capacity_assets.foundation.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.report import MaintenanceError
 from capacity_assets.retention.rules import Retention, parse_retention
+from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.runway.issuing import issue
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage import distributing, distribution
 from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
@@ -136,6 +140,7 @@ def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_serv
 
     assert distribute(undistributed, shards=SHARDS) == [
         "database_size_stats", "instance_size_stats", "database_size_aggregations", "instance_size_aggregations",
+        "volume_size_stats", "database_limit_stats", "capacity_runways",
     ]  # fmt: skip
 
     compute_everything(undistributed)
@@ -483,7 +488,7 @@ def test_the_command_says_what_it_would_do_does_it_and_says_where_everything_lie
     assert {one.is_distributed for one in placements(undistributed)} == {False}
 
     done = json.loads(capacity("distribute", "--shards", str(SHARDS), "--json").output)
-    assert len(done["done"]) == 4
+    assert len(done["done"]) == 7
     assert {table["shards"] for table in done["tables"]} == {SHARDS}
     again = capacity("distribute", "--shards", str(SHARDS))
     assert "Everything was distributed already. Nothing was changed." in again.output
@@ -498,15 +503,63 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
 
     with pytest.raises(KeyboardInterrupt):
         distribute(undistributed, shards=SHARDS, tell=stop)
-    assert [one.is_distributed for one in placements(undistributed)] == [True, False, False, False]
-    told = "instance_size_stats, database_size_aggregations, instance_size_aggregations: still on the coordinator"
+    assert [one.is_distributed for one in placements(undistributed)] == [True] + 6 * [False]
+    told = "instance_size_stats, database_size_aggregations, instance_size_aggregations, volume_size_stats"
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
     assert told in " ".join(capacity("check", columns=400).output.split())
 
-    assert len(distribute(undistributed, shards=SHARDS)) == 3
-    assert f"lie in {SHARDS} shards each on 2 nodes" in " ".join(capacity("check", columns=400).output.split())
+    assert len(distribute(undistributed, shards=SHARDS)) == 6
+    assert f"lies in {SHARDS} shards each on 2 nodes" in " ".join(capacity("check", columns=400).output.split())
     compute_everything(undistributed)
     assert service(undistributed).ledger.stale() == []
+
+
+def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work_there_and_are_distributed_later(
+    undistributed: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = LAST + timedelta(days=1)
+
+    def import_and_issue() -> dict[str, Any]:
+        """What is told of everything that was stored, the same as on a single server."""
+        told: list[dict[str, Any]] = []
+        for engine in (undistributed, plain):
+            days = [VolumeDay("server-2", name, LAST, 900 << 30, 5 << 30) for name in ("/data", "/log")]
+            volumes = store_volumes(engine, days)
+            past = issue(engine, LAST - timedelta(days=60), today)
+            runways = issue(engine, today, today)
+            assert runways.issue is not None
+            told.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
+            told[-1]["rows"] = outlooks(engine, today, server="server-2").rows
+        assert told[0] == told[1]
+        for table in distribution.ALONGSIDE:
+            assert stored_of(undistributed, table.name) == stored_of(plain, table.name)
+        scored = "capacity_runways WHERE actual_30_mb IS NOT NULL"
+        assert len(stored_of(plain, scored)) > len(SERVERS)
+        return told[0]
+
+    with monkeypatch.context() as before:
+        before.setattr(distributing, "ALL", distribution.DISTRIBUTED)
+        distribute(undistributed, shards=SHARDS)
+    first = import_and_issue()
+    assert (first["volumes"], first["issued"]["written_records"]) == (2, 2 * len(SERVERS) + 2)
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
+    told = "volume_size_stats, database_limit_stats, capacity_runways: still on the coordinator; run `capacity distri"
+    assert told in " ".join(capacity("check", columns=400).output.split())
+
+    assert distribute(undistributed, shards=SHARDS) == [table.name for table in distribution.ALONGSIDE]
+
+    again = import_and_issue()
+    assert (again["volumes"], again["issued"]["written_records"]) == (0, 0)
+    assert again["rows"] == first["rows"]
+
+
+def stored_of(engine: Engine, table: str) -> set[str]:
+    """The rows of a table, but when they were written."""
+    with engine.connect() as connection:
+        rows = connection.execute(text(f"SELECT * FROM {table}")).mappings()
+        return {
+            str([value for name, value in row.items() if name not in {"issued_at", "collected_at"}]) for row in rows
+        }
 
 
 def test_what_stands_in_the_way_is_said_with_what_to_do(
@@ -598,7 +651,7 @@ def test_changes_are_gathered_while_a_distribution_is_unfinished(
     undistributed: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_everything(undistributed)
-    monkeypatch.setattr(distributing, "DISTRIBUTED", distribution.DISTRIBUTED[:1])
+    monkeypatch.setattr(distributing, "ALL", distribution.DISTRIBUTED[:1])
     assert distribute(undistributed, shards=SHARDS) == ["database_size_stats"]
     assert not distribution.is_distributed(undistributed)
 
