@@ -1,7 +1,6 @@
 """`dagster api grpc` whose run workers are forked from a process that has imported everything already.
 
 Dagster starts an interpreter for each run, which imports for two seconds; here each run is still a process of its own.
-Started as `python -m tests.code_server PORT`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from dagster._cli import main
 
 MODULE = "capacity_assets.definitions"
 
-if __name__ == "__main__":
+
+def serve() -> None:
+    """Serve on the port that is the first argument of this process."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload([MODULE, "dagster_postgres", "dagster._grpc.server", "psycopg"])
     grpc_server.multiprocessing.get_context = lambda _method=None: forking  # type: ignore[attr-defined, assignment]

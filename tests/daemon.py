@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -26,6 +24,7 @@ from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster._utils import find_free_port
 
 from tests.clocks import SHANGHAI
+from tests.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_PATIENCE_SECONDS = 60
@@ -34,14 +33,12 @@ RUN_PATIENCE_SECONDS = 60
 @contextmanager
 def code_server(port: int) -> Iterator[GrpcServerTarget]:
     """A process of its own that serves the code location."""
-    arguments = [sys.executable, "-m", "tests.code_server", str(port)]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Forked(str(port), program="from tests.code_server import serve\nserve()", folder=ROOT)
     try:
-        wait_for_grpc_server(process, DagsterGrpcClient(port=port, host="127.0.0.1"), [])
+        wait_for_grpc_server(process, DagsterGrpcClient(port=port, host="127.0.0.1"), [])  # type: ignore[arg-type]
         yield GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="capacity_assets")
     finally:
         process.kill()
-        process.wait()
 
 
 @dataclass

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -57,9 +58,7 @@ def run_forked(
     """
     with TemporaryDirectory() as printed:
         texts = output or Path(printed, "output"), Path(printed, "errors")
-        started = _Started(program, arguments, dict(environment), folder or Path.cwd(), *texts, umask)
-        process = FORKING.Process(target=_run, args=(started,))
-        process.start()
+        process = _start(_Started(program, arguments, dict(environment), folder or Path.cwd(), *texts, umask))
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -67,6 +66,28 @@ def run_forked(
             raise subprocess.TimeoutExpired(arguments, timeout)
         read = ["" if text == output else text.read_text() for text in texts]
         return subprocess.CompletedProcess(arguments, process.exitcode, *read)
+
+
+class Forked:
+    """A program that goes on until it is killed; nobody reads what it prints."""
+
+    def __init__(self, *arguments: str, program: str, folder: Path) -> None:
+        silent = Path(os.devnull)
+        self._process = _start(_Started(program, arguments, dict(os.environ), folder, silent, silent, 0o022))
+
+    def poll(self) -> int | None:
+        """The exit code, once there is one; named as that of a `subprocess.Popen`."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _start(started: _Started) -> ForkServerProcess:
+    process = FORKING.Process(target=_run, args=(started,))
+    process.start()
+    return process
 
 
 def _run(started: _Started) -> None:
