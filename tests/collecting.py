@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 from sqlalchemy import Engine, text
@@ -89,3 +89,6 @@ def failures(summary: object) -> dict[str, tuple[str, str]]:
 
 def ceiling_mb(size_bytes: int) -> int:
     return -(-size_bytes // 1024**2)
+
+
+YESTERDAY = TODAY - timedelta(days=1)

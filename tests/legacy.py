@@ -10,6 +10,8 @@ from datetime import date
 from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.storage.partitions import CAPACITY_TABLES
+from capacity_assets.storage.tables import instances
 from tests.fleet import SAMPLE
 
 
@@ -106,3 +108,28 @@ def load_legacy_aggregates(engine: Engine) -> dict[str, int]:
             connection.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({values})"), rows)
         loaded[table] = len(rows)
     return loaded
+
+
+SHAPES = {
+    "plain": LegacyShape(),
+    "without a unique key": LegacyShape(unique_key=False),
+    "with a check on periods": LegacyShape(period_check=True),
+    "partitioned by month": LegacyShape(partitioned=True),
+    "partitioned, no key, check": LegacyShape(partitioned=True, unique_key=False, period_check=True),
+}
+
+
+def row_counts(engine: Engine) -> dict[str, int]:
+    """Rows by table, of the tables that the legacy application knows."""
+    with engine.connect() as connection:
+        return {
+            table.name: connection.execute(text(f"SELECT count(*) FROM {table.name}")).scalar_one()
+            for table in (instances, *CAPACITY_TABLES)
+        }
+
+
+# Tables that got further columns since, and what those begin with.
+FURTHER = {
+    "database_size_aggregations": "size",
+    "instance_size_aggregations": "total_size",
+}

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import date
 from html.parser import HTMLParser
+
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import PERIODS
+from capacity_assets.report.data import Report
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 
 class Page(HTMLParser):
@@ -26,3 +34,31 @@ class Page(HTMLParser):
         if self._step is not None:
             self.steps[self._step] = int(data.replace(",", ""))
             self._step = None
+
+
+MONTHLY = PERIODS["monthly"]
+
+
+FEBRUARY = MONTHLY.window_of(date(2025, 2, 1))
+
+
+def adds_up(report: Report) -> bool:
+    """Whether the steps lead from the size at the start to that at the end."""
+    return report.start_mb + sum(change for _, change in report.steps) == report.end_mb
+
+
+def months(service: AggregationService, last_day: str) -> None:
+    """Compute what a report of months reads."""
+    for name in ("monthly", "daily"):
+        service.calculate_period_aggregations(name, date(2025, 1, 1), date.fromisoformat(last_day))
+
+
+def server_with(engine: Engine, histories: dict[str, list[int | None]]) -> None:
+    """One server whose databases have these sizes from 2025-01-01 on, and the totals that follow."""
+    add_instances(engine, [1])
+    for name, history in histories.items():
+        if any(size is not None for size in history):
+            add_database_sizes(engine, sizes(1, name, "2025-01-01", history))
+    days = zip(*histories.values(), strict=True)
+    sums = [(sum(size or 0 for size in day), sum(size is not None for size in day)) for day in days]
+    add_instance_sizes(engine, totals(1, "2025-01-01", [None if not count else (size, count) for size, count in sums]))

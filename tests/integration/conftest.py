@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 
 import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.settings import Settings
+from tests.clocks import TODAY
 from tests.collecting import PASSWORD
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.runways import FIRST, GROWING
 from tests.servers import PostgresServer
 
 
@@ -56,3 +60,16 @@ def measured_databases(measured_postgres: PostgresServer) -> Iterator[None]:
         rows = connection.execute("SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'")
         names = [row[0] for row in rows]
     measured_postgres.execute(*(f'DROP DATABASE "{name}" WITH (FORCE)' for name in names))
+
+
+@pytest.fixture
+def growing_servers(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers: `orders` grows by ten MiB per day, `still` does not; server-2 has one young database."""
+    assert settings
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
+    add_database_sizes(engine, sizes(2, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
+    add_instance_sizes(engine, totals(2, (TODAY - timedelta(days=9)).isoformat(), [(100, 1)] * 10))

@@ -1,0 +1,293 @@
+"""Limits as people declare them, one by one and from files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.runway import history
+from capacity_assets.runway.forecasting import outlooks
+from tests.clocks import TODAY
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.runways import FIRST, add_ceiling, add_volume, declared, found
+
+pytestmark = pytest.mark.usefixtures("growing_servers")
+
+
+def test_limits_are_listed_replaced_and_forgotten() -> None:
+    declared("server-1", "orders", "--gb", "3.5", "--note", "contract")
+    declared("server-1", "orders", "--gb", "5")
+    declared("server-1", "--gb", "2000")
+
+    listed = json.loads(capacity("limits", "list", "--json").output)
+    removed = capacity("limits", "remove", "server-1", "orders")
+    again = capacity("limits", "remove", "server-1", "orders")
+
+    assert [(one["database"], one["limit_mb"], one["note"], one["source"]) for one in listed] == [
+        (None, 2_048_000, None, "declared"),
+        ("orders", 5120, None, "declared"),
+    ]
+    assert removed.exit_code == 0
+    empty = capacity("limits", "remove", "server-1", "")
+    assert (empty.exit_code, len(json.loads(capacity("limits", "list", "--json").output))) == (2, 1)
+    assert (again.exit_code, "orders on server-1 has no limit. Nothing was changed." in again.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["server-1", "ordres", "--gb", "1"],
+            "No database 'ordres' on server-1 was ever measured. Did you mean 'orders'?",
+        ),
+        (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'? Nothing was changed."),
+        (["server-1", "--gb", "much"], "'much' is no limit; write GiB as 500 or 1.5, or unlimited."),
+        (["server-1", "--gb", "0"], "'0' is no limit; it must be above zero"),
+        (["server-1", "--gb", "nan"], "'nan' is no limit"),
+        (["server-1", "--gb", "9e15"], "'9e15' is no limit; it must be above zero, and at most"),
+        (["server-1"], "Say how much it can hold: either --gb or --unlimited."),
+        (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: either --gb or --unlimited."),
+    ],
+)
+def test_a_limit_that_cannot_be_one_is_refused(arguments: list[str], told: str) -> None:
+    refused = capacity("limits", "set", *arguments)
+
+    assert refused.exit_code == 2
+    assert told in refused.output
+    assert json.loads(capacity("limits", "list", "--json").output) == []
+
+
+def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
+    good, bad, unknown = (tmp_path / f"{name}.csv" for name in ("limits", "bad", "unknown"))
+    good.write_text(
+        "server,database,limit_gb,note\nserver-1,,2000,disk\nserver-1,orders,1.5,\nserver-2,young,unlimited,\n"
+    )
+    bad.write_text("server,database,limit_gb\nserver-1,,2000\n,orders,1\nserver-1,still,few\n")
+
+    rehearsed = capacity("limits", "import", str(good), "--dry-run")
+    none_yet = json.loads(capacity("limits", "list", "--json").output)
+    done = capacity("limits", "import", str(good))
+    refused = capacity("limits", "import", str(bad))
+    unknown.write_text("server,database,limit_gb\nserver-1,ordres,1\nserver-1,still,1\nserver-1,still,2\n")
+    twice = capacity("limits", "import", str(unknown), "--dry-run")
+    unknown.write_text("server,database,limit_gb\nserver-1,ordres,1\n")
+    mistyped = capacity("limits", "import", str(unknown), "--dry-run")
+
+    assert "More than one limit of still on server-1." in twice.output
+    assert (mistyped.exit_code, "No database 'ordres' on server-1 was ever measured." in mistyped.output) == (2, True)
+    assert rehearsed.output.splitlines()[-1] == "Dry run: nothing was changed."
+    assert none_yet == []
+    assert f"3 limits declared from {good}." in done.output
+    listed = json.loads(capacity("limits", "list", "--json").output)
+    assert [(one["server"], one["database"], one["limit_mb"], one["note"]) for one in listed] == [
+        ("server-1", None, 2_048_000, "disk"),
+        ("server-1", "orders", 1536, None),
+        ("server-2", "young", None, None),
+    ]
+    assert refused.exit_code == 2
+    assert "line 3: names no server." in refused.output
+    assert "line 4: 'few' is no limit" in refused.output
+
+
+@pytest.mark.parametrize("wrong", ["abc", "nan", "Infinity", "-1"])
+def test_what_is_no_number_of_gib_is_refused(wrong: str) -> None:
+    refused = capacity("runway", "--add-gb", wrong)
+
+    assert refused.exit_code == 2
+    assert f"'{wrong}' is no number of GiB" in refused.output
+
+
+def test_a_server_that_is_not_there_is_said_so() -> None:
+    refused = capacity("runway", "server-9")
+
+    assert refused.exit_code == 2
+    assert "No server is named 'server-9'." in refused.output
+
+
+def test_a_server_without_history_takes_its_limit_along_when_it_is_removed(engine: Engine) -> None:
+    add_instances(engine, [3])
+    declared("server-3", "--gb", "10")
+
+    removed = capacity("instances", "remove", "server-3")
+
+    assert removed.exit_code == 0
+    assert json.loads(capacity("limits", "list", "--json").output) == []
+
+
+def test_a_limit_below_the_size_is_stored_and_said_to_be(tmp_path: Path) -> None:
+    file = tmp_path / "limits.csv"
+    file.write_text("server,database,limit_gb\nserver-1,,1\nserver-1,still,0.1\nserver-1,orders,9\n")
+
+    said = capacity("limits", "set", "server-1", "orders", "--gb", "2").output.splitlines()
+    imported = capacity("limits", "import", str(file)).output.splitlines()
+
+    assert said[-1] == "note: orders on server-1 holds 2.9 GiB, more than its limit."
+    assert imported[1:] == [
+        "note: orders on server-1 was 2.0 GiB.",
+        "note: server-1 holds 3.4 GiB, more than its limit.",
+        "note: still on server-1 holds 500 MiB, more than its limit.",
+    ]
+    shown = capacity("runway", columns=200).output.splitlines()
+    assert shown[2].split()[-5:-2] == ["full"] * 3
+
+
+def test_a_file_without_a_line_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "limits.csv"
+    file.write_text("server,database,limit_gb\n")
+
+    refused = capacity("limits", "import", str(file))
+
+    assert (refused.exit_code, "has no line below its headings. Nothing was changed." in refused.output) == (2, True)
+
+
+def test_one_database_of_a_server_is_asked_for_by_its_name() -> None:
+    declared("server-1", "--gb", "4")
+
+    shown = json.loads(capacity("runway", "server-1", "still", "--json").output)
+    unknown = json.loads(capacity("runway", "server-2", "young", "--json").output)
+    mistyped = capacity("runway", "server-1", "stil")
+
+    assert [(row["database"], row["limit_mb"]) for row in shown["rows"]] == [("still", 1082)]
+    assert [(row["state"], row["history_days"]) for row in unknown["rows"]] == [("limit unknown", 10)]
+    assert unknown["unknown_limits"] == 1
+    assert (mistyped.exit_code, "'stil' is not in the newest sample of 'server-1'." in mistyped.output) == (2, True)
+
+
+def test_what_holds_as_much_as_its_limit_is_full_whatever_its_history(engine: Engine) -> None:
+    declared("server-2", "young", "--gb", "0.05")
+
+    young = found(engine)["server-2", "young"]
+    shown = capacity("runway", columns=200).output.splitlines()
+    told = capacity("explain", "young", "--runway").output.splitlines()
+
+    assert (young.state, young.early_day, young.probabilities) == ("full", TODAY, {7: 1, 30: 1, 90: 1, 365: 1})
+    assert shown[2].split()[-5:] == ["full", "full", "full", "100%", "100%"]
+    assert told[-2] == "It is full."
+
+
+def test_too_little_history_says_how_much_there_is_and_is_needed() -> None:
+    declared("server-2", "young", "--gb", "5")
+
+    assert "10 of 57 days" in capacity("runway", columns=200).output
+    assert (
+        "No date: there are 10 days of history, and 57 are needed." in capacity("explain", "young", "--runway").output
+    )
+
+
+def test_a_pace_that_is_much_faster_of_late_is_remarked(engine: Engine) -> None:
+    add_database_sizes(
+        engine, sizes(2, "fast", FIRST.isoformat(), [1000] * 140 + [1000 + 100 * day for day in range(60)])
+    )
+    declared("server-2", "fast", "--gb", "7")
+
+    fast = found(engine)["server-2", "fast"]
+    shown = capacity("runway", columns=200).output
+
+    assert (fast.recent_mb_per_day, fast.sooner_day) == (100, TODAY + timedelta(days=3))
+    assert fast.change_mb_per_day < 50
+    assert (
+        "note: fast on server-2. In the last 30 days it grew by +100 MiB per day: at that pace it is full on "
+        f"{TODAY + timedelta(days=3)}." in shown
+    )
+
+
+def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_leave_out() -> None:
+    added = capacity("steps", "add", "server-1", "orders", "--day", str(TODAY + timedelta(days=1)), "--note", "planned")
+    empty = capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", " ")
+
+    assert "No sizes on both sides of that day are known yet: until then there is nothing to leave out." in added.output
+    assert (empty.exit_code, "--note is empty" in empty.output) == (2, True)
+    assert "planned" not in capacity("explain", "orders", "--runway").output, "it lies ahead"
+
+
+@pytest.mark.parametrize("command", ["limits", "steps", "volumes"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"server,db,limit_gb,day,note,volume,total_gb,free_gb\na,b,1,2025-01-01,x,y,2,1\n", "has an unknown column '"),
+        ("server,database\nä,b\n".encode("latin-1"), "is not in UTF-8: save it as CSV UTF-8. Nothing was changed."),
+        (b"", "is empty, or begins with an empty line. Nothing was changed."),
+    ],
+)
+def test_a_file_with_a_misspelt_heading_another_encoding_or_nothing_in_it_is_refused(
+    tmp_path: Path, command: str, content: bytes, told: str
+) -> None:
+    file = tmp_path / "file.csv"
+    file.write_bytes(content)
+
+    refused = capacity(command, "import", str(file), columns=250)
+
+    assert (refused.exit_code, told in refused.output) == (2, True), refused.output
+
+
+def test_files_that_cannot_extend_any_more_are_no_limit(engine: Engine) -> None:
+    """Their size is what is allocated: full or not is not measured."""
+    add_ceiling(engine, "orders", None, limit_mb=3014)
+
+    every = outlooks(engine, TODAY)
+
+    assert [row.state for row in every.rows] == []
+    assert every.unknown_limits == 3
+
+
+def test_a_volume_with_too_little_history_hides_no_database_that_fills_it(engine: Engine) -> None:
+    add_volume(engine, 1, "/fast", TODAY, 9000, 60)
+    add_volume(engine, 1, "/other", TODAY, 9000, 8000)
+    add_ceiling(engine, "orders", ["/fast"])
+    declared("server-1", "--gb", "1000")
+
+    lines = capacity("runway", columns=200).output.splitlines()
+
+    assert ["server-1", "orders"] in [line.split()[:2] for line in lines[2:4]]
+
+
+def test_a_volume_that_fills_stands_for_the_databases_on_it(engine: Engine) -> None:
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 9000, 60 + 30 * ago)
+    for name in ("orders", "still"):
+        add_ceiling(engine, name, ["/data"], limit_mb=100_000)
+
+    shown = capacity("runway", columns=200).output
+
+    assert "volume /data" in shown
+    assert "orders" not in shown
+
+
+def test_several_live_totals_of_a_day_are_added_up(engine: Engine) -> None:
+    declared("server-1", "--gb", "100")
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
+        connection.execute(
+            text(
+                "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+                "VALUES (1, 1000, 1, :day)"
+            ),
+            {"day": TODAY},
+        )
+
+    rows = found(engine)
+
+    assert rows["server-1", None].size_mb == 4514
+    assert rows["server-1", "orders"].headroom_mb == 102_400 - 4514
+
+
+def test_an_empty_name_removes_neither_the_limit_nor_the_step_of_a_whole_server() -> None:
+    capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", "moved")
+
+    refused = capacity("steps", "remove", "server-1", "", "--day", str(TODAY))
+
+    assert (refused.exit_code, "An empty name is no database. Nothing was changed." in refused.output) == (2, True)
+    assert len(json.loads(capacity("steps", "list", "--json").output)) == 1
+
+
+def test_a_large_fleet_is_read_in_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "BATCH", 1)
+    with engine.connect() as connection:
+        batches = list(history.series(connection, "database", history.Asked(TODAY, every=True)))
+
+    assert [[row.name for row in batch.subjects] for batch in batches] == [["orders"], ["still"], ["young"]]

@@ -1,0 +1,171 @@
+"""What a growth report says of servers that were not measured, of windows that were published, and of what fills."""
+
+from __future__ import annotations
+
+from datetime import date
+from html import escape
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.periods import Window
+from capacity_assets.report.issues import issue_of, next_edition
+from capacity_assets.report.page import headline, notes, render, write_report
+from capacity_assets.report.reading import read_report
+from capacity_assets.runway.issued import Band
+from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.limits import Limit, declare
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.report_pages import FEBRUARY, MONTHLY, months, server_with
+
+
+def test_a_server_counts_from_its_first_sample_to_its_retirement(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [1, 2])
+    add_instances(engine, [3], is_active=False)
+    for number, first, days in ((1, "2025-01-01", 59), (2, "2025-02-20", 9), (3, "2025-01-01", 40)):
+        add_database_sizes(engine, sizes(number, "orders", first, [100] * days))
+        add_instance_sizes(engine, totals(number, first, [(100, 1)] * days))
+    months(service, "2025-02-28")
+
+    assert notes(read_report(engine, MONTHLY, FEBRUARY)) == [], "every server was measured on each of its days"
+
+    add_instances(engine, [4])
+    with engine.begin() as connection:
+        connection.execute(
+            text("DELETE FROM instance_size_stats WHERE instance_id = 2 AND collected_date = '2025-02-22'")
+        )
+    assert notes(read_report(engine, MONTHLY, FEBRUARY)) == [
+        "1 active server never measured: server-4.",
+        "Not every server was measured on 1 of 59 days: 2025-02-22 (1 of 2).",
+    ]
+    [january] = [read_report(engine, MONTHLY, MONTHLY.window_of(date(2025, 1, 1)))]
+    assert january.unmeasured_servers == [], "server 2 had no sample yet"
+
+
+def publish(engine: Engine, path: Path, window: Window = FEBRUARY) -> str | None:
+    report = read_report(engine, MONTHLY, window)
+    edition = next_edition(engine, report, path)
+    write_report(report, path, edition)
+    return edition.sentence
+
+
+def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is_and_why(
+    engine: Engine, service: AggregationService, tmp_path: Path
+) -> None:
+    server_with(engine, {"orders": [102_400] * 59})
+    add_instances(engine, [2], name="imported")
+    months(service, "2025-02-28")
+    path = tmp_path / "growth.html"
+    assert publish(engine, path) is None
+    first = path.read_text()
+    assert publish(engine, path) is None, "the same figures are the same issue"
+
+    add_database_sizes(engine, sizes(2, "crm", "2025-02-01", [1024] * 28))
+    add_instance_sizes(engine, totals(2, "2025-02-01", [(1024, 1)] * 28))
+    service.aggregate("monthly", [FEBRUARY])
+    said = publish(engine, path)
+
+    assert said is not None
+    assert said.startswith("Issue 2. Issue 1, of ")
+    assert " said 100.0 GiB with a known change of +0 MiB; it is 101.0 GiB with +0 MiB. Since then 56 samples" in said
+    assert said.endswith("of imported. The page as it was is kept as growth-issue-1.html.")
+    assert escape(said) in path.read_text()
+    assert (tmp_path / "growth-issue-1.html").read_text() == first
+    issue = issue_of(path)
+    assert issue is not None
+    assert (issue.number, issue.end_mb) == (2, 103_424)
+    assert publish(engine, path) == said, "told on until the next issue"
+
+
+def test_a_page_of_an_open_window_is_no_issue_that_must_be_kept(
+    engine: Engine, service: AggregationService, tmp_path: Path
+) -> None:
+    server_with(engine, {"orders": [100] * 40})
+    months(service, "2025-02-09")
+    path = tmp_path / "growth.html"
+    publish(engine, path)
+    add_database_sizes(engine, sizes(1, "orders", "2025-02-10", [200] * 19))
+    add_instance_sizes(engine, totals(1, "2025-02-10", [(200, 1)] * 19))
+    service.aggregate("monthly", [FEBRUARY])
+
+    assert publish(engine, path) is None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_headline_says_in_one_sentence_what_happened(engine: Engine, service: AggregationService) -> None:
+    server_with(engine, {"orders": [1000] * 31 + [1100] * 28, "crm": [500] * 59})
+    months(service, "2025-02-28")
+
+    said = headline(read_report(engine, MONTHLY, FEBRUARY))
+
+    assert said == "In February 2025 the fleet grew by 100 MiB (+6.7 %) to 1.6 GiB, most by orders on server-1."
+
+
+@pytest.fixture
+def filling(engine: Engine, service: AggregationService) -> Engine:
+    """`orders` grows by ten MiB per day and is full in March; the limit of `still` is not known."""
+    add_instances(engine, [1])
+    days = range(151)
+    add_database_sizes(engine, sizes(1, "orders", "2024-10-01", [1024 + 10 * day for day in days]))
+    add_database_sizes(engine, sizes(1, "still", "2024-10-01", [500] * 151))
+    add_instance_sizes(engine, totals(1, "2024-10-01", [(1524 + 10 * day, 2) for day in days]))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    declare(engine, [Limit("server-1", "orders", 2724)])
+    return engine
+
+
+def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were_off(filling: Engine) -> None:
+    for day in (date(2025, 1, 29), date(2025, 2, 28)):
+        issue(filling, day, day)
+
+    report = read_report(filling, MONTHLY, FEBRUARY)
+    page = render(report)
+
+    issued = report.runways
+    assert issued is not None
+    [risk] = issued.risks
+    assert (risk.outlook.told, risk.outlook.size_mb, risk.outlook.limit_mb) == ("orders", 2524, 2724)
+    assert risk.bands[30] == Band(2824, 2824, 2824)
+    assert (risk.history[0], risk.history[-1]) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
+    assert (issued.as_of, issued.unknown_limits, issued.headroom_mb) == (date(2025, 2, 28), 1, None)
+    scores = [(score.horizon_days, score.forecasts, score.error_percent) for score in issued.scores]
+    assert scores == [(7, 3, 0.0), (30, 3, 0.0)]
+    section = page.split('id="fills-first"')[1].split("</section>")[0]
+    assert "<td>orders</td>" in section
+    assert section.count("2025-03-20") == 3
+    assert "100%, nearly certain" in section
+    assert "own limit, declared" in section
+    assert 'id="unknown-limits" data-databases="1"' in section
+    assert "Of 3 forecasts over 30 days that came due, 100 % of the sizes lay in their band and 0 % above it" in section
+    assert 'id="headroom"' not in page
+
+
+def test_the_page_of_a_month_keeps_the_runways_that_were_issued_in_it(filling: Engine) -> None:
+    before = read_report(filling, MONTHLY, FEBRUARY).runways
+    issue(filling, date(2025, 2, 27), date(2025, 2, 27))
+    issue(filling, date(2025, 3, 1), date(2025, 3, 1))
+
+    after = read_report(filling, MONTHLY, FEBRUARY).runways
+
+    assert before is None
+    assert 'id="fills-first"' not in render(read_report(filling, MONTHLY, MONTHLY.window_of(date(2025, 1, 1))))
+    assert after is not None
+    assert after.as_of == date(2025, 2, 27)
+
+
+def test_the_headroom_and_the_risks_of_a_servers_page_are_its_own(filling: Engine) -> None:
+    add_instances(filling, [2])
+    add_database_sizes(filling, sizes(2, "log", "2024-10-01", [100 + day for day in range(151)]))
+    add_instance_sizes(filling, totals(2, "2024-10-01", [(100 + day, 1) for day in range(151)]))
+    declare(filling, [Limit("server-1", None, 5000), Limit("server-2", None, 300)])
+    issue(filling, date(2025, 2, 28), date(2025, 2, 28))
+
+    fleet, one = (read_report(filling, MONTHLY, FEBRUARY, server).runways for server in (None, "server-2"))
+
+    assert fleet is not None
+    assert one is not None
+    assert (fleet.headroom_mb, one.headroom_mb) == (5000 - 3024 + 50, 50)
+    assert [risk.outlook.server for risk in fleet.risks] == ["server-1", "server-2", "server-1"]
+    assert [risk.outlook.told for risk in one.risks] == ["all together"]

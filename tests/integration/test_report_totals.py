@@ -1,0 +1,108 @@
+"""Totals of the growth report: they depend neither on what a database is called nor on how long a copy lived."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from html import unescape
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.movers import window_sizes
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.report.data import ChangeKind
+from capacity_assets.report.page import footer_query, notes, render
+from capacity_assets.report.reading import read_report
+from tests.fleet import load_sample
+from tests.report_pages import FEBRUARY, MONTHLY, adds_up, months, server_with
+
+
+def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
+    engine: Engine, service: AggregationService
+) -> None:
+    server_with(
+        engine,
+        {
+            "old": [1_000_000] * 46 + [None] * 44,
+            "new": [None] * 46 + [1_000_000] * 44,
+            "other": [1000] * 90,
+        },
+    )
+    months(service, "2025-03-31")
+
+    for month in ("2025-02-01", "2025-03-01"):
+        report = read_report(engine, MONTHLY, MONTHLY.window_of(date.fromisoformat(month)))
+        assert (report.start_mb, report.end_mb, report.known_change_mb) == (1_001_000, 1_001_000, 0)
+        assert adds_up(report)
+        assert abs(report.other_mb) <= 1
+    february = read_report(engine, MONTHLY, FEBRUARY)
+    assert [(one.name, one.days) for one in february.databases[ChangeKind.PARTLY]] == [("old", "15 of 28")]
+    assert february.changes[ChangeKind.NEW].change_mb == -february.changes[ChangeKind.PARTLY].change_mb == 464_286
+    assert "1 databases were there on a part of their server's measured days" in " ".join(notes(february))
+    for level in (DATABASE, INSTANCE):
+        sums = window_sizes(engine, MONTHLY, level, [FEBRUARY])[FEBRUARY.start]
+        assert (sums.total_size_mb, sums.total_change_mb) == (1_001_000, 0)
+
+
+def test_a_copy_that_lived_for_a_day_adds_a_day_of_it(engine: Engine, service: AggregationService) -> None:
+    copy: list[int | None] = [None] * 40 + [5_600_000] + [None] * 18
+    server_with(engine, {"orders": [1000] * 59, "copy": copy})
+    months(service, "2025-02-28")
+
+    report = read_report(engine, MONTHLY, FEBRUARY)
+
+    assert (report.start_mb, report.end_mb, report.known_change_mb) == (1000, 201_000, 200_000)
+    assert report.changes[ChangeKind.NEW].change_mb == 200_000
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=4),
+    st.integers(0, 59),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_renaming_databases_changes_no_total(
+    engine: Engine, service: AggregationService, databases: list[tuple[int, int, int]], renamed_on: int
+) -> None:
+    days = 59
+    plain: dict[str, list[int | None]] = {"always": [100] * days}
+    renamed: dict[str, list[int | None]] = {"always": [100] * days}
+    for number, (size, first, length) in enumerate(databases):
+        history = [size + 10 * day if first <= day < first + length else None for day in range(days)]
+        plain[f"db{number}"] = history
+        renamed[f"db{number}"] = [value if day < renamed_on else None for day, value in enumerate(history)]
+        renamed[f"other{number}"] = [value if day >= renamed_on else None for day, value in enumerate(history)]
+    found = []
+    for histories in (plain, renamed):
+        with engine.begin() as connection:
+            for table in ("instances", *(level.source.name for level in LEVELS.values())):
+                connection.execute(text(f"DELETE FROM {table}"))
+            for level in LEVELS.values():
+                connection.execute(text(f"DELETE FROM {level.target.name}"))
+        server_with(engine, histories)
+        service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+        report = read_report(engine, MONTHLY, FEBRUARY)
+        assert adds_up(report)
+        assert not report.levels_disagree
+        found.append((report.start_mb, report.end_mb, report.known_change_mb))
+
+    assert found[0] == found[1]
+
+
+def test_the_query_in_the_footer_gives_the_size_and_the_change_of_the_page(
+    engine: Engine, service: AggregationService
+) -> None:
+    load_sample(engine)
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+
+    for server in (None, "mysql-核心-01"):
+        for window in MONTHLY.windows_between(date(2025, 2, 1), date(2025, 6, 30)):
+            report = read_report(engine, MONTHLY, window, server)
+            page = render(report)
+            query = unescape(re.findall(r'<code id="query">(.*?)</code>', page)[0])
+            assert query == footer_query(report)
+            with engine.connect() as connection:
+                size, change = connection.execute(text(query)).one()
+            assert [str(size), str(change)] == re.findall(r'data-mb="(-?\d+)"', page)

@@ -1,0 +1,166 @@
+"""Declared steps, how a runway is explained, and what the screen shows."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from tests.clocks import TODAY
+from tests.command import capacity
+from tests.runways import ORDERS_FULL, add_volume, declared, found
+
+pytestmark = pytest.mark.usefixtures("growing_servers")
+
+
+PURGED = TODAY - timedelta(days=20)
+
+
+@pytest.fixture
+def purged(growing_servers: None, engine: Engine) -> None:  # noqa: ARG001 -- goes first
+    """`orders` lost 1,500 MiB three weeks ago."""
+    with engine.begin() as connection:
+        for table, column in (("database_size_stats", "size"), ("instance_size_stats", "total_size")):
+            only = "AND database_name = 'orders'" if table == "database_size_stats" else ""
+            connection.execute(
+                text(
+                    f"UPDATE {table} SET {column}_mb = {column}_mb + 1500, {column}_bytes = NULL "
+                    f"WHERE instance_id = 1 AND collected_date < :day {only}"
+                ),
+                {"day": PURGED},
+            )
+
+
+@pytest.mark.usefixtures("purged")
+def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_explained(engine: Engine) -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    declared("server-1", "--gb", "4")
+    before = found(engine)["server-1", "orders"]
+    added = capacity("steps", "add", "server-1", "orders", "--day", str(PURGED), "--note", "archive purged")
+
+    rows = found(engine)
+    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    document = json.loads(capacity("explain", "--runway", "--server", "server-1", "--json").output)
+
+    assert added.output == (
+        f"orders on server-1: archive purged, {PURGED}. Forecasts leave the change from 4.2 GiB to 2.7 GiB out.\n"
+    )
+    assert before.probabilities[90] < 1
+    orders, whole = rows["server-1", "orders"], rows["server-1", None]
+    assert orders.change_mb_per_day == 10
+    assert (orders.size_mb, orders.early_day, orders.late_day) == (3014, ORDERS_FULL, ORDERS_FULL + timedelta(days=1))
+    assert whole.change_mb_per_day == orders.change_mb_per_day
+    assert f"Left out: {PURGED}, orders: archive purged." in told
+    assert told[-1] == "Both ways come to the same."
+    assert document["steps"] == [
+        {"server": "server-1", "database": "orders", "day": str(PURGED), "note": "archive purged"}
+    ]
+
+
+def test_steps_are_read_from_a_file_listed_and_forgotten(tmp_path: Path) -> None:
+    good, bad = tmp_path / "steps.csv", tmp_path / "bad.csv"
+    good.write_text("server,database,day,note\nserver-1,,2025-03-01,compressed\nserver-1,orders,2025-04-01,purged\n")
+    bad.write_text("server,day,note\nserver-1,yesterday,a\n,2025-01-01,\nserver-1,2025-01-01,b\n")
+
+    rehearsed = capacity("steps", "import", str(good), "--dry-run")
+    empty = capacity("steps", "list").output
+    done = capacity("steps", "import", str(good))
+    refused = capacity("steps", "import", str(bad))
+    mistyped = capacity("steps", "add", "server-1", "ordres", "--day", "2025-03-01", "--note", "x")
+    removed = capacity("steps", "remove", "server-1", "orders", "--day", "2025-04-01")
+    again = capacity("steps", "remove", "server-1", "orders", "--day", "2025-04-01")
+
+    assert (rehearsed.output.splitlines()[-1], empty) == ("Dry run: nothing was changed.", "No step is declared.\n")
+    assert done.output == f"2 steps declared from {good}.\n"
+    assert refused.exit_code == 2
+    assert "line 2: 'yesterday' is no day; write 2026-03-31." in refused.output
+    assert "line 3: server and note missing." in refused.output
+    assert (mistyped.exit_code, "No database 'ordres' on server-1 was ever measured." in mistyped.output) == (2, True)
+    assert (removed.exit_code, again.exit_code) == (0, 2)
+    assert json.loads(capacity("steps", "list", "--json").output) == [
+        {"server": "server-1", "database": None, "day": "2025-03-01", "note": "compressed"}
+    ]
+
+
+def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+
+    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
+
+    assert told[0] == f"orders on server-1, as of {TODAY}: 2.9 GiB"
+    assert told[1] == "Measured days that were looked at: 200"
+    assert told[2] == "Daily changes from 10.000 to 10.000 MiB count as they are, 0 beyond were cut to these."
+    assert told[3] == "Drift: 10.000 MiB per day; a second way: 10.000. It was the better forecast."
+    assert told[-3:] == [
+        "Limit: 3.5 GiB, own limit, declared.",
+        f"Full: early {ORDERS_FULL}, middle {ORDERS_FULL}, late {ORDERS_FULL}.",
+        "Both ways come to the same.",
+    ]
+    assert (document["agrees"], document["drift_mb_per_day"], document["cut_changes"]) == (True, 10, 0)
+    assert document["band_mb"]["30"] == [3314, 3314]
+
+
+def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is_said_so() -> None:
+    unlimited = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    unclear = capacity("explain", "orders")
+    both = capacity("explain", "orders", "--runway", "--period", "daily")
+    mistyped = capacity("explain", "ordres", "--runway")
+    young = capacity("explain", "young", "--runway", columns=200).output.splitlines()
+
+    assert unlimited[-3:-1] == ["Limit: unknown. `capacity limits set` declares one.", "No date: limit unknown."]
+    assert (unclear.exit_code, both.exit_code, mistyped.exit_code) == (2, 2, 2)
+    assert "Say which figures: --period, one of daily," in unclear.output
+    assert "say one of the two" in both.output
+    assert "database ordres was not measured within the last month, or does not exist" in mistyped.output
+    assert not any("nan" in line for line in young), "ten days say nothing of how it goes on"
+
+
+def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
+    for ago in range(200):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 10_000, 570 + 30 * ago)
+
+    told = capacity("explain", "--server", "server-1", "--volume", "/data", "--runway", columns=200).output.splitlines()
+    refused = capacity("explain", "orders", "--volume", "/data", "--runway")
+
+    assert told[0] == f"volume /data on server-1, as of {TODAY}: 9.2 GiB"
+    full = TODAY + timedelta(days=19)
+    assert told[-3:] == [
+        "Limit: 9.8 GiB, volume, measured.",
+        f"Full: early {full}, middle {full}, late {full}.",
+        "Both ways come to the same.",
+    ]
+    assert refused.exit_code == 2
+
+
+def test_the_screen_lists_the_greatest_risk_first_and_counts_unknown_limits() -> None:
+    declared("server-1", "orders", "--gb", "3.5")
+    declared("server-2", "--unlimited")
+
+    shown = capacity("runway", columns=200)
+    document = json.loads(capacity("runway", "--json").output)
+
+    lines = shown.output.splitlines()
+    assert lines[0] == f"Full when, as of {TODAY}"
+    assert lines[2].split() == [
+        *("server-1", "orders", "2.9", "GiB", "3.5", "GiB", "own", "limit"),
+        *[str(ORDERS_FULL)] * 3,
+        *("0%", "100%"),
+    ]
+    assert "unlimited" in lines[3]
+    assert "young" not in shown.output, "bound by its server, which is listed"
+    assert "young" in capacity("runway", "server-2").output
+    assert lines[-1] == "Limit unknown: 1 database."
+    assert [row["database"] for row in document["rows"]] == ["orders", None, "young"]
+    assert document["unknown_limits"] == 1
+
+
+def test_without_any_limit_the_screen_says_how_to_declare_one() -> None:
+    shown = capacity("runway")
+
+    assert shown.exit_code == 0
+    assert "No limit of these is known. `capacity limits set` declares one." in shown.output
+    assert "Limit unknown: 3 databases." in shown.output

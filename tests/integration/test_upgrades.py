@@ -1,0 +1,377 @@
+"""`capacity init` on what is there: former revisions, a legacy database of any shape, duplicates in the way."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from sqlalchemy import Engine, inspect, select, text
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.clock import Clock
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.partitions import CAPACITY_TABLES
+from capacity_assets.storage.schema import (
+    FORMER_REVISIONS,
+    VERSION_TABLE,
+    SchemaProblemsError,
+    initialise,
+    schema_state,
+)
+from capacity_assets.storage.tables import computed_windows
+from tests import oracle
+from tests.clocks import fixed_clock
+from tests.fleet import figures, load_sample, raw_rows, stored
+from tests.legacy import FURTHER, SHAPES, LegacyShape, create_legacy_tables, load_legacy_aggregates, row_counts
+
+# What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
+ADDED_LATER = {
+    "0006": (
+        *(
+            f"ALTER TRIGGER capacity_track_{table}_{event} ON {table} RENAME TO capacity_note_{table}_{event}"
+            for table in ("database_size_stats", "instance_size_stats", "instances")
+            for event in ("insert", "update")
+        ),
+        *(
+            f"ALTER TRIGGER capacity_track_invalidation ON {table.name} RENAME TO capacity_note_disturbance"
+            for table in CAPACITY_TABLES
+        ),
+        *(
+            f"ALTER FUNCTION capacity_track_{table} RENAME TO capacity_note_{table}"
+            for table in ("database_size_stats", "instance_size_stats", "instances")
+        ),
+        "ALTER FUNCTION capacity_track_invalidation RENAME TO capacity_note_disturbance",
+        "ALTER TABLE capacity_invalidations RENAME TO capacity_disturbances",
+        "ALTER INDEX capacity_invalidations_pkey RENAME TO capacity_disturbances_pkey",
+    ),
+    "0005": (
+        *(
+            f"ALTER TABLE {table} DROP COLUMN {column} CASCADE"
+            for table, stem in FURTHER.items()
+            for column in (
+                f"last_{stem}_mb",
+                f"{stem}_growth_in_window_mb",
+                f"{stem}_year_change_mb",
+                f"{stem}_year_change_percent",
+                f"{stem}_yearly_rate_percent",
+            )
+        ),
+        "ALTER TABLE capacity_computed_windows DROP COLUMN year_before_start, DROP COLUMN year_before_end",
+    ),
+    "0004": (
+        "DROP TABLE capacity_activations, capacity_settings",
+        "ALTER TABLE database_size_stats DROP COLUMN size_bytes, DROP COLUMN data_size_bytes, "
+        "DROP COLUMN log_size_bytes",
+        "ALTER TABLE instance_size_stats DROP COLUMN total_size_bytes",
+        "ALTER TABLE capacity_computed_windows DROP COLUMN unsampled_records",
+    ),
+    "0003": (
+        "DROP TABLE capacity_collection_targets, capacity_collection_attempts, capacity_imports CASCADE",
+        "ALTER TABLE instances DROP COLUMN counted_by CASCADE",
+    ),
+    "0002": (
+        "DROP TABLE capacity_disturbances",
+        "DROP FUNCTION capacity_note_disturbance() CASCADE",
+        "ALTER TABLE capacity_computed_windows DROP COLUMN fingerprint, DROP COLUMN processed_instances, "
+        "DROP COLUMN total_records, DROP COLUMN protected_records",
+    ),
+    "0001": (
+        "DROP TABLE capacity_sample_changes, capacity_computed_windows",
+        "DROP FUNCTION capacity_note_database_size_stats() CASCADE",
+        "DROP FUNCTION capacity_note_instance_size_stats() CASCADE",
+        "DROP FUNCTION capacity_note_instances() CASCADE",
+    ),
+}
+
+
+@pytest.mark.single_server("has a revision of before tables could be distributed")
+@pytest.mark.parametrize("former", FORMER_REVISIONS)
+def test_a_database_of_each_former_revision_becomes_the_same_as_a_new_one_and_keeps_its_rows(
+    former: str, engine: Engine, clock: Clock
+) -> None:
+    load_sample(engine)
+    AggregationService(engine, clock).aggregate("yearly", [PERIODS["yearly"].window_of(date(2025, 1, 1))])
+    with engine.begin() as connection:
+        for revision, statements in ADDED_LATER.items():
+            if revision >= former:
+                for statement in statements:
+                    connection.execute(text(statement))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :former"), {"former": former})
+    kept = row_counts(engine)
+    log = f"SELECT count(*) FROM {'capacity_disturbances' if former >= '0003' else 'capacity_sample_changes'}"
+    with engine.connect() as connection:
+        logged = connection.execute(text(log)).scalar_one() if former > "0001" else 0
+
+    done = initialise(engine)
+
+    assert schema_state(engine).fit
+    assert row_counts(engine) == kept
+    assert any("capacity_disturbances to capacity_invalidations" in line for line in done) == (former >= "0003")
+    with engine.connect() as connection:
+        if former > "0001":
+            assert connection.execute(text(log.replace("disturbances", "invalidations"))).scalar_one() == logged
+        indexes = {index["name"] for index in inspect(connection).get_indexes("capacity_invalidations")}
+        indexes.add(inspect(connection).get_pk_constraint("capacity_invalidations")["name"])
+    assert indexes == {"capacity_invalidations_pkey"}
+    with engine.connect() as connection:
+        functions = connection.execute(text("SELECT proname FROM pg_proc WHERE proname LIKE 'capacity%' ORDER BY 1"))
+        tables = sorted(inspect(connection).get_table_names())
+        windows = (
+            connection.execute(select(computed_windows.c.level).order_by(computed_windows.c.level)).scalars().all()
+        )
+        assert functions.scalars().all() == [
+            "capacity_track_database_size_stats",
+            "capacity_track_groups_capacity_labels",
+            "capacity_track_groups_database_size_aggregations",
+            "capacity_track_groups_instance_size_aggregations",
+            "capacity_track_groups_instances",
+            "capacity_track_instance_size_stats",
+            "capacity_track_instances",
+            "capacity_track_invalidation",
+        ]
+    assert "capacity_invalidations" in tables
+    assert "capacity_disturbances" not in tables
+    assert windows == ["database", "instance"]
+    assert initialise(engine) == ()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_a_legacy_database_is_upgraded_in_place_without_losing_a_row_and_then_aggregated_exactly(
+    empty_engine: Engine, shape: LegacyShape
+) -> None:
+    create_legacy_tables(empty_engine, shape)
+    load_sample(empty_engine)
+    loaded = load_legacy_aggregates(empty_engine)
+    before = row_counts(empty_engine)
+    ids = {level.name: [row["id"] for row in legacy_rows(empty_engine, level.target.name)] for level in LEVELS.values()}
+
+    initialise(empty_engine)
+
+    assert row_counts(empty_engine) == before
+    assert {name: before[name] for name in loaded} == loaded
+    assert schema_state(empty_engine).fit
+    with empty_engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "legacy-head"
+
+    service = AggregationService(empty_engine, fixed_clock())
+    for period in PERIODS:
+        run = service.calculate_period_aggregations(period, date(2025, 1, 1), date(2025, 7, 20))
+        assert run.total("failed_instances") == run.total("protected_records") == 0
+    for level, figures_of in ((DATABASE, oracle.database_figures), (INSTANCE, oracle.instance_figures)):
+        raw = raw_rows(empty_engine, level)
+        for key, ours in figures(empty_engine, level).items():
+            *own, period, start = key
+            assert ours == figures_of(raw[tuple(own)], period, oracle.window(period, start)), key  # type: ignore[arg-type]
+        kept = {row["id"] for row in stored(empty_engine, level)}
+        assert kept.issuperset(ids[level.name]), "rows were updated, not replaced"
+
+
+def legacy_rows(engine: Engine, table: str) -> list[dict[str, object]]:
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(text(f"SELECT id FROM {table}")).mappings()]
+
+
+def test_totals_beyond_two_petabytes_fit_after_the_upgrade(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    initialise(empty_engine)
+
+    with empty_engine.begin() as connection:
+        connection.execute(text("INSERT INTO instances (id, name, db_type, host, port) VALUES (1, 'a', 'b', 'c', 1)"))
+        connection.execute(
+            text(
+                "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
+                "VALUES (1, 3000000000, 2, '2025-03-01')"
+            )
+        )
+    AggregationService(empty_engine, fixed_clock()).calculate_period_aggregations(
+        "daily", date(2025, 3, 1), date(2025, 3, 1)
+    )
+
+    assert [row["total_size_mb"] for row in stored(empty_engine, INSTANCE)] == [3_000_000_000]
+
+
+@pytest.mark.parametrize("partitioned", [False, True], ids=["plain", "partitioned"])
+def test_duplicates_are_reported_with_what_to_do_and_the_given_statement_mends_them(
+    empty_engine: Engine, *, partitioned: bool
+) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(partitioned=partitioned, unique_key=False))
+    load_sample(empty_engine)
+    load_legacy_aggregates(empty_engine)
+    with empty_engine.begin() as connection:
+        columns = (
+            "instance_id, database_name, period_type, period_start, period_end, max_size_mb, min_size_mb, data_count"
+        )
+        connection.execute(
+            text(
+                f"INSERT INTO database_size_aggregations ({columns}, avg_size_mb, calculated_at) "
+                f"SELECT {columns}, 4711, now() + interval '1 day' FROM database_size_aggregations "
+                "WHERE period_type = 'monthly' AND database_name = 'crm'"
+            )
+        )
+    before = row_counts(empty_engine)
+
+    with pytest.raises(SchemaProblemsError) as caught:
+        initialise(empty_engine)
+
+    [problem] = caught.value.problems
+    assert "holds 7 keys (instance_id, database_name, period_type, period_start) with more than one row" in problem
+    assert "7 rows too many" in problem
+    assert "No row was removed" in problem
+    assert row_counts(empty_engine) == before
+    assert schema_state(empty_engine).revision is None, "nothing else was changed either"
+    types = {column["name"]: str(column["type"]) for column in inspect(empty_engine).get_columns("instance_size_stats")}
+    assert types["total_size_mb"] == "INTEGER"
+
+    delete = problem.split("keep the newest row of each key: ")[1].split("; -- Then")[0]
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql(delete)
+    initialise(empty_engine)
+
+    after = row_counts(empty_engine)
+    assert after["database_size_aggregations"] == before["database_size_aggregations"] - 7
+    newest = [row["avg_size_mb"] for row in stored(empty_engine, DATABASE, "monthly") if row["database_name"] == "crm"]
+    assert newest == [4711] * 7
+
+
+def test_duplicate_raw_rows_are_reported_too_and_all_problems_at_once(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(unique_key=False))
+    with empty_engine.begin() as connection:
+        for _ in range(2):
+            connection.execute(
+                text(
+                    "INSERT INTO instances (name, db_type, host, port) VALUES ('a', 'b', 'c', 1) ON CONFLICT DO NOTHING"
+                )
+            )
+            connection.execute(
+                text("INSERT INTO instance_size_stats (instance_id, collected_date) VALUES (1, '2025-03-01')")
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
+                    "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
+                    "VALUES (1, 'a', 'daily', '2025-03-01', '2025-03-01', 1, 1, 1, 1)"
+                )
+            )
+
+    with pytest.raises(SchemaProblemsError) as caught:
+        initialise(empty_engine)
+
+    assert [problem.split(" ")[0] for problem in caught.value.problems] == [
+        "database_size_aggregations",
+        "instance_size_stats",
+    ]
+
+
+def test_a_missing_required_column_is_reported(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    with empty_engine.begin() as connection:
+        connection.execute(text("ALTER TABLE database_size_aggregations DROP COLUMN data_count"))
+
+    with pytest.raises(SchemaProblemsError, match=r"database_size_aggregations\.data_count is missing"):
+        initialise(empty_engine)
+
+
+def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, LegacyShape(partitioned=True, unique_key=False, period_check=True))
+
+    state = schema_state(empty_engine)
+
+    assert not state.fit
+    told = "\n".join(state.shortcomings)
+    for expected in (
+        "instance_size_stats.total_size_mb is INTEGER, too narrow: BIGINT is needed",
+        "database_size_aggregations.growth_rate is NUMERIC(10, 2), too narrow: NUMERIC(30, 2) is needed",
+        "database_size_aggregations.size_change_mb refuses null",
+        "database_size_aggregations.trend_direction is missing",
+        "database_size_aggregations accepts only the periods listed in its check",
+        "database_size_aggregations is partitioned and refuses rows outside its partitions",
+        "database_size_aggregations has no unique key on (instance_id, database_name, period_type, period_start)",
+        "instance_size_stats has no unique key on (instance_id, collected_date)",
+    ):
+        assert expected in told
+    assert state == schema_state(empty_engine)
+
+
+LEGACY_VIEW = """
+CREATE VIEW v_database_size_aggregations_recent AS
+SELECT dsa.*, i.name AS instance_name FROM database_size_aggregations dsa JOIN instances i ON dsa.instance_id = i.id
+WHERE dsa.period_start >= current_date - interval '12 months'
+"""
+
+
+FURTHER_VIEWS = (
+    LEGACY_VIEW,
+    'CREATE SCHEMA "Office"',
+    'CREATE VIEW "Office"."Top 100%" WITH (security_barrier = true) AS '
+    "SELECT database_name, growth_rate FROM v_database_size_aggregations_recent WHERE growth_rate > 100",
+    "COMMENT ON VIEW v_database_size_aggregations_recent IS 'It''s read by a page'",
+    'COMMENT ON COLUMN "Office"."Top 100%".growth_rate IS \'fast\'',
+    "CREATE ROLE reader_of_views",
+    'GRANT SELECT ON v_database_size_aggregations_recent, "Office"."Top 100%" TO reader_of_views WITH GRANT OPTION',
+    "GRANT UPDATE (growth_rate) ON v_database_size_aggregations_recent TO reader_of_views",
+    "REVOKE INSERT, DELETE ON v_database_size_aggregations_recent FROM CURRENT_USER",
+)
+
+
+DEFINITIONS = text(
+    "SELECT c.oid::regclass::text, pg_get_viewdef(c.oid), obj_description(c.oid, 'pg_class'), c.relacl::text, "
+    "c.reloptions::text, array_agg(concat_ws('|', a.attname, a.attacl, col_description(c.oid, a.attnum)) "
+    "ORDER BY a.attnum) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 "
+    "WHERE c.oid IN (to_regclass('v_database_size_aggregations_recent'), to_regclass('\"Office\".\"Top 100%\"')) "
+    "GROUP BY c.oid ORDER BY 1"
+)
+
+
+def test_views_of_others_that_read_a_widened_column_are_put_back_as_they_were(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, SHAPES["plain"])
+    with empty_engine.begin() as connection:
+        for statement in FURTHER_VIEWS:
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+        before = connection.execute(DEFINITIONS).all()
+
+    foreseen = schema_state(empty_engine).shortcomings
+    done = initialise(empty_engine)
+
+    with empty_engine.begin() as connection:
+        after = connection.execute(DEFINITIONS).all()
+        connection.exec_driver_sql('DROP SCHEMA "Office" CASCADE')
+        connection.exec_driver_sql("DROP OWNED BY reader_of_views")
+        connection.exec_driver_sql("DROP ROLE reader_of_views")
+    assert len(before) == 2
+    assert after == before
+    for view in ("v_database_size_aggregations_recent", '"Office"."Top 100%"'):
+        assert f"taken away and put back as it was: view {view}" in done
+        assert f"view {view} reads a column that is widened: it is taken away meanwhile and put back as it was" in (
+            foreseen
+        )
+
+
+def test_a_function_on_the_row_of_such_a_view_is_named_too(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, SHAPES["plain"])
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql(LEGACY_VIEW)
+        connection.exec_driver_sql(
+            "CREATE FUNCTION fast(v_database_size_aggregations_recent) RETURNS numeric LANGUAGE sql "
+            "AS 'SELECT $1.growth_rate'"
+        )
+
+    with pytest.raises(
+        SchemaProblemsError, match=r"function fast\(v_database_size_aggregations_recent\) reads a column"
+    ):
+        initialise(empty_engine)
+
+
+def test_a_materialised_view_on_a_widened_column_is_named_and_nothing_is_changed(empty_engine: Engine) -> None:
+    create_legacy_tables(empty_engine, SHAPES["plain"])
+    with empty_engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE MATERIALIZED VIEW fast AS SELECT growth_rate FROM database_size_aggregations"
+        )
+
+    foreseen = schema_state(empty_engine).shortcomings
+    with pytest.raises(SchemaProblemsError, match="materialized view fast reads a column that has to be widened"):
+        initialise(empty_engine)
+
+    assert any(line.startswith("materialized view fast reads a column") for line in foreseen)
+    assert schema_state(empty_engine).revision is None

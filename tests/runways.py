@@ -1,0 +1,57 @@
+"""A fleet that grows toward its limits, and how a test declares and reads them."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.runway.outlook import Outlook
+from tests.clocks import TODAY
+from tests.command import capacity
+
+FIRST = TODAY - timedelta(days=199)
+
+
+ORDERS_FULL = TODAY + timedelta(days=57)
+
+
+GROWING = [1024 + 10 * day for day in range(200)]
+
+
+def declared(*arguments: str) -> None:
+    """Declare a limit by the command."""
+    done = capacity("limits", "set", *arguments)
+    assert done.exit_code == 0, done.output
+
+
+def found(engine: Engine, **options: Any) -> dict[tuple[str, str | None], Outlook]:
+    """Runways of servers and databases, by server and database."""
+    return {(row.server, row.database): row for row in outlooks(engine, TODAY, **options).rows if row.volume is None}
+
+
+def add_volume(engine: Engine, server: int, name: str, day: date, total_mb: int, free_mb: int) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source) "
+                "VALUES (:day, :server, :name, :total, :free, 'measured')"
+            ),
+            {"day": day, "server": server, "name": name, "total": total_mb, "free": free_mb},
+        )
+
+
+def add_ceiling(
+    engine: Engine, database: str, volumes: list[str] | None, limit_mb: int | None = None, day: date = TODAY
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO database_limit_stats "
+                "(collected_date, instance_id, database_name, limit_mb, is_unlimited, volumes, source) "
+                "VALUES (:day, 1, :database, CAST(:mb AS bigint), :mb IS NULL, CAST(:volumes AS varchar[]), 'measured')"
+            ),
+            {"day": day, "database": database, "mb": limit_mb, "volumes": volumes},
+        )
