@@ -27,6 +27,7 @@ from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
 from capacity_assets.storage.conversion import build_key, needs_conversion, problems_of, swap
+from capacity_assets.storage.distribution import size_of_table
 from capacity_assets.storage.group_tracking import record_windows_of
 from capacity_assets.storage.partition_changes import (
     add_partition,
@@ -234,13 +235,14 @@ class TableMaintenance:
                 self._retire_one(table, candidate, today, report)
 
     def _retire_one(self, table: Table, candidate: _Candidate, today: date, report: MaintenanceReport) -> None:
-        partition, records = candidate.partition, candidate.records
+        partition, records, size_bytes = candidate.partition, candidate.records, 0
         with self._work(f"retiring {candidate.name}") as connection:
             reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=True)
             if reason is None and partition:
                 if not report.dry_run:
                     lock_partition(connection, table, partition)
                 records = count_rows(connection, table, partition)
+                size_bytes = size_of_table(connection, partition.name)
             if reason is None and partition and not report.dry_run:
                 # Locked, nothing can arrive any more.
                 reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=False)
@@ -255,7 +257,7 @@ class TableMaintenance:
         if not report.dry_run:
             self._tell(f"{candidate.name}: dropped with {records:,} rows, {candidate.span}")
         report.dropped_records += records
-        report.freed_mb += partition.size_bytes // BYTES_PER_MB if partition else 0
+        report.freed_mb += size_bytes // BYTES_PER_MB
 
     def _reason_to_keep(
         self, connection: Connection, table: Table, span: Span, today: date, *, thoroughly: bool

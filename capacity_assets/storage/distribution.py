@@ -84,6 +84,16 @@ def distributed_tables(connection: Connection, tables: Sequence[Table] = DISTRIB
     return list(connection.execute(query, {"names": [table.name for table in tables]}).scalars())
 
 
+def size_of_table(connection: Connection, name: str) -> int:
+    """Return the bytes of a table or a partition with its indexes, on all nodes."""
+    distributed = connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NOT NULL")).scalar()
+    if distributed:
+        query = "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(:name))"
+        distributed = connection.execute(text(query), {"name": name}).scalar()
+    size = "citus_total_relation_size(:name, false)" if distributed else "pg_total_relation_size(:name)"
+    return int(connection.execute(text(f"SELECT {size}"), {"name": name}).scalar_one())
+
+
 def change_shards_in_turn(connection: Connection) -> None:
     """Have the transaction's changes of tables made one shard after another; to be called first.
 

@@ -74,7 +74,6 @@ class Partition:
     name: str
     span: Span | None
     is_default: bool
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -148,14 +147,13 @@ def layout_of(connection: Connection, table: Table) -> PartitionLayout:
     ).scalar()
     rows = connection.execute(
         text(
-            "SELECT c.oid::regclass::text AS name, pg_get_expr(c.relpartbound, c.oid) AS bound, "
-            "pg_total_relation_size(c.oid) AS size_bytes "
+            "SELECT c.oid::regclass::text AS name, pg_get_expr(c.relpartbound, c.oid) AS bound "
             "FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
             "WHERE i.inhparent = to_regclass(:table) AND c.relispartition ORDER BY c.relname"
         ),
         {"table": table.name},
     ).all()
-    partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT", row.size_bytes) for row in rows]
+    partitions = [Partition(row.name, _span(row.bound), row.bound == "DEFAULT") for row in rows]
     return PartitionLayout(key, tuple(partitions))
 
 

@@ -514,6 +514,21 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
     assert service(undistributed).ledger.stale() == []
 
 
+def test_what_retention_frees_on_the_nodes_is_counted(distributed: Engine) -> None:
+    execute(
+        distributed,
+        "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source) "
+        "SELECT '2025-01-05', 1 + n % 6, 'volume ' || n, 100, 50, 'imported' FROM generate_series(1, 20000) n",
+    )
+
+    report = TableMaintenance(distributed, FIRST, parse_retention("volume_size_stats=30")).run(TODAY)
+
+    assert len(report.dropped) == 1
+    assert report.dropped_records == 20_000
+    assert 2 <= report.freed_mb <= 6
+    assert stored_rows(distributed, "volume_size_stats") == 0
+
+
 def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work_there_and_are_distributed_later(
     undistributed: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
