@@ -146,15 +146,30 @@ def _has_citus(connection: Connection) -> bool:
 
 
 _GRANTS = """
+WITH granted AS (
+    SELECT relname, grantee, privilege_type, CAST(NULL AS name) AS attname
+    FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE pg_class.oid = to_regclass(:table)
+    UNION ALL
+    SELECT relname, grantee, privilege_type, attname
+    FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl)
+    WHERE pg_class.oid = to_regclass(:table)
+), named AS (
+    SELECT *, coalesce(rolname, 'public') AS role, coalesce(quote_ident(rolname), 'PUBLIC') AS spelt,
+           CASE WHEN attname IS NULL THEN format('has_table_privilege(%L, %L, %L)', coalesce(rolname, 'public'),
+                                                 relname, privilege_type)
+                ELSE format('has_column_privilege(%L, %L, %L, %L)', coalesce(rolname, 'public'), relname, attname,
+                            privilege_type) END AS is_granted
+    FROM granted LEFT JOIN pg_roles ON pg_roles.oid = grantee
+    WHERE privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') AND (grantee = 0 OR rolname IS NOT NULL)
+)
 SELECT format('DO %L', format(
-    'BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname = %1$L) THEN '
-    'IF NOT has_table_privilege(%1$L, %2$L, %3$L) THEN GRANT %3$s ON %2$I TO %1$I; END IF; END IF; END',
-    rolname, relname, privilege_type))
-FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) JOIN pg_roles ON pg_roles.oid = grantee
-WHERE pg_class.oid = to_regclass(:table) AND privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+    'BEGIN IF %L = ''public'' OR EXISTS (SELECT FROM pg_roles WHERE rolname = %L) THEN '
+    'IF NOT %s THEN GRANT %s %s ON %I TO %s; END IF; END IF; END',
+    role, role, is_granted, privilege_type, '(' || quote_ident(attname) || ')', relname, spelt))
+FROM named ORDER BY attname NULLS FIRST
 """
-"""The rights of roles on a table, as statements: Citus copies those of tables that it knows, and these are each node's
-own. A role that a node does not have cannot ask there anyway."""
+"""The rights of roles on a table and its columns, as statements: Citus copies those of tables that it knows, and these
+are each node's own. A role that a node does not have cannot ask there anyway."""
 
 _PLACEMENTS = """
 SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,
