@@ -26,13 +26,17 @@ NOON = 1_740_000_000.0
 def suspended(daemon: Daemon) -> Iterator[None]:
     """The code server of a daemon does not answer while the block lasts."""
     port = next(iter(daemon.context.create_request_context().get_code_location_entries().values())).origin.port
-    of_it = ["tests.code_server", str(port)]
-    server = next(child for child in psutil.Process().children() if child.cmdline()[-2:] == of_it)
+    [server] = [child for child in psutil.Process().children(recursive=True) if listens(child, port)]
     server.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
         server.send_signal(signal.SIGCONT)
+
+
+def listens(process: psutil.Process, port: int) -> bool:
+    connections = process.net_connections()
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
 
 
 def test_a_run_whose_code_server_answers_late_goes_back_into_the_queue_and_runs(
