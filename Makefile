@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # Test and lint tools are as large as the product: only what needs them waits for them.
 DEVELOPER := $(VENV)/.installed-dev
-# In the order of their folders: the long end-to-end files first, not last and alone. These wait more than they compute,
+# In the order of their folders: the long end-to-end files first, not last and alone. They wait now and then,
 # so three at a time keep two cores busy. Hundreds of processes are started: each would compile the package by itself
 # where bytecode is not kept.
 export PYTHONDONTWRITEBYTECODE :=

@@ -51,7 +51,7 @@ _OTHERS = (
 )
 
 
-_FORGET = "RESET ALL; DISCARD TEMP; UNLISTEN *; SELECT pg_advisory_unlock_all()"
+_FORGET = "RESET SESSION AUTHORIZATION; RESET ALL; DISCARD TEMP; UNLISTEN *; SELECT pg_advisory_unlock_all()"
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,8 @@ class Databases:
 
 @contextmanager
 def _alone(engine: Engine) -> Iterator[psycopg.Connection]:
-    """One connection of an engine, each statement a transaction; its others are closed."""
+    """One connection of an engine, each statement a transaction."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        engine.pool.dispose()
         raw = connection.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)
         yield raw

@@ -75,9 +75,13 @@ class Forked:
         silent = Path(os.devnull)
         self._process = _start(_Started(program, arguments, dict(os.environ), folder, silent, silent, 0o022))
 
-    def poll(self) -> int | None:
+    @property
+    def returncode(self) -> int | None:
         """The exit code, once there is one; named as that of a `subprocess.Popen`."""
         return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
 
     def kill(self) -> None:
         self._process.kill()

@@ -1,4 +1,4 @@
-"""`capacity distribute`: lay samples, aggregates, limits and forecasts over the nodes of a Citus cluster."""
+"""`capacity distribute`: lay what grows with the fleet over the nodes of a Citus cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
 def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bool) -> None:
     """Lay what grows with the fleet over the nodes of Citus.
 
-    That is samples, aggregates, limits, volumes and forecasts.
+    That is samples, aggregates, measured limits, volumes and forecasts.
 
     The database is the coordinator's, with the extension citus and its workers. Rows of a server lie on one node.
     Registered servers, the ledger and everything else stay on the coordinator. Who writes to a table waits while it is

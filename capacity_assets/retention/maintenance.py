@@ -239,10 +239,10 @@ class TableMaintenance:
         with self._work(f"retiring {candidate.name}") as connection:
             reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=True)
             if reason is None and partition:
+                size_bytes = size_of_table(connection, partition.name)
                 if not report.dry_run:
                     lock_partition(connection, table, partition)
                 records = count_rows(connection, table, partition)
-                size_bytes = size_of_table(connection, partition.name)
             if reason is None and partition and not report.dry_run:
                 # Locked, nothing can arrive any more.
                 reason = self._reason_to_keep(connection, table, candidate.span, today, thoroughly=False)

@@ -16,7 +16,7 @@ def _mb(size: str) -> str:
     return f"coalesce({size}_bytes / CAST({BYTES_PER_MB} AS numeric), {size}_mb)"
 
 
-# Without an end: forecasts of a day gone by are scored in the same transaction, by what was measured since.
+# Without an end: where forecasts lie on the coordinator, those of a day gone by are scored from these copies too.
 _SAMPLED = "collected_date > :before_first"
 _DAILY = "period_type = 'daily' AND period_start > :before_first"
 READ_OF_DISTRIBUTED = {

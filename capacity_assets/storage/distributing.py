@@ -13,8 +13,6 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.schema import CreateTable
 
 from capacity_assets.storage.distribution import (
-    ALONGSIDE,
-    DISTRIBUTED,
     RECORDS,
     ROW_NUMBER_FUNCTION,
     allow_triggers,
@@ -23,12 +21,11 @@ from capacity_assets.storage.distribution import (
     distributed_tables,
 )
 from capacity_assets.storage.group_tracking import stop_group_tracking
-from capacity_assets.storage.partitions import layout_of
+from capacity_assets.storage.partitions import PARTITIONED, layout_of
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.storage.steps import DIALECT, execute
 from capacity_assets.storage.view_upgrades import creation, outdated_views
 
-ALL = (*DISTRIBUTED, *ALONGSIDE)
 DISTRIBUTION_COLUMN = "instance_id"
 DEFAULT_SHARDS = 32
 _ROW_NUMBER = f"""
@@ -63,7 +60,7 @@ def placements(engine: Engine) -> list[Placement]:
     with engine.connect() as connection:
         if not _has_citus(connection):
             return []
-        rows = connection.execute(text(_PLACEMENTS), {"names": [table.name for table in ALL]})
+        rows = connection.execute(text(_PLACEMENTS), {"names": [table.name for table in PARTITIONED]})
         return [Placement(**row) for row in rows.mappings()]
 
 
@@ -82,7 +79,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
             return "This is a worker: CAPACITY_DATABASE_URL must name the coordinator."
         if schema_revision(engine) != SCHEMA_REVISION:
             return "The schema is missing or older than this version: run `capacity init` first."
-        plain = [table.name for table in ALL if not layout_of(connection, table).is_partitioned]
+        plain = [table.name for table in PARTITIONED if not layout_of(connection, table).is_partitioned]
         if plain:
             return f"{', '.join(plain)}: not partitioned by time. Run `capacity maintain --convert` first."
     return None
@@ -102,9 +99,9 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
     """
     with engine.begin() as connection:
         _prepare(connection)
-        done = distributed_tables(connection, ALL)
-    left = [table for table in ALL if table.name not in done]
-    first = ALL[0].name
+        done = distributed_tables(connection, PARTITIONED)
+    left = [table for table in PARTITIONED if table.name not in done]
+    first = PARTITIONED[0].name
     for table in left:
         how = "shard_count => :shards" if table.name == first else "colocate_with => :first"
         values: dict[str, object] = {"table": table.name, "column": DISTRIBUTION_COLUMN}

@@ -20,13 +20,13 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, text
 
-from capacity_assets.storage.limit_tables import capacity_runways, database_limit_stats, volume_size_stats
-from capacity_assets.storage.tables import AGGREGATES, SAMPLES, invalidations, sample_changes
+from capacity_assets.storage.partitions import CAPACITY_TABLES, UNREAD
+from capacity_assets.storage.tables import invalidations, sample_changes
 
-DISTRIBUTED = (*SAMPLES, *AGGREGATES)
+DISTRIBUTED = CAPACITY_TABLES
 """What is computed on the nodes: all of them are distributed, or none counts as such."""
 
-ALONGSIDE = (volume_size_stats, database_limit_stats, capacity_runways)
+ALONGSIDE = UNREAD
 """Distributed beside them. Statements are the same where these still lie on the coordinator, as versions before left
 them."""
 

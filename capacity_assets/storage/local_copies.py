@@ -33,8 +33,8 @@ def copied_for_reading(connection: Connection, wanted: Mapping[str, str]) -> Ite
 
 
 def drop_copies(connection: Connection, tables: Iterable[str]) -> None:
-    """Drop the copies of tables before the transaction ends; none may be there. Raises as `copy_for_reading`."""
-    connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(f'pg_temp.{table}' for table in tables)}"))
+    """Drop the copies of tables, which must be there, before the transaction ends. Raises as `copy_for_reading`."""
+    connection.execute(text(f"DROP TABLE {', '.join(f'pg_temp.{table}' for table in tables)}"))
 
 
 def copy_for_reading(

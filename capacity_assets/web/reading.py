@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, Engine, Row, text
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.reader_role import READABLE, READER_ROLE
+from capacity_assets.storage.reader_role import READ_ON_NODES, READABLE, READER_ROLE
 from capacity_assets.units import first_of
 
 STATEMENT_TIMEOUT_SECONDS = 5
@@ -46,11 +46,13 @@ def refuse_a_role_that_can_write(engine: Engine) -> None:
     """Refuse to serve with more rights than pages need, or with fewer; raises ValidationError and DBAPIError."""
     with engine.connect() as connection:
         row = connection.execute(text(_CAN_WRITE)).one()
-        unreadable = connection.execute(text(_UNREADABLE), {"names": list(READABLE)}).scalars().all()
+        names = [*READABLE, *(READ_ON_NODES if tables_are_distributed(connection) else ())]
+        unreadable = connection.execute(text(_UNREADABLE), {"names": names}).scalars().all()
     if unreadable:
         raise ValidationError(
             f"The role {row.role} cannot read {first_of(unreadable, NAMED)}: the pages are not served. Run the "
-            "statements under Roles in docs/operations.md again: an upgrade adds views."
+            "statements under Roles in docs/operations.md again, on a cluster those of docs/scale.md too: an upgrade "
+            "adds views and tables."
         )
     if row.tables:
         raise ValidationError(

@@ -175,15 +175,15 @@ def test_a_stopped_conversion_is_continued_by_the_next_maintenance(legacy: Engin
     assert rows_by_partition(legacy, "database_size_stats")["database_size_stats_2025_01"] == 554
 
 
-STEPS = [
-    "database_size_stats: 554 rows moved",
-    "database_size_stats: building the key",
-    "instance_size_stats: partitioned",
-    "database_size_aggregations: 1",
-]
-
-
-@pytest.mark.parametrize("step", STEPS[: PROFILE.kills])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "database_size_stats: building the key",
+        "instance_size_stats: partitioned",
+        "database_size_stats: 554 rows moved",
+        "database_size_aggregations: 1",
+    ],
+)
 def test_a_killed_command_leaves_every_row_and_the_next_one_finishes(legacy: Engine, step: str) -> None:
     before = everything(legacy)
     url = legacy.url.render_as_string(hide_password=False)

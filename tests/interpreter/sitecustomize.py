@@ -2,7 +2,7 @@
 
 Loading Dagster leaves no garbage, and looking for it took a tenth to a fifth of the time of hundreds of processes. And
 code servers start an interpreter for each run, which imports for two seconds; here each run is still a process of its
-own. The test of the deployment's programs goes without both.
+own. Two stacks go without both: that of the deployment's programs, and that of the user's own databases.
 """
 
 import gc
