@@ -554,7 +554,7 @@ def test_a_reader_role_of_an_older_release_is_refused_with_what_to_do(database: 
     with engine.begin() as connection:
         connection.execute(text(f"REVOKE SELECT ON capacity_server_samples FROM {READER_ROLE}"))
     reader = reading_engine(database, role=READER_ROLE)
-    with pytest.raises(ValidationError, match=r"cannot read capacity_server_samples.*Run the statements under Roles"):
+    with pytest.raises(ValidationError, match=r"cannot read .*capacity_server_samples.*Run the statements under Roles"):
         refuse_a_role_that_can_write(reader)
     reader.dispose()
 
