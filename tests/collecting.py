@@ -18,6 +18,7 @@ from capacity_assets.foundation.locks import CapacityLockManager
 from tests.clocks import TODAY, fixed_clock
 from tests.servers import MariaDBServer, PostgresServer
 
+YESTERDAY = TODAY - timedelta(days=1)
 PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
 
 
@@ -89,6 +90,3 @@ def failures(summary: object) -> dict[str, tuple[str, str]]:
 
 def ceiling_mb(size_bytes: int) -> int:
     return -(-size_bytes // 1024**2)
-
-
-YESTERDAY = TODAY - timedelta(days=1)

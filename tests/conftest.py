@@ -63,10 +63,6 @@ MEMORY, MEMORY_MB = Path("/dev/shm"), 4096  # noqa: S108 -- a file system, not a
 INTERPRETER = Path(__file__).with_name("interpreter")
 
 
-# What is there for all test processes, until the last one is done.
-SHARED = pytest.StashKey[ExitStack]()
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Say what processes load first; let the tests' folders lie in memory, unless somebody says where they are to lie.
@@ -75,8 +71,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if hasattr(config, "workerinput"):
         return
-    config.stash[SHARED] = ExitStack()
-    config.stash[SHARED].enter_context(shared_data_folders())
+    shared = ExitStack()
+    shared.enter_context(shared_data_folders())
+    config.add_cleanup(shared.close)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
     if config.option.basetemp or not os.access(MEMORY, os.W_OK):
         return
@@ -86,11 +83,6 @@ def pytest_configure(config: pytest.Config) -> None:
                 shutil.rmtree(left, ignore_errors=True)
         # Short, because the path of a socket has 107 characters at most.
         config.option.basetemp = MEMORY / f"pytest-{os.getpid()}"
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove what all test processes shared."""
-    config.stash.get(SHARED, ExitStack()).close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,7 @@ class Profile(NamedTuple):
     """Daily partitions of one run."""
 
 
-PROFILES = {"fast": Profile(5, 2, 20, 30), "ci": Profile(6, 2, 12, 30), "nightly": Profile(500, 60, 1, 400)}
+PROFILES = {"fast": Profile(5, 2, 10, 30), "ci": Profile(6, 2, 8, 30), "nightly": Profile(500, 60, 1, 400)}
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)

@@ -1,4 +1,4 @@
-"""A page of the growth report, read as a browser would."""
+"""Growth reports of months: what they are made from, and a page read as a browser would."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Report
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+
+MONTHLY = PERIODS["monthly"]
+FEBRUARY = MONTHLY.window_of(date(2025, 2, 1))
 
 
 class Page(HTMLParser):
@@ -34,12 +37,6 @@ class Page(HTMLParser):
         if self._step is not None:
             self.steps[self._step] = int(data.replace(",", ""))
             self._step = None
-
-
-MONTHLY = PERIODS["monthly"]
-
-
-FEBRUARY = MONTHLY.window_of(date(2025, 2, 1))
 
 
 def adds_up(report: Report) -> bool:

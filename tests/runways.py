@@ -13,11 +13,7 @@ from tests.clocks import TODAY
 from tests.command import capacity
 
 FIRST = TODAY - timedelta(days=199)
-
-
 ORDERS_FULL = TODAY + timedelta(days=57)
-
-
 GROWING = [1024 + 10 * day for day in range(200)]
 
 

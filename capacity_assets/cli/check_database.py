@@ -100,14 +100,16 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
     done = [one for one in found if one.is_distributed]
     left = [one.table for one in found if not one.is_distributed]
     again = f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again"
-    if done and {*left} <= {table.name for table in ALONGSIDE} and left:
-        yield Finding("distribution", Verdict.NOTE, f"{again}, because they grow with the fleet")
-    elif done and left:
-        yield Finding("distribution", Verdict.BAD, f"{again}, nothing is computed before")
-    elif done:
+    if not done:
+        return
+    if not left:
         shards, nodes = done[0].shards, max(one.nodes for one in done)
         text = f"what grows with the fleet lies in {shards} shards each on {counted(nodes, 'node')}"
         yield Finding("distribution", Verdict.OK, text)
+    elif {*left} <= {table.name for table in ALONGSIDE}:
+        yield Finding("distribution", Verdict.NOTE, f"{again}, because they grow with the fleet")
+    else:
+        yield Finding("distribution", Verdict.BAD, f"{again}, nothing is computed before")
 
 
 def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:

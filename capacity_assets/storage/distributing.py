@@ -151,18 +151,17 @@ WITH granted AS (
     FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl)
     WHERE pg_class.oid = to_regclass(:table)
 ), named AS (
-    SELECT *, coalesce(rolname, 'public') AS role, coalesce(quote_ident(rolname), 'PUBLIC') AS spelt,
-           CASE WHEN attname IS NULL THEN format('has_table_privilege(%L, %L, %L)', coalesce(rolname, 'public'),
-                                                 relname, privilege_type)
-                ELSE format('has_column_privilege(%L, %L, %L, %L)', coalesce(rolname, 'public'), relname, attname,
-                            privilege_type) END AS is_granted
+    SELECT granted.*, coalesce(rolname, 'public') AS role, coalesce(quote_ident(rolname), 'PUBLIC') AS spelt
     FROM granted LEFT JOIN pg_roles ON pg_roles.oid = grantee
     WHERE privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') AND (grantee = 0 OR rolname IS NOT NULL)
 )
 SELECT format('DO %L', format(
     'BEGIN IF %L = ''public'' OR EXISTS (SELECT FROM pg_roles WHERE rolname = %L) THEN '
     'IF NOT %s THEN GRANT %s %s ON %I TO %s; END IF; END IF; END',
-    role, role, is_granted, privilege_type, '(' || quote_ident(attname) || ')', relname, spelt))
+    role, role,
+    CASE WHEN attname IS NULL THEN format('has_table_privilege(%L, %L, %L)', role, relname, privilege_type)
+         ELSE format('has_column_privilege(%L, %L, %L, %L)', role, relname, attname, privilege_type) END,
+    privilege_type, '(' || quote_ident(attname) || ')', relname, spelt))
 FROM named ORDER BY attname NULLS FIRST
 """
 """The rights of roles on a table and its columns, as statements: Citus copies those of tables that it knows, and these

@@ -75,22 +75,23 @@ def tables_are_distributed(connection: Connection) -> bool:
 
 def distributed_tables(connection: Connection, tables: Sequence[Table] = DISTRIBUTED) -> list[str]:
     """Name those of the tables that are distributed."""
+    return _distributed(connection, [table.name for table in tables])
+
+
+def _distributed(connection: Connection, names: Sequence[str]) -> list[str]:
     if connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NULL")).scalar():
         return []
     query = text(
         "SELECT name FROM unnest(CAST(:names AS text[])) AS name "
         "WHERE EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(name))"
     )
-    return list(connection.execute(query, {"names": [table.name for table in tables]}).scalars())
+    return list(connection.execute(query, {"names": names}).scalars())
 
 
 def size_of_table(connection: Connection, name: str) -> int:
     """Return the bytes of a table or a partition with its indexes, on all nodes."""
-    distributed = connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NOT NULL")).scalar()
-    if distributed:
-        query = "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(:name))"
-        distributed = connection.execute(text(query), {"name": name}).scalar()
-    size = "citus_total_relation_size(:name, false)" if distributed else "pg_total_relation_size(:name)"
+    is_local = not _distributed(connection, [name])
+    size = "pg_total_relation_size(:name)" if is_local else "citus_total_relation_size(:name, false)"
     return int(connection.execute(text(f"SELECT {size}"), {"name": name}).scalar_one())
 
 
