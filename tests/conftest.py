@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date
@@ -65,24 +66,33 @@ INTERPRETER = Path(__file__).with_name("interpreter")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what processes load first; let the tests' folders lie in memory, unless somebody says where they are to lie.
+    """Say what processes load first; let folders of tests lie in memory, unless somebody says where they are to lie.
 
-    Each run has a folder of its own: pytest closes the one that all runs of a user share when the next one begins.
+    Each run has folders of its own: pytest closes the one that all runs of a user share when the next one begins.
     """
     if hasattr(config, "workerinput"):
         return
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
+    _work_in_memory(config)
     shared = ExitStack()
     shared.enter_context(shared_data_folders())
     config.add_cleanup(shared.close)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
+
+
+def _work_in_memory(config: pytest.Config) -> None:
     if config.option.basetemp or not os.access(MEMORY, os.W_OK):
         return
     if shutil.disk_usage(MEMORY).free >= MEMORY_MB << 20:
-        for left in MEMORY.glob("pytest-[0-9]*"):
+        for left in MEMORY.glob("pytest-*[0-9]"):
             if not Path("/proc", left.name.rpartition("-")[2]).exists():
                 shutil.rmtree(left, ignore_errors=True)
         # Short, because the path of a socket has 107 characters at most.
         config.option.basetemp = MEMORY / f"pytest-{os.getpid()}"
+        others = MEMORY / f"pytest-tmp-{os.getpid()}"
+        others.mkdir()
+        others.chmod(0o1777)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(others)
+        config.add_cleanup(lambda: shutil.rmtree(others, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -123,6 +133,13 @@ def passable_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     for folder in (base, *base.parents):
         if folder.name.startswith(("pytest-", "popen-")):
             folder.chmod(0o711)
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder of the test's own; an embedded server's data may lie in it, and not on a disk."""
+    tmp_path.chmod(0o711)
+    return tmp_path
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -185,7 +185,6 @@ def test_on_paper_a_page_has_its_figures_and_no_menu(page: Page) -> None:
 
 def test_over_an_empty_database_every_page_says_how_to_begin(browser: Browser, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    tmp_path.chmod(0o711)
     assert run(home, "init").returncode == 0
     with serving(home) as address:
         page = opened(browser, address)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
@@ -15,6 +15,7 @@ from capacity_assets.settings import Settings
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import Pages, served_pages
 from tests.runways import FIRST, GROWING
 from tests.servers import PostgresServer
 
@@ -73,3 +74,15 @@ def growing_servers(settings: Settings, engine: Engine, monkeypatch: pytest.Monk
     add_database_sizes(engine, sizes(2, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
     add_instance_sizes(engine, totals(2, (TODAY - timedelta(days=9)).isoformat(), [(100, 1)] * 10))
+
+
+@pytest.fixture
+def pages(database: URL) -> Iterator[Pages]:
+    with served_pages(database) as served:
+        yield served
+
+
+@pytest.fixture
+def empty_pages(database: URL) -> Iterator[Pages]:
+    with served_pages(database) as served:
+        yield served

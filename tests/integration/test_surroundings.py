@@ -305,8 +305,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_gets_one_sentence_and_no_traceback(fault: Fault, home: Path, tmp_path: Path) -> None:
-    tmp_path.chmod(0o711)
-
     answer = fault.breaking(tmp_path, home)
 
     said = answer.output + answer.error
@@ -360,8 +358,6 @@ def test_a_reader_that_goes_away_is_no_failure(home: Path, tmp_path: Path) -> No
 
 
 def test_whatever_the_umask_nobody_else_can_write_into_the_data_folder(tmp_path: Path) -> None:
-    tmp_path.chmod(0o711)
-
     answer = capacity(tmp_path, "init", umask=0)
 
     assert answer.code == 0

@@ -1,0 +1,47 @@
+"""What the tests on a cluster share: windows, servers, the work that is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.engine import capacity_engine
+from tests import citus
+from tests.clocks import fixed_clock
+from tests.fleet import Row, figures
+
+FIRST, LAST = date(2025, 1, 1), date(2025, 7, 1)
+SHARDS = 4
+SERVERS = range(1, 7)
+
+
+@contextmanager
+def opened(databases: citus.CitusDatabases, template: str) -> Iterator[Engine]:
+    with databases.copy(template) as url:
+        engine = capacity_engine(url)
+        yield engine
+        engine.dispose()
+
+
+def service(engine: Engine) -> AggregationService:
+    return AggregationService(engine, fixed_clock())
+
+
+def compute_everything(engine: Engine) -> None:
+    for period in PERIODS:
+        service(engine).calculate_period_aggregations(period, FIRST, LAST)
+
+
+def everything(engine: Engine) -> dict[object, Row]:
+    return {(level.name, *key): row for level in LEVELS.values() for key, row in figures(engine, level).items()}
+
+
+def stored_rows(engine: Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())

@@ -1,0 +1,282 @@
+"""Whatever happens to samples, servers and nodes, rows end as on a single server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, event, text
+
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.periods import PERIODS
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.report import MaintenanceError
+from capacity_assets.retention.rules import parse_retention
+from capacity_assets.storage.distributing import distribute
+from capacity_assets.storage.partitions import PARTITIONED
+from capacity_assets.storage.tables import SAMPLES
+from tests import citus
+from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, everything, opened, service, stored_rows
+from tests.clocks import TODAY, fixed_clock
+from tests.databases import execute
+from tests.fleet import add_database_sizes, sizes
+from tests.profiles import HISTORIES
+
+
+def test_samples_that_change_on_a_node_make_their_windows_stale(distributed: Engine) -> None:
+    compute_everything(distributed)
+    assert service(distributed).ledger.stale() == []
+
+    execute(distributed, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-09'")
+    add_database_sizes(distributed, sizes(5, "late", "2025-05-02", [1]))
+
+    stale = {(one.period_type, one.window.key) for one in service(distributed).ledger.stale()}
+    assert {("daily", "2025-03-09"), ("daily", "2025-03-10"), ("monthly", "2025-03-01")} <= stale
+    assert {("daily", "2025-05-02"), ("monthly", "2025-05-01"), ("monthly", "2025-06-01")} <= stale
+    assert ("monthly", "2025-01-01") not in stale
+    compute_everything(distributed)
+    assert service(distributed).ledger.stale() == []
+
+
+def test_a_change_that_is_committed_after_the_look_is_found_by_the_next_one(distributed: Engine) -> None:
+    compute_everything(distributed)
+    with distributed.connect() as late:
+        late.execute(
+            text("UPDATE database_size_stats SET size_mb = 9 WHERE instance_id = 3 AND collected_date = '2025-02-03'")
+        )
+        assert service(distributed).ledger.stale() == []
+        late.commit()
+
+    assert ("monthly", "2025-02-01") in {(s.period_type, s.window.key) for s in service(distributed).ledger.stale()}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM database_size_stats WHERE instance_id = 1 AND collected_date = '2025-03-09'",
+        "UPDATE database_size_aggregations SET avg_size_mb = 7 WHERE period_start = '2025-03-01'",
+    ],
+)
+def test_rows_that_others_delete_or_write_are_noticed(distributed: Engine, statement: str) -> None:
+    service(distributed).calculate_period_aggregations("monthly", FIRST, LAST)
+    execute(distributed, statement)
+
+    again = service(distributed).calculate_period_aggregations("monthly", FIRST, LAST)
+
+    database = [part for part in again.parts if part.level == "database"]
+    assert sum(part.written_records + part.protected_records for part in database) > 0
+
+
+def test_a_server_that_fails_fails_alone(distributed: Engine) -> None:
+    execute(distributed, "ALTER TABLE database_size_aggregations ADD CONSTRAINT sane CHECK (avg_size_mb < 500000)")
+    add_database_sizes(distributed, sizes(4, "huge", "2025-03-01", [10**6]))
+
+    run = service(distributed).aggregate(
+        "monthly", PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 1))
+    )
+
+    [database] = [part for part in run.parts if part.level == "database"]
+    assert (database.processed_instances, database.failed_instances) == (5, 1)
+    assert "sane" in str(database.errors[0])
+
+
+CHANGES = {
+    "late": "INSERT INTO {raw} ({keys}, {values}, collected_date) SELECT {keys}, {values}, date '{day}' FROM {raw} "
+    "WHERE instance_id = {server} ORDER BY collected_date LIMIT 1 ON CONFLICT DO NOTHING",
+    "corrected": "UPDATE {raw} SET {headline} = {headline} + 5 "
+    "WHERE collected_date = '{day}' AND instance_id = {server}",
+    "deleted": "DELETE FROM {raw} WHERE collected_date >= '{day}' AND instance_id = {server}",
+    "written": "UPDATE {target} SET data_count = data_count + 1 "
+    "WHERE period_start <= '{day}' AND instance_id = {server}",
+    "out": "UPDATE instances SET is_active = false WHERE id = {server}",
+    "in": "UPDATE instances SET is_active = true",
+}  # fmt: skip
+actions = st.lists(
+    st.tuples(st.sampled_from([*CHANGES, *PERIODS]), st.integers(0, 169), st.sampled_from([1, 2, 5]), st.booleans()),
+    min_size=1,
+    max_size=5,
+)
+
+
+def _apply(engine: Engine, level: Level, action: tuple[str, int, int, bool]) -> None:
+    name, offset, server, overwrite = action
+    day = FIRST + timedelta(days=offset)
+    if name in PERIODS:
+        last = min(day + timedelta(days=90), LAST)
+        options = RunOptions((level.name,), overwrite=overwrite)
+        service(engine).aggregate(name, PERIODS[name].windows_between(day, last), options)
+        return
+    words = {
+        "raw": level.source.name, "target": level.target.name, "day": day, "server": server,
+        "keys": ", ".join(level.keys), "values": ", ".join(level.values), "headline": level.headline.source,
+    }  # fmt: skip
+    execute(engine, CHANGES[name].format(**words))
+
+
+@given(history=actions, level=st.sampled_from([DATABASE, INSTANCE]))
+@hypothesis_settings(max_examples=HISTORIES, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_happened_rows_and_counts_are_those_of_a_single_server(
+    databases: citus.CitusDatabases, history: list[tuple[str, int, int, bool]], level: Level
+) -> None:
+    found = []
+    for template in ("template_distributed", "template_plain"):
+        with opened(databases, template) as engine:
+            for action in history:
+                _apply(engine, level, action)
+            run = service(engine).aggregate("monthly", PERIODS["monthly"].windows_between(FIRST, LAST))
+            counts = [
+                (part.level, part.period_start, part.processed_instances, part.total_records, part.written_records,
+                 part.unchanged_records, part.protected_records, part.unsampled_records)
+                for part in run.parts
+            ]  # fmt: skip
+            found.append((everything(engine), counts))
+    assert found[0] == found[1]
+
+
+def test_a_worker_that_dies_in_mid_run_loses_nothing(
+    nodes: citus.CitusServer, distributed: Engine, plain: Engine
+) -> None:
+    worker = nodes.ports[1]
+    seen = 0
+
+    def kill(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal seen
+        if statement.startswith("INSERT INTO database_size_aggregations"):
+            seen += 1
+            if seen == 2:
+                nodes.control(worker, "-m", "immediate", "stop")
+
+    slices = AggregationService(distributed, fixed_clock(), instances_per_slice=2)
+    event.listen(distributed, "before_cursor_execute", kill)
+    with pytest.raises(DatabaseError, match="What was committed before was kept") as failed:
+        slices.calculate_period_aggregations("monthly", FIRST, LAST)
+    event.remove(distributed, "before_cursor_execute", kill)
+    nodes.control(worker, "start")
+
+    assert failed.value.transient
+    service(distributed).calculate_period_aggregations("monthly", FIRST, LAST)
+    service(plain).calculate_period_aggregations("monthly", FIRST, LAST)
+    assert everything(distributed) == everything(plain)
+
+
+@contextmanager
+def meanwhile(*works: Callable[[], None]) -> Iterator[None]:
+    """Do work over and over in threads of its own while the block runs; what fails there fails the test."""
+    done = threading.Event()
+    troubles: list[BaseException] = []
+
+    def loop(work: Callable[[], None]) -> None:
+        try:
+            while not done.is_set():
+                work()
+        except BaseException as error:  # noqa: BLE001 -- asserted below
+            troubles.append(error)
+
+    threads = [threading.Thread(target=loop, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert troubles == []
+
+
+def move_a_shard(engine: Engine, nodes: citus.CitusServer) -> None:
+    """Move a shard, and those that lie beside it, to the other worker."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        shard, port = connection.execute(
+            text(
+                "SELECT shardid, nodeport FROM citus_shards WHERE table_name = 'database_size_stats'::regclass "
+                "ORDER BY random() LIMIT 1"
+            )
+        ).one()
+        [other] = {*nodes.ports[1:]} - {port}
+        move = "SELECT citus_move_shard_placement(:shard, '127.0.0.1', :port, '127.0.0.1', :other, 'block_writes')"
+        connection.execute(text(move), {"shard": shard, "port": port, "other": other})
+
+
+def test_shards_may_move_and_samples_arrive_while_windows_are_computed(
+    nodes: citus.CitusServer, distributed: Engine, plain: Engine
+) -> None:
+    days = iter(range(170))
+
+    def correct() -> None:
+        day = FIRST + timedelta(days=next(days, 0))
+        change = f"UPDATE database_size_stats SET size_mb = 77 WHERE collected_date = '{day}' AND instance_id = 2"
+        for engine in (distributed, plain):
+            execute(engine, change)
+
+    with meanwhile(lambda: move_a_shard(distributed, nodes), correct):
+        for _ in range(4):
+            for period in ("daily", "monthly"):
+                service(distributed).calculate_period_aggregations(period, FIRST, LAST)
+
+    follow(distributed)
+    for period in ("daily", "monthly"):
+        service(plain).calculate_period_aggregations(period, FIRST, LAST)
+    assert everything(distributed) == everything(plain)
+
+
+def follow(engine: Engine) -> None:
+    """Compute what the ledger says is stale, until nothing is."""
+    while stale := service(engine).ledger.stale():
+        for one in stale:
+            service(engine).aggregate(one.period_type, [one.window], RunOptions((one.level,)))
+
+
+def test_what_retention_frees_on_the_nodes_is_counted(distributed: Engine) -> None:
+    execute(
+        distributed,
+        "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source) "
+        "SELECT '2025-01-05', 1 + n % 6, 'volume ' || n, 100, 50, 'imported' FROM generate_series(1, 20000) n",
+    )
+
+    report = TableMaintenance(distributed, FIRST, parse_retention("volume_size_stats=30")).run(TODAY)
+
+    assert len(report.dropped) == 1
+    assert report.dropped_records == 20_000
+    assert 2 <= report.freed_mb <= 6
+    assert stored_rows(distributed, "volume_size_stats") == 0
+
+
+def test_a_node_that_lacks_the_tables_of_changes_is_named_and_distributing_again_prepares_it(
+    nodes: citus.CitusServer, distributed: Engine
+) -> None:
+    port, database = nodes.ports[2], str(distributed.url.database)
+    nodes.on_node(port, "DROP TABLE capacity_sample_changes", database)
+
+    with pytest.raises(DatabaseError, match=rf"Node 127.0.0.1:{port} does not say what was changed there") as failed:
+        service(distributed).ledger.stale()
+
+    assert not failed.value.transient
+    assert "run `capacity distribute`, which prepares nodes that were added" in str(failed.value)
+    assert distribute(distributed, shards=SHARDS) == []
+    assert service(distributed).ledger.stale() == []
+
+
+def test_a_node_that_does_not_answer_keeps_samples_and_nothing_else_from_being_maintained(
+    nodes: citus.CitusServer, distributed: Engine
+) -> None:
+    compute_everything(distributed)
+    nodes.on_node(nodes.ports[2], "DROP TABLE capacity_sample_changes", str(distributed.url.database))
+    rows = {table.name: stored_rows(distributed, table.name) for table in SAMPLES}
+    maintenance = TableMaintenance(distributed, FIRST, parse_retention("raw=400"))
+
+    with pytest.raises(MaintenanceError, match="no further sample was dropped") as failed:
+        maintenance.run(date(2027, 3, 1))
+
+    assert {name: stored_rows(distributed, name) for name in rows} == rows
+    created = {line.split(":")[0] for line in failed.value.report.created}
+    assert created == {table.name for table in PARTITIONED}

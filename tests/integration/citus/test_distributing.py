@@ -1,0 +1,225 @@
+"""Tables are distributed by a command that says what it does, and everything goes on afterwards."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, text
+
+from capacity_assets.collection.imported_volumes import VolumeDay, store_volumes
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import Retention
+from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.runway.issuing import issue
+from capacity_assets.settings import CAPACITY_DRIVER
+from capacity_assets.storage import distributing, distribution
+from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
+from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.partitions import PARTITIONED
+from capacity_assets.storage.schema import initialise, schema_state
+from tests import citus
+from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
+from tests.clocks import TODAY
+from tests.command import capacity
+from tests.databases import execute
+
+MANY_SHARDS = 16
+
+
+def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_server(
+    undistributed: Engine, plain: Engine
+) -> None:
+    service(undistributed).calculate_period_aggregations("monthly", FIRST, LAST)
+
+    assert distribute(undistributed, shards=SHARDS) == [
+        "database_size_stats", "instance_size_stats", "database_size_aggregations", "instance_size_aggregations",
+        "volume_size_stats", "database_limit_stats", "capacity_runways",
+    ]  # fmt: skip
+
+    compute_everything(undistributed)
+    compute_everything(plain)
+    assert everything(undistributed) == everything(plain)
+    assert len(everything(plain)) > 2_000
+    assert {(one.shards, one.nodes) for one in placements(undistributed)} == {(SHARDS, 2)}
+    assert schema_state(undistributed).fit
+    assert initialise(undistributed) == ()
+    assert service(undistributed).ledger.stale() == []
+
+
+def test_tables_of_several_shards_per_node_are_distributed_and_get_further_partitions(undistributed: Engine) -> None:
+    """The indexes of their partitions are of one name, cut to what PostgreSQL allows; only several collide."""
+    before = counted(undistributed)
+    # Each shard has a connection of its own at once, as on nodes that take their time.
+    eager = "SET citus.force_max_query_parallelization = on"
+    execute(undistributed, f"ALTER DATABASE {undistributed.url.database} {eager}")
+    undistributed.dispose()
+
+    distribute(undistributed, shards=MANY_SHARDS)
+    report = TableMaintenance(undistributed, FIRST, Retention({})).prepare(TODAY + timedelta(days=62))
+
+    assert {(one.shards, one.nodes) for one in placements(undistributed)} == {(MANY_SHARDS, 2)}
+    assert counted(undistributed) == before
+    assert len(report.created) >= 2 * len(LEVELS)
+    assert report.notes == []
+
+
+def counted(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        tables = [table for level in LEVELS.values() for table in (level.source, level.target)]
+        return [connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
+
+
+def test_the_command_says_what_it_would_do_does_it_and_says_where_everything_lies(
+    undistributed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
+
+    would = capacity("distribute", "--dry-run", "--shards", str(SHARDS))
+    assert "Would distribute database_size_stats, instance_size_stats" in would.output
+    assert {one.is_distributed for one in placements(undistributed)} == {False}
+
+    done = json.loads(capacity("distribute", "--shards", str(SHARDS), "--json").output)
+    assert len(done["done"]) == 7
+    assert {table["shards"] for table in done["tables"]} == {SHARDS}
+    again = capacity("distribute", "--shards", str(SHARDS))
+    assert "Everything was distributed already. Nothing was changed." in again.output
+    assert f"{SHARDS} shards on 2 nodes" in again.output
+
+
+def test_an_interrupted_distribution_goes_on_where_it_stopped(
+    undistributed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_table: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distribute(undistributed, shards=SHARDS, tell=stop)
+    assert [one.is_distributed for one in placements(undistributed)] == [True] + 6 * [False]
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
+    left = ", ".join(table.name for table in PARTITIONED[1:])
+    assert distribution_found() == (
+        "bad",
+        f"{left}: still on the coordinator; run `capacity distribute` again, nothing is computed before",
+    )
+
+    assert len(distribute(undistributed, shards=SHARDS)) == 6
+    assert distribution_found() == ("ok", f"what grows with the fleet lies in {SHARDS} shards each on 2 nodes")
+    compute_everything(undistributed)
+    assert service(undistributed).ledger.stale() == []
+
+
+def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work_there_and_are_distributed_later(
+    undistributed: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = LAST + timedelta(days=1)
+
+    def import_and_issue() -> dict[str, Any]:
+        """What is told of everything that was stored, the same as on a single server."""
+        told: list[dict[str, Any]] = []
+        for engine in (undistributed, plain):
+            days = [VolumeDay("server-2", name, LAST, 900 << 30, 5 << 30) for name in ("/data", "/log")]
+            volumes = store_volumes(engine, days)
+            past = issue(engine, LAST - timedelta(days=60), today)
+            runways = issue(engine, today, today)
+            assert runways.issue is not None
+            told.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
+            told[-1]["rows"] = outlooks(engine, today, server="server-2").rows
+        assert told[0] == told[1]
+        for table in distribution.ALONGSIDE:
+            assert stored_of(undistributed, table.name) == stored_of(plain, table.name)
+        scored = "capacity_runways WHERE actual_30_mb IS NOT NULL"
+        assert len(stored_of(plain, scored)) > len(SERVERS)
+        return told[0]
+
+    with monkeypatch.context() as before:
+        before.setattr(distributing, "PARTITIONED", distribution.DISTRIBUTED)
+        distribute(undistributed, shards=SHARDS)
+    first = import_and_issue()
+    assert (first["volumes"], first["issued"]["written_records"]) == (2, 2 * len(SERVERS) + 2)
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
+    left = "volume_size_stats, database_limit_stats, capacity_runways: still on the coordinator"
+    told = f"{left}; run `capacity distribute` again, because they grow with the fleet"
+    assert distribution_found() == ("note", told)
+
+    assert distribute(undistributed, shards=SHARDS) == [table.name for table in distribution.ALONGSIDE]
+
+    again = import_and_issue()
+    assert (again["volumes"], again["issued"]["written_records"]) == (0, 0)
+    assert again["rows"] == first["rows"]
+
+
+def distribution_found() -> tuple[str, str]:
+    """What `capacity check` says of it, and how bad that is."""
+    lines = json.loads(capacity("check", "--json").stdout)
+    [found] = [(line["verdict"], line["text"]) for line in lines if line["subject"] == "distribution"]
+    return found
+
+
+def stored_of(engine: Engine, table: str) -> set[str]:
+    """The rows of a table, but when they were written."""
+    with engine.connect() as connection:
+        rows = connection.execute(text(f"SELECT * FROM {table}")).mappings()
+        return {
+            str([value for name, value in row.items() if name not in {"issued_at", "collected_at"}]) for row in rows
+        }
+
+
+def test_what_stands_in_the_way_is_said_with_what_to_do(
+    databases: citus.CitusDatabases, plain: Engine, distributed: Engine, nodes: citus.CitusServer
+) -> None:
+    assert "The database has no extension citus." in str(what_stands_in_the_way(plain))
+    assert what_stands_in_the_way(distributed) is None
+    on_a_worker = capacity_engine(nodes.url(str(distributed.url.database), CAPACITY_DRIVER, nodes.ports[1]))
+    assert "CAPACITY_DATABASE_URL must name the coordinator" in str(what_stands_in_the_way(on_a_worker))
+    on_a_worker.dispose()
+    with databases.copy("template1") as url:
+        nodes.join(str(url.database))
+        empty = capacity_engine(url)
+        assert "run `capacity init` first" in str(what_stands_in_the_way(empty))
+        empty.dispose()
+
+
+def test_changes_are_gathered_while_a_distribution_is_unfinished(
+    undistributed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_everything(undistributed)
+    monkeypatch.setattr(distributing, "PARTITIONED", distribution.DISTRIBUTED[:1])
+    assert distribute(undistributed, shards=SHARDS) == ["database_size_stats"]
+    assert not distribution.is_distributed(undistributed)
+
+    execute(undistributed, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-02-12'")
+
+    stale = {(found.period_type, found.window.key) for found in service(undistributed).ledger.stale()}
+    assert ("daily", "2025-02-12") in stale
+
+
+def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(
+    nodes: citus.CitusServer, distributed: Engine
+) -> None:
+    database = str(distributed.url.database)
+    # It goes with the cluster.
+    execute(distributed, 'CREATE ROLE "odd-Role\'s $do$" LOGIN')
+    execute(distributed, 'GRANT SELECT, DELETE ON capacity_sample_changes TO "odd-Role\'s $do$"')
+    execute(distributed, 'GRANT UPDATE (changed_at) ON capacity_sample_changes TO "odd-Role\'s $do$"')
+    execute(distributed, "GRANT SELECT ON capacity_invalidations TO PUBLIC")
+
+    for _ in range(2):
+        assert distribute(distributed, shards=SHARDS) == []
+
+    granted = (
+        "SELECT grantee, table_name::text, privilege_type FROM information_schema.column_privileges "
+        "WHERE table_name IN ('capacity_sample_changes', 'capacity_invalidations') AND column_name = 'changed_at' "
+        "AND grantee <> 'postgres' ORDER BY 1, 2, 3"
+    )
+    for port in nodes.ports:
+        assert nodes.on_node(port, granted, database) == [
+            ("PUBLIC", "capacity_invalidations", "SELECT"),
+            ("odd-Role's $do$", "capacity_sample_changes", "SELECT"),
+            ("odd-Role's $do$", "capacity_sample_changes", "UPDATE"),
+        ]
+        deletes = "SELECT has_table_privilege('odd-Role''s $do$', 'capacity_sample_changes', 'DELETE')"
+        assert nodes.on_node(port, deletes, database) == [(True,)]

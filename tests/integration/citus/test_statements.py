@@ -1,0 +1,151 @@
+"""Each statement of a slice is handed to the nodes whole, and people are answered as on a single server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.periods import PERIODS
+from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
+from tests.command import capacity
+from tests.databases import execute
+from tests.fleet import add_database_sizes, add_instance_sizes, figures, sizes, totals
+
+
+def test_groups_add_up_to_the_same_as_on_a_single_server(distributed: Engine, plain: Engine) -> None:
+    labels = (
+        "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) VALUES "
+        "(1, '', 'team', '0001-01-01', 'shop'), (2, '', 'team', '2025-03-01', 'books'), "
+        "(2, 'arch*', 'team', '2025-02-01', 'archive'), (3, 'orders', 'team', '2025-04-01', 'shop')"
+    )
+    found = []
+    for engine in (distributed, plain):
+        execute(engine, labels)
+        compute_everything(engine)
+        with engine.connect() as connection:
+            rows = connection.execute(text("SELECT * FROM capacity_groups ORDER BY 1, 2, 3, 4, 5"))
+            found.append([tuple(row) for row in rows])
+
+    assert found[0] == found[1]
+    assert {row[3] for row in found[0]} == {"engine", "server", "team"}
+
+
+OURS = ("SELECT by_server", "INSERT INTO", "DELETE FROM", "SELECT database_size", "SELECT instance_size")
+Plan = dict[str, object]
+
+
+@contextmanager
+def explained(engine: Engine) -> Iterator[dict[str, Plan]]:
+    """The plan of every statement of a slice that the block executes."""
+    plans: dict[str, Plan] = {}
+
+    def explain(connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if statement.startswith(OURS) and "capacity_" not in statement.split("(", maxsplit=1)[0]:
+            found = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters)  # type: ignore[attr-defined]
+            plans[statement] = found.scalar_one()[0]["Plan"]
+
+    event.listen(engine, "before_cursor_execute", explain)
+    yield plans
+    event.remove(engine, "before_cursor_execute", explain)
+
+
+def assert_that_nodes_do_all(engine: Engine, plans: dict[str, Plan]) -> None:
+    """One scan each, with as many tasks as there are shards, and no row through the coordinator."""
+    with engine.connect() as connection:
+        shard = "get_shard_id_for_distribution_column('database_size_stats', id)"
+        used = connection.execute(text(f"SELECT count(DISTINCT {shard}) FROM instances")).scalar_one()
+    assert used > 2
+    for statement, plan in plans.items():
+        queries = [node["Distributed Query"] for node in nodes_of(plan) if "Distributed Query" in node]
+        tasks = [query["Job"]["Task Count"] for query in queries]  # type: ignore[index]
+        assert tasks in ([used], [SHARDS]), statement[:200]
+    written = [plan for statement, plan in plans.items() if statement.startswith("INSERT INTO")]
+    assert written
+    assert {plan["Custom Plan Provider"] for plan in written} == {"Citus Adaptive"}
+
+
+EXPLAINED = [(period, level, overwrite) for period in PERIODS for level in LEVELS for overwrite in (False, True)]
+
+
+@pytest.mark.parametrize(("period", "level", "overwrite"), EXPLAINED)
+def test_every_statement_of_a_slice_is_handed_to_the_nodes_whole(
+    distributed: Engine, period: str, level: str, *, overwrite: bool
+) -> None:
+    options = RunOptions((level,), overwrite=overwrite, recompute=True)
+    with explained(distributed) as plans:
+        for last in (FIRST, LAST):  # one window, and several
+            with distributed.begin() as connection:
+                connection.execute(text("TRUNCATE database_size_aggregations, instance_size_aggregations"))
+            service(distributed).aggregate(period, PERIODS[period].windows_between(FIRST, last), options)
+
+    assert_that_nodes_do_all(distributed, plans)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("period", ["quarterly", "yearly"])
+def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
+    distributed: Engine, plain: Engine, period: str, level: str
+) -> None:
+    options = RunOptions((level,), recompute=True)
+    for engine in (distributed, plain):
+        # A year and more before, so that the months between are known to hold nothing.
+        add_database_sizes(engine, sizes(1, "orders", "2023-12-01", [5]))
+        add_instance_sizes(engine, totals(1, "2023-12-01", [(5, 1)]))
+        service(engine).aggregate("monthly", PERIODS["monthly"].windows_between(date(2023, 12, 1), date(2025, 12, 1)))
+    window = PERIODS[period].window_of(date(2025, 4, 1))
+
+    with explained(distributed) as plans:
+        service(distributed).aggregate(period, [window], options)
+    service(plain).aggregate(period, [window], options)
+
+    assert_that_nodes_do_all(distributed, plans)
+    [counted] = [statement for statement in plans if statement.startswith("SELECT by_server")]
+    assert LEVELS[level].source.name not in counted, "no sample is read"
+    assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
+
+
+def nodes_of(plan: dict[str, object]) -> Iterator[dict[str, object]]:
+    yield plan
+    for below in plan.get("Plans", ()):  # type: ignore[attr-defined]
+        yield from nodes_of(below)
+
+
+def test_what_people_ask_is_answered_as_on_a_single_server(
+    distributed: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    june = ("--period", "monthly", "--window", "2025-05-01")
+    asked = (
+        ("status", "--json"),
+        ("top", *june, "--json"),
+        ("groups", *june, "--json"),
+        ("explain", "orders", "--server", "server-2", *june, "--json"),
+        ("plan", "--period", "monthly", "--json"),
+        ("limits", "set", "server-1", "--gb", "900"),
+        ("runway", "--json"),
+        ("prices", "set", "2", "--currency", "EUR"),
+        ("bill", "--month", "2025-05", "--json"),
+        ("report", *june, "--output", str(tmp_path / "report.html")),
+    )
+    answers = []
+    for engine in (distributed, plain):
+        compute_everything(engine)
+        monkeypatch.setenv("CAPACITY_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+        found = {}
+        for command in asked:
+            done = capacity(*command)
+            assert done.exit_code in (0, 1), (command, done.output)
+            assert "not supported" not in done.output, command
+            found[command] = done.output if command[-1] == "--json" else str(done.exit_code)
+        answers.append(found)
+
+    timed = ("status", "plan", "bill", "runway")
+    for command in asked:
+        if command[0] not in timed:
+            assert answers[0][command] == answers[1][command], command
