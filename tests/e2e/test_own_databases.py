@@ -73,8 +73,6 @@ def stack(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patched.setenv("DAGSTER_POSTGRES_URL", storage.render_as_string(hide_password=False))
         # Empty is unset, and not that of the tests.
         patched.setenv("CAPACITY_TIMEZONE", "")
-        # Each run is an interpreter of its own here, as where it is installed: see tests/interpreter.
-        patched.delenv("PYTHONPATH")
         patched.setenv("PROBE_WRONG_PASSWORD", WRONG)
         patched.setenv("CAPACITY_PASSWORD_FOLDERS", str(home))
         port = free_port()

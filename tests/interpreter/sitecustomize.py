@@ -1,7 +1,7 @@
 """What every Python process that a test starts does first: search for garbage rarely, and fork the workers of runs.
 
-Loading Dagster leaves no garbage, and looking for it took a tenth to a fifth of the time of hundreds of processes. Two
-stacks go without both: that of the deployment's programs, and that of the user's own databases.
+Loading Dagster leaves no garbage, and looking for it took a tenth to a fifth of the time of hundreds of processes. One
+stack goes without both: that of the deployment's programs.
 """
 
 import gc
