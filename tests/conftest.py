@@ -115,6 +115,9 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Remove what embedded servers of the tests left where their system user can reach it, and what lies in memory."""
+    # pytest searches for garbage five times afterwards, for what fails while it is collected; once finds it here.
+    gc.collect()
+    gc.freeze()
     factory = getattr(session.config, "_tmp_path_factory", None)
     if factory is None or hasattr(session.config, "workerinput"):
         return  # the first of the processes does it, when all are done
