@@ -10,7 +10,7 @@ import dagster as dg
 from capacity_assets.orchestration.assets import RETRIES
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import Settings
-from tests.clocks import fixed_clock
+from tests.clocks import TODAY, fixed_clock
 
 # As many retries as the real policy has, without its pauses.
 QUICK_RETRIES = dg.RetryPolicy(max_retries=RETRIES.max_retries, delay=0.5)
@@ -33,3 +33,13 @@ def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict
         for event in result.get_asset_materialization_events()
         if event.asset_key == dg.AssetKey(asset)
     }
+
+
+def run_job(
+    settings: Settings, job: str, *, day: date = TODAY, again: bool = False, **options: Any
+) -> dg.ExecuteInProcessResult:
+    definitions = build_definitions(settings, clock=fixed_clock(), retries=dg.RetryPolicy(max_retries=1, delay=0.1))
+    config = {"ops": {"collection": {"config": {"again": again}}}} if again else {}
+    return definitions.resolve_job_def(job).execute_in_process(
+        partition_key=day.isoformat(), run_config=QUIET | config, raise_on_error=False, **options
+    )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.installed import engine_named
+from capacity_assets.collection.registry import register
+from capacity_assets.collection.servers import Server
 from capacity_assets.settings import Settings
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD
@@ -86,3 +89,36 @@ def pages(database: URL) -> Iterator[Pages]:
 def empty_pages(database: URL) -> Iterator[Pages]:
     with served_pages(database) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def orders_to_measure(measured_postgres: PostgresServer) -> None:
+    """A database, and the login that measures it."""
+    measured_postgres.execute(
+        engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"), "CREATE DATABASE orders"
+    )
+
+
+@pytest.fixture
+def registered(engine: Engine, measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """A server that can be measured and one whose password is wrong."""
+    monkeypatch.setenv("RIGHT_PASSWORD", PASSWORD)
+    monkeypatch.setenv("WRONG_PASSWORD", "guess-W0rd")
+    port = measured_postgres.port
+    login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": port, "username": "capacity_probe"}
+    register(
+        engine,
+        [
+            Server("pg", **login, password_from="env:RIGHT_PASSWORD"),  # noqa: S106
+            Server("shut", **login, password_from="env:WRONG_PASSWORD"),  # noqa: S106
+        ],
+    )
+    return engine
+
+
+@pytest.fixture
+def alpha_and_beta(engine: Engine) -> None:
+    """Two servers that files of samples name."""
+    with engine.begin() as connection:
+        query = "INSERT INTO instances (name, db_type, host, port) VALUES (:name, 'mysql', 'h', 1)"
+        connection.execute(text(query), [{"name": "alpha"}, {"name": "beta"}])

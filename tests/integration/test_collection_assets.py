@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -10,55 +10,17 @@ import pytest
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from sqlalchemy import Engine, text
 
-from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.collection import SHARE_TAG
 from capacity_assets.settings import Settings
-from tests.clocks import SHANGHAI, TODAY, fixed_clock
+from tests.clocks import TODAY, fixed_clock
 from tests.collecting import PASSWORD
-from tests.daemon import Daemon
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.runs import QUIET
-from tests.servers import PostgresServer
+from tests.runs import QUIET, run_job
 
+pytestmark = pytest.mark.usefixtures("orders_to_measure")
 RAW = ["database_size_stats", "instance_size_stats"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def reader(measured_postgres: PostgresServer) -> None:
-    measured_postgres.execute(
-        engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"), "CREATE DATABASE orders"
-    )
-
-
-@pytest.fixture
-def registered(engine: Engine, measured_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """A server that can be measured and one whose password is wrong."""
-    monkeypatch.setenv("RIGHT_PASSWORD", PASSWORD)
-    monkeypatch.setenv("WRONG_PASSWORD", "guess-W0rd")
-    port = measured_postgres.port
-    login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": port, "username": "capacity_probe"}
-    register(
-        engine,
-        [
-            Server("pg", **login, password_from="env:RIGHT_PASSWORD"),  # noqa: S106
-            Server("shut", **login, password_from="env:WRONG_PASSWORD"),  # noqa: S106
-        ],
-    )
-    return engine
-
-
-def run(
-    settings: Settings, job: str, *, day: date = TODAY, again: bool = False, **options: Any
-) -> dg.ExecuteInProcessResult:
-    definitions = build_definitions(settings, clock=fixed_clock(), retries=dg.RetryPolicy(max_retries=1, delay=0.1))
-    config = {"ops": {"collection": {"config": {"again": again}}}} if again else {}
-    return definitions.resolve_job_def(job).execute_in_process(
-        partition_key=day.isoformat(), run_config=QUIET | config, raise_on_error=False, **options
-    )
 
 
 def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
@@ -74,7 +36,7 @@ def test_a_run_measures_today_computes_its_aggregates_and_names_the_server_that_
     settings: Settings,
     registered: Engine,  # noqa: ARG001 -- the servers
 ) -> None:
-    result = run(settings, "collection_job")
+    result = run_job(settings, "collection_job")
 
     assert result.success
     for asset in RAW:
@@ -109,11 +71,11 @@ def test_a_second_run_of_the_day_measures_the_failed_server_only_and_again_all(
     registered: Engine,  # noqa: ARG001 -- the servers
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(settings, "collection_job")
+    run_job(settings, "collection_job")
     monkeypatch.setenv("WRONG_PASSWORD", PASSWORD)
 
-    second = metadata_of(run(settings, "collection_job"), "instance_size_stats")
-    again = metadata_of(run(settings, "collection_job", again=True), "instance_size_stats")
+    second = metadata_of(run_job(settings, "collection_job"), "instance_size_stats")
+    again = metadata_of(run_job(settings, "collection_job", again=True), "instance_size_stats")
 
     assert (second["processed_instances"], second["skipped_instances"], second["errors"]) == (1, 1, "none")
     assert (again["processed_instances"], again["skipped_instances"]) == (2, 0)
@@ -124,7 +86,7 @@ def test_a_second_run_of_the_day_measures_the_failed_server_only_and_again_all(
 def test_a_past_day_is_refused_with_the_reason_and_not_retried(
     settings: Settings, registered: Engine, day: date, when: str
 ) -> None:
-    result = run(settings, "collection_job", day=day)
+    result = run_job(settings, "collection_job", day=day)
 
     [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
     assert failure.user_failure_data is not None
@@ -162,10 +124,10 @@ def add_samples(engine: Engine, *days: str) -> None:
 def test_a_past_day_that_has_samples_keeps_them_and_does_not_hide_who_failed_last(
     settings: Settings, registered: Engine
 ) -> None:
-    run(settings, "collection_job")
+    run_job(settings, "collection_job")
     add_samples(registered, "2025-07-19")
 
-    result = run(settings, "collection_job", day=date(2025, 7, 19))
+    result = run_job(settings, "collection_job", day=date(2025, 7, 19))
 
     assert result.success
     assert made(result, "database_size_stats") == {"2025-07-19": "kept"}
@@ -203,7 +165,7 @@ def test_a_today_that_others_have_measured_is_kept_although_every_server_of_ours
     login: dict[str, Any] = {"engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u"}
     register(engine, [Server("away", **login)])
 
-    result = run(settings, "collection_job")
+    result = run_job(settings, "collection_job")
 
     assert result.success
     assert made(result, "instance_size_stats") == {"2025-07-20": "kept"}
@@ -216,7 +178,7 @@ def test_without_registered_servers_a_day_that_was_loaded_is_kept_today_too(sett
     add_instances(engine, [1])
     add_samples(engine, "2025-07-20")
 
-    result = run(settings, "collection_job")
+    result = run_job(settings, "collection_job")
 
     assert result.success
     assert made(result, "instance_size_stats") == {"2025-07-20": "kept"}
@@ -227,7 +189,7 @@ def test_a_day_on_which_every_server_failed_fails_the_run_and_nothing_follows(
 ) -> None:
     register(engine, [Server("shut", "postgresql", "127.0.0.1", port=1, username="u")])
 
-    result = run(settings, "collection_job")
+    result = run_job(settings, "collection_job")
 
     assert not result.success
     assert result.get_asset_materialization_events() == []
@@ -240,108 +202,11 @@ def test_a_day_on_which_every_server_failed_fails_the_run_and_nothing_follows(
 def test_without_a_registered_server_a_run_says_how_to_register_one(settings: Settings, engine: Engine) -> None:
     add_instances(engine, [1])
 
-    result = run(settings, "collection_job")
+    result = run_job(settings, "collection_job")
 
     [failure] = [event.step_failure_data for event in result.get_step_failure_events()]
     assert failure.user_failure_data is not None
     assert "`capacity instances add` registers one" in str(failure.user_failure_data.description)
-
-
-def tick(settings: Settings, moment: str, now: str | None = None) -> dg.RunRequest | dg.SkipReason:
-    """Evaluate one tick that asks for one run; both moments are local time, and the clock stands at the second."""
-    found = ticks(settings, moment, now)
-    if isinstance(found, dg.SkipReason):
-        return found
-    [request] = found
-    return request
-
-
-def ticks(settings: Settings, moment: str, now: str | None = None) -> list[dg.RunRequest] | dg.SkipReason:
-    at = datetime.fromisoformat(moment).replace(tzinfo=SHANGHAI)
-    clock = datetime.fromisoformat(now or moment).replace(tzinfo=SHANGHAI).astimezone(UTC)
-    definitions = build_definitions(settings, clock=Clock(SHANGHAI, now=lambda: clock))
-    schedule = definitions.get_repository_def().get_schedule_def("collection_schedule")
-    with (
-        dg.DagsterInstance.local_temp() as instance,
-        dg.build_schedule_context(
-            instance=instance,
-            scheduled_execution_time=at.astimezone(UTC),
-            repository_def=definitions.get_repository_def(),
-            resources=definitions.get_repository_def().get_top_level_resources(),
-        ) as context,
-    ):
-        found = schedule.evaluate_tick(context)
-    if found.skip_message:
-        return dg.SkipReason(found.skip_message)
-    return list(found.run_requests or [])
-
-
-def test_the_schedule_asks_for_today_and_half_an_hour_later_only_if_a_server_is_left(
-    settings: Settings,
-    registered: Engine,  # noqa: ARG001 -- the servers
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = tick(settings, "2025-07-20T03:00")
-    run(settings, "collection_job")
-    second = tick(settings, "2025-07-20T03:30")
-    monkeypatch.setenv("WRONG_PASSWORD", PASSWORD)
-    run(settings, "collection_job")
-    third = tick(settings, "2025-07-20T03:30")
-
-    assert isinstance(first, dg.RunRequest)
-    assert isinstance(second, dg.RunRequest)
-    assert (first.partition_key, second.partition_key) == ("2025-07-20", "2025-07-20")
-    assert first.run_key != second.run_key
-    assert isinstance(third, dg.SkipReason)
-    assert "No registered server is left to measure on 2025-07-20" in str(third.skip_message)
-
-
-def test_with_shares_the_schedule_asks_for_a_run_of_each_that_has_a_server_left(
-    settings: Settings,
-    registered: Engine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with registered.begin() as connection:
-        [first, *_] = connection.execute(text("SELECT id FROM instances ORDER BY id")).scalars().all()
-        connection.execute(
-            text(
-                "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) "
-                "VALUES (:id, '', 'zone', '0001-01-01', 'eu')"
-            ),
-            {"id": first},
-        )
-    monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", "zone=eu, zone=us, zone=")
-
-    requests = ticks(Settings(), "2025-07-20T03:00")
-
-    assert isinstance(requests, list)
-    assert [request.tags[SHARE_TAG] for request in requests] == ["zone=eu", "zone="]
-    assert [request.run_key for request in requests] == ["2025-07-20T03:00 zone=eu", "2025-07-20T03:00 zone="]
-    assert [request.run_config["ops"]["collection"]["config"]["share"] for request in requests] == ["zone=eu", "zone="]
-    assert settings.collection_shares == ()
-    monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", "3")
-    assert Settings().collection_shares == ("1/3", "2/3", "3/3")
-
-
-def test_a_tick_that_comes_a_day_late_is_skipped_because_the_day_is_over(
-    settings: Settings,
-    registered: Engine,  # noqa: ARG001
-) -> None:
-    late = tick(settings, "2025-07-20T03:30", now="2025-07-21T01:00")
-
-    assert isinstance(late, dg.SkipReason)
-    assert "2025-07-20 is over" in str(late.skip_message)
-
-
-def test_a_tick_while_the_database_is_away_asks_all_the_same_because_the_run_waits(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
-
-    asked = tick(Settings(), "2025-07-20T03:00")
-
-    assert isinstance(asked, dg.RunRequest)
-    assert settings.collection == "on"
 
 
 def test_observing_gives_the_newest_days_a_version_that_follows_their_samples(
@@ -385,24 +250,6 @@ def observed(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dict[
             assert observation is not None
             found[asset][str(observation.partition)] = observation.tags[DATA_VERSION_TAG]
     return found
-
-
-def test_the_daemon_runs_the_collection_and_the_aggregates_of_the_day_follow(
-    registered: Engine, daemon: Daemon
-) -> None:
-    today = datetime.now(tz=SHANGHAI).date()
-    daemon.tick_schedules(f"{today}T02:00")
-
-    daemon.tick_schedules(f"{today}T03:00")
-    [run] = daemon.runs("collection_job")
-    assert daemon.launch(run).status is dg.DagsterRunStatus.SUCCESS
-
-    assert daemon.requested("collection_job") == [(today.isoformat(), today.isoformat())]
-    with registered.connect() as connection:
-        stored = connection.execute(
-            text("SELECT database_name FROM database_size_aggregations WHERE period_type = 'daily'")
-        ).scalars()
-        assert list(stored) == ["orders"]
 
 
 def test_days_that_were_imported_are_marked_in_the_graph_and_today_is_left_to_the_collection(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -13,60 +12,25 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.levels import DATABASE, LEVELS
+from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.importing import loading
 from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
 from capacity_assets.importing.rows import RowReader, layout_of
 from capacity_assets.importing.sources import file_source
-from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
-from tests.databases import Databases
-from tests.fleet import load_sample, stored
-from tests.legacy import LegacyShape, create_legacy_tables
+from tests.importing import counts, rows, samples, totals
 
-pytestmark = pytest.mark.usefixtures("settings")
+pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
 HEAD = "server,database,day,size_mb\n"
-
-
-def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(query))]
-
-
-def samples(engine: Engine) -> list[tuple[object, ...]]:
-    return rows(
-        engine,
-        "SELECT i.name, d.database_name, d.collected_date::text, d.size_mb, d.data_size_mb, d.log_size_mb "
-        "FROM database_size_stats d JOIN instances i ON i.id = d.instance_id ORDER BY 1, 2, 3",
-    )
-
-
-def totals(engine: Engine) -> list[tuple[object, ...]]:
-    return rows(
-        engine,
-        "SELECT i.name, t.collected_date::text, t.total_size_mb, t.database_count FROM instance_size_stats t "
-        "JOIN instances i ON i.id = t.instance_id WHERE NOT t.is_deleted ORDER BY 1, 2",
-    )
 
 
 def write(path: Path, content: str) -> str:
     path.write_text(content, encoding="utf-8")
     return str(path)
-
-
-def counts(output: str) -> dict[str, int]:
-    return {name: count for name, count in json.loads(output)["counts"].items() if count}
-
-
-@pytest.fixture(autouse=True)
-def servers(engine: Engine) -> None:
-    with engine.begin() as connection:
-        query = "INSERT INTO instances (name, db_type, host, port) VALUES (:name, 'mysql', 'h', 1)"
-        connection.execute(text(query), [{"name": "alpha"}, {"name": "beta"}])
 
 
 def test_a_file_of_samples_is_stored_and_the_totals_derived(engine: Engine, tmp_path: Path) -> None:
@@ -304,85 +268,6 @@ def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None
     assert str(row[11]) == "2025-07-01 01:00:00+00:00"  # type: ignore[index]
 
 
-@pytest.fixture
-def legacy(cluster: Databases) -> Iterator[tuple[Engine, URL]]:
-    """Another database as the legacy application left it: its tables, the sample, and an aggregate of older days."""
-    with cluster.copy("template1") as url:
-        there = capacity_engine(url)
-        create_legacy_tables(there, LegacyShape())
-        load_sample(there)
-        with there.begin() as connection:
-            connection.execute(
-                text(
-                    "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
-                    "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) VALUES "
-                    "(1, 'gone', 'monthly', '2020-01-01', '2020-01-31', 5, 6, 4, 31)"
-                )
-            )
-        yield there, url
-        there.dispose()
-
-
-def test_a_legacy_database_comes_over_with_servers_samples_and_aggregates(
-    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there, url = legacy
-    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
-
-    done = capacity("import", "env:LEGACY", "--json")
-
-    assert done.exit_code == 0, done.output
-    assert samples(engine) == samples(there)
-    assert totals(engine) == totals(there)
-    assert rows(
-        engine, "SELECT name, db_type, is_active FROM instances WHERE name NOT IN ('alpha', 'beta') ORDER BY 1"
-    ) == rows(there, "SELECT name, db_type, is_active FROM instances ORDER BY 1")
-    [copied] = stored(engine, DATABASE)
-    assert (copied["database_name"], copied["avg_size_mb"], copied["data_count"]) == ("gone", 5, 31)
-    again = json.loads(capacity("import", "env:LEGACY", "--json").output)
-    assert again["servers"] == 0
-    for level in LEVELS.values():
-        report = again[level.source.name]["counts"]
-        assert report["read"] == report["present"] > 0
-    assert again["database_size_aggregations"] == {"read": 1, "written": 0, "present": 1}
-
-
-def test_a_dry_run_of_a_legacy_database_writes_nothing(
-    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, url = legacy
-    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
-
-    done = capacity("import", "env:LEGACY", "--dry-run")
-
-    assert done.exit_code == 0
-    assert "6 servers would be registered, 0 known here by name already." in done.output
-    assert "3,561 new samples" in " ".join(done.output.split())
-    assert "database_size_aggregations: 1 read, 1 new." in done.output
-    assert stored(engine, DATABASE) == []
-    assert samples(engine) == []
-    assert rows(engine, "SELECT count(*) FROM instances") == [(2,)]
-
-
-@pytest.mark.parametrize(
-    ("source", "code", "reason"),
-    [
-        ("postgresql://user:hunter2@host/db", 2, "The address holds a password"),
-        ("postgresql://user@host/db?password=hunter2", 2, "The address holds a password"),
-        ("mysql://host/db", 2, "is no PostgreSQL database"),
-        ("env:NOT_THERE", 2, "The variable NOT_THERE is empty"),
-        ("postgresql://nobody@127.0.0.1:1/db", 1, "cannot be read"),
-    ],
-)
-def test_an_address_that_cannot_be_used_is_refused_and_no_password_repeated(
-    source: str, code: int, reason: str
-) -> None:
-    refused = capacity("import", source)
-
-    assert (refused.exit_code, reason in refused.output) == (code, True), refused.output
-    assert "hunter2" not in refused.output
-
-
 def test_an_import_beside_a_collection_is_refused(engine: Engine, tmp_path: Path) -> None:
     file = write(tmp_path / "x.csv", HEAD + "alpha,a,2025-01-01,10\n")
 
@@ -436,25 +321,6 @@ def test_any_import_ends_as_a_naive_one_row_at_a_time(
     }
 
 
-@pytest.mark.parametrize(
-    "option",
-    [["--server", "alpha"], ["--unit", "gb"], ["--map", "day=x"], ["--level", "instance"], ["--register-as", "mysql"]],
-)
-def test_options_for_files_are_refused_for_a_database(option: list[str]) -> None:
-    refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", *option)
-
-    assert refused.exit_code == 2
-    assert f"{option[0]} is for files" in refused.output
-
-
-def test_a_password_that_cannot_be_looked_up_is_a_sentence() -> None:
-    refused = capacity("import", "postgresql://nobody@127.0.0.1:1/db", "--password-from", "env:NO_SUCH_PASSWORD")
-
-    assert refused.exit_code == 1
-    assert "the variable NO_SUCH_PASSWORD is missing or empty" in refused.output
-    assert "Traceback" not in refused.output
-
-
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(engine: Engine, tmp_path: Path) -> None:
     lines = [f"alpha,db{number},2025-01-01,1\n" for number in range(100)]
     lines[10] = 'alpha,"db10,2025-01-01,1\n'
@@ -477,26 +343,6 @@ def test_what_was_left_out_before_an_interruption_is_told_after_it(engine: Engin
     assert (report.counts["read"], report.counts["written"], report.counts["bad"], report.left_out) == (4, 3, 1, 1)
     assert report.listed["bad"] == ["row 2: day 'never' is not YYYY-MM-DD"]
     assert (str(report.first_day), str(report.last_day)) == ("2025-01-01", "2025-01-03")
-
-
-def test_legacy_samples_of_a_server_that_is_registered_no_more_are_counted_as_unknown(
-    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there, url = legacy
-    with there.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO database_size_stats (id, instance_id, database_name, size_mb, collected_date) "
-                "VALUES (9999, 99, 'orphan', 1, '2025-01-01')"
-            )
-        )
-    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
-
-    done = capacity("import", "env:LEGACY")
-
-    assert done.exit_code == 1
-    assert "unknown: number 99 there: 1 rows" in done.output
-    assert len(samples(engine)) == 3561
 
 
 def test_a_file_that_is_not_utf_8_from_the_start_is_a_sentence(tmp_path: Path) -> None:

