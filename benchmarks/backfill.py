@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate
@@ -28,8 +28,9 @@ from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.naming import asset_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS
-from capacity_assets.runtime import open_dagster_storage, open_engine, prepare_database, task_runner
+from capacity_assets.runtime import open_dagster_database, open_engine, prepare_database, task_runner
 from capacity_assets.settings import load_settings
+from capacity_assets.storage.engine import disposed
 
 PORT = 3917
 LAUNCH = """mutation($backfill: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $backfill) {
@@ -71,7 +72,7 @@ def main(*, fleet: Fleet) -> None:
             click.echo(f"{fleet.rows:,} samples generated in {seconds:.0f} s", err=True)
             with _served():
                 _backfill(fleet)
-            with open_dagster_storage(settings) as storage:
+            with open_dagster_database(settings) as url, disposed(create_engine(url)) as storage:
                 _report(storage)
             _service_alone(engine, fleet)
 

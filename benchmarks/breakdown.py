@@ -97,7 +97,7 @@ def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
     with engine.begin() as connection:
         for level in LEVELS.values():
             connection.exec_driver_sql(create.format(level.target.name))
-            insert = yardstick.statement(level).split("ON CONFLICT")[0]
+            insert = yardstick.statement(level, period).split("ON CONFLICT")[0]
             insert = insert.replace(f"INTO {level.target.name} AS t", f"INTO {level.target.name}_bare")
             connection.execute(text(insert), yardstick.parameters(period, window))
     with engine.begin() as connection:

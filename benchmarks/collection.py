@@ -25,6 +25,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy import text
 
 from capacity_assets.clock import Clock
+from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import Access, DatabaseSize, EngineAdapter, Measurement, ServerFacts
 from capacity_assets.collection.engines.failures import MeasureError
 from capacity_assets.collection.engines.installed import engines
@@ -123,7 +124,7 @@ def collected(database: Database, days: int, workers: int) -> tuple[float, int, 
     """Measure on a day of its own; return seconds, servers measured and servers failed."""
     moment = DAY + timedelta(days=days)
     clock = Clock(ZoneInfo("UTC"), now=lambda: moment)
-    context = ProbeContext(Path("/nowhere"), database.url, {})
+    context = ProbeContext(SecretFolders(Path("/nowhere")), database.url, {})
     service = CollectionService(database, clock, CapacityLockManager(database), context, workers)
     began = time.perf_counter()
     summary = service.collect(clock.today())

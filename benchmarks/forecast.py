@@ -87,7 +87,7 @@ def read(paths: Iterable[Path]) -> Series:
 
 
 def _opened(path: Path) -> TextIO:
-    return gzip.open(path, "rt") if path.suffix == ".gz" else path.open()  # type: ignore[return-value]
+    return gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
 
 
 def _by_day(days: Mapping[int, float]) -> Sizes:

@@ -64,7 +64,7 @@ class _Case:
 
     def digests(self) -> list[object]:
         """Sum up all figures of the window: equal rows give equal digests."""
-        found = []
+        found: list[object] = []
         with self.engine.connect() as connection:
             for level in LEVELS.values():
                 names = ", ".join((*level.keys, *level.figures))

@@ -52,7 +52,8 @@ def _measure(engine: Engine, last: date) -> None:
         took = time.perf_counter() - began
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         click.echo(
-            f"{attempt}: {issued.subjects:,} runways issued in {took:.1f} s, {took / scanned:.1f} times the scan, "
+            f"{attempt}: {sum(issued.states.values()):,} runways issued in {took:.1f} s, "
+            f"{took / scanned:.1f} times the scan, "
             f"{issued.written:,} rows written; {peak_mb} MiB at most"
         )
 
