@@ -51,13 +51,14 @@ class Form:
 
     `single`: for one window only. `from_stored`: stored windows stand for some of the days, or for all where it does
     not read days. `distributed`: the rows of a server lie on one node of several, and each node does the work of its
-    servers whole.
+    servers whole. `of_days`: each window is one day, whose only value is its first, its last and its greatest.
     """
 
     single: bool
     from_stored: bool = False
     reads_days: bool = True
     distributed: bool = False
+    of_days: bool = False
 
 
 class Parameters:
@@ -122,7 +123,7 @@ def partial_states(level: Level, form: Form) -> Subquery:
         bucketed = placed(states_of_days(level, days))
         columns = compared(level, bucketed).items()
         states = select(*(column.label(name) for name, column in columns)).subquery("compared")
-    return with_ends(level, states, days)
+    return _with_the_value_as_ends(level, states) if form.of_days else with_ends(level, states, days)
 
 
 def _days_read(level: Level) -> ColumnElement[bool]:
@@ -242,6 +243,17 @@ def with_ends(level: Level, states: Subquery, days: ColumnElement[bool]) -> Subq
             joined = joined.outerjoin(end, and_(*same, end.c.collected_date == day))
             columns.append(end.c[measure.source].label(name))
     return select(*columns).select_from(joined).subquery("with_ends")
+
+
+def _with_the_value_as_ends(level: Level, states: Subquery) -> Subquery:
+    """Take the one value of a day for its ends: a second look at every day costs more than all the rest."""
+    ends = [
+        states.c[measure.maximum].label(named(end, measure))
+        for measure in level.measures
+        if measure.further
+        for end in ("first", "last")
+    ]
+    return select(*states.c, *ends).subquery("with_ends")
 
 
 def compared(level: Level, bucketed: Subquery) -> dict[str, Element]:

@@ -63,8 +63,13 @@ class Work:
     @property
     def form(self) -> Form:
         """The form of the statement."""
-        single, reads_days = len(self.windows) == 1, bool(self.reading.days)
-        return Form(single, bool(self.reading.parts), reads_days=reads_days, distributed=self.distributed)
+        return Form(
+            single=len(self.windows) == 1,
+            from_stored=bool(self.reading.parts),
+            reads_days=bool(self.reading.days),
+            distributed=self.distributed,
+            of_days=all(window.start == window.end for window in self.windows),
+        )
 
     def parameters(self) -> dict[str, object]:
         """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
@@ -72,7 +77,8 @@ class Work:
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
         # A single window needs no numbers for those between it and a year before, unless stored windows are numbered.
-        begin = first if self.form == Form(single=True) else min(first, year_first)
+        reads_days_alone = not self.form.from_stored and not self.distributed
+        begin = first if self.form.single and reads_days_alone else min(first, year_first)
         windows = period.windows_between(begin.start, last.end)
         asked_for = set(self.windows)
         return {
