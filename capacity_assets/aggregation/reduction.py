@@ -246,7 +246,7 @@ def with_ends(level: Level, states: Subquery, days: ColumnElement[bool]) -> Subq
 
 
 def _with_the_value_as_ends(level: Level, states: Subquery) -> Subquery:
-    """Take the one value of a day for its ends: a second look at every day costs more than all the rest."""
+    """Take the one value of a day for its ends, where a second look would be one at every sample."""
     ends = [
         states.c[measure.maximum].label(named(end, measure))
         for measure in level.measures
