@@ -51,14 +51,14 @@ class Form:
 
     `single`: for one window only. `from_stored`: stored windows stand for some of the days, or for all where it does
     not read days. `distributed`: the rows of a server lie on one node of several, and each node does the work of its
-    servers whole. `of_days`: each window is one day, whose only value is its first, its last and its greatest.
+    servers whole. `one_day`: each window is one day, whose only value is its first, its last and its greatest.
     """
 
     single: bool
     from_stored: bool = False
     reads_days: bool = True
     distributed: bool = False
-    of_days: bool = False
+    one_day: bool = False
 
 
 class Parameters:
@@ -123,7 +123,7 @@ def partial_states(level: Level, form: Form) -> Subquery:
         bucketed = placed(states_of_days(level, days))
         columns = compared(level, bucketed).items()
         states = select(*(column.label(name) for name, column in columns)).subquery("compared")
-    return _with_the_value_as_ends(level, states) if form.of_days else with_ends(level, states, days)
+    return with_ends(level, states, days, form)
 
 
 def _days_read(level: Level) -> ColumnElement[bool]:
@@ -222,7 +222,23 @@ def _end_days(measure: Measure, samples: FromClause, measured: ColumnElement[boo
     }
 
 
-def with_ends(level: Level, states: Subquery, days: ColumnElement[bool]) -> Subquery:
+def with_ends(level: Level, states: Subquery, days: ColumnElement[bool], form: Form) -> Subquery:
+    """Put the values of the first and last days beside: that of the one day, or those looked up."""
+    return _with_the_value(level, states) if form.one_day else _with_looked_up(level, states, days)
+
+
+def _with_the_value(level: Level, states: Subquery) -> Subquery:
+    """Take the one value of a day for both ends, where a second look would be one at every sample."""
+    ends = [
+        states.c[measure.maximum].label(named(end, measure))
+        for measure in level.measures
+        if measure.further
+        for end in ("first", "last")
+    ]
+    return select(*states.c, *ends).subquery("with_ends")
+
+
+def _with_looked_up(level: Level, states: Subquery, days: ColumnElement[bool]) -> Subquery:
     """Look up the values of the first and last days, in a second look at these days alone: few, for all keys."""
     rows = select(states).cte("with_end_days")
     columns: list[Element] = list(rows.c)
@@ -243,17 +259,6 @@ def with_ends(level: Level, states: Subquery, days: ColumnElement[bool]) -> Subq
             joined = joined.outerjoin(end, and_(*same, end.c.collected_date == day))
             columns.append(end.c[measure.source].label(name))
     return select(*columns).select_from(joined).subquery("with_ends")
-
-
-def _with_the_value_as_ends(level: Level, states: Subquery) -> Subquery:
-    """Take the one value of a day for its ends, where a second look would be one at every sample."""
-    ends = [
-        states.c[measure.maximum].label(named(end, measure))
-        for measure in level.measures
-        if measure.further
-        for end in ("first", "last")
-    ]
-    return select(*states.c, *ends).subquery("with_ends")
 
 
 def compared(level: Level, bucketed: Subquery) -> dict[str, Element]:

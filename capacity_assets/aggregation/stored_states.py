@@ -129,24 +129,21 @@ def _of_days(level: Level, form: Form) -> Subquery:
         ),
         func.width_bucket(day, Parameters.cuts) % 2 == 1,
     )
-    found = states_of_days(level, days, end_values=form.distributed and not form.of_days)
-    if not form.distributed and not form.of_days:
-        found = with_ends(level, found, days)
+    # Nodes are not handed a second look.
+    has_end_values = form.distributed and not form.one_day
+    found = states_of_days(level, days, end_values=has_end_values)
+    if not has_end_values:
+        found = with_ends(level, found, days, form)
     columns: dict[str, Element] = {"data_count": cast(found.c.data_count, Integer)}
     for measure in level.measures:
         columns[named("count", measure)] = cast(found.c[named("count", measure)], Integer)
         columns |= {name: found.c[name] for name in (named("sum", measure), measure.maximum, measure.minimum)}
         if measure.further:
-            columns |= {named(end, measure): _end_of_days(measure, found, form, end) for end in ("first", "last")}
+            for end in ("first", "last"):
+                name = named(end, measure)
+                day_of = named(f"{end}_day_of", measure)
+                columns[name] = found.c[name] if has_end_values else dated(found.c[day_of], found.c[name])
     return _labelled(level, found, found.c.bucket, columns).subquery("of_days")
-
-
-def _end_of_days(measure: Measure, states: Subquery, form: Form, end: str) -> Element:
-    """The first or last value of days behind the number of its day."""
-    if form.of_days:
-        return dated(window_of(Parameters.starts, states.c.bucket), states.c[measure.maximum])
-    value = states.c[named(end, measure)]
-    return value if form.distributed else dated(states.c[named(f"{end}_day_of", measure)], value)
 
 
 def _of_stored_windows(level: Level) -> Subquery:

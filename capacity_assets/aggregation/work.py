@@ -68,7 +68,7 @@ class Work:
             from_stored=bool(self.reading.parts),
             reads_days=bool(self.reading.days),
             distributed=self.distributed,
-            of_days=all(window.start == window.end for window in self.windows),
+            one_day=all(window.start == window.end for window in self.windows),
         )
 
     def parameters(self) -> dict[str, object]:
@@ -77,8 +77,8 @@ class Work:
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
         # A single window needs no numbers for those between it and a year before, unless stored windows are numbered.
-        reads_days_alone = not self.form.from_stored and not self.distributed
-        begin = first if self.form.single and reads_days_alone else min(first, year_first)
+        unites_states = self.form.from_stored or self.distributed
+        begin = first if self.form.single and not unites_states else min(first, year_first)
         windows = period.windows_between(begin.start, last.end)
         asked_for = set(self.windows)
         return {
@@ -94,7 +94,7 @@ class Work:
             "year_last": year_last.end,
             "year_interval": period.year_interval,
             "trend_percent": self.period.trend_percent,
-            **(self._what_is_read(first.start) if self.form.from_stored or self.distributed else {}),
+            **(self._what_is_read(first.start) if unites_states else {}),
         }
 
     def _what_is_read(self, first: date) -> dict[str, object]:

@@ -85,18 +85,13 @@ def pages(database: URL) -> Iterator[Pages]:
         yield served
 
 
-@pytest.fixture
-def empty_pages(database: URL) -> Iterator[Pages]:
-    with served_pages(database) as served:
-        yield served
-
-
 @pytest.fixture(scope="module")
-def orders_to_measure(measured_postgres: PostgresServer) -> None:
+def orders_to_measure(
+    measured_postgres: PostgresServer,
+    collection_login: None,  # noqa: ARG001 -- measures it
+) -> None:
     """A database, and the login that measures it."""
-    measured_postgres.execute(
-        engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"), "CREATE DATABASE orders"
-    )
+    measured_postgres.execute("CREATE DATABASE orders")
 
 
 @pytest.fixture

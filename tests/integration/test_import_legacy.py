@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import Engine, text
 
 from capacity_assets.foundation.levels import DATABASE, LEVELS
 from capacity_assets.storage.engine import capacity_engine
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
 
 
 @pytest.fixture
-def legacy(cluster: Databases) -> Iterator[tuple[Engine, URL]]:
+def legacy(cluster: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """Another database as the legacy application left it: its tables, the sample, and an aggregate of older days."""
     with cluster.copy("template1") as url:
         there = capacity_engine(url)
@@ -34,24 +34,20 @@ def legacy(cluster: Databases) -> Iterator[tuple[Engine, URL]]:
                     "(1, 'gone', 'monthly', '2020-01-01', '2020-01-31', 5, 6, 4, 31)"
                 )
             )
-        yield there, url
+        monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
+        yield there
         there.dispose()
 
 
-def test_a_legacy_database_comes_over_with_servers_samples_and_aggregates(
-    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there, url = legacy
-    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
-
+def test_a_legacy_database_comes_over_with_servers_samples_and_aggregates(engine: Engine, legacy: Engine) -> None:
     done = capacity("import", "env:LEGACY", "--json")
 
     assert done.exit_code == 0, done.output
-    assert samples(engine) == samples(there)
-    assert totals(engine) == totals(there)
+    assert samples(engine) == samples(legacy)
+    assert totals(engine) == totals(legacy)
     assert rows(
         engine, "SELECT name, db_type, is_active FROM instances WHERE name NOT IN ('alpha', 'beta') ORDER BY 1"
-    ) == rows(there, "SELECT name, db_type, is_active FROM instances ORDER BY 1")
+    ) == rows(legacy, "SELECT name, db_type, is_active FROM instances ORDER BY 1")
     [copied] = stored(engine, DATABASE)
     assert (copied["database_name"], copied["avg_size_mb"], copied["data_count"]) == ("gone", 5, 31)
     again = json.loads(capacity("import", "env:LEGACY", "--json").output)
@@ -63,11 +59,9 @@ def test_a_legacy_database_comes_over_with_servers_samples_and_aggregates(
 
 
 def test_a_dry_run_of_a_legacy_database_writes_nothing(
-    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    legacy: Engine,  # noqa: ARG001 -- what is imported
 ) -> None:
-    _, url = legacy
-    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
-
     done = capacity("import", "env:LEGACY", "--dry-run")
 
     assert done.exit_code == 0
@@ -118,17 +112,15 @@ def test_a_password_that_cannot_be_looked_up_is_a_sentence() -> None:
 
 
 def test_legacy_samples_of_a_server_that_is_registered_no_more_are_counted_as_unknown(
-    engine: Engine, legacy: tuple[Engine, URL], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, legacy: Engine
 ) -> None:
-    there, url = legacy
-    with there.begin() as connection:
+    with legacy.begin() as connection:
         connection.execute(
             text(
                 "INSERT INTO database_size_stats (id, instance_id, database_name, size_mb, collected_date) "
                 "VALUES (9999, 99, 'orphan', 1, '2025-01-01')"
             )
         )
-    monkeypatch.setenv("LEGACY", url.render_as_string(hide_password=False))
 
     done = capacity("import", "env:LEGACY")
 

@@ -217,12 +217,13 @@ def test_names_are_text_wherever_they_stand(pages: Pages) -> None:
         assert "<script>alert" not in pages.ask(address).text, address
 
 
-def test_an_empty_database_says_how_to_begin(empty_pages: Pages) -> None:
-    for path in ("/", "/servers", "/databases", "/groups"):
-        assert "capacity collect" in empty_pages.ask(path).text, path
-    assert "capacity limits set" in empty_pages.ask("/filling").text
-    assert "capacity prices set" in empty_pages.ask("/bill").text
-    assert empty_pages.ask("/search").status == 200
+def test_an_empty_database_says_how_to_begin(database: URL) -> None:
+    with served_pages(database) as empty:
+        for path in ("/", "/servers", "/databases", "/groups"):
+            assert "capacity collect" in empty.ask(path).text, path
+        assert "capacity limits set" in empty.ask("/filling").text
+        assert "capacity prices set" in empty.ask("/bill").text
+        assert empty.ask("/search").status == 200
 
 
 def test_names_that_begin_like_a_formula_are_text_in_every_csv(pages: Pages, engine: Engine) -> None:

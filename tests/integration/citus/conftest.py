@@ -27,13 +27,10 @@ from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, s
 PROGRAMS = os.environ.get(citus.VARIABLE)
 
 
-def prepare(engine: Engine) -> None:
+def fill(engine: Engine) -> None:
+    """The schema; servers on different nodes, one that was measured with gaps, one database that goes."""
     initialise(engine)
     TableMaintenance(engine, FIRST, Retention({})).prepare(TODAY)
-
-
-def fill(engine: Engine) -> None:
-    """Servers whose rows lie on different nodes, one that was measured with gaps, one database that goes."""
     add_instances(engine, SERVERS)
     for number in SERVERS:
         days = [None if day % 30 < number - 4 else 100 * number + day for day in range(170)]
@@ -57,12 +54,11 @@ def databases(nodes: citus.CitusServer) -> Iterator[citus.CitusDatabases]:
         found.execute(f"CREATE DATABASE {name}")
         nodes.join(name)
         engine = capacity_engine(nodes.url(name, CAPACITY_DRIVER))
-        prepare(engine)
         fill(engine)
         if name == "template_distributed":
             distribute(engine, shards=SHARDS)
         engine.dispose()
-    found.filled("plain", lambda engine: (prepare(engine), fill(engine)), basis="template1")
+    found.filled("plain", fill, basis="template1")
     yield found
     found.close()
 
