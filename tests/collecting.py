@@ -9,17 +9,24 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
-from capacity_assets.collection.engines.installed import excluded_databases
+from capacity_assets.collection.engines.installed import engine_named, excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.locks import CapacityLockManager
 from tests.clocks import TODAY, fixed_clock
-from tests.servers import MariaDBServer, PostgresServer
+from tests.mysql_servers import MariaDBServer
+from tests.servers import PostgresServer
 
 YESTERDAY = TODAY - timedelta(days=1)
 PASSWORD = "reader-S3cret"  # noqa: S105 -- of a server that lives as long as the test
+
+
+def granting(engine: str, password: str = PASSWORD) -> list[str]:
+    """The documented statements that create the login, without those for further rights."""
+    statements = engine_named(engine).grants.replace("'...'", f"'{password}'").split("\n")
+    return [line for line in statements if not line.startswith("--")]
 
 
 class Collection:

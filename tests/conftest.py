@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 
 import pytest
-from dagster import DagsterInstance
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
-from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import Retention
-from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings, variable_names
+from capacity_assets.settings import CAPACITY_DRIVER, Settings, variable_names
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.embedded import EmbeddedServer, embedded_server
-from capacity_assets.storage.embedded_folders import PRIVATE
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.reader_role import READER_ROLE, ensure_reader_role
 from capacity_assets.storage.schema import initialise
@@ -36,28 +31,19 @@ from tests import (
     profiles,  # noqa: F401 -- loads the profile of the generated histories
 )
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
-from tests.collecting import Collection
-from tests.daemon import CodeServers, Daemon, daemon_over
-from tests.databases import TEMPLATE, Databases
+from tests.databases import TEMPLATE, Databases, fixed_name
 from tests.fleet import load_sample
+from tests.folders import remove_folders, work_in_memory
+from tests.mysql_servers import MariaDBServer, mariadb_server
 from tests.redis_server import RedisServer
-from tests.servers import (
-    MariaDBServer,
-    MySQLServer,
-    PostgresServer,
-    mariadb_server,
-    mysql_server,
-    postgres_server,
-    shared_data_folders,
-)
+from tests.servers import PostgresServer, postgres_server, shared_data_folders
 from tests.shared_statements import share_compiled_statements
+
+# Fixtures with Dagster in them.
+pytest_plugins = ["tests.dagster_fixtures"]
 
 # A shell's background jobs ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-# Databases are made and dropped by the hundred: on a disk, a tenth of the suite's time goes into finding free inodes.
-MEMORY, MEMORY_MB = Path("/dev/shm"), 4096  # noqa: S108 -- a file system, not a file
 
 
 # What is loaded first by each process that a test starts.
@@ -73,26 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
-    _work_in_memory(config)
+    work_in_memory(config)
     shared = ExitStack()
     shared.enter_context(shared_data_folders())
     config.add_cleanup(shared.close)
-
-
-def _work_in_memory(config: pytest.Config) -> None:
-    if config.option.basetemp or not os.access(MEMORY, os.W_OK):
-        return
-    if shutil.disk_usage(MEMORY).free >= MEMORY_MB << 20:
-        for left in MEMORY.glob("pytest-*[0-9]"):
-            if not Path("/proc", left.name.rpartition("-")[2]).exists():
-                shutil.rmtree(left, ignore_errors=True)
-        # Short, because the path of a socket has 107 characters at most.
-        config.option.basetemp = MEMORY / f"pytest-{os.getpid()}"
-        others = MEMORY / f"pytest-tmp-{os.getpid()}"
-        others.mkdir()
-        others.chmod(0o1777)
-        tempfile.tempdir = os.environ["TMPDIR"] = str(others)
-        config.add_cleanup(lambda: shutil.rmtree(others, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -118,15 +88,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     # pytest searches for garbage five times afterwards, for what fails while it is collected; once finds it here.
     gc.collect()
     gc.freeze()
+    # Where there are several processes, the first one does it, when all are done.
     factory = getattr(session.config, "_tmp_path_factory", None)
-    if factory is None or hasattr(session.config, "workerinput"):
-        return  # the first of the processes does it, when all are done
-    base = factory.getbasetemp()
-    for link in base.rglob("postgres"):
-        if link.is_symlink() and link.readlink().parent == PRIVATE:
-            shutil.rmtree(link.readlink(), ignore_errors=True)
-    if MEMORY in base.parents and exitstatus == pytest.ExitCode.OK:
-        shutil.rmtree(base, ignore_errors=True)
+    if factory is not None and not hasattr(session.config, "workerinput"):
+        remove_folders(factory.getbasetemp(), failed=exitstatus != pytest.ExitCode.OK)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -213,16 +178,11 @@ def _template(request: pytest.FixtureRequest, cluster: Databases, basis: str, re
     return basis
 
 
-def _fixed_name(request: pytest.FixtureRequest, name: str) -> str | None:
-    """One name for all tests with a daemon: their code server is started once and keeps its environment."""
-    return name if "daemon" in request.fixturenames else None
-
-
 @pytest.fixture
 def database(cluster: Databases, request: pytest.FixtureRequest) -> Iterator[URL]:
     """A fresh database with the capacity schema; in a module with `PREPARED`, with the rows of a fixture's name."""
     template = _template(request, cluster, TEMPLATE, "PREPARED")
-    name = _fixed_name(request, "daemon_capacity")
+    name = fixed_name(request, "daemon_capacity")
     with cluster.fresh() if template == TEMPLATE and name is None else cluster.copy(template, name) as url:
         yield url
 
@@ -247,58 +207,6 @@ def empty_engine(empty_database: URL) -> Iterator[Engine]:
     created = capacity_engine(empty_database)
     yield created
     created.dispose()
-
-
-@pytest.fixture(scope="session")
-def dagster_template(cluster: Databases, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of a database that holds Dagster's tables: making them takes seconds."""
-    name = "dagster_template"
-    cluster.execute(f"CREATE DATABASE {name}")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("CAPACITY_TIMEZONE", SHANGHAI.key)
-        patched.setenv("CAPACITY_HOME", str(tmp_path_factory.mktemp("home")))
-        for variable, database in (("CAPACITY_DATABASE_URL", TEMPLATE), ("DAGSTER_POSTGRES_URL", name)):
-            url = cluster.server.url(database, CAPACITY_DRIVER if database == TEMPLATE else DAGSTER_DRIVER)
-            patched.setenv(variable, url.render_as_string(hide_password=False))
-        with dagster_environment(Settings()) as environment, dagster_instance(environment):
-            pass
-    return name
-
-
-@pytest.fixture
-def dagster_databases(cluster: Databases, dagster_template: str) -> Iterator[tuple[URL, URL]]:
-    """Two databases with Dagster's tables and nothing in them."""
-    with cluster.copy(dagster_template) as one, cluster.copy(dagster_template) as other:
-        yield one.set(drivername=DAGSTER_DRIVER), other.set(drivername=DAGSTER_DRIVER)
-
-
-@pytest.fixture
-def shipped_instance(
-    settings: Settings,  # noqa: ARG001 -- sets the environment that code servers inherit
-    cluster: Databases,
-    dagster_template: str,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[DagsterInstance]:
-    """The instance of the shipped dagster.yaml on a PostgreSQL database of its own."""
-    with cluster.copy(dagster_template, _fixed_name(request, "daemon_dagster")) as url:
-        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.render_as_string(hide_password=False))
-        with dagster_environment(Settings()) as environment, dagster_instance(environment) as instance:
-            yield instance
-
-
-@pytest.fixture(scope="session")
-def code_servers() -> Iterator[CodeServers]:
-    """Code servers that tests share as long as their variables are the same."""
-    with CodeServers() as started:
-        yield started
-
-
-@pytest.fixture
-def daemon(shipped_instance: DagsterInstance, code_servers: CodeServers) -> Iterator[Daemon]:
-    """Dagster's daemon over the shipped instance, one iteration at a time."""
-    with daemon_over(shipped_instance, code_servers.target()) as running:
-        yield running
 
 
 @pytest.fixture
@@ -355,18 +263,6 @@ def measured_mariadb() -> Iterator[MariaDBServer]:
     """A MariaDB to be measured."""
     with mariadb_server() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def measured_mysql() -> Iterator[MySQLServer]:
-    """A MySQL to be measured."""
-    with mysql_server() as running:
-        yield running
-
-
-@pytest.fixture
-def collection(engine: Engine, tmp_path: Path) -> Collection:
-    return Collection(engine, tmp_path / "secrets")
 
 
 @pytest.fixture

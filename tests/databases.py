@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, LiteralString, Protocol
 
 import psycopg
+import pytest
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 
 from capacity_assets.settings import CAPACITY_DRIVER
@@ -61,6 +62,11 @@ class _Emptied:
     name: str
     catalogue: list[tuple[object, ...]]
     engine: Engine
+
+
+def fixed_name(request: pytest.FixtureRequest, name: str) -> str | None:
+    """One name for all tests with a daemon: their code server is started once and keeps its environment."""
+    return name if "daemon" in request.fixturenames else None
 
 
 class Databases:

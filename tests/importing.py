@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from sqlalchemy import Engine, text
+
+HEAD = "server,database,day,size_mb\n"
+
+
+def write(path: Path, content: str) -> str:
+    path.write_text(content, encoding="utf-8")
+    return str(path)
 
 
 def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:

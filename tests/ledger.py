@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import date
 from itertools import groupby
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.distribution import gather_records
+from tests.clocks import fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, text, totals
 
 FIRST, LAST = date(2025, 1, 1), date(2025, 7, 20)
 
@@ -19,6 +21,14 @@ def compute_everything(service: AggregationService, *, recompute: bool = False) 
     options = RunOptions(recompute=recompute)
     runs = [service.aggregate(period, period.windows_between(FIRST, LAST), options) for period in PERIODS.values()]
     return sum(run.total("written_records") for run in runs)
+
+
+def half_a_year_of_two_servers(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    for instance_id in (1, 2):
+        add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 301)))
+        add_instance_sizes(engine, totals(instance_id, "2025-01-01", [(size, 1) for size in range(100, 301)]))
+    compute_everything(AggregationService(engine, fixed_clock()))
 
 
 def redo(service: AggregationService) -> None:

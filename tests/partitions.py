@@ -16,6 +16,8 @@ from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = date(2025, 1, 1)
+# The samples of 2025 are compared with by the windows of 2026.
+A_YEAR_LATER = date(2026, 7, 20)
 SAMPLE_DAYS = 201
 SHORT = {name: PERIODS[name] for name in ("daily", "quarterly")}
 

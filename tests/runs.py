@@ -43,3 +43,7 @@ def run_job(
     return definitions.resolve_job_def(job).execute_in_process(
         partition_key=day.isoformat(), run_config=QUIET | config, raise_on_error=False, **options
     )
+
+
+def retries(result: dg.ExecuteInProcessResult) -> int:
+    return len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"])

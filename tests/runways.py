@@ -8,9 +8,11 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from capacity_assets.runway.forecasting import outlooks
+from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.outlook import Outlook
 from tests.clocks import TODAY
 from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = TODAY - timedelta(days=199)
 ORDERS_FULL = TODAY + timedelta(days=57)
@@ -51,3 +53,25 @@ def add_ceiling(
             ),
             {"day": day, "database": database, "mb": limit_mb, "volumes": volumes},
         )
+
+
+def fill_with_limits(engine: Engine) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))
+    add_database_sizes(engine, sizes(1, "young", (TODAY - timedelta(days=9)).isoformat(), [100] * 10))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size + 500, 2) for size in GROWING]))
+    declare(engine, [Limit("server-1", "orders", 3214), Limit("server-1", "young", 1000)])
+
+
+def stored_runways(engine: Engine, as_of: date = TODAY) -> dict[str, dict[str, object]]:
+    """The stored runways of a day, by name."""
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT * FROM capacity_runways WHERE as_of = :day"), {"day": as_of})
+        return {str(row["name"]): dict(row) for row in rows.mappings()}
+
+
+def add_day(engine: Engine, day: date, orders_mb: int) -> None:
+    add_database_sizes(engine, sizes(1, "orders", day.isoformat(), [orders_mb]))
+    add_database_sizes(engine, sizes(1, "still", day.isoformat(), [500]))
+    add_instance_sizes(engine, totals(1, day.isoformat(), [(orders_mb + 500, 2)]))

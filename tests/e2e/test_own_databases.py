@@ -20,12 +20,12 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import URL, Engine, inspect, text
 
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import EmbeddedServer
 from capacity_assets.storage.engine import capacity_engine, disposed
 from capacity_assets.storage.every_table import metadata
+from tests.collecting import granting
 from tests.databases import TEMPLATE, Databases
 from tests.e2e.stack import (
     BLOCK,
@@ -40,7 +40,8 @@ from tests.e2e.stack import (
     waits_for_a_lock,
 )
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
-from tests.servers import MariaDBServer, PostgresServer, free_port, silent_socket
+from tests.mysql_servers import MariaDBServer
+from tests.servers import PostgresServer, free_port, silent_socket
 
 RIGHT, WRONG = "right-Pa55-of-the-probe", "wrong-Pa55-of-the-probe"
 
@@ -198,11 +199,8 @@ def fleet(
     measured_mariadb: MariaDBServer,
 ) -> Iterator[None]:
     """Two servers that can be measured, one with a wrong password, one that never answers."""
-    measured_postgres.execute(
-        engine_named("postgresql").grants.replace("'...'", f"'{RIGHT}'"), "CREATE DATABASE orders"
-    )
-    grants = engine_named("mariadb").grants.replace("'...'", f"'{RIGHT}'").split("\n")
-    measured_mariadb.execute(*(line for line in grants if not line.startswith("--")), "CREATE DATABASE shop")
+    measured_postgres.execute(*granting("postgresql", RIGHT), "CREATE DATABASE orders")
+    measured_mariadb.execute(*granting("mariadb", RIGHT), "CREATE DATABASE shop")
     secret = stack.home / "secret"
     secret.write_text(RIGHT)
     with silent_socket() as port:

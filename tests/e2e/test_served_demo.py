@@ -10,40 +10,24 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
-from sqlalchemy import Engine, text
+from playwright.sync_api import Browser, Page, expect
+from sqlalchemy import text
 
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
+from tests.e2e import demo_in_the_ui as ui
 from tests.e2e.conftest import FIRST_DAY, Demo
+from tests.e2e.demo_in_the_ui import HOSTILE, MONTHLY, Stack, disturb, months, picture, switch_of, unfold
 from tests.e2e.foreign_pages import TAKEN, answer, login, nginx, proxy, questions
 from tests.e2e.stack import ask, processes_naming, run, served, wait_for
 from tests.servers import free_port
 
-SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-NEWEST = """query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset {
-  assetMaterializations(limit: 1) { partition metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }"""
-MONTHLY = "monthly_instance_aggregations"
-HOSTILE = "<b>reports</b> & [sales](x)"
-
-
 # A busy machine takes longer than the usual five seconds.
 expect.set_options(timeout=30_000)
-
-
-class Stack(NamedTuple):
-    """What is served, where, and the addresses by which browsers may also know it."""
-
-    port: int
-    pages_port: int
-    engine: Engine
-    home: Path
-    proxies: tuple[int, int, int]
 
 
 @pytest.fixture(scope="module")
@@ -73,28 +57,9 @@ def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     assert errors == []
 
 
-def picture(page: Page, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-ASSETS = """query { assetNodes { assetKey { path } groupName
-  partitionStats { numMaterialized numPartitions numFailed } } }"""
-JOB_RUNS = """query { repositoryOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
-  repositoryName: "__repository__"}) { ... on Repository { jobs { name runs(limit: 3) { status } } } } }"""
-LAUNCH_BACKFILL = """mutation($backfill: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $backfill) {
-  __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
-BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
-  ... on PartitionBackfill { status } } }"""
-RUNS = """query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"""
-MATERIALIZATIONS = """query($key: AssetKeyInput!, $partitions: [String!]) { assetOrError(assetKey: $key) {
-  ... on Asset { assetMaterializations(partitions: $partitions, limit: 1000) { partition runId
-    metadataEntries { label ... on IntMetadataEntry { intValue } ... on TextMetadataEntry { text } } } } } }"""
-
-
 def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: Stack) -> None:
     port, home = stack.port, stack.home
-    nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ASSETS)["assetNodes"]}
+    nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ui.ASSETS)["assetNodes"]}
     assert len(nodes) == 19
     monthly = nodes["monthly_database_aggregations"]
     assert monthly["groupName"] == "monthly"
@@ -104,26 +69,26 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     assert 2 <= partitioned.pop("runway")["numMaterialized"] <= 5
     assert all(stats["numFailed"] == 0 for stats in partitioned.values())
     assert all(stats["numMaterialized"] == stats["numPartitions"] > 0 for stats in partitioned.values())
-    jobs = ask(port, JOB_RUNS)["repositoryOrError"]["jobs"]
+    jobs = ask(port, ui.JOB_RUNS)["repositoryOrError"]["jobs"]
     ran = {job["name"] for job in jobs if any(run["status"] == "SUCCESS" for run in job["runs"])}
     assert {"monthly_aggregation_job", "growth_report_job", "table_maintenance_job"} <= ran
 
-    days = [day["partition"] for day in _daily_partitions(port)][:101]
+    days = [day["partition"] for day in ui.daily_partitions(port)][:101]
     names = ["daily_database_aggregations", "daily_instance_aggregations"]
     backfill = {"assetSelection": [{"path": [name]} for name in names], "partitionNames": days}
-    launched = ask(port, LAUNCH_BACKFILL, backfill=backfill)["launchPartitionBackfill"]
+    launched = ask(port, ui.LAUNCH_BACKFILL, backfill=backfill)["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     identifier = launched["backfillId"]
 
     def finished() -> bool:
-        return ask(port, BACKFILL, id=identifier)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"
+        return ask(port, ui.BACKFILL, id=identifier)["partitionBackfillOrError"]["status"] == "COMPLETED_SUCCESS"
 
     wait_for(finished, "the backfill")
     tag = [{"key": "dagster/backfill", "value": identifier}]
-    runs = ask(port, RUNS, filter={"tags": tag})["runsOrError"]["results"]
+    runs = ask(port, ui.RUNS, filter={"tags": tag})["runsOrError"]["results"]
     assert [run["status"] for run in runs] == ["SUCCESS", "SUCCESS"]
     for name in names:
-        found = _materializations(port, name, days, {run["runId"] for run in runs})
+        found = ui.materializations(port, name, days, {run["runId"] for run in runs})
         assert sorted(found) == days
         for day, metadata in found.items():
             assert metadata["period_start"] == day
@@ -131,23 +96,6 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     second = run(home, "up", "--port", str(free_port()))
     assert second.returncode == 1
     assert "Another `capacity up` serves" in second.stderr
-
-
-def _daily_partitions(port: int) -> list[dict[str, str]]:
-    query = """query { assetNodeOrError(assetKey: {path: ["daily_database_aggregations"]}) {
-      ... on AssetNode { partitionKeys } } }"""
-    return [{"partition": key} for key in ask(port, query)["assetNodeOrError"]["partitionKeys"]]
-
-
-def _materializations(port: int, asset: str, partitions: list[str], runs: set[str]) -> dict[str, dict[str, object]]:
-    found = ask(port, MATERIALIZATIONS, key={"path": [asset]}, partitions=partitions)
-    return {
-        event["partition"]: {
-            entry["label"]: entry.get("intValue", entry.get("text")) for entry in event["metadataEntries"]
-        }
-        for event in found["assetOrError"]["assetMaterializations"]
-        if event["runId"] in runs
-    }
 
 
 def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: Stack) -> None:
@@ -186,40 +134,6 @@ def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(stack: S
         assert answers["another name"] == 421
 
 
-def months(engine: Engine) -> list[str]:
-    """Keys of the two newest complete months of the demo."""
-    with engine.connect() as connection:
-        last = connection.execute(text("SELECT max(collected_date) FROM instance_size_stats")).scalar_one()
-    monthly = PERIODS["monthly"]
-    newest = monthly.last(last)
-    return [monthly.previous(newest).key, newest.key]
-
-
-def disturb(engine: Engine, month: str) -> str:
-    """Change a day of a month, let one server overflow on it, and return that server's name."""
-    with engine.begin() as connection:
-        connection.execute(text("DROP INDEX uq_instance_size_stats_instance_date"))
-        overflowing = connection.execute(
-            text("SELECT min(instance_id) FROM instance_size_stats WHERE collected_date = :day"), {"day": month}
-        ).scalar_one()
-        connection.execute(
-            text("UPDATE instances SET name = :name WHERE id = :id"), {"name": HOSTILE, "id": overflowing}
-        )
-        connection.execute(
-            text("UPDATE instance_size_stats SET total_size_mb = total_size_mb + 1 WHERE collected_date = :day"),
-            {"day": month},
-        )
-        for _ in range(2):
-            connection.execute(
-                text(
-                    "INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, collected_date) "
-                    "VALUES (:id, 9223372036854775807, 1, :day)"
-                ),
-                {"id": overflowing, "day": month},
-            )
-    return HOSTILE
-
-
 def test_the_lineage_leads_from_the_samples_over_each_period_to_the_report(page: Page) -> None:
     page.goto("/asset-groups")
 
@@ -237,13 +151,6 @@ def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
     expect(page.get_by_text("How each database developed, one row per monthly window.")).to_be_visible()
     expect(page.get_by_text("Mean total size, rounded down, MiB (from size_mb)")).to_be_visible()
     picture(page, "asset")
-
-
-def unfold(page: Page) -> None:
-    """Open a text that the UI folds away because it is long."""
-    folded = page.get_by_text("[Show Markdown]").first
-    if folded.is_visible():
-        folded.click()
 
 
 def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that_failed(
@@ -266,7 +173,7 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     page.goto("about:blank")
 
     def finished() -> bool:
-        [newest] = ask(port, NEWEST, key={"path": [MONTHLY]})["assetOrError"]["assetMaterializations"]
+        [newest] = ask(port, ui.NEWEST, key={"path": [MONTHLY]})["assetOrError"]["assetMaterializations"]
         counts = {entry["label"]: entry.get("intValue") for entry in newest["metadataEntries"]}
         return bool(newest["partition"] == last and counts["failed_instances"] == 1)
 
@@ -282,11 +189,6 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     page.goto(f"/assets/{MONTHLY}/checks?checkDetail=servers_stored".replace("/checks?", "?view=checks&"))
     expect(page.get_by_text("servers_stored").first).to_be_visible()
     picture(page, "checks")
-
-
-def switch_of(page: Page, name: str) -> Locator:
-    row = f"xpath=//*[text()='{name}']/ancestor::div[count(.//input[@type='checkbox'])=2][1]"
-    return page.locator(row).locator("input[type=checkbox]").last
 
 
 def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: Stack) -> None:
@@ -376,7 +278,7 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     expect(page.locator("#headroom")).to_be_visible()
     assert section.locator(".score").count() >= 1
     page.set_viewport_size({"width": 1000, "height": 1400})
-    section.screenshot(path=SCREENSHOTS / "fills-first.png")
+    section.screenshot(path=ui.SCREENSHOTS / "fills-first.png")
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     widths = page.locator("td:not(.wide):not(.number)").evaluate_all("cells => cells.map(cell => cell.clientWidth)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,24 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
+from capacity_assets.digest.content import Digest, read_digest
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.settings import Settings
+from tests.bills import fill_to_bill
 from tests.clocks import TODAY
-from tests.collecting import PASSWORD
+from tests.collecting import PASSWORD, Collection, granting
+from tests.digests import WEEK
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.group_sums import fill_with_groups
+from tests.labels import fill_to_label
+from tests.mail_server import Inbox, mail_server
+from tests.mysql_servers import MySQLServer, mysql_server
 from tests.pages import Pages, served_pages
-from tests.runways import FIRST, GROWING
+from tests.partitions import add_two_servers
+from tests.redis_server import RedisServer
+from tests.runways import FIRST, GROWING, fill_with_limits
 from tests.servers import PostgresServer
 
 
@@ -52,7 +62,7 @@ def every_kind(engine: Engine, service: AggregationService) -> Engine:
 @pytest.fixture(scope="module")
 def collection_login(measured_postgres: PostgresServer) -> None:
     """The login of the collection, made by the very statements that are documented."""
-    measured_postgres.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
+    measured_postgres.execute(*granting("postgresql"))
 
 
 @pytest.fixture
@@ -117,3 +127,105 @@ def alpha_and_beta(engine: Engine) -> None:
     with engine.begin() as connection:
         query = "INSERT INTO instances (name, db_type, host, port) VALUES (:name, 'mysql', 'h', 1)"
         connection.execute(text(query), [{"name": "alpha"}, {"name": "beta"}])
+
+
+@pytest.fixture
+def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    with mail_server() as running:
+        monkeypatch.setenv("CAPACITY_SMTP_URL", f"smtp://127.0.0.1:{running.port}")
+        monkeypatch.setenv("CAPACITY_MAIL_FROM", "capacity@example.com")
+        yield running
+
+
+@pytest.fixture
+def receivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write the file of receivers."""
+
+    def write(content: str) -> None:
+        file = tmp_path / "digest.toml"
+        file.write_text(content)
+        monkeypatch.setenv("CAPACITY_DIGEST_RECEIVERS", str(file))
+
+    return write
+
+
+@pytest.fixture(params=["redis", "postgresql"])
+def locks(request: pytest.FixtureRequest, engine: Engine) -> CapacityLockManager:
+    """A lock manager on each of the two services."""
+    if request.param == "postgresql":
+        return CapacityLockManager(engine)
+    return CapacityLockManager(engine, request.getfixturevalue("redis_server").url)
+
+
+@pytest.fixture
+def redis_locks(engine: Engine, redis_server: RedisServer) -> CapacityLockManager:
+    """A lock manager on Redis whose time to live is a second."""
+    return CapacityLockManager(engine, redis_server.url, time_to_live_seconds=1)
+
+
+@pytest.fixture
+def today(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The day that commands take for today: 2025-07-20."""
+    assert settings
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+
+
+@pytest.fixture
+def fleet_with_limits(settings: Settings, engine: Engine) -> None:
+    """`orders` grows by ten MiB per day and is full in twenty days, `still` does not grow, `young` has no history."""
+    assert settings
+    fill_with_limits(engine)
+
+
+@pytest.fixture
+def labelled_fleet(today: None, engine: Engine) -> None:  # noqa: ARG001 -- labels hold from a day on
+    """March and April: server-1 with pay_a, pay_b and other, server-2 with pay_a, and its replica server-3."""
+    fill_to_label(engine)
+
+
+@pytest.fixture
+def billed_fleet(today: None, engine: Engine) -> None:  # noqa: ARG001 -- months before it are over
+    """June: server-1 with a (10 GiB) and b (20 GiB), measured from May to July; server-2 is its replica."""
+    fill_to_bill(engine)
+
+
+@pytest.fixture
+def grouped_fleet(engine: Engine) -> None:
+    """March and April of two servers, of whose databases one has an owner of its own."""
+    fill_with_groups(engine)
+
+
+@pytest.fixture
+def week(engine: Engine) -> Digest:
+    """The digest of the last week, if the module is prepared with it."""
+    return read_digest(engine, WEEK)
+
+
+@pytest.fixture
+def legacy(empty_engine: Engine) -> Engine:
+    """A legacy database without partitions, upgraded, with its rows if the module is prepared so."""
+    return empty_engine
+
+
+@pytest.fixture
+def computed(service: AggregationService) -> AggregationService:
+    """The service over what the module is prepared with, every window computed."""
+    return service
+
+
+@pytest.fixture
+def two_servers(engine: Engine) -> Engine:
+    """Two servers with samples from 2025-01-01 to 2025-07-20, in partitions."""
+    return add_two_servers(engine)
+
+
+@pytest.fixture(scope="module")
+def measured_mysql() -> Iterator[MySQLServer]:
+    """A MySQL to be measured."""
+    with mysql_server() as running:
+        yield running
+
+
+@pytest.fixture
+def collection(engine: Engine, tmp_path: Path) -> Collection:
+    return Collection(engine, tmp_path / "secrets")

@@ -1,4 +1,4 @@
-"""Bills: exact to the cent against naive fractions, dated owners and prices, and restatements that are seen."""
+"""Bills: exact to the cent against naive fractions, with dated owners and prices."""
 
 from __future__ import annotations
 
@@ -18,46 +18,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from capacity_assets.clock import Clock
 from capacity_assets.grouping.bills import issue_bill, read_bill
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.grouping.prices import Price, declare_prices
 from capacity_assets.periods import PERIODS
-from capacity_assets.settings import Settings
+from tests.bills import GIB, amounts, billed, done
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes
 
+pytestmark = pytest.mark.usefixtures("billed_fleet")
+
 MONTH = PERIODS["monthly"].window_of(date(2025, 6, 1))
 KEYS = ("team", "environment")
-GIB = 1024
-
-
-@pytest.fixture(autouse=True)
-def fleet(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """June: server-1 with a (10 GiB) and b (20 GiB), measured from May to July; server-2 is its replica."""
-    assert settings
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
-    add_instances(engine, [1], db_type="postgresql")
-    add_instances(engine, [2], counted_by=1)
-    for server in (1, 2):
-        add_database_sizes(engine, sizes(server, "a", "2025-05-20", [10 * GIB] * 60))
-        add_database_sizes(engine, sizes(server, "b", "2025-05-20", [20 * GIB] * 60))
-
-
-def done(*arguments: str) -> str:
-    result = capacity(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def billed(by: str = "team", *more: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(done("bill", "--month", "2025-06", "--by", by, "--json", *more))
-    return found
-
-
-def amounts(found: dict[str, Any]) -> dict[str | None, str | None]:
-    return {group["name"]: group["amount"] for group in found["groups"]}
 
 
 def test_a_month_costs_what_its_daily_sizes_cost_by_owner_replicas_once() -> None:
@@ -115,133 +88,6 @@ def test_a_database_of_three_days_pays_three_days(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "copy", "2025-06-10", [100 * GIB] * 3))
 
     assert amounts(billed())["copy"] == "10.00"
-
-
-def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
-    done("labels", "set", "server-1", "team=payments", "--database", "b")
-    first = billed()
-    assert billed() == first, "nothing changed, so nothing is issued again"
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE database_size_stats SET size_mb = 50 * 1024, updated_at = now() + interval '1 second' "
-                "WHERE instance_id = 1 AND database_name = 'b' AND collected_date = '2025-06-30'"
-            )
-        )
-
-    second = billed()
-
-    assert (first["bill"]["issue"], second["bill"]["issue"]) == (1, 2)
-    assert (first["bill"]["amount"], second["bill"]["amount"], second["difference"]) == ("30.00", "31.00", "1.00")
-    assert amounts(second) == {"payments": "21.00", None: "10.00"}
-    told = done("bill", "--month", "2025-06")
-    assert "30.00 EUR became 31.00 EUR. Since then: 1 sample corrected." in told
-    assert "payments: 20.00 before, 21.00 now" in told
-    assert amounts(billed("team", "--issue", "1")) == amounts(first)
-
-
-def test_a_month_that_is_not_over_is_replaced_and_final_afterwards(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
-    monkeypatch.setattr(Clock, "today", lambda _self: date(2025, 6, 20))
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date > '2025-06-15'"))
-    so_far = billed()
-    assert (so_far["bill"]["is_final"], so_far["bill"]["amount"]) == (False, "15.00")
-    add_database_sizes(engine, sizes(1, "a", "2025-06-16", [10 * GIB] * 20))
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
-
-    final = billed()
-
-    assert (final["bill"]["issue"], final["bill"]["is_final"], final["bill"]["amount"]) == (1, True, "20.00")
-
-
-def test_a_month_whose_samples_are_gone_keeps_its_bill(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
-    before = billed()
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-20'"))
-        connection.execute(
-            text(
-                "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
-                "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
-                "VALUES (1, 'a', 'monthly', '2025-06-01', '2025-06-30', 1, 1, 1, 30)"
-            )
-        )
-
-    assert billed() == before
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM capacity_bills"))
-    refused = capacity("bill", "--month", "2025-06")
-    assert refused.exit_code == 2
-    assert "Samples of June 2025 were dropped by retention" in refused.output
-
-
-def test_no_dropped_sample_makes_an_issued_bill_smaller(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
-    before = billed()
-    with engine.begin() as connection:
-        connection.execute(text(AGGREGATES))
-        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-01'"))
-    assert billed() == before, "the month before is gone, and the server was there then"
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-07-01'"))
-        connection.execute(text("DELETE FROM database_size_aggregations"))
-    assert billed() == before, "nothing at all is left of the month"
-    add_database_sizes(engine, sizes(1, "a", "2025-06-03", [1]))
-    assert billed() == before, "an old day was imported again"
-
-
-AGGREGATES = """
-INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, period_end, avg_size_mb,
-                                        max_size_mb, min_size_mb, data_count)
-VALUES (1, 'a', 'monthly', '2025-05-01', '2025-05-31', 1, 1, 1, 12)
-"""
-
-
-def test_a_server_that_turns_out_to_be_a_replica_is_taken_off_a_bill(engine: Engine) -> None:
-    done("prices", "set", "0.10", "--currency", "EUR")
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE instances SET counted_by = NULL WHERE id = 2"))
-    assert billed()["bill"]["amount"] == "6.00"
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE instances SET counted_by = 1 WHERE id = 2"))
-
-    restated = billed()
-
-    assert (restated["bill"]["issue"], restated["bill"]["amount"]) == (2, "3.00")
-    assert "count otherwise" in restated["restated"]
-
-
-def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency_restates(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR", "--engine", "postgresql")
-    first = billed("engine")
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE instances SET name = 'renamed' WHERE id = 1"))
-    assert billed("engine") == first
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM instances WHERE id = 1"))
-    assert billed("engine")["bill"]["amount"] == first["bill"]["amount"]
-    done("prices", "remove", "--engine", "postgresql")
-    done("prices", "set", "1", "--currency", "USD", "--engine", "postgresql")
-    dollars = billed("engine")
-    assert (dollars["bill"]["issue"], dollars["bill"]["currency"]) == (2, "USD")
-
-
-def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
-    done("prices", "set", "0.333333", "--currency", "EUR")
-    billed()
-    done("labels", "set", "server-1", "team=search", "--database", "a", "--always")
-
-    told = done("bill", "--month", "2025-06")
-
-    assert "Since then: labels declared: team=search of a on server-1." in told
-    done("prices", "set", "none", "--currency", "EUR")
-    nothing = done("bill", "--month", "2025-06")
-    assert "(no team): 6.67 before, no price now" in nothing
-    assert "became no amount" in nothing
 
 
 def test_a_server_of_which_only_totals_are_known_is_named_and_not_billed(engine: Engine) -> None:

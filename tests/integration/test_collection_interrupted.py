@@ -14,14 +14,13 @@ import pytest
 from capacity_assets.clock import Clock
 from capacity_assets.collection import fleet
 from capacity_assets.collection.engines import postgresql
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register, set_active
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.lock_errors import SAMPLES, LockHeldError
 from tests.clocks import SHANGHAI, TODAY
-from tests.collecting import PASSWORD, YESTERDAY, Collection, at, failures
+from tests.collecting import YESTERDAY, Collection, at, failures, granting
 from tests.servers import PostgresServer, postgres_offers_tls, postgres_server
 
 pytestmark = pytest.mark.usefixtures("collection_login", "measured_databases")
@@ -89,7 +88,7 @@ def test_servers_whose_turn_comes_after_midnight_fail_instead_of_lending_the_nex
 def doomed() -> Iterator[PostgresServer]:
     """A server of a test's own, to be killed."""
     with postgres_server() as running:
-        running.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
+        running.execute(*granting("postgresql"))
         yield running
 
 
@@ -292,7 +291,7 @@ def test_tls_is_used_verified_and_refused_as_registered(
 
 def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(collection: Collection) -> None:
     with postgres_server(tls=False) as plain:
-        plain.execute(engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"))
+        plain.execute(*granting("postgresql"))
         register(collection.engine, [at(plain, collection, tls="require")])
 
         kind, reason = failures(collection.collect())["pg"]

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
 
 from capacity_assets.collection import fleet
 from capacity_assets.collection.engines import mysql
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from tests import collecting
 from tests.clocks import TODAY
-from tests.collecting import PASSWORD, Collection, ceiling_mb, failures
-from tests.servers import MariaDBServer, mariadb_server
+from tests.collecting import PASSWORD, YESTERDAY, Collection, ceiling_mb, failures, granting
+from tests.mysql_servers import MariaDBServer, mariadb_server
 
-YESTERDAY = TODAY - timedelta(days=1)
 HOSTILE = "a-b/c.d @ä日'"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def reader(measured_mariadb: MariaDBServer) -> None:
     """The login of the collection, made by the very statements that are documented."""
-    make_reader(measured_mariadb)
-
-
-def make_reader(server: MariaDBServer) -> None:
-    statements = engine_named("mariadb").grants.replace("'...'", f"'{PASSWORD}'").split("\n")
-    server.execute(*(statement for statement in statements if not statement.startswith("--")))
+    measured_mariadb.execute(*granting("mariadb"))
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +168,7 @@ def test_tls_is_used_verified_and_refused_as_registered(
 
 def test_a_server_without_tls_is_not_spoken_to_in_clear_when_tls_is_registered(collection: Collection) -> None:
     with mariadb_server(tls=False) as plain:
-        make_reader(plain)
+        plain.execute(*granting("mariadb"))
         register(collection.engine, [at(plain, collection, tls="require")])
 
         kind, reason = failures(collection.collect())["shop"]
@@ -189,7 +181,7 @@ def test_a_server_that_dies_while_it_is_measured_is_failed(
 ) -> None:
     monkeypatch.setattr(mysql, "MARIADB_FILES", f"SELECT q.* FROM ({mysql.MARIADB_FILES}) q WHERE sleep(30) = 0")
     with mariadb_server() as doomed:
-        make_reader(doomed)
+        doomed.execute(*granting("mariadb"))
         register(collection.engine, [at(doomed, collection)])
         killer = threading.Timer(1.0, doomed.kill)
         killer.start()

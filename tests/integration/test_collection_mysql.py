@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
-from tests.collecting import PASSWORD, Collection, ceiling_mb, failures
-from tests.servers import MySQLServer
+from tests.collecting import PASSWORD, Collection, ceiling_mb, failures, granting
+from tests.mysql_servers import MySQLServer
 
 HOSTILE = ("a/b", "a-b/c.d @\u00e4\u65e5'", 'quo"te', "\u00fcber", "UPPER", "x" * 64, "a")
 FILL = "INSERT INTO {table} WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 900) SELECT a.n * 1000 + b.n, repeat('x', 100) FROM s a, s b WHERE b.n <= 50"  # noqa: E501
@@ -19,8 +18,7 @@ FILL = "INSERT INTO {table} WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n
 @pytest.fixture(scope="module", autouse=True)
 def reader(measured_mysql: MySQLServer) -> None:
     """The login of the collection, made by the very statements that are documented."""
-    statements = engine_named("mysql").grants.replace("'...'", f"'{PASSWORD}'").split("\n")
-    measured_mysql.execute(*(statement for statement in statements if not statement.startswith("--")))
+    measured_mysql.execute(*granting("mysql"))
 
 
 @pytest.fixture(autouse=True)

@@ -8,50 +8,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, event, inspect, text
+from sqlalchemy import Engine, inspect, text
 
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.conversion import NEW_KEY
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
-from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
+from capacity_assets.storage.partitions import CAPACITY_TABLES
+from capacity_assets.storage.schema import initialise, schema_state
 from tests.clocks import TODAY, fixed_clock
+from tests.conversion import LEGACY, execute, failing_at, is_partitioned, keep_few_rows, upgraded
 from tests.fleet import add_database_sizes, figures, load_sample, sizes
 from tests.forked import run_forked
-from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
+from tests.legacy import LegacyShape, create_legacy_tables
 from tests.partitions import everything, keeper, rows_by_partition
 from tests.profiles import PROFILE
 
-ADVICE = "Drop it, run `capacity partition`, and create it again."
-
-
-def upgraded(engine: Engine, shape: LegacyShape) -> Engine:
-    create_legacy_tables(engine, shape)
-    load_sample(engine)
-    load_legacy_aggregates(engine)
-    initialise(engine)
-    # The sample brings its row numbers with it.
-    execute(engine, "SELECT setval('database_size_stats_id_seq', 100000)")
-    return engine
-
-
 PREPARED_FROM_NOTHING = {
-    "legacy": lambda engine: upgraded(engine, LegacyShape()),
+    **LEGACY,
     "few_rows": lambda engine: keep_few_rows(upgraded(engine, LegacyShape())),
 }
-
-
-@pytest.fixture
-def legacy(empty_engine: Engine) -> Engine:
-    """A legacy database without partitions, upgraded, with the sample and what the legacy system made of it."""
-    return empty_engine
 
 
 @pytest.fixture
@@ -60,45 +40,13 @@ def few_rows(empty_engine: Engine) -> Engine:
     return empty_engine
 
 
-def keep_few_rows(engine: Engine) -> None:
-    for table in CAPACITY_TABLES:
-        day = "collected_date" if "collected_date" in table.columns else "period_start"
-        execute(engine, f"DELETE FROM {table.name} WHERE instance_id > 2 OR {day} >= '2025-04-01'")
-
-
-def is_partitioned(engine: Engine) -> list[bool]:
-    with engine.connect() as connection:
-        return [layout_of(connection, table).by_period for table in CAPACITY_TABLES[2:]]
-
-
 def rows_in_default(engine: Engine) -> int:
     counts = [rows_by_partition(engine, table.name) for table in CAPACITY_TABLES]
     return sum(rows for found in counts for name, rows in found.items() if "default" in name)
 
 
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        connection.exec_driver_sql(statement)
-
-
 def identifiers(engine: Engine, table: str) -> set[str]:
     return {str(index["name"]) for index in inspect(engine).get_indexes(table)}
-
-
-@contextmanager
-def failing_at(engine: Engine, number: int) -> Iterator[None]:
-    """Let the statement with that number not happen, as when the process is killed before it."""
-    numbers = itertools.count(1)
-
-    def stop(*_arguments: object) -> None:
-        if next(numbers) == number:
-            raise KeyboardInterrupt
-
-    event.listen(engine, "before_cursor_execute", stop)
-    try:
-        yield
-    finally:
-        event.remove(engine, "before_cursor_execute", stop)
 
 
 @pytest.mark.parametrize(
@@ -333,114 +281,3 @@ def test_a_key_is_still_called_by_its_old_name(legacy: Engine) -> None:
     for _ in range(2):
         execute(legacy, f"INSERT INTO database_size_stats {row} ON CONFLICT ON CONSTRAINT {key['name']} DO NOTHING")
     assert initialise(legacy) == ()
-
-
-@pytest.mark.parametrize(
-    ("statement", "named"),
-    [
-        ("CREATE VIEW newest AS SELECT max(size_mb) FROM database_size_stats", "rule _RETURN on view newest"),
-        (
-            "CREATE TABLE notes (id bigint, day date, FOREIGN KEY (id, day) "
-            "REFERENCES database_size_stats (id, collected_date))",
-            "constraint notes_id_day_fkey on table notes",
-        ),
-        (
-            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
-            "CREATE TRIGGER own BEFORE INSERT ON database_size_stats FOR EACH ROW EXECUTE FUNCTION f()",
-            "trigger own on table database_size_stats",
-        ),
-        (
-            "CREATE FUNCTION g(database_size_stats) RETURNS int LANGUAGE sql AS 'SELECT 1'",
-            "function g(database_size_stats)",
-        ),
-        (
-            "CREATE PUBLICATION p FOR TABLE database_size_stats",
-            "publication of table database_size_stats in publication p",
-        ),
-        ("ALTER TABLE database_size_stats ENABLE ROW LEVEL SECURITY", "row level security"),
-        ("GRANT SELECT (size_mb) ON database_size_stats TO PUBLIC", "a privilege on column size_mb"),
-    ],
-)
-def test_what_would_be_left_behind_with_the_old_rows_is_named_and_nothing_is_changed(
-    legacy: Engine, statement: str, named: str
-) -> None:
-    execute(legacy, statement)
-    before = everything(legacy)
-
-    with pytest.raises(SchemaProblemsError) as caught:
-        keeper(legacy).convert(TODAY)
-
-    assert caught.value.problems == [
-        f"database_size_stats: {named} belongs to it and would be left behind with the old rows. {ADVICE}"
-    ]
-    assert everything(legacy) == before
-    with legacy.connect() as connection:
-        assert [layout_of(connection, table).is_partitioned for table in CAPACITY_TABLES] == [False] * 4
-
-
-def test_a_unique_index_that_a_partitioned_table_cannot_have_is_named(legacy: Engine) -> None:
-    execute(legacy, "CREATE UNIQUE INDEX own ON instance_size_aggregations (id)")
-
-    with pytest.raises(SchemaProblemsError, match="its unique index own lacks period_type or period_start"):
-        keeper(legacy).convert(TODAY)
-
-
-def test_a_dry_run_says_what_would_be_converted_and_changes_nothing(legacy: Engine) -> None:
-    before = everything(legacy)
-
-    report = keeper(legacy).convert(TODAY, dry_run=True)
-
-    assert report.converted == [table.name for table in CAPACITY_TABLES]
-    assert report.notes == []
-    assert everything(legacy) == before
-    assert is_partitioned(legacy) == [False, False]
-
-
-def test_tables_cut_by_month_stay_as_they_are(empty_engine: Engine) -> None:
-    upgraded(empty_engine, LegacyShape(partitioned=True))
-    before = everything(empty_engine)
-
-    assert keeper(empty_engine).convert(TODAY).converted == []
-    assert everything(empty_engine) == before
-    assert sum(row["data_count"] for row in figures(empty_engine, INSTANCE).values()) > 0
-    assert len(figures(empty_engine, DATABASE)) == len(before["database_size_aggregations"])
-
-
-def test_the_views_follow_the_new_tables_with_their_grants(legacy: Engine) -> None:
-    execute(legacy, "CREATE ROLE follower")
-    try:
-        execute(legacy, "GRANT SELECT ON capacity_growth TO follower")
-        execute(legacy, "GRANT SELECT (server, size_mb) ON capacity_latest TO follower")
-        execute(legacy, "ALTER VIEW capacity_latest SET (security_barrier = true)")
-        with legacy.connect() as connection:
-            before = connection.execute(text("SELECT count(*), sum(size_mb) FROM capacity_growth")).one()
-
-        keeper(legacy).convert(TODAY)
-
-        with legacy.connect() as connection:
-            assert connection.execute(text("SELECT count(*), sum(size_mb) FROM capacity_growth")).one() == before
-            granted = "SELECT has_table_privilege('follower', 'capacity_growth', 'SELECT')"
-            assert connection.execute(text(granted)).scalar_one()
-            by_column = "SELECT has_column_privilege('follower', 'capacity_latest', 'size_mb', 'SELECT')"
-            assert connection.execute(text(by_column)).scalar_one()
-            options = "SELECT reloptions FROM pg_class WHERE oid = 'capacity_latest'::regclass"
-            assert connection.execute(text(options)).scalar_one() == ["security_barrier=true"]
-            read = (
-                "SELECT DISTINCT d.refobjid::regclass::text FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid "
-                "WHERE w.ev_class = 'capacity_growth'::regclass AND d.refobjid::regclass::text LIKE '%aggregations%'"
-            )
-            assert connection.execute(text(read)).scalars().all() == ["database_size_aggregations"]
-        assert schema_state(legacy).fit
-    finally:
-        execute(legacy, "DROP OWNED BY follower")
-        execute(legacy, "DROP ROLE follower")
-
-
-def test_a_view_that_somebody_built_on_ours_stands_in_the_way_and_is_named(legacy: Engine) -> None:
-    execute(legacy, "CREATE VIEW theirs AS SELECT * FROM capacity_growth")
-
-    with pytest.raises(SchemaProblemsError) as refused:
-        keeper(legacy).convert(TODAY)
-
-    assert f"view theirs depends on one of our views, which has to be created again. {ADVICE}" in str(refused.value)
-    assert not any(is_partitioned(legacy))

@@ -1,4 +1,4 @@
-"""Writing: idempotent, and never losing history by accident (docs/semantics.md, "Writing")."""
+"""Writing: idempotent, and following corrections (docs/semantics.md, "Writing")."""
 
 from __future__ import annotations
 
@@ -7,46 +7,21 @@ import time
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, delete, text, update
+from sqlalchemy import Engine, text, update
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
-from capacity_assets.periods import PERIODS
-from capacity_assets.storage.tables import database_size_stats, instance_size_stats
+from capacity_assets.storage.tables import database_size_stats
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
-
-MARCH = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
-FEBRUARY_AND_MARCH = [PERIODS["monthly"].window_of(date(2025, 2, 1)), *MARCH]
+from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
 
 
 def row_versions(engine: Engine, level: Level) -> list[object]:
     """Where each row version lies, which transaction wrote it and which one last locked it, as PostgreSQL says."""
     with engine.connect() as connection:
         return list(connection.execute(text(f"SELECT id, ctid::text, xmin::text, xmax::text FROM {level.target.name}")))
-
-
-def two_months(engine: Engine) -> None:
-    add_instances(engine, [1, 2])
-    add_database_sizes(engine, sizes(1, "orders", "2025-02-01", range(100, 159)))
-    add_database_sizes(engine, sizes(1, "crm", "2025-02-01", [50] * 59))
-    add_database_sizes(engine, sizes(2, "audit", "2025-02-20", [7] * 30))
-    add_instance_sizes(engine, totals(1, "2025-02-01", [(200 + day, 2) for day in range(59)]))
-
-
-def remove_samples(engine: Engine, database: str, first_day: date, last_day: date) -> None:
-    raw = database_size_stats.c
-    with engine.begin() as connection:
-        connection.execute(
-            delete(database_size_stats).where(
-                raw.database_name == database, raw.collected_date.between(first_day, last_day)
-            )
-        )
-
-
-def by_name(engine: Engine, start: date) -> dict[object, dict[str, object]]:
-    return {row["database_name"]: row for row in stored(engine, DATABASE) if row["period_start"] == start}
 
 
 def test_computing_again_over_unchanged_samples_writes_no_row_and_postgresql_says_so(
@@ -93,75 +68,6 @@ def test_a_corrected_sample_updates_the_row_and_keeps_its_id_and_creation_time(
     assert after["crm"] == before["crm"]
 
 
-def protected(run: RunSummary) -> tuple[int, int, int]:
-    return tuple(run.total(f"{kind}_records") for kind in ("written", "unchanged", "protected"))  # type: ignore[return-value]
-
-
-def test_a_row_built_from_more_samples_than_are_left_is_protected(engine: Engine, service: AggregationService) -> None:
-    two_months(engine)
-    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
-    before = stored(engine, DATABASE)
-    remove_samples(engine, "orders", date(2025, 3, 1), date(2025, 3, 20))
-
-    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
-
-    assert protected(run) == (0, 2, 1)
-    assert stored(engine, DATABASE) == before
-
-
-def test_a_row_whose_samples_are_all_gone_stays_although_nothing_supports_it(
-    engine: Engine, service: AggregationService
-) -> None:
-    two_months(engine)
-    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
-    before = stored(engine, DATABASE)
-    remove_samples(engine, "orders", date(2025, 3, 1), date(2025, 3, 31))
-
-    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
-
-    assert protected(run) == (0, 2, 0)
-    assert run.total("unsampled_records") == 1
-    assert "1 row kept without samples" in run.message
-    assert service.aggregate("monthly", MARCH, RunOptions(("database",))).total("unsampled_records") == 1
-    assert stored(engine, DATABASE) == before
-
-
-def test_rows_without_samples_are_counted_until_overwrite_removes_them(
-    engine: Engine, service: AggregationService
-) -> None:
-    two_months(engine)
-    service.aggregate("monthly", MARCH, RunOptions(("database",)))
-    remove_samples(engine, "crm", date(2025, 3, 1), date(2025, 3, 31))
-
-    planned = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True, dry_run=True))
-    rebuilt = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
-
-    for run in (planned, rebuilt):
-        assert (run.total("removed_records"), run.total("unsampled_records")) == (1, 0)
-
-
-@pytest.mark.parametrize("level", [DATABASE, INSTANCE], ids=["database", "instance"])
-@pytest.mark.parametrize("one_by_one", [True, False], ids=["one window", "several windows"])
-def test_a_known_change_is_not_lost_when_both_samples_and_row_of_the_window_before_are_gone(
-    engine: Engine, service: AggregationService, level: Level, *, one_by_one: bool
-) -> None:
-    """What the project's own retention does, and the legacy application's cleanup, which drops both together."""
-    two_months(engine)
-    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions((level.name,)))
-    with engine.begin() as connection:
-        source, target = level.source, level.target
-        connection.execute(delete(source).where(source.c.collected_date < date(2025, 3, 1)))
-        connection.execute(delete(target).where(target.c.period_start == date(2025, 2, 1)))
-    before = [row for row in stored(engine, level) if row[level.headline.change] is not None]
-    assert before
-
-    windows = MARCH if one_by_one else [*MARCH, PERIODS["monthly"].window_of(date(2025, 4, 1))]
-    run = service.aggregate("monthly", windows, RunOptions((level.name,), recompute=True))
-
-    assert [row for row in stored(engine, level) if row[level.headline.change] is not None] == before
-    assert run.total("protected_records") == len(before)
-
-
 @pytest.mark.parametrize("computed", [[], ["instance"]], ids=["nothing computed", "servers computed"])
 def test_a_zero_that_the_legacy_application_stored_for_an_unknown_change_becomes_unknown(
     engine: Engine, service: AggregationService, computed: list[str]
@@ -179,23 +85,6 @@ def test_a_zero_that_the_legacy_application_stored_for_an_unknown_change_becomes
     service.aggregate("monthly", MARCH, RunOptions(("database",)))
 
     assert by_name(engine, date(2025, 3, 1))["orders"]["size_change_mb"] is None
-
-
-def test_a_known_change_is_not_lost_when_the_samples_of_the_window_before_were_purged(
-    engine: Engine, service: AggregationService
-) -> None:
-    """A change is built from the samples of two windows; with fewer of the first it would silently become another."""
-    two_months(engine)
-    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
-    before = by_name(engine, date(2025, 3, 1))
-    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 20))
-    remove_samples(engine, "crm", date(2025, 2, 1), date(2025, 2, 28))
-
-    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
-
-    # crm: no February is left, so its change would turn from known to unknown.
-    assert protected(run) == (0, 1, 2)
-    assert by_name(engine, date(2025, 3, 1)) == before
 
 
 def test_a_window_that_grows_follows_its_samples_although_the_window_before_was_purged(
@@ -274,57 +163,6 @@ def test_a_late_sample_makes_the_row_fuller_and_is_taken(engine: Engine, service
 
     assert protected(run) == (1, 2, 0)
     assert by_name(engine, date(2025, 3, 1))["orders"]["data_count"] == 31
-
-
-def test_overwrite_rebuilds_the_window_exactly(engine: Engine, service: AggregationService) -> None:
-    two_months(engine)
-    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
-    remove_samples(engine, "orders", date(2025, 3, 2), date(2025, 3, 31))
-    remove_samples(engine, "crm", date(2025, 3, 1), date(2025, 3, 31))
-    remove_samples(engine, "audit", date(2025, 3, 1), date(2025, 3, 31))
-
-    run = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
-
-    march = by_name(engine, date(2025, 3, 1))
-    assert (run.total("written_records"), run.total("removed_records")) == (1, 1)
-    assert march["orders"]["data_count"] == 1
-    assert "crm" not in march, "its server has samples in March, so the row is not supported any more"
-    assert march["audit"]["data_count"] == 21, "its server has no sample at all in March, so its rows stay"
-    assert len(by_name(engine, date(2025, 2, 1))) == 3, "other windows are not touched"
-
-
-def test_overwrite_leaves_other_periods_and_inactive_instances_alone(
-    engine: Engine, service: AggregationService
-) -> None:
-    two_months(engine)
-    service.aggregate("monthly", MARCH, RunOptions(("database",)))
-    service.aggregate("quarterly", [PERIODS["quarterly"].window_of(date(2025, 3, 1))], RunOptions(("database",)))
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 2"))
-    remove_samples(engine, "orders", date(2025, 1, 1), date(2025, 12, 31))
-    remove_samples(engine, "audit", date(2025, 1, 1), date(2025, 12, 31))
-
-    run = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
-
-    assert run.total("removed_records") == 1
-    assert set(by_name(engine, date(2025, 3, 1))) == {"crm", "audit"}
-    assert len(stored(engine, DATABASE, "quarterly")) == 3
-
-
-def test_a_void_day_no_longer_counts_and_its_row_is_protected_until_overwritten(
-    engine: Engine, service: AggregationService
-) -> None:
-    two_months(engine)
-    service.aggregate("monthly", MARCH, RunOptions(("instance",)))
-    with engine.begin() as connection:
-        raw = instance_size_stats
-        connection.execute(update(raw).where(raw.c.collected_date == date(2025, 3, 31)).values(is_deleted=True))
-
-    kept = service.aggregate("monthly", MARCH, RunOptions(("instance",)))
-    rebuilt = service.aggregate("monthly", MARCH, RunOptions(("instance",), overwrite=True))
-
-    assert (protected(kept), protected(rebuilt)) == ((0, 0, 1), (1, 0, 0))
-    assert [row["data_count"] for row in stored(engine, INSTANCE)] == [30]
 
 
 def test_a_table_without_its_unique_index_that_holds_two_live_rows_a_day_counts_their_sum_as_one_day(

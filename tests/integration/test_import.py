@@ -1,4 +1,4 @@
-"""History from files and from a legacy database: every row is accounted for, and nothing is loaded by halves."""
+"""History from files: every row is accounted for, and what cannot be read is refused."""
 
 from __future__ import annotations
 
@@ -9,28 +9,15 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.foundation.locks import CapacityLockManager
-from capacity_assets.importing import loading
-from capacity_assets.importing.loading import Loader, LoadOptions, LoadReport
 from capacity_assets.importing.rows import RowReader, layout_of
-from capacity_assets.importing.sources import file_source
-from tests.clocks import SHANGHAI, fixed_clock
+from tests.clocks import fixed_clock
 from tests.command import capacity
-from tests.importing import counts, rows, samples, totals
+from tests.importing import HEAD, counts, rows, samples, totals, write
 
 pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
-HEAD = "server,database,day,size_mb\n"
-
-
-def write(path: Path, content: str) -> str:
-    path.write_text(content, encoding="utf-8")
-    return str(path)
 
 
 def test_a_file_of_samples_is_stored_and_the_totals_derived(engine: Engine, tmp_path: Path) -> None:
@@ -191,72 +178,6 @@ def test_what_cannot_be_read_is_refused_before_anything_is_written(
     assert reason in refused.output
 
 
-def test_a_file_that_is_no_text_in_the_middle_keeps_what_came_before(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "x.csv").write_bytes(HEAD.encode() + b"alpha,a,2025-01-01,10\n" * 20_000 + b"alpha,\xff,2025-01-01,1\n")
-    monkeypatch.setattr(loading.LoadOptions.__init__, "__defaults__", (False, None, 0, False, True, 1000))
-
-    failed = capacity("import", str(tmp_path / "x.csv"))
-
-    assert failed.exit_code == 2
-    assert "it is not UTF-8. What was loaded before is kept." in failed.output
-    assert [row[3] for row in samples(engine)] == [10]
-
-
-class Held:
-    def ensure_held(self) -> None:
-        """Nobody else is there."""
-
-
-def loader(engine: Engine, slice_rows: int, stop_after: int | None = None) -> Loader:
-    def progress(read: int) -> None:
-        if stop_after is not None and read >= stop_after:
-            raise KeyboardInterrupt
-
-    reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI, fixed_clock().now())
-    return Loader(engine, DATABASE, reader, LoadOptions(slice_rows=slice_rows), Held(), progress)
-
-
-def test_an_interrupted_import_goes_on_behind_its_last_slice(engine: Engine, tmp_path: Path) -> None:
-    lines = [
-        f"alpha,db-{number % 7},2025-{1 + number // 200:02}-{1 + number // 7 % 28:02},{number}" for number in range(500)
-    ]
-    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None)
-
-    with pytest.raises(KeyboardInterrupt):
-        loader(engine, 100, stop_after=200).load(source, "this import")
-    kept = rows(engine, "SELECT position, finished_at IS NULL FROM capacity_imports")
-    rest = loader(engine, 100).load(source, "this import")
-
-    assert kept == [(200, True)]
-    assert (rest.resumed_after, rest.counts["read"]) == (200, 500)
-    assert rows(engine, "SELECT position, finished_at IS NULL FROM capacity_imports") == [(500, False)]
-
-
-def test_slices_of_any_size_come_to_the_same(engine: Engine, tmp_path: Path) -> None:
-    lines = [f"alpha,db-{number % 3},2025-01-{1 + number % 28:02},{number % 5}" for number in range(200)]
-    source = file_source(Path(write(tmp_path / "x.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None)
-    found: list[tuple[object, ...]] = []
-    for slice_rows in (1, 7, 1000):
-        report: LoadReport = loader(engine, slice_rows).load(source, f"slices of {slice_rows}")
-        left_out = report.counts["conflicts"]
-        sums = rows(
-            engine,
-            "SELECT (SELECT sum(size_mb) FROM database_size_stats), "
-            "(SELECT sum(total_size_mb) FROM instance_size_stats), "
-            "(SELECT sum(database_count) FROM instance_size_stats)",
-        )
-        found.append((left_out, *sums))
-        with engine.begin() as connection:
-            connection.execute(text("TRUNCATE database_size_stats, instance_size_stats"))
-
-    assert found[0] == found[1] == found[2]
-    [(database_mb, total_mb, database_count)] = found[0][1:]  # type: ignore[misc]
-    assert database_mb == total_mb
-    assert database_count == 84
-
-
 def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None:
     reader = RowReader(layout_of(DATABASE), "gb", ZoneInfo("Europe/Berlin"), fixed_clock().now(), server="s")
 
@@ -268,59 +189,6 @@ def test_positions_and_times_without_a_zone_are_of_the_configured_zone() -> None
     assert str(row[11]) == "2025-07-01 01:00:00+00:00"  # type: ignore[index]
 
 
-def test_an_import_beside_a_collection_is_refused(engine: Engine, tmp_path: Path) -> None:
-    file = write(tmp_path / "x.csv", HEAD + "alpha,a,2025-01-01,10\n")
-
-    with CapacityLockManager(engine).job_lock("samples"):
-        refused = capacity("import", file)
-
-    assert refused.exit_code == 1
-    assert "The samples are being written by" in refused.output
-    assert samples(engine) == []
-
-
-Sample = tuple[str, str, int, int]
-samples_of = st.lists(
-    st.tuples(st.sampled_from(["alpha", "beta"]), st.sampled_from("ab"), st.integers(1, 2), st.integers(0, 3)),
-    max_size=12,
-)
-
-
-@given(stored_before=samples_of, file=samples_of, replace=st.booleans(), slice_rows=st.integers(1, 5))
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_import_ends_as_a_naive_one_row_at_a_time(
-    engine: Engine, tmp_path: Path, stored_before: list[Sample], file: list[Sample], replace: bool, slice_rows: int
-) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE database_size_stats, instance_size_stats, capacity_imports"))
-    for number, (rows_of_file, replacing) in enumerate(((stored_before, False), (file, replace))):
-        lines = [f"{server},{database},2025-01-0{day},{size}" for server, database, day, size in rows_of_file]
-        source = file_source(
-            Path(write(tmp_path / f"{number}.csv", HEAD + "\n".join(lines))), layout_of(DATABASE), {}, None
-        )
-        reader = RowReader(layout_of(DATABASE), "mb", SHANGHAI, fixed_clock().now())
-        options = LoadOptions(replace=replacing, slice_rows=slice_rows)
-        report = Loader(engine, DATABASE, reader, options, Held()).load(source, str(number))
-        known = [count for name, count in report.counts.items() if name not in {"read", "totals_written"}]
-        assert report.counts["read"] == len(rows_of_file) == sum(known)
-
-    expected: dict[tuple[str, str, int], int] = {}
-    for server, database, day, size in stored_before:
-        expected.setdefault((server, database, day), size)
-    for server, database, day, size in file:
-        if replace:
-            expected[server, database, day] = size
-        else:
-            expected.setdefault((server, database, day), size)
-    assert {(str(row[0]), str(row[1]), int(str(row[2])[-2:])): row[3] for row in samples(engine)} == expected
-    sums: dict[tuple[str, int], list[int]] = {}
-    for (server, _, day), size in expected.items():
-        sums.setdefault((server, day), []).append(size)
-    assert {(row[0], int(str(row[1])[-2:])): row[2:] for row in totals(engine)} == {
-        key: (sum(sizes_of), len(sizes_of)) for key, sizes_of in sums.items()
-    }
-
-
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(engine: Engine, tmp_path: Path) -> None:
     lines = [f"alpha,db{number},2025-01-01,1\n" for number in range(100)]
     lines[10] = 'alpha,"db10,2025-01-01,1\n'
@@ -330,19 +198,6 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_in_silence(engin
     assert failed.exit_code == 2
     assert "cannot be read soon after row 10: unexpected end of data" in failed.output
     assert samples(engine) == []
-
-
-def test_what_was_left_out_before_an_interruption_is_told_after_it(engine: Engine, tmp_path: Path) -> None:
-    content = HEAD + "alpha,a,2025-01-01,1\nalpha,b,never,1\nalpha,c,2025-01-02,1\nalpha,d,2025-01-03,1\n"
-    source = file_source(Path(write(tmp_path / "x.csv", content)), layout_of(DATABASE), {}, None)
-    with pytest.raises(KeyboardInterrupt):
-        loader(engine, 2, stop_after=2).load(source, "this import")
-
-    report = loader(engine, 2).load(source, "this import")
-
-    assert (report.counts["read"], report.counts["written"], report.counts["bad"], report.left_out) == (4, 3, 1, 1)
-    assert report.listed["bad"] == ["row 2: day 'never' is not YYYY-MM-DD"]
-    assert (str(report.first_day), str(report.last_day)) == ("2025-01-01", "2025-01-03")
 
 
 def test_a_file_that_is_not_utf_8_from_the_start_is_a_sentence(tmp_path: Path) -> None:

@@ -45,12 +45,6 @@ def half_a_year_of_a_server(engine: Engine) -> None:
 PREPARED = {"computed": half_a_year_of_a_server}
 
 
-@pytest.fixture
-def computed(service: AggregationService) -> AggregationService:
-    """Half a year of one server, every window computed."""
-    return service
-
-
 def requested(daemon: Daemon) -> set[tuple[str, str, str]]:
     """Asset, first and last partition of every run."""
     return {

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.errors import DatabaseError
 from capacity_assets.periods import PERIODS
-from capacity_assets.retention import maintenance
-from capacity_assets.retention.report import MaintenanceError
-from capacity_assets.storage import partition_changes
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
@@ -23,21 +18,14 @@ from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.tables import database_size_aggregations, database_size_stats
 from tests.clocks import TODAY
 from tests.databases import execute
-from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
+from tests.fleet import add_database_sizes, sizes
 from tests.partitions import (
-    FIRST,
-    add_two_servers,
     compute,
     everything,
     keeper,
     partition_names,
     rows_by_partition,
 )
-
-
-@pytest.fixture
-def fleet(engine: Engine) -> Engine:
-    return add_two_servers(engine)
 
 
 def test_samples_are_cut_by_month_aggregates_by_period_and_month_or_year() -> None:
@@ -70,47 +58,47 @@ def test_a_new_database_has_partitions_from_the_first_day_to_two_months_ahead(em
 
 
 def test_rows_of_every_window_land_in_partitions_and_none_in_a_default(
-    fleet: Engine, service: AggregationService
+    two_servers: Engine, service: AggregationService
 ) -> None:
     compute(service, *PERIODS)
 
-    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_2025_02"] == 2 * 28
-    by_partition = rows_by_partition(fleet, "instance_size_aggregations")
+    assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_2025_02"] == 2 * 28
+    by_partition = rows_by_partition(two_servers, "instance_size_aggregations")
     assert by_partition["instance_size_aggregations_daily_2025_07"] == 2 * 20
     assert by_partition["instance_size_aggregations_monthly_2025"] == 2 * 7
     # The week of 2024-12-30 holds 2025-01-01, and is the first.
     assert by_partition["instance_size_aggregations_weekly_2024"] == 2
     assert [
-        name for table in CAPACITY_TABLES for name in rows_by_partition(fleet, table.name) if "default" in name
+        name for table in CAPACITY_TABLES for name in rows_by_partition(two_servers, table.name) if "default" in name
     ] == []
 
 
 def test_rows_without_a_partition_are_taken_and_moved_later_unchanged(
-    fleet: Engine, service: AggregationService
+    two_servers: Engine, service: AggregationService
 ) -> None:
     compute(service, *PERIODS)
-    add_database_sizes(fleet, sizes(1, "old", "2023-11-29", range(10)))
-    before, stale = everything(fleet), service.ledger.stale()
-    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_default"] == 10
+    add_database_sizes(two_servers, sizes(1, "old", "2023-11-29", range(10)))
+    before, stale = everything(two_servers), service.ledger.stale()
+    assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_default"] == 10
 
-    report = keeper(fleet).run(TODAY)
+    report = keeper(two_servers).run(TODAY)
 
     assert report.moved_records == 10
     assert report.created == [
         "database_size_stats: 2023-11-01 to 2023-11-30",
         "database_size_stats: 2023-12-01 to 2023-12-31",
     ]
-    found = rows_by_partition(fleet, "database_size_stats")
+    found = rows_by_partition(two_servers, "database_size_stats")
     assert (found["database_size_stats_2023_11"], found["database_size_stats_2023_12"]) == (2, 8)
     assert "database_size_stats_default" not in found
-    assert everything(fleet) == before
+    assert everything(two_servers) == before
     assert service.ledger.stale() == stale, "moving is no change of samples"
 
 
-def test_rows_from_far_ahead_stay_in_the_default_partition_and_are_told(fleet: Engine) -> None:
-    add_database_sizes(fleet, sizes(1, "wrong clock", "2099-01-01", [1]))
+def test_rows_from_far_ahead_stay_in_the_default_partition_and_are_told(two_servers: Engine) -> None:
+    add_database_sizes(two_servers, sizes(1, "wrong clock", "2099-01-01", [1]))
 
-    report = keeper(fleet).run(TODAY)
+    report = keeper(two_servers).run(TODAY)
 
     assert report.created == []
     assert report.notes == [
@@ -119,9 +107,9 @@ def test_rows_from_far_ahead_stay_in_the_default_partition_and_are_told(fleet: E
 
 
 @pytest.mark.parametrize("day", ["infinity", "-infinity", "9999-12-31", "0001-01-01"])
-def test_a_day_that_cannot_be_meant_hinders_nothing_and_is_told(fleet: Engine, day: str) -> None:
-    add_database_sizes(fleet, sizes(1, "old", "2023-01-30", [5]))
-    with fleet.begin() as connection:
+def test_a_day_that_cannot_be_meant_hinders_nothing_and_is_told(two_servers: Engine, day: str) -> None:
+    add_database_sizes(two_servers, sizes(1, "old", "2023-01-30", [5]))
+    with two_servers.begin() as connection:
         connection.execute(
             text(
                 "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
@@ -130,17 +118,17 @@ def test_a_day_that_cannot_be_meant_hinders_nothing_and_is_told(fleet: Engine, d
             {"day": day},
         )
 
-    report = keeper(fleet).run(TODAY)
+    report = keeper(two_servers).run(TODAY)
 
     told = "database_size_stats: rows dated before 1900 or after 8999 stay in"
     assert report.notes == [f"{told} database_size_stats_default"]
     assert report.moved_records == 1
-    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_default"] == 1
-    assert keeper(fleet).shortcomings(TODAY) == [f"{told} its default partition"]
+    assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_default"] == 1
+    assert keeper(two_servers).shortcomings(TODAY) == [f"{told} its default partition"]
 
 
-def test_rows_of_a_period_that_is_not_registered_stay_where_they_are(fleet: Engine) -> None:
-    with fleet.begin() as connection:
+def test_rows_of_a_period_that_is_not_registered_stay_where_they_are(two_servers: Engine) -> None:
+    with two_servers.begin() as connection:
         connection.execute(
             text(
                 "INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, "
@@ -149,167 +137,74 @@ def test_rows_of_a_period_that_is_not_registered_stay_where_they_are(fleet: Engi
             )
         )
 
-    report = keeper(fleet).run(TODAY)
+    report = keeper(two_servers).run(TODAY)
 
     assert report.created == []
     assert report.notes == [
         "instance_size_aggregations: rows of the period 'fortnightly', which is not registered, stay in "
         "instance_size_aggregations_default"
     ]
-    assert rows_by_partition(fleet, "instance_size_aggregations") == {"instance_size_aggregations_default": 1}
+    assert rows_by_partition(two_servers, "instance_size_aggregations") == {"instance_size_aggregations_default": 1}
 
 
-def test_rows_beside_a_partition_of_another_shape_stay_and_are_told(fleet: Engine) -> None:
-    execute(
-        fleet,
-        "CREATE TABLE odd PARTITION OF database_size_stats FOR VALUES FROM ('2023-08-01') TO ('2023-08-12')",
-    )
-    add_database_sizes(fleet, sizes(1, "old", "2023-08-11", [5, 6]))
-
-    report = keeper(fleet).run(TODAY)
-
-    told = "database_size_stats: rows of 2023-08-01 to 2023-08-31, of which another partition holds a part, stay in"
-    assert report.notes == [f"{told} database_size_stats_default"]
-    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_default"] == 1
-
-
-def test_partitions_belong_to_the_owner_of_the_table_whoever_adds_them(fleet: Engine) -> None:
-    role = f"owner_{fleet.url.database}"
-    execute(fleet, f"CREATE ROLE {role} LOGIN")
-    execute(fleet, f"GRANT CREATE ON SCHEMA public TO {role}")
+def test_partitions_belong_to_the_owner_of_the_table_whoever_adds_them(two_servers: Engine) -> None:
+    role = f"owner_{two_servers.url.database}"
+    execute(two_servers, f"CREATE ROLE {role} LOGIN")
+    execute(two_servers, f"GRANT CREATE ON SCHEMA public TO {role}")
     names = [table.name for table in metadata.sorted_tables]
-    names += [name for table in PARTITIONED for name in partition_names(fleet, table)]
+    names += [name for table in PARTITIONED for name in partition_names(two_servers, table)]
     for name in names:
-        execute(fleet, f"ALTER TABLE {name} OWNER TO {role}")
-    if is_distributed(fleet):
-        distribute(fleet)  # gives the owner its rights on what the nodes have for themselves
+        execute(two_servers, f"ALTER TABLE {name} OWNER TO {role}")
+    if is_distributed(two_servers):
+        distribute(two_servers)  # gives the owner its rights on what the nodes have for themselves
     owners = text(
         "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname LIKE 'database_size_stats_2023%'"
     )
-    add_database_sizes(fleet, sizes(1, "old", "2023-01-30", range(5)))
+    add_database_sizes(two_servers, sizes(1, "old", "2023-01-30", range(5)))
 
-    keeper(fleet).run(TODAY)
-    with fleet.connect() as connection:
+    keeper(two_servers).run(TODAY)
+    with two_servers.connect() as connection:
         assert connection.execute(owners).scalars().all() == [role]
-    execute(fleet, "DELETE FROM database_size_stats WHERE collected_date < '2024-01-01'")
-    theirs = capacity_engine(fleet.url.set(username=role))
+    execute(two_servers, "DELETE FROM database_size_stats WHERE collected_date < '2024-01-01'")
+    theirs = capacity_engine(two_servers.url.set(username=role))
     try:
         dropped = keeper(theirs, "raw=400").run(TODAY).dropped
     finally:
         theirs.dispose()
-    execute(fleet, f"REASSIGN OWNED BY {role} TO postgres")
-    execute(fleet, f"DROP OWNED BY {role}")
-    execute(fleet, f"DROP ROLE {role}")
+    execute(two_servers, f"REASSIGN OWNED BY {role} TO postgres")
+    execute(two_servers, f"DROP OWNED BY {role}")
+    execute(two_servers, f"DROP ROLE {role}")
 
     assert [line.split(":")[0] for line in dropped] == ["database_size_stats_2023_01", "database_size_stats_2023_02"]
 
 
-def test_a_writer_that_has_read_the_default_partition_is_given_way_to(fleet: Engine) -> None:
-    """Both would wait for each other, and PostgreSQL would end the one that only wanted to write a sample."""
-    add_database_sizes(fleet, sizes(1, "old", "2023-01-01", [5]))
-    inserted = text(
-        "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
-        "VALUES (1, 'looked first', 5, '2023-01-02')"
-    )
-    moving = threading.Event()
-    reports = []
-
-    def maintain() -> None:
-        reports.append(keeper(fleet).run(TODAY))
-
-    with fleet.connect() as writer:
-        writer.execute(select(database_size_stats).where(database_size_stats.c.collected_date < FIRST)).all()
-        thread = threading.Thread(target=maintain)
-        thread.start()
-        moving.wait(0.5)
-        writer.execute(inserted)
-        writer.commit()
-    thread.join()
-
-    assert reports[0].moved_records == 2
-    assert rows_by_partition(fleet, "database_size_stats")["database_size_stats_2023_01"] == 2
-
-
 @pytest.mark.single_server("makes triggers per row")
-def test_moving_fires_no_row_trigger_and_leaves_each_as_it_was(fleet: Engine) -> None:
-    execute(fleet, "CREATE TABLE fired (what text)")
+def test_moving_fires_no_row_trigger_and_leaves_each_as_it_was(two_servers: Engine) -> None:
+    execute(two_servers, "CREATE TABLE fired (what text)")
     execute(
-        fleet,
+        two_servers,
         "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql "
         "AS 'BEGIN INSERT INTO fired VALUES (TG_NAME || TG_OP); RETURN NULL; END'",
     )
     for name, event in (("usual", "DELETE"), ("always", "DELETE"), ("off", "DELETE"), ("added", "INSERT")):
         what = f"AFTER {event} ON database_size_stats FOR EACH ROW EXECUTE FUNCTION note()"
-        execute(fleet, f"CREATE TRIGGER {name} {what}")
-    execute(fleet, "ALTER TABLE database_size_stats_default ENABLE ALWAYS TRIGGER always")
-    execute(fleet, "ALTER TABLE database_size_stats_default DISABLE TRIGGER off")
+        execute(two_servers, f"CREATE TRIGGER {name} {what}")
+    execute(two_servers, "ALTER TABLE database_size_stats_default ENABLE ALWAYS TRIGGER always")
+    execute(two_servers, "ALTER TABLE database_size_stats_default DISABLE TRIGGER off")
     states = text(
         "SELECT tgname, tgenabled FROM pg_trigger "
         "WHERE tgrelid = 'database_size_stats_default'::regclass AND tgconstraint = 0 ORDER BY 1"
     )
-    with fleet.connect() as connection:
+    with two_servers.connect() as connection:
         before = connection.execute(states).all()
-    add_database_sizes(fleet, sizes(1, "old", "2023-01-30", [5, 6, 7]))
-    execute(fleet, "TRUNCATE fired")
+    add_database_sizes(two_servers, sizes(1, "old", "2023-01-30", [5, 6, 7]))
+    execute(two_servers, "TRUNCATE fired")
 
-    assert keeper(fleet).run(TODAY).moved_records == 3
+    assert keeper(two_servers).run(TODAY).moved_records == 3
 
-    with fleet.connect() as connection:
+    with two_servers.connect() as connection:
         assert connection.execute(text("SELECT * FROM fired")).all() == []
         assert connection.execute(states).all() == before
-    execute(fleet, "DELETE FROM database_size_stats WHERE collected_date < '2024-01-01'")
-    with fleet.connect() as connection:
+    execute(two_servers, "DELETE FROM database_size_stats WHERE collected_date < '2024-01-01'")
+    with two_servers.connect() as connection:
         assert len(connection.execute(text("SELECT * FROM fired")).all()) == 3 * 3, "in the new partitions all three"
-
-
-def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_told(
-    fleet: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
-    monkeypatch.setattr(maintenance, "TRIES", 1)
-    add_database_sizes(fleet, sizes(1, "old", "2023-01-01", [5]))
-    add_instance_sizes(fleet, totals(1, "2023-01-01", [(5, 1)]))
-
-    with fleet.connect() as reader:
-        reader.execute(text("SELECT * FROM database_size_stats_default")).all()
-        with pytest.raises(MaintenanceError, match="while adding the partition of database_size_stats") as caught:
-            keeper(fleet).run(TODAY)
-
-    assert caught.value.report.created == ["instance_size_stats: 2023-01-01 to 2023-01-31"]
-    assert caught.value.transient
-
-
-def test_a_half_made_run_continues_where_it_stopped(fleet: Engine) -> None:
-    add_database_sizes(fleet, sizes(1, "old", "2023-01-01", range(365)))
-    before = everything(fleet)
-    told: list[str] = []
-
-    def stop_after_three(step: str) -> None:
-        told.append(step)
-        if len(told) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        keeper(fleet, tell=stop_after_three).run(TODAY)
-    assert everything(fleet) == before
-
-    assert len(keeper(fleet).run(TODAY).created) == 9
-    assert everything(fleet) == before
-
-
-def test_a_table_in_use_makes_maintenance_come_back_later_with_nothing_half_done(
-    fleet: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
-    monkeypatch.setattr(maintenance, "TRIES", 1)
-    add_database_sizes(fleet, sizes(1, "old", "2023-01-01", [5]))
-    before = everything(fleet)
-
-    with fleet.connect() as reader:
-        reader.execute(select(database_size_stats)).all()
-        with pytest.raises(DatabaseError, match="while adding the partition of database_size_stats") as caught:
-            keeper(fleet).run(TODAY)
-
-    assert caught.value.transient
-    assert everything(fleet) == before
-    assert keeper(fleet).run(TODAY).moved_records == 1

@@ -10,24 +10,16 @@ from pathlib import Path
 import pytest
 
 from capacity_assets.collection.engines.base import DatabaseSize
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.engines.limits import Limits, Volume
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.storing import store_each
 from tests.clocks import TODAY
-from tests.collecting import PASSWORD, Collection
+from tests.collecting import PASSWORD, Collection, granting
 from tests.fleet import add_instances
-from tests.servers import (
-    MARIADB_PLUGINS,
-    MariaDBServer,
-    PostgresServer,
-    _own,
-    mariadb_server,
-    pgnodemx_programs,
-    postgres_server,
-)
+from tests.mysql_servers import MARIADB_PLUGINS, MariaDBServer, mariadb_server
+from tests.servers import PostgresServer, give_away, pgnodemx_programs, postgres_server
 
 MIB = 1024 * 1024
 # Other processes write to the same disk meanwhile.
@@ -56,12 +48,6 @@ def volumes(collection: Collection) -> dict[str, tuple[object, ...]]:
 def ceilings(collection: Collection) -> dict[str, tuple[object, ...]]:
     rows = collection.rows("SELECT database_name, limit_mb, is_unlimited, volumes, source FROM database_limit_stats")
     return {str(name): tuple(rest) for name, *rest in rows}
-
-
-def granting(engine: str) -> list[str]:
-    """The documented statements that create the login, without those for further rights."""
-    statements = engine_named(engine).grants.replace("'...'", f"'{PASSWORD}'").split("\n")
-    return [line for line in statements if not line.startswith("--")]
 
 
 def register_probed(collection: Collection, name: str, engine: str, port: int) -> None:
@@ -130,7 +116,7 @@ def test_postgresql_says_on_which_file_systems_the_tablespaces_of_a_database_lie
     without = collection.collect()
     elsewhere = other_file_system(postgres.folder) / postgres.folder.name
     elsewhere.mkdir()
-    _own(elsewhere)
+    give_away(elsewhere)
     try:
         postgres.execute(
             # A function of the same name that belongs to nobody is not called.

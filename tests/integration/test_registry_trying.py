@@ -9,10 +9,9 @@ import sys
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.servers import Server
-from tests.collecting import PASSWORD
+from tests.collecting import PASSWORD, granting
 from tests.command import capacity
 from tests.servers import PostgresServer, silent_socket
 
@@ -24,7 +23,7 @@ def test_trying_a_server_says_what_works(
 ) -> None:
     measured_postgres.execute(
         "DROP ROLE IF EXISTS capacity_probe",
-        engine_named("postgresql").grants.replace("'...'", f"'{PASSWORD}'"),
+        *granting("postgresql"),
         "CREATE DATABASE tried",
     )
     monkeypatch.setenv("TRIED_PASSWORD", PASSWORD)

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
@@ -25,8 +24,8 @@ from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, f
 from tests.ledger import FIRST, LAST, compute_everything
 from tests.partitions import keeper
 from tests.profiles import HISTORIES
+from tests.unchanged import MONTHS, counts, months_read
 
-MONTHS = PERIODS["monthly"].windows_between(FIRST, LAST)
 RECOMPUTE = RunOptions(recompute=True)
 
 
@@ -39,38 +38,6 @@ def computed(engine: Engine, service: AggregationService) -> AggregationService:
         add_instance_sizes(engine, totals(number, "2025-01-01", [(size, 1) for size in range(100, 301)]))
     service.aggregate("monthly", MONTHS)
     return service
-
-
-def counts(parts: tuple[PeriodSummary, ...]) -> list[tuple[object, ...]]:
-    return [
-        (
-            part.level,
-            part.period_start,
-            part.total_instances,
-            part.processed_instances,
-            part.skipped_instances,
-            part.total_records,
-            part.protected_records,
-        )
-        for part in parts
-    ]
-
-
-def months_read(engine: Engine, service: AggregationService) -> dict[str, list[int]]:
-    """Compute every month again; by level, the months that were really computed."""
-    found: dict[str, list[int]] = {}
-
-    def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
-        # On one server it is one statement per slice, on a cluster one that counts and one that writes.
-        if isinstance(parameters, dict) and {"starts", "wanted"} <= parameters.keys():
-            level = "database" if "database_size_stats" in statement else "instance"
-            asked = zip(parameters["starts"], parameters["wanted"], strict=True)
-            found[level] = [start.month for start, wanted in asked if wanted]
-
-    event.listen(engine, "before_cursor_execute", watch)
-    service.aggregate("monthly", MONTHS)
-    event.remove(engine, "before_cursor_execute", watch)
-    return found
 
 
 def test_nothing_is_read_again_and_the_summary_says_what_computing_again_would(

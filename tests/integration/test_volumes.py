@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,18 +20,9 @@ from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.prometheus import prometheus
 from tests.servers import silent_socket
+from tests.volume_sources import SOURCE, answering, vector
 
 GIB = 1024**3
-SOURCE = """
-[[prometheus]]
-name = "monitoring"
-url = "{url}"
-total = 'node_filesystem_size_bytes{{mountpoint="/"}}'
-free = 'node_filesystem_avail_bytes{{mountpoint="/"}}'
-server_label = "instance"
-volume_label = "mountpoint"
-servers = {{ "{label}" = "server-1" }}
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -84,38 +71,6 @@ def test_a_real_prometheus_says_what_df_does_and_the_databases_of_the_server_hav
     [orders] = [row for row in outlooks(engine, TODAY).rows if row.database]
     assert (orders.binds, orders.source) == ("volume", "imported")
     assert orders.limit_mb == 1080 + int(str(volume["free_mb"]))
-
-
-def vector(*series: tuple[dict[str, str], object]) -> bytes:
-    result = [{"metric": labels, "value": [0, str(value)]} for labels, value in series]
-    return json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}}).encode()
-
-
-@contextmanager
-def answering(total: bytes, free: bytes, status: int = 200) -> Iterator[tuple[str, list[str | None]]]:
-    """A server that gives fixed answers; yields its address and the logins it was sent."""
-    logins: list[str | None] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            logins.append(self.headers.get("Authorization"))
-            body = total if "size_bytes" in self.path else free
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", logins
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 ONE = {"instance": "server-1:9100", "mountpoint": "/data"}

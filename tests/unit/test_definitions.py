@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +13,11 @@ import yaml
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.instance import shipped_file
-from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import ConfigurationError, Settings
+from tests.code_location import CRONS, specs
 
 ROOT = Path(__file__).resolve().parents[2]
-CRONS = {
-    "daily": "0 0 * * *",
-    "weekly": "0 0 * * 1",
-    "monthly": "0 0 1 * *",
-    "quarterly": "0 0 1 1,4,7,10 *",
-    "yearly": "0 0 1 1 *",
-}
 STARTS = {
     "daily": "2025-01-01",
     "weekly": "2024-12-30",
@@ -34,21 +26,6 @@ STARTS = {
     "yearly": "2025-01-01",
 }
 RAW = {"database_size_stats", "instance_size_stats", "volume_size_stats", "database_limit_stats"}
-
-
-@pytest.fixture
-def definitions() -> dg.Definitions:
-    return build_definitions(Settings())
-
-
-def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
-    """The tables of sizes: samples and aggregates."""
-    every = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
-    return {key: spec for key, spec in every.items() if "level" in spec.tags}
-
-
-def aggregate_keys(definitions: dg.Definitions) -> set[dg.AssetKey]:
-    return {dg.AssetKey(key) for key, spec in specs(definitions).items() if spec.group_name != "raw"}
 
 
 def partitions(spec: dg.AssetSpec) -> dg.TimeWindowPartitionsDefinition:
@@ -103,29 +80,6 @@ def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Defini
         assert selected == {f"{period}_database_aggregations", f"{period}_instance_aggregations"}
 
 
-def test_schedules_are_the_published_ones_at_four_in_the_configured_zone(definitions: dg.Definitions) -> None:
-    found = {
-        schedule.name: (schedule.cron_schedule, schedule.job_name, schedule.execution_timezone, schedule.default_status)
-        for schedule in definitions.get_repository_def().schedule_defs
-    }
-
-    running = dg.DefaultScheduleStatus.RUNNING
-    assert found == {
-        f"{period}_aggregation_schedule": (
-            cron.replace("0 0", "0 4", 1),
-            f"{period}_aggregation_job",
-            "Asia/Shanghai",
-            running,
-        )
-        for period, cron in CRONS.items()
-    } | {
-        "digest_schedule": ("50 4 * * 1-3", "digest_job", "Asia/Shanghai", running),
-        "collection_schedule": (["0,30 3 * * *", "0 6,12,18 * * *"], "collection_job", "Asia/Shanghai", running),
-        "standing_check_schedule": ("45 4 * * *", "standing_check_job", "Asia/Shanghai", running),
-        "table_maintenance_schedule": ("30 4 * * *", "table_maintenance_job", "Asia/Shanghai", running),
-    }
-
-
 def test_the_partitions_of_the_tables_are_an_asset_of_their_own(definitions: dg.Definitions) -> None:
     [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "maintenance"]
     job = definitions.resolve_job_def("table_maintenance_job")
@@ -163,97 +117,6 @@ def test_a_retention_rule_that_means_nothing_keeps_the_code_location_from_loadin
 
     with pytest.raises(ConfigurationError, match="CAPACITY_RETENTION_DAYS: 'hourly' is none of"):
         build_definitions(Settings())
-
-
-def test_the_late_data_sensor_runs_from_the_first_start_on_and_reaches_every_period(
-    definitions: dg.Definitions,
-) -> None:
-    sensor = definitions.get_repository_def().get_sensor_def("late_data_sensor")
-
-    assert (sensor.name, sensor.minimum_interval_seconds) == ("late_data_sensor", 30)
-    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
-    assert {target.job_name for target in sensor.targets} == {f"{period}_aggregation_job" for period in CRONS}
-
-
-def test_each_asset_is_in_the_pool_of_its_period(definitions: dg.Definitions) -> None:
-    graph = definitions.resolve_asset_graph()
-
-    assert {key.to_user_string(): graph.get(key).pools for key in aggregate_keys(definitions)} == {
-        f"{period}_{level}_aggregations": {f"capacity_{period}"} for period in CRONS for level in LEVELS
-    }
-
-
-def test_an_asset_is_late_when_it_was_not_materialised_within_the_hour_of_its_schedule(
-    definitions: dg.Definitions,
-) -> None:
-    deadlines = {
-        key: (spec.freshness_policy.deadline_cron, spec.freshness_policy.timezone)  # type: ignore[union-attr]
-        for key, spec in specs(definitions).items()
-        if spec.group_name != "raw"
-    }
-
-    assert deadlines == {
-        f"{period}_{level}_aggregations": (cron.replace("0 0", "59 4", 1), "Asia/Shanghai")
-        for period, cron in CRONS.items()
-        for level in LEVELS
-    }
-
-
-def test_backfills_take_few_bounded_runs(definitions: dg.Definitions) -> None:
-    graph = definitions.resolve_asset_graph()
-
-    for key in aggregate_keys(definitions):
-        policy = graph.get(key).backfill_policy
-        assert policy is not None
-        assert policy.max_partitions_per_run == PARTITIONS_PER_RUN == 100
-
-
-def test_what_the_ui_shows_reads_as_documentation(definitions: dg.Definitions) -> None:
-    for key, spec in specs(definitions).items():
-        level = LEVELS[spec.tags["level"]]
-        table = level.source if spec.group_name == "raw" else level.target
-        assert spec.description, key
-        assert spec.owners == ["team:dba"], key
-        assert "postgres" in spec.kinds, key
-        assert spec.metadata["dagster/table_name"] == table.name
-        schema = spec.metadata["dagster/column_schema"]
-        assert [column.name for column in schema.columns] == list(table.columns.keys())
-        assert all(column.description for column in schema.columns), key
-
-
-def test_the_page_of_each_asset_names_the_line_of_its_function(definitions: dg.Definitions) -> None:
-    graph = definitions.resolve_asset_graph()
-    keys = graph.get_all_asset_keys()
-
-    assert len(keys) == 19
-    for key in keys:
-        [reference] = graph.get(key).metadata["dagster/code_references"].code_references
-        lines = Path(reference.file_path).read_text().splitlines()
-        assert re.match(r"\s*(@dg\.|def )", lines[reference.line_number - 1]), (key, reference)
-
-
-@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
-def test_column_lineage_names_existing_raw_columns_for_every_computed_column(
-    definitions: dg.Definitions, level: object
-) -> None:
-    lineage = specs(definitions)[f"daily_{level.name}_aggregations"].metadata["dagster/column_lineage"]  # type: ignore[attr-defined]
-    source, target = level.source, level.target  # type: ignore[attr-defined]
-
-    untraced = {"id", "period_type", "calculated_at", "created_at"}
-    assert set(lineage.deps_by_column) == set(target.columns.keys()) - untraced
-    for dependencies in lineage.deps_by_column.values():
-        assert {dependency.asset_key.to_user_string() for dependency in dependencies} == {source.name}
-        assert {dependency.column_name for dependency in dependencies} <= set(source.columns.keys())
-
-
-def test_nothing_secret_is_in_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://dba:hunter2@db/capacity")
-    definitions = build_definitions(Settings())
-
-    shown = [str(spec.metadata) + str(spec.description) for spec in definitions.resolve_all_asset_specs()]
-    resources = definitions.get_repository_def().get_top_level_resources()
-    shown += [str(resource.description) + str(resource.config_schema) for resource in resources.values()]
-    assert not any("hunter2" in text for text in shown)
 
 
 def test_a_further_period_is_one_entry() -> None:

@@ -40,24 +40,7 @@ from capacity_assets.runway.issuing import IssuedRunways
 from capacity_assets.runway.scores import Score
 from capacity_assets.settings import Settings, variable_names
 from capacity_assets.web.app import PAGES, SEARCH
-
-ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-DOCUMENTS = [
-    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
-EVERYTHING = "\n".join(path.read_text() for path in DOCUMENTS)
-
-
-def section(title: str) -> str:
-    return REFERENCE.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def first_cells(title: str) -> set[str]:
-    """Names in backquotes in the first column of a section's tables."""
-    lines = [line for line in section(title).splitlines() if line.startswith("| `")]
-    return {name for line in lines for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])}
+from tests.documents import DOCUMENTS, EVERYTHING, REFERENCE, ROOT, first_cells, section
 
 
 def test_the_variables_of_the_reference_and_of_the_example_are_those_that_are_read() -> None:

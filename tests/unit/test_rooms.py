@@ -43,6 +43,9 @@ ROOMS = [
 ]
 
 
+MOST_LINES = 300
+
+
 def imported_rooms(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -76,3 +79,13 @@ def test_the_business_imports_neither_dagster_nor_redis() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert loaded.stdout.strip() == "[]"
+
+
+def test_every_file_of_the_code_fits_into_three_hundred_lines() -> None:
+    files = [
+        path for room in ("capacity_assets", "tests", "benchmarks", "docs") for path in (ROOT / room).rglob("*.py")
+    ]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+
+    assert len(lengths) > MOST_LINES
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}

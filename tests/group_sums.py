@@ -1,0 +1,63 @@
+"""Two servers with groups whose sums are stored, and how a test reads and falsifies them."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, text
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.storage.group_tracking import forget_group_sums
+from tests.clocks import TODAY, fixed_clock
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+
+MARCH, APRIL, DAYS = date(2025, 3, 1), date(2025, 4, 1), 61
+Groups = list[Row[Any]]
+SECONDS = 60
+
+
+def read(connection: Connection) -> Groups:
+    query = "SELECT * FROM capacity_groups ORDER BY period, window_start, grouped_by, group_name NULLS LAST"
+    return [*connection.execute(text(query))]
+
+
+def groups(engine: Engine) -> Groups:
+    with engine.connect() as connection:
+        return read(connection)
+
+
+def added_up(engine: Engine) -> Groups:
+    """The groups as they are without anything that is stored."""
+    with engine.connect() as connection:
+        forget_group_sums(connection)
+        found = read(connection)
+        connection.rollback()
+    return found
+
+
+def count(engine: Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
+def execute(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def falsify(engine: Engine) -> None:
+    """Make what is stored recognisable."""
+    execute(engine, "UPDATE capacity_group_sums SET size_mb = -1")
+
+
+def fill_with_groups(engine: Engine) -> None:
+    add_instances(engine, [1, 2])
+    for server, size in ((1, 100), (2, 50)):
+        add_database_sizes(engine, sizes(server, "pay", MARCH.isoformat(), [size + day for day in range(DAYS)]))
+        add_database_sizes(engine, sizes(server, "other", MARCH.isoformat(), [1000] * DAYS))
+        add_instance_sizes(engine, totals(server, MARCH.isoformat(), [(1000 + size + day, 2) for day in range(DAYS)]))
+    declare_labels(engine, [Label("server-1", None, "team", "red"), Label("server-1", "pay", "team", "blue")], TODAY)
+    AggregationService(engine, fixed_clock()).calculate_period_aggregations("monthly", MARCH, APRIL)

@@ -1,0 +1,149 @@
+"""Rows that are built from more samples than are left stay, until they are overwritten."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from sqlalchemy import Engine, delete, text, update
+
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.periods import PERIODS
+from capacity_assets.storage.tables import instance_size_stats
+from tests.fleet import stored
+from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
+
+
+def test_a_row_built_from_more_samples_than_are_left_is_protected(engine: Engine, service: AggregationService) -> None:
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    before = stored(engine, DATABASE)
+    remove_samples(engine, "orders", date(2025, 3, 1), date(2025, 3, 20))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert protected(run) == (0, 2, 1)
+    assert stored(engine, DATABASE) == before
+
+
+def test_a_row_whose_samples_are_all_gone_stays_although_nothing_supports_it(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    before = stored(engine, DATABASE)
+    remove_samples(engine, "orders", date(2025, 3, 1), date(2025, 3, 31))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert protected(run) == (0, 2, 0)
+    assert run.total("unsampled_records") == 1
+    assert "1 row kept without samples" in run.message
+    assert service.aggregate("monthly", MARCH, RunOptions(("database",))).total("unsampled_records") == 1
+    assert stored(engine, DATABASE) == before
+
+
+def test_rows_without_samples_are_counted_until_overwrite_removes_them(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+    remove_samples(engine, "crm", date(2025, 3, 1), date(2025, 3, 31))
+
+    planned = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True, dry_run=True))
+    rebuilt = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
+
+    for run in (planned, rebuilt):
+        assert (run.total("removed_records"), run.total("unsampled_records")) == (1, 0)
+
+
+@pytest.mark.parametrize("level", [DATABASE, INSTANCE], ids=["database", "instance"])
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["one window", "several windows"])
+def test_a_known_change_is_not_lost_when_both_samples_and_row_of_the_window_before_are_gone(
+    engine: Engine, service: AggregationService, level: Level, *, one_by_one: bool
+) -> None:
+    """What the project's own retention does, and the legacy application's cleanup, which drops both together."""
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions((level.name,)))
+    with engine.begin() as connection:
+        source, target = level.source, level.target
+        connection.execute(delete(source).where(source.c.collected_date < date(2025, 3, 1)))
+        connection.execute(delete(target).where(target.c.period_start == date(2025, 2, 1)))
+    before = [row for row in stored(engine, level) if row[level.headline.change] is not None]
+    assert before
+
+    windows = MARCH if one_by_one else [*MARCH, PERIODS["monthly"].window_of(date(2025, 4, 1))]
+    run = service.aggregate("monthly", windows, RunOptions((level.name,), recompute=True))
+
+    assert [row for row in stored(engine, level) if row[level.headline.change] is not None] == before
+    assert run.total("protected_records") == len(before)
+
+
+def test_a_known_change_is_not_lost_when_the_samples_of_the_window_before_were_purged(
+    engine: Engine, service: AggregationService
+) -> None:
+    """A change is built from the samples of two windows; with fewer of the first it would silently become another."""
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    before = by_name(engine, date(2025, 3, 1))
+    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 20))
+    remove_samples(engine, "crm", date(2025, 2, 1), date(2025, 2, 28))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    # crm: no February is left, so its change would turn from known to unknown.
+    assert protected(run) == (0, 1, 2)
+    assert by_name(engine, date(2025, 3, 1)) == before
+
+
+def test_overwrite_rebuilds_the_window_exactly(engine: Engine, service: AggregationService) -> None:
+    two_months(engine)
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    remove_samples(engine, "orders", date(2025, 3, 2), date(2025, 3, 31))
+    remove_samples(engine, "crm", date(2025, 3, 1), date(2025, 3, 31))
+    remove_samples(engine, "audit", date(2025, 3, 1), date(2025, 3, 31))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
+
+    march = by_name(engine, date(2025, 3, 1))
+    assert (run.total("written_records"), run.total("removed_records")) == (1, 1)
+    assert march["orders"]["data_count"] == 1
+    assert "crm" not in march, "its server has samples in March, so the row is not supported any more"
+    assert march["audit"]["data_count"] == 21, "its server has no sample at all in March, so its rows stay"
+    assert len(by_name(engine, date(2025, 2, 1))) == 3, "other windows are not touched"
+
+
+def test_overwrite_leaves_other_periods_and_inactive_instances_alone(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+    service.aggregate("quarterly", [PERIODS["quarterly"].window_of(date(2025, 3, 1))], RunOptions(("database",)))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET is_active = false WHERE id = 2"))
+    remove_samples(engine, "orders", date(2025, 1, 1), date(2025, 12, 31))
+    remove_samples(engine, "audit", date(2025, 1, 1), date(2025, 12, 31))
+
+    run = service.aggregate("monthly", MARCH, RunOptions(("database",), overwrite=True))
+
+    assert run.total("removed_records") == 1
+    assert set(by_name(engine, date(2025, 3, 1))) == {"crm", "audit"}
+    assert len(stored(engine, DATABASE, "quarterly")) == 3
+
+
+def test_a_void_day_no_longer_counts_and_its_row_is_protected_until_overwritten(
+    engine: Engine, service: AggregationService
+) -> None:
+    two_months(engine)
+    service.aggregate("monthly", MARCH, RunOptions(("instance",)))
+    with engine.begin() as connection:
+        raw = instance_size_stats
+        connection.execute(update(raw).where(raw.c.collected_date == date(2025, 3, 31)).values(is_deleted=True))
+
+    kept = service.aggregate("monthly", MARCH, RunOptions(("instance",)))
+    rebuilt = service.aggregate("monthly", MARCH, RunOptions(("instance",), overwrite=True))
+
+    assert (protected(kept), protected(rebuilt)) == ((0, 0, 1), (1, 0, 0))
+    assert [row["data_count"] for row in stored(engine, INSTANCE)] == [30]

@@ -1,0 +1,121 @@
+"""x"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+
+import pytest
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.report.charts import history_chart
+from capacity_assets.report.data import ChangeKind
+from capacity_assets.report.page import render
+from capacity_assets.report.reading import read_report
+from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up
+
+
+def test_the_page_says_the_same_numbers_and_loads_nothing(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, FEBRUARY)
+
+    text_of_page = render(report)
+    page = Page(text_of_page)
+
+    assert (
+        page.steps["start"] + sum(page.steps[kind] for kind, change in report.steps if change)
+        == page.steps["end"]
+        == 738
+    )
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert [link for link in page.links if not link.startswith("#")] == []
+    assert "url(http" not in text_of_page
+    assert "@import" not in text_of_page
+    assert page.tags.count("svg") == 3
+    assert text_of_page.count('role="img"') == 3
+
+
+def test_a_server_has_a_page_of_its_own_with_all_its_databases(every_kind: Engine) -> None:
+    report = read_report(every_kind, MONTHLY, FEBRUARY, "server-1")
+    page = render(report)
+
+    assert (report.start_mb, report.end_mb) == (187, 207)
+    assert adds_up(report)
+    assert {bar.series for bar in report.history} == {"grows", "shrinks", "stays"}
+    assert [one.name for one in report.databases[ChangeKind.SAME]] == ["stays"]
+    assert "Growth of server-1" in page
+    assert "server-2" not in page
+    with pytest.raises(NotFoundError, match="There is no server 'Server-1'"):
+        read_report(every_kind, MONTHLY, FEBRUARY, "Server-1")
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$x^2$ {{ 7 * 7 }}", "雪豹"]
+)
+def test_no_name_is_read_as_markup_script_or_formula(engine: Engine, service: AggregationService, name: str) -> None:
+    add_instances(engine, [1], name=name, db_type=name[:40])
+    add_database_sizes(engine, sizes(1, name, "2025-01-01", [100] * 31 + [200] * 28))
+    add_database_sizes(engine, sizes(1, f"new {name}", "2025-02-01", [5] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+
+    for server in (None, name):
+        page = Page(render(read_report(engine, MONTHLY, FEBRUARY, server)))
+        assert {"script", "img"}.isdisjoint(page.tags)
+        assert page.tags.count("svg") == 3
+
+
+def test_a_page_of_many_series_keeps_the_largest_apart_and_adds_the_others_up(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    for number in range(12):
+        add_database_sizes(engine, sizes(1, f"db{number:02}", "2025-02-01", [1000 - number] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
+
+    page = render(read_report(engine, MONTHLY, FEBRUARY, "server-1"))
+
+    assert "5 others" in page
+    assert "and 2 more" not in page, "a server's page lists every database"
+
+
+def test_names_that_begin_alike_have_each_its_place_in_the_legend(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [1])
+    for number in (1, 2):
+        add_database_sizes(engine, sizes(1, f"{'a_long_name_of_a_database_' * 2}{number}", "2025-02-01", [100] * 28))
+    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
+
+    assert history_chart(read_report(engine, MONTHLY, FEBRUARY, "server-1")).count("…") == 2
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_page_can_be_read_without_colour_and_by_a_screen_reader(every_kind: Engine) -> None:
+    page = render(read_report(every_kind, MONTHLY, FEBRUARY))
+
+    schemes = re.findall(r":root \{ (?:color-scheme: light dark; )?(--text[^}]*)\}", page)
+    assert len(schemes) == 2, "light and dark"
+    for scheme in schemes:
+        colours = {
+            name: colour if len(colour) == 7 else f"#{''.join(2 * digit for digit in colour[1:])}"
+            for name, colour in re.findall(r"--(\w+): (#[0-9a-f]{3,6})", scheme)
+        }
+        for name in ("text", "quiet"):
+            lights = sorted((luminance(colours[name]), luminance(colours["back"])))
+            assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, f"contrast of {name}"
+    assert '<html lang="en">' in page
+    assert page.count("<h1>") == 1
+    assert len(re.findall(r'<section aria-labelledby="(\w+)">\s*<h2 id="\1">', page)) == page.count("<section")
+    assert all(label for label in re.findall(r'role="img" aria-label="([^"]*)"', page))
+    assert "<th>" not in page.split("<tbody>")[1].split("</tbody>")[0], "rows have scoped headings"
+    # Direction is in the sign, and each chart has its numbers in a table.
+    assert "+50" in page
+    assert "The same in figures" in page
+    assert "pattern" in page, "parts of a bar differ by hatching too"

@@ -1,0 +1,106 @@
+"""Forecasts are scored on the day for which they were made, and what was issued in time stays."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.runway.issuing import issue
+from tests.clocks import TODAY
+from tests.fleet import add_database_sizes, sizes
+from tests.runways import add_day, stored_runways
+
+pytestmark = pytest.mark.usefixtures("fleet_with_limits")
+
+
+def test_what_was_issued_in_time_stays_whatever_is_corrected_later_unless_it_is_overwritten(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    before = stored_runways(engine)
+    later = TODAY + timedelta(days=2)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = size_mb + 7 WHERE database_name = 'orders'"))
+
+    kept = issue(engine, TODAY, later)
+    assert (kept.written, stored_runways(engine)) == (0, before)
+    replaced = issue(engine, TODAY, later, overwrite=True)
+
+    assert (replaced.written, stored_runways(engine)["orders"]["size_mb"]) == (1, 3021)
+
+
+def test_a_forecast_is_scored_on_the_day_for_which_it_was_made(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    due = TODAY + timedelta(days=7)
+    for day in range(1, 8):
+        add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
+    add_day_volume = text(
+        "UPDATE database_size_stats SET size_mb = 600 WHERE database_name = 'still' AND collected_date = :day"
+    )
+    with engine.begin() as connection:
+        connection.execute(add_day_volume, {"day": due})
+
+    issued = issue(engine, due, due)
+
+    rows = stored_runways(engine)
+    assert {name: row["actual_7_mb"] for name, row in rows.items()} == {
+        "": 3584,
+        "orders": 3084,
+        "still": 600,
+        "young": None,
+    }
+    assert rows["orders"]["actual_30_mb"] is None
+    assert issued.issue is not None
+    [score] = issued.issue.scores
+    # `still` was forecast at 500: 100 of 600 MiB, or a third of a sixth over the three; the last size would have been
+    # off by 70, 70 and 100.
+    assert (score.horizon_days, score.forecasts) == (7, 3)
+    assert (score.error_percent, score.relative_error, score.covered_percent) == (5.56, round(100 / 240, 3), 66.7)
+    assert issued.to_dict()["error_7_days_percent"] == 5.56
+
+
+def test_forecasts_that_came_due_while_no_run_was_made_are_scored_by_the_next_one(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    for day in range(1, 61):
+        add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
+
+    late = TODAY + timedelta(days=60)
+    issued = issue(engine, late, late)
+
+    orders = stored_runways(engine)["orders"]
+    assert (orders["actual_7_mb"], orders["actual_30_mb"], orders["actual_90_mb"]) == (3084, 3314, None)
+    assert issued.issue is not None
+    assert issued.issue.scores == []
+
+
+def test_past_days_that_are_issued_in_hindsight_are_scored_at_once_in_whatever_order(engine: Engine) -> None:
+    days = [TODAY - timedelta(days=ago) for ago in (10, 40, 20)]
+    for day in days:
+        issue(engine, day, TODAY)
+
+    assert [stored_runways(engine, day)["orders"]["actual_7_mb"] for day in days] == [2984, 2684, 2884]
+    assert {row["in_time"] for day in days for row in stored_runways(engine, day).values()} == {False}
+
+
+def test_samples_that_lag_behind_the_day_of_the_issue_are_scored_too(engine: Engine) -> None:
+    for day in range(9):
+        if day:
+            add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
+        last = issue(engine, TODAY + timedelta(days=day + 1), TODAY + timedelta(days=day + 1))
+
+    assert stored_runways(engine, TODAY + timedelta(days=1))["orders"]["actual_7_mb"] == 3084
+    assert last.issue is not None
+
+
+def test_a_forecast_that_is_overwritten_from_another_day_loses_what_was_measured_for_the_former(engine: Engine) -> None:
+    past = TODAY - timedelta(days=20)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = :day"), {"day": past})
+    issue(engine, past, TODAY)
+    before = stored_runways(engine, past)["orders"]
+    add_database_sizes(engine, sizes(1, "orders", past.isoformat(), [2814]))
+    issue(engine, past, TODAY, overwrite=True)
+    after = stored_runways(engine, past)["orders"]
+
+    assert (before["last_day"], before["actual_7_mb"]) == (past - timedelta(days=1), 2874)
+    assert (after["last_day"], after["actual_7_mb"]) == (past, 2884)

@@ -1,0 +1,166 @@
+"""x"""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pyarrow.parquet import read_table
+from sqlalchemy import Engine, text
+
+from capacity_assets.clock import Clock
+from capacity_assets.runway.issued import newest_issue
+from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.limits import Limit, declare
+from tests.clocks import TODAY
+from tests.command import capacity
+from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.runways import add_day
+
+pytestmark = pytest.mark.usefixtures("fleet_with_limits")
+
+
+def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engine: Engine) -> None:
+    add_instances(engine, [2])
+    for n in range(30):
+        add_database_sizes(engine, sizes(2, f"db-{n}", (TODAY - timedelta(days=1)).isoformat(), [10, 10]))
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source) "
+                "VALUES (:day, 2, '/full', 900, 0, 'measured')"
+            ),
+            {"day": TODAY},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO database_limit_stats "
+                "(collected_date, instance_id, database_name, is_unlimited, volumes, source) "
+                "SELECT :day, 2, 'db-' || n, true, ARRAY['/full'], 'measured' FROM generate_series(0, 29) n"
+            ),
+            {"day": TODAY},
+        )
+    issue(engine, TODAY, TODAY)
+
+    with engine.connect() as connection:
+        shown = newest_issue(connection, TODAY, TODAY, shown=5)
+
+    assert shown is not None
+    assert [(risk.outlook.server, risk.outlook.told) for risk in shown.risks] == [
+        ("server-2", "volume /full"),
+        ("server-1", "orders"),
+    ]
+
+
+def test_the_view_has_the_newest_day_and_the_error_view_every_month(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    for day in range(1, 8):
+        add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
+    due = TODAY + timedelta(days=7)
+    issue(engine, due, due)
+
+    with engine.connect() as connection:
+        newest = connection.execute(
+            text(
+                "SELECT server, subject, name, as_of, full_middle, probability_30_days FROM capacity_runway "
+                "WHERE state = 'forecast'"
+            )
+        ).all()
+        errors = connection.execute(
+            text(
+                "SELECT month, subject, horizon_days, issued_in_time, forecasts, error_percent, covered_percent "
+                "FROM capacity_forecast_errors ORDER BY subject"
+            )
+        ).all()
+
+    assert newest == [("server-1", "database", "orders", due, due + timedelta(days=13), 1.0)]
+    month = due.replace(day=1)
+    # The test's clock is not that of the database.
+    assert [(row[0], row[1], row[2], row[4], float(row[5]), float(row[6])) for row in errors] == [
+        (month, "database", 7, 2, 0, 100),
+        (month, "server", 7, 1, 0, 100),
+    ]
+
+
+def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured(engine: Engine) -> None:
+    declare(engine, [Limit("server-1", None, 9999)])
+    declared = issue(engine, TODAY, TODAY).to_dict()["headroom_mb"]
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source) "
+                "VALUES (:day, 1, '/a', 1000, 300, 'measured'), (:day, 1, '/b', 1000, 40, 'measured')"
+            ),
+            {"day": TODAY},
+        )
+
+    assert (declared, issue(engine, TODAY, TODAY).to_dict()["headroom_mb"]) == (9999 - 3514, 340)
+
+
+def test_status_and_exports_have_the_newest_runways(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+    before = capacity("status", columns=200)
+    issue(engine, TODAY, TODAY)
+
+    shown = capacity("status", columns=200)
+    document = json.loads(capacity("status", "--json").output)
+    exported = capacity("export", "--runway").output.splitlines()
+    parquet = tmp_path / "runways.parquet"
+    written = capacity("export", "--runway", "--output", str(parquet))
+    unclear = [capacity("export"), capacity("export", "--runway", "--period", "daily")]
+
+    full = TODAY + timedelta(days=20)
+    assert "Fills first: no runway was issued within the last month." in before.output
+    lines = shown.output.splitlines()
+    place = lines.index(f"Fills first, as of {TODAY}")
+    assert lines[place + 2].split() == ["server-1", "orders", *[str(full)] * 3]
+    assert "Limit unknown: 1 database." in lines
+    assert document["runways"]["risks"][0]["outlook"]["middle_day"] == str(full)
+    rows = list(csv.DictReader(exported))
+    assert [(row["subject"], row["name"]) for row in rows] == [
+        ("database", "orders"),
+        ("database", "still"),
+        ("database", "young"),
+        ("server", ""),
+    ]
+    assert (rows[0]["full_middle"], rows[0]["probability_30_days"], rows[1]["limit_mb"]) == (str(full), "1", "")
+    assert written.output == f"4 rows of capacity_runway written to {parquet}\n"
+    table = read_table(parquet)
+    assert str(table.schema.field("probability_30_days").type) == "double"
+    assert table.column("full_middle").to_pylist()[0] == full
+    assert {refused.exit_code for refused in unclear} == {2}
+    assert all("Say what to write: either --period or --runway." in refused.output for refused in unclear)
+
+
+def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+    issue(engine, TODAY, TODAY)
+    before = capacity("status", columns=200).output
+    declare(engine, [Limit("server-1", "still", 501)])
+
+    assert "were declared after" not in before
+    assert "UTC: `capacity runway` has them." in capacity("status", columns=200).output
+
+
+def test_an_explanation_says_what_was_said_before_and_what_became_of_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ago in (30, 7):
+        issue(engine, TODAY - timedelta(days=ago), TODAY)
+    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+
+    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
+
+    place = told.index("What was said before")
+    full = str(TODAY + timedelta(days=20))
+    assert [line.split() for line in told[place + 2 : place + 4]] == [
+        [str(TODAY - timedelta(days=7)), full, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+        [str(TODAY - timedelta(days=30)), full, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
+    ]
+    assert [(one["forecast_mb"], one["actual_mb"]) for one in document["said_before"]] == [(3014, 3014)] * 2

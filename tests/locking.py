@@ -1,0 +1,23 @@
+"""Locks on Redis and PostgreSQL, and a runner behind them."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from sqlalchemy import Engine
+
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.locks import CapacityLockManager
+from capacity_assets.periods import PERIODS
+from tests.clocks import fixed_clock
+
+MARCH = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
+DATABASE_LEVEL = RunOptions(("database",))
+
+
+def runner_with(engine: Engine, locks: CapacityLockManager, *, slices_of: int = 1000) -> AggregationTaskRunner:
+    clock = fixed_clock()
+    service = AggregationService(engine, clock, locks=locks, instances_per_slice=slices_of)
+    return AggregationTaskRunner(service)

@@ -1,0 +1,60 @@
+"""Two years of two servers, and what the statements of long windows read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, timedelta
+
+from sqlalchemy import Engine, event
+
+from capacity_assets.aggregation.parts import NO_PARTS, Parts
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import Level
+from capacity_assets.periods import PERIODS, Period, Window
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+
+FIRST = date(2024, 1, 1)
+DAYS = 731  # two years, the first a leap year
+
+
+class FromDays(AggregationService):
+    """Reads samples alone, as if no sum were stored."""
+
+    def _parts(self, _period: Period, _level: Level, _windows: Sequence[Window]) -> Parts:
+        return NO_PARTS
+
+
+def windows(period: str) -> tuple[Window, ...]:
+    return PERIODS[period].windows_between(FIRST, FIRST + timedelta(days=DAYS - 1))
+
+
+def fill(engine: Engine) -> None:
+    """Two servers, one of whose databases comes and goes, lacks its data size at times, and starts in mid-month."""
+    add_instances(engine, [1, 2])
+    for server in (1, 2):
+        measured = [None if day % 40 < 9 * (server - 1) else 1_000 * server + day * day % 97 for day in range(DAYS)]
+        rows = [dict(row) for row in sizes(server, "orders", str(FIRST), measured)]
+        for number, row in enumerate(rows):
+            row["data_size_mb"] = None if number % 5 == 0 or number % 400 < 70 else row["size_mb"]
+        add_database_sizes(engine, rows)
+        per_day = [None if size is None else (size, day % 7) for day, size in enumerate(measured)]
+        add_instance_sizes(engine, totals(server, str(FIRST), per_day))
+    add_database_sizes(engine, sizes(1, "archive", "2024-05-20", range(500, 520)))
+
+
+@contextmanager
+def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
+    """What the statements of a level read in place of samples, and the days besides."""
+    found: dict[str, list[tuple[str, date]]] = {}
+
+    def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if statement.startswith("WITH windows"):
+            level = "database" if "database_size_aggregations" in statement else "instance"
+            named: dict[str, list[object]] = parameters  # type: ignore[assignment]
+            pairs = zip(named.get("part_types", ()), named.get("part_starts", ()), strict=True)
+            found[level] = [*pairs, *(("cut", day) for day in named.get("cuts", ()))]  # type: ignore[misc]
+
+    event.listen(engine, "before_cursor_execute", watch)
+    yield found
+    event.remove(engine, "before_cursor_execute", watch)
