@@ -1,6 +1,8 @@
 """What `workspace.yaml` loads. The only module that reads the environment when imported."""
 
+from capacity_assets.garbage import search_rarely
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import load_settings
 
+search_rarely()
 defs = build_definitions(load_settings())

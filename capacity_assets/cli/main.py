@@ -7,6 +7,10 @@ import logging
 import click
 
 from capacity_assets.cli.options import LazyGroup
+from capacity_assets.garbage import search_rarely
+
+# Before the command is loaded.
+search_rarely()
 
 # In the order in which someone new meets them.
 COMMANDS = {
