@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
-from sqlalchemy.schema import CreateColumn
+from sqlalchemy.schema import CreateColumn, CreateIndex
 
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.steps import DIALECT, Step, free_name, literal, quoted
@@ -43,7 +43,8 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
         if duplicates:
             problems.append(duplicates)
         steps.append(unique_key_step(connection, wanted, key))
-    steps += _index_steps(connection, wanted)
+    steps += _window_index_steps(connection, wanted)
+    steps += _list_index_steps(connection, wanted)
     return Plan(tuple(steps), tuple(problems))
 
 
@@ -185,8 +186,8 @@ def other_owner(connection: Connection, table: str) -> str | None:
     ).scalar()
 
 
-def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
-    """Plain indexes that queries and checks rely on; an index that begins with the same columns is enough."""
+def _window_index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+    """The index by which a window is found; one that begins with the same columns is enough."""
     present = [
         tuple(row.columns)
         for row in connection.execute(
@@ -208,6 +209,15 @@ def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
         f"{wanted.name} has no index on ({', '.join(columns)})",
         f"CREATE INDEX {quoted(name)} ON {quoted(wanted.name)} ({listed})",
     )
+
+
+def _list_index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+    """The indexes that keep lists sorted, which a table has that was created by this version."""
+    present = {index["name"] for index in inspect(connection).get_indexes(wanted.name)}
+    for index in sorted(wanted.indexes, key=lambda index: str(index.name)):
+        if not index.unique and index.name not in present:
+            create = str(CreateIndex(index).compile(dialect=DIALECT))
+            yield Step(f"{wanted.name} has no index {index.name}", create)
 
 
 def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]:

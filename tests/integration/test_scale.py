@@ -15,6 +15,7 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
+from capacity_assets.web.queries import databases
 from tests.clocks import fixed_clock
 from tests.fleet import FIRST_WEEK, add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 
@@ -200,3 +201,34 @@ def test_every_slice_is_planned_for_its_own_windows_and_servers(engine: Engine) 
 
     assert len(generic_plans) > slices // 2, "the statement is prepared, as it is from the sixth execution on"
     assert set(generic_plans) == {0}
+
+
+@pytest.mark.single_server("reads the plan or the settings of its statement")
+@pytest.mark.parametrize("period", ["daily", "monthly"])
+@pytest.mark.parametrize(("order", "column"), [("size", "avg_size_mb"), ("growth", "size_change_mb")])
+def test_a_list_of_databases_is_read_in_the_order_of_an_index(
+    engine: Engine, service: AggregationService, period: str, order: str, column: str
+) -> None:
+    add_instances(engine, [1])
+    for number in range(20):
+        add_database_sizes(engine, sizes(1, f"database-{number}", "2025-03-01", [100 + number] * 31))
+    window = PERIODS[period].window_of(date(2025, 3, 1))
+    service.aggregate(period, [window])
+    asked: list[tuple[str, Any]] = []
+
+    def record(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "capacity_growth" in statement:
+            asked.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", record)
+    with engine.begin() as connection:
+        # Of so few rows every way is as good.
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        connection.execute(text("SET LOCAL enable_sort = off"))
+        connection.execute(text("ANALYZE database_size_aggregations"))
+        databases(connection, PERIODS[period], window, order=order, engine=None, label=None, page=1)
+        [(statement, parameters)] = asked
+        plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+    event.remove(engine, "before_cursor_execute", record)
+
+    assert f"Presorted Key: a.{column}" in plan, plan

@@ -116,7 +116,25 @@ def test_a_legacy_database_gets_the_indexes_that_looks_rely_on(empty_engine: Eng
 
     names = {index["name"] for index in inspect(empty_engine).get_indexes("database_size_stats")}
     assert "ix_database_size_stats_collected_date_instance_id" in names
+    of_aggregates = {index["name"] for index in inspect(empty_engine).get_indexes("database_size_aggregations")}
+    assert {"ix_database_size_aggregations_change", "ix_database_size_aggregations_size"} <= of_aggregates
     assert initialise(empty_engine) == ()
+
+
+def test_init_makes_the_indexes_of_lists_where_they_are_missing_and_check_tells_before(engine: Engine) -> None:
+    names = [f"ix_database_size_aggregations_{name}" for name in ("change", "size")]
+    for name in names:
+        with engine.begin() as connection:
+            connection.execute(text(f"DROP INDEX {name}"))
+    needed = tuple(f"database_size_aggregations has no index {name}" for name in names)
+    assert schema_state(engine).shortcomings == needed
+
+    done = initialise(engine)
+
+    assert done == tuple(f"changed: {step}" for step in needed)
+    assert schema_state(engine).fit
+    found = {str(index["name"]) for index in inspect(engine).get_indexes("database_size_aggregations")}
+    assert found >= set(names)
 
 
 def test_a_schema_that_was_renamed_is_mended_before_a_collection_fails(engine: Engine) -> None:
