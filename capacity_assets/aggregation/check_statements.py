@@ -114,11 +114,15 @@ def levels_differ(_level: Level) -> str:
     return _first(body, "difference DESC, place")
 
 
+_DIFFERENCE = """
+    format('by %s in the window from %s: groups %s MiB, changed by %s; fleet %s MiB, changed by %s',
+           g.grouped_by, {}, g.size_mb, g.change_mb, f.size_mb, f.change_mb)"""
+
+
 def groups_differ(_level: Level) -> str:
     """Groupings of a window whose groups do not add up to the fleet, in size or change."""
     body = f"""
-        SELECT format('by %s in the window from %s: groups %s MiB, changed by %s; fleet %s MiB, changed by %s',
-                      g.grouped_by, w.period_start, g.size_mb, g.change_mb, f.size_mb, f.change_mb) AS place
+        SELECT {_DIFFERENCE.format("w.period_start")} AS place
         FROM {_WINDOWS}
         CROSS JOIN LATERAL (
             SELECT grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
@@ -135,14 +139,13 @@ def groups_differ(_level: Level) -> str:
 
 def groups_differ_on_nodes(_level: Level) -> str:
     """The same where rows are distributed: all windows at once."""
-    body = """
-        SELECT format('by %s in the window from %s: groups %s MiB, changed by %s; fleet %s MiB, changed by %s',
-                      g.grouped_by, g.window_start, g.size_mb, g.change_mb, f.size_mb, f.change_mb) AS place
+    body = f"""
+        SELECT {_DIFFERENCE.format("g.window_start")} AS place
         FROM (SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
               WHERE period = :period_type AND window_start = ANY (CAST(:starts AS date[])) GROUP BY 1, 2) AS g
         JOIN (SELECT a.period_start, sum(a.total_size_mb) AS size_mb, sum(a.total_size_change_mb) AS change_mb
               FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
               WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))
                 AND i.counted_by IS NULL GROUP BY 1) AS f ON f.period_start = g.window_start
-        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""
+        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""  # noqa: S608 -- as above
     return _first(body, "place")

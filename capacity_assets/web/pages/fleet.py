@@ -158,7 +158,7 @@ def _read_fleet(connection: Connection, asked: Asked) -> FleetPage:
         [_moved(connection, name, window) for name, window in over.items()],
         runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN, "skipped": 0}),
         found(Headroom, connection, _HEADROOM)[0],
-        _trust(connection, day, unmeasured),
+        _trust(connection, day, unmeasured, on_nodes=on_nodes),
         unmeasured[:UNMEASURED_SHOWN],
         len(unmeasured),
         by,
@@ -182,12 +182,12 @@ def _moved(connection: Connection, name: str, window: Window) -> Moved:
     return Moved(name, window.start, window.end, [one for one in grown if (one.change_mb or 0) > 0], shrunk)
 
 
-def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeasured]) -> Trust:
+def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeasured], *, on_nodes: bool) -> Trust:
     active = rows(connection, "SELECT count(*) AS servers FROM capacity_servers WHERE is_active")[0].servers
     coverage = None
     if day is not None:
         first = day - timedelta(days=TRUST_DAYS - 1)
-        query = _COVERAGE_ON_NODES if tables_are_distributed(connection) else _COVERAGE
+        query = _COVERAGE_ON_NODES if on_nodes else _COVERAGE
         coverage = rows(connection, query, {"first": first, "day": day})[0].coverage
     failed = sum(one.failure is not None for one in unmeasured)
     return Trust(day, active, active - len(unmeasured), failed, None if coverage is None else float(coverage))
