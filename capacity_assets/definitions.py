@@ -4,5 +4,6 @@ from capacity_assets.garbage import search_rarely
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.settings import load_settings
 
+# By now Dagster is loaded; workers of runs end sooner.
 search_rarely()
 defs = build_definitions(load_settings())

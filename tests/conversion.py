@@ -10,6 +10,7 @@ from sqlalchemy import Engine, event
 
 from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
 from capacity_assets.storage.schema import initialise
+from tests.databases import execute
 from tests.fleet import load_sample
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 
@@ -33,11 +34,6 @@ def keep_few_rows(engine: Engine) -> None:
 def is_partitioned(engine: Engine) -> list[bool]:
     with engine.connect() as connection:
         return [layout_of(connection, table).by_period for table in CAPACITY_TABLES[2:]]
-
-
-def execute(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        connection.exec_driver_sql(statement)
 
 
 @contextmanager

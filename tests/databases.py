@@ -204,8 +204,15 @@ def end_sessions(engine: Engine) -> None:
         )
 
 
-def execute(engine: Engine, statement: str) -> None:
+def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def execute(engine: Engine, *statements: str) -> None:
+    """Execute statements in one transaction."""
     with engine.begin() as connection:
         # On a cluster, triggers of distributed tables are changed by who says so.
         connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
-        connection.execute(text(statement))
+        for statement in statements:
+            connection.execute(text(statement))

@@ -11,6 +11,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.storage.group_tracking import forget_group_sums
 from tests.clocks import TODAY, fixed_clock
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 MARCH, APRIL, DAYS = date(2025, 3, 1), date(2025, 4, 1), 61
@@ -40,12 +41,6 @@ def added_up(engine: Engine) -> Groups:
 def count(engine: Engine, table: str) -> int:
     with engine.connect() as connection:
         return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
-
-
-def execute(engine: Engine, *statements: str) -> None:
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
 
 
 def falsify(engine: Engine) -> None:

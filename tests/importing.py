@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
+
+from tests.databases import rows
 
 HEAD = "server,database,day,size_mb\n"
 
@@ -13,11 +15,6 @@ HEAD = "server,database,day,size_mb\n"
 def write(path: Path, content: str) -> str:
     path.write_text(content, encoding="utf-8")
     return str(path)
-
-
-def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(query))]
 
 
 def samples(engine: Engine) -> list[tuple[object, ...]]:

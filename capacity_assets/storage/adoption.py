@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
-from sqlalchemy.schema import CreateColumn, CreateIndex
+from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.steps import DIALECT, Step, free_name, literal, quoted
@@ -43,8 +43,7 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
         if duplicates:
             problems.append(duplicates)
         steps.append(unique_key_step(connection, wanted, key))
-    steps += _window_index_steps(connection, wanted)
-    steps += _list_index_steps(connection, wanted)
+    steps += _index_steps(connection, wanted)
     return Plan(tuple(steps), tuple(problems))
 
 
@@ -186,8 +185,8 @@ def other_owner(connection: Connection, table: str) -> str | None:
     ).scalar()
 
 
-def _window_index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
-    """The index by which a window is found; one that begins with the same columns is enough."""
+def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+    """Plain indexes that queries and checks rely on; an index that begins with the same columns is enough."""
     present = [
         tuple(row.columns)
         for row in connection.execute(
@@ -199,25 +198,26 @@ def _window_index_steps(connection: Connection, wanted: Table) -> Iterator[Step]
             {"table": wanted.name},
         )
     ]
+    for name, columns in _plain_indexes(wanted):
+        if any(found[: len(columns)] == columns for found in present):
+            continue
+        present.append(columns)
+        listed = ", ".join(map(quoted, columns))
+        yield Step(
+            f"{wanted.name} has no index on ({', '.join(columns)})",
+            f"CREATE INDEX {quoted(free_name(connection, name))} ON {quoted(wanted.name)} ({listed})",
+        )
+
+
+def _plain_indexes(wanted: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Names and columns: those of the definition first, because one of them may begin with the columns of the last."""
+    for index in sorted(wanted.indexes, key=lambda index: str(index.name)):
+        if not index.unique:
+            yield str(index.name), tuple(index.columns.keys())
     # In a table of ours the primary key begins with them; in others the row number is the key, and looks need them.
     columns = tuple(column.name for column in wanted.primary_key if column.name != "id")
-    if not columns or any(found[: len(columns)] == columns for found in present):
-        return
-    name = free_name(connection, f"ix_{wanted.name}_{columns[0]}_{columns[-1]}")
-    listed = ", ".join(map(quoted, columns))
-    yield Step(
-        f"{wanted.name} has no index on ({', '.join(columns)})",
-        f"CREATE INDEX {quoted(name)} ON {quoted(wanted.name)} ({listed})",
-    )
-
-
-def _list_index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
-    """The indexes that keep lists sorted, which a table has that was created by this version."""
-    present = {index["name"] for index in inspect(connection).get_indexes(wanted.name)}
-    for index in sorted(wanted.indexes, key=lambda index: str(index.name)):
-        if not index.unique and index.name not in present:
-            create = str(CreateIndex(index).compile(dialect=DIALECT))
-            yield Step(f"{wanted.name} has no index {index.name}", create)
+    if columns:
+        yield f"ix_{wanted.name}_{columns[0]}_{columns[-1]}", columns
 
 
 def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]:

@@ -21,7 +21,6 @@ from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
 from capacity_assets.storage.engine import capacity_engine
 from tests.e2e import demo_in_the_ui as ui
 from tests.e2e.conftest import FIRST_DAY, Demo
-from tests.e2e.demo_in_the_ui import HOSTILE, MONTHLY, Stack, disturb, months, picture, switch_of, unfold
 from tests.e2e.foreign_pages import TAKEN, answer, login, nginx, proxy, questions
 from tests.e2e.stack import ask, processes_naming, run, served, wait_for
 from tests.servers import free_port
@@ -31,7 +30,7 @@ expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
-def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ui.Stack]:
     """The demo, served; tests then change the samples of two months."""
     home = demo.copy_to(tmp_path_factory.mktemp("served") / "home")
     with pytest.MonkeyPatch.context() as patched:
@@ -41,13 +40,13 @@ def stack(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stac
         settings = Settings(CAPACITY_HOME=home)  # type: ignore[call-arg]
         with served(home, port, *names, pages_port=pages_port), embedded_server(settings.postgres_data) as server:
             engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
-            yield Stack(port, pages_port, engine, home, proxies)
+            yield ui.Stack(port, pages_port, engine, home, proxies)
             engine.dispose()
     assert processes_naming(str(home)) == [], "Ctrl-C stops the embedded server too"
 
 
 @pytest.fixture
-def page(browser: Browser, stack: Stack) -> Iterator[Page]:
+def page(browser: Browser, stack: ui.Stack) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1500, "height": 1000}, base_url=f"http://127.0.0.1:{stack.port}")
     opened.set_default_timeout(60_000)
     errors: list[str] = []
@@ -57,7 +56,7 @@ def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     assert errors == []
 
 
-def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: Stack) -> None:
+def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_few_runs(stack: ui.Stack) -> None:
     port, home = stack.port, stack.home
     nodes = {node["assetKey"]["path"][0]: node for node in ask(port, ui.ASSETS)["assetNodes"]}
     assert len(nodes) == 19
@@ -98,7 +97,7 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
     assert "Another `capacity up` serves" in second.stderr
 
 
-def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: Stack) -> None:
+def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: ui.Stack) -> None:
     (stack.home / "reports" / "growth.html").write_text("<p>a page</p>")
     (stack.home / "secret").write_text("not for readers")
     base = f"http://127.0.0.1:{stack.port}"
@@ -114,7 +113,7 @@ def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: Stack
     assert beside == 404
 
 
-def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(stack: Stack, tmp_path: Path) -> None:
+def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(stack: ui.Stack, tmp_path: Path) -> None:
     nginx()
     web, operators, readers, pages = stack.port, *stack.proxies
     # Both sides of the proxy before the UI lead to the one server that runs here.
@@ -139,7 +138,7 @@ def test_the_lineage_leads_from_the_samples_over_each_period_to_the_report(page:
 
     for group in ("raw", *PERIODS, "forecasts", "reports", "maintenance"):
         expect(page.get_by_text(group, exact=True).last).to_be_visible()
-    picture(page, "lineage")
+    ui.picture(page, "lineage")
     page.goto("/assets/growth_report?view=lineage")
     for name in ("monthly_database_aggregations", "monthly_instance_aggregations", "growth_report"):
         expect(page.get_by_text(name, exact=True).last).to_be_visible()
@@ -150,17 +149,17 @@ def test_an_asset_explains_itself_and_its_columns(page: Page) -> None:
 
     expect(page.get_by_text("How each database developed, one row per monthly window.")).to_be_visible()
     expect(page.get_by_text("Mean total size, rounded down, MiB (from size_mb)")).to_be_visible()
-    picture(page, "asset")
+    ui.picture(page, "asset")
 
 
 def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that_failed(
-    page: Page, stack: Stack
+    page: Page, stack: ui.Stack
 ) -> None:
     port, engine = stack.port, stack.engine
-    first, last = months(engine)
-    disturb(engine, last)
+    first, last = ui.months(engine)
+    ui.disturb(engine, last)
 
-    page.goto(f"/assets/{MONTHLY}?view=partitions")
+    page.goto(f"/assets/{ui.MONTHLY}?view=partitions")
     page.get_by_role("button", name="Materialize…").first.click()
     page.get_by_text("Launch runs to materialize").wait_for()
     page.get_by_text("Show all partitions").click()
@@ -173,25 +172,25 @@ def test_a_backfill_launched_by_clicking_runs_and_its_page_names_the_server_that
     page.goto("about:blank")
 
     def finished() -> bool:
-        [newest] = ask(port, ui.NEWEST, key={"path": [MONTHLY]})["assetOrError"]["assetMaterializations"]
+        [newest] = ask(port, ui.NEWEST, key={"path": [ui.MONTHLY]})["assetOrError"]["assetMaterializations"]
         counts = {entry["label"]: entry.get("intValue") for entry in newest["metadataEntries"]}
         return bool(newest["partition"] == last and counts["failed_instances"] == 1)
 
     wait_for(finished, "the backfill")
-    page.goto(f"/assets/{MONTHLY}?view=partitions&partition={last}")
+    page.goto(f"/assets/{ui.MONTHLY}?view=partitions&partition={last}")
     page.get_by_text("summary", exact=True).first.wait_for()
-    unfold(page)
+    ui.unfold(page)
     expect(page.get_by_text("Failed servers")).to_be_visible()
     # The name as it is, not as markup.
-    expect(page.get_by_text(HOSTILE).first).to_be_visible()
+    expect(page.get_by_text(ui.HOSTILE).first).to_be_visible()
     expect(page.get_by_text("Largest growers")).to_be_visible()
-    picture(page, "summary")
-    page.goto(f"/assets/{MONTHLY}/checks?checkDetail=servers_stored".replace("/checks?", "?view=checks&"))
+    ui.picture(page, "summary")
+    page.goto(f"/assets/{ui.MONTHLY}/checks?checkDetail=servers_stored".replace("/checks?", "?view=checks&"))
     expect(page.get_by_text("servers_stored").first).to_be_visible()
-    picture(page, "checks")
+    ui.picture(page, "checks")
 
 
-def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: Stack) -> None:
+def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: ui.Stack) -> None:
     query = """query { schedulesOrError(repositorySelector: {repositoryLocationName: "capacity_assets",
       repositoryName: "__repository__"}) { ... on Schedules { results { name scheduleState { status } } } } }"""
 
@@ -200,24 +199,24 @@ def test_a_schedule_is_switched_off_and_on_again(page: Page, stack: Stack) -> No
         return next(one["scheduleState"]["status"] for one in found if one["name"] == "weekly_aggregation_schedule")
 
     page.goto("/automation")
-    switch = switch_of(page, "weekly_aggregation_schedule")
+    switch = ui.switch_of(page, "weekly_aggregation_schedule")
     for wanted in ("STOPPED", "RUNNING"):
         expect(switch).to_be_enabled()
         expect(switch).to_be_checked(checked=wanted == "STOPPED")
         switch.locator("xpath=..").click()
         wait_for(lambda wanted=wanted: status() == wanted, f"the schedule to be {wanted}")
     expect(switch).to_be_checked()
-    picture(page, "automation")
+    ui.picture(page, "automation")
 
 
-def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tables(page: Page, stack: Stack) -> None:
+def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tables(page: Page, stack: ui.Stack) -> None:
     engine = stack.engine
-    month = months(engine)[1]
+    month = ui.months(engine)[1]
 
     page.goto(f"/assets/growth_report?view=partitions&partition={month}")
     shown = page.get_by_text(re.compile(rf"^\s*/(?!capacity/).*reports/growth-monthly-{month}\.html\s*$")).first
     path = shown.inner_text().strip()
-    picture(page, "report-partition")
+    ui.picture(page, "report-partition")
     with page.context.expect_page() as opened:
         page.get_by_text(f"/capacity/reports/growth-monthly-{month}.html", exact=True).first.click()
     expect(opened.value.locator("[data-step=end]")).to_be_visible()
@@ -245,7 +244,7 @@ def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tabl
     assert page.locator("figure > svg").count() in {3, 4}
     assert page.locator("svg").first.bounding_box()["width"] > 500  # type: ignore[index]
     page.set_viewport_size({"width": 1000, "height": 1400})
-    picture(page, "report")
+    ui.picture(page, "report")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1000
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a telephone shows it without scrolling aside"
@@ -253,7 +252,7 @@ def test_the_report_opens_from_its_materialisation_and_its_totals_equal_the_tabl
     assert 1 <= len(re.findall(rb"/Type\s*/Page[^s]", pages)) <= 6
 
 
-def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, stack: Stack) -> None:
+def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, stack: ui.Stack) -> None:
     with stack.engine.connect() as connection:
         first = connection.execute(
             text(
@@ -287,5 +286,5 @@ def test_the_newest_report_says_what_fills_first_as_the_view_does(page: Page, st
     page.set_viewport_size({"width": 1500, "height": 1000})
     page.goto(f"/assets/runway?view=partitions&partition={first.as_of}")
     expect(page.get_by_text("Fills first", exact=True).first).to_be_visible()
-    unfold(page)
+    ui.unfold(page)
     expect(page.get_by_role("cell", name=first.name, exact=True).first).to_be_visible()

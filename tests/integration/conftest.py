@@ -196,20 +196,23 @@ def grouped_fleet(engine: Engine) -> None:
 
 
 @pytest.fixture
-def week(engine: Engine) -> Digest:
+def week(engine: Engine, request: pytest.FixtureRequest) -> Digest:
     """The digest of the last week, if the module is prepared with it."""
+    assert "week" in request.module.PREPARED
     return read_digest(engine, WEEK)
 
 
 @pytest.fixture
-def legacy(empty_engine: Engine) -> Engine:
+def legacy(empty_engine: Engine, request: pytest.FixtureRequest) -> Engine:
     """A legacy database without partitions, upgraded, with its rows if the module is prepared so."""
+    assert "legacy" in request.module.PREPARED_FROM_NOTHING
     return empty_engine
 
 
 @pytest.fixture
-def computed(service: AggregationService) -> AggregationService:
+def computed(service: AggregationService, request: pytest.FixtureRequest) -> AggregationService:
     """The service over what the module is prepared with, every window computed."""
+    assert "computed" in request.module.PREPARED
     return service
 
 

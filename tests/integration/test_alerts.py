@@ -18,8 +18,8 @@ from capacity_assets.orchestration.showback import SHOWBACK_SENSOR
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
+from tests.alerting import House
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
-from tests.house import House
 from tests.receiver import Receiver, receiving
 from tests.runs import QUIET
 

@@ -26,6 +26,7 @@ from capacity_assets.storage.schema import SchemaProblemsError, initialise
 from capacity_assets.storage.time_zone import record_zone
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.command import capacity
+from tests.databases import rows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.other_postgres import other_postgres
 from tests.pages import served_pages
@@ -90,11 +91,6 @@ def together(regions: list[Region]) -> Iterator[Engine]:
     engine = capacity_engine(regions[0].server.url("overview", CAPACITY_DRIVER))
     yield engine
     engine.dispose()
-
-
-def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(query))]
 
 
 def test_figures_read_together_are_those_of_the_cells(regions: list[Region], together: Engine) -> None:

@@ -21,7 +21,8 @@ from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import initialise, schema_state
 from tests.clocks import TODAY, fixed_clock
-from tests.conversion import LEGACY, execute, failing_at, is_partitioned, keep_few_rows, upgraded
+from tests.conversion import LEGACY, failing_at, is_partitioned, keep_few_rows, upgraded
+from tests.databases import execute
 from tests.fleet import add_database_sizes, figures, load_sample, sizes
 from tests.forked import run_forked
 from tests.legacy import LegacyShape, create_legacy_tables

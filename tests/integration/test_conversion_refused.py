@@ -9,7 +9,8 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
 from capacity_assets.storage.schema import SchemaProblemsError, schema_state
 from tests.clocks import TODAY
-from tests.conversion import LEGACY, execute, is_partitioned, upgraded
+from tests.conversion import LEGACY, is_partitioned, upgraded
+from tests.databases import execute
 from tests.fleet import figures
 from tests.legacy import LegacyShape
 from tests.partitions import everything, keeper

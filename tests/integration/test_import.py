@@ -15,7 +15,8 @@ from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.importing.rows import RowReader, layout_of
 from tests.clocks import fixed_clock
 from tests.command import capacity
-from tests.importing import HEAD, counts, rows, samples, totals, write
+from tests.databases import rows
+from tests.importing import HEAD, counts, samples, totals, write
 
 pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
 

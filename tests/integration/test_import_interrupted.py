@@ -18,7 +18,8 @@ from capacity_assets.importing.rows import RowReader, layout_of
 from capacity_assets.importing.sources import file_source
 from tests.clocks import SHANGHAI, fixed_clock
 from tests.command import capacity
-from tests.importing import HEAD, rows, samples, totals, write
+from tests.databases import rows
+from tests.importing import HEAD, samples, totals, write
 
 pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")
 

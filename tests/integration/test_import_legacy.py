@@ -11,9 +11,9 @@ from sqlalchemy import Engine, text
 from capacity_assets.foundation.levels import DATABASE, LEVELS
 from capacity_assets.storage.engine import capacity_engine
 from tests.command import capacity
-from tests.databases import Databases
+from tests.databases import Databases, rows
 from tests.fleet import load_sample, stored
-from tests.importing import rows, samples, totals
+from tests.importing import samples, totals
 from tests.legacy import LegacyShape, create_legacy_tables
 
 pytestmark = pytest.mark.usefixtures("settings", "alpha_and_beta")

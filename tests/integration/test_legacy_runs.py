@@ -15,6 +15,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import task_runner
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
+from tests.databases import execute, rows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
 
 NEWER = """
@@ -56,17 +57,6 @@ def told(
 def run(engine: Engine, settings: Settings) -> None:
     runner = task_runner(engine, settings, clock=fixed_clock())
     runner.run_period("daily", [PERIODS["daily"].window_of(DAY)])
-
-
-def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(query))]
-
-
-def execute(engine: Engine, *statements: str) -> None:
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
 
 
 def test_a_run_is_one_row_of_the_newer_table_where_both_exist(engine: Engine, told: Settings) -> None:

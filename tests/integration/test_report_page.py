@@ -1,4 +1,4 @@
-"""x"""
+"""The page of a report: it says the numbers of the tables, trusts no name, and needs neither network nor colour."""
 
 from __future__ import annotations
 

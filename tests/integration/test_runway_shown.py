@@ -1,4 +1,4 @@
-"""x"""
+"""Where issued runways are read: the views, the status, exports and explanations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""x"""
+"""Views of others that read a table to be upgraded: put back as they were, or named."""
 
 from __future__ import annotations
 

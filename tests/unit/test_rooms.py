@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 ROOT = Path(__file__).resolve().parents[2]
+MOST_LINES = 300
 # Rooms and what they may import, from the outside in; nothing imports a room further out.
 ROOMS = [
     "garbage",
@@ -42,9 +43,6 @@ ROOMS = [
     "orchestration",
     "cli",
 ]
-
-
-MOST_LINES = 300
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -88,5 +86,5 @@ def test_every_file_of_the_code_fits_into_three_hundred_lines() -> None:
     ]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
 
-    assert len(lengths) > MOST_LINES
+    assert "tests/unit/test_rooms.py" in lengths
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
