@@ -197,14 +197,14 @@ def grouped_fleet(engine: Engine) -> None:
 
 @pytest.fixture
 def week(engine: Engine, request: pytest.FixtureRequest) -> Digest:
-    """The digest of the last week, if the module is prepared with it."""
+    """The digest of the last week, which the module is prepared with."""
     assert "week" in request.module.PREPARED
     return read_digest(engine, WEEK)
 
 
 @pytest.fixture
 def legacy(empty_engine: Engine, request: pytest.FixtureRequest) -> Engine:
-    """A legacy database without partitions, upgraded, with its rows if the module is prepared so."""
+    """A legacy database without partitions, upgraded, with the rows that the module is prepared with."""
     assert "legacy" in request.module.PREPARED_FROM_NOTHING
     return empty_engine
 
