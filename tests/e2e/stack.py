@@ -35,6 +35,11 @@ def run(home: Path, *arguments: str, timeout: int = PATIENCE_SECONDS) -> subproc
     return run_forked(*arguments, environment=environment(home), timeout=timeout)
 
 
+def free_ports() -> tuple[str, ...]:
+    """Say which ports `up` is to take; by default the pages take the next one, which may be another test's."""
+    return "--port", str(free_port()), "--pages-port", str(free_port())
+
+
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:

@@ -18,7 +18,7 @@ import pytest
 from capacity_assets.settings import DAGSTER_DRIVER
 from capacity_assets.storage.embedded import EmbeddedServer
 from tests.e2e.conftest import FIRST_DAY, Demo
-from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, processes_naming, run, wait_for
+from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_ports, processes_naming, run, wait_for
 from tests.redis_server import RedisServer
 from tests.servers import free_port
 
@@ -67,20 +67,20 @@ def test_the_embedded_server_stops_with_its_last_user(home: Path) -> None:
 def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_starting_a_second_daemon(
     home: Path,
 ) -> None:
-    arguments = [*COMMAND, "up", "--port", str(free_port())]
+    arguments = [*COMMAND, "up", *free_ports()]
     with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()
         process.communicate()
 
-    refused = run(home, "up", "--port", str(free_port()))
+    refused = run(home, "up", *free_ports())
 
     assert refused.returncode == 1
     [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
     os.killpg(int(group), signal.SIGKILL)
     with taken_port() as port:
-        next_one = run(home, "up", "--port", str(port))
+        next_one = run(home, "up", "--port", str(port), "--pages-port", str(free_port()))
     assert f"Port {port} on 127.0.0.1 cannot be used" in next_one.stderr, "nothing is left over any more"
     assert run(home, "status").returncode == 0, "what the killed one had open works"
     assert processes_naming(str(home)) == []
@@ -93,7 +93,7 @@ def test_up_refuses_a_redis_that_refuses_it_and_does_not_show_the_password(
     guarded.start()
     try:
         monkeypatch.setenv("CAPACITY_REDIS_URL", f"redis://:hunter2@127.0.0.1:{guarded.port}/0")
-        refused = run(tmp_path / "home", "up", "--port", str(free_port()))
+        refused = run(tmp_path / "home", "up", *free_ports())
     finally:
         guarded.stop()
 
@@ -113,7 +113,7 @@ def taken_port() -> Iterator[int]:
 
 def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
     with taken_port() as port:
-        refused = run(home, "up", "--port", str(port))
+        refused = run(home, "up", "--port", str(port), "--pages-port", str(free_port()))
 
     assert refused.returncode == 1
     assert f"Port {port} on 127.0.0.1 cannot be used" in refused.stderr
@@ -124,7 +124,7 @@ def test_up_warns_of_a_redis_that_is_away_and_goes_on(tmp_path: Path, monkeypatc
     """It keeps no UI from being served; here Dagster's storage does."""
     monkeypatch.setenv("CAPACITY_REDIS_URL", "redis://:hunter2@127.0.0.1:9/0")
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://dba@127.0.0.1:9/nowhere")
-    ended = run(tmp_path / "home", "up", "--port", str(free_port()))
+    ended = run(tmp_path / "home", "up", *free_ports())
 
     assert ended.stdout.startswith("Warning: The lock of the coming aggregates cannot be taken: Redis does not answer")
     assert "DAGSTER_POSTGRES_URL" in ended.stderr

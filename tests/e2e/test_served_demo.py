@@ -22,7 +22,7 @@ from capacity_assets.storage.engine import capacity_engine
 from tests.e2e import demo_in_the_ui as ui
 from tests.e2e.conftest import FIRST_DAY, Demo
 from tests.e2e.foreign_pages import TAKEN, answer, login, nginx, proxy, questions
-from tests.e2e.stack import ask, processes_naming, run, served, wait_for
+from tests.e2e.stack import ask, free_ports, processes_naming, run, served, wait_for
 from tests.servers import free_port
 
 # A busy machine takes longer than the usual five seconds.
@@ -92,7 +92,7 @@ def test_the_ui_shows_the_demo_and_a_backfill_launched_there_runs_to_its_end_in_
         for day, metadata in found.items():
             assert metadata["period_start"] == day
             assert (metadata["status"], metadata["written_records"]) == ("completed", 0)
-    second = run(home, "up", "--port", str(free_port()))
+    second = run(home, "up", *free_ports())
     assert second.returncode == 1
     assert "Another `capacity up` serves" in second.stderr
 
