@@ -7,20 +7,14 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tests.command import capacity
+from tests.command import printed
 from tests.fleet import add_database_sizes, add_instances, sizes
 
 GIB = 1024
 
 
-def done(*arguments: str) -> str:
-    result = capacity(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def billed(by: str = "team", *more: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(done("bill", "--month", "2025-06", "--by", by, "--json", *more))
+    found: dict[str, Any] = json.loads(printed("bill", "--month", "2025-06", "--by", by, "--json", *more))
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import LEVELS
@@ -40,8 +40,3 @@ def compute_everything(engine: Engine) -> None:
 
 def everything(engine: Engine) -> dict[object, Row]:
     return {(level.name, *key): row for level in LEVELS.values() for key, row in figures(engine, level).items()}
-
-
-def stored_rows(engine: Engine, table: str) -> int:
-    with engine.connect() as connection:
-        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())

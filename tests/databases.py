@@ -209,6 +209,12 @@ def rows(engine: Engine, query: str) -> list[tuple[object, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
+def count(engine: Engine, table: str) -> int:
+    """The number of rows of a table."""
+    with engine.connect() as connection:
+        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
 def execute(engine: Engine, *statements: str) -> None:
     """Execute statements in one transaction."""
     with engine.begin() as connection:

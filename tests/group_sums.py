@@ -38,11 +38,6 @@ def added_up(engine: Engine) -> Groups:
     return found
 
 
-def count(engine: Engine, table: str) -> int:
-    with engine.connect() as connection:
-        return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
-
-
 def falsify(engine: Engine) -> None:
     """Make what is stored recognisable."""
     execute(engine, "UPDATE capacity_group_sums SET size_mb = -1")

@@ -11,7 +11,7 @@ from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.outlook import Outlook
 from tests.clocks import TODAY
-from tests.command import capacity
+from tests.command import printed
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = TODAY - timedelta(days=199)
@@ -21,8 +21,7 @@ GROWING = [1024 + 10 * day for day in range(200)]
 
 def declared(*arguments: str) -> None:
     """Declare a limit by the command."""
-    done = capacity("limits", "set", *arguments)
-    assert done.exit_code == 0, done.output
+    printed("limits", "set", *arguments)
 
 
 def found(engine: Engine, **options: Any) -> dict[tuple[str, str | None], Outlook]:

@@ -77,10 +77,8 @@ def measured_databases(measured_postgres: PostgresServer) -> Iterator[None]:
 
 
 @pytest.fixture
-def growing_servers(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def growing_servers(today: None, engine: Engine) -> None:  # noqa: ARG001 -- commands ask for it
     """Two servers: `orders` grows by ten MiB per day, `still` does not; server-2 has one young database."""
-    assert settings
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
     add_instances(engine, [1, 2])
     add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
     add_database_sizes(engine, sizes(1, "still", FIRST.isoformat(), [500] * 200))

@@ -22,9 +22,9 @@ from capacity_assets.grouping.bills import issue_bill, read_bill
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.grouping.prices import Price, declare_prices
 from capacity_assets.periods import PERIODS
-from tests.bills import GIB, amounts, billed, done
+from tests.bills import GIB, amounts, billed
 from tests.clocks import TODAY
-from tests.command import capacity
+from tests.command import capacity, printed
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes
 
 pytestmark = pytest.mark.usefixtures("billed_fleet")
@@ -34,8 +34,8 @@ KEYS = ("team", "environment")
 
 
 def test_a_month_costs_what_its_daily_sizes_cost_by_owner_replicas_once() -> None:
-    done("prices", "set", "0.10", "--currency", "EUR")
-    done("labels", "set", "server-1", "team=payments", "--database", "a")
+    printed("prices", "set", "0.10", "--currency", "EUR")
+    printed("labels", "set", "server-1", "team=payments", "--database", "a")
 
     found = billed()
 
@@ -45,25 +45,25 @@ def test_a_month_costs_what_its_daily_sizes_cost_by_owner_replicas_once() -> Non
 
 
 def test_an_owner_and_a_price_that_change_within_the_month_share_it_by_days() -> None:
-    done("prices", "set", "0.30", "--currency", "EUR")
-    done("prices", "set", "0.60", "--currency", "EUR", "--from", "2025-06-21")
-    done("labels", "set", "server-1", "team=payments", "--database", "a")
-    done("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
+    printed("prices", "set", "0.30", "--currency", "EUR")
+    printed("prices", "set", "0.60", "--currency", "EUR", "--from", "2025-06-21")
+    printed("labels", "set", "server-1", "team=payments", "--database", "a")
+    printed("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
 
     # a: ten days of payments at 0.30, ten of search at 0.30 and ten at 0.60.
     assert amounts(billed()) == {"payments": "1.00", "search": "3.00", None: "8.00"}
 
 
 def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() -> None:
-    done("labels", "set", "server-1", "team=payments", "environment=test", "--database", "a")
-    done("prices", "set", "0.10", "--currency", "EUR", "--engine", "oracle")
+    printed("labels", "set", "server-1", "team=payments", "environment=test", "--database", "a")
+    printed("prices", "set", "0.10", "--currency", "EUR", "--engine", "oracle")
     nothing = billed()
     assert (nothing["bill"]["amount"], amounts(nothing)) == (None, {"payments": None, None: None})
-    done("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test")
+    printed("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test")
     assert amounts(billed()) == {"payments": "2.00", None: None}
-    assert "Without a price, and in no amount: 20.0 of 30.0 GiB" in done("bill", "--month", "2025-06")
-    done("prices", "set", "0.40", "--currency", "EUR", "--label", "team=payments")
-    done("prices", "set", "0.50", "--currency", "EUR", "--engine", "postgresql")
+    assert "Without a price, and in no amount: 20.0 of 30.0 GiB" in printed("bill", "--month", "2025-06")
+    printed("prices", "set", "0.40", "--currency", "EUR", "--label", "team=payments")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--engine", "postgresql")
 
     assert amounts(billed()) == {"payments": "4.00", None: "10.00"}
 
@@ -71,7 +71,7 @@ def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() ->
 def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_server_came_do_not(
     engine: Engine,
 ) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR")
     add_instances(engine, [4])
     # From the 16th on, every second day.
     add_database_sizes(engine, sizes(4, "c", "2025-06-16", [30 * GIB, None] * 15))
@@ -79,34 +79,34 @@ def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_ser
     found = billed("server")
 
     assert amounts(found) == {"server-1": "30.00", "server-4": "15.00"}
-    assert "days of servers were not measured" in done("bill", "--month", "2025-06")
+    assert "days of servers were not measured" in printed("bill", "--month", "2025-06")
 
 
 def test_a_database_of_three_days_pays_three_days(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
-    done("labels", "set", "server-1", "team=copy", "--database", "cop*")
+    printed("prices", "set", "1", "--currency", "EUR")
+    printed("labels", "set", "server-1", "team=copy", "--database", "cop*")
     add_database_sizes(engine, sizes(1, "copy", "2025-06-10", [100 * GIB] * 3))
 
     assert amounts(billed())["copy"] == "10.00"
 
 
 def test_a_server_of_which_only_totals_are_known_is_named_and_not_billed(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR")
     add_instances(engine, [5])
     add_instance_sizes(
         engine,
         [{"instance_id": 5, "collected_date": MONTH.start, "total_size_mb": 50 * GIB, "database_count": 2}],
     )
 
-    told = done("bill", "--month", "2025-06", "--by", "server")
+    told = printed("bill", "--month", "2025-06", "--by", "server")
 
     assert "In no amount: 1 server of which only totals were measured" in told
     assert billed("server")["bill"]["billed_days"] == 30
 
 
 def test_a_database_that_changed_hands_counts_once_in_all() -> None:
-    done("labels", "set", "server-1", "team=payments", "--database", "a")
-    done("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
+    printed("labels", "set", "server-1", "team=payments", "--database", "a")
+    printed("labels", "set", "server-1", "team=search", "--database", "a", "--from", "2025-06-11")
 
     found = billed()
 
@@ -133,31 +133,31 @@ def test_an_empty_month_a_wrong_group_and_a_wrong_month_are_refused_in_a_sentenc
     ],
 )
 def test_what_cannot_be_a_price_is_refused(arguments: list[str], problem: str) -> None:
-    done("prices", "set", "0.2", "--currency", "EUR")
+    printed("prices", "set", "0.2", "--currency", "EUR")
 
     refused = capacity("prices", "set", *arguments)
 
     assert refused.exit_code == 2
     assert problem in refused.output
-    assert [one["price"] for one in json.loads(done("prices", "list", "--json"))] == ["0.200000"]
+    assert [one["price"] for one in json.loads(printed("prices", "list", "--json"))] == ["0.200000"]
 
 
 def test_a_price_list_comes_from_a_file_and_a_price_can_be_forgotten(tmp_path: Path) -> None:
     file = tmp_path / "prices.csv"
     file.write_text("engine,label,price,currency,from\n,,0.10,EUR,\noracle,team=payments,0.5,EUR,2025-01-01\n")
 
-    assert "2 prices declared" in done("prices", "import", str(file))
-    assert "oracle with team=payments" in done("prices", "list")
-    done("prices", "remove", "--engine", "oracle", "--label", "team=payments", "--from", "2025-01-01")
-    assert len(json.loads(done("prices", "list", "--json"))) == 1
+    assert "2 prices declared" in printed("prices", "import", str(file))
+    assert "oracle with team=payments" in printed("prices", "list")
+    printed("prices", "remove", "--engine", "oracle", "--label", "team=payments", "--from", "2025-01-01")
+    assert len(json.loads(printed("prices", "list", "--json"))) == 1
     assert "There is no price of everything else" in capacity("prices", "remove", "--from", "2025-01-01").output
 
 
 def test_files_of_a_bill_say_what_the_screen_says(tmp_path: Path) -> None:
-    done("prices", "set", "0.10", "--currency", "EUR")
-    done("labels", "set", "server-1", "team==SUM(A1)", "--database", "a")
+    printed("prices", "set", "0.10", "--currency", "EUR")
+    printed("labels", "set", "server-1", "team==SUM(A1)", "--database", "a")
     for ending in ("csv", "json", "html"):
-        done("bill", "--month", "2025-06", "--output", str(tmp_path / f"bill.{ending}"))
+        printed("bill", "--month", "2025-06", "--output", str(tmp_path / f"bill.{ending}"))
 
     rows = list(csv.DictReader(io.StringIO((tmp_path / "bill.csv").read_text())))
     assert [(row["group"], row["amount"]) for row in rows] == [("", "2.00"), ("'=SUM(A1)", "1.00")]
@@ -228,7 +228,7 @@ def test_any_bill_is_exact_and_its_groups_add_up_to_the_cent(
 
 
 def test_late_samples_give_the_same_bill_as_a_first_issue_over_all_of_them(engine: Engine) -> None:
-    done("prices", "set", "0.37", "--currency", "EUR")
+    printed("prices", "set", "0.37", "--currency", "EUR")
     billed()
     add_database_sizes(engine, sizes(1, "late", "2025-06-05", [777] * 9))
     add_instance_sizes(

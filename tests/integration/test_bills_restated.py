@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.clock import Clock
-from tests.bills import GIB, amounts, billed, done
+from tests.bills import GIB, amounts, billed
 from tests.clocks import TODAY
-from tests.command import capacity
+from tests.command import capacity, printed
 from tests.fleet import add_database_sizes, sizes
 
 pytestmark = pytest.mark.usefixtures("billed_fleet")
 
 
 def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
-    done("labels", "set", "server-1", "team=payments", "--database", "b")
+    printed("prices", "set", "1", "--currency", "EUR")
+    printed("labels", "set", "server-1", "team=payments", "--database", "b")
     first = billed()
     assert billed() == first, "nothing changed, so nothing is issued again"
     with engine.begin() as connection:
@@ -34,7 +34,7 @@ def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept
     assert (first["bill"]["issue"], second["bill"]["issue"]) == (1, 2)
     assert (first["bill"]["amount"], second["bill"]["amount"], second["difference"]) == ("30.00", "31.00", "1.00")
     assert amounts(second) == {"payments": "21.00", None: "10.00"}
-    told = done("bill", "--month", "2025-06")
+    told = printed("bill", "--month", "2025-06")
     assert "30.00 EUR became 31.00 EUR. Since then: 1 sample corrected." in told
     assert "payments: 20.00 before, 21.00 now" in told
     assert amounts(billed("team", "--issue", "1")) == amounts(first)
@@ -43,7 +43,7 @@ def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept
 def test_a_month_that_is_not_over_is_replaced_and_final_afterwards(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR")
     monkeypatch.setattr(Clock, "today", lambda _self: date(2025, 6, 20))
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date > '2025-06-15'"))
@@ -58,7 +58,7 @@ def test_a_month_that_is_not_over_is_replaced_and_final_afterwards(
 
 
 def test_a_month_whose_samples_are_gone_keeps_its_bill(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR")
     before = billed()
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-20'"))
@@ -79,7 +79,7 @@ def test_a_month_whose_samples_are_gone_keeps_its_bill(engine: Engine) -> None:
 
 
 def test_no_dropped_sample_makes_an_issued_bill_smaller(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "1", "--currency", "EUR")
     before = billed()
     with engine.begin() as connection:
         connection.execute(text(AGGREGATES))
@@ -101,7 +101,7 @@ VALUES (1, 'a', 'monthly', '2025-05-01', '2025-05-31', 1, 1, 1, 12)
 
 
 def test_a_server_that_turns_out_to_be_a_replica_is_taken_off_a_bill(engine: Engine) -> None:
-    done("prices", "set", "0.10", "--currency", "EUR")
+    printed("prices", "set", "0.10", "--currency", "EUR")
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET counted_by = NULL WHERE id = 2"))
     assert billed()["bill"]["amount"] == "6.00"
@@ -115,7 +115,7 @@ def test_a_server_that_turns_out_to_be_a_replica_is_taken_off_a_bill(engine: Eng
 
 
 def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency_restates(engine: Engine) -> None:
-    done("prices", "set", "1", "--currency", "EUR", "--engine", "postgresql")
+    printed("prices", "set", "1", "--currency", "EUR", "--engine", "postgresql")
     first = billed("engine")
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET name = 'renamed' WHERE id = 1"))
@@ -123,21 +123,21 @@ def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM instances WHERE id = 1"))
     assert billed("engine")["bill"]["amount"] == first["bill"]["amount"]
-    done("prices", "remove", "--engine", "postgresql")
-    done("prices", "set", "1", "--currency", "USD", "--engine", "postgresql")
+    printed("prices", "remove", "--engine", "postgresql")
+    printed("prices", "set", "1", "--currency", "USD", "--engine", "postgresql")
     dollars = billed("engine")
     assert (dollars["bill"]["issue"], dollars["bill"]["currency"]) == (2, "USD")
 
 
 def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
-    done("prices", "set", "0.333333", "--currency", "EUR")
+    printed("prices", "set", "0.333333", "--currency", "EUR")
     billed()
-    done("labels", "set", "server-1", "team=search", "--database", "a", "--always")
+    printed("labels", "set", "server-1", "team=search", "--database", "a", "--always")
 
-    told = done("bill", "--month", "2025-06")
+    told = printed("bill", "--month", "2025-06")
 
     assert "Since then: labels declared: team=search of a on server-1." in told
-    done("prices", "set", "none", "--currency", "EUR")
-    nothing = done("bill", "--month", "2025-06")
+    printed("prices", "set", "none", "--currency", "EUR")
+    nothing = printed("bill", "--month", "2025-06")
     assert "(no team): 6.67 before, no price now" in nothing
     assert "became no amount" in nothing

@@ -11,8 +11,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from capacity_assets.aggregation.group_sums import store_group_sums
-from tests.databases import execute
-from tests.group_sums import APRIL, MARCH, SECONDS, added_up, count, falsify, groups
+from tests.databases import count, execute
+from tests.group_sums import APRIL, MARCH, SECONDS, added_up, falsify, groups
 
 pytestmark = pytest.mark.usefixtures("grouped_fleet")
 

@@ -18,9 +18,9 @@ from capacity_assets.retention.rules import Retention
 from capacity_assets.storage.group_tracking import lock_group_sums
 from capacity_assets.storage.schema import initialise, untracked_changes
 from tests.clocks import TODAY
-from tests.databases import execute
+from tests.databases import count, execute
 from tests.fleet import add_instances
-from tests.group_sums import APRIL, MARCH, SECONDS, added_up, count, falsify, groups
+from tests.group_sums import APRIL, MARCH, SECONDS, added_up, falsify, groups
 
 pytestmark = pytest.mark.usefixtures("grouped_fleet")
 

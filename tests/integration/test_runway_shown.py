@@ -11,7 +11,6 @@ import pytest
 from pyarrow.parquet import read_table
 from sqlalchemy import Engine, text
 
-from capacity_assets.clock import Clock
 from capacity_assets.runway.issued import newest_issue
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
@@ -100,10 +99,8 @@ def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured
     assert (declared, issue(engine, TODAY, TODAY).to_dict()["headroom_mb"]) == (9999 - 3514, 340)
 
 
-def test_status_and_exports_have_the_newest_runways(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+@pytest.mark.usefixtures("today")
+def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Path) -> None:
     before = capacity("status", columns=200)
     issue(engine, TODAY, TODAY)
 
@@ -137,8 +134,8 @@ def test_status_and_exports_have_the_newest_runways(
     assert all("Say what to write: either --period or --runway." in refused.output for refused in unclear)
 
 
-def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+@pytest.mark.usefixtures("today")
+def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine) -> None:
     issue(engine, TODAY, TODAY)
     before = capacity("status", columns=200).output
     declare(engine, [Limit("server-1", "still", 501)])
@@ -147,12 +144,10 @@ def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine, monk
     assert "UTC: `capacity runway` has them." in capacity("status", columns=200).output
 
 
-def test_an_explanation_says_what_was_said_before_and_what_became_of_it(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("today")
+def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: Engine) -> None:
     for ago in (30, 7):
         issue(engine, TODAY - timedelta(days=ago), TODAY)
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
 
     told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.settings import Settings
-from tests.command import capacity
+from tests.command import capacity, printed
 from tests.fleet import add_database_sizes, add_instances, sizes
 
 
@@ -29,9 +29,8 @@ def fleet(settings: Settings, engine: Engine, service: AggregationService) -> No
 
 
 def listed(*options: str) -> list[str]:
-    done = capacity("top", "--window", "2025-02-01", "--json", *options)
-    assert done.exit_code == 0, done.output
-    return [row["database"] for row in json.loads(done.output)]
+    found = json.loads(printed("top", "--window", "2025-02-01", "--json", *options))
+    return [row["database"] for row in found]
 
 
 def test_the_first_ones_have_most_of_what_was_asked_for() -> None:

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.clock import Clock
 from capacity_assets.collection import prometheus as client
 from capacity_assets.runway.forecasting import outlooks
-from capacity_assets.settings import Settings
 from tests.clocks import TODAY
 from tests.collecting import Collection
 from tests.command import capacity
@@ -26,9 +24,7 @@ GIB = 1024**3
 
 
 @pytest.fixture(autouse=True)
-def fleet(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settings
-    monkeypatch.setattr(Clock, "today", lambda _self: TODAY)
+def fleet(today: None, engine: Engine) -> None:  # noqa: ARG001 -- commands ask for it
     add_instances(engine, [1, 2])
     add_database_sizes(engine, sizes(1, "orders", (TODAY - timedelta(days=80)).isoformat(), range(1000, 1081)))
 

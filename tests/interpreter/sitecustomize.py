@@ -1,8 +1,8 @@
 """What every Python process that a test starts does first: search for garbage rarely, and fork the workers of runs.
 
 Loading Dagster leaves no garbage, and looking for it took a tenth to a fifth of the time of hundreds of processes, and
-as much again when they ended. One stack goes without: that of the deployment's
-programs, in which only what the product does by itself is done.
+as much again when they ended. One stack goes without: in that of the deployment's programs, only what the product does
+by itself is done.
 """
 
 import atexit

@@ -25,9 +25,9 @@ from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.tables import SAMPLES
 from tests import citus
-from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, everything, opened, service, stored_rows
+from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, everything, opened, service
 from tests.clocks import TODAY, fixed_clock
-from tests.databases import execute
+from tests.databases import count, execute
 from tests.fleet import add_database_sizes, sizes
 from tests.profiles import HISTORIES
 
@@ -248,7 +248,7 @@ def test_what_retention_frees_on_the_nodes_is_counted(distributed: Engine) -> No
     assert len(report.dropped) == 1
     assert report.dropped_records == 20_000
     assert 2 <= report.freed_mb <= 6
-    assert stored_rows(distributed, "volume_size_stats") == 0
+    assert count(distributed, "volume_size_stats") == 0
 
 
 def test_a_node_that_lacks_the_tables_of_changes_is_named_and_distributing_again_prepares_it(
@@ -271,12 +271,12 @@ def test_a_node_that_does_not_answer_keeps_samples_and_nothing_else_from_being_m
 ) -> None:
     compute_everything(distributed)
     nodes.on_node(nodes.ports[2], "DROP TABLE capacity_sample_changes", str(distributed.url.database))
-    rows = {table.name: stored_rows(distributed, table.name) for table in SAMPLES}
+    rows = {table.name: count(distributed, table.name) for table in SAMPLES}
     maintenance = TableMaintenance(distributed, FIRST, parse_retention("raw=400"))
 
     with pytest.raises(MaintenanceError, match="no further sample was dropped") as failed:
         maintenance.run(date(2027, 3, 1))
 
-    assert {name: stored_rows(distributed, name) for name in rows} == rows
+    assert {name: count(distributed, name) for name in rows} == rows
     created = {line.split(":")[0] for line in failed.value.report.created}
     assert created == {table.name for table in PARTITIONED}
