@@ -21,7 +21,7 @@ from capacity_assets.collection.engines.installed import excluded_databases
 from capacity_assets.collection.measuring import ProbeContext
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.digest.sending import Channels
-from capacity_assets.foundation.errors import DatabaseError, ValidationError
+from capacity_assets.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.retention.maintenance import TableMaintenance

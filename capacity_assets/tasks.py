@@ -18,14 +18,12 @@ from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.results import InstanceError, InstanceSummary, PeriodSummary, RunSummary, combine
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.aggregation.work import InstanceRef
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner
 from capacity_assets.settings import load_settings
-from capacity_assets.storage.embedded import EmbeddedServerError
-from capacity_assets.storage.engine import UnreachableError
 
 TaskResult = dict[str, object]
 ProgressCallbacks = Mapping[str, Mapping[str, Callable[..., None]]]
@@ -47,7 +45,7 @@ def run_capacity_aggregation(
             options = RunOptions(levels=runner.service.levels_of(scope), overwrite=overwrite)
             work = runner.scheduled_work(periods)
             run, troubles = runner.run_each(work, options)
-    except (CapacityError, UnreachableError, EmbeddedServerError) as error:
+    except CapacityError as error:
         return _failed(error)
     return _result(run, troubles, run.message, [period.name for period, _ in work])
 
@@ -60,7 +58,7 @@ def run_capacity_instance_aggregation(instance_id: int, periods: Sequence[str] |
             instance = runner.service.instance(instance_id)
             options = RunOptions(instance_ids=[instance_id])
             run, troubles = runner.run_each(work if instance.active else [], options)
-    except (CapacityError, UnreachableError, EmbeddedServerError) as error:
+    except CapacityError as error:
         return _failed(error)
     summary = InstanceSummary(instance.id, instance.name, instance.active, run)
     names = [period.name for period, _ in work] if instance.active else []
@@ -102,7 +100,7 @@ def calculate_database(
             instances = [instance for instance in runner.service.instances(None) if instance.active]
             run, troubles = runner.run_each(runner.scheduled_work(chosen))
             errors = list(map(str, troubles))
-    except (CapacityError, UnreachableError, EmbeddedServerError) as error:
+    except CapacityError as error:
         errors, chosen = [str(error)], []
     if errors:
         log.error("Aggregation %s: %s", run_id, " ".join(errors))
@@ -148,7 +146,7 @@ def aggregate_current_period(
             # What was written server by server is unchanged now; the summary is that of the first computation.
             first = {part.level: part for part in combine(told)}
             run = RunSummary(tuple(first.get(part.level, part) for part in run.parts))
-    except (CapacityError, UnreachableError, EmbeddedServerError) as error:
+    except CapacityError as error:
         return {"status": AggregationStatus.FAILED.value, "message": str(error), **asked, **summaries}
     summaries |= {f"{part.level}_summary": part.to_dict() for part in run.parts}
     return {"status": run.status.value, "message": run.message, **asked, **summaries}

@@ -11,7 +11,7 @@ from datetime import date
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.results import Coverage
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Window
 from capacity_assets.storage.distribution import is_distributed

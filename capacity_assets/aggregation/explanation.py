@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, o
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from capacity_assets.aggregation.reference import Sample, Value, WindowSamples, reference_figures
-from capacity_assets.foundation.errors import NotFoundError, database_errors
+from capacity_assets.errors import NotFoundError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.active_servers import is_active

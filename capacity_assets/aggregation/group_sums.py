@@ -10,10 +10,8 @@ import logging
 import time
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.foundation.errors import reason_of
+from capacity_assets.errors import DATABASE_FAILURES, reason_of
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.group_tracking import forget_group_sums, lock_group_sums
 from capacity_assets.storage.group_views import (
@@ -51,9 +49,8 @@ def store_group_sums(engine: Engine, seconds: float) -> int:
             with engine.begin() as connection:
                 windows, is_left = _store_some(connection)
             stored += windows
-    except (DBAPIError, PoolTimeoutError) as error:
-        reason = reason_of(error) if isinstance(error, DBAPIError) else str(error)
-        logger.warning("Sums of groups were not stored, and are added up when they are read: %s", reason)
+    except DATABASE_FAILURES as error:
+        logger.warning("Sums of groups were not stored, and are added up when they are read: %s", reason_of(error))
     return stored
 
 

@@ -43,7 +43,7 @@ from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindo
 from capacity_assets.aggregation.parts import Part
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.windows_left import WindowsLeft, asked_for, spread_activations
-from capacity_assets.foundation.errors import DatabaseError, database_errors
+from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import change_tracking_is_on

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, TextClause, text
 
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.distribution import is_distributed

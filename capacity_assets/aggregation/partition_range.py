@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.periods import Period, Window
 from capacity_assets.variables import DEFAULT_SCHEDULE_HOUR
 

@@ -25,7 +25,7 @@ from capacity_assets.aggregation.check_statements import (
 )
 from capacity_assets.aggregation.ledger_windows import OpenWindow
 from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import Window, adjacent_spans

@@ -27,7 +27,7 @@ from capacity_assets.aggregation.parts import NO_PARTS, Parts
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.aggregation.work import InstanceRef, Work
-from capacity_assets.foundation.errors import database_error, database_errors, is_data_error, reason_of
+from capacity_assets.errors import DatabaseFailure, database_error, database_errors, is_data_error, reason_of
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
@@ -196,7 +196,7 @@ class AggregationRunner:
         failure = InstanceError(instance.id, instance.name, reason_of(error))
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
 
-    def _failure(self, error: DBAPIError | PoolTimeoutError, work: Work) -> Exception:
+    def _failure(self, error: DatabaseFailure, work: Work) -> Exception:
         first, last = work.windows[0].start, work.windows[-1].end
         doing = f"computing {work.period.name} {self.level.name} aggregates from {first} to {last}"
         kept = "What was committed before was kept; the slice at work was rolled back whole."

@@ -27,7 +27,7 @@ from capacity_assets.aggregation.runners import INSTANCES_PER_SLICE, Aggregation
 from capacity_assets.aggregation.statements import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
+from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database

@@ -14,7 +14,7 @@ from capacity_assets.aggregation.inspection import Inspection
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.errors import CapacityError, DatabaseError, ValidationError
+from capacity_assets.errors import CapacityError, DatabaseError, ValidationError
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.legacy_runs import EndedRun, tell_legacy_tables

@@ -19,7 +19,7 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
 from capacity_assets.cli.options import DAY, command, completing, json_option, options
 from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, print_table, say
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Period, Window

@@ -18,8 +18,8 @@ from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import STANDARD_OUTPUT, left, print_json, print_table, right, say, writing
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
+from capacity_assets.errors import ValidationError
 from capacity_assets.files import atomic_write
-from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.spreadsheets import as_plain_text
 from capacity_assets.grouping.bill_words import gib, group_named, notes, quantity_note, title
 from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill

@@ -14,11 +14,11 @@ from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.options import LazyGroup, json_command
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.collection.credentials import SecretFolders, password_of
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.foundation.toml_files import named_tables
 from capacity_assets.runtime import open_engine
 from capacity_assets.settings import Settings
-from capacity_assets.storage.cells import MOST_CELLS, Cell, CellsRefusedError, attach, states
+from capacity_assets.storage.cells import MOST_CELLS, Cell, attach, states
 
 COMMANDS = {"attach": "cells:attach_", "list": "cells:list_"}
 COLUMNS = (("Cell", "left"), ("Servers from", "right"), ("Newest day", "left"), ("Answers", "text"))
@@ -53,10 +53,7 @@ def attach_(settings: Settings, /, *, file: Path, as_json: bool) -> int:
         raise ValidationError(f"{file} has {len(declared)} cells; {MOST_CELLS} can be read together.")
     with open_engine(settings) as engine:
         with database_errors(doing="attaching the cells", kept="Nothing was changed."):
-            try:
-                attach(engine, declared)
-            except CellsRefusedError as error:
-                raise ValidationError(str(error)) from None
+            attach(engine, declared)
         return _tell(engine_states=states(engine), as_json=as_json)
 
 

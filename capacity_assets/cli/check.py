@@ -23,7 +23,7 @@ from capacity_assets.collection.volume_sources import volume_sources
 from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.env_file import ENV_FILE
 from capacity_assets.environment import unknown_variables
-from capacity_assets.foundation.errors import CapacityError, reason_of, sqlstate_of
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of, sqlstate_of
 from capacity_assets.foundation.lock_errors import LockUnavailableError
 from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_storage
@@ -147,7 +147,7 @@ def _dagster_storage(settings: Settings) -> Iterator[Finding]:
         try:
             yield Finding("Dagster storage", Verdict.OK, f"PostgreSQL {server_version(engine)[1]} answers")
             yield _pools(settings)
-        except DBAPIError as error:
+        except DATABASE_FAILURES as error:
             yield Finding("Dagster storage", Verdict.BAD, f"cannot reach {safe_url(url)}: {reason_of(error)}")
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Engine, func, select, text
-from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
-from capacity_assets.foundation.errors import CapacityError, reason_of
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import Asked, without_limit
@@ -64,7 +63,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
                 yield from _limits(engine, settings)
     except (UnreachableError, EmbeddedServerError) as error:
         yield Finding(subject, Verdict.BAD, str(error))
-    except DBAPIError as error:
+    except DATABASE_FAILURES as error:
         yield Finding(subject, Verdict.BAD, reason_of(error))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import click
-from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.options import json_command, password_option
 from capacity_assets.cli.output import print_json, say
-from capacity_assets.foundation.errors import CapacityError, database_errors
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, database_errors
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.copying import KEPT, copy_database
 from capacity_assets.importing.legacy import address_of
@@ -44,7 +43,7 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
         try:
             # Rows of months without a partition are in the default one until now.
             prepare_database(target, settings)
-        except (CapacityError, DBAPIError) as error:
+        except (CapacityError, *DATABASE_FAILURES) as error:
             raise CommandFailedError(
                 f"Everything was copied. Moving rows into partitions of the target failed: {error}. Set "
                 "CAPACITY_DATABASE_URL to it and run `capacity init`, which does that."

@@ -16,8 +16,8 @@ from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import send_digests
 from capacity_assets.digest.writing import as_html, as_text
+from capacity_assets.errors import ValidationError
 from capacity_assets.files import atomic_write
-from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import digest_channels, open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings

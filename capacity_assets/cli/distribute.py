@@ -9,7 +9,7 @@ import click
 
 from capacity_assets.cli.options import dry_run_option, json_command
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.runtime import open_engine
 from capacity_assets.settings import Settings
 from capacity_assets.storage import distributing
@@ -42,10 +42,7 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bo
             if problem := distributing.what_stands_in_the_way(engine):
                 raise ValidationError(f"Nothing was changed. {problem}")
             tell = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))
-            try:
-                done = [] if dry_run else distributing.distribute(engine, shards=shards, tell=tell)
-            except distributing.NodeRefusedError as error:
-                raise ValidationError(str(error)) from None
+            done = [] if dry_run else distributing.distribute(engine, shards=shards, tell=tell)
             found = distributing.placements(engine)
     left = [one.table for one in found if not one.is_distributed]
     if as_json:

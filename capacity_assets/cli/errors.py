@@ -11,14 +11,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError
-
-from capacity_assets.foundation.errors import CapacityError, NotFoundError, ValidationError, reason_of
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, NotFoundError, ValidationError, reason_of
 from capacity_assets.foundation.os_errors import sentence_of
 from capacity_assets.settings import ConfigurationError
-from capacity_assets.storage.embedded import EmbeddedServerError
-from capacity_assets.storage.engine import UnreachableError
-from capacity_assets.storage.schema import SchemaProblemsError
 from capacity_assets.units import printable
 
 DONE = 0
@@ -26,7 +21,7 @@ FAILED = 1
 BAD_USAGE = 2
 
 
-class CommandFailedError(Exception):
+class CommandFailedError(CapacityError):
     """A command could not do its work; the text says why, what was kept and what to do."""
 
 
@@ -40,15 +35,15 @@ def readable_errors() -> Iterator[None]:
         yield
     except (ConfigurationError, ValidationError, NotFoundError) as error:
         _leave(str(error), BAD_USAGE)
-    except (CapacityError, CommandFailedError, UnreachableError, EmbeddedServerError, SchemaProblemsError) as error:
+    except CapacityError as error:
         _leave(str(error), FAILED)
-    except DBAPIError as error:
+    except DATABASE_FAILURES as error:
         _leave(f"The database refused the work: {reason_of(error)}. What was open was rolled back.", FAILED)
     except (OSError, MemoryError) as error:
         sentence = sentence_of(error)
         if sentence is None:
             raise
-        _leave(f"{sentence} What was finished was kept; run the same command again then.", FAILED)
+        _leave(f"{sentence} Completed work was kept. Run the same command again afterwards.", FAILED)
     except KeyboardInterrupt:
         _leave("Interrupted. Finished transactions were kept; run the same command again to continue.", FAILED)
 

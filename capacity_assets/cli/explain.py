@@ -15,7 +15,7 @@ from capacity_assets.cli.explain_runway import explain_runway
 from capacity_assets.cli.options import DAY, completing, json_command, once_option
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.grouping.labels import labels_on
 from capacity_assets.periods import PERIODS

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.cli.dated import since
 from capacity_assets.cli.output import print_json, print_table, say
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.explained_groups import ExplainedGroup, GroupPart, explain_group
 from capacity_assets.grouping.labels import checked

@@ -13,11 +13,11 @@ from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
+from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts, forecast
 from capacity_assets.forecast.reference import Reference, reference
 from capacity_assets.forecast.runway import MIDDLE, error_with
-from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.runway.forecasting import outlook_with_sizes
 from capacity_assets.runway.history_statements import DATABASE_ROWS
 from capacity_assets.runway.issued import Said, said_before

@@ -21,8 +21,8 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.options import DAY, completing, filter_options, json_command, label_filter
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
+from capacity_assets.errors import ValidationError, database_error
 from capacity_assets.files import atomic_write
-from capacity_assets.foundation.errors import ValidationError, database_error
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server

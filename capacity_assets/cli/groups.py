@@ -9,7 +9,7 @@ import click
 
 from capacity_assets.cli.options import json_command, window_options
 from capacity_assets.cli.output import left, print_json, print_table, right, say
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
 from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, refuse_unknown_grouping
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server

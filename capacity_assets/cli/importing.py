@@ -19,7 +19,7 @@ from capacity_assets.cli.output import print_json, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database

@@ -8,7 +8,7 @@ import click
 
 from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import print_json, say
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance
 from capacity_assets.runtime import open_engine, prepare_database
 from capacity_assets.settings import Settings

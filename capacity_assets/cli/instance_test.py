@@ -24,7 +24,7 @@ from capacity_assets.collection.plausibility import possible, refuse_impossible
 from capacity_assets.collection.registry import registered
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.errors import NotFoundError
 from capacity_assets.runtime import collection_service
 from capacity_assets.settings import Settings
 from capacity_assets.units import BYTES_PER_MB, first_of, human_mb

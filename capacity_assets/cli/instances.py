@@ -18,7 +18,7 @@ from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.registry import remove as remove_servers
 from capacity_assets.collection.servers import Server
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.grouping.labels import declare_labels
 from capacity_assets.runway.limits import declare
 from capacity_assets.settings import Settings

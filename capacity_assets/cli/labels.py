@@ -14,7 +14,7 @@ from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option,
 from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.labels import (
     WILDCARDS,

@@ -11,7 +11,7 @@ import click
 from capacity_assets.cli.options import LazyGroup, command, file_options, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, right, say
 from capacity_assets.cli.server_registry import opened_registry
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.runway.limits import (
     UNLIMITED,
     Limit,

@@ -10,7 +10,7 @@ import click
 
 from capacity_assets.cli.options import json_command, window_options
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.grouping.groups import refuse_unknown_grouping
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings

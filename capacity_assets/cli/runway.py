@@ -14,8 +14,8 @@ from capacity_assets.cli.options import GIGABYTES, filter_options, json_command,
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
+from capacity_assets.errors import NotFoundError
 from capacity_assets.forecast.model import LEAST_CHANGES
-from capacity_assets.foundation.errors import NotFoundError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.grouping.labels import having
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server

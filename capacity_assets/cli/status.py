@@ -8,14 +8,13 @@ from datetime import date
 
 import click
 from sqlalchemy import Engine, bindparam, func, select
-from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows
 from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.standing import Standing, standing
-from capacity_assets.foundation.errors import DatabaseError, ValidationError
+from capacity_assets.errors import DATABASE_FAILURES, DatabaseError, ValidationError
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS, Window
@@ -123,7 +122,7 @@ def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
     try:
         with dagster_storage(settings) as storage:
             return active_runs(storage), daemon_works(storage)
-    except (DBAPIError, UnreachableError):
+    except (*DATABASE_FAILURES, UnreachableError):
         return None, False
 
 

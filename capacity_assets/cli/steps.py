@@ -11,7 +11,7 @@ import click
 from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.runway.steps import Step, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Row, text
 
 from capacity_assets.cli.options import filter_options, json_command, label_filter, window_options
 from capacity_assets.cli.output import left, print_json, print_table, right
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings

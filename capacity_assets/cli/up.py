@@ -23,8 +23,6 @@ from types import FrameType
 from typing import IO
 
 import click
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, has_failed, late_windows
 from capacity_assets.cli.errors import CommandFailedError
@@ -39,7 +37,7 @@ from capacity_assets.cli.processes import (
     web_options,
 )
 from capacity_assets.cli.serve import refuse_a_taken_port
-from capacity_assets.foundation.errors import CapacityError, ValidationError, reason_of
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, ValidationError, reason_of
 from capacity_assets.foundation.lock_errors import LockUnavailableError
 from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
@@ -253,7 +251,7 @@ def _tell_until_one_exits(processes: Processes, settings: Settings, stop: thread
                     late = None
                     late = late_windows(runner, followed=not has_failed(runs))
                 text = activity_text(runs, late)
-            except (DBAPIError, PoolTimeoutError) as error:
+            except DATABASE_FAILURES as error:
                 text = f"what runs and waits cannot be read: {reason_of(error)}"
             except DagsterPostgresException as error:
                 text = f"what runs and waits cannot be read: {error}"

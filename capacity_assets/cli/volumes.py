@@ -16,7 +16,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.fetching import VARIABLE, fetch_volumes
 from capacity_assets.collection.imported_volumes import store_volumes, volumes_of_file
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.settings import Settings
 from capacity_assets.units import BYTES_PER_MB, counted, human_mb
 

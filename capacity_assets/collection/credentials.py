@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from capacity_assets.environment import variable
-from capacity_assets.foundation.errors import CapacityError, ValidationError
+from capacity_assets.errors import CapacityError, ValidationError
 from capacity_assets.settings import Settings, variable_names
 from capacity_assets.variables import DEFAULT_PASSWORD_FOLDERS, DEFAULT_PASSWORD_VARIABLES
 

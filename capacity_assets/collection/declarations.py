@@ -12,8 +12,8 @@ from typing import Any
 
 from capacity_assets.collection.engines.installed import engines
 from capacity_assets.collection.servers import FIELDS, Server, complete
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.csv_files import csv_rows, read_each
-from capacity_assets.foundation.errors import ValidationError
 from capacity_assets.foundation.toml_files import toml_document
 from capacity_assets.grouping.labels import Label, labels_of
 from capacity_assets.runway.limits import Limit, megabytes_of

@@ -13,7 +13,7 @@ from capacity_assets.collection.imported_volumes import VolumeDay, store_volumes
 from capacity_assets.collection.prometheus import FoundVolume, volumes_of
 from capacity_assets.collection.registry import registered
 from capacity_assets.collection.volume_sources import volume_sources
-from capacity_assets.foundation.errors import CapacityError, DatabaseError
+from capacity_assets.errors import CapacityError, DatabaseError
 
 VARIABLE = "CAPACITY_VOLUME_SOURCES"
 

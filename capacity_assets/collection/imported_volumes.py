@@ -15,8 +15,8 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.collection.plausibility import LARGEST_BYTES, LONGEST_NAME
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
-from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.runway.subjects import ids_of, refuse_repeated
 from capacity_assets.units import BYTES_PER_MB
 

@@ -31,7 +31,7 @@ from capacity_assets.collection.engines.failures import FailureKind, MeasureErro
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.servers import Server
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 
 Result = TypeVar("Result")
 # What a driver may take beyond its own limits before it is left behind.

@@ -6,7 +6,7 @@ from datetime import date, datetime, timedelta
 
 from sqlalchemy import Engine, Table, func, select, text
 
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.raw_tables import RawTable
 from capacity_assets.storage.distribution import is_distributed
 

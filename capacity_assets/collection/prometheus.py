@@ -20,7 +20,7 @@ from typing import Any
 
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.collection.volume_sources import PrometheusSource
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 
 TIMEOUT_SECONDS = 10.0
 ALL_SECONDS = 30.0

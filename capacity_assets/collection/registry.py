@@ -13,10 +13,10 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.collection.servers import Server, complete
-from capacity_assets.foundation.errors import (
+from capacity_assets.errors import (
+    DATABASE_FAILURES,
     DatabaseError,
     NotFoundError,
     ValidationError,
@@ -141,7 +141,7 @@ def register(
             _write(connection, wanted, [before[name].id for name in changes.disabled])
             if dry_run:
                 transaction.rollback()
-    except DBAPIError as error:
+    except DATABASE_FAILURES as error:
         if sqlstate_of(error) == NOT_NULL_VIOLATION:
             raise DatabaseError(
                 f"The table instances belongs to another application too, which fills more of it: {reason_of(error)}. "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from capacity_assets.collection.credentials import OWN, checked_reference
 from capacity_assets.collection.engines.base import FILES, TLS_MODES, TLS_OFF, TLS_VERIFY_FULL, is_loopback
 from capacity_assets.collection.engines.installed import engine_named
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 
 LARGEST_PORT = 65535
 HOST_AND_PORT = re.compile(r"[^:/]+:\d+")

@@ -25,7 +25,7 @@ from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.shares import Share, chosen_by
 from capacity_assets.collection.storing import forget_old_attempts, store_each
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock, samples_of
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database

@@ -13,7 +13,7 @@ from datetime import date
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.setting_values import MOST_SHARES
 from capacity_assets.storage.label_expressions import SPANS, holds_on
 

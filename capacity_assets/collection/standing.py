@@ -7,7 +7,7 @@ from datetime import date
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.units import counted
 

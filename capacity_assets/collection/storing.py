@@ -16,7 +16,7 @@ from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.storing_limits import LIMIT_STATEMENTS, stage_limits
-from capacity_assets.foundation.errors import DatabaseError, database_errors
+from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 from capacity_assets.storage.engine import copy_rows

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capacity_assets.collection.credentials import checked_reference
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.toml_files import named_tables
 
 NEEDED = ("name", "url", "total", "free", "server_label")

@@ -14,7 +14,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import insert_samples
 from capacity_assets.storage.engine import copy_rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.label_expressions import labels_of
 from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF

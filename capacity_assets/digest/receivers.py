@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.foundation.toml_files import named_tables
 from capacity_assets.grouping.labels import checked

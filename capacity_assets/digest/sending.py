@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import Receiver
 from capacity_assets.digest.writing import as_mail, as_text, subject_of
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.webhook import WebhookError, post_text
 from capacity_assets.periods import Window
 

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import TypeVar
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line
 
 DELIMITERS = ",;\t"

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import Protocol
 
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 
 
 class LockHeldError(CapacityError):

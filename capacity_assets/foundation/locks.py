@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.lock_errors import HeldLock, held_by, lost, nothing_written, owner_name
 from capacity_assets.foundation.redis_locks import RedisLock
 

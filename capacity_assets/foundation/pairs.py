@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 
 
 def key_and_value(written: str) -> tuple[str, str]:

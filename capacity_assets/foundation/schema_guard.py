@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Engine
 
-from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors
+from capacity_assets.errors import DatabaseError, ValidationError, database_errors
 from capacity_assets.storage.schema import SCHEMA_REVISION, reads_cells, schema_revision
 from capacity_assets.storage.time_zone import another_zone
 

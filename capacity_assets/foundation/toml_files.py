@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 
 # A file of 100,000 servers has less.
 LARGEST_BYTES = 64 << 20

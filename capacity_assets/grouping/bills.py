@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select, text
 
-from capacity_assets.foundation.errors import NotFoundError, database_errors
+from capacity_assets.errors import NotFoundError, database_errors
 from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.errors import NotFoundError
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence

@@ -11,7 +11,7 @@ from datetime import date
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
 from capacity_assets.units import human_percent

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
-from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.labels import checked
 from capacity_assets.runway.subjects import refuse_repeated

@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.foundation.errors import ValidationError, database_errors
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.steps import quoted
 from capacity_assets.storage.tables import capacity_settings

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.environment import variable
-from capacity_assets.foundation.errors import DatabaseError, ValidationError, database_errors, reason_of
+from capacity_assets.errors import DATABASE_FAILURES, DatabaseError, ValidationError, database_errors, reason_of
 from capacity_assets.foundation.levels import Level
 from capacity_assets.importing.rows import layout_of
 from capacity_assets.importing.sources import QuerySource
@@ -78,7 +78,7 @@ class Legacy:
         try:
             with self.engine.connect() as connection:
                 found = set(inspect(connection).get_table_names())
-        except DBAPIError as error:
+        except DATABASE_FAILURES as error:
             raise DatabaseError(
                 f"{self.description} cannot be read: {reason_of(error)}. Nothing was imported."
             ) from None

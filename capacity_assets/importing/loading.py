@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.foundation.errors import database_errors
+from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, LEVELS, Level
 from capacity_assets.foundation.lock_errors import HeldLock
 from capacity_assets.importing import statements as sql

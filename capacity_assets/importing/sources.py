@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line
 from capacity_assets.importing.rows import ImportColumns, column_positions
 

@@ -17,7 +17,7 @@ from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.shares import share_named
 from capacity_assets.collection.standing import standing
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 from capacity_assets.foundation.levels import INSTANCE, LEVELS
 from capacity_assets.foundation.raw_tables import RAW_TABLES, RawTable
 from capacity_assets.orchestration.failures import dagster_failures

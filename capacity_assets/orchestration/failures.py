@@ -1,6 +1,6 @@
 """Translates our errors into Dagster's failures, whose text a run or tick shows.
 
-Which failures there are, and which of them can pass by themselves, is decided in `foundation.errors`.
+Which failures there are, and which of them can pass by themselves, is decided in `errors`.
 """
 
 import logging
@@ -9,8 +9,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from capacity_assets.foundation.errors import CapacityError
-from capacity_assets.storage.embedded import EmbeddedServerError
+from capacity_assets.errors import CapacityError
 
 logger = logging.getLogger(__name__)
 
@@ -24,5 +23,3 @@ def dagster_failures() -> Iterator[None]:
         # Not chained: Dagster stores the whole chain in the event, statement and parameters included.
         logger.debug("cause of the failure", exc_info=error)
         raise dg.Failure(description=str(error), allow_retries=error.transient) from None
-    except EmbeddedServerError as error:
-        raise dg.Failure(description=str(error)) from None

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, create_engine
-from sqlalchemy.exc import DBAPIError, NoSuchTableError
+from sqlalchemy.exc import NoSuchTableError
 
 from capacity_assets.env_file import env_file_values
-from capacity_assets.foundation.errors import CapacityError, reason_of
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_dagster_database
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
@@ -112,7 +112,7 @@ def _opened(home: str) -> DagsterInstance:
             "The database named in DAGSTER_POSTGRES_URL holds the alembic version of another application, which "
             "Dagster takes for its own. The capacity tables were not touched. Give Dagster a database of its own."
         ) from None
-    except DBAPIError as error:
+    except DATABASE_FAILURES as error:
         raise CapacityError(
             f"Dagster's tables cannot be made in the database named in DAGSTER_POSTGRES_URL: {reason_of(error)}. "
             "The capacity tables were not touched. Its role must own that database, or may create tables there."

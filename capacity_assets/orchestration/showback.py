@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.errors import NotFoundError
 from capacity_assets.grouping.bill_words import gib, group_named, notes
 from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
 from capacity_assets.grouping.groups import default_grouping

@@ -9,7 +9,7 @@ from datetime import date
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.foundation.errors import NotFoundError, database_errors
+from capacity_assets.errors import NotFoundError, database_errors
 from capacity_assets.grouping.groups import fills_first, groups_of
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, Table, text
-from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.foundation.errors import DatabaseError, database_error, database_errors
+from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.retention.default_partition import AHEAD_DAYS, default_rows
 from capacity_assets.retention.needs import Needs
@@ -162,11 +161,9 @@ class TableMaintenance:
 
     def _convert(self, table: Table) -> None:
         self._tell(f"{table.name}: building the key of the partitioned table, beside whatever is at work")
-        try:
+        kept = "The table is as it was, up to an unfinished index that `capacity partition` builds again."
+        with database_errors(doing=f"building the new key of {table.name}", kept=kept):
             build_key(self._engine, table)
-        except DBAPIError as error:
-            kept = "The table is as it was, up to an unfinished index that `capacity partition` builds again."
-            raise database_error(error, doing=f"building the new key of {table.name}", kept=kept) from error
         with self._work(f"putting a partitioned table in the place of {table.name}") as connection:
             swap(connection, table)
         self._tell(f"{table.name}: partitioned; its rows lie in the default partition until they are moved")

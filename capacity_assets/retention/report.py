@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.errors import DatabaseError
 
 
 @dataclass

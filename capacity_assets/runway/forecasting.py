@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine, Row
 
+from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts, Sizes, forecast
 from capacity_assets.forecast.runway import NOT_WITHIN_HORIZON, Runways, runways
-from capacity_assets.foundation.errors import ValidationError, database_errors
 from capacity_assets.runway import history
 from capacity_assets.runway.binding import Binding, binding_limit
 from capacity_assets.runway.history_statements import DATABASE_ROWS, VOLUME_ROWS

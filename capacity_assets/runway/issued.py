@@ -8,8 +8,8 @@ from datetime import date, datetime, timedelta
 
 from sqlalchemy import Connection, Engine, Row, text
 
+from capacity_assets.errors import database_errors
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.foundation.errors import database_errors
 from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of

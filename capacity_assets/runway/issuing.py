@@ -12,9 +12,9 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.errors import database_errors
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts
-from capacity_assets.foundation.errors import database_errors
 from capacity_assets.runway import history
 from capacity_assets.runway.forecasting import of_batch
 from capacity_assets.runway.history_statements import READ_OF_DISTRIBUTED

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.csv_files import declarations
-from capacity_assets.foundation.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
 from capacity_assets.storage.local_copies import copy_for_reading
 

@@ -8,7 +8,7 @@ from datetime import date
 from sqlalchemy import Engine
 
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runway.issued import Issue, recent_issue
 from capacity_assets.runway.issuing import TOLD, IssuedRunways, is_in_time, issue

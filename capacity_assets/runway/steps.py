@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
+from capacity_assets.errors import NotFoundError, database_errors
 from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
-from capacity_assets.foundation.errors import NotFoundError, database_errors
 from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
 
 COLUMNS = ("server", "database", "day", "note")

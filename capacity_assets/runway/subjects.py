@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.foundation.errors import NotFoundError, ValidationError
+from capacity_assets.errors import NotFoundError, ValidationError
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.units import first_of, printable
 

@@ -14,6 +14,7 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection, Engine, Table, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.errors import DATABASE_FAILURES, ValidationError, reason_of
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.group_tables import (
     capacity_bill_lines,
@@ -80,7 +81,7 @@ class CellState:
     trouble: str | None
 
 
-class CellsRefusedError(Exception):
+class CellsRefusedError(ValidationError):
     """The cells cannot be read together; the text says why. Nothing was changed."""
 
 
@@ -127,8 +128,8 @@ def _state(engine: Engine, name: str, number: int) -> CellState:
     try:
         with engine.connect() as connection:
             day = connection.execute(newest).scalar()
-    except DBAPIError as error:
-        return CellState(name, number, None, str(error.orig).strip().splitlines()[0])
+    except DATABASE_FAILURES as error:
+        return CellState(name, number, None, reason_of(error))
     return CellState(name, number, None if day is None else f"{day}", None)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.schema import CreateTable
 
+from capacity_assets.errors import ValidationError
 from capacity_assets.storage.distribution import (
     RECORDS,
     ROW_NUMBER_FUNCTION,
@@ -40,7 +41,7 @@ Tell = Callable[[str], None]
 """Called with the name of each table that was distributed."""
 
 
-class NodeRefusedError(Exception):
+class NodeRefusedError(ValidationError):
     """A node refused what it has to keep for itself; no table was distributed."""
 
 
@@ -81,7 +82,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
             return "The schema is missing or older than this version: run `capacity init` first."
         plain = [table.name for table in PARTITIONED if not layout_of(connection, table).is_partitioned]
         if plain:
-            return f"{', '.join(plain)}: not partitioned by time. Run `capacity maintain --convert` first."
+            return f"{', '.join(plain)}: not partitioned. Run `capacity partition` first."
     return None
 
 

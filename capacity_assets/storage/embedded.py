@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING
 
 from sqlalchemy import URL
 
+from capacity_assets.errors import CapacityError
 from capacity_assets.storage.embedded_folders import FolderRefusedError, data_folder, programs_folder, socket_folder
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ LOG_BYTES_READ = 1 << 16
 _REASON = re.compile(r"(?:FATAL|PANIC|initdb: error|pg_ctl: could not|postgres: could not)")
 
 
-class EmbeddedServerError(Exception):
+class EmbeddedServerError(CapacityError):
     """The embedded server could not be started; the text says where its log is."""
+
+    transient = True
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy import URL, Connection, Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError
+
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
 
 APPLICATION_NAME = "capacity_assets"
 CONNECT_TIMEOUT_SECONDS = 10
@@ -42,8 +43,10 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[ob
         raise DBAPIError.instance(statement, None, error, psycopg.Error, hide_parameters=True) from error
 
 
-class UnreachableError(Exception):
+class UnreachableError(CapacityError):
     """No connection could be made within the time limit; the text says what was tried, without the password."""
+
+    transient = True
 
 
 def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int = POOL_SIZE) -> Engine:
@@ -84,11 +87,10 @@ def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") ->
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
-    except (OperationalError, PoolTimeoutError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    except DATABASE_FAILURES as error:
         raise UnreachableError(
             f"Cannot reach PostgreSQL at {safe_url(engine.url)} "
-            f"(tried for up to {CONNECT_TIMEOUT_SECONDS} s): {reason}. "
+            f"(tried for up to {CONNECT_TIMEOUT_SECONDS} s): {reason_of(error)}. "
             f"Nothing was changed. Check that the server runs and that the URL in {variable} is right."
         ) from None
 

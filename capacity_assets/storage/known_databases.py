@@ -12,6 +12,8 @@ from datetime import date
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.errors import reason_of
+
 logger = logging.getLogger(__name__)
 TABLE = "instance_databases"
 COLUMNS = ("instance_id", "database_name", "is_active", "first_seen_date", "last_seen_date", "deleted_at", "updated_at")
@@ -37,8 +39,7 @@ def _write(connection: Connection, statements: Sequence[str], parameters: dict[s
                 for statement in statements:
                     connection.execute(text(statement), parameters)
     except DBAPIError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        logger.warning(f"{TABLE} was left as it was: {reason}. The samples are not touched by that.")
+        logger.warning(f"{TABLE} was left as it was: {reason_of(error)}. The samples are not touched by that.")
 
 
 _MAY_BE_WRITTEN = """

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from capacity_assets.errors import DATABASE_FAILURES, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ def tell_legacy_tables(engine: Engine, run: EndedRun) -> None:
                 if connection.execute(text("SELECT to_regclass(:table) IS NOT NULL"), {"table": table}).scalar():
                     connection.execute(text(statement), run.parameters)
                     return
-    except (DBAPIError, PoolTimeoutError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    except DATABASE_FAILURES as error:
         logger.warning(
-            f"The run could not be entered in the legacy application's table: {reason}. The run itself is not affected."
+            f"The run could not be entered in the legacy application's table: {reason_of(error)}. "
+            "The run itself is not affected."
         )
         return
     logger.warning(f"CAPACITY_LEGACY_RUNS is on, but there is neither {' nor '.join(_STATEMENTS)}.")

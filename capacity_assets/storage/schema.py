@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.errors import CapacityError
 from capacity_assets.storage.adoption import comment_steps, default_partition_steps, plan_table, widened_columns
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
@@ -62,7 +63,7 @@ def untracked_changes(engine: Engine) -> tuple[str, ...]:
         return tuple(dict.fromkeys(step.reason for step in steps))
 
 
-class SchemaProblemsError(Exception):
+class SchemaProblemsError(CapacityError):
     """The upgrade needs a person's decision; nothing was changed."""
 
     def __init__(self, problems: list[str]) -> None:

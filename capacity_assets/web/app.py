@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -28,7 +26,14 @@ from starlette.types import ASGIApp
 
 from capacity_assets.charts.history import STYLES
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import NotFoundError, ValidationError, reason_of, sqlstate_of
+from capacity_assets.errors import (
+    DATABASE_FAILURES,
+    DatabaseFailure,
+    NotFoundError,
+    ValidationError,
+    reason_of,
+    sqlstate_of,
+)
 from capacity_assets.periods import PERIODS
 from capacity_assets.web.asked import Asked, known_values
 from capacity_assets.web.csv_files import csv_of
@@ -172,7 +177,7 @@ class Answers:
                     return
                 try:
                     read()
-                except (DBAPIError, PoolTimeoutError):
+                except DATABASE_FAILURES:
                     break
                 except Exception:
                     logger.exception("A page that is read ahead has a defect. The other pages work.")
@@ -220,7 +225,7 @@ class Answers:
             return self._refused(request, asked, 400, str(error))
         except NotFoundError as error:
             return self._refused(request, asked, 404, str(error))
-        except (DBAPIError, PoolTimeoutError) as error:
+        except DATABASE_FAILURES as error:
             return self._refused(request, asked, 503, _trouble(error))
         found = dated.found
         if form == "json":
@@ -236,15 +241,15 @@ class Answers:
         return HTMLResponse(self._renderer.refusal(asked, status, text), status_code=status)
 
 
-def _trouble(error: DBAPIError | PoolTimeoutError) -> str:
+def _trouble(error: DatabaseFailure) -> str:
     """Say why the database gave no answer."""
-    if isinstance(error, DBAPIError) and sqlstate_of(error) == STATEMENT_CANCELLED:
+    if sqlstate_of(error) == STATEMENT_CANCELLED:
         return (
             f"The database did not answer within {STATEMENT_TIMEOUT_SECONDS} seconds. Nothing is wrong with the "
             "figures. Try again, or a narrower question: a server, a group, a longer period."
         )
     logger.warning("The pages cannot read the database: %s", reason_of(error))
-    if isinstance(error, DBAPIError) and sqlstate_of(error) is not None:
+    if sqlstate_of(error) is not None:
         return f"The database refuses: {reason_of(error)}. Nothing was changed. The server's log says more."
     # Where it is, is no business of readers.
     return "The database is away or busy. Nothing was changed. Try again in a moment."

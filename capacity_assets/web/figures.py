@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from capacity_assets.charts.history import Ahead, History, Mark, Point
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.errors import NotFoundError
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.units import human_mb
 

@@ -17,7 +17,7 @@ from capacity_assets.collection.engines import postgresql
 from capacity_assets.collection.registry import register, set_active
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.servers import Server
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.lock_errors import SAMPLES, LockHeldError
 from tests.clocks import SHANGHAI, TODAY
 from tests.collecting import YESTERDAY, Collection, at, failures, granting

@@ -16,12 +16,15 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.collection.observing import data_versions
 from capacity_assets.collection.registry import registered
 from capacity_assets.collection.standing import standing
-from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.foundation.raw_tables import RAW_TABLES
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
+from capacity_assets.importing.legacy import Legacy
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import Retention
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 
 MONTHLY = PERIODS["monthly"]
@@ -38,6 +41,7 @@ LOOKS: dict[str, Callable[[Engine], object]] = {
     "explanation": lambda engine: find_subjects(engine, "orders", None),
     "collection standing": standing,
     "observing": lambda engine: data_versions(engine, RAW_TABLES[0], TODAY),
+    "maintenance.convert": lambda engine: TableMaintenance(engine, MARCH.start, Retention({})).convert(TODAY),
     "report": lambda engine: read_report(engine, MONTHLY, MARCH, today=TODAY),
 }
 
@@ -57,3 +61,8 @@ def test_a_pool_without_a_free_connection_is_a_sentence_and_may_be_tried_again(e
         LOOKS[name](exhausted)
 
     assert raised.value.transient
+
+
+def test_a_legacy_database_without_a_free_connection_is_named(exhausted: Engine) -> None:
+    with pytest.raises(DatabaseError, match=r"cannot be read: no connection became free. Nothing was imported\.$"):
+        Legacy(exhausted).tables()

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, event, text
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.errors import DatabaseError, NotFoundError, ValidationError
+from capacity_assets.errors import DatabaseError, NotFoundError, ValidationError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Window

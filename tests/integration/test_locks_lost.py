@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.foundation.errors import CapacityError
+from capacity_assets.errors import CapacityError
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.foundation.lock_errors import (
     HeldLock,

@@ -7,7 +7,7 @@ import threading
 import pytest
 from sqlalchemy import Engine, select, text
 
-from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.errors import DatabaseError
 from capacity_assets.retention import maintenance
 from capacity_assets.retention.report import MaintenanceError
 from capacity_assets.storage import partition_changes

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.storage.reader_role import READ_ON_NODES, READABLE, READER_ROLE
 from capacity_assets.web import app, reading
 from capacity_assets.web.guard import HEADERS

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Engine, text
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.lock_errors import LockLostError
 from capacity_assets.foundation.locks import CapacityLockManager

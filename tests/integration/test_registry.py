@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.collection.registry import register, registered, set_active
 from capacity_assets.collection.servers import Server
-from capacity_assets.foundation.errors import NotFoundError, ValidationError
+from capacity_assets.errors import NotFoundError, ValidationError
 from capacity_assets.runway.limits import stored_limits
 from tests.command import capacity
 from tests.fleet import add_instances

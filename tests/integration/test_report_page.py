@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.errors import NotFoundError
 from capacity_assets.report.charts import history_chart
 from capacity_assets.report.data import ChangeKind
 from capacity_assets.report.page import render

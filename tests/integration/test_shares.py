@@ -13,7 +13,7 @@ from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.shares import share_named
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.lock_errors import LockHeldError, samples_of
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, at, failures

@@ -13,7 +13,7 @@ from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.errors import NotFoundError, ValidationError
+from capacity_assets.errors import NotFoundError, ValidationError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.tasks import (

@@ -13,7 +13,7 @@ from capacity_assets.collection.credentials import (
     password_of,
     readable_by_others,
 )
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 from capacity_assets.settings import Settings
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from capacity_assets.collection.declarations import declared_servers
 from capacity_assets.collection.servers import Server, complete
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 
 TOML = """
 [defaults]

@@ -8,7 +8,7 @@ from capacity_assets.collection.engines import oracle, sqlserver
 from capacity_assets.collection.engines.base import Access, DatabaseSize, ceiling_mb, floor_mb, is_excluded
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.installed import engine_named, engines, excluded_databases
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 
 MB = 1024 * 1024
 

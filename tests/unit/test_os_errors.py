@@ -7,6 +7,7 @@ import errno
 import click
 import pytest
 from click.testing import CliRunner
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.cli.errors import readable_errors
 from capacity_assets.foundation.os_errors import sentence_of
@@ -55,5 +56,19 @@ def test_a_command_ends_with_the_sentence_and_a_defect_is_not_hidden(error: OSEr
         assert result.exit_code == code
         assert result.stderr == (
             "capacity: /data: Input/output error. Look into the log of the machine: the disk may be failing. "
-            "What was finished was kept; run the same command again then.\n"
+            "Completed work was kept. Run the same command again afterwards.\n"
         )
+
+
+def test_a_command_without_a_free_connection_ends_with_a_sentence() -> None:
+    @click.command()
+    def waiting() -> None:
+        with readable_errors():
+            raise PoolTimeoutError("QueuePool limit of size 2 overflow 0 reached")
+
+    result = CliRunner().invoke(waiting)
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "capacity: The database refused the work: no connection became free. What was open was rolled back.\n"
+    )

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from capacity_assets.collection.engines.base import EngineAdapter
-from capacity_assets.foundation.errors import ValidationError
+from capacity_assets.errors import ValidationError
 
 ENTRY_POINTS = "capacity_assets.engines"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.errors import NotFoundError
 from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
 from capacity_assets.grouping.groups import (

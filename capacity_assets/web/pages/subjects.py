@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from capacity_assets.foundation.errors import NotFoundError
+from capacity_assets.errors import NotFoundError
 from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Step, refuse_nothing

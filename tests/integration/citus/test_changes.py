@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, text
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.errors import DatabaseError
+from capacity_assets.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.maintenance import TableMaintenance

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+DATABASE_FAILURES = (DBAPIError, PoolTimeoutError)
+"""What SQLAlchemy raises where a database refuses, is away, or no connection of the pool becomes free."""
+DatabaseFailure: TypeAlias = DBAPIError | PoolTimeoutError
 
 # SQLSTATE classes and codes after which the same work may succeed unchanged
 # (PostgreSQL documentation, appendix "PostgreSQL Error Codes").
@@ -63,8 +68,10 @@ class DatabaseError(CapacityError):
         self.transient = transient
 
 
-def sqlstate_of(error: DBAPIError) -> str | None:
+def sqlstate_of(error: DatabaseFailure) -> str | None:
     """Return PostgreSQL's five-character code of `error`, or None when the server never answered."""
+    if not isinstance(error, DBAPIError):
+        return None
     # The second is the name in psycopg2, which Dagster's storage uses.
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
 
@@ -81,7 +88,7 @@ def is_data_error(error: DBAPIError) -> bool:
     return sqlstate[:2] in DATA_SQLSTATES
 
 
-def reason_of(error: DBAPIError | PoolTimeoutError) -> str:
+def reason_of(error: DatabaseFailure) -> str:
     """Return the server's own first line, without the statement and its parameters."""
     if not isinstance(error, DBAPIError):
         return "no connection became free"
@@ -102,11 +109,11 @@ def database_errors(*, doing: str, kept: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DBAPIError, PoolTimeoutError) as error:
+    except DATABASE_FAILURES as error:
         raise database_error(error, doing=doing, kept=kept) from error
 
 
-def database_error(error: DBAPIError | PoolTimeoutError, *, doing: str, kept: str) -> DatabaseError:
+def database_error(error: DatabaseFailure, *, doing: str, kept: str) -> DatabaseError:
     """Turn SQLAlchemy's `error` into a failure that says what happened, what was kept and what to do.
 
     `doing` completes "The database failed while …"; `kept` is a sentence about the data.
