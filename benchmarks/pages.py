@@ -186,10 +186,10 @@ def _ask_together(readers: int) -> None:
     with ThreadPoolExecutor(readers) as pool:
         taken = sorted(pool.map(_ask, asked))
     seconds = time.perf_counter() - started
-    told = [f"median {statistics.median(taken):.0f} ms", f"nine of ten within {taken[len(taken) * 9 // 10]:.0f} ms"]
-    told += [f"slowest {taken[-1]:.0f} ms"]
+    parts = [f"median {statistics.median(taken):.0f} ms", f"nine of ten within {taken[len(taken) * 9 // 10]:.0f} ms"]
+    parts += [f"slowest {taken[-1]:.0f} ms"]
     click.echo("")
-    click.echo(f"{readers} readers at once, {len(asked)} pages in {seconds:.1f} s: {', '.join(told)}")
+    click.echo(f"{readers} readers at once, {len(asked)} pages in {seconds:.1f} s: {', '.join(parts)}")
 
 
 def _ask_while_computing(engine: Engine, fleet: Fleet, readers: int) -> None:

@@ -33,7 +33,7 @@ def env_file_values() -> dict[str, str]:
     if not path.exists() or (path / VIRTUAL_ENVIRONMENT).exists():
         return {}
     if not path.is_file():
-        raise EnvFileError(f"{path.resolve()} is no file. Rename it, or start capacity in another folder.")
+        raise EnvFileError(f"{path.resolve()} is not a file. Rename it, or start capacity in another folder.")
     text = _text(path)
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
@@ -56,5 +56,5 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise EnvFileError(f"{path.resolve()} is no text in UTF-8. Save it as UTF-8.")
+        raise EnvFileError(f"{path.resolve()} is not UTF-8 text. Save it as UTF-8.")
     return text

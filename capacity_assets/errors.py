@@ -128,8 +128,8 @@ def database_error(error: DatabaseFailure, *, doing: str, kept: str) -> Database
         advice = "This can pass by itself: run it again."
     else:
         advice = "Repeating it will not help: fix the cause first."
-    told = f"The database failed while {doing}: {reason_of(error)}. {kept} {advice}"
-    return DatabaseError(told, sqlstate=sqlstate, transient=transient)
+    text = f"The database failed while {doing}: {reason_of(error)}. {kept} {advice}"
+    return DatabaseError(text, sqlstate=sqlstate, transient=transient)
 
 
 # A connection that is refused at login carries no SQLSTATE; these parts of the server's text tell what time

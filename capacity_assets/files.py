@@ -19,7 +19,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be written, or `path` is a folder, a device or the like; what was there is kept.
     """
     if path.exists() and not path.is_file():
-        raise FileExistsError(0, "it exists and is no ordinary file")
+        raise FileExistsError(0, "it exists and is not an ordinary file")
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         # Inside a folder of its own, the file gets the rights that any new file gets, or those of the one it replaces.
         begun = Path(folder) / "file"

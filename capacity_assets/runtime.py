@@ -209,7 +209,9 @@ def task_runner(
         locks=lock_manager(engine, settings),
         parallel_slices=settings.parallel_slices,
     )
-    return AggregationTaskRunner(service, jump_percent=settings.jump_percent, tell_legacy=settings.legacy_runs == "on")
+    return AggregationTaskRunner(
+        service, jump_percent=settings.jump_percent, records_legacy_runs=settings.legacy_runs == "on"
+    )
 
 
 def retention_service(
@@ -218,9 +220,9 @@ def retention_service(
     *,
     clock: Clock | None = None,
     periods: Mapping[str, Period] = PERIODS,
-    tell: Callable[[str], None] = logger.info,
+    on_step: Callable[[str], None] = logger.info,
 ) -> RetentionService:
-    """Put together what maintains the tables, on an open engine; `tell` is called with each finished step."""
+    """Put together what maintains the tables, on an open engine; `on_step` is called with each finished step."""
     rules = parse_retention(settings.retention_days, periods)
-    tables = TableMaintenance(engine, settings.start_date, rules, periods, tell)
+    tables = TableMaintenance(engine, settings.start_date, rules, periods, on_step)
     return RetentionService(engine, clock or Clock(settings.zone), tables)

@@ -69,7 +69,7 @@ def _web_address(value: SecretStr) -> SecretStr:
 
 
 def _mail_server(value: SecretStr) -> SecretStr:
-    msg = "is no mail server; write smtps://user:password@host:465 or smtp://host:587, special characters as %40"
+    msg = "is not a mail server; write smtps://user:password@host:465 or smtp://host:587, special characters as %40"
     try:
         parts = urlsplit(value.get_secret_value())
         fits = parts.scheme in {"smtp", "smtps"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -102,7 +102,7 @@ def _redis_url(value: SecretStr) -> SecretStr:
 
 def _known_zone(value: str) -> str:
     if value not in _zones():
-        msg = f"{value!r} is no known time zone; write an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
+        msg = f"{value!r} is not a known time zone; write an IANA name such as Asia/Shanghai, Europe/Berlin or UTC"
         raise ValueError(msg)
     return value
 
@@ -144,7 +144,7 @@ def _hour(value: object) -> object:
 
 def _horizon(value: object) -> object:
     if str(value).strip() not in map(str, HORIZONS_DAYS):
-        raise ValueError(f"{value!r} is no horizon of the forecasts; write {', '.join(map(str, HORIZONS_DAYS))}")
+        raise ValueError(f"{value!r} is not a horizon of the forecasts; write {', '.join(map(str, HORIZONS_DAYS))}")
     return value
 
 
@@ -152,7 +152,7 @@ def _label_keys(value: tuple[str, ...]) -> tuple[str, ...]:
     wrong = [key for key in value if not LABEL_KEY.fullmatch(key) or key in NOT_LABEL_KEYS]
     if wrong:
         raise ValueError(
-            f"{wrong[0]!r} is no key of labels; write words of small letters, digits and _, and none of "
+            f"{wrong[0]!r} is not a label key; write words of small letters, digits and _, and none of "
             f"{', '.join(NOT_LABEL_KEYS)}"
         )
     return tuple(dict.fromkeys(value))
@@ -167,17 +167,19 @@ def _shares(value: tuple[str, ...]) -> tuple[str, ...]:
     """Write `4` as its four shares; what a share is, is read in `collection.shares`."""
     if len(value) == 1 and value[0].isdecimal():
         if not 1 <= int(value[0]) <= MOST_SHARES:
-            raise ValueError(f"{value[0]!r} shares cannot be; write a number from 1 to {MOST_SHARES}")
+            raise ValueError(f"{value[0]!r} is not a possible number of shares; write one from 1 to {MOST_SHARES}")
         return numbered_shares(int(value[0]))
     if value and value == numbered_shares(len(value)):
         return value  # as they were written for a process that this one started
     wrong = [share for share in value if not SHARE.fullmatch(share)]
     if wrong:
-        msg = f"{wrong[0]!r} is no label; write a number of shares, or labels of one key such as zone=eu,zone=us,zone="
+        msg = (
+            f"{wrong[0]!r} is not a label; write a number of shares, or labels of one key such as zone=eu,zone=us,zone="
+        )
         raise ValueError(msg)
     keys = {share.partition("=")[0] for share in value}
     if value and (len(keys) > 1 or f"{next(iter(keys))}=" not in value):
-        msg = f"{','.join(value)!r} leaves servers out; write labels of one key, and last that key and = for the others"
+        msg = f"{','.join(value)!r} leaves servers out; write labels of one key, and end with KEY= for all others"
         raise ValueError(msg)
     return tuple(dict.fromkeys(value))
 

@@ -111,7 +111,7 @@ def _misspelt() -> Iterator[str]:
                 ours, theirs = Counter(nearest), Counter(name)
                 if (ours - theirs).total() + (theirs - ours).total() > MOST_LETTERS_OFF:
                     continue
-                yield f"{name}: is no variable of capacity_assets, so it has no effect. Did you mean {nearest}?"
+                yield f"{name}: is not a variable of capacity_assets, so it has no effect. Did you mean {nearest}?"
 
 
 def load_settings() -> Settings:

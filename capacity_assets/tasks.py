@@ -137,14 +137,14 @@ def aggregate_current_period(
             levels, period = runner.service.levels_of(scope), runner.service.period(period_type)
             window = period.current(runner.service.clock.today())
             asked |= {"period_start": window.start.isoformat(), "period_end": window.end.isoformat()}
-            told = [
+            parts = [
                 part
                 for level in levels
                 for part in _run_by_instance(runner, level, period, window, (progress_callbacks or {}).get(level, {}))
             ]
             run = runner.run_period(period, [window], RunOptions(levels))
             # What was written server by server is unchanged now; the summary is that of the first computation.
-            first = {part.level: part for part in combine(told)}
+            first = {part.level: part for part in combine(parts)}
             run = RunSummary(tuple(first.get(part.level, part) for part in run.parts))
     except CapacityError as error:
         return {"status": AggregationStatus.FAILED.value, "message": str(error), **asked, **summaries}
@@ -166,7 +166,7 @@ def _run_by_instance(
     for instance in runner.service.instances(None):
         if not instance.active:
             continue
-        callbacks.get("on_start", _tell_nobody)(instance)
+        callbacks.get("on_start", _ignore)(instance)
         [part] = runner.run_period(period, [window], RunOptions([level], instance_ids=[instance.id])).parts
         payload = {
             "status": part.status.value,
@@ -178,12 +178,12 @@ def _run_by_instance(
             "period_type": period.name,
         }
         event = "on_error" if part.status is AggregationStatus.FAILED else "on_complete"
-        callbacks.get(event, _tell_nobody)(instance, payload)
+        callbacks.get(event, _ignore)(instance, payload)
         parts.append(part)
     return parts
 
 
-def _tell_nobody(*_: object) -> None:
+def _ignore(*_: object) -> None:
     """Stand in for a callback that was not given."""
 
 

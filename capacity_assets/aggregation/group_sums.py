@@ -33,7 +33,7 @@ SECONDS_PER_COMMAND = 10
 SERVER_WINDOWS_PER_TRANSACTION = 20_000
 WINDOWS_PER_TRANSACTION = 200
 LOCK_SECONDS = 5
-"""Who finds another one storing waits so long: that one may store what is left too."""
+"""How long to wait while another session stores sums; it may store the rest too."""
 
 
 def store_group_sums(engine: Engine, seconds: float) -> int:

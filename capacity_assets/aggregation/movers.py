@@ -138,7 +138,7 @@ FROM top LEFT JOIN instances i ON i.id = top.instance_id ORDER BY {outside}
 
 @cache
 def _statement(level: Level) -> TextClause:
-    """Read each window's rows once, by the first columns of the key, and look up the five and five that moved most.
+    """Read each window's rows once, by the first columns of the key, and look up its five largest changes either way.
 
     The change is that of exact means; a mean before whose row is gone is known to a megabyte.
     """

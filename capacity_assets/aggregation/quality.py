@@ -191,8 +191,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="jumps_named",
-        description="No size changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
-        f"{JUMP_FROM_ZERO_MB:,} MiB or more, without being named here.",
+        description="Lists every size that changed by more than CAPACITY_JUMP_PERCENT, or grew from 0 to "
+        f"{JUMP_FROM_ZERO_MB:,} MiB or more.",
         severity=Severity.WARN,
         advice="Load, purge or wrong measurement? Nothing is to be done if the change is real.",
         statement=jumps,
@@ -200,7 +200,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="levels_agree",
         description=f"The databases of a server add up to its total, within {LEVELS_TOLERANCE_PERCENT} % "
-        f"and {LEVELS_TOLERANCE_MB} MB.",
+        f"and {LEVELS_TOLERANCE_MB:,} MiB.",
         severity=Severity.WARN,
         advice="The two levels are measured separately. See which of the two collections is wrong on these days.",
         statement=levels_differ,
@@ -208,7 +208,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="groups_add_up",
-        description="Engines, servers and the groups of each label add up to the fleet, to the megabyte.",
+        description="Engines, servers and the groups of each label add up to the fleet, to the MiB.",
         severity=Severity.ERROR,
         advice="Figures by group are wrong in these windows. Report it with the statement of the view capacity_groups.",
         statement=groups_differ,

@@ -34,7 +34,7 @@ from capacity_assets.storage.change_tracking import WRITER_SETTING
 from capacity_assets.storage.distribution import SETTINGS_OF_A_SLICE, is_distributed
 
 INSTANCES_PER_SLICE = 1000
-"""A thousand servers of twenty databases are about 20,000 rows a daily window, written in one transaction."""
+"""A thousand servers of twenty databases are about 20,000 rows per daily window, written in one transaction."""
 
 INSTANCE_DAYS_PER_SLICE = 100_000
 """Bounds the raw rows of one statement, about two million for servers of twenty databases, however long the range."""
@@ -51,13 +51,13 @@ SESSION_OF_A_SLICE = text(
 )
 """Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops. From
 the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. What
-this transaction writes is a computation's work, not a stranger's. Its groups, some 15 MB, stay in memory."""
+this transaction writes is our own computation, not a foreign change. Its groups, some 15 MB, stay in memory."""
 
 READ_ONLY = text("SET TRANSACTION READ ONLY")
-"""A promise the database keeps."""
+"""PostgreSQL enforces that a dry run writes nothing."""
 
 SECONDS_BETWEEN_LINES = 10
-"""A long run says in its log how far it is, a short one nothing."""
+"""Between lines of progress in the log; shorter runs have none."""
 
 logger = logging.getLogger("capacity_assets")
 
@@ -95,7 +95,7 @@ class AggregationRunner:
         """
         started = time.perf_counter()
         summaries: list[PeriodSummary] = [self._empty(period, window) for window in windows]
-        done, told = 0, started
+        done, logged_at = 0, started
         with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
             distributed = is_distributed(self._engine)
         slices = list(self._slices(Work(period, windows, instances, options, parts, distributed)))
@@ -104,8 +104,8 @@ class AggregationRunner:
             done += len(work.instances)
             if options.progress:
                 options.progress(len(work.instances))
-            if time.perf_counter() - told >= SECONDS_BETWEEN_LINES and done < len(instances):
-                told = time.perf_counter()
+            if time.perf_counter() - logged_at >= SECONDS_BETWEEN_LINES and done < len(instances):
+                logged_at = time.perf_counter()
                 line = "%s %s aggregates: %s of %s servers written, going on"
                 logger.info(line, period.name, self.level.name, done, len(instances))
         share = (time.perf_counter() - started) / len(windows)

@@ -17,7 +17,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.errors import CapacityError, DatabaseError, ValidationError
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
-from capacity_assets.storage.legacy_runs import EndedRun, tell_legacy_tables
+from capacity_assets.storage.legacy_runs import EndedRun, record_legacy_run
 from capacity_assets.variables import DEFAULT_JUMP_PERCENT
 
 logger = logging.getLogger("capacity_assets")
@@ -27,12 +27,16 @@ class AggregationTaskRunner:
     """Runs periods. `inspection` answers questions about windows, on the same database and in the same range."""
 
     def __init__(
-        self, service: AggregationService, *, jump_percent: int = DEFAULT_JUMP_PERCENT, tell_legacy: bool = False
+        self,
+        service: AggregationService,
+        *,
+        jump_percent: int = DEFAULT_JUMP_PERCENT,
+        records_legacy_runs: bool = False,
     ) -> None:
-        """Run on `service`; with `tell_legacy` each run is entered in the legacy application's table of runs."""
+        """Run on `service`; with `records_legacy_runs` each run is entered in the legacy table of runs."""
         self.service = service
         self.inspection = Inspection(service.engine, service.periods, service.partitions, service.ledger, jump_percent)
-        self._tell_legacy_tables = tell_legacy
+        self._records_legacy_runs = records_legacy_runs
 
     def run_period(
         self, period: str | Period, windows: Iterable[Window] | None = None, options: RunOptions = DEFAULT_OPTIONS
@@ -56,13 +60,13 @@ class AggregationTaskRunner:
             summary = service.aggregate(chosen, wanted, options)
         except CapacityError as error:
             if not isinstance(error, ValidationError) and not _was_never_begun(error):
-                self._tell_legacy(chosen, wanted, options, started_at, error)
+                self._record_legacy_run(chosen, wanted, options, started_at, error)
             raise
         if not options.dry_run:
             levels = " and ".join(options.levels)
             severity = logging.ERROR if summary.status is AggregationStatus.FAILED else logging.INFO
             logger.log(severity, "%s %s aggregates, %s", chosen.name, levels, summary.message)
-        self._tell_legacy(chosen, wanted, options, started_at, summary)
+        self._record_legacy_run(chosen, wanted, options, started_at, summary)
         return summary
 
     def run_each(
@@ -83,7 +87,7 @@ class AggregationTaskRunner:
         names = self.service.period_names if periods is None else periods
         return [(self.service.period(name), None) for name in names]
 
-    def _tell_legacy(
+    def _record_legacy_run(
         self,
         period: Period,
         windows: Sequence[Window],
@@ -92,7 +96,7 @@ class AggregationTaskRunner:
         outcome: RunSummary | CapacityError,
     ) -> None:
         """Enter a run over all servers in the legacy application's table, if that is wanted."""
-        if not self._tell_legacy_tables or options.dry_run or options.instance_ids is not None or not windows:
+        if not self._records_legacy_runs or options.dry_run or options.instance_ids is not None or not windows:
             return
         what = "" if len(options.levels) > 1 else f"{options.levels[0]} "
         span = f"{windows[0].start}" if len(windows) == 1 else f"{windows[0].start} to {windows[-1].end}"
@@ -104,7 +108,7 @@ class AggregationTaskRunner:
             # Each window and level counts its own; a server may have failed in several.
             failed = min(total, sum(part.failed_instances for part in outcome.parts))
         ended = EndedRun(f"{period.name} {what}aggregates, {span}", started_at, total, failed, error)
-        tell_legacy_tables(self.service.engine, ended)
+        record_legacy_run(self.service.engine, ended)
 
 
 def _was_never_begun(error: CapacityError) -> bool:

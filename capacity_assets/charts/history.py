@@ -29,7 +29,7 @@ DATE_SIDES = ("start", "middle", "end")
 WIDTH = 1000
 STEPS = (1, 2, 2.5, 5, 10)
 UNITS = ("MiB", "GiB", "TiB", "PiB")
-# So many points at most are links; more cannot be told apart.
+# So many points at most are links; more cannot be title apart.
 MOST_LINKS = 130
 
 
@@ -41,7 +41,7 @@ class Point:
     size_mb: int | None
     smallest_mb: int | None = None
     largest_mb: int | None = None
-    told: str = ""
+    label: str = ""
     address: str = ""
     is_partial: bool = False
     """Whether a part of what belongs to it was not measured: no line leads through it."""
@@ -209,19 +209,19 @@ def _marks(history: History, scale: _Scale) -> Iterator[str]:
     for mark in history.marks:
         if scale.first <= mark.day.toordinal() <= scale.last:
             x = f"{scale.x(mark.day):.2f}%"
-            told = escape(f"{mark.day}: {mark.note}")
-            yield f'<line class="mark" x1="{x}" x2="{x}" y1="0" y2="{scale.height}"><title>{told}</title></line>'
+            title = escape(f"{mark.day}: {mark.note}")
+            yield f'<line class="mark" x1="{x}" x2="{x}" y1="0" y2="{scale.height}"><title>{title}</title></line>'
 
 
 def _points(history: History, scale: _Scale) -> Iterator[str]:
     measured = [point for point in history.points if point.size_mb is not None]
-    named = [point for point in measured if point.told][-MOST_LINKS:]
+    named = [point for point in measured if point.label][-MOST_LINKS:]
     for point in named or measured[-1:]:
         placed = f'cx="{scale.x(point.day):.2f}%" cy="{scale.y(point.size_mb or 0):.1f}" r="3"'
         kind = ' class="partial"' if point.is_partial else ""
-        circle = f"<circle {placed}{kind}><title>{escape(point.told)}</title></circle>"
+        circle = f"<circle {placed}{kind}><title>{escape(point.label)}</title></circle>"
         address = escape(point.address)
-        yield f'<a href="{address}" aria-label="{escape(point.told)}">{circle}</a>' if address else circle
+        yield f'<a href="{address}" aria-label="{escape(point.label)}">{circle}</a>' if address else circle
 
 
 def _dates(scale: _Scale) -> Iterator[str]:

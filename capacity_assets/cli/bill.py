@@ -22,7 +22,7 @@ from capacity_assets.errors import ValidationError
 from capacity_assets.files import atomic_write
 from capacity_assets.foundation.spreadsheets import as_plain_text
 from capacity_assets.grouping.bill_words import gib, group_named, notes, quantity_note, title
-from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
+from capacity_assets.grouping.bills import IssuedBill, amount_text, issue_bill, read_bill
 from capacity_assets.grouping.groups import default_grouping, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.settings import Settings
@@ -65,7 +65,7 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
     if output != STANDARD_OUTPUT:
         with writing(output), atomic_write(Path(output)) as begun:
             begun.write_text(FORMS[form](found), encoding="utf-8")
-        say(f"{title(found)}: {amount_told(found.bill)}, written to {output}")
+        say(f"{title(found)}: {amount_text(found.bill)}, written to {output}")
     elif as_json:
         print_json(as_document(found))
     else:
@@ -76,7 +76,7 @@ def _window(month: str) -> Window:
     with suppress(ValueError):
         if MONTH.fullmatch(month):
             return PERIODS["monthly"].window_of(date.fromisoformat(f"{month}-01"))
-    raise ValidationError(f"{month!r} is no month; write 2026-10.")
+    raise ValidationError(f"{month!r} is not a month; write 2026-10.")
 
 
 def _form_of(output: str) -> str:

@@ -54,7 +54,7 @@ def attach_(settings: Settings, /, *, file: Path, as_json: bool) -> int:
     with open_engine(settings) as engine:
         with database_errors(doing="attaching the cells", kept="Nothing was changed."):
             attach(engine, declared)
-        return _tell(engine_states=states(engine), as_json=as_json)
+        return _print_states(engine_states=states(engine), as_json=as_json)
 
 
 @click.command("list")
@@ -65,10 +65,10 @@ def list_(settings: Settings, /, *, as_json: bool) -> int:
         open_engine(settings) as engine,
         database_errors(doing="reading the cells", kept="Nothing was changed."),
     ):
-        return _tell(engine_states=states(engine), as_json=as_json)
+        return _print_states(engine_states=states(engine), as_json=as_json)
 
 
-def _tell(*, engine_states: list[Any], as_json: bool) -> int:
+def _print_states(*, engine_states: list[Any], as_json: bool) -> int:
     if as_json:
         print_json({"cells": [asdict(one) for one in engine_states]})
     elif not engine_states:
@@ -87,10 +87,10 @@ def _declared(values: Mapping[str, Any], folders: SecretFolders) -> Cell:
         what = f"unknown: {', '.join(sorted(wrong))}" if wrong else f"missing: {', '.join(sorted(missing))}"
         raise ValidationError(f"{what}; a cell has name, host, port, database, user and password_from.")
     if not NAME.fullmatch(str(values["name"])):
-        raise ValidationError("name is no word of small letters, digits and _.")
+        raise ValidationError("name is not a word of small letters, digits and _.")
     port = values.get("port", POSTGRES_PORT)
     if not isinstance(port, int) or not 1 <= port <= 65535:  # noqa: PLR2004 -- the last port
-        raise ValidationError("port is no number from 1 to 65535.")
+        raise ValidationError("port is not a number from 1 to 65535.")
     reference = values.get("password_from")
     password = password_of(str(reference), folders) if reference else None
     texts = {name: str(values[name]) for name in sorted(REQUIRED)}

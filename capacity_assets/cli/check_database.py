@@ -186,7 +186,7 @@ def _limits(engine: Engine, settings: Settings) -> Iterator[Finding]:
     with engine.connect() as connection:
         unknown = sum(without_limit(connection, Asked(Clock(settings.zone).today())).values())
     if unknown:
-        text_of = f"no limit is known of {counted(unknown, 'database')}: `capacity limits set` declares one"
+        text_of = f"{counted(unknown, 'database')} without a known limit: `capacity limits set` declares one"
         yield Finding("limits", Verdict.NOTE, text_of)
     else:
         yield Finding("limits", Verdict.OK, "of every database that was measured within the last month")

@@ -19,7 +19,7 @@ from capacity_assets.collection.measuring import host_of
 from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.results import CollectionSummary, ProbeOutcome
 from capacity_assets.collection.servers import Server
-from capacity_assets.collection.service import Progress as Told
+from capacity_assets.collection.service import Progress as OnOutcome
 from capacity_assets.collection.shares import share_named
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
@@ -83,9 +83,11 @@ def collect(  # noqa: PLR0913 -- one argument per option
             _register_own(engine)
         refuse_an_unfit_database(engine, kept="Nothing was measured.")
         service = collection_service(engine, settings)
-        with _progress(as_json=as_json) as told:
+        with _progress(as_json=as_json) as on_outcome:
             chosen = [*servers, *([OWN_SERVER] if own and servers else [])] or None
-            summary = service.collect(service.clock.today(), chosen, again=again, share=chosen_share, progress=told)
+            summary = service.collect(
+                service.clock.today(), chosen, again=again, share=chosen_share, progress=on_outcome
+            )
         if own:
             window = PERIODS["daily"].window_of(summary.day)
             task_runner(engine, settings).run_period(PERIODS["daily"], [window], RunOptions())
@@ -110,17 +112,17 @@ def _register_own(engine: Engine) -> None:
 
 
 @contextmanager
-def _progress(*, as_json: bool) -> Iterator[Told]:
+def _progress(*, as_json: bool) -> Iterator[OnOutcome]:
     """Show a bar on standard error, and each failure as it happens."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=error_console(), disable=as_json) as bar:
         task = bar.add_task("servers measured", total=None)
 
-        def told(_outcome: ProbeOutcome, left: int) -> None:
+        def on_outcome(_outcome: ProbeOutcome, left: int) -> None:
             done = bar.tasks[0].completed + 1
             bar.update(task, completed=done, total=done + left)
 
-        yield told
+        yield on_outcome
 
 
 LIMITS_NAMED = 3

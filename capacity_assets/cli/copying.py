@@ -39,7 +39,7 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
             ensure_reachable(target, "ADDRESS")
             with database_errors(doing="preparing the target", kept=KEPT):
                 prepare_database(target, settings)
-            copied = copy_database(source, target, (lambda _table, _rows: None) if as_json else _told)
+            copied = copy_database(source, target, (lambda _table, _rows: None) if as_json else _report_table)
         try:
             # Rows of months without a partition are in the default one until now.
             prepare_database(target, settings)
@@ -56,5 +56,5 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
     say("What Dagster keeps (runs, history) was not copied; its sensors mark the partitions that are there.")
 
 
-def _told(table: str, rows: int) -> None:
+def _report_table(table: str, rows: int) -> None:
     say(f"  {table}: {rows:,} rows")

@@ -120,7 +120,7 @@ def _print_result(run: RunSummary, written: int, fleet: LoadedFleet, *, changed:
         windows = len(part.parts) // len(LEVELS)
         counts = [part.total(f"{outcome}_instances") for outcome in ("processed", "failed", "skipped")]
         rows.append([name, windows, *counts, part.total("total_records")])
-    print_table("Instances (once for each window and level) and rows", COLUMNS, rows)
+    print_table("Servers (counted once per window and level) and rows", COLUMNS, rows)
     if run.status is AggregationStatus.FAILED or run.total("written_records"):
         raise CommandFailedError(f"The check after the runs found differences: {run.message}")
     if changed:

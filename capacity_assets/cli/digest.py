@@ -81,5 +81,5 @@ def _send(settings: Settings, engine: Engine, week: Window, *, again: bool, as_j
         for name in done.earlier:
             say(f"{name} got it before; --again sends it once more.")
     if done.failed:
-        told = " ".join(f"{name}: {reason}" for name, reason in done.failed)
-        raise CommandFailedError(f"Not sent. {told} The others were sent; run it again for the rest.")
+        failures = " ".join(f"{name}: {reason}" for name, reason in done.failed)
+        raise CommandFailedError(f"Not sent. {failures} The others were sent; run it again for the rest.")

@@ -1,4 +1,4 @@
-"""`capacity distribute`: lay what grows with the fleet over the nodes of a Citus cluster."""
+"""`capacity distribute`: distribute the tables that grow with the fleet over a Citus cluster."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
     type=click.IntRange(1, 10_000),
     default=distributing.DEFAULT_SHARDS,
     show_default=True,
-    help="Parts that servers are spread over; some per core of all nodes. It cannot be changed by this command later.",
+    help="Number of shards, a few per core of all nodes. This command cannot change it later.",
 )
 @json_command
 def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bool) -> None:
-    """Lay what grows with the fleet over the nodes of Citus.
+    """Distribute the large tables over a Citus cluster.
 
-    That is samples, aggregates, measured limits, volumes and forecasts.
+    These are those that grow with the fleet: the tables of samples, aggregates, measured limits, volumes and forecasts.
 
-    The database is the coordinator's, with the extension citus and its workers. Rows of a server lie on one node.
-    Registered servers, the ledger and everything else stay on the coordinator. Who writes to a table waits while it is
-    distributed. An interrupted run is continued by the next one.
+    CAPACITY_DATABASE_URL names the coordinator; its database has the extension citus, and the workers were added. All
+    rows of a server lie on one node. Registered servers, the ledger and everything else stay on the coordinator.
+    Sessions that write to a table wait while it is distributed. The next run continues an interrupted one.
     """
     with open_engine(settings) as engine:
         kept = "Tables that were done stay distributed; run it again to go on."
         with database_errors(doing="distributing tables", kept="Nothing was changed." if dry_run else kept):
             if problem := distributing.what_stands_in_the_way(engine):
                 raise ValidationError(f"Nothing was changed. {problem}")
-            tell = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))
-            done = [] if dry_run else distributing.distribute(engine, shards=shards, tell=tell)
+            report = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))
+            done = [] if dry_run else distributing.distribute(engine, shards=shards, on_table=report)
             found = distributing.placements(engine)
     left = [one.table for one in found if not one.is_distributed]
     if as_json:

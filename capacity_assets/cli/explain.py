@@ -72,7 +72,7 @@ def explain(  # noqa: PLR0913 -- one argument per documented option
         raise ValidationError("Name a database, a server with --server, or a group with --label.")
     if runway and (period is not None or day is not None or every_day):
         raise ValidationError(
-            "--period, --window and --all explain figures, --runway when it is full as of today: say one of the two."
+            "--runway says when something is full as of today: it cannot be combined with --period, --window or --all."
         )
     if volume is not None and (database is not None or not runway):
         raise ValidationError("--volume goes with --runway, and in the place of a database.")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from sqlalchemy import Engine
 
-from capacity_assets.cli.limits import told
+from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.cli.runway import LEAST_HISTORY_DAYS
 from capacity_assets.clock import Clock
@@ -21,7 +21,7 @@ from capacity_assets.forecast.runway import MIDDLE, error_with
 from capacity_assets.runway.forecasting import outlook_with_sizes
 from capacity_assets.runway.history_statements import DATABASE_ROWS
 from capacity_assets.runway.issued import Said, said_before
-from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_told
+from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_text
 from capacity_assets.runway.steps import Step, stored_steps
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_mb, printable
@@ -68,7 +68,7 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
         DatabaseError: the database failed.
     """
     if "" in {name, server}:
-        raise ValidationError("An empty name is no database, volume or server.")
+        raise ValidationError("A name is empty.")
     if server is not None:
         registered(engine, [server])
     found = outlook_with_sizes(engine, Clock(settings.zone).today(), kind, name, server)
@@ -101,7 +101,7 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
 
 def _print(explanation: RunwayExplanation) -> None:
     outlook, again = explanation.outlook, explanation.again
-    say(f"{outlook.told} on {outlook.server}, as of {outlook.last_day}: {human_mb(outlook.size_mb)}")
+    say(f"{outlook.display_name} on {outlook.server}, as of {outlook.last_day}: {human_mb(outlook.size_mb)}")
     say(f"Measured days that were looked at: {explanation.measured_days:,}")
     for step in explanation.steps:
         what = f"{step.database}: {step.note}" if step.database else step.note
@@ -123,11 +123,11 @@ def _print(explanation: RunwayExplanation) -> None:
     if outlook.binds is None:
         say("Limit: unknown. `capacity limits set` declares one.")
     else:
-        say(f"Limit: {told(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.")
+        say(f"Limit: {limit_text(outlook.limit_mb)}, {outlook.binds}, {outlook.source}.")
     if outlook.state == FULL:
         say("It is full.")
     elif outlook.state == FORECAST:
-        early, middle, late = outlook.days_told
+        early, middle, late = outlook.days_text
         say(f"Full: early {early}, middle {middle}, late {late}.")
     elif outlook.state == TOO_LITTLE_HISTORY:
         say(f"No date: there are {outlook.history_days} days of history, and {LEAST_HISTORY_DAYS} are needed.")
@@ -141,7 +141,7 @@ def _print(explanation: RunwayExplanation) -> None:
 
 
 def _said_cells(said: Said) -> list[object]:
-    middle = said.state if said.state != FORECAST else day_told(said.middle_day)
+    middle = said.state if said.state != FORECAST else day_text(said.middle_day)
     sizes = ["none" if size is None else human_mb(size) for size in (said.forecast_mb, said.actual_mb)]
     error = ""
     if said.forecast_mb is not None and said.actual_mb:

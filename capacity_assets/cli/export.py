@@ -103,7 +103,7 @@ def export(settings: Settings, /, **asked: Any) -> None:
     form = wanted.form or _form_of(wanted.output)
     path = Path(wanted.output).resolve()
     if to_file and path.exists() and not path.is_file():
-        raise ValidationError(f"{path} exists and is no ordinary file. Nothing was written.")
+        raise ValidationError(f"{path} exists and is not an ordinary file. Nothing was written.")
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner, _reading(runner.service.engine) as connection:
         query = _rows(runner, wanted, guarded=form == "csv" and not wanted.raw)

@@ -20,7 +20,7 @@ MEANINGS = {
     "repeated": "the same as another row",
     "conflicts": "another value than stored or than another row: not imported",
     "unknown": "of a server that is not registered: not imported",
-    "bad": "no possible sample: not imported",
+    "bad": "not a valid sample: not imported",
     "totals_written": "totals of servers derived from them",
 }
 
@@ -32,10 +32,10 @@ def progress(what: str, *, as_json: bool) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=error_console(), disable=as_json) as bar:
         task = bar.add_task(what, total=None)
 
-        def told(rows: int) -> None:
+        def on_rows(rows: int) -> None:
             bar.update(task, completed=rows)
 
-        yield told
+        yield on_rows
 
 
 def print_report(report: LoadReport, level: Level) -> None:
@@ -66,4 +66,4 @@ def say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
     if report.last_day is not None and first <= report.last_day:
         days = f"--from {first} --to {report.last_day}"
         say(f"Next: capacity aggregate --period all {days}, or backfill these partitions.")
-        say("Windows that were computed before follow by themselves while Dagster is at work; others wait for that.")
+        say("While Dagster runs, it recomputes windows that were computed before. The others need the command above.")

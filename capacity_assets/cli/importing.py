@@ -80,7 +80,9 @@ class ImportRequest:
 @click.option(
     "--level", default="database", show_default=True, help="What a row is: a database's size, or a server's total."
 )
-@click.option("--map", "mapping", multiple=True, metavar="OURS=THEIRS", help="Column THEIRS is OURS; may be repeated.")
+@click.option(
+    "--map", "mapping", multiple=True, metavar="OURS=THEIRS", help="Read OURS from the column THEIRS; may be repeated."
+)
 @click.option("--server", help="All rows are of this server; the source needs no column for it.")
 @click.option(
     "--unit", default="mb", show_default=True, type=click.Choice(["bytes", "kb", "mb", "gb"]), help="Of the sizes."
@@ -148,7 +150,7 @@ class _Import:
     def file(self, path: Path) -> list[LoadReport]:
         """Import a file."""
         if self.asked.level not in LEVELS:
-            raise ValidationError(f"{self.asked.level!r} is no level; there are {' and '.join(LEVELS)}.")
+            raise ValidationError(f"{self.asked.level!r} is not a level; there are {' and '.join(LEVELS)}.")
         level = LEVELS[self.asked.level]
         source = file_source(path, layout_of(level), _mapping(self.asked.mapping), self.asked.server)
         report = self._loaded(source, level, self.asked.unit)
@@ -202,18 +204,18 @@ class _Import:
         zone = self.settings.zone
         decimal = self.asked.decimal or (None if source.decimal_is_ambiguous else POINT)
         reader = RowReader(layout_of(level), unit, zone, Clock(zone).now(), self.asked.server, decimal)
-        with progress(level.source.name, as_json=self.as_json) as told:
+        with progress(level.source.name, as_json=self.as_json) as on_rows:
             options = replace(self.asked.options(), derive_totals=derive_totals)
-            loader = Loader(self.engine, level, reader, options, self.held, told, servers.add)
+            loader = Loader(self.engine, level, reader, options, self.held, on_rows, servers.add)
             report = loader.load(source, _fingerprint(source, self.asked))
         if not self.as_json:
             print_report(report, level)
         return report
 
     def _aggregates(self, legacy: Legacy, level: Level, servers: LegacyServers) -> dict[str, int]:
-        with progress(level.target.name, as_json=self.as_json) as told:
+        with progress(level.target.name, as_json=self.as_json) as on_rows:
             dry_run = self.asked.dry_run
-            counts = copy_aggregates(legacy, self.engine, level, servers, dry_run=dry_run, progress=told)
+            counts = copy_aggregates(legacy, self.engine, level, servers, dry_run=dry_run, progress=on_rows)
         if not self.as_json:
             say(f"{level.target.name}: {counts['read']:,} read, {counts['written']:,} new.")
         return counts
@@ -223,7 +225,7 @@ def _mapping(given: tuple[str, ...]) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in given]
     wrong = [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]
     if wrong:
-        raise ValidationError(f"--map {wrong[0]!r} has not the form OURS=THEIRS, as size_mb=megabytes.")
+        raise ValidationError(f"--map {wrong[0]!r} is not of the form OURS=THEIRS, for example size_mb=megabytes.")
     return {ours: theirs for ours, _, theirs in pairs}
 
 

@@ -94,7 +94,7 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
         found = _measured(server, access, excluded, stages)
         refuse_impossible(found.sizes)
     except MeasureError as error:
-        trial.failure = f"{error.kind}: {error.told}"
+        trial.failure = f"{error.kind}: {error.description}"
         trial.grants = kind.grants if error.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
         return trial
     total = sum(size.size_mb for size in found.sizes)

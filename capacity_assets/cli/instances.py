@@ -68,9 +68,7 @@ reaching_options = options(
 @click.command()
 @click.argument("name")
 @reaching_options
-@click.option(
-    "--replace", is_flag=True, help='Change a server that is registered already: what is given, "" taking it away.'
-)
+@click.option("--replace", is_flag=True, help='Change a registered server: the options given alone; "" clears one.')
 @json_command
 def add(settings: Settings, /, *, name: str, replace: bool, as_json: bool, **given: Any) -> None:
     """Register the server NAME for collection.
@@ -186,8 +184,8 @@ def _switch(settings: Settings, names: Sequence[str], *, active: bool) -> None:
         say(f"Out of service: {listed}. Neither measured nor aggregated any more; the history is kept.")
         if counted:
             say(
-                f"Fleet totals now count neither these nor {first_of(counted, NAMES_SHOWN)}, counted by them: "
-                '`capacity instances add NAME --replace --counted-by ""` has one count itself.'
+                f"Fleet totals now leave out these servers, and {first_of(counted, NAMES_SHOWN)}, which they count. To "
+                'have one of those count by itself, run `capacity instances add NAME --replace --counted-by ""`.'
             )
 
 

@@ -98,7 +98,10 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         if alike:
             say(f"note: {label.key} has {first_of(alike, CHANGES_NAMED)} too, which is another group.")
     if matched is not None:
-        say(f"{database} matches {counted(matched, 'database')} of the newest sample, and those to come.")
+        say(
+            f"{database} matches {counted(matched, 'database')} of the newest sample, and applies to those that appear "
+            "later."
+        )
 
 
 def _first_day(first_day: date | None, *, always: bool) -> date | None:

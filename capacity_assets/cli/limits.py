@@ -36,7 +36,7 @@ def limits() -> None:
     """Declare how much servers and databases can hold."""
 
 
-def told(limit_mb: int | None) -> str:
+def limit_text(limit_mb: int | None) -> str:
     """Render a limit."""
     return UNLIMITED if limit_mb is None else human_mb(limit_mb)
 
@@ -68,24 +68,24 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         replaced = declare(engine, [limit])
         smaller = below_the_size(engine, [limit])
     hint = "" if limit.limit_mb is None else f" `capacity runway {server}` says when it is full."
-    say(f"{named(server, database)}: {told(limit.limit_mb)}.{hint}")
-    _tell_replaced(replaced)
+    say(f"{named(server, database)}: {limit_text(limit.limit_mb)}.{hint}")
+    _report_replaced(replaced)
     _warn_of_smaller(smaller)
 
 
-def _tell_replaced(replaced: Sequence[Limit]) -> None:
+def _report_replaced(replaced: Sequence[Limit]) -> None:
     for limit in replaced[:WARNED]:
         note = f" ({printable(limit.note)})" if limit.note else ""
-        say(f"note: {named(limit.server, limit.database)} was {told(limit.limit_mb)}{note}.")
+        say(f"note: {named(limit.server, limit.database)} was {limit_text(limit.limit_mb)}{note}.")
     if len(replaced) > WARNED:
-        say(f"note: {len(replaced) - WARNED:,} more replace other ones.")
+        say(f"note: {len(replaced) - WARNED:,} more replaced an earlier limit.")
 
 
 def _warn_of_smaller(smaller: Sequence[tuple[Limit, int]]) -> None:
     for limit, size_mb in smaller[:WARNED]:
         say(f"note: {named(limit.server, limit.database)} holds {human_mb(size_mb)}, more than its limit.")
     if len(smaller) > WARNED:
-        say(f"note: {len(smaller) - WARNED:,} more hold more than their limits.")
+        say(f"note: {len(smaller) - WARNED:,} more limits are below the measured size.")
 
 
 @click.command("import")
@@ -106,7 +106,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
         print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found], "below_the_size": below})
         return
     say(f"{counted(len(found), 'limit')} {'read' if dry_run else 'declared'} from {file}.")
-    _tell_replaced(replaced)
+    _report_replaced(replaced)
     _warn_of_smaller(smaller)
     if dry_run:
         say(NOTHING_CHANGED)
@@ -136,7 +136,7 @@ LIST_COLUMNS = (*left("Server", "Database"), *right("Limit"), *left("Source", "S
 
 def _cells(one: StoredLimit) -> list[object]:
     database, since = one.limit.database or "all together", f"{one.declared_at:%Y-%m-%d}"
-    return [one.limit.server, database, told(one.limit.limit_mb), one.source, since, one.limit.note or ""]
+    return [one.limit.server, database, limit_text(one.limit.limit_mb), one.source, since, one.limit.note or ""]
 
 
 @click.command()
@@ -144,7 +144,7 @@ def _cells(one: StoredLimit) -> list[object]:
 @click.argument("database", required=False)
 @command
 def remove(settings: Settings, /, *, server: str, database: str | None) -> None:
-    """Forget the limit of SERVER, or of one DATABASE of it."""
+    """Remove the limit of SERVER, or of one DATABASE of it."""
     with opened_registry(settings) as engine:
         forget(engine, server, database)
-    say(f"The limit of {named(server, database)} is forgotten.")
+    say(f"Removed the limit of {named(server, database)}.")

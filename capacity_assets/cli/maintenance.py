@@ -30,7 +30,7 @@ def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
       CAPACITY_RETENTION_DAYS=raw=800,daily=forever capacity maintain --dry-run
     """
     refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine, _told(as_json=as_json):
+    with open_engine(settings) as engine, _errors_with_report(as_json=as_json):
         _print(retention_service(engine, settings).maintain(dry_run=dry_run), as_json=as_json)
 
 
@@ -44,12 +44,12 @@ def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     like: the same command continues, and so does the daily maintenance.
     """
     refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine, _told(as_json=as_json):
-        _print(retention_service(engine, settings, tell=_tell).convert(dry_run=dry_run), as_json=as_json)
+    with open_engine(settings) as engine, _errors_with_report(as_json=as_json):
+        _print(retention_service(engine, settings, on_step=_report_step).convert(dry_run=dry_run), as_json=as_json)
 
 
 @contextmanager
-def _told(*, as_json: bool) -> Iterator[None]:
+def _errors_with_report(*, as_json: bool) -> Iterator[None]:
     """Print what was done before the error, too."""
     try:
         yield
@@ -58,7 +58,7 @@ def _told(*, as_json: bool) -> Iterator[None]:
         raise
 
 
-def _tell(step: str) -> None:
+def _report_step(step: str) -> None:
     """Say what goes on where it does not mix with the result: a month of a large fleet takes its time."""
     error_console().print(step, markup=False, soft_wrap=True)
 

@@ -75,7 +75,7 @@ class Gigabytes(click.ParamType[Decimal]):
         except InvalidOperation:
             number = Decimal("nan")
         if not number.is_finite() or not 0 <= number <= MOST_GB:
-            self.fail(f"{value!r} is no number of GiB from 0 to {MOST_GB:,}", param, ctx)
+            self.fail(f"{value!r} is not a number of GiB from 0 to {MOST_GB:,}", param, ctx)
         return number
 
 

@@ -69,14 +69,17 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         declare_prices(opened, [declared])
         is_known = not engine or engine in {one.server.engine for one in registered(opened)}
     if declared.price is None:
-        say(f"{declared.told}: no price of its own, {since(declared.valid_from)}; a more general one holds, if any.")
+        say(
+            f"{declared.display_name}: no price of its own, {since(declared.valid_from)}; a more general one applies, "
+            "if any."
+        )
     else:
-        say(f"{declared.told}: {_told(declared)} per GiB and month, {since(declared.valid_from)}.")
+        say(f"{declared.display_name}: {_price_text(declared)} per GiB and month, {since(declared.valid_from)}.")
     if not is_known:
         say(f"note: no registered server is of the engine {engine!r}.")
 
 
-def _told(price: Price) -> str:
+def _price_text(price: Price) -> str:
     return NO_PRICE if price.price is None else f"{price.price.normalize():f} {price.currency}"
 
 
@@ -118,18 +121,18 @@ LIST_COLUMNS = (("For", "left"), ("Price", "right"), ("From", "left"))
 
 
 def _rows(found: Sequence[Price]) -> list[list[object]]:
-    return [[price.told, _told(price), since(price.valid_from).removeprefix("from ")] for price in found]
+    return [[price.display_name, _price_text(price), since(price.valid_from).removeprefix("from ")] for price in found]
 
 
 @click.command()
 @subject_options
 @command
 def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: date | None) -> None:
-    """Forget a price, as if it had never been declared.
+    """Remove a price, as if it had never been declared.
 
     `capacity prices set none --from DAY` ends one instead, and leaves earlier bills as they are.
     """
     price = Price(None, "", engine, *label_of(label, settings.label_keys), first_day or ALWAYS)
     with opened_registry(settings) as opened:
         forget_price(opened, price)
-    say(f"The price of {price.told}, {since(price.valid_from)}, is forgotten.")
+    say(f"Removed the price of {price.display_name}, {since(price.valid_from)}.")

@@ -70,8 +70,8 @@ class Processes:
     def _left(self) -> list[str]:
         return [name for name, process in self.running.items() if process.poll() is None]
 
-    def end(self, tell: Callable[[str], None]) -> None:
-        """Ask each to stop, the code server last, then whatever of the group outlives them; `tell` what takes long."""
+    def end(self, report: Callable[[str], None]) -> None:
+        """Ask each to stop, the code server last, then whatever outlives them; `report` gets what takes long."""
         for process in reversed(self.running.values()):
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
@@ -81,7 +81,7 @@ class Processes:
             if waited >= tell_at:
                 # Where the terminal is gone there is nobody to tell, and the processes must end all the same.
                 with suppress(OSError):
-                    tell(f"Waiting for {', '.join(left)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
+                    report(f"Waiting for {', '.join(left)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
                 tell_at += TELL_SECONDS
             time.sleep(STOP_POLL_SECONDS)
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -9,7 +9,7 @@ from decimal import Decimal
 import click
 from sqlalchemy import Engine
 
-from capacity_assets.cli.limits import told
+from capacity_assets.cli.limits import limit_text
 from capacity_assets.cli.options import GIGABYTES, filter_options, json_command, label_filter
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
@@ -94,7 +94,7 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
     if as_json:
         print_json({**asdict(found), "add_gb": float(add_gb)})
     elif not found.rows and (engine is not None or label is not None):
-        say(f"Nothing with a known limit is of {' and '.join(filter(None, (engine, label)))}.")
+        say(f"Nothing with a known limit matches {' and '.join(filter(None, (engine, label)))}.")
     else:
         print_outlooks(found, add_gb=add_gb, show=show, every=server is not None)
 
@@ -135,7 +135,7 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
         )
         for row in rows[:show]:
             if row.sooner_day is not None:
-                say(f"note: {row.told} on {row.server}. {row.remark}")
+                say(f"note: {row.display_name} on {row.server}. {row.remark}")
     else:
         say("No limit of these is known. `capacity limits set` declares one.")
     if found.unknown_limits and not every:
@@ -148,6 +148,6 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
 def _cells(row: Outlook) -> list[object]:
     probabilities = [f"{row.probabilities[days]:.0%}" if row.probabilities else "" for days in SHOWN_WITHIN_DAYS]
     states = {TOO_LITTLE_HISTORY: f"{row.history_days} of {LEAST_HISTORY_DAYS} days"}
-    days = row.days_told if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
-    subject = [row.server, row.told]
-    return [*subject, human_mb(row.size_mb), told(row.limit_mb), row.binds or "", *days, *probabilities]
+    days = row.days_text if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
+    subject = [row.server, row.display_name]
+    return [*subject, human_mb(row.size_mb), limit_text(row.limit_mb), row.binds or "", *days, *probabilities]

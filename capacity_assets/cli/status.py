@@ -81,7 +81,7 @@ def _print_runways(issue: Issue | None) -> None:
     if issue is None:
         say("Fills first: no runway was issued within the last month.")
         return
-    rows = [[risk.outlook.server, risk.outlook.told, *risk.outlook.days_told] for risk in issue.risks]
+    rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
     if issue.is_outdated:
         say(f"Limits or steps were declared after {issue.issued_at:%Y-%m-%d %H:%M} UTC: `capacity runway` has them.")
     if rows:
@@ -136,7 +136,7 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unkno
     if late is None:
         say(f"Late: {unknown}")
     elif not late:
-        say("Late: nothing. Windows that are due were computed; while a daemon is at work, what changes is followed.")
+        say("Late: nothing. All due windows are computed; while the daemon runs, windows whose samples change follow.")
     else:
         print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
         first = min(found.first_window for found in late)

@@ -32,9 +32,10 @@ def steps() -> None:
 @click.option("--note", required=True, help="What happened, as 'archive purged'.")
 @command
 def add(settings: Settings, /, *, server: str, database: str | None, day: date, note: str) -> None:
-    """Declare that the size of SERVER, or of one DATABASE of it, changed once on a day.
+    """Declare a change of size that happened once, on a day.
 
-    Forecasts then leave that change out: they go on from the new size, as if it had always been so.
+    It is one of SERVER, or of one DATABASE of it. Forecasts then leave that change out: they go on from the new size,
+    as if it had always been so.
 
     \b
     Examples:
@@ -49,7 +50,7 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
         before, after = sizes_around(engine, step)
     what = f"{named(server, database)}: {printable(note)}, {day}."
     if before is None or after is None:
-        say(f"{what} No sizes on both sides of that day are known yet: until then there is nothing to leave out.")
+        say(f"{what} Not both sizes, before and after that day, are measured yet. The step takes effect once they are.")
     else:
         say(f"{what} Forecasts leave the change from {human_mb(before)} to {human_mb(after)} out.")
 
@@ -97,7 +98,7 @@ COLUMNS = (("Day", "left"), ("Server", "left"), ("Database", "left"), ("Note", "
 @click.option("--day", required=True, type=DAY, help="Day of the step.")
 @command
 def remove(settings: Settings, /, *, server: str, database: str | None, day: date) -> None:
-    """Forget the step of SERVER, or of one DATABASE of it, on a day."""
+    """Remove the step of SERVER, or of one DATABASE of it, on a day."""
     with opened_registry(settings) as engine:
         forget_step(engine, server, database, day)
-    say(f"The step of {named(server, database)} on {day} is forgotten.")
+    say(f"Removed the step of {named(server, database)} on {day}.")

@@ -118,7 +118,7 @@ def _serve_until_stopped(  # noqa: PLR0913, PLR0917 -- what the three processes 
             if settings.capacity_url is None:
                 say(f'SQL: psql "host={settings.postgres_data} user=postgres dbname=capacity"')
             say(f"Log: {log}. Ctrl-C stops everything, the embedded server included.")
-            ended = _tell_until_one_exits(processes, settings, stop)
+            ended = _report_until_one_exits(processes, settings, stop)
             raise CommandFailedError(
                 f"Dagster stopped by itself with code {ended.returncode}. The end of {log}:\n{_tail(log)}"
             )
@@ -236,9 +236,9 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _tell_until_one_exits(processes: Processes, settings: Settings, stop: threading.Event) -> subprocess.Popen[bytes]:
+def _report_until_one_exits(processes: Processes, settings: Settings, stop: threading.Event) -> subprocess.Popen[bytes]:
     """Print a line whenever what runs, waits or is late has changed; return the process that ended."""
-    told, runs = "", list[ActiveRun]()
+    shown, runs = "", list[ActiveRun]()
     late: list[Late] | None = None
     looks = itertools.count()
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
@@ -257,9 +257,9 @@ def _tell_until_one_exits(processes: Processes, settings: Settings, stop: thread
                 text = f"what runs and waits cannot be read: {error}"
             except CapacityError:
                 text = activity_text(runs, None)
-            if text != told:
+            if text != shown:
                 say(f"{datetime.now(tz=settings.zone):%H:%M:%S %z} {text}")
-                told = text
+                shown = text
             stop.wait(LOOK_SECONDS)
     return ended
 

@@ -242,7 +242,7 @@ class FleetMeasurement:
             task.server.name,
             self.clock.now(),
             kind=error.kind,
-            reason=error.told,
+            reason=error.description,
             keeps_sample=task.measured_before,
             connect_seconds=stages.connect_seconds,
             measure_seconds=stages.measure_seconds,

@@ -83,7 +83,10 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
             found.append(FoundVolume(server, volume, int(pairs[0][0]), int(pairs[0][1])))
     if strangers:
         first = min(strangers)
-        left_out.append(f"{len(strangers)} values of {source.server_label} are no registered server, as {first!r:.80}")
+        left_out.append(
+            f"{len(strangers)} values of {source.server_label} do not belong to a registered server, for example "
+            f"{first!r:.80}"
+        )
     return FoundVolumes(tuple(found), tuple(left_out))
 
 
@@ -126,7 +129,9 @@ def _result(
             for one in answer["data"]["result"]
         }
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise SourceError("its answer is no instant vector: write a query that gives one value per series") from None
+        raise SourceError(
+            "its answer is not an instant vector: write a query that gives one value per series"
+        ) from None
 
 
 def _document(body: bytes) -> Mapping[str, Any]:

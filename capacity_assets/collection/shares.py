@@ -46,7 +46,7 @@ def share_named(name: str) -> Share:
         return Share(name, key=labelled[1], value=labelled[2] or None)
     number, of = (int(part) for part in numbered.groups()) if numbered else (0, 0)
     if not 1 <= number <= of <= MOST_SHARES:
-        raise ValidationError(f"{name!r} is no share of the servers: {HOW_TO_WRITE}. Nothing was measured.")
+        raise ValidationError(f"{name!r} is not a share of the servers: {HOW_TO_WRITE}. Nothing was measured.")
     # Named alike however it was written: a share has one lock.
     return Share(f"{number}/{of}", number=number - 1, of=of)
 

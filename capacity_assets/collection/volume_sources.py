@@ -56,10 +56,10 @@ def _source(values: Mapping[str, Any]) -> PrometheusSource:
     wrong = [name for name, value in values.items() if name != "servers" and not isinstance(value, str)]
     servers = values.get("servers", {})
     if wrong or not (isinstance(servers, dict) and all(isinstance(name, str) for name in servers.values())):
-        raise ValidationError(f"{(wrong or ['servers'])[0]} is no text; servers is a table of texts.")
+        raise ValidationError(f"{(wrong or ['servers'])[0]} is not text; servers is a table of texts.")
     parts = urlsplit(values["url"])
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise ValidationError("url is no web address, or holds a password; write https://host:9090.")
+        raise ValidationError("url is not a web address, or holds a password; write https://host:9090.")
     if values.get("password_from") and values.get("token_from"):
         raise ValidationError("password_from and token_from are two ways to log in; write one of them.")
     for reference in (values.get("password_from"), values.get("token_from")):

@@ -42,7 +42,7 @@ class MovedRunway:
     """Something that is full sooner than was said a week ago; `before` None: not within a year then."""
 
     server: str
-    told: str
+    display_name: str
     day: date
     before: date | None
 
@@ -52,7 +52,7 @@ class FillsSoon:
     """Something that is full within SOON_DAYS with a probability of a half or more."""
 
     server: str
-    told: str
+    display_name: str
     day: date
     probability: float
 

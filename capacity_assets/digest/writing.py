@@ -49,8 +49,8 @@ def headline(digest: Digest) -> str:
 def sections(digest: Digest) -> list[Section]:
     """Return the news by kind; none where there is nothing to report."""
     return [
-        Section(heading, [printable(told(one)) for one in listed], digest.counts[kind] - len(listed))
-        for kind, (heading, told) in _KINDS.items()
+        Section(heading, [printable(sentence(one)) for one in listed], digest.counts[kind] - len(listed))
+        for kind, (heading, sentence) in _KINDS.items()
         if (listed := getattr(digest, kind))
     ]
 
@@ -62,7 +62,7 @@ def _named(one: Named) -> str:
 _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "soon": (
         "Full within 30 days",
-        lambda one: f"{one.told} on {one.server}: {one.day}, with {one.probability:.0%}",
+        lambda one: f"{one.display_name} on {one.server}: {one.day}, with {one.probability:.0%}",
     ),
     "growers": (
         "Grew beyond their habit",
@@ -73,7 +73,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     ),
     "runways": (
         "Full sooner than was said a week ago",
-        lambda one: f"{one.told} on {one.server}: {one.day}, before {one.before or 'not within a year'}",
+        lambda one: f"{one.display_name} on {one.server}: {one.day}, before {one.before or 'not within a year'}",
     ),
     "silent": ("Not measured any more", lambda one: f"{one.server}: last on {one.last_day}"),
     "new": ("New databases", _named),

@@ -42,8 +42,8 @@ def declarations(
     return read_each(((f"line {line}", row) for line, row in rows), parse, "Nothing was changed.")
 
 
-def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *told: str) -> list[T]:
-    """Read entries, each beside its place; raises ValidationError with the problems of all, and what is `told` then."""
+def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], *remarks: str) -> list[T]:
+    """Read entries, each beside its place; raises ValidationError with the problems of all and the `remarks` last."""
     found, problems = [], []
     for place, entry in entries:
         try:
@@ -51,7 +51,7 @@ def read_each(entries: Iterable[tuple[str, Entry]], read: Callable[[Entry], T], 
         except ValidationError as error:
             problems.append(f"{place}: {error}")
     if problems:
-        raise ValidationError("\n".join([*problems, *told]))
+        raise ValidationError("\n".join([*problems, *remarks]))
     return found
 
 
@@ -67,7 +67,7 @@ def day_of(written: str) -> date:
     try:
         return date.fromisoformat(written)
     except ValueError:
-        raise ValidationError(f"{written!r} is no day; write 2026-03-31.") from None
+        raise ValidationError(f"{written!r} is not a day; write 2026-03-31.") from None
 
 
 def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -95,7 +95,7 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     except UnicodeDecodeError:
         raise ValidationError(f"{path} is not in UTF-8: save it as CSV UTF-8. Nothing was changed.") from None
     except LineTooLongError as error:
-        raise ValidationError(f"{path} is no CSV: {error}. Nothing was changed.") from None
+        raise ValidationError(f"{path} is not CSV: {error}. Nothing was changed.") from None
     except csv.Error as error:
         # The parser names place and expectation, not the text that is there.
         raise ValidationError(f"{path} cannot be read: {str(error).partition(':')[0]}.") from None

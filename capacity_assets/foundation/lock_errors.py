@@ -64,8 +64,8 @@ def owner_name() -> str:
 def held_by(period: str, who: str | None) -> LockHeldError:
     """Return the error of a lock that `who` holds, as far as that is known."""
     return LockHeldError(
-        f"The {subject(period)} are being written by {who or 'another writer, which has just finished'}. "
-        f"{nothing_written(period)} Run this again when it is done."
+        f"The {subject(period)} {f'are being written by {who}' if who else 'were being written by another session'}. "
+        f"{nothing_written(period)} Run this again {'when it is done' if who else 'now: that session has finished'}."
     )
 
 

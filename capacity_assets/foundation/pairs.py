@@ -9,5 +9,5 @@ def key_and_value(written: str) -> tuple[str, str]:
     """Return key and value as they are written, the value perhaps empty; raises ValidationError without `=`."""
     key, equals, value = written.partition("=")
     if not equals:
-        raise ValidationError(f"{written!r} is no label; write team=payments. Nothing was changed.")
+        raise ValidationError(f"{written!r} is not a label; write team=payments. Nothing was changed.")
     return key, value

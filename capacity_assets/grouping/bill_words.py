@@ -31,29 +31,28 @@ def gib(quantity: Decimal) -> str:
 def notes(found: IssuedBill) -> list[str]:
     """Say what the amounts leave out and what they replace, one sentence each."""
     bill = found.bill
-    told = []
+    sentences = []
     if found.restated:
-        told.append(found.restated)
-        told += [difference for difference in _differences(found) if difference]
+        sentences.append(found.restated)
+        sentences += [difference for difference in _differences(found) if difference]
     if bill.is_unpriced:
-        told.append(
-            f"Without a price, and in no amount: {gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB. "
+        sentences.append(
+            f"{gib(bill.unpriced_gib_months)} of {gib(bill.gib_months)} GiB have no price and are not billed. "
             "`capacity prices set` declares one."
         )
     if bill.unbilled_servers:
-        told.append(
-            f"In no amount: {counted(bill.unbilled_servers, 'server')} of which only totals were measured, and no "
-            "databases."
+        sentences.append(
+            f"Not billed: {counted(bill.unbilled_servers, 'server')} of which totals were measured, but no databases."
         )
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
-        told.append(
+        sentences.append(
             f"{missing:,} of {bill.billed_days:,} days of servers were not measured; they are billed as the measured "
             "days of their server on average."
         )
     if not bill.is_final:
-        told.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
-    return told
+        sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
+    return sentences
 
 
 def _differences(found: IssuedBill) -> list[str]:

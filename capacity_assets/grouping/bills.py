@@ -95,11 +95,11 @@ class IssuedBill:
         if self.before is None:
             return ""
         was, now = self.before.bill, self.bill
-        amounts = f"{amount_told(was)} became {amount_told(now)}"
+        amounts = f"{amount_text(was)} became {amount_text(now)}"
         return f"Restated: issue {was.issue} of {was.issued_at:%Y-%m-%d %H:%M %Z}, {amounts}. {now.reason}"
 
 
-def amount_told(bill: Bill) -> str:
+def amount_text(bill: Bill) -> str:
     """Render a total with its currency."""
     return "no amount" if bill.amount is None else f"{bill.amount:,} {bill.currency}"
 
@@ -183,13 +183,13 @@ def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) 
     if latest is None:
         return None
     since = connection.execute(text(statements.SINCE), {**asked, "since": latest.issued_at}).one()
-    told = [
+    differences = [
         f"{counted(since.added, 'sample')} came later" if since.added else "",
         f"{counted(since.corrected, 'sample')} corrected" if since.corrected else "",
         f"labels declared: {first_of(since.labels, DECLARED_NAMED)}" if since.labels else "",
         f"prices declared: {first_of(since.prices, DECLARED_NAMED)}" if since.prices else "",
     ]
-    found = "; ".join(filter(None, told))
+    found = "; ".join(filter(None, differences))
     otherwise = "servers were measured on later days or count otherwise, or labels or prices were taken away"
     return f"Since then: {found or otherwise}."
 

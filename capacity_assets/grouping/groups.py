@@ -159,7 +159,7 @@ _FILLING = """
 WITH filling AS (
     SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway
     WHERE counted AND full_middle IS NOT NULL
-), told AS (
+), issued AS (
     SELECT server_id, server, engine, subject AS of_subject, name AS of_name, subject, name, full_middle FROM filling
     UNION ALL
     SELECT f.server_id, f.server, f.engine, d.subject, d.name, f.subject, f.name, f.full_middle
@@ -173,12 +173,12 @@ WITH filling AS (
 SELECT group_name, server_id, server, subject, name, full_middle FROM ranked
 WHERE place <= :most ORDER BY group_name, place
 """
-_BY_COLUMN = "SELECT {by} AS group_name, server_id, server, subject, name, full_middle FROM told"
+_BY_COLUMN = "SELECT {by} AS group_name, server_id, server, subject, name, full_middle FROM issued"
 # Labels of all of them at once: asked for one by one, as the view does, twenty thousand take a tenth of a second.
 _BY_LABEL = f"""
     SELECT DISTINCT ON (t.server_id, t.of_subject, t.of_name, t.subject, t.name)
            l.value AS group_name, t.server_id, t.server, t.subject, t.name, t.full_middle
-    FROM told t
+    FROM issued t
     CROSS JOIN (SELECT as_of FROM capacity_runway ORDER BY as_of DESC LIMIT 1) AS newest
     LEFT JOIN {SPANS} l ON l.instance_id = t.server_id AND l.key = :key AND {holds_on("l", "newest.as_of")}
         AND (l.database_pattern = '' OR t.of_subject = 'database' AND {matches("l", "t.of_name")})

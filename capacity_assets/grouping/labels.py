@@ -55,7 +55,7 @@ def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str 
     """Return key and value as they are stored; raises ValidationError for a key not in `keys`, or an unfit value."""
     if key not in keys:
         raise ValidationError(
-            f"{key!r} is no key of labels; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{meant(key, keys)} "
+            f"{key!r} is not a label key; CAPACITY_LABEL_KEYS has {', '.join(keys)}.{meant(key, keys)} "
             "Nothing was changed."
         )
     if value is None:

@@ -42,7 +42,7 @@ class Price:
     valid_from: date = ALWAYS
 
     @property
-    def told(self) -> str:
+    def display_name(self) -> str:
         """What it holds for, as people read it."""
         parts = [self.engine, f"{self.key}={self.value}" if self.key else ""]
         return " with ".join(filter(None, parts)) or "everything else"
@@ -57,7 +57,7 @@ def price_of(written: str) -> Decimal | None:
     except InvalidOperation:
         price = Decimal("nan")
     if not price.is_finite() or not 0 <= price < MOST or price != round(price, PLACES):
-        raise ValidationError(f"{written!r} is no price; write 0.25, with at most {PLACES} decimals, or {NO_PRICE}.")
+        raise ValidationError(f"{written!r} is not a price; write 0.25, with at most {PLACES} decimals, or {NO_PRICE}.")
     return price
 
 
@@ -95,7 +95,7 @@ def declare_prices(engine: Engine, prices: Sequence[Price], *, dry_run: bool = F
         DatabaseError: the database failed; nothing was changed.
     """
     refuse_repeated(
-        ((price.told, price.valid_from) for price in prices), lambda key: f"{key[0]}", "More than one price of"
+        ((price.display_name, price.valid_from) for price in prices), lambda key: f"{key[0]}", "More than one price of"
     )
     with database_errors(doing="storing prices", kept="Nothing was changed."), engine.begin() as connection:
         connection.execute(text("LOCK TABLE capacity_prices IN SHARE ROW EXCLUSIVE MODE"))
@@ -116,7 +116,7 @@ def declare_prices(engine: Engine, prices: Sequence[Price], *, dry_run: bool = F
 def _refuse_currencies(currencies: set[str]) -> None:
     wrong = sorted(currency for currency in currencies if not CURRENCY.fullmatch(currency))
     if wrong:
-        raise ValidationError(f"{wrong[0]!r} is no currency; write EUR, USD or another code of ISO 4217.")
+        raise ValidationError(f"{wrong[0]!r} is not a currency; write EUR, USD or another code of ISO 4217.")
     if len(currencies) > 1:
         raise ValidationError(
             f"A price list has one currency, these have {' and '.join(sorted(currencies))}: amounts of a bill could "
@@ -130,7 +130,7 @@ def forget_price(engine: Engine, price: Price) -> None:
     with database_errors(doing="removing a price", kept="Nothing was changed."), engine.begin() as connection:
         gone = connection.execute(text(_FORGET), key).rowcount
     if not gone:
-        raise NotFoundError(f"There is no price of {price.told} from that day on. Nothing was changed.")
+        raise NotFoundError(f"There is no price of {price.display_name} from that day on. Nothing was changed.")
 
 
 def stored_prices(engine: Engine) -> list[Price]:

@@ -17,14 +17,14 @@ from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.steps import quoted
 from capacity_assets.storage.tables import capacity_settings
 
-Told = Callable[[str, int], None]
+OnTable = Callable[[str, int], None]
 KEPT = "Nothing was copied; no row was changed."
 
 
-def copy_database(source: Engine, target: Engine, told: Told) -> dict[str, int]:
+def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str, int]:
     """Copy all tables into a database with the same schema and no rows; return how many rows each has.
 
-    `told` is called with each table and its rows. The rows of the source are those of one moment.
+    `on_table` is called with each table and its rows. The rows of the source are those of one moment.
 
     Raises:
         ValidationError: the target holds rows; nothing was copied.
@@ -41,7 +41,7 @@ def copy_database(source: Engine, target: Engine, told: Told) -> dict[str, int]:
             copied = {}
             for table in metadata.sorted_tables:
                 copied[table.name] = _copy_table(reading, writing, table)
-                told(table.name, copied[table.name])
+                on_table(table.name, copied[table.name])
     return copied
 
 

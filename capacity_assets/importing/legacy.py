@@ -51,7 +51,7 @@ def address_of(source: str, password_from: str | None, settings: Settings) -> UR
     except (ArgumentError, ValueError):
         raise ValidationError(f"The source is neither a file nor an address; {WRITE_IT}.") from None
     if url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
-        raise ValidationError(f"The source is no PostgreSQL database; {WRITE_IT}.")
+        raise ValidationError(f"The source is not a PostgreSQL database; {WRITE_IT}.")
     if named is None and (url.password or SECRET_PARAMETERS.intersection(url.query)):
         raise ValidationError(
             f"The address holds a password, which the list of processes shows to everybody here: {WRITE_IT}. "

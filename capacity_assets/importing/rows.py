@@ -142,19 +142,19 @@ class RowReader:
     def _amount(self, cells: Mapping[str, str], column: str) -> Decimal:
         text = cells[column]
         if text.startswith("-"):
-            raise _BadValue(f"{column} {text!r:.40} is no possible size")
+            raise _BadValue(f"{column} {text!r:.40} is not a valid size")
         if self.decimal is None and (POINT in text or COMMA in text):
             raise _BadValue(
                 f"{column} {text!r:.40} may have decimals or thousands: say which with --decimal . or --decimal ,"
             )
         plain = text.replace(COMMA, POINT) if self.decimal == COMMA and POINT not in text else text
         if (self.decimal == COMMA and POINT in text) or not _PLAIN.fullmatch(plain):
-            raise _BadValue(f"{column} {text!r:.40} is no number")
+            raise _BadValue(f"{column} {text!r:.40} is not a number")
         amount = Decimal(plain)
         times, parts = UNITS[self.unit]
         # Before anything is multiplied: 1e999999999 would not fit into memory.
         if amount.adjusted() > MOST_DIGITS or amount * times // parts > LARGEST_MB:
-            raise _BadValue(f"{column} {text!r:.40} is no possible size")
+            raise _BadValue(f"{column} {text!r:.40} is not a valid size")
         return amount
 
 
@@ -166,7 +166,7 @@ def _database(name: str | None) -> str:
 
 def _name(column: str, name: str) -> str:
     if len(name) > LONGEST_NAME or "\0" in name:
-        raise _BadValue(f"{column} {name!r:.40} is no possible name")
+        raise _BadValue(f"{column} {name!r:.40} is not a valid name")
     return name
 
 
@@ -188,7 +188,7 @@ def _day(text: str) -> date:
 def _count(cells: Mapping[str, str], column: str) -> int:
     text = cells[column]
     if not (text.isascii() and text.isdecimal()) or len(text) > MOST_DIGITS or int(text) > LARGEST_COUNT:
-        raise _BadValue(f"{column} {text!r:.40} is no whole number up to {LARGEST_COUNT}")
+        raise _BadValue(f"{column} {text!r:.40} is not a whole number up to {LARGEST_COUNT}")
     return int(text)
 
 
@@ -205,7 +205,7 @@ def _moment(text: str, day: date, zone: ZoneInfo) -> datetime:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise _BadValue(f"collected_at {text!r:.40} is no time, as 2025-01-31T03:00:00+08:00") from None
+        raise _BadValue(f"collected_at {text!r:.40} is not a time such as 2025-01-31T03:00:00+08:00") from None
 
 
 def column_positions(

@@ -34,7 +34,7 @@ PositionedRow = tuple[int, Sequence[str | None]]
 def file_source(path: Path, layout: ImportColumns, mapping: Mapping[str, str], server: str | None) -> Source:
     """Open .parquet as such, all else as CSV; raises ValidationError: it cannot be read, or lacks a needed column."""
     if not path.is_file():
-        raise ValidationError(f"{path} does not exist or is no file.")
+        raise ValidationError(f"{path} does not exist or is not a file.")
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -57,15 +57,15 @@ class CsvSource:
             with self._opened() as file:
                 first = next_line(file)
         except (gzip.BadGzipFile, zlib.error, EOFError):
-            raise ValidationError(f"{path} ends in {GZIP} and is no gzip file.") from None
+            raise ValidationError(f"{path} ends in {GZIP} and is not a gzip file.") from None
         except UnicodeDecodeError:
             raise ValidationError(
                 f"{path} is not UTF-8. Convert it first: iconv -f latin1 -t utf-8, for example."
             ) from None
         except LineTooLongError as error:
-            raise ValidationError(f"{path} is no CSV: {error}. Nothing was imported.") from None
+            raise ValidationError(f"{path} is not CSV: {error}. Nothing was imported.") from None
         if "\0" in first:
-            raise ValidationError(f"{path} is no CSV: it holds bytes that are no text. Nothing was imported.")
+            raise ValidationError(f"{path} is not CSV: it holds bytes that are not text. Nothing was imported.")
         if not first.strip():
             raise ValidationError(f"{path} is empty; its first line must name the columns.")
         self._delimiter = max(DELIMITERS, key=first.count)
@@ -128,7 +128,7 @@ class ParquetSource:
         try:
             self._headings = parquet.read_schema(path).names
         except ArrowInvalid as error:
-            raise ValidationError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
+            raise ValidationError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from None
         self._places = column_positions(self._headings, layout, mapping, server)
 
     decimal_is_ambiguous = False

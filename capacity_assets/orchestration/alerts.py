@@ -109,15 +109,15 @@ def _new_incidents(
     runs: dict[str, list[str]] = {}
     messages: list[str] = []
 
-    def tell(run_id: str, job: str) -> None:
-        told = state.failing_jobs.setdefault(job, [])
+    def record(run_id: str, job: str) -> None:
+        before = state.failing_jobs.setdefault(job, [])
         text = _failure_text(instance, run_id, job)
-        if text in runs or text not in told:
+        if text in runs or text not in before:
             runs.setdefault(text, []).append(run_id)
-            state.failing_jobs[job] = [*dict.fromkeys([*told, text])][-TEXTS_REMEMBERED:]
+            state.failing_jobs[job] = [*dict.fromkeys([*before, text])][-TEXTS_REMEMBERED:]
 
     for run_id, job in _not_started_again(instance, state):
-        tell(run_id, job)
+        record(run_id, job)
     for storage_id, entry in entries:
         state.after = max(state.after, storage_id)
         event = entry.dagster_event
@@ -130,7 +130,7 @@ def _new_incidents(
             if _is_retried(instance.get_run_by_id(entry.run_id)):
                 state.retried[entry.run_id] = job
             else:
-                tell(entry.run_id, job)
+                record(entry.run_id, job)
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             messages += _check_incident(event.asset_check_evaluation_data, state.failing)
     return messages + [_runs_text(text, run_ids) for text, run_ids in runs.items()]
@@ -176,12 +176,12 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
 def _failure_text(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
     """Return the failed steps' own messages; never a traceback, which may hold a secret."""
     failures = instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
-    told = [
+    reasons = [
         data.user_failure_data.description or ""
         for failure in failures
         if failure.dagster_event and (data := failure.dagster_event.step_failure_data).user_failure_data
     ]
-    reason = " ".join(dict.fromkeys(told)) or "It ended without saying why; its log in the UI has more."
+    reason = " ".join(dict.fromkeys(reasons)) or "It ended without saying why; its log in the UI has more."
     return f"{job}: {reason}"
 
 

@@ -168,11 +168,11 @@ def _check_result(measured: CollectionSummary | None, engine: Engine) -> dg.Asse
     """Name the servers that failed in this run; one that measured nothing repeats the newest day and hides none."""
     if measured:
         failing, failed = _failures(measured), measured.failed_instances
-        told = f"Not measured on {measured.day}: {failed}." if failing else "Every server was measured."
+        text = f"Not measured on {measured.day}: {failed}." if failing else "Every server was measured."
     else:
         found = standing(engine)
         failing, failed = [f"{one.server}: {one.kind}: {one.reason}" for one in found.failing], found.failed
-        told = found.text
+        text = found.text
     listed = first_bullets(failing)
     return dg.AssetCheckResult(
         check_name=SERVERS_MEASURED,
@@ -180,7 +180,7 @@ def _check_result(measured: CollectionSummary | None, engine: Engine) -> dg.Asse
         asset_key=INSTANCE.source.name,
         passed=not failing,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=f"{told}\n\n{listed}" if listed else told,
+        description=f"{text}\n\n{listed}" if listed else text,
         metadata={"places": failed, "found": dg.MetadataValue.md(listed or "nothing")},
     )
 

@@ -96,13 +96,13 @@ def digest_text(digest: Digest) -> str:
 
 
 def _check_result(failed: Sequence[tuple[str, str]]) -> dg.AssetCheckResult:
-    told = bullets([escaped(f"{name}: {reason}") for name, reason in failed], hidden=0)
+    failures = bullets([escaped(f"{name}: {reason}") for name, reason in failed], hidden=0)
     return dg.AssetCheckResult(
         check_name=DIGEST_SENT,
         passed=not failed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=told or "Every receiver got it, or nobody is to get it.",
-        metadata={"places": len(failed), "found": dg.MetadataValue.md(told or "nothing")},
+        description=failures or "All receivers got the digest, or none is configured.",
+        metadata={"places": len(failed), "found": dg.MetadataValue.md(failures or "nothing")},
     )
 
 

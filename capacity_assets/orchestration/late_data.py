@@ -48,15 +48,15 @@ def late_data_sensor(
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         required_resource_keys={AGGREGATION_RESOURCE},
-        description="Has computed windows whose samples arrived late or were corrected computed again, and the windows "
-        "after them and a year later, which compare with them.",
+        description="Requests runs that recompute the windows whose samples arrived late or were corrected, and the "
+        "later windows that are compared with them.",
     )
     def request_stale_windows(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
         with dagster_failures():
             stale = runner.inspection.stale_windows()
         if not stale:
-            return dg.SkipReason("Every computed window holds the samples as they are.")
+            return dg.SkipReason("Every computed window is up to date.")
         moving = {found.period_type for found in stale if not _has_settled(found, settle_seconds)}
         names = [name for name in dict.fromkeys(found.period_type for found in stale) if name not in moving]
         waiting = [name for name in names if _is_at_work(context.instance, periods[name])]
@@ -68,8 +68,8 @@ def late_data_sensor(
             for request in _requests(periods[name], [found for found in stale if found.period_type == name], now)
         ]
         reasons = {"samples are still being written": moving, "the runs requested before are not done yet": waiting}
-        told = [f"{reason} ({', '.join(sorted(held))})" for reason, held in reasons.items() if held]
-        return requests or dg.SkipReason("; ".join(told))
+        sentences = [f"{reason} ({', '.join(sorted(held))})" for reason, held in reasons.items() if held]
+        return requests or dg.SkipReason("; ".join(sentences))
 
     return request_stale_windows
 

@@ -27,7 +27,7 @@ GROWTH_REPORT_JOB = "growth_report_job"
 GROWTH_REPORT_SENSOR = "growth_report_sensor"
 REPORT_PERIOD = "monthly"
 REPORT_GROUP = "reports"
-TOLD = 5
+GROWN_LISTED = 5
 
 DESCRIPTION = """\
 A page for people, one per month: size by engine over time, a waterfall from the month before that adds up exactly, the
@@ -115,7 +115,7 @@ def report_text(report: Report, edition: Edition) -> str:
     restated = [escaped(edition.sentence), ""] if edition.sentence else []
     growers = [
         f"- {escaped(database.server)} / {escaped(database.name)}: {human_change_mb(database.change_mb)}"
-        for database in report.databases[ChangeKind.GROWN][:TOLD]
+        for database in report.databases[ChangeKind.GROWN][:GROWN_LISTED]
     ]
     return "\n".join(
         [

@@ -124,7 +124,14 @@ def _risks_table(rows: "Sequence[Outlook]") -> str:
 
 def _risk_cells(row: "Outlook") -> list[str]:
     sizes = [human_mb(row.size_mb), human_mb(row.limit_mb or 0)]
-    return [escaped(row.server), escaped(row.told), *sizes, f"{row.binds}", *row.ends, f"{row.probabilities[30]:.0%}"]
+    return [
+        escaped(row.server),
+        escaped(row.display_name),
+        *sizes,
+        f"{row.binds}",
+        *row.ends,
+        f"{row.probabilities[30]:.0%}",
+    ]
 
 
 def _soon(issue: "Issue | None", settings: Settings) -> "Sequence[Outlook]":
@@ -134,15 +141,15 @@ def _soon(issue: "Issue | None", settings: Settings) -> "Sequence[Outlook]":
 def _check_result(issue: "Issue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
     soon = _soon(issue, settings)
     listed = first_bullets([row.sentence(settings.fills_soon_days) for row in soon])
-    told = "No runway was issued lately."
+    text = "No runway was issued lately."
     if issue is not None:
-        told = f"As of {issue.as_of}:\n\n{listed}" if soon else f"As of {issue.as_of}: {check_description(settings)}"
+        text = f"As of {issue.as_of}:\n\n{listed}" if soon else f"As of {issue.as_of}: {check_description(settings)}"
     calls = in_time and settings.fills_soon_severity == "error"
     return dg.AssetCheckResult(
         check_name=NOTHING_FILLS_SOON,
         passed=not soon,
         severity=dg.AssetCheckSeverity.ERROR if calls else dg.AssetCheckSeverity.WARN,
-        description=told,
+        description=text,
         metadata={
             "places": len(soon),
             # Days move a little every night; a person is called again when something fills that did not.

@@ -10,7 +10,7 @@ import dagster as dg
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.errors import NotFoundError
 from capacity_assets.grouping.bill_words import gib, group_named, notes
-from capacity_assets.grouping.bills import IssuedBill, amount_told, issue_bill, read_bill
+from capacity_assets.grouping.bills import IssuedBill, amount_text, issue_bill, read_bill
 from capacity_assets.grouping.groups import default_grouping
 from capacity_assets.orchestration.after_aggregates import made_of_aggregates, sensor_of, whenever_aggregates_are_made
 from capacity_assets.orchestration.failures import dagster_failures
@@ -89,10 +89,10 @@ def _table(found: IssuedBill) -> str:
         for group in found.groups[:GROUPS_SHOWN]
     ]
     table = markdown_table([found.grouped_by, "GiB", f"Amount, {found.bill.currency or 'no currency'}"], rows)
-    told = bullets([escaped(note.strip()) for note in notes(found)], hidden=0)
+    remarks = bullets([escaped(note.strip()) for note in notes(found)], hidden=0)
     hidden = len(found.groups) - GROUPS_SHOWN
     more = f"\n\nand {hidden} more groups" if hidden > 0 else ""
-    return f"Total: **{amount_told(found.bill)}**\n\n{table}{more}\n\n{told}"
+    return f"Total: **{amount_text(found.bill)}**\n\n{table}{more}\n\n{remarks}"
 
 
 showback_sensor = sensor_of(SHOWBACK_SENSOR, SHOWBACK, "Issues a month's bill whenever its aggregates were made.")

@@ -40,7 +40,7 @@ class ChangeKind(StrEnum):
 
 
 NOT_COMPARABLE = (ChangeKind.APPEARED, ChangeKind.MISSING)
-"""What became of these is not known, so it is neither growth nor the opposite."""
+"""What became of these is not known, so it is neither growth nor shrinkage."""
 
 OTHER = "other"
 """What the servers' totals changed by beyond their databases: rounding, and days on which the two levels disagree."""

@@ -18,7 +18,9 @@ YEAR_DAYS = HORIZONS_DAYS[-1]
 
 def fan_charts(issue: Issue) -> list[tuple[str, str]]:
     """Draw each risk, in the order of the table: its name, and its history with band and limit as SVG."""
-    return [(f"{risk.outlook.told} on {risk.outlook.server}", history_chart(_fan(risk))) for risk in issue.risks]
+    return [
+        (f"{risk.outlook.display_name} on {risk.outlook.server}", history_chart(_fan(risk))) for risk in issue.risks
+    ]
 
 
 def _fan(risk: Risk) -> History:
@@ -33,7 +35,7 @@ def _fan(risk: Risk) -> History:
         if days <= DRAWN_DAYS
     ]
     return History(
-        f"{outlook.told} on {outlook.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
+        f"{outlook.display_name} on {outlook.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
         [Point(day, sizes.get(day)) for day in days],
         ahead,
         outlook.limit_mb,
@@ -68,7 +70,7 @@ def in_words(probability: float) -> str:
     return next(word for least, word in WORDS if probability >= least)
 
 
-def scores_told(issue: Issue) -> Sequence[str]:
+def score_sentences(issue: Issue) -> Sequence[str]:
     """Say how far the forecasts were off that came due."""
     return [
         f"Of {score.forecasts:,} forecasts over {score.horizon_days} days that came due, {score.covered_percent:.0f} % "

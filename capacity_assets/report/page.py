@@ -23,7 +23,7 @@ from capacity_assets.report.charts import (
     waterfall_chart,
 )
 from capacity_assets.report.data import ChangeKind, Report
-from capacity_assets.report.fans import band_bar, fan_charts, in_words, scores_told
+from capacity_assets.report.fans import band_bar, fan_charts, in_words, score_sentences
 from capacity_assets.report.issues import Edition, path_of_issue
 from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
@@ -78,19 +78,19 @@ def render(report: Report, edition: Edition | None = None) -> str:
             waterfall_chart=Markup(waterfall_chart(report)) if report.has_before else "",  # noqa: S704 -- as above
             coverage_chart=Markup(coverage_chart(report)),  # noqa: S704 -- as above
             fans=[(name, Markup(drawn)) for name, drawn in fan_charts(report.runways)] if report.runways else (),  # noqa: S704 -- as above
-            scores=scores_told(report.runways) if report.runways else (),
+            scores=score_sentences(report.runways) if report.runways else (),
         )
     )
 
 
 def render_bill(found: IssuedBill) -> str:
     """Return a bill as one HTML document."""
-    told = {
+    context = {
         "title": bill_words.title(found),
         "notes": bill_words.notes(found),
         "quantity": bill_words.quantity_note(found),
     }
-    return _environment().get_template("bill.html.j2").render(found=found, **told)
+    return _environment().get_template("bill.html.j2").render(found=found, **context)
 
 
 def headline(report: Report) -> str:

@@ -24,5 +24,5 @@ def default_rows(connection: Connection, table: Table, layout: PartitionLayout, 
     ahead = [span for span in found.spans if span.first > last]
     if not ahead:
         return found
-    told = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
-    return DefaultRows(tuple(span for span in found.spans if span.first <= last), (*found.staying, told))
+    too_far = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
+    return DefaultRows(tuple(span for span in found.spans if span.first <= last), (*found.staying, too_far))

@@ -51,7 +51,7 @@ from capacity_assets.units import BYTES_PER_MB
 logger = logging.getLogger("capacity_assets")
 
 LOCK_TIMEOUT_SECONDS = 10
-"""Whoever waits for a table makes everyone after it wait; better to come back."""
+"""A lock request that waits blocks those that come after it, so maintenance gives up after this time and retries."""
 
 TRIES = 3
 """How often adding a partition is tried while another session is in the way."""
@@ -79,10 +79,10 @@ class TableMaintenance:
         first_day: date,
         retention: Retention,
         periods: Mapping[str, Period] = PERIODS,
-        tell: Callable[[str], None] = logger.info,
+        on_step: Callable[[str], None] = logger.info,
     ) -> None:
-        """Work through `engine`; `first_day` is the first with samples; `tell` is called with each finished step."""
-        self._tell = tell
+        """Work through `engine`; `first_day` is the first with samples; `on_step` is called with each finished step."""
+        self._on_step = on_step
         self._engine = engine
         self._kept = KeptSpans(first_day, retention, periods)
         self._needs = Needs(Ledger(engine, periods), self._kept)
@@ -160,13 +160,13 @@ class TableMaintenance:
         return found
 
     def _convert(self, table: Table) -> None:
-        self._tell(f"{table.name}: building the key of the partitioned table, beside whatever is at work")
+        self._on_step(f"{table.name}: building the key of the partitioned table, beside whatever is at work")
         kept = "The table is as it was, up to an unfinished index that `capacity partition` builds again."
         with database_errors(doing=f"building the new key of {table.name}", kept=kept):
             build_key(self._engine, table)
         with self._work(f"putting a partitioned table in the place of {table.name}") as connection:
             swap(connection, table)
-        self._tell(f"{table.name}: partitioned; its rows lie in the default partition until they are moved")
+        self._on_step(f"{table.name}: partitioned; its rows lie in the default partition until they are moved")
 
     def _prepare(
         self, table: Table, layout: PartitionLayout, today: date, report: MaintenanceReport
@@ -219,7 +219,7 @@ class TableMaintenance:
         report.moved_records += moved
         report.created.append(f"{table.name}: {span}")
         if moved:
-            self._tell(f"{table.name}: {moved:,} rows moved to the partition of {span}")
+            self._on_step(f"{table.name}: {moved:,} rows moved to the partition of {span}")
         return None
 
     def _retire(self, table: Table, planned: list[_Candidate], today: date, report: MaintenanceReport) -> None:
@@ -252,7 +252,7 @@ class TableMaintenance:
                 drop_partition(connection, table, partition)
         report.dropped.append(f"{candidate.name}: {records:,} rows, {candidate.span}")
         if not report.dry_run:
-            self._tell(f"{candidate.name}: dropped with {records:,} rows, {candidate.span}")
+            self._on_step(f"{candidate.name}: dropped with {records:,} rows, {candidate.span}")
         report.dropped_records += records
         report.freed_mb += size_bytes // BYTES_PER_MB
 

@@ -49,10 +49,10 @@ class Needs:
                 return f"the {period.name} window from {reading[-1].start} reads them and is not over"
             left = self.ledger.within(connection).left(period, level, reading)
             if left:
-                return self._told(period, left[0])
+                return self._sentence(period, left[0])
             older = self.ledger.within(connection).not_compared(period, level, _a_year_later(period, span))
             if older:
-                return self._told(period, older)
+                return self._sentence(period, older)
         return None
 
     def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
@@ -65,10 +65,10 @@ class Needs:
             ]
             lost = self.ledger.within(connection).lost_rows(period, level, stored)
             if lost:
-                return self._told(period, lost)
+                return self._sentence(period, lost)
         return None
 
-    def _told(self, period: Period, left: OpenWindow) -> str:
+    def _sentence(self, period: Period, left: OpenWindow) -> str:
         before = " (it lies before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
         return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
 

@@ -118,5 +118,5 @@ def _rules(value: str) -> Iterator[tuple[str, int | None]]:
             yield name, int(days)
         else:
             raise ConfigurationError(
-                f"{VARIABLE}: {rule!r} is no rule; write for example raw=400,daily=1096,weekly=forever"
+                f"{VARIABLE}: {rule!r} is not a rule; write for example raw=400,daily=1096,weekly=forever"
             )

@@ -123,9 +123,11 @@ def megabytes_of(limit_gb: str) -> int | None:
     try:
         megabytes = int(Decimal(limit_gb.strip()) * MB_PER_GB)
     except (InvalidOperation, ValueError, OverflowError):
-        raise ValidationError(f"{limit_gb!r} is no limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
+        raise ValidationError(f"{limit_gb!r} is not a limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
     if not 0 < megabytes <= MOST_MB:
-        raise ValidationError(f"{limit_gb!r} is no limit; it must be above zero, and at most {MOST_MB // MB_PER_GB:,}.")
+        raise ValidationError(
+            f"{limit_gb!r} is not a limit; it must be above zero, and at most {MOST_MB // MB_PER_GB:,}."
+        )
     return megabytes
 
 

@@ -27,7 +27,7 @@ FASTER = 2
 """So many times the forecast change, the recent one is worth a remark."""
 
 
-def day_told(day: date | None) -> str:
+def day_text(day: date | None) -> str:
     """Render a day on which something is full, or that it is not within the horizon."""
     return "not within a year" if day is None else str(day)
 
@@ -87,17 +87,17 @@ class Outlook:
         return SERVER_ROWS if self.volume is None else VOLUME_ROWS
 
     @property
-    def told(self) -> str:
+    def display_name(self) -> str:
         """The name as people read it: of a database, a volume, or all of the server together."""
         return self.database or (f"volume {self.volume}" if self.volume else "all together")
 
     @property
     def ends(self) -> list[str]:
         """The early, middle and late day as people read them."""
-        return [day_told(day) for day in (self.early_day, self.middle_day, self.late_day)]
+        return [day_text(day) for day in (self.early_day, self.middle_day, self.late_day)]
 
     @property
-    def days_told(self) -> list[str]:
+    def days_text(self) -> list[str]:
         """The same, or that it is full."""
         return [FULL] * 3 if self.state == FULL else self.ends
 
@@ -105,13 +105,13 @@ class Outlook:
         """Say when it is full, how sure that is, by which limit, and what was assumed."""
         holds = f"{human_mb(self.size_mb)} of {human_mb(self.limit_mb or 0)}, {self.binds}, {self.source}."
         if self.state == FULL:
-            return f"{self.told} on {self.server}: full. {holds}"
+            return f"{self.display_name} on {self.server}: full. {holds}"
         early, middle, late = self.ends
         return (
-            f"{self.told} on {self.server}: full within {within_days} days with {self.probabilities[within_days]:.0%} "
-            f"(early {early}, middle {middle}, late {late}). {holds} Assumed: it goes on by "
-            f"{human_change_mb(round(self.change_mb_per_day))} per day, and past errors of such forecasts."
-            + ("" if self.sooner_day is None else f" {self.remark}")
+            f"{self.display_name} on {self.server}: full within {within_days} days with "
+            f"{self.probabilities[within_days]:.0%} (early {early}, middle {middle}, late {late}). {holds} "
+            f"Assumed: it goes on by {human_change_mb(round(self.change_mb_per_day))} per day, and past errors of "
+            "such forecasts." + ("" if self.sooner_day is None else f" {self.remark}")
         )
 
     @property

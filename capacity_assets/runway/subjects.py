@@ -26,9 +26,9 @@ def named(server: str, database: str | None) -> str:
     return printable(server if database is None else f"{database} on {server}")
 
 
-def refuse_repeated(keys: Iterable[Key], told: Callable[[Key], str], problem: str) -> None:
+def refuse_repeated(keys: Iterable[Key], name_of: Callable[[Key], str], problem: str) -> None:
     """Refuse what is listed twice: raises ValidationError whose text begins with `problem`."""
-    repeated = [told(key) for key, count in Counter(keys).items() if count > 1]
+    repeated = [name_of(key) for key, count in Counter(keys).items() if count > 1]
     if repeated:
         raise ValidationError(f"{problem} {first_of(repeated, NAMED)}. Nothing was changed.")
 
@@ -39,7 +39,7 @@ def key_of(connection: Connection, server: str, database: str | None) -> dict[st
     Raises NotFoundError; ValidationError for an empty name, which stands for the whole server in the tables.
     """
     if database == WHOLE_SERVER:
-        raise ValidationError("An empty name is no database. Nothing was changed.")
+        raise ValidationError("The name of a database is empty. Nothing was changed.")
     ids = ids_of(connection, {server})
     return {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
 

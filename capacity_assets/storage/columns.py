@@ -81,7 +81,7 @@ def further_columns(stem: str, last: str, what: str) -> list[Column[object]]:
             f"{stem}_yearly_rate_percent",
             COMPOUND_PERCENT,
             comment=f"Growth of the exact mean {what} since the window before, compounded to a year, in percent; "
-            "null: unknown, from 0, or the window is no whole number of months",
+            "null: unknown, from 0, or the window is not a whole number of months",
         ),
     ]
 

@@ -37,7 +37,7 @@ LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN nextval(sequence::regclass); END $$
 from being handed to the nodes. Each node has a range of numbers of its own."""
 
 
-Tell = Callable[[str], None]
+OnTable = Callable[[str], None]
 """Called with the name of each table that was distributed."""
 
 
@@ -86,7 +86,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
     return None
 
 
-def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lambda _line: None) -> list[str]:
+def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTable = lambda _line: None) -> list[str]:
     """Distribute the tables that are not yet, by server and side by side; return their names.
 
     Writers of a table wait until it is done. Sums of groups are not stored from then on.
@@ -113,7 +113,7 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, tell: Tell = lam
             allow_triggers(connection)
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
             _remove_what_was_copied(connection, table.name)
-        tell(table.name)
+        on_table(table.name)
     ask_again(engine)
     with engine.begin() as connection:
         for view in outdated_views(connection):

@@ -173,11 +173,11 @@ def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
         if not row.success:
             # Refused, it stays refused; anything else may pass.
             refused = any(part in row.result for part in ("does not exist", "permission denied"))
-            told = (
+            message = (
                 f"Node {row.nodename}:{row.nodeport} does not say what was changed there: {row.result.rstrip('.')}"
                 f"{'; run `capacity distribute`, which prepares nodes that were added' if refused else ''}."
             )
-            raise NodeError(told, refused=refused)
+            raise NodeError(message, refused=refused)
     return [str(row.result) for row in rows]
 
 

@@ -35,7 +35,7 @@ class EndedRun:
         return {**asdict(self), "status": status, "successful": self.total - self.failed}
 
 
-def tell_legacy_tables(engine: Engine, run: EndedRun) -> None:
+def record_legacy_run(engine: Engine, run: EndedRun) -> None:
     """Enter a run that ended; without either table, or where it refuses, only the log says so."""
     try:
         with engine.begin() as connection:

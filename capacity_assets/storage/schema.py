@@ -30,8 +30,7 @@ SCHEMA_REVISION = "0012"
 # No release contained them; the baseline covers what they left.
 FORMER_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 NOT_RECORDED_MEANWHILE = (
-    "samples written meanwhile may have been missed: compute the days since it was lost again, "
-    "and the window after them"
+    "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
 )
 READS_A_WIDENED_COLUMN = (
     "reads a column that has to be widened, which PostgreSQL refuses. Drop it, run `capacity init`, then create it "

@@ -52,8 +52,8 @@ def another_zone(engine: Engine, configured: str) -> str | None:
     if recorded is None or are_same_days(recorded, configured):
         return None
     return (
-        f"The days of this database are days of {recorded}, and here days are days of {configured} (CAPACITY_TIMEZONE, "
-        f"or this machine's zone). Set CAPACITY_TIMEZONE={recorded}; for days of another zone, use another database."
+        f"This database holds days of the time zone {recorded}, but {configured} is configured (CAPACITY_TIMEZONE, or "
+        f"this machine's zone). Set CAPACITY_TIMEZONE={recorded}; for days of another zone, use another database."
     )
 
 

@@ -78,7 +78,7 @@ def _further(stem: str, last: str) -> tuple[ViewColumn, ...]:
         ViewColumn(
             "yearly_rate_percent",
             f"a.{stem}_yearly_rate_percent",
-            "change_percent compounded to a year; null: unknown, from 0, or the window is no whole number of months",
+            "change_percent compounded to a year; null: unknown, from 0, or the window is not a whole number of months",
         ),
     )
 
@@ -201,12 +201,12 @@ JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_st
             ViewColumn(
                 "servers_without_change",
                 "count(a.total_size_mb) - count(a.total_size_change_mb)",
-                "Servers that were not measured in the window before, whose size is no growth",
+                "Servers that were not measured in the window before, whose size does not count as growth",
             ),
             ViewColumn(
                 "servers_missing",
                 "count(a.missing_size_mb)",
-                "Servers measured in the window before and not in this one, whose absence is no shrinkage",
+                "Servers measured in the window before and not in this one, whose absence does not count as shrinkage",
             ),
             ViewColumn("missing_size_mb", "sum(a.missing_size_mb)", "Their size in the window before, MiB; null: none"),
             ViewColumn(

@@ -55,7 +55,7 @@ class Runway:
     ahead: Sequence[ForecastDay] = field(default=())
 
     @property
-    def told(self) -> str:
+    def display_name(self) -> str:
         """What it is, as people read it."""
         return {"volume": f"volume {self.name}", "server": "all together"}.get(self.subject, self.name)
 
@@ -124,7 +124,7 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
             one.size_mb,
             one.smallest_mb,
             one.largest_mb,
-            told="" if one.size_mb is None else f"{window_named(period, one)}: {human_mb(one.size_mb)}{_partly(one)}",
+            label="" if one.size_mb is None else f"{window_named(period, one)}: {human_mb(one.size_mb)}{_partly(one)}",
             address=addresses[number] if addresses else "",
             is_partial=one.is_partial,
         )

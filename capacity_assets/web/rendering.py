@@ -37,8 +37,8 @@ def change(change_mb: int | None) -> Markup:
     if change_mb is None:
         return Markup('<span class="unknown">unknown</span>')
     kind = "grown" if change_mb > 0 else "shrunk" if change_mb < 0 else "same"
-    told = human_change_mb(change_mb)
-    return Markup('<data class="{2}" value="{0}" title="{0:+,} MiB">{1}</data>').format(change_mb, told, kind)
+    text = human_change_mb(change_mb)
+    return Markup('<data class="{2}" value="{0}" title="{0:+,} MiB">{1}</data>').format(change_mb, text, kind)
 
 
 def percent(value: float | None) -> str:

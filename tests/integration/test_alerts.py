@@ -222,11 +222,11 @@ def test_a_failing_server_is_named_and_warnings_stay_in_the_house(
 
     house.tick()
 
-    told = "\n".join(receiver.texts)
-    assert "daily_instance_aggregations: servers_stored" in told
-    assert "server 2 (server-2): bigint out of range" in told
-    assert "jumps_named" not in told
-    assert "samples_complete" not in told
+    message = "\n".join(receiver.texts)
+    assert "daily_instance_aggregations: servers_stored" in message
+    assert "server 2 (server-2): bigint out of range" in message
+    assert "jumps_named" not in message
+    assert "samples_complete" not in message
 
 
 @pytest.mark.parametrize("status", [500, 404])

@@ -59,10 +59,10 @@ def test_an_unreachable_database_fails_the_run_and_shows_no_password(
     result = run_range(Settings(), "daily_aggregation_job", "2025-03-02", "2025-03-02")
 
     assert not result.success
-    told = failure_text(result)
-    assert "connection failed" in told
-    assert "127.0.0.1" in told
-    assert "hunter2" not in told
+    message = failure_text(result)
+    assert "connection failed" in message
+    assert "127.0.0.1" in message
+    assert "hunter2" not in message
     assert retries(result) == 10
 
 

@@ -98,9 +98,9 @@ def test_a_server_of_which_only_totals_are_known_is_named_and_not_billed(engine:
         [{"instance_id": 5, "collected_date": MONTH.start, "total_size_mb": 50 * GIB, "database_count": 2}],
     )
 
-    told = printed("bill", "--month", "2025-06", "--by", "server")
+    message = printed("bill", "--month", "2025-06", "--by", "server")
 
-    assert "In no amount: 1 server of which only totals were measured" in told
+    assert "In no amount: 1 server of which only totals were measured" in message
     assert billed("server")["bill"]["billed_days"] == 30
 
 
@@ -117,17 +117,17 @@ def test_a_database_that_changed_hands_counts_once_in_all() -> None:
 def test_an_empty_month_a_wrong_group_and_a_wrong_month_are_refused_in_a_sentence() -> None:
     assert "Nothing was measured in January 2024" in capacity("bill", "--month", "2024-01").output
     assert "known are engine, server, team" in capacity("bill", "--month", "2025-06", "--by", "colour").output
-    assert "is no month" in capacity("bill", "--month", "2025-13").output
+    assert "is not a month" in capacity("bill", "--month", "2025-13").output
     assert "There is no issue 7" in capacity("bill", "--month", "2025-06", "--issue", "7").output
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["abc", "--currency", "EUR"], "is no price"),
+        (["abc", "--currency", "EUR"], "is not a price"),
         (["-1", "--currency", "EUR"], "No such option"),
         (["0.1234567", "--currency", "EUR"], "at most 6 decimals"),
-        (["0.1", "--currency", "euro"], "is no currency"),
+        (["0.1", "--currency", "euro"], "is not a currency"),
         (["0.1", "--currency", "USD"], "EUR and USD"),
         (["0.1", "--currency", "EUR", "--label", "taem=x"], "Did you mean 'team'?"),
     ],

@@ -34,9 +34,9 @@ def test_late_samples_restate_a_month_that_was_billed_and_both_versions_are_kept
     assert (first["bill"]["issue"], second["bill"]["issue"]) == (1, 2)
     assert (first["bill"]["amount"], second["bill"]["amount"], second["difference"]) == ("30.00", "31.00", "1.00")
     assert amounts(second) == {"payments": "21.00", None: "10.00"}
-    told = printed("bill", "--month", "2025-06")
-    assert "30.00 EUR became 31.00 EUR. Since then: 1 sample corrected." in told
-    assert "payments: 20.00 before, 21.00 now" in told
+    message = printed("bill", "--month", "2025-06")
+    assert "30.00 EUR became 31.00 EUR. Since then: 1 sample corrected." in message
+    assert "payments: 20.00 before, 21.00 now" in message
     assert amounts(billed("team", "--issue", "1")) == amounts(first)
 
 
@@ -134,9 +134,9 @@ def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
     billed()
     printed("labels", "set", "server-1", "team=search", "--database", "a", "--always")
 
-    told = printed("bill", "--month", "2025-06")
+    message = printed("bill", "--month", "2025-06")
 
-    assert "Since then: labels declared: team=search of a on server-1." in told
+    assert "Since then: labels declared: team=search of a on server-1." in message
     printed("prices", "set", "none", "--currency", "EUR")
     nothing = printed("bill", "--month", "2025-06")
     assert "(no team): 6.67 before, no price now" in nothing

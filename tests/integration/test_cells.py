@@ -236,7 +236,7 @@ def test_cells_of_another_schema_or_time_zone_are_refused_with_their_name(
 ) -> None:
     cells = [region.cell for region in regions]
     us = regions[1].engine
-    for statement, back, told in (
+    for statement, back, message in (
         ("UPDATE capacity_alembic_version SET version_num = '0011'",
          "UPDATE capacity_alembic_version SET version_num = '0012'",
          "Cell 'us' is at revision 0011, and 0012 is needed: run `capacity init` there first"),
@@ -250,26 +250,26 @@ def test_cells_of_another_schema_or_time_zone_are_refused_with_their_name(
             attach(together, cells)
         with us.begin() as connection:
             connection.execute(text(back))
-        assert told in str(refused.value)
+        assert message in str(refused.value)
         assert states(together) == []
     with pytest.raises(CellsRefusedError, match="holds tables of its own"):
         attach(regions[0].engine, cells)
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "message"),
     [
         ('[[cell]]\nname = "eu"', "missing: database, host, user"),
-        ('[[cell]]\nname = "EU"\nhost = "h"\ndatabase = "d"\nuser = "u"', "name is no word of small letters"),
+        ('[[cell]]\nname = "EU"\nhost = "h"\ndatabase = "d"\nuser = "u"', "name is not a word of small letters"),
         (
             '[[cell]]\nname = "eu"\nhost = "h"\ndatabase = "d"\nuser = "u"\nport = 0',
-            "port is no number from 1 to 65535",
+            "port is not a number from 1 to 65535",
         ),
         ('[[cell]]\nname = "eu"\nhost = "h"\ndatabase = "d"\nuser = "u"\npassword = "x"', "unknown: password"),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused(
-    tmp_path: Path, file: str, told: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, file: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPACITY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
     (tmp_path / "cells.toml").write_text(file)
@@ -277,4 +277,4 @@ def test_a_declaration_that_cannot_be_is_refused(
     done = capacity("cells", "attach", str(tmp_path / "cells.toml"))
 
     assert done.exit_code == 2
-    assert told in done.output
+    assert message in done.output

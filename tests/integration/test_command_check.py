@@ -146,10 +146,10 @@ def test_check_names_samples_of_a_clock_that_was_ahead_and_a_first_day_of_one_th
 
     result = capacity("check")
 
-    told = " ".join(result.output.split())
+    message = " ".join(result.output.split())
     assert result.exit_code == 2
-    assert "database_size_stats bad has samples of days that lie ahead, from 2999-01-01 on, and today is" in told
-    assert "CAPACITY_START_DATE bad 2998-01-01, lies ahead: there is no partition yet" in told
+    assert "database_size_stats bad has samples of days that lie ahead, from 2999-01-01 on, and today is" in message
+    assert "CAPACITY_START_DATE bad 2998-01-01, lies ahead: there is no partition yet" in message
 
 
 def test_check_of_a_broken_configuration_exits_with_two(monkeypatch: pytest.MonkeyPatch) -> None:

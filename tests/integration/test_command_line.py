@@ -72,7 +72,7 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
 
 @pytest.mark.usefixtures("sample")
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly"),
         (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, all"),
@@ -88,12 +88,12 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
     ],
 )
 def test_bad_usage_exits_with_two_says_why_and_writes_nothing(
-    engine: Engine, arguments: tuple[str, ...], told: str
+    engine: Engine, arguments: tuple[str, ...], message: str
 ) -> None:
     result = capacity("aggregate", *arguments)
 
     assert result.exit_code == 2
-    assert told in result.output
+    assert message in result.output
     assert stored(engine, DATABASE) == stored(engine, INSTANCE) == []
 
 
@@ -106,7 +106,7 @@ def test_a_broken_configuration_exits_with_two_and_names_the_variable(
     result = capacity(*command.split())
 
     assert result.exit_code == 2
-    assert "CAPACITY_TIMEZONE: 'Mars' is no known time zone" in result.output
+    assert "CAPACITY_TIMEZONE: 'Mars' is not a known time zone" in result.output
 
 
 @pytest.mark.parametrize("command", ["aggregate --period daily", "status", "init", "check"])
@@ -162,11 +162,11 @@ def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
     }
     arguments = ["aggregate", "--period", "yearly", "--from", "2025-01-01", "--to", "2025-01-01"]
 
-    quiet, told = (run_forked(*options, *arguments, environment=environment, timeout=60) for options in ([], ["-v"]))
+    quiet, message = (run_forked(*options, *arguments, environment=environment, timeout=60) for options in ([], ["-v"]))
 
-    assert (quiet.returncode, told.returncode) == (0, 0)
+    assert (quiet.returncode, message.returncode) == (0, 0)
     assert quiet.stderr == ""
-    assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in told.stderr
+    assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in message.stderr
 
 
 @pytest.mark.usefixtures("settings")

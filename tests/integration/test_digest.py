@@ -30,7 +30,7 @@ PREPARED = {"week": filled}
 def test_a_digest_tells_what_is_out_of_the_ordinary_and_nothing_else(week: Digest) -> None:
     assert [(one.database, one.change_mb, one.usual_mb) for one in week.growers] == [("jumped", 9_300, 300)]
     moved = WEEK.end + timedelta(days=40)
-    assert [(one.told, one.day, one.before) for one in week.runways] == [
+    assert [(one.display_name, one.day, one.before) for one in week.runways] == [
         ("jumped", moved, WEEK.end + timedelta(days=150))
     ]
     assert [(one.server, one.last_day) for one in week.silent] == [("server-2", WEEK.end - timedelta(days=5))]
@@ -48,9 +48,9 @@ def test_a_server_that_falls_silent_on_any_day_is_told_once_and_not_before_its_d
         add_instance_sizes(engine, totals(number, FIRST.isoformat(), [(1, 1)] * days))
     before, after = WEEKLY.previous(WEEK), WEEKLY.window_of(WEEK.end + timedelta(days=1))
 
-    told = [one.server for week in (before, WEEK, after) for one in read_digest(engine, week).silent]
+    message = [one.server for week in (before, WEEK, after) for one in read_digest(engine, week).silent]
 
-    assert sorted(told) == [f"server-{number}" for number in range(2, 9)]
+    assert sorted(message) == [f"server-{number}" for number in range(2, 9)]
     assert read_digest(engine, after).silent == [], "of days still to come nothing is said"
 
 
@@ -63,11 +63,11 @@ def test_what_is_full_within_a_month_is_named_every_week(engine: Engine, week: D
 
     soon = read_digest(engine, WEEK)
 
-    assert [(one.told, one.probability) for one in soon.soon] == [("jumped", 0.7)]
+    assert [(one.display_name, one.probability) for one in soon.soon] == [("jumped", 0.7)]
     assert "Full within 30 days:\n- jumped on server-1:" in as_text(soon)
 
 
-def test_what_was_not_there_a_week_ago_and_fills_is_told(engine: Engine, week: Digest) -> None:
+def test_what_was_not_there_a_week_ago_and_fills_is_reported(engine: Engine, week: Digest) -> None:
     assert week
     with engine.begin() as connection:
         connection.execute(
@@ -75,7 +75,7 @@ def test_what_was_not_there_a_week_ago_and_fills_is_told(engine: Engine, week: D
             {"as_of": WEEK.end, "middle": WEEK.end + timedelta(days=9)},
         )
 
-    assert ("volume /new", None) in [(one.told, one.before) for one in read_digest(engine, WEEK).runways]
+    assert ("volume /new", None) in [(one.display_name, one.before) for one in read_digest(engine, WEEK).runways]
 
 
 def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engine: Engine) -> None:
@@ -97,7 +97,7 @@ def test_a_label_has_its_own_digest(engine: Engine, week: Digest) -> None:
     own = read_digest(engine, WEEK, ("team", "payments"))
 
     assert [one.database for one in own.growers] == ["jumped"]
-    assert [one.told for one in own.runways] == ["jumped"]
+    assert [one.display_name for one in own.runways] == ["jumped"]
     assert (own.silent, own.new, own.gone) == ([], [], [])
     assert (own.size_mb, own.change_mb) == (JUMPED[-1], 9_300)
 

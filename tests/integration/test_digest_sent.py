@@ -53,7 +53,7 @@ def test_an_address_of_a_mail_server_that_cannot_work_is_refused_without_showing
     refused = capacity("digest", "--send")
 
     assert refused.exit_code == 2
-    assert "CAPACITY_SMTP_URL: is no mail server" in refused.output
+    assert "CAPACITY_SMTP_URL: is not a mail server" in refused.output
     assert "pa" not in refused.output.replace("password", "").replace("capacity", "").replace("special", "")
 
 

@@ -116,8 +116,8 @@ def test_a_file_is_replaced_whole_and_kept_when_the_database_fails(engine: Engin
         (("--period", "monthly", "--format", "parquet"), 2, "need a file"),
         (("--period", "monthly", "--from", "2025-05-01", "--to", "2025-01-01"), 2, "lies after"),
         (("--period", "monthly", "--output", "/proc/none/x.csv"), 1, "cannot be written"),
-        (("--period", "monthly", "--output", "/"), 2, "is no ordinary file"),
-        (("--period", "monthly", "--output", "/dev/null"), 2, "is no ordinary file"),
+        (("--period", "monthly", "--output", "/"), 2, "is not an ordinary file"),
+        (("--period", "monthly", "--output", "/dev/null"), 2, "is not an ordinary file"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_with_what_to_do(arguments: tuple[str, ...], code: int, said: str) -> None:

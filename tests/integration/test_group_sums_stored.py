@@ -33,7 +33,7 @@ def test_several_that_store_at_once_while_others_write_end_with_the_right_sums(e
             try:
                 for number in range(15):
                     work(number)
-            except BaseException as error:  # noqa: BLE001 -- told below
+            except BaseException as error:  # noqa: BLE001 -- raised below
                 failures.append(error)
 
         return run

@@ -75,10 +75,10 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
         "alpha,d,2025-01-01\n",
     )
 
-    told = json.loads(capacity("import", file, "--json").output)
+    message = json.loads(capacity("import", file, "--json").output)
     shown = capacity("import", file)
 
-    assert {name: count for name, count in told["counts"].items() if count} == {
+    assert {name: count for name, count in message["counts"].items() if count} == {
         "read": 12,
         "written": 1,
         "present": 1,
@@ -88,12 +88,12 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
         "bad": 6,
         "totals_written": 1,
     }
-    assert told["listed"]["conflicts"] == [
+    assert message["listed"]["conflicts"] == [
         "row 2: alpha, b, 2025-01-01: 21 MiB, stored is 20 MiB",
         "row 5: alpha, c, 2025-01-01: 31 MiB, another row has 30 MiB",
     ]
-    assert told["listed"]["unknown"] == ["gamma: 1 rows"]
-    assert [line.partition(":")[0] for line in told["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
+    assert message["listed"]["unknown"] == ["gamma: 1 rows"]
+    assert [line.partition(":")[0] for line in message["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
     assert totals(engine) == [("alpha", "2025-01-01", 60, 3)]
     assert shown.exit_code == 1
     assert "--on-conflict replace takes the file's instead" in shown.output
@@ -165,8 +165,8 @@ def test_a_parquet_file_is_read_like_a_csv(engine: Engine, tmp_path: Path) -> No
         (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
         (HEAD, ["--map", "colour=size_mb"], "there is no such column; ours are server"),
         (HEAD, ["--map", "size_mb"], "has not the form OURS=THEIRS"),
-        (HEAD, ["--level", "fleet"], "'fleet' is no level"),
-        (HEAD, ["--register-as", "db2"], "'db2' is no engine"),
+        (HEAD, ["--level", "fleet"], "'fleet' is not a level"),
+        (HEAD, ["--register-as", "db2"], "'db2' is not an engine"),
         ("server,day,day,database,size_mb\n", [], "'day' is there more than once"),
     ],
 )

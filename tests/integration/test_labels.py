@@ -190,7 +190,7 @@ def test_labels_of_servers_come_with_the_file_that_declares_them(tmp_path: Path)
 
     held = {one["key"]: one["value"] for one in json.loads(labelled("list", "server-1", "--json"))}
     assert held == {"team": "payments", "environment": "test"}
-    assert "'taem' is no key" in capacity("instances", "import", str(file)).output
+    assert "'taem' is not a label key" in capacity("instances", "import", str(file)).output
 
 
 def test_the_list_says_until_when_a_label_held() -> None:

@@ -70,7 +70,7 @@ def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time
     assert stale(service) == set()
 
 
-def test_a_computation_that_was_begun_and_never_finished_keeps_the_changes_and_is_told(
+def test_a_computation_that_was_begun_and_never_finished_keeps_the_changes_and_is_reported(
     engine: Engine, service: AggregationService
 ) -> None:
     add_instances(engine, [1])

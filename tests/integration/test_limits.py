@@ -39,26 +39,26 @@ def test_limits_are_listed_replaced_and_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             ["server-1", "ordres", "--gb", "1"],
             "No database 'ordres' on server-1 was ever measured. Did you mean 'orders'?",
         ),
         (["sever-2", "--gb", "1"], "No server 'sever-2' is registered. Did you mean 'server-2'? Nothing was changed."),
-        (["server-1", "--gb", "much"], "'much' is no limit; write GiB as 500 or 1.5, or unlimited."),
-        (["server-1", "--gb", "0"], "'0' is no limit; it must be above zero"),
-        (["server-1", "--gb", "nan"], "'nan' is no limit"),
-        (["server-1", "--gb", "9e15"], "'9e15' is no limit; it must be above zero, and at most"),
+        (["server-1", "--gb", "much"], "'much' is not a limit; write GiB as 500 or 1.5, or unlimited."),
+        (["server-1", "--gb", "0"], "'0' is not a limit; it must be above zero"),
+        (["server-1", "--gb", "nan"], "'nan' is not a limit"),
+        (["server-1", "--gb", "9e15"], "'9e15' is not a limit; it must be above zero, and at most"),
         (["server-1"], "Say how much it can hold: either --gb or --unlimited."),
         (["server-1", "--gb", "1", "--unlimited"], "Say how much it can hold: either --gb or --unlimited."),
     ],
 )
-def test_a_limit_that_cannot_be_one_is_refused(arguments: list[str], told: str) -> None:
+def test_a_limit_that_cannot_be_one_is_refused(arguments: list[str], message: str) -> None:
     refused = capacity("limits", "set", *arguments)
 
     assert refused.exit_code == 2
-    assert told in refused.output
+    assert message in refused.output
     assert json.loads(capacity("limits", "list", "--json").output) == []
 
 
@@ -91,7 +91,7 @@ def test_a_file_declares_all_its_limits_or_none(tmp_path: Path) -> None:
     ]
     assert refused.exit_code == 2
     assert "line 3: names no server." in refused.output
-    assert "line 4: 'few' is no limit" in refused.output
+    assert "line 4: 'few' is not a limit" in refused.output
 
 
 @pytest.mark.parametrize("wrong", ["abc", "nan", "Infinity", "-1"])
@@ -99,7 +99,7 @@ def test_what_is_no_number_of_gib_is_refused(wrong: str) -> None:
     refused = capacity("runway", "--add-gb", wrong)
 
     assert refused.exit_code == 2
-    assert f"'{wrong}' is no number of GiB" in refused.output
+    assert f"'{wrong}' is not a number of GiB" in refused.output
 
 
 def test_a_server_that_is_not_there_is_said_so() -> None:
@@ -163,11 +163,11 @@ def test_what_holds_as_much_as_its_limit_is_full_whatever_its_history(engine: En
 
     young = found(engine)["server-2", "young"]
     shown = capacity("runway", columns=200).output.splitlines()
-    told = capacity("explain", "young", "--runway").output.splitlines()
+    message = capacity("explain", "young", "--runway").output.splitlines()
 
     assert (young.state, young.early_day, young.probabilities) == ("full", TODAY, {7: 1, 30: 1, 90: 1, 365: 1})
     assert shown[2].split()[-5:] == ["full", "full", "full", "100%", "100%"]
-    assert told[-2] == "It is full."
+    assert message[-2] == "It is full."
 
 
 def test_too_little_history_says_how_much_there_is_and_is_needed() -> None:
@@ -207,7 +207,7 @@ def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_l
 
 @pytest.mark.parametrize("command", ["limits", "steps", "volumes"])
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"server,db,limit_gb,day,note,volume,total_gb,free_gb\na,b,1,2025-01-01,x,y,2,1\n", "has an unknown column '"),
         ("server,database\nä,b\n".encode("latin-1"), "is not in UTF-8: save it as CSV UTF-8. Nothing was changed."),
@@ -215,14 +215,14 @@ def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_l
     ],
 )
 def test_a_file_with_a_misspelt_heading_another_encoding_or_nothing_in_it_is_refused(
-    tmp_path: Path, command: str, content: bytes, told: str
+    tmp_path: Path, command: str, content: bytes, message: str
 ) -> None:
     file = tmp_path / "file.csv"
     file.write_bytes(content)
 
     refused = capacity(command, "import", str(file), columns=250)
 
-    assert (refused.exit_code, told in refused.output) == (2, True), refused.output
+    assert (refused.exit_code, message in refused.output) == (2, True), refused.output
 
 
 def test_files_that_cannot_extend_any_more_are_no_limit(engine: Engine) -> None:
@@ -281,7 +281,7 @@ def test_an_empty_name_removes_neither_the_limit_nor_the_step_of_a_whole_server(
 
     refused = capacity("steps", "remove", "server-1", "", "--day", str(TODAY))
 
-    assert (refused.exit_code, "An empty name is no database. Nothing was changed." in refused.output) == (2, True)
+    assert (refused.exit_code, "The name of a database is empty. Nothing was changed." in refused.output) == (2, True)
     assert len(json.loads(capacity("steps", "list", "--json").output)) == 1
 
 

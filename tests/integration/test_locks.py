@@ -1,4 +1,4 @@
-"""One writer per period, on real Redis and real PostgreSQL: held, told, renewed and released."""
+"""One writer per period, on real Redis and real PostgreSQL: held, reported, renewed and released."""
 
 from __future__ import annotations
 

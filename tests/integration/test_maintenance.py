@@ -95,7 +95,7 @@ def test_rows_without_a_partition_are_taken_and_moved_later_unchanged(
     assert service.ledger.stale() == stale, "moving is no change of samples"
 
 
-def test_rows_from_far_ahead_stay_in_the_default_partition_and_are_told(two_servers: Engine) -> None:
+def test_rows_from_far_ahead_stay_in_the_default_partition_and_are_reported(two_servers: Engine) -> None:
     add_database_sizes(two_servers, sizes(1, "wrong clock", "2099-01-01", [1]))
 
     report = keeper(two_servers).run(TODAY)
@@ -107,7 +107,7 @@ def test_rows_from_far_ahead_stay_in_the_default_partition_and_are_told(two_serv
 
 
 @pytest.mark.parametrize("day", ["infinity", "-infinity", "9999-12-31", "0001-01-01"])
-def test_a_day_that_cannot_be_meant_hinders_nothing_and_is_told(two_servers: Engine, day: str) -> None:
+def test_a_day_that_cannot_be_meant_hinders_nothing_and_is_reported(two_servers: Engine, day: str) -> None:
     add_database_sizes(two_servers, sizes(1, "old", "2023-01-30", [5]))
     with two_servers.begin() as connection:
         connection.execute(
@@ -120,11 +120,11 @@ def test_a_day_that_cannot_be_meant_hinders_nothing_and_is_told(two_servers: Eng
 
     report = keeper(two_servers).run(TODAY)
 
-    told = "database_size_stats: rows dated before 1900 or after 8999 stay in"
-    assert report.notes == [f"{told} database_size_stats_default"]
+    message = "database_size_stats: rows dated before 1900 or after 8999 stay in"
+    assert report.notes == [f"{message} database_size_stats_default"]
     assert report.moved_records == 1
     assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_default"] == 1
-    assert keeper(two_servers).shortcomings(TODAY) == [f"{told} its default partition"]
+    assert keeper(two_servers).shortcomings(TODAY) == [f"{message} its default partition"]
 
 
 def test_rows_of_a_period_that_is_not_registered_stay_where_they_are(two_servers: Engine) -> None:

@@ -161,7 +161,7 @@ def test_a_rule_that_means_nothing_is_refused_before_anything_is_done(
     result = capacity(*command.split(" "))
 
     assert result.exit_code == 2, result.output
-    assert "CAPACITY_RETENTION_DAYS: 'raw=tomorrow' is no rule; write for example raw=400" in result.stderr
+    assert "CAPACITY_RETENTION_DAYS: 'raw=tomorrow' is not a rule; write for example raw=400" in result.stderr
     assert everything(engine) == before
     assert findings(subject="CAPACITY_RETENTION_DAYS")[0][0] == "bad"
 
@@ -212,6 +212,6 @@ def test_a_missing_schema_fails_the_asset_with_what_to_do(settings: Settings, em
 
     assert not result.success
     [failure] = result.get_step_failure_events()
-    told = failure.step_failure_data.user_failure_data
-    assert told is not None
-    assert "Run `capacity init`" in str(told.description)
+    message = failure.step_failure_data.user_failure_data
+    assert message is not None
+    assert "Run `capacity init`" in str(message.description)

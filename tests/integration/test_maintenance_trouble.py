@@ -23,7 +23,7 @@ from tests.partitions import (
 )
 
 
-def test_rows_beside_a_partition_of_another_shape_stay_and_are_told(two_servers: Engine) -> None:
+def test_rows_beside_a_partition_of_another_shape_stay_and_are_reported(two_servers: Engine) -> None:
     execute(
         two_servers,
         "CREATE TABLE odd PARTITION OF database_size_stats FOR VALUES FROM ('2023-08-01') TO ('2023-08-12')",
@@ -32,8 +32,8 @@ def test_rows_beside_a_partition_of_another_shape_stay_and_are_told(two_servers:
 
     report = keeper(two_servers).run(TODAY)
 
-    told = "database_size_stats: rows of 2023-08-01 to 2023-08-31, of which another partition holds a part, stay in"
-    assert report.notes == [f"{told} database_size_stats_default"]
+    message = "database_size_stats: rows of 2023-08-01 to 2023-08-31, of which another partition holds a part, stay in"
+    assert report.notes == [f"{message} database_size_stats_default"]
     assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_default"] == 1
 
 
@@ -63,7 +63,7 @@ def test_a_writer_that_has_read_the_default_partition_is_given_way_to(two_server
     assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_2023_01"] == 2
 
 
-def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_told(
+def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_reported(
     two_servers: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
@@ -83,15 +83,15 @@ def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_
 def test_a_half_made_run_continues_where_it_stopped(two_servers: Engine) -> None:
     add_database_sizes(two_servers, sizes(1, "old", "2023-01-01", range(365)))
     before = everything(two_servers)
-    told: list[str] = []
+    message: list[str] = []
 
     def stop_after_three(step: str) -> None:
-        told.append(step)
-        if len(told) == 3:
+        message.append(step)
+        if len(message) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        keeper(two_servers, tell=stop_after_three).run(TODAY)
+        keeper(two_servers, on_step=stop_after_three).run(TODAY)
     assert everything(two_servers) == before
 
     assert len(keeper(two_servers).run(TODAY).created) == 9

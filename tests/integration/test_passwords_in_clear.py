@@ -74,16 +74,16 @@ def refused(engine: str, port: int) -> MeasureError:
     with pytest.raises(Exception) as failed:  # noqa: PT011 -- each driver has its own
         engine_named(engine).connect(access)
     error = failed.value
-    told = error if isinstance(error, MeasureError) else engine_named(engine).explained(error)  # type: ignore[arg-type]
-    assert told is not None
-    return told
+    message = error if isinstance(error, MeasureError) else engine_named(engine).explained(error)  # type: ignore[arg-type]
+    assert message is not None
+    return message
 
 
 def test_a_postgresql_that_asks_for_the_password_itself_does_not_get_it() -> None:
     with impostor(asks_as_postgresql) as (port, heard):
-        told = refused("postgresql", port)
+        message = refused("postgresql", port)
 
-    assert told.kind is FailureKind.LOGIN, told
+    assert message.kind is FailureKind.LOGIN, message
     assert SECRET.encode() not in heard
 
 
@@ -91,10 +91,10 @@ def test_a_postgresql_that_asks_for_the_password_itself_does_not_get_it() -> Non
 @pytest.mark.parametrize("engine", ["mysql", "mariadb"])
 def test_a_mysql_that_asks_for_the_password_itself_does_not_get_it(engine: str, plugin: bytes) -> None:
     with impostor(asks_as_mysql(plugin)) as (port, heard):
-        told = refused(engine, port)
+        message = refused(engine, port)
 
-    assert told.kind is FailureKind.LOGIN, told
-    assert "it asks for the password itself, which was not sent" in str(told)
+    assert message.kind is FailureKind.LOGIN, message
+    assert "it asks for the password itself, which was not sent" in str(message)
     assert SECRET.encode() not in heard
 
 

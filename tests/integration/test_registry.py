@@ -47,7 +47,7 @@ def test_a_name_that_is_taken_is_not_changed_unasked(engine: Engine) -> None:
     [
         (["a", "--host", "h"], "--engine is needed"),
         (["a"], "Server 'a' is new, so --engine and --host are needed. Nothing was registered."),
-        (["a", "--host", "h", "--engine", "db2"], "'db2' is no engine"),
+        (["a", "--host", "h", "--engine", "db2"], "'db2' is not an engine"),
         (["a", "--host", "h", "--engine", "mysql", "--password-from", "hunter2"], "by where it is, not by itself"),
     ],
 )
@@ -174,18 +174,18 @@ def test_a_disabled_server_that_is_declared_again_is_named(engine: Engine, tmp_p
     set_active(engine, ["a"], active=False)
     (tmp_path / "s.toml").write_text("[[servers]]\nname='a'\nengine='mysql'\nhost='h'\n")
 
-    told = capacity("instances", "import", str(tmp_path / "s.toml")).output
+    message = capacity("instances", "import", str(tmp_path / "s.toml")).output
 
-    assert "out of service: 1 (a)" in told
-    assert "`capacity instances enable` puts them back" in told
+    assert "out of service: 1 (a)" in message
+    assert "`capacity instances enable` puts them back" in message
 
 
 def test_disabling_a_primary_says_that_its_replica_is_counted_by_nobody(engine: Engine) -> None:
     register(engine, [Server("primary", "mysql", "h"), Server("replica", "mysql", "h", counted_by="primary")])
 
-    told = capacity("instances", "disable", "primary").output
+    message = capacity("instances", "disable", "primary").output
 
-    assert "Fleet totals now count neither these nor replica" in told
+    assert "Fleet totals now count neither these nor replica" in message
 
 
 def test_a_server_without_history_can_be_removed_and_one_with_history_is_disabled(engine: Engine) -> None:
@@ -198,10 +198,10 @@ def test_a_server_without_history_can_be_removed_and_one_with_history_is_disable
             )
         )
 
-    told = capacity("instances", "remove", "typo", "old").output
+    message = capacity("instances", "remove", "typo", "old").output
 
-    assert "Removed: typo." in told
-    assert "not measured here any more: old. Their history is kept." in told
+    assert "Removed: typo." in message
+    assert "not measured here any more: old. Their history is kept." in message
     assert names(engine) == {"old": "disabled"}
 
 
@@ -218,11 +218,11 @@ def test_check_names_what_would_make_a_fleet_total_wrong(engine: Engine) -> None
     set_active(engine, ["primary"], active=False)
     add_instances(engine, [99], name="elsewhere")
 
-    told = " ".join(capacity("check", columns=300).output.split())
+    message = " ".join(capacity("check", columns=300).output.split())
 
-    assert "one, twin are all at h:3306: fleet totals count it 2 times" in told
-    assert "counted by a server that is out of service, so not counted at all: replica" in told
-    assert "active, but how to reach them is not registered: elsewhere" in told
+    assert "one, twin are all at h:3306: fleet totals count it 2 times" in message
+    assert "counted by a server that is out of service, so not counted at all: replica" in message
+    assert "active, but how to reach them is not registered: elsewhere" in message
 
 
 def test_a_file_of_servers_declares_what_they_can_hold_and_registers_none_if_that_makes_no_sense(
@@ -235,7 +235,7 @@ def test_a_file_of_servers_declares_what_they_can_hold_and_registers_none_if_tha
     refused = capacity("instances", "import", str(bad))
     done = [capacity("instances", "import", str(good)) for _ in range(2)]
 
-    assert (refused.exit_code, "server 1: 'much' is no limit" in refused.output) == (2, True)
+    assert (refused.exit_code, "server 1: 'much' is not a limit" in refused.output) == (2, True)
     assert [one.server.name for one in registered(engine)] == ["core", "shop"]
     assert "unchanged" in done[1].output.lower()
     assert [(one.limit.server, one.limit.limit_mb) for one in stored_limits(engine)] == [("core", None), ("shop", 1536)]

@@ -152,7 +152,7 @@ def test_two_reports_written_at_once_are_whole(every_kind: Engine, tmp_path: Pat
                 write_report(report, path, edition)
                 page = Page(path.read_text())
                 assert (page.tags.count("svg"), page.steps["end"], page.tags[-1]) == (3, 738, "code")
-        except BaseException as error:  # noqa: BLE001 -- told below
+        except BaseException as error:  # noqa: BLE001 -- raised below
             errors.append(error)
 
     threads = [threading.Thread(target=write) for _ in range(2)]

@@ -76,7 +76,7 @@ def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is
     issue = issue_of(path)
     assert issue is not None
     assert (issue.number, issue.end_mb) == (2, 103_424)
-    assert publish(engine, path) == said, "told on until the next issue"
+    assert publish(engine, path) == said, "message on until the next issue"
 
 
 def test_a_page_of_an_open_window_is_no_issue_that_must_be_kept(
@@ -126,7 +126,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     issued = report.runways
     assert issued is not None
     [risk] = issued.risks
-    assert (risk.outlook.told, risk.outlook.size_mb, risk.outlook.limit_mb) == ("orders", 2524, 2724)
+    assert (risk.outlook.display_name, risk.outlook.size_mb, risk.outlook.limit_mb) == ("orders", 2524, 2724)
     assert risk.bands[30] == Band(2824, 2824, 2824)
     assert (risk.history[0], risk.history[-1]) == ((date(2024, 10, 1), 1024), (date(2025, 2, 28), 2524))
     assert (issued.as_of, issued.unknown_limits, issued.headroom_mb) == (date(2025, 2, 28), 1, None)
@@ -168,4 +168,4 @@ def test_the_headroom_and_the_risks_of_a_servers_page_are_its_own(filling: Engin
     assert one is not None
     assert (fleet.headroom_mb, one.headroom_mb) == (5000 - 3024 + 50, 50)
     assert [risk.outlook.server for risk in fleet.risks] == ["server-1", "server-2", "server-1"]
-    assert [risk.outlook.told for risk in one.risks] == ["all together"]
+    assert [risk.outlook.display_name for risk in one.risks] == ["all together"]

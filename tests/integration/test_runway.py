@@ -189,7 +189,7 @@ def test_the_smallest_of_all_limits_binds_wherever_it_comes_from(engine: Engine)
     assert (own.binds, own.limit_mb, own.source) == (OWN, 3584, "declared")
 
 
-@pytest.mark.parametrize("volumes", [None, ["/data", "/gone"]], ids=["not told", "one of them not measured"])
+@pytest.mark.parametrize("volumes", [None, ["/data", "/gone"]], ids=["not reported", "one of them not measured"])
 def test_no_ceiling_on_a_volume_that_is_not_known_is_an_unknown_limit_and_not_unlimited(
     engine: Engine, volumes: list[str] | None
 ) -> None:

@@ -42,7 +42,7 @@ def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_expla
     added = capacity("steps", "add", "server-1", "orders", "--day", str(PURGED), "--note", "archive purged")
 
     rows = found(engine)
-    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "--runway", "--server", "server-1", "--json").output)
 
     assert added.output == (
@@ -53,8 +53,8 @@ def test_a_declared_step_is_left_out_of_the_forecast_and_named_where_it_is_expla
     assert orders.change_mb_per_day == 10
     assert (orders.size_mb, orders.early_day, orders.late_day) == (3014, ORDERS_FULL, ORDERS_FULL + timedelta(days=1))
     assert whole.change_mb_per_day == orders.change_mb_per_day
-    assert f"Left out: {PURGED}, orders: archive purged." in told
-    assert told[-1] == "Both ways come to the same."
+    assert f"Left out: {PURGED}, orders: archive purged." in message
+    assert message[-1] == "Both ways come to the same."
     assert document["steps"] == [
         {"server": "server-1", "database": "orders", "day": str(PURGED), "note": "archive purged"}
     ]
@@ -76,7 +76,7 @@ def test_steps_are_read_from_a_file_listed_and_forgotten(tmp_path: Path) -> None
     assert (rehearsed.output.splitlines()[-1], empty) == ("Dry run: nothing was changed.", "No step is declared.\n")
     assert done.output == f"2 steps declared from {good}.\n"
     assert refused.exit_code == 2
-    assert "line 2: 'yesterday' is no day; write 2026-03-31." in refused.output
+    assert "line 2: 'yesterday' is not a day; write 2026-03-31." in refused.output
     assert "line 3: server and note missing." in refused.output
     assert (mistyped.exit_code, "No database 'ordres' on server-1 was ever measured." in mistyped.output) == (2, True)
     assert (removed.exit_code, again.exit_code) == (0, 2)
@@ -88,14 +88,14 @@ def test_steps_are_read_from_a_file_listed_and_forgotten(tmp_path: Path) -> None
 def test_a_runway_is_explained_by_its_samples_and_a_second_calculation() -> None:
     declared("server-1", "orders", "--gb", "3.5")
 
-    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
-    assert told[0] == f"orders on server-1, as of {TODAY}: 2.9 GiB"
-    assert told[1] == "Measured days that were looked at: 200"
-    assert told[2] == "Daily changes from 10.000 to 10.000 MiB count as they are, 0 beyond were cut to these."
-    assert told[3] == "Drift: 10.000 MiB per day; a second way: 10.000. It was the better forecast."
-    assert told[-3:] == [
+    assert message[0] == f"orders on server-1, as of {TODAY}: 2.9 GiB"
+    assert message[1] == "Measured days that were looked at: 200"
+    assert message[2] == "Daily changes from 10.000 to 10.000 MiB count as they are, 0 beyond were cut to these."
+    assert message[3] == "Drift: 10.000 MiB per day; a second way: 10.000. It was the better forecast."
+    assert message[-3:] == [
         "Limit: 3.5 GiB, own limit, declared.",
         f"Full: early {ORDERS_FULL}, middle {ORDERS_FULL}, late {ORDERS_FULL}.",
         "Both ways come to the same.",
@@ -123,12 +123,14 @@ def test_a_volume_is_explained_as_a_database_is(engine: Engine) -> None:
     for ago in range(200):
         add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 10_000, 570 + 30 * ago)
 
-    told = capacity("explain", "--server", "server-1", "--volume", "/data", "--runway", columns=200).output.splitlines()
+    message = capacity(
+        "explain", "--server", "server-1", "--volume", "/data", "--runway", columns=200
+    ).output.splitlines()
     refused = capacity("explain", "orders", "--volume", "/data", "--runway")
 
-    assert told[0] == f"volume /data on server-1, as of {TODAY}: 9.2 GiB"
+    assert message[0] == f"volume /data on server-1, as of {TODAY}: 9.2 GiB"
     full = TODAY + timedelta(days=19)
-    assert told[-3:] == [
+    assert message[-3:] == [
         "Limit: 9.8 GiB, volume, measured.",
         f"Full: early {full}, middle {full}, late {full}.",
         "Both ways come to the same.",

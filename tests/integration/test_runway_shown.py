@@ -48,7 +48,7 @@ def test_more_databases_than_are_told_on_one_full_volume_hide_nothing_else(engin
         shown = newest_issue(connection, TODAY, TODAY, shown=5)
 
     assert shown is not None
-    assert [(risk.outlook.server, risk.outlook.told) for risk in shown.risks] == [
+    assert [(risk.outlook.server, risk.outlook.display_name) for risk in shown.risks] == [
         ("server-2", "volume /full"),
         ("server-1", "orders"),
     ]
@@ -149,12 +149,12 @@ def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: 
     for ago in (30, 7):
         issue(engine, TODAY - timedelta(days=ago), TODAY)
 
-    told = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+    message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
     document = json.loads(capacity("explain", "orders", "--runway", "--json").output)
 
-    place = told.index("What was said before")
+    place = message.index("What was said before")
     full = str(TODAY + timedelta(days=20))
-    assert [line.split() for line in told[place + 2 : place + 4]] == [
+    assert [line.split() for line in message[place + 2 : place + 4]] == [
         [str(TODAY - timedelta(days=7)), full, "7", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
         [str(TODAY - timedelta(days=30)), full, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
     ]

@@ -278,7 +278,7 @@ def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: E
     state = schema_state(empty_engine)
 
     assert not state.fit
-    told = "\n".join(state.shortcomings)
+    message = "\n".join(state.shortcomings)
     for expected in (
         "instance_size_stats.total_size_mb is INTEGER, too narrow: BIGINT is needed",
         "database_size_aggregations.growth_rate is NUMERIC(10, 2), too narrow: NUMERIC(30, 2) is needed",
@@ -289,5 +289,5 @@ def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: E
         "database_size_aggregations has no unique key on (instance_id, database_name, period_type, period_start)",
         "instance_size_stats has no unique key on (instance_id, collected_date)",
     ):
-        assert expected in told
+        assert expected in message
     assert state == schema_state(empty_engine)

@@ -74,12 +74,12 @@ TWO = {"instance": "server-2", "mountpoint": "/data"}
 
 
 @pytest.mark.parametrize(
-    ("total", "free", "told"),
+    ("total", "free", "message"),
     [
         (b"<html>", b"", "its answer is not that of Prometheus' HTTP API"),
         (b"[" * 100_000, b"", "its answer is not that of Prometheus' HTTP API"),
         (b'{"status": "error", "error": "parse error"}', b"", "it refuses the query: parse error"),
-        (b'{"status": "success", "data": {"result": [1, 2]}}', b"", "its answer is no instant vector"),
+        (b'{"status": "success", "data": {"result": [1, 2]}}', b"", "its answer is not an instant vector"),
         (vector((ONE, 100)), vector((ONE, 101)), "/data of server-1: 100 bytes, 101 of them free, is impossible"),
         (vector((ONE, "NaN")), vector((ONE, 1)), "/data of server-1: nan bytes, 1 of them free, is impossible"),
         (
@@ -90,20 +90,20 @@ TWO = {"instance": "server-2", "mountpoint": "/data"}
         (
             vector(({"instance": "web-1"}, 100)),
             vector(({"instance": "web-1"}, 10)),
-            "1 values of instance are no registered server, as 'web-1'",
+            "1 values of instance do not belong to a registered server, for example 'web-1'",
         ),
         (vector((ONE, 100)), vector((TWO, 10)), "it knows no volume of a registered server"),
     ],
 )
 def test_an_answer_that_makes_no_sense_stores_nothing_and_says_why(
-    sources: Path, total: bytes, free: bytes, told: str
+    sources: Path, total: bytes, free: bytes, message: str
 ) -> None:
     with answering(total, free) as (url, _):
         sources.write_text(SOURCE.format(url=url, label="x"))
         done = capacity("volumes", "fetch", columns=200)
 
     assert done.exit_code == 1
-    assert f"note: monitoring: {told}" in done.output
+    assert f"note: monitoring: {message}" in done.output
     assert listed() == []
 
 
@@ -154,27 +154,27 @@ def test_a_token_is_sent_and_shown_nowhere(sources: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("[[prometheus]]\nname = 'a'", "source 1: url and total and free and server_label missing."),
         ("[[prometheus]]\npassword = 'hunter2'", "'password' is none of free, name, password_from"),
         ("x = 1", "holds tables [[prometheus]], one per source, and nothing else."),
         ("[[prometheus]", "cannot be read"),
-        (SOURCE.format(url="ftp://x", label="y"), "url is no web address, or holds a password"),
-        (SOURCE.format(url="http://me:hunter2@x", label="y"), "url is no web address, or holds a password"),
+        (SOURCE.format(url="ftp://x", label="y"), "url is not a web address, or holds a password"),
+        (SOURCE.format(url="http://me:hunter2@x", label="y"), "url is not a web address, or holds a password"),
         (SOURCE.format(url="http://x", label="y") * 2, "two sources are called 'monitoring'."),
-        (SOURCE.format(url="http://x", label="y") + "volume = 3", "volume is no text"),
+        (SOURCE.format(url="http://x", label="y") + "volume = 3", "volume is not text"),
     ],
 )
 def test_a_file_of_sources_that_cannot_work_says_why_and_repeats_no_secret(
-    sources: Path, content: str, told: str
+    sources: Path, content: str, message: str
 ) -> None:
     sources.write_text(content)
 
     done = capacity("volumes", "fetch", columns=250)
 
     assert done.exit_code == 1
-    assert told in done.output
+    assert message in done.output
     assert "hunter2" not in done.output
 
 
@@ -245,7 +245,7 @@ def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) 
     unknown = capacity("volumes", "import", str(file))
 
     assert refused.exit_code == 2
-    assert "line 2: 'today' is no day; write 2026-03-31." in refused.output
+    assert "line 2: 'today' is not a day; write 2026-03-31." in refused.output
     assert "line 3: free_gb lies between 0 and total_gb" in refused.output
     assert "line 4: volume missing." in refused.output
     assert "line 5: total_gb and free_gb are numbers of GiB" in refused.output

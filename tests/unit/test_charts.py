@@ -21,7 +21,7 @@ def labels(chart: str) -> list[str]:
 
 
 def test_a_line_is_interrupted_where_nothing_or_only_a_part_was_measured() -> None:
-    partial = Point(DAY + timedelta(days=6), 5, told="half", is_partial=True)
+    partial = Point(DAY + timedelta(days=6), 5, label="half", is_partial=True)
 
     chart = history_chart(History("sizes", [*points(1, 2, None, 4, 5, 6), partial, Point(DAY + timedelta(days=7), 8)]))
 
@@ -59,7 +59,7 @@ def test_a_forecast_has_its_band_and_the_limit_is_drawn_where_it_is_near() -> No
 
 def test_names_and_notes_are_text() -> None:
     hostile = '"><script>alert(1)</script>'
-    point = Point(DAY, 1, told=hostile, address=hostile)
+    point = Point(DAY, 1, label=hostile, address=hostile)
 
     chart = history_chart(History(hostile, [point, Point(DAY + timedelta(days=9), 2)], marks=[Mark(DAY, hostile)]))
 

@@ -23,7 +23,7 @@ def test_engines_are_found_by_their_entry_points() -> None:
         "postgresql": ("PostgreSQL", 5432, True),
         "sqlserver": ("SQLServer", 1433, False),
     }
-    with pytest.raises(ValidationError, match=r"'db2' is no engine that can be measured; known are mariadb, mysql"):
+    with pytest.raises(ValidationError, match=r"'db2' is not an engine that can be measured; known are mariadb, mysql"):
         engine_named("db2")
 
 
@@ -109,9 +109,9 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
 
     login = pytds.LoginError("Login failed for user 'x'.")
     login.msg_no = 18456
-    told = engine_named("sqlserver").explained(login)
-    assert told is not None
-    assert (told.kind, str(told)) == (FailureKind.LOGIN, "Login failed for user 'x'")
+    message = engine_named("sqlserver").explained(login)
+    assert message is not None
+    assert (message.kind, str(message)) == (FailureKind.LOGIN, "Login failed for user 'x'")
     assert engine_named("sqlserver").explained(ValueError()) is None
 
     class Recorded:
@@ -120,10 +120,10 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
         def __str__(self) -> str:
             return "ORA-01017: invalid credential or not authorized; logon denied"
 
-    told = engine_named("oracle").explained(oracledb.DatabaseError(Recorded()))
-    assert told is not None
-    assert told.kind is FailureKind.LOGIN
-    assert str(told).startswith("ORA-01017: invalid credential")
+    message = engine_named("oracle").explained(oracledb.DatabaseError(Recorded()))
+    assert message is not None
+    assert message.kind is FailureKind.LOGIN
+    assert str(message).startswith("ORA-01017: invalid credential")
     assert engine_named("oracle").explained(ValueError()) is None
 
 
@@ -150,9 +150,9 @@ def test_a_server_that_refuses_the_connection_fails_by_the_real_driver(name: str
     with pytest.raises(Exception) as failed:  # noqa: PT011 -- each driver has its own
         engine.connect(access)
 
-    told = engine.explained(failed.value)  # type: ignore[arg-type]
-    assert told is None or told.kind in {FailureKind.UNREACHABLE, FailureKind.UNEXPECTED}
-    assert "secret-Pa55" not in f"{failed.value} {told} {access}"
+    message = engine.explained(failed.value)  # type: ignore[arg-type]
+    assert message is None or message.kind in {FailureKind.UNREACHABLE, FailureKind.UNEXPECTED}
+    assert "secret-Pa55" not in f"{failed.value} {message} {access}"
 
 
 def test_system_databases_are_the_engines_unless_the_setting_says_otherwise() -> None:
@@ -186,8 +186,8 @@ def test_a_secret_is_hidden_before_a_long_reason_is_cut() -> None:
     secret = "S3cret-Pa55word"  # noqa: S105 -- made up
     error = MeasureError(FailureKind.UNEXPECTED, "x" * 995 + secret).without(secret)
 
-    assert "S3cre" not in error.told
-    assert error.told.startswith("x" * 995 + "***")
+    assert "S3cre" not in error.description
+    assert error.description.startswith("x" * 995 + "***")
 
 
 @pytest.mark.parametrize("setting", ["db2=x", "mysql", "postgresql:x"])

@@ -47,15 +47,15 @@ def test_a_lost_connection_without_a_code_is_transient() -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         'FATAL: password authentication failed for user "dba"',
         'FATAL: database "capacity" does not exist',
         'FATAL: no pg_hba.conf entry for host "192.0.2.1"',
     ],
 )
-def test_a_refused_login_is_permanent(told: str) -> None:
-    assert not is_transient(raised(None, told))
+def test_a_refused_login_is_permanent(message: str) -> None:
+    assert not is_transient(raised(None, message))
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monk
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         [DatabaseSize("a", -1)],
         [DatabaseSize("a", 2**63)],
@@ -168,9 +168,9 @@ def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monk
     ],
 )
 def test_what_no_table_could_hold_fails_its_server_alone(
-    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, told: list[DatabaseSize]
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, message: list[DatabaseSize]
 ) -> None:
-    monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: Measurement(tuple(told)))
+    monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: Measurement(tuple(message)))
 
     [outcome] = measured(tasks(1, simulation.port), workers=1)
 
@@ -229,7 +229,7 @@ class Failing(Simulated):
 
 
 @pytest.mark.parametrize(
-    ("engine", "told"),
+    ("engine", "message"),
     [
         (Hanging, "no answer within 0 s"),
         (Wrong, "it reported an impossible limit or name of a volume"),
@@ -237,7 +237,7 @@ class Failing(Simulated):
     ],
 )
 def test_whatever_becomes_of_the_limits_sizes_are_kept(
-    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, engine: type[Simulated], told: str
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, engine: type[Simulated], message: str
 ) -> None:
     monkeypatch.setitem(engines(), "simulated", engine())
     monkeypatch.setattr(fleet, "LIMITS_SECONDS", 0.3)
@@ -246,4 +246,4 @@ def test_whatever_becomes_of_the_limits_sizes_are_kept(
 
     assert outcome.collected
     assert [(size.name, size.size_mb) for size in outcome.sizes] == [("db", 7)]
-    assert outcome.limits.unknown == told
+    assert outcome.limits.unknown == message

@@ -17,7 +17,7 @@ def database_row(**cells: str) -> tuple[object, ...] | Problem:
     return RowReader(layout, "mb", SHANGHAI, fixed_clock().now()).read(3, [known.get(name) for name in layout.columns])
 
 
-def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_told() -> None:
+def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_reported() -> None:
     noon = datetime(2025, 1, 31, 4, tzinfo=UTC)
 
     no_bytes = (None, None, None)
@@ -35,23 +35,23 @@ def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_told() -> Non
         ({"day": "0001-01-01"}, "lies before 1900"),
         ({"day": "2025-07-21"}, "lies ahead"),
         ({"day": "2025-01-31T03:00"}, "has a time"),
-        ({"size_mb": ""}, "is no number"),
-        ({"size_mb": "NaN"}, "is no number"),
-        ({"size_mb": "Infinity"}, "is no number"),
-        ({"size_mb": "1e999999999"}, "is no possible size"),
-        ({"size_mb": "9223372036854775808"}, "is no possible size"),
-        ({"size_mb": "-0.5"}, "is no possible size"),
-        ({"size_mb": "1_000"}, "is no number"),
-        ({"size_mb": "١٢"}, "is no number"),
-        ({"size_mb": "10,7"}, "is no number"),
-        ({"server": "", "instance_id": "١٢"}, "is no whole number"),
-        ({"log_size_mb": "x"}, "log_size_mb 'x' is no number"),
+        ({"size_mb": ""}, "is not a number"),
+        ({"size_mb": "NaN"}, "is not a number"),
+        ({"size_mb": "Infinity"}, "is not a number"),
+        ({"size_mb": "1e999999999"}, "is not a valid size"),
+        ({"size_mb": "9223372036854775808"}, "is not a valid size"),
+        ({"size_mb": "-0.5"}, "is not a valid size"),
+        ({"size_mb": "1_000"}, "is not a number"),
+        ({"size_mb": "١٢"}, "is not a number"),
+        ({"size_mb": "10,7"}, "is not a number"),
+        ({"server": "", "instance_id": "١٢"}, "is not a whole number"),
+        ({"log_size_mb": "x"}, "log_size_mb 'x' is not a number"),
         ({"server": ""}, "names no server"),
-        ({"server": "a\0b"}, "is no possible name"),
-        ({"server": "", "instance_id": "9" * 5000}, "is no whole number"),
-        ({"database": "d" * 256}, "is no possible name"),
-        ({"collected_at": "yesterday"}, "is no time"),
-        ({"collected_at": "0001-01-01T00:00:00"}, "is no time"),
+        ({"server": "a\0b"}, "is not a valid name"),
+        ({"server": "", "instance_id": "9" * 5000}, "is not a whole number"),
+        ({"database": "d" * 256}, "is not a valid name"),
+        ({"collected_at": "yesterday"}, "is not a time"),
+        ({"collected_at": "0001-01-01T00:00:00"}, "is not a time"),
     ],
 )
 def test_what_is_no_sample_is_a_problem_with_its_place_and_reason(cells: dict[str, str], reason: str) -> None:
@@ -94,7 +94,7 @@ def test_what_may_be_decimals_or_thousands_is_refused_until_somebody_says_which(
     assert "say which with --decimal . or --decimal ," in str(in_file_with(None, text))
     for decimal in ".,":
         if decimal not in text:
-            assert "is no number" in str(in_file_with(decimal, text))
+            assert "is not a number" in str(in_file_with(decimal, text))
 
 
 def test_bytes_are_kept_exactly_and_other_units_leave_them_unknown() -> None:

@@ -1,4 +1,4 @@
-"""What the operating system refuses is told with the file and what to do; anything else keeps its traceback."""
+"""What the operating system refuses is reported with the file and what to do; anything else keeps its traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CAPACITY_RETENTION_DAYS: the more exact rule wins, and a mistake is told with the variable's name."""
+"""CAPACITY_RETENTION_DAYS: the more exact rule wins, and a mistake is reported with the variable's name."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_a_period_that_is_registered_later_can_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ("hourly=5", "CAPACITY_RETENTION_DAYS: 'hourly' is none of capacity_runways, daily, "),
-        ("raw", "CAPACITY_RETENTION_DAYS: 'raw' is no rule; write for example raw=400"),
-        ("raw=0", "'raw=0' is no rule"),
-        ("raw=-3", "'raw=-3' is no rule"),
-        ("raw=1e3", "'raw=1e3' is no rule"),
-        ("raw=10000000000", "is no rule"),
-        ("daily=never", "'daily=never' is no rule"),
+        ("raw", "CAPACITY_RETENTION_DAYS: 'raw' is not a rule; write for example raw=400"),
+        ("raw=0", "'raw=0' is not a rule"),
+        ("raw=-3", "'raw=-3' is not a rule"),
+        ("raw=1e3", "'raw=1e3' is not a rule"),
+        ("raw=10000000000", "is not a rule"),
+        ("daily=never", "'daily=never' is not a rule"),
     ],
 )
-def test_a_rule_that_means_nothing_is_refused(value: str, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=told):
+def test_a_rule_that_means_nothing_is_refused(value: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         parse_retention(value)

@@ -64,7 +64,7 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
         ("CAPACITY_DATABASE_URL", f"db with {SECRET}", "is not a URL; write postgresql://"),
         ("CAPACITY_DATABASE_URL", f"postgresql://dba:{SECRET}@db:port/capacity", "is not a URL"),
@@ -76,13 +76,13 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
             "write an @ in the password as %40",
         ),
         ("DAGSTER_POSTGRES_URL", f"sqlite:///{SECRET}.db", "names 'sqlite'; only PostgreSQL works"),
-        ("CAPACITY_TIMEZONE", "Shanghai", "'Shanghai' is no known time zone; write an IANA name"),
+        ("CAPACITY_TIMEZONE", "Shanghai", "'Shanghai' is not a known time zone; write an IANA name"),
         ("CAPACITY_START_DATE", "01.02.2025", "'01.02.2025' is not a date; write YYYY-MM-DD"),
         ("CAPACITY_SCHEDULE_HOUR", "25", "'25' is not an hour of the day; write a whole number from 0 to 23"),
         ("CAPACITY_SCHEDULE_HOUR", "four", "'four' is not an hour of the day"),
         ("CAPACITY_SCHEDULE_HOUR", "4.5", "'4.5' is not an hour of the day"),
         ("CAPACITY_ALERT_WEBHOOK_URL", f"file:///{SECRET}", "is not a web address; write https://host/path"),
-        ("CAPACITY_FILLS_SOON_DAYS", "31", "'31' is no horizon of the forecasts; write 7, 30, 90, 365"),
+        ("CAPACITY_FILLS_SOON_DAYS", "31", "'31' is not a horizon of the forecasts; write 7, 30, 90, 365"),
         ("CAPACITY_FILLS_SOON_PERCENT", "101", "Input should be less than or equal to 100"),
         ("CAPACITY_FILLS_SOON_SEVERITY", "fatal", "Input should be 'error' or 'warn'"),
         ("CAPACITY_JUMP_PERCENT", "0", "Input should be greater than 0"),
@@ -95,7 +95,7 @@ def test_a_url_of_any_postgresql_spelling_gets_the_driver_each_side_needs(
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_the_name_of_its_variable(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(variable, value)
 
@@ -103,7 +103,7 @@ def test_a_value_that_cannot_work_is_refused_with_the_name_of_its_variable(
         load_settings()
 
     assert str(caught.value).startswith(f"{variable}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert SECRET not in str(caught.value)
 
 
@@ -145,7 +145,7 @@ def test_a_variable_that_is_nearly_one_of_ours_is_refused_and_another_is_not(mon
         load_settings()
 
     assert str(caught.value).splitlines() == [
-        "CAPACITY_HOEM: is no variable of capacity_assets, so it has no effect. Did you mean CAPACITY_HOME?",
+        "CAPACITY_HOEM: is not a variable of capacity_assets, so it has no effect. Did you mean CAPACITY_HOME?",
         "CAPACITY_JUMP_PERCENT: Input should be greater than 0",
     ]
 

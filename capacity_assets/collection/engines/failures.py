@@ -51,7 +51,7 @@ class MeasureError(Exception):
         return MeasureError(self.kind, text.replace(secret, HIDDEN)) if secret and secret in text else self
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The reason, shortened, and what to do."""
         text = str(self)
         line = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."

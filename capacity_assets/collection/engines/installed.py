@@ -27,7 +27,7 @@ def engine_named(name: str) -> EngineAdapter:
         return engines()[name]
     except KeyError:
         known = ", ".join(engines())
-        raise ValidationError(f"{name!r} is no engine that can be measured; known are {known}.") from None
+        raise ValidationError(f"{name!r} is not an engine that can be measured; known are {known}.") from None
 
 
 def excluded_databases(setting: str) -> dict[str, tuple[str, ...]]:

@@ -101,7 +101,7 @@ TABLES_BY_ENGINE = """
 SELECT CONVERT(TABLE_SCHEMA USING utf8mb4) COLLATE utf8mb4_bin, UPPER(ENGINE), COUNT(*) FROM information_schema.TABLES
 WHERE TABLE_TYPE NOT IN ('VIEW', 'SYSTEM VIEW') GROUP BY 1, 2
 """
-TOLD_SIZES = """
+REPORTED_SIZES = """
 SELECT UPPER(ENGINE), CAST(SUM(DATA_LENGTH + INDEX_LENGTH) AS UNSIGNED), CAST(SUM(DATA_LENGTH) AS UNSIGNED)
 FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND ENGINE <> 'InnoDB' GROUP BY 1
 """
@@ -118,7 +118,7 @@ WITHOUT_BYTES = {
     "SEQUENCE",
 }
 # The engine says 0 for these, whatever they hold.
-UNTOLD = {"CSV"}
+WITHOUT_REPORTED_SIZES = {"CSV"}
 
 
 class MySQL(EngineAdapter):
@@ -283,14 +283,16 @@ def _add_other_engines(
     for name in total:
         engines = visible.get(name, {})
         untold = {
-            engine or "unknown": tables for engine, tables in engines.items() if engine is None or engine in UNTOLD
+            engine or "unknown": tables
+            for engine, tables in engines.items()
+            if engine is None or engine in WITHOUT_REPORTED_SIZES
         }
         for engine, tables in untold.items():
             yield f"{name}: {tables} tables of engine {engine}"
-        if not set(engines) - {INNODB, None} - UNTOLD - WITHOUT_BYTES:
+        if not set(engines) - {INNODB, None} - WITHOUT_REPORTED_SIZES - WITHOUT_BYTES:
             continue
-        for engine, size_bytes, data_bytes in rows_of(connection, TOLD_SIZES, [name]):
-            if engine not in WITHOUT_BYTES | UNTOLD:
+        for engine, size_bytes, data_bytes in rows_of(connection, REPORTED_SIZES, [name]):
+            if engine not in WITHOUT_BYTES | WITHOUT_REPORTED_SIZES:
                 _add(total, name, size_bytes)
                 if data is not None:
                     _add(data, name, data_bytes)

@@ -136,14 +136,13 @@ def _login_plugins() -> dict[str, Any]:
         def authenticate(self, _packet: object) -> object:
             raise pymysql.err.OperationalError(
                 2059,
-                "it asks for the password itself, which was not sent: with tls = verify-full it would be, to a server "
-                "that is known",
+                "it asks for the password in clear text. It was not sent: that needs tls = verify-full",
             )
 
     class Allowed(dict[str, Any]):
         def get(self, name: str | bytes, _default: object = None) -> Any:
-            told = name.decode("ascii", "replace") if isinstance(name, bytes) else name
-            return None if told in self else Refused
+            method = name.decode("ascii", "replace") if isinstance(name, bytes) else name
+            return None if method in self else Refused
 
     return Allowed.fromkeys(LOGIN_PLUGINS)
 

@@ -75,7 +75,7 @@ class GroupPage:
     fills_first: Sequence[Runway]
 
     @property
-    def told(self) -> str:
+    def display_name(self) -> str:
         """The group as people read it."""
         return f"no {self.grouped_by}" if self.name is None else self.name
 
@@ -201,8 +201,8 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         amount = None if bill.amount is None else str(bill.amount)
         place = (bill.month, months, by, groupings, bill.issue, issues)
         outdated = rows(connection, _OUTDATED, {"issued_at": bill.issued_at, "end": window.end})[0].is_outdated
-        told = [*notes(read), quantity_note(read)]
-        return BillPage(*place, bill.currency, amount, read.groups, told, bool(outdated), read)
+        remarks = [*notes(read), quantity_note(read)]
+        return BillPage(*place, bill.currency, amount, read.groups, remarks, bool(outdated), read)
 
 
 def _grouping(asked: Asked) -> str:

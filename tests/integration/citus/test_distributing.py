@@ -97,7 +97,7 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distribute(undistributed, shards=SHARDS, tell=stop)
+        distribute(undistributed, shards=SHARDS, on_step=stop)
     assert [one.is_distributed for one in placements(undistributed)] == [True] + 6 * [False]
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
     left = ", ".join(table.name for table in PARTITIONED[1:])
@@ -119,21 +119,21 @@ def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work
 
     def import_and_issue() -> dict[str, Any]:
         """What is told of everything that was stored, the same as on a single server."""
-        told: list[dict[str, Any]] = []
+        message: list[dict[str, Any]] = []
         for engine in (undistributed, plain):
             days = [VolumeDay("server-2", name, LAST, 900 << 30, 5 << 30) for name in ("/data", "/log")]
             volumes = store_volumes(engine, days)
             past = issue(engine, LAST - timedelta(days=60), today)
             runways = issue(engine, today, today)
             assert runways.issue is not None
-            told.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
-            told[-1]["rows"] = outlooks(engine, today, server="server-2").rows
-        assert told[0] == told[1]
+            message.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
+            message[-1]["rows"] = outlooks(engine, today, server="server-2").rows
+        assert message[0] == message[1]
         for table in distribution.ALONGSIDE:
             assert stored_of(undistributed, table.name) == stored_of(plain, table.name)
         scored = "capacity_runways WHERE actual_30_mb IS NOT NULL"
         assert len(stored_of(plain, scored)) > len(SERVERS)
-        return told[0]
+        return message[0]
 
     with monkeypatch.context() as before:
         before.setattr(distributing, "PARTITIONED", distribution.DISTRIBUTED)
@@ -142,8 +142,8 @@ def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work
     assert (first["volumes"], first["issued"]["written_records"]) == (2, 2 * len(SERVERS) + 2)
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
     left = "volume_size_stats, database_limit_stats, capacity_runways: still on the coordinator"
-    told = f"{left}; run `capacity distribute` again, because they grow with the fleet"
-    assert distribution_found() == ("note", told)
+    message = f"{left}; run `capacity distribute` again, because they grow with the fleet"
+    assert distribution_found() == ("note", message)
 
     assert distribute(undistributed, shards=SHARDS) == [table.name for table in distribution.ALONGSIDE]
 

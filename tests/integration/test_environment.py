@@ -1,4 +1,4 @@
-"""Bad surroundings: files, folders, environment, limits, sockets and terminals, each broken, each told in a sentence.
+"""Faults of the environment: files, folders, variables, limits, sockets and terminals, each reported in a sentence.
 
 The faults that the commands refuse are the table of docs/faults.md; a test holds the two together.
 """
@@ -14,8 +14,8 @@ import pytest
 
 from capacity_assets.foundation import text_lines
 from capacity_assets.storage.embedded import embedded_server
+from tests.faults import FAULTS, ROOT, Answer, Fault, capacity, fault, new_interpreter, silent_port
 from tests.file_systems import read_only, small_device
-from tests.surroundings import FAULTS, ROOT, Answer, Fault, capacity, fault, new_interpreter, silent_port
 
 
 @fault(
@@ -39,13 +39,13 @@ def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "status")
 
 
-@fault("`.env` that is no text", says="is no text in UTF-8. Save it as UTF-8.", code=2)
+@fault("`.env` that is no text", says="is not UTF-8 text. Save it as UTF-8.", code=2)
 def _(folder: Path, _home: Path) -> Answer:
     (folder / ".env").write_bytes(bytes(range(256)))
     return capacity(folder, "check")
 
 
-@fault("`.env` that is a folder", says="is no file. Rename it, or start capacity in another folder.", code=2)
+@fault("`.env` that is a folder", says="is not a file. Rename it, or start capacity in another folder.", code=2)
 def _(folder: Path, _home: Path) -> Answer:
     (folder / ".env").mkdir()
     return capacity(folder, "up")
@@ -125,7 +125,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "status", CAPACITY_HOME=str(home), output=Path("/dev/full"))
 
 
-@fault("an import of a file without line breaks", says="is no CSV: a line is longer than 131,072 characters", code=2)
+@fault("an import of a file without line breaks", says="is not CSV: a line is longer than 131,072 characters", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "long.csv").write_text("x" * (text_lines.LONGEST_LINE + 1))
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
@@ -138,7 +138,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
 
 
-@fault("an import of a file that is no text", says="is no CSV: it holds bytes that are no text", code=2)
+@fault("an import of a file that is no text", says="is not CSV: it holds bytes that are not text", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "environ").write_bytes(b"PATH=/usr/bin\0TOKEN=hunter2-very-secret")
     return capacity(folder, "import", "environ", CAPACITY_HOME=str(home))
@@ -150,7 +150,7 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", "passwords", CAPACITY_HOME=str(home))
 
 
-@fault("an import of a folder", says="does not exist or is no file.", code=2)
+@fault("an import of a folder", says="does not exist or is not a file.", code=2)
 def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", str(folder), CAPACITY_HOME=str(home))
 
@@ -193,7 +193,7 @@ def _(folder: Path, home: Path) -> Answer:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with an embedded server and the schema."""
-    folder = tmp_path_factory.mktemp("surroundings")
+    folder = tmp_path_factory.mktemp("environment")
     folder.chmod(0o711)
     made = folder / "home"
     with embedded_server(made / "postgres"):

@@ -1,0 +1,116 @@
+"""The commands: every one is documented with its options and their defaults, and those named anywhere exist."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+
+from capacity_assets.cli.main import main
+from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.periods import PERIODS
+from tests.documents import EVERYTHING, ROOT, first_cells, section
+
+LEAST_COMMANDS_IN_MESSAGES = 50
+
+
+def leaves() -> dict[str, click.Command]:
+    """Every command that does something, by its full name."""
+    found: dict[str, click.Command] = {}
+    for name, command in commands_of(main).items():
+        if isinstance(command, click.Group):
+            found |= {f"{name} {below}": inner for below, inner in commands_of(command).items()}
+        else:
+            found[name] = command
+    return found
+
+
+def commands_of(group: click.Group) -> dict[str, click.Command]:
+    """The commands of a group, which are loaded when they are asked for."""
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    assert None not in found.values()
+    return found  # type: ignore[return-value]
+
+
+def test_no_command_is_cut_short_in_the_help() -> None:
+    groups = [main, *(command for command in commands_of(main).values() if isinstance(command, click.Group))]
+    for group in groups:
+        help_text = group.get_help(click.Context(group, max_content_width=80, terminal_width=80))
+
+        assert [line for line in help_text.splitlines() if line.endswith("...") and "Usage" not in line] == []
+
+
+def test_every_command_and_option_is_documented_and_no_other() -> None:
+    commands = {f"capacity {name}" for name in leaves()}
+    documented = {name for name in first_cells("Commands") if name.startswith("capacity ")}
+    aggregate = leaves()["aggregate"]
+    options = {option for parameter in aggregate.params for option in parameter.opts if option != "--help"}
+
+    assert documented == commands
+    rows = {row.split("`")[1]: row for row in section("Commands").splitlines() if row.startswith("| `capacity ")}
+    for name in set(leaves()) - {"aggregate", "plan"}:
+        taken = {option for parameter in leaves()[name].params for option in parameter.opts if option.startswith("--")}
+        assert set(re.findall(r"`(--[\w-]+)`", rows[f"capacity {name}"])) == taken - {"--help"}, name
+    listed = [row for row in section("Commands").splitlines() if row.startswith("| `--")]
+    assert {name for row in listed for name in re.findall(r"`(--[\w-]+)", row.split("|")[1])} == options
+
+
+@pytest.mark.parametrize("name", leaves())
+def test_options_named_anywhere_exist(name: str) -> None:
+    known = {option for parameter in leaves()[name].params for option in parameter.opts} | {"--help"}
+
+    for line in re.findall(rf"capacity {name}((?: --?[\w-]+(?: [\w.:-]+)?)+)", EVERYTHING):
+        assert set(re.findall(r"--[\w-]+", line)) <= known, line
+
+
+def test_commands_named_anywhere_exist() -> None:
+    named = set(re.findall(r"`(?:\.venv/bin/)?capacity ([a-z]+)", EVERYTHING))
+
+    assert named == set(commands_of(main))
+    for group, command in commands_of(main).items():
+        if isinstance(command, click.Group):
+            below = set(re.findall(rf"`(?:\.venv/bin/)?capacity {group} ([a-z]+)", EVERYTHING))
+            assert below == set(commands_of(command)), group
+
+
+def test_commands_named_in_messages_and_help_exist() -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "capacity_assets").rglob("*.py"))
+    named = re.findall(r"`capacity ([a-z]+)((?: --?[\w-]+)*)", source)
+
+    assert len(named) > LEAST_COMMANDS_IN_MESSAGES
+    for name, options in named:
+        command = commands_of(main)[name]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(options.split()) <= known | {"--help"}, f"capacity {name}{options}"
+
+
+@pytest.mark.parametrize("name", sorted(set(leaves()) - {"aggregate", "plan"}))
+def test_defaults_of_options_are_documented(name: str) -> None:
+    [row] = [row for row in section("Commands").splitlines() if row.startswith(f"| `capacity {name}` ")]
+    given = {
+        option.opts[0]: option.default
+        for option in leaves()[name].params
+        if isinstance(option, click.Option) and not option.is_flag and not option.multiple
+    }
+
+    for option, default in given.items():
+        if isinstance(default, str | int) and default != "":
+            assert re.search(rf"`{option}` \([^)]*default `?{re.escape(str(default))}[`,);]", row), (option, default)
+
+
+def test_options_of_all_commands_are_documented() -> None:
+    options = {option for parameter in main.params for option in parameter.opts}
+
+    assert options - {"--help"} == {"-v", "--verbose", "--version"}
+    for option in ("-v", "--version"):
+        assert f"`capacity {option}" in section("Commands"), option
+
+
+def test_levels_and_help_are_in_step() -> None:
+    aggregate = leaves()["aggregate"]
+    help_text = aggregate.get_help(click.Context(aggregate))
+
+    assert all(level in help_text for level in LEVELS)
+    assert all(period in help_text for period in PERIODS)
