@@ -26,9 +26,9 @@ def keeper(
     engine: Engine,
     rules: str = "raw=forever,daily=forever",
     periods: Mapping[str, Period] = PERIODS,
-    tell: Callable[[str], None] = print,
+    on_step: Callable[[str], None] = print,
 ) -> TableMaintenance:
-    return TableMaintenance(engine, FIRST, parse_retention(rules), periods, tell)
+    return TableMaintenance(engine, FIRST, parse_retention(rules), periods, on_step)
 
 
 def partition_names(engine: Engine, table: Table) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 
 from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -25,6 +24,7 @@ from capacity_assets.errors import (
     reason_of,
     sqlstate_of,
 )
+from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.tables import collection_targets, instances
 
 NOT_NULL_VIOLATION = "23502"
@@ -36,14 +36,9 @@ class Registered:
 
     id: int
     server: Server
-    is_active: bool
-    deleted_at: datetime | None
+    active: bool
+    """In service: measured, if it can be, and aggregated."""
     is_collected: bool
-
-    @property
-    def active(self) -> bool:
-        """In service: measured, if it can be, and aggregated."""
-        return self.is_active and self.deleted_at is None
 
     @property
     def state(self) -> str:
@@ -58,6 +53,7 @@ _REGISTRY = (
     select(
         instances,
         collection_targets,
+        is_active().label("active"),
         collection_targets.c.instance_id.is_not(None).label("is_collected"),
         _COUNTING.c.name.label("counted_by_name"),
     )
@@ -97,8 +93,7 @@ def _registered(row: Row[tuple[object, ...]]) -> Registered:
     return Registered(
         id=known[instances.c.id],
         server=server,
-        is_active=known[instances.c.is_active],
-        deleted_at=known[instances.c.deleted_at],
+        active=known["active"],
         is_collected=known["is_collected"],
     )
 

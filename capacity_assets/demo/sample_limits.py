@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.demo.sample_fleet import EVENTS, FLEET, WITH_VOLUME
 from capacity_assets.runway.limits import Limit, declare, stored_limits
 from capacity_assets.runway.steps import Step, declare_steps, stored_steps
+from capacity_assets.storage.active_servers import active_condition
 
 DISK_TO_TOTAL = 1.3
 DISK_STEP_MB = 64 * 1024
@@ -61,10 +62,10 @@ def add_measured_limits(connection: Connection) -> None:
         connection.execute(text(statement), {"names": names, "volumes": volumes})
 
 
-_TOTALS = """
+_TOTALS = f"""
 SELECT i.name, t.total_size_mb FROM instance_size_stats t JOIN instances i ON i.id = t.instance_id
-WHERE t.collected_date = :today AND i.is_active ORDER BY i.name
-"""
+WHERE t.collected_date = :today AND {active_condition("i")} ORDER BY i.name
+"""  # noqa: S608 -- our own condition
 _FASTEST = """
 SELECT i.name AS server, s.database_name AS database, s.size_mb,
        CAST(ceil((s.size_mb - b.size_mb) / 90.0) AS bigint) AS mb_per_day

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.errors import database_errors
 from capacity_assets.periods import PERIODS, Window
+from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.label_expressions import labels_of
 from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF
 
@@ -201,7 +202,7 @@ WITH latest AS MATERIALIZED (
 )
 SELECT i.name, seen.last_day FROM latest JOIN seen ON seen.last_day <= latest.last_day
 JOIN instances i ON i.id = seen.instance_id
-WHERE i.is_active AND i.deleted_at IS NULL
+WHERE {active_condition("i")}
   AND {_LABELLED.format(labels=labels_of("i.id", None, "CAST(:end AS date)"))}
 ORDER BY i.name
 """  # noqa: S608 -- as above

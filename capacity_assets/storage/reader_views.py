@@ -5,6 +5,7 @@ Each shows a table with the names that people use, so that a reader needs no rig
 
 from __future__ import annotations
 
+from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.label_expressions import labels_of
 from capacity_assets.storage.view import View, ViewColumn
 
@@ -26,7 +27,7 @@ READER_VIEWS = (
             ViewColumn("server_id", "i.id", "Number of the server"),
             ViewColumn("server", "i.name", "Name of the server"),
             ViewColumn("engine", "i.db_type", "Engine: mysql, postgresql, sqlserver, oracle, ..."),
-            ViewColumn("is_active", "(i.is_active AND i.deleted_at IS NULL)", "Whether it is in service"),
+            ViewColumn("is_active", active_condition("i"), "Whether it is in service"),
             ViewColumn("counted_by", "c.name", "Server that counts in its place; null: it counts itself"),
             ViewColumn("labels", labels_of("i.id", None, "current_date"), "Its labels of today, as JSON"),
         ),

@@ -28,7 +28,7 @@ CELLS_TABLE = "capacity_cells"
 """Only in a database that reads cells, see `cells`."""
 SCHEMA_REVISION = "0012"
 # No release contained them; the baseline covers what they left.
-FORMER_REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+FORMER_REVISIONS = tuple(f"{number:04}" for number in range(1, 12))
 NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
 )

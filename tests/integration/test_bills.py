@@ -61,7 +61,7 @@ def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() ->
     assert (nothing["bill"]["amount"], amounts(nothing)) == (None, {"payments": None, None: None})
     printed("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test")
     assert amounts(billed()) == {"payments": "2.00", None: None}
-    assert "Without a price, and in no amount: 20.0 of 30.0 GiB" in printed("bill", "--month", "2025-06")
+    assert "20.0 of 30.0 GiB have no price and are not billed." in printed("bill", "--month", "2025-06")
     printed("prices", "set", "0.40", "--currency", "EUR", "--label", "team=payments")
     printed("prices", "set", "0.50", "--currency", "EUR", "--engine", "postgresql")
 
@@ -100,7 +100,7 @@ def test_a_server_of_which_only_totals_are_known_is_named_and_not_billed(engine:
 
     message = printed("bill", "--month", "2025-06", "--by", "server")
 
-    assert "In no amount: 1 server of which only totals were measured" in message
+    assert "Not billed: 1 server of which totals were measured, but no databases." in message
     assert billed("server")["bill"]["billed_days"] == 30
 
 

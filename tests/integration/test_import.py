@@ -164,7 +164,7 @@ def test_a_parquet_file_is_read_like_a_csv(engine: Engine, tmp_path: Path) -> No
         ("instance_id,database,day,size_mb\n", [], "--map instance_id=NAME"),
         (HEAD, ["--map", "size_mb=nope"], "the source has no such column"),
         (HEAD, ["--map", "colour=size_mb"], "there is no such column; ours are server"),
-        (HEAD, ["--map", "size_mb"], "has not the form OURS=THEIRS"),
+        (HEAD, ["--map", "size_mb"], "is not of the form OURS=THEIRS"),
         (HEAD, ["--level", "fleet"], "'fleet' is not a level"),
         (HEAD, ["--register-as", "db2"], "'db2' is not an engine"),
         ("server,day,day,database,size_mb\n", [], "'day' is there more than once"),

@@ -200,7 +200,10 @@ def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_l
     added = capacity("steps", "add", "server-1", "orders", "--day", str(TODAY + timedelta(days=1)), "--note", "planned")
     empty = capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", " ")
 
-    assert "No sizes on both sides of that day are known yet: until then there is nothing to leave out." in added.output
+    assert (
+        "Not both sizes, before and after that day, are measured yet. The step takes effect once they are."
+        in added.output
+    )
     assert (empty.exit_code, "--note is empty" in empty.output) == (2, True)
     assert "planned" not in capacity("explain", "orders", "--runway").output, "it lies ahead"
 

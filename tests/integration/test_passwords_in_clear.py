@@ -94,7 +94,7 @@ def test_a_mysql_that_asks_for_the_password_itself_does_not_get_it(engine: str, 
         message = refused(engine, port)
 
     assert message.kind is FailureKind.LOGIN, message
-    assert "it asks for the password itself, which was not sent" in str(message)
+    assert "it asks for the password in clear text. It was not sent" in str(message)
     assert SECRET.encode() not in heard
 
 

@@ -114,7 +114,7 @@ def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is
     assert unlimited[-3:-1] == ["Limit: unknown. `capacity limits set` declares one.", "No date: limit unknown."]
     assert (unclear.exit_code, both.exit_code, mistyped.exit_code) == (2, 2, 2)
     assert "Say which figures: --period, one of daily," in unclear.output
-    assert "say one of the two" in both.output
+    assert "cannot be combined with --period, --window or --all" in both.output
     assert "database ordres was not measured within the last month, or does not exist" in mistyped.output
     assert not any("nan" in line for line in young), "ten days say nothing of how it goes on"
 

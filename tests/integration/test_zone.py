@@ -40,7 +40,7 @@ def test_whoever_writes_in_another_zone_is_refused_and_told_what_to_set(
     assert (computed.exit_code, measured.exit_code, checked.exit_code) == (1, 2, 1)
     for refused in (computed, measured, checked):
         words = " ".join(refused.output.replace("│", " ").split())
-        assert "The days of this database are days of America/Lima" in words
+        assert "This database holds days of the time zone America/Lima" in words
         assert "Set CAPACITY_TIMEZONE=America/Lima" in words
     assert "where it is" not in checked.output, "one verdict on the zone, the database's"
     assert "Nothing was written." in computed.output

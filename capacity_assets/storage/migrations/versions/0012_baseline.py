@@ -1,7 +1,7 @@
 """The baseline: brings any database to today's tables, whatever it holds.
 
 It covers an empty database, the tables of the legacy application, tables that were left half-made, and each earlier
-revision (0001 to 0006), which no release contained. `storage.schema.adopt` compares the tables with `storage.tables`,
+revision (0001 to 0011), which no release contained. `storage.schema.adopt` compares the tables with `storage.tables`,
 and adds and widens only. What is here is the rest: objects that have another name now, and windows that have rows
 already and are entered as computed. Later revisions hold only what a comparison of tables cannot do.
 """
@@ -16,7 +16,7 @@ from capacity_assets.storage.schema import adopt
 from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.tables import computed_windows, database_size_aggregations, instance_size_aggregations
 
-revision = "0007"
+revision = "0012"
 down_revision = None
 
 # Renamed, not dropped: owners and grants stay, and at no moment is a trigger missing.
