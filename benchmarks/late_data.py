@@ -40,11 +40,9 @@ def main(*, fleet: Fleet) -> None:
         prepare(engine, fleet)
         _timed(f"generate {fleet.rows:,} samples", lambda: generate(engine, fleet))
         service = AggregationService(engine, Clock(ZoneInfo("UTC")))
-        for period in PERIODS:
-            run = _timed(
-                f"compute every {period} window",
-                partial(service.calculate_period_aggregations, period, fleet.first_day, fleet.last_day),
-            )
+        for name, period in PERIODS.items():
+            windows = period.windows_between(fleet.first_day, fleet.last_day)
+            run = _timed(f"compute every {name} window", partial(service.aggregate, period, windows))
             click.echo(f"  {run.message}")
         for _ in range(3):
             _look(service)

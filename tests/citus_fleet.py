@@ -14,6 +14,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests import citus
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import Row, figures
 
 FIRST, LAST = date(2025, 1, 1), date(2025, 7, 1)
@@ -35,7 +36,7 @@ def service(engine: Engine) -> AggregationService:
 
 def compute_everything(engine: Engine) -> None:
     for period in PERIODS:
-        service(engine).calculate_period_aggregations(period, FIRST, LAST)
+        compute_windows(service(engine), period, FIRST, LAST)
 
 
 def everything(engine: Engine) -> dict[object, Row]:

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
 from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 WEEKLY = PERIODS["weekly"]
@@ -38,7 +39,7 @@ def filled(engine: Engine) -> None:
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(one + other + 70, 3) for one, other in pairs]))
     add_database_sizes(engine, sizes(2, "crm", FIRST.isoformat(), [500] * (DAYS - 5)))
     add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(500, 1)] * (DAYS - 5)))
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations("weekly", FIRST, WEEK.end)
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, WEEK.end)
     with engine.begin() as connection:
         for as_of, middle in ((WEEK.start - timedelta(days=1), 150), (WEEK.end, 40)):
             values = {"as_of": as_of, "middle": WEEK.end + timedelta(days=middle)}

@@ -11,6 +11,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.storage.group_tracking import forget_group_sums
 from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
@@ -50,4 +51,4 @@ def fill_with_groups(engine: Engine) -> None:
         add_database_sizes(engine, sizes(server, "other", MARCH.isoformat(), [1000] * DAYS))
         add_instance_sizes(engine, totals(server, MARCH.isoformat(), [(1000 + size + day, 2) for day in range(DAYS)]))
     declare_labels(engine, [Label("server-1", None, "team", "red"), Label("server-1", "pay", "team", "blue")], TODAY)
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations("monthly", MARCH, APRIL)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", MARCH, APRIL)

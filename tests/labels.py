@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.service import AggregationService
 from tests.clocks import fixed_clock
 from tests.command import printed
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 MONTH, BEFORE = date(2025, 4, 1), date(2025, 3, 1)
@@ -34,4 +35,4 @@ def fill_to_label(engine: Engine) -> None:
     for server in (2, 3):
         add_database_sizes(engine, sizes(server, "pay_a", FIRST, [50] * DAYS))
         add_instance_sizes(engine, totals(server, FIRST, [(50, 1)] * DAYS))
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations("monthly", BEFORE, MONTH)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", BEFORE, MONTH)

@@ -17,6 +17,7 @@ from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.steps import Step, declare_steps
 from capacity_assets.storage.group_tables import ALWAYS
 from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import KEYS
 
@@ -62,7 +63,7 @@ def filled(engine: Engine) -> None:
     declare_steps(engine, [Step("server-1", "orders", TODAY - timedelta(days=50), "imported <b>history</b>")])
     service = AggregationService(engine, fixed_clock())
     for period in ("daily", "monthly"):
-        service.calculate_period_aggregations(period, FIRST, TODAY)
+        compute_windows(service, period, FIRST, TODAY)
     issue(engine, TODAY, TODAY)
     declare_prices(engine, [Price(Decimal("0.5"), "EUR")])
     issue_bill(engine, PERIODS["monthly"].window_of(date(2025, 6, 1)), TODAY, KEYS)

@@ -13,6 +13,7 @@ from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.storage.partitions import CAPACITY_TABLES, layout_of
 from tests.clocks import TODAY
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 FIRST = date(2025, 1, 1)
@@ -64,4 +65,4 @@ def add_two_servers(engine: Engine) -> Engine:
 
 def compute(service: AggregationService, *periods: str, last: date = TODAY) -> None:
     for period in periods:
-        service.calculate_period_aggregations(period, FIRST, last)
+        compute_windows(service, period, FIRST, last)

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Report
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
 MONTHLY = PERIODS["monthly"]
@@ -47,7 +48,7 @@ def adds_up(report: Report) -> bool:
 def months(service: AggregationService, last_day: str) -> None:
     """Compute what a report of months reads."""
     for name in ("monthly", "daily"):
-        service.calculate_period_aggregations(name, date(2025, 1, 1), date.fromisoformat(last_day))
+        compute_windows(service, name, date(2025, 1, 1), date.fromisoformat(last_day))
 
 
 def server_with(engine: Engine, histories: dict[str, list[int | None]]) -> None:

@@ -13,6 +13,7 @@ from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.steps import Step, declare_steps
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, totals
 
 
@@ -32,7 +33,7 @@ def small_fleet(engine: Engine) -> None:
     add_instance_sizes(engine, totals(2, "2025-01-01", [(900, 1)] * 31 + [None] * 3 + [(800, 1)] * 25))
     service = AggregationService(engine, fixed_clock())
     for name in ("monthly", "quarterly"):
-        service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 6, 30))
+        compute_windows(service, name, date(2025, 1, 1), date(2025, 6, 30))
 
 
 ATTEMPT = """
@@ -49,7 +50,7 @@ def filling_fleet(engine: Engine) -> None:
     """The sample, with a limit that is reached within a year, and runways that came due."""
     load_sample(engine)
     days = rows(engine, "SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats")[0]
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations("monthly", days["first"], days["last"])
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", days["first"], days["last"])
     [server] = rows(
         engine,
         "SELECT i.name, s.total_size_mb AS mb FROM instance_size_stats s JOIN instances i ON i.id = s.instance_id "

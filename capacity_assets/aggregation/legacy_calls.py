@@ -9,6 +9,7 @@ replaced system are in `capacity_assets.tasks`. Besides the methods below there 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from functools import partialmethod
 
 from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
@@ -16,6 +17,7 @@ from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.results import InstanceSummary, RunSummary
 from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.clock import Clock
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS, Period, Window
 
@@ -30,6 +32,19 @@ class LegacyCalls:
     period: Callable[[str | Period], Period]
     levels_of: Callable[[str], tuple[str, ...]]
     instance: Callable[[int], InstanceRef]
+
+    def calculate_period_aggregations(
+        self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False
+    ) -> RunSummary:
+        """Compute every window of the period that holds a day from `start_date` to `end_date`.
+
+        Raises: as `aggregate`; also ValidationError when the dates are in the wrong order.
+        """
+        try:
+            windows = self.period(period_type).windows_between(start_date, end_date)
+        except ValueError as error:
+            raise ValidationError(f"{error}. Nothing was written.") from error
+        return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
 
     def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
         """Compute the window that holds today; `scope` is database, instance or all."""

@@ -168,19 +168,6 @@ class AggregationService(LegacyCalls):
             if (row := known.get(window.start))
         }
 
-    def calculate_period_aggregations(
-        self, period_type: str, start_date: date, end_date: date, *, scope: str = SCOPE_ALL, overwrite: bool = False
-    ) -> RunSummary:
-        """Compute every window of the period that holds a day from `start_date` to `end_date`.
-
-        Raises: as `aggregate`; also ValidationError when the dates are in the wrong order.
-        """
-        try:
-            windows = self.period(period_type).windows_between(start_date, end_date)
-        except ValueError as error:
-            raise ValidationError(f"{error}. Nothing was written.") from error
-        return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
-
     def period(self, period: str | Period) -> Period:
         """Look a period up by name; raises ValidationError where none is registered."""
         if isinstance(period, Period):

@@ -28,6 +28,7 @@ from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.daemon import Daemon, running_daemon
 from tests.databases import end_sessions
 from tests.e2e.stack import (
@@ -197,7 +198,7 @@ def test_kills_at_random_moments_leave_tables_that_a_last_run_makes_equal_to_a_f
 
         fresh = AggregationService(engine, fixed_clock())
         for period in PERIODS:
-            fresh.calculate_period_aggregations(period, date(2025, 1, 1), date(2025, 6, 30))
+            compute_windows(fresh, period, date(2025, 1, 1), date(2025, 6, 30))
         for level in LEVELS.values():
             assert figures(broken, level) == figures(engine, level)
         assert Ledger(broken).stale() == []
@@ -262,9 +263,7 @@ def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves
     """The late data sensor, the run it requests, its checks and the alert sensor, tick by tick."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", range(100, 110)))
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations(
-        "daily", date(2025, 3, 1), date(2025, 3, 10)
-    )
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", date(2025, 3, 1), date(2025, 3, 10))
     with receiving() as receiver:
         variables = {"CAPACITY_ALERT_WEBHOOK_URL": receiver.url, "CAPACITY_SETTLE_SECONDS": "0"}
         with deployment(database, dagster_databases[0], tmp_path / "home", **variables) as daemon:

@@ -20,6 +20,7 @@ from capacity_assets.settings import Settings
 from tests.bills import fill_to_bill
 from tests.clocks import TODAY
 from tests.collecting import PASSWORD, Collection, granting
+from tests.computing import compute_windows
 from tests.digests import WEEK
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.group_sums import fill_with_groups
@@ -55,7 +56,7 @@ def every_kind(engine: Engine, service: AggregationService) -> Engine:
         measured: list[tuple[int, int] | None] = [january] * 31 + [february] * 28
         measured[40] = None
         add_instance_sizes(engine, totals(instance_id, "2025-01-01", measured))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
     return engine
 
 

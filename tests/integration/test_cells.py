@@ -26,6 +26,7 @@ from capacity_assets.storage.schema import SchemaProblemsError, initialise
 from capacity_assets.storage.time_zone import record_zone
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.databases import rows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.other_postgres import other_postgres
@@ -63,8 +64,8 @@ def fill(engine: Engine, *, servers: range, size: int) -> None:
             ),
             {"id": servers[0]},
         )
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations("monthly", FIRST, TODAY)
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations("daily", FIRST, TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", FIRST, TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import initialise, schema_state
 from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
 from tests.conversion import LEGACY, failing_at, is_partitioned, keep_few_rows, upgraded
 from tests.databases import execute
 from tests.fleet import add_database_sizes, figures, load_sample, sizes
@@ -78,7 +79,7 @@ def test_figures_after_a_conversion_are_those_of_a_new_database(legacy: Engine, 
     for one in (legacy, engine):
         service = AggregationService(one, fixed_clock())
         for period in PERIODS:
-            service.calculate_period_aggregations(period, date(2025, 1, 1), TODAY)
+            compute_windows(service, period, date(2025, 1, 1), TODAY)
 
     for level in LEVELS.values():
         computed = figures(engine, level)

@@ -17,6 +17,7 @@ from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.engine import capacity_engine
 from tests import oracle
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.databases import TEMPLATE, Databases
 from tests.fleet import Row, add_database_sizes, add_instance_sizes, add_instances, figures
 from tests.profiles import HISTORIES
@@ -134,7 +135,7 @@ def compute_everything(engine: Engine, rows: list[Row], level: Level, *, one_by_
             for bounds in oracle.windows(period, collected):  # type: ignore[arg-type]
                 service.aggregate(period, [Window(*bounds)], RunOptions((level.name,)))
         else:
-            service.calculate_period_aggregations(period, min(collected), max(collected), scope=level.name)  # type: ignore[type-var]
+            compute_windows(service, period, min(collected), max(collected), scope=level.name)  # type: ignore[type-var]
 
 
 @given(rows=database_history(), one_by_one=st.booleans())

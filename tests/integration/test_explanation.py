@@ -16,6 +16,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 
 
@@ -26,7 +27,7 @@ def explained(*arguments: str) -> Result:
 def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engine, service: AggregationService) -> None:
     load_sample(engine)
     for name in ("weekly", "monthly", "quarterly"):
-        service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 7, 20))
+        compute_windows(service, name, date(2025, 1, 1), date(2025, 7, 20))
 
     explained = 0
     for level in LEVELS.values():
@@ -44,7 +45,7 @@ def two_months_of_orders(engine: Engine) -> None:
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [100] * 31 + [None] * 3 + [150] * 24 + [151]))
     add_instance_sizes(engine, totals(1, "2025-01-01", [(100, 1)] * 31 + [(150, 1)] * 28))
     service = AggregationService(engine, fixed_clock())
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
 
 
 PREPARED = {"orders": two_months_of_orders}
@@ -151,7 +152,7 @@ def test_log_sizes_that_were_never_measured_are_unknown_and_not_zero(
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [0] * 31 + [10] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
 
     monthly = PERIODS["monthly"]
     february = monthly.window_of(date(2025, 2, 1))

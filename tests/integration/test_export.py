@@ -19,13 +19,14 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
 
 
 def months_of_the_sample(engine: Engine) -> None:
     load_sample(engine)
     service = AggregationService(engine, fixed_clock())
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 7, 20))
 
 
 PREPARED = {"sample": months_of_the_sample}
@@ -155,7 +156,7 @@ def test_a_name_that_a_spreadsheet_would_run_as_a_formula_is_text_unless_it_is_w
     name = "=cmd|' /C calc'!A0"
     add_instances(engine, [1], name="-1+1")
     add_database_sizes(engine, sizes(1, name, "2025-02-01", [200] * 31 + [100] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 3, 31))
+    compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 3, 31))
 
     guarded = exported(capacity("export", "--period", "monthly").output)
     raw = exported(capacity("export", "--period", "monthly", "--raw").output)
@@ -181,7 +182,7 @@ def test_a_rate_of_hundreds_of_digits_does_not_keep_the_others_out_of_parquet(
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "new", "2025-02-01", [1] * 28 + [1_000_000] * 31))
     add_database_sizes(engine, sizes(1, "calm", "2025-02-01", [100] * 28 + [110] * 31))
-    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 3, 1))
+    compute_windows(service, "monthly", date(2025, 3, 1), date(2025, 3, 1))
     path = tmp_path / "databases.parquet"
 
     done = capacity("export", "--period", "monthly", "--level", "database", "--output", str(path))

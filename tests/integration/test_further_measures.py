@@ -15,6 +15,7 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.periods import PERIODS
+from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, stored, totals
 from tests.ledger import stale
@@ -60,7 +61,7 @@ def test_the_yearly_rate_takes_the_power_by_which_windows_make_a_year(
 ) -> None:
     add_database_sizes(orders, sizes(1, "orders", "2024-12-01", [100]))
     for period in ("quarterly", "yearly"):
-        service.calculate_period_aggregations(period, date(2025, 3, 1), date(2025, 3, 1))
+        compute_windows(service, period, date(2025, 3, 1), date(2025, 3, 1))
 
     # Means: (28 * 200 + 630) / 31 in 2025, 100 in 2024.
     factor = Decimal(6230) / 31 / 100
@@ -70,14 +71,14 @@ def test_the_yearly_rate_takes_the_power_by_which_windows_make_a_year(
 
 @pytest.mark.parametrize("period", ["daily", "weekly"])
 def test_days_and_weeks_have_no_yearly_rate(orders: Engine, service: AggregationService, period: str) -> None:
-    service.calculate_period_aggregations(period, date(2025, 2, 1), date(2025, 2, 28))
+    compute_windows(service, period, date(2025, 2, 1), date(2025, 2, 28))
 
     assert {row["size_yearly_rate_percent"] for row in stored(orders, DATABASE)} == {None}
 
 
 def test_what_lacks_an_end_is_unknown_not_zero(orders: Engine, service: AggregationService) -> None:
-    service.calculate_period_aggregations("daily", date(2025, 3, 2), date(2025, 3, 2))
-    service.calculate_period_aggregations("monthly", date(2024, 3, 1), date(2024, 3, 1))
+    compute_windows(service, "daily", date(2025, 3, 2), date(2025, 3, 2))
+    compute_windows(service, "monthly", date(2024, 3, 1), date(2024, 3, 1))
 
     # One measured day has one end; 2 March 2024 was measured.
     assert further(orders, "daily", "2025-03-02") == (205, None, 105, Decimal("105.00"), None)
@@ -88,7 +89,7 @@ def test_a_leap_day_compares_with_the_28th_and_so_does_the_28th(orders: Engine, 
     add_database_sizes(orders, sizes(1, "orders", "2023-02-28", [50]))
     add_database_sizes(orders, sizes(1, "orders", "2024-02-28", [60, 70]))
 
-    service.calculate_period_aggregations("daily", date(2024, 2, 28), date(2024, 2, 29))
+    compute_windows(service, "daily", date(2024, 2, 28), date(2024, 2, 29))
     together = further(orders, "daily", "2024-02-28")[2], further(orders, "daily", "2024-02-29")[2]
     for day in (date(2024, 2, 28), date(2024, 2, 29)):
         service.aggregate("daily", [PERIODS["daily"].window_of(day)], RunOptions(recompute=True))
@@ -118,7 +119,7 @@ def test_a_late_sample_touches_the_windows_that_compare_with_it_a_year_later(
     orders: Engine, service: AggregationService
 ) -> None:
     for period in ("weekly", "monthly"):
-        service.calculate_period_aggregations(period, date(2025, 2, 1), date(2025, 3, 31))
+        compute_windows(service, period, date(2025, 2, 1), date(2025, 3, 31))
     assert stale(service) == set()
 
     execute(orders, "UPDATE database_size_stats SET size_mb = 131 WHERE collected_date = '2024-03-12'")
@@ -180,7 +181,7 @@ def test_rows_of_an_older_version_are_filled_and_keep_their_known_change(
     orders: Engine, service: AggregationService
 ) -> None:
     """An older version stored no further measures; that alone must not let a known change become unknown."""
-    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 3, 31))
+    compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 3, 31))
     columns = ", ".join(f"{name} = NULL" for name in FURTHER)
     execute(orders, f"UPDATE database_size_aggregations SET {columns}")
     execute(orders, "DELETE FROM database_size_aggregations WHERE period_start = '2025-02-01'")

@@ -18,6 +18,7 @@ from capacity_assets.retention.rules import Retention
 from capacity_assets.storage.group_tracking import lock_group_sums
 from capacity_assets.storage.schema import initialise, untracked_changes
 from tests.clocks import TODAY
+from tests.computing import compute_windows
 from tests.databases import count, execute
 from tests.fleet import add_instances
 from tests.group_sums import APRIL, MARCH, SECONDS, added_up, falsify, groups
@@ -62,7 +63,7 @@ def test_sums_that_cannot_be_stored_fail_no_run(
     execute(engine, "ALTER TABLE capacity_group_sums RENAME TO away")
 
     execute(engine, "UPDATE instance_size_aggregations SET total_size_mb = 7 WHERE instance_id = 2")
-    summary = service.calculate_period_aggregations("monthly", MARCH, APRIL, overwrite=True)
+    summary = compute_windows(service, "monthly", MARCH, APRIL, overwrite=True)
 
     assert summary.status.value == "completed"
     assert "Sums of groups were not stored, and are added up when they are read" in caplog.text

@@ -17,6 +17,7 @@ from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
 from tests.clocks import TODAY
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
 from tests.labels import BEFORE, MONTH, labelled
 
@@ -54,7 +55,7 @@ def test_what_a_group_loses_when_a_database_goes_is_its_own(engine: Engine, serv
     labelled("set", "server-1", "team=payments", "--database", "pay_b")
     add_database_sizes(engine, sizes(1, "other", "2025-05-01", [1000] * 31))
     add_instance_sizes(engine, totals(1, "2025-05-01", [(1000, 1)] * 31))
-    service.calculate_period_aggregations("monthly", date(2025, 5, 1), date(2025, 5, 1))
+    compute_windows(service, "monthly", date(2025, 5, 1), date(2025, 5, 1))
 
     may = groups(engine, "team", date(2025, 5, 1))
 
@@ -153,7 +154,7 @@ def test_the_sum_of_a_group_is_explained_by_its_parts(engine: Engine, service: A
     labelled("set", "server-1", "team=payments", "--database", "pay_*", "--always")
     add_database_sizes(engine, sizes(1, "other", "2025-05-01", [1000] * 31))
     add_instance_sizes(engine, totals(1, "2025-05-01", [(1000, 1)] * 31))
-    service.calculate_period_aggregations("monthly", date(2025, 5, 1), date(2025, 5, 1))
+    compute_windows(service, "monthly", date(2025, 5, 1), date(2025, 5, 1))
     april = ("--period", "monthly", "--window", "2025-04-01")
 
     shown = capacity("explain", "--label", "team=payments", *april).output

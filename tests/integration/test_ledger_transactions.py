@@ -13,6 +13,7 @@ from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
+from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import (
     add_database_sizes,
@@ -130,7 +131,7 @@ def test_a_server_that_becomes_active_makes_the_windows_of_its_samples_stale(
     add_instances(engine, [2], is_active=False)
     for instance_id in (1, 2):
         add_database_sizes(engine, sizes(instance_id, "orders", "2025-03-01", [1, 2]))
-    service.calculate_period_aggregations("daily", date(2025, 3, 1), date(2025, 3, 5))
+    compute_windows(service, "daily", date(2025, 3, 1), date(2025, 3, 5))
     assert stale(service) == set()
 
     execute(engine, "UPDATE instances SET is_active = true WHERE id = 2")

@@ -15,6 +15,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from tests import oracle
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import SAMPLE, Row, figures, load_sample, raw_rows
 
 FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 7, 20)
@@ -46,7 +47,7 @@ def the_sample_in_the_legacy_periods(engine: Engine) -> None:
     load_sample(engine)
     service = AggregationService(engine, fixed_clock())
     for period in LEGACY_PERIODS:
-        service.calculate_period_aggregations(period, FIRST_DAY, LAST_DAY)
+        compute_windows(service, period, FIRST_DAY, LAST_DAY)
 
 
 PREPARED = {"computed": the_sample_in_the_legacy_periods}

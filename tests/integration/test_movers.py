@@ -14,6 +14,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.orchestration.metadata import summary_text
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
+from tests.computing import compute_windows
 from tests.fleet import (
     add_database_sizes,
     add_instance_sizes,
@@ -34,7 +35,7 @@ def test_growers_and_shrinkers_are_the_stored_rows_that_changed_most(
     engine: Engine, service: AggregationService
 ) -> None:
     load_sample(engine)
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 7, 20))
 
     for level in LEVELS.values():
         found = window_sizes(engine, PERIODS["monthly"], level, [MARCH, APRIL], largest=3)
@@ -58,7 +59,7 @@ def test_a_mover_has_the_size_of_the_window_before_and_where_that_is_gone_the_si
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100] * 31 + [160] * 30))
     add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1)] * 31 + [(160, 1)] * 30))
-    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 4, 30))
+    compute_windows(service, "monthly", date(2025, 3, 1), date(2025, 4, 30))
 
     assert window_sizes(engine, PERIODS["monthly"], DATABASE, [APRIL])[APRIL.start] == WindowSizes(
         160, 60, 100, 0, growers=(Mover("server-1", "orders", 100, 160, 60),)

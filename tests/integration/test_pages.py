@@ -13,6 +13,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import add_instance_sizes, add_instances, totals
 from tests.pages import Pages, header, served_pages, values_of
 from tests.pages_fleet import ADDRESSES, DAYS, FIRST, GROWING, HOSTILE, filled
@@ -71,7 +72,7 @@ def test_coverage_counts_servers_that_are_silent_for_longer_than_it_looks_back(d
     measured = [(1, 1) if day < 60 or day >= 110 else None for day in range(DAYS)]
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), measured))
     add_instance_sizes(engine, totals(2, FIRST.isoformat(), [(1, 1)] * 80))
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations("daily", FIRST, TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
     with served_pages(database) as pages:
         assert pages.document("/")["trust"]["coverage_percent"] == 16.7, "10 of 60 days"
 

@@ -20,6 +20,7 @@ from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.databases import end_sessions
 from tests.fleet import (
     add_database_sizes,
@@ -67,12 +68,12 @@ def test_slices_side_by_side_write_what_slices_in_a_row_write(
     for instance_id in (4, 17):
         add_overflowing_instance(wide_engine, instance_id, date(2025, 3, 20))
     days = (date(2025, 2, 24), date(2025, 3, 31))
-    expected = service.calculate_period_aggregations("weekly", *days)
+    expected = compute_windows(service, "weekly", *days)
     rows = [figures(wide_engine, level) for level in (DATABASE, INSTANCE)]
     with wide_engine.begin() as connection:
         connection.execute(text("TRUNCATE database_size_aggregations, instance_size_aggregations"))
 
-    run = parallel.calculate_period_aggregations("weekly", *days)
+    run = compute_windows(parallel, "weekly", *days)
 
     assert [figures(wide_engine, level) for level in (DATABASE, INSTANCE)] == rows
     assert [error.instance_id for error in run.errors] == [error.instance_id for error in expected.errors] == [4, 17]

@@ -18,6 +18,7 @@ from capacity_assets.report.data import Change, ChangeKind
 from capacity_assets.report.issues import next_edition
 from capacity_assets.report.page import notes, render, write_report
 from capacity_assets.report.reading import read_report
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up
 
@@ -49,7 +50,7 @@ def test_each_database_is_of_one_kind_and_the_steps_lead_from_start_to_end(every
 def test_the_totals_of_every_window_of_the_sample_equal_the_tables(engine: Engine, service: AggregationService) -> None:
     load_sample(engine)
     for name in ("weekly", "monthly"):
-        service.calculate_period_aggregations(name, date(2025, 1, 1), date(2025, 7, 20))
+        compute_windows(service, name, date(2025, 1, 1), date(2025, 7, 20))
     rows = stored(engine, INSTANCE)
 
     def total(period: str, window: Window) -> int:
@@ -72,7 +73,7 @@ def test_a_window_without_rows_and_a_day_without_samples_are_shown_as_gaps(
     every_kind: Engine, service: AggregationService
 ) -> None:
     add_database_sizes(every_kind, sizes(1, "grows", "2025-04-01", [170] * 30))
-    service.calculate_period_aggregations("monthly", date(2025, 4, 1), date(2025, 4, 30))
+    compute_windows(service, "monthly", date(2025, 4, 1), date(2025, 4, 30))
 
     april = render(read_report(every_kind, MONTHLY, MONTHLY.window_of(date(2025, 4, 1))))
     february = render(read_report(every_kind, MONTHLY, FEBRUARY))
@@ -93,7 +94,7 @@ def test_groups_of_a_label_add_up_to_the_size_of_the_page(every_kind: Engine, se
     assert "Groups leave out 500 MiB" in render(partly)
     add_instance_sizes(every_kind, totals(3, "2025-02-01", [(500, 1)] * 28))
     add_instance_sizes(every_kind, totals(4, "2025-01-01", [(60, 1)] * 31))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
 
     report = read_report(every_kind, MONTHLY, FEBRUARY, by="team")
     page = render(report)
@@ -131,7 +132,7 @@ def test_negative_sizes_which_nothing_keeps_a_collector_from_storing_are_drawn(
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "_orders", "2025-01-01", [-100] * 31 + [-300] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
 
     page = render(read_report(engine, MONTHLY, FEBRUARY, "server-1"))
 

@@ -18,6 +18,7 @@ from capacity_assets.orchestration.reports import GROWTH_REPORT, GROWTH_REPORT_J
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.report_pages import Page
 from tests.runs import QUIET, metadata_of, run_range
@@ -142,7 +143,7 @@ def test_a_window_that_is_not_computed_is_refused_instead_of_shown_as_a_collapse
 ) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [100] * 59))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 1, 31))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 1, 31))
 
     result = capacity("report", "--window", "2025-02-01")
 
@@ -158,7 +159,7 @@ def test_the_longest_name_disturbs_neither_chart_nor_file_name(
     for number, name in enumerate(names, start=1):
         add_instances(engine, [number], name=name)
         add_database_sizes(engine, sizes(number, "y" * 255, "2025-02-01", [100] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 2, 28))
 
     for name in names:
         assert capacity("report", "--window", "2025-02-01", "--server", name).exit_code == 0

@@ -17,6 +17,7 @@ from capacity_assets.report.reading import read_report
 from capacity_assets.runway.issued import Band
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.report_pages import FEBRUARY, MONTHLY, months, server_with
 
@@ -111,7 +112,7 @@ def filling(engine: Engine, service: AggregationService) -> Engine:
     add_database_sizes(engine, sizes(1, "orders", "2024-10-01", [1024 + 10 * day for day in days]))
     add_database_sizes(engine, sizes(1, "still", "2024-10-01", [500] * 151))
     add_instance_sizes(engine, totals(1, "2024-10-01", [(1524 + 10 * day, 2) for day in days]))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
     declare(engine, [Limit("server-1", "orders", 2724)])
     return engine
 

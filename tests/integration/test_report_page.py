@@ -14,6 +14,7 @@ from capacity_assets.report.charts import history_chart
 from capacity_assets.report.data import ChangeKind
 from capacity_assets.report.page import render
 from capacity_assets.report.reading import read_report
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.report_pages import FEBRUARY, MONTHLY, Page, adds_up
 
@@ -59,7 +60,7 @@ def test_no_name_is_read_as_markup_script_or_formula(engine: Engine, service: Ag
     add_instances(engine, [1], name=name, db_type=name[:40])
     add_database_sizes(engine, sizes(1, name, "2025-01-01", [100] * 31 + [200] * 28))
     add_database_sizes(engine, sizes(1, f"new {name}", "2025-02-01", [5] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
 
     for server in (None, name):
         page = Page(render(read_report(engine, MONTHLY, FEBRUARY, server)))
@@ -73,7 +74,7 @@ def test_a_page_of_many_series_keeps_the_largest_apart_and_adds_the_others_up(
     add_instances(engine, [1])
     for number in range(12):
         add_database_sizes(engine, sizes(1, f"db{number:02}", "2025-02-01", [1000 - number] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 2, 28))
 
     page = render(read_report(engine, MONTHLY, FEBRUARY, "server-1"))
 
@@ -85,7 +86,7 @@ def test_names_that_begin_alike_have_each_its_place_in_the_legend(engine: Engine
     add_instances(engine, [1])
     for number in (1, 2):
         add_database_sizes(engine, sizes(1, f"{'a_long_name_of_a_database_' * 2}{number}", "2025-02-01", [100] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 2, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 2, 28))
 
     assert history_chart(read_report(engine, MONTHLY, FEBRUARY, "server-1")).count("…") == 2
 

@@ -16,6 +16,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.report.data import ChangeKind
 from capacity_assets.report.page import footer_query, notes, render
 from capacity_assets.report.reading import read_report
+from tests.computing import compute_windows
 from tests.fleet import load_sample
 from tests.report_pages import FEBRUARY, MONTHLY, adds_up, months, server_with
 
@@ -82,7 +83,7 @@ def test_renaming_databases_changes_no_total(
             for level in LEVELS.values():
                 connection.execute(text(f"DELETE FROM {level.target.name}"))
         server_with(engine, histories)
-        service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+        compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
         report = read_report(engine, MONTHLY, FEBRUARY)
         assert adds_up(report)
         assert not report.levels_disagree
@@ -95,7 +96,7 @@ def test_the_query_in_the_footer_gives_the_size_and_the_change_of_the_page(
     engine: Engine, service: AggregationService
 ) -> None:
     load_sample(engine)
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 7, 20))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 7, 20))
 
     for server in (None, "mysql-核心-01"):
         for window in MONTHLY.windows_between(date(2025, 2, 1), date(2025, 6, 30)):

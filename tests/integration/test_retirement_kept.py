@@ -12,6 +12,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import parse_retention
 from tests.clocks import TODAY
+from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, add_overflowing_instance, figures, sizes
 from tests.partitions import (
@@ -38,7 +39,7 @@ def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
     assert kept()["2025_02"] == (
         "the quarterly window from 2025-01-01 reads them and has samples, but was never computed"
     )
-    service.calculate_period_aggregations("quarterly", FIRST, date(2025, 3, 31))
+    compute_windows(service, "quarterly", FIRST, date(2025, 3, 31))
     # The second quarter's change compares with all days of the first.
     assert kept()["2025_03"] == (
         "the quarterly window from 2025-04-01 reads them and has samples, but was never computed"
@@ -167,7 +168,7 @@ def test_samples_of_before_the_start_date_were_never_computed_and_stay(
     assert rows_by_partition(two_servers, "database_size_stats")["database_size_stats_2023_01"] == 2
     earlier = TableMaintenance(two_servers, date(2023, 1, 1), parse_retention("raw=30,daily=forever"), SHORT)
     for period in SHORT:
-        service.calculate_period_aggregations(period, date(2023, 1, 1), date(2023, 6, 30))
+        compute_windows(service, period, date(2023, 1, 1), date(2023, 6, 30))
     assert [line.split(":")[0] for line in earlier.run(A_YEAR_LATER).dropped] == [
         "database_size_stats_2023_01",
         "database_size_stats_2023_02",

@@ -12,6 +12,7 @@ from capacity_assets.runway.binding import CEILING, OWN, SERVER, VOLUME
 from capacity_assets.runway.forecasting import outlooks
 from tests.clocks import TODAY
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, sizes
 from tests.runways import FIRST, ORDERS_FULL, add_ceiling, add_volume, declared, found
 
@@ -81,7 +82,7 @@ def test_daily_aggregates_stand_for_samples_that_retention_has_dropped(
 ) -> None:
     declared("server-1", "orders", "--gb", "3.5")
     before = found(engine)
-    service.calculate_period_aggregations("daily", FIRST, TODAY)
+    compute_windows(service, "daily", FIRST, TODAY)
     with engine.begin() as connection:
         for table in ("database_size_stats", "instance_size_stats"):
             connection.execute(text(f"DELETE FROM {table} WHERE collected_date < '2025-06-01'"))
@@ -91,7 +92,7 @@ def test_daily_aggregates_stand_for_samples_that_retention_has_dropped(
 
 def test_one_old_sample_of_another_server_takes_no_aggregates_away(engine: Engine, service: AggregationService) -> None:
     declared("server-1", "orders", "--gb", "3.5")
-    service.calculate_period_aggregations("daily", FIRST, TODAY)
+    compute_windows(service, "daily", FIRST, TODAY)
     before = found(engine)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-01'"))

@@ -17,6 +17,7 @@ from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
 from capacity_assets.web.queries import databases
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import FIRST_WEEK, add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 
 
@@ -40,7 +41,7 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
 
             event.listen(engine, "before_cursor_execute", count)
             last_day = date(2025, 1, 1) + timedelta(days=days - 1)
-            service.calculate_period_aggregations("daily", date(2025, 1, 1), last_day)
+            compute_windows(service, "daily", date(2025, 1, 1), last_day)
             event.remove(engine, "before_cursor_execute", count)
             counts[fleet, days] = len(statements)
 
@@ -66,7 +67,7 @@ def test_of_many_windows_databases_are_not_merged_with_their_last_values_by_name
             seen.add(connection.exec_driver_sql("SHOW enable_mergejoin").scalar_one())
 
     event.listen(engine, "before_cursor_execute", look)
-    service.calculate_period_aggregations("daily", date(2025, 1, 1), last_day)
+    compute_windows(service, "daily", date(2025, 1, 1), last_day)
     event.remove(engine, "before_cursor_execute", look)
 
     assert seen == {merges}
@@ -137,7 +138,7 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
     add_instance_sizes(engine, totals(300, "2025-01-01", [(100, 1)] * 500))
     slices: list[int] = []
 
-    run = service.calculate_period_aggregations("daily", date(2025, 1, 1), date(2026, 5, 15), scope="instance")
+    run = compute_windows(service, "daily", date(2025, 1, 1), date(2026, 5, 15), scope="instance")
     service.aggregate(
         "daily",
         PERIODS["daily"].windows_between(date(2025, 1, 1), date(2026, 5, 15)),

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.settings import Settings
 from tests.command import capacity, printed
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
 
 
@@ -25,7 +26,7 @@ def fleet(settings: Settings, engine: Engine, service: AggregationService) -> No
         (2, "stays", 500, 500),
     ):
         add_database_sizes(engine, sizes(server, name, "2025-01-01", [january] * 31 + [february] * 28))
-    service.calculate_period_aggregations("monthly", date(2025, 1, 1), date(2025, 2, 28))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))
 
 
 def listed(*options: str) -> list[str]:

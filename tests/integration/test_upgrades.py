@@ -11,7 +11,6 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import (
     FORMER_REVISIONS,
     VERSION_TABLE,
@@ -22,81 +21,10 @@ from capacity_assets.storage.schema import (
 from capacity_assets.storage.tables import computed_windows
 from tests import oracle
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import figures, load_sample, raw_rows, stored
-from tests.legacy import FURTHER, SHAPES, LegacyShape, create_legacy_tables, load_legacy_aggregates, row_counts
-
-# What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
-ADDED_LATER = {
-    "0011": tuple(
-        f"ALTER TABLE {level.target.name} {', '.join(f'DROP COLUMN {column}' for column in level.sums)}"
-        for level in LEVELS.values()
-    ),
-    "0010": (
-        *(
-            f"DROP FUNCTION capacity_track_groups_{table} CASCADE"
-            for table in ("capacity_labels", "instances", *(level.target.name for level in LEVELS.values()))
-        ),
-        "DROP TABLE capacity_group_sums, capacity_group_windows, capacity_group_changes CASCADE",
-    ),
-    "0009": ("DROP TABLE capacity_bill_lines, capacity_bills, capacity_prices, capacity_labels CASCADE",),
-    "0008": ("DROP TABLE capacity_runways, capacity_steps, database_limit_stats, volume_size_stats CASCADE",),
-    "0007": ("DROP TABLE capacity_limits CASCADE",),
-    "0006": (
-        *(
-            f"ALTER TRIGGER capacity_track_{table}_{event} ON {table} RENAME TO capacity_note_{table}_{event}"
-            for table in ("database_size_stats", "instance_size_stats", "instances")
-            for event in ("insert", "update")
-        ),
-        *(
-            f"ALTER TRIGGER capacity_track_invalidation ON {table.name} RENAME TO capacity_note_disturbance"
-            for table in CAPACITY_TABLES
-        ),
-        *(
-            f"ALTER FUNCTION capacity_track_{table} RENAME TO capacity_note_{table}"
-            for table in ("database_size_stats", "instance_size_stats", "instances")
-        ),
-        "ALTER FUNCTION capacity_track_invalidation RENAME TO capacity_note_disturbance",
-        "ALTER TABLE capacity_invalidations RENAME TO capacity_disturbances",
-        "ALTER INDEX capacity_invalidations_pkey RENAME TO capacity_disturbances_pkey",
-    ),
-    "0005": (
-        *(
-            f"ALTER TABLE {table} DROP COLUMN {column} CASCADE"
-            for table, stem in FURTHER.items()
-            for column in (
-                f"last_{stem}_mb",
-                f"{stem}_growth_in_window_mb",
-                f"{stem}_year_change_mb",
-                f"{stem}_year_change_percent",
-                f"{stem}_yearly_rate_percent",
-            )
-        ),
-        "ALTER TABLE capacity_computed_windows DROP COLUMN year_before_start, DROP COLUMN year_before_end",
-    ),
-    "0004": (
-        "DROP TABLE capacity_activations, capacity_settings",
-        "ALTER TABLE database_size_stats DROP COLUMN size_bytes, DROP COLUMN data_size_bytes, "
-        "DROP COLUMN log_size_bytes",
-        "ALTER TABLE instance_size_stats DROP COLUMN total_size_bytes",
-        "ALTER TABLE capacity_computed_windows DROP COLUMN unsampled_records",
-    ),
-    "0003": (
-        "DROP TABLE capacity_collection_targets, capacity_collection_attempts, capacity_imports CASCADE",
-        "ALTER TABLE instances DROP COLUMN counted_by CASCADE",
-    ),
-    "0002": (
-        "DROP TABLE capacity_disturbances",
-        "DROP FUNCTION capacity_note_disturbance() CASCADE",
-        "ALTER TABLE capacity_computed_windows DROP COLUMN fingerprint, DROP COLUMN processed_instances, "
-        "DROP COLUMN total_records, DROP COLUMN protected_records",
-    ),
-    "0001": (
-        "DROP TABLE capacity_sample_changes, capacity_computed_windows",
-        "DROP FUNCTION capacity_note_database_size_stats() CASCADE",
-        "DROP FUNCTION capacity_note_instance_size_stats() CASCADE",
-        "DROP FUNCTION capacity_note_instances() CASCADE",
-    ),
-}
+from tests.former_revisions import ADDED_LATER
+from tests.legacy import SHAPES, LegacyShape, create_legacy_tables, load_legacy_aggregates, row_counts
 
 
 @pytest.mark.single_server("has a revision of before tables could be distributed")
@@ -172,7 +100,7 @@ def test_a_legacy_database_is_upgraded_in_place_without_losing_a_row_and_then_ag
 
     service = AggregationService(empty_engine, fixed_clock())
     for period in PERIODS:
-        run = service.calculate_period_aggregations(period, date(2025, 1, 1), date(2025, 7, 20))
+        run = compute_windows(service, period, date(2025, 1, 1), date(2025, 7, 20))
         assert run.total("failed_instances") == run.total("protected_records") == 0
     for level, figures_of in ((DATABASE, oracle.database_figures), (INSTANCE, oracle.instance_figures)):
         raw = raw_rows(empty_engine, level)
@@ -200,9 +128,7 @@ def test_totals_beyond_two_petabytes_fit_after_the_upgrade(empty_engine: Engine)
                 "VALUES (1, 3000000000, 2, '2025-03-01')"
             )
         )
-    AggregationService(empty_engine, fixed_clock()).calculate_period_aggregations(
-        "daily", date(2025, 3, 1), date(2025, 3, 1)
-    )
+    compute_windows(AggregationService(empty_engine, fixed_clock()), "daily", date(2025, 3, 1), date(2025, 3, 1))
 
     assert [row["total_size_mb"] for row in stored(empty_engine, INSTANCE)] == [3_000_000_000]
 

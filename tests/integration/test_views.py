@@ -22,6 +22,7 @@ from capacity_assets.report.reading import read_report
 from capacity_assets.storage.schema import SchemaProblemsError, initialise, schema_state
 from capacity_assets.storage.views import VIEWS
 from tests.clocks import fixed_clock
+from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.viewed_fleets import filling_fleet, rows, small_fleet
 
@@ -54,9 +55,7 @@ def test_the_fleet_adds_up_by_engine_and_counts_the_servers_whose_size_is_no_gro
     small_fleet(engine)
     add_instances(engine, [3])
     add_instance_sizes(engine, totals(3, "2025-02-01", [(7, 1)] * 28))
-    AggregationService(engine, fixed_clock()).calculate_period_aggregations(
-        "monthly", date(2025, 2, 1), date(2025, 2, 1)
-    )
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 2, 1), date(2025, 2, 1))
 
     found = rows(
         engine,
@@ -241,7 +240,7 @@ def test_a_replica_is_measured_and_shown_and_counted_once(engine: Engine) -> Non
         add_database_sizes(engine, sizes(number, "orders", "2025-03-01", [100] * 31 + [160] * 30))
         add_instance_sizes(engine, totals(number, "2025-03-01", [(100, 1)] * 31 + [(160, 1)] * 30))
     service = AggregationService(engine, fixed_clock())
-    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 4, 30))
+    compute_windows(service, "monthly", date(2025, 3, 1), date(2025, 4, 30))
     april = PERIODS["monthly"].window_of(date(2025, 4, 1))
 
     latest = rows(engine, "SELECT server, size_mb, counted FROM capacity_latest ORDER BY 1")
@@ -264,7 +263,7 @@ def test_the_fleet_names_servers_that_fell_silent_instead_of_calling_them_shrink
     add_instance_sizes(engine, totals(1, "2025-03-01", [(100, 1)] * 61))
     add_instance_sizes(engine, totals(2, "2025-03-01", [(900, 1)] * 31))
     service = AggregationService(engine, fixed_clock())
-    service.calculate_period_aggregations("monthly", date(2025, 3, 1), date(2025, 4, 30))
+    compute_windows(service, "monthly", date(2025, 3, 1), date(2025, 4, 30))
 
     [april] = rows(engine, "SELECT * FROM capacity_fleet WHERE window_start = '2025-04-01'")
 

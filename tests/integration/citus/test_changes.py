@@ -27,6 +27,7 @@ from capacity_assets.storage.tables import SAMPLES
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, everything, opened, service
 from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
 from tests.databases import count, execute
 from tests.fleet import add_database_sizes, sizes
 from tests.profiles import HISTORIES
@@ -67,10 +68,10 @@ def test_a_change_that_is_committed_after_the_look_is_found_by_the_next_one(dist
     ],
 )
 def test_rows_that_others_delete_or_write_are_noticed(distributed: Engine, statement: str) -> None:
-    service(distributed).calculate_period_aggregations("monthly", FIRST, LAST)
+    compute_windows(service(distributed), "monthly", FIRST, LAST)
     execute(distributed, statement)
 
-    again = service(distributed).calculate_period_aggregations("monthly", FIRST, LAST)
+    again = compute_windows(service(distributed), "monthly", FIRST, LAST)
 
     database = [part for part in again.parts if part.level == "database"]
     assert sum(part.written_records + part.protected_records for part in database) > 0
@@ -158,13 +159,13 @@ def test_a_worker_that_dies_in_mid_run_loses_nothing(
     slices = AggregationService(distributed, fixed_clock(), instances_per_slice=2)
     event.listen(distributed, "before_cursor_execute", kill)
     with pytest.raises(DatabaseError, match="What was committed before was kept") as failed:
-        slices.calculate_period_aggregations("monthly", FIRST, LAST)
+        compute_windows(slices, "monthly", FIRST, LAST)
     event.remove(distributed, "before_cursor_execute", kill)
     nodes.control(worker, "start")
 
     assert failed.value.transient
-    service(distributed).calculate_period_aggregations("monthly", FIRST, LAST)
-    service(plain).calculate_period_aggregations("monthly", FIRST, LAST)
+    compute_windows(service(distributed), "monthly", FIRST, LAST)
+    compute_windows(service(plain), "monthly", FIRST, LAST)
     assert everything(distributed) == everything(plain)
 
 
@@ -221,11 +222,11 @@ def test_shards_may_move_and_samples_arrive_while_windows_are_computed(
     with meanwhile(lambda: move_a_shard(distributed, nodes), correct):
         for _ in range(4):
             for period in ("daily", "monthly"):
-                service(distributed).calculate_period_aggregations(period, FIRST, LAST)
+                compute_windows(service(distributed), period, FIRST, LAST)
 
     follow(distributed)
     for period in ("daily", "monthly"):
-        service(plain).calculate_period_aggregations(period, FIRST, LAST)
+        compute_windows(service(plain), period, FIRST, LAST)
     assert everything(distributed) == everything(plain)
 
 

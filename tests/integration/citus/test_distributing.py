@@ -25,6 +25,7 @@ from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
 from tests.clocks import TODAY
 from tests.command import capacity
+from tests.computing import compute_windows
 from tests.databases import execute
 
 MANY_SHARDS = 16
@@ -33,7 +34,7 @@ MANY_SHARDS = 16
 def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_server(
     undistributed: Engine, plain: Engine
 ) -> None:
-    service(undistributed).calculate_period_aggregations("monthly", FIRST, LAST)
+    compute_windows(service(undistributed), "monthly", FIRST, LAST)
 
     assert distribute(undistributed, shards=SHARDS) == [
         "database_size_stats", "instance_size_stats", "database_size_aggregations", "instance_size_aggregations",

@@ -1,0 +1,23 @@
+"""Computes the windows of a span of days through the door that assets and commands use."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from capacity_assets.aggregation.options import SCOPE_ALL, RunOptions
+from capacity_assets.aggregation.results import RunSummary
+from capacity_assets.aggregation.service import AggregationService
+
+
+def compute_windows(
+    service: AggregationService,
+    period: str,
+    first: date,
+    last: date,
+    *,
+    scope: str = SCOPE_ALL,
+    overwrite: bool = False,
+) -> RunSummary:
+    """Compute every window of the period that holds a day from `first` to `last`."""
+    windows = service.period(period).windows_between(first, last)
+    return service.aggregate(period, windows, RunOptions(service.levels_of(scope), overwrite=overwrite))
