@@ -111,7 +111,7 @@ class Variables(BaseSettings):
     settle_seconds: int = Field(
         default=60,
         ge=0,
-        description="How long samples must have rested after a change before their windows are computed again; "
+        description="How long samples must have rested after a change before their windows are recomputed; "
         f"while they are changed without a pause, at the latest after {LONGEST_SETTLING} times that.",
     )
     jump_percent: int = Field(

@@ -14,7 +14,7 @@ from capacity_assets.grouping.prices import Price, declare_prices
 from capacity_assets.periods import PERIODS
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.runway.steps import Step, declare_steps
+from capacity_assets.runway.steps import SizeStep, declare_steps
 from capacity_assets.storage.group_tables import ALWAYS
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
@@ -60,7 +60,7 @@ def filled(engine: Engine) -> None:
     declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
     declare_labels(engine, [Label("server-1", "still", "team", "archive", ALWAYS)], TODAY)
     declare(engine, [Limit("server-1", "orders", GROWING[-1] + 500)])
-    declare_steps(engine, [Step("server-1", "orders", TODAY - timedelta(days=50), "imported <b>history</b>")])
+    declare_steps(engine, [SizeStep("server-1", "orders", TODAY - timedelta(days=50), "imported <b>history</b>")])
     service = AggregationService(engine, fixed_clock())
     for period in ("daily", "monthly"):
         compute_windows(service, period, FIRST, TODAY)

@@ -11,7 +11,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
-from capacity_assets.runway.steps import Step, declare_steps
+from capacity_assets.runway.steps import SizeStep, declare_steps
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, totals
@@ -58,7 +58,7 @@ def filling_fleet(engine: Engine) -> None:
     )
     declare(engine, [Limit(server["name"], None, server["mb"] + 1)])
     declare_labels(engine, [Label(server["name"], None, "team", "payments")], days["last"])
-    declare_steps(engine, [Step(server["name"], None, days["last"], "purged")])
+    declare_steps(engine, [SizeStep(server["name"], None, days["last"], "purged")])
     with engine.begin() as connection:
         asked = {"name": server["name"], "day": days["last"]}
         connection.execute(text(ATTEMPT), asked)

@@ -41,7 +41,7 @@ def coverage_of(engine: Engine, level: Level, windows: Sequence[Window], today: 
     }
 
 
-# Where rows are distributed, a look may not depend on the row that asks.
+# Where rows are distributed, a subquery must not depend on the row of the outer query.
 _DISTINCT = """
 SELECT DISTINCT r.collected_date FROM {raw} r
 WHERE r.collected_date BETWEEN (SELECT min(s) FROM unnest(CAST(:starts AS date[])) s)

@@ -12,7 +12,7 @@ from datetime import date
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.ledger import PATIENCE_SECONDS, Ledger
-from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindow, StaleWindow
+from capacity_assets.aggregation.ledger_windows import ComputedWindow, IncompleteWindow, StaleWindow
 from capacity_assets.aggregation.movers import WindowSizes, window_sizes
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.quality import CheckOutcome, CheckScope, run_checks, servers_stored
@@ -69,14 +69,14 @@ class Inspection:
 
     def incomplete_windows(
         self, period: Period, level: str, *, patience_seconds: float = PATIENCE_SECONDS
-    ) -> list[OpenWindow]:
+    ) -> list[IncompleteWindow]:
         """Return the windows that are due by now and missing, unfinished, failed in part or stale.
 
         Samples that changed less than `patience_seconds` ago make no window stale: they are being followed up.
         """
         self._refuse_an_unfit_database()
         due = self.partitions.due_windows(period)
-        return self.ledger.open_windows(period, LEVELS[level], due, patience_seconds=patience_seconds)
+        return self.ledger.incomplete_windows(period, LEVELS[level], due, patience_seconds=patience_seconds)
 
     def _refuse_an_unfit_database(self) -> None:
         refuse_an_unfit_database(self.engine, self.partitions.clock.zone, kept="Nothing was written.")

@@ -39,7 +39,7 @@ from capacity_assets.aggregation.ledger_statements import (
     Lookups,
     filled,
 )
-from capacity_assets.aggregation.ledger_windows import ComputedWindow, OpenWindow, StaleWindow
+from capacity_assets.aggregation.ledger_windows import ComputedWindow, IncompleteWindow, StaleWindow
 from capacity_assets.aggregation.parts import Part
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.windows_left import WindowsLeft, asked_for, spread_activations
@@ -194,9 +194,9 @@ class Ledger:
             StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), *row[4:]) for row in rows
         ]
 
-    def open_windows(
+    def incomplete_windows(
         self, period: Period, level: Level, windows: Sequence[Window], *, patience_seconds: float = PATIENCE_SECONDS
-    ) -> list[OpenWindow]:
+    ) -> list[IncompleteWindow]:
         """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
 
         A change younger than `patience_seconds` makes no window late: it is being followed.

@@ -63,7 +63,7 @@ PLAIN = Lookups(
     stored="EXISTS (SELECT FROM {target} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
     sampled="EXISTS (SELECT FROM {raw} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
 )
-# Where rows are distributed, a look may not depend on the row that asks.
+# Where rows are distributed, a subquery must not depend on the row of the outer query.
 DISTRIBUTED = Lookups(
     stored="(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {target} a "
     "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",

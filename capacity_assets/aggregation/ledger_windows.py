@@ -35,7 +35,7 @@ class ComputedWindow:
 
 
 @dataclass(frozen=True)
-class OpenWindow:
+class IncompleteWindow:
     """A window that is due and incomplete, and the reason in a few words."""
 
     window: Window

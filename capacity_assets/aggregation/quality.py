@@ -23,7 +23,7 @@ from capacity_assets.aggregation.check_statements import (
     missing_days,
     missing_days_on_nodes,
 )
-from capacity_assets.aggregation.ledger_windows import OpenWindow
+from capacity_assets.aggregation.ledger_windows import IncompleteWindow
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
@@ -88,7 +88,7 @@ class CheckOutcome:
 
     @property
     def text(self) -> str:
-        """The outcome in words, one place a line."""
+        """The outcome in words, one line per place."""
         if self.passed:
             return "Nothing found."
         hidden = self.places - len(self.listed)
@@ -132,7 +132,7 @@ PARTITIONS_COMPLETE_ADVICE = (
 )
 
 
-def partitions_complete(left: Sequence[OpenWindow], severity: Severity) -> CheckOutcome:
+def partitions_complete(left: Sequence[IncompleteWindow], severity: Severity) -> CheckOutcome:
     """Turn the windows that are left into an outcome that names them by stretches."""
     stretches = [
         (reason, span)

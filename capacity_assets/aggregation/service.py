@@ -126,14 +126,14 @@ class AggregationService(LegacyCalls):
         parts: dict[date, PeriodSummary] = {}
         if not (options.overwrite or options.recompute):
             parts = self._unchanged(period, runner.level, windows, dry_run=options.dry_run)
-        open_windows = [window for window in windows if window.start not in parts]
-        if open_windows and options.dry_run:
-            parts |= {part.period_start: part for part in compute(period, open_windows, self._active())}
-        elif open_windows:
-            snapshot = self.ledger.begin(period, runner.level, open_windows)
+        to_compute = [window for window in windows if window.start not in parts]
+        if to_compute and options.dry_run:
+            parts |= {part.period_start: part for part in compute(period, to_compute, self._active())}
+        elif to_compute:
+            snapshot = self.ledger.begin(period, runner.level, to_compute)
             # Only now: a server that becomes active later than this was recorded as a change the snapshot has not seen.
             active = self._active()
-            computed = compute(period, open_windows, active, parts=self._parts(period, runner.level, open_windows))
+            computed = compute(period, to_compute, active, parts=self._parts(period, runner.level, to_compute))
             self.ledger.finish(snapshot, computed, _mark(runner.level, period, active))
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)

@@ -19,7 +19,7 @@ from capacity_assets.aggregation.ledger_statements import (
     Lookups,
     filled,
 )
-from capacity_assets.aggregation.ledger_windows import OpenWindow
+from capacity_assets.aggregation.ledger_windows import IncompleteWindow
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
@@ -59,7 +59,7 @@ class WindowsLeft:
 
     def left(
         self, period: Period, level: Level, windows: Sequence[Window], *, patience_seconds: float = 0
-    ) -> list[OpenWindow]:
+    ) -> list[IncompleteWindow]:
         """Return those of `windows` that are missing although there are samples, unfinished, failed in part, or stale.
 
         A change younger than `patience_seconds` makes no window late.
@@ -70,17 +70,17 @@ class WindowsLeft:
         asked = asked_for(period, level, windows)
         parameters = {**self.parameters, **asked, "patience_seconds": patience_seconds}
         rows = self.connection.execute(text(filled(OPEN, level, self.lookups)), parameters).all()
-        return [OpenWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+        return [IncompleteWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
 
-    def not_compared(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:
+    def not_compared(self, period: Period, level: Level, windows: Sequence[Window]) -> IncompleteWindow | None:
         """Return the first of `windows` that an older version computed, which did not compare with a year before."""
         row = self.connection.execute(text(NOT_COMPARED), asked_for(period, level, windows)).first()
         if row is None:
             return None
         reason = "was computed by a version that did not compare it with the year before: materialise it again"
-        return OpenWindow(Window(row.period_start, row.period_end), reason)
+        return IncompleteWindow(Window(row.period_start, row.period_end), reason)
 
-    def lost_rows(self, period: Period, level: Level, windows: Sequence[Window]) -> OpenWindow | None:
+    def lost_rows(self, period: Period, level: Level, windows: Sequence[Window]) -> IncompleteWindow | None:
         """Return the first of `windows` that was computed to more rows than are stored; counts the rows of all."""
         if not windows:
             return None
@@ -89,4 +89,4 @@ class WindowsLeft:
         if row is None:
             return None
         reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
-        return OpenWindow(Window(row.period_start, row.period_end), reason)
+        return IncompleteWindow(Window(row.period_start, row.period_end), reason)

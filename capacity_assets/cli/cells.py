@@ -27,7 +27,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 POSTGRES_PORT = 5432
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def cells() -> None:
     """Read several capacity databases together."""
 

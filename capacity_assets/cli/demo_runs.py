@@ -93,8 +93,8 @@ def _open_spans(
 ) -> Iterator[Sequence[Window]]:
     done = set.intersection(*(instance.get_materialized_partitions(dg.AssetKey(name)) for name in names))
     wanted = period.windows_between(*days)
-    open_windows = [window for window in wanted if window.key not in done or _is_touched(period, window, fleet)]
-    for span in adjacent_spans(open_windows):
+    to_compute = [window for window in wanted if window.key not in done or _is_touched(period, window, fleet)]
+    for span in adjacent_spans(to_compute):
         for first in range(0, len(span), PARTITIONS_PER_RUN):
             yield span[first : first + PARTITIONS_PER_RUN]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
+from decimal import Decimal
 
 import click
 
@@ -146,6 +147,9 @@ def _cells(explanation: Explanation, figure: Figure) -> list[object]:
 
 
 def _shown(value: object) -> object:
+    """Return what a table shows: whole numbers, which get separators, also where they are stored as decimals."""
+    if isinstance(value, Decimal) and value.as_tuple().exponent == 0:
+        return int(value)
     return "unknown" if value is None else value
 
 

@@ -22,7 +22,7 @@ from capacity_assets.runway.forecasting import outlook_with_sizes
 from capacity_assets.runway.history_statements import DATABASE_ROWS
 from capacity_assets.runway.issued import Said, said_before
 from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_text
-from capacity_assets.runway.steps import Step, stored_steps
+from capacity_assets.runway.steps import SizeStep, stored_steps
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_mb, printable
 
@@ -43,7 +43,7 @@ class RunwayExplanation:
 
     outlook: Outlook
     measured_days: int
-    steps: Sequence[Step]
+    steps: Sequence[SizeStep]
     made: Forecasts
     again: Reference
     said: Sequence[Said]

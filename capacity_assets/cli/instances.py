@@ -36,7 +36,7 @@ COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def instances() -> None:
     """Register the servers to be measured, and test them."""
 

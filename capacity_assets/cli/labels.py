@@ -45,7 +45,7 @@ COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def labels() -> None:
     """Declare whose servers and databases they are."""
 
@@ -76,8 +76,8 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
 ) -> None:
     """Declare labels of SERVER, or of databases on it.
 
-    A label of a database overrides the one of its server. Where nothing had this key, a value holds for all of history;
-    what had one changes from today on: what was billed before stays where it was.
+    A label of a database overrides the one of its server. The first value of a key applies to all of history. A changed
+    value applies from today on, and earlier bills stay as they were.
 
     \b
     Examples:

@@ -31,7 +31,7 @@ WARNED = 10
 COMMANDS = {"set": "limits:set_", "import": "limits:import_", "list": "limits:list_", "remove": "limits:remove"}
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def limits() -> None:
     """Declare how much servers and databases can hold."""
 

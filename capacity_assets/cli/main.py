@@ -47,7 +47,9 @@ COMMANDS = {
 
 
 @click.group(
-    cls=LazyGroup, places=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup,
+    locations=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="capacity_assets")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log of the work on standard error.")

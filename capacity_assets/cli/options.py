@@ -23,21 +23,21 @@ Parameters = ParamSpec("Parameters")
 class LazyGroup(click.Group):
     """A group that imports the module of a command when the command is used."""
 
-    def __init__(self, *args: Any, places: Mapping[str, str], **options: Any) -> None:
-        """Take `places`: where each command is, as `module:attribute` of this package, in the order of the help."""
+    def __init__(self, *args: Any, locations: Mapping[str, str], **options: Any) -> None:
+        """Take `locations`: where each command is, as `module:attribute` of this package, in the order of the help."""
         super().__init__(*args, **options)
-        self._places = places
+        self._locations = locations
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
         """Return the names of all commands."""
-        return list(self._places)
+        return list(self._locations)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- as above
         """Return the command of a name, None where there is none."""
-        place = self._places.get(cmd_name)
-        if place is None:
+        location = self._locations.get(cmd_name)
+        if location is None:
             return None
-        module, _, attribute = place.partition(":")
+        module, _, attribute = location.partition(":")
         found: click.Command = getattr(import_module(f"{__package__}.{module}"), attribute)
         return found
 

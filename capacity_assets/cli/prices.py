@@ -32,7 +32,7 @@ from capacity_assets.units import counted
 COMMANDS = {"set": "prices:set_", "import": "prices:import_", "list": "prices:list_", "remove": "prices:remove"}
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def prices() -> None:
     """Declare what a GiB costs per month."""
 

@@ -19,7 +19,7 @@ from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, task_runner
-from capacity_assets.runway.issued import Issue, recent_issue
+from capacity_assets.runway.issued import IssuedDay, recent_issue
 from capacity_assets.settings import Settings
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.engine import UnreachableError, safe_url
@@ -77,7 +77,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
 
 
-def _print_runways(issue: Issue | None) -> None:
+def _print_runways(issue: IssuedDay | None) -> None:
     if issue is None:
         say("Fills first: no runway was issued within the last month.")
         return

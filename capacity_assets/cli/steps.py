@@ -12,7 +12,7 @@ from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, j
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.errors import ValidationError
-from capacity_assets.runway.steps import Step, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
+from capacity_assets.runway.steps import SizeStep, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
 from capacity_assets.units import counted, human_mb, printable
@@ -20,7 +20,7 @@ from capacity_assets.units import counted, human_mb, printable
 COMMANDS = {"add": "steps:add", "import": "steps:import_", "list": "steps:list_", "remove": "steps:remove"}
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def steps() -> None:
     """Declare changes of size that will not repeat."""
 
@@ -44,7 +44,7 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
     """
     if not note.strip():
         raise ValidationError("Say what happened: --note is empty. Nothing was changed.")
-    step = Step(server, database, day, note)
+    step = SizeStep(server, database, day, note)
     with opened_registry(settings) as engine:
         declare_steps(engine, [step])
         before, after = sizes_around(engine, step)

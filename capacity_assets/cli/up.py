@@ -49,8 +49,8 @@ from capacity_assets.storage.engine import UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 START_TIMEOUT_SECONDS = 120
-LOOK_SECONDS = 2
-LOOKS_PER_LATE_LOOK = 15
+READING_SECONDS = 2
+READINGS_PER_LATE_READING = 15
 LOG_LINES_SHOWN = 15
 # The last of them when the terminal is closed or the connection to it lost.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -240,14 +240,14 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
     """Print a line whenever what runs, waits or is late has changed; return the process that ended."""
     shown, runs = "", list[ActiveRun]()
     late: list[Late] | None = None
-    looks = itertools.count()
+    readings = itertools.count()
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
         while not (ended := processes.ended):
             if stop.is_set():
                 raise _StopRequestedError
             try:
                 before, runs = runs, active_runs(storage)
-                if next(looks) % LOOKS_PER_LATE_LOOK == 0 or len(runs) < len(before):
+                if next(readings) % READINGS_PER_LATE_READING == 0 or len(runs) < len(before):
                     late = None
                     late = late_windows(runner, followed=not has_failed(runs))
                 text = activity_text(runs, late)
@@ -260,7 +260,7 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
             if text != shown:
                 say(f"{datetime.now(tz=settings.zone):%H:%M:%S %z} {text}")
                 shown = text
-            stop.wait(LOOK_SECONDS)
+            stop.wait(READING_SECONDS)
     return ended
 
 

@@ -34,7 +34,7 @@ def _cells(server: str, volume: str, total_mb: int, free_mb: int) -> list[object
     return [server, volume, human_mb(total_mb), human_mb(free_mb)]
 
 
-@click.group(cls=LazyGroup, places=COMMANDS)
+@click.group(cls=LazyGroup, locations=COMMANDS)
 def volumes() -> None:
     """Show volumes of servers, and bring in unreported ones."""
 

@@ -20,7 +20,7 @@ from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 from capacity_assets.storage.engine import copy_rows
-from capacity_assets.storage.known_databases import note_measured
+from capacity_assets.storage.known_databases import record_measured
 
 COLLECTED, FAILED = "collected", "failed"
 # A value does not fit, or breaks a rule of the table.
@@ -41,7 +41,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
         _stage(connection, outcomes)
         for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, *LIMIT_STATEMENTS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
-        note_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
+        record_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
 
 def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> list[ProbeOutcome]:

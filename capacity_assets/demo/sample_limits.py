@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.demo.sample_fleet import EVENTS, FLEET, WITH_VOLUME
 from capacity_assets.runway.limits import Limit, declare, stored_limits
-from capacity_assets.runway.steps import Step, declare_steps, stored_steps
+from capacity_assets.runway.steps import SizeStep, declare_steps, stored_steps
 from capacity_assets.storage.active_servers import active_condition
 
 DISK_TO_TOTAL = 1.3
@@ -31,7 +31,7 @@ def declare_sample_limits(engine: Engine, today: date) -> None:
         with engine.connect() as connection:
             measured = {tuple(row) for row in connection.execute(text(_MEASURED), {"today": today})}
         steps = [
-            Step(server, database, date(year, event.month, 1), event.note)
+            SizeStep(server, database, date(year, event.month, 1), event.note)
             for (server, database), event in EVENTS.items()
             for year in range(today.year - 2, today.year + 1)
             if (server, database) in measured and date(year, event.month, 1) <= today

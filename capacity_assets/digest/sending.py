@@ -158,5 +158,5 @@ def _remember(engine: Engine, week: Window, receiver: Receiver, channel: str) ->
         "ON CONFLICT (week, receiver, channel) DO UPDATE SET sent_at = now()"
     )
     kept = f"The digest was sent to {receiver.name!r} and may be sent again."
-    with database_errors(doing="noting a digest as sent", kept=kept), engine.begin() as connection:
+    with database_errors(doing="recording a digest as sent", kept=kept), engine.begin() as connection:
         connection.execute(statement, {"week": week.start, "receiver": receiver.name, "channel": channel})

@@ -13,7 +13,7 @@ from capacity_assets.errors import ValidationError
 LARGEST_BYTES = 64 << 20
 
 
-class Named(Protocol):
+class HasName(Protocol):
     """What a table declares has a name of its own."""
 
     @property
@@ -21,7 +21,7 @@ class Named(Protocol):
         """By which it is told from the others."""
 
 
-T = TypeVar("T", bound=Named)
+T = TypeVar("T", bound=HasName)
 
 
 def toml_document(path: Path) -> dict[str, Any]:

@@ -47,8 +47,8 @@ def notes(found: IssuedBill) -> list[str]:
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
         sentences.append(
-            f"{missing:,} of {bill.billed_days:,} days of servers were not measured; they are billed as the measured "
-            "days of their server on average."
+            f"{missing:,} of {bill.billed_days:,} server days were not measured; each is billed at the average of its "
+            "server's measured days."
         )
     if not bill.is_final:
         sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")

@@ -146,7 +146,7 @@ def _named(month: Window) -> str:
 def _kept(latest: Bill | None, month: Window) -> Bill:
     if latest is None:
         raise NotFoundError(
-            f"Samples of {_named(month)} were dropped by retention, so its bill cannot be computed again. None was "
+            f"Samples of {_named(month)} were dropped by retention, so its bill cannot be recomputed. None was "
             "issued in time. CAPACITY_RETENTION_DAYS says how long samples are kept."
         )
     return latest

@@ -1,1 +1,1 @@
-"""Bringing history in from elsewhere: files with a row a sample, or the tables of a legacy database."""
+"""Bringing history in from elsewhere: files with one row per sample, or the tables of a legacy database."""

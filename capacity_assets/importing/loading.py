@@ -23,7 +23,7 @@ from capacity_assets.importing import statements as sql
 from capacity_assets.importing.rows import Problem, RowReader
 from capacity_assets.importing.sources import PositionedRow, Source
 from capacity_assets.storage.engine import copy_rows
-from capacity_assets.storage.known_databases import note_history
+from capacity_assets.storage.known_databases import record_history
 from capacity_assets.storage.local_copies import copied_for_reading
 
 SLICE_ROWS = 100_000
@@ -146,7 +146,7 @@ class Loader:
             self.progress(report.counts["read"])
         with self.engine.begin() as connection:
             if self.level is DATABASE:
-                note_history(connection)
+                record_history(connection)
             connection.execute(text(sql.FINISH), this)
 
     def _slices(self, rows: Iterator[PositionedRow]) -> Iterator[list[PositionedRow]]:

@@ -30,7 +30,7 @@ from capacity_assets.storage.limit_tables import capacity_runways
 from capacity_assets.units import human_mb
 
 if TYPE_CHECKING:
-    from capacity_assets.runway.issued import Issue
+    from capacity_assets.runway.issued import IssuedDay
     from capacity_assets.runway.issuing import IssuedRunways
     from capacity_assets.runway.outlook import Outlook
     from capacity_assets.runway.service import RunwayService
@@ -134,11 +134,11 @@ def _risk_cells(row: "Outlook") -> list[str]:
     ]
 
 
-def _soon(issue: "Issue | None", settings: Settings) -> "Sequence[Outlook]":
+def _soon(issue: "IssuedDay | None", settings: Settings) -> "Sequence[Outlook]":
     return issue.within(settings.fills_soon_days, settings.fills_soon_percent / 100) if issue else ()
 
 
-def _check_result(issue: "Issue | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
+def _check_result(issue: "IssuedDay | None", settings: Settings, *, in_time: bool) -> dg.AssetCheckResult:
     soon = _soon(issue, settings)
     listed = first_bullets([row.sentence(settings.fills_soon_days) for row in soon])
     text = "No runway was issued lately."

@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from capacity_assets.grouping.groups import Group
 from capacity_assets.periods import Period, Window
-from capacity_assets.runway.issued import Issue
+from capacity_assets.runway.issued import IssuedDay
 
 WINDOWS_SHOWN = 13
 LONGEST_IN_A_FILE_NAME = 50
@@ -138,7 +138,7 @@ class Report:
     first_sample: date | None
     last_sample: date | None
     today: date | None = None
-    runways: Issue | None = None
+    runways: IssuedDay | None = None
     grouped_by: str | None = None
     groups: Sequence[Group] = ()
     """Groups of the window; none where it is of one server, or nothing has such a label."""

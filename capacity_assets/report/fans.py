@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from capacity_assets.charts.history import Ahead, History, Point, history_chart
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.report.charts import COLOURS, UP
-from capacity_assets.runway.issued import HISTORY_SHOWN_DAYS, Issue, Risk
+from capacity_assets.runway.issued import HISTORY_SHOWN_DAYS, IssuedDay, Risk
 
 HEIGHT = 110
 DRAWN_DAYS = 90
@@ -16,7 +16,7 @@ BAR_WIDTH, BAR_HEIGHT = 120, 12
 YEAR_DAYS = HORIZONS_DAYS[-1]
 
 
-def fan_charts(issue: Issue) -> list[tuple[str, str]]:
+def fan_charts(issue: IssuedDay) -> list[tuple[str, str]]:
     """Draw each risk, in the order of the table: its name, and its history with band and limit as SVG."""
     return [
         (f"{risk.outlook.display_name} on {risk.outlook.server}", history_chart(_fan(risk))) for risk in issue.risks
@@ -70,7 +70,7 @@ def in_words(probability: float) -> str:
     return next(word for least, word in WORDS if probability >= least)
 
 
-def score_sentences(issue: Issue) -> Sequence[str]:
+def score_sentences(issue: IssuedDay) -> Sequence[str]:
     """Say how far the forecasts were off that came due."""
     return [
         f"Of {score.forecasts:,} forecasts over {score.horizon_days} days that came due, {score.covered_percent:.0f} % "

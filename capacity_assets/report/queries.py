@@ -128,7 +128,7 @@ _FIRST_AND_LAST = """instances i CROSS JOIN LATERAL (
         SELECT min(s.collected_date) AS first_day, max(s.collected_date) AS last_day FROM instance_size_stats s
         WHERE s.instance_id = i.id AND NOT s.is_deleted
     ) AS f"""
-# Where rows are distributed, a look may not depend on the row that asks.
+# Where rows are distributed, a subquery must not depend on the row of the outer query.
 _ENDS_ON_NODES = """(
         SELECT instance_id, min(collected_date) AS first_day, max(collected_date) AS last_day FROM instance_size_stats
         WHERE NOT is_deleted GROUP BY instance_id

@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from sqlalchemy import Connection
 
 from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.ledger_windows import OpenWindow
+from capacity_assets.aggregation.ledger_windows import IncompleteWindow
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.retention.rules import KeptSpans
@@ -68,7 +68,7 @@ class Needs:
                 return self._sentence(period, lost)
         return None
 
-    def _sentence(self, period: Period, left: OpenWindow) -> str:
+    def _sentence(self, period: Period, left: IncompleteWindow) -> str:
         before = " (it lies before CAPACITY_START_DATE)" if left.window.start < self._first(period) else ""
         return f"the {period.name} window from {left.window.start} reads them and {left.reason}{before}"
 

@@ -50,7 +50,7 @@ def outlooks(
         if as_of is None:
             return Outlooks(None, (), 0, {})
         # One server is shown with everything on it, limited or not.
-        asked = history.Asked(as_of, server, database, every=server is not None)
+        asked = history.HistoryScope(as_of, server, database, every=server is not None)
         kinds = history.STATEMENTS if database is None else (DATABASE_ROWS,)
         rows = [
             outlook
@@ -83,7 +83,7 @@ def outlook_with_sizes(
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return None
-        batches = history.series(connection, kind, history.Asked(as_of, server, name, every=True))
+        batches = history.series(connection, kind, history.HistoryScope(as_of, server, name, every=True))
         found = [
             SeriesOutlook(*three)
             for batch in batches

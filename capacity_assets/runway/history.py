@@ -37,7 +37,7 @@ STATEMENTS = {SERVER_ROWS: SERVERS, DATABASE_ROWS: DATABASES, VOLUME_ROWS: VOLUM
 
 
 @dataclass(frozen=True)
-class Asked:
+class HistoryScope:
     """What is looked at: as of a day, of one server or all, of one name or all, what has a limit or `every` one."""
 
     as_of: date
@@ -75,7 +75,7 @@ def newest_day(connection: Connection, today: date) -> date | None:
     return found
 
 
-def series(connection: Connection, kind: str, asked: Asked) -> Iterator[Histories]:
+def series(connection: Connection, kind: str, asked: HistoryScope) -> Iterator[Histories]:
     """Yield the series of one kind of subject, of servers in service, in batches; raises DBAPIError."""
     # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
     copy_for_reading(connection, READ_OF_DISTRIBUTED, asked.parameters())
@@ -93,7 +93,7 @@ def series(connection: Connection, kind: str, asked: Asked) -> Iterator[Historie
         yield Histories(batch, sizes, without_steps(sizes, steps))
 
 
-def without_limit(connection: Connection, asked: Asked) -> dict[str, int]:
+def without_limit(connection: Connection, asked: HistoryScope) -> dict[str, int]:
     """Count by server the databases of which no limit is known. Raises as `series`."""
     copy_for_reading(connection, READ_OF_DISTRIBUTED, asked.parameters())
     rows = connection.execute(text(WITHOUT_LIMIT), asked.parameters())

@@ -39,7 +39,7 @@ class Risk:
 
 
 @dataclass(frozen=True)
-class Issue:
+class IssuedDay:
     """The runways of one day."""
 
     as_of: date
@@ -63,7 +63,7 @@ class Issue:
 
 def newest_issue(
     connection: Connection, first: date, last: date, server: str | None = None, *, shown: int
-) -> Issue | None:
+) -> IssuedDay | None:
     """Return the newest issue from `first` to `last`, of all servers or one; None: none. Raises DBAPIError."""
     days = {"first": first, "last": last}
     as_of = connection.execute(text(_NEWEST), days).scalar()
@@ -75,10 +75,10 @@ def newest_issue(
     counts = connection.execute(text(_COUNTS), asked).one()
     headroom = None if counts.headroom_mb is None else int(counts.headroom_mb)
     issued = (as_of, counts.issued_at, counts.is_outdated)
-    return Issue(*issued, risks, headroom, counts.unknown_limits, scores_of(connection, first, last, server))
+    return IssuedDay(*issued, risks, headroom, counts.unknown_limits, scores_of(connection, first, last, server))
 
 
-def recent_issue(engine: Engine, today: date, *, shown: int) -> Issue | None:
+def recent_issue(engine: Engine, today: date, *, shown: int) -> IssuedDay | None:
     """Return the newest issue of the last month, of all servers; None: there is none. Raises DatabaseError."""
     doing = database_errors(doing="reading runways", kept="Nothing was changed.")
     with doing, engine.connect() as connection:
@@ -137,7 +137,7 @@ def said_before(connection: Connection, outlook: Outlook) -> list[Said]:
     return [Said(*row) for row in connection.execute(text(_SAID), asked)]
 
 
-def with_histories(connection: Connection, issue: Issue) -> Issue:
+def with_histories(connection: Connection, issue: IssuedDay) -> IssuedDay:
     """Return the issue with the sizes before, for charts; few risks are meant to be in it. Raises as `newest_issue`."""
     asked = {
         "ids": [risk.instance_id for risk in issue.risks],

@@ -18,7 +18,7 @@ from capacity_assets.forecast.model import Forecasts
 from capacity_assets.runway import history
 from capacity_assets.runway.forecasting import of_batch
 from capacity_assets.runway.history_statements import READ_OF_DISTRIBUTED
-from capacity_assets.runway.issued import Issue, newest_issue
+from capacity_assets.runway.issued import IssuedDay, newest_issue
 from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
 from capacity_assets.runway.scores import score
 from capacity_assets.storage.distribution import distributed_tables
@@ -47,7 +47,7 @@ class IssuedRunways:
     """What is stored of a day once it was issued, by this run or in time by an earlier one."""
 
     as_of: date
-    issue: Issue | None
+    issue: IssuedDay | None
     """None: there was nothing to look at."""
     written: int = 0
     states: Mapping[str, int] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
     ):
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ISSUE_LOCK})
         connection.execute(text(_STAGE))
-        _stage(connection, history.Asked(as_of, every=True))
+        _stage(connection, history.HistoryScope(as_of, every=True))
         if distributed_tables(connection, [capacity_runways]):
             # Scored on their nodes, by what is stored there.
             drop_copies(connection, READ_OF_DISTRIBUTED)
@@ -107,7 +107,7 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         return IssuedRunways(as_of, newest_issue(connection, as_of, as_of, shown=RISKS_SHOWN), written, states)
 
 
-def _stage(connection: Connection, asked: history.Asked) -> None:
+def _stage(connection: Connection, asked: history.HistoryScope) -> None:
     for kind in history.STATEMENTS:
         for batch in history.series(connection, kind, asked):
             made = of_batch(batch)

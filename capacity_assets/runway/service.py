@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from capacity_assets.clock import Clock
 from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.runway.issued import Issue, recent_issue
+from capacity_assets.runway.issued import IssuedDay, recent_issue
 from capacity_assets.runway.issuing import RISKS_SHOWN, IssuedRunways, is_in_time, issue
 
 
@@ -29,7 +29,7 @@ class RunwayService:
         refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was changed.")
         return issue(self.engine, as_of, today, overwrite=overwrite)
 
-    def newest(self) -> Issue | None:
+    def newest(self) -> IssuedDay | None:
         """Return the newest issue of the last month; None: there is none. Raises DatabaseError."""
         return recent_issue(self.engine, self.clock.today(), shown=RISKS_SHOWN)
 

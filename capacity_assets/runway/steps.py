@@ -18,7 +18,7 @@ NEEDED = ("server", "day", "note")
 
 
 @dataclass(frozen=True)
-class Step:
+class SizeStep:
     """A step of one database, or with None of every database of the server; `day` is the first with the new size."""
 
     server: str
@@ -27,7 +27,7 @@ class Step:
     note: str
 
 
-def declare_steps(engine: Engine, steps: Sequence[Step], *, dry_run: bool = False) -> None:
+def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = False) -> None:
     """Store steps, each in the place of an earlier one of the same subject and day. All of them or none.
 
     A dry run checks them and stores none.
@@ -46,7 +46,7 @@ def declare_steps(engine: Engine, steps: Sequence[Step], *, dry_run: bool = Fals
             connection.execute(text(_STORE), {**subjects, **values})
 
 
-def sizes_around(engine: Engine, step: Step) -> tuple[int | None, int | None]:
+def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None]:
     """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
     with database_errors(doing="reading sizes", kept="The step is stored."), engine.connect() as connection:
         keys = keys_of(connection, [(step.server, step.database)])
@@ -67,17 +67,17 @@ def forget_step(engine: Engine, server: str, database: str | None, day: date) ->
         raise NotFoundError(f"{named(server, database)} has no step on {day}. Nothing was changed.")
 
 
-def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[Step]:
+def stored_steps(engine: Engine, server: str | None = None, database: str | None = None) -> list[SizeStep]:
     """Return the declared steps by day, of one server, or that a database takes part in; raises DatabaseError."""
     asked = {"server": server, "database": database}
     with database_errors(doing="reading steps", kept="Nothing was changed."), engine.connect() as connection:
         return [
-            Step(row.name, row.database_name or None, row.step_date, row.note)
+            SizeStep(row.name, row.database_name or None, row.step_date, row.note)
             for row in connection.execute(text(_LIST), asked)
         ]
 
 
-def steps_of_file(path: Path) -> list[Step]:
+def steps_of_file(path: Path) -> list[SizeStep]:
     """Read steps from a CSV file with the columns server, database (empty: all of the server), day and note.
 
     Raises ValidationError, with all problems of all lines.
@@ -85,9 +85,9 @@ def steps_of_file(path: Path) -> list[Step]:
     return declarations(path, COLUMNS, NEEDED, _step)
 
 
-def _step(row: Mapping[str, str]) -> Step:
+def _step(row: Mapping[str, str]) -> SizeStep:
     refuse_lacking(row, NEEDED)
-    return Step(row["server"], row.get("database"), day_of(row["day"]), row["note"])
+    return SizeStep(row["server"], row.get("database"), day_of(row["day"]), row["note"])
 
 
 _STORE = """

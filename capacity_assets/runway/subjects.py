@@ -100,7 +100,7 @@ WHERE NOT EXISTS (
 )
 ORDER BY g.number
 """
-# Where rows are distributed, a look may not depend on the row that asks.
+# Where rows are distributed, a subquery must not depend on the row of the outer query.
 _NEVER_MEASURED_ON_NODES = """
 SELECT g.number FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[])) WITH ORDINALITY
     AS g (instance_id, database_name, number)

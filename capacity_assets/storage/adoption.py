@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.steps import DIALECT, Step, free_name, literal, quoted
+from capacity_assets.storage.steps import DIALECT, SchemaStep, free_name, literal, quoted
 from capacity_assets.storage.unique_keys import duplicates_problem, has_unique_key, unique_key_step, unique_keys
 
 
@@ -25,7 +25,7 @@ from capacity_assets.storage.unique_keys import duplicates_problem, has_unique_k
 class Plan:
     """The steps for a table, and the problems that prevent them."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[SchemaStep, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -47,22 +47,22 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
     return Plan(tuple(steps), tuple(problems))
 
 
-def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[Step]:
+def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[SchemaStep]:
     for column in wanted.columns:
         name = f"{wanted.name}.{column.name}"
         alter = f"ALTER TABLE {quoted(wanted.name)} ALTER COLUMN {quoted(column.name)}"
         if column.name not in present:
             if column.nullable or column.server_default is not None:
                 definition = CreateColumn(column).compile(dialect=DIALECT)
-                yield Step(f"{name} is missing", f"ALTER TABLE {quoted(wanted.name)} ADD COLUMN {definition}")
+                yield SchemaStep(f"{name} is missing", f"ALTER TABLE {quoted(wanted.name)} ADD COLUMN {definition}")
             continue
         found = present[column.name]
         if _is_widened(found, column):
             wanted_type = column.type.compile(dialect=DIALECT)
             reason = f"{name} is {found['type'].compile(dialect=DIALECT)}, too narrow: {wanted_type} is needed"
-            yield Step(reason, f"{alter} TYPE {wanted_type}")
+            yield SchemaStep(reason, f"{alter} TYPE {wanted_type}")
         if column.nullable and not found["nullable"]:
-            yield Step(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
+            yield SchemaStep(f"{name} refuses null, but unknown is not zero", f"{alter} DROP NOT NULL")
 
 
 def _column_problems(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[str]:
@@ -111,7 +111,7 @@ def _is_widened(found: ReflectedColumn, wanted: Column[object]) -> bool:
     return False
 
 
-def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
     """A legacy check on period_type alone that lists four periods; which ones exist is decided by the registry."""
     if "period_type" not in wanted.columns:
         return
@@ -126,13 +126,13 @@ def _period_check_steps(connection: Connection, wanted: Table) -> Iterator[Step]
     for name, definition in checks:
         listed = [period for period in PERIODS if f"'{period}'" in definition]
         if listed and len(listed) < len(PERIODS):
-            yield Step(
+            yield SchemaStep(
                 f"{wanted.name} accepts only the periods listed in its check {name}: {', '.join(listed)}",
                 f"ALTER TABLE {quoted(wanted.name)} DROP CONSTRAINT {quoted(name)}",
             )
 
 
-def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
     """A range-partitioned table without a default partition refuses rows outside its partitions."""
     without_default = connection.execute(
         text("SELECT partdefid = 0 FROM pg_partitioned_table WHERE partrelid = to_regclass(:table)"),
@@ -140,18 +140,18 @@ def default_partition_steps(connection: Connection, wanted: Table) -> Iterator[S
     ).scalar()
     if without_default:
         name = free_name(connection, f"{wanted.name}_default")
-        yield Step(
+        yield SchemaStep(
             f"{wanted.name} is partitioned and refuses rows outside its partitions",
             f"CREATE TABLE {quoted(name)} PARTITION OF {quoted(wanted.name)} DEFAULT",
         )
         owner = other_owner(connection, wanted.name)
         if owner:
-            yield Step(
+            yield SchemaStep(
                 f"{name} belongs to another than {wanted.name}", f"ALTER TABLE {quoted(name)} OWNER TO {quoted(owner)}"
             )
 
 
-def _partition_trigger_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+def _partition_trigger_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
     """A row trigger of the legacy application makes partitions in mid-insert.
 
     PostgreSQL refuses that as soon as the row goes to a partition, a default one too; partitions are made ahead here.
@@ -167,7 +167,7 @@ def _partition_trigger_steps(connection: Connection, wanted: Table) -> Iterator[
         {"table": wanted.name},
     )
     for name in triggers.scalars():
-        yield Step(
+        yield SchemaStep(
             f"{wanted.name} has the trigger {name}, which makes partitions in mid-insert and so refuses rows; it is "
             "switched off, not dropped",
             f"ALTER TABLE {quoted(wanted.name)} DISABLE TRIGGER {quoted(name)}",
@@ -185,7 +185,7 @@ def other_owner(connection: Connection, table: str) -> str | None:
     ).scalar()
 
 
-def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
+def _index_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
     """Plain indexes that queries and checks rely on; an index that begins with the same columns is enough."""
     present = [
         tuple(row.columns)
@@ -203,7 +203,7 @@ def _index_steps(connection: Connection, wanted: Table) -> Iterator[Step]:
             continue
         present.append(columns)
         listed = ", ".join(map(quoted, columns))
-        yield Step(
+        yield SchemaStep(
             f"{wanted.name} has no index on ({', '.join(columns)})",
             f"CREATE INDEX {quoted(free_name(connection, name))} ON {quoted(wanted.name)} ({listed})",
         )
@@ -220,17 +220,17 @@ def _plain_indexes(wanted: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"ix_{wanted.name}_{columns[0]}_{columns[-1]}", columns
 
 
-def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[Step]:
+def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[SchemaStep]:
     """Comments of tables and columns that are missing in the database or differ."""
     steps = []
     for table in wanted:
         present = inspect(connection)
         if table.comment and present.get_table_comment(table.name)["text"] != table.comment:
             statement = f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.comment)}"
-            steps.append(Step(f"{table.name} has another comment", statement))
+            steps.append(SchemaStep(f"{table.name} has another comment", statement))
         comments = {column["name"]: column.get("comment") for column in present.get_columns(table.name)}
         steps += [
-            Step(
+            SchemaStep(
                 f"{table.name}.{column.name} has another comment",
                 f"COMMENT ON COLUMN {quoted(table.name)}.{quoted(column.name)} IS {literal(column.comment)}",
             )

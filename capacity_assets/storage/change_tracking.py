@@ -6,7 +6,7 @@ Two triggers on each raw table record each day whose samples were added or corre
 
 Deleted samples make no window stale: a computation never lets a stored row lose samples (docs/semantics.md, "Writing").
 The invalidation log still records deletions, by table and transaction, and every write to the aggregates that is not a
-computation's. A window computed before such a write is computed again instead of being skipped as unchanged.
+computation's. A window computed before such a write is recomputed instead of being skipped as unchanged.
 Rows written to a partition by its own name bypass the triggers of the table.
 """
 
@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, DateTime, Table, text
 
 from capacity_assets.storage.active_servers import active_condition
-from capacity_assets.storage.steps import Step, quoted
+from capacity_assets.storage.steps import SchemaStep, quoted
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES, activations, instances, invalidations, sample_changes
 from capacity_assets.storage.triggers import EVENTS, SCHEMA_MARK, Tracking, tracking_steps
 
 
-def change_tracking_steps(connection: Connection) -> list[Step]:
+def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
     """Return what is missing for change tracking: functions and triggers that are absent, old or disabled."""
     return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
 

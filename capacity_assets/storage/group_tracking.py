@@ -18,7 +18,7 @@ from capacity_assets.storage.group_tables import (
     capacity_group_windows,
     capacity_labels,
 )
-from capacity_assets.storage.steps import Step, quoted
+from capacity_assets.storage.steps import SchemaStep, quoted
 from capacity_assets.storage.tables import AGGREGATES, instance_size_aggregations, instances
 from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
 
@@ -27,7 +27,7 @@ EVERY_PERIOD = ""
 """As period of a change: windows of all periods that end on that day or later."""
 
 
-def group_tracking_steps(connection: Connection) -> list[Step]:
+def group_tracking_steps(connection: Connection) -> list[SchemaStep]:
     """Return what is missing for it: functions and triggers that are absent, old or disabled."""
     if tables_are_distributed(connection):
         return []  # their sums are not stored there

@@ -19,13 +19,13 @@ TABLE = "instance_databases"
 COLUMNS = ("instance_id", "database_name", "is_active", "first_seen_date", "last_seen_date", "deleted_at", "updated_at")
 
 
-def note_measured(connection: Connection, day: date, instance_ids: Sequence[int]) -> None:
+def record_measured(connection: Connection, day: date, instance_ids: Sequence[int]) -> None:
     """Enter the databases that servers have on a day by their samples, and mark those inactive that are gone."""
     if instance_ids:
         _write(connection, (_ENTER_DAY, _MARK_GONE), {"day": day, "ids": list(instance_ids)})
 
 
-def note_history(connection: Connection) -> None:
+def record_history(connection: Connection) -> None:
     """Enter every database with samples; a trigger of the legacy application takes the day it is given for the last."""
     _write(connection, (_ENTER_HISTORY,), {})
 

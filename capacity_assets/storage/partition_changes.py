@@ -28,7 +28,7 @@ from capacity_assets.storage.steps import free_name, quoted
 ATTACH_SECONDS = 10
 
 
-_MILLISECONDS_A_TRY = 400  # less than the second after which PostgreSQL looks for a deadlock and ends someone's work
+_MILLISECONDS_PER_TRY = 400  # less than the second after which PostgreSQL looks for a deadlock and ends someone's work
 
 
 def add_partition(connection: Connection, table: Table, layout: PartitionLayout, span: Span) -> int:
@@ -69,7 +69,7 @@ def _attach(connection: Connection, table: Table, default: Partition | None, sta
     while True:
         try:
             with connection.begin_nested():
-                connection.execute(text(f"SET LOCAL lock_timeout = {_MILLISECONDS_A_TRY}"))
+                connection.execute(text(f"SET LOCAL lock_timeout = {_MILLISECONDS_PER_TRY}"))
                 connection.exec_driver_sql(statement)
         except OperationalError as error:
             names = {"table": table.name, "default": default.name if default else None}

@@ -13,14 +13,14 @@ DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy le
 
 
 @dataclass(frozen=True)
-class Step:
+class SchemaStep:
     """One statement that brings a table closer to the wanted shape, and why."""
 
     reason: str
     statement: str
 
 
-def carry_out(connection: Connection, steps: Iterable[Step]) -> None:
+def carry_out(connection: Connection, steps: Iterable[SchemaStep]) -> None:
     """Execute steps, in order."""
     execute(connection, (step.statement for step in steps))
 

@@ -122,7 +122,7 @@ instance_size_stats = Table(
         postgresql_where=text("is_deleted = false"),
     ),
     postgresql_partition_by=BY_DAY,
-    comment="Raw samples: one live row per instance and day.",
+    comment="Raw samples: one live row per server and day.",
 )
 
 database_size_aggregations = Table(
@@ -188,7 +188,7 @@ sample_changes = Table(
     Column("table_name", String(63), primary_key=True, comment="Raw table whose samples changed"),
     Column("collected_date", Date, primary_key=True, comment="Day whose samples were added or corrected"),
     *transaction_columns("Transaction that changed them"),
-    comment="Days whose samples changed and whose windows may have to be computed again; emptied by itself.",
+    comment="Days whose samples changed and whose windows may have to be recomputed; emptied automatically.",
 )
 
 invalidations = Table(

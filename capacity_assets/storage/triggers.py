@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.storage.steps import Step, quoted
+from capacity_assets.storage.steps import SchemaStep, quoted
 
 # Stands for the schema of the tables in the bodies of the functions.
 SCHEMA_MARK = "{schema}"
@@ -39,7 +39,7 @@ class Tracking:
         return f"{self.function}_{event}" if len(self.events) > 1 else self.function
 
 
-def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Step]:
+def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[SchemaStep]:
     """Return what is missing: the function and the triggers that are absent, old or disabled."""
     table, function = tracking.table, tracking.function
     reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
@@ -57,7 +57,7 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Step]
     if found is None or (found.prosrc, found.prosecdef, found.proconfig) != (body, True, [f"search_path={path}"]):
         # With the rights of its owner, so that whoever writes samples needs none on the log; such a function must
         # find no table, operator or function of the caller's, so it names tables with their schema.
-        yield Step(
+        yield SchemaStep(
             reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
             f"SET search_path = {path} AS $body${body}$body$",
@@ -78,10 +78,10 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Step]
             },
         ).scalar()
         if fires is None:
-            yield Step(
+            yield SchemaStep(
                 reason,
                 f"CREATE OR REPLACE TRIGGER {trigger} AFTER {event.upper()} ON {quoted(table)} {rows} "
                 f"FOR EACH STATEMENT EXECUTE FUNCTION {function}({tracking.arguments})",
             )
         elif not fires:
-            yield Step(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")
+            yield SchemaStep(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Table, text
 from sqlalchemy import UniqueConstraint as Unique
 
-from capacity_assets.storage.steps import Step, free_name, quoted
+from capacity_assets.storage.steps import SchemaStep, free_name, quoted
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ def duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) ->
     )
 
 
-def unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> Step:
+def unique_key_step(connection: Connection, wanted: Table, key: UniqueKey) -> SchemaStep:
     """Return the step that adds a unique key."""
     name = free_name(connection, key.name)
     columns = ", ".join(quoted(column) for column in key.columns)
     where = f" WHERE {key.condition}" if key.condition else ""
-    return Step(
+    return SchemaStep(
         f"{wanted.name} has no unique key on ({', '.join(key.columns)})",
         f"CREATE UNIQUE INDEX {quoted(name)} ON {quoted(wanted.name)} ({columns}){where}",
     )

@@ -71,7 +71,7 @@ class ForecastDay:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRow:
     """A change of size that somebody declared."""
 
     day: date
@@ -114,7 +114,7 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     period: str,
     *,
     runway: Runway | None = None,
-    steps: Sequence[Step] = (),
+    steps: Sequence[StepRow] = (),
     addresses: Sequence[str] = (),
 ) -> History:
     """Turn sizes, a forecast and steps into what a chart draws; each point leads to its address where there are any."""

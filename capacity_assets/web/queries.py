@@ -12,7 +12,7 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.label_expressions import holds_on
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
-from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, Step, windows_back, with_gaps
+from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, StepRow, windows_back, with_gaps
 from capacity_assets.web.reading import found, rows
 
 
@@ -85,13 +85,13 @@ def _runway(row: Row[Any]) -> Runway:
     return Runway(**values, ahead=ahead)
 
 
-def steps_of(connection: Connection, server_id: int, database: str | None) -> list[Step]:
+def steps_of(connection: Connection, server_id: int, database: str | None) -> list[StepRow]:
     """Return the declared steps of a server, or those that a database of it takes part in."""
     query = """
         SELECT day, note, database FROM capacity_declared_steps
         WHERE server_id = :server AND (CAST(:database AS text) IS NULL OR database IS NULL OR database = :database)
         ORDER BY day"""
-    return found(Step, connection, query, {"server": server_id, "database": database})
+    return found(StepRow, connection, query, {"server": server_id, "database": database})
 
 
 def asked_window(connection: Connection, asked: Asked, period: Period) -> Window | None:

@@ -112,13 +112,13 @@ def test_mended_samples_of_a_failed_server_make_its_windows_stale(engine: Engine
     add_overflowing_instance(engine, 2, date(2025, 3, 9))
     day = PERIODS["daily"].window_of(date(2025, 3, 9))
     assert service.aggregate("daily", [day]).status is AggregationStatus.FAILED
-    [left] = service.ledger.open_windows(PERIODS["daily"], INSTANCE, [day])
+    [left] = service.ledger.incomplete_windows(PERIODS["daily"], INSTANCE, [day])
     assert left.reason == "servers that failed in it: 1"
 
     execute(engine, "UPDATE instance_size_stats SET total_size_mb = 5 WHERE instance_id = 2")
     redo(service)
 
-    assert service.ledger.open_windows(PERIODS["daily"], INSTANCE, [day]) == []
+    assert service.ledger.incomplete_windows(PERIODS["daily"], INSTANCE, [day]) == []
     assert len(figures(engine, INSTANCE)) == 2
 
 
@@ -129,8 +129,8 @@ def test_windows_that_are_due_and_left_are_told_with_the_reason(engine: Engine, 
     service.aggregate("daily", days[:1])
     add_database_sizes(engine, sizes(1, "crm", "2025-03-01", [1]))
 
-    left = service.ledger.open_windows(PERIODS["daily"], DATABASE, days, patience_seconds=0)
-    patient = service.ledger.open_windows(PERIODS["daily"], DATABASE, days)
+    left = service.ledger.incomplete_windows(PERIODS["daily"], DATABASE, days, patience_seconds=0)
+    patient = service.ledger.incomplete_windows(PERIODS["daily"], DATABASE, days)
 
     assert [found.window.key for found in patient] == ["2025-03-02", "2025-03-04"], "a fresh change is being followed"
     assert [(found.window.key, found.reason) for found in left] == [

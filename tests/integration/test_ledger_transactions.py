@@ -82,7 +82,7 @@ def test_a_computation_that_was_begun_and_never_finished_keeps_the_changes_and_i
     assert service.ledger.stale() == []
     # Once by the sample itself, once by the server, whose activation is spread over its days at the first look.
     assert set(recorded(engine)) == {("database_size_stats", date(2025, 3, 3))}
-    [left] = service.ledger.open_windows(PERIODS["monthly"], DATABASE, [march])
+    [left] = service.ledger.incomplete_windows(PERIODS["monthly"], DATABASE, [march])
     assert left.reason == "was begun, but never finished"
 
 

@@ -30,7 +30,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.report.data import Change, ChangeKind, Report, Totals
 from capacity_assets.report.issues import Edition, Issue
 from capacity_assets.retention.maintenance import MaintenanceReport
-from capacity_assets.runway.issued import Issue as IssuedDay
+from capacity_assets.runway.issued import IssuedDay
 from capacity_assets.runway.issuing import IssuedRunways
 from capacity_assets.runway.scores import Score
 from capacity_assets.settings import Settings, variable_names

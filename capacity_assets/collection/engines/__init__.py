@@ -1,1 +1,1 @@
-"""One class an engine: how to connect, one query for the sizes, what its errors mean."""
+"""One class per engine: how to connect, one query for the sizes, what its errors mean."""

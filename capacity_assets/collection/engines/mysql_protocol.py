@@ -139,12 +139,12 @@ def _login_plugins() -> dict[str, Any]:
                 "it asks for the password in clear text. It was not sent: that needs tls = verify-full",
             )
 
-    class Allowed(dict[str, Any]):
+    class SafeLogins(dict[str, Any]):
         def get(self, name: str | bytes, _default: object = None) -> Any:
             method = name.decode("ascii", "replace") if isinstance(name, bytes) else name
             return None if method in self else Refused
 
-    return Allowed.fromkeys(LOGIN_PLUGINS)
+    return SafeLogins.fromkeys(LOGIN_PLUGINS)
 
 
 @cache

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from capacity_assets.errors import NotFoundError
 from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Step, refuse_nothing
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, StepRow, refuse_nothing
 from capacity_assets.web.queries import (
     ORDERS,
     complete_window,
@@ -30,7 +30,7 @@ VOLUME_DAYS = 180
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerFacts:
     """A server as it is registered; `is_active` None: it is registered no more."""
 
     server_id: int
@@ -42,7 +42,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ServerSample:
     """One sample, MiB; when it was written, and whether it was corrected since."""
 
     day: date
@@ -57,7 +57,7 @@ class Behind:
 
     window_start: date
     window_end: date
-    samples: Sequence[Sample]
+    samples: Sequence[ServerSample]
     missing_days: Sequence[date]
 
 
@@ -72,7 +72,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Volume:
+class ServerVolume:
     """A volume of a server on its newest day, MiB."""
 
     volume: str
@@ -87,12 +87,12 @@ class Volume:
 class ServerPage:
     """One server."""
 
-    server: Server
+    server: ServerFacts
     period: str
     sizes: Sequence[SizeInWindow]
     runway: Runway | None
-    steps: Sequence[Step]
-    volumes: Sequence[Volume]
+    steps: Sequence[StepRow]
+    volumes: Sequence[ServerVolume]
     databases: Sequence[DatabaseRow]
     has_more_databases: bool
     order: str
@@ -104,13 +104,13 @@ class ServerPage:
 class DatabasePage:
     """One database."""
 
-    server: Server
+    server: ServerFacts
     database: str
     labels: dict[str, str]
     period: str
     sizes: Sequence[SizeInWindow]
     runway: Runway | None
-    steps: Sequence[Step]
+    steps: Sequence[StepRow]
     behind: Behind | None
     neighbours: Sequence[DatabaseRow]
 
@@ -119,8 +119,8 @@ class DatabasePage:
 class VolumePage:
     """One volume of a server."""
 
-    server: Server
-    volume: Volume
+    server: ServerFacts
+    volume: ServerVolume
     period: str
     sizes: Sequence[SizeInWindow]
     runway: Runway | None
@@ -142,7 +142,7 @@ def read_server(reader: Reader, asked: Asked) -> ServerPage:
             history(connection, _SERVER_HISTORY, period, newest, {"server": number}) if newest else [],
             runway_of(connection, number, "server", ""),
             [step for step in steps_of(connection, number, None) if step.database is None],
-            found(Volume, connection, _VOLUMES, {"server": number}),
+            found(ServerVolume, connection, _VOLUMES, {"server": number}),
             listed,
             more,
             order,
@@ -182,7 +182,7 @@ def read_volume(reader: Reader, asked: Asked) -> VolumePage:
     of_volume = {"server": number, "volume": name}
     with reader.transaction() as connection:
         server = _server(connection, number)
-        named = [one for one in found(Volume, connection, _VOLUMES, {"server": number}) if one.volume == name]
+        named = [one for one in found(ServerVolume, connection, _VOLUMES, {"server": number}) if one.volume == name]
         refuse_nothing(named, f"volume {name!r} of {server.server}")
         [volume] = named
         first = volume.day - timedelta(days=VOLUME_DAYS)
@@ -194,15 +194,15 @@ def read_volume(reader: Reader, asked: Asked) -> VolumePage:
         return VolumePage(server, volume, "daily", sizes, runway_of(connection, number, "volume", name), on_it)
 
 
-def _server(connection: Connection, number: int) -> Server:
-    registered = found(Server, connection, _SERVER, {"server": number})
+def _server(connection: Connection, number: int) -> ServerFacts:
+    registered = found(ServerFacts, connection, _SERVER, {"server": number})
     if registered:
         return registered[0]
     query = "SELECT server, engine FROM capacity_server_growth WHERE server_id = :server LIMIT 1"
     known = rows(connection, query, {"server": number})
     if not known:
         raise NotFoundError(f"There is no server of the number {number}.")
-    return Server(number, known[0].server, known[0].engine, None, None)
+    return ServerFacts(number, known[0].server, known[0].engine, None, None)
 
 
 def _behind(
@@ -214,7 +214,7 @@ def _behind(
         return None
     window = period.window_of(day)
     of_window = {**parameters, "first": window.start, "last": window.end}
-    samples = found(Sample, connection, query, of_window)
+    samples = found(ServerSample, connection, query, of_window)
     measured = {sample.day for sample in samples}
     return Behind(window.start, window.end, samples, _missing(window, measured, asked.today))
 

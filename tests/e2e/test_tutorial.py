@@ -1,0 +1,58 @@
+"""The tutorial, command by command, in an empty folder: each does what the page says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from tests.documents import ROOT
+from tests.e2e.stack import PATIENCE_SECONDS, environment
+from tests.forked import run_forked
+
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+# Serves until it is stopped; other tests do that.
+LAST = "capacity up"
+
+
+def steps() -> list[str]:
+    """The shell's part of each step, and each command, in order."""
+    found: list[str] = []
+    for block in re.findall(r"```console\n(.*?)```", TUTORIAL, re.DOTALL):
+        found += [part for part in re.split(r"^(capacity .*)$\n?", block, flags=re.MULTILINE) if part.strip()]
+    return found
+
+
+def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+    # By its user's time zone: `date` and Python's `date.today()` mean the machine's.
+    variables = environment(tmp_path / ".capacity", CAPACITY_TIMEZONE="UTC", TZ="UTC")
+    outputs: dict[str, str] = {}
+    for step in steps():
+        if step == LAST:
+            break
+        if step.startswith("capacity "):
+            arguments = [one.replace("$first", variables["first"]) for one in shlex.split(step)[1:]]
+            done = run_forked(*arguments, environment=variables, timeout=PATIENCE_SECONDS, folder=tmp_path)
+            assert done.returncode == 0, (step, done.stderr)
+            # `aggregate` comes twice.
+            outputs[step] = outputs.get(step, "") + done.stdout
+        else:
+            script = f'{step}\necho "first=$first" > variables'
+            subprocess.run(["/bin/bash", "-ec", script], cwd=tmp_path, env=variables, check=True)
+            first = (tmp_path / "variables").read_text().strip().partition("=")[2]
+            variables |= {"first": first or variables.get("first", "")}
+
+    assert "180 new samples" in outputs["capacity import samples.csv --register-as postgresql"]
+    assert "db-1   postgresql orders" in outputs["capacity top"]
+    assert "Every stored figure is what its samples give." in outputs["capacity explain orders --period monthly"]
+    assert "1 samples replaced by another value" in outputs["capacity import correction.csv --on-conflict replace"]
+    first, again = re.findall(r"(\d+) rows written", outputs["capacity aggregate --period all --from $first"])
+    planned = re.search(r"would write (\d+)", outputs["capacity plan --period all --from $first"])
+    assert planned is not None
+    assert int(first) > int(again) == int(planned.group(1)) > 0
+    assert "db-1   orders" in outputs["capacity runway"]
+    assert "Limit unknown: 1 database." in outputs["capacity runway"]
+    assert "payments" in outputs["capacity groups"]
+    assert "payments         2" in outputs["capacity bill"]
+    assert LAST in steps()
