@@ -4,6 +4,9 @@
 seconds on the clock: the coordinator and both workers share this machine, so nothing is faster here. What it says is
 how much more work there is to share out, and how much of it the coordinator cannot. Rows are compared after each step.
 Databases alone; nothing is written through to the disk.
+
+The last column follows from the others: with so many workers, each with the cores of one here, what the workers share
+takes as long as what only the coordinator can do. Beyond that, further workers make the step no faster.
 """
 
 from __future__ import annotations
@@ -11,22 +14,27 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
-from benchmarks.steps import Ours, Side, steps
+from benchmarks.steps import Ours, steps
 from capacity_assets.foundation.levels import DATABASE
+from capacity_assets.grouping.bills import issue_bill
+from capacity_assets.periods import PERIODS
+from capacity_assets.runway.issuing import issue
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.engine import capacity_engine
 from tests.citus import VARIABLE, citus_cluster
 from tests.other_postgres import other_postgres
 
+HEADINGS = ("step", "one server", "Citus", "Citus / one server", "of it the coordinator", "workers until it binds")
 NAME = "capacity"
 SHARDS = 8
 SETTLE_SECONDS = 0.5
@@ -54,16 +62,26 @@ def main(*, fleet: Fleet, shards: int) -> None:
         for engine in engines:
             prepare(engine, fleet)
             generate(engine, fleet)
+        started = time.perf_counter()
         distribute(engines[1], shards=shards)
+        click.echo(f"distributed in {time.perf_counter() - started:.1f} s, while writers wait")
         # The first port is the coordinator's.
         folders = [Path(single.socket_folder, "data"), *(cluster.folder / str(port) for port in cluster.ports)]
         one, *nodes = map(_postmaster, folders)
         click.echo(f"{fleet.servers * fleet.databases:,} databases, {fleet.days:,} days, {shards} shards\n")
-        click.echo("| step | one server | Citus | Citus / one server | of it the coordinator |\n|---|---|---|---|---|")
-        for what, work in steps(fleet):
+        click.echo(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
+        for what, work in (*steps(fleet), *_further_steps(fleet)):
             _measure(what, work, [(Ours(engines[0]), [one]), (Ours(engines[1]), nodes)])
         for engine in engines:
             engine.dispose()
+
+
+def _further_steps(fleet: Fleet) -> Iterator[tuple[str, Callable[[Ours], object]]]:
+    """What copies rows to the coordinator before it computes."""
+    last = fleet.last_day
+    month = PERIODS["monthly"].window_of(last)
+    yield "issue the runways of a day", lambda side: issue(side.engine, last, last)
+    yield "issue the bill of a month", lambda side: issue_bill(side.engine, month, last, ["team"])
 
 
 def _postmaster(data: Path) -> int:
@@ -83,7 +101,7 @@ def _processor_seconds(postmaster: int) -> float:
     return ticks / TICKS_PER_SECOND
 
 
-def _measure(what: str, work: Callable[[Side], None], sides: Sequence[tuple[Ours, Sequence[int]]]) -> None:
+def _measure(what: str, work: Callable[[Any], object], sides: Sequence[tuple[Ours, Sequence[int]]]) -> None:
     used = []
     for side, servers in sides:
         before = [_processor_seconds(server) for server in servers]
@@ -100,8 +118,10 @@ def _measure(what: str, work: Callable[[Side], None], sides: Sequence[tuple[Ours
         message = f"{what}: the rows differ"
         raise click.ClickException(message)
     total = sum(nodes)
-    ratio, share = (f"{total / single:.2f}", f"{nodes[0] / total:.0%}") if min(single, total) else ("", "")
-    click.echo(f"| {what} | {single:.2f} s | {total:.2f} s | {ratio} | {share} |")
+    cells = [what, f"{single:.2f} s", f"{total:.2f} s", "", "", ""]
+    if min(single, nodes[0]):
+        cells[3:] = [f"{total / single:.2f}", f"{nodes[0] / total:.0%}", f"{sum(nodes[1:]) / nodes[0]:.0f}"]
+    click.echo(f"| {' | '.join(cells)} |")
 
 
 def _everything(engine: Engine) -> list[tuple[object, ...]]:

@@ -182,6 +182,11 @@ class Variables(BaseSettings):
         description="The servers are measured in so many runs side by side: a number, or labels such as "
         "`zone=eu,zone=us,zone=`, the last of them for servers without one. Unset: one run.",
     )
+    share_queues: Literal["on", "off"] = Field(
+        default="off",
+        description="`on`: where Celery starts the runs, the scheduled run of a share by label goes to the queue named "
+        "after it, `zone-eu` for `zone=eu`; a worker there must listen to it. Others go to the default queue.",
+    )
     system_databases: str = Field(
         default="",
         description="Databases that are not measured, by engine, instead of the defaults: "

@@ -16,7 +16,7 @@ from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import HistoryScope, without_limit
 from capacity_assets.settings import ConfigurationError, Settings
-from capacity_assets.storage.distributing import placements
+from capacity_assets.storage.distributing import distribution_text, placements
 from capacity_assets.storage.distribution import ALONGSIDE
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
@@ -95,16 +95,14 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 
 def _distribution(engine: Engine) -> Iterator[Finding]:
     """Say where distributed tables lie; nothing where none is."""
-    found = placements(engine)
+    found = placements(engine, with_sizes=False)
     done = [one for one in found if one.is_distributed]
     left = [one.table for one in found if not one.is_distributed]
     again = f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again"
     if not done:
         return
     if not left:
-        shards, nodes = done[0].shards, max(one.nodes for one in done)
-        text = f"what grows with the fleet lies in {shards} shards each on {counted(nodes, 'node')}"
-        yield Finding("distribution", Verdict.OK, text)
+        yield Finding("distribution", Verdict.OK, distribution_text(found) or "")
     elif {*left} <= {table.name for table in ALONGSIDE}:
         yield Finding("distribution", Verdict.NOTE, f"{again}, because they grow with the fleet")
     else:

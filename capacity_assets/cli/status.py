@@ -22,6 +22,7 @@ from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_serve
 from capacity_assets.runway.issued import IssuedDay, recent_issue
 from capacity_assets.settings import Settings
 from capacity_assets.storage.active_servers import is_active
+from capacity_assets.storage.distributing import distribution_text, placements
 from capacity_assets.storage.engine import UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision, untracked_changes
 from capacity_assets.storage.tables import instances
@@ -49,6 +50,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         late, unknown = _late(engine, settings, revision, followed=works and not has_failed(runs or ()))
         untracked = untracked_changes(engine)
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
+        distribution = distribution_text(placements(engine, with_sizes=False))
         runways = recent_issue(engine, today, shown=RISKS_SHOWN) if revision == SCHEMA_REVISION else None
     if as_json:
         stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
@@ -60,7 +62,8 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         }
         collection = None if collecting is None else asdict(collecting)
         issued = None if runways is None else asdict(runways)
-        print_json({**stored, **activity, "collection": collection, "runways": issued})
+        further = {"collection": collection, "runways": issued, "distribution": distribution}
+        print_json({**stored, **activity, **further})
         return
     say(f"Today is {today} ({settings.timezone}). Active servers: {active:,}.")
     if collecting is not None:
@@ -69,6 +72,8 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
     if not any(row["rows_on_last_day"] for row in samples):
         say("There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`.")
+    if distribution is not None:
+        say(f"Distributed: {distribution}.")
     _print_runways(runways)
     _print_activity(runs, late, unknown)
     if runs is not None and not works:

@@ -37,6 +37,8 @@ from capacity_assets.units import counted
 RAW_GROUP = "raw"
 STEP = "collection"
 SHARE_TAG = "capacity/share"
+QUEUE_TAG = "dagster-celery/queue"
+"""Read by dagster-celery, which is optional."""
 """Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 SERVERS_MEASURED = "servers_measured"
@@ -222,18 +224,26 @@ def collection_schedule(settings: Settings) -> dg.ScheduleDefinition:
             context.log.warning(str(error))
         if not shares:
             return dg.SkipReason(f"No registered server is left to measure on {tick.date()}.")
-        return [_request(tick, name) for name in shares]
+        return [_request(tick, name, queues=settings.share_queues == "on") for name in shares]
 
     return request_today
 
 
-def _request(tick: datetime, share: str) -> dg.RunRequest:
+def _request(tick: datetime, share: str, *, queues: bool) -> dg.RunRequest:
     """Request the run of a share, or of all servers where it has no name."""
     key, day = f"{tick:%Y-%m-%dT%H:%M}", tick.date().isoformat()
     if not share:
         return dg.RunRequest(run_key=key, partition_key=day)
     config = dg.RunConfig(ops={STEP: CollectionConfig(share=share)})
-    return dg.RunRequest(run_key=f"{key} {share}", partition_key=day, run_config=config, tags={SHARE_TAG: share})
+    return dg.RunRequest(
+        run_key=f"{key} {share}", partition_key=day, run_config=config, tags=share_tags(share, queues=queues)
+    )
+
+
+def share_tags(share: str, *, queues: bool) -> dict[str, str]:
+    """Return the tags of the run of a share; with `queues`, one by label goes to a queue of its own."""
+    key, _, value = share.partition("=")
+    return {SHARE_TAG: share} | ({QUEUE_TAG: f"{key}-{value}"} if queues and value else {})
 
 
 def _crons(hour: int) -> list[str]:

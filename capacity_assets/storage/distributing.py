@@ -6,7 +6,7 @@ distributed tables need from then on is in `distribution`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
@@ -26,6 +26,7 @@ from capacity_assets.storage.partitions import PARTITIONED, layout_of
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.storage.steps import DIALECT, execute
 from capacity_assets.storage.view_upgrades import creation, outdated_views
+from capacity_assets.units import counted
 
 DISTRIBUTION_COLUMN = "instance_id"
 DEFAULT_SHARDS = 32
@@ -56,13 +57,28 @@ class Placement:
     nodes: int
 
 
-def placements(engine: Engine) -> list[Placement]:
-    """Say where each of the tables lies. Empty where the database has no Citus. Raises DBAPIError."""
+def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
+    """Say where each of the tables lies. Empty where the database has no Citus. Raises DBAPIError.
+
+    Without sizes, which every node is asked for, they are 0.
+    """
     with engine.connect() as connection:
         if not _has_citus(connection):
             return []
-        rows = connection.execute(text(_PLACEMENTS), {"names": [table.name for table in PARTITIONED]})
+        rows = connection.execute(
+            text(_PLACEMENTS), {"names": [table.name for table in PARTITIONED], "with_sizes": with_sizes}
+        )
         return [Placement(**row) for row in rows.mappings()]
+
+
+def distribution_text(found: Sequence[Placement]) -> str | None:
+    """Say in words what lies where; None where no table is distributed."""
+    done = [one for one in found if one.is_distributed]
+    if not done:
+        return None
+    nodes = counted(max(one.nodes for one in done), "node")
+    names = ", ".join(one.table for one in done)
+    return f"{names}: {done[0].shards} shards each on {nodes}; all other tables lie on the coordinator"
 
 
 def what_stands_in_the_way(engine: Engine) -> str | None:
@@ -170,7 +186,7 @@ are each node's own. A role that a node does not have cannot ask there anyway.""
 
 _PLACEMENTS = """
 SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,
-       CAST(CASE WHEN p.logicalrelid IS NULL THEN (
+       CAST(CASE WHEN NOT :with_sizes THEN 0 WHEN p.logicalrelid IS NULL THEN (
                 SELECT coalesce(sum(pg_total_relation_size(relid)), 0) FROM pg_partition_tree(to_regclass(name)))
             ELSE (SELECT coalesce(sum(citus_total_relation_size(relid, false)), 0)
                   FROM pg_partition_tree(to_regclass(name)) WHERE isleaf) END / 1048576 AS bigint) AS size_mb,

@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import URL, Engine, text
 
 from capacity_assets.foundation.levels import DATABASE
-from capacity_assets.orchestration.collection import SHARE_TAG
+from capacity_assets.orchestration.collection import share_tags
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, shipped_file
 from capacity_assets.settings import Settings
 from tests.daemon import Daemon, partitions_of, running_daemon
@@ -134,7 +134,7 @@ def test_a_worker_leaves_a_second_run_to_another_and_a_run_of_a_share_to_the_one
 ) -> None:
     weekly = queued(celery)["weekly_aggregation_job"]
     daily, other_day = celery.runs("daily_aggregation_job")
-    celery.instance.add_run_tags(other_day.run_id, {"dagster-celery/queue": "zone-eu", SHARE_TAG: "zone=eu"})
+    celery.instance.add_run_tags(other_day.run_id, share_tags("zone=eu", queues=True))
     of_zone = celery.instance.get_run_by_id(other_day.run_id)
     assert of_zone is not None
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.collection import SHARE_TAG
+from capacity_assets.orchestration.collection import QUEUE_TAG, SHARE_TAG
 from capacity_assets.settings import Settings
 from tests.clocks import SHANGHAI
 from tests.collecting import PASSWORD
@@ -92,6 +92,11 @@ def test_with_shares_the_schedule_asks_for_a_run_of_each_that_has_a_server_left(
     assert [request.run_key for request in requests] == ["2025-07-20T03:00 zone=eu", "2025-07-20T03:00 zone="]
     assert [request.run_config["ops"]["collection"]["config"]["share"] for request in requests] == ["zone=eu", "zone="]
     assert settings.collection_shares == ()
+    assert not any(QUEUE_TAG in request.tags for request in requests)
+    monkeypatch.setenv("CAPACITY_SHARE_QUEUES", "on")
+    requests = ticks(Settings(), "2025-07-20T03:00")
+    assert isinstance(requests, list)
+    assert [request.tags.get(QUEUE_TAG) for request in requests] == ["zone-eu", None]
     monkeypatch.setenv("CAPACITY_COLLECTION_SHARES", "3")
     assert Settings().collection_shares == ("1/3", "2/3", "3/3")
 

@@ -24,7 +24,7 @@ from capacity_assets.storage.schema import initialise, schema_state
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
 from tests.clocks import TODAY
-from tests.command import capacity
+from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.databases import execute
 
@@ -98,7 +98,7 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distribute(undistributed, shards=SHARDS, on_step=stop)
+        distribute(undistributed, shards=SHARDS, on_table=stop)
     assert [one.is_distributed for one in placements(undistributed)] == [True] + 6 * [False]
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
     left = ", ".join(table.name for table in PARTITIONED[1:])
@@ -108,7 +108,10 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
     )
 
     assert len(distribute(undistributed, shards=SHARDS)) == 6
-    assert distribution_found() == ("ok", f"what grows with the fleet lies in {SHARDS} shards each on 2 nodes")
+    found, text_of = distribution_found()
+    assert (found, text_of.startswith("database_size_stats, ")) == ("ok", True)
+    assert text_of.endswith(f": {SHARDS} shards each on 2 nodes; all other tables lie on the coordinator")
+    assert f"Distributed: {text_of}." in printed("status")
     compute_everything(undistributed)
     assert service(undistributed).ledger.stale() == []
 
