@@ -51,6 +51,10 @@ class Worker:
         for child in celery.children():
             child.kill()
 
+    def kill(self) -> None:
+        """Kill it whole, as a machine that vanishes."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
 
 @contextmanager
 def worker(folder: Path, name: str, queue: str = "dagster") -> Iterator[Worker]:
@@ -166,6 +170,15 @@ def day_of(run: dg.DagsterRun) -> date:
     return date.fromisoformat(partitions_of(run)[0])
 
 
+def repeat(daemon: Daemon, run: dg.DagsterRun, folder: Path) -> None:
+    """Have another worker repeat a run, which has to succeed."""
+    again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
+    daemon.instance.add_run(again)
+    with worker(folder, "two"):
+        daemon.start(again)
+        assert daemon.wait(again).status is dg.DagsterRunStatus.SUCCESS
+
+
 def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_repetition_completes(
     celery: Daemon, fleet: Engine, tmp_path: Path
 ) -> None:
@@ -177,9 +190,20 @@ def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_re
         first.kill_what_executes()
         celery.until(run, dg.DagsterRunStatus.FAILURE)
 
-    again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
-    celery.instance.add_run(again)
-    with worker(tmp_path, "two"):
-        celery.start(again)
-        assert celery.wait(again).status is dg.DagsterRunStatus.SUCCESS
+    repeat(celery, run, tmp_path)
+    assert stored(fleet, DATABASE, "daily")
+
+
+def test_a_run_whose_machine_vanishes_is_failed_when_it_has_run_too_long_and_its_repetition_completes(
+    celery: Daemon, fleet: Engine, tmp_path: Path
+) -> None:
+    run = queued(celery)["daily_aggregation_job"]
+    with worker(tmp_path, "one") as first, writing_held_up(fleet):
+        celery.start(run)
+        celery.until(run, dg.DagsterRunStatus.STARTED)
+        first.kill()
+        celery.instance.add_run_tags(run.run_id, {"dagster/max_runtime": "1"})
+        celery.until(run, dg.DagsterRunStatus.FAILURE)
+
+    repeat(celery, run, tmp_path)
     assert stored(fleet, DATABASE, "daily")

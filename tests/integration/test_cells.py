@@ -177,6 +177,11 @@ def test_a_cell_that_is_away_is_named_and_nothing_is_guessed(
     assert top.exit_code == 1
     assert 'could not connect to server "cell_us"' in top.output
 
+    with served_pages(together.url) as pages:
+        answer = pages.ask("/databases")
+    assert answer.status == 503
+    assert "The database refuses: could not connect to server &#34;cell_us&#34;" in answer.text
+
     attach(together, [eu])
     assert capacity("top", "--period", "monthly", "--window", "2025-06-01").exit_code == 0
     assert rows(together, "SELECT count(*) FROM instances") == [(3,)]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
+from itertools import cycle
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -194,8 +195,8 @@ def meanwhile(*works: Callable[[], None]) -> Iterator[None]:
     assert troubles == []
 
 
-def move_a_shard(engine: Engine, nodes: citus.CitusServer) -> None:
-    """Move a shard, and those that lie beside it, to the other worker."""
+def move_a_shard(engine: Engine, nodes: citus.CitusServer, mode: str) -> None:
+    """Move a shard, and those that lie beside it, to the other worker, with writers waiting or by replication."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         shard, port = connection.execute(
             text(
@@ -204,14 +205,15 @@ def move_a_shard(engine: Engine, nodes: citus.CitusServer) -> None:
             )
         ).one()
         [other] = {*nodes.ports[1:]} - {port}
-        move = "SELECT citus_move_shard_placement(:shard, '127.0.0.1', :port, '127.0.0.1', :other, 'block_writes')"
-        connection.execute(text(move), {"shard": shard, "port": port, "other": other})
+        move = "SELECT citus_move_shard_placement(:shard, '127.0.0.1', :port, '127.0.0.1', :other, :mode)"
+        connection.execute(text(move), {"shard": shard, "port": port, "other": other, "mode": mode})
 
 
 def test_shards_may_move_and_samples_arrive_while_windows_are_computed(
     nodes: citus.CitusServer, distributed: Engine, plain: Engine
 ) -> None:
     days = iter(range(170))
+    modes = cycle(["block_writes", "force_logical"])
 
     def correct() -> None:
         day = FIRST + timedelta(days=next(days, 0))
@@ -219,7 +221,10 @@ def test_shards_may_move_and_samples_arrive_while_windows_are_computed(
         for engine in (distributed, plain):
             execute(engine, change)
 
-    with meanwhile(lambda: move_a_shard(distributed, nodes), correct):
+    def gather() -> None:
+        service(distributed).ledger.stale()
+
+    with meanwhile(lambda: move_a_shard(distributed, nodes, next(modes)), correct, gather, gather):
         for _ in range(4):
             for period in ("daily", "monthly"):
                 compute_windows(service(distributed), period, FIRST, LAST)

@@ -184,6 +184,15 @@ def test_what_stands_in_the_way_is_said_with_what_to_do(
         nodes.join(str(url.database))
         empty = capacity_engine(url)
         assert "run `capacity init` first" in str(what_stands_in_the_way(empty))
+        initialise(empty)
+        # Of one node of the cluster no shards may be taken for a moment: of its own record, in this database alone.
+        execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = false")
+        assert "No node of the cluster takes shards" in str(what_stands_in_the_way(empty))
+        execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = true WHERE noderole = 'primary' AND groupid > 0")
+        execute(empty, "DROP TABLE volume_size_stats CASCADE", "CREATE TABLE volume_size_stats (day date)")
+        assert "volume_size_stats: not partitioned. Run `capacity partition` first." in str(
+            what_stands_in_the_way(empty)
+        )
         empty.dispose()
 
 
