@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from typing import Literal
 
 from capacity_assets.periods import Period, Window, adjacent_spans
 
+Source = Literal["days", "stored"]
+DAYS: Source = "days"
+STORED: Source = "stored"
 Part = tuple[str, Window]
 """A stored window: the name of its period, and its days."""
 
@@ -27,6 +31,12 @@ class Reading:
     def rows(self) -> int:
         """Rows that are read per key, at most."""
         return len(self.parts) + sum(span.days for span in self.days)
+
+    def source_of(self, window: Window) -> Source | None:
+        """Return what all of a window is read from; None: from both."""
+        sources = {STORED for _, part in self.parts if _overlap(part, window)}
+        sources |= {DAYS for span in self.days if _overlap(span, window)}
+        return sources.pop() if len(sources) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,10 @@ def _needed(
     for window in sorted(asked_for | compared):
         is_kept = window not in asked_for and window.days > 1
         yield window, [*([period] if is_kept else []), *shorter]
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    return one.start <= other.end and other.start <= one.end
 
 
 def _cut(period: Period, window: Window) -> tuple[Window, ...]:

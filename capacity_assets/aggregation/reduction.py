@@ -37,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import INTERVAL, array
 from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
 
+from capacity_assets.aggregation.parts import Source
 from capacity_assets.foundation.levels import Level, Measure
 
 SINGLE_BUCKET = 2  # the window before it is the first
@@ -49,15 +50,16 @@ Element: TypeAlias = ColumnElement[Any]
 class Form:
     """Which form the statement has.
 
-    `single`: for one window only. `from_stored`: stored windows stand for some of the days, or for all where it does
-    not read days. `distributed`: the rows of a server lie on one node of several, and each node does the work of its
-    servers whole. `one_day`: each window is one day, whose only value is its first, its last and its greatest.
+    `single`: for one window only. `from_stored`: stored windows stand for some of the days, for all unless it
+    `reads_days`. `distributed`: each node does the work of its servers whole. `sources`: what the one window, the one
+    before and a year before are read from, where they differ. `one_day`: each window is a day, with a single value.
     """
 
     single: bool
     from_stored: bool = False
     reads_days: bool = True
     distributed: bool = False
+    sources: tuple[Source, ...] = ()
     one_day: bool = False
 
 
@@ -111,8 +113,7 @@ def numbered_windows() -> CTE:
 def partial_states(level: Level, form: Form) -> Subquery:
     """Reduce the samples of each key and window to sums, counts, extremes and ends, with the compared windows beside.
 
-    In the single form there is one window asked for and the one before it, the daily case: sets of sums per key, told
-    apart by the day, need no sorting. The states are the same.
+    A single window and the one before it need no sorting: their sums per key are told apart by the day.
 
     Columns: the keys, `bucket`, the counts of rows of the three windows, and per measure what `named` names.
     """

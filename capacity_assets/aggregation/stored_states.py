@@ -27,6 +27,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from capacity_assets.aggregation.parts import DAYS, Source
 from capacity_assets.aggregation.reduction import (
     Element,
     Form,
@@ -60,6 +61,8 @@ the keys, to which they and what is made of them are added."""
 def united_states(level: Level, form: Form) -> United:
     """Reduce stored windows and the remaining samples to the states that `reduction.partial_states` makes."""
     columns = list(_states(level))
+    if form.sources:
+        return _joined(level, form, columns)
     names = [*level.keys, "bucket", *(column.name for column in columns)]
     # Where rows are distributed there is one source only: a union is not handed to nodes.
     sources = [_of_days(level, form)] if form.reads_days else []
@@ -117,6 +120,32 @@ def _side_by_side(level: Level, states: Subquery, columns: list[_State]) -> Unit
     }
     rows = select(*keys).group_by(*keys).having(func.count().filter(is_own) > 0)
     return {**united, "bucket": last}, rows
+
+
+def _joined(level: Level, form: Form, columns: list[_State]) -> United:
+    """Put the three windows beside each other that are read from different sources: nodes are handed a join."""
+    last = func.cardinality(Parameters.starts)
+    buckets = (last, last - 1, func.width_bucket(Parameters.year_first, Parameters.starts))
+    own, previous, year_before = (
+        _of_window(level, form, source, bucket, columns) for source, bucket in zip(form.sources, buckets, strict=True)
+    )
+    joined: FromClause = own
+    for other in (previous, year_before):
+        joined = joined.outerjoin(other, and_(*(own.c[key] == other.c[key] for key in level.keys)))
+    # One row each: grouping keeps the next steps from computing what is made of them at every mention.
+    united: dict[str, Element] = {column.name: func.max(own.c[column.name]) for column in columns}
+    for name, other in (("previous", previous), ("year_before", year_before)):
+        united |= {f"{name}_{each.name}": func.max(other.c[each.name]) for each in columns if name in each.compared}
+    keys = [own.c[key] for key in level.keys]
+    return {**united, "bucket": last}, select(*keys).select_from(joined).group_by(*keys)
+
+
+def _of_window(level: Level, form: Form, source: Source, bucket: Element, columns: list[_State]) -> Subquery:
+    """The states of one window, united per key."""
+    states = _of_days(level, form) if source == DAYS else _of_stored_windows(level)
+    keys = [states.c[key] for key in level.keys]
+    united = (_united(states, column).label(column.name) for column in columns)
+    return select(*keys, *united).where(states.c.bucket == bucket).group_by(*keys).subquery()
 
 
 def _of_days(level: Level, form: Form) -> Subquery:

@@ -11,7 +11,7 @@ from datetime import date, timedelta
 from functools import cached_property
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, cuts_of
+from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, Source, cuts_of
 from capacity_assets.aggregation.reduction import Form
 from capacity_assets.periods import Period, Window
 
@@ -40,10 +40,22 @@ class Work:
     def reading(self) -> Reading:
         """What is read: stored windows, and the days that these do not cover."""
         reading = self.parts.reading(self.period, self.windows)
-        if self.distributed and reading.parts and reading.days:
+        if self._needs_both(reading) and not self._sources(reading):
             # Nodes are not handed a union of the two.
             return NO_PARTS.reading(self.period, self.windows)
         return reading
+
+    def _needs_both(self, reading: Reading) -> bool:
+        return self.distributed and bool(reading.parts and reading.days)
+
+    def _sources(self, reading: Reading) -> tuple[Source, ...]:
+        """Return what the window, the one before and a year before are read from; nothing where one is from both."""
+        if len(self.windows) > 1:
+            return ()
+        [window] = self.windows
+        three = (window, self.period.previous(window), self.period.year_before(window))
+        sources = [source for one in three if (source := reading.source_of(one))]
+        return tuple(sources) if len(sources) == len(three) else ()
 
     @property
     def days_read(self) -> int:
@@ -68,6 +80,7 @@ class Work:
             from_stored=bool(self.reading.parts),
             reads_days=bool(self.reading.days),
             distributed=self.distributed,
+            sources=self._sources(self.reading) if self._needs_both(self.reading) else (),
             one_day=all(window.start == window.end for window in self.windows),
         )
 

@@ -111,6 +111,41 @@ def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
     assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("period", "stored"),
+    [
+        # Its days beside stored months.
+        ("monthly", [("monthly", "2024-04-01"), ("monthly", "2025-03-01")]),
+        # Its months and the quarter before, beside days of the year before.
+        ("quarterly", [("monthly", f"2025-0{month}-01") for month in (4, 5, 6)] + [("quarterly", "2025-01-01")]),
+        # The quarter before beside days.
+        ("quarterly", [("quarterly", "2025-01-01")]),
+    ],
+    ids=["days beside stored windows", "stored windows beside days", "one stored window beside days"],
+)
+def test_stored_windows_are_read_on_the_nodes_beside_days(
+    distributed: Engine, plain: Engine, period: str, stored: list[tuple[str, str]], level: str
+) -> None:
+    options = RunOptions((level,), recompute=True)
+    for engine in (distributed, plain):
+        add_database_sizes(engine, sizes(1, "orders", "2024-04-01", range(100, 190)))
+        add_instance_sizes(engine, totals(1, "2024-04-01", [(size, 1) for size in range(100, 190)]))
+        for name, day in stored:
+            service(engine).aggregate(name, [PERIODS[name].window_of(date.fromisoformat(day))])
+    window = PERIODS[period].window_of(date(2025, 4, 1))
+
+    with explained(distributed) as plans:
+        service(distributed).aggregate(period, [window], options)
+    service(plain).aggregate(period, [window], options)
+
+    assert_that_nodes_do_all(distributed, plans)
+    [counted] = [statement for statement in plans if statement.startswith("SELECT by_server")]
+    assert LEVELS[level].source.name in counted
+    assert "of_stored_windows" in counted
+    assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
+
+
 def nodes_of(plan: dict[str, object]) -> Iterator[dict[str, object]]:
     yield plan
     for below in plan.get("Plans", ()):  # type: ignore[attr-defined]
