@@ -11,7 +11,6 @@ import platform
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,13 +22,14 @@ from sqlalchemy import Engine, text
 
 from benchmarks import row_by_row, yardstick
 from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.server import temporary_server
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 MEASURED_PERIODS = ("daily", "monthly", "quarterly")
@@ -112,7 +112,7 @@ def main(*, fleets: tuple[Fleet, ...], rounds: int, plot: bool) -> None:
     click.echo(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     measured: list[Measured] = []
     for fleet in fleets:
-        with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+        with temporary_server() as server:
             engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
             measured += _measure(engine, fleet, rounds)
             engine.dispose()

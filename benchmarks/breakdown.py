@@ -7,10 +7,8 @@ with a log, with the keys, look for stored rows (the hand-written statement), an
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import click
@@ -19,12 +17,13 @@ from sqlalchemy import Engine, text
 from benchmarks import yardstick
 from benchmarks.__main__ import Size, empty, scan
 from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.server import temporary_server
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 TARGETS = {
@@ -39,7 +38,7 @@ TARGETS = {
 @click.option("--rounds", default=5, show_default=True, help="Repetitions; medians are shown.")
 def main(*, fleet: Fleet, rounds: int) -> None:
     """Measure each step of a day and of a month, slices side by side, and rows on disk."""
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with temporary_server() as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER), parallel_slices=2)
         prepare(engine, fleet)
         generate(engine, fleet)

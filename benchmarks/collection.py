@@ -12,7 +12,6 @@ import contextlib
 import multiprocessing
 import random
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ import click
 from sqlalchemy import Engine as Database
 from sqlalchemy import text
 
+from benchmarks.server import temporary_server
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.engines.base import Access, DatabaseSize, EngineAdapter, Measurement, ServerFacts
@@ -35,7 +35,7 @@ from capacity_assets.collection.servers import Server
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
 from capacity_assets.variables import DEFAULT_COLLECTION_CONCURRENCY
@@ -144,7 +144,7 @@ def main(*, servers: int, hanging_percent: int, workers: int) -> None:
     simulation = multiprocessing.Process(target=serve, args=(port,), daemon=True)
     simulation.start()
     silent = servers * hanging_percent // 100
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with temporary_server() as server:
         database = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
         initialise(database)
         click.echo("| run | seconds | against without | measured | failed |\n|---|---|---|---|---|")

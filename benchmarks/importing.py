@@ -21,9 +21,10 @@ from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet
+from benchmarks.server import temporary_server
 from capacity_assets.runtime import prepare_database
 from capacity_assets.settings import CAPACITY_DRIVER, Settings
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 TABLES = "instances, database_size_stats, instance_size_stats, capacity_imports"
@@ -91,7 +92,7 @@ def killed(path: Path, environment: dict[str, str], engine: Engine, at_rows: int
 @click.option("--size", "fleet", type=Size(), default="500x20x100", show_default=True)
 def main(*, fleet: Fleet) -> None:
     """Import a history of so many servers, databases and days."""
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with tempfile.TemporaryDirectory() as folder, temporary_server() as server:
         url = server.url(CAPACITY_DATABASE, CAPACITY_DRIVER)
         engine = capacity_engine(url)
         prepare_database(engine, Settings())

@@ -5,11 +5,9 @@ By default on ten million samples. A look reads the log of changes and the ledge
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
@@ -18,11 +16,12 @@ from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.server import temporary_server
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 Result = TypeVar("Result")
@@ -35,7 +34,7 @@ TENTH = "UPDATE database_size_stats SET size_mb = size_mb + 1 WHERE instance_id 
 @click.option("--size", "fleet", type=Size(), default="1370x20x365", show_default=True)
 def main(*, fleet: Fleet) -> None:
     """Compute every window, then change a day, then a tenth of all samples, and time each look."""
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with temporary_server() as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
         prepare(engine, fleet)
         _timed(f"generate {fleet.rows:,} samples", lambda: generate(engine, fleet))

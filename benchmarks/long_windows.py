@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import click
@@ -23,13 +21,14 @@ from sqlalchemy import Engine, text
 from benchmarks import yardstick
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.server import temporary_server
 from capacity_assets.aggregation.parts import NO_PARTS, Parts
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 MEASURED = ("monthly", "quarterly", "yearly")
@@ -91,7 +90,7 @@ class _Case:
 @click.option("--rounds", default=5, show_default=True, help="Repetitions; medians are shown.")
 def main(*, fleet: Fleet, rounds: int) -> None:
     """Measure the newest month, quarter and year, as far as there are days for the window before: 62, 184, 731."""
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with temporary_server() as server:
         # Of every session here: the hand-written statement would count as a foreign write, after which no sum is taken.
         marked = server.url(CAPACITY_DATABASE, CAPACITY_DRIVER).update_query_dict({"options": "-ccapacity.writer=on"})
         engine = capacity_engine(marked)

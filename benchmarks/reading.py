@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import re
 import statistics
-import tempfile
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import click
 from sqlalchemy import Connection, Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import SERVERS, Fleet, prepare
+from benchmarks.server import temporary_server
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 LIMIT_MS = 100
@@ -91,7 +90,7 @@ GROUP BY instance_id, period_type, period_start, period_end
 @click.option("--plans", is_flag=True, help="Print the plan of each question too.")
 def main(*, fleet: Fleet, daily_days: int, rounds: int, plans: bool) -> None:
     """Ask each question, and say whether it took at most 100 ms."""
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with temporary_server() as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
         prepare(engine, fleet)
         started = time.perf_counter()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import click
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.server import temporary_server
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
@@ -23,7 +22,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.report.page import render
 from capacity_assets.report.reading import read_report
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 
@@ -32,7 +31,7 @@ from capacity_assets.storage.engine import capacity_engine
 @click.option("--rounds", default=5, show_default=True, help="Repetitions; medians are shown.")
 def main(*, fleet: Fleet, rounds: int) -> None:
     """Measure what people are shown of the newest month, and of all days, of a fleet; 92 days are three months."""
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with temporary_server() as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
         prepare(engine, fleet)
         generate(engine, fleet)

@@ -6,18 +6,17 @@ Everything runs on an embedded PostgreSQL with stock settings in a temporary fol
 from __future__ import annotations
 
 import resource
-import tempfile
 import time
 from datetime import date
-from pathlib import Path
 
 import click
 from sqlalchemy import Engine, text
 
 from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.server import temporary_server
 from capacity_assets.runway.issuing import issue
 from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.embedded import CAPACITY_DATABASE, embedded_server
+from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 _SCAN = "SELECT instance_id, database_name, sum(size_mb) FROM database_size_stats GROUP BY 1, 2"
@@ -30,7 +29,7 @@ _SCAN = "SELECT instance_id, database_name, sum(size_mb) FROM database_size_stat
 def main(servers: int, databases: int, days: int) -> None:
     """Load a fleet, scan it, issue its runways twice."""
     fleet = Fleet(servers, databases, days)
-    with tempfile.TemporaryDirectory() as folder, embedded_server(Path(folder) / "postgres") as server:
+    with temporary_server() as server:
         engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
         try:
             prepare(engine, fleet)

@@ -49,7 +49,8 @@ def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
     found: dict[str, list[tuple[str, date]]] = {}
 
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
-        if statement.startswith("WITH windows"):
+        # One statement on a single server; where rows are distributed, the first of several, which counts.
+        if statement.startswith(("WITH windows", "SELECT by_server")):
             level = "database" if "database_size_aggregations" in statement else "instance"
             named: dict[str, list[object]] = parameters  # type: ignore[assignment]
             pairs = zip(named.get("part_types", ()), named.get("part_starts", ()), strict=True)

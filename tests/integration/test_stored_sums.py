@@ -24,7 +24,7 @@ from tests.profiles import HISTORIES
 
 RECOMPUTE = RunOptions(recompute=True)
 MONTHLY, QUARTERLY, YEARLY = (PERIODS[name] for name in ("monthly", "quarterly", "yearly"))
-MIXED = "reads days and stored months in one statement"
+MIXED = "reads days and stored months of one window"
 
 
 @pytest.fixture
@@ -37,7 +37,6 @@ def starts(period: str, *days: str) -> list[tuple[str, date]]:
     return [(period, date.fromisoformat(day)) for day in days]
 
 
-@pytest.mark.single_server(MIXED)
 def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(filled: Engine) -> None:
     service = AggregationService(filled, fixed_clock())
     service.aggregate(MONTHLY, windows("monthly"))
@@ -60,7 +59,6 @@ def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(filled: Engi
     assert year["database"] == starts("quarterly", *quarters)
 
 
-@pytest.mark.single_server(MIXED)
 def test_the_newest_month_reads_its_own_days_only(filled: Engine) -> None:
     service = AggregationService(filled, fixed_clock())
     service.aggregate(MONTHLY, windows("monthly")[:-1])
