@@ -52,3 +52,5 @@ def copy_for_reading(
         connection.execute(
             text(f"CREATE TEMPORARY TABLE IF NOT EXISTS {table} ON COMMIT DROP AS {copied}"), dict(parameters)
         )
+    # Without statistics the planner expects a handful of rows, and loops over all of them.
+    connection.execute(text(f"ANALYZE {', '.join(f'pg_temp.{table}' for table in wanted)}"))

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event, text
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.local_copies import copy_for_reading
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
 from tests.databases import execute
@@ -184,3 +185,13 @@ def test_what_people_ask_is_answered_as_on_a_single_server(
     for command in asked:
         if command[0] not in timed:
             assert answers[0][command] == answers[1][command], command
+
+
+def test_copies_for_reading_have_statistics(distributed: Engine) -> None:
+    """Without these a bill of 2,000 databases took three seconds, and one of 20,000 a hundred times as long."""
+    with distributed.begin() as connection:
+        copy_for_reading(connection, {"database_size_stats": "instance_id = :server"}, {"server": 2})
+        known = "SELECT reltuples FROM pg_class WHERE oid = 'pg_temp.database_size_stats'::regclass"
+        rows = connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one()
+
+        assert connection.execute(text(known)).scalar_one() == rows > 0
