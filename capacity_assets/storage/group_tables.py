@@ -120,7 +120,7 @@ capacity_bills = Table(
     Column("currency", CURRENCY, comment="ISO 4217 code; null: nothing had a price"),
     Column("amount", EXACT, nullable=False, comment="Sum of its lines, not rounded"),
     Column("gib_months", EXACT, nullable=False, comment="Sum of what was billed, GiB times months"),
-    Column("unpriced_gib_months", EXACT, nullable=False, comment="The part without a price, in no amount"),
+    Column("unpriced_gib_months", EXACT, nullable=False, comment="The part without a price, not billed"),
     Column("measured_days", BigInteger, nullable=False, comment="Days of servers on which they were measured"),
     Column("billed_days", BigInteger, nullable=False, comment="Days of servers that were billed"),
     Column("unbilled_servers", Integer, nullable=False, comment="Servers with totals and no sizes of databases"),

@@ -117,8 +117,11 @@ def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
     capacity("aggregate", "--period", "half_yearly", "--from", "2025-01-01", "--to", "2025-12-31")
     explained = capacity("explain", "orders", "--period", "half_yearly", "--window", "2025-07-01")
     exported = list(csv.DictReader(io.StringIO(capacity("export", "--period", "half_yearly"), newline="")))
+    page = tmp_path / "report.html"
+    capacity("report", "--period", "half_yearly", "--window", "2025-07-01", "--output", str(page))
     assets, jobs = run(PERIOD, GRAPH).splitlines()
 
+    assert "orders" in page.read_text()
     assert settings.start_date == date(2025, 1, 1)
     with engine.connect() as connection:
         rows = connection.execute(

@@ -13,6 +13,7 @@ from capacity_assets.periods import PERIODS
 from tests.documents import EVERYTHING, ROOT, first_cells, section
 
 LEAST_COMMANDS_IN_MESSAGES = 50
+LEAST_MESSAGES_EXPLAINED = 8
 
 
 def leaves() -> dict[str, click.Command]:
@@ -114,3 +115,16 @@ def test_levels_and_help_are_in_step() -> None:
 
     assert all(level in help_text for level in LEVELS)
     assert all(period in help_text for period in PERIODS)
+
+
+def test_messages_that_operations_explains_are_said() -> None:
+    table = (ROOT / "docs" / "operations.md").read_text().split("\n## When something does not work\n")[1]
+    messages = re.findall(r"^\| \*(.+?)\* \|", table, re.MULTILINE)
+    # Texts in the source are cut where a line ends, and hold names in braces.
+    source = "".join(path.read_text() for path in (ROOT / "capacity_assets").rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", source)
+
+    assert len(messages) > LEAST_MESSAGES_EXPLAINED
+    for message in messages:
+        parts = [part.strip() for part in message.split("…")]
+        assert all(part in said for part in parts), message
