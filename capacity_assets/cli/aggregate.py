@@ -62,7 +62,9 @@ work_options = options(
     click.option(
         "--server", "--instance", "names", multiple=True, help="Only this one, by name or number; may be repeated."
     ),
-    click.option("--recompute", is_flag=True, help="Compute also windows that nothing has touched since they were."),
+    click.option(
+        "--recompute", is_flag=True, help="Also compute windows that nothing has touched since they were computed."
+    ),
     click.option("--overwrite", is_flag=True, help="Rebuild exactly: replace protected rows, remove unsupported ones."),
     json_option,
 )

@@ -42,7 +42,7 @@ CSV_COLUMNS = (
 def bill(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings, /, *, month: str | None, by: str | None, issue: int | None, output: str, as_json: bool
 ) -> None:
-    """Say what the databases of a month cost, by group.
+    """Show what the databases of a month cost, by group.
 
     Computed from the size of each database on each day, with the labels and prices of that day. What was billed for a
     month that is over stays; where late samples, labels or prices change it, a new issue says by how much and why.

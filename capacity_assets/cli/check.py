@@ -45,7 +45,7 @@ COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.BAD: "bold red"}
 def check(*, as_json: bool) -> int:
     """Say whether configuration, database and schema are fit.
 
-    One screen. Changes nothing. The exit code is 2 where the configuration is wrong, 1 where anything else is.
+    Prints one screen, changes nothing. The exit code is 2 where the configuration is wrong, 1 where anything else is.
     """
     try:
         settings = load_settings()

@@ -42,7 +42,7 @@ FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
 
 @click.command()
 @click.argument("servers", nargs=-1)
-@click.option("--again", is_flag=True, help="Measure also servers that were measured before on this day.")
+@click.option("--again", is_flag=True, help="Also measure servers that were measured before on this day.")
 @click.option(
     "--share",
     metavar="SHARE",
@@ -50,7 +50,7 @@ FAILURE_COLUMNS = (("Server", "left"), ("Kind", "left"), ("Reason", "text"))
     "Shares are measured side by side, from one place or several.",
 )
 @click.option(
-    "--own", is_flag=True, help="Measure also the server that holds the capacity tables, and draw its databases."
+    "--own", is_flag=True, help="Also measure the server that holds the capacity tables, and draw its databases."
 )
 @json_command
 def collect(  # noqa: PLR0913 -- one argument per option
@@ -58,8 +58,8 @@ def collect(  # noqa: PLR0913 -- one argument per option
 ) -> int:
     """Measure the registered servers, and store today's sizes.
 
-    With SERVERS or --share only those. A server that does not answer or refuses is reported with its reason and gets no
-    sample; the others are stored. The same command again measures those that failed.
+    With SERVERS or --share, measures only those. A server that does not answer or refuses is reported with its reason
+    and gets no sample; the others are stored. The same command again measures those that failed.
 
     \b
     Examples:

@@ -47,7 +47,7 @@ MONTHLY = PERIODS["monthly"]
 
 
 @click.command()
-@click.option("--remove", is_flag=True, help="Take the sample fleet away again, and all that was made of it.")
+@click.option("--remove", is_flag=True, help="Remove the sample fleet, and everything that was computed from it.")
 @command
 def demo(settings: Settings, /, *, remove: bool) -> None:
     """Load a sample fleet and compute every period through Dagster.

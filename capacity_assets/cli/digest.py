@@ -35,10 +35,10 @@ WEEKLY = PERIODS["weekly"]
 def digest(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings, /, *, day: date | None, label: str | None, output: str, send: bool, again: bool, as_json: bool
 ) -> None:
-    """Say what happened in a week that is out of the ordinary.
+    """Show what was out of the ordinary in a week.
 
-    What grew beyond its habit, what is full sooner than was said a week ago, what is not measured any more, which
-    databases came and went. A week without such news has one line.
+    Lists what grew more than usual, what is full sooner than forecast a week ago, what is no longer measured, and
+    which databases came and went. A week without such news has one line.
 
     \b
     Examples:

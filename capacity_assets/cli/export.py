@@ -84,7 +84,7 @@ class Export:
 def export(settings: Settings, /, **asked: Any) -> None:
     """Write stored aggregates or runways as CSV or Parquet.
 
-    With the columns of the views.
+    The columns are those of the views.
 
     \b
     Examples:

@@ -85,12 +85,12 @@ class ImportRequest:
 )
 @click.option("--server", help="All rows are of this server; the source needs no column for it.")
 @click.option(
-    "--unit", default="mb", show_default=True, type=click.Choice(["bytes", "kb", "mb", "gb"]), help="Of the sizes."
+    "--unit", default="mb", show_default=True, type=click.Choice(["bytes", "kb", "mb", "gb"]), help="Unit of the sizes."
 )
 @click.option(
     "--decimal",
     type=click.Choice([".", ","]),
-    help="The mark before decimals. Needed where the file separates by semicolons and has decimals; else a point.",
+    help="Decimal mark. Needed where fields are separated by semicolons and have decimals; otherwise a point.",
 )
 @click.option(
     "--on-conflict",

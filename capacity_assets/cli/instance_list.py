@@ -24,7 +24,7 @@ FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
 def list_(settings: Settings, /, *, as_json: bool) -> None:
     """Show the servers, and the last measurement of each.
 
-    Also how each is reached. Shows no password, only where it is.
+    Also shows how each is reached; of a password, only where it is kept.
     """
     with opened_registry(settings) as engine:
         found = registered(engine)

@@ -56,7 +56,7 @@ class _Trial:
 def test(settings: Settings, /, *, name: str, as_json: bool) -> int:
     """Reach the server NAME; say what works and what is missing.
 
-    As the collection does it. Stores nothing.
+    Does what the collection does, and stores nothing.
     """
     with opened_registry(settings) as engine:
         [one] = registered(engine, [name])

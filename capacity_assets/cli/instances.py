@@ -51,9 +51,9 @@ reaching_options = options(
         metavar="WHERE",
         help="env:NAME, file:/PATH or secret:NAME (a file in CAPACITY_SECRETS_FOLDER). Never the password itself.",
     ),
-    click.option("--database", help="To connect to; of Oracle the service name. Default: the engine's usual one."),
+    click.option("--database", help="To connect to; for Oracle the service name. Default: the engine's usual one."),
     click.option("--tls", help="off, require, verify-ca or verify-full (the default; on this machine off)."),
-    click.option("--tls-ca", metavar="FILE", help="Certificate authority; of Oracle the folder of the wallet."),
+    click.option("--tls-ca", metavar="FILE", help="Certificate authority; for Oracle the folder of the wallet."),
     click.option("--tls-certificate", metavar="FILE", help="The client's certificate."),
     click.option("--tls-key", metavar="FILE", help="The client's key."),
     click.option("--sizing", help="files (exact, the default) or statistics (cheaper on huge servers)."),
@@ -125,7 +125,7 @@ def _server(name: str, given: Mapping[str, Any], known: Server | None) -> Server
 def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run: bool, as_json: bool) -> None:
     """Register the servers that FILE declares, TOML or CSV.
 
-    Those that are there are changed. All of them are registered, or none.
+    Servers that are registered already are changed. Either all are registered or none.
 
     \b
     [defaults]
@@ -193,9 +193,9 @@ def _switch(settings: Settings, names: Sequence[str], *, active: bool) -> None:
 @click.argument("names", nargs=-1, required=True)
 @command
 def remove(settings: Settings, /, *, names: Sequence[str]) -> None:
-    """Forget how the servers NAMES are reached.
+    """Remove the servers NAMES from the collection.
 
-    One without any history goes; the others are disabled and keep it.
+    A server without history is removed. The others are disabled, and keep their history.
     """
     with opened_registry(settings) as engine:
         kept = remove_servers(engine, names)

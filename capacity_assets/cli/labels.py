@@ -131,7 +131,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
-    What is empty is left as it is. All of them are stored, or none.
+    What is empty is left as it is. Either all are stored or none.
     """
     return _declare(settings, labels_of_file(file, settings.label_keys), dry_run=dry_run, as_json=as_json)
 
@@ -154,7 +154,7 @@ def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_js
 @dry_run_option
 @json_command
 def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool, as_json: bool) -> None:
-    """Take COLUMN of the table instances over as a label.
+    """Adopt COLUMN of the table instances as a label.
 
     For registries that another application fills. Run it again after changes there.
     """
@@ -213,9 +213,9 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
     always: bool,
     dry_run: bool,
 ) -> None:
-    """Take labels of SERVER, or of databases on it, away.
+    """Remove labels of SERVER, or of databases on it.
 
-    From today on, unless said otherwise: earlier figures keep their groups.
+    From today on, unless --from or --always is given. Earlier figures keep their groups.
     """
     day = _first_day(first_day, always=always)
     # Also of a key that CAPACITY_LABEL_KEYS does not have any more.

@@ -117,7 +117,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
 def list_(settings: Settings, /, *, as_json: bool) -> None:
     """Show every declared limit and since when it holds.
 
-    Measured ones: `capacity volumes list`, `capacity instances test`.
+    Measured limits are shown by `capacity volumes list` and `capacity instances test`.
     """
     with opened_registry(settings) as engine:
         found = stored_limits(engine)

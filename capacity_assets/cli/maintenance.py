@@ -40,7 +40,7 @@ def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
 def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     """Make the tables of an existing database partitioned.
 
-    While it is in use: readers go on, writers wait while a month's rows move. No row is lost. Interrupt it when you
+    They may be in use: readers go on, and writers wait while a month's rows move. No row is lost. Interrupt it when you
     like: the same command continues, and so does the daily maintenance.
     """
     refuse_an_absent_embedded_server(settings)

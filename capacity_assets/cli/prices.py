@@ -89,7 +89,7 @@ def _price_text(price: Price) -> str:
 def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Declare the prices that a CSV file lists.
 
-    Columns are price, currency and, optionally, engine, label (as team=payments) and from. All of them are stored, or
+    Columns are price, currency and, optionally, engine, label (as team=payments) and from. Either all are stored or
     none.
     """
     found = prices_of_file(file, settings.label_keys)

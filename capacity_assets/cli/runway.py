@@ -65,7 +65,7 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
 ) -> None:
     """Say when servers and databases are full.
 
-    With SERVER only that one and all its databases, or one DATABASE of it. What has a limit of its own is listed, the
+    With SERVER, only that one and all its databases, or one DATABASE of it. Lists what has a limit of its own, the
     greatest risk first: the days by which it is full with a probability of 10, 50 and 90 percent, and the probability
     of being full within 30 and 90 days. Changes nothing.
 

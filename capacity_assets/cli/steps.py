@@ -61,7 +61,7 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
 def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Declare the steps that a CSV file lists.
 
-    Columns are server, database (empty: every database of the server), day and note. All of them are stored, or none.
+    Columns are server, database (empty: every database of the server), day and note. Either all are stored or none.
     """
     found = steps_of_file(file)
     with opened_registry(settings) as engine:

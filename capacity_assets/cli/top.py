@@ -64,7 +64,7 @@ class Top:
     default="growth",
     show_default=True,
     type=click.Choice(list(ORDERS)),
-    help="What the first ones have most of.",
+    help="What to sort by.",
 )
 @click.option("--server", help="Databases of this server alone.")
 @filter_options

@@ -66,13 +66,17 @@ class _StopRequestedError(BaseException):
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65534), help="Port of the UI.")
 @click.option("--pages-port", type=click.IntRange(1, 65535), help="Port of the pages. Default: the next one.")
 @click.option(
-    "--name", "names", multiple=True, metavar="HOST:PORT", help="By which browsers also know it, as behind a proxy."
+    "--name",
+    "names",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Host name by which browsers also reach it, for example behind a proxy.",
 )
 @command
 def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Sequence[str]) -> None:
     """Serve the pages and Dagster, its UI and daemon, until Ctrl-C.
 
-    On 127.0.0.1. The embedded server included, unless CAPACITY_DATABASE_URL names another.
+    Everything listens on 127.0.0.1. The embedded server is started too, unless CAPACITY_DATABASE_URL names another.
     """
     parse_retention(settings.retention_days)  # else the code location would not load
     with _stop_signals() as stop, _only_one(settings.dagster_home) as lock:

@@ -64,8 +64,8 @@ def list_(settings: Settings, /, *, as_json: bool) -> None:
 def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
     """Fetch the volumes of today from CAPACITY_VOLUME_SOURCES.
 
-    As the collection does once a day. Where several volumes of a server are found, which of them a database lies on is
-    not known: have the query name the one that holds the data.
+    The collection does this once a day. Where several volumes of a server are found, it is not known on which of them a
+    database lies: have the query name the one that holds the data.
     """
     if settings.volume_sources is None:
         raise ValidationError(f"{VARIABLE} is unset: there is nothing to fetch from. Nothing was changed.")
@@ -94,7 +94,7 @@ def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
 def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Bring in volumes of any day from a CSV file.
 
-    Columns are server, volume, day, total_gb and free_gb. All of them are stored, or none; what a server reported of
+    Columns are server, volume, day, total_gb and free_gb. Either all are stored or none; what a server reported of
     itself stays.
     """
     found = volumes_of_file(file)
