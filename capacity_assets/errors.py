@@ -137,8 +137,10 @@ def database_error(error: DatabaseFailure, *, doing: str, kept: str) -> Database
 REFUSED_LOGIN = ("authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in")
 
 
-def is_transient(error: DBAPIError) -> bool:
+def is_transient(error: DatabaseFailure) -> bool:
     """Decide by SQLSTATE; without one (no answer from a server), a lost or refused connection is transient."""
+    if not isinstance(error, DBAPIError):
+        return True
     sqlstate = sqlstate_of(error)
     if sqlstate is None:
         refused = any(part in str(error.orig) for part in REFUSED_LOGIN)

@@ -1,4 +1,4 @@
-"""Faults of the environment of commands, and what they are to say. The table of docs/faults.md is made of them."""
+"""Faults of the environment, and what commands say then. The table of docs/faults.md is made of them."""
 
 from __future__ import annotations
 

@@ -137,8 +137,8 @@ def postgres_offers_tls() -> bool:
     program = _postgres_programs() / "pg_config"
     if not program.exists():  # Debian keeps it in a package for developers; its servers have TLS
         return True
-    message = subprocess.run([program, "--configure"], capture_output=True, text=True, check=True).stdout
-    return "openssl" in message
+    flags = subprocess.run([program, "--configure"], capture_output=True, text=True, check=True).stdout
+    return "openssl" in flags
 
 
 def pgnodemx_programs() -> Path:

@@ -222,8 +222,8 @@ class Ledger:
         try:
             gather_records(self._engine, within_seconds)
         except NodeError as error:
-            text = f"{error} {kept}"
-            raise DatabaseError(text, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
+            message = f"{error} {kept}"
+            raise DatabaseError(message, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
 
     @property
     def _lookups(self) -> Lookups:

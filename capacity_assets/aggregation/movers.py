@@ -138,7 +138,7 @@ FROM top LEFT JOIN instances i ON i.id = top.instance_id ORDER BY {outside}
 
 @cache
 def _statement(level: Level) -> TextClause:
-    """Read each window's rows once, by the first columns of the key, and look up its five largest changes either way.
+    """Read each window's rows once, and look up the five largest changes in each direction.
 
     The change is that of exact means; a mean before whose row is gone is known to a megabyte.
     """

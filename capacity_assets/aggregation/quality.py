@@ -152,7 +152,7 @@ def _stretch(span: Sequence[Window], reason: str) -> str:
 def run_checks(engine: Engine, scope: CheckScope) -> list[CheckOutcome]:
     """Run every check of the level; raises DatabaseError, and nothing is changed by looking."""
     with (
-        database_errors(doing="looking at what was written", kept="All rows written were kept."),
+        database_errors(doing="checking what was written", kept="All rows written were kept."),
         engine.connect() as connection,
     ):
         outcomes = []

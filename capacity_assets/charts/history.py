@@ -29,7 +29,7 @@ DATE_SIDES = ("start", "middle", "end")
 WIDTH = 1000
 STEPS = (1, 2, 2.5, 5, 10)
 UNITS = ("MiB", "GiB", "TiB", "PiB")
-# So many points at most are links; more cannot be distinguished.
+# At most this many points are links; more cannot be distinguished.
 MOST_LINKS = 130
 
 

@@ -7,7 +7,7 @@ import click
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.options import json_command, password_option
 from capacity_assets.cli.output import print_json, say
-from capacity_assets.errors import DATABASE_FAILURES, CapacityError, database_errors
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, database_errors, reason_of
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.copying import KEPT, copy_database
 from capacity_assets.importing.legacy import address_of
@@ -44,8 +44,9 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
             # Rows of months without a partition are in the default one until now.
             prepare_database(target, settings)
         except (CapacityError, *DATABASE_FAILURES) as error:
+            reason = reason_of(error) if isinstance(error, DATABASE_FAILURES) else str(error).rstrip(".")
             raise CommandFailedError(
-                f"Everything was copied. Moving rows into partitions of the target failed: {error}. Set "
+                f"Everything was copied. Moving rows into partitions of the target failed: {reason}. Set "
                 "CAPACITY_DATABASE_URL to it and run `capacity init`, which does that."
             ) from None
     if as_json:

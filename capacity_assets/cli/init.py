@@ -22,8 +22,8 @@ from capacity_assets.storage.time_zone import another_zone
 def init(settings: Settings, /, *, as_json: bool) -> None:
     """Create the capacity tables, or upgrade them in place.
 
-    Those of a legacy database too. It only adds and widens; no row is removed. Everything happens in one transaction:
-    if anything stands in the way, it is listed with what to do, and nothing is changed.
+    This includes those of a legacy database. It only adds and widens; no row is removed. Everything happens in one
+    transaction: if anything stands in the way, it is listed with what to do, and nothing is changed.
     """
     with ExitStack() as stack:
         # The embedded storage is prepared by whatever starts Dagster on it.

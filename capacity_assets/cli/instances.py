@@ -68,7 +68,7 @@ reaching_options = options(
 @click.command()
 @click.argument("name")
 @reaching_options
-@click.option("--replace", is_flag=True, help='Change a registered server: the options given alone; "" clears one.')
+@click.option("--replace", is_flag=True, help='Change a registered server: only what is given; "" clears a value.')
 @json_command
 def add(settings: Settings, /, *, name: str, replace: bool, as_json: bool, **given: Any) -> None:
     """Register the server NAME for collection.

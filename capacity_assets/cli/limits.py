@@ -78,7 +78,7 @@ def _report_replaced(replaced: Sequence[Limit]) -> None:
         note = f" ({printable(limit.note)})" if limit.note else ""
         say(f"note: {named(limit.server, limit.database)} was {limit_text(limit.limit_mb)}{note}.")
     if len(replaced) > WARNED:
-        say(f"note: {len(replaced) - WARNED:,} more replaced an earlier limit.")
+        say(f"note: {len(replaced) - WARNED:,} more replace an earlier limit.")
 
 
 def _warn_of_smaller(smaller: Sequence[tuple[Limit, int]]) -> None:

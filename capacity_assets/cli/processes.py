@@ -31,7 +31,7 @@ CODE_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
 STOP_POLL_SECONDS = 0.1
-TELL_SECONDS = 3
+REPORT_SECONDS = 3
 
 
 @dataclass
@@ -76,13 +76,13 @@ class Processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
         started = time.monotonic()
-        tell_at = TELL_SECONDS
+        report_at = REPORT_SECONDS
         while (left := self._left()) and (waited := time.monotonic() - started) < STOP_TIMEOUT_SECONDS:
-            if waited >= tell_at:
+            if waited >= report_at:
                 # Where the terminal is gone there is nobody to tell, and the processes must end all the same.
                 with suppress(OSError):
                     report(f"Waiting for {', '.join(left)}: {STOP_TIMEOUT_SECONDS - waited:.0f} s at most ...")
-                tell_at += TELL_SECONDS
+                report_at += REPORT_SECONDS
             time.sleep(STOP_POLL_SECONDS)
         for number in (signal.SIGTERM, signal.SIGKILL):
             if not _group_remains(self.group):

@@ -141,7 +141,10 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unkno
     if late is None:
         say(f"Late: {unknown}")
     elif not late:
-        say("Late: nothing. All due windows are computed; while the daemon runs, windows whose samples change follow.")
+        say(
+            "Late: nothing. All due windows are computed; while the daemon runs, it recomputes those whose samples "
+            "change."
+        )
     else:
         print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
         first = min(found.first_window for found in late)

@@ -50,7 +50,10 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
         before, after = sizes_around(engine, step)
     what = f"{named(server, database)}: {printable(note)}, {day}."
     if before is None or after is None:
-        say(f"{what} Not both sizes, before and after that day, are measured yet. The step takes effect once they are.")
+        say(
+            f"{what} The sizes before and after that day are not both measured yet. The step takes effect once they "
+            "are."
+        )
     else:
         say(f"{what} Forecasts leave the change from {human_mb(before)} to {human_mb(after)} out.")
 

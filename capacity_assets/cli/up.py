@@ -50,7 +50,7 @@ from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
 START_TIMEOUT_SECONDS = 120
 READING_SECONDS = 2
-READINGS_PER_LATE_READING = 15
+READINGS_PER_CHECK_FOR_LATE = 15
 LOG_LINES_SHOWN = 15
 # The last of them when the terminal is closed or the connection to it lost.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -70,7 +70,7 @@ class _StopRequestedError(BaseException):
     "names",
     multiple=True,
     metavar="HOST:PORT",
-    help="Host name by which browsers also reach it, for example behind a proxy.",
+    help="Host and port by which browsers also reach it, for example behind a proxy.",
 )
 @command
 def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Sequence[str]) -> None:
@@ -251,7 +251,7 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
                 raise _StopRequestedError
             try:
                 before, runs = runs, active_runs(storage)
-                if next(readings) % READINGS_PER_LATE_READING == 0 or len(runs) < len(before):
+                if next(readings) % READINGS_PER_CHECK_FOR_LATE == 0 or len(runs) < len(before):
                     late = None
                     late = late_windows(runner, followed=not has_failed(runs))
                 text = activity_text(runs, late)

@@ -37,9 +37,9 @@ from capacity_assets.units import counted
 RAW_GROUP = "raw"
 STEP = "collection"
 SHARE_TAG = "capacity/share"
+"""Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
 QUEUE_TAG = "dagster-celery/queue"
 """Read by dagster-celery, which is optional."""
-"""Tag of a run that measures a share: what routes it to a place, such as a queue, can go by it."""
 COLLECTION_JOB, COLLECTION_SCHEDULE = "collection_job", "collection_schedule"
 SERVERS_MEASURED = "servers_measured"
 SERVERS_MEASURED_DESCRIPTION = "Every server that is registered for collection was measured on this day."
@@ -107,7 +107,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
         if done.summary and len(done.days) == 1 and done.missing:
             _refuse_a_day_without_samples(done.summary)
         if done.missing:
-            yield from _told_one_by_one(context, done, check)
+            yield from _reported_day_by_day(context, done, check)
             return
         for raw in RAW_TABLES:
             for day in done.days:
@@ -118,7 +118,7 @@ def collected_assets(settings: Settings, retries: dg.RetryPolicy) -> dg.AssetsDe
     return collection
 
 
-def _told_one_by_one(
+def _reported_day_by_day(
     context: dg.AssetExecutionContext, done: RequestedDays, check: dg.AssetCheckResult
 ) -> Iterator[dg.AssetCheckResult]:
     """Report the days that have samples one by one; one result would stand for all requested days."""

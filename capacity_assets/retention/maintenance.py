@@ -125,7 +125,7 @@ class TableMaintenance:
         plain = []
         problems: list[str] = []
         for table in PARTITIONED:
-            with self._reading(f"reading {table.name}") as connection:
+            with self._transaction(f"reading {table.name}") as connection:
                 if needs_conversion(connection, table):
                     plain.append(table)
                     problems += problems_of(connection, table)
@@ -142,7 +142,7 @@ class TableMaintenance:
         found = []
         next_month = today + timedelta(days=AHEAD_DAYS // 2)
         for table in PARTITIONED:
-            with self._reading(f"reading {table.name}") as connection:
+            with self._transaction(f"reading {table.name}") as connection:
                 layout = layout_of(connection, table)
                 in_default = default_rows(connection, table, layout, today)
             if not layout.is_partitioned:
@@ -176,7 +176,7 @@ class TableMaintenance:
             self._note_other_layout(table, layout, report)
             return []
         last = today + timedelta(days=AHEAD_DAYS)
-        with self._reading(f"reading {table.name}") as connection:
+        with self._transaction(f"reading {table.name}") as connection:
             found = default_rows(connection, table, layout, today)
         wanted = {span for span in self._kept.wanted(table, layout, today, last) if not layout.covers(span)}
         if layout.default:
@@ -197,7 +197,7 @@ class TableMaintenance:
     def _add(self, table: Table, span: Span, report: MaintenanceReport) -> _Candidate | None:
         """Add one partition, retrying while another session is in the way; in a dry run return what it would hold."""
         if report.dry_run:
-            with self._reading(f"reading {table.name}") as connection:
+            with self._transaction(f"reading {table.name}") as connection:
                 default = layout_of(connection, table).default
                 records = count_rows(connection, table, default, span) if default else 0
             report.moved_records += records
@@ -270,18 +270,18 @@ class TableMaintenance:
         return self._needs.lost_rows(connection, level, span, today) if reason is None and thoroughly else reason
 
     def _layout(self, table: Table) -> PartitionLayout:
-        with self._reading(f"reading {table.name}") as connection:
+        with self._transaction(f"reading {table.name}") as connection:
             return layout_of(connection, table)
 
     @contextmanager
     def _work(self, doing: str) -> Iterator[Connection]:
         """Open a transaction that other maintenances wait for."""
-        with self._reading(doing) as connection:
+        with self._transaction(doing) as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MAINTENANCE_LOCK})
             yield connection
 
     @contextmanager
-    def _reading(self, doing: str) -> Iterator[Connection]:
+    def _transaction(self, doing: str) -> Iterator[Connection]:
         with (
             database_errors(doing=doing, kept="What was done before was kept; no row was lost."),
             self._engine.begin() as connection,

@@ -26,7 +26,7 @@ from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.limit_tables import capacity_runways
 from capacity_assets.storage.local_copies import drop_copies
 
-RISKS_SHOWN = 1_000
+RISKS_HANDED_ON = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
 
 IN_TIME_DAYS = 1
@@ -104,7 +104,7 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         score(connection, as_of, today)
         states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
         # What is told is what is stored: another run may have issued it.
-        return IssuedRunways(as_of, newest_issue(connection, as_of, as_of, shown=RISKS_SHOWN), written, states)
+        return IssuedRunways(as_of, newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON), written, states)
 
 
 def _stage(connection: Connection, asked: history.HistoryScope) -> None:

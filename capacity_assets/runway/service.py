@@ -11,7 +11,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runway.issued import IssuedDay, recent_issue
-from capacity_assets.runway.issuing import RISKS_SHOWN, IssuedRunways, is_in_time, issue
+from capacity_assets.runway.issuing import RISKS_HANDED_ON, IssuedRunways, is_in_time, issue
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunwayService:
 
     def newest(self) -> IssuedDay | None:
         """Return the newest issue of the last month; None: there is none. Raises DatabaseError."""
-        return recent_issue(self.engine, self.clock.today(), shown=RISKS_SHOWN)
+        return recent_issue(self.engine, self.clock.today(), shown=RISKS_HANDED_ON)
 
     def is_in_time(self, as_of: date) -> bool:
         """Whether runways of that day, issued now, are issued in time."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.schema import CreateTable
 
-from capacity_assets.errors import ValidationError
+from capacity_assets.errors import CapacityError
 from capacity_assets.storage.distribution import (
     RECORDS,
     ROW_NUMBER_FUNCTION,
@@ -42,7 +42,7 @@ OnTable = Callable[[str], None]
 """Called with the name of each table that was distributed."""
 
 
-class NodeRefusedError(ValidationError):
+class NodeRefusedError(CapacityError):
     """A node refused what it has to keep for itself; no table was distributed."""
 
 
@@ -78,7 +78,9 @@ def distribution_text(found: Sequence[Placement]) -> str | None:
         return None
     nodes = counted(max(one.nodes for one in done), "node")
     names = ", ".join(one.table for one in done)
-    return f"{names}: {done[0].shards} shards each on {nodes}; all other tables lie on the coordinator"
+    left = ", ".join(one.table for one in found if not one.is_distributed)
+    rest = f"{left} do not yet: run `capacity distribute` again" if left else "all other tables lie on the coordinator"
+    return f"{names}: {done[0].shards} shards each on {nodes}; {rest}"
 
 
 def what_stands_in_the_way(engine: Engine) -> str | None:

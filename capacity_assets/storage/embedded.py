@@ -46,7 +46,10 @@ _REASON = re.compile(r"(?:FATAL|PANIC|initdb: error|pg_ctl: could not|postgres: 
 class EmbeddedServerError(CapacityError):
     """The embedded server could not be started; the text says where its log is."""
 
-    transient = True
+    def __init__(self, message: str, *, transient: bool = True) -> None:
+        """Keep with the text whether it can pass by itself."""
+        super().__init__(message)
+        self.transient = transient
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _start(data: Path) -> PostgresServer:
                 # pg_ctl gives up after ten seconds; recovery after a crash takes longer and goes on without it.
                 server.start()
         except FolderRefusedError as error:
-            raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}") from None
+            raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
         except (subprocess.SubprocessError, OSError, RuntimeError) as error:
             raise EmbeddedServerError(_why_not_started(data, error, [*heard, _logged(log, logged_before)])) from error
     return server

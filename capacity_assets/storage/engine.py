@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, is_transient, reason_of
 
 APPLICATION_NAME = "capacity_assets"
 CONNECT_TIMEOUT_SECONDS = 10
@@ -46,7 +46,10 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[ob
 class UnreachableError(CapacityError):
     """No connection could be made within the time limit; the text says what was tried, without the password."""
 
-    transient = True
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        """Keep with the text whether it can pass by itself."""
+        super().__init__(message)
+        self.transient = transient
 
 
 def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int = POOL_SIZE) -> Engine:
@@ -91,7 +94,8 @@ def ensure_reachable(engine: Engine, variable: str = "CAPACITY_DATABASE_URL") ->
         raise UnreachableError(
             f"Cannot reach PostgreSQL at {safe_url(engine.url)} "
             f"(tried for up to {CONNECT_TIMEOUT_SECONDS} s): {reason_of(error)}. "
-            f"Nothing was changed. Check that the server runs and that the URL in {variable} is right."
+            f"Nothing was changed. Check that the server runs and that the URL in {variable} is right.",
+            transient=is_transient(error),
         ) from None
 
 

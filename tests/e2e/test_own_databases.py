@@ -233,13 +233,13 @@ def test_a_run_through_the_ui_measures_the_fleet_and_no_secret_is_anywhere_after
 
     wait_for(ended, "the run's end")
     entries = ask(port, METADATA, key={"path": ["instance_size_stats"]})["assetOrError"]["assetMaterializations"][0]
-    message = {entry["label"]: entry.get("intValue", entry.get("mdStr")) for entry in entries["metadataEntries"]}
+    metadata = {entry["label"]: entry.get("intValue", entry.get("mdStr")) for entry in entries["metadataEntries"]}
     commands = [["collect", "-h"], ["instances", "list"], ["instances", "test", "shut"], ["status"], ["check"]]
     outputs = [run(home, *arguments) for arguments in commands]
 
-    assert (message["processed_instances"], message["failed_instances"]) == (2, 2), message
-    assert "shut: login: " in message["errors"]
-    assert "silent: timeout: " in message["errors"]
+    assert (metadata["processed_instances"], metadata["failed_instances"]) == (2, 2), metadata
+    assert "shut: login: " in metadata["errors"]
+    assert "silent: timeout: " in metadata["errors"]
     everything = {"processes": "\n".join(seen), "metadata": str(entries), **_files(home)}
     everything["log"] = Path(server.socket_folder, "log").read_text(errors="replace")
     everything["commands"] = "\n".join(f"{done.stdout}{done.stderr}" for done in outputs)

@@ -43,16 +43,28 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
             first = (tmp_path / "variables").read_text().strip().partition("=")[2]
             variables |= {"first": first or variables.get("first", "")}
 
-    assert "180 new samples" in outputs["capacity import samples.csv --register-as postgresql"]
+    def again(*arguments: str) -> str:
+        return run_forked(*arguments, environment=variables, timeout=PATIENCE_SECONDS, folder=tmp_path).stdout
+
+    imported = outputs["capacity import samples.csv --register-as postgresql"]
+    assert re.search(r"180 new samples\s+90 totals of servers", imported)
     assert "db-1   postgresql orders" in outputs["capacity top"]
     assert "Every stored figure is what its samples give." in outputs["capacity explain orders --period monthly"]
     assert "1 samples replaced by another value" in outputs["capacity import correction.csv --on-conflict replace"]
-    first, again = re.findall(r"(\d+) rows written", outputs["capacity aggregate --period all --from $first"])
+    first, corrected = re.findall(r"([\d,]+) rows written", outputs["capacity aggregate --period all --from $first"])
     planned = re.search(r"would write (\d+)", outputs["capacity plan --period all --from $first"])
     assert planned is not None
-    assert int(first) > int(again) == int(planned.group(1)) > 0
-    assert "db-1   orders" in outputs["capacity runway"]
+    assert int(first.replace(",", "")) > int(corrected) == int(planned.group(1)) > 0
+    for period in ("daily", "weekly", "monthly", "quarterly", "yearly"):
+        assert re.search(rf"{period} +database", outputs["capacity plan --period all --from $first"]), period
+    # As the page says of the second time.
+    assert " 0 rows written" in again("aggregate", "--period", "all", "--from", variables["first"])
+    assert "another value than stored" in again("import", "samples.csv")
+    [row] = [line for line in outputs["capacity runway"].splitlines() if line.startswith("db-1   orders")]
+    assert len(set(re.findall(r"\d{4}-\d\d-\d\d", row))) == 1, "the three days agree"
     assert "Limit unknown: 1 database." in outputs["capacity runway"]
     assert "payments" in outputs["capacity groups"]
-    assert "payments         2" in outputs["capacity bill"]
+    lines = [line.split() for line in outputs["capacity bill"].splitlines()]
+    [of_team], [total] = ([line for line in lines if line[:1] == [word]] for word in ("payments", "in"))
+    assert of_team[-2:] == total[-2:]
     assert LAST in steps()

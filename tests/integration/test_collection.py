@@ -111,9 +111,9 @@ def test_statistics_are_a_cheaper_way_to_nearly_the_same_sizes(
     summary = collection.collect()
 
     assert failures(summary) == {}
-    message, exact = collection.sizes("pg"), measured_postgres.sizes()
-    assert set(message) == set(exact)
-    assert exact["orders"] // MIB - 3 <= message["orders"] <= exact["orders"] // MIB
+    measured_sizes, exact = collection.sizes("pg"), measured_postgres.sizes()
+    assert set(measured_sizes) == set(exact)
+    assert exact["orders"] // MIB - 3 <= measured_sizes["orders"] <= exact["orders"] // MIB
 
 
 def test_a_wrong_password_fails_its_server_alone_and_is_told_with_what_to_do(
@@ -178,13 +178,13 @@ def test_a_server_that_accepts_and_never_answers_is_failed_and_holds_up_nobody(
     with silent_socket() as port:
         silent = [at(measured_postgres, collection, f"silent-{number}", port=port) for number in range(4)]
         register(collection.engine, [at(measured_postgres, collection), *silent])
-        message: list[str] = []
+        servers: list[str] = []
 
         summary = collection.service(workers=1).collect(
-            TODAY, progress=lambda outcome, _left: message.append(outcome.server)
+            TODAY, progress=lambda outcome, _left: servers.append(outcome.server)
         )
 
-    assert message[0] == "pg"
+    assert servers[0] == "pg"
     assert {kind for kind, _ in failures(summary).values()} == {"timeout"}
     assert len(summary.failures) == 4
     assert collection.total("pg") is not None

@@ -90,11 +90,11 @@ def test_statistics_are_a_cheaper_way_that_also_tells_data_from_indexes(
     assert failures(collection.collect()) == {}
 
     files = ceiling_mb(measured_mariadb.file_sizes()["orders"])
-    message = collection.sizes("shop")
-    assert set(message) == {"orders", "empty", HOSTILE}
-    assert files / 2 < message["orders"] <= files
+    measured_sizes = collection.sizes("shop")
+    assert set(measured_sizes) == {"orders", "empty", HOSTILE}
+    assert files / 2 < measured_sizes["orders"] <= files
     [(data_mb,)] = collection.rows("SELECT data_size_mb FROM database_size_stats WHERE database_name = 'orders'")
-    assert 0 < data_mb < message["orders"]  # type: ignore[operator]
+    assert 0 < data_mb < measured_sizes["orders"]  # type: ignore[operator]
 
 
 def test_a_wrong_password_and_a_missing_right_are_told_apart(

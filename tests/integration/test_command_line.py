@@ -162,11 +162,11 @@ def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
     }
     arguments = ["aggregate", "--period", "yearly", "--from", "2025-01-01", "--to", "2025-01-01"]
 
-    quiet, message = (run_forked(*options, *arguments, environment=environment, timeout=60) for options in ([], ["-v"]))
+    quiet, verbose = (run_forked(*options, *arguments, environment=environment, timeout=60) for options in ([], ["-v"]))
 
-    assert (quiet.returncode, message.returncode) == (0, 0)
+    assert (quiet.returncode, verbose.returncode) == (0, 0)
     assert quiet.stderr == ""
-    assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in message.stderr
+    assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in verbose.stderr
 
 
 @pytest.mark.usefixtures("settings")

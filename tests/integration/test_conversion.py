@@ -107,16 +107,16 @@ def test_a_conversion_stopped_before_any_of_its_statements_continues_and_ends_eq
 
 def test_a_stopped_conversion_is_continued_by_the_next_maintenance(legacy: Engine) -> None:
     before = everything(legacy)
-    message = []
+    done_steps = []
 
     def stop_while_rows_move(step: str) -> None:
-        message.append(step)
+        done_steps.append(step)
         if "rows moved" in step:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         keeper(legacy, on_step=stop_while_rows_move).convert(TODAY)
-    assert message[-1] == "database_size_stats: 554 rows moved to the partition of 2025-01-01 to 2025-01-31"
+    assert done_steps[-1] == "database_size_stats: 554 rows moved to the partition of 2025-01-01 to 2025-01-31"
 
     keeper(legacy).run(TODAY)
 
@@ -142,9 +142,9 @@ def test_a_killed_command_leaves_every_row_and_the_next_one_finishes(legacy: Eng
 
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        message = next((line for line in process.stderr if line.startswith(step)), None)
+        line_said = next((line for line in process.stderr if line.startswith(step)), None)
         process.kill()
-    assert message, "it was killed right after that step"
+    assert line_said, "it was killed right after that step"
     assert process.returncode == -signal.SIGKILL
     assert everything(legacy) == before
     assert is_partitioned(legacy) != [True, True] or rows_in_default(legacy), "in the middle of the work"

@@ -48,9 +48,9 @@ def test_a_server_that_falls_silent_on_any_day_is_told_once_and_not_before_its_d
         add_instance_sizes(engine, totals(number, FIRST.isoformat(), [(1, 1)] * days))
     before, after = WEEKLY.previous(WEEK), WEEKLY.window_of(WEEK.end + timedelta(days=1))
 
-    message = [one.server for week in (before, WEEK, after) for one in read_digest(engine, week).silent]
+    silent_servers = [one.server for week in (before, WEEK, after) for one in read_digest(engine, week).silent]
 
-    assert sorted(message) == [f"server-{number}" for number in range(2, 9)]
+    assert sorted(silent_servers) == [f"server-{number}" for number in range(2, 9)]
     assert read_digest(engine, after).silent == [], "of days still to come nothing is said"
 
 

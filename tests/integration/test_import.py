@@ -75,10 +75,10 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
         "alpha,d,2025-01-01\n",
     )
 
-    message = json.loads(capacity("import", file, "--json").output)
+    report = json.loads(capacity("import", file, "--json").output)
     shown = capacity("import", file)
 
-    assert {name: count for name, count in message["counts"].items() if count} == {
+    assert {name: count for name, count in report["counts"].items() if count} == {
         "read": 12,
         "written": 1,
         "present": 1,
@@ -88,12 +88,12 @@ def test_every_row_is_accounted_for_and_the_first_of_each_kind_named(engine: Eng
         "bad": 6,
         "totals_written": 1,
     }
-    assert message["listed"]["conflicts"] == [
+    assert report["listed"]["conflicts"] == [
         "row 2: alpha, b, 2025-01-01: 21 MiB, stored is 20 MiB",
         "row 5: alpha, c, 2025-01-01: 31 MiB, another row has 30 MiB",
     ]
-    assert message["listed"]["unknown"] == ["gamma: 1 rows"]
-    assert [line.partition(":")[0] for line in message["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
+    assert report["listed"]["unknown"] == ["gamma: 1 rows"]
+    assert [line.partition(":")[0] for line in report["listed"]["bad"]] == [f"row {number}" for number in range(7, 13)]
     assert totals(engine) == [("alpha", "2025-01-01", 60, 3)]
     assert shown.exit_code == 1
     assert "--on-conflict replace takes the file's instead" in shown.output

@@ -40,7 +40,7 @@ DAY = date(2025, 3, 1)
 
 
 @pytest.fixture
-def message(
+def recording(
     engine: Engine,
     settings: Settings,  # noqa: ARG001 -- sets the environment that is read anew
     monkeypatch: pytest.MonkeyPatch,
@@ -59,10 +59,10 @@ def run(engine: Engine, settings: Settings) -> None:
     runner.run_period("daily", [PERIODS["daily"].window_of(DAY)])
 
 
-def test_a_run_is_one_row_of_the_newer_table_where_both_exist(engine: Engine, message: Settings) -> None:
+def test_a_run_is_one_row_of_the_newer_table_where_both_exist(engine: Engine, recording: Settings) -> None:
     execute(engine, NEWER, OLDER)
 
-    run(engine, message)
+    run(engine, recording)
 
     query = (
         "SELECT task_name, task_category, status, progress_total, progress_completed, progress_failed, error_message, "
@@ -74,22 +74,22 @@ def test_a_run_is_one_row_of_the_newer_table_where_both_exist(engine: Engine, me
     assert rows(engine, "SELECT count(*) FROM sync_sessions") == [(0,)]
 
 
-def test_a_failed_server_fails_the_run_in_the_older_table_too(engine: Engine, message: Settings) -> None:
+def test_a_failed_server_fails_the_run_in_the_older_table_too(engine: Engine, recording: Settings) -> None:
     execute(engine, OLDER)
     add_instances(engine, [3])
     add_overflowing_instance(engine, 3, DAY)
 
-    run(engine, message)
+    run(engine, recording)
 
     query = "SELECT sync_category, status, total_instances, successful_instances, failed_instances FROM sync_sessions"
     assert rows(engine, query) == [("aggregation", "failed", 3, 2, 1)]
 
 
 def test_a_run_that_ends_in_an_error_is_told_and_one_for_a_single_server_is_not(
-    engine: Engine, message: Settings
+    engine: Engine, recording: Settings
 ) -> None:
     execute(engine, NEWER)
-    runner = task_runner(engine, message, clock=fixed_clock())
+    runner = task_runner(engine, recording, clock=fixed_clock())
     day = PERIODS["daily"].window_of(DAY)
     runner.run_period("daily", [day], RunOptions(("database",), instance_ids=[1]))
     with (
@@ -105,22 +105,22 @@ def test_a_run_that_ends_in_an_error_is_told_and_one_for_a_single_server_is_not(
 
 
 def test_a_table_that_refuses_does_no_harm_and_the_log_says_so(
-    engine: Engine, message: Settings, caplog: pytest.LogCaptureFixture
+    engine: Engine, recording: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     execute(engine, NEWER, "ALTER TABLE task_runs ADD COLUMN theirs text NOT NULL")
 
     with caplog.at_level(logging.WARNING):
-        run(engine, message)
+        run(engine, recording)
 
     assert "could not be entered in the legacy application's table: null value in column" in caplog.text
     assert rows(engine, "SELECT count(*) FROM database_size_aggregations") == [(2,)]
 
 
 def test_without_the_option_nothing_is_told_and_without_a_table_the_log_says_so(
-    engine: Engine, message: Settings, settings: Settings, caplog: pytest.LogCaptureFixture
+    engine: Engine, recording: Settings, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        run(engine, message)
+        run(engine, recording)
     assert "there is neither task_runs nor sync_sessions" in caplog.text
 
     execute(engine, NEWER)

@@ -201,7 +201,7 @@ def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_l
     empty = capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", " ")
 
     assert (
-        "Not both sizes, before and after that day, are measured yet. The step takes effect once they are."
+        "The sizes before and after that day are not both measured yet. The step takes effect once they are."
         in added.output
     )
     assert (empty.exit_code, "--note is empty" in empty.output) == (2, True)

@@ -83,11 +83,11 @@ def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_
 def test_a_half_made_run_continues_where_it_stopped(two_servers: Engine) -> None:
     add_database_sizes(two_servers, sizes(1, "old", "2023-01-01", range(365)))
     before = everything(two_servers)
-    message: list[str] = []
+    done_steps: list[str] = []
 
     def stop_after_three(step: str) -> None:
-        message.append(step)
-        if len(message) == 3:
+        done_steps.append(step)
+        if len(done_steps) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

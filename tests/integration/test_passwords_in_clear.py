@@ -74,16 +74,16 @@ def refused(engine: str, port: int) -> MeasureError:
     with pytest.raises(Exception) as failed:  # noqa: PT011 -- each driver has its own
         engine_named(engine).connect(access)
     error = failed.value
-    message = error if isinstance(error, MeasureError) else engine_named(engine).explained(error)  # type: ignore[arg-type]
-    assert message is not None
-    return message
+    error_found = error if isinstance(error, MeasureError) else engine_named(engine).explained(error)  # type: ignore[arg-type]
+    assert error_found is not None
+    return error_found
 
 
 def test_a_postgresql_that_asks_for_the_password_itself_does_not_get_it() -> None:
     with impostor(asks_as_postgresql) as (port, heard):
-        message = refused("postgresql", port)
+        error_found = refused("postgresql", port)
 
-    assert message.kind is FailureKind.LOGIN, message
+    assert error_found.kind is FailureKind.LOGIN, error_found
     assert SECRET.encode() not in heard
 
 
@@ -91,10 +91,10 @@ def test_a_postgresql_that_asks_for_the_password_itself_does_not_get_it() -> Non
 @pytest.mark.parametrize("engine", ["mysql", "mariadb"])
 def test_a_mysql_that_asks_for_the_password_itself_does_not_get_it(engine: str, plugin: bytes) -> None:
     with impostor(asks_as_mysql(plugin)) as (port, heard):
-        message = refused(engine, port)
+        error_found = refused(engine, port)
 
-    assert message.kind is FailureKind.LOGIN, message
-    assert "it asks for the password in clear text. It was not sent" in str(message)
+    assert error_found.kind is FailureKind.LOGIN, error_found
+    assert "it asks for the password in clear text. It was not sent" in str(error_found)
     assert SECRET.encode() not in heard
 
 

@@ -31,15 +31,15 @@ def test_trying_a_server_says_what_works(
     register(engine, [Server("a", "postgresql", "127.0.0.1", **place)])  # type: ignore[arg-type]
 
     tried = capacity("instances", "test", "a")
-    message = json.loads(capacity("instances", "test", "a", "--json").output)
+    answer = json.loads(capacity("instances", "test", "a", "--json").output)
 
     assert tried.exit_code == 0, tried.output
     assert "works: password: found by env:TRIED_PASSWORD" in tried.output
     assert "PostgreSQL" in tried.output
     assert "not encrypted" in tried.output
     assert "1 databases" in tried.output
-    assert (message["works"], list(message["databases"])) == (True, ["tried"])
-    assert PASSWORD not in tried.output + str(message)
+    assert (answer["works"], list(answer["databases"])) == (True, ["tried"])
+    assert PASSWORD not in tried.output + str(answer)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar() == 0
 

@@ -77,7 +77,7 @@ def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is
     issue = issue_of(path)
     assert issue is not None
     assert (issue.number, issue.end_mb) == (2, 103_424)
-    assert publish(engine, path) == said, "message on until the next issue"
+    assert publish(engine, path) == said, "repeated until the next issue"
 
 
 def test_a_page_of_an_open_window_is_no_issue_that_must_be_kept(

@@ -31,8 +31,8 @@ def test_samples_stay_until_every_window_that_reads_them_is_over_and_computed(
     keep_a_month = keeper(two_servers, "raw=30,daily=forever", SHORT)
 
     def kept() -> dict[str, str]:
-        message = [line.split(": ", 1) for line in keep_a_month.run(A_YEAR_LATER).kept]
-        return {name.removeprefix("database_size_stats_"): reason for name, reason in message if "database" in name}
+        reasons = [line.split(": ", 1) for line in keep_a_month.run(A_YEAR_LATER).kept]
+        return {name.removeprefix("database_size_stats_"): reason for name, reason in reasons if "database" in name}
 
     assert kept()["2025_01"] == ("the daily window from 2025-01-01 reads them and has samples, but was never computed")
     compute(service, "daily")
@@ -65,8 +65,8 @@ def test_samples_stay_until_the_windows_of_a_year_later_have_compared_with_them(
     keep_a_month = keeper(two_servers, "raw=30,daily=forever", SHORT)
 
     def kept(day: date) -> dict[str, str]:
-        message = [line.split(": ", 1) for line in keep_a_month.run(day).kept]
-        return {name.removeprefix("database_size_stats_"): reason for name, reason in message if "database" in name}
+        reasons = [line.split(": ", 1) for line in keep_a_month.run(day).kept]
+        return {name.removeprefix("database_size_stats_"): reason for name, reason in reasons if "database" in name}
 
     assert kept(TODAY)["2025_01"] == "the daily window from 2026-01-31 reads them and is not over"
     assert kept(A_YEAR_LATER)["2025_05"] == (

@@ -19,7 +19,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "semantics.md").read_text()
 
 def test_the_example_is_what_is_computed(engine: Engine, service: AggregationService) -> None:
     samples = re.findall(r"^\| (\d{4}-\d\d-\d\d) \| (\d+) \|$", PAGE, re.MULTILINE)
-    message = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \| .* \|$", PAGE.split("## An example")[1], re.MULTILINE))
+    documented = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \| .* \|$", PAGE.split("## An example")[1], re.MULTILINE))
     add_instances(engine, [1])
     add_database_sizes(
         engine,
@@ -32,9 +32,9 @@ def test_the_example_is_what_is_computed(engine: Engine, service: AggregationSer
     service.aggregate("monthly", [PERIODS["monthly"].window_of(date(2025, 3, 1))])
 
     computed = figures(engine, DATABASE)[1, "orders", "monthly", date(2025, 3, 1)]
-    shown = {name: "null" if computed[name] is None else str(computed[name]) for name in message}
-    assert (len(samples), len(message)) == (7, 15)
-    assert message == shown
+    shown = {name: "null" if computed[name] is None else str(computed[name]) for name in documented}
+    assert (len(samples), len(documented)) == (7, 15)
+    assert documented == shown
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)

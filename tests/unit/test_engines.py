@@ -109,9 +109,9 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
 
     login = pytds.LoginError("Login failed for user 'x'.")
     login.msg_no = 18456
-    message = engine_named("sqlserver").explained(login)
-    assert message is not None
-    assert (message.kind, str(message)) == (FailureKind.LOGIN, "Login failed for user 'x'")
+    explained = engine_named("sqlserver").explained(login)
+    assert explained is not None
+    assert (explained.kind, str(explained)) == (FailureKind.LOGIN, "Login failed for user 'x'")
     assert engine_named("sqlserver").explained(ValueError()) is None
 
     class Recorded:
@@ -120,10 +120,10 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
         def __str__(self) -> str:
             return "ORA-01017: invalid credential or not authorized; logon denied"
 
-    message = engine_named("oracle").explained(oracledb.DatabaseError(Recorded()))
-    assert message is not None
-    assert message.kind is FailureKind.LOGIN
-    assert str(message).startswith("ORA-01017: invalid credential")
+    explained = engine_named("oracle").explained(oracledb.DatabaseError(Recorded()))
+    assert explained is not None
+    assert explained.kind is FailureKind.LOGIN
+    assert str(explained).startswith("ORA-01017: invalid credential")
     assert engine_named("oracle").explained(ValueError()) is None
 
 
@@ -150,9 +150,9 @@ def test_a_server_that_refuses_the_connection_fails_by_the_real_driver(name: str
     with pytest.raises(Exception) as failed:  # noqa: PT011 -- each driver has its own
         engine.connect(access)
 
-    message = engine.explained(failed.value)  # type: ignore[arg-type]
-    assert message is None or message.kind in {FailureKind.UNREACHABLE, FailureKind.UNEXPECTED}
-    assert "secret-Pa55" not in f"{failed.value} {message} {access}"
+    explained = engine.explained(failed.value)  # type: ignore[arg-type]
+    assert explained is None or explained.kind in {FailureKind.UNREACHABLE, FailureKind.UNEXPECTED}
+    assert "secret-Pa55" not in f"{failed.value} {explained} {access}"
 
 
 def test_system_databases_are_the_engines_unless_the_setting_says_otherwise() -> None:

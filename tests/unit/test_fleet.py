@@ -158,7 +158,7 @@ def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monk
 
 
 @pytest.mark.parametrize(
-    "message",
+    "found_sizes",
     [
         [DatabaseSize("a", -1)],
         [DatabaseSize("a", 2**63)],
@@ -168,9 +168,9 @@ def test_a_driver_that_never_returns_is_left_behind(simulation: Simulation, monk
     ],
 )
 def test_what_no_table_could_hold_fails_its_server_alone(
-    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, message: list[DatabaseSize]
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, found_sizes: list[DatabaseSize]
 ) -> None:
-    monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: Measurement(tuple(message)))
+    monkeypatch.setattr(Simulated, "sizes", lambda *_arguments: Measurement(tuple(found_sizes)))
 
     [outcome] = measured(tasks(1, simulation.port), workers=1)
 

@@ -282,12 +282,12 @@ def _add_other_engines(
     """Add tables of other engines than InnoDB, schema by schema that has any; name what is not reported."""
     for name in total:
         engines = visible.get(name, {})
-        untold = {
+        without_sizes = {
             engine or "unknown": tables
             for engine, tables in engines.items()
             if engine is None or engine in WITHOUT_REPORTED_SIZES
         }
-        for engine, tables in untold.items():
+        for engine, tables in without_sizes.items():
             yield f"{name}: {tables} tables of engine {engine}"
         if not set(engines) - {INNODB, None} - WITHOUT_REPORTED_SIZES - WITHOUT_BYTES:
             continue

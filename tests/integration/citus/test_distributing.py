@@ -123,21 +123,21 @@ def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work
 
     def import_and_issue() -> dict[str, Any]:
         """What is told of everything that was stored, the same as on a single server."""
-        message: list[dict[str, Any]] = []
+        answers: list[dict[str, Any]] = []
         for engine in (undistributed, plain):
             days = [VolumeDay("server-2", name, LAST, 900 << 30, 5 << 30) for name in ("/data", "/log")]
             volumes = store_volumes(engine, days)
             past = issue(engine, LAST - timedelta(days=60), today)
             runways = issue(engine, today, today)
             assert runways.issue is not None
-            message.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
-            message[-1]["rows"] = outlooks(engine, today, server="server-2").rows
-        assert message[0] == message[1]
+            answers.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
+            answers[-1]["rows"] = outlooks(engine, today, server="server-2").rows
+        assert answers[0] == answers[1]
         for table in distribution.ALONGSIDE:
             assert stored_of(undistributed, table.name) == stored_of(plain, table.name)
         scored = "capacity_runways WHERE actual_30_mb IS NOT NULL"
         assert len(stored_of(plain, scored)) > len(SERVERS)
-        return message[0]
+        return answers[0]
 
     with monkeypatch.context() as before:
         before.setattr(distributing, "PARTITIONED", distribution.DISTRIBUTED)
@@ -185,7 +185,7 @@ def test_what_stands_in_the_way_is_said_with_what_to_do(
         empty = capacity_engine(url)
         assert "run `capacity init` first" in str(what_stands_in_the_way(empty))
         initialise(empty)
-        # Of one node of the cluster no shards may be taken for a moment: of its own record, in this database alone.
+        # For a moment no node may take shards; this record is the database's own.
         execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = false")
         assert "No node of the cluster takes shards" in str(what_stands_in_the_way(empty))
         execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = true WHERE noderole = 'primary' AND groupid > 0")
