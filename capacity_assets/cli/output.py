@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from capacity_assets.cli.errors import CommandFailedError
-from capacity_assets.units import printable
+from capacity_assets.units import counted, printable
 
 WIDEST = 1000
 STANDARD_OUTPUT = "-"
@@ -23,6 +23,16 @@ NOTHING_CHANGED = "Dry run: nothing was changed."
 def console() -> Console:
     """Return a console on standard output; colours and bars only on a terminal."""
     return Console(highlight=False)
+
+
+def print_declared(what: str, entries: Sequence[object], file: Path, *, dry_run: bool, as_json: bool) -> None:
+    """Print what a command declared, or in a dry run only read, from a file: how many, or as JSON all of them."""
+    if as_json:
+        print_json({"dry_run": dry_run, f"{what}s": entries})
+        return
+    say(f"{counted(len(entries), what)} {'read' if dry_run else 'declared'} from {file}.")
+    if dry_run:
+        say(NOTHING_CHANGED)
 
 
 def say(text: str) -> None:

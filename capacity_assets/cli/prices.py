@@ -11,7 +11,7 @@ import click
 from capacity_assets.cli.dated import as_json as dated_json
 from capacity_assets.cli.dated import since
 from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, json_command, once_option, options
-from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.output import print_declared, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.collection.registry import registered
 from capacity_assets.grouping.prices import (
@@ -27,7 +27,6 @@ from capacity_assets.grouping.prices import (
 )
 from capacity_assets.settings import Settings
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import counted
 
 COMMANDS = {"set": "prices:set_", "import": "prices:import_", "list": "prices:list_", "remove": "prices:remove"}
 
@@ -95,12 +94,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     found = prices_of_file(file, settings.label_keys)
     with opened_registry(settings) as engine:
         declare_prices(engine, found, dry_run=dry_run)
-    if as_json:
-        print_json({"dry_run": dry_run, "prices": list(map(dated_json, found))})
-        return
-    say(f"{counted(len(found), 'price')} {'read' if dry_run else 'declared'} from {file}.")
-    if dry_run:
-        say(NOTHING_CHANGED)
+    print_declared("price", list(map(dated_json, found)), file, dry_run=dry_run, as_json=as_json)
 
 
 @click.command("list")

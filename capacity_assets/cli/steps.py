@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, json_command
-from capacity_assets.cli.output import NOTHING_CHANGED, print_json, print_table, say
+from capacity_assets.cli.output import print_declared, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.errors import ValidationError
 from capacity_assets.runway.steps import SizeStep, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
-from capacity_assets.units import counted, human_mb, printable
+from capacity_assets.units import human_mb, printable
 
 COMMANDS = {"add": "steps:add", "import": "steps:import_", "list": "steps:list_", "remove": "steps:remove"}
 
@@ -69,12 +69,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     found = steps_of_file(file)
     with opened_registry(settings) as engine:
         declare_steps(engine, found, dry_run=dry_run)
-    if as_json:
-        print_json({"dry_run": dry_run, "steps": [asdict(step) for step in found]})
-        return
-    say(f"{counted(len(found), 'step')} {'read' if dry_run else 'declared'} from {file}.")
-    if dry_run:
-        say(NOTHING_CHANGED)
+    print_declared("step", [asdict(step) for step in found], file, dry_run=dry_run, as_json=as_json)
 
 
 @click.command("list")

@@ -170,40 +170,26 @@ def day_of(run: dg.DagsterRun) -> date:
     return date.fromisoformat(partitions_of(run)[0])
 
 
-def repeat(daemon: Daemon, run: dg.DagsterRun, folder: Path) -> None:
-    """Have another worker repeat a run, which has to succeed."""
+@pytest.mark.parametrize("vanishes", [False, True], ids=["its process is killed", "its machine vanishes"])
+def test_a_run_that_loses_its_worker_is_failed_by_the_daemon_and_its_repetition_completes(
+    celery: Daemon, fleet: Engine, tmp_path: Path, *, vanishes: bool
+) -> None:
+    run = queued(celery)["daily_aggregation_job"]
+    with worker(tmp_path, "one") as first, writing_held_up(fleet):
+        celery.start(run)
+        celery.until(run, dg.DagsterRunStatus.STARTED)
+        if vanishes:
+            first.kill()
+            # Nobody says that it is gone: it has run too long.
+            celery.instance.add_run_tags(run.run_id, {"dagster/max_runtime": "1"})
+        else:
+            wait_until(lambda: dg.DagsterEventType.STEP_START in celery.event_types(run))
+            first.kill_what_executes()
+        celery.until(run, dg.DagsterRunStatus.FAILURE)
+
     again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
-    daemon.instance.add_run(again)
-    with worker(folder, "two"):
-        daemon.start(again)
-        assert daemon.wait(again).status is dg.DagsterRunStatus.SUCCESS
-
-
-def test_a_run_whose_worker_process_is_killed_is_failed_by_the_daemon_and_its_repetition_completes(
-    celery: Daemon, fleet: Engine, tmp_path: Path
-) -> None:
-    run = queued(celery)["daily_aggregation_job"]
-    with worker(tmp_path, "one") as first, writing_held_up(fleet):
-        celery.start(run)
-        celery.until(run, dg.DagsterRunStatus.STARTED)
-        wait_until(lambda: dg.DagsterEventType.STEP_START in celery.event_types(run))
-        first.kill_what_executes()
-        celery.until(run, dg.DagsterRunStatus.FAILURE)
-
-    repeat(celery, run, tmp_path)
-    assert stored(fleet, DATABASE, "daily")
-
-
-def test_a_run_whose_machine_vanishes_is_failed_when_it_has_run_too_long_and_its_repetition_completes(
-    celery: Daemon, fleet: Engine, tmp_path: Path
-) -> None:
-    run = queued(celery)["daily_aggregation_job"]
-    with worker(tmp_path, "one") as first, writing_held_up(fleet):
-        celery.start(run)
-        celery.until(run, dg.DagsterRunStatus.STARTED)
-        first.kill()
-        celery.instance.add_run_tags(run.run_id, {"dagster/max_runtime": "1"})
-        celery.until(run, dg.DagsterRunStatus.FAILURE)
-
-    repeat(celery, run, tmp_path)
+    celery.instance.add_run(again)
+    with worker(tmp_path, "two"):
+        celery.start(again)
+        assert celery.wait(again).status is dg.DagsterRunStatus.SUCCESS
     assert stored(fleet, DATABASE, "daily")

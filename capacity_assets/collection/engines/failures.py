@@ -56,3 +56,8 @@ class MeasureError(Exception):
         text = str(self)
         line = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
         return f"{line}. {ADVICE[self.kind]}".removesuffix(" ").replace("..", ".")
+
+
+def without_driver(extra: str) -> MeasureError:
+    """Return the error of an engine whose driver is an extra of this package that is not installed."""
+    return MeasureError(FailureKind.SETUP, f"its driver is not installed: pip install 'capacity_assets[{extra}]'")

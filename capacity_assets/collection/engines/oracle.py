@@ -21,7 +21,7 @@ from capacity_assets.collection.engines.base import (
     is_excluded,
     rows_of,
 )
-from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError, without_driver
 from capacity_assets.collection.engines.limits import Ceiling, Limits, Volume
 from capacity_assets.units import BYTES_PER_MB
 
@@ -77,9 +77,7 @@ class Oracle(EngineAdapter):
         try:
             import oracledb
         except ImportError:
-            raise MeasureError(
-                FailureKind.SETUP, "its driver is not installed: pip install 'capacity_assets[oracle]'"
-            ) from None
+            raise without_driver("oracle") from None
         if not access.username:
             raise MeasureError(FailureKind.SETUP, "it needs a login: register `username` and `password_from`")
         if not access.database:

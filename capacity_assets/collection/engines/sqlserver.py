@@ -22,7 +22,7 @@ from capacity_assets.collection.engines.base import (
     refuse_without_rights,
     rows_of,
 )
-from capacity_assets.collection.engines.failures import FailureKind, MeasureError
+from capacity_assets.collection.engines.failures import FailureKind, MeasureError, without_driver
 from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.engines.sqlserver_limits import AZURE_SQL_DATABASE, limits_of
 
@@ -87,9 +87,7 @@ class SQLServer(EngineAdapter):
         try:
             import pytds
         except ImportError:
-            raise MeasureError(
-                FailureKind.SETUP, "its driver is not installed: pip install 'capacity_assets[sqlserver]'"
-            ) from None
+            raise without_driver("sqlserver") from None
         if access.tls != TLS_OFF and not access.tls_ca:
             raise MeasureError(
                 FailureKind.SETUP, f"its driver encrypts only what it can verify: {access.tls} needs `tls_ca`"
