@@ -59,20 +59,20 @@ def test_a_run_whose_code_server_answers_late_goes_back_into_the_queue_and_runs(
 
 
 def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "TELL_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "REPORT_SECONDS", 0.3)
     monkeypatch.setattr(processes, "STOP_TIMEOUT_SECONDS", 1)
     stubborn = subprocess.Popen([sys.executable, "-c", STUBBORN], process_group=0, stdout=subprocess.PIPE)
     assert stubborn.stdout
     stubborn.stdout.readline()
     said: list[str] = []
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         """As on a terminal that is closed after the first line."""
         said.append(text)
         if len(said) > 1:
             raise BrokenPipeError
 
-    processes.Processes({"the daemon": stubborn}).end(tell)
+    processes.Processes({"the daemon": stubborn}).end(report)
 
     assert len(said) > 1
     assert said[0] == "Waiting for the daemon: 1 s at most ..."

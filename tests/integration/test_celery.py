@@ -170,26 +170,33 @@ def day_of(run: dg.DagsterRun) -> date:
     return date.fromisoformat(partitions_of(run)[0])
 
 
-@pytest.mark.parametrize("vanishes", [False, True], ids=["its process is killed", "its machine vanishes"])
+def repetition(daemon: Daemon, run: dg.DagsterRun) -> dg.DagsterRun:
+    """A further run of the same, as the UI makes it."""
+    again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
+    daemon.instance.add_run(again)
+    return again
+
+
 def test_a_run_that_loses_its_worker_is_failed_by_the_daemon_and_its_repetition_completes(
-    celery: Daemon, fleet: Engine, tmp_path: Path, *, vanishes: bool
+    celery: Daemon, fleet: Engine, tmp_path: Path
 ) -> None:
     run = queued(celery)["daily_aggregation_job"]
-    with worker(tmp_path, "one") as first, writing_held_up(fleet):
+    with worker(tmp_path, "one") as one, writing_held_up(fleet):
         celery.start(run)
         celery.until(run, dg.DagsterRunStatus.STARTED)
-        if vanishes:
-            first.kill()
-            # Nobody says that it is gone: it has run too long.
-            celery.instance.add_run_tags(run.run_id, {"dagster/max_runtime": "1"})
-        else:
-            wait_until(lambda: dg.DagsterEventType.STEP_START in celery.event_types(run))
-            first.kill_what_executes()
+        wait_until(lambda: dg.DagsterEventType.STEP_START in celery.event_types(run))
+        one.kill_what_executes()
         celery.until(run, dg.DagsterRunStatus.FAILURE)
+        # The same worker takes it once more, and vanishes with its machine: nobody says so, but it runs too long.
+        second = repetition(celery, run)
+        celery.start(second)
+        celery.until(second, dg.DagsterRunStatus.STARTED)
+        one.kill()
+        celery.instance.add_run_tags(second.run_id, {"dagster/max_runtime": "1"})
+        celery.until(second, dg.DagsterRunStatus.FAILURE)
 
-    again = run._replace(run_id=str(uuid.uuid4()), parent_run_id=run.run_id, root_run_id=run.run_id)
-    celery.instance.add_run(again)
+    third = repetition(celery, run)
     with worker(tmp_path, "two"):
-        celery.start(again)
-        assert celery.wait(again).status is dg.DagsterRunStatus.SUCCESS
+        celery.start(third)
+        assert celery.wait(third).status is dg.DagsterRunStatus.SUCCESS
     assert stored(fleet, DATABASE, "daily")

@@ -291,6 +291,6 @@ def test_an_empty_name_removes_neither_the_limit_nor_the_step_of_a_whole_server(
 def test_a_large_fleet_is_read_in_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "BATCH", 1)
     with engine.connect() as connection:
-        batches = list(history.series(connection, "database", history.Asked(TODAY, every=True)))
+        batches = list(history.series(connection, "database", history.HistoryScope(TODAY, every=True)))
 
     assert [[row.name for row in batch.subjects] for batch in batches] == [["orders"], ["still"], ["young"]]
