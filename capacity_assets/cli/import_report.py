@@ -49,12 +49,17 @@ def print_report(report: LoadReport, level: Level) -> None:
             say(f"  {what}: {line}")
 
 
-def say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
+REPLACED_TWICE = (
+    "These rows contradict others of the same day in what was imported. Correct the source and import it again."
+)
+
+
+def say_next(report: LoadReport, settings: Settings, *, dry_run: bool, replaces: bool = False) -> None:
     """Say what to do about rows that were left out, and how aggregates follow."""
     if report.counts["unknown"]:
         say("Register these servers with `capacity instances add`, or those of a file with --register-as ENGINE.")
     if report.counts["conflicts"]:
-        say("Stored samples were kept. --on-conflict replace takes the file's instead.")
+        say(REPLACED_TWICE if replaces else "Stored samples were kept. --on-conflict replace takes the file's instead.")
     new = report.counts["written"] or report.counts["replaced"]
     if dry_run:
         say(NOTHING_CHANGED)
@@ -64,6 +69,6 @@ def say_next(report: LoadReport, settings: Settings, *, dry_run: bool) -> None:
         say(f"CAPACITY_START_DATE is {settings.start_date}: set it to {report.first_day} to aggregate all of it.")
     first = max(report.first_day, settings.start_date)
     if report.last_day is not None and first <= report.last_day:
-        days = f"--from {first} --to {report.last_day}"
-        say(f"Next: capacity aggregate --period all {days}, or backfill these partitions.")
+        # Without an end: later windows are compared with these.
+        say(f"Next: capacity aggregate --period all --from {first}, or backfill these partitions and the later ones.")
         say("While Dagster runs, it recomputes windows that were computed before. The others need the command above.")

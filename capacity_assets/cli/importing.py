@@ -157,7 +157,7 @@ class _Import:
         if self.as_json:
             print_json({"dry_run": self.asked.dry_run, "source": source.description, **asdict(report)})
         else:
-            say_next(report, self.settings, dry_run=self.asked.dry_run)
+            say_next(report, self.settings, dry_run=self.asked.dry_run, replaces=self.asked.on_conflict == "replace")
         return [report]
 
     def database(self, address: str) -> list[LoadReport]:
@@ -189,7 +189,9 @@ class _Import:
         if self.as_json:
             print_json(result)
         elif reports:
-            say_next(reports[0], self.settings, dry_run=self.asked.dry_run)
+            say_next(
+                reports[0], self.settings, dry_run=self.asked.dry_run, replaces=self.asked.on_conflict == "replace"
+            )
         return reports
 
     def _loaded(

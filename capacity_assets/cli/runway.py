@@ -25,6 +25,7 @@ from capacity_assets.runway.limits import MB_PER_GB
 from capacity_assets.runway.outlook import (
     FORECAST,
     FULL,
+    LIMIT_UNKNOWN,
     TOO_LITTLE_HISTORY,
     Outlook,
     Outlooks,
@@ -129,7 +130,7 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
         if add_gb:
             title += f", if every limit were {add_gb:,} GiB higher"
         print_table(
-            title + (f" ({more:,} more: --show lists them)" if more > 0 else ""),
+            title + (f" ({more:,} more: `capacity runway --show {len(rows)}`)" if more > 0 else ""),
             COLUMNS,
             list(map(_cells, rows[:show])),
         )
@@ -150,4 +151,5 @@ def _cells(row: Outlook) -> list[object]:
     states = {TOO_LITTLE_HISTORY: f"{row.history_days} of {LEAST_HISTORY_DAYS} days"}
     days = row.days_text if row.state in {FORECAST, FULL} else [states.get(row.state, row.state)] * 3
     subject = [row.server, row.display_name]
-    return [*subject, human_mb(row.size_mb), limit_text(row.limit_mb), row.binds or "", *days, *probabilities]
+    limit = "unknown" if row.state == LIMIT_UNKNOWN else limit_text(row.limit_mb)
+    return [*subject, human_mb(row.size_mb), limit, row.binds or "", *days, *probabilities]

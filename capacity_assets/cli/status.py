@@ -84,7 +84,10 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
 
 def _print_runways(issue: IssuedDay | None) -> None:
     if issue is None:
-        say("Fills first: no runway was issued within the last month.")
+        say(
+            "Fills first: no runway was issued within the last month. `capacity runway` computes them now, "
+            "`capacity up` every day."
+        )
         return
     rows = [[risk.outlook.server, risk.outlook.display_name, *risk.outlook.days_text] for risk in issue.risks]
     if issue.is_outdated:
@@ -133,7 +136,7 @@ def _activity(settings: Settings) -> tuple[list[ActiveRun] | None, bool]:
 
 def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unknown: str) -> None:
     if runs is None:
-        say("Runs: Dagster's storage does not answer or does not exist yet; `capacity check` says which.")
+        say("Runs: Dagster was never started here, or its storage does not answer. `capacity up` starts it.")
     elif not runs:
         say("Runs: none works or waits.")
     else:

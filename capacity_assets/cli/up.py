@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import os
 import signal
 import subprocess
 import threading
@@ -81,6 +82,8 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
     parse_retention(settings.retention_days)  # else the code location would not load
     with _stop_signals() as stop, _only_one(settings.dagster_home) as lock:
         pages_port = pages_port or port + 1
+        if port == pages_port:
+            raise ValidationError(f"--port and --pages-port are both {port}. Nothing was started.")
         refuse_a_taken_port(port)
         refuse_a_taken_port(pages_port, option="--pages-port")
         _ask_redis(settings)
@@ -167,14 +170,34 @@ def _only_one(home: Path) -> Iterator[IO[str]]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            group = lock.read().strip()
-            raise CommandFailedError(
-                f"Another `capacity up` serves {home.parent} already, or Dagster is left over from one that was killed "
-                f"(process group {group or 'unknown'}). Nothing was started. Use that one, end what is left over with "
-                f"`kill -- -{group or 'GROUP'}`, or give this one a folder of its own with CAPACITY_HOME."
-            ) from None
+            raise CommandFailedError(_who_holds(home, lock.read().split())) from None
         lock.truncate(0)
+        # The group of what this process starts comes behind it.
+        lock.write(f"{os.getpid()} ")
+        lock.flush()
         yield lock
+
+
+def _who_holds(home: Path, held: Sequence[str]) -> str:
+    """Say who serves a folder; `held` has the process that started Dagster, and the group of what it started."""
+    starter, group = (*held, "unknown", "unknown")[:2]
+    if _is_up(starter):
+        return (
+            f"Another `capacity up` (process {starter}) serves {home.parent} already. Nothing was started. Use that "
+            "one, or give this one a folder of its own with CAPACITY_HOME."
+        )
+    return (
+        f"Dagster is left over from a `capacity up` that was killed (process group {group}), and does not work any "
+        f"more. Nothing was started. End it with `kill -- -{group}`, wait ten seconds, and run this again."
+    )
+
+
+def _is_up(process: str) -> bool:
+    """Whether a process is there, and still a `capacity up`."""
+    try:
+        return b"\0up" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _ask_redis(settings: Settings) -> None:

@@ -30,7 +30,7 @@ WEEKS_DRAWN = 26
 
 @dataclass(frozen=True)
 class Grower:
-    """A database that grew beyond its habit, MiB; `usual_mb` is the largest change of a week before."""
+    """A database that grew more than usual, MiB; `usual_mb` is the largest change of a week before."""
 
     server: str
     database: str
@@ -91,6 +91,8 @@ class Digest:
     gone: Sequence[Named]
     counts: dict[str, int] = field(default_factory=dict)
     history: Sequence[tuple[date, int]] = ()
+    has_forecast: bool = True
+    """Whether a forecast was issued in the week; else what fills is not known."""
 
     @property
     def has_news(self) -> bool:
@@ -142,9 +144,11 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         **{kind: every[:LISTED] for kind, every in found.items()},
         counts={kind: len(every) for kind, every in found.items()},
         history=[(start, int(size)) for start, (size, _) in weeks.items()],
+        has_forecast=bool(connection.execute(text(_FORECAST), asked).scalar()),
     )
 
 
+_FORECAST = "SELECT count(*) FROM capacity_runways WHERE as_of BETWEEN :start AND :end"
 _LABELLED = "(CAST(:key AS text) IS NULL OR {labels} ->> CAST(:key AS text) = :value)"
 _OF_VIEW = _LABELLED.format(labels="g.labels")
 _GROWERS = f"""

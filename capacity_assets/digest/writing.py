@@ -65,7 +65,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
         lambda one: f"{one.display_name} on {one.server}: {one.day}, with {one.probability:.0%}",
     ),
     "growers": (
-        "Grew beyond their habit",
+        "Grew more than usual",
         lambda one: (
             f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; no week of the last twelve changed "
             f"it by more than {human_mb(one.usual_mb)}"
@@ -81,11 +81,15 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
+NO_FORECAST = "No forecast was issued in that week, so what fills is not known. `capacity runway` computes one now."
+
+
 def as_text(digest: Digest, pages_url: str | None = None) -> str:
     """Return the digest as plain text; nothing to report is one line."""
     if not digest.has_news:
-        return f"{headline(digest)} Nothing to report.\n"
-    lines = [headline(digest)]
+        rest = "Nothing to report." if digest.has_forecast else f"Nothing else to report. {NO_FORECAST}"
+        return f"{headline(digest)} {rest}\n"
+    lines = [headline(digest), *([] if digest.has_forecast else [NO_FORECAST])]
     for section in sections(digest):
         lines += ["", f"{section.heading}:", *(f"- {line}" for line in section.lines)]
         lines += [f"- and {section.more} more"] if section.more else []
@@ -97,7 +101,7 @@ def as_text(digest: Digest, pages_url: str | None = None) -> str:
 def as_html(digest: Digest, pages_url: str | None = None, *, chart: str | None = None) -> str:
     """Return the digest as HTML; `chart` is the address of the picture."""
     return _template().render(
-        headline=headline(digest),
+        headline=headline(digest) if digest.has_forecast else f"{headline(digest)} {NO_FORECAST}",
         sections=sections(digest),
         subject=subject_of(digest),
         pages_url=pages_url,

@@ -30,7 +30,7 @@ DIGEST_PERIOD = "weekly"
 MINUTE = 50
 
 DESCRIPTION = """\
-What happened in a week that is out of the ordinary: databases that grew beyond their habit, runways that moved, servers
+What happened in a week that is out of the ordinary: databases that grew more than usual, runways that moved, servers
 that are not measured any more, databases that came and went. A week without such news has one line.
 
 The newest complete week is sent to those in `CAPACITY_DIGEST_RECEIVERS` who did not get it yet, as mail or to the alert

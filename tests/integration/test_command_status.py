@@ -113,5 +113,5 @@ def test_status_says_so_where_there_is_no_dagster_and_nothing_late(settings: Set
     screen = " ".join(capacity("status").output.split())
 
     assert settings.capacity_url is not None
-    assert "Runs: Dagster's storage does not answer or does not exist yet" in screen
+    assert "Runs: Dagster was never started here, or its storage does not answer." in screen
     assert "Late: nothing." in screen

@@ -54,6 +54,18 @@ def test_a_server_that_falls_silent_on_any_day_is_told_once_and_not_before_its_d
     assert read_digest(engine, after).silent == [], "of days still to come nothing is said"
 
 
+def test_a_week_without_a_forecast_does_not_say_that_nothing_fills(engine: Engine, week: Digest) -> None:
+    assert week.has_forecast
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM capacity_runways"))
+
+    found = read_digest(engine, WEEK)
+
+    assert not found.has_forecast
+    for shown in (as_text(found), as_html(found)):
+        assert "No forecast was issued in that week, so what fills is not known." in shown
+
+
 def test_what_is_full_within_a_month_is_named_every_week(engine: Engine, week: Digest) -> None:
     assert week.soon == []
     with engine.begin() as connection:

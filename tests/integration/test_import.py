@@ -40,7 +40,7 @@ def test_a_file_of_samples_is_stored_and_the_totals_derived(engine: Engine, tmp_
     ]
     assert totals(engine) == [("alpha", "2025-01-01", 15, 2), ("beta", "2025-01-02", 7, 1)]
     assert rows(engine, "SELECT collected_at AT TIME ZONE 'UTC' FROM database_size_stats WHERE log_size_mb = 2") != []
-    assert "capacity aggregate --period all --from 2025-01-01 --to 2025-01-02" in done.output
+    assert "capacity aggregate --period all --from 2025-01-01, or backfill" in done.output
 
 
 def test_columns_of_other_names_units_and_delimiters_are_taken(engine: Engine, tmp_path: Path) -> None:
@@ -108,6 +108,20 @@ def test_replacing_takes_the_files_values_and_the_totals_follow(engine: Engine, 
 
     assert counts(done.output) == {"read": 1, "replaced": 1, "totals_written": 1}
     assert totals(engine) == [("alpha", "2025-01-01", 35, 2)]
+
+
+def test_rows_that_contradict_each_other_are_named_also_where_stored_ones_are_replaced(
+    engine: Engine, tmp_path: Path
+) -> None:
+    capacity("import", write(tmp_path / "first.csv", HEAD + "alpha,a,2025-01-01,10\n"))
+    file = write(tmp_path / "second.csv", HEAD + "alpha,a,2025-01-01,77\nalpha,a,2025-01-01,78\n")
+
+    done = capacity("import", file, "--on-conflict", "replace")
+
+    assert "another row has 78 MiB" in done.output
+    assert "These rows contradict others of the same day" in done.output
+    assert "Stored samples were kept" not in done.output
+    assert rows(engine, "SELECT size_mb FROM database_size_stats") == [(78,)]
 
 
 def test_a_total_that_was_measured_otherwise_is_kept(engine: Engine, tmp_path: Path) -> None:

@@ -110,7 +110,10 @@ def test_what_has_no_limit_is_explained_up_to_the_limit_and_what_is_not_there_is
     both = capacity("explain", "orders", "--runway", "--period", "daily")
     mistyped = capacity("explain", "ordres", "--runway")
     young = capacity("explain", "young", "--runway", columns=200).output.splitlines()
+    [row] = [line for line in capacity("runway", "server-1", columns=200).output.splitlines() if " orders " in line]
 
+    assert "unknown" in row
+    assert "unlimited" not in row
     assert unlimited[-3:-1] == ["Limit: unknown. `capacity limits set` declares one.", "No date: limit unknown."]
     assert (unclear.exit_code, both.exit_code, mistyped.exit_code) == (2, 2, 2)
     assert "Say which figures: --period, one of daily," in unclear.output

@@ -74,6 +74,8 @@ class Headroom:
     """Databases of which no limit is known."""
     fills_within_30_days: int
     """What is full within 30 days with a probability of a half or more."""
+    as_of: date | None
+    """Day of the newest forecasts; None: none was issued yet, so nothing of this is known."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,8 @@ SELECT CAST(sum(greatest(r.headroom_mb, 0)) FILTER (
                SELECT FROM capacity_runway v WHERE v.server_id = r.server_id AND v.subject = 'volume'))
        ) AS bigint) AS headroom_mb,
        count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown') AS unknown_limits,
-       count(*) FILTER (WHERE r.probability_30_days >= 0.5 AND r.stands_for_itself) AS fills_within_30_days
+       count(*) FILTER (WHERE r.probability_30_days >= 0.5 AND r.stands_for_itself) AS fills_within_30_days,
+       max(r.as_of) AS as_of
 FROM capacity_runway r WHERE r.counted
 """
 _UNMEASURED = """
