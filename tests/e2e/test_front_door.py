@@ -71,15 +71,11 @@ def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_sta
     with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        second = run(home, "up", *free_ports())
         process.kill()
         process.communicate()
 
     refused = run(home, "up", *free_ports())
 
-    assert second.returncode == 1
-    assert f"Another `capacity up` (process {process.pid}) serves" in " ".join(second.stderr.split())
-    assert "kill" not in second.stderr, "it works"
     assert refused.returncode == 1
     assert "Dagster is left over from a `capacity up` that was killed" in " ".join(refused.stderr.split())
     [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
