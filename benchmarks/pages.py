@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -25,6 +24,7 @@ from sqlalchemy import Engine, text
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, prepare
 from benchmarks.reading import generate_aggregates
+from benchmarks.server import temporary_home
 from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
@@ -100,23 +100,21 @@ UNION ALL SELECT id, '*7', 'team', DATE '0001-01-01', 'team-' || (id + 1) % 10 F
 @click.option("--readers", default=50, show_default=True, help="How many ask at once at the end.")
 def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int) -> None:
     """Ask for each page, and say whether it took at most 100 ms."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)
-        with embedded_server(Path(folder) / "postgres") as server:
-            engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
-            prepare(engine, fleet)
-            started = time.perf_counter()
-            rows = generate_aggregates(engine, fleet, daily_days)
-            _generate_the_rest(engine, fleet)
-            click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
-            with _served(folder, fleet):
-                # Answered when the server has read ahead, as it does when it starts.
-                for path in ("/", "/groups", "/search?q=base"):
-                    _ask(path)
-                _ask_each(rounds)
-                _ask_together(readers)
-                _ask_while_computing(engine, fleet, readers)
-            engine.dispose()
+    with temporary_home() as folder, embedded_server(folder / "postgres") as server:
+        engine = capacity_engine(server.url(CAPACITY_DATABASE, CAPACITY_DRIVER))
+        prepare(engine, fleet)
+        started = time.perf_counter()
+        rows = generate_aggregates(engine, fleet, daily_days)
+        _generate_the_rest(engine, fleet)
+        click.echo(f"{rows:,} rows of databases generated in {time.perf_counter() - started:.0f} s", err=True)
+        with _served(folder, fleet):
+            # Answered when the server has read ahead, as it does when it starts.
+            for path in ("/", "/groups", "/search?q=base"):
+                _ask(path)
+            _ask_each(rounds)
+            _ask_together(readers)
+            _ask_while_computing(engine, fleet, readers)
+        engine.dispose()
 
 
 def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
@@ -136,8 +134,8 @@ def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
 class _served:  # noqa: N801 -- reads as what it does
     """The pages in a process of their own."""
 
-    def __init__(self, folder: str, fleet: Fleet) -> None:
-        environment = {"CAPACITY_HOME": folder, "CAPACITY_START_DATE": fleet.first_day.isoformat(), "PATH": ""}
+    def __init__(self, folder: Path, fleet: Fleet) -> None:
+        environment = {"CAPACITY_HOME": str(folder), "CAPACITY_START_DATE": fleet.first_day.isoformat(), "PATH": ""}
         arguments = [sys.executable, "-m", "capacity_assets.cli", "serve", "--port", str(PORT)]
         self._process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603 -- our own
 

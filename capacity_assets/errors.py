@@ -49,6 +49,12 @@ class CapacityError(Exception):
 
     transient = False
 
+    def __init__(self, message: str, *, transient: bool | None = None) -> None:
+        """Keep the text, and whether waiting can help where that is not the same for all errors of the type."""
+        super().__init__(message)
+        if transient is not None:
+            self.transient = transient
+
 
 class ValidationError(CapacityError):
     """The request itself is wrong: unknown period or level, impossible dates. Nothing was done."""
@@ -63,9 +69,8 @@ class DatabaseError(CapacityError):
 
     def __init__(self, message: str, *, sqlstate: str | None = None, transient: bool = False) -> None:
         """Keep code and transience with the text."""
-        super().__init__(message)
+        super().__init__(message, transient=transient)
         self.sqlstate = sqlstate
-        self.transient = transient
 
 
 def sqlstate_of(error: DatabaseFailure) -> str | None:

@@ -27,7 +27,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from capacity_assets.aggregation.parts import DAYS, Source
+from capacity_assets.aggregation.parts import DAYS
 from capacity_assets.aggregation.reduction import (
     Element,
     Form,
@@ -65,7 +65,7 @@ def united_states(level: Level, form: Form) -> United:
         return _joined(level, form, columns)
     names = [*level.keys, "bucket", *(column.name for column in columns)]
     # Where rows are distributed there is one source only: a union is not handed to nodes.
-    sources = [_of_days(level, form)] if form.reads_days else []
+    sources = [_of_days(level, form, _days_left(level))] if form.reads_days else []
     sources += [_of_stored_windows(level)] if form.from_stored else []
     found = union_all(*(select(*(source.c[name] for name in names)) for source in sources)).subquery("states")
     if form.single:
@@ -124,10 +124,20 @@ def _side_by_side(level: Level, states: Subquery, columns: list[_State]) -> Unit
 
 def _joined(level: Level, form: Form, columns: list[_State]) -> United:
     """Put the three windows beside each other that are read from different sources: nodes are handed a join."""
-    last = func.cardinality(Parameters.starts)
-    buckets = (last, last - 1, func.width_bucket(Parameters.year_first, Parameters.starts))
+    last, day = func.cardinality(Parameters.starts), level.source.c.collected_date
+    windows = (
+        (last, day.between(Parameters.last_start, Parameters.last_day)),
+        (last - 1, and_(day >= Parameters.first_day, day < Parameters.last_start)),
+        (
+            func.width_bucket(Parameters.year_first, Parameters.starts),
+            day.between(Parameters.year_first, Parameters.year_last),
+        ),
+    )
     own, previous, year_before = (
-        _of_window(level, form, source, bucket, columns) for source, bucket in zip(form.sources, buckets, strict=True)
+        _states_of_window(
+            level, _of_days(level, form, days) if source == DAYS else _of_stored_windows(level), bucket, columns
+        )
+        for source, (bucket, days) in zip(form.sources, windows, strict=True)
     )
     joined: FromClause = own
     for other in (previous, year_before):
@@ -140,24 +150,27 @@ def _joined(level: Level, form: Form, columns: list[_State]) -> United:
     return {**united, "bucket": last}, select(*keys).select_from(joined).group_by(*keys)
 
 
-def _of_window(level: Level, form: Form, source: Source, bucket: Element, columns: list[_State]) -> Subquery:
+def _states_of_window(level: Level, states: Subquery, bucket: Element, columns: list[_State]) -> Subquery:
     """The states of one window, united per key."""
-    states = _of_days(level, form) if source == DAYS else _of_stored_windows(level)
     keys = [states.c[key] for key in level.keys]
     united = (_united(states, column).label(column.name) for column in columns)
     return select(*keys, *united).where(states.c.bucket == bucket).group_by(*keys).subquery()
 
 
-def _of_days(level: Level, form: Form) -> Subquery:
-    """The states of the days that no stored window covers."""
+def _days_left(level: Level) -> ColumnElement[bool]:
+    """The days that no stored window covers."""
     day = level.source.c.collected_date
-    days = and_(
+    return and_(
         or_(
             day.between(Parameters.read_first, Parameters.read_last),
             day.between(Parameters.read_year_first, Parameters.read_year_last),
         ),
         func.width_bucket(day, Parameters.cuts) % 2 == 1,
     )
+
+
+def _of_days(level: Level, form: Form, days: ColumnElement[bool]) -> Subquery:
+    """The states of some days."""
     # Nodes are not handed a second look.
     has_end_values = form.distributed and not form.one_day
     found = states_of_days(level, days, end_values=has_end_values)

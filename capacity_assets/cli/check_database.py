@@ -96,13 +96,13 @@ def _schema(engine: Engine) -> Iterator[Finding]:
 def _distribution(engine: Engine) -> Iterator[Finding]:
     """Say where distributed tables lie; nothing where none is."""
     found = placements(engine, with_sizes=False)
-    done = [one for one in found if one.is_distributed]
+    text = distribution_text(found)
     left = [one.table for one in found if not one.is_distributed]
     again = f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again"
-    if not done:
+    if text is None:
         return
     if not left:
-        yield Finding("distribution", Verdict.OK, distribution_text(found) or "")
+        yield Finding("distribution", Verdict.OK, text)
     elif {*left} <= {table.name for table in ALONGSIDE}:
         yield Finding("distribution", Verdict.NOTE, f"{again}, because they grow with the fleet")
     else:

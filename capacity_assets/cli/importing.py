@@ -55,6 +55,11 @@ class ImportRequest:
     password_from: str | None = None
     dry_run: bool = False
 
+    @property
+    def replaces(self) -> bool:
+        """Whether samples take the place of stored ones."""
+        return self.on_conflict == "replace"
+
     def refuse_what_is_for_files(self) -> None:
         """Refuse options that mean something else, or nothing, for a legacy database; raises ValidationError."""
         known = ImportRequest()
@@ -72,7 +77,7 @@ class ImportRequest:
     def options(self) -> LoadOptions:
         """Return how rows are loaded; raises ValidationError where there is no such engine."""
         port = engine_named(self.register_as).default_port if self.register_as else 0
-        return LoadOptions(self.on_conflict == "replace", self.register_as, port, self.dry_run)
+        return LoadOptions(self.replaces, self.register_as, port, self.dry_run)
 
 
 @click.command("import")
@@ -157,7 +162,7 @@ class _Import:
         if self.as_json:
             print_json({"dry_run": self.asked.dry_run, "source": source.description, **asdict(report)})
         else:
-            say_next(report, self.settings, dry_run=self.asked.dry_run, replaces=self.asked.on_conflict == "replace")
+            say_next(report, self.settings, dry_run=self.asked.dry_run, replaces=self.asked.replaces)
         return [report]
 
     def database(self, address: str) -> list[LoadReport]:
@@ -189,9 +194,7 @@ class _Import:
         if self.as_json:
             print_json(result)
         elif reports:
-            say_next(
-                reports[0], self.settings, dry_run=self.asked.dry_run, replaces=self.asked.on_conflict == "replace"
-            )
+            say_next(reports[0], self.settings, dry_run=self.asked.dry_run, replaces=self.asked.replaces)
         return reports
 
     def _loaded(

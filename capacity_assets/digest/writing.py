@@ -84,12 +84,21 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 NO_FORECAST = "No forecast was issued in that week, so what fills is not known. `capacity runway` computes one now."
 
 
+def opening(digest: Digest) -> list[str]:
+    """Return what stands above the news: size and change, and that what fills is not known where it is not."""
+    return [headline(digest), *([] if digest.has_forecast else [NO_FORECAST])]
+
+
+def no_news(digest: Digest) -> str:
+    """Say that there is nothing to report, as far as that is known."""
+    return "Nothing to report." if digest.has_forecast else f"Nothing else to report. {NO_FORECAST}"
+
+
 def as_text(digest: Digest, pages_url: str | None = None) -> str:
     """Return the digest as plain text; nothing to report is one line."""
     if not digest.has_news:
-        rest = "Nothing to report." if digest.has_forecast else f"Nothing else to report. {NO_FORECAST}"
-        return f"{headline(digest)} {rest}\n"
-    lines = [headline(digest), *([] if digest.has_forecast else [NO_FORECAST])]
+        return f"{headline(digest)} {no_news(digest)}\n"
+    lines = opening(digest)
     for section in sections(digest):
         lines += ["", f"{section.heading}:", *(f"- {line}" for line in section.lines)]
         lines += [f"- and {section.more} more"] if section.more else []
@@ -101,7 +110,7 @@ def as_text(digest: Digest, pages_url: str | None = None) -> str:
 def as_html(digest: Digest, pages_url: str | None = None, *, chart: str | None = None) -> str:
     """Return the digest as HTML; `chart` is the address of the picture."""
     return _template().render(
-        headline=headline(digest) if digest.has_forecast else f"{headline(digest)} {NO_FORECAST}",
+        headline=" ".join(opening(digest)),
         sections=sections(digest),
         subject=subject_of(digest),
         pages_url=pages_url,

@@ -46,10 +46,7 @@ _REASON = re.compile(r"(?:FATAL|PANIC|initdb: error|pg_ctl: could not|postgres: 
 class EmbeddedServerError(CapacityError):
     """The embedded server could not be started; the text says where its log is."""
 
-    def __init__(self, message: str, *, transient: bool = True) -> None:
-        """Keep with the text whether it can pass by itself."""
-        super().__init__(message)
-        self.transient = transient
+    transient = True
 
 
 @dataclass(frozen=True)

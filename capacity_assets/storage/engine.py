@@ -46,11 +46,6 @@ def copy_rows(connection: Connection, statement: str, rows: Iterable[Sequence[ob
 class UnreachableError(CapacityError):
     """No connection could be made within the time limit; the text says what was tried, without the password."""
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
-        """Keep with the text whether it can pass by itself."""
-        super().__init__(message)
-        self.transient = transient
-
 
 def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int = POOL_SIZE) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.

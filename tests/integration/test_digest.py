@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.writing import as_html, as_text, subject_of
 from capacity_assets.orchestration.build import build_definitions
-from capacity_assets.orchestration.digests import DIGEST_JOB, DIGEST_SCHEDULE
+from capacity_assets.orchestration.digests import DIGEST_JOB, DIGEST_SCHEDULE, digest_text
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
 from tests.command import capacity
@@ -62,7 +63,8 @@ def test_a_week_without_a_forecast_does_not_say_that_nothing_fills(engine: Engin
     found = read_digest(engine, WEEK)
 
     assert not found.has_forecast
-    for shown in (as_text(found), as_html(found)):
+    quiet = replace(found, counts=dict.fromkeys(found.counts, 0))
+    for shown in (as_text(found), as_html(found), digest_text(found), as_text(quiet), digest_text(quiet)):
         assert "No forecast was issued in that week, so what fills is not known." in shown
 
 

@@ -89,27 +89,31 @@ def test_every_statement_of_a_slice_is_handed_to_the_nodes_whole(
     assert_that_nodes_do_all(distributed, plans)
 
 
+def counted_on_nodes(distributed: Engine, plain: Engine, period: str, level: str) -> str:
+    """Compute a window of both, equal and by nodes alone; return the statement that counts."""
+    window, options = PERIODS[period].window_of(date(2025, 4, 1)), RunOptions((level,), recompute=True)
+    with explained(distributed) as plans:
+        service(distributed).aggregate(period, [window], options)
+    service(plain).aggregate(period, [window], options)
+    assert_that_nodes_do_all(distributed, plans)
+    assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
+    [counted] = [statement for statement in plans if statement.startswith("SELECT by_server")]
+    return counted
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("period", ["quarterly", "yearly"])
 def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
     distributed: Engine, plain: Engine, period: str, level: str
 ) -> None:
-    options = RunOptions((level,), recompute=True)
     for engine in (distributed, plain):
         # A year and more before, so that the months between are known to hold nothing.
         add_database_sizes(engine, sizes(1, "orders", "2023-12-01", [5]))
         add_instance_sizes(engine, totals(1, "2023-12-01", [(5, 1)]))
         service(engine).aggregate("monthly", PERIODS["monthly"].windows_between(date(2023, 12, 1), date(2025, 12, 1)))
-    window = PERIODS[period].window_of(date(2025, 4, 1))
+    counted = counted_on_nodes(distributed, plain, period, level)
 
-    with explained(distributed) as plans:
-        service(distributed).aggregate(period, [window], options)
-    service(plain).aggregate(period, [window], options)
-
-    assert_that_nodes_do_all(distributed, plans)
-    [counted] = [statement for statement in plans if statement.startswith("SELECT by_server")]
     assert LEVELS[level].source.name not in counted, "no sample is read"
-    assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -128,23 +132,15 @@ def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
 def test_stored_windows_are_read_on_the_nodes_beside_days(
     distributed: Engine, plain: Engine, period: str, stored: list[tuple[str, str]], level: str
 ) -> None:
-    options = RunOptions((level,), recompute=True)
     for engine in (distributed, plain):
         add_database_sizes(engine, sizes(1, "orders", "2024-04-01", range(100, 190)))
         add_instance_sizes(engine, totals(1, "2024-04-01", [(size, 1) for size in range(100, 190)]))
         for name, day in stored:
             service(engine).aggregate(name, [PERIODS[name].window_of(date.fromisoformat(day))])
-    window = PERIODS[period].window_of(date(2025, 4, 1))
+    counted = counted_on_nodes(distributed, plain, period, level)
 
-    with explained(distributed) as plans:
-        service(distributed).aggregate(period, [window], options)
-    service(plain).aggregate(period, [window], options)
-
-    assert_that_nodes_do_all(distributed, plans)
-    [counted] = [statement for statement in plans if statement.startswith("SELECT by_server")]
     assert LEVELS[level].source.name in counted
     assert "of_stored_windows" in counted
-    assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
 
 
 def nodes_of(plan: dict[str, object]) -> Iterator[dict[str, object]]:
