@@ -45,7 +45,7 @@ def fill(engine: Engine) -> None:
 
 @contextmanager
 def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
-    """What the statements of a level read in place of samples, and the days besides."""
+    """What the statements of a level read in place of samples."""
     found: dict[str, list[tuple[str, date]]] = {}
 
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
@@ -53,8 +53,7 @@ def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
         if statement.startswith(("WITH windows", "SELECT by_server")):
             level = "database" if "database_size_aggregations" in statement else "instance"
             named: dict[str, list[object]] = parameters  # type: ignore[assignment]
-            pairs = zip(named.get("part_types", ()), named.get("part_starts", ()), strict=True)
-            found[level] = [*pairs, *(("cut", day) for day in named.get("cuts", ()))]  # type: ignore[misc]
+            found[level] = list(zip(named.get("part_types", ()), named.get("part_starts", ()), strict=True))  # type: ignore[arg-type]
 
     event.listen(engine, "before_cursor_execute", watch)
     yield found

@@ -6,9 +6,8 @@ Pure: from the windows asked for and those that may be taken, what to read. Whic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
 from typing import Literal
 
 from capacity_assets.periods import Period, Window, adjacent_spans
@@ -46,26 +45,38 @@ class Parts:
     periods: Mapping[str, Period] = field(default_factory=dict)
     usable: Collection[Part] = ()
 
-    def reading(self, period: Period, windows: Sequence[Window]) -> Reading:
-        """Choose what to read for `windows` and those they are compared with: of each the longest stored windows."""
+    def reading(self, period: Period, windows: Sequence[Window], *, one_source: bool = False) -> Reading:
+        """Choose what to read for `windows` and those they are compared with: of each the longest stored windows.
+
+        With `one_source` a window that stored ones do not cover whole is read from its days.
+        """
         parts: list[Part] = []
         days: list[Window] = []
         for window, periods in _needed(self.periods, period, windows):
-            self._cover(window, periods, parts, days)
+            stored, left = self._cover(window, periods)
+            if one_source and left:
+                stored, left = [], [window]
+            parts += stored
+            days += left
         spans = (Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days)))
         return Reading(tuple(parts), tuple(spans))
 
-    def _cover(self, window: Window, periods: Sequence[Period], parts: list[Part], days: list[Window]) -> None:
+    def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
+        """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
         if not periods:
-            days.append(window)
-            return
+            return [], [window]
         longest, *others = periods
+        parts: list[Part] = []
+        days: list[Window] = []
         cut = _cut(longest, window)
         for piece in cut or [window]:
             if cut and (longest.name, piece) in self.usable:
                 parts.append((longest.name, piece))
             else:
-                self._cover(piece, others, parts, days)
+                stored, left = self._cover(piece, others)
+                parts += stored
+                days += left
+        return parts, days
 
 
 NO_PARTS = Parts()
@@ -109,8 +120,3 @@ def _cut(period: Period, window: Window) -> tuple[Window, ...]:
     pieces = period.windows_between(window.start, window.end)
     fits = pieces[0].start == window.start and pieces[-1].end == window.end
     return pieces if fits else ()
-
-
-def cuts_of(spans: Iterable[Window]) -> list[date]:
-    """Return the first day of each span and the first day after it, in order."""
-    return [day for span in spans for day in (span.start, span.end + timedelta(days=1))]

@@ -69,8 +69,8 @@ class Parameters:
     Samples are read from `first_day`, which begins the window before the first one asked for, to `last_day`, and of the
     days `year_first` to `year_last` with which these are compared, `year_interval` earlier.
 
-    Where stored windows are read, `part_types` and `part_starts` name them, pair by pair; samples are read of the days
-    from an odd one of `cuts` to before the next, all of which lie in the two spans of `read_...`.
+    Where stored windows are read, `part_types` and `part_starts` name them, pair by pair, and samples are read of
+    `days_left`.
     """
 
     period_type = bindparam("period_type", type_=String)
@@ -87,11 +87,7 @@ class Parameters:
     trend_percent = bindparam("trend_percent", type_=Numeric)
     part_types = bindparam("part_types", type_=ARRAY(String))
     part_starts = bindparam("part_starts", type_=ARRAY(Date))
-    cuts = bindparam("cuts", type_=ARRAY(Date))
-    read_first = bindparam("read_first", type_=Date)
-    read_last = bindparam("read_last", type_=Date)
-    read_year_first = bindparam("read_year_first", type_=Date)
-    read_year_last = bindparam("read_year_last", type_=Date)
+    days_left = bindparam("days_left", type_=ARRAY(Date))
     computed_starts = bindparam("computed_starts", type_=ARRAY(Date))
 
 
