@@ -14,7 +14,7 @@ from capacity_assets.collection.standing import standing
 from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
-from capacity_assets.runway.history import HistoryScope, without_limit
+from capacity_assets.runway.history import HistoryScope, reading
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.storage.distributing import distribution_text, placements
 from capacity_assets.storage.distribution import ALONGSIDE
@@ -181,8 +181,9 @@ def _collection(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 def _limits(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Say of how many databases a limit is known: without one there is no day on which they are full."""
-    with engine.connect() as connection:
-        unknown = sum(without_limit(connection, HistoryScope(Clock(settings.zone).today())).values())
+    today = Clock(settings.zone).today()
+    with engine.connect() as connection, reading(connection, HistoryScope(today), kinds=()) as reader:
+        unknown = sum(reader.without_limit().values())
     if unknown:
         text_of = f"{counted(unknown, 'database')} without a known limit: `capacity limits set` declares one"
         yield Finding("limits", Verdict.NOTE, text_of)

@@ -51,14 +51,12 @@ def outlooks(
             return Outlooks(None, (), 0, {})
         # One server is shown with everything on it, limited or not.
         asked = history.HistoryScope(as_of, server, database, every=server is not None)
-        kinds = history.STATEMENTS if database is None else (DATABASE_ROWS,)
-        rows = [
-            outlook
-            for kind in kinds
-            for batch in history.series(connection, kind, asked)
-            for outlook in of_batch(batch, add_mb).rows
-        ]
-        unknown = history.without_limit(connection, asked)
+        kinds = history.KINDS if database is None else (DATABASE_ROWS,)
+        with history.reading(connection, asked, kinds) as reader:
+            rows = [
+                outlook for kind in kinds for batch in reader.series(kind) for outlook in of_batch(batch, add_mb).rows
+            ]
+            unknown = reader.without_limit()
     rows.sort(key=lambda row: (row.risk, row.server, row.name))
     return Outlooks(as_of, rows, sum(unknown.values()), unknown)
 
@@ -83,12 +81,13 @@ def outlook_with_sizes(
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return None
-        batches = history.series(connection, kind, history.HistoryScope(as_of, server, name, every=True))
-        found = [
-            SeriesOutlook(*three)
-            for batch in batches
-            for three in zip(of_batch(batch, 0).rows, batch.sizes, batch.smooth, strict=True)
-        ]
+        asked = history.HistoryScope(as_of, server, name, every=True)
+        with history.reading(connection, asked, (kind,)) as reader:
+            found = [
+                SeriesOutlook(*three)
+                for batch in reader.series(kind)
+                for three in zip(of_batch(batch, 0).rows, batch.sizes, batch.smooth, strict=True)
+            ]
     if len(found) > 1:
         names = first_of((one.outlook.server for one in found), NAMED)
         raise ValidationError(f"{len(found)} servers have a {kind} of the name {name}: {names}. Add --server.")

@@ -5,7 +5,8 @@ Which rows are read is said in `history_statements`; how sizes go on is the busi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -16,24 +17,20 @@ from sqlalchemy import Connection, Row, text
 from capacity_assets.forecast.model import HISTORY_DAYS, Sizes
 from capacity_assets.forecast.steps import without_steps
 from capacity_assets.runway.history_statements import (
-    DATABASE_ROWS,
-    DATABASES,
     NEWEST_DAY,
     READ_OF_DISTRIBUTED,
-    SERVER_ROWS,
-    SERVERS,
+    SERIES,
+    SERVERS_IN_SERVICE,
     STALE_DAYS,
-    VOLUME_ROWS,
-    VOLUMES,
+    STATEMENTS,
     WITHOUT_LIMIT,
 )
-from capacity_assets.storage.local_copies import copy_for_reading
+from capacity_assets.storage.local_copies import copied_for_reading
 
 BATCH = 500
 """Series that are read and forecast together, so that memory does not grow with the fleet."""
 
-
-STATEMENTS = {SERVER_ROWS: SERVERS, DATABASE_ROWS: DATABASES, VOLUME_ROWS: VOLUMES}
+KINDS = tuple(STATEMENTS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ class HistoryScope:
             "as_of": self.as_of,
             "before_first": self.as_of - timedelta(days=HISTORY_DAYS),
             "stale": self.as_of - timedelta(days=STALE_DAYS),
-            "server": self.server,
             "name": self.name,
             "every": self.every,
         }
@@ -75,26 +71,54 @@ def newest_day(connection: Connection, today: date) -> date | None:
     return found
 
 
-def series(connection: Connection, kind: str, asked: HistoryScope) -> Iterator[Histories]:
-    """Yield the series of one kind of subject, of servers in service, in batches; raises DBAPIError."""
-    # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
-    copy_for_reading(connection, READ_OF_DISTRIBUTED, asked.parameters())
-    connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
-    options = {"yield_per": BATCH}
-    rows = connection.execute(text(STATEMENTS[kind]), asked.parameters(), execution_options=options)
-    for batch in rows.partitions(BATCH):
+@contextmanager
+def reading(connection: Connection, asked: HistoryScope, kinds: Sequence[str] = KINDS) -> Iterator[HistoryReader]:
+    """Read within a transaction, series of these `kinds` alone.
+
+    Where tables are distributed, nodes put the series together, and what was measured last is copied until the block
+    ends. Raises DBAPIError.
+    """
+    servers = connection.execute(text(SERVERS_IN_SERVICE), {"server": asked.server}).scalars().all()
+    parameters = {**asked.parameters(), "instance_ids": list(servers)}
+    on_nodes = {_table_of(kind): SERIES[kind] for kind in kinds}
+    with copied_for_reading(connection, READ_OF_DISTRIBUTED, parameters, on_nodes) as are_copied:
+        yield HistoryReader(connection, asked, parameters, are_copied)
+
+
+@dataclass(frozen=True)
+class HistoryReader:
+    """Reads series and what is without a limit, of servers in service. Its calls raise DBAPIError."""
+
+    connection: Connection
+    asked: HistoryScope
+    parameters: Mapping[str, object]
+    from_nodes: bool
+
+    def series(self, kind: str) -> Iterator[Histories]:
+        """Yield the series of one kind of subject, in batches."""
+        # All rows are read: without this a cursor takes the plan whose first row comes soonest, three times slower.
+        self.connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
+        query = f"SELECT * FROM {_table_of(kind)}" if self.from_nodes else SERIES[kind]  # noqa: S608 -- our own name
+        statement = text(STATEMENTS[kind].format(series=query))
+        rows = self.connection.execute(statement, self.parameters, execution_options={"yield_per": BATCH})
+        for batch in rows.partitions(BATCH):
+            yield self._histories(batch)
+
+    def _histories(self, batch: Sequence[Row[Any]]) -> Histories:
         sizes = np.full((len(batch), HISTORY_DAYS), np.nan)
         steps = []
         for place, row in enumerate(batch):
             # A day that was not measured is no day without a change: each series ends with its own last one.
-            not_measured_since = (asked.as_of - row.last_day).days
+            not_measured_since = (self.asked.as_of - row.last_day).days
             sizes[place, np.asarray(row.days) - 1 + not_measured_since] = row.sizes
             steps.append([day - 1 + not_measured_since for day in row.steps or ()])
-        yield Histories(batch, sizes, without_steps(sizes, steps))
+        return Histories(batch, sizes, without_steps(sizes, steps))
+
+    def without_limit(self) -> dict[str, int]:
+        """Count by server the databases of which no limit is known."""
+        rows = self.connection.execute(text(WITHOUT_LIMIT), self.parameters)
+        return {row.server: row.databases for row in rows}
 
 
-def without_limit(connection: Connection, asked: HistoryScope) -> dict[str, int]:
-    """Count by server the databases of which no limit is known. Raises as `series`."""
-    copy_for_reading(connection, READ_OF_DISTRIBUTED, asked.parameters())
-    rows = connection.execute(text(WITHOUT_LIMIT), asked.parameters())
-    return {row.server: row.databases for row in rows}
+def _table_of(kind: str) -> str:
+    return f"{kind}_series"

@@ -17,14 +17,11 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts
 from capacity_assets.runway import history
 from capacity_assets.runway.forecasting import of_batch
-from capacity_assets.runway.history_statements import READ_OF_DISTRIBUTED
 from capacity_assets.runway.issued import IssuedDay, newest_issue
 from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook
 from capacity_assets.runway.scores import score
-from capacity_assets.storage.distribution import distributed_tables
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.limit_tables import capacity_runways
-from capacity_assets.storage.local_copies import drop_copies
 
 RISKS_HANDED_ON = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
@@ -92,9 +89,6 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ISSUE_LOCK})
         connection.execute(text(_STAGE))
         _stage(connection, history.HistoryScope(as_of, every=True))
-        if distributed_tables(connection, [capacity_runways]):
-            # Scored on their nodes, by what is stored there.
-            drop_copies(connection, READ_OF_DISTRIBUTED)
         # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
         at = {"as_of": as_of, "issued_at": connection.execute(text("SELECT now()")).scalar_one()}
         connection.execute(text(_STORE[replace]), {**at, "in_time": in_time})
@@ -108,11 +102,12 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
 
 
 def _stage(connection: Connection, asked: history.HistoryScope) -> None:
-    for kind in history.STATEMENTS:
-        for batch in history.series(connection, kind, asked):
-            made = of_batch(batch)
-            rows = _rows(asked.as_of, batch, made.rows, made.made)
-            copy_rows(connection, f"COPY issued_runway ({', '.join(COLUMNS)}) FROM STDIN", rows)
+    with history.reading(connection, asked) as reader:
+        for kind in history.KINDS:
+            for batch in reader.series(kind):
+                made = of_batch(batch)
+                rows = _rows(asked.as_of, batch, made.rows, made.made)
+                copy_rows(connection, f"COPY issued_runway ({', '.join(COLUMNS)}) FROM STDIN", rows)
 
 
 def _rows(

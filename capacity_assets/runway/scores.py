@@ -10,6 +10,9 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
+from capacity_assets.storage.distribution import distributed_tables
+from capacity_assets.storage.limit_tables import capacity_runways
+from capacity_assets.storage.local_copies import copied_for_reading
 from capacity_assets.storage.runway_views import error_measures
 
 LOOKED_BACK_DAYS = 7
@@ -58,12 +61,16 @@ def score(connection: Connection, as_of: date, today: date) -> None:
     before: date | None = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar()
     first = as_of - timedelta(days=LOOKED_BACK_DAYS)
     spans = [(_DUE, min(before or first, first), as_of), (_OWN, as_of, today)]
-    for days in HORIZONS_DAYS:
-        for subject, measured in _MEASURED.items():
-            for due, since, until in spans:
-                statement = _SCORE.format(days=days, measured=measured, subject=subject, due=due.format(days=days))
-                asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
-                connection.execute(text(statement), asked)
+    # Each is scored on its node; where a version before left them on the coordinator, by copies of the samples.
+    wanted = {} if distributed_tables(connection, [capacity_runways]) else _READ_OF_DISTRIBUTED
+    read = {"since": spans[0][1], "until": max(as_of, today), "stale": STALE_DAYS}
+    with copied_for_reading(connection, wanted, read):
+        for days in HORIZONS_DAYS:
+            for subject, measured in _MEASURED.items():
+                for due, since, until in spans:
+                    statement = _SCORE.format(days=days, measured=measured, subject=subject, due=due.format(days=days))
+                    asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
+                    connection.execute(text(statement), asked)
 
 
 def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> Sequence[Score]:
@@ -85,6 +92,10 @@ _MEASURED = {
     "volume": "SELECT instance_id, volume_name AS name, collected_date, total_mb - free_mb AS size_mb "
     "FROM volume_size_stats",
 }
+_READ_OF_DISTRIBUTED = dict.fromkeys(
+    ("database_size_stats", "instance_size_stats", "volume_size_stats"),
+    "collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)",
+)
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
 # A forecast is of the day of its last sample, which may be older than the day of its issue, but not stale.
 _DUE = """r.as_of BETWEEN CAST(:since AS date) - :days AND CAST(:until AS date) - :days + :stale

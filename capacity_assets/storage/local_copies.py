@@ -15,21 +15,34 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.storage.distribution import tables_are_distributed
 
-NO_PARAMETERS: Mapping[str, object] = MappingProxyType({})
+NOTHING: Mapping[str, object] = MappingProxyType({})
+NOTHING_ON_NODES: Mapping[str, str] = MappingProxyType({})
 
 
 @contextmanager
-def copied_for_reading(connection: Connection, wanted: Mapping[str, str]) -> Iterator[None]:
+def copied_for_reading(
+    connection: Connection,
+    wanted: Mapping[str, str],
+    parameters: Mapping[str, object] = NOTHING,
+    on_nodes: Mapping[str, str] = NOTHING_ON_NODES,
+) -> Iterator[bool]:
     """Copy the rows of each table that meet its condition until the block ends; what then writes finds the tables.
 
-    Raises DBAPIError: the database failed.
+    `on_nodes` names queries whose results are temporary tables besides, made before, by the nodes. Yields whether
+    anything was copied: on a single server nothing is.
+
+    Raises DBAPIError: the database failed, or the transaction may not write, not even for itself.
     """
     # Asked before: copies hide what is distributed.
-    are_copied = tables_are_distributed(connection)
-    copy_for_reading(connection, wanted)
-    yield
+    tables = (*wanted, *on_nodes)
+    are_copied = bool(tables) and tables_are_distributed(connection)
     if are_copied:
-        drop_copies(connection, wanted)
+        for name, query in on_nodes.items():
+            connection.execute(text(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"), dict(parameters))
+    copy_for_reading(connection, wanted, parameters)
+    yield are_copied
+    if are_copied:
+        drop_copies(connection, tables)
 
 
 def drop_copies(connection: Connection, tables: Iterable[str]) -> None:
@@ -38,7 +51,7 @@ def drop_copies(connection: Connection, tables: Iterable[str]) -> None:
 
 
 def copy_for_reading(
-    connection: Connection, wanted: Mapping[str, str], parameters: Mapping[str, object] = NO_PARAMETERS
+    connection: Connection, wanted: Mapping[str, str], parameters: Mapping[str, object] = NOTHING
 ) -> None:
     """Copy the rows of each table that meet its condition, until the transaction ends; a copy that is there is kept.
 

@@ -290,7 +290,8 @@ def test_an_empty_name_removes_neither_the_limit_nor_the_step_of_a_whole_server(
 
 def test_a_large_fleet_is_read_in_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "BATCH", 1)
-    with engine.connect() as connection:
-        batches = list(history.series(connection, "database", history.HistoryScope(TODAY, every=True)))
+    scope = history.HistoryScope(TODAY, every=True)
+    with engine.connect() as connection, history.reading(connection, scope) as reader:
+        batches = list(reader.series("database"))
 
     assert [[row.name for row in batch.subjects] for batch in batches] == [["orders"], ["still"], ["young"]]

@@ -13,6 +13,8 @@ from sqlalchemy import Engine, event, text
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
+from capacity_assets.runway.history import HistoryScope
+from capacity_assets.runway.history_statements import SERIES
 from capacity_assets.storage.local_copies import copy_for_reading
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
@@ -59,17 +61,26 @@ def explained(engine: Engine) -> Iterator[dict[str, Plan]]:
 
 def assert_that_nodes_do_all(engine: Engine, plans: dict[str, Plan]) -> None:
     """One scan each, with as many tasks as there are shards, and no row through the coordinator."""
-    with engine.connect() as connection:
-        shard = "get_shard_id_for_distribution_column('database_size_stats', id)"
-        used = connection.execute(text(f"SELECT count(DISTINCT {shard}) FROM instances")).scalar_one()
+    used = shards_used(engine)
     assert used > 2
     for statement, plan in plans.items():
-        queries = [node["Distributed Query"] for node in nodes_of(plan) if "Distributed Query" in node]
-        tasks = [query["Job"]["Task Count"] for query in queries]  # type: ignore[index]
-        assert tasks in ([used], [SHARDS]), statement[:200]
+        assert tasks_of(plan) in ([used], [SHARDS]), statement[:200]
     written = [plan for statement, plan in plans.items() if statement.startswith("INSERT INTO")]
     assert written
     assert {plan["Custom Plan Provider"] for plan in written} == {"Citus Adaptive"}
+
+
+def shards_used(engine: Engine) -> int:
+    """How many shards have a server."""
+    shard = "get_shard_id_for_distribution_column('database_size_stats', id)"
+    with engine.connect() as connection:
+        return int(connection.execute(text(f"SELECT count(DISTINCT {shard}) FROM instances")).scalar_one())
+
+
+def tasks_of(plan: Plan) -> list[int]:
+    """The number of tasks of each query that nodes are handed."""
+    queries = [node["Distributed Query"] for node in nodes_of(plan) if "Distributed Query" in node]
+    return [query["Job"]["Task Count"] for query in queries]  # type: ignore[index]
 
 
 EXPLAINED = [(period, level, overwrite) for period in PERIODS for level in LEVELS for overwrite in (False, True)]
@@ -141,6 +152,17 @@ def test_stored_windows_are_read_on_the_nodes_beside_days(
 
     assert LEVELS[level].source.name in counted
     assert "of_stored_windows" in counted
+
+
+@pytest.mark.parametrize("kind", SERIES)
+def test_the_series_of_forecasts_are_put_together_on_the_nodes(distributed: Engine, kind: str) -> None:
+    with distributed.connect() as connection:
+        servers = connection.execute(text("SELECT id FROM instances")).scalars().all()
+        parameters = {**HistoryScope(LAST).parameters(), "instance_ids": list(servers)}
+        plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {SERIES[kind]}"), parameters).scalar_one()[0]["Plan"]
+
+    assert plan["Custom Plan Provider"] == "Citus Adaptive", "the coordinator only receives"
+    assert tasks_of(plan) == [shards_used(distributed)]
 
 
 def nodes_of(plan: dict[str, object]) -> Iterator[dict[str, object]]:
