@@ -1,78 +1,95 @@
-"""What bills are computed and read with. Rules: docs/groups.md."""
+"""What bills are computed and read with. Rules: docs/groups.md.
+
+`READ` is what is taken of samples and aggregates, everything else is made of these and of what is declared.
+"""
 
 from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import labels_of
 
-
 # A day of a server counts as measured when its databases were, or there was none. It is billed from its first sample to
 # its last one, to the end of the month where it was measured later; days of these without a sample count as the others
 # on average. Aggregates stand for samples of other months that retention has dropped. Labels and prices change between
 # segments only, so each is looked up once per database and segment.
-def _of_month(table: str, day: str, month: str, counts: str = "true") -> str:
-    """Rows of the month, and the first and last of each server: they say since when and until when it was there."""
-    ends = f"SELECT instance_id, {{end}}({day}) FROM {table} WHERE {counts} GROUP BY instance_id"  # noqa: S608 -- names of our own tables
-    outer = " OR ".join(f"(instance_id, {day}) IN ({ends.format(end=end)})" for end in ("min", "max"))
-    return f"({month} OR {outer})"
-
-
-_DAYS_OF_MONTH = "collected_date BETWEEN :start AND :end"
-_MONTHLY = "period_type = 'monthly' AND period_start = :start"
-READ_OF_DISTRIBUTED = {
-    "database_size_stats": _of_month("database_size_stats", "collected_date", _DAYS_OF_MONTH),
-    "instance_size_stats": _of_month("instance_size_stats", "collected_date", _DAYS_OF_MONTH, "NOT is_deleted"),
-    "database_size_aggregations": _of_month("database_size_aggregations", "period_end", _MONTHLY),
-    "instance_size_aggregations": _of_month("instance_size_aggregations", "period_end", _MONTHLY),
-}
-"""Which rows of each table the statements below read, where these are distributed over nodes."""
-
-_DAYS = """
-    SELECT collected_date AS day, instance_id FROM database_size_stats WHERE collected_date BETWEEN :start AND :end
-    UNION
-    SELECT collected_date, instance_id FROM instance_size_stats
-    WHERE collected_date BETWEEN :start AND :end AND NOT is_deleted AND database_count = 0
+SEGMENTS = """
+SELECT CAST(:start AS date) AS day
+UNION SELECT valid_from FROM capacity_labels WHERE valid_from BETWEEN :start AND :end
+UNION SELECT valid_from FROM capacity_prices WHERE valid_from BETWEEN :start AND :end
+ORDER BY day
 """
-_SERVERS = f"""days AS MATERIALIZED ({_DAYS}), measured AS (
-    SELECT instance_id, count(*) AS measured, min(day) AS first_day, max(day) AS last_day FROM days GROUP BY 1
-), servers AS MATERIALIZED (
+_IN_MONTH = "{0}.collected_date BETWEEN :start AND :end"
+
+
+def _is_there(table: str, when: str) -> str:
+    return f"EXISTS (SELECT FROM {table} s WHERE s.instance_id = m.instance_id AND {when})"
+
+
+def _dropped(level: str, days: str, keys: str, counts: str) -> str:
+    """Servers whose aggregate of the month knows of more samples than there are."""
+    return f"""
+    SELECT a.instance_id FROM {level}_size_aggregations a
+    LEFT JOIN (SELECT {keys}, {days} AS days FROM {level}_size_stats r
+               WHERE {_IN_MONTH.format("r")} AND {counts} GROUP BY {keys}) AS s USING ({keys})
+    WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)"""  # noqa: S608 -- as above
+
+
+_LATER, _BEFORE = "s.collected_date > :end", "s.collected_date < :start"
+_DAYS = f"""
+    SELECT DISTINCT every.instance_id, every.day FROM (
+        SELECT r.instance_id, r.collected_date AS day FROM database_size_stats r WHERE {_IN_MONTH.format("r")}
+        UNION ALL
+        SELECT t.instance_id, t.collected_date FROM instance_size_stats t
+        WHERE {_IN_MONTH.format("t")} AND NOT t.is_deleted AND t.database_count = 0
+    ) AS every"""  # noqa: S608 -- as above
+_SIZES = f"""
+    SELECT s.instance_id, s.database_name, s.segment, count(*) AS days, sum(s.bytes) AS bytes FROM (
+        SELECT r.instance_id, r.database_name, coalesce(r.size_bytes, r.size_mb * CAST(1048576 AS numeric)) AS bytes,
+               (CAST(:segments AS date[]))[width_bucket(r.collected_date, CAST(:segments AS date[]))] AS segment
+        FROM database_size_stats r WHERE {_IN_MONTH.format("r")}
+    ) AS s GROUP BY s.instance_id, s.database_name, s.segment"""  # noqa: S608 -- as above
+_MEASURED = f"""
+    SELECT m.instance_id, m.measured, m.first_day, m.last_day, z.database_name, z.segment, z.days, z.bytes,
+           {_is_there("database_size_stats", _LATER)}
+           OR {_is_there("instance_size_stats", f"{_LATER} AND NOT s.is_deleted")} AS is_later,
+           {_is_there("database_size_stats", _BEFORE)}
+           OR {_is_there("instance_size_stats", f"{_BEFORE} AND NOT s.is_deleted")}
+           OR {_is_there("instance_size_aggregations", "s.period_end < :start")}
+           OR {_is_there("database_size_aggregations", "s.period_end < :start")} AS was_before
+    FROM (
+        SELECT d.instance_id, count(*) AS measured, min(d.day) AS first_day, max(d.day) AS last_day
+        FROM ({_DAYS}) AS d GROUP BY d.instance_id
+    ) AS m LEFT JOIN ({_SIZES}) AS z ON z.instance_id = m.instance_id"""  # noqa: S608 -- as above
+_SIZED = f"""
+    SELECT t.instance_id FROM instance_size_stats t
+    WHERE {_IN_MONTH.format("t")} AND NOT t.is_deleted AND t.total_size_mb > 0 GROUP BY t.instance_id"""  # noqa: S608 -- as above
+READ = {
+    "dropped_totals": _dropped("instance", "count(DISTINCT r.collected_date)", "instance_id", "NOT r.is_deleted"),
+    "dropped_samples": _dropped("database", "count(*)", "instance_id, database_name", "true"),
+    "measured": _MEASURED,
+    "sized_servers": _SIZED,
+}
+"""What a bill reads of samples and aggregates, each as the temporary table that the statements below look at: where
+tables are distributed, their nodes add it up. Days and sizes are read together, so that a sample which comes meanwhile
+is in both or in neither. Segments are given by their first days."""
+
+_MEASURED_SERVERS = "SELECT DISTINCT instance_id, measured, first_day, last_day, is_later, was_before FROM measured"
+_SERVERS = f"""servers AS MATERIALIZED (
     SELECT m.instance_id, m.measured, coalesce(i.name, last.server, 'server ' || m.instance_id) AS server,
            coalesce(i.db_type, last.engine, 'unknown') AS engine,
-           CASE WHEN EXISTS (SELECT FROM database_size_stats s
-                             WHERE s.instance_id = m.instance_id AND s.collected_date > :end)
-                  OR EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = m.instance_id
-                             AND s.collected_date > :end AND NOT s.is_deleted)
-                THEN CAST(:end AS date) ELSE m.last_day END
-           - CASE WHEN EXISTS (SELECT FROM database_size_stats s
-                               WHERE s.instance_id = m.instance_id AND s.collected_date < :start)
-                    OR EXISTS (SELECT FROM instance_size_stats s WHERE s.instance_id = m.instance_id
-                               AND s.collected_date < :start AND NOT s.is_deleted)
-                    OR EXISTS (SELECT FROM instance_size_aggregations a
-                               WHERE a.instance_id = m.instance_id AND a.period_end < :start)
-                    OR EXISTS (SELECT FROM database_size_aggregations a
-                               WHERE a.instance_id = m.instance_id AND a.period_end < :start)
-                  THEN CAST(:start AS date) ELSE m.first_day END + 1 AS billed
-    FROM measured m LEFT JOIN instances i ON i.id = m.instance_id
+           CASE WHEN m.is_later THEN CAST(:end AS date) ELSE m.last_day END
+           - CASE WHEN m.was_before THEN CAST(:start AS date) ELSE m.first_day END + 1 AS billed
+    FROM ({_MEASURED_SERVERS}) AS m LEFT JOIN instances i ON i.id = m.instance_id
     -- A server that is registered no more is what it was when it was billed.
     LEFT JOIN LATERAL (SELECT l.server, l.engine FROM capacity_bill_lines l
                        WHERE l.month = :start AND l.instance_id = m.instance_id ORDER BY l.issue DESC LIMIT 1
     ) AS last ON i.id IS NULL
     WHERE i.counted_by IS NULL
-)"""  # noqa: S608 -- constants of this module
+)"""  # noqa: S608 -- as above
 LINES = f"""
-WITH {_SERVERS}, cuts AS (
-    SELECT CAST(:start AS date) AS day
-    UNION SELECT valid_from FROM capacity_labels WHERE valid_from BETWEEN :start AND :end
-    UNION SELECT valid_from FROM capacity_prices WHERE valid_from BETWEEN :start AND :end
-), segments AS MATERIALIZED (
-    SELECT day AS first_day, lead(day, 1, CAST(:end AS date) + 1) OVER (ORDER BY day) - 1 AS last_day FROM cuts
-), sizes AS MATERIALIZED (
-    SELECT s.instance_id, s.database_name, g.first_day, count(*) AS days,
-           sum(coalesce(s.size_bytes, s.size_mb * CAST(1048576 AS numeric))) AS bytes
-    FROM database_size_stats s JOIN segments g ON s.collected_date BETWEEN g.first_day AND g.last_day
-    WHERE s.collected_date BETWEEN :start AND :end
-    GROUP BY 1, 2, 3
-), labelled AS MATERIALIZED (
-    SELECT z.*, {labels_of("z.instance_id", "z.database_name", "z.first_day")} AS labels FROM sizes z
+WITH {_SERVERS}, labelled AS MATERIALIZED (
+    SELECT z.instance_id, z.database_name, z.segment, z.days, z.bytes,
+           {labels_of("z.instance_id", "z.database_name", "z.segment")} AS labels
+    FROM measured z WHERE z.database_name IS NOT NULL
 ), spans AS MATERIALIZED (
     SELECT p.*, lead(valid_from, 1, CAST('infinity' AS date))
                 OVER (PARTITION BY engine, key, value ORDER BY valid_from) AS valid_until
@@ -82,7 +99,7 @@ WITH {_SERVERS}, cuts AS (
     FROM labelled l JOIN servers v USING (instance_id)
     LEFT JOIN LATERAL (
         SELECT p.price FROM spans p
-        WHERE p.price IS NOT NULL AND p.valid_from <= l.first_day AND l.first_day < p.valid_until
+        WHERE p.price IS NOT NULL AND p.valid_from <= l.segment AND l.segment < p.valid_until
           AND p.engine IN ('', v.engine) AND (p.key = '' OR l.labels ->> CAST(p.key AS text) = p.value)
         ORDER BY p.key = '', array_position(CAST(:keys AS text[]), CAST(p.key AS text)), p.key, p.engine = '' LIMIT 1
     ) AS found ON true
@@ -102,14 +119,12 @@ FROM ({LINES}) AS computed
 DAYS = f"""
 WITH {_SERVERS}
 SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS billed_days,
-       (SELECT count(DISTINCT t.instance_id) FROM instance_size_stats t LEFT JOIN instances i ON i.id = t.instance_id
-        WHERE t.collected_date BETWEEN :start AND :end AND NOT t.is_deleted AND t.total_size_mb > 0
-          AND i.counted_by IS NULL
-          AND t.instance_id NOT IN (SELECT instance_id FROM servers)) AS unbilled_servers
+       (SELECT count(*) FROM sized_servers t LEFT JOIN instances i ON i.id = t.instance_id
+        WHERE i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM servers)) AS unbilled_servers
 FROM servers
 """  # noqa: S608 -- as above
 # Replicas too: a server that counts otherwise since has lost no samples.
-DAYS_LEFT = f"SELECT count(*) FROM ({_DAYS}) AS days"  # noqa: S608 -- as above
+DAYS_LEFT = f"SELECT coalesce(sum(measured), 0) FROM ({_MEASURED_SERVERS}) AS servers"  # noqa: S608 -- as above
 _COMPARED = "instance_id, engine, database_name, labels, days, gib_months, price, amount"
 # A server that was renamed costs what it did.
 DIFFERS = f"""
@@ -147,13 +162,13 @@ SET issued_at = now(), is_final = excluded.is_final, currency = excluded.currenc
     reason = excluded.reason
 """
 # Why a bill differs from one that was issued: what came, or was declared, since, as far as it can touch the month.
-SINCE = """
-SELECT (SELECT count(*) FROM database_size_stats s
-        WHERE s.collected_date BETWEEN :start AND :end AND s.created_at > :since) AS added,
-       (SELECT count(*) FROM database_size_stats s
-        WHERE s.collected_date BETWEEN :start AND :end AND s.created_at <= :since AND s.updated_at > :since)
-       AS corrected,
-       ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
+SAMPLES_SINCE = f"""
+SELECT count(*) FILTER (WHERE s.created_at > :since) AS added,
+       count(*) FILTER (WHERE s.created_at <= :since AND s.updated_at > :since) AS corrected
+FROM database_size_stats s WHERE {_IN_MONTH.format("s")}
+"""  # noqa: S608 -- as above
+DECLARED_SINCE = """
+SELECT ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
                     || coalesce(nullif(l.database_pattern, '') || ' on ', '') || i.name
              FROM capacity_labels l JOIN instances i ON i.id = l.instance_id
              WHERE l.declared_at > :since AND l.valid_from <= :end ORDER BY l.declared_at) AS labels,
@@ -165,19 +180,7 @@ SELECT (SELECT count(*) FROM database_size_stats s
                AND (p.engine = '' OR p.engine IN (SELECT engine FROM computed_lines)) ORDER BY p.declared_at) AS prices
 """
 # Samples that retention has dropped cannot be billed any more; the month's aggregates, kept longer, know of them.
-DROPPED = """
-SELECT EXISTS (
-    SELECT 1 FROM instance_size_aggregations a
-    LEFT JOIN (SELECT instance_id, count(DISTINCT collected_date) AS days FROM instance_size_stats
-               WHERE collected_date BETWEEN :start AND :end AND NOT is_deleted GROUP BY 1) AS s USING (instance_id)
-    WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)
-) OR EXISTS (
-    SELECT 1 FROM database_size_aggregations a
-    LEFT JOIN (SELECT instance_id, database_name, count(*) AS days FROM database_size_stats
-               WHERE collected_date BETWEEN :start AND :end GROUP BY 1, 2) AS s USING (instance_id, database_name)
-    WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)
-)
-"""
+DROPPED = "SELECT EXISTS (SELECT FROM dropped_totals) OR EXISTS (SELECT FROM dropped_samples)"
 # Whole cents: each group's rounded down, then one more for those that lost most, until they add up to the total.
 GROUPS = """
 WITH grouped AS (

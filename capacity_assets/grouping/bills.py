@@ -20,7 +20,6 @@ from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.group_tables import capacity_bills
-from capacity_assets.storage.local_copies import copy_for_reading
 from capacity_assets.units import counted, first_of
 
 CENT = Decimal("0.01")
@@ -118,8 +117,8 @@ def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) 
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = _newest(connection, month)
-        copy_for_reading(connection, statements.READ_OF_DISTRIBUTED, asked)
-        if connection.execute(text(statements.DROPPED), asked).scalar():
+        _read(connection, asked)
+        if connection.execute(text(statements.DROPPED)).scalar():
             return _kept(latest, month)
         connection.execute(text(statements.COMPUTED), asked)
         _store(connection, asked, latest, is_final=month.end < today)
@@ -127,6 +126,16 @@ def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) 
         if newest is None:
             raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
         return newest
+
+
+def _read(connection: Connection, asked: dict[str, Any]) -> None:
+    """Read what the bill rests on into temporary tables, which lie where the registry does."""
+    segments = connection.execute(text(statements.SEGMENTS), asked).scalars().all()
+    for name, query in statements.READ.items():
+        made = f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"
+        connection.execute(text(made), {**asked, "segments": list(segments)})
+    # Without statistics the planner expects a handful of rows, and loops over all of them.
+    connection.execute(text(f"ANALYZE {', '.join(statements.READ)}"))
 
 
 def _issues(connection: Connection, month: Window) -> list[Bill]:
@@ -156,7 +165,7 @@ def _store(connection: Connection, asked: dict[str, Any], latest: Bill | None, *
     issue = 1 if latest is None else latest.issue
     if latest is None and not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
         return
-    if latest is not None and latest.is_final and _is_less(connection, asked, latest):
+    if latest is not None and latest.is_final and _is_less(connection, latest):
         return
     if latest is not None:
         differs = connection.execute(text(statements.DIFFERS), {**asked, "issue": issue}).scalar()
@@ -172,9 +181,9 @@ def _store(connection: Connection, asked: dict[str, Any], latest: Bill | None, *
     connection.execute(text(statements.STORE_BILL), {**values, "label_keys": json.dumps(asked["keys"])})
 
 
-def _is_less(connection: Connection, asked: dict[str, Any], latest: Bill) -> bool:
+def _is_less(connection: Connection, latest: Bill) -> bool:
     """Whether fewer days are left than were billed: samples went, and a bill of the rest would be wrong."""
-    left = connection.execute(text(statements.DAYS_LEFT), asked).scalar_one()
+    left = connection.execute(text(statements.DAYS_LEFT)).scalar_one()
     return bool(left < latest.measured_days)
 
 
@@ -182,12 +191,14 @@ def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) 
     """Say why a bill differs from the one that was issued."""
     if latest is None:
         return None
-    since = connection.execute(text(statements.SINCE), {**asked, "since": latest.issued_at}).one()
+    since = {**asked, "since": latest.issued_at}
+    samples = connection.execute(text(statements.SAMPLES_SINCE), since).one()
+    declared = connection.execute(text(statements.DECLARED_SINCE), since).one()
     differences = [
-        f"{counted(since.added, 'sample')} came later" if since.added else "",
-        f"{counted(since.corrected, 'sample')} corrected" if since.corrected else "",
-        f"labels declared: {first_of(since.labels, DECLARED_NAMED)}" if since.labels else "",
-        f"prices declared: {first_of(since.prices, DECLARED_NAMED)}" if since.prices else "",
+        f"{counted(samples.added, 'sample')} came later" if samples.added else "",
+        f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
+        f"labels declared: {first_of(declared.labels, DECLARED_NAMED)}" if declared.labels else "",
+        f"prices declared: {first_of(declared.prices, DECLARED_NAMED)}" if declared.prices else "",
     ]
     found = "; ".join(filter(None, differences))
     otherwise = "servers were measured on later days or count otherwise, or labels or prices were taken away"

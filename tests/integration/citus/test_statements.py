@@ -12,6 +12,7 @@ from sqlalchemy import Engine, event, text
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.grouping.bill_statements import READ
 from capacity_assets.periods import PERIODS
 from capacity_assets.runway.history import HistoryScope
 from capacity_assets.runway.history_statements import SERIES
@@ -163,6 +164,16 @@ def test_the_series_of_forecasts_are_put_together_on_the_nodes(distributed: Engi
 
     assert plan["Custom Plan Provider"] == "Citus Adaptive", "the coordinator only receives"
     assert tasks_of(plan) == [shards_used(distributed)]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_a_bill_rests_on_is_added_up_on_the_nodes(distributed: Engine, name: str) -> None:
+    asked = {"start": date(2025, 5, 1), "end": date(2025, 5, 31), "segments": [date(2025, 5, 1), date(2025, 5, 9)]}
+    with distributed.connect() as connection:
+        plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {READ[name]}"), asked).scalar_one()[0]["Plan"]
+
+    assert plan["Custom Plan Provider"] == "Citus Adaptive", "the coordinator only receives"
+    assert tasks_of(plan) == [SHARDS]
 
 
 def nodes_of(plan: dict[str, object]) -> Iterator[dict[str, object]]:
