@@ -21,7 +21,7 @@ _IN_MONTH = "{0}.collected_date BETWEEN :start AND :end"
 
 
 def _is_there(table: str, when: str) -> str:
-    return f"EXISTS (SELECT FROM {table} s WHERE s.instance_id = m.instance_id AND {when})"
+    return f"EXISTS (SELECT FROM {table} s WHERE s.instance_id = d.instance_id AND {when})"
 
 
 def _dropped(level: str, days: str, keys: str, counts: str) -> str:
@@ -48,15 +48,15 @@ _SIZES = f"""
         FROM database_size_stats r WHERE {_IN_MONTH.format("r")}
     ) AS s GROUP BY s.instance_id, s.database_name, s.segment"""  # noqa: S608 -- as above
 _MEASURED = f"""
-    SELECT m.instance_id, m.measured, m.first_day, m.last_day, z.database_name, z.segment, z.days, z.bytes,
-           {_is_there("database_size_stats", _LATER)}
-           OR {_is_there("instance_size_stats", f"{_LATER} AND NOT s.is_deleted")} AS is_later,
-           {_is_there("database_size_stats", _BEFORE)}
-           OR {_is_there("instance_size_stats", f"{_BEFORE} AND NOT s.is_deleted")}
-           OR {_is_there("instance_size_aggregations", "s.period_end < :start")}
-           OR {_is_there("database_size_aggregations", "s.period_end < :start")} AS was_before
+    SELECT m.*, z.database_name, z.segment, z.days, z.bytes
     FROM (
-        SELECT d.instance_id, count(*) AS measured, min(d.day) AS first_day, max(d.day) AS last_day
+        SELECT d.instance_id, count(*) AS measured, min(d.day) AS first_day, max(d.day) AS last_day,
+               {_is_there("database_size_stats", _LATER)}
+               OR {_is_there("instance_size_stats", f"{_LATER} AND NOT s.is_deleted")} AS is_later,
+               {_is_there("database_size_stats", _BEFORE)}
+               OR {_is_there("instance_size_stats", f"{_BEFORE} AND NOT s.is_deleted")}
+               OR {_is_there("instance_size_aggregations", "s.period_end < :start")}
+               OR {_is_there("database_size_aggregations", "s.period_end < :start")} AS was_before
         FROM ({_DAYS}) AS d GROUP BY d.instance_id
     ) AS m LEFT JOIN ({_SIZES}) AS z ON z.instance_id = m.instance_id"""  # noqa: S608 -- as above
 _SIZED = f"""

@@ -91,11 +91,12 @@ free AS (
     SELECT t.instance_id, t.collected_date, sum({_mb("t.total_size")}) AS mb FROM instance_size_stats t
     WHERE {_RECENT.format("t")} AND NOT t.is_deleted GROUP BY t.instance_id, t.collected_date
 ), present AS (
-    SELECT s.instance_id, s.database_name, {_mb("s.size")} AS size_mb, n.day AS last_day
-    FROM newest n JOIN database_size_stats s ON s.instance_id = n.instance_id AND s.collected_date = n.day
+    SELECT s.instance_id, i.name AS server, s.database_name, {_mb("s.size")} AS size_mb, n.day AS last_day
+    FROM newest n JOIN instances i ON i.id = n.instance_id
+    JOIN database_size_stats s ON s.instance_id = n.instance_id AND s.collected_date = n.day
     WHERE {_RECENT.format("s")}
 ), limited AS MATERIALIZED (
-    SELECT p.instance_id, p.database_name, p.last_day, own.limit_mb AS own_mb, own.source AS own_source,
+    SELECT p.instance_id, p.server, p.database_name, p.last_day, own.limit_mb AS own_mb, own.source AS own_source,
            whole.limit_mb AS server_mb, whole.source AS server_source,
            -- Files that cannot extend any more are as large as their ceiling, full inside or not.
            CASE WHEN c.limit_mb > p.size_mb THEN c.limit_mb END AS ceiling_mb,
@@ -186,11 +187,10 @@ WHERE :every OR {_IS_LIMITED} ORDER BY l.name
 
 _DATABASES = f"""
 WITH {_NEWEST}, {_LIMITS}, {_LIMITED}, series AS ({{series}})
-SELECT i.name AS server, 'database' AS subject, l.database_name AS name, {_LIMIT_COLUMNS}, l.last_day, d.days, d.sizes,
+SELECT l.server, 'database' AS subject, l.database_name AS name, {_LIMIT_COLUMNS}, l.last_day, d.days, d.sizes,
        {_steps("t.instance_id = l.instance_id AND t.database_name IN ('', l.database_name)")}
-FROM limited l JOIN instances i ON i.id = l.instance_id AND (:every OR {_IS_LIMITED})
-JOIN series d ON d.instance_id = l.instance_id AND d.name = l.database_name
-ORDER BY i.name, l.database_name
+FROM limited l JOIN series d ON d.instance_id = l.instance_id AND d.name = l.database_name
+WHERE :every OR {_IS_LIMITED} ORDER BY l.server, l.database_name
 """  # noqa: S608 -- as above
 
 # What is used of a volume; its limit is what it holds.
@@ -210,7 +210,7 @@ STATEMENTS = {SERVER_ROWS: _SERVERS, DATABASE_ROWS: _DATABASES, VOLUME_ROWS: _VO
 
 WITHOUT_LIMIT = f"""
 WITH {_NEWEST}, {_LIMITS}, {_LIMITED}
-SELECT i.name AS server, count(*) AS databases FROM limited l JOIN instances i ON i.id = l.instance_id
+SELECT l.server, count(*) AS databases FROM limited l
 WHERE NOT {_IS_LIMITED} AND (CAST(:name AS text) IS NULL OR l.database_name = :name)
-GROUP BY i.name ORDER BY i.name
+GROUP BY l.server ORDER BY l.server
 """  # noqa: S608 -- as above
