@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
+from difflib import get_close_matches
 from typing import NamedTuple
 
 
@@ -97,3 +98,9 @@ def first_of(names: Iterable[object], shown: int) -> str:
     listed = [printable(str(name)) for name in names]
     more = len(listed) - shown
     return ", ".join(listed[:shown]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the question whether one of the known names was meant, if one is close; with a blank before it."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -20,6 +20,7 @@ from capacity_assets.periods import Period, Window
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.tables import instances
+from capacity_assets.units import meant
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,28 @@ def find_subjects(engine: Engine, database: str | None, server: str | None) -> l
         if server is not None and connection.execute(named).first() is None:
             database = None  # the server is what is wrong
         rows = connection.execute(query.order_by(instances.c.name)).all()
-    if not rows:
-        what = f"server {server!r}" if database is None else f"database {database!r}"
-        where = f" on server {server!r}" if server is not None and database is not None else ""
-        raise NotFoundError(
-            f"There is no {what}{where} among the registered servers: names are compared letter by letter. "
-            "The view capacity_latest lists those that are known."
-        )
+        if not rows:
+            raise _unknown(connection, database, server)
     return [Subject(row.id, row.name, database, row.active) for row in rows]
+
+
+def _unknown(connection: Connection, database: str | None, server: str | None) -> NotFoundError:
+    """Say that there is no such server, or no such database, and which may have been meant."""
+    what = f"server {server!r}" if database is None else f"database {database!r}"
+    where = f" on server {server!r}" if server is not None and database is not None else ""
+    if database is None:
+        close = meant(server or "", connection.execute(select(instances.c.name)).scalars())
+    else:
+        raw = DATABASE.source.c
+        number = select(instances.c.id).where(instances.c.name == server).scalar_subquery()
+        # Of one server the names of all days, else those of the newest day: not every sample of the fleet is read.
+        newest = raw.collected_date == select(func.max(raw.collected_date)).scalar_subquery()
+        there = newest if server is None else raw.instance_id == number
+        close = meant(database, connection.execute(select(raw.database_name).where(there).distinct()).scalars())
+    return NotFoundError(
+        f"There is no {what}{where} among the registered servers: names are compared letter by letter.{close} "
+        "The view capacity_latest lists those that are known."
+    )
 
 
 def explanation_of(engine: Engine, subject: Subject, period: Period, window: Window, today: date) -> Explanation:

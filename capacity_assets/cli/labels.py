@@ -85,6 +85,11 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity labels set db-7 team=search --database "search_*"
       capacity labels set db-7 team=billing --from 2026-04-01
     """
+    if "=" not in pairs[0]:
+        raise ValidationError(
+            f"{pairs[0]!r} is not a label; write team=payments. A database is named with --database. "
+            "Nothing was changed."
+        )
     values = {key.strip(): value for key, value in map(key_and_value, pairs)}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice. Nothing was changed.")

@@ -135,6 +135,14 @@ filter_options = options(
 )
 
 
+def number_listed(name: str, default: int) -> Callable[[Any], Any]:
+    """Return the option of how many rows a command lists, --limit or --show; `name` is its parameter."""
+    most = click.IntRange(1, 10_000)
+    return click.option(
+        "--limit", "--show", name, default=default, show_default=True, type=most, help="How many to list."
+    )
+
+
 def label_filter(label: str | None) -> tuple[str | None, str | None]:
     """Read the label of a filter, None for both without one; raises ValidationError where it is no label."""
     return (None, None) if label is None else key_and_value(label)

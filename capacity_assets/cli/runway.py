@@ -10,7 +10,7 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.cli.limits import limit_text
-from capacity_assets.cli.options import GIGABYTES, filter_options, json_command, label_filter
+from capacity_assets.cli.options import GIGABYTES, filter_options, json_command, label_filter, number_listed
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
@@ -50,7 +50,7 @@ COLUMNS = (
 @click.argument("database", required=False)
 @click.option("--add-gb", type=GIGABYTES, default=Decimal(0), help="What if every limit were so many GiB higher?")
 @filter_options
-@click.option("--show", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
+@number_listed("show", 20)
 @json_command
 def runway(  # noqa: PLR0913 -- one argument per documented option
     settings: Settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,7 @@ from capacity_assets.errors import ValidationError
 from capacity_assets.runway.steps import SizeStep, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
-from capacity_assets.units import human_mb, printable
+from capacity_assets.units import counted, human_mb, printable
 
 COMMANDS = {"add": "steps:add", "import": "steps:import_", "list": "steps:list_", "remove": "steps:remove"}
 
@@ -46,16 +47,26 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
         raise ValidationError("Say what happened: --note is empty. Nothing was changed.")
     step = SizeStep(server, database, day, note)
     with opened_registry(settings) as engine:
-        declare_steps(engine, [step])
+        replaced = declare_steps(engine, [step])
         before, after = sizes_around(engine, step)
-    what = f"{named(server, database)}: {printable(note)}, {day}."
-    if before is None or after is None:
-        say(
-            f"{what} The sizes before and after that day are not both measured yet. The step takes effect once they "
-            "are."
-        )
-    else:
-        say(f"{what} Forecasts leave the change from {human_mb(before)} to {human_mb(after)} out.")
+    say(f"{named(server, database)}: {printable(note)}, {day}. {_effect_of(before, after)}")
+    _report_replaced(replaced)
+
+
+def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
+    if before_mb is None:
+        return "Nothing was measured before that day, so there is no change to leave out."
+    if after_mb is None:
+        return "Nothing was measured on that day or later: the step takes effect with the next sample."
+    return f"Forecasts leave the change from {human_mb(before_mb)} to {human_mb(after_mb)} out."
+
+
+def _report_replaced(replaced: Sequence[SizeStep]) -> None:
+    if replaced:
+        step = replaced[0]
+        what = f"{named(step.server, step.database)}, {step.day}, was: {printable(step.note)}."
+        more = len(replaced) - 1
+        say(f"note: The step of {what}" + (f" {counted(more, 'step')} more got another note." if more else ""))
 
 
 @click.command("import")
@@ -68,8 +79,10 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     """
     found = steps_of_file(file)
     with opened_registry(settings) as engine:
-        declare_steps(engine, found, dry_run=dry_run)
+        replaced = declare_steps(engine, found, dry_run=dry_run)
     print_declared("step", [asdict(step) for step in found], file, dry_run=dry_run, as_json=as_json)
+    if not as_json:
+        _report_replaced(replaced)
 
 
 @click.command("list")

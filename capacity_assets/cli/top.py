@@ -10,7 +10,7 @@ from typing import Any
 import click
 from sqlalchemy import Engine, Row, text
 
-from capacity_assets.cli.options import filter_options, json_command, label_filter, window_options
+from capacity_assets.cli.options import filter_options, json_command, label_filter, number_listed, window_options
 from capacity_assets.cli.output import left, print_json, print_table, right
 from capacity_assets.errors import ValidationError
 from capacity_assets.periods import Period, Window
@@ -68,7 +68,7 @@ class Top:
 )
 @click.option("--server", help="Databases of this server alone.")
 @filter_options
-@click.option("--limit", default=10, show_default=True, type=click.IntRange(1, 10_000), help="How many to list.")
+@number_listed("limit", 10)
 @json_command
 def top(settings: Settings, /, **given: Any) -> None:
     """List the databases that grew or shrank most, or the largest.

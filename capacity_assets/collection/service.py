@@ -30,6 +30,7 @@ from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock, samples_of
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,8 @@ class _Batch:
             self.summary = self.summary.with_outcomes(store_each(self.engine, self.summary.day, self.waiting))
             counts = self.summary
             logger.info(
-                f"{counts.processed_instances:,} servers measured and stored, {counts.failed_instances:,} failed."
+                f"{counted(counts.processed_instances, 'server')} measured and stored, "
+                f"{counts.failed_instances:,} failed."
             )
         self.waiting = []
         self.since = time.monotonic()

@@ -21,6 +21,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import record_measured
+from capacity_assets.units import counted
 
 COLLECTED, FAILED = "collected", "failed"
 # A value does not fit, or breaks a rule of the table.
@@ -34,7 +35,7 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
     with (
         database_errors(
             doing="writing samples",
-            kept=f"Those of {len(outcomes):,} servers were not written; what was written before was kept.",
+            kept=f"Those of {counted(len(outcomes), 'server')} were not written; what was written before was kept.",
         ),
         engine.begin() as connection,
     ):

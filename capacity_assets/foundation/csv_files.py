@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line
+from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line, refuse_a_workbook
 
 DELIMITERS = ",;\t"
 """Spreadsheets of many countries separate by semicolons."""
@@ -76,6 +76,7 @@ def csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     Raises ValidationError: it cannot be read, has no row, or one with more fields than there are headings.
     """
     try:
+        refuse_a_workbook(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = next_line(file)
             if not first.strip():

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
+
+from capacity_assets.errors import ValidationError
 
 LONGEST_LINE = 1 << 17
 """In characters; as long as the longest field that Python's csv module takes."""
+
+
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""What the files of spreadsheet programs begin with, those of today and those of before 2007."""
+
+
+def refuse_a_workbook(path: Path) -> None:
+    """Refuse the file of a spreadsheet program; raises ValidationError, and OSError where it cannot be read."""
+    with path.open("rb") as file:
+        if file.read(len(WORKBOOKS[0])) in WORKBOOKS:
+            raise ValidationError(
+                f"{path} is the workbook of a spreadsheet program, or another archive. Save the sheet as CSV UTF-8. "
+                "Nothing was changed."
+            )
 
 
 class LineTooLongError(ValueError):

@@ -19,9 +19,9 @@ from capacity_assets.aggregation.group_sums import SECONDS_PER_COMMAND, store_gr
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.csv_files import day_of, declarations
 from capacity_assets.grouping import label_statements as statements
-from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, meant, named, refuse_repeated
+from capacity_assets.runway.subjects import WHOLE_SERVER, ids_of, keys_of, named, refuse_repeated
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.units import first_of
+from capacity_assets.units import first_of, meant
 
 LONGEST_VALUE = 100
 WILDCARDS = re.compile(r"[*?]")

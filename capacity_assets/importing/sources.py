@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, TextIO
 from sqlalchemy import Engine, text
 
 from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line
+from capacity_assets.foundation.text_lines import LineTooLongError, bounded_lines, next_line, refuse_a_workbook
 from capacity_assets.importing.rows import ImportColumns, column_positions
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def file_source(path: Path, layout: ImportColumns, mapping: Mapping[str, str], s
     if not path.is_file():
         raise ValidationError(f"{path} does not exist or is not a file.")
     try:
+        refuse_a_workbook(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         build = ParquetSource if path.suffix.lower() == PARQUET else CsvSource

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -27,10 +27,10 @@ class SizeStep:
     note: str
 
 
-def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = False) -> None:
+def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = False) -> list[SizeStep]:
     """Store steps, each in the place of an earlier one of the same subject and day. All of them or none.
 
-    A dry run checks them and stores none.
+    A dry run checks them and stores none. Returns the earlier steps that get another note.
 
     Raises:
         NotFoundError: a server is not registered, or a database was never measured there.
@@ -42,8 +42,13 @@ def declare_steps(engine: Engine, steps: Sequence[SizeStep], *, dry_run: bool = 
     with database_errors(doing="storing steps", kept="Nothing was changed."), engine.begin() as connection:
         subjects = keys_of(connection, [(step.server, step.database) for step in steps])
         values = {"days": [step.day for step in steps], "notes": [step.note for step in steps]}
+        replaced = [
+            replace(steps[row.number - 1], note=row.note)
+            for row in connection.execute(text(_REPLACED), {**subjects, **values})
+        ]
         if not dry_run:
             connection.execute(text(_STORE), {**subjects, **values})
+    return replaced
 
 
 def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None]:
@@ -90,6 +95,14 @@ def _step(row: Mapping[str, str]) -> SizeStep:
     return SizeStep(row["server"], row.get("database"), day_of(row["day"]), row["note"])
 
 
+_REPLACED = """
+SELECT g.number, t.note
+FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:days AS date[]),
+            CAST(:notes AS text[])) WITH ORDINALITY AS g (instance_id, database_name, day, note, number)
+JOIN capacity_steps t
+    ON t.instance_id = g.instance_id AND t.database_name = g.database_name AND t.step_date = g.day
+WHERE t.note <> g.note ORDER BY g.number
+"""
 _STORE = """
 INSERT INTO capacity_steps (instance_id, database_name, step_date, note)
 SELECT g.instance_id, g.database_name, g.day, g.note

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from difflib import get_close_matches
 from typing import TypeVar
 
 from sqlalchemy import Connection, text
 
 from capacity_assets.errors import NotFoundError, ValidationError
 from capacity_assets.storage.distribution import tables_are_distributed
-from capacity_assets.units import first_of, printable
+from capacity_assets.units import first_of, meant, printable
 
 WHOLE_SERVER = ""
 """Stands for a server as a whole where a database is named; no database has this name."""
@@ -42,12 +41,6 @@ def key_of(connection: Connection, server: str, database: str | None) -> dict[st
         raise ValidationError("The name of a database is empty. Nothing was changed.")
     ids = ids_of(connection, {server})
     return {"instance_id": ids[server], "database_name": WHOLE_SERVER if database is None else database}
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """Return the question whether one of the known names was meant, if one is close; with a blank before it."""
-    close = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def ids_of(connection: Connection, names: Collection[str]) -> dict[str, int]:

@@ -26,7 +26,8 @@ class SizeInWindow:
     change_percent: float | None = None
     largest_mb: int | None = None
     smallest_mb: int | None = None
-    measured_days: int = 0
+    measured_days: int | None = None
+    """Unknown where it is a sum over several."""
     is_partial: bool = False
     """Whether a server has no row in it that has one before and after: its size is missing in `size_mb`."""
 

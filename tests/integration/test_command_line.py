@@ -74,7 +74,7 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly"),
+        (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly, all."),
         (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, all"),
         (("--period", "daily", "--instance", "99"), "No server '99' is registered"),
         (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),

@@ -200,6 +200,14 @@ def test_check_says_who_gets_it_and_what_is_missing_to_reach_them(
 
 
 @pytest.mark.usefixtures("week")
+def test_the_digest_of_a_label_that_nothing_has_is_refused() -> None:
+    refused = capacity("digest", "--label", "team=nobody")
+
+    assert refused.exit_code == 2
+    assert f"Nothing has team=nobody in the weeks up to {WEEK.end}: it is misspelt, or these" in refused.output
+
+
+@pytest.mark.usefixtures("week")
 def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine: Engine) -> None:
     shown = capacity("digest").output
     found = json.loads(capacity("digest", "--json").output)

@@ -138,6 +138,12 @@ def _(folder: Path, home: Path) -> Answer:
     return capacity(folder, "import", "long.csv", CAPACITY_HOME=str(home))
 
 
+@fault("an import of a workbook", says="Save the sheet as CSV UTF-8. Nothing was changed.", code=2)
+def _(folder: Path, home: Path) -> Answer:
+    (folder / "sizes.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
+    return capacity(folder, "import", "sizes.xlsx", CAPACITY_HOME=str(home))
+
+
 @fault("an import of a file that is no text", says="is not CSV: it holds bytes that are not text", code=2)
 def _(folder: Path, home: Path) -> Answer:
     (folder / "environ").write_bytes(b"PATH=/usr/bin\0TOKEN=hunter2-very-secret")

@@ -125,6 +125,9 @@ def test_a_window_that_was_not_computed_and_one_without_samples_are_told_apart(e
     ("arguments", "said"),
     [
         (("Orders", "--period", "monthly"), "There is no database 'Orders' among the registered servers"),
+        (("ordres", "--period", "monthly"), "letter by letter. Did you mean 'orders'?"),
+        (("bothh", "--server", "server-2", "--period", "monthly"), "letter by letter. Did you mean 'both'?"),
+        (("--server", "serwer-2", "--period", "monthly"), "letter by letter. Did you mean 'server-2'?"),
         (("orders", "--server", "server-2", "--period", "monthly"), "database 'orders' on server 'server-2'"),
         (("--server", "nobody", "--period", "monthly"), "There is no server 'nobody' among the registered servers"),
         (("orders", "--period", "hourly"), "Unknown period 'hourly'"),

@@ -38,7 +38,7 @@ def test_the_first_ones_have_most_of_what_was_asked_for() -> None:
     assert listed() == ["orders", "small"]
     assert listed("--by", "percent") == ["small", "orders"]
     assert listed("--by", "shrinkage") == ["shrinks"]
-    assert listed("--by", "size", "--limit", "2") == ["shrinks", "orders"]
+    assert listed("--by", "size", "--limit", "2") == listed("--by", "size", "--show", "2") == ["shrinks", "orders"]
     assert listed("--by", "size", "--server", "server-1") == ["orders", "small"]
 
 
