@@ -46,7 +46,8 @@ SETTINGS = ("autovacuum=off", "max_locks_per_transaction=256")
 @click.command()
 @click.option("--size", "fleet", type=Size(), default="100x20x184", show_default=True)
 @click.option("--shards", default=SHARDS, show_default=True)
-def main(*, fleet: Fleet, shards: int) -> None:
+@click.option("--issues-only", is_flag=True, help="Issue runways and a bill, without aggregates.")
+def main(*, fleet: Fleet, shards: int, issues_only: bool) -> None:
     """Backfill, the newest windows and a correction, on one server and on a cluster of three."""
     programs = os.environ.get(VARIABLE)
     if not programs:
@@ -70,14 +71,14 @@ def main(*, fleet: Fleet, shards: int) -> None:
         one, *nodes = map(_postmaster, folders)
         click.echo(f"{fleet.servers * fleet.databases:,} databases, {fleet.days:,} days, {shards} shards\n")
         click.echo(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
-        for what, work in (*steps(fleet), *_further_steps(fleet)):
+        for what, work in (*(() if issues_only else steps(fleet)), *_issues(fleet)):
             _measure(what, work, [(Ours(engines[0]), [one]), (Ours(engines[1]), nodes)])
         for engine in engines:
             engine.dispose()
 
 
-def _further_steps(fleet: Fleet) -> Iterator[tuple[str, Callable[[Ours], object]]]:
-    """What copies rows to the coordinator before it computes."""
+def _issues(fleet: Fleet) -> Iterator[tuple[str, Callable[[Ours], object]]]:
+    """What nodes put together and the coordinator takes over, one row per series or database."""
     last = fleet.last_day
     month = PERIODS["monthly"].window_of(last)
     yield "issue the runways of a day", lambda side: issue(side.engine, last, last)

@@ -163,8 +163,10 @@ def states_of_days(level: Level, days: ColumnElement[bool], *, end_values: bool 
             columns |= _end_days(measure, samples, column.is_not(None))
             if end_values:
                 ends = dated(samples.c.collected_date, column)
-                columns[named("first", measure)] = func.min(ends).filter(column.is_not(None))
-                columns[named("last", measure)] = func.max(ends).filter(column.is_not(None))
+                # Of windows that are only compared with, a value out of range would fail those that are asked for.
+                counts = and_(column.is_not(None), window_of(Parameters.wanted, bucket.element))
+                columns[named("first", measure)] = func.min(ends).filter(counts)
+                columns[named("last", measure)] = func.max(ends).filter(counts)
     return (
         select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
         .group_by(*keys, bucket)

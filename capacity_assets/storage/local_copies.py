@@ -1,8 +1,8 @@
-"""Copies of distributed rows for statements that Citus does not hand to its nodes: forecasts, bills, imports.
+"""Copies of distributed rows for statements that Citus does not hand to its nodes: limits, forecasts, imports.
 
 Within a transaction, a temporary table with the name of the distributed one holds the rows that a statement reads; the
-statement finds it first, and stays as it is. What is copied passes through the coordinator: right at any size, and fit
-for tens of thousands of databases. On a single server nothing is copied.
+statement finds it first, and stays as it is. What is copied passes through the coordinator, so it should be little:
+what was measured last, or a result that nodes have put together. On a single server nothing is copied.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 import dagster as dg
-import pytest
 from sqlalchemy import Engine, delete
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
@@ -127,7 +126,6 @@ def test_metadata_keys_are_the_published_ones_and_numbers_are_numbers(settings: 
     }
 
 
-@pytest.mark.single_server("fails a window without the one after it, by figures out of range")
 def test_one_failing_instance_is_named_in_its_partition_and_the_run_succeeds(
     settings: Settings, engine: Engine
 ) -> None:

@@ -145,7 +145,6 @@ def evaluations(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.A
     return found
 
 
-@pytest.mark.single_server("fails a window without the one after it, by figures out of range")
 def test_a_range_run_evaluates_every_check_of_both_assets_for_its_partitions(
     settings: Settings, engine: Engine
 ) -> None:

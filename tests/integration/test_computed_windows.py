@@ -73,7 +73,6 @@ def test_the_ledger_is_read_again_only_after_something_was_computed(
     assert {event.partition for event in again.asset_events} == {"2025-05-01"}
 
 
-@pytest.mark.single_server("fails a window without the one after it, by figures out of range")
 def test_a_window_in_which_every_server_failed_is_not_marked(
     settings: Settings, engine: Engine, runner: AggregationTaskRunner
 ) -> None:

@@ -60,7 +60,6 @@ def add_servers(engine: Engine, count: int) -> None:
         add_instance_sizes(engine, totals(instance_id, "2025-02-20", [(instance_id * day, 1) for day in range(1, 21)]))
 
 
-@pytest.mark.single_server("fails a window without the one after it, by figures out of range")
 def test_slices_side_by_side_write_what_slices_in_a_row_write(
     wide_engine: Engine, service: AggregationService, parallel: AggregationService
 ) -> None:
