@@ -12,9 +12,11 @@ takes as long as what only the coordinator can do. Beyond that, further workers 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
+from benchmarks.pages import PAGES, page_path
 from benchmarks.steps import Ours, steps
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.grouping.bills import issue_bill
 from capacity_assets.periods import PERIODS
@@ -32,11 +36,14 @@ from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.engine import capacity_engine
 from tests.citus import VARIABLE, citus_cluster
+from tests.clocks import fixed_clock
 from tests.other_postgres import other_postgres
+from tests.pages import Pages, served_pages
 
 HEADINGS = ("step", "one server", "Citus", "Citus / one server", "of it the coordinator", "workers until it binds")
 NAME = "capacity"
 SHARDS = 8
+ROUNDS = 5
 SETTLE_SECONDS = 0.5
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # As in the cluster.
@@ -47,7 +54,8 @@ SETTINGS = ("autovacuum=off", "max_locks_per_transaction=256")
 @click.option("--size", "fleet", type=Size(), default="100x20x184", show_default=True)
 @click.option("--shards", default=SHARDS, show_default=True)
 @click.option("--issues-only", is_flag=True, help="Issue runways and a bill, without aggregates.")
-def main(*, fleet: Fleet, shards: int, issues_only: bool) -> None:
+@click.option("--pages", is_flag=True, help="Open every page besides, five times each, on the clock.")
+def main(*, fleet: Fleet, shards: int, issues_only: bool, pages: bool) -> None:
     """Backfill, the newest windows and a correction, on one server and on a cluster of three."""
     programs = os.environ.get(VARIABLE)
     if not programs:
@@ -73,6 +81,8 @@ def main(*, fleet: Fleet, shards: int, issues_only: bool) -> None:
         click.echo(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
         for what, work in (*(() if issues_only else steps(fleet)), *_issues(fleet)):
             _measure(what, work, [(Ours(engines[0]), [one]), (Ours(engines[1]), nodes)])
+        if pages:
+            _ask_pages(engines, fleet)
         for engine in engines:
             engine.dispose()
 
@@ -83,6 +93,35 @@ def _issues(fleet: Fleet) -> Iterator[tuple[str, Callable[[Ours], object]]]:
     month = PERIODS["monthly"].window_of(last)
     yield "issue the runways of a day", lambda side: issue(side.engine, last, last)
     yield "issue the bill of a month", lambda side: issue_bill(side.engine, month, last, ["team"])
+
+
+def _ask_pages(engines: Sequence[Engine], fleet: Fleet) -> None:
+    """Ask for each page of both, the same ones, each time another window or list."""
+    clock = fixed_clock(fleet.last_day)
+    taken: list[dict[str, list[float]]] = []
+    for engine in engines:
+        service = AggregationService(engine, clock)
+        for period in PERIODS.values():
+            service.aggregate(period, period.windows_between(fleet.first_day, fleet.last_day))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM (ANALYZE)"))
+        with served_pages(engine.url, clock=clock) as served:
+            taken.append(
+                {name: [_milliseconds(served, path, n) for n in range(ROUNDS)] for name, path in PAGES.items()}
+            )
+    click.echo("\n| page | one server | Citus |\n|---|---|---|")
+    for name in PAGES:
+        one, several = (statistics.median(side[name]) for side in taken)
+        click.echo(f"| {name} | {one:.0f} ms | {several:.0f} ms |")
+
+
+def _milliseconds(served: Pages, path: str, number: int) -> float:
+    """How long an answer takes; pages of what this fleet has not are answered too."""
+    started = time.perf_counter()
+    answer = served.ask(page_path(path, number))
+    if answer.status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:
+        raise click.ClickException(answer.text)
+    return (time.perf_counter() - started) * 1000
 
 
 def _postmaster(data: Path) -> int:

@@ -162,15 +162,16 @@ def _ask(path: str) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def _path(path: str, number: int) -> str:
+def page_path(path: str, number: int) -> str:
+    """Return the address of a page, another one for each number."""
     return path.format(n=number + 1, period=PERIODS_ASKED[number % len(PERIODS_ASKED)])
 
 
 def _ask_each(rounds: int) -> None:
     click.echo("| page | median | slowest | the same again |\n| --- | --- | --- | --- |")
     for name, path in PAGES.items():
-        taken = [_ask(_path(path, number)) for number in range(rounds)]
-        again = statistics.median(_ask(_path(path, number)) for number in range(rounds))
+        taken = [_ask(page_path(path, number)) for number in range(rounds)]
+        again = statistics.median(_ask(page_path(path, number)) for number in range(rounds))
         middle = statistics.median(taken)
         verdict = "" if middle <= LIMIT_MS else f" (over {LIMIT_MS} ms)"
         click.echo(f"| {name} | {middle:.0f} ms{verdict} | {max(taken):.0f} ms | {again:.0f} ms |")
@@ -178,7 +179,7 @@ def _ask_each(rounds: int) -> None:
 
 def _ask_together(readers: int) -> None:
     # Every second one asks for what somebody asked for before, as in the morning.
-    paths = [_path(path, 5 + number) for number in range(4) for path in PAGES.values()]
+    paths = [page_path(path, 5 + number) for number in range(4) for path in PAGES.values()]
     asked = [paths[(number // 2) % len(paths)] for number in range(readers * 4)]
     started = time.perf_counter()
     with ThreadPoolExecutor(readers) as pool:
@@ -208,7 +209,7 @@ def _ask_while_computing(engine: Engine, fleet: Fleet, readers: int) -> None:
     def read(number: int) -> None:
         time.sleep(SECONDS_PER_PAGE * number / readers)
         while not stop.is_set():
-            taken.append(_ask(_path(list(PAGES.values())[number % len(PAGES)], number % 9)))
+            taken.append(_ask(page_path(list(PAGES.values())[number % len(PAGES)], number % 9)))
             stop.wait(SECONDS_PER_PAGE)
 
     with ThreadPoolExecutor(readers) as pool:
