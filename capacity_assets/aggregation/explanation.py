@@ -22,6 +22,9 @@ from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.tables import instances
 from capacity_assets.units import meant
 
+NAMES_COMPARED = 10_000
+"""Where a name is not found, it is compared with so many others at most."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -167,8 +170,10 @@ def _unknown(connection: Connection, database: str | None, server: str | None) -
         number = select(instances.c.id).where(instances.c.name == server).scalar_subquery()
         # Of one server the names of all days, else those of the newest day: not every sample of the fleet is read.
         newest = raw.collected_date == select(func.max(raw.collected_date)).scalar_subquery()
-        there = newest if server is None else raw.instance_id == number
-        close = meant(database, connection.execute(select(raw.database_name).where(there).distinct()).scalars())
+        registered = raw.instance_id.in_(select(instances.c.id))
+        there = and_(newest, registered) if server is None else raw.instance_id == number
+        names = select(raw.database_name).where(there).distinct().limit(NAMES_COMPARED)
+        close = meant(database, connection.execute(names).scalars())
     return NotFoundError(
         f"There is no {what}{where} among the registered servers: names are compared letter by letter.{close} "
         "The view capacity_latest lists those that are known."

@@ -6,8 +6,9 @@ Pure: from the windows asked for and those that may be taken, what to read. Whic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from typing import Literal
 
 from capacity_assets.periods import Period, Window, adjacent_spans
@@ -31,11 +32,9 @@ class Reading:
         """Rows that are read per key, at most."""
         return len(self.parts) + sum(span.days for span in self.days)
 
-    def source_of(self, window: Window) -> Source | None:
-        """Return what all of a window is read from; None: from both."""
-        sources = {STORED for _, part in self.parts if _overlap(part, window)}
-        sources |= {DAYS for span in self.days if _overlap(span, window)}
-        return sources.pop() if len(sources) == 1 else None
+    def source_of(self, window: Window) -> Source:
+        """Return what a window is read from, which is read from one source."""
+        return STORED if any(_overlap(part, window) for _, part in self.parts) else DAYS
 
 
 @dataclass(frozen=True)
@@ -120,3 +119,8 @@ def _cut(period: Period, window: Window) -> tuple[Window, ...]:
     pieces = period.windows_between(window.start, window.end)
     fits = pieces[0].start == window.start and pieces[-1].end == window.end
     return pieces if fits else ()
+
+
+def cuts_of(spans: Iterable[Window]) -> list[date]:
+    """Return the first day of each span and the first day after it, in order."""
+    return [day for span in spans for day in (span.start, span.end + timedelta(days=1))]

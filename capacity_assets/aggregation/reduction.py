@@ -40,8 +40,6 @@ from sqlalchemy.sql.elements import FrameClause, FrameClauseType, Grouping
 from capacity_assets.aggregation.parts import Source
 from capacity_assets.foundation.levels import Level, Measure
 
-SINGLE_BUCKET = 2  # the window before it is the first
-
 # Expressions over columns whose Python type never matters here: no figure travels through Python.
 Element: TypeAlias = ColumnElement[Any]
 
@@ -69,8 +67,8 @@ class Parameters:
     Samples are read from `first_day`, which begins the window before the first one asked for, to `last_day`, and of the
     days `year_first` to `year_last` with which these are compared, `year_interval` earlier.
 
-    Where stored windows are read, `part_types` and `part_starts` name them, pair by pair, and samples are read of
-    `days_left`.
+    Where stored windows are read, `part_types` and `part_starts` name them, pair by pair; samples are read of the days
+    from an odd one of `cuts` to before the next, all of which lie in the two spans of `read_...`.
     """
 
     period_type = bindparam("period_type", type_=String)
@@ -87,7 +85,11 @@ class Parameters:
     trend_percent = bindparam("trend_percent", type_=Numeric)
     part_types = bindparam("part_types", type_=ARRAY(String))
     part_starts = bindparam("part_starts", type_=ARRAY(Date))
-    days_left = bindparam("days_left", type_=ARRAY(Date))
+    cuts = bindparam("cuts", type_=ARRAY(Date))
+    read_first = bindparam("read_first", type_=Date)
+    read_last = bindparam("read_last", type_=Date)
+    read_year_first = bindparam("read_year_first", type_=Date)
+    read_year_last = bindparam("read_year_last", type_=Date)
     computed_starts = bindparam("computed_starts", type_=ARRAY(Date))
 
 
@@ -147,7 +149,8 @@ def _raw_rows(level: Level, days: ColumnElement[bool]) -> FromClause:
 def states_of_days(level: Level, days: ColumnElement[bool], *, end_values: bool = False) -> Subquery:
     """Reduce the samples of each key and window to count, sum and extremes: partial state that stays exact.
 
-    Of the ends the days are kept, to be looked up in `with_ends`; with `end_values` also the values, as `dated` ones.
+    Of the ends the days are kept, to be looked up in `with_ends`; with `end_values` also the values, as `dated` ones,
+    of windows that are asked for: a value out of range in one that is only compared with must not fail these.
     """
     samples = _raw_rows(level, days)
     keys = [samples.c[key] for key in level.keys]
@@ -163,7 +166,6 @@ def states_of_days(level: Level, days: ColumnElement[bool], *, end_values: bool 
             columns |= _end_days(measure, samples, column.is_not(None))
             if end_values:
                 ends = dated(samples.c.collected_date, column)
-                # Of windows that are only compared with, a value out of range would fail those that are asked for.
                 counts = and_(column.is_not(None), window_of(Parameters.wanted, bucket.element))
                 columns[named("first", measure)] = func.min(ends).filter(counts)
                 columns[named("last", measure)] = func.max(ends).filter(counts)
@@ -204,7 +206,7 @@ def _side_by_side(level: Level) -> Subquery:
             columns[named("year_before_count", measure)] = func.count(column).filter(year_before)
             columns[named("year_before_sum", measure)] = cast(func.sum(column).filter(year_before), Numeric)
             columns |= _end_days(measure, samples, and_(own, column.is_not(None)))
-    bucket = literal(SINGLE_BUCKET).label("bucket")
+    bucket = literal(2).label("bucket")  # the window before it is the first
     return (
         select(*keys, bucket, *(column.label(name) for name, column in columns.items()))
         .group_by(*keys)
@@ -214,10 +216,9 @@ def _side_by_side(level: Level) -> Subquery:
 
 
 def _end_days(measure: Measure, samples: FromClause, measured: ColumnElement[bool]) -> dict[str, Element]:
-    day = samples.c.collected_date
     return {
-        named("first_day_of", measure): func.min(day).filter(measured),
-        named("last_day_of", measure): func.max(day).filter(measured),
+        named("first_day_of", measure): func.min(samples.c.collected_date).filter(measured),
+        named("last_day_of", measure): func.max(samples.c.collected_date).filter(measured),
     }
 
 

@@ -168,13 +168,14 @@ class AggregationService(LegacyCalls):
             if (row := known.get(window.start))
         }
 
-    def period(self, period: str | Period) -> Period:
-        """Look a period up by name; raises ValidationError where none is registered."""
+    def period(self, period: str | Period, *others: str) -> Period:
+        """Look a period up by name; raises ValidationError where none is registered, and names `others` besides."""
         if isinstance(period, Period):
             # The registered one: its trend threshold may have been set for this installation.
             return self.periods.get(period.name, period)
         if period not in self.periods:
-            raise ValidationError(f"Unknown period {period!r}; known: {', '.join(self.periods)}. Nothing was written.")
+            known = ", ".join((*self.periods, *others))
+            raise ValidationError(f"Unknown period {period!r}; known: {known}. Nothing was written.")
         return self.periods[period]
 
     @property

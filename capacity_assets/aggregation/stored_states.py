@@ -22,6 +22,7 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
+    or_,
     select,
     union_all,
 )
@@ -158,7 +159,14 @@ def _states_of_window(level: Level, states: Subquery, bucket: Element, columns: 
 
 def _days_left(level: Level) -> ColumnElement[bool]:
     """The days that no stored window covers."""
-    return level.source.c.collected_date == func.any(Parameters.days_left)
+    day = level.source.c.collected_date
+    return and_(
+        or_(
+            day.between(Parameters.read_first, Parameters.read_last),
+            day.between(Parameters.read_year_first, Parameters.read_year_last),
+        ),
+        func.width_bucket(day, Parameters.cuts) % 2 == 1,
+    )
 
 
 def _of_days(level: Level, form: Form, days: ColumnElement[bool]) -> Subquery:

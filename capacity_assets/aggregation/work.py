@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from functools import cached_property
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, Source
+from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, Source, cuts_of
 from capacity_assets.aggregation.reduction import Form
 from capacity_assets.periods import Period, Window
 
@@ -40,22 +40,21 @@ class Work:
     def reading(self) -> Reading:
         """What is read: stored windows, and the days that these do not cover."""
         reading = self.parts.reading(self.period, self.windows, one_source=self.distributed)
-        if self._needs_both(reading) and not self._sources(reading):
-            # Nodes are not handed a union of the two.
+        if self._needs_both(reading) and len(self.windows) > 1:
+            # Nodes are not handed a union of the two, and a join is of one window and those it is compared with.
             return NO_PARTS.reading(self.period, self.windows)
         return reading
 
     def _needs_both(self, reading: Reading) -> bool:
         return self.distributed and bool(reading.parts and reading.days)
 
-    def _sources(self, reading: Reading) -> tuple[Source, ...]:
-        """Return what the window, the one before and a year before are read from; nothing where one is from both."""
-        if len(self.windows) > 1:
+    def _sources(self) -> tuple[Source, ...]:
+        """Return what the window, the one before and a year before are read from, where nodes read from both."""
+        if not self._needs_both(self.reading):
             return ()
         [window] = self.windows
         three = (window, self.period.previous(window), self.period.year_before(window))
-        sources = [source for one in three if (source := reading.source_of(one))]
-        return tuple(sources) if len(sources) == len(three) else ()
+        return tuple(self.reading.source_of(one) for one in three)
 
     @property
     def days_read(self) -> int:
@@ -80,7 +79,7 @@ class Work:
             from_stored=bool(self.reading.parts),
             reads_days=bool(self.reading.days),
             distributed=self.distributed,
-            sources=self._sources(self.reading) if self._needs_both(self.reading) else (),
+            sources=self._sources(),
             one_day=all(window.start == window.end for window in self.windows),
         )
 
@@ -107,16 +106,26 @@ class Work:
             "year_last": year_last.end,
             "year_interval": period.year_interval,
             "trend_percent": self.period.trend_percent,
-            **(self._what_is_read() if unites_states else {}),
+            **(self._what_is_read(first.start) if unites_states else {}),
         }
 
-    def _what_is_read(self) -> dict[str, object]:
-        """Name the stored windows that are read, and the days."""
-        return {
+    def _what_is_read(self, first: date) -> dict[str, object]:
+        """Name the stored windows that are read, and the days: in two spans, of the year before and from `first` on."""
+        days = self.reading.days
+        spans = {
+            "read": [span for span in days if span.end >= first],
+            "read_year": [span for span in days if span.end < first],
+        }
+        parameters: dict[str, object] = {
             "part_types": [name for name, _ in self.reading.parts],
             "part_starts": [window.start for _, window in self.reading.parts],
-            "days_left": [span.start + timedelta(days=day) for span in self.reading.days for day in range(span.days)],
+            "cuts": cuts_of(days),
         }
+        for name, within in spans.items():
+            # From a day to the one before it: none.
+            parameters[f"{name}_first"] = within[0].start if within else first
+            parameters[f"{name}_last"] = within[-1].end if within else first - timedelta(days=1)
+        return parameters
 
     def halves(self) -> tuple[Work, Work] | None:
         """Split by instance as long as there are several, then by window; None for a single computation."""

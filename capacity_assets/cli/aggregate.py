@@ -19,7 +19,7 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.errors import DONE, FAILED, CommandFailedError
 from capacity_assets.cli.options import DAY, command, completing, json_option, options
 from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, print_table, say
-from capacity_assets.errors import CapacityError, ValidationError
+from capacity_assets.errors import CapacityError
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import PERIODS, Period, Window
@@ -128,7 +128,10 @@ def _run(
 ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
-        work = [(period, _windows(runner, period, request)) for period in _periods(runner, request)]
+        asked_for = dict.fromkeys(name for name in request.periods if name != SCOPE_ALL)
+        named = [runner.service.period(name, SCOPE_ALL) for name in asked_for]
+        periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else named
+        work = [(period, _windows(runner, period, request)) for period in periods]
         levels = runner.service.levels_of(request.scope)
         # Refuses an unknown server before anything is written.
         instance_ids = runner.service.ids_of(request.names) if request.names else None
@@ -138,18 +141,6 @@ def _run(
                 levels, instance_ids, request.overwrite, request.recompute, dry_run=dry_run, progress=report
             )
             return runner.run_each(work, options)
-
-
-def _periods(runner: AggregationTaskRunner, request: AggregateRequest) -> list[Period]:
-    """Return the periods that are asked for; raises ValidationError where one is unknown."""
-    known = runner.service.periods
-    for name in request.periods:
-        if name not in {*known, SCOPE_ALL}:
-            raise ValidationError(
-                f"Unknown period {name!r}; known: {', '.join(known)}, {SCOPE_ALL}. Nothing was written."
-            )
-    names = known if SCOPE_ALL in request.periods else dict.fromkeys(request.periods)
-    return [known[name] for name in names]
 
 
 def _windows(runner: AggregationTaskRunner, period: Period, request: AggregateRequest) -> list[Window] | None:

@@ -54,19 +54,20 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
 
 
 def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
-    if before_mb is None:
-        return "Nothing was measured before that day, so there is no change to leave out."
     if after_mb is None:
-        return "Nothing was measured on that day or later: the step takes effect with the next sample."
+        return "The step takes effect with the first size that is measured on that day or later."
+    if before_mb is None:
+        return "No size of it is known from before that day, so there is no change to leave out."
     return f"Forecasts leave the change from {human_mb(before_mb)} to {human_mb(after_mb)} out."
 
 
-def _report_replaced(replaced: Sequence[SizeStep]) -> None:
+def _report_replaced(replaced: Sequence[SizeStep], *, dry_run: bool = False) -> None:
     if replaced:
-        step = replaced[0]
-        what = f"{named(step.server, step.database)}, {step.day}, was: {printable(step.note)}."
-        more = len(replaced) - 1
-        say(f"note: The step of {what}" + (f" {counted(more, 'step')} more got another note." if more else ""))
+        step, more = replaced[0], len(replaced) - 1
+        others = f" and those of {counted(more, 'other step')}" if more else ""
+        verb = "would replace" if dry_run else "replaces"
+        what = f"the note {printable(step.note)!r} of {named(step.server, step.database)}, {step.day}{others}"
+        say(f"note: This {verb} {what}.")
 
 
 @click.command("import")
@@ -82,7 +83,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
         replaced = declare_steps(engine, found, dry_run=dry_run)
     print_declared("step", [asdict(step) for step in found], file, dry_run=dry_run, as_json=as_json)
     if not as_json:
-        _report_replaced(replaced)
+        _report_replaced(replaced, dry_run=dry_run)
 
 
 @click.command("list")

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import labels_of
 
-# A day of a server counts as measured when its databases were, or there was none. It is billed from its first sample to
-# its last one, to the end of the month where it was measured later; days of these without a sample count as the others
-# on average. Aggregates stand for samples of other months that retention has dropped. Labels and prices change between
-# segments only, so each is looked up once per database and segment.
+# Labels and prices change between segments only, so each is looked up once per database and segment.
 SEGMENTS = """
 SELECT CAST(:start AS date) AS day
 UNION SELECT valid_from FROM capacity_labels WHERE valid_from BETWEEN :start AND :end
@@ -30,9 +27,13 @@ def _dropped(level: str, days: str, keys: str, counts: str) -> str:
     SELECT a.instance_id FROM {level}_size_aggregations a
     LEFT JOIN (SELECT {keys}, {days} AS days FROM {level}_size_stats r
                WHERE {_IN_MONTH.format("r")} AND {counts} GROUP BY {keys}) AS s USING ({keys})
-    WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)"""  # noqa: S608 -- as above
+    WHERE a.period_type = 'monthly' AND a.period_start = :start AND a.data_count > coalesce(s.days, 0)
+    GROUP BY a.instance_id"""  # noqa: S608 -- names of our own tables
 
 
+# A day of a server counts as measured when its databases were, or there was none. It is billed from its first sample to
+# its last one, to the end of the month where it was measured later; days of these without a sample count as the others
+# on average. Aggregates stand for samples of other months that retention has dropped.
 _LATER, _BEFORE = "s.collected_date > :end", "s.collected_date < :start"
 _DAYS = f"""
     SELECT DISTINCT every.instance_id, every.day FROM (
@@ -63,14 +64,15 @@ _SIZED = f"""
     SELECT t.instance_id FROM instance_size_stats t
     WHERE {_IN_MONTH.format("t")} AND NOT t.is_deleted AND t.total_size_mb > 0 GROUP BY t.instance_id"""  # noqa: S608 -- as above
 READ = {
+    "sized_servers": _SIZED,
+    "measured": _MEASURED,
     "dropped_totals": _dropped("instance", "count(DISTINCT r.collected_date)", "instance_id", "NOT r.is_deleted"),
     "dropped_samples": _dropped("database", "count(*)", "instance_id, database_name", "true"),
-    "measured": _MEASURED,
-    "sized_servers": _SIZED,
 }
 """What a bill reads of samples and aggregates, each as the temporary table that the statements below look at: where
 tables are distributed, their nodes add it up. Days and sizes are read together, so that a sample which comes meanwhile
-is in both or in neither. Segments are given by their first days."""
+is in both or in neither. Samples that retention drops meanwhile are found to be missing, because that is asked last.
+Segments are given by their first days; a label that is declared meanwhile makes none, and the next issue has it."""
 
 _MEASURED_SERVERS = "SELECT DISTINCT instance_id, measured, first_day, last_day, is_later, was_before FROM measured"
 _SERVERS = f"""servers AS MATERIALIZED (

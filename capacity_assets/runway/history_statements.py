@@ -28,15 +28,17 @@ _DAILY = (
 )
 
 
-def _newest(table: str) -> str:
-    """Rows of each server's newest day."""
-    newest = f"SELECT instance_id, max(collected_date) FROM {table} WHERE {_RECENT.format(table)} GROUP BY instance_id"  # noqa: S608 -- names of our own
+def _newest(table: str, measured: str | None = None) -> str:
+    """Rows of each server's newest day in the table itself, or in the one that is `measured`."""
+    other = measured or table
+    newest = f"SELECT instance_id, max(collected_date) FROM {other} WHERE {_RECENT.format(other)} GROUP BY instance_id"  # noqa: S608 -- names of our own
     return f"{_RECENT.format(table)} AND (instance_id, collected_date) IN ({newest})"
 
 
 READ_OF_DISTRIBUTED = {
+    # Before its databases are copied, of whose newest days these are the totals.
+    "instance_size_stats": _newest("instance_size_stats", "database_size_stats"),
     "database_size_stats": _newest("database_size_stats"),
-    "instance_size_stats": _RECENT.format("instance_size_stats"),
     "volume_size_stats": _newest("volume_size_stats"),
     "database_limit_stats": _newest("database_limit_stats"),
 }
@@ -123,7 +125,7 @@ _LIMIT_COLUMNS = ", ".join(
 
 
 # The day numbers count from the day before the first column. Sizes are samples, and before the first that is kept the
-# daily aggregates. A server's own series has the empty name.
+# daily aggregates.
 _DAYS = (
     "array_agg(d.day - :before_first) AS days, array_agg(CAST(d.size_mb AS float8)) AS sizes, max(d.day) AS last_day"
 )
@@ -187,7 +189,7 @@ WHERE :every OR {_IS_LIMITED} ORDER BY l.name
 
 _DATABASES = f"""
 WITH {_NEWEST}, {_LIMITS}, {_LIMITED}, series AS ({{series}})
-SELECT l.server, 'database' AS subject, l.database_name AS name, {_LIMIT_COLUMNS}, l.last_day, d.days, d.sizes,
+SELECT l.server, 'database' AS subject, l.database_name AS name, {_LIMIT_COLUMNS}, d.last_day, d.days, d.sizes,
        {_steps("t.instance_id = l.instance_id AND t.database_name IN ('', l.database_name)")}
 FROM limited l JOIN series d ON d.instance_id = l.instance_id AND d.name = l.database_name
 WHERE :every OR {_IS_LIMITED} ORDER BY l.server, l.database_name
@@ -199,8 +201,8 @@ WITH {_LIMITS}, series AS ({{series}})
 SELECT v.instance_id, i.name AS server, 'volume' AS subject, v.volume_name AS name, v.total_mb AS own_mb,
        v.source AS own_source, CAST(NULL AS bigint) AS server_mb, NULL AS server_source,
        CAST(NULL AS bigint) AS ceiling_mb, NULL AS ceiling_source, CAST(NULL AS bigint) AS free_mb,
-       CAST(NULL AS date) AS free_day, NULL AS free_source, CAST(NULL AS float8) AS total_mb, v.day AS last_day,
-       d.days, d.sizes, {_steps("t.instance_id = v.instance_id")}
+       CAST(NULL AS date) AS free_day, NULL AS free_source, CAST(NULL AS float8) AS total_mb,
+       d.last_day, d.days, d.sizes, {_steps("t.instance_id = v.instance_id")}
 FROM volumes v JOIN instances i ON i.id = v.instance_id
 JOIN series d ON d.instance_id = v.instance_id AND d.name = v.volume_name
 ORDER BY i.name, v.volume_name

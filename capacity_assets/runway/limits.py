@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.csv_files import declarations
 from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
-from capacity_assets.storage.local_copies import copy_for_reading
+from capacity_assets.storage.local_copies import copied_for_reading
 
 MB_PER_GB = 1024
 MOST_MB = 2**53
@@ -87,10 +87,9 @@ def below_the_size(engine: Engine, limits: Sequence[Limit]) -> list[tuple[Limit,
         keys = keys_of(connection, [(limit.server, limit.database) for limit in limits])
         parameters = {**keys, "limits_mb": [limit.limit_mb for limit in limits]}
         of_servers = "instance_id = ANY (CAST(:instance_ids AS integer[]))"
-        copy_for_reading(
-            connection, dict.fromkeys(("database_size_stats", "instance_size_stats"), of_servers), parameters
-        )
-        return [(limits[row.number - 1], row.size_mb) for row in connection.execute(text(_BELOW), parameters)]
+        wanted = dict.fromkeys(("database_size_stats", "instance_size_stats"), of_servers)
+        with copied_for_reading(connection, wanted, parameters):
+            return [(limits[row.number - 1], row.size_mb) for row in connection.execute(text(_BELOW), parameters)]
 
 
 def stored_limits(engine: Engine) -> list[StoredLimit]:

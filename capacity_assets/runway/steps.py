@@ -110,13 +110,21 @@ FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAS
             CAST(:notes AS text[])) AS g (instance_id, database_name, day, note)
 ON CONFLICT (instance_id, database_name, step_date) DO UPDATE SET note = excluded.note, declared_at = now()
 """
+# Samples, and before the first that is kept the daily aggregates, as forecasts have them.
 _AROUND = """
 WITH sizes AS (
     SELECT s.collected_date AS day, s.size_mb FROM database_size_stats s
     WHERE CAST(:database AS text) IS NOT NULL AND s.instance_id = :instance_id AND s.database_name = :database
     UNION ALL
+    SELECT a.period_start, a.avg_size_mb FROM database_size_aggregations a
+    WHERE CAST(:database AS text) IS NOT NULL AND a.instance_id = :instance_id AND a.database_name = :database
+      AND a.period_type = 'daily'
+    UNION ALL
     SELECT t.collected_date, t.total_size_mb FROM instance_size_stats t
     WHERE CAST(:database AS text) IS NULL AND t.instance_id = :instance_id AND NOT t.is_deleted
+    UNION ALL
+    SELECT a.period_start, a.total_size_mb FROM instance_size_aggregations a
+    WHERE CAST(:database AS text) IS NULL AND a.instance_id = :instance_id AND a.period_type = 'daily'
 )
 SELECT (SELECT size_mb FROM sizes WHERE day < :day ORDER BY day DESC LIMIT 1) AS before_mb,
        (SELECT size_mb FROM sizes WHERE day >= :day ORDER BY day LIMIT 1) AS after_mb

@@ -27,7 +27,7 @@ class SizeInWindow:
     largest_mb: int | None = None
     smallest_mb: int | None = None
     measured_days: int | None = None
-    """Unknown where it is a sum over several."""
+    """Unknown where sizes are sums over several."""
     is_partial: bool = False
     """Whether a server has no row in it that has one before and after: its size is missing in `size_mb`."""
 
@@ -104,7 +104,8 @@ def windows_back(period: Period, newest: Window) -> list[Window]:
 def with_gaps(windows: Sequence[Window], found: Sequence[SizeInWindow]) -> list[SizeInWindow]:
     """Return one size per window from the first that was measured on, oldest first; those in between may be empty."""
     by_start = {one.window_start: one for one in found}
-    whole = [by_start.get(window.start, SizeInWindow(window.start, window.end, None)) for window in windows]
+    empty = (SizeInWindow(window.start, window.end, None, measured_days=0) for window in windows)
+    whole = [by_start.get(one.window_start, one) for one in empty]
     first = next((number for number, one in enumerate(whole) if one.size_mb is not None), len(whole))
     return whole[first:]
 

@@ -21,7 +21,8 @@ from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remo
 def row_versions(engine: Engine, level: Level) -> list[object]:
     """Where each row version lies, which transaction wrote it and which one last locked it, as PostgreSQL says."""
     with engine.connect() as connection:
-        return list(connection.execute(text(f"SELECT id, ctid::text, xmin::text, xmax::text FROM {level.target.name}")))
+        versions = f"SELECT id, ctid::text, xmin::text, xmax::text FROM {level.target.name} ORDER BY id"
+        return list(connection.execute(text(versions)))
 
 
 def test_computing_again_over_unchanged_samples_writes_no_row_and_postgresql_says_so(

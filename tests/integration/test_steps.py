@@ -19,8 +19,8 @@ def test_a_step_on_a_day_without_sizes_around_it_says_that_there_is_nothing_to_l
     early = capacity("steps", "add", "server-1", "orders", "--day", "2001-01-01", "--note", "long ago")
     empty = capacity("steps", "add", "server-1", "--day", str(TODAY), "--note", " ")
 
-    assert "Nothing was measured on that day or later: the step takes effect with the next sample." in added.output
-    assert "Nothing was measured before that day, so there is no change to leave out." in early.output
+    assert "The step takes effect with the first size that is measured on that day or later." in added.output
+    assert "No size of it is known from before that day, so there is no change to leave out." in early.output
     assert (empty.exit_code, "--note is empty" in empty.output) == (2, True)
     assert "planned" not in capacity("explain", "orders", "--runway").output, "it lies ahead"
 
@@ -33,11 +33,12 @@ def test_a_step_that_replaces_another_one_names_it(tmp_path: Path) -> None:
         capacity("steps", "add", "server-1", "orders", "--day", str(TODAY), "--note", note).output
         for note in ("first", "second")
     )
-    imported = capacity("steps", "import", str(file)).output
+    tried, imported = (capacity("steps", "import", str(file), *dry).output for dry in (["--dry-run"], []))
 
     assert "note:" not in first
-    assert f"note: The step of orders on server-1, {TODAY}, was: first." in second
-    assert f"note: The step of orders on server-1, {TODAY}, was: second." in imported
+    assert f"note: This replaces the note 'first' of orders on server-1, {TODAY}." in second
+    assert f"note: This would replace the note 'second' of orders on server-1, {TODAY}." in tried
+    assert f"note: This replaces the note 'second' of orders on server-1, {TODAY}." in imported
 
 
 def test_an_empty_name_removes_neither_the_limit_nor_the_step_of_a_whole_server() -> None:

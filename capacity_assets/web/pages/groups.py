@@ -73,6 +73,7 @@ class GroupPage:
     members: Sequence[DatabaseRow]
     has_more_members: bool
     fills_first: Sequence[Runway]
+    has_forecast: bool
 
     @property
     def display_name(self) -> str:
@@ -147,7 +148,8 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         ahead = _filling_of_a_server(connection, name) if by == "server" else _runways_of(connection, filling)
-        return GroupPage(by, name, period.name, sizes, members, more, ahead)
+        has_forecast = bool(ahead) or rows(connection, _HAS_FORECAST)[0].is_it
+        return GroupPage(by, name, period.name, sizes, members, more, ahead, has_forecast)
 
 
 def _group_history(
@@ -226,6 +228,7 @@ ORDER BY full_middle, server, name
 """
 # The newest month whose bill is final is the one that people talk about.
 _NEWEST_FINAL = "SELECT max(month) AS month FROM capacity_bills WHERE is_final"
+_HAS_FORECAST = "SELECT EXISTS (SELECT 1 FROM capacity_runway) AS is_it"
 _MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
 _ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
 _OUTDATED = """

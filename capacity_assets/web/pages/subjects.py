@@ -187,7 +187,7 @@ def read_volume(reader: Reader, asked: Asked) -> VolumePage:
         [volume] = named
         first = volume.day - timedelta(days=VOLUME_DAYS)
         sizes = [
-            SizeInWindow(row.day, row.day, row.used_mb)
+            SizeInWindow(row.day, row.day, row.used_mb, measured_days=1)
             for row in rows(connection, _VOLUME_HISTORY, {**of_volume, "first": first, "last": volume.day})
         ]
         on_it = runways(connection, _BOUND_BY_VOLUMES, {"server": number})

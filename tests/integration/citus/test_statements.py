@@ -16,7 +16,7 @@ from capacity_assets.grouping.bill_statements import READ
 from capacity_assets.periods import PERIODS
 from capacity_assets.runway.history import HistoryScope
 from capacity_assets.runway.history_statements import SERIES
-from capacity_assets.storage.local_copies import copy_for_reading
+from capacity_assets.storage.local_copies import copied_for_reading
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
 from tests.databases import execute
@@ -218,8 +218,8 @@ def test_what_people_ask_is_answered_as_on_a_single_server(
 
 def test_copies_for_reading_have_statistics(distributed: Engine) -> None:
     """Without these a bill of 2,000 databases took three seconds, and one of 20,000 a hundred times as long."""
-    with distributed.begin() as connection:
-        copy_for_reading(connection, {"database_size_stats": "instance_id = :server"}, {"server": 2})
+    wanted = {"database_size_stats": "instance_id = :server"}
+    with distributed.begin() as connection, copied_for_reading(connection, wanted, {"server": 2}):
         known = "SELECT reltuples FROM pg_class WHERE oid = 'pg_temp.database_size_stats'::regclass"
         rows = connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one()
 
