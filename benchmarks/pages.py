@@ -71,7 +71,7 @@ INSERT INTO instance_size_stats (instance_id, total_size_mb, database_count, col
 SELECT instance_id, total_size_mb, database_count, :day FROM instance_size_aggregations
 WHERE period_type = 'daily' AND period_start = :day
 """
-_VOLUMES = """
+VOLUMES = """
 INSERT INTO volume_size_stats (collected_date, instance_id, volume_name, total_mb, free_mb, source)
 SELECT CAST(:day AS date) - d, id, '/data', 4000000, 1000000 + id, 'measured'
 FROM instances, generate_series(0, 89) AS d
@@ -86,7 +86,7 @@ SELECT :day, instance_id, 'database', database_name, 'forecast', :day, avg_size_
        0, 0, 0, CASE WHEN avg_size_mb % 10 = 0 THEN 0.6 ELSE 0 END, true, avg_size_mb, avg_size_mb, avg_size_mb
 FROM database_size_aggregations WHERE period_type = 'daily' AND period_start = :day
 """
-_LABELS = """
+LABELS = """
 INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value)
 SELECT id, '', 'team', DATE '0001-01-01', 'team-' || id % 10 FROM instances
 UNION ALL SELECT id, '*7', 'team', DATE '0001-01-01', 'team-' || (id + 1) % 10 FROM instances
@@ -120,9 +120,9 @@ def main(*, fleet: Fleet, daily_days: int, rounds: int, readers: int) -> None:
 def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
-        for statement in (_SAMPLES, _TOTALS, _VOLUMES, _RUNWAYS):
+        for statement in (_SAMPLES, _TOTALS, VOLUMES, _RUNWAYS):
             connection.execute(text(statement), {"day": fleet.last_day})
-        connection.execute(text(_LABELS))
+        connection.execute(text(LABELS))
         connection.execute(text("VACUUM (ANALYZE)"))
     started = time.perf_counter()
     windows = store_group_sums(engine, STORING_SECONDS)
