@@ -104,7 +104,8 @@ def print_bill(found: IssuedBill) -> None:
         *right("Databases", "GiB", f"Amount, {found.bill.currency or 'no currency'}"),
     )
     print_table(title(found), columns, rows)
-    for note in [*notes(found), quantity_note(found)]:
+    issued = f"Issue {found.bill.issue} of this bill, of {found.bill.issued_at:%Y-%m-%d}."
+    for note in [issued, *notes(found), quantity_note(found)]:
         say(note)
 
 

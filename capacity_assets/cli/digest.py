@@ -60,7 +60,8 @@ def digest(  # noqa: PLR0913 -- one argument per documented option
         found = read_digest(runner.service.engine, week, None if key is None else (key, str(value)))
     if label is not None and not found.history:
         raise NotFoundError(
-            f"Nothing has {label} in the weeks up to {week.end}: it is misspelt, or these weeks were not computed."
+            f"Nothing has {label} in the weeks up to {week.end}: it is misspelt, holds from a later day on, or these "
+            "weeks were not computed."
         )
     if as_json:
         print_json(asdict(found))

@@ -130,7 +130,7 @@ def print_outlooks(found: Outlooks, *, show: int, add_gb: Decimal = Decimal(0), 
         if add_gb:
             title += f", if every limit were {add_gb:,} GiB higher"
         print_table(
-            title + (f" ({more:,} more: `capacity runway --show {len(rows)}`)" if more > 0 else ""),
+            title + (f" ({more:,} more: `capacity runway` lists them with --show {len(rows)})" if more > 0 else ""),
             COLUMNS,
             list(map(_cells, rows[:show])),
         )

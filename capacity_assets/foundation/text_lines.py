@@ -19,11 +19,16 @@ WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 def refuse_a_workbook(path: Path) -> None:
     """Refuse the file of a spreadsheet program; raises ValidationError, and OSError where it cannot be read."""
     with path.open("rb") as file:
-        if file.read(len(WORKBOOKS[0])) in WORKBOOKS:
-            raise ValidationError(
-                f"{path} is the workbook of a spreadsheet program, or another archive. Save the sheet as CSV UTF-8. "
-                "Nothing was changed."
-            )
+        refuse_the_beginning_of_a_workbook(path, file.read(len(WORKBOOKS[0])))
+
+
+def refuse_the_beginning_of_a_workbook(path: Path, content: bytes) -> None:
+    """Refuse what a file begins with; raises ValidationError."""
+    if content.startswith(WORKBOOKS):
+        raise ValidationError(
+            f"{path} is the workbook of a spreadsheet program, or another archive. Save the sheet as CSV UTF-8. "
+            "Nothing was changed."
+        )
 
 
 class LineTooLongError(ValueError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from capacity_assets.errors import ValidationError
+from capacity_assets.foundation.text_lines import refuse_the_beginning_of_a_workbook
 
 # A file of 100,000 servers has less.
 LARGEST_BYTES = 64 << 20
@@ -31,6 +32,7 @@ def toml_document(path: Path) -> dict[str, Any]:
             content = file.read(LARGEST_BYTES + 1)
         if len(content) > LARGEST_BYTES:
             raise ValidationError(f"{path} cannot be read: it is larger than {LARGEST_BYTES >> 20} MiB.")
+        refuse_the_beginning_of_a_workbook(path, content)
         return tomllib.loads(content.decode())
     except OSError as error:
         raise ValidationError(f"{path} cannot be read: {error.strerror}.") from None

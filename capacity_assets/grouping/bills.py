@@ -221,8 +221,11 @@ def read_bill_of(connection: Connection, month: Window, by: str, issue: int | No
     """Read a bill within the caller's transaction; raises as `read_bill`, but for errors of the database."""
     chosen = [bill for bill in _issues(connection, month) if issue is None or bill.issue <= issue]
     if not chosen or (issue is not None and chosen[0].issue != issue):
-        which = "" if issue is None else f"issue {issue} of "
-        raise NotFoundError(f"There is no {which}bill of {_named(month)}. `capacity bill` issues one.")
+        if issue is not None:
+            raise NotFoundError(f"There is no issue {issue} of a bill of {_named(month)}.")
+        raise NotFoundError(
+            f"There is no bill of {_named(month)}. `capacity bill` issues one where something was measured."
+        )
     now, *older = chosen
     refuse_unknown_grouping(by, now.label_keys)
     before = _issued(connection, older[0], by, None) if older else None

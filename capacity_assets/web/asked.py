@@ -90,7 +90,8 @@ class Asked:
             # A month is written without a day too.
             day = date.fromisoformat(f"{written}-01" if MONTH.fullmatch(written) else written)
         except ValueError:
-            raise ValidationError(f"{name} must be a day, as 2026-03-31.") from None
+            kind = "month, as 2026-03" if name == "month" else "day, as 2026-03-31"
+            raise ValidationError(f"{name} must be a {kind}.") from None
         if not FIRST_YEAR <= day.year <= LAST_YEAR:
             raise ValidationError(f"{name} must lie in the years {FIRST_YEAR} to {LAST_YEAR}.")
         return day

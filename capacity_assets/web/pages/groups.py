@@ -96,7 +96,7 @@ class BillPage:
     groups: Sequence[BillGroup]
     notes: Sequence[str]
     is_outdated: bool = False
-    """Whether labels or prices of the month were declared since; `capacity bill` issues it again."""
+    """Whether labels or prices of the month were declared since the newest issue, which may change it."""
     found: IssuedBill | None = None
 
 
@@ -202,7 +202,8 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         bill = read.bill
         amount = None if bill.amount is None else str(bill.amount)
         place = (bill.month, months, by, groupings, bill.issue, issues)
-        outdated = rows(connection, _OUTDATED, {"issued_at": bill.issued_at, "end": window.end})[0].is_outdated
+        declared = {"issued_at": bill.issued_at, "end": window.end}
+        outdated = bill.issue == issues[-1] and rows(connection, _OUTDATED, declared)[0].is_outdated
         remarks = [*notes(read), quantity_note(read)]
         return BillPage(*place, bill.currency, amount, read.groups, remarks, bool(outdated), read)
 
