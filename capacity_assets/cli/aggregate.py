@@ -128,9 +128,8 @@ def _run(
 ) -> tuple[RunSummary, tuple[CapacityError, ...]]:
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
-        asked_for = dict.fromkeys(name for name in request.periods if name != SCOPE_ALL)
-        named = [runner.service.period(name, SCOPE_ALL) for name in asked_for]
-        periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else named
+        asked = [runner.service.period(name, SCOPE_ALL) for name in dict.fromkeys(request.periods) if name != SCOPE_ALL]
+        periods = list(PERIODS.values()) if SCOPE_ALL in request.periods else asked
         work = [(period, _windows(runner, period, request)) for period in periods]
         levels = runner.service.levels_of(request.scope)
         # Refuses an unknown server before anything is written.

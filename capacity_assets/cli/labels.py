@@ -85,12 +85,8 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity labels set db-7 team=search --database "search_*"
       capacity labels set db-7 team=billing --from 2026-04-01
     """
-    if "=" not in pairs[0]:
-        raise ValidationError(
-            f"{pairs[0]!r} is not a label; write team=payments. A database is named with --database. "
-            "Nothing was changed."
-        )
-    values = {key.strip(): value for key, value in map(key_and_value, pairs)}
+    read = [key_and_value(pair, " A database is named with --database.") for pair in pairs]
+    values = {key.strip(): value for key, value in read}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice. Nothing was changed.")
     found = labels_of(server, database, values, settings.label_keys, _first_day(first_day, always=always))

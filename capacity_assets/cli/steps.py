@@ -66,7 +66,7 @@ def _report_replaced(replaced: Sequence[SizeStep], *, dry_run: bool = False) -> 
         step, more = replaced[0], len(replaced) - 1
         others = f" and those of {counted(more, 'other step')}" if more else ""
         verb = "would replace" if dry_run else "replaces"
-        what = f"the note {printable(step.note)!r} of {named(step.server, step.database)}, {step.day}{others}"
+        what = f"the note {step.note!r} of {named(step.server, step.database)}, {step.day}{others}"
         say(f"note: This {verb} {what}.")
 
 

@@ -20,6 +20,7 @@ from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.group_tables import capacity_bills
+from capacity_assets.storage.local_copies import make_temporary_tables
 from capacity_assets.units import counted, first_of
 
 CENT = Decimal("0.01")
@@ -131,11 +132,7 @@ def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) 
 def _read(connection: Connection, asked: dict[str, Any]) -> None:
     """Read what the bill rests on into temporary tables, which lie where the registry does."""
     segments = connection.execute(text(statements.SEGMENTS), asked).scalars().all()
-    for name, query in statements.READ.items():
-        made = f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"
-        connection.execute(text(made), {**asked, "segments": list(segments)})
-    # Without statistics the planner expects a handful of rows, and loops over all of them.
-    connection.execute(text(f"ANALYZE {', '.join(statements.READ)}"))
+    make_temporary_tables(connection, statements.READ, {**asked, "segments": list(segments)})
 
 
 def _issues(connection: Connection, month: Window) -> list[Bill]:

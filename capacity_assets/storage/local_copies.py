@@ -7,7 +7,7 @@ what was measured last, or a result that nodes have put together. On a single se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -39,10 +39,18 @@ def copied_for_reading(
     schema = connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
     rows = {table: f"SELECT * FROM {schema}.{table} WHERE {condition}" for table, condition in wanted.items()}  # noqa: S608 -- our own names and conditions
     made = {**on_nodes, **rows}
-    for name, query in made.items():
-        connection.execute(text(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"), dict(parameters))
-    copies = ", ".join(f"pg_temp.{name}" for name in made)
-    # Without statistics the planner expects a handful of rows, and loops over all of them.
-    connection.execute(text(f"ANALYZE {copies}"))
+    make_temporary_tables(connection, made, parameters)
     yield True
-    connection.execute(text(f"DROP TABLE {copies}"))
+    connection.execute(text(f"DROP TABLE {_temporary(made)}"))
+
+
+def make_temporary_tables(connection: Connection, queries: Mapping[str, str], parameters: Mapping[str, object]) -> None:
+    """Keep the result of each query as a temporary table of its name, until the transaction ends. Raises DBAPIError."""
+    for name, query in queries.items():
+        connection.execute(text(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"), dict(parameters))
+    # Without statistics the planner expects a handful of rows, and loops over all of them.
+    connection.execute(text(f"ANALYZE {_temporary(queries)}"))
+
+
+def _temporary(names: Iterable[str]) -> str:
+    return ", ".join(f"pg_temp.{name}" for name in names)
