@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.group_tracking import forget_group_sums
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
@@ -20,13 +21,24 @@ Groups = list[Row[Any]]
 SECONDS = 60
 
 
+_ORDER = "ORDER BY period, window_start, grouped_by, group_name NULLS LAST"
+# As the pages: what is stored, and what is added up of windows for which that is out of date, and by server.
+_STORED_OR_ADDED_UP = f"""
+SELECT * FROM capacity_stored_groups UNION ALL SELECT * FROM capacity_groups
+WHERE grouped_by = 'server' OR (period, window_start) IN (SELECT period, window_start FROM capacity_outdated_groups)
+{_ORDER}
+"""
+
+
 def read(connection: Connection) -> Groups:
-    query = "SELECT * FROM capacity_groups ORDER BY period, window_start, grouped_by, group_name NULLS LAST"
-    return [*connection.execute(text(query))]
+    found = [*connection.execute(text(_STORED_OR_ADDED_UP))]
+    if not tables_are_distributed(connection):
+        assert [*connection.execute(text(f"SELECT * FROM capacity_groups {_ORDER}"))] == found
+    return found
 
 
 def groups(engine: Engine) -> Groups:
-    with engine.connect() as connection:
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         return read(connection)
 
 

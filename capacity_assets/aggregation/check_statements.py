@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.storage.group_views_on_nodes import OF_WINDOWS_ON_NODES
 
 
 def _first(body: str, order: str) -> str:
@@ -138,11 +139,16 @@ def groups_differ(_level: Level) -> str:
 
 
 def groups_differ_on_nodes(_level: Level) -> str:
-    """The same where rows are distributed: all windows at once."""
+    """The same where rows are distributed: all windows at once, as they are stored and as they are added up."""
     body = f"""
         SELECT {_DIFFERENCE.format("g.window_start")} AS place
-        FROM (SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb FROM capacity_groups
-              WHERE period = :period_type AND window_start = ANY (CAST(:starts AS date[])) GROUP BY 1, 2) AS g
+        FROM (SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
+              FROM (SELECT window_start, grouped_by, size_mb, change_mb, true AS is_stored FROM capacity_stored_groups
+                    WHERE period = :period_type AND window_start = ANY (CAST(:starts AS date[]))
+                    UNION ALL
+                    SELECT period_start, grouped_by, size_mb, change_mb, false FROM ({OF_WINDOWS_ON_NODES}) AS added_up
+                   ) AS both_ways
+              GROUP BY window_start, grouped_by, is_stored) AS g
         JOIN (SELECT a.period_start, sum(a.total_size_mb) AS size_mb, sum(a.total_size_change_mb) AS change_mb
               FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
               WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:starts AS date[]))

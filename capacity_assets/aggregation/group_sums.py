@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.errors import DATABASE_FAILURES, reason_of
 from capacity_assets.storage.distribution import is_distributed
@@ -17,11 +19,15 @@ from capacity_assets.storage.group_tracking import forget_group_sums, lock_group
 from capacity_assets.storage.group_views import (
     GROUPS_OF_WINDOW,
     LABEL_KEYS,
+    OUTDATED_ON_NODES,
     OUTDATED_WINDOWS,
     WINDOW_ENDS,
     touches,
 )
+from capacity_assets.storage.group_views_on_nodes import OF_WINDOWS_ON_NODES
+from capacity_assets.storage.node_records import NodeError, gather_records
 from capacity_assets.storage.snapshots import is_seen, transaction_of
+from capacity_assets.storage.window_expressions import before
 
 logger = logging.getLogger("capacity_assets")
 
@@ -44,37 +50,62 @@ def store_group_sums(engine: Engine, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     stored = 0
     try:
-        is_left = not is_distributed(engine)
+        on_nodes = is_distributed(engine)
+        gather_records(engine)
+        is_left = True
         while is_left and time.monotonic() < deadline:
             with engine.begin() as connection:
-                windows, is_left = _store_some(connection)
+                windows, is_left = _store_some(connection, on_nodes=on_nodes)
             stored += windows
-    except DATABASE_FAILURES as error:
-        logger.warning("Sums of groups were not stored, and are added up when they are read: %s", reason_of(error))
+    except (*DATABASE_FAILURES, NodeError) as error:
+        reason = error if isinstance(error, NodeError) else reason_of(error)
+        logger.warning("Sums of groups were not stored, and are added up when they are read: %s", reason)
     return stored
 
 
-def _store_some(connection: Connection) -> tuple[int, bool]:
+def _store_some(connection: Connection, *, on_nodes: bool) -> tuple[int, bool]:
     """Store some windows; return how many, and whether there may be more."""
     connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     lock_group_sums(connection)
     bounds = {"windows": WINDOWS_PER_TRANSACTION, "server_windows": SERVER_WINDOWS_PER_TRANSACTION}
-    found = connection.execute(text(_OUTDATED), bounds).all()
-    if not found:
-        connection.execute(text(_FORGET_CHANGES))
-        return 0, False
-    if found[0].is_foreign:
+    outdated = OUTDATED_ON_NODES if on_nodes else OUTDATED_WINDOWS
+    found = connection.execute(text(_OUTDATED.format(outdated=outdated)), bounds).all()
+    if found and found[0].is_foreign:
         forget_group_sums(connection)
         return 0, True
-    windows = {
-        "periods": [row.period_type for row in found],
-        "starts": [row.period_start for row in found],
-        "snapshot": found[0].snapshot,
-        "label_keys": found[0].label_keys,
-    }
-    for statement in _STEPS:
+    if found:
+        _store(connection, found, on_nodes=on_nodes)
+    connection.execute(text(_FORGET_CHANGES_ON_NODES if on_nodes else _FORGET_CHANGES))
+    return len(found), bool(found) and len(found) >= found[0].shown
+
+
+def _store(connection: Connection, found: Sequence[Row[Any]], *, on_nodes: bool) -> None:
+    windows = {**_named(found), "snapshot": found[0].snapshot, "label_keys": found[0].label_keys}
+    for statement in _CLEAR:
         connection.execute(text(statement), windows)
-    return len(found), len(found) >= found[0].shown
+    if on_nodes:
+        _add_up_on_nodes(connection, windows)
+    else:
+        connection.execute(text(_STORE), windows)
+        connection.execute(text(_ENTER), windows)
+
+
+def _add_up_on_nodes(connection: Connection, windows: Mapping[str, Any]) -> None:
+    """Store windows that have rows, one period after the other; forget the changes of those that have none."""
+    known = connection.execute(text(_ENDS), windows).all()
+    ended = [row for row in known if row.period_end is not None]
+    ends = [row.period_end for row in ended]
+    connection.execute(text(_ENTER_ON_NODES), {**windows, **_named(ended), "ends": ends})
+    for period in dict.fromkeys(row.period_type for row in ended):
+        starts = [row.period_start for row in ended if row.period_type == period]
+        connection.execute(text(_STORE_ON_NODES), {"period_type": period, "starts": starts})
+    gone = [row for row in known if row.period_end is None]
+    connection.execute(text(_FORGET_WINDOWS), {**_named(gone), "snapshot": windows["snapshot"]})
+
+
+def _named(windows: Sequence[Row[Any]]) -> dict[str, list[Any]]:
+    """Return windows as parameters for `_ASKED`."""
+    return {"periods": [row.period_type for row in windows], "starts": [row.period_start for row in windows]}
 
 
 _ASKED = "unnest(CAST(:periods AS text[]), CAST(:starts AS date[])) AS k (period_type, period_start)"
@@ -91,12 +122,13 @@ SELECT o.period_type, o.period_start, bound.shown, CAST(pg_current_snapshot() AS
                WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
        OR EXISTS (SELECT FROM capacity_group_changes c
                   WHERE {transaction_of("c")} >= pg_snapshot_xmax(pg_current_snapshot())) AS is_foreign
-FROM ({OUTDATED_WINDOWS}) AS o CROSS JOIN bound
+FROM ({{outdated}}) AS o CROSS JOIN bound
 ORDER BY o.period_start DESC, o.period_type LIMIT (SELECT shown FROM bound)
 """  # noqa: S608 -- built from the constants above
-_CLEAR = f"""
-DELETE FROM {{}} s USING {_ASKED} WHERE s.period_type = k.period_type AND s.period_start = k.period_start
-"""  # noqa: S608 -- built from the constants above
+_CLEAR = tuple(
+    f"DELETE FROM {table} s USING {_ASKED} WHERE s.period_type = k.period_type AND s.period_start = k.period_start"  # noqa: S608 -- as above
+    for table in ("capacity_group_sums", "capacity_group_windows")
+)
 _STORE = f"""
 INSERT INTO capacity_group_sums
     (period_type, period_start, grouped_by, group_name, servers, databases, size_mb, change_mb)
@@ -113,19 +145,38 @@ _SEEN_BY_ALL = "\n  AND ".join(
     for touch in touches("v")
 )
 # Those that every stored window holds. A window that is not stored is known by its change, as long as it has rows.
-_FORGET_CHANGES = f"""
+_FORGET_STORED = f"""
 DELETE FROM capacity_group_changes c
 WHERE {_SEEN_BY_ALL}
   AND (c.period_type = ''
        OR EXISTS (SELECT FROM capacity_group_windows v
                   WHERE v.period_type = c.period_type AND v.period_start = c.period_start)
-       OR NOT EXISTS (SELECT FROM instance_size_aggregations a
-                      WHERE a.period_type = c.period_type AND a.period_start = c.period_start))
 """  # noqa: S608 -- built from the constants above
-_STEPS = (
-    _CLEAR.format("capacity_group_sums"),
-    _CLEAR.format("capacity_group_windows"),
-    _STORE,
-    _ENTER,
-    _FORGET_CHANGES,
-)
+_FORGET_CHANGES = f"""{_FORGET_STORED}
+       OR NOT EXISTS (SELECT FROM instance_size_aggregations a
+                      WHERE a.period_type = c.period_type AND a.period_start = c.period_start))"""
+# What has no rows is known before: a look per change at distributed rows is refused there.
+_FORGET_CHANGES_ON_NODES = f"{_FORGET_STORED})"
+_FORGET_WINDOWS = f"""
+DELETE FROM capacity_group_changes c USING {_ASKED}
+WHERE c.period_type = k.period_type AND c.period_start = k.period_start
+  AND pg_visible_in_snapshot({transaction_of("c")}, CAST(:snapshot AS pg_snapshot))
+"""  # noqa: S608 -- built from the constants above
+_ENDS = f"""
+SELECT k.period_type, k.period_start, e.period_end FROM {_ASKED}
+LEFT JOIN (SELECT period_type, period_start, min(period_end) AS period_end FROM instance_size_aggregations
+           WHERE period_type = ANY (:periods) AND period_start = ANY (:starts) GROUP BY 1, 2) AS e
+    ON e.period_type = k.period_type AND e.period_start = k.period_start
+"""  # noqa: S608 -- built from the constants above
+_ENTER_ON_NODES = f"""
+INSERT INTO capacity_group_windows (period_type, period_start, period_end, before_start, label_keys, snapshot)
+SELECT w.period_type, w.period_start, w.period_end, {before("w")}, :label_keys, :snapshot
+FROM unnest(CAST(:periods AS text[]), CAST(:starts AS date[]), CAST(:ends AS date[]))
+    AS w (period_type, period_start, period_end)
+"""  # noqa: S608 -- built from the constants above
+_STORE_ON_NODES = f"""
+INSERT INTO capacity_group_sums
+    (period_type, period_start, grouped_by, group_name, servers, databases, size_mb, change_mb)
+SELECT period_type, period_start, grouped_by, coalesce(group_name, ''), servers, databases, size_mb, change_mb
+FROM ({OF_WINDOWS_ON_NODES}) AS g
+"""  # noqa: S608 -- built from the constants above

@@ -47,7 +47,8 @@ from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import change_tracking_is_on
-from capacity_assets.storage.distribution import NodeError, ask_again, gather_records, is_distributed
+from capacity_assets.storage.distribution import ask_again, is_distributed
+from capacity_assets.storage.node_records import NodeError, gather_records
 
 PATIENCE_SECONDS = 3600
 NODE_SQLSTATE = "58000"

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.errors import database_errors
+from capacity_assets.grouping.groups import quickest_source
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.label_expressions import labels_of
@@ -134,7 +135,9 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         "gone": listed(Named, _CAME.format(there=":before", elsewhere=":start")),
     }
     first = week.start - timedelta(weeks=WEEKS_DRAWN - 1)
-    weeks = dict(listed(lambda start, *sums: (start, sums), _HISTORY, first=first, by=key or "engine"))
+    by = key or "engine"
+    drawn = _HISTORY.format(source=quickest_source(connection, PERIODS["weekly"], first, by))
+    weeks = dict(listed(lambda start, *sums: (start, sums), drawn, first=first, by=by))
     size_mb, change_mb = weeks.get(week.start, (0, None))
     return Digest(
         week,
@@ -222,7 +225,7 @@ WHERE g.period = 'weekly' AND g.window_start = {{there}} AND g.counted AND {_OF_
 ORDER BY g.size_mb DESC, g.server, g.database
 """  # noqa: S608 -- as above
 _HISTORY = """
-SELECT window_start, sum(size_mb), sum(change_mb) FROM capacity_groups
+SELECT window_start, sum(size_mb), sum(change_mb) FROM {source}
 WHERE period = 'weekly' AND window_start BETWEEN :first AND :start AND grouped_by = :by
   AND (CAST(:key AS text) IS NULL OR group_name = :value)
 GROUP BY window_start ORDER BY window_start

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from capacity_assets.errors import NotFoundError
+from capacity_assets.grouping.groups import quickest_source
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
@@ -85,9 +86,10 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
         owned[row.instance_id].append(row)
     servers = connection.execute(text(_SERVERS), asked).all()
     parts = [part for server in servers for part in _parts(server, value, owned[server.instance_id])]
-    viewed = connection.execute(text(_OF_VIEW), asked).first()
+    source = quickest_source(connection, period, window.start, key)
+    viewed = connection.execute(text(_OF_VIEW.format(source=source)), asked).first()
     if not parts and viewed is None:
-        values = connection.execute(text(_VALUES), asked).scalars().all()
+        values = connection.execute(text(_VALUES.format(source=source)), asked).scalars().all()
         there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
         raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
     size, change = (None, None) if viewed is None else (viewed.size_mb, viewed.change_mb)
@@ -184,10 +186,10 @@ CROSS JOIN LATERAL ({_OF_DATABASE}) AS l
 WHERE a.database_name IS NOT NULL OR sb.instance_id IS NOT NULL
 """  # noqa: S608 -- as above
 _VALUES = """
-SELECT group_name FROM capacity_groups
+SELECT group_name FROM {source}
 WHERE period = :period AND window_start = :start AND grouped_by = :key AND group_name IS NOT NULL ORDER BY 1
 """
 _OF_VIEW = """
-SELECT size_mb, change_mb FROM capacity_groups
+SELECT size_mb, change_mb FROM {source}
 WHERE period = :period AND window_start = :start AND grouped_by = :key AND group_name = :value
 """

@@ -93,29 +93,29 @@ def first_of_each(filling: Mapping[str | None, Sequence[Filling]]) -> dict[str |
     return {name: subjects[0].first for name, subjects in filling.items()}
 
 
-EVERY_GROUP, STORED_GROUPS = "capacity_groups", "capacity_stored_groups"
+_OF_SERVERS = """(
+    SELECT period, window_start, window_end, 'server' AS grouped_by, server AS group_name, 1 AS servers, databases,
+           size_mb, change_mb
+    FROM capacity_server_growth WHERE counted) AS servers"""
+_EVERY_GROUP, _STORED_GROUPS = "capacity_groups", "capacity_stored_groups"
 
 
-def quickest_view(connection: Connection, period: Period, first: date, by: str) -> str:
-    """Return the view to read groups of windows from `first` on from, in a transaction that sees one state.
+def quickest_source(connection: Connection, period: Period, first: date, by: str) -> str:
+    """Return what to read groups of windows from `first` on from, as SQL names it, in a transaction of one state.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
     if by == "server":
-        return EVERY_GROUP
+        return _OF_SERVERS
+    if not connection.execute(text(_MAY_READ_STORED)).scalar():
+        return _EVERY_GROUP
     is_outdated = connection.execute(text(_IS_OUTDATED), {"period": period.name, "first": first}).scalar()
-    return EVERY_GROUP if is_outdated else STORED_GROUPS
+    return _EVERY_GROUP if is_outdated else _STORED_GROUPS
 
 
-def groups_of(  # noqa: PLR0913 -- what is asked, and where it is read
-    connection: Connection,
-    period: Period,
-    window: Window,
-    by: str,
-    fills: Mapping[str | None, FillsFirst],
-    *,
-    view: str = EVERY_GROUP,
+def groups_of(
+    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, FillsFirst]
 ) -> list[Group]:
     """Read the groups of a window, the largest first, each with what `fills` has of it; none where no server has a row.
 
@@ -123,10 +123,12 @@ def groups_of(  # noqa: PLR0913 -- what is asked, and where it is read
         sqlalchemy.exc.DBAPIError: the database failed.
     """
     asked = {"period": period.name, "start": window.start, "by": by}
-    rows = connection.execute(text(_GROUPS.format(view=view)), asked).all()
+    source = quickest_source(connection, period, window.start, by)
+    rows = connection.execute(text(_GROUPS.format(source=source)), asked).all()
     if not rows:
         # A label that nobody has yet: everything is without it.
-        rows = connection.execute(text(_NO_SUCH_LABEL), {"period": period.name, "start": window.start}).all()
+        without = {"period": period.name, "start": window.start}
+        rows = connection.execute(text(_NO_SUCH_LABEL.format(source=source)), without).all()
     return [
         Group(
             row.group_name,
@@ -141,9 +143,14 @@ def groups_of(  # noqa: PLR0913 -- what is asked, and where it is read
 
 
 _GROUPS = """
-SELECT group_name, servers, databases, size_mb, change_mb FROM {view}
+SELECT group_name, servers, databases, size_mb, change_mb FROM {source}
 WHERE period = :period AND window_start = :start AND grouped_by = :by
 ORDER BY size_mb DESC, group_name NULLS LAST
+"""
+# Roles that were made for an earlier version read the one view.
+_MAY_READ_STORED = """
+SELECT has_table_privilege('capacity_outdated_groups', 'SELECT')
+   AND has_table_privilege('capacity_stored_groups', 'SELECT')
 """
 _IS_OUTDATED = """
 SELECT EXISTS (SELECT FROM capacity_outdated_groups WHERE period = :period AND window_start >= :first)
@@ -151,7 +158,7 @@ SELECT EXISTS (SELECT FROM capacity_outdated_groups WHERE period = :period AND w
 _NO_SUCH_LABEL = """
 SELECT CAST(NULL AS text) AS group_name, servers, databases, size_mb, change_mb
 FROM (SELECT sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
-      FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine') AS fleet
+      FROM {source} WHERE period = :period AND window_start = :start AND grouped_by = 'engine') AS fleet
 WHERE size_mb IS NOT NULL
 """
 # A group fills with the volume, or the server, that binds one of its databases.

@@ -111,7 +111,7 @@ def attach(engine: Engine, cells: Sequence[Cell]) -> None:
             insert = text(f"INSERT INTO {CELLS_TABLE} VALUES (:name, :number)")  # noqa: S608 -- constant
             connection.execute(insert, {"name": name, "number": number})
         execute(connection, [_together(table, cells, numbers) for table in READ])
-        execute(connection, [statement for view in VIEWS for statement in creation(view.on_nodes)])
+        execute(connection, [statement for view in VIEWS for statement in creation(view.over_cells)])
 
 
 def states(engine: Engine) -> list[CellState]:

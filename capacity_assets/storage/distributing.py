@@ -10,21 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.schema import CreateTable
 
-from capacity_assets.errors import CapacityError
 from capacity_assets.storage.distribution import (
-    RECORDS,
     ROW_NUMBER_FUNCTION,
     allow_triggers,
     ask_again,
     change_shards_in_turn,
     distributed_tables,
 )
-from capacity_assets.storage.group_tracking import stop_group_tracking
+from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.partitions import PARTITIONED, layout_of
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
-from capacity_assets.storage.steps import DIALECT, execute
+from capacity_assets.storage.steps import execute
 from capacity_assets.storage.view_upgrades import creation, outdated_views
 from capacity_assets.units import counted
 
@@ -40,10 +37,6 @@ from being handed to the nodes. Each node has a range of numbers of its own."""
 
 OnTable = Callable[[str], None]
 """Called with the name of each table that was distributed."""
-
-
-class NodeRefusedError(CapacityError):
-    """A node refused what it has to keep for itself; no table was distributed."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
 def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTable = lambda _line: None) -> list[str]:
     """Distribute the tables that are not yet, by server and side by side; return their names.
 
-    Writers of a table wait until it is done. Sums of groups are not stored from then on.
+    Writers of a table wait until it is done.
 
     To be called where `what_stands_in_the_way` says nothing.
 
@@ -140,15 +133,8 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
 
 
 def _prepare(connection: Connection) -> None:
-    """Give each node the tables that its triggers write to, with their grants, and stop storing sums of groups."""
-    stop_group_tracking(connection)
-    for table in RECORDS:
-        grants = connection.execute(text(_GRANTS), {"table": table.name}).scalars()
-        for statement in (str(CreateTable(table, if_not_exists=True).compile(dialect=DIALECT)), *grants):
-            asked = text("SELECT success, result FROM run_command_on_workers(:one)")
-            failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
-            if failed:
-                raise NodeRefusedError(f"No table was distributed. A worker refused a table for changes: {failed[0]}.")
+    """Give each node the tables that its triggers write to, and the function that numbers rows."""
+    prepare_nodes(connection, kept="No table was distributed.")
     execute(connection, [_ROW_NUMBER])
 
 
@@ -160,31 +146,6 @@ def _remove_what_was_copied(connection: Connection, table: str) -> None:
 def _has_citus(connection: Connection) -> bool:
     return bool(connection.execute(text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")).scalar())
 
-
-_GRANTS = """
-WITH granted AS (
-    SELECT relname, grantee, privilege_type, CAST(NULL AS name) AS attname
-    FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE pg_class.oid = to_regclass(:table)
-    UNION ALL
-    SELECT relname, grantee, privilege_type, attname
-    FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl)
-    WHERE pg_class.oid = to_regclass(:table)
-), named AS (
-    SELECT granted.*, coalesce(rolname, 'public') AS role, coalesce(quote_ident(rolname), 'PUBLIC') AS spelt
-    FROM granted LEFT JOIN pg_roles ON pg_roles.oid = grantee
-    WHERE privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') AND (grantee = 0 OR rolname IS NOT NULL)
-)
-SELECT format('DO %L', format(
-    'BEGIN IF %L = ''public'' OR EXISTS (SELECT FROM pg_roles WHERE rolname = %L) THEN '
-    'IF NOT %s THEN GRANT %s %s ON %I TO %s; END IF; END IF; END',
-    role, role,
-    CASE WHEN attname IS NULL THEN format('has_table_privilege(%L, %L, %L)', role, relname, privilege_type)
-         ELSE format('has_column_privilege(%L, %L, %L, %L)', role, relname, attname, privilege_type) END,
-    privilege_type, '(' || quote_ident(attname) || ')', relname, spelt))
-FROM named ORDER BY attname NULLS FIRST
-"""
-"""The rights of roles on a table and its columns, as statements: Citus copies those of tables that it knows, and these
-are each node's own. A role that a node does not have cannot ask there anyway."""
 
 _PLACEMENTS = """
 SELECT name AS "table", p.logicalrelid IS NOT NULL AS is_distributed,

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.group_tables import (
     ALWAYS,
     capacity_group_changes,
@@ -18,7 +17,7 @@ from capacity_assets.storage.group_tables import (
     capacity_group_windows,
     capacity_labels,
 )
-from capacity_assets.storage.steps import SchemaStep, quoted
+from capacity_assets.storage.steps import SchemaStep
 from capacity_assets.storage.tables import AGGREGATES, instance_size_aggregations, instances
 from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
 
@@ -29,26 +28,14 @@ EVERY_PERIOD = ""
 
 def group_tracking_steps(connection: Connection) -> list[SchemaStep]:
     """Return what is missing for it: functions and triggers that are absent, old or disabled."""
-    if tables_are_distributed(connection):
-        return []  # their sums are not stored there
     return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
-
-
-def stop_group_tracking(connection: Connection) -> None:
-    """Drop the triggers, and what is stored: the rows are about to be distributed."""
-    there = text("SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgname = :trigger)")
-    for tracking in _every_tracking():
-        for trigger in map(tracking.trigger, tracking.events):
-            if connection.execute(there, {"table": tracking.table, "trigger": trigger}).scalar():
-                connection.exec_driver_sql(f"DROP TRIGGER {trigger} ON {quoted(tracking.table)}")
-    for table in (capacity_group_sums, capacity_group_windows, capacity_group_changes):
-        connection.exec_driver_sql(f"TRUNCATE {table.name}")
 
 
 def forget_group_sums(connection: Connection) -> None:
     """Take everything that is stored as out of date, and every window that has rows as changed."""
-    for statement in _FORGET:
-        connection.execute(text(statement))
+    for table in (capacity_group_sums, capacity_group_windows, capacity_group_changes):
+        connection.execute(table.delete())
+    _record_windows_of(connection, instance_size_aggregations.name)
 
 
 def lock_group_sums(connection: Connection) -> None:
@@ -58,7 +45,14 @@ def lock_group_sums(connection: Connection) -> None:
 
 def record_windows_of(connection: Connection, partition: str) -> None:
     """Record every window that a partition of the aggregates has, before it is dropped: no trigger sees that."""
-    connection.execute(text(_RECORD_WINDOWS.format(partition=partition)))
+    _record_windows_of(connection, partition)
+
+
+def _record_windows_of(connection: Connection, rows: str) -> None:
+    # In two steps: in one, each node of a cluster would enter a transaction of its own, which means nothing here.
+    found = connection.execute(text(f"SELECT DISTINCT period_type, period_start FROM {rows}")).all()  # noqa: S608 -- our own names
+    windows = {"periods": [row.period_type for row in found], "starts": [row.period_start for row in found]}
+    connection.execute(text(_RECORD_WINDOWS), windows)
 
 
 def group_triggers(table: str) -> list[str]:
@@ -94,24 +88,32 @@ def _body(found: str) -> str:
 
 _AGGREGATES_BODY = _body("SELECT DISTINCT r.period_type, r.period_start FROM {rows}")
 _LABELS_BODY = _body(f"SELECT '{EVERY_PERIOD}', min(r.valid_from) FROM {{rows}} HAVING count(*) > 0")  # noqa: S608 -- as above
-# A server that comes is in no group yet, unless it has aggregates from before.
-_SERVERS_BODY = _body(
-    f"""SELECT '{EVERY_PERIOD}', DATE '{ALWAYS}'
-        FROM (SELECT r.id FROM {{rows}} GROUP BY r.id
-              HAVING count(*) = 1 OR count(DISTINCT (r.db_type, r.counted_by)) > 1) AS changed
-        WHERE TG_OP <> 'INSERT' OR EXISTS (
-            SELECT FROM {SCHEMA_MARK}.{instance_size_aggregations.name} a WHERE a.instance_id = changed.id)
-        LIMIT 1"""  # noqa: S608 -- names of our own tables
-)
+# A server that comes is in no group yet, unless it has aggregates from before. These are asked for by number, in a
+# query of its own: they may lie on other nodes than the server.
+_SERVERS_BODY = f"""
+DECLARE
+    came integer[];
+    is_changed boolean := true;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        came := ARRAY(SELECT n.id FROM new_rows n);
+        PERFORM 1 FROM {SCHEMA_MARK}.{instance_size_aggregations.name} a WHERE a.instance_id = ANY (came) LIMIT 1;
+        is_changed := FOUND;
+    ELSIF TG_OP = 'UPDATE' THEN
+        is_changed := EXISTS (
+            SELECT FROM new_rows n FULL JOIN old_rows o USING (id)
+            WHERE (n.db_type, n.counted_by) IS DISTINCT FROM (o.db_type, o.counted_by));
+    ELSIF TG_OP = 'DELETE' THEN
+        is_changed := EXISTS (SELECT FROM old_rows);
+    END IF;
+    IF is_changed THEN
+        {_EVERYTHING}
+    END IF;
+    RETURN NULL;
+END
+"""  # noqa: S608 -- names of our own tables
 _LOCK = 0x67727073  # "grps": two that store the same window would both write its rows
-_RECORD_WINDOWS = (
-    "INSERT INTO capacity_group_changes (period_type, period_start) "
-    "SELECT DISTINCT period_type, period_start FROM {partition} ON CONFLICT DO NOTHING"
-)
-_FORGET = (
-    "DELETE FROM capacity_group_sums",
-    "DELETE FROM capacity_group_windows",
-    "DELETE FROM capacity_group_changes",
-    "INSERT INTO capacity_group_changes (period_type, period_start) "
-    "SELECT DISTINCT period_type, period_start FROM instance_size_aggregations",
-)
+_RECORD_WINDOWS = """
+INSERT INTO capacity_group_changes (period_type, period_start)
+SELECT * FROM unnest(CAST(:periods AS text[]), CAST(:starts AS date[])) ON CONFLICT DO NOTHING
+"""

@@ -6,7 +6,7 @@ changed since, and else adds up what the aggregates and labels hold: it is right
 
 from __future__ import annotations
 
-from capacity_assets.storage.group_views_on_nodes import ON_NODES
+from capacity_assets.storage.group_views_on_nodes import ON_NODES, RECORDED_ANYWHERE
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
 from capacity_assets.storage.snapshots import is_seen
 from capacity_assets.storage.view import View, ViewColumn
@@ -105,35 +105,50 @@ def touches(window: str) -> tuple[str, str, str]:
     )
 
 
+def _holds_every_change(window: str, changes: str = "capacity_group_changes") -> str:
+    unseen = (
+        f"NOT EXISTS (SELECT FROM {changes} c WHERE {touch} AND NOT {is_seen('c', window)})"
+        for touch in touches(window)
+    )
+    same_server = f"{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())"  # noqa: S608 -- as above
+    return "\n        AND ".join((same_server, f"{window}.label_keys = {LABEL_KEYS}", *unseen))
+
+
 def is_current(window: str) -> str:
     """Return the condition that what is stored of a window holds every change that touches it.
 
     As in the ledger of computed windows, by PostgreSQL's own account of which transactions the sums could see. A window
     without rows is not current: a partition that is dropped takes no trigger along.
     """
-    unseen = (
-        f"NOT EXISTS (SELECT FROM capacity_group_changes c WHERE {touch} AND NOT {is_seen('c', window)})"
-        for touch in touches(window)
-    )
-    same_server = f"{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())"  # noqa: S608 -- as above
-    has_rows = f"""EXISTS (SELECT FROM instance_size_aggregations r
+    return f"""{_holds_every_change(window)}
+        AND EXISTS (SELECT FROM instance_size_aggregations r
                     WHERE r.period_type = {window}.period_type AND r.period_start = {window}.period_start)"""
-    return "\n        AND ".join((same_server, f"{window}.label_keys = {LABEL_KEYS}", *unseen, has_rows))
 
 
-OUTDATED_WINDOWS = f"""
+def _outdated(changes: str, current: str) -> str:
+    return f"""
     SELECT DISTINCT k.period_type, k.period_start
-    FROM (SELECT period_type, period_start FROM capacity_group_changes WHERE period_type <> ''
+    FROM (SELECT period_type, period_start FROM {changes} WHERE period_type <> ''
           UNION ALL SELECT period_type, period_start FROM capacity_group_windows) AS k
     WHERE NOT EXISTS (SELECT FROM capacity_group_windows v
-                      WHERE v.period_type = k.period_type AND v.period_start = k.period_start AND {is_current("v")})"""  # noqa: S608 -- as above
+                      WHERE v.period_type = k.period_type AND v.period_start = k.period_start AND {current})"""  # noqa: S608 -- as above
+
+
+OUTDATED_WINDOWS = _outdated("capacity_group_changes", is_current("v"))
 """Windows whose groups are not stored, or as they were before something changed."""
-_STORED = f"""
+_STORED_WHERE = """
     SELECT v.period_type, v.period_start, v.period_end, CAST(s.grouped_by AS text) AS grouped_by,
            CAST(nullif(s.group_name, '') AS text) AS group_name, s.servers, s.databases, s.size_mb, s.change_mb
     FROM capacity_group_windows v
     JOIN capacity_group_sums s ON s.period_type = v.period_type AND s.period_start = v.period_start
-    WHERE {is_current("v")}"""  # noqa: S608 -- as above
+    WHERE {}"""
+_STORED = _STORED_WHERE.format(is_current("v"))
+# On nodes, changes count that were not gathered yet. Rows are not looked for: retention records what it drops.
+OUTDATED_ON_NODES = _outdated("capacity_group_changes", _holds_every_change("v"))
+"""The same of what was gathered of the nodes."""
+_WITH_THE_NODES = f"WITH recorded AS MATERIALIZED ({RECORDED_ANYWHERE})"
+_OUTDATED_ANYWHERE = f"{_WITH_THE_NODES}{_outdated('recorded', _holds_every_change('v', 'recorded'))}"
+_STORED_ON_NODES = f"{_WITH_THE_NODES}{_STORED_WHERE.format(_holds_every_change('v', 'recorded'))}"
 # Each part has the same types: else PostgreSQL hands no condition on to any of them.
 _GROUPS = f"""{_SERVERS}
     UNION ALL {_STORED}
@@ -143,7 +158,7 @@ _GROUPS = f"""{_SERVERS}
     FROM (SELECT k.*, e.* FROM ({OUTDATED_WINDOWS}) AS k CROSS JOIN LATERAL ({WINDOW_ENDS}) AS e) AS w
     CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g"""  # noqa: S608 -- as above
 
-_NOTHING_STORED = _STORED.partition("WHERE")[0]
+_NOTHING_STORED = _STORED_WHERE.format("false")
 
 _GROUP_COLUMNS = (
     ViewColumn("period", "g.period_type", "Name of the period, such as daily or monthly"),
@@ -188,6 +203,7 @@ GROUP_VIEWS = (
         _GROUP_COLUMNS,
         f"FROM ({_GROUPS}) AS g",
         source_on_nodes=f"FROM ({ON_NODES}) AS g",
+        source_over_cells=f"FROM ({ON_NODES}) AS g",
     ),
     # What pages read: of the view above, PostgreSQL plans for some thirty milliseconds how it would add up.
     View(
@@ -195,13 +211,15 @@ GROUP_VIEWS = (
         "Those of capacity_groups by engine and label whose sums are stored: windows that are out of date are missing.",
         _GROUP_COLUMNS,
         f"FROM ({_STORED}) AS g",
-        source_on_nodes=f"FROM ({_NOTHING_STORED}) AS g",
+        source_on_nodes=f"FROM ({_STORED_ON_NODES}) AS g",
+        source_over_cells=f"FROM ({_NOTHING_STORED}) AS g",
     ),
     View(
         "capacity_outdated_groups",
         "Windows whose groups are not stored, or as they were before something changed.",
         _GROUP_COLUMNS[:2],
         f"FROM ({OUTDATED_WINDOWS}) AS g",
-        source_on_nodes="FROM (SELECT DISTINCT period_type, period_start FROM instance_size_aggregations) AS g",
+        source_on_nodes=f"FROM ({_OUTDATED_ANYWHERE}) AS g",
+        source_over_cells="FROM (SELECT DISTINCT period_type, period_start FROM instance_size_aggregations) AS g",
     ),
 )

@@ -35,11 +35,31 @@ def precedence(span: str, database: str) -> str:
 
 def labels_of(instance: str, database: str | None, day: str) -> str:
     """Return the labels of a server (database None) or a database on a day, as JSON, `{}` where there are none."""
+    return _labels(f"{SPANS} l", f"l.instance_id = {instance} AND ", database, day)
+
+
+_SPAN_COLUMNS = ("database_pattern", "database_like", "key", "value", "valid_from", "valid_until")
+SPANS_BY_SERVER = f"""(
+    SELECT instance_id, {", ".join(f"array_agg({name}) AS {name}s" for name in _SPAN_COLUMNS)}
+    FROM {SPANS} GROUP BY instance_id)"""  # noqa: S608 -- names of our own
+"""One row per server that has labels, for `labels_in`."""
+
+
+def labels_in(spans: str, database: str | None, day: str) -> str:
+    """Return the same of a row of `SPANS_BY_SERVER`.
+
+    On nodes, every label of the fleet is looked at for each row of the other form.
+    """
+    arrays = ", ".join(f"{spans}.{name}s" for name in _SPAN_COLUMNS)
+    return _labels(f"unnest({arrays}) AS l ({', '.join(_SPAN_COLUMNS)})", "", database, day)
+
+
+def _labels(source: str, server: str, database: str | None, day: str) -> str:
     named = "" if database is None else f" OR {matches('l', database)}"
     order = "" if database is None else f", {precedence('l', database)}"
     return f"""coalesce((
     SELECT jsonb_object_agg(held.key, held.value) FROM (
-        SELECT DISTINCT ON (l.key) l.key, l.value FROM {SPANS} l
-        WHERE l.instance_id = {instance} AND {holds_on("l", day)} AND (l.database_pattern = ''{named})
+        SELECT DISTINCT ON (l.key) l.key, l.value FROM {source}
+        WHERE {server}{holds_on("l", day)} AND (l.database_pattern = ''{named})
         ORDER BY l.key{order}
     ) AS held), CAST('{{}}' AS jsonb))"""  # noqa: S608 -- expressions of our own views

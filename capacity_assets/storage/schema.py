@@ -20,6 +20,7 @@ from capacity_assets.storage.distribution import allow_triggers, change_shards_i
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
+from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 
@@ -107,6 +108,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         if distributed_tables(connection):
             change_shards_in_turn(connection)
             allow_triggers(connection)
+            prepare_nodes(connection, kept="Nothing was changed.")
         revision = _revision(connection)
         if reads_cells(connection):
             raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.group_views import GROUP_VIEWS
-from capacity_assets.storage.label_expressions import labels_of
+from capacity_assets.storage.label_expressions import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.storage.reader_views import READER_VIEWS
 from capacity_assets.storage.runway_views import RUNWAY_VIEWS
 from capacity_assets.storage.size_metrics import PART_SIZES, PartSize
@@ -55,6 +55,7 @@ def _labels(database: str | None) -> ViewColumn:
         "labels",
         labels_of("a.instance_id", database, "a.period_end"),
         "Labels on the last day of the window, as JSON: labels ->> 'team'",
+        labels_in("labelled", database, "a.period_end"),
     )
 
 
@@ -95,11 +96,15 @@ def _parts(parts: Sequence[PartSize]) -> tuple[ViewColumn, ...]:
 
 
 _REGISTER = "LEFT JOIN instances i ON i.id = a.instance_id"
+_REGISTER_WITH_LABELS = f"{_REGISTER}\nLEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = a.instance_id"
 _NEWEST = " UNION ALL ".join(
     f"SELECT CAST('{name}' AS text) AS name, max(period_start) AS period_start "  # noqa: S608 -- names of periods, checked where they are registered
     f"FROM database_size_aggregations WHERE period_type = '{name}'"
     for name in PERIODS
 )
+# Found period by period, by the first columns of the key, whatever the size of the history.
+_OF_NEWEST_WINDOWS = f"""FROM ({_NEWEST}) AS newest
+JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
 
 # The rows of a window, and those of the window before whose server has none in it.
 _WITH_MISSING = """
@@ -141,15 +146,14 @@ VIEWS = (
         "Size, change and trend of each database in each window.",
         _DATABASE_COLUMNS,
         f"FROM database_size_aggregations a {_REGISTER}",
+        source_on_nodes=f"FROM database_size_aggregations a {_REGISTER_WITH_LABELS}",
     ),
     View(
         "capacity_latest",
         "Size, change and trend of each database in the newest stored window of each period.",
         _DATABASE_COLUMNS,
-        # Found period by period, by the first columns of the key, whatever the size of the history.
-        f"""FROM ({_NEWEST}) AS newest
-JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start
-{_REGISTER}""",
+        f"{_OF_NEWEST_WINDOWS}\n{_REGISTER}",
+        source_on_nodes=f"{_OF_NEWEST_WINDOWS}\n{_REGISTER_WITH_LABELS}",
     ),
     View(
         "capacity_server_growth",
@@ -183,6 +187,7 @@ JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_st
             _labels(None),
         ),
         f"FROM instance_size_aggregations a {_REGISTER}",
+        source_on_nodes=f"FROM instance_size_aggregations a {_REGISTER_WITH_LABELS}",
     ),
     View(
         "capacity_fleet",

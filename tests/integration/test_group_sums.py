@@ -17,7 +17,6 @@ from tests.group_sums import APRIL, MARCH, SECONDS, added_up, falsify, groups
 pytestmark = pytest.mark.usefixtures("grouped_fleet")
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_a_run_stores_the_sums_and_readers_take_them(engine: Engine) -> None:
     assert count(engine, "capacity_group_windows") == 2
     assert count(engine, "capacity_group_changes") == 0
@@ -75,7 +74,6 @@ CHANGES = {
 }
 
 
-@pytest.mark.single_server("stores sums of groups")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_seen_at_once_whoever_made_it(engine: Engine, change: str) -> None:
     statement, windows = CHANGES[change]
@@ -106,7 +104,6 @@ def test_what_changes_no_group_leaves_the_sums_stored(engine: Engine, harmless: 
 OF_APRIL = "UPDATE instance_size_aggregations SET total_size_mb = 7 WHERE period_start = '2025-04-01'"
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_a_change_that_is_committed_late_is_not_missed(engine: Engine) -> None:
     with engine.connect() as late:
         late.execute(text(f"{OF_APRIL} AND instance_id = 1"))

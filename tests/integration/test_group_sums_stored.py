@@ -11,8 +11,11 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation import group_sums
 from capacity_assets.aggregation.group_sums import store_group_sums
+from capacity_assets.aggregation.quality import CheckScope, run_checks
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import INSTANCE
 from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.periods import PERIODS
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import Retention
 from capacity_assets.storage.group_tracking import lock_group_sums
@@ -56,7 +59,6 @@ def test_several_that_store_at_once_while_others_write_end_with_the_right_sums(e
     assert groups(engine) == added_up(engine)
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_sums_that_cannot_be_stored_fail_no_run(
     engine: Engine, service: AggregationService, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -69,6 +71,23 @@ def test_sums_that_cannot_be_stored_fail_no_run(
     assert "Sums of groups were not stored, and are added up when they are read" in caplog.text
 
 
+def test_the_check_of_a_run_finds_stored_sums_that_are_not_those_of_the_fleet(engine: Engine) -> None:
+    windows = PERIODS["monthly"].windows_between(MARCH, APRIL)
+    scope = CheckScope("monthly", INSTANCE, windows, TODAY, 50)
+
+    def found() -> dict[str, tuple[str, ...]]:
+        return {outcome.name: outcome.listed for outcome in run_checks(engine, scope)}
+
+    assert found()["groups_add_up"] == ()
+    falsify(engine)
+    assert [place.partition(": ")[0] for place in found()["groups_add_up"]] == [
+        "by engine in the window from 2025-03-01",
+        "by engine in the window from 2025-04-01",
+        "by team in the window from 2025-03-01",
+        "by team in the window from 2025-04-01",
+    ]
+
+
 PARTITION = "SELECT tableoid::regclass FROM {} WHERE period_start = '2025-03-01' LIMIT 1"
 
 
@@ -77,7 +96,6 @@ def partition_of(engine: Engine, table: str) -> str:
         return str(connection.execute(text(PARTITION.format(table))).scalar_one())
 
 
-@pytest.mark.single_server("stores sums of groups")
 @pytest.mark.parametrize("kept", [(), ("monthly_instance_aggregations",), ("monthly_database_aggregations",)])
 @pytest.mark.parametrize("is_storing", [False, True])
 def test_retention_takes_the_sums_along_with_their_rows(
@@ -99,7 +117,7 @@ def test_retention_takes_the_sums_along_with_their_rows(
     assert count(engine, "capacity_group_changes") == 0
 
 
-@pytest.mark.single_server("stores sums of groups")
+@pytest.mark.single_server("drops a partition, which only retention records there")
 def test_sums_of_a_partition_that_somebody_drops_are_not_shown(engine: Engine) -> None:
     tables = ("instance_size_aggregations", "database_size_aggregations")
     execute(engine, *(f"DROP TABLE {partition_of(engine, table)}" for table in tables))
@@ -109,7 +127,6 @@ def test_sums_of_a_partition_that_somebody_drops_are_not_shown(engine: Engine) -
     assert count(engine, "capacity_group_sums") == 0
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_a_name_that_is_empty_is_none(engine: Engine) -> None:
     execute(
         engine,
@@ -149,7 +166,6 @@ def test_labels_of_days_to_come_leave_nothing_behind(engine: Engine) -> None:
     assert count(engine, "capacity_group_changes") == 0
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_sums_of_another_server_count_as_unknown(engine: Engine) -> None:
     """A dump loaded elsewhere keeps transaction numbers that mean nothing there, such as that of a change to come."""
     falsify(engine)
@@ -166,7 +182,6 @@ def test_sums_of_another_server_count_as_unknown(engine: Engine) -> None:
     assert count(engine, "capacity_group_changes") == 0
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_who_finds_another_one_storing_waits_for_a_moment_and_goes_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,7 +196,6 @@ def test_who_finds_another_one_storing_waits_for_a_moment_and_goes_on(
     assert store_group_sums(engine, SECONDS) == 2
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_a_trigger_that_was_missing_is_named_and_everything_is_stored_anew(engine: Engine) -> None:
     execute(engine, "DROP TRIGGER capacity_track_groups_instances_update ON instances")
     execute(engine, "UPDATE instances SET db_type = 'oracle'")
@@ -196,7 +210,6 @@ def test_a_trigger_that_was_missing_is_named_and_everything_is_stored_anew(engin
     assert untracked_changes(engine) == ()
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_many_windows_are_stored_some_per_transaction(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_sums, "WINDOWS_PER_TRANSACTION", 1)
     execute(engine, "UPDATE capacity_labels SET value = 'green' WHERE value = 'blue'")

@@ -256,7 +256,6 @@ VALUES (7, 'monthly', '2025-03-01', '2025-03-31', 50, 50, 50, 50, 31, 1)
 """
 
 
-@pytest.mark.single_server("stores sums of groups")
 def test_a_database_without_stored_groups_gets_those_of_the_windows_it_has(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text(f"DROP TABLE {', '.join(NEW_IN_0011)} CASCADE"))

@@ -9,7 +9,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, quickest_view
+from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, quickest_source
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.web.asked import Asked
@@ -122,8 +122,8 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
         return replace(fleet, period=period.name)
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
     with reader.transaction() as connection:
-        view = quickest_view(connection, period, windows_back(period, newest)[0].start, "engine")
-        sizes = history(connection, _HISTORY.format(view=view), period, newest, {})
+        source = quickest_source(connection, period, windows_back(period, newest)[0].start, "engine")
+        sizes = history(connection, _HISTORY.format(source=source), period, newest, {})
     if sizes:
         first = sizes[0].window_start
         incomplete = reader.kept_of(
@@ -150,8 +150,7 @@ def _read_fleet(connection: Connection, asked: Asked) -> FleetPage:
     groups: list[Group] = []
     if last_month:
         month = PERIODS["monthly"]
-        view = quickest_view(connection, month, last_month.start, by)
-        groups = groups_of(connection, month, last_month, by, fills_first(connection, by), view=view)
+        groups = groups_of(connection, month, last_month, by, fills_first(connection, by))
     return FleetPage(
         "",
         (),
@@ -197,7 +196,7 @@ def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeas
 
 _HISTORY = """
 SELECT window_start, window_end, CAST(sum(size_mb) AS bigint) AS size_mb, CAST(sum(change_mb) AS bigint) AS change_mb
-FROM {view} WHERE period = :period AND window_start >= :first AND grouped_by = 'engine'
+FROM {source} WHERE period = :period AND window_start >= :first AND grouped_by = 'engine'
 GROUP BY window_start, window_end
 """
 # A server in service is expected from its first window shown on, another one to its last.

@@ -23,7 +23,7 @@ from capacity_assets.grouping.groups import (
     fills_first,
     first_of_each,
     groups_of,
-    quickest_view,
+    quickest_source,
     refuse_unknown_grouping,
 )
 from capacity_assets.periods import PERIODS, Period, Window
@@ -117,8 +117,7 @@ def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
         window = asked_window(connection, asked, period)
         groups: list[Group] = []
         if window:
-            view = quickest_view(connection, period, window.start, by)
-            groups = sorted(groups_of(connection, period, window, by, fills, view=view), key=GROUP_ORDERS[order])
+            groups = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
         return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), order, groups)
 
 
@@ -157,7 +156,7 @@ def _group_history(
 ) -> list[SizeInWindow]:
     """Return the group in the last windows, oldest first; those in which it had nothing are empty."""
     windows = period.back(newest, GROUP_WINDOWS)
-    query = _GROUP_SIZES.format(view=quickest_view(connection, period, windows[0].start, by))
+    query = _GROUP_SIZES.format(source=quickest_source(connection, period, windows[0].start, by))
     asked = {"period": period.name, "starts": [window.start for window in windows], "by": by, "name": name}
     return with_gaps(windows, found(SizeInWindow, connection, query, asked))
 
@@ -200,7 +199,7 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         read = read_bill_of(connection, window, by, issue)
         issues = [row.issue for row in rows(connection, _ISSUES, {"month": window.start})]
         bill = read.bill
-        amount = None if bill.amount is None else str(bill.amount)
+        amount = None if bill.amount is None else f"{bill.amount:f}"
         place = (bill.month, months, by, groupings, bill.issue, issues)
         declared = {"issued_at": bill.issued_at, "end": window.end}
         outdated = bill.issue == issues[-1] and rows(connection, _OUTDATED, declared)[0].is_outdated
@@ -215,7 +214,8 @@ def _grouping(asked: Asked) -> str:
 
 
 _GROUP_SIZES = """
-SELECT window_start, window_end, CAST(size_mb AS bigint) AS size_mb, CAST(change_mb AS bigint) AS change_mb FROM {view}
+SELECT window_start, window_end, CAST(size_mb AS bigint) AS size_mb, CAST(change_mb AS bigint) AS change_mb
+FROM {source}
 WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :by
   AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
 """

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from capacity_assets.errors import NotFoundError
-from capacity_assets.periods import Period, Window
+from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, StepRow, refuse_nothing
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, StepRow, refuse_nothing, with_gaps
 from capacity_assets.web.queries import (
     ORDERS,
     complete_window,
@@ -186,10 +186,9 @@ def read_volume(reader: Reader, asked: Asked) -> VolumePage:
         refuse_nothing(named, f"volume {name!r} of {server.server}")
         [volume] = named
         first = volume.day - timedelta(days=VOLUME_DAYS)
-        sizes = [
-            SizeInWindow(row.day, row.day, row.used_mb, measured_days=1)
-            for row in rows(connection, _VOLUME_HISTORY, {**of_volume, "first": first, "last": volume.day})
-        ]
+        days = PERIODS["daily"].windows_between(first, volume.day)
+        ends = {"first": first, "last": volume.day}
+        sizes = with_gaps(days, found(SizeInWindow, connection, _VOLUME_HISTORY, {**of_volume, **ends}))
         on_it = runways(connection, _BOUND_BY_VOLUMES, {"server": number})
         return VolumePage(server, volume, "daily", sizes, runway_of(connection, number, "volume", name), on_it)
 
@@ -262,12 +261,8 @@ SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
 ) AS newest ORDER BY total_mb DESC, volume
 """
 _VOLUME_HISTORY = """
-SELECT CAST(d.day AS date) AS day, v.used_mb
-FROM generate_series(CAST(:first AS date), CAST(:last AS date), interval '1 day') AS d (day)
-LEFT JOIN capacity_volumes v ON v.server_id = :server AND v.volume = :volume AND v.day = CAST(d.day AS date)
-WHERE d.day >= (SELECT min(day) FROM capacity_volumes
-                WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last)
-ORDER BY 1
+SELECT day AS window_start, day AS window_end, used_mb AS size_mb, 1 AS measured_days FROM capacity_volumes
+WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last
 """
 _BOUND_BY_VOLUMES = """
 WHERE server_id = :server AND subject = 'database' AND binds = 'volume' ORDER BY size_mb DESC, name LIMIT 20

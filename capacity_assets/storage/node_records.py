@@ -1,0 +1,172 @@
+"""What nodes of a cluster record of changes: the tables for it, and taking it over.
+
+The triggers that record changes go with the distributed tables. They fire on each node, over the shards there, and
+write to a table of the same name that each node has for itself, in the transaction of the writer. The coordinator
+gathers these records before each look at the ledger and before sums of groups are stored. What is gathered bears the
+number of the gathering transaction, which is younger than the change: whoever saw it saw the change, and who did not
+computes again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, MetaData, Table, text
+from sqlalchemy.schema import CreateTable
+
+from capacity_assets.errors import CapacityError
+from capacity_assets.storage.distribution import number_distributed
+from capacity_assets.storage.group_tables import capacity_group_changes
+from capacity_assets.storage.steps import DIALECT, quoted
+from capacity_assets.storage.tables import invalidations, sample_changes
+
+RECORDS = (sample_changes, invalidations, capacity_group_changes)
+"""What triggers write on the nodes."""
+
+
+class NodeRefusedError(CapacityError):
+    """A node refused what it has to keep for itself."""
+
+
+def prepare_nodes(connection: Connection, *, kept: str) -> None:
+    """Give each node the tables that its triggers write to, with their grants; `kept` is said where one refuses.
+
+    Raises:
+        NodeRefusedError: a node refused.
+        sqlalchemy.exc.DBAPIError: the database failed.
+    """
+    for table in RECORDS:
+        grants = connection.execute(text(_GRANTS), {"table": table.name}).scalars()
+        on_node = table.to_metadata(MetaData(), schema=_schema(connection))
+        for statement in (str(CreateTable(on_node, if_not_exists=True).compile(dialect=DIALECT)), *grants):
+            asked = text("SELECT success, result FROM run_command_on_workers(:one)")
+            failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
+            if failed:
+                raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
+
+
+def _schema(connection: Connection) -> str:
+    """The schema of the tables: what is sent to the nodes finds them wherever theirs look."""
+    return str(connection.execute(text("SELECT current_schema()")).scalar_one())
+
+
+class NodeError(Exception):
+    """A node did not do what it was asked; the text says which and why. What is `refused` stays so by itself."""
+
+    def __init__(self, message: str, *, refused: bool) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.refused = refused
+
+
+def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
+    """Take over what the nodes recorded, forgotten there once it is kept here.
+
+    Also where an interrupted distribution has left some tables on the coordinator. Raises NodeError; DBAPIError, also
+    where a node takes longer than `within_seconds`.
+    """
+    if not number_distributed(engine):
+        return
+    with _begun(engine, within_seconds) as connection:
+        found = {table: _recorded(connection, table) for table in RECORDS}
+        if not any(found.values()):
+            return
+        for table, records in found.items():
+            _keep(connection, table, records)
+    with _begun(engine, within_seconds) as connection:
+        for table, records in found.items():
+            _forget(connection, table, records)
+
+
+@contextmanager
+def _begun(engine: Engine, statement_seconds: int | None) -> Iterator[Connection]:
+    with engine.begin() as connection:
+        if statement_seconds is not None:
+            connection.execute(text(f"SET LOCAL statement_timeout = '{statement_seconds}s'"))
+        yield connection
+
+
+Record = dict[str, object]
+
+
+def _own_columns(table: Table) -> list[str]:
+    """The columns of the key that say what was changed; the transaction is the coordinator's."""
+    return [column.name for column in table.primary_key if column.name != "transaction_id"]
+
+
+def _recorded(connection: Connection, table: Table) -> list[Record]:
+    command = (
+        "SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', "  # noqa: S608 -- names of our own tables
+        f"(SELECT groupid FROM pg_dist_local_group))), '[]') FROM {quoted(_schema(connection))}.{table.name} n"
+    )
+    return [record for answer in _asked_of_nodes(connection, command) for record in json.loads(answer)]
+
+
+def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
+    """Run a command on every worker; a failure is raised by the coordinator, with the node and what it said."""
+    asked = "SELECT nodename, nodeport, success, result FROM run_command_on_workers(:command)"
+    rows = connection.execute(text(asked), {"command": command}).all()
+    for row in rows:
+        if not row.success:
+            # Refused, it stays refused; anything else may pass.
+            refused = any(part in row.result for part in ("does not exist", "permission denied"))
+            message = (
+                f"Node {row.nodename}:{row.nodeport} does not say what was changed there: {row.result.rstrip('.')}"
+                f"{'; run `capacity distribute`, which prepares nodes that were added' if refused else ''}."
+            )
+            raise NodeError(message, refused=refused)
+    return [str(row.result) for row in rows]
+
+
+def _keep(connection: Connection, table: Table, records: list[Record]) -> None:
+    columns = _own_columns(table)
+    listed = json.dumps([{name: record[name] for name in (*columns, "changed_at")} for record in records])
+    connection.execute(
+        text(
+            f"INSERT INTO {table.name} ({', '.join(columns)}, changed_at) "  # noqa: S608 -- names of our own tables
+            f"SELECT {', '.join(columns)}, min(changed_at) FROM json_populate_recordset(NULL::{table.name}, "
+            f"CAST(:records AS json)) GROUP BY {', '.join(columns)} ON CONFLICT DO NOTHING"
+        ),
+        {"records": listed},
+    )
+
+
+def _forget(connection: Connection, table: Table, records: list[Record]) -> None:
+    keys = ", ".join(column.name for column in table.primary_key)
+    named = f"{quoted(_schema(connection))}.{table.name}"
+    for node in sorted({int(str(record["node"])) for record in records}):
+        own = json.dumps([record for record in records if record["node"] == node]).replace("'", "''")
+        _asked_of_nodes(
+            connection,
+            f"DELETE FROM {named} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} AND "  # noqa: S608 -- as above
+            f"({keys}) IN (SELECT {keys} FROM json_populate_recordset(NULL::{named}, '{own}'))",
+        )
+
+
+_GRANTS = """
+WITH granted AS (
+    SELECT CAST(relnamespace AS regnamespace) || '.' || quote_ident(relname) AS relname, grantee, privilege_type,
+           CAST(NULL AS name) AS attname
+    FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE pg_class.oid = to_regclass(:table)
+    UNION ALL
+    SELECT CAST(relnamespace AS regnamespace) || '.' || quote_ident(relname), grantee, privilege_type, attname
+    FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl)
+    WHERE pg_class.oid = to_regclass(:table)
+), named AS (
+    SELECT granted.*, coalesce(rolname, 'public') AS role, coalesce(quote_ident(rolname), 'PUBLIC') AS spelt
+    FROM granted LEFT JOIN pg_roles ON pg_roles.oid = grantee
+    WHERE privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') AND (grantee = 0 OR rolname IS NOT NULL)
+)
+SELECT format('DO %L', format(
+    'BEGIN IF %L = ''public'' OR EXISTS (SELECT FROM pg_roles WHERE rolname = %L) THEN '
+    'IF NOT %s THEN GRANT %s %s ON %s TO %s; END IF; END IF; END',
+    role, role,
+    CASE WHEN attname IS NULL THEN format('has_table_privilege(%L, %L, %L)', role, relname, privilege_type)
+         ELSE format('has_column_privilege(%L, %L, %L, %L)', role, relname, attname, privilege_type) END,
+    privilege_type, '(' || quote_ident(attname) || ')', relname, spelt))
+FROM named ORDER BY attname NULLS FIRST
+"""
+"""The rights of roles on a table and its columns, as statements: Citus copies those of tables that it knows, and these
+are each node's own. A role that a node does not have cannot ask there anyway."""
