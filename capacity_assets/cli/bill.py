@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,7 +14,16 @@ from pathlib import Path
 import click
 
 from capacity_assets.cli.options import json_command
-from capacity_assets.cli.output import STANDARD_OUTPUT, left, print_json, print_table, right, say, writing
+from capacity_assets.cli.output import (
+    STANDARD_OUTPUT,
+    as_json_text,
+    left,
+    print_json,
+    print_table,
+    right,
+    say,
+    writing,
+)
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.errors import ValidationError
@@ -145,7 +153,7 @@ def as_csv(found: IssuedBill) -> str:
 
 
 def _as_json(found: IssuedBill) -> str:
-    return json.dumps(as_document(found), indent=2, ensure_ascii=False, default=str) + "\n"
+    return as_json_text(as_document(found)) + "\n"
 
 
 def _as_html(found: IssuedBill) -> str:

@@ -18,6 +18,7 @@ from capacity_assets.digest.sending import send_digests
 from capacity_assets.digest.writing import as_html, as_text
 from capacity_assets.errors import NotFoundError, ValidationError
 from capacity_assets.files import atomic_write
+from capacity_assets.grouping.labels import refuse_unknown_label
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import digest_channels, open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
@@ -58,10 +59,12 @@ def digest(  # noqa: PLR0913 -- one argument per documented option
             _send(settings, runner.service.engine, week, again=again, as_json=as_json)
             return
         found = read_digest(runner.service.engine, week, None if key is None else (key, str(value)))
+        if key is not None and not found.history:
+            refuse_unknown_label(runner.service.engine, key, str(value))
     if label is not None and not found.history:
         raise NotFoundError(
-            f"Nothing has {label} in the weeks up to {week.end}: it is misspelt, holds from a later day on, or these "
-            "weeks were not computed."
+            f"Nothing has {label} in the weeks up to {week.end}: it holds from a later day on, or these weeks were not "
+            "computed."
         )
     if as_json:
         print_json(asdict(found))

@@ -18,7 +18,8 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts, forecast
 from capacity_assets.forecast.reference import Reference, reference
 from capacity_assets.forecast.runway import MIDDLE, error_with
-from capacity_assets.runway.forecasting import outlook_with_sizes
+from capacity_assets.forecast.steps import without_steps
+from capacity_assets.runway.forecasting import SeriesOutlook, outlook_with_sizes
 from capacity_assets.runway.history_statements import DATABASE_ROWS
 from capacity_assets.runway.issued import Said, said_before
 from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_text
@@ -82,9 +83,7 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
     )
     # A step of one database is one of its server's total, too.
     database = name if kind == DATABASE_ROWS else None
-    left_out = [
-        step for step in stored_steps(engine, found.outlook.server, database) if step.day <= found.outlook.last_day
-    ]
+    left_out = [step for step in stored_steps(engine, found.outlook.server, database) if _is_left_out(step, found)]
     made = forecast(found.smooth[None, :], found.sizes[None, :])
     days = sum(value is not None for value in measured)
     with (
@@ -97,6 +96,15 @@ def explain_runway(  # noqa: PLR0913 -- what is explained, and how it is printed
         print_json(_as_dict(explanation))
     else:
         _print(explanation)
+
+
+def _is_left_out(step: SizeStep, found: SeriesOutlook) -> bool:
+    """Whether a declared step changes what is forecast: sizes before and after it are known, and differ."""
+    column = len(found.sizes) - 1 - (found.outlook.last_day - step.day).days
+    if step.day > found.outlook.last_day or np.array_equal(found.smooth, found.sizes, equal_nan=True):
+        return False
+    alone = without_steps(found.sizes[None, :], [[column]])
+    return not np.array_equal(alone[0], found.sizes, equal_nan=True)
 
 
 def _print(explanation: RunwayExplanation) -> None:
@@ -120,6 +128,10 @@ def _print(explanation: RunwayExplanation) -> None:
             )
         )
         print_table("Bands in MiB", COLUMNS, [_cells(explanation, place) for place in range(len(HORIZONS_DAYS))])
+        say(
+            "Errors are what was measured less what was forecast. Days on which it is full come from the forecast with "
+            "these errors."
+        )
     if outlook.binds is None:
         say("Limit: unknown. `capacity limits set` declares one.")
     else:
@@ -145,7 +157,7 @@ def _said_cells(said: Said) -> list[object]:
     sizes = ["none" if size is None else human_mb(size) for size in (said.forecast_mb, said.actual_mb)]
     error = ""
     if said.forecast_mb is not None and said.actual_mb:
-        error = f"{(said.forecast_mb - said.actual_mb) / said.actual_mb:+.1%}"
+        error = f"{(said.actual_mb - said.forecast_mb) / said.actual_mb:+.1%}"
     return [said.as_of, middle, f"{said.horizon_days} days", *sizes, error]
 
 

@@ -15,16 +15,16 @@ from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.settings import Settings
 from capacity_assets.units import natural_key
 
-LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last measured")
+LIST_COLUMNS = left("Server", "Engine", "Place", "Password from", "TLS", "State", "Last collected")
 FAILURE_COLUMNS = (("Server", "left"), ("Last failure", "text"))
 
 
 @click.command("list")
 @json_command
 def list_(settings: Settings, /, *, as_json: bool) -> None:
-    """Show the servers, and the last measurement of each.
+    """Show the servers, and when each was last collected.
 
-    Also shows how each is reached; of a password, only where it is kept.
+    Imported samples are no collection. Also shows how each is reached; of a password, only where it is kept.
     """
     with opened_registry(settings) as engine:
         found = registered(engine)

@@ -50,10 +50,18 @@ def labels() -> None:
     """Declare whose servers and databases they are."""
 
 
+database_option = click.option(
+    "--database", metavar="NAME", help="Its databases of this name, or pattern with * and ?."
+)
 subject_options = options(
-    click.option("--database", metavar="NAME", help="Its databases of this name, or pattern with * and ?."),
+    database_option,
     click.option("--from", "first_day", type=DAY, help="First day on which it holds. Default: see above."),
     click.option("--always", is_flag=True, help="It holds for all of history, whatever was declared before."),
+)
+removal_options = options(
+    database_option,
+    click.option("--from", "first_day", type=DAY, help="First day without them. Default: today."),
+    click.option("--always", is_flag=True, help="Take them out of all of history."),
 )
 
 
@@ -114,9 +122,9 @@ def _first_day(first_day: date | None, *, always: bool) -> date | None:
 def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
     for change in changes[:CHANGES_NAMED]:
         label = change.label
-        now = "no value" if label.value is None else printable(label.value)
+        now = f"{label.key} removed" if label.value is None else f"{label.key} = {printable(label.value)}"
         before = "" if change.before is None else f", {printable(change.before)} before"
-        say(f"{named(label.server, label.database)}: {label.key} = {now}, {since(label.valid_from)}{before}.")
+        say(f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{before}.")
     if len(changes) > CHANGES_NAMED:
         say(f"and {counted(len(changes) - CHANGES_NAMED, 'more label')}.")
     if not changes:
@@ -200,7 +208,7 @@ def _cells(one: StoredLabel) -> list[object]:
 @click.command()
 @click.argument("server")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
-@subject_options
+@removal_options
 @dry_run_option
 @command
 def remove(  # noqa: PLR0913 -- one argument per documented option

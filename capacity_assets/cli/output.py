@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 
 import click
@@ -92,4 +93,13 @@ def writing(where: Path | str) -> Iterator[None]:
 
 def print_json(value: object) -> None:
     """Print `value` as one JSON document on standard output, for scripts."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    click.echo(as_json_text(value))
+
+
+def as_json_text(value: object) -> str:
+    """Return `value` as one JSON document; decimals are text without an exponent, so that none is rounded."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_as_text)
+
+
+def _as_text(value: object) -> str:
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)

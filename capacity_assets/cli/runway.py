@@ -17,7 +17,7 @@ from capacity_assets.collection.registry import registered
 from capacity_assets.errors import NotFoundError
 from capacity_assets.forecast.model import LEAST_CHANGES
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
-from capacity_assets.grouping.labels import having
+from capacity_assets.grouping.labels import having, refuse_unknown_label
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
 from capacity_assets.runway.binding import SERVER, VOLUME
 from capacity_assets.runway.forecasting import outlooks
@@ -88,6 +88,8 @@ def runway(  # noqa: PLR0913 -- one argument per documented option
         if engine is not None or key is not None:
             chosen = None if key is None else (key, str(value))
             found = _only(opened, found, today, label=chosen, of_engine=engine)
+            if chosen is not None and not found.rows:
+                refuse_unknown_label(opened, *chosen)
     if database is not None and not found.rows and not found.unknown_limits:
         raise NotFoundError(f"{database!r} is not in the newest sample of {server!r}. Its limits, if any, were kept.")
     if server is not None and not found.rows and not found.unknown_limits:

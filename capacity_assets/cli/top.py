@@ -13,6 +13,7 @@ from sqlalchemy import Engine, Row, text
 from capacity_assets.cli.options import filter_options, json_command, label_filter, number_listed, window_options
 from capacity_assets.cli.output import left, print_json, print_table, right
 from capacity_assets.errors import ValidationError
+from capacity_assets.grouping.labels import refuse_unknown_label
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
@@ -88,6 +89,9 @@ def top(settings: Settings, /, **given: Any) -> None:
         if asked.server is not None:
             runner.service.ids_of([asked.server])
         rows = top_rows(runner.service.engine, asked, window.start)
+        key, value = label_filter(asked.label)
+        if key is not None and not rows:
+            refuse_unknown_label(runner.service.engine, key, str(value))
     if not rows:
         raise ValidationError(
             f"Nothing to list in {period.name_of(window)}: no row is stored, or none with such a change. "

@@ -26,6 +26,7 @@ from capacity_assets.errors import (
 )
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.tables import collection_targets, instances
+from capacity_assets.units import meant
 
 NOT_NULL_VIOLATION = "23502"
 
@@ -75,7 +76,10 @@ def registered(engine: Engine, names: Sequence[str] | None = None) -> list[Regis
         return found
     unknown = sorted({*names} - {one.server.name for one in found})
     if unknown:
-        raise NotFoundError(f"No server is named {', '.join(map(repr, unknown))}. `capacity instances list` has them.")
+        close = meant(unknown[0], (one.server.name for one in found))
+        raise NotFoundError(
+            f"No server is named {', '.join(map(repr, unknown))}.{close} `capacity instances list` has them."
+        )
     return [one for one in found if one.server.name in names]
 
 

@@ -174,7 +174,7 @@ SELECT ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
                     || coalesce(nullif(l.database_pattern, '') || ' on ', '') || i.name
              FROM capacity_labels l JOIN instances i ON i.id = l.instance_id
              WHERE l.declared_at > :since AND l.valid_from <= :end ORDER BY l.declared_at) AS labels,
-       ARRAY(SELECT coalesce(p.price || ' ' || p.currency, 'none') || ' for '
+       ARRAY(SELECT coalesce(trim_scale(p.price) || ' ' || p.currency, 'none') || ' for '
                     || CASE WHEN p.key <> '' THEN p.key || '=' || p.value
                             ELSE coalesce(nullif(p.engine, ''), 'everything else') END
              FROM capacity_prices p

@@ -180,6 +180,16 @@ def having(
         return {subjects[number - 1] for number in numbers}
 
 
+def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
+    """Refuse a label that nothing has or ever had; raises NotFoundError and DatabaseError."""
+    query = text("SELECT DISTINCT key || '=' || value FROM capacity_labels WHERE value IS NOT NULL")
+    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
+        known = connection.execute(query).scalars().all()
+    asked = f"{key}={value}"
+    if asked not in known:
+        raise NotFoundError(f"Nothing has the label {asked}.{meant(asked, known)} `capacity labels list` has them.")
+
+
 def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:
     """Return values of a key that differ from this one in capitals only; raises DatabaseError."""
     query = text("SELECT DISTINCT value FROM capacity_labels WHERE key = :key AND lower(value) = lower(:value)")

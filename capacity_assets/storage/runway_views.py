@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.storage.label_expressions import labels_of
+from capacity_assets.storage.label_expressions import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.storage.view import View, ViewColumn
 
 _NEWEST = """FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
 JOIN capacity_runways r ON r.as_of = newest.as_of
-LEFT JOIN instances i ON i.id = r.instance_id"""
+LEFT JOIN instances i ON i.id = r.instance_id
+LEFT JOIN (SELECT instance_id, max(declared_at) AS last_at
+           FROM (SELECT instance_id, declared_at FROM capacity_limits
+                 UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS limits_and_steps
+           GROUP BY instance_id) AS declared ON declared.instance_id = r.instance_id"""
 
 
 _CHANCES = "({0}.probability_" + ", {0}.probability_".join(map(str, HORIZONS_DAYS)) + ")"
@@ -86,6 +90,8 @@ RUNWAY_VIEWS = (
                 f"CASE r.subject WHEN 'database' THEN {labels_of('r.instance_id', 'r.name', 'r.as_of')} "
                 f"ELSE {labels_of('r.instance_id', None, 'r.as_of')} END",
                 "Labels on that day, as JSON: labels ->> 'team'; of a volume, those of its server",
+                f"CASE r.subject WHEN 'database' THEN {labels_in('labelled', 'r.name', 'r.as_of')} "
+                f"ELSE {labels_in('labelled', None, 'r.as_of')} END",
             ),
             ViewColumn("engine", "coalesce(i.db_type, 'unknown')", "Engine of the server"),
             ViewColumn("counted", "(i.counted_by IS NULL)", "Whether the server counts itself; false: a replica"),
@@ -94,8 +100,14 @@ RUNWAY_VIEWS = (
                 STANDS_FOR_ITSELF,
                 "Whether no other row says the same at least as urgently, as a volume does for its databases",
             ),
+            ViewColumn(
+                "is_outdated",
+                "coalesce(declared.last_at > r.issued_at, false)",
+                "Whether limits or steps of its server were declared after it was computed",
+            ),
         ),
         _NEWEST,
+        source_on_nodes=f"{_NEWEST}\nLEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",
     ),
     View(
         "capacity_forecast_errors",

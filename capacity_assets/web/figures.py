@@ -53,6 +53,8 @@ class Runway:
     probability_30_days: float | None
     probability_90_days: float | None
     change_mb_per_day: float
+    is_outdated: bool
+    """Whether limits or steps of its server were declared since."""
     ahead: Sequence[ForecastDay] = field(default=())
 
     @property

@@ -57,7 +57,8 @@ def history(
 _AHEAD = ", ".join(f"lower_{days}_days_mb, forecast_{days}_days_mb, upper_{days}_days_mb" for days in HORIZONS_DAYS)
 _RUNWAY = f"""
 SELECT server_id, server, subject, name, state, last_day, size_mb, limit_mb, headroom_mb, binds, limit_source,
-       full_early, full_middle, full_late, probability_30_days, probability_90_days, change_mb_per_day, {_AHEAD}
+       full_early, full_middle, full_late, probability_30_days, probability_90_days, change_mb_per_day, is_outdated,
+       {_AHEAD}
 FROM capacity_runway
 """  # noqa: S608 -- names of our own
 

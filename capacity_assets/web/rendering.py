@@ -15,7 +15,7 @@ from capacity_assets.charts.history import history_chart, share_bar
 from capacity_assets.charts.templates import environment_of
 from capacity_assets.grouping.bill_words import gib, group_named
 from capacity_assets.periods import PERIODS
-from capacity_assets.units import counted, human_change_mb, human_mb, human_percent, printable
+from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_percent, printable
 from capacity_assets.web.asked import Asked, address
 from capacity_assets.web.figures import drawn, window_named
 
@@ -89,6 +89,7 @@ def _environment(menu: tuple[Page, ...], dagster_url: str | None) -> Environment
         printable=printable,
         gib=gib,
         counted=counted,
+        first_of=first_of,
         window_address=window_address,
         group=group_named,
     )

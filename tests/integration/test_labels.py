@@ -172,7 +172,7 @@ def test_a_column_of_the_registry_is_taken_over_and_again_after_changes(engine: 
     assert f"team = search, from {TODAY}, payments before" in labelled("adopt", "owner", "--key", "team")
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET owner = NULL"))
-    assert f"team = no value, from {TODAY}" in labelled("adopt", "owner", "--key", "team")
+    assert f"team removed, from {TODAY}" in labelled("adopt", "owner", "--key", "team")
     assert "Nothing to change" in labelled("adopt", "owner", "--key", "team")
     assert "has no column 'ownr'" in capacity("labels", "adopt", "ownr", "--key", "team").output
 

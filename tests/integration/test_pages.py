@@ -272,17 +272,3 @@ def test_a_bill_says_that_labels_were_declared_since(pages: Pages, engine: Engin
 
     assert pages.document("/bill?by=team&month=2025-06")["is_outdated"]
     assert "capacity bill --month 2025-06" in pages.ask("/bill?by=engine").text
-
-
-def test_without_any_forecast_what_fills_is_unknown_and_not_nothing(engine: Engine) -> None:
-    add_instances(engine, [1])
-    add_instance_sizes(engine, totals(1, str(TODAY - timedelta(days=1)), [(100, 1), (110, 1)]))
-    compute_windows(AggregationService(engine, fixed_clock()), "daily", TODAY - timedelta(days=1), TODAY)
-
-    with served_pages(engine.url) as pages:
-        text = pages.ask("/").text
-
-    assert "No forecast was issued yet, so what fills is not known" in text
-    assert text.count("no forecast yet") == 2
-    assert "every limit is known" not in text
-    assert "Nothing that has a known limit fills" not in text

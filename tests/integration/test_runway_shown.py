@@ -16,6 +16,7 @@ from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare
 from tests.clocks import TODAY
 from tests.command import capacity
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.runways import add_day
 
@@ -159,3 +160,14 @@ def test_an_explanation_says_what_was_said_before_and_what_became_of_it(engine: 
         [str(TODAY - timedelta(days=30)), full, "30", "days", "2.9", "GiB", "2.9", "GiB", "+0.0%"],
     ]
     assert [(one["forecast_mb"], one["actual_mb"]) for one in document["said_before"]] == [(3014, 3014)] * 2
+
+
+@pytest.mark.usefixtures("today")
+def test_an_error_is_what_was_measured_less_what_was_forecast_in_past_and_present(engine: Engine) -> None:
+    issue(engine, TODAY - timedelta(days=7), TODAY)
+    execute(engine, "UPDATE capacity_runways SET forecast_7_mb = actual_7_mb / 2 WHERE name = 'orders'")
+
+    message = capacity("explain", "orders", "--runway", columns=200).output.splitlines()
+
+    assert message[message.index("What was said before") + 2].split()[-1] == "+50.0%"
+    assert any(line.startswith("Errors are what was measured less what was forecast.") for line in message)

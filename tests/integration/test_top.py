@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.settings import Settings
+from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
@@ -57,3 +59,17 @@ def test_a_window_without_rows_and_an_unknown_server_say_so() -> None:
     assert (empty.exit_code, unknown.exit_code) == (2, 2)
     assert "Nothing to list in March 2025" in empty.stderr
     assert "No server 'server-9' is registered" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("top", "--window", "2025-02-01"), ("runway",), ("digest", "--week", "2025-02-01")]
+)
+def test_a_label_that_nothing_has_is_refused_with_the_one_that_was_meant(
+    engine: Engine, command: tuple[str, ...]
+) -> None:
+    declare_labels(engine, [Label("server-1", None, "team", "payments")], TODAY)
+
+    refused = capacity(*command, "--label", "team=payment")
+
+    assert refused.exit_code == 2
+    assert "Nothing has the label team=payment. Did you mean 'team=payments'?" in refused.output
