@@ -26,10 +26,12 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def print_declared(what: str, entries: Sequence[object], file: Path, *, dry_run: bool, as_json: bool) -> None:
-    """Print what a command declared, or in a dry run only read, from a file: how many, or as JSON all of them."""
+def print_declared(
+    what: str, entries: Sequence[object], file: Path, *, dry_run: bool, as_json: bool, **further: object
+) -> None:
+    """Print what a command declared, or in a dry run only read, from a file: how many, or as JSON all and `further`."""
     if as_json:
-        print_json({"dry_run": dry_run, f"{what}s": entries})
+        print_json({"dry_run": dry_run, f"{what}s": entries, **further})
         return
     say(f"{counted(len(entries), what)} {'read' if dry_run else 'declared'} from {file}.")
     if dry_run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, j
 from capacity_assets.cli.output import print_declared, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
 from capacity_assets.collection.registry import registered
+from capacity_assets.grouping.labels import label_of_nothing
 from capacity_assets.grouping.prices import (
     EVERYTHING,
     NO_PRICE,
@@ -27,6 +28,7 @@ from capacity_assets.grouping.prices import (
 )
 from capacity_assets.settings import Settings
 from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.units import meant
 
 COMMANDS = {"set": "prices:set_", "import": "prices:import_", "list": "prices:list_", "remove": "prices:remove"}
 
@@ -66,7 +68,9 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     declared = Price(price_of(price), currency, engine, key, value, first_day or ALWAYS)
     with opened_registry(settings) as opened:
         declare_prices(opened, [declared])
-        is_known = not engine or engine in {one.server.engine for one in registered(opened)}
+        engines = {one.server.engine for one in registered(opened)}
+        notes: list[str | None] = [] if not engine or engine in engines else [_no_server_of(engine, engines)]
+        notes += [label_of_nothing(opened, key, value)] if key else []
     if declared.price is None:
         say(
             f"{declared.display_name}: no price of its own, {since(declared.valid_from)}; a more general one applies, "
@@ -74,8 +78,12 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         )
     else:
         say(f"{declared.display_name}: {_price_text(declared)} per GiB and month, {since(declared.valid_from)}.")
-    if not is_known:
-        say(f"note: no registered server is of the engine {engine!r}.")
+    for note in filter(None, notes):
+        say(f"note: {note}")
+
+
+def _no_server_of(engine: str, engines: Collection[str]) -> str:
+    return f"No registered server is of the engine {engine!r}.{meant(engine, engines)}"
 
 
 def _price_text(price: Price) -> str:

@@ -81,7 +81,10 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     found = steps_of_file(file)
     with opened_registry(settings) as engine:
         replaced = declare_steps(engine, found, dry_run=dry_run)
-    print_declared("step", [asdict(step) for step in found], file, dry_run=dry_run, as_json=as_json)
+    notes = [asdict(step) for step in replaced]
+    print_declared(
+        "step", [asdict(step) for step in found], file, dry_run=dry_run, as_json=as_json, replaced_notes=notes
+    )
     if not as_json:
         _report_replaced(replaced, dry_run=dry_run)
 

@@ -73,7 +73,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     ),
     "runways": (
         "Full sooner than was said a week ago",
-        lambda one: f"{one.display_name} on {one.server}: {one.day}, before {one.before or 'not within a year'}",
+        lambda one: f"{one.display_name} on {one.server}: {one.day}; a week ago {one.before or 'not within a year'}",
     ),
     "silent": ("Not measured any more", lambda one: f"{one.server}: last on {one.last_day}"),
     "new": ("New databases", _named),

@@ -179,7 +179,9 @@ SELECT ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
                             ELSE coalesce(nullif(p.engine, ''), 'everything else') END
              FROM capacity_prices p
              WHERE p.declared_at > :since AND p.valid_from <= :end
-               AND (p.engine = '' OR p.engine IN (SELECT engine FROM computed_lines)) ORDER BY p.declared_at) AS prices
+               AND (p.engine = '' OR p.engine IN (SELECT engine FROM computed_lines))
+               AND (p.key = '' OR EXISTS (SELECT FROM computed_lines c WHERE c.labels ->> p.key = p.value))
+             ORDER BY p.declared_at) AS prices
 """
 # Samples that retention has dropped cannot be billed any more; the month's aggregates, kept longer, know of them.
 DROPPED = "SELECT EXISTS (SELECT FROM dropped_totals) OR EXISTS (SELECT FROM dropped_samples)"

@@ -50,6 +50,8 @@ def notes(found: IssuedBill) -> list[str]:
             f"{missing:,} of {bill.billed_days:,} server days were not measured; each is billed at the average of its "
             "server's measured days."
         )
+    if sum(group.databases for group in found.groups) > found.databases:
+        sentences.append("A database that changed its group in the month counts in each of them, and once in all.")
     if not bill.is_final:
         sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
     return sentences

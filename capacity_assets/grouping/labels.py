@@ -180,14 +180,20 @@ def having(
         return {subjects[number - 1] for number in numbers}
 
 
-def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
-    """Refuse a label that nothing has or ever had; raises NotFoundError and DatabaseError."""
+def label_of_nothing(engine: Engine, key: str, value: str) -> str | None:
+    """Say that nothing has a label, and which may be meant; None: something has or had it. Raises DatabaseError."""
     query = text("SELECT DISTINCT key || '=' || value FROM capacity_labels WHERE value IS NOT NULL")
-    with database_errors(doing="reading labels", kept="Nothing was changed."), engine.connect() as connection:
+    with database_errors(doing="reading labels", kept="What was declared is kept."), engine.connect() as connection:
         known = connection.execute(query).scalars().all()
     asked = f"{key}={value}"
-    if asked not in known:
-        raise NotFoundError(f"Nothing has the label {asked}.{meant(asked, known)} `capacity labels list` has them.")
+    return None if asked in known else f"Nothing has the label {asked}.{meant(asked, known)}"
+
+
+def refuse_unknown_label(engine: Engine, key: str, value: str) -> None:
+    """Refuse a label that nothing has or ever had; raises NotFoundError and DatabaseError."""
+    refusal = label_of_nothing(engine, key, value)
+    if refusal:
+        raise NotFoundError(f"{refusal} `capacity labels list` has them.")
 
 
 def written_otherwise(engine: Engine, key: str, value: str) -> list[str]:

@@ -142,6 +142,20 @@ def test_what_cannot_be_a_price_is_refused(arguments: list[str], problem: str) -
     assert [one["price"] for one in json.loads(printed("prices", "list", "--json"))] == ["0.200000"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--engine", "postgres"], "No registered server is of the engine 'postgres'. Did you mean 'postgresql'?"),
+        (["--label", "team=payment"], "Nothing has the label team=payment. Did you mean 'team=payments'?"),
+    ],
+)
+def test_a_price_that_nothing_has_yet_is_kept_with_a_note(arguments: list[str], said: str) -> None:
+    printed("labels", "set", "server-1", "team=payments")
+
+    assert f"note: {said}" in printed("prices", "set", "0.2", "--currency", "EUR", *arguments)
+    assert len(json.loads(printed("prices", "list", "--json"))) == 1
+
+
 def test_a_price_list_comes_from_a_file_and_a_price_can_be_forgotten(tmp_path: Path) -> None:
     file = tmp_path / "prices.csv"
     file.write_text("engine,label,price,currency,from\n,,0.10,EUR,\noracle,team=payments,0.5,EUR,2025-01-01\n")

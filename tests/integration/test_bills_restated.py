@@ -137,6 +137,10 @@ def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
     message = printed("bill", "--month", "2025-06")
 
     assert "Since then: labels declared: team=search of a on server-1." in message
+    printed("prices", "set", "0.4", "--currency", "EUR", "--label", "team=nobody")
+    printed("prices", "set", "0.5", "--currency", "EUR", "--label", "team=search")
+    assert "prices declared: 0.5 EUR for team=search." in printed("bill", "--month", "2025-06")
+    printed("prices", "remove", "--label", "team=search")
     printed("prices", "set", "none", "--currency", "EUR")
     nothing = printed("bill", "--month", "2025-06")
     assert "(no team): 6.67 before, no price now" in nothing

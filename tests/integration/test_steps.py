@@ -33,9 +33,11 @@ def test_a_step_that_replaces_another_one_names_it(tmp_path: Path) -> None:
         capacity("steps", "add", "server-1", "orders", "--day", str(TODAY), "--note", note).output
         for note in ("first", "second")
     )
+    told = json.loads(capacity("steps", "import", str(file), "--dry-run", "--json").output)
     tried, imported = (capacity("steps", "import", str(file), *dry).output for dry in (["--dry-run"], []))
 
     assert "note:" not in first
+    assert [one["note"] for one in told["replaced_notes"]] == ["second"]
     assert f"note: This replaces the note 'first' of orders on server-1, {TODAY}." in second
     assert f"note: This would replace the note 'second' of orders on server-1, {TODAY}." in tried
     assert f"note: This replaces the note 'second' of orders on server-1, {TODAY}." in imported
