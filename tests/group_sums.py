@@ -22,10 +22,13 @@ SECONDS = 60
 
 
 _ORDER = "ORDER BY period, window_start, grouped_by, group_name NULLS LAST"
-# As the pages: what is stored, and what is added up of windows for which that is out of date, and by server.
+# As readers are told: what is stored but for windows that are out of date, and what is added up of these and by server.
 _STORED_OR_ADDED_UP = f"""
-SELECT * FROM capacity_stored_groups UNION ALL SELECT * FROM capacity_groups
-WHERE grouped_by = 'server' OR (period, window_start) IN (SELECT period, window_start FROM capacity_outdated_groups)
+WITH outdated AS MATERIALIZED (SELECT period, window_start FROM capacity_outdated_groups)
+SELECT * FROM capacity_stored_groups WHERE (period, window_start) NOT IN (SELECT period, window_start FROM outdated)
+UNION ALL
+SELECT * FROM capacity_groups
+WHERE grouped_by = 'server' OR (period, window_start) IN (SELECT period, window_start FROM outdated)
 {_ORDER}
 """
 

@@ -7,6 +7,7 @@ right without this module, only slower. Windows are stored newest first, some pe
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +52,7 @@ def store_group_sums(engine: Engine, seconds: float) -> int:
     stored = 0
     try:
         on_nodes = is_distributed(engine)
-        gather_records(engine)
+        gather_records(engine, max(1, math.ceil(seconds)))
         is_left = True
         while is_left and time.monotonic() < deadline:
             with engine.begin() as connection:
@@ -94,11 +95,15 @@ def _add_up_on_nodes(connection: Connection, windows: Mapping[str, Any]) -> None
     """Store windows that have rows, one period after the other; forget the changes of those that have none."""
     known = connection.execute(text(_ENDS), windows).all()
     ended = [row for row in known if row.period_end is not None]
-    ends = [row.period_end for row in ended]
-    connection.execute(text(_ENTER_ON_NODES), {**windows, **_named(ended), "ends": ends})
+    days = {"ends": [row.period_end for row in ended], "befores": [row.before_start for row in ended]}
+    connection.execute(text(_ENTER_ON_NODES), {**windows, **_named(ended), **days})
     for period in dict.fromkeys(row.period_type for row in ended):
-        starts = [row.period_start for row in ended if row.period_type == period]
-        connection.execute(text(_STORE_ON_NODES), {"period_type": period, "starts": starts})
+        of_period = [row for row in ended if row.period_type == period]
+        days = {
+            "starts": [row.period_start for row in of_period],
+            "befores": [row.before_start for row in of_period],
+        }
+        connection.execute(text(_STORE_ON_NODES), {"period_type": period, **days})
     gone = [row for row in known if row.period_end is None]
     connection.execute(text(_FORGET_WINDOWS), {**_named(gone), "snapshot": windows["snapshot"]})
 
@@ -163,17 +168,17 @@ WHERE c.period_type = k.period_type AND c.period_start = k.period_start
   AND pg_visible_in_snapshot({transaction_of("c")}, CAST(:snapshot AS pg_snapshot))
 """  # noqa: S608 -- built from the constants above
 _ENDS = f"""
-SELECT k.period_type, k.period_start, e.period_end FROM {_ASKED}
+SELECT k.period_type, k.period_start, e.period_end, {before("e")} AS before_start FROM {_ASKED}
 LEFT JOIN (SELECT period_type, period_start, min(period_end) AS period_end FROM instance_size_aggregations
            WHERE period_type = ANY (:periods) AND period_start = ANY (:starts) GROUP BY 1, 2) AS e
     ON e.period_type = k.period_type AND e.period_start = k.period_start
 """  # noqa: S608 -- built from the constants above
-_ENTER_ON_NODES = f"""
+_ENTER_ON_NODES = """
 INSERT INTO capacity_group_windows (period_type, period_start, period_end, before_start, label_keys, snapshot)
-SELECT w.period_type, w.period_start, w.period_end, {before("w")}, :label_keys, :snapshot
-FROM unnest(CAST(:periods AS text[]), CAST(:starts AS date[]), CAST(:ends AS date[]))
-    AS w (period_type, period_start, period_end)
-"""  # noqa: S608 -- built from the constants above
+SELECT w.period_type, w.period_start, w.period_end, w.before_start, :label_keys, :snapshot
+FROM unnest(CAST(:periods AS text[]), CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:befores AS date[]))
+    AS w (period_type, period_start, period_end, before_start)
+"""
 _STORE_ON_NODES = f"""
 INSERT INTO capacity_group_sums
     (period_type, period_start, grouped_by, group_name, servers, databases, size_mb, change_mb)

@@ -28,7 +28,7 @@ from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
-from capacity_assets.periods import Window, adjacent_spans
+from capacity_assets.periods import PERIODS, Window, adjacent_spans
 from capacity_assets.storage.distribution import is_distributed
 
 LEVELS_TOLERANCE_PERCENT = 1
@@ -60,6 +60,7 @@ class CheckScope:
             "period_type": self.period_type,
             "starts": [window.start for window in self.windows],
             "ends": [window.end for window in self.windows],
+            "befores": [PERIODS[self.period_type].previous(window).start for window in self.windows],
             "first_day": min(window.start for window in self.windows),
             "last_day": min(max(window.end for window in self.windows), self.today),
             "today": self.today,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.cli.dated import since
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.explained_groups import ExplainedGroup, GroupPart, explain_group
+from capacity_assets.grouping.group_reading import reading_groups
 from capacity_assets.grouping.labels import checked
 from capacity_assets.periods import Period, Window
 from capacity_assets.settings import Settings
@@ -30,10 +31,9 @@ def explain_label(  # noqa: PLR0913 -- the window of a label, and how it is prin
     key, value = key_and_value(label)
     key, _ = checked(key, value, settings.label_keys)
     reading = database_errors(doing="reading a group", kept="Nothing was changed.")
-    with reading, engine.connect() as connection:
-        # One state of the tables: a sum that is written meanwhile would look wrong.
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        found = explain_group(connection, period, window, key, value)
+    # One state of the tables: a sum that is written meanwhile would look wrong.
+    with reading, reading_groups(engine) as reader:
+        found = explain_group(reader, period, window, key, value)
     if as_json:
         print_json(
             {

@@ -11,7 +11,8 @@ from capacity_assets.cli.options import json_command, window_options
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
-from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, refuse_unknown_grouping
+from capacity_assets.grouping.group_reading import reading_groups
+from capacity_assets.grouping.groups import Group, default_grouping, fills_first, refuse_unknown_grouping
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
@@ -40,8 +41,8 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
         chosen = runner.service.period(period)
         window = runner.service.partitions.window_holding(chosen, day)
         reading = database_errors(doing="reading groups", kept="Nothing was changed.")
-        with reading, runner.service.engine.connect() as connection:
-            found = groups_of(connection, chosen, window, by, fills_first(connection, by))
+        with reading, reading_groups(runner.service.engine) as reader:
+            found = reader.groups_of(chosen, window, by, fills_first(reader.connection, by))
     if not found:
         raise ValidationError(f"No row of a server is stored in {chosen.name_of(window)}.")
     if as_json:

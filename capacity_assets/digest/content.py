@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from capacity_assets.errors import database_errors
-from capacity_assets.grouping.groups import quickest_source
+from capacity_assets.grouping.group_reading import GroupReader, reading_groups
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.label_expressions import labels_of
@@ -108,12 +108,11 @@ class Digest:
 
 def read_digest(engine: Engine, week: Window, label: tuple[str, str] | None = None) -> Digest:
     """Read the digest of a week; raises DatabaseError."""
-    with database_errors(doing="reading the digest", kept="Nothing was sent."), engine.connect() as connection:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        return _read(connection, week, label)
+    with database_errors(doing="reading the digest", kept="Nothing was sent."), reading_groups(engine) as reader:
+        return _read(reader, week, label)
 
 
-def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -> Digest:
+def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> Digest:
     key, value = label or (None, None)
     asked: dict[str, object] = {
         "start": week.start,
@@ -124,7 +123,7 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
     }
 
     def listed(kind: Callable[..., Any], query: str, **more: object) -> list[Any]:
-        return [kind(*row) for row in connection.execute(text(query), {**asked, **more})]
+        return [kind(*row) for row in reader.connection.execute(text(query), {**asked, **more})]
 
     found = {
         "soon": listed(FillsSoon, _SOON),
@@ -134,10 +133,10 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         "new": listed(Named, _CAME.format(there=":start", elsewhere=":before")),
         "gone": listed(Named, _CAME.format(there=":before", elsewhere=":start")),
     }
-    first = week.start - timedelta(weeks=WEEKS_DRAWN - 1)
+    windows = PERIODS["weekly"].back(week, WEEKS_DRAWN)
     by = key or "engine"
-    drawn = _HISTORY.format(source=quickest_source(connection, PERIODS["weekly"], first, by))
-    weeks = dict(listed(lambda start, *sums: (start, sums), drawn, first=first, by=by))
+    drawn = _HISTORY.format(source=reader.source(PERIODS["weekly"], windows, by))
+    weeks = dict(listed(lambda start, *sums: (start, sums), drawn, first=windows[0].start, by=by))
     size_mb, change_mb = weeks.get(week.start, (0, None))
     return Digest(
         week,
@@ -147,7 +146,7 @@ def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -
         **{kind: every[:LISTED] for kind, every in found.items()},
         counts={kind: len(every) for kind, every in found.items()},
         history=[(start, int(size)) for start, (size, _) in weeks.items()],
-        has_forecast=bool(connection.execute(text(_FORECAST), asked).scalar()),
+        has_forecast=bool(reader.connection.execute(text(_FORECAST), asked).scalar()),
     )
 
 

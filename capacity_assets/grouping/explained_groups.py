@@ -14,10 +14,10 @@ from datetime import date
 from fractions import Fraction
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Row, text
 
 from capacity_assets.errors import NotFoundError
-from capacity_assets.grouping.groups import quickest_source
+from capacity_assets.grouping.group_reading import GroupReader
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
@@ -71,7 +71,7 @@ class ExplainedGroup:
         return (self.size_mb, self.change_mb) == (self.view_size_mb, self.view_change_mb)
 
 
-def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
+def explain_group(reader: GroupReader, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
     asked = {
         "period": period.name,
@@ -81,12 +81,13 @@ def explain_group(connection: Connection, period: Period, window: Window, key: s
         "key": key,
         "value": value,
     }
+    connection = reader.connection
     owned = defaultdict(list)
     for row in connection.execute(text(_OWNED), asked):
         owned[row.instance_id].append(row)
     servers = connection.execute(text(_SERVERS), asked).all()
     parts = [part for server in servers for part in _parts(server, value, owned[server.instance_id])]
-    source = quickest_source(connection, period, window.start, key)
+    source = reader.source(period, [window], key)
     viewed = connection.execute(text(_OF_VIEW.format(source=source)), asked).first()
     if not parts and viewed is None:
         values = connection.execute(text(_VALUES.format(source=source)), asked).scalars().all()

@@ -1,7 +1,4 @@
-"""Groups of a window: what each team, engine or server has, by how much that changed, and what of it fills first.
-
-Sums are those of the view `capacity_groups`, and add up to the fleet.
-"""
+"""What a group is, what groups are made by, and what of each fills first. Their sums are read in `group_reading`."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from datetime import date
 from sqlalchemy import Connection, text
 
 from capacity_assets.errors import ValidationError
-from capacity_assets.periods import Period, Window
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
 from capacity_assets.units import human_percent
 
@@ -93,74 +89,6 @@ def first_of_each(filling: Mapping[str | None, Sequence[Filling]]) -> dict[str |
     return {name: subjects[0].first for name, subjects in filling.items()}
 
 
-_OF_SERVERS = """(
-    SELECT period, window_start, window_end, 'server' AS grouped_by, server AS group_name, 1 AS servers, databases,
-           size_mb, change_mb
-    FROM capacity_server_growth WHERE counted) AS servers"""
-_EVERY_GROUP, _STORED_GROUPS = "capacity_groups", "capacity_stored_groups"
-
-
-def quickest_source(connection: Connection, period: Period, first: date, by: str) -> str:
-    """Return what to read groups of windows from `first` on from, as SQL names it, in a transaction of one state.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
-    if by == "server":
-        return _OF_SERVERS
-    if not connection.execute(text(_MAY_READ_STORED)).scalar():
-        return _EVERY_GROUP
-    is_outdated = connection.execute(text(_IS_OUTDATED), {"period": period.name, "first": first}).scalar()
-    return _EVERY_GROUP if is_outdated else _STORED_GROUPS
-
-
-def groups_of(
-    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, FillsFirst]
-) -> list[Group]:
-    """Read the groups of a window, the largest first, each with what `fills` has of it; none where no server has a row.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database failed.
-    """
-    asked = {"period": period.name, "start": window.start, "by": by}
-    source = quickest_source(connection, period, window.start, by)
-    rows = connection.execute(text(_GROUPS.format(source=source)), asked).all()
-    if not rows:
-        # A label that nobody has yet: everything is without it.
-        without = {"period": period.name, "start": window.start}
-        rows = connection.execute(text(_NO_SUCH_LABEL.format(source=source)), without).all()
-    return [
-        Group(
-            row.group_name,
-            row.servers,
-            int(row.databases),
-            int(row.size_mb),
-            None if row.change_mb is None else int(row.change_mb),
-            fills.get(row.group_name),
-        )
-        for row in rows
-    ]
-
-
-_GROUPS = """
-SELECT group_name, servers, databases, size_mb, change_mb FROM {source}
-WHERE period = :period AND window_start = :start AND grouped_by = :by
-ORDER BY size_mb DESC, group_name NULLS LAST
-"""
-# Roles that were made for an earlier version read the one view.
-_MAY_READ_STORED = """
-SELECT has_table_privilege('capacity_outdated_groups', 'SELECT')
-   AND has_table_privilege('capacity_stored_groups', 'SELECT')
-"""
-_IS_OUTDATED = """
-SELECT EXISTS (SELECT FROM capacity_outdated_groups WHERE period = :period AND window_start >= :first)
-"""
-_NO_SUCH_LABEL = """
-SELECT CAST(NULL AS text) AS group_name, servers, databases, size_mb, change_mb
-FROM (SELECT sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
-      FROM {source} WHERE period = :period AND window_start = :start AND grouped_by = 'engine') AS fleet
-WHERE size_mb IS NOT NULL
-"""
 # A group fills with the volume, or the server, that binds one of its databases.
 _FILLING = """
 WITH filling AS (

@@ -124,18 +124,24 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
             allow_triggers(connection)
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
             _remove_what_was_copied(connection, table.name)
+            _renew_views(connection)
         on_table(table.name)
     ask_again(engine)
     with engine.begin() as connection:
-        for view in outdated_views(connection):
-            execute(connection, creation(view))
+        _renew_views(connection)
     return [table.name for table in left]
 
 
 def _prepare(connection: Connection) -> None:
     """Give each node the tables that its triggers write to, and the function that numbers rows."""
-    prepare_nodes(connection, kept="No table was distributed.")
     execute(connection, [_ROW_NUMBER])
+    prepare_nodes(connection, kept="No table was distributed.")
+
+
+def _renew_views(connection: Connection) -> None:
+    """Give the views the form that reads distributed rows, as soon as enough of the tables are."""
+    for view in outdated_views(connection):
+        execute(connection, creation(view))
 
 
 def _remove_what_was_copied(connection: Connection, table: str) -> None:

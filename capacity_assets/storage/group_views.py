@@ -143,12 +143,13 @@ _STORED_WHERE = """
     JOIN capacity_group_sums s ON s.period_type = v.period_type AND s.period_start = v.period_start
     WHERE {}"""
 _STORED = _STORED_WHERE.format(is_current("v"))
-# On nodes, changes count that were not gathered yet. Rows are not looked for: retention records what it drops.
+# On nodes rows are not looked for: retention records what it drops. Windows that are out of date by what was not
+# gathered yet are named by one view only: asked twice, nodes may answer differently, and a window would be in neither.
 OUTDATED_ON_NODES = _outdated("capacity_group_changes", _holds_every_change("v"))
 """The same of what was gathered of the nodes."""
-_WITH_THE_NODES = f"WITH recorded AS MATERIALIZED ({RECORDED_ANYWHERE})"
-_OUTDATED_ANYWHERE = f"{_WITH_THE_NODES}{_outdated('recorded', _holds_every_change('v', 'recorded'))}"
-_STORED_ON_NODES = f"{_WITH_THE_NODES}{_STORED_WHERE.format(_holds_every_change('v', 'recorded'))}"
+_STORED_ON_NODES = _STORED_WHERE.format(_holds_every_change("v"))
+_OUTDATED_ANYWHERE = f"""WITH recorded AS MATERIALIZED ({RECORDED_ANYWHERE})
+    {_outdated("recorded", _holds_every_change("v", "recorded"))}"""
 # Each part has the same types: else PostgreSQL hands no condition on to any of them.
 _GROUPS = f"""{_SERVERS}
     UNION ALL {_STORED}
@@ -208,7 +209,7 @@ GROUP_VIEWS = (
     # What pages read: of the view above, PostgreSQL plans for some thirty milliseconds how it would add up.
     View(
         "capacity_stored_groups",
-        "Those of capacity_groups by engine and label whose sums are stored: windows that are out of date are missing.",
+        "Those of capacity_groups by engine and label that are stored, but for windows in capacity_outdated_groups.",
         _GROUP_COLUMNS,
         f"FROM ({_STORED}) AS g",
         source_on_nodes=f"FROM ({_STORED_ON_NODES}) AS g",

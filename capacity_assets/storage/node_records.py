@@ -19,6 +19,7 @@ from sqlalchemy.schema import CreateTable
 from capacity_assets.errors import CapacityError
 from capacity_assets.storage.distribution import number_distributed
 from capacity_assets.storage.group_tables import capacity_group_changes
+from capacity_assets.storage.group_tracking import forget_group_sums
 from capacity_assets.storage.steps import DIALECT, quoted
 from capacity_assets.storage.tables import invalidations, sample_changes
 
@@ -45,6 +46,17 @@ def prepare_nodes(connection: Connection, *, kept: str) -> None:
             failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
             if failed:
                 raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
+
+    _know_the_nodes(connection)
+
+
+def _know_the_nodes(connection: Connection) -> None:
+    """Keep which nodes there are. Of one that is gone nobody knows what it had recorded: nothing computed counts."""
+    lost = connection.execute(text(_NODES_LOST)).scalars().all()
+    if lost:
+        forget_group_sums(connection)
+        connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
+    connection.execute(text(_KNOW_THE_NODES))
 
 
 def _schema(connection: Connection) -> str:
@@ -145,6 +157,15 @@ def _forget(connection: Connection, table: Table, records: list[Record]) -> None
         )
 
 
+_NODES = "(SELECT coalesce(string_agg(DISTINCT CAST(groupid AS text), ','), '') FROM pg_dist_node)"
+_NODES_LOST = f"""
+SELECT known.node FROM capacity_settings s CROSS JOIN unnest(string_to_array(s.value, ',')) AS known (node)
+WHERE s.name = 'nodes' AND known.node <> ALL (string_to_array({_NODES}, ','))
+"""  # noqa: S608 -- as above
+_KNOW_THE_NODES = f"""
+INSERT INTO capacity_settings (name, value) VALUES ('nodes', {_NODES})
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE capacity_settings.value <> excluded.value
+"""  # noqa: S608 -- as above
 _GRANTS = """
 WITH granted AS (
     SELECT CAST(relnamespace AS regnamespace) || '.' || quote_ident(relname) AS relname, grantee, privilege_type,

@@ -102,8 +102,10 @@ RUNWAY_VIEWS = (
             ),
             ViewColumn(
                 "is_outdated",
-                "coalesce(declared.last_at > r.issued_at, false)",
-                "Whether limits or steps of its server were declared after it was computed",
+                # Rows that are computed again and stay as they are keep the time of the first one.
+                "coalesce(declared.last_at > (SELECT max(n.issued_at) FROM capacity_runways n WHERE n.as_of = "
+                "(SELECT max(as_of) FROM capacity_runways)), false)",
+                "Whether limits or steps of its server were declared after the newest forecast",
             ),
         ),
         _NEWEST,

@@ -108,7 +108,6 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         if distributed_tables(connection):
             change_shards_in_turn(connection)
             allow_triggers(connection)
-            prepare_nodes(connection, kept="Nothing was changed.")
         revision = _revision(connection)
         if reads_cells(connection):
             raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])
@@ -124,6 +123,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
         done += adopt(connection, metadata)
+        if distributed_tables(connection):
+            prepare_nodes(connection, kept="The schema was not changed.")
         missing = change_tracking_steps(connection)
         carry_out(connection, missing)
         if missing:

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Row, text
 
 from capacity_assets.errors import ValidationError
+from capacity_assets.grouping.group_reading import GroupReader, reading_groups
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.reader_role import READ_ON_NODES, READABLE, READER_ROLE
@@ -88,6 +89,10 @@ class Reader:
         with self._engine.connect() as connection:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             yield connection
+
+    def groups(self) -> AbstractContextManager[GroupReader]:
+        """Return as `transaction` what reads groups, too."""
+        return reading_groups(self._engine)
 
     def kept(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
         """Return what `read` returns, or returned before: figures that every page shows, and that take long.

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.grouping.explained_groups import ExplainedGroup, explain_group
+from capacity_assets.grouping.group_reading import reading_groups
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
 from tests.clocks import TODAY
@@ -36,8 +37,8 @@ def groups(engine: Engine, by: str, start: date = MONTH) -> dict[str | None, tup
 
 def explained(engine: Engine, key: str, value: str, start: date = MONTH) -> ExplainedGroup:
     period = PERIODS["monthly"]
-    with engine.connect() as connection:
-        return explain_group(connection, period, period.window_of(start), key, value)
+    with reading_groups(engine) as reader:
+        return explain_group(reader, period, period.window_of(start), key, value)
 
 
 def test_groups_add_up_to_the_fleet_with_a_group_for_what_has_no_label(engine: Engine) -> None:

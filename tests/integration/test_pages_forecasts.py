@@ -12,6 +12,9 @@ from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_instance_sizes, add_instances, totals
 from tests.pages import Pages, served_pages
+from tests.pages_fleet import filled
+
+PREPARED = {"pages": filled}
 
 
 def test_forecasts_say_that_limits_or_steps_of_their_servers_were_declared_since(pages: Pages, engine: Engine) -> None:

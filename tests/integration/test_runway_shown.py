@@ -171,3 +171,17 @@ def test_an_error_is_what_was_measured_less_what_was_forecast_in_past_and_presen
 
     assert message[message.index("What was said before") + 2].split()[-1] == "+50.0%"
     assert any(line.startswith("Errors are what was measured less what was forecast.") for line in message)
+
+
+def test_what_was_declared_before_a_forecast_is_in_it_whether_or_not_its_row_changed(engine: Engine) -> None:
+    issue(engine, TODAY, TODAY)
+    declare(engine, [Limit("server-1", "orders", 4000)])
+    query = "SELECT name, is_outdated FROM capacity_runway WHERE subject = 'database' AND name <> 'young' ORDER BY 1"
+
+    def outdated() -> list[tuple[str, bool]]:
+        with engine.connect() as connection:
+            return [(row.name, row.is_outdated) for row in connection.execute(text(query))]
+
+    assert outdated() == [("orders", True), ("still", True)]
+    issue(engine, TODAY, TODAY)
+    assert outdated() == [("orders", False), ("still", False)]

@@ -9,7 +9,8 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of, quickest_source
+from capacity_assets.grouping.group_reading import GroupReader
+from capacity_assets.grouping.groups import Group, default_grouping, fills_first
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.web.asked import Asked
@@ -117,13 +118,13 @@ class FleetPage:
 def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
     period = asked.period()
-    fleet = reader.kept_of(("fleet", asked.today), partial(_read_fleet, asked=asked), FLEET_SECONDS_KEPT)
+    fleet = reader.kept(("fleet", asked.today), partial(_read_fleet, reader, asked), FLEET_SECONDS_KEPT)
     if period.name not in fleet.periods:
         return replace(fleet, period=period.name)
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
-    with reader.transaction() as connection:
-        source = quickest_source(connection, period, windows_back(period, newest)[0].start, "engine")
-        sizes = history(connection, _HISTORY.format(source=source), period, newest, {})
+    with reader.groups() as sums:
+        source = sums.source(period, windows_back(period, newest), "engine")
+        sizes = history(sums.connection, _HISTORY.format(source=source), period, newest, {})
     if sizes:
         first = sizes[0].window_start
         incomplete = reader.kept_of(
@@ -135,8 +136,14 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     return replace(fleet, period=period.name, sizes=sizes)
 
 
-def _read_fleet(connection: Connection, asked: Asked) -> FleetPage:
+def _read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read what is the same whichever period is shown, without sizes."""
+    with reader.groups() as sums:
+        return _fleet_of(sums, asked)
+
+
+def _fleet_of(sums: GroupReader, asked: Asked) -> FleetPage:
+    connection = sums.connection
     newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
     over = {
         name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name], newest.get(name)))
@@ -150,7 +157,7 @@ def _read_fleet(connection: Connection, asked: Asked) -> FleetPage:
     groups: list[Group] = []
     if last_month:
         month = PERIODS["monthly"]
-        groups = groups_of(connection, month, last_month, by, fills_first(connection, by))
+        groups = sums.groups_of(month, last_month, by, fills_first(connection, by))
     return FleetPage(
         "",
         (),

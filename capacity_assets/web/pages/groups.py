@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from capacity_assets.errors import NotFoundError
 from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
+from capacity_assets.grouping.group_reading import GroupReader
 from capacity_assets.grouping.groups import (
     WITHOUT_LABEL,
     Filling,
@@ -22,8 +23,6 @@ from capacity_assets.grouping.groups import (
     filling_of_groups,
     fills_first,
     first_of_each,
-    groups_of,
-    quickest_source,
     refuse_unknown_grouping,
 )
 from capacity_assets.periods import PERIODS, Period, Window
@@ -113,11 +112,11 @@ def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
     """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period, order = _grouping(asked), asked.period("monthly"), asked.one_of("order", tuple(GROUP_ORDERS))
     fills = _fills_first(reader, by)
-    with reader.transaction() as connection:
-        window = asked_window(connection, asked, period)
+    with reader.groups() as sums:
+        window = asked_window(sums.connection, asked, period)
         groups: list[Group] = []
         if window:
-            groups = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
+            groups = sorted(sums.groups_of(period, window, by, fills), key=GROUP_ORDERS[order])
         return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), order, groups)
 
 
@@ -140,9 +139,10 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address names no {by}.")
     filling = [] if by == "server" else _kept_filling(reader, by).get(name, [])
-    with reader.transaction() as connection:
+    with reader.groups() as sums:
+        connection = sums.connection
         window = last_window(connection, period)
-        sizes = [] if window is None else _group_history(connection, period, window, by, name)
+        sizes = [] if window is None else _group_history(sums, period, window, by, name)
         members, more = _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
@@ -151,14 +151,12 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
         return GroupPage(by, name, period.name, sizes, members, more, ahead, has_forecast)
 
 
-def _group_history(
-    connection: Connection, period: Period, newest: Window, by: str, name: str | None
-) -> list[SizeInWindow]:
+def _group_history(sums: GroupReader, period: Period, newest: Window, by: str, name: str | None) -> list[SizeInWindow]:
     """Return the group in the last windows, oldest first; those in which it had nothing are empty."""
     windows = period.back(newest, GROUP_WINDOWS)
-    query = _GROUP_SIZES.format(source=quickest_source(connection, period, windows[0].start, by))
+    query = _GROUP_SIZES.format(source=sums.source(period, windows, by))
     asked = {"period": period.name, "starts": [window.start for window in windows], "by": by, "name": name}
-    return with_gaps(windows, found(SizeInWindow, connection, query, asked))
+    return with_gaps(windows, found(SizeInWindow, sums.connection, query, asked))
 
 
 def _filling_of_a_server(connection: Connection, name: str | None) -> list[Runway]:
