@@ -124,13 +124,24 @@ def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
         label = change.label
         now = f"{label.key} removed" if label.value is None else f"{label.key} = {printable(label.value)}"
         before = "" if change.before is None else f", {printable(change.before)} before"
-        say(f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{before}.")
+        until, gone = _later(change)
+        say(f"{named(label.server, label.database)}: {now}, {since(label.valid_from)}{until}{before}{gone}.")
     if len(changes) > CHANGES_NAMED:
         say(f"and {counted(len(changes) - CHANGES_NAMED, 'more label')}.")
     if not changes:
         say("Nothing to change: these labels hold already.")
     if dry_run:
         say(NOTHING_CHANGED)
+
+
+def _later(change: LabelChange) -> tuple[str, str]:
+    """Say up to when it holds, or what it takes away of later days."""
+    if not change.later:
+        return "", ""
+    if change.label.valid_from != ALWAYS:
+        return f" until {change.later[0][0]}", ""
+    taken = first_of((f"{value or 'none'} {since(day)}" for day, value in change.later), CHANGES_NAMED)
+    return "", f"; in place of {taken}"
 
 
 @click.command("import")

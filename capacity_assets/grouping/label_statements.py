@@ -7,9 +7,10 @@ from capacity_assets.storage.label_expressions import LIKE, labels_of
 SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:keys AS varchar[]),
             CAST(:values AS varchar[]), CAST(:days AS date[])) WITH ORDINALITY
     AS g (instance_id, database_pattern, key, value, valid_from, number)"""
-# From when each holds, and which value holds on that day so far.
+# From when each holds, which value holds on that day so far, and what was declared for later days.
 PLACED = f"""
-SELECT given.first_day AS valid_from, given.declared, held.value AS held_value
+SELECT given.first_day AS valid_from, given.declared, held.value AS held_value, later.days AS later_days,
+       later.values AS later_values
 FROM (
     SELECT g.*, d.declared, coalesce(g.valid_from, CASE WHEN d.owned > 0 OR g.value IS NULL
                                        THEN CAST(:today AS date) ELSE CAST(:always AS date) END) AS first_day
@@ -25,6 +26,12 @@ LEFT JOIN LATERAL (
     WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key
       AND l.valid_from <= given.first_day ORDER BY l.valid_from DESC LIMIT 1
 ) AS held ON true
+CROSS JOIN LATERAL (
+    SELECT array_agg(l.valid_from ORDER BY l.valid_from) AS days, array_agg(l.value ORDER BY l.valid_from) AS values
+    FROM capacity_labels l
+    WHERE l.instance_id = given.instance_id AND l.database_pattern = given.database_pattern AND l.key = given.key
+      AND l.valid_from > given.first_day
+) AS later
 ORDER BY given.number
 """  # noqa: S608 -- constants of this module
 OF_SUBJECT = "l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key"

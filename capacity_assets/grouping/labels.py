@@ -45,10 +45,14 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelChange:
-    """A label that was declared: from when it holds, and what held on that day before."""
+    """A label that was declared: from when it holds, what held on that day before, and what holds from later days on.
+
+    Where the label always holds, the later ones were taken away; a value of None says that it was removed that day.
+    """
 
     label: Label
     before: str | None
+    later: Sequence[tuple[date, str | None]]
 
 
 def checked(key: str, value: str | None, keys: Sequence[str]) -> tuple[str, str | None]:
@@ -109,19 +113,23 @@ def _changes(connection: Connection, labels: Sequence[Label], today: date) -> li
     parameters = {**_parameters(connection, labels), "today": today, "always": ALWAYS}
     rows = connection.execute(text(statements.PLACED), parameters).all()
     changes = [
-        LabelChange(replace(label, valid_from=row.valid_from), row.held_value)
+        LabelChange(
+            replace(label, valid_from=row.valid_from),
+            row.held_value,
+            tuple(zip(row.later_days or (), row.later_values or (), strict=True)),
+        )
         for label, row in zip(labels, rows, strict=True)
         if _is_change(label, row)
     ]
     removed = [named(label.server, label.database) for label in labels if label.value is None]
     if removed and not changes:
-        raise NotFoundError(f"{first_of(removed, 1)} has no such label then. Nothing was changed.")
+        raise NotFoundError(f"{first_of(removed, 1)} has no such label on these days. Nothing was changed.")
     return changes
 
 
 def _is_change(label: Label, row: Row[Any]) -> bool:
     if label.valid_from == ALWAYS:
-        return bool(row.declared != 1 or row.held_value != label.value) and bool(row.declared or label.value)
+        return bool(row.declared) if label.value is None else bool(row.declared != 1 or row.held_value != label.value)
     return bool(row.held_value != label.value)
 
 

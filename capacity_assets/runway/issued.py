@@ -13,7 +13,7 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of
-from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF
+from capacity_assets.storage.runway_views import DECLARED_LIMIT, LIMIT_IS_GONE, STANDS_FOR_ITSELF
 
 HISTORY_SHOWN_DAYS = 180
 
@@ -46,7 +46,7 @@ class IssuedDay:
     issued_at: datetime
     """When the newest of them was computed."""
     is_outdated: bool
-    """Whether limits or steps were declared since."""
+    """Whether limits or steps were declared, or limits removed, since."""
     risks: Sequence[Risk]
     """The greatest ones first, each said by one row."""
     headroom_mb: int | None
@@ -166,7 +166,7 @@ WHERE r.as_of = :as_of AND r.probability_{HORIZONS_DAYS[-1]} > 0
   AND {STANDS_FOR_ITSELF}
 ORDER BY {_ORDER}, r.early_day NULLS LAST, server, r.name LIMIT :shown
 """  # noqa: S608 -- horizons and names of our own
-_COUNTS = """
+_COUNTS = f"""
 WITH left_over AS (
     SELECT r.instance_id, r.subject, greatest(r.limit_mb - r.size_mb, 0) AS mb
     FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
@@ -182,9 +182,11 @@ SELECT (SELECT sum(l.mb) FROM left_over l
           AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits,
        newest.issued_at,
        EXISTS (SELECT FROM capacity_limits l WHERE l.declared_at > newest.issued_at)
-           OR EXISTS (SELECT FROM capacity_steps t WHERE t.declared_at > newest.issued_at) AS is_outdated
+           OR EXISTS (SELECT FROM capacity_steps t WHERE t.declared_at > newest.issued_at)
+           OR EXISTS (SELECT 1 FROM capacity_runways r {DECLARED_LIMIT} WHERE r.as_of = :as_of AND {LIMIT_IS_GONE})
+       AS is_outdated
 FROM (SELECT max(issued_at) AS issued_at FROM capacity_runways WHERE as_of = :as_of) AS newest
-"""
+"""  # noqa: S608 -- names of our own
 _SAID = " UNION ALL ".join(
     f"""
 SELECT {days}, r.as_of, r.state, r.middle_day, r.forecast_{days}_mb, r.actual_{days}_mb

@@ -13,7 +13,9 @@ from capacity_assets.periods import Period, Window
 from capacity_assets.storage.label_expressions import holds_on
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, StepRow, windows_back, with_gaps
-from capacity_assets.web.reading import found, rows
+from capacity_assets.web.reading import Reader, found, rows
+
+OUTDATED_SECONDS_KEPT = 10
 
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
@@ -66,6 +68,16 @@ FROM capacity_runway
 def runways(connection: Connection, condition: str, parameters: Mapping[str, Any]) -> list[Runway]:
     """Return runways of the newest day that meet a condition, as it sorts and limits them."""
     return [_runway(row) for row in rows(connection, f"{_RUNWAY} {condition}", parameters)]
+
+
+def outdated_servers(reader: Reader) -> list[str]:
+    """Return the servers whose limits or steps changed after the newest forecast, which knows nothing of it."""
+    query = "SELECT DISTINCT server FROM capacity_runway WHERE is_outdated ORDER BY 1"
+    return reader.kept_of(
+        ("outdated servers",),
+        lambda connection: [row.server for row in rows(connection, query)],
+        OUTDATED_SECONDS_KEPT,
+    )
 
 
 def runway_of(connection: Connection, server_id: int, subject: str, name: str) -> Runway | None:

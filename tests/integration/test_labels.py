@@ -205,3 +205,26 @@ def test_the_list_says_until_when_a_label_held() -> None:
     ]
     on_the_day_before = json.loads(labelled("list", "--on", str(date(2025, 4, 10) - timedelta(days=1)), "--json"))
     assert [one["value"] for one in on_the_day_before] == ["platform"]
+
+
+def test_what_always_holds_says_which_later_days_it_takes_away_and_a_past_one_until_when_it_holds() -> None:
+    labelled("set", "server-1", "team=platform")
+    labelled("set", "server-1", "team=search", "--from", "2025-04-10")
+
+    tried = labelled("set", "server-1", "team=platform", "--always", "--dry-run")
+    past = labelled("set", "server-1", "team=early", "--from", "2025-01-01")
+    done = labelled("set", "server-1", "team=platform", "--always")
+
+    assert "server-1: team = platform, always, platform before; in place of search from 2025-04-10." in tried
+    assert "server-1: team = early, from 2025-01-01 until 2025-04-10, platform before." in past
+    assert "; in place of early from 2025-01-01, search from 2025-04-10." in done
+    assert [one["value"] for one in json.loads(labelled("list", "--json"))] == ["platform"]
+
+
+def test_a_label_that_begins_on_some_day_is_taken_out_of_all_of_history() -> None:
+    labelled("set", "server-1", "team=media", "--database", "pay_*", "--from", "2025-04-10")
+
+    removed = labelled("remove", "server-1", "team", "--database", "pay_*", "--always")
+
+    assert "pay_* on server-1: team removed, always; in place of media from 2025-04-10." in removed
+    assert json.loads(labelled("list", "--json")) == []

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.runway.issued import newest_issue
 from capacity_assets.runway.issuing import issue
-from capacity_assets.runway.limits import Limit, declare
+from capacity_assets.runway.limits import Limit, declare, forget
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.databases import execute
@@ -141,7 +141,7 @@ def test_status_says_when_limits_are_newer_than_the_runways(engine: Engine) -> N
     before = capacity("status", columns=200).output
     declare(engine, [Limit("server-1", "still", 501)])
 
-    assert "were declared after" not in before
+    assert "changed after" not in before
     assert "UTC: `capacity runway` has them." in capacity("status", columns=200).output
 
 
@@ -185,3 +185,18 @@ def test_what_was_declared_before_a_forecast_is_in_it_whether_or_not_its_row_cha
     assert outdated() == [("orders", True), ("still", True)]
     issue(engine, TODAY, TODAY)
     assert outdated() == [("orders", False), ("still", False)]
+
+
+@pytest.mark.usefixtures("today")
+def test_a_limit_that_was_removed_since_a_forecast_outdates_what_was_computed_with_it(engine: Engine) -> None:
+    declare(engine, [Limit("server-1", "orders", 4000)])
+    issue(engine, TODAY, TODAY)
+    before = capacity("status", columns=200).output
+
+    forget(engine, "server-1", "orders")
+
+    query = "SELECT name FROM capacity_runway WHERE is_outdated"
+    with engine.connect() as connection:
+        assert connection.execute(text(query)).scalars().all() == ["orders"]
+    assert "changed after" not in before
+    assert "changed after" in capacity("status", columns=200).output

@@ -15,7 +15,15 @@ from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, windows_back
-from capacity_assets.web.queries import FILLS_FIRST, complete_window, databases, history, newest_window, runways
+from capacity_assets.web.queries import (
+    FILLS_FIRST,
+    complete_window,
+    databases,
+    history,
+    newest_window,
+    outdated_servers,
+    runways,
+)
 from capacity_assets.web.reading import Reader, found, rows
 
 MOVERS_SHOWN, FILLING_SHOWN, UNMEASURED_SHOWN, GROUPS_SHOWN = 5, 8, 20, 8
@@ -98,6 +106,8 @@ class FleetPage:
     hidden_groups: int
     periods: Mapping[str, str] = field(default_factory=dict)
     """The periods that are stored, each with its newest window."""
+    declared_since: Sequence[str] = ()
+    """Servers whose limits or steps changed after the newest forecast."""
 
     @property
     def is_empty(self) -> bool:
@@ -119,6 +129,7 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
     period = asked.period()
     fleet = reader.kept(("fleet", asked.today), partial(_read_fleet, reader, asked), FLEET_SECONDS_KEPT)
+    fleet = replace(fleet, declared_since=outdated_servers(reader))
     if period.name not in fleet.periods:
         return replace(fleet, period=period.name)
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))

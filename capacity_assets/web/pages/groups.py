@@ -33,6 +33,7 @@ from capacity_assets.web.queries import (
     databases,
     ends_of,
     last_window,
+    outdated_servers,
     runways,
 )
 from capacity_assets.web.reading import Reader, found, rows
@@ -73,6 +74,8 @@ class GroupPage:
     has_more_members: bool
     fills_first: Sequence[Runway]
     has_forecast: bool
+    declared_since: Sequence[str]
+    """Servers of the fleet whose limits or steps changed after the newest forecast."""
 
     @property
     def display_name(self) -> str:
@@ -139,6 +142,7 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address names no {by}.")
     filling = [] if by == "server" else _kept_filling(reader, by).get(name, [])
+    changed = outdated_servers(reader)
     with reader.groups() as sums:
         connection = sums.connection
         window = last_window(connection, period)
@@ -148,7 +152,7 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         ahead = _filling_of_a_server(connection, name) if by == "server" else _runways_of(connection, filling)
         has_forecast = bool(ahead) or rows(connection, _HAS_FORECAST)[0].is_it
-        return GroupPage(by, name, period.name, sizes, members, more, ahead, has_forecast)
+        return GroupPage(by, name, period.name, sizes, members, more, ahead, has_forecast, changed)
 
 
 def _group_history(sums: GroupReader, period: Period, newest: Window, by: str, name: str | None) -> list[SizeInWindow]:

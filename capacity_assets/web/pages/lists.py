@@ -10,7 +10,7 @@ from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import DatabaseRow, Runway
 from capacity_assets.web.names import Found, Names
-from capacity_assets.web.queries import FILLS_FIRST, ORDERS, asked_window, databases, ends_of, runways
+from capacity_assets.web.queries import FILLS_FIRST, ORDERS, asked_window, databases, ends_of, outdated_servers, runways
 from capacity_assets.web.reading import Reader, found, rows
 
 
@@ -66,6 +66,8 @@ class FillingPage:
     """What fills, the first one first."""
 
     runways: Sequence[Runway]
+    declared_since: Sequence[str]
+    """Servers whose limits or steps changed after the newest forecast."""
     page: int
     has_more: bool
 
@@ -124,10 +126,11 @@ def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
 
 def read_filling(reader: Reader, asked: Asked) -> FillingPage:
     """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
+    changed = outdated_servers(reader)
     with reader.transaction() as connection:
         skipped = (asked.page - 1) * FILLING_SHOWN
         filling = runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN + 1, "skipped": skipped})
-        return FillingPage(filling[:FILLING_SHOWN], asked.page, len(filling) > FILLING_SHOWN)
+        return FillingPage(filling[:FILLING_SHOWN], changed, asked.page, len(filling) > FILLING_SHOWN)
 
 
 def read_search(names: Names, asked: Asked) -> SearchPage:
