@@ -163,6 +163,23 @@ SET issued_at = now(), is_final = excluded.is_final, currency = excluded.currenc
     unbilled_servers = excluded.unbilled_servers, label_keys = excluded.label_keys,
     reason = excluded.reason
 """
+_DECLARED = """SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
+        FROM {} WHERE valid_from <= :end"""
+
+
+def declared_state(labels: str) -> str:
+    """Return what is declared up to :end as a text that changes with it, whatever is added, changed or removed."""
+    return f"""(SELECT concat_ws(' ', l.number, p.number, l.newest, p.newest)
+        FROM ({_DECLARED.format(labels)}) AS l, ({_DECLARED.format("capacity_prices")}) AS p)"""  # noqa: S608 -- our own names
+
+
+KEEP_DECLARED = f"""
+UPDATE capacity_bills SET declared_state = {declared_state("capacity_labels")} WHERE month = :start AND issue = :issue
+"""  # noqa: S608 -- as above
+DECLARED_BEFORE = f"""
+SELECT b.declared_state AS before, {declared_state("capacity_labels")} AS now
+FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue
+"""  # noqa: S608 -- as above
 # Why a bill differs from one that was issued: what came, or was declared, since, as far as it can touch the month.
 SAMPLES_SINCE = f"""
 SELECT count(*) FILTER (WHERE s.created_at > :since) AS added,

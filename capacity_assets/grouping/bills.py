@@ -119,13 +119,16 @@ def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) 
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = _newest(connection, month)
         _read(connection, asked)
+        newest: Bill | None
         if connection.execute(text(statements.DROPPED)).scalar():
-            return _kept(latest, month)
-        connection.execute(text(statements.COMPUTED), asked)
-        _store(connection, asked, latest, is_final=month.end < today)
-        newest = _newest(connection, month)
+            newest = _kept(latest, month)
+        else:
+            connection.execute(text(statements.COMPUTED), asked)
+            _store(connection, asked, latest, is_final=month.end < today)
+            newest = _newest(connection, month)
         if newest is None:
             raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
+        connection.execute(text(statements.KEEP_DECLARED), {**asked, "issue": newest.issue})
         return newest
 
 
@@ -137,7 +140,8 @@ def _read(connection: Connection, asked: dict[str, Any]) -> None:
 
 def _issues(connection: Connection, month: Window) -> list[Bill]:
     """The issues of a month's bill, the newest first; columns of the table are those of a bill."""
-    query = select(capacity_bills).where(capacity_bills.c.month == month.start).order_by(capacity_bills.c.issue.desc())
+    columns = [column for column in capacity_bills.c if column is not capacity_bills.c.declared_state]
+    query = select(*columns).where(capacity_bills.c.month == month.start).order_by(capacity_bills.c.issue.desc())
     return [Bill(*row) for row in connection.execute(query)]
 
 
@@ -196,10 +200,21 @@ def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) 
         f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
         f"labels declared: {first_of(declared.labels, DECLARED_NAMED)}" if declared.labels else "",
         f"prices declared: {first_of(declared.prices, DECLARED_NAMED)}" if declared.prices else "",
+        *_removed(connection, {**asked, "issue": latest.issue}),
     ]
     found = "; ".join(filter(None, differences))
     otherwise = "servers were measured on later days or count otherwise, or labels or prices were taken away"
     return f"Since then: {found or otherwise}."
+
+
+def _removed(connection: Connection, asked: dict[str, Any]) -> list[str]:
+    """Say what there is less of than when the bill was computed last, as far as that was kept."""
+    states = connection.execute(text(statements.DECLARED_BEFORE), asked).one()
+    if states.before is None:
+        return []
+    numbers = [[int(number) for number in state.split()[:2]] for state in (states.before, states.now)]
+    kinds = zip(("labels", "prices"), *numbers, strict=True)
+    return [f"{kind} removed" for kind, before, now in kinds if now < before]
 
 
 def read_bill(engine: Engine, month: Window, by: str, issue: int | None = None) -> IssuedBill:

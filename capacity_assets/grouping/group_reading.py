@@ -29,8 +29,8 @@ def reading_groups(engine: Engine) -> Iterator[GroupReader]:
     What a node recorded may be gathered, and forgotten there, just after the transaction began: it would be seen in
     neither place. So nodes are asked once before.
     """
+    on_nodes = is_distributed(engine)
     with engine.connect() as connection:
-        on_nodes = is_distributed(engine)
         outdated = set[tuple[str, date]]()
         if on_nodes and _may_read_stored(connection):
             outdated = {(row.period, row.window_start) for row in connection.execute(text(_OUTDATED))}

@@ -284,7 +284,8 @@ SELECT month, 1 AS issue, max(issued_at) AS issued_at,
        (SELECT coalesce(json_agg(DISTINCT key), '[]') FROM unnest(array_agg(label_keys)) AS keys (listed)
         CROSS JOIN LATERAL json_array_elements_text(listed) AS key) AS label_keys,
        (SELECT 'without ' || string_agg(c.name, ', ' ORDER BY c.name) || ': not billed there yet' FROM {cells} c
-        WHERE c.name <> ALL (array_agg(newest.cell))) AS reason
+        WHERE c.name <> ALL (array_agg(newest.cell))) AS reason,
+       CAST(NULL AS text) AS declared_state
 FROM (SELECT DISTINCT ON (cell, month) * FROM ({each}) AS b ORDER BY cell, month, issue DESC) AS newest
 GROUP BY month HAVING count(DISTINCT currency) <= 1
 """

@@ -126,6 +126,7 @@ capacity_bills = Table(
     Column("unbilled_servers", Integer, nullable=False, comment="Servers with totals and no sizes of databases"),
     Column("label_keys", JSON, nullable=False, comment="Keys of labels by which it can be split"),
     Column("reason", Text, comment="Why it differs from the issue before; null: it is the first"),
+    Column("declared_state", Text, comment="Numbers and newest times of labels and prices that were looked at last"),
     comment="Bills per month, each issue of them.",
 )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
 
 from capacity_assets.clock import Clock
 from tests.bills import GIB, amounts, billed
 from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.fleet import add_database_sizes, sizes
+from tests.pages import served_pages
 
 pytestmark = pytest.mark.usefixtures("billed_fleet")
 
@@ -145,3 +146,26 @@ def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
     nothing = printed("bill", "--month", "2025-06")
     assert "(no team): 6.67 before, no price now" in nothing
     assert "became no amount" in nothing
+
+
+def test_a_removal_is_noticed_and_named_and_what_changes_nothing_is_noticed_once(database: URL) -> None:
+    printed("prices", "set", "1", "--currency", "EUR")
+    printed("prices", "set", "2", "--currency", "EUR", "--engine", "postgresql")
+    printed("labels", "set", "server-1", "team=search")
+    printed("bill", "--month", "2025-06")
+
+    def is_outdated() -> bool:
+        with served_pages(database) as pages:
+            return bool(pages.document("/bill?by=team&month=2025-06")["is_outdated"])
+
+    assert not is_outdated()
+    printed("labels", "remove", "server-1", "team", "--always")
+    assert is_outdated()
+    assert "Since then: labels removed." in printed("bill", "--month", "2025-06")
+    printed("prices", "remove", "--engine", "postgresql")
+    assert is_outdated()
+    assert "Since then: prices removed." in printed("bill", "--month", "2025-06")
+    printed("prices", "set", "3", "--currency", "EUR", "--label", "team=nobody")
+    assert is_outdated()
+    printed("bill", "--month", "2025-06")
+    assert not is_outdated()

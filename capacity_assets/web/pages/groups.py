@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from capacity_assets.errors import NotFoundError
+from capacity_assets.grouping.bill_statements import declared_state
 from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
 from capacity_assets.grouping.group_reading import GroupReader
@@ -98,7 +99,7 @@ class BillPage:
     groups: Sequence[BillGroup]
     notes: Sequence[str]
     is_outdated: bool = False
-    """Whether labels or prices of the month were declared since the newest issue, which may change it."""
+    """Whether labels or prices of the month were declared or removed since it was computed, which may change it."""
     found: IssuedBill | None = None
 
 
@@ -203,7 +204,7 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         bill = read.bill
         amount = None if bill.amount is None else f"{bill.amount:f}"
         place = (bill.month, months, by, groupings, bill.issue, issues)
-        declared = {"issued_at": bill.issued_at, "end": window.end}
+        declared = {"month": window.start, "issue": bill.issue, "end": window.end}
         outdated = bill.issue == issues[-1] and rows(connection, _OUTDATED, declared)[0].is_outdated
         remarks = [*notes(read), quantity_note(read)]
         return BillPage(*place, bill.currency, amount, read.groups, remarks, bool(outdated), read)
@@ -234,7 +235,11 @@ _NEWEST_FINAL = "SELECT max(month) AS month FROM capacity_bills WHERE is_final"
 _HAS_FORECAST = "SELECT EXISTS (SELECT 1 FROM capacity_runway) AS is_it"
 _MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
 _ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
-_OUTDATED = """
-SELECT EXISTS (SELECT FROM capacity_label_spans WHERE declared_at > :issued_at AND valid_from <= :end)
-    OR EXISTS (SELECT FROM capacity_prices WHERE declared_at > :issued_at AND valid_from <= :end) AS is_outdated
-"""
+# Issues of versions before did not keep what they had looked at.
+_OUTDATED = f"""
+SELECT CASE WHEN b.declared_state IS NOT NULL THEN b.declared_state <> {declared_state("capacity_label_spans")}
+            ELSE EXISTS (SELECT FROM capacity_label_spans WHERE declared_at > b.issued_at AND valid_from <= :end)
+                OR EXISTS (SELECT FROM capacity_prices WHERE declared_at > b.issued_at AND valid_from <= :end)
+       END AS is_outdated
+FROM capacity_bills b WHERE b.month = :month AND b.issue = :issue
+"""  # noqa: S608 -- names of our own
