@@ -189,7 +189,7 @@ class Answers:
     def _read(self, page: Page, asked: Asked) -> Dated:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
         values = tuple(sorted((name, value) for name, value in asked.values.items() if name != "format"))
-        key = (page.path, values, asked.today)
+        key = (page.path, values, asked.today, asked.rows_shown)
         return self._reader.kept(key, lambda: self._now(page.read(self._reader, asked)), SECONDS_KEPT)
 
     def _now(self, found: Any) -> Dated:

@@ -11,7 +11,8 @@ from urllib.parse import urlencode
 from capacity_assets.errors import ValidationError
 from capacity_assets.periods import PERIODS, Period
 
-ROWS_PER_PAGE = 50
+ROWS_PER_PAGE, ROWS_PER_FILE = 50, 10_000
+"""How many rows of a list a page has, and a CSV file of it."""
 MOST_PAGES = 200
 LONGEST = 300
 MONTH = re.compile(r"\d{4}-\d{2}")
@@ -112,6 +113,11 @@ class Asked:
         if not equals:
             raise ValidationError("label must be written as team=payments.")
         return key, value
+
+    @property
+    def rows_shown(self) -> int:
+        """How many rows of a list are asked for."""
+        return ROWS_PER_FILE if self.values.get("format") == "csv" else ROWS_PER_PAGE
 
     @property
     def page(self) -> int:

@@ -155,6 +155,9 @@ def test_groups_add_up_to_the_fleet_and_lead_to_their_members(pages: Pages) -> N
         in pages.ask("/groups?by=team&order=growth").text
     )
     assert pages.document("/groups?by=team&window=2025-05-01")["window_start"] == "2025-05-01"
+    link = "/group?by=team&amp;name=archive&amp;period=monthly&amp;window=2025-05-01"
+    assert link in pages.ask("/groups?by=team&window=2025-05-01").text
+    assert pages.document(link.replace("&amp;", "&"))["window_start"] == "2025-05-01"
 
 
 def test_lists_are_sorted_filtered_and_paged(pages: Pages, engine: Engine) -> None:
@@ -171,6 +174,8 @@ def test_lists_are_sorted_filtered_and_paged(pages: Pages, engine: Engine) -> No
     assert (len(first["databases"]), first["has_more"]) == (50, True)
     assert (len(second["databases"]), second["has_more"]) == (13, False)
     assert not {*values_of(first["databases"], "database")} & {*values_of(second["databases"], "database")}
+    of_file = csv.DictReader(io.StringIO(pages.ask("/databases?format=csv").text))
+    assert [row["database"] for row in of_file] == values_of([*first["databases"], *second["databases"]], "database")
 
 
 def test_databases_of_an_engine_are_those_of_its_servers_and_those_of_none_are_found_too(

@@ -73,3 +73,12 @@ def test_a_label_that_nothing_has_is_refused_with_the_one_that_was_meant(
 
     assert refused.exit_code == 2
     assert "Nothing has the label team=payment. Did you mean 'team=payments'?" in refused.output
+
+
+def test_a_label_that_holds_on_other_days_is_no_window_without_rows(engine: Engine) -> None:
+    declare_labels(engine, [Label("server-1", None, "team", "later", date(2026, 1, 1))], TODAY)
+
+    refused = capacity("top", "--window", "2025-02-01", "--label", "team=later")
+
+    assert refused.exit_code == 2
+    assert "Nothing with team=later to list in February 2025" in refused.output

@@ -33,7 +33,6 @@ from capacity_assets.web.queries import (
     asked_window,
     databases,
     ends_of,
-    last_window,
     outdated_servers,
     runways,
 )
@@ -65,11 +64,13 @@ class GroupsPage:
 
 @dataclass(frozen=True)
 class GroupPage:
-    """One group; `name` None: what has no such label."""
+    """One group up to a window; `name` None: what has no such label."""
 
     grouped_by: str
     name: str | None
     period: str
+    window_start: date | None
+    window_end: date | None
     sizes: Sequence[SizeInWindow]
     members: Sequence[DatabaseRow]
     has_more_members: bool
@@ -146,14 +147,14 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
     changed = outdated_servers(reader)
     with reader.groups() as sums:
         connection = sums.connection
-        window = last_window(connection, period)
+        window = asked_window(connection, asked, period)
         sizes = [] if window is None else _group_history(sums, period, window, by, name)
         members, more = _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         ahead = _filling_of_a_server(connection, name) if by == "server" else _runways_of(connection, filling)
         has_forecast = bool(ahead) or rows(connection, _HAS_FORECAST)[0].is_it
-        return GroupPage(by, name, period.name, sizes, members, more, ahead, has_forecast, changed)
+        return GroupPage(by, name, period.name, *ends_of(window), sizes, members, more, ahead, has_forecast, changed)
 
 
 def _group_history(sums: GroupReader, period: Period, newest: Window, by: str, name: str | None) -> list[SizeInWindow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 
 from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
@@ -88,7 +89,6 @@ SERVER_ORDERS = {
     "percent": "change_percent DESC NULLS LAST",
     "name": "server",
 }
-FILLING_SHOWN = 50
 ENGINES_SECONDS_KEPT = 30
 
 
@@ -103,12 +103,12 @@ def read_servers(reader: Reader, asked: Asked) -> ServersPage:
                 "period": period.name,
                 "start": window.start,
                 "engine": engine,
-                "shown": ROWS_PER_PAGE + 1,
-                "skipped": (asked.page - 1) * ROWS_PER_PAGE,
+                "shown": asked.rows_shown + 1,
+                "skipped": (asked.page - 1) * asked.rows_shown,
             }
             query = _SERVERS.format(order=SERVER_ORDERS[order])
             listed = found(ServerRow, connection, query, parameters)
-        shown, more = listed[:ROWS_PER_PAGE], len(listed) > ROWS_PER_PAGE
+        shown, more = listed[: asked.rows_shown], len(listed) > asked.rows_shown
     place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
     return ServersPage(*place, shown, asked.page, more)
 
@@ -119,7 +119,8 @@ def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
     label = asked.label()
     with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
-        listed, more = databases(connection, period, window, order=order, engine=engine, label=label, page=asked.page)
+        chosen = partial(databases, order=order, engine=engine, label=label)
+        listed, more = chosen(connection, period, window, page=asked.page, shown=asked.rows_shown)
     place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
     return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more)
 
@@ -128,9 +129,10 @@ def read_filling(reader: Reader, asked: Asked) -> FillingPage:
     """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     changed = outdated_servers(reader)
     with reader.transaction() as connection:
-        skipped = (asked.page - 1) * FILLING_SHOWN
-        filling = runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN + 1, "skipped": skipped})
-        return FillingPage(filling[:FILLING_SHOWN], changed, asked.page, len(filling) > FILLING_SHOWN)
+        shown = asked.rows_shown
+        paged = {"shown": shown + 1, "skipped": (asked.page - 1) * shown}
+        filling = runways(connection, FILLS_FIRST, paged)
+        return FillingPage(filling[:shown], changed, asked.page, len(filling) > shown)
 
 
 def read_search(names: Names, asked: Asked) -> SearchPage:
