@@ -20,6 +20,7 @@ from capacity_assets.storage.distributing import distribution_text, placements
 from capacity_assets.storage.distribution import ALONGSIDE
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
+from capacity_assets.storage.node_records import lost_nodes
 from capacity_assets.storage.schema import (
     EVERYBODY_MAY_CREATE,
     SCHEMA_REVISION,
@@ -101,6 +102,9 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
     again = f"{', '.join(left)}: still on the coordinator; run `capacity distribute` again"
     if text is None:
         return
+    if lost_nodes(engine):
+        removed = "a node was removed, and nobody knows what it had recorded of changes; run `capacity distribute`"
+        yield Finding("distribution", Verdict.BAD, removed)
     if not left:
         yield Finding("distribution", Verdict.OK, text)
     elif {*left} <= {table.name for table in ALONGSIDE}:

@@ -50,6 +50,12 @@ def prepare_nodes(connection: Connection, *, kept: str) -> None:
     _know_the_nodes(connection)
 
 
+def lost_nodes(engine: Engine) -> list[str]:
+    """Return the numbers of nodes that were removed since the cluster was prepared; raises DBAPIError."""
+    with engine.connect() as connection:
+        return [*connection.execute(text(_NODES_LOST)).scalars()]
+
+
 def _know_the_nodes(connection: Connection) -> None:
     """Keep which nodes there are. Of one that is gone nobody knows what it had recorded: nothing computed counts."""
     lost = connection.execute(text(_NODES_LOST)).scalars().all()

@@ -13,7 +13,7 @@ from capacity_assets.grouping.group_reading import GroupReader, reading_groups
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.distributing import distribute
-from capacity_assets.storage.node_records import gather_records
+from capacity_assets.storage.node_records import gather_records, lost_nodes
 from capacity_assets.storage.schema import initialise, schema_state
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, service
@@ -123,9 +123,11 @@ def test_of_a_node_that_was_removed_nothing_counts_until_the_tables_are_distribu
         f"SELECT citus_remove_node('127.0.0.1', {port})",
     )
     assert count(distributed, OUTDATED) == count(distributed, "capacity_group_windows") == 6
+    assert len(lost_nodes(distributed)) == 1
 
     assert distribute(distributed, shards=SHARDS) == []
     assert count(distributed, "capacity_group_windows") == 0
+    assert lost_nodes(distributed) == []
     assert store_group_sums(distributed, 60) == 6
     assert count(distributed, OUTDATED) == 0
 
