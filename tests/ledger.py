@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.distribution import gather_records
+from capacity_assets.storage.node_records import gather_records
 from tests.clocks import fixed_clock
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, text, totals
 
