@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select, text
 
+from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.collection.imported_volumes import VolumeDay, store_volumes
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.retention.maintenance import TableMaintenance
@@ -208,6 +209,25 @@ def test_changes_are_gathered_while_a_distribution_is_unfinished(
 
     stale = {(found.period_type, found.window.key) for found in service(undistributed).ledger.stale()}
     assert ("daily", "2025-02-12") in stale
+
+
+def test_groups_are_read_as_soon_as_what_is_computed_is_distributed_although_the_rest_is_not(
+    undistributed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_everything(undistributed)
+
+    def stop(table: str) -> None:
+        if table == distribution.DISTRIBUTED[-1].name:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distribute(undistributed, shards=SHARDS, on_table=stop)
+    assert [one.is_distributed for one in placements(undistributed)] == [True] * 4 + [False] * 3
+
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
+    assert "postgresql" in printed("groups", "--by", "engine", "--window", "2025-05-01")
+    distribution.ask_again(undistributed)
+    assert store_group_sums(undistributed, 60) > 0
 
 
 def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(
