@@ -61,11 +61,10 @@ def digest(  # noqa: PLR0913 -- one argument per documented option
         found = read_digest(runner.service.engine, week, None if key is None else (key, str(value)))
         if key is not None and not found.history:
             refuse_unknown_label(runner.service.engine, key, str(value))
-    if label is not None and not found.history:
-        raise NotFoundError(
-            f"Nothing has {label} in the weeks up to {week.end}: it holds from a later day on, or these weeks were not "
-            "computed."
-        )
+            raise NotFoundError(
+                f"Nothing has {label} in the weeks up to {week.end}: it holds from a later day on, or these weeks were "
+                "not computed."
+            )
     if as_json:
         print_json(asdict(found))
     elif output == STANDARD_OUTPUT:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
 import click
+from sqlalchemy import Engine
 
 from capacity_assets.cli.dated import as_json as dated_json
 from capacity_assets.cli.dated import since
@@ -68,9 +69,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     declared = Price(price_of(price), currency, engine, key, value, first_day or ALWAYS)
     with opened_registry(settings) as opened:
         declare_prices(opened, [declared])
-        engines = {one.server.engine for one in registered(opened)}
-        notes: list[str | None] = [] if not engine or engine in engines else [_no_server_of(engine, engines)]
-        notes += [label_of_nothing(opened, key, value)] if key else []
+        notes = list(_notes(opened, declared))
     if declared.price is None:
         say(
             f"{declared.display_name}: no price of its own, {since(declared.valid_from)}; a more general one applies, "
@@ -78,12 +77,18 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         )
     else:
         say(f"{declared.display_name}: {_price_text(declared)} per GiB and month, {since(declared.valid_from)}.")
-    for note in filter(None, notes):
+    for note in notes:
         say(f"note: {note}")
 
 
-def _no_server_of(engine: str, engines: Collection[str]) -> str:
-    return f"No registered server is of the engine {engine!r}.{meant(engine, engines)}"
+def _notes(opened: Engine, declared: Price) -> Iterator[str]:
+    """Say what the price is for that nothing has yet."""
+    if declared.engine:
+        engines = {one.server.engine for one in registered(opened)}
+        if declared.engine not in engines:
+            yield f"No registered server is of the engine {declared.engine!r}.{meant(declared.engine, engines)}"
+    if declared.key and (unknown := label_of_nothing(opened, declared.key, declared.value)):
+        yield unknown
 
 
 def _price_text(price: Price) -> str:

@@ -92,11 +92,10 @@ def top(settings: Settings, /, **given: Any) -> None:
         key, value = label_filter(asked.label)
         if key is not None and not rows:
             refuse_unknown_label(runner.service.engine, key, str(value))
-    if not rows and asked.label is not None:
-        raise ValidationError(
-            f"Nothing with {asked.label} to list in {period.name_of(window)}: no database of it has such a change, or "
-            "it holds on other days. `capacity labels list` has them."
-        )
+            raise ValidationError(
+                f"Nothing with {asked.label} to list in {period.name_of(window)}: no database of it has such a change, "
+                "or it holds on other days. `capacity labels list` has them."
+            )
     if not rows:
         raise ValidationError(
             f"Nothing to list in {period.name_of(window)}: no row is stored, or none with such a change. "

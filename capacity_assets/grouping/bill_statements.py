@@ -168,7 +168,10 @@ _DECLARED = """SELECT count(*) AS number, coalesce(max(extract(epoch FROM declar
 
 
 def declared_state(labels: str) -> str:
-    """Return what is declared up to :end as a text that changes with it, whatever is added, changed or removed."""
+    """Return what is declared up to :end as a text that changes with it, whatever is added, changed or removed.
+
+    It begins with the numbers of labels and of prices.
+    """
     return f"""(SELECT concat_ws(' ', l.number, p.number, l.newest, p.newest)
         FROM ({_DECLARED.format(labels)}) AS l, ({_DECLARED.format("capacity_prices")}) AS p)"""  # noqa: S608 -- our own names
 

@@ -19,7 +19,7 @@ from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.group_views_on_nodes import ENGINES_OF_WINDOWS_ON_NODES, OF_WINDOWS_ON_NODES
 from capacity_assets.storage.steps import literal
 
-EVERY_GROUP, STORED_GROUPS = "capacity_groups", "capacity_stored_groups"
+_EVERY_GROUP, _STORED_GROUPS = "capacity_groups", "capacity_stored_groups"
 
 
 @contextmanager
@@ -31,12 +31,13 @@ def reading_groups(engine: Engine) -> Iterator[GroupReader]:
     """
     on_nodes = is_distributed(engine)
     with engine.connect() as connection:
+        reads_stored = bool(connection.execute(text(_MAY_READ_STORED)).scalar())
         outdated = set[tuple[str, date]]()
-        if on_nodes and _may_read_stored(connection):
+        if on_nodes and reads_stored:
             outdated = {(row.period, row.window_start) for row in connection.execute(text(_OUTDATED))}
         connection.rollback()
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        yield GroupReader(connection, frozenset(outdated), on_nodes)
+        yield GroupReader(connection, reads_stored, frozenset(outdated), on_nodes)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class GroupReader:
     """Reads groups in the transaction of a connection. Its calls raise DBAPIError."""
 
     connection: Connection
+    reads_stored: bool
     outdated_before: frozenset[tuple[str, date]]
     on_nodes: bool
 
@@ -51,16 +53,16 @@ class GroupReader:
         """Return what to read the groups of these windows from, as SQL names it: the columns of `capacity_groups`."""
         if by == "server":
             return _OF_SERVERS
-        if not _may_read_stored(self.connection):
-            return EVERY_GROUP
+        if not self.reads_stored:
+            return _EVERY_GROUP
         starts = {window.start for window in windows}
         ends = {"period": period.name, "first": min(starts), "last": max(starts)}
         listed = {*self.connection.execute(text(_OUTDATED_OF_PERIOD), ends).scalars()}
         listed |= {start for name, start in self.outdated_before if name == period.name}
         outdated = [window for window in windows if window.start in listed]
         if not outdated:
-            return STORED_GROUPS
-        return _added_up_on_nodes(period, outdated, by) if self.on_nodes else EVERY_GROUP
+            return _STORED_GROUPS
+        return _added_up_on_nodes(period, outdated, by) if self.on_nodes else _EVERY_GROUP
 
     def groups_of(self, period: Period, window: Window, by: str, fills: Mapping[str | None, FillsFirst]) -> list[Group]:
         """Return the groups, the largest first, each with what `fills` has of it; none where no server has a row."""
@@ -83,10 +85,6 @@ class GroupReader:
         ]
 
 
-def _may_read_stored(connection: Connection) -> bool:
-    return bool(connection.execute(text(_MAY_READ_STORED)).scalar())
-
-
 def _added_up_on_nodes(period: Period, outdated: Sequence[Window], by: str) -> str:
     """What is stored, and instead of windows that are out of date what the nodes add up."""
     days = {
@@ -98,7 +96,7 @@ def _added_up_on_nodes(period: Period, outdated: Sequence[Window], by: str) -> s
     for name, value in days.items():
         added_up = added_up.replace(name, value)
     return f"""(
-    SELECT * FROM {STORED_GROUPS}
+    SELECT * FROM {_STORED_GROUPS}
     WHERE NOT (period = {days[":period_type"]} AND window_start = ANY (CAST({days[":starts"]} AS date[])))
     UNION ALL
     SELECT period_type, period_start, period_end, grouped_by, group_name, servers, databases, size_mb, change_mb

@@ -35,7 +35,7 @@ def forget_group_sums(connection: Connection) -> None:
     """Take everything that is stored as out of date, and every window that has rows as changed."""
     for table in (capacity_group_sums, capacity_group_windows, capacity_group_changes):
         connection.execute(table.delete())
-    _record_windows_of(connection, instance_size_aggregations.name)
+    record_windows_of(connection, instance_size_aggregations.name)
 
 
 def lock_group_sums(connection: Connection) -> None:
@@ -43,12 +43,8 @@ def lock_group_sums(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
-def record_windows_of(connection: Connection, partition: str) -> None:
-    """Record every window that a partition of the aggregates has, before it is dropped: no trigger sees that."""
-    _record_windows_of(connection, partition)
-
-
-def _record_windows_of(connection: Connection, rows: str) -> None:
+def record_windows_of(connection: Connection, rows: str) -> None:
+    """Record every window of the aggregates, or of a partition of them before it is dropped: no trigger sees that."""
     # In two steps: in one, each node of a cluster would enter a transaction of its own, which means nothing here.
     found = connection.execute(text(f"SELECT DISTINCT period_type, period_start FROM {rows}")).all()  # noqa: S608 -- our own names
     windows = {"periods": [row.period_type for row in found], "starts": [row.period_start for row in found]}

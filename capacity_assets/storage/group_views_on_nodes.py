@@ -113,25 +113,28 @@ OF_WINDOWS_ON_NODES = _sums(_by_engine(_NOW), _by_label(_NOW, _CHOSEN.format("be
 """Groups of some windows of one period by engine and label, given the first days of these and of those before them."""
 ENGINES_OF_WINDOWS_ON_NODES = _sums(_by_engine(_NOW))
 """Those by engine alone."""
+NODES = "(SELECT coalesce(string_agg(DISTINCT CAST(groupid AS text), ','), '') FROM pg_dist_node)"
+"""The numbers of the nodes there are, as `node_records.prepare_nodes` keeps them."""
+LOST_NODES = f"""
+    SELECT known.node FROM capacity_settings s CROSS JOIN unnest(string_to_array(s.value, ',')) AS known (node)
+    WHERE s.name = 'nodes' AND known.node <> ALL (string_to_array({NODES}, ','))"""  # noqa: S608 -- as above
+"""Those that were removed since."""
 # A node that does not say what it recorded counts as one where everything changed, and so does one that was removed:
-# nobody knows what it had recorded. `node_records.prepare_nodes` enters those that there are.
-CHANGED_ON_NODES = """
+# nobody knows what it had recorded.
+_CHANGED_ON_NODES = f"""
     SELECT c.period_type, c.period_start
     FROM run_command_on_workers(format(
         'SELECT coalesce(json_agg(n), ''[]'') FROM (SELECT period_type, period_start FROM %s.capacity_group_changes) n',
         (SELECT CAST(relnamespace AS regnamespace) FROM pg_class WHERE oid = CAST('capacity_group_changes' AS regclass))
     )) AS r
     CROSS JOIN LATERAL json_to_recordset(CAST(CASE WHEN r.success THEN r.result
-        ELSE '[{"period_type": "", "period_start": "0001-01-01"}]' END AS json))
+        ELSE '[{{"period_type": "", "period_start": "0001-01-01"}}]' END AS json))
         AS c (period_type varchar(20), period_start date)
     UNION ALL
-    SELECT CAST('' AS varchar(20)), DATE '0001-01-01' FROM capacity_settings s
-    WHERE s.name = 'nodes'
-      AND NOT string_to_array(s.value, ',') <@ ARRAY(SELECT CAST(groupid AS text) FROM pg_dist_node)"""
-"""What nodes recorded and nobody gathered."""
+    SELECT CAST('' AS varchar(20)), DATE '0001-01-01' WHERE EXISTS ({LOST_NODES})"""  # noqa: S608 -- as above
 RECORDED_ANYWHERE = f"""
     SELECT period_type, period_start, CAST(CAST(transaction_id AS text) AS xid8) AS transaction_id
     FROM capacity_group_changes
     UNION ALL
-    SELECT n.period_type, n.period_start, CAST('18446744073709551615' AS xid8) FROM ({CHANGED_ON_NODES}) AS n"""  # noqa: S608 -- as above
+    SELECT n.period_type, n.period_start, CAST('18446744073709551615' AS xid8) FROM ({_CHANGED_ON_NODES}) AS n"""  # noqa: S608 -- as above
 """Changes of groups with their transactions. What was not gathered is newer than anything that is stored."""

@@ -20,6 +20,7 @@ from capacity_assets.errors import CapacityError
 from capacity_assets.storage.distribution import number_distributed
 from capacity_assets.storage.group_tables import capacity_group_changes
 from capacity_assets.storage.group_tracking import forget_group_sums
+from capacity_assets.storage.group_views_on_nodes import LOST_NODES, NODES
 from capacity_assets.storage.steps import DIALECT, quoted
 from capacity_assets.storage.tables import invalidations, sample_changes
 
@@ -38,27 +39,27 @@ def prepare_nodes(connection: Connection, *, kept: str) -> None:
         NodeRefusedError: a node refused.
         sqlalchemy.exc.DBAPIError: the database failed.
     """
+    schema = _schema(connection)
     for table in RECORDS:
         grants = connection.execute(text(_GRANTS), {"table": table.name}).scalars()
-        on_node = table.to_metadata(MetaData(), schema=_schema(connection))
+        on_node = table.to_metadata(MetaData(), schema=schema)
         for statement in (str(CreateTable(on_node, if_not_exists=True).compile(dialect=DIALECT)), *grants):
             asked = text("SELECT success, result FROM run_command_on_workers(:one)")
             failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
             if failed:
                 raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
-
     _know_the_nodes(connection)
 
 
 def lost_nodes(engine: Engine) -> list[str]:
     """Return the numbers of nodes that were removed since the cluster was prepared; raises DBAPIError."""
     with engine.connect() as connection:
-        return [*connection.execute(text(_NODES_LOST)).scalars()]
+        return [*connection.execute(text(LOST_NODES)).scalars()]
 
 
 def _know_the_nodes(connection: Connection) -> None:
     """Keep which nodes there are. Of one that is gone nobody knows what it had recorded: nothing computed counts."""
-    lost = connection.execute(text(_NODES_LOST)).scalars().all()
+    lost = connection.execute(text(LOST_NODES)).scalars().all()
     if lost:
         forget_group_sums(connection)
         connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
@@ -88,14 +89,15 @@ def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
     if not number_distributed(engine):
         return
     with _begun(engine, within_seconds) as connection:
-        found = {table: _recorded(connection, table) for table in RECORDS}
+        schema = quoted(_schema(connection))
+        found = {table: _recorded(connection, f"{schema}.{table.name}") for table in RECORDS}
         if not any(found.values()):
             return
         for table, records in found.items():
             _keep(connection, table, records)
     with _begun(engine, within_seconds) as connection:
         for table, records in found.items():
-            _forget(connection, table, records)
+            _forget(connection, table, f"{schema}.{table.name}", records)
 
 
 @contextmanager
@@ -114,10 +116,10 @@ def _own_columns(table: Table) -> list[str]:
     return [column.name for column in table.primary_key if column.name != "transaction_id"]
 
 
-def _recorded(connection: Connection, table: Table) -> list[Record]:
+def _recorded(connection: Connection, named: str) -> list[Record]:
     command = (
         "SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', "  # noqa: S608 -- names of our own tables
-        f"(SELECT groupid FROM pg_dist_local_group))), '[]') FROM {quoted(_schema(connection))}.{table.name} n"
+        f"(SELECT groupid FROM pg_dist_local_group))), '[]') FROM {named} n"
     )
     return [record for answer in _asked_of_nodes(connection, command) for record in json.loads(answer)]
 
@@ -151,9 +153,8 @@ def _keep(connection: Connection, table: Table, records: list[Record]) -> None:
     )
 
 
-def _forget(connection: Connection, table: Table, records: list[Record]) -> None:
+def _forget(connection: Connection, table: Table, named: str, records: list[Record]) -> None:
     keys = ", ".join(column.name for column in table.primary_key)
-    named = f"{quoted(_schema(connection))}.{table.name}"
     for node in sorted({int(str(record["node"])) for record in records}):
         own = json.dumps([record for record in records if record["node"] == node]).replace("'", "''")
         _asked_of_nodes(
@@ -163,13 +164,8 @@ def _forget(connection: Connection, table: Table, records: list[Record]) -> None
         )
 
 
-_NODES = "(SELECT coalesce(string_agg(DISTINCT CAST(groupid AS text), ','), '') FROM pg_dist_node)"
-_NODES_LOST = f"""
-SELECT known.node FROM capacity_settings s CROSS JOIN unnest(string_to_array(s.value, ',')) AS known (node)
-WHERE s.name = 'nodes' AND known.node <> ALL (string_to_array({_NODES}, ','))
-"""  # noqa: S608 -- as above
 _KNOW_THE_NODES = f"""
-INSERT INTO capacity_settings (name, value) VALUES ('nodes', {_NODES})
+INSERT INTO capacity_settings (name, value) VALUES ('nodes', {NODES})
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE capacity_settings.value <> excluded.value
 """  # noqa: S608 -- as above
 _GRANTS = """

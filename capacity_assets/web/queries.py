@@ -15,7 +15,7 @@ from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, StepRow, windows_back, with_gaps
 from capacity_assets.web.reading import Reader, found, rows
 
-OUTDATED_SECONDS_KEPT = 10
+DECLARED_SECONDS_KEPT = 10
 
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
@@ -70,13 +70,13 @@ def runways(connection: Connection, condition: str, parameters: Mapping[str, Any
     return [_runway(row) for row in rows(connection, f"{_RUNWAY} {condition}", parameters)]
 
 
-def outdated_servers(reader: Reader) -> list[str]:
+def declared_since(reader: Reader) -> list[str]:
     """Return the servers whose limits or steps changed after the newest forecast, which knows nothing of it."""
     query = "SELECT DISTINCT server FROM capacity_runway WHERE is_outdated ORDER BY 1"
     return reader.kept_of(
-        ("outdated servers",),
+        ("declared since",),
         lambda connection: [row.server for row in rows(connection, query)],
-        OUTDATED_SECONDS_KEPT,
+        DECLARED_SECONDS_KEPT,
     )
 
 

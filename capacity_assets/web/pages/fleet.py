@@ -19,9 +19,9 @@ from capacity_assets.web.queries import (
     FILLS_FIRST,
     complete_window,
     databases,
+    declared_since,
     history,
     newest_window,
-    outdated_servers,
     runways,
 )
 from capacity_assets.web.reading import Reader, found, rows
@@ -129,7 +129,7 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read the page. Raises sqlalchemy.exc.DBAPIError, ValidationError."""
     period = asked.period()
     fleet = reader.kept(("fleet", asked.today), partial(_read_fleet, reader, asked), FLEET_SECONDS_KEPT)
-    fleet = replace(fleet, declared_since=outdated_servers(reader))
+    fleet = replace(fleet, declared_since=declared_since(reader))
     if period.name not in fleet.periods:
         return replace(fleet, period=period.name)
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))

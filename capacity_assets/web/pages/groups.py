@@ -32,8 +32,8 @@ from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, with_
 from capacity_assets.web.queries import (
     asked_window,
     databases,
+    declared_since,
     ends_of,
-    outdated_servers,
     runways,
 )
 from capacity_assets.web.reading import Reader, found, rows
@@ -144,7 +144,7 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
     if name is None and by in WITHOUT_LABEL:
         raise NotFoundError(f"The address names no {by}.")
     filling = [] if by == "server" else _kept_filling(reader, by).get(name, [])
-    changed = outdated_servers(reader)
+    changed = declared_since(reader)
     with reader.groups() as sums:
         connection = sums.connection
         window = asked_window(connection, asked, period)

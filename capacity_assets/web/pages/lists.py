@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 
 from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import DatabaseRow, Runway
 from capacity_assets.web.names import Found, Names
-from capacity_assets.web.queries import FILLS_FIRST, ORDERS, asked_window, databases, ends_of, outdated_servers, runways
+from capacity_assets.web.queries import FILLS_FIRST, ORDERS, asked_window, databases, declared_since, ends_of, runways
 from capacity_assets.web.reading import Reader, found, rows
 
 
@@ -119,15 +118,17 @@ def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
     label = asked.label()
     with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
-        chosen = partial(databases, order=order, engine=engine, label=label)
-        listed, more = chosen(connection, period, window, page=asked.page, shown=asked.rows_shown)
+        page, shown = asked.page, asked.rows_shown
+        listed, more = databases(
+            connection, period, window, order=order, engine=engine, label=label, page=page, shown=shown
+        )
     place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
     return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more)
 
 
 def read_filling(reader: Reader, asked: Asked) -> FillingPage:
     """Read what fills first. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
-    changed = outdated_servers(reader)
+    changed = declared_since(reader)
     with reader.transaction() as connection:
         shown = asked.rows_shown
         paged = {"shown": shown + 1, "skipped": (asked.page - 1) * shown}
