@@ -42,8 +42,9 @@ def classified(level: Level, joined: FromClause) -> Rows:
     upsert whose WHERE is false still locks the row on its page.
     """
     taken: dict[str, Element] = {name: joined.c[name] for name in level.figures}
-    for names, kept in ((level.previous_figures, joined.c.keeps_change), (level.year_figures, joined.c.keeps_year)):
-        taken |= {name: case((kept, joined.c[f"stored_{name}"]), else_=joined.c[name]) for name in names}
+    for comparison in level.comparisons:
+        kept = joined.c[f"keeps_{comparison.change}"]
+        taken |= {name: case((kept, joined.c[f"stored_{name}"]), else_=joined.c[name]) for name in comparison.figures}
     as_stored = tuple_(*(joined.c[f"stored_{name}"] for name in level.figures))
     action = case(
         (~joined.c.was_stored, literal(INSERT)),
@@ -60,13 +61,14 @@ def classified(level: Level, joined: FromClause) -> Rows:
 def with_stored(level: Level, figures: FromClause, *, keeps: bool, beside: bool = False) -> Rows:
     """Put the stored row beside each computed one, and what of it is to be kept; nothing is unless it `keeps`.
 
-    A row that has fewer samples now is kept whole. One whose own figures are the same keeps those comparisons that have
-    lost samples, and takes the rest.
+    A row that has fewer samples now is kept whole. Another keeps those comparisons that have lost samples, of the
+    measures whose own figures are the same, and takes the rest.
     """
     stored = stored_rows(level)
     was_stored = stored.c.data_count.is_not(None)
     is_unchanged = ~differ(level.figures, stored, figures)
-    flags: dict[str, ColumnElement[bool]] = dict.fromkeys(("was_fuller", "keeps_change", "keeps_year"), literal(False))
+    names = ["was_fuller", *(f"keeps_{comparison.change}" for comparison in level.comparisons)]
+    flags: dict[str, ColumnElement[bool]] = dict.fromkeys(names, literal(False))
     if keeps:
         fuller = stored.c.data_count > figures.c.data_count
         rules = (fuller, *lost_comparisons(level, stored, figures, beside=beside))

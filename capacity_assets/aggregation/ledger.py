@@ -36,6 +36,7 @@ from capacity_assets.aggregation.ledger_statements import (
     RENUMBER_WINDOWS,
     STALE,
     UNCHANGED,
+    UNTOUCHED,
     Lookups,
     filled,
 )
@@ -71,8 +72,8 @@ class Ledger:
             "targets": [level.target.name for level in LEVELS.values()],
         }
 
-    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
-        """Record that a computation of `windows` begins; return the snapshot to finish it with."""
+    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[str, frozenset[date]]:
+        """Record that a computation of `windows` begins; return the snapshot to finish it with, and `untouched`."""
         kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
         years_before = [period.year_before(window) for window in windows]
         with self._work("recording that a computation begins", kept) as connection:
@@ -83,7 +84,8 @@ class Ledger:
                 "year_before_starts": [window.start for window in years_before],
                 "year_before_ends": [window.end for window in years_before],
             }
-            return str(connection.execute(text(BEGIN), parameters).scalar_one())
+            snapshot = str(connection.execute(text(BEGIN), parameters).scalar_one())
+            return snapshot, self._untouched(connection, parameters)
 
     def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
         """Return the windows whose computation was finished, in order."""
@@ -121,6 +123,20 @@ class Ledger:
             if not dry_run:
                 connection.execute(text(FORGET), self._parameters)
         return {row.period_start: row for row in rows}
+
+    def untouched(self, period: Period, level: Level, windows: Sequence[Window]) -> frozenset[date]:
+        """Return the first days of those of `windows` whose samples were not added to or corrected since.
+
+        That includes the samples of the windows that they are compared with. Samples may have been deleted. Returns
+        none while change tracking is off.
+        """
+        with self._work("looking for changed samples", "Nothing was written.") as connection:
+            return self._untouched(connection, asked_for(period, level, windows))
+
+    def _untouched(self, connection: Connection, asked: dict[str, Any]) -> frozenset[date]:
+        if not change_tracking_is_on(connection):
+            return frozenset()
+        return frozenset(connection.execute(text(UNTOUCHED), {**self._parameters, **asked}).scalars())
 
     def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
         """Invalidate `windows`, and those after them and a year later, whose protection depends on their rows."""

@@ -245,6 +245,16 @@ SELECT EXISTS (SELECT FROM capacity_computed_windows
     OR EXISTS (SELECT FROM capacity_activations
                WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
 """
+
+# A server that failed did not follow what the window has seen; the legacy application's rows follow nothing.
+UNTOUCHED = f"""
+SELECT w.period_start FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
+  AND w.snapshot IS NOT NULL AND w.processed_instances IS NOT NULL AND w.failed_instances = 0
+  AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {UNSEEN})
+  AND NOT ({FROM_ANOTHER_SERVER})
+"""  # noqa: S608 -- built from the constants above
+
 RENUMBER_WINDOWS = """
 UPDATE capacity_computed_windows
 SET system_identifier = (SELECT system_identifier FROM pg_control_system()),

@@ -27,33 +27,40 @@ def _in_span(target: FromClause, first: Element, last: Element) -> ColumnElement
 
 def lost_comparisons(
     level: Level, stored: FromClause, figures: FromClause, *, beside: bool
-) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """Whether the change, and that against the year before, would only lose samples they were measured against.
+) -> list[ColumnElement[bool]]:
+    """Whether each of the level's comparisons has lost samples that its stored figures were made of.
 
-    That holds only while the window's own figures are the same: a window that grows or is corrected follows
-    its samples, and its change what is left of the window before. That window had more samples if its stored row says
-    so, or, where retention has dropped that row, if a change is stored that could not be computed any more. The same
-    goes for the window of a year before.
+    That matters only where these differ from the computed ones while the window's own figures of the measure are the
+    same: a window that grows or is corrected follows its samples. The other window has lost samples if none is left of
+    it, if its stored row was made of more, or, where it has no stored row, if no sample of it was added or corrected
+    since: a difference is then what was deleted.
 
     The stored rows of the compared windows are looked up one by one, where they are asked for. Where rows are
     distributed they are `beside`, as `with_compared` joins them, and the ledger's answer is a parameter.
     """
-    own_is_the_same = _own_is_the_same(level, stored, figures)
     computed = select(func.unnest(Parameters.computed_starts)) if beside else computed_here(level)
-    change_is_lost = or_(
-        *(and_(_is_known(stored, measure, computed), figures.c[measure.change].is_(None)) for measure in level.measures)
-    )
-    before, year_before = (_was_fuller(level, figures, each, beside=beside) for each in _compared_rows(level))
-    year_change_is_lost = or_(
-        *(
+    before, year_before = _compared_rows(level)
+    lost = []
+    for comparison in level.comparisons:
+        row = year_before if comparison.is_with_year_before else before
+        change = stored.c[comparison.change]
+        # The legacy application stored 0 for an unknown change.
+        is_known: ColumnElement[bool] = change.is_not(None)
+        if not comparison.is_with_year_before:
+            is_known = and_(is_known, or_(change != 0, stored.c.period_start.in_(computed)))
+        is_lost = or_(
+            and_(figures.c[row.data_count].is_(None), is_known),
+            row.holds(level, figures, row.is_fuller(figures), beside=beside),
             and_(
-                stored.c[further.year_change].is_not(None),
-                or_(figures.c[further.year_change].is_(None), year_before),
-            )
-            for further in level.further
+                stored.c.period_start == func.any(Parameters.untouched_starts),
+                change.is_not(None),
+                differ(comparison.figures[:2], stored, figures),
+                ~row.holds(level, figures, row.table.c.data_count.is_not(None), beside=beside),
+            ),
         )
-    )
-    return and_(own_is_the_same, or_(change_is_lost, before)), and_(own_is_the_same, year_change_is_lost)
+        own_is_the_same = _own_is_the_same(level, comparison.measure, stored, figures)
+        lost.append(and_(differ(comparison.figures, stored, figures), own_is_the_same, is_lost))
+    return lost
 
 
 def with_compared(level: Level, rows: Join, figures: FromClause) -> Join:
@@ -62,13 +69,6 @@ def with_compared(level: Level, rows: Join, figures: FromClause) -> Join:
         same = same_row(level, compared.table, figures, figures.c[compared.start])
         rows = rows.outerjoin(compared.table, and_(*compared.within, same))
     return rows
-
-
-def _was_fuller(level: Level, figures: FromClause, compared: _ComparedRow, *, beside: bool) -> ColumnElement[bool]:
-    if beside:
-        return func.coalesce(compared.is_fuller(figures), false())
-    same = same_row(level, compared.table, figures, figures.c[compared.start])
-    return exists().where(*compared.within, same, compared.is_fuller(figures))
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,15 @@ class _ComparedRow:
     def is_fuller(self, figures: FromClause) -> ColumnElement[bool]:
         """Whether it was made of more samples than the window has now."""
         return self.table.c.data_count > func.coalesce(figures.c[self.data_count], 0)
+
+    def holds(
+        self, level: Level, figures: FromClause, condition: ColumnElement[bool], *, beside: bool
+    ) -> ColumnElement[bool]:
+        """Whether there is such a row that meets a condition."""
+        if beside:
+            return func.coalesce(condition, false())
+        same = same_row(level, self.table, figures, figures.c[self.start])
+        return exists().where(*self.within, same, condition)
 
 
 def _compared_rows(level: Level) -> tuple[_ComparedRow, _ComparedRow]:
@@ -111,17 +120,12 @@ def computed_here(level: Level) -> Select[date]:
     )
 
 
-def _is_known(stored: FromClause, measure: Measure, computed: Select[date]) -> ColumnElement[bool]:
-    """Whether a stored change says something. The legacy application stored 0 for an unknown one; we never do."""
-    change = stored.c[measure.change]
-    return and_(change.is_not(None), or_(change != 0, stored.c.period_start.in_(computed)))
-
-
-def _own_is_the_same(level: Level, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
-    """Whether the figures made of the window's own samples agree; those that an older version did not store, do."""
-    added = {name for further in level.further for name in further.own} | set(level.sums)
-    older = tuple(name for name in level.own_figures if name not in added)
-    newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in sorted(added)]
+def _own_is_the_same(level: Level, measure: Measure, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
+    """Whether a measure's own figures agree; those that an older version did not store, do."""
+    added = {*(measure.further.own if measure.further else ()), *level.sums}
+    own = level.own_figures(measure)
+    older = tuple(name for name in own if name not in added)
+    newer = [or_(stored.c[name].is_(None), stored.c[name] == figures.c[name]) for name in own if name in added]
     return and_(~differ(older, stored, figures), *newer)
 
 

@@ -67,6 +67,8 @@ class Parameters:
     Samples are read from `first_day`, which begins the window before the first one asked for, to `last_day`, and of the
     days `year_first` to `year_last` with which these are compared, `year_interval` earlier.
 
+    `untouched_starts` begin the windows of whose samples, compared ones included, none was added or corrected since.
+
     Where stored windows are read, `part_types` and `part_starts` name them, pair by pair; samples are read of the days
     from an odd one of `cuts` to before the next, all of which lie in the two spans of `read_...`.
     """
@@ -91,6 +93,7 @@ class Parameters:
     read_year_first = bindparam("read_year_first", type_=Date)
     read_year_last = bindparam("read_year_last", type_=Date)
     computed_starts = bindparam("computed_starts", type_=ARRAY(Date))
+    untouched_starts = bindparam("untouched_starts", type_=ARRAY(Date))
 
 
 def numbered_windows() -> CTE:

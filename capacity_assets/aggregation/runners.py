@@ -22,11 +22,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from capacity_assets.aggregation.distributed_slice import write_slice
 from capacity_assets.aggregation.distributed_statements import distributed_statements
-from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
-from capacity_assets.aggregation.parts import NO_PARTS, Parts
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
-from capacity_assets.aggregation.work import InstanceRef, Work
+from capacity_assets.aggregation.work import Work
 from capacity_assets.errors import DatabaseFailure, database_error, database_errors, is_data_error, reason_of
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
@@ -76,17 +74,8 @@ class AggregationRunner:
         # The guard asks on a connection of its own, which two threads must not use at once.
         self._guarding = threading.Lock()
 
-    def aggregate(
-        self,
-        period: Period,
-        windows: Sequence[Window],
-        instances: Sequence[InstanceRef],
-        options: RunOptions = DEFAULT_OPTIONS,
-        parts: Parts = NO_PARTS,
-    ) -> tuple[PeriodSummary, ...]:
-        """Aggregate `windows` of `period`, given in order, for `instances`; return one summary per window.
-
-        `parts` are the stored windows that may be read in place of samples.
+    def aggregate(self, whole: Work) -> tuple[PeriodSummary, ...]:
+        """Aggregate the windows of `whole` for its instances, slice by slice; return one summary per window.
 
         In a dry run nothing is written, and the summaries say what would be.
 
@@ -94,21 +83,21 @@ class AggregationRunner:
             DatabaseError: the server, the schema or the connection failed; slices written before are kept.
         """
         started = time.perf_counter()
-        summaries: list[PeriodSummary] = [self._empty(period, window) for window in windows]
+        summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]
         done, logged_at = 0, started
         with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
             distributed = is_distributed(self._engine)
-        slices = list(self._slices(Work(period, windows, instances, options, parts, distributed)))
+        slices = list(self._slices(replace(whole, distributed=distributed)))
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written
             done += len(work.instances)
-            if options.progress:
-                options.progress(len(work.instances))
-            if time.perf_counter() - logged_at >= SECONDS_BETWEEN_LINES and done < len(instances):
+            if whole.options.progress:
+                whole.options.progress(len(work.instances))
+            if time.perf_counter() - logged_at >= SECONDS_BETWEEN_LINES and done < len(whole.instances):
                 logged_at = time.perf_counter()
                 line = "%s %s aggregates: %s of %s servers written, going on"
-                logger.info(line, period.name, self.level.name, done, len(instances))
-        share = (time.perf_counter() - started) / len(windows)
+                logger.info(line, whole.period.name, self.level.name, done, len(whole.instances))
+        share = (time.perf_counter() - started) / len(whole.windows)
         return tuple(replace(part, duration_seconds=share) for part in combine(summaries))
 
     def _slices(self, whole: Work) -> Iterator[Work]:

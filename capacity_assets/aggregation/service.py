@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
-from functools import partial
 
 from sqlalchemy import Engine
 
@@ -25,7 +24,7 @@ from capacity_assets.aggregation.parts import Parts, candidates
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import INSTANCES_PER_SLICE, AggregationRunner
 from capacity_assets.aggregation.statements import fingerprint, known_instances, sums_fingerprint
-from capacity_assets.aggregation.work import InstanceRef
+from capacity_assets.aggregation.work import InstanceRef, Work
 from capacity_assets.clock import Clock
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
@@ -118,22 +117,26 @@ class AggregationService(LegacyCalls):
 
         Windows that the ledger knows to be as they were computed are reported as unchanged, and not read.
         """
-        compute = partial(runner.aggregate, options=options)
         if options.overwrite and not options.dry_run:
             self.ledger.invalidate(period, runner.level, windows)
         if options.instance_ids is not None:
-            return compute(period, windows, self._active(options.instance_ids))
+            servers = self._active(options.instance_ids)
+            untouched = self.ledger.untouched(period, runner.level, windows)
+            return runner.aggregate(Work(period, windows, servers, options, untouched=untouched))
         parts: dict[date, PeriodSummary] = {}
         if not (options.overwrite or options.recompute):
             parts = self._unchanged(period, runner.level, windows, dry_run=options.dry_run)
         to_compute = [window for window in windows if window.start not in parts]
         if to_compute and options.dry_run:
-            parts |= {part.period_start: part for part in compute(period, to_compute, self._active())}
+            untouched = self.ledger.untouched(period, runner.level, to_compute)
+            work = Work(period, to_compute, self._active(), options, untouched=untouched)
+            parts |= {part.period_start: part for part in runner.aggregate(work)}
         elif to_compute:
-            snapshot = self.ledger.begin(period, runner.level, to_compute)
+            snapshot, untouched = self.ledger.begin(period, runner.level, to_compute)
             # Only now: a server that becomes active later than this was recorded as a change the snapshot has not seen.
             active = self._active()
-            computed = compute(period, to_compute, active, parts=self._parts(period, runner.level, to_compute))
+            stored = self._parts(period, runner.level, to_compute)
+            computed = runner.aggregate(Work(period, to_compute, active, options, stored, untouched=untouched))
             self.ledger.finish(snapshot, computed, _mark(runner.level, period, active))
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)

@@ -48,8 +48,8 @@ def aggregation_statement(
     counts what would be written and removed.
 
     Parameters at execution: `period_type`, `instance_ids`, `starts`, `ends`, `wanted`, `last_start`, `first_day`,
-    `last_day`, `year_first`, `year_last`, `year_interval`, `trend_percent`; where stored windows are read, also
-    `part_types`, `part_starts`, `cuts`, `read_first`, `read_last`, `read_year_first`, `read_year_last`.
+    `last_day`, `year_first`, `year_last`, `year_interval`, `trend_percent`, `untouched_starts`; where stored windows
+    are read, also `part_types`, `part_starts`, `cuts`, `read_first`, `read_last`, `read_year_first`, `read_year_last`.
     Returns one row per window asked for: `period_start`, `instances` (with raw rows), `records`, `written`,
     `unchanged`, `removed`, `unsampled` (rows kept although no sample of them is left). Without `overwrite`, rows that
     were built from more samples than the raw data still holds are left alone (docs/semantics.md, "Writing"); they are

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
 
-from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
 from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, Source, cuts_of
 from capacity_assets.aggregation.reduction import Form
 from capacity_assets.periods import Period, Window
@@ -27,14 +27,19 @@ class InstanceRef:
 
 @dataclass(frozen=True)
 class Work:
-    """What one statement covers: windows in order, some instances."""
+    """What is computed, whole or in a slice: windows in order, some instances.
+
+    `parts` are the stored windows that may be read in place of samples; `untouched` begin the windows that
+    `Ledger.untouched` names.
+    """
 
     period: Period
     windows: Sequence[Window]
     instances: Sequence[InstanceRef]
-    options: RunOptions
-    parts: Parts
-    distributed: bool
+    options: RunOptions = DEFAULT_OPTIONS
+    parts: Parts = NO_PARTS
+    distributed: bool = False
+    untouched: frozenset[date] = frozenset()
 
     @cached_property
     def reading(self) -> Reading:
@@ -106,6 +111,7 @@ class Work:
             "year_last": year_last.end,
             "year_interval": period.year_interval,
             "trend_percent": self.period.trend_percent,
+            "untouched_starts": sorted(self.untouched),
             **(self._what_is_read(first.start) if unites_states else {}),
         }
 

@@ -64,6 +64,20 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The figures of a measure that need the samples of one other window, the change first and its percent second."""
+
+    measure: Measure
+    figures: tuple[str, ...]
+    is_with_year_before: bool = False
+
+    @property
+    def change(self) -> str:
+        """The column of the change."""
+        return self.figures[0]
+
+
+@dataclass(frozen=True)
 class Ratio:
     """An aggregate column that is floor(sum of one raw column / sum of another), 0 for a zero divisor."""
 
@@ -118,21 +132,25 @@ class Level:
         return {name: source for name, source in states.items() if name in self.target.columns}
 
     @cached_property
-    def previous_figures(self) -> tuple[str, ...]:
-        """The figures for which samples of the window before are needed: change, growth, trend, yearly rate."""
-        changes = [name for measure in self.measures for name in (measure.change, measure.change_percent)]
-        return (*changes, *(further.yearly_rate_percent for further in self.further), "growth_rate", "trend_direction")
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The comparisons of each measure: with the window before, and where it has one, with that of a year before."""
+        before, year_before = [], []
+        for measure in self.measures:
+            names = [measure.change, measure.change_percent]
+            if measure.further:
+                names.append(measure.further.yearly_rate_percent)
+                changes = (measure.further.year_change, measure.further.year_change_percent)
+                year_before.append(Comparison(measure, changes, is_with_year_before=True))
+            if measure is self.headline:
+                names += ["growth_rate", "trend_direction"]
+            before.append(Comparison(measure, tuple(names)))
+        return (*before, *year_before)
 
-    @cached_property
-    def year_figures(self) -> tuple[str, ...]:
-        """The figures for which samples of a year before are needed."""
-        return tuple(name for further in self.further for name in (further.year_change, further.year_change_percent))
-
-    @cached_property
-    def own_figures(self) -> tuple[str, ...]:
-        """The figures made of the window's own samples alone: all but change, growth and trend."""
-        compared = {*self.previous_figures, *self.year_figures}
-        return tuple(name for name in self.figures if name not in compared)
+    def own_figures(self, measure: Measure) -> tuple[str, ...]:
+        """The figures made of a measure's samples in the window alone; the number of samples where none is its own."""
+        states = tuple(name for name, source in self.sums.items() if source == measure.source)
+        count = () if f"count_{measure.source}" in states else ("data_count",)
+        return (*(name for name in measure.targets if name not in measure.compared), *states, *count)
 
     def live(self) -> Iterator[ColumnElement[bool]]:
         """Conditions a raw row must meet to count."""

@@ -13,6 +13,7 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.periods import PERIODS
 from capacity_assets.storage.tables import database_size_stats
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
 from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remove_samples, two_months
@@ -119,6 +120,80 @@ def test_a_correction_is_taken_although_the_window_before_lost_samples(
     service.aggregate("monthly", MARCH, RunOptions(("database",)))
 
     assert by_name(engine, date(2025, 3, 1))["orders"]["max_size_mb"] == 100_000
+
+
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["one window", "several windows"])
+def test_a_correction_of_the_day_before_is_followed_by_the_change_of_each_measure(
+    engine: Engine, service: AggregationService, *, one_by_one: bool
+) -> None:
+    """The day before has no log size any more, which is no reason to keep the change of the size."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100], log_size_mb=10))
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-02", [150], log_size_mb=20))
+    first, second = (PERIODS["daily"].window_of(date(2025, 3, day)) for day in (1, 2))
+    service.aggregate("daily", [first, second], RunOptions(("database",)))
+    assert changes(engine) == (50, 10, "growing")
+    with engine.begin() as connection:
+        raw = database_size_stats
+        corrected = update(raw).where(raw.c.collected_date == first.start)
+        connection.execute(corrected.values(size_mb=200, log_size_mb=None))
+
+    planned = service.aggregate("daily", [second], RunOptions(("database",), dry_run=True))
+    for windows in ([first], [second]) if one_by_one else ([first, second],):
+        service.aggregate("daily", windows, RunOptions(("database",)))
+
+    assert planned.total("written_records") == 1
+    assert changes(engine) == (-50, None, "shrinking")
+
+
+def changes(engine: Engine) -> tuple[object, ...]:
+    row = by_name(engine, date(2025, 3, 2))["orders"]
+    return row["size_change_mb"], row["log_size_change_mb"], row["trend_direction"]
+
+
+def test_a_correction_of_one_measure_leaves_the_change_of_the_others_that_lost_samples(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-02-01", range(100, 159), log_size_mb=10))
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+    before = by_name(engine, date(2025, 3, 1))["orders"]
+    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 20))
+    with engine.begin() as connection:
+        raw = database_size_stats
+        connection.execute(update(raw).where(raw.c.collected_date >= date(2025, 3, 1)).values(log_size_mb=12))
+
+    service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(("database",)))
+
+    after = by_name(engine, date(2025, 3, 1))["orders"]
+    assert (before["log_size_change_mb"], after["log_size_change_mb"]) == (0, 2)
+    assert before["size_change_mb"] == after["size_change_mb"] == 29, "February has 20 samples less than its row"
+    assert after["size_change_percent"] == before["size_change_percent"]
+
+
+def test_a_change_against_a_window_that_was_never_computed_is_kept_when_half_of_that_is_gone_and_follows_corrections(
+    engine: Engine, service: AggregationService
+) -> None:
+    """February lies before the first partition: no row says of how many samples it was made."""
+    two_months(engine)
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+    before = by_name(engine, date(2025, 3, 1))
+    remove_samples(engine, "orders", date(2025, 2, 1), date(2025, 2, 14))
+
+    planned = service.aggregate("monthly", MARCH, RunOptions(("database",), dry_run=True, recompute=True))
+    some = service.aggregate("monthly", MARCH, RunOptions(("database",), instance_ids=(1,)))
+    kept = service.aggregate("monthly", MARCH, RunOptions(("database",), recompute=True))
+
+    assert (protected(planned), protected(some), protected(kept)) == ((0, 2, 1), (0, 1, 1), (0, 2, 1))
+    assert by_name(engine, date(2025, 3, 1)) == before
+    with engine.begin() as connection:
+        raw = database_size_stats
+        corrected = raw.c.database_name == "orders", raw.c.collected_date < date(2025, 3, 1)
+        connection.execute(update(raw).where(*corrected).values(size_mb=43))
+
+    service.aggregate("monthly", MARCH, RunOptions(("database",)))
+
+    assert by_name(engine, date(2025, 3, 1))["orders"]["size_change_mb"] == 100
 
 
 INSERT_MARCH = """

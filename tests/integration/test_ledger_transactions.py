@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.runners import AggregationRunner
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.work import Work
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.distribution import is_distributed
@@ -59,11 +60,11 @@ def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
     march = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
-    snapshot = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
+    snapshot, _ = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
     add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
     assert service.ledger.stale() == [], "not computed yet"
 
-    parts = AggregationRunner(DATABASE, engine).aggregate(PERIODS["monthly"], march, service.instances(None))
+    parts = AggregationRunner(DATABASE, engine).aggregate(Work(PERIODS["monthly"], march, service.instances(None)))
     service.ledger.finish(snapshot, parts, "")
 
     assert stale(service) == {("database", "monthly", "2025-03-01")}, "rather once too often than once too few"

@@ -46,10 +46,10 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             counts[fleet, days] = len(statements)
 
     expected = (
-        "three for the schema and zone, four for the lock; per level: the servers twice, ten for the ledger, a "
+        "three for the schema and zone, four for the lock; per level: the servers twice, twelve for the ledger, a "
         "setting, its statement and one for the guard, the measured days; eight to store the sums of groups"
     )
-    assert set(counts.values()) == {47}, expected
+    assert set(counts.values()) == {51}, expected
 
 
 @pytest.mark.single_server("reads the plan or the settings of its statement")
@@ -169,11 +169,11 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     event.remove(engine, "before_cursor_execute", count)
 
     expected = (
-        "three for the schema and zone, four for the lock and one for the guard; the servers twice, ten for the ledger "
-        "and one for the new server, a setting, its statement, the days; eight for the sums of groups; "
+        "three for the schema and zone, four for the lock and one for the guard; the servers twice, twelve for the "
+        "ledger and one for the new server, a setting, its statement, the days; eight for the sums of groups; "
         "two ask whether tables are distributed"
     )
-    assert len(statements) == 34, expected
+    assert len(statements) == 36, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]
