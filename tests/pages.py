@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -17,6 +21,7 @@ import uvicorn
 from sqlalchemy import URL
 
 from capacity_assets.web.app import Serving, create_app
+from capacity_assets.web.connections import limits
 from capacity_assets.web.reading import Reader, reading_engine
 from tests.clocks import fixed_clock
 from tests.servers import free_port
@@ -66,19 +71,46 @@ def served_pages(database: URL, role: str | None = None, **options: Any) -> Iter
     # A test reads what it has just written.
     serving = replace(Serving(fixed_clock(), KEYS, reads_ahead=False), **options)
     port = free_port()
-    config = uvicorn.Config(create_app(Reader(engine), serving), host="127.0.0.1", port=port, log_level="error")
-    server = uvicorn.Server(config)
+    try:
+        with served(create_app(Reader(engine), serving), port):
+            yield Pages(f"http://127.0.0.1:{port}")
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def served(app: Any, port: int) -> Iterator[None]:
+    """Serve an application as the pages are served, until the block ends."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", **limits()))
     thread = threading.Thread(target=server.run)
     thread.start()
     deadline = time.monotonic() + 30
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.01)
     try:
-        yield Pages(f"http://127.0.0.1:{port}")
+        yield
     finally:
         server.should_exit = True
         thread.join()
-        engine.dispose()
+
+
+@contextmanager
+def serving_process(database: URL, *, open_files: int) -> Iterator[Pages]:
+    """`capacity serve` as a process of its own, which may open so many files, until the block ends."""
+    port = free_port()
+    arguments = [sys.executable, "-m", "capacity_assets.cli", "serve", "--allow-writing-role", "--port", str(port)]
+    address = database.render_as_string(hide_password=False)
+    with subprocess.Popen(
+        arguments, env={**os.environ, "CAPACITY_WEB_DATABASE_URL": address}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().strip() == f"Pages: http://127.0.0.1:{port}"
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (open_files, open_files))
+            yield Pages(f"http://127.0.0.1:{port}")
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
 def header(answer: Answer, name: str) -> str:

@@ -43,6 +43,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
     import uvicorn
 
     from capacity_assets.web.app import Serving, create_app
+    from capacity_assets.web.connections import limits
     from capacity_assets.web.reading import Reader
 
     if settings.web_database_url is None:
@@ -66,6 +67,7 @@ def serve(settings: Settings, /, *, port: int, host: str, names: Sequence[str], 
             app,
             log_level="warning",
             server_header=False,
+            **limits(),
             # Ctrl-C does not wait for a browser that keeps its connection open.
             timeout_graceful_shutdown=LONGEST_SHUTDOWN_SECONDS,
         )

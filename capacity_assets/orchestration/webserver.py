@@ -2,8 +2,9 @@
 
 Dagster 1.13 executes mutations that come by GET, and asks neither under which name nor from which page a request comes,
 so a picture on any web page could launch runs through a browser on this machine. A guard before it refuses requests by
-another name, queries in the address, and whatever a page of another site sends. It also serves the growth reports, so
-that the UI opens them by a click. Login is the business of a proxy; see the operations page.
+another name, queries in the address, and whatever a page of another site sends. No other site may frame its pages,
+where clicks could be led onto their buttons. It also serves the growth reports, so that the UI opens them by a click.
+Login is the business of a proxy; see the operations page.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from capacity_assets.orchestration.private.serving import (
     WorkspaceRequestContext,
     setup_interrupt_handlers,
 )
+from capacity_assets.web.connections import limits
 from capacity_assets.web.guard import SecurityHeaders
 
 READING = {"GET", "HEAD"}
 # A report holds no script, and must not be made to load anything by what a database is called.
 REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
+# Its notebooks are shown in a frame of its own pages.
+FRAMED_BY_ITSELF = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Options": "SAMEORIGIN"}
 # The defaults of Dagster's own command.
 POLL_MILLISECONDS, STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW = 2000, 15_000, 3600, 20
 
@@ -118,8 +122,9 @@ def main(  # noqa: PLR0913 -- one argument per option
         instance.optimize_for_webserver(STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW)
         target = WorkspaceFileTarget(paths=[workspace])
         with WorkspaceProcessContext(instance, target, version=__version__, read_only=read_only) as context:
-            app = GuardedWebserver(context, {*own, *names}, reports).create_asgi_app()
-            uvicorn.run(app, host=host, port=port, log_level="warning")
+            dagster = GuardedWebserver(context, {*own, *names}, reports).create_asgi_app()
+            app = SecurityHeaders(dagster, FRAMED_BY_ITSELF)
+            uvicorn.run(app, host=host, port=port, log_level="warning", **limits())
 
 
 if __name__ == "__main__":

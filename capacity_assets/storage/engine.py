@@ -47,7 +47,13 @@ class UnreachableError(CapacityError):
     """No connection could be made within the time limit; the text says what was tried, without the password."""
 
 
-def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int = POOL_SIZE) -> Engine:
+def capacity_engine(
+    url: URL,
+    *,
+    parallel_slices: int = 1,
+    kept_connections: int = POOL_SIZE,
+    pool_timeout_seconds: int = POOL_TIMEOUT_SECONDS,
+) -> Engine:
     """Create an engine for the capacity tables; it connects on first use and waits at most ten seconds.
 
     Its pool has a connection for each of the slices that are written side by side, and some for the rest; so many as
@@ -64,7 +70,7 @@ def capacity_engine(url: URL, *, parallel_slices: int = 1, kept_connections: int
         pool_size=kept_connections,
         max_overflow=POOL_SIZE + parallel_slices - 1,
         pool_use_lifo=True,
-        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_timeout=pool_timeout_seconds,
         pool_pre_ping=True,
         # The later of two settings wins in PostgreSQL, so the user's come last.
         connect_args={**arguments, "options": f"{_SESSION_OPTIONS} {own_options}".strip()},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +37,7 @@ from capacity_assets.errors import (
     sqlstate_of,
 )
 from capacity_assets.periods import PERIODS
+from capacity_assets.units import counted
 from capacity_assets.web.asked import Asked, known_values
 from capacity_assets.web.csv_files import csv_of
 from capacity_assets.web.guard import Allowed, SecurityHeaders
@@ -48,6 +51,9 @@ logger = logging.getLogger("capacity_assets")
 SECONDS_KEPT = 10
 # What is kept for half a minute is read again before anybody has to wait for it.
 SECONDS_BETWEEN_READING_AHEAD = 20
+ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
+# More than there are connections: many wait for what one of them reads.
+THREADS = 32
 FORMATS = ("html", "json", "csv")
 STATEMENT_CANCELLED = "57014"
 STATIC = Path(__file__).with_name("static")
@@ -154,14 +160,24 @@ class Answers:
     def __init__(self, reader: Reader, names: Names, renderer: Renderer, serving: Serving) -> None:
         """Answer with what `reader` and `names` find."""
         self._reader, self._names, self._renderer, self._serving = reader, names, renderer, serving
+        # Of their own, so that files do not wait behind the database.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
 
-    def of(self, page: Page) -> Callable[[Request], Response]:
-        """Return the endpoint of a page; Starlette runs it in a thread."""
+    def of(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint of a page."""
 
-        def answer(request: Request) -> Response:
-            return self._answer(request, page, lambda asked: self._read(page, asked))
+        async def answer(request: Request) -> Response:
+            return await self._in_time(request, page, lambda asked: self._read(page, asked))
 
         return answer
+
+    async def _in_time(self, request: Request, page: Page, read: Callable[[Asked], Dated]) -> Response:
+        """Answer from a thread, or refuse in time; what is being read by then is finished, for who asks again."""
+        answering = self._threads.submit(self._answer, request, page, read)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
+        except TimeoutError:
+            return self._refused(request, self._asked(request), 503, _slow(ANSWER_SECONDS))
 
     def read_ahead(self, ended: threading.Event) -> None:
         """Read what every reader sees until the event is set; what fails is said to who asks."""
@@ -188,16 +204,19 @@ class Answers:
 
     def _read(self, page: Page, asked: Asked) -> Dated:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
+        if asked.values.get("format") == "csv":
+            # Two hundred times as many rows, for one reader.
+            return self._now(page.read(self._reader, asked))
         values = tuple(sorted((name, value) for name, value in asked.values.items() if name != "format"))
-        key = (page.path, values, asked.today, asked.rows_shown)
+        key = (page.path, values, asked.today)
         return self._reader.kept(key, lambda: self._now(page.read(self._reader, asked)), SECONDS_KEPT)
 
     def _now(self, found: Any) -> Dated:
         return Dated(found, self._serving.clock.local_now())
 
-    def search(self, request: Request) -> Response:
+    async def search(self, request: Request) -> Response:
         """Answer a search."""
-        return self._answer(request, SEARCH, lambda asked: self._now(lists.read_search(self._names, asked)))
+        return await self._in_time(request, SEARCH, lambda asked: self._now(lists.read_search(self._names, asked)))
 
     def no_such_page(self, request: Request, _error: Exception) -> Response:
         """Answer an address that is none."""
@@ -241,13 +260,18 @@ class Answers:
         return HTMLResponse(self._renderer.refusal(asked, status, text), status_code=status)
 
 
+def _slow(seconds: int) -> str:
+    waited = counted(seconds, "second")
+    return (
+        f"The database did not answer within {waited}. Nothing is wrong with the figures. Try again, or a narrower "
+        "question: a server, a group, a longer period."
+    )
+
+
 def _trouble(error: DatabaseFailure) -> str:
     """Say why the database gave no answer."""
     if sqlstate_of(error) == STATEMENT_CANCELLED:
-        return (
-            f"The database did not answer within {STATEMENT_TIMEOUT_SECONDS} seconds. Nothing is wrong with the "
-            "figures. Try again, or a narrower question: a server, a group, a longer period."
-        )
+        return _slow(STATEMENT_TIMEOUT_SECONDS)
     logger.warning("The pages cannot read the database: %s", reason_of(error))
     if sqlstate_of(error) is not None:
         return f"The database refuses: {reason_of(error)}. Nothing was changed. The server's log says more."

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
+from base64 import b64decode
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "capacity_token"
+CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
+REFUSAL = "Refused: log in with any user name and the token as password, or send Authorization: Bearer TOKEN.\n"
+POLICY = "Content-Security-Policy"
 # No script and no style but our own files; nothing may frame a page, and no form leaves it.
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    POLICY: "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -25,7 +27,7 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """Adds headers to every answer."""
+    """Adds headers to every answer; a policy beside one that is there restricts further, and replaces nothing."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] = HEADERS) -> None:
         """Wrap `app`."""
@@ -36,54 +38,46 @@ class SecurityHeaders:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._headers)
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    if name != POLICY:
+                        del headers[name]
+                    headers.append(name, value)
             await send(message)
 
         await self._app(scope, receive, with_headers)
 
 
 class Allowed:
-    """Lets in who knows the token, or whom a proxy vouches for; everybody where neither is asked for."""
+    """Lets in who knows the token, or whom a proxy vouches for; everybody where neither is asked for.
+
+    The browser asks for the token as a password, and sends it to this port only. A cookie would go to every port of
+    the host, where others may listen.
+    """
 
     def __init__(self, app: ASGIApp, *, token: str | None, user_header: str | None) -> None:
         """Wrap `app`."""
-        self._app, self._user_header = app, user_header
-        self._token = token
-        # The cookie proves that the token was known, and does not carry it.
-        self._proof = hashlib.sha256(f"capacity pages {token}".encode()).hexdigest() if token else None
+        self._app, self._token, self._user_header = app, token, user_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
-        if self._user_header and not Headers(scope=scope).get(self._user_header):
+        headers = Headers(scope=scope)
+        if self._user_header and not headers.get(self._user_header):
             refusal = f"Refused: the proxy named no user in {self._user_header}."
             await PlainTextResponse(f"{refusal}\n", status_code=403)(scope, receive, send)
-        elif self._proof is None or self._is_known(request):
+        elif self._token is None or secrets.compare_digest(_token_in(headers), self._token.encode()):
             await self._app(scope, receive, send)
-        elif self._matches(request.query_params.get("token", "")):
-            await self._welcome(request)(scope, receive, send)
         else:
-            text = "Refused: open the address with ?token=..., or send the header Authorization: Bearer ...\n"
-            await PlainTextResponse(text, status_code=401)(scope, receive, send)
+            await PlainTextResponse(REFUSAL, 401, {"WWW-Authenticate": CHALLENGE})(scope, receive, send)
 
-    def _matches(self, given: str) -> bool:
-        return self._token is not None and secrets.compare_digest(given.encode(), self._token.encode())
 
-    def _is_known(self, request: Request) -> bool:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._matches(given):
-            return True
-        return secrets.compare_digest(request.cookies.get(COOKIE, "").encode(), (self._proof or "").encode())
-
-    def _welcome(self, request: Request) -> Response:
-        """Go on without the token in the address, where it would stay in histories and logs."""
-        rest = request.url.remove_query_params("token").query
-        # One slash: two would name another host.
-        path = f"/{request.url.path.lstrip('/')}"
-        answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
-        secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, self._proof or "", httponly=True, samesite="lax", secure=secure)
-        return answer
+def _token_in(headers: Headers) -> bytes:
+    """Return the token that a script sends, or a browser as a password; empty where there is none."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return b64decode(given, validate=True).partition(b":")[2]
+    return given.encode() if scheme.lower() == "bearer" else b""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import pickle
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Row, text
@@ -24,7 +25,8 @@ CONNECTIONS = 8
 NAMED = 3
 # So many times as old, a value is not shown any more.
 STALE_TIMES = 3
-MOST_KEPT = 500
+MOST_KEPT_BYTES = 32 * 1024 * 1024
+"""Of all values together, as they are pickled; in memory they take about six times as much."""
 
 T = TypeVar("T")
 
@@ -39,7 +41,9 @@ def reading_engine(url: URL, *, role: str | None = None) -> Engine:
     given = url.query.get("options", "")
     # A new connection knows no table yet: its first page takes three times as long.
     return capacity_engine(
-        url.update_query_dict({"options": f"{given} {options}".strip()}), kept_connections=CONNECTIONS
+        url.update_query_dict({"options": f"{given} {options}".strip()}),
+        kept_connections=CONNECTIONS,
+        pool_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
     )
 
 
@@ -72,14 +76,23 @@ def role_to_read_with(engine: Engine) -> str | None:
     return READER_ROLE if can_write and may else None
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A value, when it was read, until when it is shown, and its size."""
+
+    value: Any
+    read_at: float
+    shown_until: float
+    size_bytes: int
+
+
 class Reader:
     """Reads the views for the pages."""
 
     def __init__(self, engine: Engine) -> None:
         """Read with an engine of `reading_engine`."""
         self._engine = engine
-        # Each value with the time at which it was read.
-        self._kept: dict[Hashable, tuple[Any, float]] = {}
+        self._kept: dict[Hashable, _Kept] = {}
         self._reading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
 
@@ -102,19 +115,19 @@ class Reader:
         """
         now = time.monotonic()
         with self._lock:
-            value, read_at = self._kept.get(key, (None, -math.inf))
-            if now - read_at < STALE_TIMES * seconds:
-                if now - read_at >= seconds and key not in self._reading:
+            kept = self._kept.get(key)
+            if kept is not None and now < kept.shown_until:
+                if now - kept.read_at >= seconds and key not in self._reading:
                     self._reading[key] = Future()
-                    threading.Thread(target=self._read, args=(key, read), daemon=True).start()
-                kept: T = value
-                return kept
+                    threading.Thread(target=self._read, args=(key, read, seconds), daemon=True).start()
+                value: T = kept.value
+                return value
             reading = self._reading.get(key)
             is_first = reading is None
             if reading is None:
                 reading = self._reading[key] = Future()
         if is_first:
-            self._read(key, read)
+            self._read(key, read, seconds)
         awaited: T = reading.result()
         return awaited
 
@@ -127,22 +140,32 @@ class Reader:
 
         return self.kept(key, in_transaction, seconds)
 
-    def _read(self, key: Hashable, read: Callable[[], Any]) -> None:
+    def _read(self, key: Hashable, read: Callable[[], Any], seconds: float) -> None:
         """Read, and hand the outcome to everybody who waits for it."""
         try:
             value = read()
+            size_bytes = len(pickle.dumps(value))
         except BaseException as error:  # noqa: BLE001 -- raised again in everyone who waits
             with self._lock:
                 reading = self._reading.pop(key)
             reading.set_exception(error)
             return
         with self._lock:
-            self._kept.pop(key, None)
-            while len(self._kept) >= MOST_KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = (value, time.monotonic())
+            self._keep(key, value, seconds, size_bytes)
             reading = self._reading.pop(key)
         reading.set_result(value)
+
+    def _keep(self, key: Hashable, value: Any, seconds: float, size_bytes: int) -> None:
+        """Keep a value; what is too old is dropped, and where there is too much, what would be too old first."""
+        now = time.monotonic()
+        self._kept.pop(key, None)
+        for old in [old for old, kept in self._kept.items() if kept.shown_until <= now]:
+            del self._kept[old]
+        total_bytes = size_bytes + sum(kept.size_bytes for kept in self._kept.values())
+        while self._kept and total_bytes > MOST_KEPT_BYTES:
+            first = min(self._kept, key=lambda one: self._kept[one].shown_until)
+            total_bytes -= self._kept.pop(first).size_bytes
+        self._kept[key] = _Kept(value, now, now + STALE_TIMES * seconds, size_bytes)
 
 
 def rows(connection: Connection, query: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
+import gc
+import socket
 import time
-import urllib.request
+import weakref
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, text
@@ -13,14 +18,15 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.errors import ValidationError
 from capacity_assets.storage.reader_role import READ_ON_NODES, READABLE, READER_ROLE
-from capacity_assets.web import app, reading
-from capacity_assets.web.guard import HEADERS
+from capacity_assets.web import app, connections, reading
+from capacity_assets.web.guard import CHALLENGE, HEADERS
 from capacity_assets.web.names import Names
 from capacity_assets.web.reading import Reader, reading_engine, refuse_a_role_that_can_write, role_to_read_with
 from tests.command import capacity
-from tests.pages import Pages, header, served_pages
+from tests.pages import Pages, header, served, served_pages, serving_process
 from tests.pages_fleet import ADDRESSES, filled
 from tests.roles import documented
+from tests.servers import free_port
 
 PREPARED = {"pages": filled}
 
@@ -73,19 +79,22 @@ def test_what_an_address_cannot_mean_is_said_in_a_sentence(pages: Pages, path: s
     assert "Traceback" not in answer.text
 
 
-def test_a_token_is_asked_for_and_does_not_stay_in_the_address(database: URL) -> None:
+def test_a_token_is_asked_for_as_a_password_and_no_cookie_carries_it(database: URL) -> None:
     with served_pages(database, token="a-secret-of-readers") as pages:  # noqa: S106 -- of this test
         refused = pages.ask("/")
-        assert (refused.status, "?token=" in refused.text) == (401, True)
+        assert (refused.status, header(refused, "www-authenticate")) == (401, CHALLENGE)
         assert {name: header(refused, name) for name in HEADERS} == HEADERS
-        assert pages.ask("/?token=wrong").status == 401
-        assert pages.ask("/", Authorization="Bearer a-secret-of-readers").status == 200
         assert pages.ask("/static/style.css").status == 401
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        with opener.open(f"{pages.address}/groups?token=a-secret-of-readers&by=engine") as answer:
-            assert answer.url == f"{pages.address}/groups?by=engine"
-        with opener.open(f"{pages.address}/servers") as answer:
-            assert answer.status == 200
+        for wrong in ("Bearer wrong", "Basic !", basic("x:wrong"), basic("a-secret-of-readers"), "Bearer \xe9"):
+            assert pages.ask("/", Authorization=wrong).status == 401, wrong
+        assert pages.ask("/?token=a-secret-of-readers", Cookie="capacity_token=\xe9").status == 401
+        for right in ("Bearer a-secret-of-readers", basic("ann:a-secret-of-readers")):
+            answer = pages.ask("/servers", Authorization=right)
+            assert (answer.status, header(answer, "set-cookie")) == (200, "")
+
+
+def basic(login: str) -> str:
+    return f"Basic {b64encode(login.encode()).decode()}"
 
 
 def test_a_proxy_names_the_user(database: URL) -> None:
@@ -114,6 +123,120 @@ def test_a_database_that_is_slow_or_gone_gives_a_page_that_says_so(
     assert "/nowhere" not in gone.text, "where it is, is no business of readers"
 
 
+def test_many_who_ask_while_tables_are_locked_are_refused_soon_and_files_do_not_wait_behind_them(
+    engine: Engine, pages: Pages
+) -> None:
+    def seconds_of(path: str) -> float:
+        started = time.monotonic()
+        assert pages.ask(path).status == (200 if path.startswith("/static") else 503)
+        return time.monotonic() - started
+
+    with engine.begin() as connection, ThreadPoolExecutor(80) as pool:
+        connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        refused = [pool.submit(seconds_of, f"/servers?page={page}") for page in range(1, 80)]
+        time.sleep(1)
+        assert seconds_of("/static/style.css") < 3
+        assert max(one.result() for one in refused) < 15, "ten at a time, five seconds each, would be forty"
+
+
+def test_what_was_not_read_in_time_is_there_for_who_asks_again(
+    pages: Pages, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "ANSWER_SECONDS", 1)
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        refused = pages.ask("/servers")
+        assert (refused.status, "did not answer within 1 second." in refused.text) == (503, True)
+    time.sleep(1)
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE instance_size_aggregations IN ACCESS EXCLUSIVE MODE"))
+        assert pages.ask("/servers").status == 200
+
+
+def test_requests_that_are_never_finished_lock_nobody_out_and_are_given_up(database: URL) -> None:
+    with serving_process(database, open_files=160) as pages:
+        place = ("127.0.0.1", int(pages.address.rpartition(":")[2]))
+        unfinished = [socket.create_connection(place, timeout=60) for _ in range(300)]
+        for one in unfinished:
+            with suppress(ConnectionError):
+                one.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        assert pages.ask("/schema").status == 200
+        for one in unfinished:
+            with one, suppress(ConnectionError):
+                assert one.recv(1) == b"", "closed within ten seconds"
+        body = socket.create_connection(place, timeout=60)
+        with body, suppress(ConnectionError):
+            body.sendall(b"GET /schema HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n")
+            while body.recv(10_000):
+                body.sendall(b"x")
+        assert pages.ask("/schema").status == 200
+
+
+def test_a_head_that_is_too_large_is_refused_before_it_is_read(pages: Pages) -> None:
+    connection = socket.create_connection(("127.0.0.1", int(pages.address.rpartition(":")[2])), timeout=60)
+    with connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 50_000_000:
+                connection.sendall(b"X: %s\r\n" % (b"x" * 10_000))
+                sent += 10_000
+    assert sent < 25_000_000, "what the system holds for both ends, not what is sent"
+
+
+def test_a_client_that_does_not_take_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STALLED_SECONDS", 2)
+    ended: list[bool] = []
+
+    async def large(scope: Any, _receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": bytes(50_000_000)})
+            ended.append(True)
+
+    port = free_port()
+    with served(large, port), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(8)
+        received = 0
+        with suppress(ConnectionError):
+            while some := connection.recv(1_000_000):
+                received += len(some)
+    assert (received < 50_000_000, ended) == (True, [True])
+
+
+@dataclass(eq=False)
+class _Value:
+    """A value whose end can be watched."""
+
+    content: bytes
+
+
+def test_what_was_read_is_dropped_by_age_and_by_size(database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, alive = Reader(reading_engine(database)), weakref.WeakSet[_Value]()
+
+    def keep(key: str, seconds: float) -> None:
+        value = _Value(key.encode() * 1000)
+        alive.add(value)
+        reader.kept(key, lambda: value, seconds)
+
+    def kept() -> list[str]:
+        gc.collect()
+        return sorted(value.content.decode()[:1] for value in alive)
+
+    for key in "abc":
+        keep(key, 0.01)
+    time.sleep(0.1)
+    keep("n", 300)
+    assert kept() == ["n"]
+    monkeypatch.setattr(reading, "MOST_KEPT_BYTES", 3500)
+    for key in "defg":
+        keep(key, 10)
+    assert kept() == ["f", "g", "n"], "what is shown for long stays"
+    keep("h" * 10, 10)
+    assert kept() == ["h"], "the newest is kept, however large"
+
+
 def test_a_parameter_that_no_page_takes_is_dropped_and_one_called_path_harms_nothing(pages: Pages) -> None:
     answer = pages.ask("/servers?path=x&utm=1&order=name")
 
@@ -132,16 +255,6 @@ def test_a_defect_is_said_with_all_headers_and_without_its_text(pages: Pages, mo
     assert "This page has a defect" in answer.text
     assert "secret" not in answer.text
     assert {name: header(answer, name) for name in HEADERS} == HEADERS
-
-
-def test_a_foreign_cookie_and_a_path_of_two_slashes_lead_nowhere_else(database: URL) -> None:
-    with served_pages(database, token="a-secret-of-readers") as pages:  # noqa: S106 -- of this test
-        assert pages.ask("/", Cookie="capacity_token=\xe9").status == 401
-        connection = http.client.HTTPConnection("127.0.0.1", int(pages.address.rpartition(":")[2]))
-        connection.request("GET", "//evil.example/?token=a-secret-of-readers")
-        answer = connection.getresponse()
-        connection.close()
-    assert (answer.status, answer.headers["location"]) == (303, "/evil.example/")
 
 
 def test_many_who_ask_for_a_slow_page_wait_once_and_get_the_same_answer_or_error(database: URL) -> None:
