@@ -24,6 +24,7 @@ from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.errors import ValidationError, database_error
 from capacity_assets.files import atomic_write
 from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.spreadsheets import FORMULA
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
@@ -35,13 +36,11 @@ if TYPE_CHECKING:
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 RUNWAY_VIEW = "capacity_runway"
 ROWS_AT_ONCE = 50_000
-# What others chose. A spreadsheet takes a name that begins like this for a formula, and runs it: an apostrophe, which
-# it does not show, makes it text.
-NAMES = {"server", "engine", "database", "name"}
-DOCUMENTS = {"labels"}
-_PLAIN = sql.SQL("{name}")
-_GUARDED = sql.SQL("CASE WHEN {name} ~ '^[=+@\\t\\r-]' THEN chr(39) || {name} ELSE {name} END AS {name}")
+# What others chose.
+NAMES = {"server", "engine", "database", "name", "labels"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
+# As foundation.spreadsheets does; here the rows do not pass through Python.
+_GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1', 'g') AS {{name}}")
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,9 @@ def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sq
 
 
 def _form(column: str, *, guarded: bool) -> sql.SQL:
-    if column in DOCUMENTS:
-        return _AS_TEXT
-    return _GUARDED if guarded and column in NAMES else _PLAIN
+    if column not in NAMES:
+        return sql.SQL("{name}")
+    return _GUARDED if guarded else _AS_TEXT
 
 
 def _copy(connection: Connection[Any], query: sql.Composed, write: Callable[[bytes], object]) -> int:

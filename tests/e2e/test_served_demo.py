@@ -105,13 +105,31 @@ def test_up_answers_its_own_pages_only_and_opens_reports_by_a_click(stack: ui.St
 
     found = questions(f"127.0.0.1:{stack.port}", {})
     with urllib.request.urlopen(f"{base}/capacity/reports/growth.html", timeout=30) as report:  # noqa: S310 -- our own
-        page, policy = report.read(), report.headers["Content-Security-Policy"]
+        page, policies = report.read(), report.headers.get_all("Content-Security-Policy")
     beside = answer(f"{base}/capacity/reports/%2e%2e/secret")
 
     assert {what for what, status in found.items() if status == 200} == TAKEN, found
     assert {status for what, status in found.items() if what not in TAKEN} == {403}
-    assert (page, policy[:18]) == (b"<p>a page</p>", "default-src 'none'")
+    assert (page, policies[0][:18]) == (b"<p>a page</p>", "default-src 'none'")
+    assert policies[1] == "frame-ancestors 'self'"
     assert beside == 404
+    assert answer(f"{base}/", {"X": "x" * 1_000_000}) == 400, "a head that is too large"
+
+
+def test_no_other_site_frames_the_ui_or_a_report(stack: ui.Stack, browser: Browser) -> None:
+    (stack.home / "reports" / "framed.html").write_text("<p>framed</p>")
+    base = f"http://127.0.0.1:{stack.port}"
+    for path in ("/", "/graphql", "/capacity/reports/framed.html", "/capacity/reports/nothing.html"):
+        with browser.new_context() as context:
+            other = context.new_page()
+            other.set_content(f'<iframe src="{base}{path}"></iframe>')
+            expect(other.frame_locator("iframe").get_by_text("refused to connect")).to_be_visible()
+    with browser.new_context() as context:
+        own = context.new_page()
+        own.goto(f"{base}/assets")
+        own.evaluate("path => { const f = document.createElement('iframe'); f.src = path; document.body.append(f) }",
+                     "/capacity/reports/framed.html")  # fmt: skip
+        expect(own.frame_locator("iframe").get_by_text("framed")).to_be_visible()
 
 
 def test_the_shipped_proxy_asks_for_a_login_and_keeps_foreign_pages_out(stack: ui.Stack, tmp_path: Path) -> None:

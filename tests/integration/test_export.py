@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import re
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg import sql
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.cli import export as export_module
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.spreadsheets import as_plain_text
+from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.settings import Settings
-from tests.clocks import fixed_clock
+from capacity_assets.storage.group_tables import ALWAYS
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, load_sample, sizes, stored
@@ -164,6 +173,42 @@ def test_a_name_that_a_spreadsheet_would_run_as_a_formula_is_text_unless_it_is_w
     assert {(row["server"], row["database"]) for row in guarded} == {("'-1+1", f"'{name}")}
     assert {(row["server"], row["database"]) for row in raw} == {("-1+1", name)}
     assert int(guarded[1]["change_mb"]) < 0, "numbers are as they are"
+
+
+@given(st.text("=+-@;\t\r\n'a, \\", max_size=8))
+def test_no_cell_that_a_spreadsheet_may_see_begins_like_a_formula(of_others: str) -> None:
+    guarded = as_plain_text(of_others)
+
+    assert not any(cell[:1] in set("=+-@") for cell in re.split(r"[;\t\r\n]", guarded) if cell), guarded
+    assert guarded[:1] not in set("\t\r\n") or not guarded
+    assert guarded.replace("'", "") == of_others.replace("'", "")
+
+
+def test_postgresql_guards_as_python_does(engine: Engine) -> None:
+    signs = "=+-@;\t\r\n'a\\"
+    texts = ["".join(some) for length in range(4) for some in itertools.product(signs, repeat=length)]
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        guard = export_module._GUARDED.format(name=sql.Identifier("t"))
+        query = sql.SQL("SELECT {} FROM unnest(%s::text[]) WITH ORDINALITY AS u (t, n) ORDER BY n").format(guard)
+        guarded = [row[0] for row in driver.execute(query, [texts])]
+    assert guarded == [as_plain_text(one) for one in texts]
+
+
+def test_a_formula_after_a_semicolon_or_a_line_feed_is_text_in_every_column(
+    settings: Settings, engine: Engine, service: AggregationService
+) -> None:
+    assert settings
+    add_instances(engine, [1], name="a\n=1")
+    add_database_sizes(engine, sizes(1, "b;=1", "2025-02-01", [100] * 59))
+    declare_labels(engine, [Label("a\n=1", None, "team", "c;@x", ALWAYS)], TODAY)
+    compute_windows(service, "monthly", date(2025, 2, 1), date(2025, 3, 31))
+
+    row = exported(capacity("export", "--period", "monthly").output)[0]
+    raw = exported(capacity("export", "--period", "monthly", "--raw").output)[0]
+
+    assert (row["server"], row["database"], row["labels"]) == ("a\n'=1", "b;'=1", '{"team": "c;\'@x"}')
+    assert (raw["server"], raw["database"], raw["labels"]) == ("a\n=1", "b;=1", '{"team": "c;@x"}')
 
 
 @pytest.mark.usefixtures("sample")
