@@ -34,6 +34,7 @@ from capacity_assets.storage.engine import capacity_engine, disposed, ensure_rea
 from capacity_assets.storage.reader_role import ensure_reader_role
 from capacity_assets.storage.schema import initialise
 from capacity_assets.storage.time_zone import record_zone
+from capacity_assets.units import counted
 from capacity_assets.web.reading import reading_engine, refuse_a_role_that_can_write, role_to_read_with
 
 logger = logging.getLogger("capacity_assets")
@@ -151,8 +152,8 @@ def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
         _make_reader_role(engine.url)
     report = retention_service(engine, settings).prepare()
     if report.created:
-        moved = f", {report.moved_records:,} rows moved there" if report.moved_records else ""
-        done += (f"added {len(report.created)} partitions{moved}",)
+        moved = f", {counted(report.moved_records, 'row')} moved there" if report.moved_records else ""
+        done += (f"added {counted(len(report.created), 'partition')}{moved}",)
     return done
 
 

@@ -26,7 +26,7 @@ def _live(level: Level) -> str:
 def _fewer_days(measured: str, joined: str) -> str:
     """Compare the days that are expected of each server with those that were measured."""
     body = f"""
-        SELECT format('%s: %s of %s days measured in the window from %s', name, measured, expected, period_start)
+        SELECT format('%s: days measured in the window from %s: %s of %s', name, period_start, measured, expected)
                    AS place,
                expected - measured AS missing, name, period_start
         FROM (

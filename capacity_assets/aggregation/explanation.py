@@ -20,7 +20,7 @@ from capacity_assets.periods import Period, Window
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.tables import instances
-from capacity_assets.units import meant
+from capacity_assets.units import counted, meant
 
 NAMES_COMPARED = 10_000
 """Where a name is not found, it is compared with so many others at most."""
@@ -119,7 +119,7 @@ class Explanation:
         if isinstance(stored_samples, int) and stored_samples > len(self.samples.own):
             rebuild = "`capacity aggregate --overwrite` would rebuild it from those"
             return (
-                f"The stored row was built from {stored_samples} samples, of which {len(self.samples.own)} are left. "
+                f"The stored row was built from {counted(stored_samples, 'sample')}; left: {len(self.samples.own)}. "
                 f"It is protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
             )
         level = self.subject.level

@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from capacity_assets.foundation.levels import Further, Level, Measure
 from capacity_assets.periods import Period, Window
+from capacity_assets.units import counted
 
 Value = int | Decimal | str | date | None
 PLACES_SHOWN = 4
@@ -82,7 +83,7 @@ def _own_figures(measure: Measure, samples: Sequence[Sample]) -> Iterator[tuple[
     yield measure.average, (f"{mean}, rounded down", math.floor(_mean(now)))
     for name, word, extreme in ((measure.maximum, "largest", max(now)), (measure.minimum, "smallest", min(now))):
         day = next(sample.day for sample in samples if sample.values[measure.source] == extreme)
-        yield name, (f"{word} of {len(now)} values, on {day}", extreme)
+        yield name, (f"{word} of {counted(len(now), 'value')}, on {day}", extreme)
     if measure.average_two_decimals:
         yield measure.average_two_decimals, (f"{mean}, to two decimals", _two_decimals(_mean(now)))
 
@@ -91,7 +92,7 @@ def _sums(
     level: Level, window: Window, measure: Measure, now: Sequence[int]
 ) -> Iterator[tuple[str, tuple[str, Value]]]:
     """The exact sum that longer windows are made of, and the count of values where it is not that of the samples."""
-    total = (f"sum of {len(now)} values", Decimal(sum(now))) if now else ("no value was measured", None)
+    total = (f"sum of {counted(len(now), 'value')}", Decimal(sum(now))) if now else ("no value was measured", None)
     kept = {f"sum_{measure.source}": total, f"count_{measure.source}": ("values measured", len(now))}
     for name, figure in kept.items():
         if name in level.sums:

@@ -51,7 +51,7 @@ class Coverage:
         """The days in one sentence."""
         if self.is_open:
             return (
-                f"The window is open: samples on {self.measured_days} of {self.elapsed_days} days so far, "
+                f"The window is open: samples on {self.measured_days} of {counted(self.elapsed_days, 'day')} so far, "
                 f"of {self.window_days} days in all."
             )
         return f"Samples on {self.measured_days} of {counted(self.window_days, 'day')}."
@@ -106,7 +106,7 @@ class PeriodSummary:
         window = f"{self.period_type} {self.level} aggregates {self.period_start} to {self.period_end}"
         if self.status is AggregationStatus.FAILED:
             return (
-                f"{window}: {self.failed_instances} of {self.total_instances} servers failed; "
+                f"{window}: {self.failed_instances} of {counted(self.total_instances, 'server')} failed; "
                 f"the rows of the other {self.processed_instances} are stored, "
                 "those of the failed ones were kept as they were."
             )
@@ -114,7 +114,7 @@ class PeriodSummary:
             reason = "no active server" if not self.total_instances else "no server has samples in this window"
             return f"{window}: nothing to do, {reason}."
         return (
-            f"{window}: {self.processed_instances} of {self.total_instances} servers processed, "
+            f"{window}: {self.processed_instances} of {counted(self.total_instances, 'server')} processed, "
             f"{counted(self.written_records, 'row')} written, {self.unchanged_records} unchanged, "
             f"{self.protected_records} protected{_kept(self.unsampled_records)}."
             + (f" {self.coverage.message}" if self.coverage else "")

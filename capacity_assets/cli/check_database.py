@@ -143,8 +143,8 @@ def _trends(engine: Engine) -> Iterator[Finding]:
             yield Finding(
                 name,
                 Verdict.NOTE,
-                f"{found.rows:,} rows since {found.first_day} have a trend against their growth: another application "
-                "wrote them and left the trend. `capacity aggregate` for these days corrects it",
+                f"a trend against the growth: {counted(found.rows, 'row')} since {found.first_day}. Another "
+                "application wrote this and left the trend. `capacity aggregate` for these days corrects it",
             )
 
 

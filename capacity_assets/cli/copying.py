@@ -14,6 +14,7 @@ from capacity_assets.importing.legacy import address_of
 from capacity_assets.runtime import open_engine, prepare_database, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import capacity_engine, disposed, ensure_reachable, safe_url
+from capacity_assets.units import counted
 
 
 @click.command()
@@ -52,10 +53,10 @@ def copy(settings: Settings, /, *, address: str, password_from: str | None, as_j
     if as_json:
         print_json({"copied": copied, "database": safe_url(target.url)})
         return
-    say(f"Copied {sum(copied.values()):,} rows to {safe_url(target.url)}. This database was only read.")
+    say(f"Copied {counted(sum(copied.values()), 'row')} to {safe_url(target.url)}. This database was only read.")
     say("Next: set CAPACITY_DATABASE_URL to that address, then `capacity check` and `capacity up`.")
     say("What Dagster keeps (runs, history) was not copied; its sensors mark the partitions that are there.")
 
 
 def _report_table(table: str, rows: int) -> None:
-    say(f"  {table}: {rows:,} rows")
+    say(f"  {table}: {counted(rows, 'row')}")

@@ -41,6 +41,7 @@ from capacity_assets.report.data import file_name
 from capacity_assets.runtime import open_engine, prepare_database, retention_service, task_runner
 from capacity_assets.runway.forecasting import outlooks
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
+from capacity_assets.units import counted
 
 FASTEST_SHOWN = 5
 MONTHLY = PERIODS["monthly"]
@@ -74,7 +75,8 @@ def run_demo(settings: Settings) -> None:
             prepare_database(engine, settings)
             fleet = _load(engine, settings, first_day, today)
             if fleet.samples_added:
-                say(f"Loaded {fleet.samples_added:,} samples, {fleet.first_day_added} to {fleet.last_day_added}.")
+                samples = counted(fleet.samples_added, "sample")
+                say(f"Loaded {samples}, {fleet.first_day_added} to {fleet.last_day_added}.")
             declare_sample_limits(engine, today)
             declare_sample_groups(engine, today)
             mark_days(settings, instance, engine, today)
@@ -161,7 +163,8 @@ def remove_demo(settings: Settings) -> None:
     pages = list(settings.reports.glob("growth-*.html"))
     for page in pages:
         page.unlink()
-    say(f"The sample fleet is gone: {samples:,} samples, their aggregates and runs, {len(pages)} pages.")
+    gone = f"{counted(samples, 'sample')}, their aggregates and runs, {counted(len(pages), 'page')}"
+    say(f"The sample fleet is gone: {gone}.")
     say("The database, its tables and the rest of Dagster's history were kept.")
 
 

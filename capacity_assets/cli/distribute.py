@@ -14,6 +14,7 @@ from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.runtime import open_engine
 from capacity_assets.settings import Settings
 from capacity_assets.storage import distributing
+from capacity_assets.units import counted
 
 COLUMNS = (("Table", "left"), ("MiB", "right"), ("Where", "left"))
 
@@ -59,12 +60,14 @@ def where(placement: distributing.Placement) -> str:
     """Say in words where a table lies."""
     if not placement.is_distributed:
         return "on the coordinator"
-    return f"{placement.shards} shards on {placement.nodes} nodes"
+    return f"{counted(placement.shards, 'shard')} on {counted(placement.nodes, 'node')}"
 
 
 def _conclusion(done: Sequence[str], left: Sequence[str], shards: int, *, dry_run: bool) -> str:
     if dry_run and left:
-        return f"Would distribute {', '.join(left)} by server over {shards} shards each. Nothing was changed."
+        return (
+            f"Would distribute {', '.join(left)} by server over {counted(shards, 'shard')} each. Nothing was changed."
+        )
     if done:
         return "Distributed. Processes that are at work notice within a minute."
     return "Everything was distributed already. Nothing was changed."

@@ -25,7 +25,7 @@ from capacity_assets.runway.issued import Said, said_before
 from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, Outlook, day_text
 from capacity_assets.runway.steps import SizeStep, stored_steps
 from capacity_assets.settings import Settings
-from capacity_assets.units import human_mb, printable
+from capacity_assets.units import counted, human_mb, printable
 
 TOLERANCE = 1e-6
 COLUMNS = (
@@ -142,7 +142,7 @@ def _print(explanation: RunwayExplanation) -> None:
         early, middle, late = outlook.days_text
         say(f"Full: early {early}, middle {middle}, late {late}.")
     elif outlook.state == TOO_LITTLE_HISTORY:
-        say(f"No date: there are {outlook.history_days} days of history, and {LEAST_HISTORY_DAYS} are needed.")
+        say(f"No date: {counted(outlook.history_days, 'day')} of history, and {LEAST_HISTORY_DAYS} are needed.")
     else:
         say(f"No date: {outlook.state}.")
     if outlook.sooner_day is not None:

@@ -29,6 +29,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.storage.views import VIEWS
+from capacity_assets.units import counted
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -120,7 +121,7 @@ def export(settings: Settings, /, **asked: Any) -> None:
     if wanted.as_json:
         print_json({"path": str(path), "rows": rows, "view": wanted.view})
     else:
-        say(f"{rows:,} rows of {wanted.view} written to {path}")
+        say(f"{counted(rows, 'row')} of {wanted.view} written to {path}")
 
 
 def _form_of(output: str) -> str:

@@ -27,7 +27,7 @@ from capacity_assets.collection.service import CollectionService
 from capacity_assets.errors import NotFoundError
 from capacity_assets.runtime import collection_service
 from capacity_assets.settings import Settings
-from capacity_assets.units import BYTES_PER_MB, first_of, human_mb
+from capacity_assets.units import BYTES_PER_MB, counted, first_of, human_mb
 
 LARGEST_SHOWN = 10
 
@@ -98,7 +98,9 @@ def _tried(server: Server, service: CollectionService) -> _Trial:
         trial.grants = kind.grants if error.kind in {FailureKind.RIGHTS, FailureKind.LOGIN} else None
         return trial
     total = sum(size.size_mb for size in found.sizes)
-    trial.steps.append(f"{len(found.sizes):,} databases, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s")
+    trial.steps.append(
+        f"{counted(len(found.sizes), 'database')}, {human_mb(total)}, in {stages.measure_seconds or 0:.2f} s"
+    )
     trial.databases = {size.name: size.size_mb for size in sorted(found.sizes, key=lambda size: -size.size_mb)}
     trial.not_counted = list(found.not_counted)
     trial.left_out = list(found.left_out)

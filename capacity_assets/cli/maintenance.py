@@ -12,6 +12,7 @@ from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_jso
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
 from capacity_assets.settings import Settings
+from capacity_assets.units import counted
 
 
 @click.command()
@@ -74,9 +75,10 @@ def _print(report: MaintenanceReport, *, as_json: bool) -> None:
     _print_list("Older than they need be kept, but kept", report.kept)
     _print_list("Left alone", report.notes)
     say(
-        f"{len(report.created)} partitions {would}added, "
-        f"{report.moved_records:,} rows {would}moved, {len(report.dropped)} partitions with "
-        f"{report.dropped_records:,} rows {would}dropped ({report.freed_mb:,} MiB)."
+        f"{counted(len(report.created), 'partition')} {would}added, "
+        f"{counted(report.moved_records, 'row')} {would}moved, "
+        f"{counted(len(report.dropped), 'partition')} with {counted(report.dropped_records, 'row')} {would}dropped "
+        f"({report.freed_mb:,} MiB)."
     )
     if report.dry_run:
         say(NOTHING_CHANGED)

@@ -21,6 +21,7 @@ from typing import Any
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.collection.volume_sources import PrometheusSource
 from capacity_assets.errors import CapacityError
+from capacity_assets.units import counted
 
 TIMEOUT_SECONDS = 10.0
 ALL_SECONDS = 30.0
@@ -82,11 +83,8 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
         else:
             found.append(FoundVolume(server, volume, int(pairs[0][0]), int(pairs[0][1])))
     if strangers:
-        first = min(strangers)
-        left_out.append(
-            f"{len(strangers)} values of {source.server_label} do not belong to a registered server, for example "
-            f"{first!r:.80}"
-        )
+        first, values = min(strangers), counted(len(strangers), "value")
+        left_out.append(f"of no registered server: {values} of {source.server_label}, for example {first!r:.80}")
     return FoundVolumes(tuple(found), tuple(left_out))
 
 

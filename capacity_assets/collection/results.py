@@ -112,7 +112,7 @@ class CollectionSummary:
             return "No server is registered for collection: `capacity instances add` registers one."
         done = self.processed_instances + self.skipped_instances
         earlier = f", {self.skipped_instances:,} of them earlier this day" if self.skipped_instances else ""
-        parts = [f"{self.day}: {done:,} of {self.total_instances:,} servers measured{earlier}."]
+        parts = [f"{self.day}: {done:,} of {counted(self.total_instances, 'server')} measured{earlier}."]
         if self.processed_instances:
             was = "was" if self.measured_databases == 1 else "were"
             parts.append(f"{counted(self.measured_databases, 'database')} {was} measured now.")

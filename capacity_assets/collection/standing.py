@@ -43,7 +43,7 @@ class Standing:
             return f"Collection: {counted(self.registered, 'server')} registered, none measured yet."
         left = self.registered - self.collected - self.failed
         return (
-            f"Collection, {self.day}: {self.collected:,} of {self.registered:,} servers measured, "
+            f"Collection, {self.day}: {self.collected:,} of {counted(self.registered, 'server')} measured, "
             f"{self.failed:,} failed{f', {left:,} not tried' if left else ''}."
         )
 

@@ -47,8 +47,8 @@ def notes(found: IssuedBill) -> list[str]:
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
         sentences.append(
-            f"{missing:,} of {bill.billed_days:,} server days were not measured; each is billed at the average of its "
-            "server's measured days."
+            f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}; each is billed at the average of "
+            "its server's measured days."
         )
     if sum(group.databases for group in found.groups) > found.databases:
         sentences.append("A database that changed its group in the month counts in each of them, and once in all.")

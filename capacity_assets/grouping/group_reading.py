@@ -13,7 +13,7 @@ from datetime import date
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.grouping.groups import FillsFirst, Group
+from capacity_assets.grouping.groups import WITHOUT_LABEL, FillsFirst, Group
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.group_views_on_nodes import ENGINES_OF_WINDOWS_ON_NODES, OF_WINDOWS_ON_NODES
@@ -53,6 +53,8 @@ class GroupReader:
         """Return what to read the groups of these windows from, as SQL names it: the columns of `capacity_groups`."""
         if by == "server":
             return _OF_SERVERS
+        if by not in WITHOUT_LABEL and not self.connection.execute(text(_IS_DECLARED), {"key": by}).scalar():
+            return _WITHOUT_LABELS.format(source=self.source(period, windows, "engine"), key=literal(by))
         if not self.reads_stored:
             return _EVERY_GROUP
         starts = {window.start for window in windows}
@@ -68,14 +70,11 @@ class GroupReader:
         """Return the groups, the largest first, each with what `fills` has of it; none where no server has a row."""
         asked = {"period": period.name, "start": window.start}
         source = self.source(period, [window], by)
-        rows = self.connection.execute(text(_GROUPS.format(source=source)), {**asked, "by": by}).all()
-        if not rows:
-            # A label that nobody has yet: everything is without it.
-            rows = self.connection.execute(text(_NO_SUCH_LABEL.format(source=source)), asked).all()
+        rows = self.connection.execute(text(_GROUPS.format(source=source)), {**asked, "by": by})
         return [
             Group(
                 row.group_name,
-                row.servers,
+                int(row.servers),
                 int(row.databases),
                 int(row.size_mb),
                 None if row.change_mb is None else int(row.change_mb),
@@ -125,9 +124,9 @@ _OUTDATED = "SELECT period, window_start FROM capacity_outdated_groups"
 _OUTDATED_OF_PERIOD = """
 SELECT window_start FROM capacity_outdated_groups WHERE period = :period AND window_start BETWEEN :first AND :last
 """
-_NO_SUCH_LABEL = """
-SELECT CAST(NULL AS text) AS group_name, servers, databases, size_mb, change_mb
-FROM (SELECT sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
-      FROM {source} WHERE period = :period AND window_start = :start AND grouped_by = 'engine') AS fleet
-WHERE size_mb IS NOT NULL
-"""
+_IS_DECLARED = "SELECT EXISTS (SELECT 1 FROM capacity_label_spans WHERE key = :key)"
+# Nothing has a label of the key: one group of everything.
+_WITHOUT_LABELS = """(
+    SELECT period, window_start, window_end, CAST({key} AS text) AS grouped_by, CAST(NULL AS text) AS group_name,
+           sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
+    FROM {source} WHERE grouped_by = 'engine' GROUP BY period, window_start, window_end) AS unlabelled"""

@@ -25,6 +25,7 @@ from capacity_assets.importing.sources import PositionedRow, Source
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import record_history
 from capacity_assets.storage.local_copies import copied_for_reading
+from capacity_assets.units import counted
 
 SLICE_ROWS = 100_000
 LISTED = 20
@@ -185,7 +186,7 @@ class Loader:
         connection.execute(text(sql.FIND_BY_NUMBER))
         unknown = connection.execute(text(sql.UNKNOWN)).all()
         report.add({"unknown": sum(row.rows for row in unknown)})
-        report.name("unknown", (f"{row.who}: {row.rows:,} rows" for row in unknown))
+        report.name("unknown", (f"{row.who}: {counted(row.rows, 'row')}" for row in unknown))
 
 
 def _conflict(row: Row[Any]) -> str:

@@ -16,7 +16,7 @@ from capacity_assets.aggregation.movers import Mover, WindowSizes
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.foundation.levels import Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
-from capacity_assets.units import human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
+from capacity_assets.units import counted, human_change_mb, human_mb, human_pair_mb, human_percent, percent_of
 
 MetadataMapping = Mapping[str, dg.MetadataValue]
 
@@ -132,7 +132,7 @@ def summary_text(summary: PeriodSummary, sizes: WindowSizes) -> str:
             for name in ("written", "unchanged", "protected", "removed", "unsampled")
         },
     }
-    unknown = f" (not known for {sizes.unknown_changes:,} rows)" if sizes.unknown_changes else ""
+    unknown = f" (not known for {counted(sizes.unknown_changes, 'row')})" if sizes.unknown_changes else ""
     parts = [
         f"All servers: **{human_mb(sizes.total_size_mb)}**, {change_text(sizes)} against the window before{unknown}"
     ]

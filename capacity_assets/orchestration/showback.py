@@ -20,6 +20,7 @@ from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
 from capacity_assets.storage.group_tables import capacity_bill_lines
+from capacity_assets.units import counted
 
 SHOWBACK, SHOWBACK_GROUP = "showback", "showback"
 SHOWBACK_JOB, SHOWBACK_SENSOR = "showback_job", "showback_sensor"
@@ -91,7 +92,7 @@ def _table(found: IssuedBill) -> str:
     table = markdown_table([found.grouped_by, "GiB", f"Amount, {found.bill.currency or 'no currency'}"], rows)
     remarks = bullets([escaped(note.strip()) for note in notes(found)], hidden=0)
     hidden = len(found.groups) - GROUPS_SHOWN
-    more = f"\n\nand {hidden} more groups" if hidden > 0 else ""
+    more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
     return f"Total: **{amount_text(found.bill)}**\n\n{table}{more}\n\n{remarks}"
 
 

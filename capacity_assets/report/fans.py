@@ -9,6 +9,7 @@ from capacity_assets.charts.history import Ahead, History, Point, history_chart
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.report.charts import COLOURS, UP
 from capacity_assets.runway.issued import HISTORY_SHOWN_DAYS, IssuedDay, Risk
+from capacity_assets.units import counted
 
 HEIGHT = 110
 DRAWN_DAYS = 90
@@ -73,8 +74,8 @@ def in_words(probability: float) -> str:
 def score_sentences(issue: IssuedDay) -> Sequence[str]:
     """Say how far the forecasts were off that came due."""
     return [
-        f"Of {score.forecasts:,} forecasts over {score.horizon_days} days that came due, {score.covered_percent:.0f} % "
-        f"of the sizes lay in their band and {score.above_percent:.0f} % above it"
+        f"Of {counted(score.forecasts, 'forecast')} over {score.horizon_days} days that came due, "
+        f"{score.covered_percent:.0f} % of the sizes lay in their band and {score.above_percent:.0f} % above it"
         + ("" if score.error_percent is None else f"; the mean error was {score.error_percent:.1f} %")
         + ("." if not score.in_hindsight else f". {score.in_hindsight:,} of them were computed in hindsight.")
         for score in issue.scores

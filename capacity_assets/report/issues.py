@@ -21,7 +21,7 @@ from capacity_assets.errors import database_errors
 from capacity_assets.report import queries
 from capacity_assets.report.data import Report
 from capacity_assets.report.reading import server_id
-from capacity_assets.units import first_of, human_pair_mb
+from capacity_assets.units import counted, first_of, human_pair_mb
 
 META = "capacity-report"
 _HEAD_CHARACTERS = 8192
@@ -136,4 +136,5 @@ def _reason(engine: Engine, report: Report, since: datetime) -> str:
         )
     servers = first_of([row.server for row in rows], SERVERS_NAMED)
     added, corrected = (sum(getattr(row, name) for row in rows) for name in ("added", "corrected"))
-    return f"Since then {added:,} samples of these two windows were added and {corrected:,} corrected, of {servers}."
+    changed = f"{counted(added, 'sample')} of these two windows added and {corrected:,} corrected"
+    return f"Since then: {changed}, of {servers}."

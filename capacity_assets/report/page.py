@@ -51,6 +51,7 @@ def _environment() -> Environment:
         pair=human_pair_mb,
         bar=lambda risk: Markup(band_bar(risk)),  # noqa: S704 -- numbers only
         in_words=in_words,
+        counted=counted,
         group=bill_words.group_named,
         gib=bill_words.gib,
     )
@@ -163,10 +164,10 @@ def _notes_on_days(report: Report) -> list[str]:
     if report.partly_measured_days and report.server is None:
         expected = report.expected_servers
         some = [f"{day} ({count} of {expected[day]})" for day, count in report.partly_measured_days]
-        days = f"{len(some)} of {len(report.days)} days"
+        days = f"{len(some)} of {counted(len(report.days), 'day')}"
         found.append(f"Not every server was measured on {days}: {first_of(some, DAYS_NAMED)}.")
     if report.unmeasured_days:
-        days = f"{len(report.unmeasured_days)} of {len(report.days)} days"
+        days = f"{len(report.unmeasured_days)} of {counted(len(report.days), 'day')}"
         found.append(f"Not measured at all on {days}: {first_of(report.unmeasured_days, DAYS_NAMED)}.")
     return found
 
@@ -175,8 +176,8 @@ def _notes_on_databases(report: Report) -> list[str]:
     found = []
     if report.changes[ChangeKind.PARTLY].databases:
         found.append(
-            f"{report.changes[ChangeKind.PARTLY].databases} databases were there on a part of their server's measured "
-            "days, and count with that part: renamed, created, dropped or copied for a while. They are listed below."
+            f"{counted(report.changes[ChangeKind.PARTLY].databases, 'database')}, listed below, existed on a part of "
+            "the measured days only (renamed, created, dropped or copied for a while), counted with that part."
         )
     if report.groups and report.grouped_mb != report.end_mb:
         found.append(

@@ -46,7 +46,7 @@ from capacity_assets.storage.partitions import (
 )
 from capacity_assets.storage.schema import SchemaProblemsError
 from capacity_assets.storage.tables import AGGREGATES
-from capacity_assets.units import BYTES_PER_MB
+from capacity_assets.units import BYTES_PER_MB, counted
 
 logger = logging.getLogger("capacity_assets")
 
@@ -219,7 +219,7 @@ class TableMaintenance:
         report.moved_records += moved
         report.created.append(f"{table.name}: {span}")
         if moved:
-            self._on_step(f"{table.name}: {moved:,} rows moved to the partition of {span}")
+            self._on_step(f"{table.name}: {counted(moved, 'row')} moved to the partition of {span}")
         return None
 
     def _retire(self, table: Table, planned: list[_Candidate], today: date, report: MaintenanceReport) -> None:
@@ -250,9 +250,9 @@ class TableMaintenance:
                 if table in AGGREGATES:
                     record_windows_of(connection, partition.name)
                 drop_partition(connection, table, partition)
-        report.dropped.append(f"{candidate.name}: {records:,} rows, {candidate.span}")
+        report.dropped.append(f"{candidate.name}: {counted(records, 'row')}, {candidate.span}")
         if not report.dry_run:
-            self._on_step(f"{candidate.name}: dropped with {records:,} rows, {candidate.span}")
+            self._on_step(f"{candidate.name}: dropped with {counted(records, 'row')}, {candidate.span}")
         report.dropped_records += records
         report.freed_mb += size_bytes // BYTES_PER_MB
 

@@ -73,7 +73,7 @@ def distribution_text(found: Sequence[Placement]) -> str | None:
     names = ", ".join(one.table for one in done)
     left = ", ".join(one.table for one in found if not one.is_distributed)
     rest = f"{left} do not yet: run `capacity distribute` again" if left else "all other tables lie on the coordinator"
-    return f"{names}: {done[0].shards} shards each on {nodes}; {rest}"
+    return f"{names}: {counted(done[0].shards, 'shard')} each on {nodes}; {rest}"
 
 
 def what_stands_in_the_way(engine: Engine) -> str | None:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Table, text
 from sqlalchemy import UniqueConstraint as Unique
 
 from capacity_assets.storage.steps import SchemaStep, free_name, quoted
+from capacity_assets.units import counted
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ def duplicates_problem(connection: Connection, wanted: Table, key: UniqueKey) ->
     ).one()
     if not keys:
         return None
-    found = f"{wanted.name} holds {keys} keys ({', '.join(key.columns)}) with more than one row, {rows} rows too many"
+    found = (
+        f"{wanted.name} holds {counted(keys, 'key')} ({', '.join(key.columns)}) with more than one row, "
+        f"{counted(rows, 'row')} too many"
+    )
     if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
         # Rows that others refer to: deleting one would orphan its history.
         return (

@@ -56,8 +56,8 @@ def test_missing_days_are_counted_from_the_first_sample_on_and_up_to_today(
     outcome = looked_at(runner, "monthly", july, "database")["samples_complete"]
 
     assert outcome.listed == (
-        "server-3: 0 of 20 days measured in the window from 2025-07-01",
-        "server-1: 10 of 20 days measured in the window from 2025-07-01",
+        "server-3: days measured in the window from 2025-07-01: 0 of 20",
+        "server-1: days measured in the window from 2025-07-01: 10 of 20",
     )
     assert outcome.text.startswith("2 found. Means and changes of these windows rest on fewer days.")
     assert outcome.severity == "warn"
@@ -73,7 +73,7 @@ def test_void_days_do_not_count_as_measured(engine: Engine, runner: AggregationT
 
     outcome = looked_at(runner, "daily", FIRST_DAYS, "instance")["samples_complete"]
 
-    assert outcome.listed == ("server-1: 0 of 1 days measured in the window from 2025-03-02",)
+    assert outcome.listed == ("server-1: days measured in the window from 2025-03-02: 0 of 1",)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -229,9 +229,9 @@ def test_tables_of_every_engine_count_and_those_whose_size_is_not_told_are_named
     assert stored["myisam"] == measured_mariadb.file_sizes("MYD", "MYI")["myisam"] > 10**7
     assert stored["aria"] == measured_mariadb.file_sizes("MAD", "MAI")["aria"] > 10**6
     assert stored["listed"] == 0
-    assert summary.not_counted == ("shop: listed: 1 tables of engine CSV",)
+    assert summary.not_counted == ("shop: listed: 1 table of engine CSV",)
     assert summary.left_out == dict.fromkeys(("information_schema", "mysql", "performance_schema", "sys"), 1)
-    assert "Not counted, because no size is reported: shop: listed: 1 tables of engine CSV." in summary.message
+    assert "Not counted, because no size is reported: shop: listed: 1 table of engine CSV." in summary.message
 
 
 def test_tables_in_the_shared_tablespace_count_by_their_statistics(

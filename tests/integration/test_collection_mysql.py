@@ -91,7 +91,7 @@ def test_tables_of_other_engines_and_in_shared_tablespaces_count(
     sizes = stored_bytes(collection)
     assert sizes["empty"] == measured_mysql.file_sizes("MYD", "MYI")["empty"] > 10**7
     assert 10 <= collection.sizes("shop")["a/b"] <= 24, "two tables of some six MiB by their statistics"
-    assert summary.not_counted == ("shop: UPPER: 1 tables of engine CSV",)
+    assert summary.not_counted == ("shop: UPPER: 1 table of engine CSV",)
     measured_mysql.execute("DROP TABLE `a/b`.`in general`", "DROP TABLESPACE general")
 
 

@@ -125,5 +125,5 @@ def test_legacy_samples_of_a_server_that_is_registered_no_more_are_counted_as_un
     done = capacity("import", "env:LEGACY")
 
     assert done.exit_code == 1
-    assert "unknown: number 99 there: 1 rows" in done.output
+    assert "unknown: number 99 there: 1 row" in done.output
     assert len(samples(engine)) == 3561

@@ -160,6 +160,17 @@ def test_groups_add_up_to_the_fleet_and_lead_to_their_members(pages: Pages) -> N
     assert pages.document(link.replace("&amp;", "&"))["window_start"] == "2025-05-01"
 
 
+def test_a_key_that_nothing_has_a_label_of_is_one_group_with_a_page(pages: Pages) -> None:
+    [group] = pages.document("/groups?by=environment")["groups"]
+    page = pages.document("/group?by=environment")
+
+    assert (group["name"], group["servers"], group["databases"]) == (None, 2, 4)
+    assert (page["sizes"][-1]["size_mb"], page["sizes"][-1]["change_mb"]) == (group["size_mb"], group["change_mb"])
+    assert sorted(values_of(page["members"], "database")) == sorted(["orders", "still", HOSTILE, "crm"])
+    assert "no environment" in pages.ask("/group?by=environment").text
+    assert pages.ask("/group?by=environment&name=nobody").status == 404
+
+
 def test_lists_are_sorted_filtered_and_paged(pages: Pages, engine: Engine) -> None:
     by_name = pages.document("/databases?order=name&period=daily")
     payments = pages.document("/databases?label=team%3Dpayments&order=size")

@@ -37,7 +37,7 @@ def test_trying_a_server_says_what_works(
     assert "works: password: found by env:TRIED_PASSWORD" in tried.output
     assert "PostgreSQL" in tried.output
     assert "not encrypted" in tried.output
-    assert "1 databases" in tried.output
+    assert "1 database," in tried.output
     assert (answer["works"], list(answer["databases"])) == (True, ["tried"])
     assert PASSWORD not in tried.output + str(answer)
     with engine.connect() as connection:

@@ -90,7 +90,7 @@ TWO = {"instance": "server-2", "mountpoint": "/data"}
         (
             vector(({"instance": "web-1"}, 100)),
             vector(({"instance": "web-1"}, 10)),
-            "1 values of instance do not belong to a registered server, for example 'web-1'",
+            "of no registered server: 1 value of instance, for example 'web-1'",
         ),
         (vector((ONE, 100)), vector((TWO, 10)), "it knows no volume of a registered server"),
     ],

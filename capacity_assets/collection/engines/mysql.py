@@ -29,6 +29,7 @@ from capacity_assets.collection.engines.base import (
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.engines.mariadb_disks import limits_by_disks
+from capacity_assets.units import counted
 
 if TYPE_CHECKING:
     from pymysql.connections import Connection
@@ -231,7 +232,7 @@ class MySQL(EngineAdapter):
                 known += int(tables)
                 _add(total, str(name), size_bytes)
         missing = there - known
-        return (f"{missing} tables in shared tablespaces without statistics",) if missing > 0 else ()
+        return (f"{counted(missing, 'table')} in shared tablespaces without statistics",) if missing > 0 else ()
 
     def facts(self, connection: Connection[Any]) -> ServerFacts:
         """Read the version, and whether the connection is encrypted."""
@@ -288,7 +289,7 @@ def _add_other_engines(
             if engine is None or engine in WITHOUT_REPORTED_SIZES
         }
         for engine, tables in without_sizes.items():
-            yield f"{name}: {tables} tables of engine {engine}"
+            yield f"{name}: {counted(tables, 'table')} of engine {engine}"
         if not set(engines) - {INNODB, None} - WITHOUT_REPORTED_SIZES - WITHOUT_BYTES:
             continue
         for engine, size_bytes, data_bytes in rows_of(connection, REPORTED_SIZES, [name]):
