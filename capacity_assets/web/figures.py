@@ -83,6 +83,20 @@ class StepRow:
 
 
 @dataclass(frozen=True)
+class Unmeasured:
+    """A server in service without a sample on the newest day, and why; `reason` None: nobody tried, or said why."""
+
+    server_id: int
+    server: str
+    engine: str
+    last_day: date | None
+    failure: str | None
+    reason: str | None
+    tried_on: date | None
+    """Day of the last attempt to measure it; None: no attempt is recorded."""
+
+
+@dataclass(frozen=True)
 class DatabaseRow:
     """A database in one window."""
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.periods import Period, Window
+from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.label_expressions import holds_on
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
-from capacity_assets.web.figures import DatabaseRow, ForecastDay, Runway, SizeInWindow, StepRow, windows_back, with_gaps
+from capacity_assets.web.figures import (
+    DatabaseRow,
+    ForecastDay,
+    Runway,
+    SizeInWindow,
+    StepRow,
+    Unmeasured,
+    windows_back,
+    with_gaps,
+)
 from capacity_assets.web.reading import Reader, found, rows
 
 DECLARED_SECONDS_KEPT = 10
+UNMEASURED_SHOWN, UNMEASURED_SECONDS_KEPT = 20, 30
 
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
@@ -96,6 +109,31 @@ def _runway(row: Row[Any]) -> Runway:
         if None not in band
     ]
     return Runway(**values, ahead=ahead)
+
+
+@dataclass(frozen=True)
+class UnmeasuredServers:
+    """The servers in service without a sample on the newest day on which any was measured or tried."""
+
+    day: date | None
+    servers: Sequence[Unmeasured]
+
+
+def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
+    """Return the servers in service that were not measured on the newest day, those that were measured last first."""
+    day = rows(connection, _NEWEST_DAY, {"today": today})[0].day
+    query = _UNMEASURED_ON_NODES if tables_are_distributed(connection) else _UNMEASURED
+    return UnmeasuredServers(day, found(Unmeasured, connection, query, {"day": day}))
+
+
+def unmeasured_beside(reader: Reader, asked: Asked) -> UnmeasuredServers:
+    """Return what belongs beside the first page of a list of the newest window: what it cannot show."""
+    if asked.page > 1 or asked.day("window"):
+        return UnmeasuredServers(None, ())
+    key = ("unmeasured", asked.today)
+    read = partial(unmeasured_servers, today=asked.today)
+    every, engine = reader.kept_of(key, read, UNMEASURED_SECONDS_KEPT), asked.text("engine")
+    return replace(every, servers=[one for one in every.servers if engine in {None, "", one.engine}])
 
 
 def steps_of(connection: Connection, server_id: int, database: str | None) -> list[StepRow]:
@@ -221,3 +259,37 @@ def labelled_servers(connection: Connection, key: str, value: str | None, day: d
     condition = "value = :value" if value else f"database_pattern = '' AND {holds_on('l', ':day')}"
     asked = {"key": key, "value": value, "day": day}
     return [row.instance_id for row in rows(connection, query.format(condition), asked)]
+
+
+# A day that lies ahead was not tried.
+_NEWEST_DAY = """
+SELECT greatest((SELECT max(day) FROM capacity_server_samples WHERE day <= :today),
+                (SELECT max(day) FROM capacity_attempts WHERE day <= :today)) AS day
+"""
+_UNMEASURED = """
+SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason, a.tried_on
+FROM capacity_servers s
+CROSS JOIN LATERAL (SELECT max(t.day) AS last_day FROM capacity_server_samples t
+                    WHERE t.server_id = s.server_id AND t.day <= :day) AS l
+LEFT JOIN LATERAL (SELECT t.day AS tried_on, t.failure, t.reason FROM capacity_attempts t
+                   WHERE t.server_id = s.server_id AND t.day <= :day ORDER BY t.day DESC LIMIT 1) AS a ON true
+WHERE s.is_active AND NOT EXISTS (
+    SELECT FROM capacity_server_samples t WHERE t.server_id = s.server_id AND t.day = :day)
+ORDER BY l.last_day DESC NULLS LAST, s.server
+"""
+# On Citus nothing is looked up server by server.
+_UNMEASURED_ON_NODES = """
+WITH silent AS MATERIALIZED (
+    SELECT server_id, server, engine FROM capacity_servers WHERE is_active AND server_id NOT IN (
+        SELECT server_id FROM capacity_server_samples WHERE day = :day)
+), seen AS MATERIALIZED (
+    SELECT server_id, max(day) AS last_day FROM capacity_server_samples
+    WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day GROUP BY server_id
+), tried AS MATERIALIZED (
+    SELECT DISTINCT ON (server_id) server_id, day AS tried_on, failure, reason FROM capacity_attempts
+    WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day ORDER BY server_id, day DESC
+)
+SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason, a.tried_on
+FROM silent s LEFT JOIN seen l ON l.server_id = s.server_id LEFT JOIN tried a ON a.server_id = s.server_id
+ORDER BY l.last_day DESC NULLS LAST, s.server
+"""

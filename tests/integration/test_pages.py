@@ -6,6 +6,7 @@ import csv
 import io
 from datetime import UTC, date, datetime, timedelta
 
+import pytest
 from pydantic import TypeAdapter
 from sqlalchemy import URL, Engine, text
 
@@ -16,7 +17,7 @@ from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.fleet import add_instance_sizes, add_instances, totals
 from tests.pages import Pages, header, served_pages, values_of
-from tests.pages_fleet import ADDRESSES, DAYS, FIRST, GROWING, HOSTILE, filled
+from tests.pages_fleet import ADDRESSES, DAYS, FAILED, FIRST, GROWING, HOSTILE, filled
 
 PREPARED = {"pages": filled}
 
@@ -70,6 +71,58 @@ def test_the_first_page_says_size_growth_what_fills_what_moved_and_what_was_not_
     html = pages.ask("/").text
     assert "no answer from 192.0.2.1:5432" in html
     assert "2 of 3" in html
+
+
+def test_an_installation_whose_only_server_fails_says_since_when_and_why_on_every_list(
+    database: URL, engine: Engine
+) -> None:
+    add_instances(engine, [1])
+    with engine.begin() as connection:
+        connection.execute(text(FAILED.replace("2,", "1,")), {"today": TODAY})
+    with served_pages(database) as never:
+        for path in ("/", "/servers", "/databases"):
+            html = never.ask(path).text
+            assert "Nothing was computed yet" in html, path
+            assert "<td>never</td><td>no answer from 192.0.2.1:5432</td>" in html, path
+    last = TODAY - timedelta(days=5)
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(413, 1)] * (DAYS - 5)))
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", FIRST, TODAY)
+    with served_pages(database) as pages:
+        trust = pages.document("/")["trust"]
+        assert (trust["newest_day"], trust["measured_servers"], trust["failed_servers"]) == (str(TODAY), 0, 1)
+        for path in ("/", "/servers", "/databases"):
+            [one] = pages.document(path)["unmeasured"]
+            assert (one["server"], one["last_day"], one["failure"]) == ("server-1", str(last), "unreachable"), path
+            html = pages.ask(path).text
+            assert f'Not measured on {TODAY}: <a href="#unmeasured">1 server</a> in service.' in html, path
+            assert f"<td>{last}</td><td>no answer from 192.0.2.1:5432</td>" in html, path
+
+
+def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_newest_window(
+    pages: Pages, database: URL, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("/servers", "/databases", "/servers?engine=postgresql", "/servers?period=monthly"):
+        found = pages.document(path)
+        assert values_of(found["unmeasured"], "server") == ["server-2"], path
+        assert (found["newest_day"], found["unmeasured_servers"]) == (str(TODAY), 1)
+    elsewhere = ("/servers?page=2", f"/databases?window={TODAY - timedelta(days=9)}", "/servers?engine=mysql")
+    assert [pages.document(path)["unmeasured"] for path in elsewhere] == [[], [], []]
+    on_a_server = pages.document("/servers")["unmeasured"]
+    monkeypatch.setattr("capacity_assets.web.queries.tables_are_distributed", lambda _connection: True)
+    with served_pages(database) as on_nodes:
+        assert on_nodes.document("/servers")["unmeasured"] == on_a_server
+    with engine.begin() as connection:
+        before = {"yesterday": TODAY - timedelta(days=1)}
+        connection.execute(text("DELETE FROM capacity_collection_attempts"))
+        connection.execute(
+            text(
+                "INSERT INTO capacity_collection_attempts (collected_date, instance_id, status) "
+                "VALUES (:yesterday, 2, 'collected')"
+            ),
+            before,
+        )
+    with served_pages(database) as later:
+        assert f"<td>not tried since {before['yesterday']}</td>" in later.ask("/servers").text
 
 
 def test_coverage_counts_servers_that_are_silent_for_longer_than_it_looks_back(database: URL, engine: Engine) -> None:

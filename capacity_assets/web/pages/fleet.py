@@ -14,19 +14,22 @@ from capacity_assets.grouping.groups import Group, default_grouping, fills_first
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, windows_back
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Unmeasured, windows_back
 from capacity_assets.web.queries import (
     FILLS_FIRST,
+    UNMEASURED_SHOWN,
+    UnmeasuredServers,
     complete_window,
     databases,
     declared_since,
     history,
     newest_window,
     runways,
+    unmeasured_servers,
 )
 from capacity_assets.web.reading import Reader, found, rows
 
-MOVERS_SHOWN, FILLING_SHOWN, UNMEASURED_SHOWN, GROUPS_SHOWN = 5, 8, 20, 8
+MOVERS_SHOWN, FILLING_SHOWN, GROUPS_SHOWN = 5, 8, 8
 TRUST_DAYS = 30
 FLEET_SECONDS_KEPT = 30
 # Every row of every window shown is looked at for it.
@@ -51,22 +54,11 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Unmeasured:
-    """A server in service without a sample on the newest day, and why; `reason` None: nobody tried, or said why."""
-
-    server_id: int
-    server: str
-    engine: str
-    last_day: date | None
-    failure: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
 class Trust:
     """How much of the fleet the figures rest on."""
 
     newest_day: date | None
+    """On which anything was measured or tried."""
     servers: int
     measured_servers: int
     failed_servers: int
@@ -160,8 +152,7 @@ def _fleet_of(sums: GroupReader, asked: Asked) -> FleetPage:
         name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name], newest.get(name)))
     }
     day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
-    on_nodes = tables_are_distributed(connection)
-    unmeasured = found(Unmeasured, connection, _UNMEASURED_ON_NODES if on_nodes else _UNMEASURED, {"day": day})
+    unmeasured = unmeasured_servers(connection, asked.today)
     counts = rows(connection, _COUNTS, {"day": day})[0]
     by = default_grouping(asked.label_keys)
     last_month = over.get("monthly")
@@ -177,9 +168,9 @@ def _fleet_of(sums: GroupReader, asked: Asked) -> FleetPage:
         [_moved(connection, name, window) for name, window in over.items()],
         runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN, "skipped": 0}),
         found(Headroom, connection, _HEADROOM)[0],
-        _trust(connection, day, unmeasured, on_nodes=on_nodes),
-        unmeasured[:UNMEASURED_SHOWN],
-        len(unmeasured),
+        _trust(connection, unmeasured),
+        unmeasured.servers[:UNMEASURED_SHOWN],
+        len(unmeasured.servers),
         by,
         groups[:GROUPS_SHOWN],
         max(len(groups) - GROUPS_SHOWN, 0),
@@ -201,15 +192,15 @@ def _moved(connection: Connection, name: str, window: Window) -> Moved:
     return Moved(name, window.start, window.end, [one for one in grown if (one.change_mb or 0) > 0], shrunk)
 
 
-def _trust(connection: Connection, day: date | None, unmeasured: Sequence[Unmeasured], *, on_nodes: bool) -> Trust:
+def _trust(connection: Connection, unmeasured: UnmeasuredServers) -> Trust:
     active = rows(connection, "SELECT count(*) AS servers FROM capacity_servers WHERE is_active")[0].servers
-    coverage = None
+    coverage, day = None, unmeasured.day
     if day is not None:
         first = day - timedelta(days=TRUST_DAYS - 1)
-        query = _COVERAGE_ON_NODES if on_nodes else _COVERAGE
+        query = _COVERAGE_ON_NODES if tables_are_distributed(connection) else _COVERAGE
         coverage = rows(connection, query, {"first": first, "day": day})[0].coverage
-    failed = sum(one.failure is not None for one in unmeasured)
-    return Trust(day, active, active - len(unmeasured), failed, None if coverage is None else float(coverage))
+    failed = sum(one.failure is not None for one in unmeasured.servers)
+    return Trust(day, active, active - len(unmeasured.servers), failed, None if coverage is None else float(coverage))
 
 
 _HISTORY = """
@@ -245,30 +236,6 @@ SELECT CAST(sum(greatest(r.headroom_mb, 0)) FILTER (
        count(*) FILTER (WHERE r.probability_30_days >= 0.5 AND r.stands_for_itself) AS fills_within_30_days,
        max(r.as_of) AS as_of
 FROM capacity_runway r WHERE r.counted
-"""
-_UNMEASURED = """
-SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason
-FROM capacity_servers s
-LEFT JOIN capacity_attempts a ON a.server_id = s.server_id AND a.day = :day AND a.status = 'failed'
-CROSS JOIN LATERAL (SELECT max(t.day) AS last_day FROM capacity_server_samples t
-                    WHERE t.server_id = s.server_id AND t.day <= :day) AS l
-WHERE s.is_active AND NOT EXISTS (
-    SELECT FROM capacity_server_samples t WHERE t.server_id = s.server_id AND t.day = :day)
-ORDER BY l.last_day DESC NULLS LAST, s.server
-"""
-# On Citus nothing is looked up server by server.
-_UNMEASURED_ON_NODES = """
-WITH silent AS MATERIALIZED (
-    SELECT server_id, server, engine FROM capacity_servers WHERE is_active AND server_id NOT IN (
-        SELECT server_id FROM capacity_server_samples WHERE day = :day)
-), seen AS MATERIALIZED (
-    SELECT server_id, max(day) AS last_day FROM capacity_server_samples
-    WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day GROUP BY server_id
-)
-SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason
-FROM silent s LEFT JOIN seen l ON l.server_id = s.server_id
-LEFT JOIN capacity_attempts a ON a.server_id = s.server_id AND a.day = :day AND a.status = 'failed'
-ORDER BY l.last_day DESC NULLS LAST, s.server
 """
 _COVERAGE_ON_NODES = """
 WITH seen AS MATERIALIZED (

@@ -8,9 +8,19 @@ from datetime import date
 
 from capacity_assets.periods import Period, Window
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
-from capacity_assets.web.figures import DatabaseRow, Runway
+from capacity_assets.web.figures import DatabaseRow, Runway, Unmeasured
 from capacity_assets.web.names import Found, Names
-from capacity_assets.web.queries import FILLS_FIRST, ORDERS, asked_window, databases, declared_since, ends_of, runways
+from capacity_assets.web.queries import (
+    FILLS_FIRST,
+    ORDERS,
+    UNMEASURED_SHOWN,
+    asked_window,
+    databases,
+    declared_since,
+    ends_of,
+    runways,
+    unmeasured_beside,
+)
 from capacity_assets.web.reading import Reader, found, rows
 
 
@@ -43,6 +53,11 @@ class ServersPage:
     servers: Sequence[ServerRow]
     page: int
     has_more: bool
+    newest_day: date | None
+    """On which any server was measured or tried."""
+    unmeasured: Sequence[Unmeasured]
+    """The first servers in service that were not measured on it: beside the first page of the newest window only."""
+    unmeasured_servers: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,11 @@ class DatabasesPage:
     databases: Sequence[DatabaseRow]
     page: int
     has_more: bool
+    newest_day: date | None
+    """On which any server was measured or tried."""
+    unmeasured: Sequence[Unmeasured]
+    """The first servers in service that were not measured on it: beside the first page of the newest window only."""
+    unmeasured_servers: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ def read_servers(reader: Reader, asked: Asked) -> ServersPage:
             listed = found(ServerRow, connection, query, parameters)
         shown, more = listed[: asked.rows_shown], len(listed) > asked.rows_shown
     place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
-    return ServersPage(*place, shown, asked.page, more)
+    return ServersPage(*place, shown, asked.page, more, *_unmeasured(reader, asked))
 
 
 def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
@@ -123,7 +143,8 @@ def read_databases(reader: Reader, asked: Asked) -> DatabasesPage:
             connection, period, window, order=order, engine=engine, label=label, page=page, shown=shown
         )
     place = (period.name, *ends_of(window), order, _engines(reader, period, window), engine)
-    return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more)
+    beside = _unmeasured(reader, asked)
+    return DatabasesPage(*place, None if label is None else "=".join(label), listed, asked.page, more, *beside)
 
 
 def read_filling(reader: Reader, asked: Asked) -> FillingPage:
@@ -142,6 +163,11 @@ def read_search(names: Names, asked: Asked) -> SearchPage:
     shown = asked.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
     names_found = names.search(query, shown + 1) if query else []
     return SearchPage(query, names_found[:shown], len(names_found) > shown)
+
+
+def _unmeasured(reader: Reader, asked: Asked) -> tuple[date | None, Sequence[Unmeasured], int]:
+    beside = unmeasured_beside(reader, asked)
+    return beside.day, beside.servers[:UNMEASURED_SHOWN], len(beside.servers)
 
 
 def _engines(reader: Reader, period: Period, window: Window | None) -> list[str]:
