@@ -20,7 +20,7 @@ from capacity_assets.storage.label_expressions import labels_of
 from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF
 
 WEEKS_OF_HABIT, LEAST_WEEKS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
-"""Beyond its habit: a week's growth of a GiB and more, and twice the largest change of the twelve weeks before."""
+"""Beyond its habit: a week's change of a GiB and more, and twice the largest change of the twelve weeks before."""
 SOONER_DAYS, WITHIN_DAYS = 14, 180
 """A runway has moved when its middle day is so much sooner than a week ago, or new, and not far ahead."""
 SILENT_DAYS = 3
@@ -30,8 +30,8 @@ WEEKS_DRAWN = 26
 
 
 @dataclass(frozen=True)
-class Grower:
-    """A database that grew more than usual, MiB; `usual_mb` is the largest change of a week before."""
+class Mover:
+    """A database that grew or shrank more than usual, MiB; `usual_mb` is the largest change of a week before."""
 
     server: str
     database: str
@@ -85,7 +85,7 @@ class Digest:
     size_mb: int
     change_mb: int | None
     soon: Sequence[FillsSoon]
-    growers: Sequence[Grower]
+    growers: Sequence[Mover]
     runways: Sequence[MovedRunway]
     silent: Sequence[Silent]
     new: Sequence[Named]
@@ -94,6 +94,7 @@ class Digest:
     history: Sequence[tuple[date, int]] = ()
     has_forecast: bool = True
     """Whether a forecast was issued in the week; else what fills is not known."""
+    shrinkers: Sequence[Mover] = ()
 
     @property
     def has_news(self) -> bool:
@@ -125,9 +126,11 @@ def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> D
     def listed(kind: Callable[..., Any], query: str, **more: object) -> list[Any]:
         return [kind(*row) for row in reader.connection.execute(text(query), {**asked, **more})]
 
+    habit = week.start - timedelta(weeks=WEEKS_OF_HABIT)
     found = {
         "soon": listed(FillsSoon, _SOON),
-        "growers": listed(Grower, _GROWERS, first=week.start - timedelta(weeks=WEEKS_OF_HABIT)),
+        "growers": listed(Mover, _MOVERS.format(sign=""), first=habit),
+        "shrinkers": listed(Mover, _MOVERS.format(sign="-"), first=habit),
         "runways": listed(MovedRunway, _RUNWAYS),
         "silent": listed(Silent, _SILENT),
         "new": listed(Named, _CAME.format(there=":start", elsewhere=":before")),
@@ -153,7 +156,7 @@ def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> D
 _FORECAST = "SELECT count(*) FROM capacity_runways WHERE as_of BETWEEN :start AND :end"
 _LABELLED = "(CAST(:key AS text) IS NULL OR {labels} ->> CAST(:key AS text) = :value)"
 _OF_VIEW = _LABELLED.format(labels="g.labels")
-_GROWERS = f"""
+_MOVERS = f"""
 SELECT g.server, g.database, g.change_mb, usual.mb
 FROM capacity_growth g
 CROSS JOIN LATERAL (
@@ -161,9 +164,10 @@ CROSS JOIN LATERAL (
     WHERE h.period_type = 'weekly' AND h.instance_id = g.server_id AND h.database_name = g.database
       AND h.period_start BETWEEN :first AND :before
 ) AS usual
-WHERE g.period = 'weekly' AND g.window_start = :start AND g.counted AND g.change_mb >= {LEAST_MB}
-  AND usual.weeks >= {LEAST_WEEKS} AND g.change_mb > {TIMES_HABIT} * usual.mb AND {_OF_VIEW}
-ORDER BY g.change_mb DESC, g.server, g.database
+WHERE g.period = 'weekly' AND g.window_start = :start AND g.counted
+  AND {{sign}}g.change_mb >= {LEAST_MB} AND {{sign}}g.change_mb > {TIMES_HABIT} * usual.mb
+  AND usual.weeks >= {LEAST_WEEKS} AND {_OF_VIEW}
+ORDER BY {{sign}}g.change_mb DESC, g.server, g.database
 """  # noqa: S608 -- constants of this module
 _LABELS = (
     f"CASE r.subject WHEN 'database' THEN {labels_of('r.instance_id', 'r.name', 'r.as_of')} "

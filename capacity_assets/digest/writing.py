@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import PackageLoader, Template
 
 from capacity_assets.charts.templates import environment_of
-from capacity_assets.digest.content import Digest, Named
+from capacity_assets.digest.content import Digest, Mover, Named
 from capacity_assets.units import human_change_mb, human_mb, human_percent, printable
 
 CHART = "size-over-time"
@@ -30,7 +30,7 @@ class Section:
 def subject_of(digest: Digest) -> str:
     """Return the subject line."""
     change = "change unknown" if digest.change_mb is None else human_change_mb(digest.change_mb)
-    news = "" if digest.has_news else ", nothing to report"
+    news = "" if digest.has_news else ", nothing unusual"
     return f"Capacity of {printable(digest.whose)}, week of {digest.week.start}: {change}{news}"
 
 
@@ -59,18 +59,20 @@ def _named(one: Named) -> str:
     return f"{one.database} on {one.server}: {human_mb(one.size_mb)}"
 
 
+def _moved(one: Mover) -> str:
+    return (
+        f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; no week of the last twelve changed it by "
+        f"more than {human_mb(one.usual_mb)}"
+    )
+
+
 _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "soon": (
         "Full within 30 days",
         lambda one: f"{one.display_name} on {one.server}: {one.day}, with {one.probability:.0%}",
     ),
-    "growers": (
-        "Grew more than usual",
-        lambda one: (
-            f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; no week of the last twelve changed "
-            f"it by more than {human_mb(one.usual_mb)}"
-        ),
-    ),
+    "growers": ("Grew more than usual", _moved),
+    "shrinkers": ("Shrank more than usual", _moved),
     "runways": (
         "Full sooner than was said a week ago",
         lambda one: f"{one.display_name} on {one.server}: {one.day}; a week ago {one.before or 'not within a year'}",
@@ -81,24 +83,40 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-NO_FORECAST = "No forecast was issued in that week, so what fills is not known. `capacity runway` computes one now."
+NOTHING_UNUSUAL = "No database changed more than usual, came or went, and no server fell silent."
+NOTHING_FILLS = "Nothing is full within 30 days, or sooner than was said a week ago."
+NO_FORECAST = "No forecast was issued in that week, so what fills is not known. To compute one now:"
 
 
-def opening(digest: Digest) -> list[str]:
-    """Return what stands above the news: size and change, and that what fills is not known where it is not."""
-    return [headline(digest), *([] if digest.has_forecast else [NO_FORECAST])]
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence, and the command that ends it; each medium shows commands in its own way."""
+
+    text: str
+    command: str = ""
+
+    def __str__(self) -> str:
+        """Return it as plain text."""
+        return f"{self.text} {self.command}".rstrip()
 
 
-def no_news(digest: Digest) -> str:
-    """Say that there is nothing to report, as far as that is known."""
-    return "Nothing to report." if digest.has_forecast else f"Nothing else to report. {NO_FORECAST}"
+def opening(digest: Digest) -> list[Sentence]:
+    """Return what stands above the news, or alone: size and change, and what is known to be as usual, or unknown."""
+    said = [Sentence(headline(digest))]
+    if not digest.has_news and digest.size_mb:
+        said.append(Sentence(NOTHING_UNUSUAL))
+        if digest.has_forecast:
+            said.append(Sentence(NOTHING_FILLS))
+    if not digest.has_forecast:
+        said.append(Sentence(NO_FORECAST, "capacity runway"))
+    return said
 
 
 def as_text(digest: Digest, pages_url: str | None = None) -> str:
-    """Return the digest as plain text; nothing to report is one line."""
+    """Return the digest as plain text; a week as usual is one line."""
+    lines = list(map(str, opening(digest)))
     if not digest.has_news:
-        return f"{headline(digest)} {no_news(digest)}\n"
-    lines = opening(digest)
+        return " ".join(lines) + "\n"
     for section in sections(digest):
         lines += ["", f"{section.heading}:", *(f"- {line}" for line in section.lines)]
         lines += [f"- and {section.more} more"] if section.more else []
@@ -110,7 +128,7 @@ def as_text(digest: Digest, pages_url: str | None = None) -> str:
 def as_html(digest: Digest, pages_url: str | None = None, *, chart: str | None = None) -> str:
     """Return the digest as HTML; `chart` is the address of the picture."""
     return _template().render(
-        headline=" ".join(opening(digest)),
+        opening=opening(digest),
         sections=sections(digest),
         subject=subject_of(digest),
         pages_url=pages_url,

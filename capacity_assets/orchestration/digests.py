@@ -12,7 +12,7 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import receivers_of
 from capacity_assets.digest.sending import Sent, send_digests
-from capacity_assets.digest.writing import headline, no_news, opening, sections
+from capacity_assets.digest.writing import opening, sections
 from capacity_assets.orchestration.after_aggregates import made_of_aggregates
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, bullets, escaped
@@ -89,16 +89,15 @@ def digest_metadata(digest: Digest, done: Sent) -> MetadataMapping:
 
 def digest_text(digest: Digest) -> str:
     """Return the digest as Markdown."""
-    if not digest.has_news:
-        return escaped(f"{headline(digest)} {no_news(digest)}")
-    parts = list(map(escaped, opening(digest)))
-    for section in sections(digest):
-        parts.append(f"**{section.heading}**\n\n{bullets(list(map(escaped, section.lines)), hidden=section.more)}")
+    parts = [
+        escaped(sentence.text) + (f" `{sentence.command}`" if sentence.command else "") for sentence in opening(digest)
+    ]
+    parts += [f"**{section.heading}**\n\n{bullets(section.lines, hidden=section.more)}" for section in sections(digest)]
     return "\n\n".join(parts)
 
 
 def _check_result(failed: Sequence[tuple[str, str]]) -> dg.AssetCheckResult:
-    failures = bullets([escaped(f"{name}: {reason}") for name, reason in failed], hidden=0)
+    failures = bullets([f"{name}: {reason}" for name, reason in failed], hidden=0)
     return dg.AssetCheckResult(
         check_name=DIGEST_SENT,
         passed=not failed,

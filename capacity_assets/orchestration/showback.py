@@ -90,7 +90,7 @@ def _table(found: IssuedBill) -> str:
         for group in found.groups[:GROUPS_SHOWN]
     ]
     table = markdown_table([found.grouped_by, "GiB", f"Amount, {found.bill.currency or 'no currency'}"], rows)
-    remarks = bullets([escaped(note.strip()) for note in notes(found)], hidden=0)
+    remarks = bullets([note.strip() for note in notes(found)], hidden=0)
     hidden = len(found.groups) - GROUPS_SHOWN
     more = f"\n\nand {counted(hidden, 'more group')}" if hidden > 0 else ""
     return f"Total: **{amount_text(found.bill)}**\n\n{table}{more}\n\n{remarks}"

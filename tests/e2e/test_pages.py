@@ -6,14 +6,18 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Error as PlaywrightError
 
+from capacity_assets.web.guard import CHALLENGE
 from tests.e2e.conftest import Demo
 from tests.e2e.stack import COMMAND, environment, run
 from tests.servers import free_port
@@ -41,11 +45,11 @@ WIDTHS = (390, 768, 1280, 3840)
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[str]:
+def serving(home: Path, **variables: str) -> Iterator[str]:
     """`capacity serve` until the block ends; then Ctrl-C, which must stop it."""
     address = f"http://127.0.0.1:{free_port()}"
     arguments = [*COMMAND, "serve", "--port", address.rpartition(":")[2]]
-    with subprocess.Popen(arguments, env=environment(home), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(arguments, env=environment(home, **variables), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline().strip() == f"Pages: {address}"
@@ -164,6 +168,57 @@ def test_no_page_scrolls_aside_on_any_screen(browser: Browser, address: str, wid
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"pages-{width}.png")
     page.context.close()
+
+
+def test_a_wide_screen_shows_everything_larger_by_the_same(browser: Browser, address: str) -> None:
+    parts = ("body", "h1", "h2", "td", "dd", "p.under", ".chart text", "footer")
+    read = "parts => parts.map(part => parseFloat(getComputedStyle(document.querySelector(part)).fontSize))"
+    shown = {}
+    for width in (1280, 3840):
+        page = opened(browser, address, viewport={"width": width, "height": 2000})
+        shown[width] = page.evaluate(read, parts)
+        page.context.close()
+
+    ratios = [wide / usual for usual, wide in zip(shown[1280], shown[3840], strict=True)]
+    assert ratios == pytest.approx([1.5] * len(parts), abs=0.01)
+
+
+def test_what_opens_the_pages_is_sent_to_no_other_port(browser: Browser, tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    class Other(BaseHTTPRequestHandler):
+        """Listens on another port of the host, and asks as the pages do."""
+
+        def do_GET(self) -> None:
+            seen.extend((self.headers["Authorization"], self.headers["Cookie"]))
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", CHALLENGE)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    token = "a-secret-of-readers"  # noqa: S105 -- of this test
+    assert run(tmp_path / "home", "init").returncode == 0
+    with (
+        serving(tmp_path / "home", CAPACITY_WEB_TOKEN=token) as address,
+        ThreadingHTTPServer(("127.0.0.1", 0), Other) as other,
+    ):
+        Thread(target=other.serve_forever).start()
+        page = browser.new_context().new_page()
+        page.goto(address.replace("//", f"//ann:{token}@"))
+        page.goto(f"{address}/servers")
+        expect(page.get_by_role("heading", name="Nothing was computed yet")).to_be_visible()
+        page.get_by_role("combobox", name="Search").press_sequentially("x")
+        with page.expect_response(lambda response: "/search" in response.url) as searched:
+            page.get_by_role("combobox", name="Search").press_sequentially("y")
+        assert searched.value.status == 200
+        with suppress(PlaywrightError):  # nobody answers the question
+            page.goto(f"http://127.0.0.1:{other.server_port}/servers")
+        page.context.close()
+        other.shutdown()
+    assert seen
+    assert set(seen) == {None}
 
 
 def test_a_page_is_reached_and_left_by_the_keyboard_alone(page: Page) -> None:

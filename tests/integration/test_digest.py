@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.writing import as_html, as_text, subject_of
 from capacity_assets.orchestration.build import build_definitions
@@ -19,8 +20,9 @@ from capacity_assets.orchestration.digests import DIGEST_JOB, DIGEST_SCHEDULE, d
 from capacity_assets.settings import Settings
 from tests.clocks import fixed_clock
 from tests.command import capacity
-from tests.digests import DAYS, FIRST, HOSTILE, JUMPED, RUNWAY, STEADY, TEAM, WEEK, WEEKLY, filled
-from tests.fleet import add_instance_sizes, add_instances, totals
+from tests.computing import compute_windows
+from tests.digests import DAYS, FIRST, HOSTILE, JUMPED, RUNWAY, STEADY, TEAM, WEEK, WEEKLY, filled, weekly
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.mail_server import Inbox
 
 pytestmark = pytest.mark.usefixtures("today")
@@ -64,8 +66,36 @@ def test_a_week_without_a_forecast_does_not_say_that_nothing_fills(engine: Engin
 
     assert not found.has_forecast
     quiet = replace(found, counts=dict.fromkeys(found.counts, 0))
-    for shown in (as_text(found), as_html(found), digest_text(found), as_text(quiet), digest_text(quiet)):
-        assert "No forecast was issued in that week, so what fills is not known." in shown
+    for each in (found, quiet):
+        for shown in (as_text(each), as_html(each), digest_text(each)):
+            assert "No forecast was issued in that week, so what fills is not known" in shown.replace("\\", "")
+            assert "Nothing is full" not in shown
+        assert ("capacity runway" in as_text(each), "`" in as_text(each)) == (True, False)
+        assert ("<code>capacity runway</code>" in as_html(each), "`" in as_html(each)) == (True, False)
+        assert "`capacity runway`" in digest_text(each)
+
+
+def test_a_week_in_which_a_database_shrank_is_no_week_as_usual(engine: Engine) -> None:
+    add_instances(engine, [1])
+    shrunk = [*STEADY[:-1], STEADY[-2] - 9_000]
+    add_database_sizes(engine, sizes(1, "emptied", FIRST.isoformat(), weekly(shrunk)))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(size, 1) for size in weekly(shrunk)]))
+    compute_windows(AggregationService(engine, fixed_clock()), "weekly", FIRST, WEEK.end)
+
+    digest = read_digest(engine, WEEK)
+
+    assert [(one.database, one.change_mb, one.usual_mb) for one in digest.shrinkers] == [("emptied", -9_000, 300)]
+    assert "Shrank more than usual:\n- emptied on server-1: -8.8 GiB; no week" in as_text(digest)
+    assert not subject_of(digest).endswith("unusual")
+    before = read_digest(engine, WEEKLY.previous(WEEK))
+    assert "No database changed more than usual, came or went, and no server fell silent." in as_text(before)
+    assert subject_of(before).endswith(", nothing unusual")
+
+
+def test_names_are_escaped_once_in_markdown(week: Digest) -> None:
+    renamed = replace(week, growers=[replace(week.growers[0], database="a_b")])
+
+    assert "a\\_b on server-1" in digest_text(renamed).replace("server\\-1", "server-1")
 
 
 def test_what_is_full_within_a_month_is_named_every_week(engine: Engine, week: Digest) -> None:
@@ -98,10 +128,8 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
     nobodys = read_digest(engine, WEEK, ("team", "payments"))
 
     assert len(as_text(before).splitlines()) == 1
-    assert as_text(before).endswith("Nothing to report.\n")
-    assert as_text(nobodys) == f"Nothing was measured of team=payments in the week of {WEEK.start} to {WEEK.end}. " + (
-        "Nothing to report.\n"
-    )
+    assert as_text(before).endswith("Nothing is full within 30 days, or sooner than was said a week ago.\n")
+    assert as_text(nobodys) == f"Nothing was measured of team=payments in the week of {WEEK.start} to {WEEK.end}.\n"
 
 
 def test_a_label_has_its_own_digest(engine: Engine, week: Digest) -> None:
@@ -215,7 +243,7 @@ def test_the_command_shows_a_week_as_text_json_and_a_file(tmp_path: Path, engine
 
     digest = read_digest(engine, WEEK)
     assert shown.split() == as_text(digest).split()
-    assert found["counts"] == {"soon": 0, "growers": 1, "runways": 1, "silent": 1, "new": 1, "gone": 1}
+    assert found["counts"] == {"soon": 0, "growers": 1, "shrinkers": 0, "runways": 1, "silent": 1, "new": 1, "gone": 1}
     assert (tmp_path / "digest.html").read_text() == as_html(digest)
     assert "\n" not in subject_of(digest)
     assert "The whole week" not in shown

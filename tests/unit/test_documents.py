@@ -134,7 +134,7 @@ def test_every_metadata_key_of_the_showback_is_documented_and_no_other() -> None
 
 
 def test_every_metadata_key_of_the_digest_is_documented_and_no_other() -> None:
-    counts = dict.fromkeys(("soon", "growers", "runways", "silent", "new", "gone"), 0)
+    counts = dict.fromkeys(("soon", "growers", "shrinkers", "runways", "silent", "new", "gone"), 0)
     week = PERIODS["weekly"].window_of(date(2025, 1, 6))
     found = Digest(week, None, 0, None, (), (), (), (), (), (), counts)
 
