@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
 from capacity_assets.storage.embedded import EmbeddedServer
 
 VARIABLE = "CAPACITY_TEST_POSTGRES_BIN"
@@ -36,6 +38,9 @@ def other_postgres(programs: Path, *settings: str) -> Iterator[EmbeddedServer]:
         options += "".join(f" -c {setting}" for setting in settings)
         subprocess.run([*pg_ctl, "-l", folder / "log", "-o", options, "start"], check=True, user=USER)
         try:
+            # Every role may create there in 14 and older, and `capacity init` refuses that.
+            with psycopg.connect(f"host={folder} user=postgres dbname=template1") as connection:
+                connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
             yield EmbeddedServer(str(folder))
         finally:
             subprocess.run([*pg_ctl, "-m", "immediate", "stop"], check=True, user=USER)

@@ -22,9 +22,7 @@ from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
 from capacity_assets.storage.node_records import lost_nodes
 from capacity_assets.storage.schema import (
-    EVERYBODY_MAY_CREATE,
     SCHEMA_REVISION,
-    everybody_may_create,
     schema_revision,
     schema_state,
 )
@@ -76,8 +74,6 @@ def _server(engine: Engine) -> Iterator[Finding]:
 
 
 def _schema(engine: Engine) -> Iterator[Finding]:
-    if everybody_may_create(engine):
-        yield Finding("schema", Verdict.NOTE, EVERYBODY_MAY_CREATE)
     state = schema_state(engine)
     if state.fit:
         yield Finding(

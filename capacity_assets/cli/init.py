@@ -13,7 +13,6 @@ from capacity_assets.orchestration.instance import dagster_environment, dagster_
 from capacity_assets.runtime import open_engine, prepare_database
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import safe_url
-from capacity_assets.storage.schema import EVERYBODY_MAY_CREATE, everybody_may_create
 from capacity_assets.storage.time_zone import another_zone
 
 
@@ -42,7 +41,5 @@ def init(settings: Settings, /, *, as_json: bool) -> None:
         say(f"schema {'created or upgraded' if done else 'was up to date'} at {safe_url(engine.url)}")
         if problem := another_zone(engine, settings.timezone):
             say(f"Warning: {problem}")
-        if everybody_may_create(engine):
-            say(f"Warning: {EVERYBODY_MAY_CREATE}")
         if settings.dagster_url is not None:
             say(f"Dagster's tables are there and its pools limited at {safe_url(settings.dagster_url)}")

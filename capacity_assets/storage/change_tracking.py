@@ -50,7 +50,9 @@ def _invalidations() -> Iterator[Tracking]:
     events = dict.fromkeys((table.name for table in SAMPLES), "DELETE OR TRUNCATE")
     events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
     for table, event in events.items():
-        yield Tracking(table, INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes", f"'{table}'")
+        yield Tracking(
+            table, INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes", f"'{table}'", tuple(events)
+        )
 
 
 def function_name(table: str) -> str:

@@ -23,6 +23,7 @@ from capacity_assets.storage.group_tracking import forget_group_sums, group_trac
 from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
+from capacity_assets.storage.views import VIEWS
 
 VERSION_TABLE = "capacity_alembic_version"
 CELLS_TABLE = "capacity_cells"
@@ -40,27 +41,11 @@ READS_A_WIDENED_COLUMN = (
 _INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 
 
-EVERYBODY_MAY_CREATE = (
-    "every role may create objects in the schema of the tables, as PostgreSQL 14 and older allow in public: one could "
-    "plant an operator there that the owner's statements take. Run: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
-)
-
-
-def everybody_may_create(engine: Engine) -> bool:
-    """Whether PUBLIC may create objects in the schema of the tables."""
-    granted = text(
-        "SELECT EXISTS (SELECT FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a "
-        "WHERE n.nspname = current_schema() AND a.grantee = 0 AND a.privilege_type = 'CREATE')"
-    )
-    with engine.connect() as connection:
-        return bool(connection.execute(granted).scalar_one())
-
-
 def untracked_changes(engine: Engine) -> tuple[str, ...]:
     """Return what keeps changed samples from being recorded; nothing if all is well."""
     with engine.connect() as connection:
         steps = [*change_tracking_steps(connection), *group_tracking_steps(connection)]
-        return tuple(dict.fromkeys(step.reason for step in steps))
+        return tuple(dict.fromkeys(step.reason for step in steps if step.is_lossy))
 
 
 class SchemaProblemsError(CapacityError):
@@ -112,6 +97,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         if reads_cells(connection):
             raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])
         _refuse_a_newer_schema(revision)
+        if doors := _open_doors(connection, is_init=True):
+            raise SchemaProblemsError(doors)
         _refuse_names_taken(connection)
         done: list[str] = []
         # A column that a view reads cannot be widened.
@@ -127,11 +114,11 @@ def initialise(engine: Engine) -> tuple[str, ...]:
             prepare_nodes(connection, kept="The schema was not changed.")
         missing = change_tracking_steps(connection)
         carry_out(connection, missing)
-        if missing:
+        if any(step.is_lossy for step in missing):
             # Whatever was written while they were absent is not known.
             connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
         unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
-        done += dict.fromkeys(f"fixed: {step.reason}{unseen}" for step in missing)
+        done += dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)
         done += _track_groups(connection, anew=revision != SCHEMA_REVISION)
         execute(connection, foreign)
         done += [f"taken away and put back as it was: view {view}" for view in readers]
@@ -144,7 +131,7 @@ def _track_groups(connection: Connection, *, anew: bool) -> list[str]:
     """Record what changes groups, and forget sums that may have missed a change; return what was fixed."""
     missing = group_tracking_steps(connection)
     carry_out(connection, missing)
-    if missing or anew:
+    if anew or any(step.is_lossy for step in missing):
         forget_group_sums(connection)
     return [] if anew else [*dict.fromkeys(f"fixed: {step.reason}" for step in missing)]
 
@@ -221,6 +208,61 @@ def _refuse_a_newer_schema(revision: str | None) -> None:
         raise SchemaProblemsError([newer])
 
 
+def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
+    """List what lets another role have its own code run by the owner's statements, and what to do.
+
+    What is ours belongs to a role that could replace it anyway (the owner of the schema or of the database, a
+    superuser), or to the role that runs `capacity init`: later on, to the owner of the table of its revision.
+    """
+    problems = [
+        f"every role may create objects in the schema {row.schema}, as PostgreSQL 14 and older allow in public: one "
+        "could plant an operator or a table there that the owner's statements take. As a superuser, or as the owner of "
+        f"the schema, run: REVOKE CREATE ON SCHEMA {row.schema} FROM PUBLIC; GRANT CREATE ON SCHEMA {row.schema} TO "
+        f"{row.role}"
+        for row in connection.execute(text(_EVERYBODY_MAY_CREATE))
+    ]
+    named = [*(table.name for table in metadata.sorted_tables), VERSION_TABLE, *(view.name for view in VIEWS)]
+    asked = {"relations": named, "version": VERSION_TABLE, "is_init": is_init}
+    problems += [
+        f"the {row.kind} {row.name} belongs to the role {row.owner}, which could have code of its own run by whoever "
+        f"uses it. Look at its definition, triggers and rules, then run: ALTER {row.kind.upper()} {row.name} OWNER TO "
+        f"{row.trusted}. If {row.owner} is to own the tables, run `capacity init` as that role instead"
+        for row in connection.execute(text(_OF_OTHERS), asked)
+    ]
+    return problems
+
+
+_EVERYBODY_MAY_CREATE = """
+SELECT quote_ident(n.nspname) AS schema, quote_ident(current_user) AS role FROM pg_namespace n
+WHERE n.nspname = current_schema()
+  AND EXISTS (SELECT FROM aclexplode(n.nspacl) a WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')
+"""
+_OF_OTHERS = """
+WITH named AS (
+    SELECT oid, relowner, relkind FROM pg_class
+    WHERE relname = ANY (:relations) AND relnamespace = CAST(current_schema() AS regnamespace)
+), ours AS (
+    SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'table' END AS kind, CAST(CAST(oid AS regclass) AS text) AS name,
+           relowner AS owner FROM named
+    UNION
+    SELECT 'table', CAST(tree.relid AS text), part.relowner
+    FROM named CROSS JOIN LATERAL pg_partition_tree(named.oid) AS tree JOIN pg_class part ON part.oid = tree.relid
+    UNION
+    SELECT 'function', CAST(CAST(oid AS regprocedure) AS text), proowner FROM pg_proc
+    WHERE proname LIKE 'capacity\\_%' AND pronamespace = CAST(current_schema() AS regnamespace)
+), trusted AS (
+    SELECT coalesce((SELECT pg_get_userbyid(relowner) FROM pg_class
+                     WHERE NOT :is_init AND oid = to_regclass(:version)), current_user) AS role
+)
+SELECT ours.kind, ours.name, quote_ident(r.rolname) AS owner, quote_ident(trusted.role) AS trusted
+FROM ours JOIN pg_roles r ON r.oid = ours.owner CROSS JOIN trusted
+WHERE NOT r.rolsuper AND r.rolname <> trusted.role
+  AND r.oid NOT IN (SELECT nspowner FROM pg_namespace WHERE nspname = current_schema()
+                    UNION SELECT datdba FROM pg_database WHERE datname = current_database())
+ORDER BY 1, 2
+"""
+
+
 def _refuse_names_taken(connection: Connection) -> None:
     problems = [
         f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
@@ -236,7 +278,7 @@ def schema_state(engine: Engine) -> SchemaState:
     with engine.connect() as connection:
         present = set(inspect(connection).get_table_names())
         missing = tuple(table.name for table in metadata.sorted_tables if table.name not in present)
-        shortcomings: list[str] = []
+        shortcomings = _open_doors(connection)
         for table in metadata.sorted_tables:
             if table.name in present:
                 plan = plan_table(connection, table)

@@ -14,10 +14,14 @@ DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy le
 
 @dataclass(frozen=True)
 class SchemaStep:
-    """One statement that brings a table closer to the wanted shape, and why."""
+    """One statement that brings a table closer to the wanted shape, and why.
+
+    It `is_lossy` where writes may have gone unrecorded before it.
+    """
 
     reason: str
     statement: str
+    is_lossy: bool = False
 
 
 def carry_out(connection: Connection, steps: Iterable[SchemaStep]) -> None:

@@ -2,6 +2,10 @@
 
 They run once per statement and read only the rows of that statement. What is recorded is in `change_tracking` and
 `group_tracking`.
+
+The functions have the rights of their owner, so that whoever writes samples needs none on the log. Nobody else may call
+them, and they refuse any relation but our own tables and the shards of these: an operator, a cast or a function of a
+caller's own would run with these rights, too.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from capacity_assets.storage.steps import SchemaStep, quoted
+from capacity_assets.storage.steps import SchemaStep, literal, quoted
 
 # Stands for the schema of the tables in the bodies of the functions.
 SCHEMA_MARK = "{schema}"
@@ -25,7 +29,10 @@ TRUNCATED = {"truncate": ""}
 
 @dataclass(frozen=True)
 class Tracking:
-    """A function and the triggers of a table that call it; `what` they record, for messages."""
+    """A function and the triggers of a table that call it; `what` they record, for messages.
+
+    A function of several tables has all of them as `callers`.
+    """
 
     table: str
     function: str
@@ -33,42 +40,81 @@ class Tracking:
     events: Mapping[str, str]
     what: str
     arguments: str = ""
+    callers: tuple[str, ...] = ()
 
     def trigger(self, event: str) -> str:
         """The name of the trigger of an event: the function's, and the event where there are several."""
         return f"{self.function}_{event}" if len(self.events) > 1 else self.function
 
 
+# The relation that fired may be a shard, whose name is not the table's, but lies in its schema and has its owner: who
+# could make such a relation has the rights of the owner already.
+_REFUSE_OTHERS = """    IF NOT EXISTS (
+        SELECT FROM pg_class ours JOIN pg_class fired USING (relnamespace, relowner)
+        WHERE ours.oid IN ({callers}) AND fired.oid = TG_RELID
+    ) THEN
+        RAISE insufficient_privilege
+            USING MESSAGE = '{function} is not for ' || CAST(CAST(TG_RELID AS regclass) AS text);
+    END IF;
+"""
+_BEGIN = "\nBEGIN\n"
+_FOUND = """
+SELECT prosrc, prosecdef, proconfig,
+       EXISTS (SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner))) WHERE grantee <> proowner)
+           AS others_may_call
+FROM pg_proc
+WHERE proname = :name AND pronargs = 0 AND pronamespace = CAST(current_schema() AS regnamespace)
+"""
+# From everybody, and from whom the default privileges of the owner give it to.
+_REVOKE = """
+DO $$
+DECLARE granted record;
+BEGIN
+    FOR granted IN
+        SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') AS grantee
+        FROM pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+        LEFT JOIN pg_roles r ON r.oid = a.grantee
+        WHERE p.oid = CAST('{function}()' AS regprocedure) AND a.grantee <> p.proowner
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION {function}() FROM %s CASCADE', granted.grantee);
+    END LOOP;
+END $$
+"""
+
+
 def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[SchemaStep]:
     """Return what is missing: the function and the triggers that are absent, old or disabled."""
     table, function = tracking.table, tracking.function
     reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
-    schema = connection.execute(text("SELECT current_schema()")).scalar_one()
-    body = tracking.body.replace(SCHEMA_MARK, quoted(schema))
+    too_open = f"the function {function} could be called by other roles, and run code of theirs as its owner"
+    schema = quoted(connection.execute(text("SELECT current_schema()")).scalar_one())
+    unguarded = tracking.body.replace(SCHEMA_MARK, schema)
+    callers = ", ".join(f"to_regclass({literal(f'{schema}.{quoted(name)}')})" for name in tracking.callers or (table,))
+    guard = _REFUSE_OTHERS.format(callers=callers, function=function)
+    body = unguarded.replace(_BEGIN, _BEGIN + guard, 1)
     # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
     path = "pg_catalog, pg_temp"
-    found = connection.execute(
-        text(
-            "SELECT prosrc, prosecdef, proconfig FROM pg_proc "
-            "WHERE proname = :name AND pronamespace = CAST(current_schema() AS regnamespace)"
-        ),
-        {"name": function},
-    ).first()
-    if found is None or (found.prosrc, found.prosecdef, found.proconfig) != (body, True, [f"search_path={path}"]):
-        # With the rights of its owner, so that whoever writes samples needs none on the log; such a function must
-        # find no table, operator or function of the caller's, so it names tables with their schema.
+    found = connection.execute(text(_FOUND), {"name": function}).first()
+    recorded = None if found is None else (found.prosrc, found.prosecdef, found.proconfig)
+    if recorded != (body, True, [f"search_path={path}"]):
+        # The body of versions before recorded the same.
+        was_recorded = recorded == (unguarded, True, [f"search_path={path}"])
         yield SchemaStep(
-            reason,
+            too_open if was_recorded else reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
             f"SET search_path = {path} AS $body${body}$body$",
+            is_lossy=not was_recorded,
         )
+    if found is None or found.others_may_call:
+        yield SchemaStep(too_open if found else reason, _REVOKE.format(function=function), is_lossy=found is None)
     for event, rows in tracking.events.items():
         trigger = tracking.trigger(event)
         fires = connection.execute(
             text(
                 "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid "
                 "WHERE t.tgrelid = to_regclass(:table) AND t.tgname = :trigger AND f.proname = :function "
-                "AND NOT t.tgisinternal AND t.tgnargs = :arguments"
+                "AND f.pronamespace = CAST(current_schema() AS regnamespace) AND NOT t.tgisinternal "
+                "AND t.tgnargs = :arguments"
             ),
             {
                 "table": table,
@@ -82,6 +128,7 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
                 reason,
                 f"CREATE OR REPLACE TRIGGER {trigger} AFTER {event.upper()} ON {quoted(table)} {rows} "
                 f"FOR EACH STATEMENT EXECUTE FUNCTION {function}({tracking.arguments})",
+                is_lossy=True,
             )
         elif not fires:
-            yield SchemaStep(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}")
+            yield SchemaStep(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}", is_lossy=True)

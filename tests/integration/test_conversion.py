@@ -234,6 +234,7 @@ def test_an_identity_column_goes_on_counting_for_the_owner_and_for_who_may_only_
     owner, collector = f"owner_{empty_engine.url.database}", f"collector_{empty_engine.url.database}"
     for role in (owner, collector):
         execute(empty_engine, f"CREATE ROLE {role} LOGIN")
+    execute(empty_engine, f"ALTER DATABASE {empty_engine.url.database} OWNER TO {owner}")
     execute(empty_engine, f"ALTER TABLE database_size_stats OWNER TO {owner}")
     execute(empty_engine, f"GRANT INSERT, SELECT ON database_size_stats TO {collector}")
     execute(empty_engine, f"GRANT SELECT ON instances TO {owner}")
