@@ -74,7 +74,7 @@ class Variables(BaseSettings):
     redis_url: RedisUrl | None = Field(
         default=None,
         description="Redis that holds the locks against writers outside Dagster, `redis://:password@host:6379/0`. "
-        "Unset: PostgreSQL advisory locks.",
+        "Unset: rows of `capacity_locks`.",
     )
     alert_webhook_url: WebAddress | None = Field(
         default=None,

@@ -20,7 +20,6 @@ from capacity_assets.aggregation.quality import (
 from capacity_assets.collection.engines.installed import engines
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.lock_errors import SAMPLES
-from capacity_assets.foundation.locks import advisory_key
 from capacity_assets.foundation.redis_locks import redis_key
 from capacity_assets.orchestration.naming import asset_name, job_name, pool_name, schedule_name
 from capacity_assets.periods import PERIODS, Period
@@ -117,12 +116,9 @@ def grants() -> str:
 
 
 def locks() -> str:
-    """Key of each lock, in Redis and in PostgreSQL."""
-    rows = [
-        [f"`{name}`", f"`{redis_key(name)}`", "`pg_advisory_lock({}, {})`".format(*advisory_key(name))]
-        for name in (*PERIODS, SAMPLES)
-    ]
-    return table(["lock", "Redis key", "PostgreSQL"], rows)
+    """Name of each lock, and its key in Redis."""
+    rows = [[f"`{name}`", f"`{redis_key(name)}`"] for name in (*PERIODS, SAMPLES)]
+    return table(["lock, row in PostgreSQL", "key in Redis"], rows)
 
 
 def tables() -> str:

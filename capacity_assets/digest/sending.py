@@ -18,11 +18,10 @@ from capacity_assets.digest.writing import as_mail, as_text, subject_of
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.webhook import WebhookError, post_text
 from capacity_assets.periods import Window
+from capacity_assets.storage.row_locks import wait_for_lock
 
 TIMEOUT_SECONDS = 20
 PORTS = {"smtp": 587, "smtps": 465}
-# "dige" in letters.
-_LOCK = 0x64696765
 
 
 class SendingError(Exception):
@@ -54,7 +53,7 @@ def send_digests(
     """Send a week's digest to those without it, with `again` to all; raises DatabaseError; who got it is remembered."""
     with database_errors(doing="locking the digest", kept="Nothing was sent."), engine.connect() as connection:
         # One at a time, so that two runs do not both send. The lock goes with the connection.
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        wait_for_lock(connection, "digests")
         done: dict[str, str | None] = {}
         for receiver in receivers:
             done[receiver.name] = _send_to(engine, week, receiver, channels, again=again)

@@ -3,15 +3,15 @@
 The command line, a second deployment, the legacy scheduler during a migration: whoever writes a period's
 aggregates holds its lock. With a Redis URL it is a Redis key with an owner token and a time to live, renewed
 while the work lasts; if the process dies, renewals stop with it and the key expires within one time to live.
-Without Redis it is a PostgreSQL advisory lock on a connection of its own, which the server drops when the
-process dies. The work asks `ensure_held` before each commit, so that work stops when the lock was lost.
+Without Redis it is a row of `capacity_locks`, locked in a transaction of a connection of its own, which the server
+ends when the process dies; a role that may not write there cannot hold it. The work asks `ensure_held` before
+each commit, so that work stops when the lock was lost.
 
 Queueing inside Dagster belongs to the pools; retrying to the callers.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,13 +24,7 @@ from capacity_assets.errors import database_errors
 from capacity_assets.foundation.lock_errors import HeldLock, held_by, lost, nothing_written, owner_name
 from capacity_assets.foundation.redis_locks import RedisLock
 
-ADVISORY_CLASS = 0x63617061  # "capa": the first of the two integers of an advisory lock
 TIME_TO_LIVE_SECONDS = 60.0
-
-
-def advisory_key(period: str) -> tuple[int, int]:
-    """Return the two integers of a period's PostgreSQL advisory lock."""
-    return ADVISORY_CLASS, zlib.crc32(period.encode()) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -50,10 +44,10 @@ class CapacityLockManager:
             LockUnavailableError: Redis cannot be asked.
             DatabaseError: PostgreSQL cannot be asked.
         """
-        lock: _AdvisoryLock | RedisLock
+        lock: _RowLock | RedisLock
         with ExitStack() as held:
             if self.redis_url is None:
-                lock = _AdvisoryLock(held.enter_context(self._own_connection(period)), period)
+                lock = _RowLock(held.enter_context(self._own_connection(period)), period)
             else:
                 lock = RedisLock(self.redis_url, period, self.time_to_live_seconds)
             lock.acquire()
@@ -63,59 +57,61 @@ class CapacityLockManager:
     def _own_connection(self, period: str) -> Connection:
         """Connect outside the pool: a connection given back to it would keep the lock."""
         with database_errors(doing=f"taking the lock of {period}", kept=nothing_written(period)):
-            connection = self.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
+            connection = self.engine.connect()
         connection.detach()
         return connection
 
 
 @dataclass
-class _AdvisoryLock:
-    """A session-level advisory lock on a connection of its own."""
+class _RowLock:
+    """A row that is locked in a transaction on a connection of its own."""
 
     connection: Connection
     period: str
 
-    @property
-    def key(self) -> dict[str, int]:
-        """The two integers as parameters."""
-        return dict(zip(("first", "second"), advisory_key(self.period), strict=True))
-
     def acquire(self) -> None:
-        parameters = {**self.key, "name": f"capacity_assets lock {owner_name()}"[:63]}
+        asked = {"name": self.period, "application": f"capacity_assets lock {owner_name()}"[:63]}
         with database_errors(doing=f"taking the lock of {self.period}", kept=nothing_written(self.period)):
-            self.connection.execute(text("SELECT set_config('application_name', :name, false)"), parameters)
+            self.connection.execute(text("SELECT set_config('application_name', :application, false)"), asked)
             # It is idle while the work goes on elsewhere.
-            self.connection.execute(text("SELECT set_config('idle_session_timeout', '0', false)"))
-            taken = self.connection.execute(text("SELECT pg_try_advisory_lock(:first, :second)"), parameters).scalar()
-            holder = None if taken else self.connection.execute(text(_ADVISORY_HOLDER), parameters).first()
+            self.connection.execute(text(_NO_TIME_LIMIT))
+            self.connection.execute(text(_ENTER), asked)
+            self.connection.commit()
+            taken = self.connection.execute(text(_TAKE), asked).first()
+            holder = None if taken else self.connection.execute(text(_HOLDER), asked).first()
         if not taken:
-            who = _readable_holder(holder) if holder else None
-            raise held_by(self.period, who)
+            raise held_by(self.period, _readable_holder(holder) if holder else None)
 
     def release(self) -> None:
         """Give the lock back at once: closing the connection does it too, but only when the server notices."""
         with suppress(SQLAlchemyError):
-            self.connection.execute(text("SELECT pg_advisory_unlock(:first, :second)"), self.key)
+            self.connection.rollback()
 
     def ensure_held(self) -> None:
         try:
-            held = self.connection.execute(text(_ADVISORY_OWN), self.key).scalar()
+            self.connection.execute(text("SELECT 1"))
         except (DBAPIError, PendingRollbackError) as error:
             # Asked again after it was lost, by another slice, SQLAlchemy refuses before the server could.
             raise lost(self.period, "its connection was closed") from error
-        if not held:
-            raise lost(self.period, "it was released by another session")
 
 
-_ADVISORY_HOLDER = """
-SELECT a.application_name AS name, a.pid, a.backend_start AT TIME ZONE 'UTC' AS since
-FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND l.locktype = 'advisory' AND l.granted AND l.classid = :first AND l.objid = :second AND l.objsubid = 2
+_NO_TIME_LIMIT = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
 """
-_ADVISORY_OWN = """
-SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
-AND classid = :first AND objid = :second AND objsubid = 2
+# Where it is missing: whoever enters one that is there waits for who has updated it.
+_ENTER = """
+INSERT INTO capacity_locks (name)
+SELECT CAST(:name AS text) WHERE CAST(:name AS text) NOT IN (SELECT name FROM capacity_locks) ON CONFLICT DO NOTHING
+"""
+_TAKE = "SELECT name FROM capacity_locks WHERE name = :name FOR UPDATE SKIP LOCKED"
+# The row names the transaction that locked it.
+_HOLDER = """
+SELECT a.application_name AS name, a.pid, a.xact_start AT TIME ZONE 'UTC' AS since
+FROM capacity_locks c
+JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = c.xmax AND l.granted
+JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE c.name = :name
 """
 
 

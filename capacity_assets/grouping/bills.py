@@ -21,12 +21,11 @@ from capacity_assets.grouping.groups import group_column, refuse_unknown_groupin
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.group_tables import capacity_bills
 from capacity_assets.storage.local_copies import make_temporary_tables
+from capacity_assets.storage.row_locks import wait_for_lock
 from capacity_assets.units import counted, first_of
 
 CENT = Decimal("0.01")
 DECLARED_NAMED = 3
-# "bill" in letters: one issue of a month at a time.
-_LOCK = 0x62696C6C
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) 
     """
     asked: dict[str, Any] = {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
     with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        wait_for_lock(connection, "bills")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = _newest(connection, month)
         _read(connection, asked)

@@ -14,10 +14,13 @@ from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.storage.every_table import metadata
+from capacity_assets.storage.row_locks import capacity_locks
 from capacity_assets.storage.steps import quoted
 from capacity_assets.storage.tables import capacity_settings
 
 OnTable = Callable[[str, int], None]
+# Locks are each database's own.
+COPIED = tuple(table for table in metadata.sorted_tables if table is not capacity_locks)
 KEPT = "Nothing was copied; no row was changed."
 
 
@@ -39,14 +42,14 @@ def copy_database(source: Engine, target: Engine, on_table: OnTable) -> dict[str
             _refuse_rows(writing)
             writing.execute(text(f"DELETE FROM {capacity_settings.name}"))  # noqa: S608 -- a name of ours
             copied = {}
-            for table in metadata.sorted_tables:
+            for table in COPIED:
                 copied[table.name] = _copy_table(reading, writing, table)
                 on_table(table.name, copied[table.name])
     return copied
 
 
 def _refuse_rows(writing: Connection) -> None:
-    for table in metadata.sorted_tables:
+    for table in COPIED:
         filled = text(f"SELECT EXISTS (SELECT 1 FROM {quoted(table.name)})")  # noqa: S608 -- a name of ours, quoted
         if table is not capacity_settings and writing.execute(filled).scalar_one():
             raise ValidationError(f"The target holds rows in {table.name}. {KEPT} Name an empty database.")

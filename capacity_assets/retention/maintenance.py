@@ -44,6 +44,7 @@ from capacity_assets.storage.partitions import (
     count_rows,
     layout_of,
 )
+from capacity_assets.storage.row_locks import wait_for_lock
 from capacity_assets.storage.schema import SchemaProblemsError
 from capacity_assets.storage.tables import AGGREGATES
 from capacity_assets.units import BYTES_PER_MB, counted
@@ -57,7 +58,6 @@ TRIES = 3
 """How often adding a partition is tried while another session is in the way."""
 
 LOCK_NOT_AVAILABLE = "55P03"
-_MAINTENANCE_LOCK = 0x70617274  # "part": one maintenance at a time, step by step
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ class TableMaintenance:
     def _work(self, doing: str) -> Iterator[Connection]:
         """Open a transaction that other maintenances wait for."""
         with self._transaction(doing) as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MAINTENANCE_LOCK})
+            wait_for_lock(connection, "maintenance")
             yield connection
 
     @contextmanager

@@ -22,6 +22,7 @@ from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, O
 from capacity_assets.runway.scores import score
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.limit_tables import capacity_runways
+from capacity_assets.storage.row_locks import wait_for_lock
 
 RISKS_HANDED_ON = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
@@ -29,7 +30,6 @@ RISKS_HANDED_ON = 1_000
 IN_TIME_DAYS = 1
 """A runway of a day that is longer ago was not issued in time; one that was is not replaced."""
 
-_ISSUE_LOCK = 0x72756E77  # "runw": one issue at a time
 _ISSUED_AT = "issued_at"
 _SCORED = {f"actual_{days}_mb" for days in HORIZONS_DAYS}
 _IN_TIME = "in_time"
@@ -86,7 +86,7 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         database_errors(doing=f"issuing the runways of {as_of}", kept="None was changed."),
         engine.begin() as connection,
     ):
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ISSUE_LOCK})
+        wait_for_lock(connection, "runways")
         connection.execute(text(_STAGE))
         _stage(connection, history.HistoryScope(as_of, every=True))
         # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().

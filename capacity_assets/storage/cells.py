@@ -25,6 +25,7 @@ from capacity_assets.storage.group_tables import (
     capacity_group_windows,
     capacity_prices,
 )
+from capacity_assets.storage.row_locks import capacity_locks
 from capacity_assets.storage.schema import CELLS_TABLE, SCHEMA_REVISION, VERSION_TABLE, reads_cells
 from capacity_assets.storage.steps import DIALECT, execute, literal, quoted
 from capacity_assets.storage.tables import (
@@ -48,7 +49,8 @@ MOST_CELLS = 200
 
 OWN = (
     capacity_group_sums, capacity_group_windows, capacity_group_changes, capacity_settings, capacity_digests,
-    capacity_prices, collection_targets, imports, sample_changes, invalidations, activations, computed_windows,
+    capacity_prices, capacity_locks, collection_targets, imports, sample_changes, invalidations, activations,
+    computed_windows,
 )  # fmt: skip
 """Tables that stay empty here, or hold what is this database's own: how each cell is written is its own business."""
 READ = tuple(table for table in metadata.sorted_tables if table not in OWN)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from capacity_assets.storage import group_tables, limit_tables
+from capacity_assets.storage import group_tables, limit_tables, row_locks
 from capacity_assets.storage.tables import table_metadata
 
-__all__ = ["group_tables", "limit_tables", "metadata"]
+__all__ = ["group_tables", "limit_tables", "metadata", "row_locks"]
 
 metadata = table_metadata

@@ -17,6 +17,7 @@ from capacity_assets.storage.group_tables import (
     capacity_group_windows,
     capacity_labels,
 )
+from capacity_assets.storage.row_locks import wait_for_lock
 from capacity_assets.storage.steps import SchemaStep
 from capacity_assets.storage.tables import AGGREGATES, instance_size_aggregations, instances
 from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
@@ -40,7 +41,7 @@ def forget_group_sums(connection: Connection) -> None:
 
 def lock_group_sums(connection: Connection) -> None:
     """Wait until no other transaction stores sums or forgets them, and keep others waiting until this one ends."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    wait_for_lock(connection, "group sums")
 
 
 def record_windows_of(connection: Connection, rows: str) -> None:
@@ -112,7 +113,6 @@ BEGIN
     RETURN NULL;
 END
 """  # noqa: S608 -- names of our own tables
-_LOCK = 0x67727073  # "grps": two that store the same window would both write its rows
 _RECORD_WINDOWS = """
 INSERT INTO capacity_group_changes (period_type, period_start)
 SELECT * FROM unnest(CAST(:periods AS text[]), CAST(:starts AS date[])) ON CONFLICT DO NOTHING

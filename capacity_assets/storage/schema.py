@@ -7,11 +7,12 @@ version in the same database.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, MetaData, inspect, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from capacity_assets.errors import CapacityError
 from capacity_assets.storage.adoption import comment_steps, default_partition_steps, plan_table, widened_columns
@@ -21,7 +22,9 @@ from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
 from capacity_assets.storage.node_records import prepare_nodes
+from capacity_assets.storage.row_locks import capacity_locks, wait_for_lock
 from capacity_assets.storage.steps import carry_out, execute
+from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 from capacity_assets.storage.views import VIEWS
 
@@ -38,7 +41,6 @@ READS_A_WIDENED_COLUMN = (
     "reads a column that has to be widened, which PostgreSQL refuses. Drop it, run `capacity init`, then create it "
     "again."
 )
-_INIT_LOCK = 0x63617061  # "capa": serialises two upgrades of one database
 
 
 def untracked_changes(engine: Engine) -> tuple[str, ...]:
@@ -88,19 +90,19 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SET LOCAL lock_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INIT_LOCK})
+        if reads_cells(connection):
+            raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])
+        # Before the first write: a trigger of another role would run.
+        if doors := _open_doors(connection, is_init=True):
+            raise SchemaProblemsError(doors)
+        done = _keep_other_upgrades_out(connection)
         connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
         if distributed_tables(connection):
             change_shards_in_turn(connection)
             allow_triggers(connection)
         revision = _revision(connection)
-        if reads_cells(connection):
-            raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])
         _refuse_a_newer_schema(revision)
-        if doors := _open_doors(connection, is_init=True):
-            raise SchemaProblemsError(doors)
         _refuse_names_taken(connection)
-        done: list[str] = []
         # A column that a view reads cannot be widened.
         taken = _taken_away(connection) if revision != SCHEMA_REVISION else []
         foreign, readers = _take_readers_away(connection)
@@ -125,6 +127,36 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         done += _renew_views(connection, taken)
         carry_out(connection, comment_steps(connection, metadata.sorted_tables))
     return tuple(done)
+
+
+def _keep_other_upgrades_out(connection: Connection) -> list[str]:
+    """Take the lock of the schema, after its table where that is missing; return what was done."""
+    done: list[str] = []
+    if not connection.execute(text("SELECT to_regclass(:name)"), {"name": capacity_locks.name}).scalar():
+        # Where another upgrade makes it just now, this waits for it, and then for the row.
+        with suppress(IntegrityError, ProgrammingError), connection.begin_nested():
+            capacity_locks.create(connection)
+            execute(connection, [_LET_WRITERS_LOCK])
+            done.append(f"created table {capacity_locks.name}")
+    wait_for_lock(connection, "schema")
+    return done
+
+
+# In a database of a version before, where roles have been granted what they write to.
+_LET_WRITERS_LOCK = f"""
+DO $$
+DECLARE writer record;
+BEGIN
+    FOR writer IN
+        SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') AS grantee
+        FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+        WHERE c.oid IN ({", ".join(f"to_regclass('{table.name}')" for table in (*SAMPLES, *AGGREGATES))})
+          AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON {capacity_locks.name} TO %s', writer.grantee);
+    END LOOP;
+END $$
+"""  # noqa: S608 -- names of our own tables
 
 
 def _track_groups(connection: Connection, *, anew: bool) -> list[str]:

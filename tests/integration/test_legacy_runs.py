@@ -6,11 +6,11 @@ import logging
 from datetime import date
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.foundation.lock_errors import LockHeldError
-from capacity_assets.foundation.locks import advisory_key
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import task_runner
 from capacity_assets.settings import Settings
@@ -92,11 +92,7 @@ def test_a_run_that_ends_in_an_error_is_told_and_one_for_a_single_server_is_not(
     runner = task_runner(engine, recording, clock=fixed_clock())
     day = PERIODS["daily"].window_of(DAY)
     runner.run_period("daily", [day], RunOptions(("database",), instance_ids=[1]))
-    with (
-        engine.connect() as other,
-        other.execute(text(f"SELECT pg_advisory_lock({advisory_key('daily')[0]}, {advisory_key('daily')[1]})")),
-        pytest.raises(LockHeldError),
-    ):
+    with CapacityLockManager(engine).job_lock("daily"), pytest.raises(LockHeldError):
         runner.run_period("daily", [day], RunOptions(("database",)))
 
     [(name, status, error)] = rows(engine, "SELECT task_name, status, error_message FROM task_runs")

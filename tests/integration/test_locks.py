@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from datetime import date
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.foundation.levels import DATABASE
@@ -18,13 +20,16 @@ from capacity_assets.foundation.lock_errors import (
     LockHeldError,
     owner_name,
 )
-from capacity_assets.foundation.locks import CapacityLockManager, advisory_key
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.redis_locks import redis_key
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.schema import initialise
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, sizes, stored
 from tests.locking import DATABASE_LEVEL, MARCH, runner_with
 from tests.redis_server import RedisServer
+from tests.roles import DOCS
 
 
 def test_a_second_writer_of_the_same_period_is_told_who_holds_the_lock_and_since_when(
@@ -77,6 +82,7 @@ import sys, time
 from sqlalchemy import make_url
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.schema import initialise
 manager = CapacityLockManager(capacity_engine(make_url(sys.argv[1])), sys.argv[2] or None, float(sys.argv[3]))
 with manager.job_lock("daily"):
     print("held", flush=True)
@@ -159,37 +165,43 @@ def test_a_legacy_job_can_interlock_by_setting_the_key(
         assert client.get("capacity:aggregation:daily") == b"legacy scheduler", "left alone"
 
 
-def test_a_legacy_job_can_interlock_by_an_advisory_lock(engine: Engine) -> None:
-    first, second = advisory_key("daily")
+def test_a_legacy_job_can_interlock_by_the_documented_statements(engine: Engine) -> None:
+    section = (DOCS / "operations.md").read_text().split("## One writer per period")[1]
+    # SQLAlchemy begins the transaction.
+    [statements] = re.findall(r"```sql\nBEGIN;\n(.*?)```", section, re.DOTALL)[:1]
+    with CapacityLockManager(engine).job_lock("daily"):
+        pass
     with engine.connect() as legacy:
         legacy.execute(text("SET application_name = 'legacy scheduler'"))
-        legacy.execute(text("SELECT pg_advisory_lock(:first, :second)"), {"first": first, "second": second})
+        legacy.execute(text(statements))
         with (
             pytest.raises(LockHeldError, match="legacy scheduler \\(backend"),
             CapacityLockManager(engine).job_lock("daily"),
         ):
             pytest.fail("the lock was given twice")
-        legacy.execute(text("SELECT pg_advisory_unlock_all()"))
-    assert (first, second) == (1667330145, 245214058)
+        legacy.rollback()
+        with CapacityLockManager(engine).job_lock("daily"), pytest.raises(OperationalError, match="lock timeout"):
+            legacy.execute(text(statements.replace("10s", "10ms")))
 
 
 def test_a_lock_held_by_another_role_is_told_although_its_times_cannot_be_seen(engine: Engine) -> None:
-    first, second = advisory_key("daily")
     with engine.begin() as connection:
         for role in ("legacy_role", "our_role"):
             connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
             connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+            connection.execute(text(f"GRANT SELECT, INSERT, UPDATE ON capacity_locks TO {role}"))
     legacy = capacity_engine(engine.url.set(username="legacy_role"))
     ours = capacity_engine(engine.url.set(username="our_role"))
-    with legacy.connect() as session:
-        session.execute(text("SELECT pg_advisory_lock(:first, :second)"), {"first": first, "second": second})
-        with (
-            pytest.raises(LockHeldError, match=r"being written by capacity_assets \(backend \d+\)\. Nothing"),
-            CapacityLockManager(ours).job_lock("daily"),
-        ):
-            pytest.fail("the lock was given twice")
+    with (
+        CapacityLockManager(legacy).job_lock("daily"),
+        pytest.raises(LockHeldError, match=r"being written by capacity_assets lock .* \(backend \d+\)\. Nothing"),
+        CapacityLockManager(ours).job_lock("daily"),
+    ):
+        pytest.fail("the lock was given twice")
     legacy.dispose()
     ours.dispose()
+    for role in ("legacy_role", "our_role"):
+        execute(engine, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 def test_since_when_is_when_the_lock_was_taken_not_when_it_was_last_looked_at(engine: Engine) -> None:
@@ -208,5 +220,18 @@ def test_since_when_is_when_the_lock_was_taken_not_when_it_was_last_looked_at(en
 
 
 def test_the_same_lock_in_another_database_of_the_server_is_another_lock(engine: Engine, empty_engine: Engine) -> None:
+    initialise(empty_engine)
     with CapacityLockManager(empty_engine).job_lock("daily"), CapacityLockManager(engine).job_lock("daily") as lock:
         lock.ensure_held()
+
+
+def test_a_lock_survives_the_time_limits_of_idle_sessions(engine: Engine) -> None:
+    limited = capacity_engine(
+        engine.url.update_query_dict(
+            {"options": "-c idle_in_transaction_session_timeout=100 -c idle_session_timeout=100"}
+        )
+    )
+    with CapacityLockManager(limited).job_lock("daily") as lock:
+        time.sleep(0.5)
+        lock.ensure_held()
+    limited.dispose()

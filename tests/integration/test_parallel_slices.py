@@ -146,7 +146,7 @@ def test_every_slice_asks_for_the_lock_and_one_lost_in_mid_work_stops_them_all(
     parallel = AggregationService(wide_engine, fixed_clock(), locks=locks, instances_per_slice=2, parallel_slices=3)
     runner = AggregationTaskRunner(parallel)
     holders = text(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'capacity_assets lock%'"
     )
 
     def lose_the_lock(_instances: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -19,19 +20,32 @@ from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.digest.content import read_digest
+from capacity_assets.digest.sending import Channels, Sent, send_digests
+from capacity_assets.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.grouping.bills import issue_bill
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
+from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.rules import Retention
 from capacity_assets.runway.service import RunwayService
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.group_tracking import lock_group_sums
+from capacity_assets.storage.schema import initialise
 from tests.clocks import fixed_clock
 from tests.command import capacity
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 from tests.roles import DOCS, ROLES, documented
 
+# Of the advisory locks that kept others out before: a period's, and one kind of work each.
+FORMER_KEYS = (
+    *(f"1667330145, {zlib.crc32(period.encode()) & 0x7FFFFFFF}" for period in (*PERIODS, "samples")),
+    *(str(int.from_bytes(name)) for name in (b"capa", b"grps", b"part", b"runw", b"bill", b"dige")),
+)
 MARCH = PERIODS["monthly"].windows_between(date(2025, 3, 1), date(2025, 3, 31))
 
 
@@ -150,3 +164,53 @@ def test_the_reader_sees_the_views_and_nothing_else(database: URL) -> None:
         for statement in denied:
             with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
                 connection.execute(text(statement))
+
+
+@pytest.mark.usefixtures("granted")
+def test_the_reader_cannot_hold_a_lock_and_no_lock_that_it_can_hold_stops_the_work(
+    engine: Engine, database: URL
+) -> None:
+    load_sample(engine)
+    with CapacityLockManager(engine).job_lock("monthly"):
+        pass
+    with as_role(database, "capacity_reader") as reading:
+        for statement in (
+            "SELECT FROM capacity_locks FOR UPDATE",
+            "LOCK TABLE capacity_locks IN ACCESS SHARE MODE",
+            "INSERT INTO capacity_locks (name) VALUES ('monthly')",
+        ):
+            with reading.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
+                connection.execute(text(statement))
+        with reading.connect() as connection:
+            for keys in FORMER_KEYS:
+                connection.execute(text(f"SELECT pg_advisory_lock({keys})"))
+            service = AggregationService(engine, fixed_clock())
+            assert AggregationTaskRunner(service).run_period("monthly", MARCH).total("written_records") > 0
+            limited = capacity_engine(database.update_query_dict({"options": "-c lock_timeout=5s"}))
+            with limited.begin() as storing:
+                lock_group_sums(storing)
+            assert issue_bill(limited, MARCH[0], date(2025, 4, 2), ()).gib_months > 0
+            assert RunwayService(limited, fixed_clock()).issue(date(2025, 3, 1)).states
+            assert send_digests(limited, PERIODS["weekly"].window_of(date(2025, 3, 10)), (), Channels()) == Sent(
+                [], [], ()
+            )
+            TableMaintenance(limited, date(2025, 1, 1), Retention({})).prepare(date(2025, 7, 20))
+            assert initialise(limited) == ()
+            limited.dispose()
+
+
+@pytest.mark.single_server("drops a table")
+def test_roles_of_a_version_before_can_lock_what_they_write(granted: Engine, database: URL) -> None:
+    execute(granted, "DROP TABLE capacity_locks")
+
+    assert initialise(granted) == ("created table capacity_locks",)
+
+    for role in ("capacity_runner", "capacity_collector"):
+        with as_role(database, role) as engine, CapacityLockManager(engine).job_lock("daily") as lock:
+            lock.ensure_held()
+    with (
+        as_role(database, "capacity_reader") as engine,
+        pytest.raises(DatabaseError, match="permission denied"),
+        CapacityLockManager(engine).job_lock("daily"),
+    ):
+        pytest.fail("a reader holds a lock")

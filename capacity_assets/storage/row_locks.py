@@ -1,0 +1,28 @@
+"""Locks as rows of `capacity_locks`: a role that may not write there cannot hold one.
+
+An advisory lock can be held by every role that may connect. A row is locked with the right to update it, for the length
+of a transaction, and comes free when the session ends in whichever way.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Connection, String, Table, text
+
+from capacity_assets.storage.tables import table_metadata
+
+capacity_locks = Table(
+    "capacity_locks",
+    table_metadata,
+    Column("name", String(63), primary_key=True, comment="What is locked: a period, samples, or one kind of work"),
+    comment="Locks: whoever holds one has locked its row until the end of a transaction.",
+)
+
+
+def wait_for_lock(connection: Connection, name: str) -> None:
+    """Hold a lock until the transaction of `connection` ends; waits as long as its `lock_timeout` allows."""
+    connection.execute(text(_LOCK), {"name": name})
+
+
+_LOCK = """
+INSERT INTO capacity_locks (name) VALUES (:name) ON CONFLICT (name) DO UPDATE SET name = excluded.name
+"""
