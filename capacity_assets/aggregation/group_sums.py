@@ -27,7 +27,7 @@ from capacity_assets.storage.group_views import (
 )
 from capacity_assets.storage.group_views_on_nodes import OF_WINDOWS_ON_NODES
 from capacity_assets.storage.node_records import NodeError, gather_records
-from capacity_assets.storage.snapshots import is_seen, transaction_of
+from capacity_assets.storage.snapshots import is_foreign, is_seen, is_to_come, transaction_of
 from capacity_assets.storage.window_expressions import before
 
 logger = logging.getLogger("capacity_assets")
@@ -123,10 +123,8 @@ WITH bound AS (
 )
 SELECT o.period_type, o.period_start, bound.shown, CAST(pg_current_snapshot() AS text) AS snapshot,
        {LABEL_KEYS} AS label_keys,
-       EXISTS (SELECT FROM capacity_group_windows
-               WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
-       OR EXISTS (SELECT FROM capacity_group_changes c
-                  WHERE {transaction_of("c")} >= pg_snapshot_xmax(pg_current_snapshot())) AS is_foreign
+       EXISTS (SELECT FROM capacity_group_windows w WHERE {is_foreign("w")})
+       OR EXISTS (SELECT FROM capacity_group_changes c WHERE {is_to_come("c")}) AS is_foreign
 FROM ({{outdated}}) AS o CROSS JOIN bound
 ORDER BY o.period_start DESC, o.period_type LIMIT (SELECT shown FROM bound)
 """  # noqa: S608 -- built from the constants above

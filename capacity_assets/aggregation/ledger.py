@@ -21,19 +21,15 @@ from sqlalchemy import Connection, Engine, Row, text
 from capacity_assets.aggregation.ledger_statements import (
     BEGIN,
     COMPUTED,
-    COPY_ACTIVATIONS,
-    COPY_CHANGES,
     CURRENT_SUMS,
     DISTRIBUTED,
     FINISH,
     FORGET,
-    FORGET_ALL_INVALIDATIONS,
     FORGET_INVALIDATIONS,
     FROM_ANOTHER_SERVER,
     INVALIDATE,
     LAST_COMPUTATION,
     PLAIN,
-    RENUMBER_WINDOWS,
     STALE,
     UNCHANGED,
     UNTOUCHED,
@@ -43,7 +39,12 @@ from capacity_assets.aggregation.ledger_statements import (
 from capacity_assets.aggregation.ledger_windows import ComputedWindow, IncompleteWindow, StaleWindow
 from capacity_assets.aggregation.parts import Part
 from capacity_assets.aggregation.results import PeriodSummary
-from capacity_assets.aggregation.windows_left import WindowsLeft, asked_for, spread_activations
+from capacity_assets.aggregation.windows_left import (
+    WindowsLeft,
+    asked_for,
+    renumber_after_a_restore,
+    spread_activations,
+)
 from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
@@ -77,7 +78,7 @@ class Ledger:
         kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
         years_before = [period.year_before(window) for window in windows]
         with self._work("recording that a computation begins", kept) as connection:
-            _renumber_after_a_restore(connection)
+            renumber_after_a_restore(connection)
             parameters = {
                 **asked_for(period, level, windows),
                 "reads_from": [period.previous(window).start for window in windows],
@@ -117,7 +118,7 @@ class Ledger:
                 if connection.execute(text(FROM_ANOTHER_SERVER)).scalar():
                     return {}
             else:
-                _renumber_after_a_restore(connection)
+                renumber_after_a_restore(connection)
                 spread_activations(connection)
             rows = connection.execute(text(filled(UNCHANGED, level, self._lookups)), parameters).all()
             if not dry_run:
@@ -202,7 +203,7 @@ class Ledger:
     def stale(self) -> list[StaleWindow]:
         """Return the computed windows whose samples changed since, in order; delete changes that all windows saw."""
         with self._work("looking for changed samples", "No change was lost.") as connection:
-            _renumber_after_a_restore(connection)
+            renumber_after_a_restore(connection)
             spread_activations(connection)
             query, parameters = self.stale_query
             rows = connection.execute(text(query), parameters).all()
@@ -252,17 +253,3 @@ class Ledger:
             self._gather(kept)
             with self._engine.begin() as connection:
                 yield connection
-
-
-def _renumber_after_a_restore(connection: Connection) -> None:
-    """Bring transaction numbers of another server into this one's.
-
-    A dump that is loaded into another server keeps numbers that mean nothing there: new changes would look old. All
-    changes in the log then count as not seen by anyone, and windows as computed up to now.
-    """
-    if connection.execute(text(FROM_ANOTHER_SERVER)).scalar():
-        connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))
-        connection.execute(text(RENUMBER_WINDOWS))
-        connection.execute(text(COPY_CHANGES))
-        connection.execute(text(COPY_ACTIVATIONS))
-        connection.execute(text(FORGET_ALL_INVALIDATIONS))

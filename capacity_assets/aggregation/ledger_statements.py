@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from capacity_assets.foundation.levels import Level
-from capacity_assets.storage.snapshots import is_seen, transaction_of
+from capacity_assets.storage.snapshots import is_foreign, is_seen, is_to_come, transaction_of
 
 TRANSACTION = transaction_of("c")
 SNAPSHOT = "CAST(w.snapshot AS pg_snapshot)"
@@ -237,14 +237,11 @@ WHERE period_type = :period_type AND level = :level AND period_start = ANY (CAST
 ORDER BY period_start LIMIT 1
 """
 
-FROM_ANOTHER_SERVER = """
-SELECT EXISTS (SELECT FROM capacity_computed_windows
-               WHERE system_identifier <> (SELECT system_identifier FROM pg_control_system()))
-    OR EXISTS (SELECT FROM capacity_sample_changes
-               WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
-    OR EXISTS (SELECT FROM capacity_activations
-               WHERE CAST(CAST(transaction_id AS text) AS xid8) >= pg_snapshot_xmax(pg_current_snapshot()))
-"""
+FROM_ANOTHER_SERVER = f"""
+SELECT EXISTS (SELECT FROM capacity_computed_windows w WHERE {is_foreign("w")})
+    OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {is_to_come("c")})
+    OR EXISTS (SELECT FROM capacity_activations c WHERE {is_to_come("c")})
+"""  # noqa: S608 -- built from the constants above
 
 # A server that failed did not follow what the window has seen; the legacy application's rows follow nothing.
 UNTOUCHED = f"""
@@ -257,7 +254,7 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY
 
 RENUMBER_WINDOWS = """
 UPDATE capacity_computed_windows
-SET system_identifier = (SELECT system_identifier FROM pg_control_system()),
+SET system_identifier = DEFAULT, database_oid = DEFAULT,
     snapshot = CASE WHEN snapshot IS NOT NULL THEN CAST(pg_current_snapshot() AS text) END,
     fingerprint = NULL
 """

@@ -9,11 +9,16 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from capacity_assets.aggregation.ledger_statements import (
+    COPY_ACTIVATIONS,
+    COPY_CHANGES,
     DAYS_OF_SERVERS,
+    FORGET_ALL_INVALIDATIONS,
+    FROM_ANOTHER_SERVER,
     LOST_ROWS,
     NOT_COMPARED,
     OPEN,
     RECORD_DAYS,
+    RENUMBER_WINDOWS,
     SPREAD_ACTIVATIONS,
     TAKE_ACTIVATIONS,
     Lookups,
@@ -23,6 +28,20 @@ from capacity_assets.aggregation.ledger_windows import IncompleteWindow
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
+
+
+def renumber_after_a_restore(connection: Connection) -> None:
+    """Bring transaction numbers of another server or database into this one's.
+
+    A dump that is loaded elsewhere keeps numbers that mean nothing there: new changes would look old. All
+    changes in the log then count as not seen by anyone, and windows as computed up to now.
+    """
+    if connection.execute(text(FROM_ANOTHER_SERVER)).scalar():
+        connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))
+        connection.execute(text(RENUMBER_WINDOWS))
+        connection.execute(text(COPY_CHANGES))
+        connection.execute(text(COPY_ACTIVATIONS))
+        connection.execute(text(FORGET_ALL_INVALIDATIONS))
 
 
 def spread_activations(connection: Connection) -> None:
@@ -66,6 +85,7 @@ class WindowsLeft:
         """
         if not windows:
             return []
+        renumber_after_a_restore(self.connection)
         spread_activations(self.connection)
         asked = asked_for(period, level, windows)
         parameters = {**self.parameters, **asked, "patience_seconds": patience_seconds}

@@ -198,12 +198,27 @@ def transaction_columns(comment: str) -> list[Column[object]]:
     ]
 
 
-def system_identifier() -> Column[object]:
-    """Return the column with the server that numbered the transactions of a snapshot: elsewhere they mean nothing."""
-    return Column(
-        "system_identifier",
-        BigInteger,
-        nullable=False,
-        server_default=text("(pg_control_system()).system_identifier"),
-        comment="PostgreSQL server that numbered these transactions",
-    )
+def numbering_columns() -> list[Column[object]]:
+    """Return the columns with what numbered the transactions of a snapshot: elsewhere they mean nothing.
+
+    A clone of a server keeps its identifier, but a dump that is loaded there goes into another database.
+    """
+    return [
+        Column(
+            "system_identifier",
+            BigInteger,
+            nullable=False,
+            server_default=text("(pg_control_system()).system_identifier"),
+            comment="PostgreSQL server that numbered these transactions",
+        ),
+        Column(
+            "database_oid",
+            BigInteger,
+            nullable=False,
+            # A default may not look it up, but the path of every file of the database has it.
+            server_default=text(
+                "CAST(substring(pg_relation_filepath('pg_class'::regclass), '([0-9]+)/[0-9]+$') AS bigint)"
+            ),
+            comment="Database in which they were made",
+        ),
+    ]

@@ -11,7 +11,7 @@ from datetime import date
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, Integer, Numeric, String, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from capacity_assets.storage.columns import instance_key, system_identifier, timestamp, transaction_columns
+from capacity_assets.storage.columns import instance_key, numbering_columns, timestamp, transaction_columns
 from capacity_assets.storage.tables import table_metadata
 
 ALWAYS = date(1, 1, 1)
@@ -79,7 +79,7 @@ capacity_group_windows = Table(
     Column("before_start", Date, nullable=False, comment="First day of the window before, with which changes compare"),
     Column("label_keys", Text, nullable=False, comment="Keys of labels that there were: by each of them it is grouped"),
     Column("snapshot", Text, nullable=False, comment="pg_snapshot: the transactions whose rows the sums hold"),
-    system_identifier(),
+    *numbering_columns(),
     comment="Windows whose groups are stored, and up to which change.",
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from capacity_assets.storage.group_views_on_nodes import ON_NODES, RECORDED_ANYWHERE
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
-from capacity_assets.storage.snapshots import is_seen
+from capacity_assets.storage.snapshots import is_foreign, is_seen
 from capacity_assets.storage.view import View, ViewColumn
 from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before
 
@@ -110,8 +110,7 @@ def _holds_every_change(window: str, changes: str = "capacity_group_changes") ->
         f"NOT EXISTS (SELECT FROM {changes} c WHERE {touch} AND NOT {is_seen('c', window)})"
         for touch in touches(window)
     )
-    same_server = f"{window}.system_identifier = (SELECT system_identifier FROM pg_control_system())"  # noqa: S608 -- as above
-    return "\n        AND ".join((same_server, f"{window}.label_keys = {LABEL_KEYS}", *unseen))
+    return "\n        AND ".join((f"NOT {is_foreign(window)}", f"{window}.label_keys = {LABEL_KEYS}", *unseen))
 
 
 def is_current(window: str) -> str:

@@ -1,5 +1,7 @@
 """In SQL: whether what was computed holds a change, by PostgreSQL's own account of which transactions it could see.
 
+Numbers of transactions mean something in one database of one server only.
+
 What records changes with their transactions is in `change_tracking` and `group_tracking`.
 """
 
@@ -14,3 +16,19 @@ def transaction_of(change: str) -> str:
 def is_seen(change: str, holder: str) -> str:
     """Return the condition that the snapshot of a row holds a change."""
     return f"pg_visible_in_snapshot({transaction_of(change)}, CAST({holder}.snapshot AS pg_snapshot))"
+
+
+def is_foreign(holder: str) -> str:
+    """Return the condition that the snapshot of a row is one of another server or database, or of a time to come."""
+    return f"""(({holder}.system_identifier, {holder}.database_oid) <> (
+            SELECT s.system_identifier, CAST(d.oid AS bigint) FROM pg_control_system() s
+            CROSS JOIN pg_database d WHERE d.datname = current_database())
+         OR pg_snapshot_xmax(CAST({holder}.snapshot AS pg_snapshot)) > {_NEXT_TRANSACTION})"""  # noqa: S608 -- aliases of our own
+
+
+def is_to_come(change: str) -> str:
+    """Return the condition that the transaction of a recorded change has not begun here: it is another server's."""
+    return f"{transaction_of(change)} >= {_NEXT_TRANSACTION}"
+
+
+_NEXT_TRANSACTION = "pg_snapshot_xmax(pg_current_snapshot())"

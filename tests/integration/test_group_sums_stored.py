@@ -166,14 +166,19 @@ def test_labels_of_days_to_come_leave_nothing_behind(engine: Engine) -> None:
     assert count(engine, "capacity_group_changes") == 0
 
 
-def test_sums_of_another_server_count_as_unknown(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "UPDATE capacity_group_windows SET system_identifier = 1",
+        "UPDATE capacity_group_windows SET database_oid = 1",
+        "UPDATE capacity_group_windows SET snapshot = '900000000:900000000:'",
+        "INSERT INTO capacity_group_changes VALUES ('', '0001-01-01', 900000000)",
+    ],
+)
+def test_sums_of_another_server_or_database_count_as_unknown(engine: Engine, elsewhere: str) -> None:
     """A dump loaded elsewhere keeps transaction numbers that mean nothing there, such as that of a change to come."""
     falsify(engine)
-    execute(
-        engine,
-        "UPDATE capacity_group_windows SET system_identifier = 1",
-        "INSERT INTO capacity_group_changes VALUES ('', '0001-01-01', 900000000)",
-    )
+    execute(engine, elsewhere)
 
     assert groups(engine) == added_up(engine)
     assert store_group_sums(engine, SECONDS) == 2

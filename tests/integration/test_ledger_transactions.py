@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from datetime import date
 
+import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.runners import AggregationRunner
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import Work
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
+from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
 from tests.computing import compute_windows
-from tests.databases import execute
+from tests.databases import Databases, execute, rows
 from tests.fleet import (
     add_database_sizes,
     add_instances,
@@ -123,6 +126,53 @@ def test_a_dump_loaded_into_a_new_server_loses_no_change(engine: Engine, compute
     redo(computed)
     assert stale(computed) == set()
     assert compute_everything(computed) == 0
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "transactions_after"),
+    [("database_oid = 4711", 10), ("failed_instances = 0", 0)],
+    ids=["of another database", "of transactions to come"],
+)
+def test_a_dump_loaded_into_a_clone_of_its_server_loses_no_change(
+    engine: Engine, computed: AggregationService, elsewhere: str, transactions_after: int
+) -> None:
+    """A clone has the identifier of its server, which has numbered further transactions meanwhile."""
+    stale(computed)
+    execute(
+        engine,
+        f"UPDATE capacity_computed_windows SET {elsewhere}, snapshot = format('%1$s:%1$s:', "
+        "CAST(CAST(pg_current_xact_id() AS text) AS bigint) + 5)",
+    )
+    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+    for _ in range(transactions_after):
+        execute(engine, "SELECT pg_current_xact_id()")
+
+    [left] = computed.ledger.incomplete_windows(
+        PERIODS["daily"], DATABASE, [PERIODS["daily"].window_of(date(2025, 3, 31))], patience_seconds=0
+    )
+
+    assert left.reason == "samples changed since it was computed"
+    assert ("database", "daily", "2025-03-31") in stale(computed)
+    redo(computed)
+    assert stale(computed) == set()
+    assert compute_everything(computed) == 0
+
+
+def test_a_copy_of_a_database_on_its_server_knows_that_it_is_another_one(cluster: Databases) -> None:
+    """As a test database is, too, which `Databases` then numbers as its own."""
+    own = text("SELECT CAST(oid AS bigint) FROM pg_database WHERE datname = current_database()")
+    template = cluster.filled("ledger_computed", half_a_year_of_two_servers)
+    cluster.execute(f"CREATE DATABASE copied TEMPLATE {template}")
+    copied = capacity_engine(cluster.server.url("copied", CAPACITY_DRIVER))
+    try:
+        [(before,)] = rows(copied, "SELECT DISTINCT database_oid FROM capacity_computed_windows")
+        Ledger(copied).stale()
+        [(after,)] = rows(copied, "SELECT DISTINCT database_oid FROM capacity_computed_windows")
+        with copied.connect() as connection:
+            assert after == connection.execute(own).scalar_one() != before
+    finally:
+        copied.dispose()
+        cluster.execute("DROP DATABASE copied WITH (FORCE)")
 
 
 def test_a_server_that_becomes_active_makes_the_windows_of_its_samples_stale(
