@@ -23,6 +23,7 @@ from capacity_assets.collection.service import CollectionService
 from capacity_assets.digest.sending import Channels
 from capacity_assets.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.locks import CapacityLockManager
+from capacity_assets.foundation.schema_guard import refuse_a_newer_schema
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import parse_retention
@@ -68,11 +69,13 @@ def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]
     """Yield an engine on the capacity database; without `connect` it connects at its first statement.
 
     Raises:
+        DatabaseError: a newer version has made the schema; also at later statements of the engine.
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
     slices = settings.parallel_slices
     with open_database(settings) as url, disposed(capacity_engine(url, parallel_slices=slices)) as engine:
+        refuse_a_newer_schema(engine)
         if connect:
             ensure_reachable(engine)
         yield engine
@@ -86,6 +89,7 @@ def open_reading_engine(settings: Settings, *, allow_writing_role: bool = False)
 
     Raises:
         ValidationError: the role can write, and that is not allowed.
+        DatabaseError: a newer version has made the schema.
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """
@@ -110,7 +114,7 @@ def _make_reader_role(url: URL) -> None:
 @contextmanager
 def _reading(url: URL | None, variable: str, allow_writing_role: bool) -> Iterator[Engine]:
     assert url is not None  # noqa: S101 -- of an address that is set
-    with disposed(reading_engine(url)) as plain:
+    with disposed(refuse_a_newer_schema(reading_engine(url))) as plain:
         ensure_reachable(plain, variable)
         role = role_to_read_with(plain)
         if role is None:
@@ -118,7 +122,7 @@ def _reading(url: URL | None, variable: str, allow_writing_role: bool) -> Iterat
                 refuse_a_role_that_can_write(plain)
             yield plain
             return
-    with disposed(reading_engine(url, role=role)) as engine:
+    with disposed(refuse_a_newer_schema(reading_engine(url, role=role))) as engine:
         yield engine
 
 

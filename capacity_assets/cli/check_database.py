@@ -11,7 +11,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
-from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
+from capacity_assets.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import HistoryScope, reading
@@ -60,7 +60,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
                 yield from _partitions(engine, settings)
                 yield from _collection(engine, settings)
                 yield from _limits(engine, settings)
-    except (UnreachableError, EmbeddedServerError) as error:
+    except (UnreachableError, EmbeddedServerError, DatabaseError) as error:
         yield Finding(subject, Verdict.BAD, str(error))
     except DATABASE_FAILURES as error:
         yield Finding(subject, Verdict.BAD, reason_of(error))

@@ -5,13 +5,48 @@ How a schema is made and what it must hold is the business of `storage.schema`.
 
 from __future__ import annotations
 
+from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from capacity_assets.errors import DatabaseError, ValidationError, database_errors
-from capacity_assets.storage.schema import SCHEMA_REVISION, reads_cells, schema_revision
+from capacity_assets.storage.schema import (
+    SCHEMA_REVISION,
+    VERSION_TABLE,
+    newer_schema_text,
+    reads_cells,
+    schema_revision,
+)
 from capacity_assets.storage.time_zone import another_zone
+
+
+def refuse_a_newer_schema(engine: Engine) -> Engine:
+    """Have each new connection of an engine raise DatabaseError where a newer version has made the schema.
+
+    What that version has stored may mean something else: it is not even read.
+    """
+
+    @event.listens_for(engine, "connect")
+    def look(connection: Any, _record: object) -> None:
+        newer = newer_schema(connection)
+        connection.rollback()
+        if newer:
+            connection.close()
+            raise DatabaseError(newer)
+
+    return engine
+
+
+def newer_schema(connection: Any) -> str | None:
+    """Return what is to be said where a newer version has made the schema, else None; `connection` is psycopg's."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT has_table_privilege(to_regclass('{VERSION_TABLE}'), 'SELECT')")
+        if cursor.fetchone() != (True,):
+            return None
+        cursor.execute(f"SELECT version_num FROM {VERSION_TABLE} WHERE version_num > '{SCHEMA_REVISION}'")  # noqa: S608 -- constants
+        found = cursor.fetchone()
+    return newer_schema_text(found[0]) if found else None
 
 
 def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, kept: str) -> None:
@@ -33,6 +68,8 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, ke
             f"This database only reads cells, and holds no tables to write to. {kept} Name the cell's own database in "
             "CAPACITY_DATABASE_URL."
         )
+    if revision is not None and revision > SCHEMA_REVISION:
+        raise DatabaseError(f"{newer_schema_text(revision)} {kept}")
     if revision != SCHEMA_REVISION:
         found = f"at revision {revision}" if revision else "missing"
         raise DatabaseError(

@@ -126,6 +126,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         done += [f"taken away and put back as it was: view {view}" for view in readers]
         done += _renew_views(connection, taken)
         carry_out(connection, comment_steps(connection, metadata.sorted_tables))
+        # Roles that read only the views, too, are to notice that the schema is newer than their program.
+        execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
     return tuple(done)
 
 
@@ -236,8 +238,15 @@ def adopt(connection: Connection, wanted: MetaData) -> list[str]:
 
 def _refuse_a_newer_schema(revision: str | None) -> None:
     if revision is not None and revision > SCHEMA_REVISION:
-        newer = f"It is at revision {revision}; this version knows {SCHEMA_REVISION}. Install the newer version."
-        raise SchemaProblemsError([newer])
+        raise SchemaProblemsError([newer_schema_text(revision)])
+
+
+def newer_schema_text(revision: str) -> str:
+    """Say that a newer version has made the schema, and what to do."""
+    return (
+        f"The capacity schema is at revision {revision}, which a newer version has made; this version knows "
+        f"{SCHEMA_REVISION}. Install the newer version."
+    )
 
 
 def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:

@@ -30,6 +30,7 @@ from capacity_assets.charts.history import STYLES
 from capacity_assets.clock import Clock
 from capacity_assets.errors import (
     DATABASE_FAILURES,
+    DatabaseError,
     DatabaseFailure,
     NotFoundError,
     ValidationError,
@@ -193,7 +194,7 @@ class Answers:
                     return
                 try:
                     read()
-                except DATABASE_FAILURES:
+                except (DatabaseError, *DATABASE_FAILURES):
                     break
                 except Exception:
                     logger.exception("A page that is read ahead has a defect. The other pages work.")
@@ -239,12 +240,13 @@ class Answers:
         asked = self._asked(request)
         try:
             form = asked.one_of("format", FORMATS)
+            self._reader.refuse_a_newer_schema()
             dated = read(asked)
         except ValidationError as error:
             return self._refused(request, asked, 400, str(error))
         except NotFoundError as error:
             return self._refused(request, asked, 404, str(error))
-        except DATABASE_FAILURES as error:
+        except (DatabaseError, *DATABASE_FAILURES) as error:
             return self._refused(request, asked, 503, _trouble(error))
         found = dated.found
         if form == "json":
@@ -268,8 +270,10 @@ def _slow(seconds: int) -> str:
     )
 
 
-def _trouble(error: DatabaseFailure) -> str:
+def _trouble(error: DatabaseError | DatabaseFailure) -> str:
     """Say why the database gave no answer."""
+    if isinstance(error, DatabaseError):
+        return str(error)
     if sqlstate_of(error) == STATEMENT_CANCELLED:
         return _slow(STATEMENT_TIMEOUT_SECONDS)
     logger.warning("The pages cannot read the database: %s", reason_of(error))

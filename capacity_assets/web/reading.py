@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Row, text
 
-from capacity_assets.errors import ValidationError
+from capacity_assets.errors import DatabaseError, ValidationError
+from capacity_assets.foundation.schema_guard import newer_schema
 from capacity_assets.grouping.group_reading import GroupReader, reading_groups
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.engine import capacity_engine
@@ -27,6 +28,7 @@ NAMED = 3
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
 """Of all values together, as they are pickled; in memory they take about six times as much."""
+SECONDS_BETWEEN_REVISIONS = 10
 
 T = TypeVar("T")
 
@@ -102,6 +104,14 @@ class Reader:
         with self._engine.connect() as connection:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             yield connection
+
+    def refuse_a_newer_schema(self) -> None:
+        """Raise DatabaseError where a newer version has made the schema meanwhile: its connections are older."""
+        newer = self.kept_of(
+            "schema", lambda connection: newer_schema(connection.connection), SECONDS_BETWEEN_REVISIONS
+        )
+        if newer:
+            raise DatabaseError(newer)
 
     def groups(self) -> AbstractContextManager[GroupReader]:
         """Return as `transaction` what reads groups, too."""
