@@ -56,6 +56,11 @@ reaching_options = options(
     click.option("--tls-ca", metavar="FILE", help="Certificate authority; for Oracle the folder of the wallet."),
     click.option("--tls-certificate", metavar="FILE", help="The client's certificate."),
     click.option("--tls-key", metavar="FILE", help="The client's key."),
+    click.option(
+        "--server-public-key",
+        metavar="FILE",
+        help="RSA public key of a MySQL server that is reached without TLS; its password is encrypted for it.",
+    ),
     click.option("--sizing", help="files (exact, the default) or statistics (cheaper on huge servers)."),
     click.option(
         "--counted-by",

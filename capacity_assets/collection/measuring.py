@@ -81,9 +81,10 @@ def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, 
         password = password_of(server.password_from, context.secrets) if server.password_from else None
     except CapacityError as error:
         raise MeasureError(FailureKind.CREDENTIAL, str(error).rstrip(".")) from None
-    for path in (server.tls_ca, server.tls_certificate, server.tls_key):
+    for name in ("tls_ca", "tls_certificate", "tls_key", "server_public_key"):
+        path = getattr(server, name)
         if path is not None and not Path(path).exists():
-            raise MeasureError(FailureKind.SETUP, f"the file {path} of its TLS settings is missing")
+            raise MeasureError(FailureKind.SETUP, f"the file {path}, its `{name}`, is missing")
     return Access(
         host=server.host,
         port=server.port or engine_named(server.engine).default_port,
@@ -94,6 +95,7 @@ def access_to(server: Server, context: ProbeContext, *, connect_seconds: float, 
         tls_ca=server.tls_ca,
         tls_certificate=server.tls_certificate,
         tls_key=server.tls_key,
+        server_public_key=server.server_public_key,
         sizing=server.sizing or FILES,
         connect_seconds=connect_seconds,
         statement_seconds=statement_seconds,

@@ -102,7 +102,9 @@ def _registered(row: Row[tuple[object, ...]]) -> Registered:
     )
 
 
-_STORED_AS_THEY_ARE = ("username", "password_from", "tls", "tls_ca", "tls_certificate", "tls_key", "sizing")
+_STORED_AS_THEY_ARE = (
+    *("username", "password_from", "tls", "tls_ca", "tls_certificate", "tls_key", "server_public_key", "sizing"),
+)
 
 
 @dataclass(frozen=True)

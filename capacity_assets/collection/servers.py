@@ -33,6 +33,7 @@ class Server:
     tls_ca: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
+    server_public_key: str | None = None
     sizing: str | None = None
     counted_by: str | None = None
 
@@ -67,6 +68,14 @@ def complete(server: Server) -> Server:
         (sizing not in engine.sizings, f"sizing: {server.engine} knows {' and '.join(engine.sizings)} only"),
         (server.counted_by == server.name, "counted_by: a server cannot be counted by itself"),
         (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
+        (
+            bool(server.server_public_key) and server.engine not in {"mysql", "mariadb"},
+            "server_public_key: MySQL and MariaDB alone have one",
+        ),
+        (
+            bool(server.server_public_key) and tls != TLS_OFF,
+            "server_public_key: it is used without TLS; over TLS a server is verified by tls_ca",
+        ),
         (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port by itself, as port (--port)"),
         ("@" in server.host, "host: an @ does not belong there; write username and password_from"),
         (server.password_from == OWN and server.engine != "postgresql", "password_from: own is a PostgreSQL"),

@@ -246,6 +246,7 @@ collection_targets = Table(
     Column("tls_ca", Text, comment="File of the certificate authority"),
     Column("tls_certificate", Text, comment="File of the client's certificate"),
     Column("tls_key", Text, comment="File of the client's key"),
+    Column("server_public_key", Text, comment="File of the RSA public key of a MySQL server, used without TLS"),
     Column("sizing", String(20), nullable=False, comment="files: exact; statistics: cheaper, from the catalogue"),
     timestamp("created_at", "When it was registered for collection"),
     timestamp("updated_at", "When this was last changed"),

@@ -36,13 +36,20 @@ def fresh(measured_mysql: MySQLServer) -> Iterator[None]:
     measured_mysql.execute(*(f"DROP DATABASE `{name}`" for name in names))
 
 
+def public_key(server: MySQLServer) -> str:
+    """The key that the server makes when it starts for the first time."""
+    return str(server.folder / "data" / "public_key.pem")
+
+
 def at(server: MySQLServer, collection: Collection, **values: object) -> Server:
-    known = {
+    known: dict[str, object] = {
+        "host": "127.0.0.1",
         "port": server.port,
         "username": "capacity_probe",
         "password_from": collection.password("mysql-password", PASSWORD),
+        "server_public_key": public_key(server),
     }
-    return Server("shop", "mysql", "127.0.0.1", **{**known, **values})  # type: ignore[arg-type]
+    return Server("shop", "mysql", **{**known, **values})  # type: ignore[arg-type]
 
 
 def stored_bytes(collection: Collection) -> dict[str, int]:
@@ -127,8 +134,46 @@ def test_tls_is_verified_by_default_for_a_server_elsewhere(measured_mysql: MySQL
     ways = {"verify-full": str(files.ca), "another": str(files.other_ca)}
     found = {}
     for name, authority in ways.items():
-        register(collection.engine, [at(measured_mysql, collection, tls="verify-full", tls_ca=authority)])
+        verified = {"tls": "verify-full", "tls_ca": authority, "server_public_key": None}
+        register(collection.engine, [at(measured_mysql, collection, **verified)])
         found[name] = failures(collection.collect(again=True))
 
     assert found["verify-full"] == {}
     assert found["another"]["shop"][0] == "tls"
+
+
+@pytest.mark.parametrize("method", ["caching_sha2_password", "sha256_password"])
+def test_a_password_itself_goes_to_a_known_server_only(
+    method: str, measured_mysql: MySQLServer, collection: Collection
+) -> None:
+    """The server asks for it once after each start, for every account that caching_sha2_password does not know yet."""
+    measured_mysql.execute(
+        f"CREATE USER 'fresh'@'%' IDENTIFIED WITH {method} BY '{PASSWORD}'",
+        "GRANT PROCESS, SHOW DATABASES, SHOW VIEW ON *.* TO 'fresh'@'%'",
+        "GRANT SELECT ON mysql.innodb_table_stats TO 'fresh'@'%'",
+    )
+    ways = {
+        "nothing": {"server_public_key": None},
+        "unverified": {"server_public_key": None, "tls": "require"},
+        "pinned": {},
+        "socket": {"server_public_key": None, "host": str(measured_mysql.folder / "socket")},
+        "verified": {"server_public_key": None, "tls": "verify-full", "tls_ca": str(measured_mysql.certificates.ca)},
+    }
+    found = {}
+    for name, way in ways.items():
+        measured_mysql.execute("FLUSH PRIVILEGES")  # forgets who logged in, as a start does
+        register(collection.engine, [at(measured_mysql, collection, username="fresh", **way)])
+        found[name] = failures(collection.collect(again=True))
+    register(collection.engine, [at(measured_mysql, collection, username="fresh", **ways["nothing"])])
+    afterwards = failures(collection.collect(again=True))
+    measured_mysql.execute("DROP USER 'fresh'@'%'")
+
+    # By sha256_password a server does not take the password over a socket either, and the driver has no other way.
+    taken = ("pinned", "verified") if method == "sha256_password" else ("pinned", "socket", "verified")
+    assert not any(found[name] for name in taken), found
+    for name in ("nothing", "unverified"):
+        kind, reason = found[name]["shop"]
+        assert kind == "login"
+        assert f"by the login method {method}" in reason
+        assert "The password was not sent" in reason
+    assert bool(afterwards) == (method == "sha256_password"), "by now the proof is enough, where there is one"

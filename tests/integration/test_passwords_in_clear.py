@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from capacity_assets.collection.engines.base import Access
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.installed import engine_named
+from tests.certificates import make_certificates
 
 SECRET = "hunter-S3cret"  # noqa: S105 -- made up
 
@@ -54,23 +60,80 @@ def mysql_packet(number: int, payload: bytes) -> bytes:
     return struct.pack("<I", len(payload))[:3] + bytes([number]) + payload
 
 
-def asks_as_mysql(plugin: bytes) -> Callable[[socket.socket], None]:
-    """A greeting of MySQL 8 without TLS, then a switch to a plugin."""
+NONCE = b"12345678" + b"123456789012"
+FULL = b"\x01\x04"
+
+
+@cache
+def rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def public_pem(key: rsa.RSAPrivateKey) -> bytes:
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def switch(plugin: bytes, data: bytes = NONCE + b"\0") -> bytes:
+    return b"\xfe" + plugin + b"\0" + data
+
+
+def mysql_packets(peer: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """What the client says, packet by packet, with the number of each."""
+    said = peer.makefile("rb")
+    while header := said.read(4):
+        yield header[3], said.read(int.from_bytes(header[:3], "little"))
+
+
+def asks_as_mysql(
+    heard: bytearray, greeted: bytes, *asked: bytes, certificate: Path | None = None
+) -> Callable[[socket.socket], None]:
+    """A MySQL that names a login in its greeting, asks for what it is told to, and hands out a key of its own.
+
+    What it hears goes into `heard`. With a certificate it offers TLS.
+    """
 
     def answer(peer: socket.socket) -> None:
-        capabilities = 0x0008A20F | 0x00080000
-        greeting = b"\x0a8.0.0\x00" + struct.pack("<I", 1) + b"12345678\x00" + struct.pack("<H", capabilities & 0xFFFF)
-        greeting += b"\x21\x02\x00" + struct.pack("<H", capabilities >> 16) + b"\x15" + b"\x00" * 10
-        greeting += b"123456789012\x00" + b"caching_sha2_password\x00"
+        capabilities = 0x0008A20F | 0x00080000 | (0x800 if certificate else 0)
+        greeting = b"\x0a8.0.0\x00" + struct.pack("<I", 1) + NONCE[:8] + b"\x00"
+        greeting += struct.pack("<H", capabilities & 0xFFFF) + b"\x21\x02\x00" + struct.pack("<H", capabilities >> 16)
+        greeting += b"\x15" + b"\x00" * 10 + NONCE[8:] + b"\x00" + greeted + b"\x00"
         peer.sendall(mysql_packet(0, greeting))
-        peer.recv(4096)
-        peer.sendall(mysql_packet(2, b"\xfe" + plugin + b"\x00Password: \x00"))
+        if certificate:
+            peer.recv(36)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, certificate.with_name("server-key.pem"))
+            peer = context.wrap_socket(peer, server_side=True)
+        waiting = list(asked)
+        with peer, suppress(OSError):
+            for number, said in mysql_packets(peer):
+                heard.extend(said)
+                if waiting:
+                    peer.sendall(mysql_packet(number + 1, waiting.pop(0)))
+                elif said in {b"\x01", b"\x02"}:
+                    peer.sendall(mysql_packet(number + 1, b"\x01" + public_pem(rsa_key())))
 
     return answer
 
 
-def refused(engine: str, port: int) -> MeasureError:
-    access = Access("127.0.0.1", port, "probe", None, password=SECRET, tls="off", connect_seconds=3)
+def holds_the_secret(heard: bytes) -> bool:
+    """Whether the password is there, as it is or for the key of the impostor."""
+    size = rsa_key().key_size // 8
+    return SECRET.encode() in heard or any(
+        decrypted(heard[start : start + size]) == SECRET.encode() + b"\0" for start in range(len(heard) - size + 1)
+    )
+
+
+def decrypted(data: bytes) -> bytes:
+    sha1 = hashes.SHA1()  # noqa: S303 -- as MySQL does
+    try:
+        mixed = rsa_key().decrypt(data, padding.OAEP(padding.MGF1(sha1), sha1, None))
+    except ValueError:
+        return b""
+    return bytes(sign ^ NONCE[place % len(NONCE)] for place, sign in enumerate(mixed))
+
+
+def refused(engine: str, port: int, tls: str = "off", public_key: str | None = None) -> MeasureError:
+    access = Access("127.0.0.1", port, "probe", None, SECRET, tls, connect_seconds=3, server_public_key=public_key)
     with pytest.raises(Exception) as failed:  # noqa: PT011 -- each driver has its own
         engine_named(engine).connect(access)
     error = failed.value
@@ -87,15 +150,52 @@ def test_a_postgresql_that_asks_for_the_password_itself_does_not_get_it() -> Non
     assert SECRET.encode() not in heard
 
 
-@pytest.mark.parametrize("plugin", [b"mysql_clear_password", b"dialog", b"mysql_old_password", b"unheard\xff"])
-@pytest.mark.parametrize("engine", ["mysql", "mariadb"])
-def test_a_mysql_that_asks_for_the_password_itself_does_not_get_it(engine: str, plugin: bytes) -> None:
-    with impostor(asks_as_mysql(plugin)) as (port, heard):
-        error_found = refused(engine, port)
+HANDS_OUT_ITS_KEY = b"\x01" + public_pem(rsa_key())
+ATTEMPTS = {
+    "greets with sha256_password": (b"sha256_password", HANDS_OUT_ITS_KEY),
+    "switches to sha256_password": (b"mysql_native_password", switch(b"sha256_password")),
+    "asks for full authentication": (b"caching_sha2_password", FULL),
+    "switches and asks for full authentication": (b"mysql_native_password", switch(b"caching_sha2_password"), FULL),
+    "switches to mysql_clear_password": (b"caching_sha2_password", switch(b"mysql_clear_password")),
+    "switches to dialog": (b"caching_sha2_password", switch(b"dialog", b"Password: \0")),
+    "greets with mysql_clear_password": (b"mysql_clear_password", switch(b"mysql_clear_password")),
+    "switches to mysql_old_password": (b"caching_sha2_password", switch(b"mysql_old_password")),
+    "switches to what nobody knows": (b"caching_sha2_password", switch(b"unheard\xff")),
+}
 
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+@pytest.mark.parametrize("tls", ["off", "require"])
+def test_a_mysql_that_nothing_verifies_does_not_get_the_password(tls: str, attempt: str, tmp_path: Path) -> None:
+    heard = bytearray()
+    certificate = make_certificates(tmp_path).certificate if tls == "require" else None
+    with impostor(asks_as_mysql(heard, *ATTEMPTS[attempt], certificate=certificate)) as (port, _):
+        error_found = refused("mysql", port, tls)
+
+    assert not holds_the_secret(bytes(heard))
     assert error_found.kind is FailureKind.LOGIN, error_found
-    assert "it asks for the password in clear text. It was not sent" in str(error_found)
-    assert SECRET.encode() not in heard
+    assert "The password was not sent" in str(error_found)
+    assert "verify-full" in str(error_found)
+
+
+@pytest.mark.parametrize("attempt", list(ATTEMPTS)[:4])
+def test_a_pinned_key_is_the_only_one_that_a_password_is_encrypted_for(attempt: str, tmp_path: Path) -> None:
+    """By the driver alone, a key in the answer of sha256_password would take the place of the pinned one."""
+    pinned, heard = tmp_path / "public_key.pem", bytearray()
+    pinned.write_bytes(public_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
+    with impostor(asks_as_mysql(heard, *ATTEMPTS[attempt])) as (port, _):
+        refused("mysql", port, public_key=str(pinned))
+
+    assert not holds_the_secret(bytes(heard))
+
+
+def test_a_file_that_holds_no_key_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("no key")
+    with impostor(asks_as_mysql(bytearray(), b"caching_sha2_password", FULL)) as (port, _):
+        error_found = refused("mysql", port, public_key=str(tmp_path / "key.pem"))
+
+    assert error_found.kind is FailureKind.SETUP
+    assert "key.pem is no RSA public key" in str(error_found)
 
 
 def test_sql_server_without_tls_is_not_told_a_password_over_the_network() -> None:

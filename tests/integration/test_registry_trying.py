@@ -72,7 +72,7 @@ def test_a_file_of_tls_that_is_missing_is_told_by_its_name(engine: Engine) -> No
 
     tried = capacity("instances", "test", "a")
 
-    assert "fails: setup: the file /nowhere/ca.pem of its TLS settings is missing" in tried.output
+    assert "fails: setup: the file /nowhere/ca.pem, its `tls_ca`, is missing" in tried.output
 
 
 def test_a_password_that_this_configuration_will_not_look_up_is_told_at_once(engine: Engine) -> None:  # noqa: ARG001

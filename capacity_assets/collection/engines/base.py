@@ -45,6 +45,7 @@ class Access:
     tls_ca: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
+    server_public_key: str | None = None
     sizing: str = FILES
     connect_seconds: float = 10.0
     statement_seconds: float = 60.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capacity_assets.collection.engines.base import (
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     import pymysql
     from pymysql.connections import Connection
 
-# Ways to log in that do not hand the password itself to whoever answers. `mysql_clear_password` and `dialog` do; the
-# driver would follow a server that asks for them without a word.
-LOGIN_PLUGINS = ("", "mysql_native_password", "caching_sha2_password", "sha256_password", "client_ed25519")
+NATIVE, FAST_SHA2, SHA256 = "mysql_native_password", "caching_sha2_password", "sha256_password"
+SCRAMBLE_LENGTH = 20
+# Packets of caching_sha2_password: the server knows the proof; or it asks for the password.
+PROOF_ACCEPTED = b"\x01\x03"
 
 
 def connected(access: Access) -> Connection[Any]:
@@ -43,7 +46,7 @@ def connected(access: Access) -> Connection[Any]:
         write_timeout=max(round(access.statement_seconds), 1),
         program_name=PROGRAM,
         autocommit=True,
-        auth_plugin_map=None if _password_is_safe(access) else _login_plugins(),
+        auth_plugin_map=None if _password_is_safe(access) else _proving_logins(access.server_public_key),
         **_tls(access),
     )
     with closed_on_failure(connection):
@@ -126,25 +129,85 @@ def _password_is_safe(access: Access) -> bool:
     return access.socket is not None or access.tls in VERIFIED_TLS
 
 
-def _login_plugins() -> dict[str, Any]:
-    """A map in which the driver finds a refusal for every way to log in but the safe ones."""
-    import pymysql
+class _ProvingLogin:
+    """Logs in to whoever answers: proves that the password is known, and does not send it.
 
-    class Refused:
-        def __init__(self, _connection: object) -> None: ...
+    The driver would send the password to any server that asks for it over TLS, verified or not, and without TLS
+    encrypt it for any key that the server hands out. Here it is encrypted for the registered key only.
+    """
 
-        def authenticate(self, _packet: object) -> object:
-            raise pymysql.err.OperationalError(
-                2059,
-                "it asks for the password in clear text. It was not sent: that needs tls = verify-full",
-            )
+    def __init__(self, method: str, public_key: str | None, connection: Any) -> None:
+        self._method, self._public_key, self._connection = method, public_key, connection
 
-    class SafeLogins(dict[str, Any]):
+    def authenticate(self, packet: Any) -> Any:
+        """Answer a packet of the login; raises MeasureError where it asks for the password."""
+        proof = _proofs().get(self._method)
+        if packet.is_auth_switch_request():
+            self._connection.salt = packet.read_all()
+            if proof is not None:
+                packet = self._answered(proof(self._connection.password, self._connection.salt))
+            elif self._method == SHA256:
+                packet = self._answered(self._encrypted_password())
+            else:
+                raise self._refusal()
+        if not packet.is_extra_auth_data():
+            return packet
+        if packet.get_all_data() == PROOF_ACCEPTED:
+            return self._connection._read_packet()  # noqa: SLF001 -- as the driver's own logins do
+        if self._method == FAST_SHA2:
+            return self._answered(self._encrypted_password())
+        raise self._refusal()
+
+    def _answered(self, data: bytes) -> Any:
+        self._connection.write_packet(data)
+        return self._connection._read_packet()  # noqa: SLF001 -- as above
+
+    def _encrypted_password(self) -> bytes:
+        from pymysql._auth import sha2_rsa_encrypt
+
+        # Over TLS a server expects the password as it is.
+        if self._public_key is None or self._connection._secure:  # noqa: SLF001 -- as above
+            raise self._refusal()
+        try:
+            return bytes(sha2_rsa_encrypt(self._connection.password, self._connection.salt, _content(self._public_key)))
+        except (ValueError, TypeError, AttributeError):
+            raise MeasureError(FailureKind.SETUP, f"the file {self._public_key} is no RSA public key in PEM") from None
+
+    def _refusal(self) -> MeasureError:
+        return MeasureError(
+            FailureKind.LOGIN,
+            f"it asks for the password itself, by the login method {self._method:.40}, and nothing verifies that it is "
+            "the server. The password was not sent. Register `tls = verify-full` or verify-ca, or its socket as "
+            "`host`, or with `tls = off` the file of its `server_public_key`",
+        )
+
+
+def _proofs() -> dict[str, Callable[[bytes, bytes], bytes]]:
+    """What proves that a password is known, by method of login and from what the server sends for it."""
+    from pymysql import _auth
+
+    return {
+        "": _auth.scramble_native_password,
+        NATIVE: _auth.scramble_native_password,
+        FAST_SHA2: lambda password, salt: _auth.scramble_caching_sha2(password, salt[:SCRAMBLE_LENGTH]),
+        "client_ed25519": _auth.ed25519_password,
+    }
+
+
+def _proving_logins(public_key: str | None) -> dict[str, Any]:
+    """Return a map in which the driver finds a `_ProvingLogin` for every method."""
+
+    class Logins(dict[str, Any]):
         def get(self, name: str | bytes, _default: object = None) -> Any:
             method = name.decode("ascii", "replace") if isinstance(name, bytes) else name
-            return None if method in self else Refused
+            return partial(_ProvingLogin, method, public_key)
 
-    return SafeLogins.fromkeys(LOGIN_PLUGINS)
+    # The driver replaces a map that is empty.
+    return Logins.fromkeys(_proofs())
+
+
+def _content(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 @cache
@@ -157,6 +220,13 @@ def _bounded_connection() -> Any:
 
     class Bounded(Connection):
         received_bytes = 0
+
+        def _request_authentication(self) -> None:
+            # The driver sends the password at once to a server that greets with a method that asks for it.
+            proving: dict[str, Any] = self._auth_plugin_map  # type: ignore[attr-defined]
+            if proving and self._auth_plugin_name not in proving:
+                self._auth_plugin_name: str = NATIVE
+            super()._request_authentication()  # type: ignore[misc]
 
         def _execute_command(self, command: int, sql: str | bytes) -> None:
             self.received_bytes = 0
