@@ -19,11 +19,14 @@ from pathlib import Path
 from capacity_assets.environment import variable
 from capacity_assets.errors import CapacityError, ValidationError
 from capacity_assets.settings import Settings, variable_names
-from capacity_assets.variables import DEFAULT_PASSWORD_FOLDERS, DEFAULT_PASSWORD_VARIABLES
+from capacity_assets.variables import DEFAULT_PASSWORD_FOLDERS, DEFAULT_PASSWORD_VARIABLES, OUR_PREFIX
 
 OWN = "own"
 FORMS = "env:NAME, file:/PATH or secret:NAME"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The folders of passwords also hold our own variables (/etc/capacity/capacity.env), certificates and keys.
+ENVIRONMENT_FILE = ".env"
+_ASSIGNMENT = re.compile(rf"(export\s+)?({OUR_PREFIX}|DAGSTER_)[A-Z0-9_]+=")
 _MOUNTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -77,6 +80,11 @@ class SecretFolders:
                 f"allows {', '.join(self.variables) or 'none'}: rename the variable, or add it there."
             )
         path = self.path_of(reference)
+        if path is not None and ENVIRONMENT_FILE in {path.name[-4:], path.resolve().name[-4:]}:
+            raise CredentialError(
+                f"No password: {path} is a file of variables, as those of capacity_assets itself, not of a password. "
+                "Write the password into a file of its own."
+            )
         allowed = (self.mounted, *self.folders)
         if path is not None and not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
             raise CredentialError(
@@ -117,9 +125,14 @@ def readable_by_others(reference: str | None, folders: SecretFolders) -> bool:
 
 def _content(reference: str, path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
+        found = path.read_text(encoding="utf-8").rstrip("\r\n")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CredentialError(f"No password: the file {path} cannot be read ({reason}). Fix {reference}.") from None
+    if "\n" in found or _ASSIGNMENT.match(found):
+        raise CredentialError(
+            f"No password: the file {path} holds more than a password, which is one line by itself. Fix {reference}."
+        )
+    return found

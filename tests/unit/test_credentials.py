@@ -102,6 +102,33 @@ def test_a_registrar_cannot_have_any_secret_sent_to_a_host_of_his_choice(
         password_of(reference.format(folder=tmp_path), SecretFolders(tmp_path, ("*PASSWORD*", "CAPACITY_*"), ()))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("capacity.env", "CAPACITY_DATABASE_URL=postgresql://u:secret@h/d\n"),
+        (".env", "SECRET=secret\n"),
+        ("link", None),
+        ("capacity", "export CAPACITY_DATABASE_URL=postgresql://u:secret@h/d\n"),
+        ("variables", "# of the service\nSECRET=secret\n"),
+        ("server-key.pem", "-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n"),
+    ],
+)
+def test_a_file_of_variables_or_a_key_beside_the_passwords_is_no_password(
+    tmp_path: Path, name: str, content: str | None
+) -> None:
+    """/etc/capacity holds the passwords of servers, and the environment file of the units as well."""
+    (tmp_path / "capacity.env").write_text("CAPACITY_DATABASE_URL=secret\n")
+    if content is None:
+        (tmp_path / name).symlink_to(tmp_path / "capacity.env")
+    else:
+        (tmp_path / name).write_text(content)
+
+    with pytest.raises(CredentialError, match="No password: ") as failed:
+        password_of(f"file:{tmp_path / name}", SecretFolders(Path("/nowhere"), (), (tmp_path,)))
+
+    assert "secret" not in str(failed.value)
+
+
 def test_by_default_variables_are_told_by_their_name_and_files_by_their_folder(tmp_path: Path) -> None:
     default = SecretFolders.of(Settings())
 
