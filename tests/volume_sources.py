@@ -14,6 +14,7 @@ name = "monitoring"
 url = "{url}"
 total = 'node_filesystem_size_bytes{{mountpoint="/"}}'
 free = 'node_filesystem_avail_bytes{{mountpoint="/"}}'
+used = 'node_filesystem_size_bytes{{mountpoint="/"}} - node_filesystem_free_bytes{{mountpoint="/"}}'
 server_label = "instance"
 volume_label = "mountpoint"
 servers = {{ "{label}" = "server-1" }}
@@ -26,14 +27,16 @@ def vector(*series: tuple[dict[str, str], object]) -> bytes:
 
 
 @contextmanager
-def answering(total: bytes, free: bytes, status: int = 200) -> Iterator[tuple[str, list[str | None]]]:
+def answering(
+    total: bytes, free: bytes, status: int = 200, used: bytes | None = None
+) -> Iterator[tuple[str, list[str | None]]]:
     """A server that gives fixed answers; yields its address and the logins it was sent."""
     logins: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             logins.append(self.headers.get("Authorization"))
-            body = total if "size_bytes" in self.path else free
+            body = (used or vector()) if "free_bytes" in self.path else total if "size_bytes" in self.path else free
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)

@@ -94,8 +94,8 @@ def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
 def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Bring in volumes of any day from a CSV file.
 
-    Columns are server, volume, day, total_gb and free_gb. Either all are stored or none; what a server reported of
-    itself stays.
+    Columns are server, volume, day, total_gb, free_gb and, where a reserve is kept, used_gb. Either all are stored or
+    none; what a server reported of itself stays.
     """
     found = volumes_of_file(file)
     with opened_registry(settings) as engine:

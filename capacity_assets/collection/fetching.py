@@ -44,7 +44,7 @@ def fetch_volumes(engine: Engine, day: date, path: Path, secrets: SecretFolders,
     for source in sources:
         try:
             found = volumes_of(source, known, secrets)
-            days = [VolumeDay(one.server, one.volume, day, one.total_bytes, one.free_bytes) for one in found.volumes]
+            days = [VolumeDay(one.server, one.volume, day, *one.sizes) for one in found.volumes]
             store_volumes(engine, days, dry_run=dry_run)
         except DatabaseError:
             raise

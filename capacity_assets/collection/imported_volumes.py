@@ -32,6 +32,7 @@ class VolumeDay:
     day: date
     total_bytes: int
     free_bytes: int
+    used_bytes: int | None = None
 
 
 def store_volumes(engine: Engine, volumes: Sequence[VolumeDay], *, dry_run: bool = False) -> int:
@@ -64,21 +65,23 @@ def _parameters(connection: Connection, volumes: Sequence[VolumeDay]) -> dict[st
         "days": [one.day for one in volumes],
         "totals": [one.total_bytes // BYTES_PER_MB for one in volumes],
         "free": [one.free_bytes // BYTES_PER_MB for one in volumes],
+        "used": [None if one.used_bytes is None else one.used_bytes // BYTES_PER_MB for one in volumes],
         "source": IMPORTED,
     }
 
 
 COLUMNS = ("server", "volume", "day", "total_gb", "free_gb")
+USED = "used_gb"
 BYTES_PER_GB = 1024 * BYTES_PER_MB
 
 
 def volumes_of_file(path: Path) -> list[VolumeDay]:
-    """Read volumes from a CSV file with the columns server, volume, day, total_gb and free_gb.
+    """Read volumes from a CSV file with the columns server, volume, day, total_gb, free_gb and perhaps used_gb.
 
     Raises:
         ValidationError: it cannot be read, or a line cannot be a volume; all problems are reported together.
     """
-    return declarations(path, COLUMNS, COLUMNS, _volume_day)
+    return declarations(path, (*COLUMNS, USED), COLUMNS, _volume_day)
 
 
 def _volume_day(row: Mapping[str, str]) -> VolumeDay:
@@ -86,22 +89,28 @@ def _volume_day(row: Mapping[str, str]) -> VolumeDay:
     day = day_of(row["day"])
     try:
         total, free = (int(Decimal(row[name]) * BYTES_PER_GB) for name in ("total_gb", "free_gb"))
+        used = int(Decimal(row[USED]) * BYTES_PER_GB) if row.get(USED) else None
     except (InvalidOperation, ValueError, OverflowError):
-        raise ValidationError("total_gb and free_gb are numbers of GiB, as 500 or 1.5.") from None
+        raise ValidationError("total_gb, free_gb and used_gb are numbers of GiB, as 500 or 1.5.") from None
     if not 0 <= free <= total <= LARGEST_BYTES or len(row["volume"]) > LONGEST_NAME:
         raise ValidationError("free_gb lies between 0 and total_gb, and a volume's name has at most 255 letters.")
-    return VolumeDay(row["server"], row["volume"], day, total, free)
+    if not 0 <= (used or 0) <= total:
+        raise ValidationError("used_gb lies between 0 and total_gb; leave it empty where all but free_gb is used.")
+    return VolumeDay(row["server"], row["volume"], day, total, free, used)
 
 
 _STORE = """
 INSERT INTO volume_size_stats AS t
-    (collected_date, instance_id, volume_name, total_mb, free_mb, source, collected_at)
-SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, :source, now()
+    (collected_date, instance_id, volume_name, total_mb, free_mb, used_mb, source, collected_at)
+SELECT g.day, g.instance_id, g.name, g.total_mb, g.free_mb, g.used_mb, :source, now()
 FROM unnest(CAST(:ids AS integer[]), CAST(:names AS varchar[]), CAST(:days AS date[]), CAST(:totals AS bigint[]),
-            CAST(:free AS bigint[])) AS g (instance_id, name, day, total_mb, free_mb)
+            CAST(:free AS bigint[]), CAST(:used AS bigint[]))
+    AS g (instance_id, name, day, total_mb, free_mb, used_mb)
 ON CONFLICT (collected_date, instance_id, volume_name) DO UPDATE
-SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, collected_at = excluded.collected_at
-WHERE t.source = excluded.source AND (t.total_mb, t.free_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb)
+SET total_mb = excluded.total_mb, free_mb = excluded.free_mb, used_mb = excluded.used_mb,
+    collected_at = excluded.collected_at
+WHERE t.source = excluded.source
+  AND (t.total_mb, t.free_mb, t.used_mb) IS DISTINCT FROM (excluded.total_mb, excluded.free_mb, excluded.used_mb)
 RETURNING t.instance_id
 """
 _ALONE = """

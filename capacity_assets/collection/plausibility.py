@@ -52,6 +52,7 @@ def _fits(limits: Limits) -> bool:
         and len(set(volumes)) == len(volumes)
         and len(set(databases)) == len(databases)
         and all(0 <= volume.free_bytes <= volume.total_bytes <= LARGEST_BYTES for volume in limits.volumes)
+        and all(0 <= (volume.used_bytes or 0) <= volume.total_bytes for volume in limits.volumes)
         and all(0 <= limit <= LARGEST_BYTES for limit in most)
     )
 

@@ -42,6 +42,12 @@ class FoundVolume:
     volume: str
     total_bytes: int
     free_bytes: int
+    used_bytes: int | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int | None]:
+        """How much it holds, how much of that is free, and used where it is known."""
+        return self.total_bytes, self.free_bytes, self.used_bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
     headers = _login(source, secrets)
     deadline = time.monotonic() + ALL_SECONDS
     totals, free = (_result(source, query, headers, deadline) for query in (source.total, source.free))
-    by_place: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    used = _result(source, source.used, headers, deadline) if source.used else {}
+    by_place: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     strangers: set[str] = set()
     for labels, total in totals.items():
         if labels not in free:
@@ -74,14 +81,16 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
             strangers.add(label)
             continue
         volume = named.get(source.volume_label, "") if source.volume_label else source.volume
-        by_place.setdefault((server, volume or source.volume), []).append((total, free[labels]))
+        by_place.setdefault((server, volume or source.volume), []).append(
+            (total, free[labels], *([used[labels]] if labels in used else []))
+        )
     found, left_out = [], []
     for (server, volume), pairs in sorted(by_place.items()):
         reason = _reason_against(pairs)
         if reason:
             left_out.append(f"{volume} of {server}: {reason}")
         else:
-            found.append(FoundVolume(server, volume, int(pairs[0][0]), int(pairs[0][1])))
+            found.append(FoundVolume(server, volume, *map(int, pairs[0])))
     if strangers:
         first, values = min(strangers), counted(len(strangers), "value")
         left_out.append(f"of no registered server: {values} of {source.server_label}, for example {first!r:.80}")
@@ -93,12 +102,14 @@ def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str
     return next((name for name in names if name in known), None)
 
 
-def _reason_against(pairs: list[tuple[float, float]]) -> str | None:
+def _reason_against(pairs: list[tuple[float, ...]]) -> str | None:
     if len(pairs) > 1:
         return f"{len(pairs)} results, and it is not known which one counts: narrow the query"
-    [(total, free)] = pairs
+    [(total, free, *used)] = pairs
     if not (math.isfinite(total) and math.isfinite(free) and 0 < total < 2**63 and 0 <= free <= total):
         return f"{total:g} bytes, {free:g} of them free, is impossible"
+    if not all(0 <= one <= total for one in used):
+        return f"{total:g} bytes, {used[0]:g} of them used, is impossible"
     return None
 
 

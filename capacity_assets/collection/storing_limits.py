@@ -24,8 +24,9 @@ def stage_limits(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> No
 def _volume_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
     for outcome in outcomes:
         for volume in outcome.limits.volumes:
-            sizes = (volume.total_bytes // BYTES_PER_MB, volume.free_bytes // BYTES_PER_MB)
-            yield outcome.instance_id, volume.name, *sizes, outcome.ended_at
+            sizes = (volume.total_bytes, volume.free_bytes, volume.used_bytes)
+            whole_mb = (None if size is None else size // BYTES_PER_MB for size in sizes)
+            yield outcome.instance_id, volume.name, *whole_mb, outcome.ended_at
 
 
 def _limit_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]]:
@@ -39,7 +40,8 @@ def _limit_rows(outcomes: Iterable[ProbeOutcome]) -> Iterator[tuple[object, ...]
 _STAGE = (
     """
 CREATE TEMPORARY TABLE measured_volume (
-    instance_id integer, volume_name varchar(255), total_mb bigint, free_mb bigint, collected_at timestamptz
+    instance_id integer, volume_name varchar(255), total_mb bigint, free_mb bigint, used_mb bigint,
+    collected_at timestamptz
 ) ON COMMIT DROP
 """,
     """
@@ -79,6 +81,6 @@ def _written(table: str, name: str, staged: str, columns: Sequence[str]) -> Iter
 
 
 LIMIT_STATEMENTS = (
-    *_written("volume_size_stats", "volume_name", "measured_volume", ("total_mb", "free_mb")),
+    *_written("volume_size_stats", "volume_name", "measured_volume", ("total_mb", "free_mb", "used_mb")),
     *_written("database_limit_stats", "database_name", "measured_limit", ("limit_mb", "is_unlimited", "volumes")),
 )

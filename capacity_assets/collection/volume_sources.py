@@ -21,7 +21,9 @@ KIND = "prometheus"
 
 @dataclass(frozen=True)
 class PrometheusSource:
-    """One Prometheus-compatible server: two queries, and which label names the server and the volume.
+    """One Prometheus-compatible server: its queries, and which label names the server and the volume.
+
+    `free` is what the server can still use. `used` is needed where some of the rest is kept in reserve.
 
     `servers` maps a label's value to the name of a registered server; what is not in it is taken as the name itself,
     with or without a port. `volume` is the name of the volume where no label has it.
@@ -32,6 +34,7 @@ class PrometheusSource:
     total: str
     free: str
     server_label: str
+    used: str | None = None
     volume_label: str | None = None
     volume: str = "disk"
     servers: Mapping[str, str] = field(default_factory=dict)

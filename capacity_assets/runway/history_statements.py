@@ -68,7 +68,7 @@ volume_days AS (
     SELECT s.instance_id, max(s.collected_date) AS day FROM volume_size_stats s
     WHERE {_RECENT.format("s")} GROUP BY s.instance_id
 ), volumes AS MATERIALIZED (
-    SELECT v.instance_id, v.collected_date AS day, v.volume_name, v.total_mb, v.free_mb, v.source
+    SELECT v.instance_id, v.collected_date AS day, v.volume_name, v.total_mb, v.free_mb, v.used_mb, v.source
     FROM volume_days d JOIN volume_size_stats v ON v.instance_id = d.instance_id AND v.collected_date = d.day
     WHERE {_RECENT.format("v")}
 ), ceiling_days AS (
@@ -146,8 +146,11 @@ _DATABASE_DAYS = f"""
     WHERE {_DAILY.format("a")} AND (CAST(:name AS text) IS NULL OR a.database_name = :name)
       AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = a.instance_id
                       AND s.database_name = a.database_name AND s.collected_date = a.period_start)"""  # noqa: S608 -- as above
+# Days before it was known what is used count without the reserve that is known now: it did not shrink on that day.
 _VOLUME_DAYS = f"""
-    SELECT s.instance_id, s.volume_name, s.collected_date AS day, s.total_mb - s.free_mb AS size_mb
+    SELECT s.instance_id, s.volume_name, s.collected_date AS day,
+           coalesce(s.used_mb, greatest(s.total_mb - s.free_mb - coalesce(max(s.total_mb - s.free_mb - s.used_mb)
+               OVER (PARTITION BY s.instance_id, s.volume_name), 0), 0)) AS size_mb
     FROM volume_size_stats s
     WHERE {_SAMPLED.format("s")} AND (CAST(:name AS text) IS NULL OR s.volume_name = :name)"""  # noqa: S608 -- as above
 SERIES = {
@@ -195,10 +198,11 @@ FROM limited l JOIN series d ON d.instance_id = l.instance_id AND d.name = l.dat
 WHERE :every OR {_IS_LIMITED} ORDER BY l.server, l.database_name
 """  # noqa: S608 -- as above
 
-# What is used of a volume; its limit is what it holds.
+# What is used of a volume; its limit is what it holds but for what is kept in reserve.
 _VOLUMES = f"""
 WITH {_LIMITS}, series AS ({{series}})
-SELECT v.instance_id, i.name AS server, 'volume' AS subject, v.volume_name AS name, v.total_mb AS own_mb,
+SELECT v.instance_id, i.name AS server, 'volume' AS subject, v.volume_name AS name,
+       coalesce(v.used_mb + v.free_mb, v.total_mb) AS own_mb,
        v.source AS own_source, CAST(NULL AS bigint) AS server_mb, NULL AS server_source,
        CAST(NULL AS bigint) AS ceiling_mb, NULL AS ceiling_source, CAST(NULL AS bigint) AS free_mb,
        CAST(NULL AS date) AS free_day, NULL AS free_source, CAST(NULL AS float8) AS total_mb,

@@ -13,6 +13,7 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of
+from capacity_assets.storage.limit_tables import USED_MB
 from capacity_assets.storage.runway_views import DECLARED_LIMIT, LIMIT_IS_GONE, STANDS_FOR_ITSELF
 
 HISTORY_SHOWN_DAYS = 180
@@ -197,7 +198,7 @@ WHERE r.subject = :subject AND r.name = :name AND r.as_of = (
     for days in HORIZONS_DAYS
 )
 # Samples, and where retention has dropped them, the daily aggregates.
-_HISTORY = """
+_HISTORY = f"""
 WITH asked AS (
     SELECT * FROM unnest(CAST(:ids AS integer[]), CAST(:subjects AS varchar[]), CAST(:names AS varchar[]))
         AS g (instance_id, subject, name)
@@ -219,8 +220,8 @@ SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
     JOIN instance_size_aggregations a ON a.instance_id = g.instance_id
         AND a.period_type = 'daily' AND a.period_start BETWEEN :first AND :last WHERE g.subject = 'server'
     UNION ALL
-    SELECT g.*, s.collected_date, s.total_mb - s.free_mb, 1 FROM asked g
+    SELECT g.*, s.collected_date, {USED_MB.format("s")}, 1 FROM asked g
     JOIN volume_size_stats s ON s.instance_id = g.instance_id AND s.volume_name = g.name
         AND s.collected_date BETWEEN :first AND :last WHERE g.subject = 'volume'
 ) AS sizes ORDER BY instance_id, subject, name, day, rank
-"""
+"""  # noqa: S608 -- an expression of our own

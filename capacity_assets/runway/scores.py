@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.storage.distribution import distributed_tables
-from capacity_assets.storage.limit_tables import capacity_runways
+from capacity_assets.storage.limit_tables import USED_MB, capacity_runways
 from capacity_assets.storage.local_copies import copied_for_reading
 from capacity_assets.storage.runway_views import error_measures
 
@@ -69,6 +69,7 @@ def score(connection: Connection, as_of: date, today: date) -> None:
             for subject, measured in _MEASURED.items():
                 for due, since, until in spans:
                     statement = _SCORE.format(days=days, measured=measured, subject=subject, due=due.format(days=days))
+                    statement += _IS_COMPARABLE.get(subject, "")
                     asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
                     connection.execute(text(statement), asked)
 
@@ -89,8 +90,12 @@ _MEASURED = {
     "database": "SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats",
     "server": "SELECT instance_id, '' AS name, collected_date, sum(total_size_mb) AS size_mb FROM instance_size_stats "
     "WHERE NOT is_deleted GROUP BY instance_id, collected_date",
-    "volume": "SELECT instance_id, volume_name AS name, collected_date, total_mb - free_mb AS size_mb "
-    "FROM volume_size_stats",
+    "volume": f"SELECT v.*, v.volume_name AS name, {USED_MB.format('v')} AS size_mb FROM volume_size_stats v",  # noqa: S608 -- our own
+}
+# A forecast of a volume is not scored by what is used if, on its own day, that was not known.
+_IS_COMPARABLE = {
+    "volume": "AND NOT EXISTS (SELECT FROM volume_size_stats v WHERE v.instance_id = r.instance_id "
+    "AND v.volume_name = r.name AND v.collected_date = r.last_day AND (v.used_mb IS NULL) <> (s.used_mb IS NULL))"
 }
 _READ_OF_DISTRIBUTED = dict.fromkeys(
     ("database_size_stats", "instance_size_stats", "volume_size_stats"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.label_expressions import labels_of
+from capacity_assets.storage.limit_tables import USED_MB
 from capacity_assets.storage.view import View, ViewColumn
 
 _SERVER_ID = ViewColumn("server_id", "s.instance_id", "Number of the server")
@@ -71,7 +72,7 @@ READER_VIEWS = (
             ViewColumn("volume", "s.volume_name", "File system, disk group or pool"),
             ViewColumn("total_mb", "s.total_mb", "How much it holds, MiB"),
             ViewColumn("free_mb", "s.free_mb", "How much of that is free, MiB"),
-            ViewColumn("used_mb", "s.total_mb - s.free_mb", "How much of it is used, MiB"),
+            ViewColumn("used_mb", USED_MB.format("s"), "How much of it is used, MiB"),
             ViewColumn("source", "s.source", "Where the figures come from: measured or imported"),
             _COLLECTED_AT,
         ),

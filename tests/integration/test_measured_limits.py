@@ -26,20 +26,22 @@ MIB = 1024 * 1024
 TOLERANCE_MB = 512
 
 
-def on_disk(path: Path) -> tuple[int, int]:
-    """Total and available MiB of the file system that holds a path, as `df` reports them."""
+def on_disk(path: Path) -> tuple[int, int, int]:
+    """Total, available and used MiB of the file system that holds a path, as `df` reports them."""
     found = os.statvfs(path)
-    return found.f_blocks * found.f_frsize // MIB, found.f_bavail * found.f_frsize // MIB
+    blocks = (found.f_blocks, found.f_bavail, found.f_blocks - found.f_bfree)
+    return tuple(one * found.f_frsize // MIB for one in blocks)  # type: ignore[return-value]
 
 
 def is_as_on_disk(row: tuple[object, ...], path: Path) -> bool:
-    total, free = on_disk(path)
-    return row[0] == total and abs(int(str(row[1])) - free) <= TOLERANCE_MB
+    total, *others = on_disk(path)
+    found = [int(str(one)) for one in row[1:3]]
+    return row[0] == total and all(abs(one - there) <= TOLERANCE_MB for one, there in zip(found, others, strict=True))
 
 
 def volumes(collection: Collection) -> dict[str, tuple[object, ...]]:
     rows = collection.rows(
-        "SELECT i.name || ':' || v.volume_name, v.total_mb, v.free_mb, v.source, v.collected_date "
+        "SELECT i.name || ':' || v.volume_name, v.total_mb, v.free_mb, v.used_mb, v.source, v.collected_date "
         "FROM volume_size_stats v JOIN instances i ON i.id = v.instance_id"
     )
     return {str(name): tuple(rest) for name, *rest in rows}
@@ -90,7 +92,7 @@ def test_mariadb_says_which_file_system_holds_its_data_and_why_it_says_nothing(
     assert done.unknown_limits == ()
     [(name, row)] = kept.items()
     assert is_as_on_disk(row, mariadb.folder)
-    assert row[2:] == ("measured", TODAY)
+    assert row[3:] == ("measured", TODAY)
     assert ceilings(collection) == {"orders": (None, True, [name.removeprefix("shop:")], "measured")}
     assert volumes(collection) == kept, "what was said earlier on this day stays"
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.runway.issuing import issue
 from tests.clocks import TODAY
 from tests.fleet import add_database_sizes, sizes
-from tests.runways import add_day, stored_runways
+from tests.runways import add_day, add_volume, stored_runways
 
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 
@@ -104,3 +104,26 @@ def test_a_forecast_that_is_overwritten_from_another_day_loses_what_was_measured
 
     assert (before["last_day"], before["actual_7_mb"]) == (past - timedelta(days=1), 2874)
     assert (after["last_day"], after["actual_7_mb"]) == (past, 2884)
+
+
+@pytest.mark.parametrize(("used_then", "used_mb"), [(None, None), ("used_mb", 5100), (None, 5100)])
+def test_a_forecast_of_a_volume_is_held_against_the_same_measure_of_use(
+    engine: Engine, used_then: str | None, used_mb: int | None
+) -> None:
+    """Before it was known what is used, a reserve counted as used: the difference is no error of the forecast."""
+    due = TODAY + timedelta(days=7)
+    for day in (*(TODAY - timedelta(days=back) for back in range(120)), due):
+        add_volume(engine, 1, "/data", day, 10_000, 4000)
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE volume_size_stats SET used_mb = :mb WHERE collected_date = :day"), {"mb": used_mb, "day": due}
+        )
+        if used_then:
+            connection.execute(
+                text("UPDATE volume_size_stats SET used_mb = 5000 WHERE collected_date < :day"), {"day": due}
+            )
+    issue(engine, TODAY, TODAY)
+    issue(engine, due, due)
+
+    expected = {(None, None): 6000, ("used_mb", 5100): 5100, (None, 5100): None}[used_then, used_mb]
+    assert stored_runways(engine)["/data"]["actual_7_mb"] == expected

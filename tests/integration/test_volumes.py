@@ -64,6 +64,9 @@ def test_a_real_prometheus_says_what_df_does_and_the_databases_of_the_server_hav
     assert (volume["server"], volume["volume"], volume["source"]) == ("server-1", "/", "imported")
     assert volume["total_mb"] == disk.f_blocks * disk.f_frsize // 1024**2
     assert abs(int(str(volume["free_mb"])) - disk.f_bavail * disk.f_frsize // 1024**2) < 512
+    with engine.connect() as connection:
+        used_mb = connection.execute(text("SELECT used_mb FROM capacity_volumes")).scalar_one()
+    assert abs(used_mb - (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024**2) < 512, "as df says"
     [orders] = [row for row in outlooks(engine, TODAY).rows if row.database]
     assert (orders.binds, orders.source) == ("volume", "imported")
     assert orders.limit_mb == 1080 + int(str(volume["free_mb"]))
@@ -220,6 +223,26 @@ def test_what_a_server_reports_of_itself_goes_before(engine: Engine, tmp_path: P
     ]
 
 
+def test_a_reserve_is_neither_used_nor_a_limit_and_does_not_look_like_a_change(engine: Engine, tmp_path: Path) -> None:
+    """100 of 1,000 GiB are kept for root; what is used was not known in the first weeks."""
+    days = [(TODAY - timedelta(days=back), 500 - 2 * back) for back in range(60, -1, -1)]
+    lines = [
+        f"server-1,/data,{day},1000,{900 - used},{used if day > TODAY - timedelta(days=9) else ''}"
+        for day, used in days
+    ]
+    file = tmp_path / "volumes.csv"
+    file.write_text("\n".join(["server,volume,day,total_gb,free_gb,used_gb", *lines]))
+
+    assert capacity("volumes", "import", str(file)).exit_code == 0
+
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT used_mb, free_mb, total_mb FROM capacity_volumes ORDER BY day")).all()
+    assert tuple(rows[-1]) == (500 * 1024, 400 * 1024, 1000 * 1024)
+    [volume] = [row for row in outlooks(engine, TODAY).rows if row.volume]
+    assert (volume.size_mb, volume.limit_mb) == (500 * 1024, 900 * 1024)
+    assert volume.middle_day == TODAY + timedelta(days=200), "2 GiB a day, as ever"
+
+
 def test_with_two_volumes_it_is_not_known_where_a_database_lies(engine: Engine, tmp_path: Path) -> None:
     file = tmp_path / "volumes.csv"
     file.write_text(f"server,volume,day,total_gb,free_gb\nserver-1,/a,{TODAY},9,8\nserver-1,/b,{TODAY},9,8\n")
@@ -248,7 +271,7 @@ def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) 
     assert "line 2: 'today' is not a day; write 2026-03-31." in refused.output
     assert "line 3: free_gb lies between 0 and total_gb" in refused.output
     assert "line 4: volume missing." in refused.output
-    assert "line 5: total_gb and free_gb are numbers of GiB" in refused.output
+    assert "line 5: total_gb, free_gb and used_gb are numbers of GiB" in refused.output
     assert "Listed more than once: /a of server-1, 2025-07-01." in twice.output
     assert "No server 'server-9' is registered." in unknown.output
     assert listed() == []

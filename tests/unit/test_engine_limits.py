@@ -156,12 +156,16 @@ def test_a_tablespace_of_oracle_has_what_its_files_extend_to_and_what_is_usable_
     found = oracle.limits_from(
         {"USERS": 32 * GIB, "DATA": 64 * GIB, "FLEX": GIB, "OLD": 2 * GIB},
         [("USERS", "DATA"), ("DATA", "FAST"), ("DATA", "DATA"), ("FLEX", "FLEXY"), ("OLD", None)],
-        [("DATA", "NORMAL", 4096, 700), ("FAST", "EXTERN", 1024, -20), ("FLEXY", "FLEX", 1024, 0)],
+        [("DATA", "NORMAL", 4096, 700, 1500), ("FAST", "EXTERN", 1024, -20, 4), ("FLEXY", "FLEX", 1024, 0, 0)],
         ["USERS", "DATA", "FLEX", "OLD"],
         None,
     )
 
-    assert found.volumes == (Volume("DATA", 2048 * MIB, 700 * MIB), Volume("FAST", 1024 * MIB, 0))
+    # What is neither free nor used is kept for mirrors.
+    assert found.volumes == (
+        Volume("DATA", 2048 * MIB, 700 * MIB, 1298 * MIB),
+        Volume("FAST", 1024 * MIB, 0, 1020 * MIB),
+    )
     assert [(one.database, one.limit_bytes, one.volumes) for one in found.ceilings] == [
         ("USERS", 32 * GIB, ("DATA",)),
         ("DATA", 64 * GIB, ("DATA", "FAST")),
@@ -170,7 +174,7 @@ def test_a_tablespace_of_oracle_has_what_its_files_extend_to_and_what_is_usable_
     ]
 
 
-def disks(*rows: tuple[str, int, int]) -> Any:
+def disks(*rows: tuple[str, int, int, int]) -> Any:
     return recorded(
         {
             postgresql_volumes.FUNCTIONS: [("system_stats", "public", True)],
@@ -183,14 +187,19 @@ def disks(*rows: tuple[str, int, int]) -> Any:
 
 def test_system_stats_names_file_systems_by_where_they_are_mounted() -> None:
     """Rows as version 4.0 gave them on PostgreSQL 17.12."""
-    found = limits_by_extension(disks(("/", 270553174016, 83579121664), ("/fast", GIB, 1000)), ["orders", "billing"])
+    found = limits_by_extension(
+        disks(("/", 270553174016, 83579121664, 26843545600), ("/fast", GIB, 1000, GIB - 1000)), ["orders", "billing"]
+    )
 
-    assert found.volumes == (Volume("/", 270553174016, 83579121664), Volume("/fast", GIB, 1000))
+    assert found.volumes == (
+        Volume("/", 270553174016, 83579121664, 26843545600),
+        Volume("/fast", GIB, 1000, GIB - 1000),
+    )
     assert [one.volumes for one in found.ceilings] == [("/",), ("/fast",)]
 
 
 def test_a_file_system_that_system_stats_leaves_out_is_unknown_and_no_other_one_stands_for_it() -> None:
-    found = limits_by_extension(disks(("/fast", GIB, 1000)), ["orders"])
+    found = limits_by_extension(disks(("/fast", GIB, 1000, 0)), ["orders"])
 
     assert found == Limits(unknown="system_stats does not list the file system of /var/lib/postgresql/17/main")
 
@@ -207,6 +216,7 @@ GOOD = Volume("a", 2, 1)
         Limits((Volume("\ud800", 1, 1),)),
         Limits((Volume("a", -1, 0),)),
         Limits((Volume("a", 1, 2),)),
+        Limits((Volume("a", 1, 1, 2),)),
         Limits((Volume("a", LARGEST_BYTES + 1, 1),)),
         Limits((Volume("a", 1, None),)),  # type: ignore[arg-type]
         Limits((Volume(7, 1, 1),)),  # type: ignore[arg-type]

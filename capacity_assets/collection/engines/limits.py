@@ -11,11 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Volume:
-    """A file system, disk group, pool or quota: how much it holds, and how much of that the server can still use."""
+    """A file system, disk group, pool or quota: how much it holds, and how much of that the server can still use.
+
+    `used_bytes` is what is used, where it is less than the rest: a file system keeps a reserve for root, a disk group
+    one for mirrors. None: all the rest is used.
+    """
 
     name: str
     total_bytes: int
     free_bytes: int
+    used_bytes: int | None = None
 
 
 @dataclass(frozen=True)

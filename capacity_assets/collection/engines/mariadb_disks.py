@@ -17,7 +17,7 @@ HAS_DISKS = (
     "SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'information_schema' AND TABLE_NAME = 'DISKS'"
 )
 # A mount that lies over another one is listed twice, with its own figures both times.
-DISKS = "SELECT Path, MAX(Total), MIN(Available) FROM information_schema.DISKS GROUP BY Path"
+DISKS = "SELECT Path, MAX(Total), MIN(Available), MAX(Used) FROM information_schema.DISKS GROUP BY Path"
 DATA_FOLDER = "SELECT @@datadir"
 NO_PLUGIN = "MariaDB reports its file systems with the plugin `disks` only: INSTALL SONAME 'disks'"
 NO_RIGHT = "its login may not see the file systems: FILE on *.* is missing"
@@ -29,13 +29,12 @@ def limits_by_disks(connection: Any, names: Sequence[str]) -> Limits:
     [(there,)] = rows_of(connection, HAS_DISKS)
     if not there:
         return Limits(unknown=NO_PLUGIN)
-    disks = {str(path): (int(total), int(free)) for path, total, free in rows_of(connection, DISKS)}
+    disks = {str(path): tuple(map(int, sizes)) for path, *sizes in rows_of(connection, DISKS)}
     if not disks:
         return Limits(unknown=NO_RIGHT)
     [(folder,)] = rows_of(connection, DATA_FOLDER)
     path = volume_of(str(folder), disks)
     if path is None:
         return Limits(unknown=NOT_LISTED.format(folder))
-    total, free = disks[path]
-    volume = Volume(path, total * BYTES_PER_KIB, free * BYTES_PER_KIB)
+    volume = Volume(path, *(size * BYTES_PER_KIB for size in disks[path]))
     return Limits((volume,), without_ceilings(names, [path]))

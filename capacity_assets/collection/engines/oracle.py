@@ -39,7 +39,9 @@ FROM dba_data_files WHERE autoextensible = 'YES'
 """
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/refrn/V-ASM_DISKGROUP_STAT.html: sizes in MiB before
 # mirroring, but for usable_file_mb, which may be negative, and is 0 for groups of the types FLEX and EXTEND.
-DISK_GROUPS = "SELECT name, type, total_mb, usable_file_mb FROM v$asm_diskgroup_stat WHERE state <> 'DISMOUNTED'"
+DISK_GROUPS = (
+    "SELECT name, type, total_mb, usable_file_mb, free_mb FROM v$asm_diskgroup_stat WHERE state <> 'DISMOUNTED'"
+)
 COPIES = {"EXTERN": 1, "NORMAL": 2, "HIGH": 3}
 # The root of a container database shows its own files only, and says nothing of the others.
 # https://docs.oracle.com/en/database/oracle/oracle-database/23/sqlrf/SYS_CONTEXT.html
@@ -180,11 +182,16 @@ def limits_from(
 ) -> Limits:
     """Put together bytes by tablespace, pairs of tablespace and disk group (None: a file system), and disk groups.
 
-    Shape of a disk group: name, type, MiB before mirroring, usable MiB.
+    Shape of a disk group: name, type, MiB before mirroring, usable MiB, free MiB before mirroring.
     """
     volumes = tuple(
-        Volume(name, int(total) // COPIES[kind] * BYTES_PER_MB, max(int(usable), 0) * BYTES_PER_MB)
-        for name, kind, total, usable in groups
+        Volume(
+            name,
+            int(total) // COPIES[kind] * BYTES_PER_MB,
+            max(int(usable), 0) * BYTES_PER_MB,
+            (int(total) - int(free)) // COPIES[kind] * BYTES_PER_MB,
+        )
+        for name, kind, total, usable, free in groups
         if kind in COPIES
     )
     known = {volume.name for volume in volumes}

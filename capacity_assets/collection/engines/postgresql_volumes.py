@@ -33,9 +33,12 @@ FROM pg_tablespace t CROSS JOIN LATERAL pg_tablespace_databases(t.oid) AS held (
 JOIN pg_database d ON d.oid = held.oid
 WHERE t.spcname <> 'pg_global' ORDER BY t.oid
 """
-FSINFO = "SELECT major_number, minor_number, total_bytes, available_bytes FROM {schema}.fsinfo('{path}')"
+FSINFO = (
+    "SELECT major_number, minor_number, total_bytes, available_bytes, total_bytes - free_bytes "
+    "FROM {schema}.fsinfo('{path}')"
+)
 DISKS = (
-    "SELECT mount_point, max(total_space), min(free_space) FROM {schema}.pg_sys_disk_info() "
+    "SELECT mount_point, max(total_space), min(free_space), max(used_space) FROM {schema}.pg_sys_disk_info() "
     "WHERE mount_point IS NOT NULL GROUP BY mount_point"
 )
 SETTING = "SELECT setting FROM pg_settings WHERE name = 'data_directory'"
@@ -74,8 +77,8 @@ def _by_fsinfo(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[i
     found = {}
     for oid, location in folders.items():
         path = f"pg_tblspc/{oid}" if location else "."
-        [(major, minor, total, free)] = read(FSINFO.format(schema=schema, path=path))
-        found[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, int(total), int(free)))
+        [(major, minor, *sizes)] = read(FSINFO.format(schema=schema, path=path))
+        found[oid] = by_device.setdefault((major, minor), Volume(location or DATA_FOLDER, *map(int, sizes)))
     return found
 
 
@@ -84,7 +87,7 @@ def _by_disks(read: Read, schema: str, folders: Mapping[int, str]) -> Mapping[in
     setting = read(SETTING)
     if not setting:
         return NO_SETTING
-    disks = {str(path): (int(total), int(free)) for path, total, free in read(DISKS.format(schema=schema))}
+    disks = {str(path): tuple(map(int, sizes)) for path, *sizes in read(DISKS.format(schema=schema))}
     found = {}
     for oid, location in folders.items():
         folder = location or str(setting[0][0])
