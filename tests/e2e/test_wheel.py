@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -95,3 +96,22 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder_of_an_empty_environment(buil
     assert demo.returncode == 0, demo.stderr
     assert "Fastest growing databases" in demo.stdout
     assert list((empty / ".capacity" / "reports").glob("*.html"))
+
+
+def test_every_extra_can_be_installed_with_the_constraints() -> None:
+    """What `dev` needs is installed with them before any test; the others are resolved, and not installed."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = [one for name, listed in extras.items() if name != "dev" for one in listed]
+    assert any(one.startswith("pyOpenSSL") for one in needed)
+
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--retries", "1"]
+    done = subprocess.run(
+        [*pip, "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt"), *needed],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    if "(from versions: none)" in done.stderr:
+        pytest.skip("no package registry answers here")
+    assert done.returncode == 0, done.stderr

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import ipaddress
+from datetime import datetime
+
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from capacity_assets.collection.engines import oracle, sqlserver
 from capacity_assets.collection.engines.base import Access, DatabaseSize, ceiling_mb, floor_mb, is_excluded
@@ -125,6 +132,48 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
     assert explained.kind is FailureKind.LOGIN
     assert str(explained).startswith("ORA-01017: invalid credential")
     assert engine_named("oracle").explained(ValueError()) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "is_named"),
+    [
+        ("db.example", True),
+        ("DB.example", True),
+        ("common.example", True),
+        ("one.of.example", True),
+        ("10.0.0.7", True),
+        ("b.example", False),
+        ("of.example", False),
+        ("two.one.of.example", False),
+        ("10.0.0.8", False),
+        ("example", False),
+    ],
+)
+def test_a_certificate_of_sql_server_names_its_host(host: str, is_named: bool) -> None:
+    """By the driver's own function, which takes what pyOpenSSL has no more, nobody could connect with verify-full."""
+
+    class OfPyOpenSSL:
+        def to_cryptography(self) -> x509.Certificate:
+            return certificate
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "common.example")])
+    alternatives: list[x509.GeneralName] = [x509.DNSName(one) for one in ("db.example", "*.of.example")]
+    alternatives.append(x509.IPAddress(ipaddress.ip_address("10.0.0.7")))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2025, 1, 1), datetime(2026, 1, 1))  # noqa: DTZ001
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+    assert sqlserver.is_issued_for(OfPyOpenSSL(), host.encode()) is is_named
+
+
+def test_the_driver_of_sql_server_asks_for_the_name_by_the_function_that_is_replaced() -> None:
+    from pytds import tls
+
+    assert list(inspect.signature(tls.validate_host).parameters) == ["cert", "name"]
+    assert "if not validate_host(cert=conn.get_peer_certificate(), name=bhost):" in inspect.getsource(tls)
 
 
 @pytest.mark.parametrize(

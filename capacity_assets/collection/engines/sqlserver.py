@@ -6,6 +6,7 @@ Not verified: written from the vendor's documentation and tested on recorded res
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from capacity_assets.collection.engines.base import (
@@ -97,6 +98,7 @@ class SQLServer(EngineAdapter):
                 FailureKind.SETUP,
                 "without TLS its password would cross the network in clear: register `tls` and `tls_ca`",
             )
+        pytds.tls.validate_host = is_issued_for
         return pytds.connect(
             server=access.host,
             port=access.port,
@@ -159,6 +161,25 @@ KINDS = {
     300: FailureKind.RIGHTS,
     6005: FailureKind.BROKEN_OFF,
 }
+
+
+def is_issued_for(cert: Any, name: bytes) -> bool:
+    """Whether a certificate (of pyOpenSSL) names a host.
+
+    It takes the place of the driver's function of these parameters, which calls what pyOpenSSL has no more since 26.2.
+    """
+    from cryptography import x509
+
+    certificate, host = cert.to_cryptography(), name.decode("ascii").lower()
+    common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    names = [str(one.value).lower() for one in common[:1]]
+    with suppress(x509.ExtensionNotFound):
+        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names += [one.lower() for one in alternatives.get_values_for_type(x509.DNSName)]
+        names += [str(one) for one in alternatives.get_values_for_type(x509.IPAddress)]
+        if f"*.{host.partition('.')[2]}" in names[1:] and "." in host.partition(".")[2]:
+            return True
+    return host in names
 
 
 def query_for(edition: int, database: str) -> str:
