@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from capacity_assets.collection.engines import mysql
 from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from tests.collecting import PASSWORD, Collection, ceiling_mb, failures, granting
@@ -177,3 +179,80 @@ def test_a_password_itself_goes_to_a_known_server_only(
         assert f"by the login method {method}" in reason
         assert "The password was not sent" in reason
     assert bool(afterwards) == (method == "sha256_password"), "by now the proof is enough, where there is one"
+
+
+# What the collection asked before, of INNODB_TABLES: every table is opened for it.
+BY_TABLES = """
+SELECT CONVERT(SUBSTRING_INDEX(s.NAME, '/', 1 + (LENGTH(e.folder) - LENGTH(REPLACE(e.folder, '@002f', ''))) DIV 5)
+               USING utf8mb4) COLLATE utf8mb4_bin AS schema_name, CAST(SUM(s.{size}) AS UNSIGNED), COUNT(*)
+FROM information_schema.INNODB_TABLESPACES AS s
+JOIN (SELECT SPACE, SUBSTRING_INDEX(NAME, '/', 1) AS folder FROM information_schema.INNODB_TABLES
+      WHERE SPACE_TYPE = 'Single') AS e ON e.SPACE = s.SPACE
+WHERE s.SPACE_TYPE = 'Single' GROUP BY schema_name
+"""
+SHARED_BY_TABLES = """
+SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder, COUNT(*) FROM information_schema.INNODB_TABLES
+WHERE SPACE_TYPE <> 'Single' AND NAME LIKE '%/%' AND NAME NOT LIKE 'mysql/%' GROUP BY folder
+"""
+
+
+@pytest.fixture
+def every_kind(measured_mysql: MySQLServer) -> Iterator[None]:
+    """More tables than the cache of their definitions holds, and whatever names and places tables may have."""
+    measured_mysql.execute(
+        "SET GLOBAL table_definition_cache = 400",
+        *(f"CREATE TABLE UPPER.`many{number}` (id int PRIMARY KEY)" for number in range(420)),
+        "CREATE TABLE `a/b`.`full/text` (id int PRIMARY KEY, body text, FULLTEXT (body))",
+        "CREATE TABLE `a`.`b/t` (id int PRIMARY KEY) TABLESPACE = innodb_system",
+        "CREATE TABLE orders.parts (id int, d int) PARTITION BY RANGE (id) SUBPARTITION BY HASH (d) ("
+        "PARTITION `P/0` VALUES LESS THAN (10) (SUBPARTITION S0, SUBPARTITION `s 1`), "
+        "PARTITION `Ünï` VALUES LESS THAN (20) (SUBPARTITION S2, SUBPARTITION S3))",
+        "CREATE TABLESPACE general ADD DATAFILE 'general.ibd'",
+        "CREATE TABLE `a/b`.`in general#1` (id int PRIMARY KEY) TABLESPACE = general",
+        "CREATE TABLE orders.`in/general` (id int PRIMARY KEY) TABLESPACE = general",
+        "ANALYZE TABLE `a`.`b/t`, `a/b`.`in general#1`, orders.`in/general`",
+    )
+    yield
+    measured_mysql.execute(
+        "SET GLOBAL table_definition_cache = DEFAULT",
+        "DROP TABLE `a/b`.`in general#1`, orders.`in/general`",
+        "DROP TABLESPACE general",
+    )
+
+
+@pytest.mark.usefixtures("every_kind")
+def test_sizes_are_as_by_every_table_and_no_table_is_opened_for_them(
+    measured_mysql: MySQLServer, collection: Collection
+) -> None:
+    def opened() -> int:
+        return int(asked(measured_mysql, "SHOW GLOBAL STATUS LIKE 'Opened_table_definitions'")[0][1])
+
+    register(collection.engine, [at(measured_mysql, collection)])
+    # With nothing in its caches, as after any pause in which others used them.
+    measured_mysql.kill()
+    measured_mysql.start()
+    measured_mysql.execute("SET GLOBAL table_definition_cache = 400")
+    before = opened()
+    summary = collection.collect()
+    opened_by_us = opened() - before
+
+    assert failures(summary) == {}
+    assert summary.not_counted == ()
+    assert opened_by_us < 200, "of more than 420 tables"
+    for size in ("FILE_SIZE", "ALLOCATED_SIZE"):
+        by_tables = sorted(asked(measured_mysql, BY_TABLES.format(size=size)))
+        assert sorted(asked(measured_mysql, mysql.MYSQL_FILES.format(size=size))) == by_tables
+    shared = dict(asked(measured_mysql, mysql.MYSQL_SHARED))
+    shared.pop("mysql")
+    assert shared == {"a": 1, "a/b": 1, "orders": 1}
+    assert dict(asked(measured_mysql, SHARED_BY_TABLES)) == {"a": 1, "a@002fb": 1, "orders": 1}
+    sizes = {name: (tables, size) for name, tables, size in asked(measured_mysql, mysql.MYSQL_SHARED_SIZES)}
+    page = 16384
+    assert {name: sizes[name] for name in shared} == dict.fromkeys(shared, (1, page))
+    assert stored_bytes(collection)["a"] == measured_mysql.file_sizes()["a"] + page
+
+
+def asked(server: MySQLServer, query: str) -> list[tuple[Any, ...]]:
+    with server.admin() as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return list(cursor.fetchall())
