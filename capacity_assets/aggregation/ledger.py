@@ -23,6 +23,7 @@ from capacity_assets.aggregation.ledger_statements import (
     COMPUTED,
     CURRENT_SUMS,
     DISTRIBUTED,
+    FAILED,
     FINISH,
     FORGET,
     FORGET_INVALIDATIONS,
@@ -93,6 +94,12 @@ class Ledger:
         with self._work("reading what was computed", "Nothing was changed.") as connection:
             rows = connection.execute(text(COMPUTED), {"period_type": period.name, "level": level.name})
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
+
+    def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
+        """Return how many servers failed in each of `windows` in which some did, by first day."""
+        with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
+            rows = connection.execute(text(FAILED), asked_for(period, level, windows))
+            return {row.period_start: row.failed_instances for row in rows}
 
     def last_computation(self) -> str:
         """Return a token that changes when a further window is computed."""

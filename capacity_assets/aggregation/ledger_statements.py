@@ -105,6 +105,12 @@ WHERE period_type = :period_type AND level = :level AND snapshot IS NOT NULL
 ORDER BY period_start
 """
 
+FAILED = """
+SELECT period_start, failed_instances FROM capacity_computed_windows
+WHERE period_type = :period_type AND level = :level AND failed_instances > 0
+  AND period_start = ANY (CAST(:starts AS date[]))
+"""
+
 # The number besides the time: of two computations, the one that began first may end last.
 LAST_COMPUTATION = """
 SELECT format('%s windows, the last at %s', count(*), max(computed_at)) FROM capacity_computed_windows

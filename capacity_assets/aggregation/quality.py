@@ -1,13 +1,14 @@
 """The checks after a run, as data: one statement per check.
 
-A check asks the database for places where something is wrong in the windows of the run, names the first
-twenty and counts the rest. Severity says whether a person has to act (`error`) or is informed
-(`warn`). How an outcome becomes an asset check is not decided here.
+A check asks the database for places where something is wrong, names the first twenty and counts the rest. Severity
+says whether a person has to act (`error`) or is informed (`warn`). A check that informs looks at the windows of the
+run. One that calls a person looks at every window that is due: it stays red until nothing is wrong any more,
+whichever windows the next run computes. How an outcome becomes an asset check is not decided here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
@@ -30,6 +31,7 @@ from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import PERIODS, Window, adjacent_spans
 from capacity_assets.storage.distribution import is_distributed
+from capacity_assets.units import counted
 
 LEVELS_TOLERANCE_PERCENT = 1
 LEVELS_TOLERANCE_MB = 1024
@@ -46,18 +48,20 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class CheckScope:
-    """What is checked: the windows of a run at one level, as of a day."""
+    """What is checked at one level, as of a day: the windows of a run, and those that are due."""
 
     period_type: str
     level: Level
     windows: Sequence[Window]
     today: date
     jump_percent: int
+    due: Sequence[Window] = ()
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters that the statements of all checks share."""
         return {
             "period_type": self.period_type,
+            "due": sorted({window.start for window in (*self.due, *self.windows)}),
             "starts": [window.start for window in self.windows],
             "ends": [window.end for window in self.windows],
             "befores": [PERIODS[self.period_type].previous(window).start for window in self.windows],
@@ -81,6 +85,8 @@ class CheckOutcome:
     places: int
     listed: tuple[str, ...]
     advice: str
+    incident: str | None = None
+    """What is wrong, one line each, where `listed` says the same thing in other words from run to run."""
 
     @property
     def passed(self) -> bool:
@@ -112,15 +118,29 @@ class Check:
 
 
 SERVERS_STORED = "servers_stored"
-SERVERS_STORED_DESCRIPTION = "Every server with samples in the windows of the run has its rows stored."
+SERVERS_STORED_DESCRIPTION = "Every server with samples in a window that is due has its rows stored."
+SERVERS_STORED_ADVICE = (
+    "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. "
+    "The metadata of a partition names its servers."
+)
 
 
-def servers_stored(summary: RunSummary) -> CheckOutcome:
-    """Turn the failures of a run into an outcome; needs no statement."""
-    listed = tuple(f"{part.period_start}: {error}" for part in summary.parts for error in part.errors)
-    failed = summary.total("failed_instances")
-    advice = "Fix the samples of these servers, then materialise the partitions again; stored rows were kept."
-    return CheckOutcome(SERVERS_STORED, Severity.ERROR, failed, listed[:MAXIMUM_LISTED_ERRORS], advice)
+def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutcome:
+    """Turn the failures of a run, and the number of failed servers of each due window, into an outcome."""
+    of_run = {part.period_start: part.failed_instances for part in summary.parts}
+    every = {start: servers for start, servers in sorted({**failed, **of_run}.items()) if servers}
+    here = [f"{part.period_start}: {error}" for part in summary.parts for error in part.errors]
+    elsewhere = [
+        f"{start}: {counted(servers, 'server')} failed" for start, servers in every.items() if start not in of_run
+    ]
+    return CheckOutcome(
+        SERVERS_STORED,
+        Severity.ERROR,
+        sum(every.values()),
+        tuple([*here, *elsewhere][:MAXIMUM_LISTED_ERRORS]),
+        SERVERS_STORED_ADVICE,
+        incident="\n".join(f"{start}: {servers}" for start, servers in every.items()),
+    )
 
 
 PARTITIONS_COMPLETE = "partitions_complete"
@@ -185,7 +205,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="values_possible",
-        description="No stored size or count is negative.",
+        description="No stored size or count of a window that is due is negative.",
         severity=Severity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
         statement=impossible_values,

@@ -9,6 +9,7 @@ callers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -186,38 +187,49 @@ def other_owner(connection: Connection, table: str) -> str | None:
 
 
 def _index_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
-    """Plain indexes that queries and checks rely on; an index that begins with the same columns is enough."""
+    """Indexes that queries and checks rely on; one with the same condition that begins with the columns is enough."""
     present = [
-        tuple(row.columns)
+        (tuple(row.columns), _compact(row.condition))
         for row in connection.execute(
             text(
                 "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place) "
-                "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.place) AS columns "
-                "FROM pg_index i WHERE i.indrelid = to_regclass(:table) AND i.indisvalid AND i.indpred IS NULL"
+                "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.place) AS columns, "
+                "pg_get_expr(i.indpred, i.indrelid) AS condition "
+                "FROM pg_index i WHERE i.indrelid = to_regclass(:table) AND i.indisvalid"
             ),
             {"table": wanted.name},
         )
     ]
-    for name, columns in _plain_indexes(wanted):
-        if any(found[: len(columns)] == columns for found in present):
+    for name, columns, condition in _wanted_indexes(wanted):
+        if any(found[: len(columns)] == columns and where == _compact(condition) for found, where in present):
             continue
-        present.append(columns)
+        present.append((columns, _compact(condition)))
         listed = ", ".join(map(quoted, columns))
+        where = f" WHERE {condition}" if condition else ""
         yield SchemaStep(
-            f"{wanted.name} has no index on ({', '.join(columns)})",
-            f"CREATE INDEX {quoted(free_name(connection, name))} ON {quoted(wanted.name)} ({listed})",
+            f"{wanted.name} has no index on ({', '.join(columns)}){where}",
+            f"CREATE INDEX {quoted(free_name(connection, name))} ON {quoted(wanted.name)} ({listed}){where}",
         )
 
 
-def _plain_indexes(wanted: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Names and columns: those of the definition first, because one of them may begin with the columns of the last."""
+def _compact(condition: str | None) -> str:
+    """Return the condition of an index without what PostgreSQL adds when it shows it; empty: of all rows."""
+    return re.sub(r"[()\s]", "", condition or "")
+
+
+def _wanted_indexes(wanted: Table) -> Iterator[tuple[str, tuple[str, ...], str | None]]:
+    """Yield name, columns and condition of each index.
+
+    Those of the definition come first, because one of them may begin with the columns of the last.
+    """
     for index in sorted(wanted.indexes, key=lambda index: str(index.name)):
         if not index.unique:
-            yield str(index.name), tuple(index.columns.keys())
+            condition = index.dialect_options["postgresql"]["where"]
+            yield str(index.name), tuple(index.columns.keys()), None if condition is None else str(condition)
     # In a table of ours the primary key begins with them; in others the row number is the key, and looks need them.
     columns = tuple(column.name for column in wanted.primary_key if column.name != "id")
     if columns:
-        yield f"ix_{wanted.name}_{columns[0]}_{columns[-1]}", columns
+        yield f"ix_{wanted.name}_{columns[0]}_{columns[-1]}", columns, None
 
 
 def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[SchemaStep]:

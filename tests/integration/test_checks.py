@@ -7,12 +7,13 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation.check_statements import impossible_values
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, CheckOutcome
+from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, CheckOutcome, CheckScope
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
@@ -135,6 +136,47 @@ def test_only_twenty_places_are_listed_and_all_are_counted(engine: Engine, runne
 
     assert (outcome.places, len(outcome.listed)) == (30, 20)
     assert outcome.text.splitlines()[-1] == "… and 10 more"
+
+
+def test_what_calls_a_person_stays_red_until_it_is_mended_whichever_windows_a_run_computes(
+    engine: Engine, runner: AggregationTaskRunner
+) -> None:
+    """The last run decided: one of another day made it green, with the negative value still stored."""
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -6, 7]))
+    add_overflowing_instance(engine, 2, date(2025, 3, 2))
+    looked_at(runner, "daily", FIRST_DAYS, "database")
+    looked_at(runner, "daily", FIRST_DAYS, "instance")
+
+    later = PERIODS["daily"].windows_between(date(2025, 4, 1), date(2025, 4, 1))
+    databases = looked_at(runner, "daily", later, "database")
+    servers = looked_at(runner, "daily", later, "instance")
+
+    assert databases["values_possible"].listed == (
+        "server-1, orders: a negative size or count in the window from 2025-03-02",
+    )
+    assert (servers[SERVERS_STORED].places, servers[SERVERS_STORED].listed) == (1, ("2025-03-02: 1 server failed",))
+    assert databases["jumps_named"].passed, "what informs looks at the windows of the run"
+
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = 6 WHERE size_mb < 0"))
+        connection.execute(text("DELETE FROM instance_size_stats WHERE instance_id = 2"))
+    looked_at(runner, "daily", FIRST_DAYS, "instance")
+    assert all(outcome.passed for outcome in looked_at(runner, "daily", FIRST_DAYS[1:2], "database").values())
+    assert looked_at(runner, "daily", later, "instance")[SERVERS_STORED].passed
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_impossible_values_of_years_are_found_by_an_index_of_just_these(engine: Engine, level: Level) -> None:
+    """Else a run of one day would read the whole history."""
+    windows = PERIODS["daily"].windows_between(date(2025, 1, 1), date(2025, 7, 20))
+    scope = CheckScope("daily", level, windows, date(2025, 7, 20), 100)
+    statement = "EXPLAIN " + impossible_values(level)
+    with engine.connect() as connection:
+        connection.execute(text("SET enable_seqscan = off"))
+        plan = connection.execute(text(statement), scope.parameters()).scalars().all()
+
+    assert not [line for line in plan if "Filter" in line and "min_" in line], plan
 
 
 def evaluations(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
