@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, select, text
 from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, SecretFolders, password_of
+from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
 from capacity_assets.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of
@@ -56,6 +57,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
                 yield from _distribution(engine)
                 yield from _zone(engine, settings)
                 yield from _days_ahead(engine, settings)
+                yield from _newest_samples(engine, settings)
                 yield from _trends(engine)
                 yield from _partitions(engine, settings)
                 yield from _collection(engine, settings)
@@ -128,6 +130,13 @@ def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
                 f"has samples of days that lie ahead, from {first} on, and today is {today}: a clock was wrong when "
                 "they were measured, or is wrong now. Set it right; delete what is left of them",
             )
+
+
+def _newest_samples(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    """Name samples that do not arrive any more: where nothing of Dagster runs, nothing sends an alert of it."""
+    for newest in newest_samples(engine, Clock(settings.zone).today()):
+        if newest.has_stopped:
+            yield Finding(newest.table, Verdict.BAD, f"{newest.text} {STOPPED_ADVICE}")
 
 
 def _trends(engine: Engine) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_wo
 from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
+from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.standing import Standing, standing
 from capacity_assets.errors import DATABASE_FAILURES, DatabaseError, ValidationError
 from capacity_assets.foundation.levels import LEVELS, Level
@@ -49,11 +50,18 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         # With an older schema there is no ledger yet; `capacity check` says so.
         late, unknown = _late(engine, settings, revision, followed=works and not has_failed(runs or ()))
         untracked = untracked_changes(engine)
+        stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
         distribution = distribution_text(placements(engine, with_sizes=False))
         runways = recent_issue(engine, today, shown=RISKS_SHOWN) if revision == SCHEMA_REVISION else None
     if as_json:
-        stored = {"today": today, "active_instances": active, "samples": samples, "windows": windows}
+        stored = {
+            "today": today,
+            "active_instances": active,
+            "samples": samples,
+            "samples_stopped": {one.table: one.day for one in stopped},
+            "windows": windows,
+        }
         activity = {
             "runs": _as_dicts(runs),
             "daemon_works": works,
@@ -69,6 +77,8 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
     if collecting is not None:
         _print_collection(collecting)
     print_table("Samples", SAMPLE_COLUMNS, [_cells(row) for row in samples])
+    for one in stopped:
+        say(f"{one.table}: {one.text} {STOPPED_ADVICE}")
     print_table("Latest stored window", WINDOW_COLUMNS, [_cells(row) for row in windows])
     if not any(row["rows_on_last_day"] for row in samples):
         say("There are no samples yet. Next: `capacity instances add`, `capacity import` or `capacity demo`.")

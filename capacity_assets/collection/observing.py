@@ -1,17 +1,23 @@
-"""Observes raw tables that others fill: a data version for each of the newest days, and the days with samples."""
+"""Observes raw tables: a version for each of the newest days, the days with samples, and whether they stopped."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from sqlalchemy import Engine, Table, func, select, text
 
 from capacity_assets.errors import database_errors
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.raw_tables import RawTable
 from capacity_assets.storage.distribution import is_distributed
+from capacity_assets.units import counted
 
 # Each day is an event: few, and late corrections are followed by the records of the database anyway.
 OBSERVED_DAYS = 7
+# At any hour: the samples of today may still have to come.
+NEWEST_AGE_DAYS = 1
+STOPPED_ADVICE = "Look at the runs of collection_job, or at the application that fills this table."
 
 
 def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]:
@@ -58,6 +64,47 @@ SELECT day FROM days WHERE day IS NOT NULL
 _DISTINCT_DAYS = """
 SELECT DISTINCT collected_date FROM {table} WHERE collected_date >= :first AND collected_date < :before ORDER BY 1
 """
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest day up to today with a sample in a raw table of sizes; None: it has none."""
+
+    table: str
+    day: date | None
+    today: date
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether samples do not arrive any more. A table that was never filled waits for its first one."""
+        return self.day is not None and (self.today - self.day).days > NEWEST_AGE_DAYS
+
+    @property
+    def text(self) -> str:
+        """In a sentence."""
+        if self.day is None:
+            return "There is no sample yet."
+        age = (self.today - self.day).days
+        return (
+            f"The newest sample is of {self.day}, {counted(age, 'day')} ago." if age else "There are samples of today."
+        )
+
+
+def newest_samples(engine: Engine, today: date) -> list[Newest]:
+    """Return the newest day with samples of each raw table of sizes, from its index; raises DatabaseError.
+
+    Days that lie ahead do not count: a clock that was wrong once would hide for weeks that nothing arrives.
+    """
+    found = []
+    with (
+        database_errors(doing="looking for the newest samples", kept="Nothing was changed."),
+        engine.connect() as reader,
+    ):
+        for level in LEVELS.values():
+            day = level.source.c.collected_date
+            newest = select(func.max(day)).where(day <= today, *level.live())
+            found.append(Newest(level.source.name, reader.execute(newest).scalar(), today))
+    return found
 
 
 def _moment(changed: datetime | None) -> str:

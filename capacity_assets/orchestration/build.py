@@ -13,7 +13,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.alerts import alert_sensors
 from capacity_assets.orchestration.assets import RETRIES, aggregate_asset
-from capacity_assets.orchestration.checks import standing_check
+from capacity_assets.orchestration.checks import samples_recent, standing_check
 from capacity_assets.orchestration.collection import collected_assets, collection_job, collection_schedule
 from capacity_assets.orchestration.digests import DIGEST_PERIOD, digest_asset, digest_job, digest_schedule
 from capacity_assets.orchestration.jobs import aggregation_jobs, standing_check_job
@@ -79,7 +79,7 @@ def build_definitions(
     webhook = settings.alert_webhook_url.get_secret_value() if settings.alert_webhook_url else None
     return dg.Definitions(
         assets=with_references,
-        asset_checks=[standing_check(period, retries) for period in periods.values()],
+        asset_checks=[samples_recent(retries), *(standing_check(period, retries) for period in periods.values())],
         jobs=[
             *jobs,
             raw.job,

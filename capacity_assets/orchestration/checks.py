@@ -1,8 +1,8 @@
 """Asset checks: what `aggregation.quality` finds, as the UI shows it. A failed check does not fail the run.
 
-Most are part of the asset's own computation, so that they see exactly the windows that were written, in a range
-run too. The standing check looks at all windows that are due: after every run, and once a day by a job of its
-own. Only the daily one calls a person; during a backfill, windows are left after every run but the last.
+Most are part of the asset's own computation, so that they know which windows were written, in a range run too. The
+standing check looks for windows that are left: after every run, and once a day by a job of its own. Only the daily one
+calls a person; during a backfill, windows are left after every run but the last.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,14 +18,18 @@ from capacity_assets.aggregation.quality import (
     partitions_complete,
 )
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
+from capacity_assets.collection.service import CollectionService
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import bullets
 from capacity_assets.orchestration.naming import asset_name
-from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE
+from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, COLLECTION_RESOURCE
 from capacity_assets.periods import Period, Window
 
 STANDING_CHECK_JOB = "standing_check_job"
+SAMPLES_RECENT = "samples_recent"
+SAMPLES_RECENT_DESCRIPTION = "The newest sample is of today or yesterday."
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
@@ -50,6 +54,7 @@ def _result(outcome: CheckOutcome, metadata: Mapping[str, str], asset: str | Non
         metadata={
             "places": outcome.places,
             **metadata,
+            **({"incident": outcome.incident} if outcome.incident else {}),
             "found": dg.MetadataValue.md(bullets(outcome.listed, hidden=0) or "nothing"),
         },
     )
@@ -64,12 +69,44 @@ def _text(outcome: CheckOutcome) -> str:
 
 
 def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
-    """Name the standing check of every asset."""
-    return [
+    """Name the standing check of every asset of samples and aggregates."""
+    return [dg.AssetCheckKey(dg.AssetKey(level.source.name), SAMPLES_RECENT) for level in LEVELS.values()] + [
         dg.AssetCheckKey(dg.AssetKey(asset_name(period, level)), PARTITIONS_COMPLETE)
         for period in periods
         for level in LEVELS.values()
     ]
+
+
+def samples_recent(retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
+    """Build the check that calls a person where samples do not arrive, whoever should write them."""
+
+    @dg.multi_asset_check(
+        name=SAMPLES_RECENT,
+        specs=[
+            dg.AssetCheckSpec(SAMPLES_RECENT, asset=level.source.name, description=SAMPLES_RECENT_DESCRIPTION)
+            for level in LEVELS.values()
+        ],
+        can_subset=True,
+        required_resource_keys={COLLECTION_RESOURCE},
+        retry_policy=retries,
+    )
+    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        service: CollectionService = getattr(context.resources, COLLECTION_RESOURCE)
+        with dagster_failures():
+            found = {one.table: one for one in newest_samples(service.engine, service.clock.today())}
+        for key in context.selected_asset_check_keys:
+            newest = found[key.asset_key.to_user_string()]
+            yield dg.AssetCheckResult(
+                asset_key=key.asset_key,
+                check_name=SAMPLES_RECENT,
+                passed=not newest.has_stopped,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description=f"{newest.text} {STOPPED_ADVICE}" if newest.has_stopped else newest.text,
+                # Every day the text says another age of what is one and the same incident.
+                metadata={"newest_day": f"{newest.day or 'none'}", "incident": f"{newest.day}"},
+            )
+
+    return check
 
 
 def standing_check(period: Period, retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:

@@ -206,6 +206,56 @@ def test_partitions_that_are_left_call_a_person_once_a_day_and_not_after_each_ru
     assert not any("instance" in message for message in receiver.texts), "there are no samples of that level"
 
 
+def test_a_check_that_failed_is_not_forgotten_by_a_run_of_another_partition(
+    house: House, receiver: Receiver, engine: Engine
+) -> None:
+    add_instances(engine, [1, 2])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5, 5]))
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(5, 1), (5, 1)]))
+    add_overflowing_instance(engine, 2, date(2025, 3, 1))
+    for day in ("2025-03-01", "2025-03-02", "2025-03-01"):
+        house.run(day)
+        house.tick()
+
+    first_lines = [message.partition("\n")[0] for message in receiver.texts]
+    assert sorted(first_lines) == [
+        "Check failed. daily_database_aggregations: values_possible",
+        "Check failed. daily_instance_aggregations: servers_stored",
+    ]
+
+
+@pytest.mark.parametrize("collection", ["on", "off"])
+def test_samples_that_stop_arriving_call_a_person_once_whoever_should_write_them(
+    house: House, receiver: Receiver, engine: Engine, monkeypatch: pytest.MonkeyPatch, collection: str
+) -> None:
+    """The house's today is 2026-07-01; totals of the server were measured yesterday."""
+    monkeypatch.setenv("CAPACITY_COLLECTION", collection)
+    house.definitions = House(Settings(), house.instance, receiver.url).definitions
+    add_instances(engine, [1])
+    standing_check(house)
+    add_database_sizes(engine, [*sizes(1, "orders", "2026-06-28", [5]), *sizes(1, "orders", "2026-08-09", [5])])
+    add_instance_sizes(engine, totals(1, "2026-06-30", [(5, 1)]))
+    for _ in range(2):
+        standing_check(house)
+        house.tick()
+
+    def told() -> list[str]:
+        return [message for message in receiver.texts if "samples_recent" in message]
+
+    [message] = told()
+    assert message.startswith(
+        "Check failed. database_size_stats: samples_recent\nThe newest sample is of 2026-06-28, 3 days ago. Look at"
+    )
+    add_database_sizes(engine, sizes(1, "orders", "2026-06-30", [5]))
+    standing_check(house)
+    house.tick()
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = '2026-06-30'"))
+    standing_check(house)
+    house.tick()
+    assert len(told()) == 2, "again after they had come"
+
+
 def standing_check(house: House) -> None:
     job = house.definitions.resolve_job_def("standing_check_job")
     assert job.execute_in_process(instance=house.instance, run_config=QUIET).success

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import timedelta
 
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
@@ -107,6 +108,19 @@ def test_a_window_whose_samples_just_changed_is_late_where_nobody_follows_or_a_r
     changed = [{(one["period"], one["level"]) for one in found if one["reason"] == reason} for found in (nobody, late)]
     assert all(found >= {("weekly", "database"), ("monthly", "database")} for found in changed)
     assert not [one for one in followed if one["reason"] == reason]
+
+
+def test_status_names_samples_that_stopped_arriving(settings: Settings, engine: Engine) -> None:
+    today = Clock(settings.zone).today()
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", str(today - timedelta(days=2)), [1]))
+    add_instance_sizes(engine, totals(1, str(today), [(1, 1)]))
+
+    assert json.loads(capacity("status", "--json").output)["samples_stopped"] == {
+        "database_size_stats": str(today - timedelta(days=2))
+    }
+    screen = " ".join(capacity("status").output.split())
+    assert f"database_size_stats: The newest sample is of {today - timedelta(days=2)}, 2 days ago. Look at" in screen
 
 
 def test_status_says_so_where_there_is_no_dagster_and_nothing_late(settings: Settings) -> None:
