@@ -9,9 +9,12 @@ import click
 
 from capacity_assets.cli.options import dry_run_option, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, say
+from capacity_assets.errors import DATABASE_FAILURES, reason_of
+from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
 from capacity_assets.settings import Settings
+from capacity_assets.storage.engine import UnreachableError
 from capacity_assets.units import counted
 
 
@@ -22,8 +25,8 @@ def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     """Add partitions ahead of time, and drop what need not be kept.
 
     Rows in default partitions move to their own. How long rows are kept is set in CAPACITY_RETENTION_DAYS. Samples go
-    only when every window that reads them is over and computed. Under Dagster, the table_maintenance_schedule does
-    this every day.
+    only when every window that reads them is over and computed. Records of checks in Dagster's storage go that
+    nothing reads any more. Under Dagster, the table_maintenance_schedule does all this every day.
 
     \b
     Examples:
@@ -32,7 +35,9 @@ def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine, _errors_with_report(as_json=as_json):
-        _print(retention_service(engine, settings).maintain(dry_run=dry_run), as_json=as_json)
+        report = retention_service(engine, settings).maintain(dry_run=dry_run)
+        _purge(settings, report)
+        _print(report, as_json=as_json)
 
 
 @click.command()
@@ -47,6 +52,22 @@ def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine, _errors_with_report(as_json=as_json):
         _print(retention_service(engine, settings, on_step=_report_step).convert(dry_run=dry_run), as_json=as_json)
+
+
+def _purge(settings: Settings, report: MaintenanceReport) -> None:
+    """Purge Dagster's records of checks, where it has been started; a note says what keeps them."""
+    if settings.dagster_url is None and not settings.embedded_server_exists:
+        return
+    try:
+        with dagster_storage(settings) as storage:
+            from capacity_assets.orchestration.private.postgres import purge_check_records
+
+            events, runs = storage.event_log_storage, storage.run_storage
+            report.purged_check_records = purge_check_records(events, runs, dry_run=report.dry_run)
+    except UnreachableError as error:
+        report.notes.append(f"Dagster's records of checks: {error}")
+    except DATABASE_FAILURES as error:
+        report.notes.append(f"Dagster's records of checks: {reason_of(error)}")
 
 
 @contextmanager
@@ -80,6 +101,9 @@ def _print(report: MaintenanceReport, *, as_json: bool) -> None:
         f"{counted(len(report.dropped), 'partition')} with {counted(report.dropped_records, 'row')} {would}dropped "
         f"({report.freed_mb:,} MiB)."
     )
+    if report.purged_check_records:
+        purged = counted(report.purged_check_records, "record")
+        say(f"{purged} of checks in Dagster's storage {would}purged.")
     if report.dry_run:
         say(NOTHING_CHANGED)
 

@@ -1,4 +1,4 @@
-"""The asset of the tables' partitions: each materialisation keeps them ahead and applies retention.
+"""The asset of the tables' partitions: each materialisation keeps them ahead and applies retention, also to Dagster's.
 
 An asset, so that its history is in one place: what was added, moved and dropped each day, what was kept and why.
 """
@@ -11,6 +11,7 @@ from pydantic import Field
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import MetadataMapping, first_bullets, typed
 from capacity_assets.orchestration.naming import OWNERS
+from capacity_assets.orchestration.private.postgres import purge_check_records
 from capacity_assets.orchestration.resources import RETENTION_RESOURCE
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.service import RetentionService
@@ -27,7 +28,8 @@ The partitions of the four capacity tables, and how long their rows are kept.
 
 A materialisation adds the partitions of the next two months (from November on, of the next year), moves rows out of
 the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` says. Samples go only
-when every window that reads them is over and was computed over them as they are. `dry_run` says what would be done.
+when every window that reads them is over and was computed over them as they are. Records of checks in Dagster's own
+storage that nothing reads any more go too. `dry_run` says what would be done.
 """
 
 
@@ -57,6 +59,8 @@ def table_partitions(retries: dg.RetryPolicy) -> dg.AssetsDefinition:
             except MaintenanceError as error:
                 done = maintenance_metadata(error.report)
                 raise dg.Failure(description=str(error), metadata=done, allow_retries=error.transient) from None
+            events, runs = context.instance.event_log_storage, context.instance.run_storage
+            report.purged_check_records = purge_check_records(events, runs, dry_run=config.dry_run)
         return dg.MaterializeResult(metadata=maintenance_metadata(report))
 
     return maintain

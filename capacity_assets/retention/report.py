@@ -18,6 +18,7 @@ class MaintenanceReport:
     dropped: list[str] = field(default_factory=list)
     dropped_records: int = 0
     freed_mb: int = 0
+    purged_check_records: int = 0
     kept: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -30,6 +31,7 @@ class MaintenanceReport:
             "dropped_partitions": len(self.dropped),
             "dropped_records": self.dropped_records,
             "freed_mb": self.freed_mb,
+            "purged_check_records": self.purged_check_records,
             "kept_partitions": len(self.kept),
             "created": self.created,
             "dropped": self.dropped,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import date, timedelta
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,6 +14,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.clock import Clock
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
+from capacity_assets.orchestration.private import postgres
 from capacity_assets.retention import maintenance
 from capacity_assets.settings import Settings
 from capacity_assets.storage import partition_changes
@@ -22,7 +25,7 @@ from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.legacy import LegacyShape, create_legacy_tables
 from tests.partitions import everything, rows_by_partition
-from tests.runs import QUICK_RETRIES, QUIET
+from tests.runs import QUICK_RETRIES, QUIET, run_range
 
 
 def findings(*, subject: str) -> list[tuple[str, str]]:
@@ -30,10 +33,10 @@ def findings(*, subject: str) -> list[tuple[str, str]]:
     return [(finding["verdict"], finding["text"]) for finding in found if finding["subject"] == subject]
 
 
-def materialise(settings: Settings, today: date, *, dry_run: bool = False) -> dict[str, object]:
+def materialise(settings: Settings, today: date, *, dry_run: bool = False, **options: Any) -> dict[str, object]:
     definitions = build_definitions(settings, clock=fixed_clock(today), retries=QUICK_RETRIES)
     result = definitions.resolve_job_def(MAINTENANCE_JOB).execute_in_process(
-        run_config=QUIET | {"ops": {"table_partitions": {"config": {"dry_run": dry_run}}}}
+        run_config=QUIET | {"ops": {"table_partitions": {"config": {"dry_run": dry_run}}}}, **options
     )
     [event] = result.get_asset_materialization_events()
     assert event.asset_key == dg.AssetKey("table_partitions")
@@ -104,6 +107,54 @@ def test_maintain_prints_json_for_scripts() -> None:
     # The test's database has partitions of limits for July to September 2025, which hold nothing.
     assert (document["dropped_partitions"], document["dry_run"]) == (3, False)
     assert document["kept_partitions"] == len(document["kept"])
+
+
+def check_records(instance: dg.DagsterInstance) -> Counter[str]:
+    table = "SELECT execution_status FROM asset_check_executions"
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+        return Counter(connection.execute(text(table)).scalars())
+
+
+@pytest.mark.parametrize("is_command", [True, False])
+def test_records_of_checks_go_that_no_one_reads_and_what_the_ui_shows_stays(
+    settings: Settings,
+    engine: Engine,
+    shipped_instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    is_command: bool,
+) -> None:
+    monkeypatch.setattr(postgres, "RECORDS_PER_BATCH", 7)
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -5, 5]))
+    runs = [
+        run_range(settings, "daily_aggregation_job", "2025-03-01", "2025-03-03", instance=shipped_instance).run_id
+        for _ in range(3)
+    ]
+    at_work = shipped_instance.create_run_for_job(
+        build_definitions(settings).resolve_job_def("daily_aggregation_job"),
+        tags={"dagster/partition": "2025-03-01"},
+    )
+    shipped_instance.delete_run(runs[0])
+    checks = dg.AssetSelection.all_asset_checks().resolve_checks(build_definitions(settings).resolve_asset_graph())
+    storage = shipped_instance.event_log_storage
+    shown = storage.get_asset_check_summary_records(list(checks))
+    # Three runs of twelve checks and three partitions, and one that has not ended.
+    assert check_records(shipped_instance) == {"PLANNED": 3 * 12 * 3 + 12, "SUCCEEDED": 3 * 10, "FAILED": 3 * 2}
+
+    if is_command:
+        dry, done = (json.loads(capacity("maintain", *option, "--json").output) for option in (["--dry-run"], []))
+        assert dry["purged_check_records"] == done["purged_check_records"] == 120
+    else:
+        assert materialise(settings, date(2026, 7, 1), instance=shipped_instance)["purged_check_records"] == 120
+
+    assert check_records(shipped_instance) == {"PLANNED": 12, "SUCCEEDED": 2 * 10, "FAILED": 2 * 2}
+    assert storage.get_asset_check_summary_records(list(checks)) == shown
+    assert shipped_instance.get_run_by_id(at_work.run_id) is not None
+    if is_command:
+        shipped_instance.report_run_failed(at_work)
+        shipped_instance.delete_run(runs[2])
+        capacity("maintain")
+        assert storage.get_asset_check_summary_records(list(checks)) == shown, "the newest stay of deleted runs too"
 
 
 def test_an_unpartitioned_database_is_told_how_and_then_converted(

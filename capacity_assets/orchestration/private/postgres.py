@@ -1,4 +1,4 @@
-"""Dagster's storage on PostgreSQL with connections that are kept, and its error when it gives up connecting.
+"""Dagster's storage on PostgreSQL with connections that are kept, its error, and the purge of its records of checks.
 
 Dagster connects anew for each statement outside its web server, which costs the server more than the statement. There,
 it keeps connections, but the first statement on each fails once the server was restarted.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from dagster import RunsFilter
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
@@ -21,20 +24,24 @@ from dagster_postgres.utils import (
     pg_url_from_config,
     set_pg_statement_timeout,
 )
-from sqlalchemy import event
+from sqlalchemy import Connection, case, delete, event, func, select
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from dagster._core.storage.event_log.base import EventLogStorage
+    from dagster._core.storage.runs import RunStorage
     from dagster._serdes import ConfigurableClassData
     from dagster_postgres.auth import PgTokenProvider
 
-__all__ = ["DagsterPostgresException", "PooledPostgresStorage"]
+__all__ = ["DagsterPostgresException", "PooledPostgresStorage", "purge_check_records"]
 
 # As many are kept per process as are used at once by most; beyond that there are as many as without a pool.
 KEPT_CONNECTIONS = 2
 # Firewalls forget connections that are not used for long.
 LONGEST_SECONDS = 600
+RECORDS_PER_BATCH = 5_000
+PLANNED = "PLANNED"
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
@@ -107,3 +114,67 @@ class _Runs(PostgresRunStorage):
         """Close the connections."""
         super().dispose()
         self._engine.dispose()
+
+
+def purge_check_records(events: EventLogStorage, runs: RunStorage, *, dry_run: bool = False) -> int:
+    """Delete records of checks that nothing reads any more, some at a time; return how many there were.
+
+    For each check and partition of a run Dagster enters that the check is planned. An evaluation of a check without
+    partitions is a record of its own, and the planned ones stay for ever, also when the run is deleted. Of a check
+    without partitions go: what was planned by a run that has ended, and all records of a run that was deleted. The
+    newest record of each check stays, and its newest evaluation.
+
+    Raises DBAPIError; what was deleted before stays deleted, and a repetition goes on.
+    """
+    if not isinstance(events, SqlEventLogStorage):
+        return 0
+    with events.index_connection() as connection:
+        kept, partitioned = _kept_records(connection)
+    purged = 0
+    for page in _pages_of_records(events, max(kept, default=0)):
+        wanted = sorted({row.run_id for row in page if row.run_id})
+        has_ended = {run.run_id: run.is_finished for run in runs.get_runs(RunsFilter(run_ids=wanted))} if wanted else {}
+        gone = [
+            row.id
+            for row in page
+            # An evaluation that was reported without a run has an empty id of a run.
+            if row.run_id
+            and row.id not in kept
+            and (row.asset_key, row.check_name) not in partitioned
+            and has_ended.get(row.run_id, True)
+            and (row.execution_status == PLANNED or row.run_id not in has_ended)
+        ]
+        purged += len(gone)
+        if gone and not dry_run:
+            with events.index_connection() as connection:
+                connection.execute(delete(AssetCheckExecutionsTable).where(AssetCheckExecutionsTable.c.id.in_(gone)))
+    return purged
+
+
+def _kept_records(connection: Connection) -> tuple[set[int], set[tuple[str, str]]]:
+    """Return the numbers of the newest records and evaluations, and the checks that were evaluated by partition."""
+    record = AssetCheckExecutionsTable.c
+    is_evaluation = record.execution_status != PLANNED
+    newest = (func.max(record.id), func.max(case((is_evaluation, record.id))))
+    by_partition = func.count(case((is_evaluation, record.partition)))
+    query = select(record.asset_key, record.check_name, by_partition, *newest).group_by(
+        record.asset_key, record.check_name
+    )
+    rows = connection.execute(query).all()
+    kept = {number for row in rows for number in row[3:] if number is not None}
+    return kept, {(row.asset_key, row.check_name) for row in rows if row[2]}
+
+
+def _pages_of_records(events: SqlEventLogStorage, newest: int) -> Iterator[Sequence[Any]]:
+    """Yield records in the order of their numbers, up to the newest."""
+    record = AssetCheckExecutionsTable.c
+    columns = (record.id, record.asset_key, record.check_name, record.run_id, record.execution_status)
+    last = 0
+    while True:
+        query = select(*columns).where(record.id > last, record.id <= newest).order_by(record.id)
+        with events.index_connection() as connection:
+            page = connection.execute(query.limit(RECORDS_PER_BATCH)).all()
+        if not page:
+            return
+        last = page[-1].id
+        yield page
