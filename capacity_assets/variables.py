@@ -219,7 +219,8 @@ class Variables(BaseSettings):
         default=None,
         validation_alias="CAPACITY_DAGSTER_URL",
         pattern="^https?://",
-        description="Address of Dagster's UI, to which the pages link. Unset: no links; `capacity up` knows it.",
+        description="Address of Dagster's UI, to which the pages and alerts link. Unset: no links; `capacity up` knows "
+        "it.",
     )
     pages_url: str | None = Field(
         default=None,

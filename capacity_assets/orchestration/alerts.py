@@ -15,11 +15,19 @@ from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
 from capacity_assets.foundation.webhook import WebhookError, post_text
 from capacity_assets.orchestration.metadata import unescaped
-from capacity_assets.orchestration.private.definitions import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
+from capacity_assets.orchestration.private.definitions import (
+    AUTO_RETRY_RUN_ID_TAG,
+    BACKFILL_ID_TAG,
+    IMPLICIT_ASSET_JOB_NAME,
+    PARTITION_NAME_TAG,
+    WILL_RETRY_TAG,
+    TimeWindowPartitionsSubset,
+)
 from capacity_assets.units import first_of
 
 ALERT_SENSOR = "alert_sensor"
 RUNS_NAMED = 5
+ASSETS_NAMED = 4
 INTERVAL_SECONDS = 30
 EVENTS_PER_TICK = 500
 KINDS = (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.ASSET_CHECK_EVALUATION)
@@ -30,12 +38,12 @@ class ReceiverError(Exception):
     """The receiver refused an alert; it is not lost, the next tick sends it again."""
 
 
-def alert_sensors(webhook_url: str | None) -> list[dg.SensorDefinition]:
-    """Build the sensor, or none where no receiver is configured."""
-    return [] if webhook_url is None else [_sensor(webhook_url)]
+def alert_sensors(webhook_url: str | None, dagster_url: str | None = None) -> list[dg.SensorDefinition]:
+    """Build the sensor, or none where no receiver is configured; alerts link to Dagster's UI at `dagster_url`."""
+    return [] if webhook_url is None else [_sensor(webhook_url, dagster_url)]
 
 
-def _sensor(webhook_url: str) -> dg.SensorDefinition:
+def _sensor(webhook_url: str, dagster_url: str | None) -> dg.SensorDefinition:
     @dg.sensor(
         name=ALERT_SENSOR,
         minimum_interval_seconds=INTERVAL_SECONDS,
@@ -49,7 +57,7 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
         state = _State.of(json.loads(context.cursor))
         entries = list(_events_after(context.instance, state.after))
         sent = 0
-        for message in _new_incidents(context.instance, entries, state):
+        for message in _new_incidents(context.instance, entries, state, dagster_url):
             send(webhook_url, message)
             sent += 1
         context.update_cursor(json.dumps(asdict(state)))
@@ -60,7 +68,7 @@ def _sensor(webhook_url: str) -> dg.SensorDefinition:
 
 @dataclass
 class _State:
-    """What the sensor remembers: the last event it saw, and which failing checks and jobs it has reported.
+    """What the sensor remembers: the last event it saw, and which failing checks, jobs and assets it has reported.
 
     Also runs, with their jobs, that Dagster is about to start again: whether it can is seen later.
     """
@@ -99,7 +107,7 @@ def _events_after(instance: dg.DagsterInstance, after: int) -> Iterator[tuple[in
 
 
 def _new_incidents(
-    instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State
+    instance: dg.DagsterInstance, entries: Iterable[tuple[int, EventLogEntry]], state: _State, dagster_url: str | None
 ) -> list[str]:
     """Turn events into messages, one per incident.
 
@@ -110,11 +118,12 @@ def _new_incidents(
     messages: list[str] = []
 
     def record(run_id: str, job: str) -> None:
-        before = state.failing_jobs.setdefault(job, [])
-        text = _failure_text(instance, run_id, job)
+        subject = _subject(instance, run_id, job)
+        before = state.failing_jobs.setdefault(subject, [])
+        text = _failure_text(instance, run_id, subject)
         if text in runs or text not in before:
             runs.setdefault(text, []).append(run_id)
-            state.failing_jobs[job] = [*dict.fromkeys([*before, text])][-TEXTS_REMEMBERED:]
+            state.failing_jobs[subject] = [*dict.fromkeys([*before, text])][-TEXTS_REMEMBERED:]
 
     for run_id, job in _not_started_again(instance, state):
         record(run_id, job)
@@ -125,7 +134,7 @@ def _new_incidents(
             continue
         job = str(entry.job_name)
         if event.event_type is DagsterEventType.RUN_SUCCESS:
-            state.failing_jobs.pop(job, None)
+            state.failing_jobs.pop(_subject(instance, entry.run_id, job), None)
         elif event.event_type is DagsterEventType.RUN_FAILURE:
             if _is_retried(instance.get_run_by_id(entry.run_id)):
                 state.retried[entry.run_id] = job
@@ -133,7 +142,16 @@ def _new_incidents(
                 record(entry.run_id, job)
         elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
             messages += _check_incident(event.asset_check_evaluation_data, state.failing)
-    return messages + [_runs_text(text, run_ids) for text, run_ids in runs.items()]
+    return messages + [_runs_text(instance, text, run_ids, dagster_url) for text, run_ids in runs.items()]
+
+
+def _subject(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
+    """Return the job of a run, or the assets where it has none, as in a backfill."""
+    if job != IMPLICIT_ASSET_JOB_NAME:
+        return job
+    run = instance.get_run_by_id(run_id)
+    keys = sorted(key.to_user_string() for key in (run.asset_selection if run else None) or ())
+    return first_of(keys, ASSETS_NAMED) or "assets"
 
 
 def _is_retried(run: dg.DagsterRun | None) -> bool:
@@ -173,7 +191,7 @@ def _check_incident(evaluation: dg.AssetCheckEvaluation, failing: dict[str, str]
     return [f"Check failed. {name}\n{text}"]
 
 
-def _failure_text(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
+def _failure_text(instance: dg.DagsterInstance, run_id: str, subject: str) -> str:
     """Return the failed steps' own messages; never a traceback, which may hold a secret."""
     failures = instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
     reasons = [
@@ -182,11 +200,28 @@ def _failure_text(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
         if failure.dagster_event and (data := failure.dagster_event.step_failure_data).user_failure_data
     ]
     reason = " ".join(dict.fromkeys(reasons)) or "It ended without saying why; its log in the UI has more."
-    return f"{job}: {reason}"
+    return f"{subject}: {reason}"
 
 
-def _runs_text(text: str, run_ids: list[str]) -> str:
-    return f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"
+def _runs_text(instance: dg.DagsterInstance, text: str, run_ids: list[str], dagster_url: str | None) -> str:
+    """Say which runs failed and why, of which partitions, and where to look."""
+    runs = list(filter(None, map(instance.get_run_by_id, run_ids)))
+    keys = sorted({key for run in runs for key in _partition_keys(run)})
+    lines = [f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"]
+    if keys:
+        lines.append(f"Partition: {keys[0]}" if len(keys) == 1 else f"{len(keys)} partitions, {keys[0]} to {keys[-1]}")
+    if dagster_url is not None:
+        backfills = {run.tags.get(BACKFILL_ID_TAG) for run in runs}
+        [backfill] = backfills if len(backfills) == 1 else [None]
+        lines.append(f"{dagster_url.rstrip('/')}/runs/{f'b/{backfill}' if backfill else run_ids[0]}")
+    return "\n".join(lines)
+
+
+def _partition_keys(run: dg.DagsterRun) -> Iterable[str]:
+    if isinstance(run.partitions_subset, TimeWindowPartitionsSubset):
+        return run.partitions_subset.get_partition_keys()
+    key = run.tags.get(PARTITION_NAME_TAG)
+    return [key] if key else []
 
 
 def send(webhook_url: str, text: str) -> None:

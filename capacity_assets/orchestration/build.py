@@ -101,7 +101,7 @@ def build_definitions(
             computed_windows_sensor(periods),
             *raw.sensors,
             *(sensor for _ in monthly for sensor in (growth_report_sensor, showback_sensor)),
-            *alert_sensors(webhook),
+            *alert_sensors(webhook, settings.dagster_url_of_people),
         ],
         resources=resources(settings, the_clock, periods),
         # A run has two short steps that do their work in PostgreSQL: a process for each would cost more.

@@ -58,6 +58,41 @@ def test_runs_that_fail_alike_are_told_once_without_their_retries_and_without_a_
     assert "SELECT" not in message
 
 
+def test_runs_of_a_backfill_that_fail_are_told_with_their_assets_partitions_and_a_link(
+    settings: Settings, receiver: Receiver, engine: Engine, shipped_instance: dg.DagsterInstance
+) -> None:
+    house = House(settings, shipped_instance, receiver.url)
+    [house.sensor] = alert_sensors(receiver.url, "https://dagster.example/")
+    house.tick()
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE capacity_alembic_version"))
+    keys = [dg.AssetKey(f"daily_{level}_aggregations") for level in ("database", "instance")]
+    job = house.definitions.get_repository_def().get_implicit_job_def_for_assets(keys)
+    assert job is not None
+
+    def backfilled(first: str, last: str) -> dg.ExecuteInProcessResult:
+        ends = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        return job.execute_in_process(
+            instance=shipped_instance,
+            asset_selection=keys,
+            tags={**ends, "dagster/backfill": "hvqmxkzt"},
+            run_config=QUIET,
+            raise_on_error=False,
+        )
+
+    backfilled("2025-03-01", "2025-03-31")
+    backfilled("2025-04-01", "2025-04-10")
+    house.tick()
+    house.run("2025-03-01")
+    house.tick()
+
+    backfill, single = (message.splitlines() for message in receiver.texts)
+    assert "). daily_database_aggregations, daily_instance_aggregations: The capacity schema is missing" in backfill[0]
+    assert backfill[1:] == ["41 partitions, 2025-03-01 to 2025-04-10", "https://dagster.example/runs/b/hvqmxkzt"]
+    [run] = house.instance.get_runs(limit=1)
+    assert single[1:] == ["Partition: 2025-03-01", f"https://dagster.example/runs/{run.run_id}"]
+
+
 def test_a_failed_check_is_told_once_until_it_passes_or_finds_something_else(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:
