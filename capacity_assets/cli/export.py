@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +38,8 @@ RUNWAY_VIEW = "capacity_runway"
 ROWS_AT_ONCE = 50_000
 # What others chose.
 NAMES = {"server", "engine", "database", "name", "labels"}
+# A percent to the power of twelve: it may have hundreds of digits, more than a decimal of Parquet holds.
+TEXTS = {"yearly_rate_percent"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
 # As foundation.spreadsheets does; here the rows do not pass through Python.
 _GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1', 'g') AS {{name}}")
@@ -186,9 +187,9 @@ def _rows(runner: AggregationTaskRunner, wanted: Export, *, guarded: bool) -> sq
 
 
 def _form(column: str, *, guarded: bool) -> sql.SQL:
-    if column not in NAMES:
-        return sql.SQL("{name}")
-    return _GUARDED if guarded else _AS_TEXT
+    if column in NAMES and guarded:
+        return _GUARDED
+    return _AS_TEXT if column in NAMES | TEXTS else sql.SQL("{name}")
 
 
 def _copy(connection: Connection[Any], query: sql.Composed, write: Callable[[bytes], object]) -> int:
@@ -222,30 +223,14 @@ def _write_parquet(connection: Connection[Any], query: sql.Composed, path: Path)
         described = cursor.description or []
         types = connection.adapters.types
         schema = pyarrow.schema(
-            [
-                (
-                    column.name,
-                    pyarrow.float64()
-                    if column.name in UNBOUNDED
-                    else kinds.get(types[column.type_code].name, pyarrow.string()),
-                )
-                for column in described
-            ]
+            [(column.name, kinds.get(types[column.type_code].name, pyarrow.string())) for column in described]
         )
         with parquet.ParquetWriter(path, schema) as writer:
             while rows := cursor.fetchmany(ROWS_AT_ONCE):
                 columns = [
-                    pyarrow.array(_floats(values) if field.name in UNBOUNDED else values, field.type)
+                    pyarrow.array(values, field.type)
                     for values, field in zip(zip(*rows, strict=True), schema, strict=True)
                 ]
                 writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
                 written += len(rows)
     return written
-
-
-# To the power of twelve, a percent may have hundreds of digits, more than a decimal of Parquet holds.
-UNBOUNDED = frozenset({"yearly_rate_percent"})
-
-
-def _floats(values: Iterable[Decimal | None]) -> list[float | None]:
-    return [None if value is None else float(value) for value in values]
