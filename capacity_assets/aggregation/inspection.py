@@ -58,6 +58,18 @@ class Inspection:
         known = [stale for stale in self.ledger.stale() if stale.period_type in self.periods]
         return [stale for stale in known if self.partitions.contains(self.periods[stale.period_type], stale.window)]
 
+    def outdated_windows(self) -> list[tuple[str, str, IncompleteWindow]]:
+        """Return the computed windows within the partition range that are out of date, with period and level.
+
+        Open windows are among them, and those whose rows another session may have written.
+        """
+        self._refuse_an_unfit_database()
+        return [
+            (name, level, found)
+            for name, level, found in self.ledger.outdated()
+            if name in self.periods and self.partitions.contains(self.periods[name], found.window)
+        ]
+
     def computed_windows(self, period: Period, level: str) -> list[ComputedWindow]:
         """Return the windows that were computed, within the partition range."""
         self._refuse_an_unfit_database()

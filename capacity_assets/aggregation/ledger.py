@@ -30,6 +30,7 @@ from capacity_assets.aggregation.ledger_statements import (
     FROM_ANOTHER_SERVER,
     INVALIDATE,
     LAST_COMPUTATION,
+    OUTDATED,
     PLAIN,
     STALE,
     UNCHANGED,
@@ -217,6 +218,19 @@ class Ledger:
             connection.execute(text(FORGET), self._parameters)
         return [
             StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), *row[4:]) for row in rows
+        ]
+
+    def outdated(self) -> list[tuple[str, str, IncompleteWindow]]:
+        """Return the computed windows that computing again may change, with period and level, in order.
+
+        Their samples changed since, or whether their rows are as they were computed is not known any more.
+        """
+        with self._work("looking for windows that are out of date", "Nothing is changed by looking.") as connection:
+            spread_activations(connection)
+            rows = connection.execute(text(OUTDATED), self._parameters).all()
+        return [
+            (row.period_type, row.level, IncompleteWindow(Window(row.period_start, row.period_end), row.reason))
+            for row in rows
         ]
 
     def incomplete_windows(

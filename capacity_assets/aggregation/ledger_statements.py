@@ -143,6 +143,19 @@ WHERE w.snapshot IS NOT NULL AND w.period_type = ANY (:periods)
 GROUP BY w.period_type, w.level, w.period_start, w.period_end ORDER BY w.period_type, w.level, w.period_start
 """  # noqa: S608 -- built from the constants above
 
+# Open windows too. What invalidated a window is forgotten after a day, and its fingerprint with it.
+OUTDATED = f"""
+SELECT w.period_type, w.level, w.period_start, w.period_end, state.reason
+FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level
+CROSS JOIN LATERAL (SELECT CASE
+    WHEN EXISTS (SELECT FROM capacity_sample_changes c WHERE {UNSEEN}) THEN 'samples changed since it was computed'
+    WHEN w.fingerprint IS NULL OR EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED}) THEN
+        'another session wrote its aggregates or deleted samples, or a window that it compares with was overwritten'
+    END) AS state (reason)
+WHERE w.snapshot IS NOT NULL AND w.period_type = ANY (:periods) AND state.reason IS NOT NULL
+ORDER BY w.period_type, w.level, w.period_start
+"""  # noqa: S608 -- built from the constants above
+
 # By the oldest transaction that one of the windows may not have seen: a change is kept a little longer than it must.
 FORGET = f"""
 WITH days AS (SELECT DISTINCT table_name, collected_date FROM capacity_sample_changes),

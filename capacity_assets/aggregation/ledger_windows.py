@@ -36,7 +36,7 @@ class ComputedWindow:
 
 @dataclass(frozen=True)
 class IncompleteWindow:
-    """A window that is due and incomplete, and the reason in a few words."""
+    """A window that should be computed, or computed again, and the reason in a few words."""
 
     window: Window
     reason: str

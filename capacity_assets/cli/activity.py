@@ -1,4 +1,4 @@
-"""What runs, what waits, what is late: for `capacity status` and the screen of `capacity up`.
+"""What runs, what waits, what is late or stale: for `capacity status` and the screen of `capacity up`.
 
 Dagster's storage is opened so that it creates no tables: looking must not. Which windows are late is decided by the
 ledger.
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from capacity_assets.aggregation.ledger import PATIENCE_SECONDS
+from capacity_assets.aggregation.ledger_windows import IncompleteWindow
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.periods import Window
 from capacity_assets.units import counted, first_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ActiveRun:
 
 @dataclass(frozen=True)
 class Late:
-    """Windows of one period and level that are due and left, for one reason."""
+    """Windows of one period and level that should be computed, or computed again, for one reason."""
 
     period: str
     level: str
@@ -108,20 +109,38 @@ def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Late]
 
     Where changes are `followed`, those of the last hour make nothing late.
     """
-    found = []
+    return _grouped(_left(runner, followed=followed))
+
+
+def late_and_stale_windows(runner: AggregationTaskRunner, *, followed: bool) -> tuple[list[Late], list[Late]]:
+    """Return what is late, as `late_windows`, and the other computed windows that are out of date, open ones too."""
+    left = _left(runner, followed=followed)
+    late = {(name, level, found.window) for name, level, found in left}
+    outdated = runner.inspection.outdated_windows()
+    return _grouped(left), _grouped([found for found in outdated if (*found[:2], found[2].window) not in late])
+
+
+def _left(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, str, IncompleteWindow]]:
     patience_seconds = PATIENCE_SECONDS if followed else 0
-    for name in runner.service.period_names:
-        for level in LEVELS:
-            left = sorted(
-                runner.inspection.incomplete_windows(
-                    runner.service.period(name), level, patience_seconds=patience_seconds
-                ),
-                key=lambda window: window.reason,
-            )
-            for reason, group in groupby(left, key=lambda window: window.reason):
-                windows = sorted(window.window for window in group)
-                found.append(Late(name, level, len(windows), windows[0].key, windows[-1].key, reason))
-    return found
+    return [
+        (name, level, found)
+        for name in runner.service.period_names
+        for level in LEVELS
+        for found in runner.inspection.incomplete_windows(
+            runner.service.period(name), level, patience_seconds=patience_seconds
+        )
+    ]
+
+
+def _grouped(found: Sequence[tuple[str, str, IncompleteWindow]]) -> list[Late]:
+    """Put the windows of each period, level and reason together."""
+    together: dict[tuple[str, str, str], list[Window]] = {}
+    for name, level, one in found:
+        together.setdefault((name, level, one.reason), []).append(one.window)
+    return [
+        Late(name, level, len(windows), min(windows).key, max(windows).key, reason)
+        for (name, level, reason), windows in together.items()
+    ]
 
 
 def activity_text(runs: Sequence[ActiveRun], late: Sequence[Late] | None) -> str:

@@ -1,4 +1,4 @@
-"""`capacity status`: what is stored, what runs or waits, and what is late."""
+"""`capacity status`: what is stored, what runs or waits, and what is late or stale."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import date
 import click
 from sqlalchemy import Engine, bindparam, func, select
 
-from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_windows
+from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_and_stale_windows
 from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
@@ -35,7 +35,8 @@ from capacity_assets.units import counted
 def status(settings: Settings, /, *, as_json: bool) -> None:
     """Show what is stored, what runs or waits, and what is late.
 
-    The samples, the latest stored window of each period and level, the last collection, and runs. Changes nothing.
+    The samples, the latest stored window of each period and level, the last collection, runs, and windows that are
+    late or stale. Changes nothing.
     """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
@@ -48,7 +49,8 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         windows = [_latest(engine, name, level, today) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.
-        late, unknown = _late(engine, settings, revision, followed=works and not has_failed(runs or ()))
+        followed = works and not has_failed(runs or ())
+        late, stale, unknown = _late_and_stale(engine, settings, revision, followed=followed)
         untracked = untracked_changes(engine)
         stopped = [one for one in newest_samples(engine, today) if one.has_stopped]
         collecting = standing(engine) if revision == SCHEMA_REVISION else None
@@ -66,6 +68,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
             "runs": _as_dicts(runs),
             "daemon_works": works,
             "late": _as_dicts(late),
+            "stale": _as_dicts(stale),
             "untracked_changes": untracked,
         }
         collection = None if collecting is None else asdict(collecting)
@@ -86,6 +89,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         say(f"Distributed: {distribution}.")
     _print_runways(runways)
     _print_activity(runs, late, unknown)
+    _print_stale(stale)
     if runs is not None and not works:
         say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
     for shortcoming in untracked:
@@ -110,14 +114,16 @@ def _print_runways(issue: IssuedDay | None) -> None:
         say(f"Limit unknown: {counted(issue.unknown_limits, 'database')}.")
 
 
-def _late(engine: Engine, settings: Settings, revision: str | None, *, followed: bool) -> tuple[list[Late] | None, str]:
-    """Return what is late; None and the reason where that cannot be known."""
+def _late_and_stale(
+    engine: Engine, settings: Settings, revision: str | None, *, followed: bool
+) -> tuple[list[Late] | None, list[Late] | None, str]:
+    """Return what is late, and what else is stale; None and the reason where that cannot be known."""
     if revision != SCHEMA_REVISION:
-        return None, "not known before `capacity init` has upgraded the schema."
+        return None, None, "not known before `capacity init` has upgraded the schema."
     try:
-        return late_windows(task_runner(engine, settings), followed=followed), ""
+        return *late_and_stale_windows(task_runner(engine, settings), followed=followed), ""
     except ValidationError as error:
-        return None, f"not known. {error}"
+        return None, None, f"not known. {error}"
 
 
 def _print_collection(collecting: Standing) -> None:
@@ -154,14 +160,25 @@ def _print_activity(runs: list[ActiveRun] | None, late: list[Late] | None, unkno
     if late is None:
         say(f"Late: {unknown}")
     elif not late:
-        say(
-            "Late: nothing. All due windows are computed; while the daemon runs, it recomputes those whose samples "
-            "change."
-        )
+        say("Late: nothing. All due windows are computed.")
     else:
         print_table("Late", LATE_COLUMNS, [list(asdict(found).values()) for found in late])
         first = min(found.first_window for found in late)
         say(f"Materialise these partitions in the UI, or run `capacity aggregate --period all --from {first}`.")
+
+
+def _print_stale(stale: list[Late] | None) -> None:
+    if stale is None:
+        return
+    if not stale:
+        say("Stale: nothing else. No window is behind its samples, and no other session wrote aggregates.")
+        return
+    print_table("Stale", LATE_COLUMNS, [list(asdict(found).values()) for found in stale])
+    first = min(found.first_window for found in stale)
+    say(
+        "While the daemon runs, it recomputes windows whose samples changed. "
+        f"`capacity aggregate --period all --from {first}` recomputes all of them."
+    )
 
 
 def _run_cells(run: ActiveRun) -> list[object]:

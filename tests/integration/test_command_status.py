@@ -110,6 +110,43 @@ def test_a_window_whose_samples_just_changed_is_late_where_nobody_follows_or_a_r
     assert not [one for one in followed if one["reason"] == reason]
 
 
+def test_status_tells_what_is_stale_of_open_windows_and_what_others_wrote_apart_from_what_is_late(
+    settings: Settings, engine: Engine
+) -> None:
+    """It said that nothing was late, and no more."""
+    today = Clock(settings.zone).today()
+    year = PERIODS["yearly"].window_of(today)
+    add_instances(engine, [1])
+    add_instance_sizes(engine, totals(1, str(today), [(10, 1)]))
+    assert capacity("aggregate", "--period", "yearly", "--from", str(today)).exit_code == 0
+
+    def behind() -> tuple[set[tuple[str, str]], set[tuple[str, str, str, str]]]:
+        document = json.loads(capacity("status", "--json").output)
+        late = {(one["period"], one["reason"]) for one in document["late"]}
+        return late, {(one["period"], one["level"], one["last_window"], one["reason"]) for one in document["stale"]}
+
+    late, stale = behind()
+    assert not [one for one in late if one[0] == "yearly"]
+    assert stale == set()
+    assert "Stale: nothing else." in capacity("status").output
+
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instance_size_stats SET total_size_mb = 11"))
+    assert behind() == (late, {("yearly", "instance", year.key, "samples changed since it was computed")})
+    assert f"yearly instance 1 {year.key} {year.key} samples changed" in " ".join(capacity("status").output.split())
+
+    assert capacity("aggregate", "--period", "yearly", "--from", str(today)).exit_code == 0
+    assert behind() == (late, set())
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instance_size_aggregations SET total_size_mb = 9"))
+    [(period, level, window, reason)] = behind()[1]
+    assert (period, level, window) == ("yearly", "instance", year.key)
+    assert reason.startswith("another session wrote its aggregates or deleted samples")
+
+    assert capacity("aggregate", "--period", "yearly", "--from", str(today)).exit_code == 0
+    assert behind() == (late, set())
+
+
 def test_status_names_samples_that_stopped_arriving(settings: Settings, engine: Engine) -> None:
     today = Clock(settings.zone).today()
     add_instances(engine, [1])
