@@ -75,7 +75,7 @@ def impossible_values(level: Level) -> str:
                    AS place,
                i.name, a.period_start
         FROM {level.target.name} a JOIN {_ACTIVE} ON i.id = a.instance_id
-        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:due AS date[])) AND ({negative})"""  # noqa: S608
+        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({negative})"""  # noqa: S608
     return _first(body, "name, period_start")
 
 
@@ -123,7 +123,7 @@ _DIFFERENCE = """
 _OF_FLEET = """(
             SELECT a.period_start, sum(a.total_size_mb) AS size_mb, sum(a.total_size_change_mb) AS change_mb
             FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
-            WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:due AS date[]))
+            WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[]))
               AND i.counted_by IS NULL GROUP BY 1
         ) AS f ON f.period_start = g.window_start
         WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""
@@ -140,7 +140,7 @@ def groups_differ(_level: Level) -> str:
         FROM (
             SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
             FROM capacity_stored_groups
-            WHERE period = :period_type AND window_start = ANY (CAST(:due AS date[]))
+            WHERE period = :period_type AND window_start = ANY (CAST(:every AS date[]))
               AND window_start <> ALL (CAST(:starts AS date[])) GROUP BY 1, 2
             UNION ALL
             SELECT w.period_start, v.* FROM {_WINDOWS}
@@ -159,7 +159,7 @@ def groups_differ_on_nodes(_level: Level) -> str:
         SELECT {_DIFFERENCE.format("g.window_start")} AS place
         FROM (SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
               FROM (SELECT window_start, grouped_by, size_mb, change_mb, true AS is_stored FROM capacity_stored_groups
-                    WHERE period = :period_type AND window_start = ANY (CAST(:due AS date[]))
+                    WHERE period = :period_type AND window_start = ANY (CAST(:every AS date[]))
                     UNION ALL
                     SELECT period_start, grouped_by, size_mb, change_mb, false FROM ({OF_WINDOWS_ON_NODES}) AS added_up
                    ) AS both_ways

@@ -37,13 +37,13 @@ class Inspection:
     jump_percent: int = DEFAULT_JUMP_PERCENT
 
     def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
-        """Check what a run has written at one level, and what calls a person in every window that is due."""
+        """Check what a run has written at one level, and what calls a person in every window."""
         parts = summary.of_level(level).parts
         windows = [Window(part.period_start, part.period_end) for part in parts]
         period, today = self.periods[parts[0].period_type], self.partitions.clock.today()
-        due = self.partitions.due_windows(period)
-        failed = self.ledger.failed_instances(period, LEVELS[level], due)
-        scope = CheckScope(period.name, LEVELS[level], windows, today, self.jump_percent, due)
+        every = self.partitions.every_window(period)
+        failed = self.ledger.failed_instances(period, LEVELS[level], every)
+        scope = CheckScope(period.name, LEVELS[level], windows, today, self.jump_percent, every)
         return [servers_stored(summary.of_level(level), failed), *run_checks(self.engine, scope)]
 
     def sizes(self, summary: RunSummary, level: str) -> dict[date, WindowSizes]:

@@ -63,6 +63,11 @@ class PartitionRange:
         [window] = self.windows_between(period, day, day)
         return window
 
+    def every_window(self, period: Period) -> list[Window]:
+        """Return the windows that have a partition; none without a first day."""
+        first, last = self._first_start(period), self._last(period)
+        return [] if first is None or first > last.start else list(period.windows_between(first, last.end))
+
     def due_windows(self, period: Period) -> list[Window]:
         """Return the windows from the first partition to the last one whose schedule has ticked by now."""
         now = self.clock.local_now()

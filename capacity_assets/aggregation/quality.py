@@ -2,8 +2,8 @@
 
 A check asks the database for places where something is wrong, names the first twenty and counts the rest. Severity
 says whether a person has to act (`error`) or is informed (`warn`). A check that informs looks at the windows of the
-run. One that calls a person looks at every window that is due: it stays red until nothing is wrong any more,
-whichever windows the next run computes. How an outcome becomes an asset check is not decided here.
+run. One that calls a person looks at every window: it stays red until nothing is wrong any more, whichever windows the
+next run computes. How an outcome becomes an asset check is not decided here.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class CheckScope:
-    """What is checked at one level, as of a day: the windows of a run, and those that are due."""
+    """What is checked at one level, as of a day: the windows of a run, and every window that has a partition."""
 
     period_type: str
     level: Level
     windows: Sequence[Window]
     today: date
     jump_percent: int
-    due: Sequence[Window] = ()
+    every: Sequence[Window] = ()
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters that the statements of all checks share."""
         return {
             "period_type": self.period_type,
-            "due": sorted({window.start for window in (*self.due, *self.windows)}),
+            "every": sorted({window.start for window in (*self.every, *self.windows)}),
             "starts": [window.start for window in self.windows],
             "ends": [window.end for window in self.windows],
             "befores": [PERIODS[self.period_type].previous(window).start for window in self.windows],
@@ -118,7 +118,7 @@ class Check:
 
 
 SERVERS_STORED = "servers_stored"
-SERVERS_STORED_DESCRIPTION = "Every server with samples in a window that is due has its rows stored."
+SERVERS_STORED_DESCRIPTION = "Every server with samples in a computed window has its rows stored."
 SERVERS_STORED_ADVICE = (
     "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. "
     "The metadata of a partition names its servers."
@@ -126,7 +126,7 @@ SERVERS_STORED_ADVICE = (
 
 
 def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutcome:
-    """Turn the failures of a run, and the number of failed servers of each due window, into an outcome."""
+    """Turn the failures of a run, and the number of failed servers of each window, into an outcome."""
     of_run = {part.period_start: part.failed_instances for part in summary.parts}
     every = {start: servers for start, servers in sorted({**failed, **of_run}.items()) if servers}
     here = [f"{part.period_start}: {error}" for part in summary.parts for error in part.errors]
@@ -205,7 +205,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="values_possible",
-        description="No stored size or count of a window that is due is negative.",
+        description="No stored size or count is negative.",
         severity=Severity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
         statement=impossible_values,

@@ -166,6 +166,17 @@ def test_what_calls_a_person_stays_red_until_it_is_mended_whichever_windows_a_ru
     assert looked_at(runner, "daily", later, "instance")[SERVERS_STORED].passed
 
 
+def test_an_open_window_is_not_forgotten_either(engine: Engine, runner: AggregationTaskRunner) -> None:
+    """Today is 2025-07-20."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, [*sizes(1, "orders", "2025-03-01", [5]), *sizes(1, "orders", "2025-07-01", [-5])])
+    looked_at(runner, "monthly", PERIODS["monthly"].windows_between(date(2025, 7, 1), date(2025, 7, 1)), "database")
+
+    outcome = looked_at(runner, "monthly", MARCH, "database")["values_possible"]
+
+    assert outcome.listed == ("server-1, orders: a negative size or count in the window from 2025-07-01",)
+
+
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 def test_impossible_values_of_years_are_found_by_an_index_of_just_these(engine: Engine, level: Level) -> None:
     """Else a run of one day would read the whole history."""

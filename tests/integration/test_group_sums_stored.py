@@ -71,9 +71,9 @@ def test_sums_that_cannot_be_stored_fail_no_run(
     assert "Sums of groups were not stored, and are added up when they are read" in caplog.text
 
 
-def test_the_check_of_a_run_finds_stored_sums_of_any_due_window_that_are_not_those_of_the_fleet(engine: Engine) -> None:
+def test_the_check_of_a_run_finds_stored_sums_of_any_window_that_are_not_those_of_the_fleet(engine: Engine) -> None:
     windows = PERIODS["monthly"].windows_between(MARCH, APRIL)
-    scope = CheckScope("monthly", INSTANCE, windows[-1:], TODAY, 50, due=windows)
+    scope = CheckScope("monthly", INSTANCE, windows[-1:], TODAY, 50, every=windows)
 
     def found() -> dict[str, tuple[str, ...]]:
         return {outcome.name: outcome.listed for outcome in run_checks(engine, scope)}
