@@ -208,7 +208,7 @@ class Variables(BaseSettings):
     )
     web_token: Token | None = Field(
         default=None,
-        description="What readers of the pages must know, at least 16 characters. Unset: nothing.",
+        description="The password that browsers ask readers of the pages for, at least 16 characters. Unset: none.",
     )
     web_user_header: str | None = Field(
         default=None,
