@@ -1,6 +1,7 @@
 """The one clock: what day it is in the configured time zone.
 
-Whatever needs today's date takes a `Clock`; tests pass a fixed one.
+Whatever needs today's date takes a `Clock`; tests pass a fixed one. Whether the day can be believed, before something
+is deleted or made final by it, is decided in `foundation.clock_guard`.
 Intervals (durations) do not belong here: they come from `time.perf_counter`.
 """
 
@@ -11,13 +12,21 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo
 
+from sqlalchemy import Connection, text
+
+
+def _now_of(connection: Connection) -> datetime:
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now
+
 
 @dataclass(frozen=True)
 class Clock:
-    """Tells the calendar day in `zone`; `now` must return an aware datetime."""
+    """Tells the calendar day in `zone`; `now`, and `database_now` for PostgreSQL's clock, return aware datetimes."""
 
     zone: ZoneInfo
     now: Callable[[], datetime] = lambda: datetime.now(tz=UTC)
+    database_now: Callable[[Connection], datetime] = _now_of
 
     def today(self) -> date:
         """Return the present day in the clock's zone, which may differ from the UTC day."""
@@ -26,3 +35,7 @@ class Clock:
     def local_now(self) -> datetime:
         """Return the present moment in the clock's zone."""
         return self.now().astimezone(self.zone)
+
+    def local_database_now(self, connection: Connection) -> datetime:
+        """Return the present moment by PostgreSQL's clock, in the zone of this one; raises DBAPIError."""
+        return self.database_now(connection).astimezone(self.zone)

@@ -20,13 +20,17 @@ from capacity_assets.units import counted
 
 @click.command()
 @dry_run_option
+@click.option("--despite-clock", is_flag=True, help="Drop what is old also where today's date seems to be wrong.")
 @json_command
-def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
+def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_json: bool) -> None:
     """Add partitions ahead of time, and drop what need not be kept.
 
     Rows in default partitions move to their own. How long rows are kept is set in CAPACITY_RETENTION_DAYS. Samples go
     only when every window that reads them is over and computed. Records of checks in Dagster's storage go that
     nothing reads any more. Under Dagster, the table_maintenance_schedule does all this every day.
+
+    Nothing is dropped where today is more than 45 days after the newest sample, where the samples of the last 45 days
+    began after such a pause, or where this machine's clock and PostgreSQL's differ by more than an hour.
 
     \b
     Examples:
@@ -35,7 +39,8 @@ def maintain(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
     """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine, _errors_with_report(as_json=as_json):
-        report = retention_service(engine, settings).maintain(dry_run=dry_run)
+        service = retention_service(engine, settings)
+        report = service.maintain(dry_run=dry_run, despite_clock=despite_clock)
         _purge(settings, report)
         _print(report, as_json=as_json)
 

@@ -80,7 +80,7 @@ class CollectionService:
             tasks, skipped, elsewhere = self._tasks(day, names, again=again, share=share)
             known = CollectionSummary(day, skipped_instances=skipped, filled_elsewhere=elsewhere)
             summary = self._with_imported(self._measured(known, tasks, held, progress))
-            forget_old_attempts(self.engine, day)
+            forget_old_attempts(self.engine, self.clock)
         databases, size_mb = self._stored(day)
         seconds = time.monotonic() - began
         summary = replace(summary, database_count=databases, total_size_mb=size_mb, duration_seconds=seconds)

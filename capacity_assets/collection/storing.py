@@ -6,22 +6,27 @@ the very rows that are stored, so that the two levels agree by construction.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.failures import FailureKind
 from capacity_assets.collection.engines.limits import Limits
 from capacity_assets.collection.results import ProbeOutcome
 from capacity_assets.collection.storing_limits import LIMIT_STATEMENTS, stage_limits
 from capacity_assets.errors import DatabaseError, database_errors
+from capacity_assets.foundation.clock_guard import judged_day
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.known_databases import record_measured
 from capacity_assets.units import counted
+
+logger = logging.getLogger("capacity_assets")
 
 COLLECTED, FAILED = "collected", "failed"
 # A value does not fit, or breaks a rule of the table.
@@ -68,12 +73,15 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
     return list(outcomes)
 
 
-def forget_old_attempts(engine: Engine, day: date) -> None:
-    """Delete attempts that are too old to be shown; raises as `store`."""
-    before = day - timedelta(days=ATTEMPTS_KEPT_DAYS)
+def forget_old_attempts(engine: Engine, clock: Clock) -> None:
+    """Delete attempts that are too old to be shown, unless the date may be wrong; raises as `store`."""
     statement = text("DELETE FROM capacity_collection_attempts WHERE collected_date < :before")
     with database_errors(doing="deleting old attempts", kept="All samples were written."), engine.begin() as connection:
-        connection.execute(statement, {"before": before})
+        judged = judged_day(connection, clock)
+        if judged.why_nothing_is_deleted:
+            logger.warning(f"{judged.why_nothing_is_deleted} Old attempts are kept.")
+        else:
+            connection.execute(statement, {"before": judged.today - timedelta(days=ATTEMPTS_KEPT_DAYS)})
 
 
 def _stage(connection: Connection, outcomes: Sequence[ProbeOutcome]) -> None:

@@ -87,24 +87,35 @@ class TableMaintenance:
         self._kept = KeptSpans(first_day, retention, periods)
         self._needs = Needs(Ledger(engine, periods), self._kept)
 
-    def run(self, today: date, *, dry_run: bool = False) -> MaintenanceReport:
+    def run(
+        self, today: date, *, dry_run: bool = False, certain_day: date | None = None, keeping: str | None = None
+    ) -> MaintenanceReport:
         """Add partitions, move rows, apply retention as of `today`; in a dry run only say what would be done.
 
-        Raises MaintenanceError: what was done before is kept, and a repetition continues.
+        Where today may be wrong, partitions are kept ahead of `certain_day`, and `keeping` says why none is dropped.
+
+        Raises MaintenanceError: what was done before is kept, and a repetition continues. Also where `keeping` kept
+            partitions that are old as of `today`.
         """
-        return self._each_table(today, MaintenanceReport(dry_run), retire=True)
+        report = self._each_table(certain_day or today, MaintenanceReport(dry_run), retire_as_of=today, keeping=keeping)
+        if keeping is not None and report.kept:
+            advice = "If the date is right, `capacity maintain --despite-clock` drops what is old."
+            raise MaintenanceError([DatabaseError(f"{keeping} Nothing was dropped. {advice}")], report)
+        return report
 
     def prepare(self, today: date) -> MaintenanceReport:
         """Add the partitions wanted as of `today`, and those of rows in the default ones; raises as `run`."""
-        return self._each_table(today, MaintenanceReport(dry_run=False), retire=False)
+        return self._each_table(today, MaintenanceReport(dry_run=False))
 
-    def _each_table(self, today: date, report: MaintenanceReport, *, retire: bool) -> MaintenanceReport:
+    def _each_table(
+        self, today: date, report: MaintenanceReport, *, retire_as_of: date | None = None, keeping: str | None = None
+    ) -> MaintenanceReport:
         troubles = []
         for table in PARTITIONED:
             try:
                 planned = self._prepare(table, self._layout(table), today, report)
-                if retire:
-                    self._retire(table, planned, today, report)
+                if retire_as_of is not None:
+                    self._retire(table, planned, retire_as_of, report, keeping)
             except DatabaseError as error:
                 troubles.append(error)
                 if error.sqlstate is None:
@@ -135,7 +146,7 @@ class TableMaintenance:
             report.converted.append(table.name)
             if not dry_run:
                 self._convert(table)
-        return self._each_table(today, report, retire=False)
+        return self._each_table(today, report)
 
     def shortcomings(self, today: date) -> list[str]:
         """Return what keeps old rows from leaving, in words; changes nothing. Raises DatabaseError."""
@@ -222,14 +233,25 @@ class TableMaintenance:
             self._on_step(f"{table.name}: {counted(moved, 'row')} moved to the partition of {span}")
         return None
 
-    def _retire(self, table: Table, planned: list[_Candidate], today: date, report: MaintenanceReport) -> None:
+    def _retire(
+        self,
+        table: Table,
+        planned: list[_Candidate],
+        today: date,
+        report: MaintenanceReport,
+        keeping: str | None,
+    ) -> None:
         layout = self._layout(table)
         if not layout.is_served:
             return
         there = [_Candidate(part.name, part.span, part) for part in layout.partitions if part.span]
         for candidate in sorted((*there, *planned), key=lambda candidate: candidate.name):
-            if self._kept.is_old(table, candidate.span, today):
+            if not self._kept.is_old(table, candidate.span, today):
+                continue
+            if keeping is None:
                 self._retire_one(table, candidate, today, report)
+            else:
+                report.kept.append(f"{candidate.name}: today's date may be wrong")
 
     def _retire_one(self, table: Table, candidate: _Candidate, today: date, report: MaintenanceReport) -> None:
         partition, records, size_bytes = candidate.partition, candidate.records, 0

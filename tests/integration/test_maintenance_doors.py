@@ -232,6 +232,9 @@ def test_the_asset_adds_moves_and_drops_and_its_metadata_says_what(
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", range(31)))
     add_database_sizes(engine, sizes(1, "orders", "2023-05-01", range(3)))
+    # Else the date would be in doubt.
+    for day in ("2025-03-10", "2025-04-20", "2025-06-01", "2025-07-10"):
+        add_database_sizes(engine, sizes(1, "orders", day, [1]))
     today = date(2025, 7, 20)
     build_definitions(settings, clock=fixed_clock(today)).resolve_job_def("daily_aggregation_job").execute_in_process(
         tags={

@@ -1,0 +1,83 @@
+"""Whether today's date can be believed: one rule for whatever is deleted, issued or made final by the date.
+
+A wrong clock must not delete samples or close a month. The local clock is compared with PostgreSQL's, and with the days
+of the samples: where both clocks are wrong, as on one machine, the samples end long before "today".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from sqlalchemy import Connection, text
+
+from capacity_assets.clock import Clock
+
+MOST_APART = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(days=45)
+
+
+@dataclass(frozen=True)
+class JudgedDay:
+    """What day it is, and why that may be wrong."""
+
+    today: date
+    """The earlier of the days of the two clocks."""
+    newest: date | None
+    """Day of the newest sample up to today; None: there is none."""
+    doubt: str | None
+    """Why the date may be wrong, with both dates; None: it is believed."""
+    pause: str | None
+    """The same for deleting, which cannot be undone: also where the samples paused and began again lately."""
+
+    @property
+    def certain_day(self) -> date:
+        """A day that has certainly begun: today, or in doubt that of the newest sample."""
+        return self.today if self.doubt is None else min(self.today, self.newest or self.today)
+
+    @property
+    def why_nothing_is_deleted(self) -> str | None:
+        """Why nothing may be deleted by its age; None: it may."""
+        return self.doubt or self.pause
+
+
+def judged_day(connection: Connection, clock: Clock) -> JudgedDay:
+    """Compare the clocks with each other and with the samples; raises DBAPIError."""
+    database_now = clock.local_database_now(connection)
+    today = min(clock.today(), database_now.date())
+    days = connection.execute(text(_SAMPLE_DAYS), {"since": today - LONGEST_PAUSE, "today": today}).one()
+    doubt = _apart(clock.local_now(), database_now)
+    pause = None
+    if days.before is not None and (days.after or today) - days.before > LONGEST_PAUSE:
+        if days.after is None:
+            doubt = doubt or (
+                f"The newest sample is of {days.before}, {(today - days.before).days:,} days before today, {today}: "
+                "the clock may be wrong."
+            )
+        else:
+            pause = (
+                f"There is no sample between {days.before} and {days.after}, and today is {today}: the clock may be "
+                "wrong."
+            )
+    return JudgedDay(today, days.newest or days.before, doubt, pause)
+
+
+def _apart(local: datetime, database: datetime) -> str | None:
+    if abs(local - database) <= MOST_APART:
+        return None
+    moments = [f"{moment:%Y-%m-%d %H:%M}" for moment in (local, database)]
+    return f"It is {moments[0]} by this machine's clock and {moments[1]} by PostgreSQL's: one of them is wrong."
+
+
+# Days that cannot be meant, such as -infinity, say nothing.
+_SAMPLE_DAYS = """
+SELECT greatest(d.before, i.before) AS before, least(d.after, i.after) AS after, greatest(d.newest, i.newest) AS newest
+FROM (SELECT max(collected_date) FILTER (WHERE collected_date < :since) AS before,
+             min(collected_date) FILTER (WHERE collected_date >= :since) AS after,
+             max(collected_date) FILTER (WHERE collected_date >= :since) AS newest
+      FROM database_size_stats WHERE collected_date BETWEEN DATE '1900-01-01' AND :today) AS d
+CROSS JOIN (SELECT max(collected_date) FILTER (WHERE collected_date < :since) AS before,
+                   min(collected_date) FILTER (WHERE collected_date >= :since) AS after,
+                   max(collected_date) FILTER (WHERE collected_date >= :since) AS newest
+            FROM instance_size_stats WHERE collected_date BETWEEN DATE '1900-01-01' AND :today) AS i
+"""
