@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 
+from capacity_assets.errors import ValidationError
 from capacity_assets.grouping.labels import Label
 from capacity_assets.grouping.prices import Price
+from capacity_assets.periods import PERIODS
 from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.units import first_of
+
+MONTHS_NAMED = 12
+
+
+def first_day_of(first_day: date | None, *, always: bool) -> date | None:
+    """Return from when a declaration holds by its options; None: as the declaration decides. Raises ValidationError."""
+    if always and first_day is not None:
+        raise ValidationError("Give either --from or --always. Nothing was changed.")
+    return ALWAYS if always else first_day
+
+
+def restating(months: Sequence[date]) -> list[str]:
+    """Say which bills of closed months a declaration changes, newest first; nothing where there is none."""
+    if not months:
+        return []
+    month = PERIODS["monthly"]
+    named = first_of((month.name_of(month.window_of(one)) for one in months), MONTHS_NAMED)
+    return [f"Bills of closed months that change: {named}. The next `capacity bill --month` of each restates it."]
 
 
 def since(day: date | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from capacity_assets.cli.dated import as_json as dated_json
-from capacity_assets.cli.dated import since
+from capacity_assets.cli.dated import first_day_of, since
 from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, file_options, json_command, options
 from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
@@ -97,8 +97,8 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     values = {key.strip(): value for key, value in read}
     if len(values) < len(pairs):
         raise ValidationError("A key is given twice. Nothing was changed.")
-    found = labels_of(server, database, values, settings.label_keys, _first_day(first_day, always=always))
-    with opened_registry(settings) as engine:
+    found = labels_of(server, database, values, settings.label_keys, first_day_of(first_day, always=always))
+    with opened_registry(settings, settings.zone) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
         matched = matching(engine, found[0]) if database and WILDCARDS.search(database) else None
         others = [(label, written_otherwise(engine, label.key, label.value or "")) for label in found]
@@ -111,12 +111,6 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
             f"{database} matches {counted(matched, 'database')} of the newest sample, and applies to those that appear "
             "later."
         )
-
-
-def _first_day(first_day: date | None, *, always: bool) -> date | None:
-    if always and first_day is not None:
-        raise ValidationError("Give either --from or --always. Nothing was changed.")
-    return ALWAYS if always else first_day
 
 
 def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
@@ -157,7 +151,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
 
 
 def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_json: bool) -> None:
-    with opened_registry(settings) as engine:
+    with opened_registry(settings, settings.zone) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
     if as_json:
         print_json(
@@ -237,9 +231,9 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
 
     From today on, unless --from or --always is given. Earlier figures keep their groups.
     """
-    day = _first_day(first_day, always=always)
+    day = first_day_of(first_day, always=always)
     # Also of a key that CAPACITY_LABEL_KEYS does not have any more.
     found = [Label(server, database, key, None, day) for key in dict.fromkeys(keys)]
-    with opened_registry(settings) as engine:
+    with opened_registry(settings, settings.zone) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
     _say_changes(changes, dry_run=dry_run)

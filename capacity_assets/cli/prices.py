@@ -10,10 +10,20 @@ import click
 from sqlalchemy import Engine
 
 from capacity_assets.cli.dated import as_json as dated_json
-from capacity_assets.cli.dated import since
-from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, json_command, once_option, options
-from capacity_assets.cli.output import print_declared, print_json, print_table, say
+from capacity_assets.cli.dated import first_day_of, restating, since
+from capacity_assets.cli.options import (
+    DAY,
+    LazyGroup,
+    command,
+    dry_run_option,
+    file_options,
+    json_command,
+    once_option,
+    options,
+)
+from capacity_assets.cli.output import NOTHING_CHANGED, print_declared, print_json, print_table, say
 from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.clock import Clock
 from capacity_assets.collection.registry import registered
 from capacity_assets.grouping.labels import label_of_nothing
 from capacity_assets.grouping.prices import (
@@ -42,7 +52,6 @@ def prices() -> None:
 subject_options = options(
     click.option("--engine", default=EVERYTHING, help="Only for servers of this engine."),
     once_option("--label", metavar="KEY=VALUE", description="Only for what has this label."),
-    click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always."),
 )
 
 
@@ -50,14 +59,27 @@ subject_options = options(
 @click.argument("price")
 @click.option("--currency", required=True, help="EUR, USD or another code of ISO 4217; one for the whole list.")
 @subject_options
+@click.option("--from", "first_day", type=DAY, help="First day on which it holds. Default: see above.")
+@click.option("--always", is_flag=True, help="It holds for all of history, whatever was declared before.")
+@dry_run_option
 @command
 def set_(  # noqa: PLR0913 -- one argument per documented option
-    settings: Settings, /, *, price: str, currency: str, engine: str, label: str | None, first_day: date | None
+    settings: Settings,
+    /,
+    *,
+    price: str,
+    currency: str,
+    engine: str,
+    label: str | None,
+    first_day: date | None,
+    always: bool,
+    dry_run: bool,
 ) -> None:
     """Declare the PRICE of a GiB per month: a number, or none.
 
     A price for a label comes before one for an engine, and both before the one for everything. `capacity bill` takes
-    the price of each day.
+    the price of each day. The first price applies to all of history. A changed price applies from this month on, and
+    earlier bills stay as they were.
 
     \b
     Examples:
@@ -66,9 +88,10 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
       capacity prices set 0.05 --currency EUR --label environment=test --from 2026-01-01
     """
     key, value = label_of(label, settings.label_keys)
-    declared = Price(price_of(price), currency, engine, key, value, first_day or ALWAYS)
-    with opened_registry(settings) as opened:
-        declare_prices(opened, [declared])
+    asked = Price(price_of(price), currency, engine, key, value, first_day_of(first_day, always=always))
+    with opened_registry(settings, settings.zone) as opened:
+        [change] = declare_prices(opened, [asked], Clock(settings.zone).today(), dry_run=dry_run)
+        declared = change.price
         notes = list(_notes(opened, declared))
     if declared.price is None:
         say(
@@ -79,6 +102,12 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
         say(f"{declared.display_name}: {_price_text(declared)} per GiB and month, {since(declared.valid_from)}.")
     for note in notes:
         say(f"note: {note}")
+    if asked.valid_from is None and declared.valid_from != ALWAYS:
+        say("Earlier months keep the price that they had. With --always it holds for them, too.")
+    for sentence in restating(change.restated):
+        say(sentence)
+    if dry_run:
+        say(NOTHING_CHANGED)
 
 
 def _notes(opened: Engine, declared: Price) -> Iterator[str]:
@@ -101,13 +130,18 @@ def _price_text(price: Price) -> str:
 def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Declare the prices that a CSV file lists.
 
-    Columns are price, currency and, optionally, engine, label (as team=payments) and from. Either all are stored or
-    none.
+    Columns are price, currency and, optionally, engine, label (as team=payments) and from (empty: as for `set`). Either
+    all are stored or none.
     """
     found = prices_of_file(file, settings.label_keys)
-    with opened_registry(settings) as engine:
-        declare_prices(engine, found, dry_run=dry_run)
-    print_declared("price", list(map(dated_json, found)), file, dry_run=dry_run, as_json=as_json)
+    with opened_registry(settings, settings.zone) as engine:
+        changes = declare_prices(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
+    months = sorted({month for change in changes for month in change.restated}, reverse=True)
+    entries = [dated_json(change.price) for change in changes]
+    print_declared("price", entries, file, dry_run=dry_run, as_json=as_json, restated_months=months)
+    if not as_json:
+        for sentence in restating(months):
+            say(sentence)
 
 
 @click.command("list")
@@ -133,6 +167,7 @@ def _rows(found: Sequence[Price]) -> list[list[object]]:
 
 @click.command()
 @subject_options
+@click.option("--from", "first_day", type=DAY, help="First day of the price. Default: always.")
 @command
 def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: date | None) -> None:
     """Remove a price, as if it had never been declared.
@@ -141,5 +176,7 @@ def remove(settings: Settings, /, *, engine: str, label: str | None, first_day: 
     """
     price = Price(None, "", engine, *label_of(label, settings.label_keys), first_day or ALWAYS)
     with opened_registry(settings) as opened:
-        forget_price(opened, price)
+        removed = forget_price(opened, price)
     say(f"Removed the price of {price.display_name}, {since(price.valid_from)}.")
+    for sentence in restating(removed.restated):
+        say(sentence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Engine
 
@@ -21,11 +22,11 @@ NAMES_SHOWN = 10
 
 
 @contextmanager
-def opened_registry(settings: Settings) -> Iterator[Engine]:
-    """Open the registry, where there is one."""
+def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterator[Engine]:
+    """Open the registry, where there is one; with the `zone` that days are reckoned in, only where it is that one."""
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
-        refuse_an_unfit_database(engine, kept="Nothing was changed.")
+        refuse_an_unfit_database(engine, zone, kept="Nothing was changed.")
         yield engine
 
 

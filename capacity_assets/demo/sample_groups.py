@@ -53,4 +53,4 @@ def declare_sample_groups(engine: Engine, today: date) -> None:
         moved = Label(server, database, "team", team, date(months // 12, months % 12 + 1, 1))
         declare_labels(engine, [*environments, *teams, *overriding, moved], today)
     if not stored_prices(engine):
-        declare_prices(engine, PRICES)
+        declare_prices(engine, PRICES, today)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
@@ -31,7 +31,8 @@ CURRENCY = re.compile(r"[A-Z]{3}")
 class Price:
     """What a GiB costs per month from a day on; `price` None: nothing is known from then on.
 
-    `engine`, `key` and `value` are empty where it holds for every engine, whatever the labels.
+    `engine`, `key` and `value` are empty where it holds for every engine, whatever the labels. `valid_from` None:
+    always where there was no price of the same, else from the running month on.
     """
 
     price: Decimal | None
@@ -39,13 +40,21 @@ class Price:
     engine: str = EVERYTHING
     key: str = EVERYTHING
     value: str = EVERYTHING
-    valid_from: date = ALWAYS
+    valid_from: date | None = None
 
     @property
     def display_name(self) -> str:
         """What it holds for, as people read it."""
         parts = [self.engine, f"{self.key}={self.value}" if self.key else ""]
         return " with ".join(filter(None, parts)) or "everything else"
+
+
+@dataclass(frozen=True)
+class PriceChange:
+    """A price that was declared or removed, with its first day, and the closed months whose bills it changes."""
+
+    price: Price
+    restated: Sequence[date]
 
 
 def price_of(written: str) -> Decimal | None:
@@ -81,13 +90,17 @@ def prices_of_file(path: Path, keys: Sequence[str]) -> list[Price]:
 
 def _price(row: Mapping[str, str], keys: Sequence[str]) -> Price:
     refuse_lacking(row, NEEDED)
-    valid_from = day_of(row["from"]) if "from" in row else ALWAYS
+    valid_from = day_of(row["from"]) if "from" in row else None
     label = label_of(row.get("label"), keys)
     return Price(price_of(row["price"]), row["currency"], row.get("engine", EVERYTHING), *label, valid_from)
 
 
-def declare_prices(engine: Engine, prices: Sequence[Price], *, dry_run: bool = False) -> None:
+def declare_prices(
+    engine: Engine, prices: Sequence[Price], today: date, *, dry_run: bool = False
+) -> Sequence[PriceChange]:
     """Store prices, each in the place of an earlier one of the same subject and day. All of them or none.
+
+    What always holds replaces what was declared of the same subject for later days. A dry run stores none.
 
     Raises:
         ValidationError: two prices are of the same subject and day, a currency is none, or it is not the one that the
@@ -97,7 +110,7 @@ def declare_prices(engine: Engine, prices: Sequence[Price], *, dry_run: bool = F
     refuse_repeated(
         ((price.display_name, price.valid_from) for price in prices), lambda key: f"{key[0]}", "More than one price of"
     )
-    with database_errors(doing="storing prices", kept="Nothing was changed."), engine.begin() as connection:
+    with database_errors(doing="storing prices", kept="Nothing was changed."), engine.connect() as connection:
         connection.execute(text("LOCK TABLE capacity_prices IN SHARE ROW EXCLUSIVE MODE"))
         known = connection.execute(text("SELECT DISTINCT currency FROM capacity_prices")).scalars()
         _refuse_currencies({*known, *(price.currency for price in prices)})
@@ -106,11 +119,19 @@ def declare_prices(engine: Engine, prices: Sequence[Price], *, dry_run: bool = F
             "keys": [price.key for price in prices],
             "values": [price.value for price in prices],
             "days": [price.valid_from for price in prices],
+            "always": ALWAYS,
+            "this_month": today.replace(day=1),
             "prices": [price.price for price in prices],
             "currencies": [price.currency for price in prices],
         }
+        days = connection.execute(text(_PLACED), parameters).scalars().all()
+        placed = [replace(price, valid_from=day) for price, day in zip(prices, days, strict=True)]
+        connection.execute(text(_CLEAR), parameters)
+        connection.execute(text(_STORE), {**parameters, "days": days})
+        changes = [PriceChange(price, _restated(connection, price)) for price in placed]
         if not dry_run:
-            connection.execute(text(_STORE), parameters)
+            connection.commit()
+    return changes
 
 
 def _refuse_currencies(currencies: set[str]) -> None:
@@ -124,13 +145,23 @@ def _refuse_currencies(currencies: set[str]) -> None:
         )
 
 
-def forget_price(engine: Engine, price: Price) -> None:
+def forget_price(engine: Engine, price: Price) -> PriceChange:
     """Delete a declared price of a subject and day; raises NotFoundError or DatabaseError, nothing being changed."""
-    key = {"engine": price.engine, "key": price.key, "value": price.value, "day": price.valid_from}
     with database_errors(doing="removing a price", kept="Nothing was changed."), engine.begin() as connection:
-        gone = connection.execute(text(_FORGET), key).rowcount
-    if not gone:
-        raise NotFoundError(f"There is no price of {price.display_name} from that day on. Nothing was changed.")
+        gone = connection.execute(text(_FORGET), _subject(price)).first()
+        if gone is None:
+            raise NotFoundError(f"There is no price of {price.display_name} from that day on. Nothing was changed.")
+        return PriceChange(price, _restated(connection, price, removed=gone.price))
+
+
+def _subject(price: Price) -> dict[str, object]:
+    return {"engine": price.engine, "key": price.key, "value": price.value, "day": price.valid_from}
+
+
+def _restated(connection: Connection, price: Price, removed: Decimal | None = None) -> Sequence[date]:
+    """Return the closed months whose bills have lines with another price than this one, or with the removed one."""
+    asked = {**_subject(price), "price": price.price, "removed": removed}
+    return connection.execute(text(_RESTATED), asked).scalars().all()
 
 
 def stored_prices(engine: Engine) -> list[Price]:
@@ -139,6 +170,54 @@ def stored_prices(engine: Engine) -> list[Price]:
         return [Price(*row) for row in connection.execute(text(_LIST))]
 
 
+_GIVEN = """unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
+            CAST(:days AS date[]), CAST(:prices AS numeric[])) WITH ORDINALITY
+    AS g (engine, key, value, valid_from, price, number)"""
+_SAME_SUBJECT = "p.engine = g.engine AND p.key = g.key AND p.value = g.value"
+# A history in one file begins with what always holds; what holds already stays. Where a price that is no more exact may
+# have held for some of the same, the new one changes what is paid.
+_PLACED = f"""
+SELECT coalesce(g.valid_from, CASE
+    WHEN EXISTS (SELECT FROM {_GIVEN.replace("AS g", "AS p")} WHERE {_SAME_SUBJECT} AND p.valid_from IS NOT NULL)
+        THEN CAST(:always AS date)
+    WHEN held.price IS NOT DISTINCT FROM g.price THEN held.valid_from END, CASE
+    WHEN EXISTS (
+        SELECT FROM capacity_prices p
+        WHERE {_SAME_SUBJECT} OR p.price IS NOT NULL AND CASE
+            WHEN (p.key, p.value) IN (('', ''), (g.key, g.value)) THEN p.engine IN ('', g.engine)
+            ELSE g.key <> '' AND p.key <> g.key AND (g.engine = '' OR p.engine IN ('', g.engine)) END
+    ) THEN CAST(:this_month AS date) ELSE CAST(:always AS date) END)
+FROM {_GIVEN}
+LEFT JOIN LATERAL (
+    SELECT p.price, p.valid_from FROM capacity_prices p
+    WHERE {_SAME_SUBJECT} AND p.valid_from <= :this_month ORDER BY p.valid_from DESC LIMIT 1
+) AS held ON true
+ORDER BY g.number
+"""  # noqa: S608 -- constants of this module
+_CLEAR = f"""
+DELETE FROM capacity_prices p USING {_GIVEN} WHERE {_SAME_SUBJECT} AND g.valid_from = :always
+"""  # noqa: S608 -- as above
+# Lines that have the price of a more exact declaration keep it, and so do months from which on a later one holds.
+_RESTATED = """
+SELECT b.month FROM capacity_bills b
+WHERE b.is_final AND b.samples_dropped_at IS NULL AND b.month + interval '1 month' > :day
+  AND b.issue = (SELECT max(n.issue) FROM capacity_bills n WHERE n.month = b.month)
+  AND NOT EXISTS (SELECT FROM capacity_prices p
+                  WHERE p.engine = :engine AND p.key = :key AND p.value = :value
+                    AND p.valid_from > :day AND p.valid_from <= b.month)
+  AND EXISTS (
+    SELECT FROM capacity_bill_lines l
+    WHERE l.month = b.month AND l.issue = b.issue
+      AND :engine IN ('', l.engine) AND (:key = '' OR l.labels ->> CAST(:key AS text) = :value)
+      AND CASE WHEN CAST(:removed AS numeric) IS NULL THEN l.price IS DISTINCT FROM CAST(:price AS numeric)
+               ELSE l.price = CAST(:removed AS numeric) END
+      AND NOT EXISTS (SELECT FROM capacity_prices p
+                      WHERE p.price = l.price AND p.engine IN ('', l.engine)
+                        AND (p.key = '' OR l.labels ->> CAST(p.key AS text) = p.value)
+                        AND (:key = '' AND p.key <> ''
+                             OR p.key = :key AND p.value = :value AND :engine = '' AND p.engine <> '')))
+ORDER BY b.month DESC
+"""
 _STORE = """
 INSERT INTO capacity_prices (engine, key, value, valid_from, price, currency)
 SELECT * FROM unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:values AS varchar[]),
@@ -148,6 +227,7 @@ SET price = excluded.price, currency = excluded.currency, declared_at = now()
 """
 _FORGET = """
 DELETE FROM capacity_prices WHERE engine = :engine AND key = :key AND value = :value AND valid_from = :day
+RETURNING price
 """
 _LIST = """
 SELECT price, currency, engine, key, value, valid_from FROM capacity_prices

@@ -23,7 +23,7 @@ from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.grouping.prices import Price, declare_prices
 from capacity_assets.periods import PERIODS
 from tests.bills import GIB, amounts, billed
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes
 
@@ -59,13 +59,66 @@ def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() ->
     printed("prices", "set", "0.10", "--currency", "EUR", "--engine", "oracle")
     nothing = billed()
     assert (nothing["bill"]["amount"], amounts(nothing)) == (None, {"payments": None, None: None})
-    printed("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test")
+    printed("prices", "set", "0.20", "--currency", "EUR", "--label", "environment=test", "--always")
     assert amounts(billed()) == {"payments": "2.00", None: None}
     assert "20.0 of 30.0 GiB have no price and are not billed." in printed("bill", "--month", "2025-06")
-    printed("prices", "set", "0.40", "--currency", "EUR", "--label", "team=payments")
-    printed("prices", "set", "0.50", "--currency", "EUR", "--engine", "postgresql")
+    printed("prices", "set", "0.40", "--currency", "EUR", "--label", "team=payments", "--always")
+    printed("prices", "set", "0.50", "--currency", "EUR", "--engine", "postgresql", "--always")
 
     assert amounts(billed()) == {"payments": "4.00", None: "10.00"}
+
+
+def test_the_exact_sum_is_rounded_and_not_the_sum_of_rounded_lines(engine: Engine) -> None:
+    """Three databases of a third each: lines have no end, their sum is half a cent."""
+    printed("prices", "set", "0.025", "--currency", "EUR", "--engine", "oracle")
+    add_instances(engine, [4], db_type="oracle")
+    for number in range(3):
+        add_database_sizes(engine, sizes(4, f"third-{number}", f"2025-06-{1 + 10 * number:02}", [GIB] * 10))
+
+    found = billed("engine")
+
+    assert (found["bill"]["amount"], amounts(found)["oracle"]) == ("0.03", "0.03")
+    with engine.connect() as connection:
+        total = connection.execute(text("SELECT sum(amount) FROM capacity_bill_lines")).scalar_one()
+    assert str(total) == found["bill"]["exact_amount"] == "0.025000000000"
+
+
+def test_a_price_without_a_day_changes_no_closed_month_and_one_that_does_says_so() -> None:
+    assert "everything else: 0.1 EUR per GiB and month, always." in printed("prices", "set", "0.1", "--currency", "EUR")
+    assert billed()["bill"]["amount"] == "3.00"
+    changed = printed("prices", "set", "0.2", "--currency", "EUR")
+    assert "everything else: 0.2 EUR per GiB and month, from 2025-07-01." in changed
+    assert "Earlier months keep the price that they had." in changed
+    assert "Bills of closed months" not in changed
+    assert "from 2025-07-01." in printed("prices", "set", "0.3", "--currency", "EUR", "--engine", "postgresql")
+    assert "always;" in printed("prices", "set", "none", "--currency", "EUR", "--engine", "oracle", "--always")
+    assert billed()["bill"]["issue"] == 1
+
+    asked = ("prices", "set", "0.4", "--currency", "EUR", "--always")
+    tried, done = printed(*asked, "--dry-run"), printed(*asked)
+
+    assert "Bills of closed months that change: June 2025." in tried
+    assert tried.endswith("Dry run: nothing was changed.\n")
+    assert tried.startswith(done)
+    restated = billed()
+    assert (restated["bill"]["issue"], restated["bill"]["amount"]) == (2, "12.00")
+    assert "either --from or --always" in capacity(*asked, "--from", "2025-06-01").output
+    assert "Bills of closed months that change: June 2025." in printed("prices", "remove")
+
+
+def test_a_file_of_prices_is_a_history_and_changes_nothing_when_it_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "prices.csv"
+    file.write_text("label,price,currency,from\n,0.10,EUR,\n,0.20,EUR,2025-03-01\nteam=payments,0.5,EUR,\n")
+    printed("prices", "import", str(file))
+    once = printed("prices", "list", "--json")
+    assert [one["valid_from"] for one in json.loads(once)] == [None, "2025-03-01", None]
+    billed()
+
+    again = json.loads(printed("prices", "import", str(file), "--json"))
+
+    assert (printed("prices", "list", "--json"), again["restated_months"]) == (once, [])
+    file.write_text("price,currency,from\n0.30,EUR,2025-06-15\n")
+    assert "Bills of closed months that change: June 2025." in printed("prices", "import", str(file))
 
 
 def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_server_came_do_not(
@@ -225,18 +278,16 @@ def test_any_bill_is_exact_and_its_groups_add_up_to_the_cent(
     )
     for name, day, team in labels:
         declare_labels(engine, [Label("server-1", name, "team", team, day)], TODAY)
-    declare_prices(engine, [Price(price, "EUR", "", "team" if of else "", of, day) for of, day, price in prices])
+    declare_prices(engine, [Price(price, "EUR", "", "team" if of else "", of, day) for of, day, price in prices], TODAY)
 
-    issue_bill(engine, MONTH, TODAY, KEYS)
+    issue_bill(engine, MONTH, fixed_clock(), KEYS)
     found = read_bill(engine, MONTH, "team")
 
     expected = naive(samples, labels, prices)
     exact = sum(expected.values(), Fraction())
     total = (Decimal(exact.numerator) / Decimal(exact.denominator)).quantize(Decimal("0.01"), ROUND_HALF_UP)
     assert sum((group.amount or Decimal(0)) for group in found.groups) == (found.bill.amount or 0)
-    # Lines are stored with twelve decimals, so a total that is half a cent to within them may go either way.
-    is_half = abs(exact * 100 % 1 - Fraction(1, 2)) < Fraction(1, 10**6)
-    assert abs((found.bill.amount or 0) - total) <= (Decimal("0.01") if is_half else 0)
+    assert (found.bill.amount or 0) == total
     for group in found.groups:
         assert abs(Fraction(group.amount or 0) - expected.get(group.name, Fraction())) < Fraction(1, 100)
 
