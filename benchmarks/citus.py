@@ -93,7 +93,7 @@ def _issues(fleet: Fleet) -> Iterator[tuple[str, Callable[[Ours], object]]]:
     last = fleet.last_day
     month = PERIODS["monthly"].window_of(last)
     yield "issue the runways of a day", lambda side: issue(side.engine, last, last)
-    yield "issue the bill of a month", lambda side: issue_bill(side.engine, month, last, ["team"])
+    yield "issue the bill of a month", lambda side: issue_bill(side.engine, month, fixed_clock(last), ["team"])
 
 
 def _ask_pages(engines: Sequence[Engine], fleet: Fleet) -> None:

@@ -63,12 +63,12 @@ def bill(  # noqa: PLR0913 -- one argument per documented option
     """
     form = _form_of(output)
     by = by or default_grouping(settings.label_keys)
-    today = Clock(settings.zone).today()
-    window = PERIODS["monthly"].last(today) if month is None else _window(month)
+    clock = Clock(settings.zone)
+    window = PERIODS["monthly"].last(clock.today()) if month is None else _window(month)
     with opened_registry(settings) as engine:
         if issue is None:
             refuse_unknown_grouping(by, settings.label_keys)
-            issue_bill(engine, window, today, settings.label_keys)
+            issue_bill(engine, window, clock, settings.label_keys)
         found = read_bill(engine, window, by, issue)
     if output != STANDARD_OUTPUT:
         with writing(output), atomic_write(Path(output)) as begun:

@@ -21,7 +21,7 @@ def _is_there(table: str, when: str) -> str:
     return f"EXISTS (SELECT FROM {table} s WHERE s.instance_id = d.instance_id AND {when})"
 
 
-def _dropped(level: str, days: str, keys: str, counts: str) -> str:
+def _missing(level: str, days: str, keys: str, counts: str) -> str:
     """Servers whose aggregate of the month knows of more samples than there are."""
     return f"""
     SELECT a.instance_id FROM {level}_size_aggregations a
@@ -63,11 +63,18 @@ _MEASURED = f"""
 _SIZED = f"""
     SELECT t.instance_id FROM instance_size_stats t
     WHERE {_IN_MONTH.format("t")} AND NOT t.is_deleted AND t.total_size_mb > 0 GROUP BY t.instance_id"""  # noqa: S608 -- as above
+# The first window of the month that ended, and the first day that is left: retention takes the oldest samples.
+_OF_LEVEL = """
+    SELECT '{level}' AS level, min(a.period_end) AS first_end,
+           (SELECT coalesce(min(r.collected_date), 'infinity') FROM {level}_size_stats r) AS oldest
+    FROM {level}_size_aggregations a
+    WHERE a.period_type IN ('daily', 'monthly') AND a.period_start >= :start AND a.period_end <= :end"""
 READ = {
     "sized_servers": _SIZED,
     "measured": _MEASURED,
-    "dropped_totals": _dropped("instance", "count(DISTINCT r.collected_date)", "instance_id", "NOT r.is_deleted"),
-    "dropped_samples": _dropped("database", "count(*)", "instance_id, database_name", "true"),
+    "missing_totals": _missing("instance", "count(DISTINCT r.collected_date)", "instance_id", "NOT r.is_deleted"),
+    "missing_samples": _missing("database", "count(*)", "instance_id, database_name", "true"),
+    "oldest_left": " UNION ALL ".join(_OF_LEVEL.format(level=level) for level in ("database", "instance")),
 }
 """What a bill reads of samples and aggregates, each as the temporary table that the statements below look at: where
 tables are distributed, their nodes add it up. Days and sizes are read together, so that a sample which comes meanwhile
@@ -87,6 +94,9 @@ _SERVERS = f"""servers AS MATERIALIZED (
     ) AS last ON i.id IS NULL
     WHERE i.counted_by IS NULL
 )"""  # noqa: S608 -- as above
+# The least common multiple of 1 to 31: whatever days a server was measured on, amounts have this denominator.
+_EXACT = "sum(bytes) * billed * price * div(72201776446800, measured)"
+_DENOMINATOR = "(72201776446800 * CAST(:days AS numeric) * 1073741824)"
 LINES = f"""
 WITH {_SERVERS}, labelled AS MATERIALIZED (
     SELECT z.instance_id, z.database_name, z.segment, z.days, z.bytes,
@@ -108,15 +118,26 @@ WITH {_SERVERS}, labelled AS MATERIALIZED (
 )
 SELECT instance_id, server, engine, database_name, labels, sum(days) AS days,
        round(sum(bytes) * billed / (measured * CAST(:days AS numeric) * 1073741824), 12) AS gib_months, price,
-       round(sum(bytes) * billed * price / (measured * CAST(:days AS numeric) * 1073741824), 12) AS amount
+       {_EXACT} AS exact
 FROM priced
 GROUP BY instance_id, server, engine, database_name, labels, price, billed, measured
 """  # noqa: S608 -- expressions of our own
-# What it rests on, to be stored with the bill.
+# What it rests on, to be stored with the bill. The amount of a line is rounded down to twelve decimals, then those that
+# lost most get one unit more until they add up to the exact total, rounded down: its cents are those of the exact sum.
 COMPUTED = f"""
 CREATE TEMPORARY TABLE computed_lines ON COMMIT DROP AS
-SELECT row_number() OVER (ORDER BY instance_id, database_name, labels, price) AS line, computed.*
-FROM ({LINES}) AS computed
+WITH units AS (
+    SELECT row_number() OVER (ORDER BY instance_id, database_name, labels, price) AS line, computed.*,
+           div(exact * 1000000000000, {_DENOMINATOR}) AS units, mod(exact * 1000000000000, {_DENOMINATOR}) AS lost
+    FROM ({LINES}) AS computed
+), placed AS (
+    SELECT *, row_number() OVER (ORDER BY lost DESC NULLS LAST, line) AS place,
+           div(sum(exact) OVER () * 1000000000000, {_DENOMINATOR}) - sum(units) OVER () AS left_over
+    FROM units
+)
+SELECT line, instance_id, server, engine, database_name, labels, days, gib_months, price,
+       (units + CASE WHEN place <= left_over THEN 1 ELSE 0 END) * 0.000000000001 AS amount
+FROM placed
 """  # noqa: S608 -- as above
 DAYS = f"""
 WITH {_SERVERS}
@@ -125,10 +146,10 @@ SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS 
         WHERE i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM servers)) AS unbilled_servers
 FROM servers
 """  # noqa: S608 -- as above
-# Replicas too: a server that counts otherwise since has lost no samples.
-DAYS_LEFT = f"SELECT coalesce(sum(measured), 0) FROM ({_MEASURED_SERVERS}) AS servers"  # noqa: S608 -- as above
-_COMPARED = "instance_id, engine, database_name, labels, days, gib_months, price, amount"
-# A server that was renamed costs what it did.
+# The amount follows from quantity and price. A server that was renamed costs what it did, but a bill that is replaced
+# calls it by its name.
+_COMPARED = """instance_id, engine, database_name, labels, days, gib_months, price,
+        CASE WHEN CAST(:was_final AS boolean) THEN '' ELSE server END"""
 DIFFERS = f"""
 SELECT EXISTS (
     (SELECT {_COMPARED} FROM computed_lines
@@ -150,18 +171,18 @@ FROM computed_lines
 """
 STORE_BILL = """
 INSERT INTO capacity_bills (month, issue, is_final, currency, amount, gib_months, unpriced_gib_months, measured_days,
-                            billed_days, unbilled_servers, label_keys, reason)
+                            billed_days, unbilled_servers, label_keys, reason, clock_doubt)
 SELECT :start, :issue, :is_final, CASE WHEN count(amount) > 0 THEN (SELECT min(currency) FROM capacity_prices) END,
        coalesce(sum(amount), 0),
        coalesce(sum(gib_months), 0), coalesce(sum(gib_months) FILTER (WHERE price IS NULL), 0), :measured_days,
-       :billed_days, :unbilled_servers, CAST(:label_keys AS json), :reason
+       :billed_days, :unbilled_servers, CAST(:label_keys AS json), :reason, :clock_doubt
 FROM computed_lines
 ON CONFLICT (month, issue) DO UPDATE
 SET issued_at = now(), is_final = excluded.is_final, currency = excluded.currency, amount = excluded.amount,
     gib_months = excluded.gib_months, unpriced_gib_months = excluded.unpriced_gib_months,
     measured_days = excluded.measured_days, billed_days = excluded.billed_days,
     unbilled_servers = excluded.unbilled_servers, label_keys = excluded.label_keys,
-    reason = excluded.reason
+    reason = excluded.reason, clock_doubt = excluded.clock_doubt
 """
 _DECLARED = """SELECT count(*) AS number, coalesce(max(extract(epoch FROM declared_at)), 0) AS newest
         FROM {} WHERE valid_from <= :end"""
@@ -177,12 +198,20 @@ def declared_state(labels: str) -> str:
 
 
 KEEP_DECLARED = f"""
-UPDATE capacity_bills SET declared_state = {declared_state("capacity_labels")} WHERE month = :start AND issue = :issue
+UPDATE capacity_bills SET declared_state = {declared_state("capacity_labels")}, samples_dropped_at = NULL
+WHERE month = :start AND issue = :issue
 """  # noqa: S608 -- as above
 DECLARED_BEFORE = f"""
 SELECT b.declared_state AS before, {declared_state("capacity_labels")} AS now
 FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue
 """  # noqa: S608 -- as above
+# Of servers that are billed still; others may count otherwise.
+FEWER_SAMPLES = """
+SELECT greatest(0, coalesce(sum(l.days), 0) - (SELECT coalesce(sum(days), 0) FROM computed_lines
+                                              WHERE instance_id = ANY (array_agg(DISTINCT l.instance_id))))
+FROM capacity_bill_lines l
+WHERE l.month = :start AND l.issue = :issue AND l.instance_id IN (SELECT instance_id FROM computed_lines)
+"""
 # Why a bill differs from one that was issued: what came, or was declared, since, as far as it can touch the month.
 SAMPLES_SINCE = f"""
 SELECT count(*) FILTER (WHERE s.created_at > :since) AS added,
@@ -203,8 +232,23 @@ SELECT ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
                AND (p.key = '' OR EXISTS (SELECT FROM computed_lines c WHERE c.labels ->> p.key = p.value))
              ORDER BY p.declared_at) AS prices
 """
-# Samples that retention has dropped cannot be billed any more; the month's aggregates, kept longer, know of them.
-DROPPED = "SELECT EXISTS (SELECT FROM dropped_totals) OR EXISTS (SELECT FROM dropped_samples)"
+# What retention has dropped cannot be billed any more: samples of the month are missing, as its aggregates or the bill
+# know, and either our retention has marked the bill, or the oldest samples are gone, whoever took them away. A sample
+# that was deleted or declared void leaves older ones, and is billed no more.
+DROPPED = f"""
+SELECT EXISTS (
+    SELECT FROM oldest_left o
+    WHERE (CAST(:is_marked AS boolean) OR o.oldest > least(o.first_end, CAST(:end AS date)))
+      AND CASE o.level WHEN 'instance' THEN EXISTS (SELECT FROM missing_totals)
+          -- Replicas too: a server that counts otherwise since has lost no samples.
+          ELSE EXISTS (SELECT FROM missing_samples)
+               OR (SELECT coalesce(sum(measured), 0) FROM ({_MEASURED_SERVERS}) AS servers) < :billed_before END
+)
+"""  # noqa: S608 -- as above
+MARK_DROPPED = """
+UPDATE capacity_bills SET samples_dropped_at = coalesce(samples_dropped_at, now())
+WHERE month = :start AND issue = :issue
+"""
 # Whole cents: each group's rounded down, then one more for those that lost most, until they add up to the total.
 GROUPS = """
 WITH grouped AS (

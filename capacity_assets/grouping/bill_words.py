@@ -52,7 +52,14 @@ def notes(found: IssuedBill) -> list[str]:
         )
     if sum(group.databases for group in found.groups) > found.databases:
         sentences.append("A database that changed its group in the month counts in each of them, and once in all.")
-    if not bill.is_final:
+    if bill.samples_dropped_at:
+        sentences.append(
+            f"Samples of this month were dropped by retention (noticed on {bill.samples_dropped_at:%Y-%m-%d}). The "
+            "bill stays as it is: later samples, labels and prices do not change it."
+        )
+    if bill.clock_doubt:
+        sentences.append(f"This bill is not final, and is replaced by the next one. {bill.clock_doubt}")
+    elif not bill.is_final:
         sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
     return sentences
 

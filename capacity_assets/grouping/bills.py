@@ -15,7 +15,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select, text
 
+from capacity_assets.clock import Clock
 from capacity_assets.errors import NotFoundError, database_errors
+from capacity_assets.foundation.clock_guard import JudgedDay, judged_day
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
@@ -45,6 +48,10 @@ class Bill:
     unbilled_servers: int
     label_keys: Sequence[str]
     reason: str | None
+    samples_dropped_at: datetime | None
+    """Since when it is kept as it is, because retention dropped its samples."""
+    clock_doubt: str | None
+    """Why it is not final although the month seems to be over."""
 
     @property
     def amount(self) -> Decimal | None:
@@ -103,32 +110,53 @@ def amount_text(bill: Bill) -> str:
     return "no amount" if bill.amount is None else f"{bill.amount:,} {bill.currency}"
 
 
-def issue_bill(engine: Engine, month: Window, today: date, keys: Sequence[str]) -> Bill:
+def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str]) -> Bill:
     """Compute the bill of a month and store it where it differs from the issue before; return the newest issue.
 
-    A bill of a month that is not over is replaced; one of a month that is over is kept, and restated by a new issue.
+    A bill of a month that is not over, or only by a clock that may be wrong, is replaced; one of a month that is over
+    is kept, and restated by a new issue. Once retention has dropped samples of the month, its bill stays as it is.
 
     Raises:
         NotFoundError: nothing was measured in the month, or its samples are gone and no bill was issued.
+        ValidationError: the days in the database are those of another time zone than the clock's.
         DatabaseError: the database failed; no bill was changed.
     """
+    refuse_an_unfit_database(engine, clock.zone, kept="No bill was changed.")
     asked: dict[str, Any] = {"start": month.start, "end": month.end, "days": month.days, "keys": list(keys)}
     with database_errors(doing="computing a bill", kept="No bill was changed."), engine.begin() as connection:
         wait_for_lock(connection, "bills")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         latest = _newest(connection, month)
+        judged = judged_day(connection, clock)
         _read(connection, asked)
-        newest: Bill | None
-        if connection.execute(text(statements.DROPPED)).scalar():
-            newest = _kept(latest, month)
+        if _were_dropped(connection, asked, latest):
+            kept = _kept(latest, month)
+            connection.execute(text(statements.MARK_DROPPED), {**asked, "issue": kept.issue})
         else:
             connection.execute(text(statements.COMPUTED), asked)
-            _store(connection, asked, latest, is_final=month.end < today)
-            newest = _newest(connection, month)
-        if newest is None:
-            raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
-        connection.execute(text(statements.KEEP_DECLARED), {**asked, "issue": newest.issue})
+            _store(connection, asked, latest, _finality(latest, month, judged, clock))
+            stored = _newest(connection, month)
+            if stored is None:
+                raise NotFoundError(f"Nothing was measured in {_named(month)}: there is nothing to bill.")
+            connection.execute(text(statements.KEEP_DECLARED), {**asked, "issue": stored.issue})
+        newest = _newest(connection, month)
+        assert newest is not None  # noqa: S101 -- it was kept, or stored just now
         return newest
+
+
+def _were_dropped(connection: Connection, asked: dict[str, Any], latest: Bill | None) -> bool:
+    known = {
+        "is_marked": latest is not None and latest.samples_dropped_at is not None,
+        "billed_before": latest.measured_days if latest else 0,
+    }
+    return bool(connection.execute(text(statements.DROPPED), {**asked, **known}).scalar())
+
+
+def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
+    """Return whether a bill is final, as an earlier issue stays, and why it is not although the month seems over."""
+    is_final = month.end < judged.certain_day or (latest is not None and latest.is_final)
+    seems_over = month.end < clock.today()
+    return {"is_final": is_final, "clock_doubt": judged.doubt if seems_over and not is_final else None}
 
 
 def _read(connection: Connection, asked: dict[str, Any]) -> None:
@@ -161,30 +189,23 @@ def _kept(latest: Bill | None, month: Window) -> Bill:
     return latest
 
 
-def _store(connection: Connection, asked: dict[str, Any], latest: Bill | None, *, is_final: bool) -> None:
+def _store(connection: Connection, asked: dict[str, Any], latest: Bill | None, finality: dict[str, object]) -> None:
     issue = 1 if latest is None else latest.issue
     if latest is None and not connection.execute(text("SELECT EXISTS (SELECT FROM computed_lines)")).scalar():
         return
-    if latest is not None and latest.is_final and _is_less(connection, latest):
-        return
     if latest is not None:
-        differs = connection.execute(text(statements.DIFFERS), {**asked, "issue": issue}).scalar()
-        if not differs and latest.is_final == is_final:
+        stored = {**asked, "issue": issue, "was_final": latest.is_final}
+        differs = connection.execute(text(statements.DIFFERS), stored).scalar()
+        if not differs and finality == {"is_final": latest.is_final, "clock_doubt": latest.clock_doubt}:
             return
         if latest.is_final and differs:
             issue += 1
     reason = latest.reason if latest is not None and issue == latest.issue else _reason(connection, asked, latest)
     days = connection.execute(text(statements.DAYS), asked).one()
-    values = {**asked, "issue": issue, "is_final": is_final, "reason": reason, **days._asdict()}
+    values = {**asked, "issue": issue, **finality, "reason": reason, **days._asdict()}
     connection.execute(text(statements.DELETE_LINES), values)
     connection.execute(text(statements.STORE_LINES), values)
     connection.execute(text(statements.STORE_BILL), {**values, "label_keys": json.dumps(asked["keys"])})
-
-
-def _is_less(connection: Connection, latest: Bill) -> bool:
-    """Whether fewer days are left than were billed: samples went, and a bill of the rest would be wrong."""
-    left = connection.execute(text(statements.DAYS_LEFT)).scalar_one()
-    return bool(left < latest.measured_days)
 
 
 def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) -> str | None:
@@ -194,15 +215,20 @@ def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) 
     since = {**asked, "since": latest.issued_at}
     samples = connection.execute(text(statements.SAMPLES_SINCE), since).one()
     declared = connection.execute(text(statements.DECLARED_SINCE), since).one()
+    fewer = connection.execute(text(statements.FEWER_SAMPLES), {**asked, "issue": latest.issue}).scalar_one()
     differences = [
         f"{counted(samples.added, 'sample')} came later" if samples.added else "",
         f"{counted(samples.corrected, 'sample')} corrected" if samples.corrected else "",
+        f"{counted(fewer, 'sample')} deleted" if fewer else "",
         f"labels declared: {first_of(declared.labels, DECLARED_NAMED)}" if declared.labels else "",
         f"prices declared: {first_of(declared.prices, DECLARED_NAMED)}" if declared.prices else "",
         *_removed(connection, {**asked, "issue": latest.issue}),
     ]
     found = "; ".join(filter(None, differences))
-    otherwise = "servers were measured on later days or count otherwise, or labels or prices were taken away"
+    otherwise = (
+        "samples were deleted, servers were measured on later days or count otherwise, or labels or prices were taken "
+        "away"
+    )
     return f"Since then: {found or otherwise}."
 
 

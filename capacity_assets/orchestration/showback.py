@@ -49,11 +49,10 @@ def showback_asset(settings: Settings, period: Period, retries: dg.RetryPolicy) 
     )
     def make_bill(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         runner: AggregationTaskRunner = getattr(context.resources, AGGREGATION_RESOURCE)
-        today = runner.service.clock.today()
         with dagster_failures():
             for window in windows_of(period, context.partition_keys):
                 try:
-                    issue_bill(runner.service.engine, window, today, settings.label_keys)
+                    issue_bill(runner.service.engine, window, runner.service.clock, settings.label_keys)
                 except NotFoundError as nothing:
                     metadata: MetadataMapping = {"bill": dg.MetadataValue.md(escaped(str(nothing)))}
                 else:

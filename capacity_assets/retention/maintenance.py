@@ -43,10 +43,11 @@ from capacity_assets.storage.partitions import (
     Span,
     count_rows,
     layout_of,
+    parameters_of,
 )
 from capacity_assets.storage.row_locks import wait_for_lock
 from capacity_assets.storage.schema import SchemaProblemsError
-from capacity_assets.storage.tables import AGGREGATES
+from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 from capacity_assets.units import BYTES_PER_MB, counted
 
 logger = logging.getLogger("capacity_assets")
@@ -58,6 +59,12 @@ TRIES = 3
 """How often adding a partition is tried while another session is in the way."""
 
 LOCK_NOT_AVAILABLE = "55P03"
+
+# What is left of these months is no bill any more.
+_MARK_BILLS = """
+UPDATE capacity_bills SET samples_dropped_at = now()
+WHERE month < :after AND month + interval '1 month' > :first AND samples_dropped_at IS NULL
+"""
 
 
 @dataclass(frozen=True)
@@ -271,6 +278,8 @@ class TableMaintenance:
             if partition and not report.dry_run:
                 if table in AGGREGATES:
                     record_windows_of(connection, partition.name)
+                elif table in SAMPLES and records:
+                    connection.execute(text(_MARK_BILLS), parameters_of(candidate.span))
                 drop_partition(connection, table, partition)
         report.dropped.append(f"{candidate.name}: {counted(records, 'row')}, {candidate.span}")
         if not report.dry_run:

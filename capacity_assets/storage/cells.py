@@ -287,7 +287,8 @@ SELECT month, 1 AS issue, max(issued_at) AS issued_at,
         CROSS JOIN LATERAL json_array_elements_text(listed) AS key) AS label_keys,
        (SELECT 'without ' || string_agg(c.name, ', ' ORDER BY c.name) || ': not billed there yet' FROM {cells} c
         WHERE c.name <> ALL (array_agg(newest.cell))) AS reason,
-       CAST(NULL AS text) AS declared_state
+       CAST(NULL AS text) AS declared_state, min(samples_dropped_at) AS samples_dropped_at,
+       string_agg(clock_doubt, '; ') AS clock_doubt
 FROM (SELECT DISTINCT ON (cell, month) * FROM ({each}) AS b ORDER BY cell, month, issue DESC) AS newest
 GROUP BY month HAVING count(DISTINCT currency) <= 1
 """

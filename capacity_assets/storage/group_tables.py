@@ -127,6 +127,8 @@ capacity_bills = Table(
     Column("label_keys", JSON, nullable=False, comment="Keys of labels by which it can be split"),
     Column("reason", Text, comment="Why it differs from the issue before; null: it is the first"),
     Column("declared_state", Text, comment="Numbers and newest times of labels and prices that were looked at last"),
+    timestamp("samples_dropped_at", "When samples of the month were found dropped; null: none", nullable=True),
+    Column("clock_doubt", Text, comment="Why it is not final although the month seems over; null: nothing is in doubt"),
     comment="Bills per month, each issue of them.",
 )
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, text
 
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.storage.time_zone import record_zone
 from tests.bills import GIB, amounts, billed
-from tests.clocks import TODAY
+from tests.clocks import SHANGHAI, TODAY, fixed_clock
 from tests.command import capacity, printed
-from tests.fleet import add_database_sizes, sizes
+from tests.computing import compute_windows
+from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
 from tests.pages import served_pages
+from tests.partitions import keeper
 
 pytestmark = pytest.mark.usefixtures("billed_fleet")
 
@@ -58,20 +63,23 @@ def test_a_month_that_is_not_over_is_replaced_and_final_afterwards(
     assert (final["bill"]["issue"], final["bill"]["is_final"], final["bill"]["amount"]) == (1, True, "20.00")
 
 
-def test_a_month_whose_samples_are_gone_keeps_its_bill(engine: Engine) -> None:
+def kept(before: dict[str, Any]) -> bool:
+    """Whether the bill is what it was, but for the remark that it is kept."""
+    now = billed()
+    assert now["bill"].pop("samples_dropped_at") is not None
+    del before["bill"]["samples_dropped_at"]
+    return bool(now == before)
+
+
+def test_a_month_whose_oldest_samples_somebody_took_away_keeps_its_bill(engine: Engine) -> None:
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", date(2025, 6, 1), date(2025, 6, 30))
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", date(2025, 6, 1), date(2025, 6, 30))
     printed("prices", "set", "1", "--currency", "EUR")
     before = billed()
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-06-20'"))
-        connection.execute(
-            text(
-                "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
-                "period_end, avg_size_mb, max_size_mb, min_size_mb, data_count) "
-                "VALUES (1, 'a', 'monthly', '2025-06-01', '2025-06-30', 1, 1, 1, 30)"
-            )
-        )
 
-    assert billed() == before
+    assert kept(before)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM capacity_bills"))
     refused = capacity("bill", "--month", "2025-06")
@@ -89,9 +97,94 @@ def test_no_dropped_sample_makes_an_issued_bill_smaller(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2025-07-01'"))
         connection.execute(text("DELETE FROM database_size_aggregations"))
-    assert billed() == before, "nothing at all is left of the month"
-    add_database_sizes(engine, sizes(1, "a", "2025-06-03", [1]))
-    assert billed() == before, "an old day was imported again"
+    assert kept(billed()), "nothing at all is left of the month"
+
+
+def test_what_retention_dropped_keeps_a_bill_and_the_command_and_the_page_say_so(database: URL, engine: Engine) -> None:
+    printed("prices", "set", "1", "--currency", "EUR")
+    before = billed()
+    keeper(engine, "raw=15", {}).run(TODAY)
+    add_database_sizes(engine, sizes(1, "a", "2025-05-31", [1, None, None, 1]))
+    printed("prices", "set", "2", "--currency", "EUR", "--always")
+
+    assert kept(before), "also where old days were imported again"
+    said = "Samples of this month were dropped by retention"
+    assert said in printed("bill", "--month", "2025-06")
+    with served_pages(database) as pages:
+        page = pages.document("/bill?by=team&month=2025-06")
+    assert not page["is_outdated"], "nothing issues it again"
+    assert any(said in note for note in page["notes"])
+
+
+def test_a_void_total_and_a_deleted_sample_freeze_nothing(database: URL, engine: Engine) -> None:
+    add_instance_sizes(engine, totals(1, "2025-05-20", [(30 * GIB, 2)] * 60))
+    for period in ("daily", "monthly"):
+        compute_windows(AggregationService(engine, fixed_clock()), period, date(2025, 5, 20), date(2025, 6, 30))
+    printed("prices", "set", "1", "--currency", "EUR")
+    printed("bill", "--month", "2025-06")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instance_size_stats SET is_deleted = true WHERE collected_date = '2025-06-15'"))
+    printed("prices", "set", "2", "--currency", "EUR", "--from", "2025-06-01")
+
+    assert billed()["bill"]["amount"] == "60.00"
+    with served_pages(database) as pages:
+        assert not pages.document("/bill?by=team&month=2025-06")["is_outdated"]
+    assert capacity("bill", "--month", "2025-05").exit_code == 0, "it was never billed before"
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date = '2025-06-15'"))
+    again = billed()
+    assert (again["bill"]["issue"], again["bill"]["measured_days"]) == (3, 29)
+    assert "Since then: 2 samples deleted." in again["restated"]
+
+
+def test_a_bill_that_is_replaced_calls_servers_by_their_names_of_now(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clock, "today", lambda _self: date(2025, 6, 20))
+    billed("server")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET name = 'renamed' WHERE id = 1"))
+
+    assert list(amounts(billed("server"))) == ["renamed"]
+
+
+@pytest.mark.parametrize(
+    ("local", "by_postgres"), [("2025-07-01 06:00", "2025-06-30 23:00"), ("2026-01-01", "2026-01-01")]
+)
+def test_a_month_is_not_closed_by_a_clock_that_may_be_wrong(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, local: str, by_postgres: str
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date > '2025-06-30'"))
+    set_clocks(monkeypatch, local, by_postgres)
+
+    found = billed()
+
+    assert not found["bill"]["is_final"]
+    assert found["bill"]["clock_doubt"] in printed("bill", "--month", "2025-06")
+    set_clocks(monkeypatch, "2025-07-01 06:00", "2025-07-01 06:00")
+    assert billed()["bill"]["is_final"]
+    set_clocks(monkeypatch, local, by_postgres)
+    assert billed()["bill"]["is_final"], "what was final stays final"
+
+
+def set_clocks(monkeypatch: pytest.MonkeyPatch, local: str, by_postgres: str) -> None:
+    here, there = (datetime.fromisoformat(moment).replace(tzinfo=SHANGHAI) for moment in (local, by_postgres))
+    monkeypatch.setattr(Clock, "today", lambda _self: here.date())
+    monkeypatch.setattr(Clock, "local_now", lambda _self: here)
+    monkeypatch.setattr(Clock, "local_database_now", lambda _self, _connection: there)
+
+
+def test_a_month_is_not_closed_in_another_time_zone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Kiritimati, six hours ahead of Shanghai, it is tomorrow already."""
+    record_zone(engine, SHANGHAI.key, chosen=True)
+    monkeypatch.setenv("CAPACITY_TIMEZONE", "Pacific/Kiritimati")
+
+    refused = capacity("bill", "--month", "2025-06")
+
+    assert refused.exit_code == 2
+    assert "Set CAPACITY_TIMEZONE=Asia/Shanghai" in refused.output
+    assert "No bill was changed." in refused.output
 
 
 AGGREGATES = """
@@ -139,10 +232,10 @@ def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
 
     assert "Since then: labels declared: team=search of a on server-1." in message
     printed("prices", "set", "0.4", "--currency", "EUR", "--label", "team=nobody")
-    printed("prices", "set", "0.5", "--currency", "EUR", "--label", "team=search")
+    printed("prices", "set", "0.5", "--currency", "EUR", "--label", "team=search", "--always")
     assert "prices declared: 0.5 EUR for team=search." in printed("bill", "--month", "2025-06")
     printed("prices", "remove", "--label", "team=search")
-    printed("prices", "set", "none", "--currency", "EUR")
+    printed("prices", "set", "none", "--currency", "EUR", "--always")
     nothing = printed("bill", "--month", "2025-06")
     assert "(no team): 6.67 before, no price now" in nothing
     assert "became no amount" in nothing
@@ -150,7 +243,7 @@ def test_a_restatement_names_labels_and_what_only_rounding_moved() -> None:
 
 def test_a_removal_is_noticed_and_named_and_what_changes_nothing_is_noticed_once(database: URL) -> None:
     printed("prices", "set", "1", "--currency", "EUR")
-    printed("prices", "set", "2", "--currency", "EUR", "--engine", "postgresql")
+    printed("prices", "set", "2", "--currency", "EUR", "--engine", "postgresql", "--always")
     printed("labels", "set", "server-1", "team=search")
     printed("bill", "--month", "2025-06")
 
@@ -165,7 +258,7 @@ def test_a_removal_is_noticed_and_named_and_what_changes_nothing_is_noticed_once
     printed("prices", "remove", "--engine", "postgresql")
     assert is_outdated()
     assert "Since then: prices removed." in printed("bill", "--month", "2025-06")
-    printed("prices", "set", "3", "--currency", "EUR", "--label", "team=nobody")
+    printed("prices", "set", "3", "--currency", "EUR", "--label", "team=nobody", "--always")
     assert is_outdated()
     printed("bill", "--month", "2025-06")
     assert not is_outdated()

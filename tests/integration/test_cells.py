@@ -214,8 +214,8 @@ def test_a_month_that_one_cell_has_not_billed_is_not_final_and_says_so(regions: 
     june = PERIODS["monthly"].window_of(date(2025, 6, 1))
     eu, us = regions
     for region in regions:
-        declare_prices(region.engine, [Price(Decimal(2), "EUR")])
-    issue_bill(eu.engine, june, TODAY, ())
+        declare_prices(region.engine, [Price(Decimal(2), "EUR")], TODAY)
+    issue_bill(eu.engine, june, fixed_clock(), ())
     attach(together, [eu.cell, us.cell])
 
     bill = "SELECT amount, is_final, reason FROM capacity_bills WHERE month = '2025-06-01'"
@@ -223,7 +223,7 @@ def test_a_month_that_one_cell_has_not_billed_is_not_final_and_says_so(regions: 
     [(of_eu, is_final, reason)] = rows(together, bill)
     assert (is_final, reason) == (False, "without us: not billed there yet")
 
-    issue_bill(us.engine, june, TODAY, ())
+    issue_bill(us.engine, june, fixed_clock(), ())
     [(of_both, is_final, reason)] = rows(together, bill)
     assert (is_final, reason) == (True, None)
     [(own,)] = rows(us.engine, "SELECT amount FROM capacity_bills")

@@ -86,7 +86,7 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
         runner.inspection.stale_windows()
         again = runner.run_period("monthly", MARCH, RunOptions(overwrite=True))
         read_report(engine, PERIODS["monthly"], MARCH[0], by="team")
-        bill = issue_bill(engine, MARCH[0], date(2025, 4, 2), ("team",))
+        bill = issue_bill(engine, MARCH[0], fixed_clock(date(2025, 4, 2)), ("team",))
         digest = read_digest(engine, PERIODS["weekly"].window_of(date(2025, 3, 10)))
         issued = [RunwayService(engine, fixed_clock(day)).issue(day) for day in (date(2025, 3, 1), date(2025, 3, 8))]
 

@@ -206,7 +206,8 @@ def read_bill_page(reader: Reader, asked: Asked) -> BillPage:
         amount = None if bill.amount is None else f"{bill.amount:f}"
         place = (bill.month, months, by, groupings, bill.issue, issues)
         declared = {"month": window.start, "issue": bill.issue, "end": window.end}
-        outdated = bill.issue == issues[-1] and rows(connection, _OUTDATED, declared)[0].is_outdated
+        may_change = bill.issue == issues[-1] and bill.samples_dropped_at is None
+        outdated = may_change and rows(connection, _OUTDATED, declared)[0].is_outdated
         remarks = [*notes(read), quantity_note(read)]
         return BillPage(*place, bill.currency, amount, read.groups, remarks, bool(outdated), read)
 
