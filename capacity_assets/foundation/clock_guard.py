@@ -25,10 +25,17 @@ class JudgedDay:
     """The earlier of the days of the two clocks."""
     newest: date | None
     """Day of the newest sample up to today; None: there is none."""
-    doubt: str | None
-    """Why the date may be wrong, with both dates; None: it is believed."""
+    apart: str | None
+    """That the two clocks differ, with both; None: they agree."""
+    stale: str | None
+    """That the samples end long before today, with both dates; None: they do not."""
     pause: str | None
-    """The same for deleting, which cannot be undone: also where the samples paused and began again lately."""
+    """That they paused as long and began again lately: it may be by a wrong date that they did."""
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the date may be wrong; None: it is believed."""
+        return self.apart or self.stale
 
     @property
     def certain_day(self) -> date:
@@ -37,7 +44,7 @@ class JudgedDay:
 
     @property
     def why_nothing_is_deleted(self) -> str | None:
-        """Why nothing may be deleted by its age; None: it may."""
+        """Why nothing may be deleted by its age, which cannot be undone; None: it may."""
         return self.doubt or self.pause
 
 
@@ -46,20 +53,17 @@ def judged_day(connection: Connection, clock: Clock) -> JudgedDay:
     database_now = clock.local_database_now(connection)
     today = min(clock.today(), database_now.date())
     days = connection.execute(text(_SAMPLE_DAYS), {"since": today - LONGEST_PAUSE, "today": today}).one()
-    doubt = _apart(clock.local_now(), database_now)
-    pause = None
-    if days.before is not None and (days.after or today) - days.before > LONGEST_PAUSE:
-        if days.after is None:
-            doubt = doubt or (
-                f"The newest sample is of {days.before}, {(today - days.before).days:,} days before today, {today}: "
-                "the clock may be wrong."
-            )
-        else:
-            pause = (
-                f"There is no sample between {days.before} and {days.after}, and today is {today}: the clock may be "
-                "wrong."
-            )
-    return JudgedDay(today, days.newest or days.before, doubt, pause)
+    stale = pause = None
+    if days.before is not None and days.after is None:
+        stale = (
+            f"The newest sample is of {days.before}, {(today - days.before).days:,} days before today, {today}: the "
+            "clock may be wrong."
+        )
+    elif days.before is not None and days.after - days.before > LONGEST_PAUSE:
+        pause = (
+            f"There is no sample between {days.before} and {days.after}, and today is {today}: the clock may be wrong."
+        )
+    return JudgedDay(today, days.newest or days.before, _apart(clock.local_now(), database_now), stale, pause)
 
 
 def _apart(local: datetime, database: datetime) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,8 +13,10 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
+from capacity_assets.errors import ValidationError
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
+from capacity_assets.runway.service import RunwayService
 from capacity_assets.settings import Settings
 from capacity_assets.storage.partitions import PARTITIONED
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
@@ -23,6 +26,7 @@ from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.partitions import everything, partition_names
 from tests.runs import QUICK_RETRIES, QUIET
+from tests.runways import fill_with_limits
 
 WRONG = date(2031, 5, 1)
 SetClocks = Callable[..., None]
@@ -154,3 +158,15 @@ def test_attempts_of_collections_are_not_forgotten_by_a_wrong_clock(collection: 
 
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM capacity_collection_attempts")).scalar_one() == 1
+
+
+def test_no_forecast_is_issued_by_a_clock_that_differs_from_that_of_the_database(engine: Engine) -> None:
+    fill_with_limits(engine)
+    ahead = replace(fixed_clock(TODAY + timedelta(days=1)), database_now=fixed_clock().database_now)
+
+    with pytest.raises(
+        ValidationError, match="2025-07-21 12:00 by this machine's clock and 2025-07-20 12:00 by Postgr"
+    ):
+        RunwayService(engine, ahead).issue(TODAY + timedelta(days=1))
+    assert RunwayService(engine, ahead).issue(TODAY - timedelta(days=5)).written, "in hindsight, and marked so"
+    assert RunwayService(engine, fixed_clock()).issue(TODAY).written
