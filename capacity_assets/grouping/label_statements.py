@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from capacity_assets.storage.label_expressions import LIKE, labels_of
+from capacity_assets.storage.label_expressions import LIKE, labels_of, weights
 
 SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:keys AS varchar[]),
             CAST(:values AS varchar[]), CAST(:days AS date[])) WITH ORDINALITY
     AS g (instance_id, database_pattern, key, value, valid_from, number)"""
+# Whether a label `l` gave a value to something that the given one now names and takes over: to the server, or to one of
+# its databases `d`, which the given one names by its name, or by a pattern that comes first.
+_LIKE_GIVEN = LIKE.replace("l.", "g.")
+_GIVEN_WEIGHT, _OTHER_WEIGHT = (", ".join(weights(label, "d.name")) for label in ("g", "l"))
+_TAKEN_OVER = f"""l.database_pattern IN (g.database_pattern, '') OR g.database_pattern <> '' AND EXISTS (
+            SELECT FROM (
+                SELECT g.database_pattern AS name WHERE g.database_pattern !~ '[*?]'
+                UNION ALL SELECT n.name FROM unnest(CAST(:named_ids AS integer[]), CAST(:names AS varchar[]))
+                              AS n (instance_id, name)
+                WHERE n.instance_id = g.instance_id AND n.name LIKE {_LIKE_GIVEN}
+            ) AS d
+            WHERE d.name LIKE {LIKE}
+              AND ({_GIVEN_WEIGHT}, l.database_pattern) > ({_OTHER_WEIGHT}, g.database_pattern))"""  # noqa: S608 -- expressions of our own
 # From when each holds, which value holds on that day so far, and what was declared for later days.
 PLACED = f"""
 SELECT given.first_day AS valid_from, given.declared, held.value AS held_value, later.days AS later_days,
@@ -18,7 +31,7 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT count(*) AS owned, count(*) FILTER (WHERE l.database_pattern = g.database_pattern) AS declared
         FROM capacity_labels l
-        WHERE l.instance_id = g.instance_id AND l.database_pattern IN (g.database_pattern, '') AND l.key = g.key
+        WHERE l.instance_id = g.instance_id AND l.key = g.key AND ({_TAKEN_OVER})
     ) AS d
 ) AS given
 LEFT JOIN LATERAL (
@@ -34,6 +47,17 @@ CROSS JOIN LATERAL (
 ) AS later
 ORDER BY given.number
 """  # noqa: S608 -- constants of this module
+# Databases of servers of which patterns name some already.
+NAMES = """
+SELECT instance_id, database_name FROM database_size_stats WHERE instance_id = ANY (CAST(:ids AS integer[]))
+UNION SELECT instance_id, database_name FROM database_size_aggregations
+WHERE instance_id = ANY (CAST(:ids AS integer[]))
+"""
+WITH_PATTERNS = """
+SELECT DISTINCT instance_id FROM capacity_labels
+WHERE instance_id = ANY (CAST(:instance_ids AS integer[])) AND key = ANY (CAST(:keys AS varchar[]))
+  AND database_pattern ~ '[*?]'
+"""
 OF_SUBJECT = "l.instance_id = g.instance_id AND l.database_pattern = g.database_pattern AND l.key = g.key"
 # What always holds replaces the whole history of the label.
 CLEAR = f"""

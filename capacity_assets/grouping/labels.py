@@ -32,8 +32,8 @@ SUBJECT_COLUMNS = ("server", "database", "from")
 class Label:
     """A label of a server, or with `database` of its databases of that name or pattern.
 
-    `value` None takes the label away. `valid_from` None: always where the key had no value, not even of the server;
-    else from today.
+    `value` None takes the label away. `valid_from` None: always where the key had no value, not even by another pattern
+    or of the server; else from today.
     """
 
     server: str
@@ -111,6 +111,9 @@ def _parameters(connection: Connection, labels: Sequence[Label]) -> dict[str, ob
 
 def _changes(connection: Connection, labels: Sequence[Label], today: date) -> list[LabelChange]:
     parameters = {**_parameters(connection, labels), "today": today, "always": ALWAYS}
+    ids = connection.execute(text(statements.WITH_PATTERNS), parameters).scalars().all()
+    names = connection.execute(text(statements.NAMES), {"ids": ids}).all() if ids else []
+    parameters |= {"named_ids": [row.instance_id for row in names], "names": [row.database_name for row in names]}
     rows = connection.execute(text(statements.PLACED), parameters).all()
     changes = [
         LabelChange(

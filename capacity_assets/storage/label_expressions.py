@@ -25,12 +25,15 @@ def matches(span: str, database: str) -> str:
     )
 
 
+def weights(span: str, database: str) -> tuple[str, ...]:
+    """Return what decides which of two labels of one key holds: the greater; of equal ones, the first pattern."""
+    pattern = f"{span}.database_pattern"
+    return f"{pattern} = {database}", f"{pattern} <> ''", f"length(translate({pattern}, '*?', ''))"
+
+
 def precedence(span: str, database: str) -> str:
     """Return what spans of one key are ordered by, the one that holds first."""
-    return (
-        f"{span}.database_pattern = {database} DESC, {span}.database_pattern <> '' DESC, "
-        f"length(translate({span}.database_pattern, '*?', '')) DESC, {span}.database_pattern"
-    )
+    return ", ".join((*(f"{weight} DESC" for weight in weights(span, database)), f"{span}.database_pattern"))
 
 
 def labels_of(instance: str, database: str | None, day: str) -> str:

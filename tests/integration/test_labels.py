@@ -65,6 +65,20 @@ def test_a_database_of_a_labelled_server_changes_hands_from_today_on(engine: Eng
     assert "note: team has platform too" in labelled("set", "server-2", "team=Platform")
 
 
+def test_what_had_a_value_by_any_pattern_changes_hands_from_today_on(engine: Engine) -> None:
+    labelled("set", "server-1", "team=payments", "--database", "pay_*")
+    assert f"team = billing, from {TODAY}." in labelled("set", "server-1", "team=billing", "--database", "pay_a")
+    assert labels_of(engine, 1, "pay_a") == {"team": "payments"}, "April was billed to it"
+    assert f"from {TODAY}." in labelled("set", "server-1", "team=search", "--database", "pay_b*")
+    # These take nothing over: the first pattern of equally long ones holds, and the longer one before the shorter.
+    assert "team = web, always." in labelled("set", "server-1", "team=web", "--database", "pay_?")
+    assert "team = web, always." in labelled("set", "server-1", "team=web", "--database", "p*")
+    assert "team = web, always." in labelled("set", "server-1", "team=web", "--database", "oth*")
+    assert f"from {TODAY}." in labelled("set", "server-1", "team=archive", "--database", "other")
+    assert "service = pay, always." in labelled("set", "server-1", "service=pay", "--database", "pay_a")
+    assert labels_of(engine, 1, "pay_b") == {"team": "payments"}
+
+
 def test_a_label_that_ends_leaves_the_one_of_the_server(engine: Engine) -> None:
     labelled("set", "server-1", "team=platform", "environment=production")
     labelled("set", "server-1", "team=search", "--database", "pay_a", "--always")
