@@ -7,6 +7,7 @@ old one is kept beside it under a name of its own, and the new one is the next i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -31,7 +32,10 @@ SERVERS_NAMED = 5
 
 @dataclass(frozen=True)
 class Issue:
-    """What a page says of itself: its number, when it was first issued, and its figures, MiB."""
+    """What a page says of itself: its number, when it was first issued, its figures, MiB, and of which window it is.
+
+    Pages of versions before do not say of which window they are.
+    """
 
     number: int
     issued_at: datetime
@@ -39,6 +43,11 @@ class Issue:
     start_mb: int
     end_mb: int
     known_change_mb: int | None
+    subject: str = ""
+
+    def is_of(self, other: Issue) -> bool:
+        """Whether both are of the same window, of the fleet or of the same server."""
+        return not (self.subject and other.subject) or self.subject == other.subject
 
     def has_the_figures_of(self, report: Report) -> bool:
         """Whether a report says the same."""
@@ -91,7 +100,7 @@ def issue_of(path: Path) -> Issue | None:
         with path.open(encoding="utf-8", errors="replace") as file:
             found = _FIGURES.search(file.read(_HEAD_CHARACTERS))
         content: Mapping[str, object] = json.loads(unescape(found[1])) if found else {}
-        known = {name: content[name] for name in Issue.__dataclass_fields__}
+        known = {name: content[name] for name in Issue.__dataclass_fields__ if name in content}
         return Issue(**{**known, "issued_at": datetime.fromisoformat(str(known["issued_at"]))})  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -99,24 +108,30 @@ def issue_of(path: Path) -> Issue | None:
 
 def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
     """Decide which issue the page of `report` at `path` is; raises DatabaseError."""
-    issue = Issue(1, report.read_at, report.is_open, report.start_mb, report.end_mb, report.known_change_mb)
+    subject = " ".join(filter(None, (report.period.name, f"{report.window.start}", report.server)))
+    issue = Issue(1, report.read_at, report.is_open, report.start_mb, report.end_mb, report.known_change_mb, subject)
     before = issue_of(path)
-    if before is None or before.is_open:
+    if before is None or before.is_open or not before.is_of(issue):
         return Edition(issue)
     if before.has_the_figures_of(report):
         # Still the same issue: a restatement is shown until the next one.
-        earlier = path_of_issue(path, before.number - 1)
+        earlier = path_of_issue(path, replace(before, number=before.number - 1))
         kept = issue_of(earlier)
         restated = None if kept is None else Restatement(kept, earlier.name, _reason(engine, report, kept.issued_at))
-        return Edition(before, restated)
+        return Edition(replace(before, subject=subject), restated)
     reason = _reason(engine, report, before.issued_at)
-    restatement = Restatement(before, path_of_issue(path, before.number).name, reason)
+    restatement = Restatement(before, path_of_issue(path, before).name, reason)
     return Edition(replace(issue, number=before.number + 1), restatement)
 
 
-def path_of_issue(path: Path, number: int) -> Path:
-    """Where an earlier issue is kept."""
-    return path.with_name(f"{path.stem}-issue-{number}{path.suffix}")
+def path_of_issue(path: Path, issue: Issue) -> Path:
+    """Where an earlier issue is kept: not in the place of one that was kept of another window."""
+    kept = path.with_name(f"{path.stem}-issue-{issue.number}{path.suffix}")
+    there = issue_of(kept)
+    if there is None or there.is_of(issue):
+        return kept
+    digest = hashlib.sha256(issue.subject.encode()).hexdigest()[:8]
+    return path.with_name(f"{path.stem}-{digest}-issue-{issue.number}{path.suffix}")
 
 
 def _reason(engine: Engine, report: Report, since: datetime) -> str:

@@ -24,7 +24,7 @@ from capacity_assets.report.charts import (
 )
 from capacity_assets.report.data import ChangeKind, Report
 from capacity_assets.report.fans import band_bar, fan_charts, in_words, score_sentences
-from capacity_assets.report.issues import Edition, path_of_issue
+from capacity_assets.report.issues import Edition
 from capacity_assets.units import counted, first_of, human_change_mb, human_mb, human_pair_mb, human_percent
 
 UNMEASURED_NAMED = 20
@@ -201,7 +201,7 @@ def write_report(report: Report, path: Path, edition: Edition) -> None:
     """Write the page whole or not at all, and keep the issue that it restates beside it; raises OSError."""
     page = render(report, edition)
     if edition.restatement is not None:
-        kept = path_of_issue(path, edition.restatement.before.number)
+        kept = path.with_name(edition.restatement.kept_as)
         if not kept.exists():
             with atomic_write(kept) as begun:
                 shutil.copyfile(path, begun)

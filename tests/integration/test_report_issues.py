@@ -80,6 +80,29 @@ def test_a_closed_window_that_is_restated_keeps_the_page_and_says_what_it_was_is
     assert publish(engine, path) == said, "repeated until the next issue"
 
 
+def test_a_page_of_another_window_restates_nothing(engine: Engine, service: AggregationService, tmp_path: Path) -> None:
+    server_with(engine, {"orders": [100] * 31 + [200] * 28})
+    months(service, "2025-02-28")
+    path = tmp_path / "growth.html"
+    january = MONTHLY.window_of(date(2025, 1, 1))
+
+    assert [publish(engine, path, window) for window in (january, FEBRUARY, january, FEBRUARY)] == [None] * 4
+    assert list(tmp_path.iterdir()) == [path]
+
+    # Each is restated on its own, and neither takes the place of what is kept of the other.
+    for window in (january, FEBRUARY):
+        publish(engine, path, window)
+        day = date(window.start.year, window.start.month, 5)
+        with engine.begin() as connection:
+            restate = text(
+                "UPDATE instance_size_stats SET total_size_mb = total_size_mb + 1000 WHERE collected_date = :day"
+            )
+            connection.execute(restate, {"day": day})
+        service.aggregate("monthly", [window])
+        assert str(publish(engine, path, window)).startswith("Issue 2. Issue 1, of ")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_page_of_an_open_window_is_no_issue_that_must_be_kept(
     engine: Engine, service: AggregationService, tmp_path: Path
 ) -> None:
