@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from fractions import Fraction
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -142,8 +141,8 @@ def _was_always_there(row: Row[Any]) -> bool:
 
 
 def _share(size_mb: int, days: int, server_days: int) -> int:
-    """Return a mean size as its share of the days on which the server was measured, rounded half up."""
-    return int(Fraction(size_mb * days, max(days, server_days)) + Fraction(1, 2))
+    """Return a mean size as its share of the days on which the server was measured, rounded down."""
+    return size_mb * days // max(days, server_days)
 
 
 def _since(day: date | None) -> date | None:

@@ -10,7 +10,7 @@ from capacity_assets.storage.group_views_on_nodes import ON_NODES, RECORDED_ANYW
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
 from capacity_assets.storage.snapshots import is_foreign, is_seen
 from capacity_assets.storage.view import View, ViewColumn
-from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before
+from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before, counted
 
 # Of a window `w`, whose ends and the start of the one before are given: compared with expressions over other rows,
 # PostgreSQL would read every window of a partition for each.
@@ -20,7 +20,7 @@ _IN_WINDOW_BEFORE = "{0}.period_type = w.period_type AND {0}.period_start = w.be
 # are looked up before anything else is joined: most databases have none.
 _LABELLED = f"""
     SELECT a.instance_id, a.key, a.value, {NOW} AS size_mb,
-           {CHANGE} AS change_mb, 1 AS databases
+           {CHANGE} AS change_mb, {counted("w.period_type, w.period_start")} AS databases
     FROM (
         SELECT DISTINCT ON (d.instance_id, d.database_name, r.key)
                d.instance_id, d.database_name, d.avg_size_mb, d.data_count, d.size_change_mb, r.key, r.value

@@ -8,7 +8,7 @@ our own readers take what is stored, and add up what is missing there.
 from __future__ import annotations
 
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
-from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before
+from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before, counted
 
 _EVERY_ROW = "{}"
 _CHOSEN = "(SELECT * FROM {{}} WHERE period_type = :period_type AND period_start = ANY (CAST(:{} AS date[])))"
@@ -42,7 +42,7 @@ def _labelled(chosen: str, chosen_before: str) -> str:
     )
     return f"""
     SELECT {_WINDOW.format("a")}, a.instance_id, a.key, a.value, {NOW} AS size_mb,
-           {CHANGE} AS change_mb, 1 AS databases
+           {CHANGE} AS change_mb, {counted("a.period_type, a.period_start")} AS databases
     FROM ({own}) AS a
     JOIN {servers} s ON {_SAME.format("s", "a")} AND s.period_start = a.period_start
     LEFT JOIN {servers_before} sb ON {_SAME.format("sb", "a")} AND sb.period_start = {before("a")}

@@ -21,6 +21,7 @@ from capacity_assets.storage.distribution import allow_triggers, change_shards_i
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
+from capacity_assets.storage.group_views import GROUP_VIEWS
 from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.row_locks import capacity_locks, wait_for_lock
 from capacity_assets.storage.steps import carry_out, execute
@@ -203,6 +204,8 @@ def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
         # In place, a column can be added, but not change its type.
         execute(connection, _taken_away(connection))
         execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
+    if any(view in GROUP_VIEWS for view in outdated):
+        forget_group_sums(connection)  # what is stored was added up by the view before
     return [f"created or renewed view {view.name}" for view in outdated]
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-_PART = "round({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
+_PART = "floor({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
 NOW, THEN = _PART.format("a", "s"), _PART.format("b", "sb")
-"""The part of a database `a` in the size of its server `s`, by measured days; and that of `b` in `sb` before, MiB."""
+"""The part of a database `a` in the size of its server `s`, by measured days; and that of `b` in `sb` before, MiB.
+
+Rounded down, as the total of the server is: so parts leave no less than nothing of it.
+"""
 CHANGE = f"""CASE WHEN s.total_size_change_mb IS NULL THEN NULL
                 WHEN a.size_change_mb IS NOT NULL AND (sb.instance_id IS NULL
                      OR a.data_count >= s.data_count AND b.data_count >= sb.data_count)
                 THEN a.size_change_mb ELSE {NOW} - coalesce({THEN}, 0) END"""
 """The part of `a` in the change of its server, MiB; null: that is not known."""
+
+
+def counted(window: str) -> str:
+    """Return whether `a` counts in the mean number of databases of its server `s`, 1 or 0, in each `window`.
+
+    Of databases that were there one after the other only as many do as there were, those of most days first.
+    """
+    return f"""CASE WHEN s.database_count >= row_number()
+                OVER (PARTITION BY {window}, a.instance_id, a.key ORDER BY a.data_count DESC, a.database_name)
+                THEN 1 ELSE 0 END"""
 
 
 def before(row: str) -> str:

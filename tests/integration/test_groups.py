@@ -19,7 +19,7 @@ from capacity_assets.periods import PERIODS
 from tests.clocks import TODAY
 from tests.command import capacity
 from tests.computing import compute_windows
-from tests.fleet import add_database_sizes, add_instance_sizes, sizes, totals
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.labels import BEFORE, MONTH, labelled
 
 pytestmark = pytest.mark.usefixtures("labelled_fleet")
@@ -64,6 +64,27 @@ def test_what_a_group_loses_when_a_database_goes_is_its_own(engine: Engine, serv
     assert may[None] == (1000, -295 + 150)
 
 
+def test_two_labelled_halves_of_a_month_leave_no_less_than_nothing(engine: Engine, service: AggregationService) -> None:
+    add_instances(engine, [4])
+    add_database_sizes(engine, sizes(4, "left", MONTH.isoformat(), [1] * 15))
+    add_database_sizes(engine, sizes(4, "right", "2025-04-16", [1] * 15))
+    add_instance_sizes(engine, totals(4, MONTH.isoformat(), [(1, 1)] * 30))
+    labelled("set", "server-4", "team=red", "--database", "left")
+    labelled("set", "server-4", "team=blue", "--database", "right")
+    compute_windows(service, "monthly", MONTH, MONTH)
+    query = text(
+        "SELECT group_name, size_mb, databases FROM capacity_groups WHERE period = 'monthly' AND grouped_by = 'team' "
+        "AND window_start = '2025-04-01'"
+    )
+
+    with engine.connect() as connection:
+        found = {row.group_name: (row.size_mb, row.databases) for row in connection.execute(query)}
+
+    assert (found["red"], found["blue"]) == ((0, 1), (0, 0)), "half a MiB each, and one database in all"
+    assert found[None] == (1345 + 1, 4), "those of the other servers"
+    assert explained(engine, "team", "red").agrees
+
+
 def test_a_change_of_owner_is_no_growth(engine: Engine) -> None:
     labelled("set", "server-1", "team=payments", "--database", "pay_*")
     labelled("set", "server-1", "team=billing", "--database", "pay_*", "--from", "2025-04-01")
@@ -95,6 +116,7 @@ def test_groups_of_any_labels_add_up(engine: Engine, declared: list[tuple[Any, .
     for start, total in ((MONTH, (1345, 180)), (BEFORE, (1165, None))):
         for by in ("engine", "server", *{one[2] for one in declared}):
             found = groups(engine, by, start).values()
+            assert min(size for size, _ in found) >= 0
             changes = [change for _, change in found if change is not None]
             assert (sum(size for size, _ in found), sum(changes) if changes else None) == total
         for key in {one[2] for one in declared}:
