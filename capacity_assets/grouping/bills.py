@@ -48,9 +48,9 @@ class Bill:
     unbilled_servers: int
     label_keys: Sequence[str]
     reason: str | None
-    samples_dropped_at: datetime | None
+    samples_dropped_at: datetime | None = None
     """Since when it is kept as it is, because retention dropped its samples."""
-    clock_doubt: str | None
+    clock_doubt: str | None = None
     """Why it is not final although the month seems to be over."""
 
     @property

@@ -29,7 +29,8 @@ The partitions of the four capacity tables, and how long their rows are kept.
 A materialisation adds the partitions of the next two months (from November on, of the next year), moves rows out of
 the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` says. Samples go only
 when every window that reads them is over and was computed over them as they are. Records of checks in Dagster's own
-storage that nothing reads any more go too. `dry_run` says what would be done.
+storage that nothing reads any more go too. Where today's date may be wrong, nothing is dropped and the run fails.
+`dry_run` says what would be done.
 """
 
 

@@ -31,6 +31,7 @@ What the databases of a month cost: the size of each on each day, with the label
 
 Lines lie in `capacity_bill_lines`, bills in `capacity_bills`. The bill of a month that is not over is replaced. One of
 a month that is over is kept, and where late samples, labels or prices change it, a new issue says by how much and why.
+Once retention has dropped samples of the month, its bill stays as it is.
 By team or any other group, as a table, CSV, JSON or a page: `capacity bill`. Rules: docs/groups.md.
 """
 
