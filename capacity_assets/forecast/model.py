@@ -24,7 +24,7 @@ DRIFT_DAYS = 400
 """The drift is the mean of the daily changes of so many days."""
 
 WINSORISED_SHARE = 0.05
-"""Of the daily changes at either end: cut down to the next one, so that a migration or purge is no trend."""
+"""The daily changes are cut to this quantile and its opposite, so that a migration or purge is no trend."""
 
 LEAST_CHANGES = 28
 ORIGIN_STEP_DAYS = 7
@@ -66,9 +66,13 @@ class Forecasts:
 
     @property
     def middle(self) -> Sizes:
-        """The forecast itself, series by horizon; no size is below zero."""
-        days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
-        return np.maximum(self.last[:, None] + self.drift[:, None] * days, 0.0)
+        """The forecast itself, series by horizon."""
+        return ahead(self.last[:, None], self.drift[:, None], np.asarray(HORIZONS_DAYS, dtype=np.float64))
+
+
+def ahead(last: Sizes, drift: Sizes, days: float | Sizes) -> Sizes:
+    """What is forecast so many days ahead; no size is below zero."""
+    return np.maximum(last + drift * days, 0.0)
 
 
 def forecast(sizes: Sizes, measured: Sizes | None = None) -> Forecasts:
@@ -189,7 +193,7 @@ def _bands(last: Sizes, drift: Sizes, errors: Sizes, counts: NDArray[np.int64]) 
         there = errors[:, place]
         count = np.sum(~np.isnan(there), axis=1)
         low, high = (np.where(count > 0, _quantile(there, count, share), np.nan) for share in (tail, 1 - tail))
-        middle = last + drift * horizon
+        middle = ahead(last, drift, horizon)
         # The forecast itself lies in its band.
         lower[:, place] = np.maximum(middle + np.minimum(low, 0.0), 0.0)
         upper[:, place] = np.maximum(middle + np.maximum(high, 0.0), 0.0)

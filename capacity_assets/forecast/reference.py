@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
@@ -37,9 +38,50 @@ class Reference:
     cut_changes: int
     follows_drift: bool
     errors: dict[int, list[float]]
-    """Past errors by horizon in days."""
-    band: dict[int, tuple[float, float]]
-    """Lower and upper end by horizon in days; empty with too little history."""
+    """Past errors by horizon in days, those of the forecast that was the better one."""
+
+    def ahead(self, days: int) -> float:
+        """The size that is forecast."""
+        return max(self.last + self.drift * days, 0.0)
+
+    @property
+    def band(self) -> dict[int, tuple[float, float]]:
+        """Lower and upper end by horizon in days; empty with too little history."""
+        found: dict[int, tuple[float, float]] = {}
+        tail = 0.0
+        for horizon, errors in _completed(self.errors).items():
+            if len(self.errors[horizon]) >= LEAST_ERRORS:
+                independent = max(len(errors) * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
+                tail = max((1 - BAND) / 2 - 0.5 / independent, 0.0)
+            below, above = (_quantile(sorted(errors), share) for share in (tail, 1 - tail))
+            middle = self.ahead(horizon)
+            found[horizon] = (max(middle + min(below, 0.0), 0.0), middle + max(above, 0.0))
+        return found
+
+    def probabilities(self, limit: float) -> dict[int, float]:
+        """Probability of reaching a limit by horizon in days; empty with too little history."""
+        found: dict[int, float] = {}
+        for horizon, errors in _completed(self.errors).items():
+            reaching = sum(self.ahead(horizon) + error >= limit for error in errors)
+            found[horizon] = 1.0 if self.last >= limit else max([reaching / len(errors), *found.values()])
+        return found
+
+    def day(self, limit: float, percent: int) -> int | None:
+        """The first day by which a limit is reached with so many percent; None: not within the longest horizon."""
+        if self.last >= limit:
+            return 0
+        before, error_before = 0, 0.0
+        for horizon, errors in _completed(self.errors).items():
+            error = sorted(errors, reverse=True)[math.ceil(Fraction(percent * len(errors), 100)) - 1]
+            if self.probabilities(limit)[horizon] >= percent / 100:
+                low, high = before**GROWTH_OF_ERRORS, horizon**GROWTH_OF_ERRORS
+                for day in range(before + 1, horizon):
+                    grown = (day**GROWTH_OF_ERRORS - low) / (high - low)
+                    if self.ahead(day) + error_before + (error - error_before) * grown >= limit:
+                        return day
+                return horizon
+            before, error_before = horizon, error
+        return None
 
 
 def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | None = None) -> Reference:
@@ -57,11 +99,9 @@ def reference(sizes: Sequence[float | None], measured: Sequence[float | None] | 
         horizon for horizon in HORIZONS_DAYS if horizon <= JUDGED_BY_DAYS and len(staying[horizon]) >= LEAST_ERRORS
     ]
     follows = not judged or sum(map(abs, drifting[judged[-1]])) <= sum(map(abs, staying[judged[-1]]))
-    enough = len(changes) >= LEAST_CHANGES
-    errors = drifting if follows else staying
-    drift = _mean(kept[-DRIFT_DAYS:]) if follows and enough else 0.0
+    drift = _mean(kept[-DRIFT_DAYS:]) if follows and len(changes) >= LEAST_CHANGES else 0.0
     cut = sum(before != after for before, after in zip(changes, kept, strict=True))
-    return Reference(levels[-1], drift, lowest, highest, cut, follows, errors, _band(levels[-1], drift, errors))
+    return Reference(levels[-1], drift, lowest, highest, cut, follows, drifting if follows else staying)
 
 
 def _filled(sizes: Sequence[float | None]) -> list[float]:
@@ -105,20 +145,17 @@ def _errors(
     return found
 
 
-def _band(last: float, drift: float, errors: dict[int, list[float]]) -> dict[int, tuple[float, float]]:
-    """The forecast and quantiles of its past errors; a horizon with too few takes those of the shorter one."""
-    found: dict[int, tuple[float, float]] = {}
-    below = above = math.nan
-    for place, horizon in enumerate(HORIZONS_DAYS):
-        own = sorted(errors[horizon])
-        if len(own) >= LEAST_ERRORS:
-            independent = max(len(own) * ORIGIN_STEP_DAYS / max(horizon, ORIGIN_STEP_DAYS), 1.0)
-            tail = max((1 - BAND) / 2 - 0.5 / independent, 0.0)
-            below, above = min(_quantile(own, tail), 0.0), max(_quantile(own, 1 - tail), 0.0)
-        elif place:
-            grown = (horizon / HORIZONS_DAYS[place - 1]) ** GROWTH_OF_ERRORS
-            below, above = below * grown, above * grown
-        if not math.isnan(below):
-            middle = last + drift * horizon
-            found[horizon] = (max(middle + below, 0.0), max(middle + above, 0.0))
+def _completed(errors: dict[int, list[float]]) -> dict[int, list[float]]:
+    """Give a horizon with too few errors those of the next shorter one, scaled; {} where the shortest has too few."""
+    found: dict[int, list[float]] = {}
+    before = 0
+    for horizon in HORIZONS_DAYS:
+        if len(errors[horizon]) >= LEAST_ERRORS:
+            found[horizon] = errors[horizon]
+        elif before:
+            grown = (horizon / before) ** GROWTH_OF_ERRORS
+            found[horizon] = [error * grown for error in found[before]]
+        else:
+            return {}
+        before = horizon
     return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
-from capacity_assets.forecast.model import GROWTH_OF_ERRORS, Forecasts, Sizes
+from capacity_assets.forecast.model import GROWTH_OF_ERRORS, Forecasts, Sizes, ahead
 
 HORIZON_DAYS = HORIZONS_DAYS[-1]
 """What is not reached in so many days is "not within the horizon"."""
@@ -40,49 +41,59 @@ class Runways:
 def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
     """Hold forecasts against limits, in the unit of the sizes: NaN is an unknown limit, infinity none.
 
-    Days and probabilities are of the same past errors, so that what is reached within a horizon with a probability of
-    a tenth has its early day within it. A limit that is raised is never reached sooner, and a longer horizon never has
-    a smaller probability.
+    The days are read from the probabilities: a day lies within a horizon if and only if the probability there is its
+    share or more. A limit that is raised is never reached sooner, and a longer horizon never has a smaller probability.
     """
     known = ~np.isnan(limits)
     has_band = ~np.isnan(forecasts.upper[:, 0])
     goal = np.where(known, limits, np.inf)
+    probability = _probabilities(forecasts, goal)
     early, middle, late = (
-        np.where(has_band, _reached(forecasts, error_with(forecasts, share), goal), NOT_WITHIN_HORIZON)
+        np.where(has_band, _reached(forecasts, probability, share, goal), NOT_WITHIN_HORIZON)
         for share in (EARLY, MIDDLE, LATE)
     )
-    probability = np.where((known & has_band)[:, None], _probabilities(forecasts, goal), np.nan)
+    probability = np.where((known & has_band)[:, None], probability, np.nan)
     return Runways(early, middle, late, probability, known, has_band)
 
 
 def error_with(forecasts: Forecasts, share: float) -> Sizes:
     """The past error that this share of them reached or exceeded, series by horizon; NaN without a band."""
     count = np.sum(~np.isnan(forecasts.errors), axis=2)
-    place = np.maximum(count - np.ceil(share * count).astype(np.int64), 0)
+    place = np.maximum(count - _least(share, count), 0)
     found: Sizes = np.take_along_axis(forecasts.errors, place[:, :, None], axis=2)[:, :, 0]
     return found
 
 
-def _reached(forecasts: Forecasts, offsets: Sizes, goal: Sizes) -> NDArray[np.int64]:
-    """First day on which the forecast with its offset reaches the goal; between horizons offsets grow as errors do."""
-    found = np.where(forecasts.last >= goal, 0, NOT_WITHIN_HORIZON)
-    days = np.array((0, *HORIZONS_DAYS), dtype=np.float64)
-    edges = np.concatenate([np.zeros((len(goal), 1)), np.nan_to_num(offsets)], axis=1)
-    powers = days**GROWTH_OF_ERRORS
-    for day in range(1, HORIZON_DAYS + 1):
-        after = int(np.searchsorted(days, day))
-        share = (day**GROWTH_OF_ERRORS - powers[after - 1]) / (powers[after] - powers[after - 1])
-        offset = edges[:, after - 1] + (edges[:, after] - edges[:, after - 1]) * share
-        reached = forecasts.last + forecasts.drift * day + offset >= goal
-        found = np.where((found == NOT_WITHIN_HORIZON) & reached, day, found)
-    return found
+def _least(share: float, count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest number of `count` errors that is this share of them, exact: a tenth of 70 is 7."""
+    percent = round(100 * share)
+    return -(-percent * count // 100)
 
 
 def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
-    """Share of the past errors with which the forecast would reach the goal, at each horizon."""
-    days = np.asarray(HORIZONS_DAYS, dtype=np.float64)
-    missing = (goal - forecasts.last)[:, None] - forecasts.drift[:, None] * days
+    """Share of the past errors with which the forecast reaches the goal, at each horizon or a shorter one."""
     count = np.sum(~np.isnan(forecasts.errors), axis=2)
-    result = np.sum(forecasts.errors >= missing[:, :, None], axis=2) / np.maximum(count, 1)
-    result = np.where((forecasts.last >= goal)[:, None], 1.0, result)
+    reaching = np.sum(forecasts.middle[:, :, None] + forecasts.errors >= goal[:, None, None], axis=2)
+    result = np.where((forecasts.last >= goal)[:, None], 1.0, reaching / np.maximum(count, 1))
     return np.maximum.accumulate(result, axis=1)
+
+
+def _reached(forecasts: Forecasts, probability: Sizes, share: float, goal: Sizes) -> NDArray[np.int64]:
+    """The first day on which the goal is reached with this share of the errors.
+
+    The first horizon with this probability, or the first day between it and the horizon before on which the forecast
+    with its offset reaches the goal. Between horizons offsets grow as errors do.
+    """
+    edges = np.concatenate([np.zeros((len(goal), 1)), np.nan_to_num(error_with(forecasts, share))], axis=1)
+    # The first horizon with this probability; beyond the last one there is none.
+    first = np.sum(probability < share, axis=1)
+    found = np.full(len(goal), NOT_WITHIN_HORIZON)
+    for place, (start, end) in enumerate(pairwise((0, *HORIZONS_DAYS))):
+        found = np.where(first == place, end, found)
+        low, high = (days**GROWTH_OF_ERRORS for days in (start, end))
+        for day in range(end - 1, start, -1):
+            grown = (day**GROWTH_OF_ERRORS - low) / (high - low)
+            offset = edges[:, place] + (edges[:, place + 1] - edges[:, place]) * grown
+            reached = ahead(forecasts.last, forecasts.drift, day) + offset >= goal
+            found = np.where((first == place) & reached, day, found)
+    return np.where(forecasts.last >= goal, 0, found)

@@ -40,7 +40,7 @@ RUNWAY_JOB, RUNWAY_SCHEDULE = "runway_job", "runway_schedule"
 NOTHING_FILLS_SOON = "nothing_fills_soon"
 SHOWN = 10
 # Changed with the method, so that the UI shows which partitions an earlier one made.
-METHOD_VERSION = "1"
+METHOD_VERSION = "2"
 MINUTE = 20
 
 DESCRIPTION = """\

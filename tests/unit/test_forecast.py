@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import (
+    BAND,
+    DRIFT_DAYS,
+    GROWTH_OF_ERRORS,
     HISTORY_DAYS,
+    JUDGED_BY_DAYS,
     LEAST_CHANGES,
     LEAST_ERRORS,
+    MOST_ORIGINS,
+    ORIGIN_STEP_DAYS,
+    WINSORISED_SHARE,
     Forecasts,
     Sizes,
     forecast,
@@ -19,6 +26,7 @@ from capacity_assets.forecast.model import (
 from capacity_assets.forecast.reference import reference
 from capacity_assets.forecast.runway import HORIZON_DAYS, NOT_WITHIN_HORIZON, runways
 from capacity_assets.forecast.steps import without_steps
+from tests.documents import ROOT
 
 MANY_DAYS = 500
 
@@ -43,6 +51,13 @@ def series(draw: st.DrawFn) -> Sizes:
     values[random.random(days) < draw(st.sampled_from([0.0, 0.1]))] = np.nan
     values[0] = 100_000
     return values
+
+
+def sawtooth(phase: int) -> Sizes:
+    """150 days that shrink by 20 each, with 120 more every twelfth day."""
+    changes = np.full(149, -20.0)
+    changes[phase::12] += 120
+    return 10_000 + np.concatenate([[0.0], np.cumsum(changes)])
 
 
 def test_a_series_that_grows_evenly_goes_on_so_and_its_limit_has_a_date() -> None:
@@ -159,16 +174,27 @@ def test_a_forecast_depends_on_its_own_series_alone(every: list[Sizes]) -> None:
         np.testing.assert_array_equal(forecast(values[None, :]).upper[0], together.upper[place])
 
 
-@given(series())
-def test_the_forecast_equals_the_calculation_value_by_value(values: Sizes) -> None:
+@given(
+    st.one_of(series(), st.builds(sawtooth, st.integers(0, 11))), st.integers(0, 5_000), st.sampled_from([0, 90_000])
+)
+def test_the_forecast_equals_the_calculation_value_by_value(values: Sizes, missing: int, less: int) -> None:
+    values = np.maximum(values - less, 0)  # to zero, below which no forecast goes
     made = one(values)
     other = reference([None if np.isnan(value) else float(value) for value in values])
+    # No size is a whole number and a bit, so that the last digit of a sum decides nothing.
+    limit = made.last[0] + missing + 0.3721
+    ends = runways(made, np.array([limit]))
 
     assert made.drift[0] == pytest.approx(other.drift, abs=1e-6)
     assert [len(errors) >= LEAST_ERRORS for errors in other.errors.values()] == (made.counts[0] > 0).tolist()
     for place, days in enumerate(HORIZONS_DAYS):
         band = (made.lower[0, place], made.upper[0, place])
         assert band == pytest.approx(other.band.get(days, (np.nan, np.nan)), abs=1e-3, nan_ok=True), days
+        probability = other.probabilities(limit).get(days, np.nan)
+        assert ends.probability[0, place] == pytest.approx(probability, nan_ok=True), days
+    for percent, found in ((10, ends.early_days), (50, ends.middle_days), (90, ends.late_days)):
+        day = other.day(limit, percent)
+        assert found[0] == (NOT_WITHIN_HORIZON if day is None else day)
 
 
 @given(series(), st.integers(1, 50))
@@ -237,7 +263,7 @@ def test_a_declared_step_leaves_the_forecast_as_if_the_size_had_always_been_the_
 
     if 0 < after < len(measured):
         assert np.array_equal(smooth[0], values + jump, equal_nan=True)
-        assert np.array_equal(forecast(smooth).drift, one(values).drift)
+        assert np.allclose(forecast(smooth).drift, one(values).drift), "up to the last digits of sizes between gaps"
     else:
         assert np.array_equal(smooth[0], stepped, equal_nan=True), "what was not measured on both sides stays"
 
@@ -256,20 +282,58 @@ def test_a_series_with_steps_is_forecast_the_same_by_both_ways(values: Sizes, da
         assert np.allclose([made.lower[0, place], made.upper[0, place]], [lower, upper], equal_nan=True, rtol=1e-6)
 
 
-@given(series(), st.integers(1, 5_000))
-def test_what_is_reached_within_a_horizon_with_a_probability_has_its_day_within_it(values: Sizes, missing: int) -> None:
+@given(
+    st.one_of(series(), st.builds(sawtooth, st.integers(0, 11))),
+    st.one_of(st.integers(1, 200), st.integers(1, 5_000), st.floats(0.01, 100_000)),
+)
+@example(sawtooth(10), 2)
+def test_a_day_lies_within_a_horizon_if_and_only_if_the_probability_there_is_its_share(
+    values: Sizes, missing: float
+) -> None:
     made = one(values)
     ends = runways(made, made.last + missing)
 
     for place, horizon in enumerate(HORIZONS_DAYS):
         for share, days in ((0.1, ends.early_days), (0.5, ends.middle_days), (0.9, ends.late_days)):
-            if ends.probability[0, place] >= share:
-                assert 0 <= days[0] <= horizon
+            assert (0 <= days[0] <= horizon) == (ends.probability[0, place] >= share), (horizon, share)
     reached = [day for day in (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) if day >= 0]
     assert reached == sorted(reached)
+
+
+def test_what_no_horizon_reaches_has_no_day() -> None:
+    """Errors that grow at first and vanish over the horizon: no day between the two is one on which it is full."""
+    made = one(sawtooth(10))
+    ends = runways(made, made.last + 2)
+
+    assert ends.probability[0].tolist() == [0, 0, 0, 0]
+    assert (ends.early_days[0], ends.middle_days[0], ends.late_days[0]) == (NOT_WITHIN_HORIZON,) * 3
 
 
 def test_two_steps_between_the_same_two_measured_days_are_one_change() -> None:
     sizes = np.array([[100.0, 100.0, np.nan, np.nan, 50.0, 50.0]])
 
     assert without_steps(sizes, [[2, 3]])[0].tolist()[:2] == [50, 50]
+
+
+def test_the_document_has_the_rules_and_an_example_that_can_be_recomputed() -> None:
+    document = " ".join((ROOT / "docs" / "forecast.md").read_text().split())
+    example = reference([1_000 + 2 * day + 45 * (day // 30) for day in range(200)])
+    limit = 1_708
+
+    assert f"changes are cut to {example.lowest_change:g} and {example.highest_change:g}" in document
+    early, middle, late = (example.day(limit, percent) for percent in (10, 50, 90))
+    assert f"full early after {early} days, in the middle after {middle}, late after {late}" in document
+    for days, (lower, upper) in example.band.items():
+        figures = f"{len(example.errors[days])} | {lower:,.1f} | {example.ahead(days):,.1f} | {upper:,.1f}"
+        assert f"| {days} days | {figures} | {example.probabilities(limit)[days]:.1%} |".replace("%", " %") in document
+    for rule in (
+        f"of the {HISTORY_DAYS:,} days up to",
+        f"quantiles {WINSORISED_SHARE:.0%} and {1 - WINSORISED_SHARE:.0%}".replace("%", " %"),
+        f"mean of the last {DRIFT_DAYS} changes",
+        f"at most {MOST_ORIGINS}, each with at least {LEAST_CHANGES} changes before it",
+        f"The deciding horizon is {JUDGED_BY_DAYS} days",
+        f"*m* = {ORIGIN_STEP_DAYS} *n* / *h*",
+        f"*t* = {(1 - BAND) / 2:.1f} ",
+        f"to the power of {GROWTH_OF_ERRORS}",
+    ):
+        assert rule in document, rule
