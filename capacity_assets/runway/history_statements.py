@@ -102,7 +102,7 @@ free AS (
            whole.limit_mb AS server_mb, whole.source AS server_source,
            -- Files that cannot extend any more are as large as their ceiling, full inside or not.
            CASE WHEN c.limit_mb > p.size_mb THEN c.limit_mb END AS ceiling_mb,
-           c.source AS ceiling_source, free.mb AS free_mb, free.day AS free_day,
+           c.source AS ceiling_source, c.volumes, free.mb AS free_mb, free.day AS free_day,
            free.source AS free_source,
            CAST(coalesce(t.mb, sum(p.size_mb) OVER (PARTITION BY p.instance_id)) AS float8) AS total_mb
     FROM present p
@@ -119,7 +119,7 @@ _LIMIT_COLUMNS = ", ".join(
     f"l.{name}"
     for name in (
         *("instance_id", "own_mb", "own_source", "server_mb", "server_source", "ceiling_mb", "ceiling_source"),
-        *("free_mb", "free_day", "free_source", "total_mb"),
+        *("free_mb", "free_day", "free_source", "total_mb", "volumes"),
     )
 )
 
@@ -174,7 +174,7 @@ WITH {_LIMITS}, series AS ({{series}}), limited AS (
     SELECT i.id AS instance_id, i.name, own.limit_mb AS own_mb, own.source AS own_source,
            CAST(NULL AS bigint) AS server_mb, NULL AS server_source, CAST(NULL AS bigint) AS ceiling_mb,
            NULL AS ceiling_source, free.mb AS free_mb, free.day AS free_day, free.source AS free_source,
-           CAST(NULL AS float8) AS total_mb
+           CAST(NULL AS float8) AS total_mb, CAST(NULL AS varchar[]) AS volumes
     FROM instances i
     LEFT JOIN capacity_limits own ON own.instance_id = i.id AND own.database_name = ''
     LEFT JOIN (
@@ -206,7 +206,7 @@ SELECT v.instance_id, i.name AS server, 'volume' AS subject, v.volume_name AS na
        v.source AS own_source, CAST(NULL AS bigint) AS server_mb, NULL AS server_source,
        CAST(NULL AS bigint) AS ceiling_mb, NULL AS ceiling_source, CAST(NULL AS bigint) AS free_mb,
        CAST(NULL AS date) AS free_day, NULL AS free_source, CAST(NULL AS float8) AS total_mb,
-       d.last_day, d.days, d.sizes, {_steps("t.instance_id = v.instance_id")}
+       CAST(NULL AS varchar[]) AS volumes, d.last_day, d.days, d.sizes, {_steps("t.instance_id = v.instance_id")}
 FROM volumes v JOIN instances i ON i.id = v.instance_id
 JOIN series d ON d.instance_id = v.instance_id AND d.name = v.volume_name
 ORDER BY i.name, v.volume_name

@@ -141,6 +141,7 @@ def _rows(
             row.middle_day,
             row.late_day,
             *forecasts,
+            subject.volumes,
         )
 
 

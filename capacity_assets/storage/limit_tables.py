@@ -117,6 +117,7 @@ capacity_runways = Table(
     *(column for days in HORIZONS_DAYS for column in forecast_columns(days)),
     timestamp("issued_at", "When it was computed"),
     Column("in_time", Boolean, nullable=False, comment="Whether that was on its day or the next one"),
+    Column("volumes", ARRAY(String(255)), comment="Volumes on which a database grows; null: unknown"),
     PrimaryKeyConstraint("as_of", "instance_id", "subject", "name", name="capacity_runways_pkey"),
     # What fills first is asked on every page.
     Index("ix_capacity_runways_middle", "as_of", "middle_day"),

@@ -113,6 +113,7 @@ RUNWAY_VIEWS = (
                 f"coalesce(declared.last_at > ({_NEWEST_ISSUE}), false) OR coalesce({LIMIT_IS_GONE}, false)",
                 "Whether limits or steps of its server were declared after the newest forecast, or its limit removed",
             ),
+            ViewColumn("volumes", "r.volumes", "Volumes on which a database grows; null: unknown"),
         ),
         _NEWEST,
         source_on_nodes=f"{_NEWEST}\nLEFT JOIN {SPANS_BY_SERVER} AS labelled ON labelled.instance_id = r.instance_id",

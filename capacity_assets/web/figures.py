@@ -55,6 +55,8 @@ class Runway:
     change_mb_per_day: float
     is_outdated: bool
     """Whether limits or steps of its server were declared since."""
+    volumes: list[str] | None
+    """Those on which a database grows; None: unknown."""
     ahead: Sequence[ForecastDay] = field(default=())
 
     @property

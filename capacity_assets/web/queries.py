@@ -73,7 +73,7 @@ _AHEAD = ", ".join(f"lower_{days}_days_mb, forecast_{days}_days_mb, upper_{days}
 _RUNWAY = f"""
 SELECT server_id, server, subject, name, state, last_day, size_mb, limit_mb, headroom_mb, binds, limit_source,
        full_early, full_middle, full_late, probability_30_days, probability_90_days, change_mb_per_day, is_outdated,
-       {_AHEAD}
+       volumes, {_AHEAD}
 FROM capacity_runway
 """  # noqa: S608 -- names of our own
 
@@ -98,6 +98,24 @@ def runway_of(connection: Connection, server_id: int, subject: str, name: str) -
     condition = "WHERE server_id = :server AND subject = :subject AND name = :name"
     issued = runways(connection, condition, {"server": server_id, "subject": subject, "name": name})
     return issued[0] if issued else None
+
+
+def binding_of(connection: Connection, runway: Runway | None) -> Runway | None:
+    """Return what fills first of a database, its server's own limit and its volumes; None where none has a date."""
+    if runway is None:
+        return None
+    asked = {"server": runway.server_id, "volumes": runway.volumes or []}
+    around = runways(connection, _AROUND, asked)
+    # The database itself comes first: it stands where another is full on the same day.
+    dated = [one for one in (runway, *around) if one.full_middle is not None]
+    return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
+
+
+_AROUND = """
+WHERE server_id = :server AND (subject = 'server' AND binds = 'own limit'
+      OR subject = 'volume' AND name = ANY (CAST(:volumes AS text[])))
+ORDER BY subject, name
+"""
 
 
 def _runway(row: Row[Any]) -> Runway:

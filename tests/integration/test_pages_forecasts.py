@@ -7,12 +7,15 @@ from datetime import timedelta
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.limits import Limit, declare
 from capacity_assets.runway.steps import SizeStep, declare_steps
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
-from tests.fleet import add_instance_sizes, add_instances, totals
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import Pages, served_pages
 from tests.pages_fleet import filled
+from tests.runways import FIRST, GROWING, add_ceiling, add_volume
 
 PREPARED = {"pages": filled}
 
@@ -49,3 +52,39 @@ def test_without_any_forecast_what_fills_is_unknown_and_not_nothing(engine: Engi
     assert text.count("no forecast yet") == 2
     assert "every limit is known" not in text
     assert "Nothing that has a known limit fills" not in text
+
+
+def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(engine: Engine) -> None:
+    """Orders alone would fill its volume in 150 days; with what others write there, the volume is full in 15."""
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
+    add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(2 * size, 2) for size in GROWING]))
+    for ago in range(200):
+        day = TODAY - timedelta(days=ago)
+        add_volume(engine, 1, "/data", day, 50_000, 1_500 + 100 * ago)
+        add_volume(engine, 1, "/log", day, 50_000, 100 + 100 * ago)
+    add_ceiling(engine, "orders", ["/data"])
+
+    def bound_by() -> tuple[str, str, str]:
+        issue(engine, TODAY, TODAY)
+        with served_pages(engine.url) as pages:
+            address = "/database?server=1&name=orders"
+            binding, page = pages.document(address)["binding"], pages.ask(address).text
+        assert page.split("Full by (50 %)</dt><dd>")[1].startswith(f"<time>{binding['full_middle']}</time>")
+        links = page.split("When is it full")[1].split("</dl>")[0]
+        return binding["subject"], binding["full_middle"], links
+
+    subject, middle, links = bound_by()
+    assert (subject, middle) == ("volume", str(TODAY + timedelta(days=15))), "not /log, on which it does not lie"
+    assert 'href="/volume?server=1&amp;name=%2Fdata"' in links
+    assert str(TODAY + timedelta(days=150)) in links, "its own date stands beside it"
+
+    declare(engine, [Limit("server-1", None, 2 * GROWING[-1] + 80)])
+    subject, middle, links = bound_by()
+    assert (subject, middle) == ("server", str(TODAY + timedelta(days=4)))
+    assert 'href="/server?server=1"' in links
+
+    declare(engine, [Limit("server-1", "orders", GROWING[-1] + 20)])
+    subject, middle, links = bound_by()
+    assert (subject, middle) == ("database", str(TODAY + timedelta(days=2)))
+    assert "href" not in links

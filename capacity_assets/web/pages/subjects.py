@@ -15,6 +15,7 @@ from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, StepRow, refuse_nothing, with_gaps
 from capacity_assets.web.queries import (
     ORDERS,
+    binding_of,
     complete_window,
     databases,
     history,
@@ -110,6 +111,9 @@ class DatabasePage:
     period: str
     sizes: Sequence[SizeInWindow]
     runway: Runway | None
+    """Of the database by itself, as if all others stood still."""
+    binding: Runway | None
+    """What is full first: the database, its server or a volume on which it grows; None: none of these has a date."""
     steps: Sequence[StepRow]
     behind: Behind | None
     neighbours: Sequence[DatabaseRow]
@@ -163,13 +167,15 @@ def read_database(reader: Reader, asked: Asked) -> DatabasePage:
         refuse_nothing(labels or rows(connection, _EVER, of_database), f"database {name!r} on {server.server}")
         window, shown = complete_window(connection, period, newest), NEIGHBOURS_SHOWN + 1
         neighbours, _ = databases(connection, period, window, order="size", server_id=number, shown=shown)
+        runway = runway_of(connection, number, "database", name)
         return DatabasePage(
             server,
             name,
             labels[0].labels if labels else {},
             period.name,
             sizes,
-            runway_of(connection, number, "database", name),
+            runway,
+            binding_of(connection, runway),
             steps_of(connection, number, name),
             _behind(connection, asked, period, _DATABASE_SAMPLES, of_database),
             [one for one in neighbours if one.database != name][:NEIGHBOURS_SHOWN],
