@@ -11,7 +11,13 @@ import click
 
 from capacity_assets.cli.options import LazyGroup, command, file_options, json_command, options
 from capacity_assets.cli.output import print_json, say
-from capacity_assets.cli.server_registry import NAMES_SHOWN, opened_registry, say_changes, warn_of_refused_passwords
+from capacity_assets.cli.server_registry import (
+    NAMES_SHOWN,
+    issue_forecasts_anew,
+    opened_registry,
+    say_changes,
+    warn_of_refused_passwords,
+)
 from capacity_assets.clock import Clock
 from capacity_assets.collection.declarations import declared_labels, declared_limits, declared_servers
 from capacity_assets.collection.registry import register, registered, set_active
@@ -152,6 +158,7 @@ def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run:
         if not dry_run:
             declare(engine, limits)
             declare_labels(engine, labels, Clock(settings.zone).today())
+            issue_forecasts_anew(engine, settings, {limit.server for limit in limits}, quiet=True)
     if as_json:
         print_json({"dry_run": dry_run, **asdict(changes)})
     else:

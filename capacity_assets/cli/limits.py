@@ -10,7 +10,7 @@ import click
 
 from capacity_assets.cli.options import LazyGroup, command, file_options, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, right, say
-from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.cli.server_registry import issue_forecasts_anew, opened_registry
 from capacity_assets.errors import ValidationError
 from capacity_assets.runway.limits import (
     UNLIMITED,
@@ -67,10 +67,11 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     with opened_registry(settings) as engine:
         replaced = declare(engine, [limit])
         smaller = below_the_size(engine, [limit])
-    hint = "" if limit.limit_mb is None else f" `capacity runway {server}` says when it is full."
-    say(f"{named(server, database)}: {limit_text(limit.limit_mb)}.{hint}")
-    _report_replaced(replaced)
-    _warn_of_smaller(smaller)
+        hint = "" if limit.limit_mb is None else f" `capacity runway {server}` says when it is full."
+        say(f"{named(server, database)}: {limit_text(limit.limit_mb)}.{hint}")
+        _report_replaced(replaced)
+        _warn_of_smaller(smaller)
+        issue_forecasts_anew(engine, settings, {server})
 
 
 def _report_replaced(replaced: Sequence[Limit]) -> None:
@@ -101,14 +102,16 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     with opened_registry(settings) as engine:
         replaced = declare(engine, found, dry_run=dry_run)
         smaller = below_the_size(engine, found)
+        if not as_json:
+            say(f"{counted(len(found), 'limit')} {'read' if dry_run else 'declared'} from {file}.")
+            _report_replaced(replaced)
+            _warn_of_smaller(smaller)
+        if not dry_run:
+            issue_forecasts_anew(engine, settings, {limit.server for limit in found}, quiet=as_json)
     if as_json:
         below = [{**asdict(limit), "size_mb": size_mb} for limit, size_mb in smaller]
         print_json({"dry_run": dry_run, "limits": [asdict(limit) for limit in found], "below_the_size": below})
-        return
-    say(f"{counted(len(found), 'limit')} {'read' if dry_run else 'declared'} from {file}.")
-    _report_replaced(replaced)
-    _warn_of_smaller(smaller)
-    if dry_run:
+    elif dry_run:
         say(NOTHING_CHANGED)
 
 
@@ -147,4 +150,5 @@ def remove(settings: Settings, /, *, server: str, database: str | None) -> None:
     """Remove the limit of SERVER, or of one DATABASE of it."""
     with opened_registry(settings) as engine:
         forget(engine, server, database)
-    say(f"Removed the limit of {named(server, database)}.")
+        say(f"Removed the limit of {named(server, database)}.")
+        issue_forecasts_anew(engine, settings, {server})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from zoneinfo import ZoneInfo
@@ -10,11 +10,13 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Engine
 
 from capacity_assets.cli.output import NOTHING_CHANGED, say
+from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import OWN, CredentialError, SecretFolders
 from capacity_assets.collection.registry import Changes
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server
+from capacity_assets.runway.issuing import issue_anew
 from capacity_assets.settings import Settings
 from capacity_assets.units import first_of
 
@@ -28,6 +30,18 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
     with open_engine(settings) as engine:
         refuse_an_unfit_database(engine, zone, kept="Nothing was changed.")
         yield engine
+
+
+def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection[str], *, quiet: bool = False) -> None:
+    """Issue the newest forecasts of servers again, as what was declared of them wants it, and say what pages show."""
+    done = issue_anew(engine, servers, Clock(settings.zone).today()) if servers else None
+    named = first_of(sorted(servers), NAMES_SHOWN)
+    if done is None or quiet:
+        return
+    if done:
+        say(f"The newest forecasts of {named} were issued anew.")
+    else:
+        say(f"The pages show it for {named} after the next run of the asset `runway`.")
 
 
 def warn_of_refused_passwords(settings: Settings, servers: Sequence[Server]) -> None:

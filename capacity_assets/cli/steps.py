@@ -11,7 +11,7 @@ import click
 
 from capacity_assets.cli.options import DAY, LazyGroup, command, file_options, json_command
 from capacity_assets.cli.output import print_declared, print_json, print_table, say
-from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.cli.server_registry import issue_forecasts_anew, opened_registry
 from capacity_assets.errors import ValidationError
 from capacity_assets.runway.steps import SizeStep, declare_steps, forget_step, sizes_around, steps_of_file, stored_steps
 from capacity_assets.runway.subjects import named
@@ -49,8 +49,9 @@ def add(settings: Settings, /, *, server: str, database: str | None, day: date, 
     with opened_registry(settings) as engine:
         replaced = declare_steps(engine, [step])
         before, after = sizes_around(engine, step)
-    say(f"{named(server, database)}: {printable(note)}, {day}. {_effect_of(before, after)}")
-    _report_replaced(replaced)
+        say(f"{named(server, database)}: {printable(note)}, {day}. {_effect_of(before, after)}")
+        _report_replaced(replaced)
+        issue_forecasts_anew(engine, settings, {server})
 
 
 def _effect_of(before_mb: int | None, after_mb: int | None) -> str:
@@ -81,12 +82,14 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     found = steps_of_file(file)
     with opened_registry(settings) as engine:
         replaced = declare_steps(engine, found, dry_run=dry_run)
-    notes = [asdict(step) for step in replaced]
-    print_declared(
-        "step", [asdict(step) for step in found], file, dry_run=dry_run, as_json=as_json, replaced_notes=notes
-    )
-    if not as_json:
-        _report_replaced(replaced, dry_run=dry_run)
+        notes = [asdict(step) for step in replaced]
+        print_declared(
+            "step", [asdict(step) for step in found], file, dry_run=dry_run, as_json=as_json, replaced_notes=notes
+        )
+        if not as_json:
+            _report_replaced(replaced, dry_run=dry_run)
+        if not dry_run:
+            issue_forecasts_anew(engine, settings, {step.server for step in found}, quiet=as_json)
 
 
 @click.command("list")
@@ -116,4 +119,5 @@ def remove(settings: Settings, /, *, server: str, database: str | None, day: dat
     """Remove the step of SERVER, or of one DATABASE of it, on a day."""
     with opened_registry(settings) as engine:
         forget_step(engine, server, database, day)
-    say(f"Removed the step of {named(server, database)} on {day}. The next forecast counts its change again.")
+        say(f"Removed the step of {named(server, database)} on {day}. Forecasts count its change again.")
+        issue_forecasts_anew(engine, settings, {server})

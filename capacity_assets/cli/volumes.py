@@ -11,7 +11,7 @@ from sqlalchemy import text
 from capacity_assets.cli.errors import DONE, FAILED
 from capacity_assets.cli.options import LazyGroup, dry_run_option, file_options, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, left, print_json, print_table, right, say
-from capacity_assets.cli.server_registry import opened_registry
+from capacity_assets.cli.server_registry import issue_forecasts_anew, opened_registry
 from capacity_assets.clock import Clock
 from capacity_assets.collection.credentials import SecretFolders
 from capacity_assets.collection.fetching import VARIABLE, fetch_volumes
@@ -72,19 +72,21 @@ def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
     today = Clock(settings.zone).today()
     with opened_registry(settings) as engine:
         found = fetch_volumes(engine, today, settings.volume_sources, SecretFolders.of(settings), dry_run=dry_run)
+        if not as_json:
+            rows = [
+                _cells(one.server, one.volume, one.total_bytes // BYTES_PER_MB, one.free_bytes // BYTES_PER_MB)
+                for one in found.volumes
+            ]
+            if rows:
+                print_table(f"Volumes on {today}", LIST_COLUMNS[:4], rows)
+            for trouble in found.troubles:
+                say(f"note: {trouble}.")
+        if not dry_run:
+            issue_forecasts_anew(engine, settings, {one.server for one in found.volumes}, quiet=as_json)
     if as_json:
         print_json({"dry_run": dry_run, "day": today, **asdict(found)})
-    else:
-        rows = [
-            _cells(one.server, one.volume, one.total_bytes // BYTES_PER_MB, one.free_bytes // BYTES_PER_MB)
-            for one in found.volumes
-        ]
-        if rows:
-            print_table(f"Volumes on {today}", LIST_COLUMNS[:4], rows)
-        for trouble in found.troubles:
-            say(f"note: {trouble}.")
-        if dry_run:
-            say(NOTHING_CHANGED)
+    elif dry_run:
+        say(NOTHING_CHANGED)
     return DONE if found.volumes else FAILED
 
 
@@ -100,10 +102,12 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     found = volumes_of_file(file)
     with opened_registry(settings) as engine:
         written = store_volumes(engine, found, dry_run=dry_run)
+        if not as_json:
+            said = "read" if dry_run else f"read, {written:,} stored or changed"
+            say(f"{counted(len(found), 'volume')} {said}, from {file}.")
+        if not dry_run:
+            issue_forecasts_anew(engine, settings, {one.server for one in found}, quiet=as_json)
     if as_json:
         print_json({"dry_run": dry_run, "read": len(found), "written": written})
-        return
-    said = "read" if dry_run else f"read, {written:,} stored or changed"
-    say(f"{counted(len(found), 'volume')} {said}, from {file}.")
-    if dry_run:
+    elif dry_run:
         say(NOTHING_CHANGED)

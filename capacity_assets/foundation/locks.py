@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.lock_errors import HeldLock, held_by, lost, nothing_written, owner_name
 from capacity_assets.foundation.redis_locks import RedisLock
+from capacity_assets.storage.row_locks import ENTER, TAKE
 
 TIME_TO_LIVE_SECONDS = 60.0
 
@@ -75,9 +76,9 @@ class _RowLock:
             self.connection.execute(text("SELECT set_config('application_name', :application, false)"), asked)
             # It is idle while the work goes on elsewhere.
             self.connection.execute(text(_NO_TIME_LIMIT))
-            self.connection.execute(text(_ENTER), asked)
+            self.connection.execute(text(ENTER), asked)
             self.connection.commit()
-            taken = self.connection.execute(text(_TAKE), asked).first()
+            taken = self.connection.execute(text(TAKE), asked).first()
             holder = None if taken else self.connection.execute(text(_HOLDER), asked).first()
         if not taken:
             raise held_by(self.period, _readable_holder(holder) if holder else None)
@@ -99,12 +100,6 @@ _NO_TIME_LIMIT = """
 SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
 """
-# Where it is missing: whoever enters one that is there waits for who has updated it.
-_ENTER = """
-INSERT INTO capacity_locks (name)
-SELECT CAST(:name AS text) WHERE CAST(:name AS text) NOT IN (SELECT name FROM capacity_locks) ON CONFLICT DO NOTHING
-"""
-_TAKE = "SELECT name FROM capacity_locks WHERE name = :name FOR UPDATE SKIP LOCKED"
 # The row names the transaction that locked it.
 _HOLDER = """
 SELECT a.application_name AS name, a.pid, a.xact_start AT TIME ZONE 'UTC' AS since

@@ -50,7 +50,8 @@ def outlooks(
         if as_of is None:
             return Outlooks(None, (), 0, {})
         # One server is shown with everything on it, limited or not.
-        asked = history.HistoryScope(as_of, server, database, every=server is not None)
+        servers = None if server is None else (server,)
+        asked = history.HistoryScope(as_of, servers, database, every=server is not None)
         kinds = history.KINDS if database is None else (DATABASE_ROWS,)
         with history.reading(connection, asked, kinds) as reader:
             rows = [
@@ -81,7 +82,7 @@ def outlook_with_sizes(
         as_of = history.newest_day(connection, today)
         if as_of is None:
             return None
-        asked = history.HistoryScope(as_of, server, name, every=True)
+        asked = history.HistoryScope(as_of, None if server is None else (server,), name, every=True)
         with history.reading(connection, asked, (kind,)) as reader:
             found = [
                 SeriesOutlook(*three)

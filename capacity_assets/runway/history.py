@@ -5,7 +5,7 @@ Which rows are read is said in `history_statements`; how sizes go on is the busi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -35,10 +35,10 @@ KINDS = tuple(STATEMENTS)
 
 @dataclass(frozen=True)
 class HistoryScope:
-    """What is looked at: as of a day, of one server or all, of one name or all, what has a limit or `every` one."""
+    """What is looked at: as of a day, of some servers or all, of one name or all, what has a limit or `every` one."""
 
     as_of: date
-    server: str | None = None
+    servers: Collection[str] | None = None
     name: str | None = None
     every: bool = False
 
@@ -78,7 +78,8 @@ def reading(connection: Connection, asked: HistoryScope, kinds: Sequence[str] = 
     Where tables are distributed, nodes put the series together, and what was measured last is copied until the block
     ends. Raises DBAPIError.
     """
-    servers = connection.execute(text(SERVERS_IN_SERVICE), {"server": asked.server}).scalars().all()
+    names = None if asked.servers is None else list(asked.servers)
+    servers = connection.execute(text(SERVERS_IN_SERVICE), {"servers": names}).scalars().all()
     parameters = {**asked.parameters(), "instance_ids": list(servers)}
     on_nodes = {_table_of(kind): SERIES[kind] for kind in kinds}
     with copied_for_reading(connection, READ_OF_DISTRIBUTED, parameters, on_nodes) as are_copied:

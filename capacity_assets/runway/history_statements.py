@@ -46,7 +46,7 @@ READ_OF_DISTRIBUTED = {
 
 SERVERS_IN_SERVICE = f"""
 SELECT i.id FROM instances i
-WHERE {active_condition("i")} AND (CAST(:server AS text) IS NULL OR i.name = :server) ORDER BY i.id
+WHERE {active_condition("i")} AND (CAST(:servers AS text[]) IS NULL OR i.name = ANY (:servers)) ORDER BY i.id
 """  # noqa: S608 -- a condition of our own
 
 NEWEST_DAY = """

@@ -14,7 +14,7 @@ from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of
 from capacity_assets.storage.limit_tables import USED_MB
-from capacity_assets.storage.runway_views import DECLARED_LIMIT, LIMIT_IS_GONE, STANDS_FOR_ITSELF
+from capacity_assets.storage.runway_views import DECLARED_LIMIT, LAST_DECLARED, LIMIT_IS_GONE, STANDS_FOR_ITSELF
 
 HISTORY_SHOWN_DAYS = 180
 
@@ -182,8 +182,8 @@ SELECT (SELECT sum(l.mb) FROM left_over l
         WHERE r.as_of = :as_of AND r.subject = 'database' AND r.state = 'limit unknown'
           AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits,
        newest.issued_at,
-       EXISTS (SELECT FROM capacity_limits l WHERE l.declared_at > newest.issued_at)
-           OR EXISTS (SELECT FROM capacity_steps t WHERE t.declared_at > newest.issued_at)
+       EXISTS (SELECT 1 FROM capacity_runways r JOIN {LAST_DECLARED} AS d ON d.instance_id = r.instance_id
+               WHERE r.as_of = :as_of AND d.last_at > r.issued_at)
            OR EXISTS (SELECT 1 FROM capacity_runways r {DECLARED_LIMIT} WHERE r.as_of = :as_of AND {LIMIT_IS_GONE})
        AS is_outdated
 FROM (SELECT max(issued_at) AS issued_at FROM capacity_runways WHERE as_of = :as_of) AS newest

@@ -6,7 +6,7 @@ change what is issued from then on. How far forecasts were off is in `scores`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
@@ -22,7 +22,11 @@ from capacity_assets.runway.outlook import FORECAST, FULL, TOO_LITTLE_HISTORY, O
 from capacity_assets.runway.scores import score
 from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.limit_tables import capacity_runways
-from capacity_assets.storage.row_locks import wait_for_lock
+from capacity_assets.storage.row_locks import try_lock, wait_for_lock
+from capacity_assets.storage.runway_views import LAST_DECLARED
+
+MOST_AT_ONCE = 5_000
+"""Runways of the servers of a declaration that a command issues again, within seconds."""
 
 RISKS_HANDED_ON = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
@@ -81,24 +85,64 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         DatabaseError: the database failed; nothing was changed.
     """
     in_time = is_in_time(as_of, today)
-    replace = overwrite or in_time
     with (
         database_errors(doing=f"issuing the runways of {as_of}", kept="None was changed."),
         engine.begin() as connection,
     ):
         wait_for_lock(connection, "runways")
-        connection.execute(text(_STAGE))
-        _stage(connection, history.HistoryScope(as_of, every=True))
-        # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
-        at = {"as_of": as_of, "issued_at": connection.execute(text("SELECT now()")).scalar_one()}
-        connection.execute(text(_STORE[replace]), {**at, "in_time": in_time})
-        written = connection.execute(text(_WRITTEN), at).scalar_one()
-        if replace:
-            written += connection.execute(text(_REMOVE), {"as_of": as_of}).rowcount
+        asked = history.HistoryScope(as_of, every=True)
+        written = _store(connection, asked, in_time=in_time, replace=overwrite or in_time)
         score(connection, as_of, today)
         states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
         # What is told is what is stored: another run may have issued it.
         return IssuedRunways(as_of, newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON), written, states)
+
+
+def issue_anew(engine: Engine, servers: Collection[str], today: date) -> bool | None:
+    """Issue the newest runways of some servers again, after something was declared of them; those of others stay.
+
+    Returns whether that was done; None: none were issued yet. It is not done where the newest runways were issued too
+    long ago, so that what people were told would change, where the servers have more than MOST_AT_ONCE of them, or
+    while another run issues runways.
+
+    Raises:
+        DatabaseError: the database failed; no runway was changed.
+    """
+    kept = "What was declared is stored. The next run of the asset runway has it."
+    with database_errors(doing="issuing runways", kept=kept), engine.begin() as connection:
+        as_of: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
+        if as_of is None:
+            return None
+        of_servers = {"as_of": as_of, "instance_ids": _ids_of(connection, servers)}
+        if not is_in_time(as_of, today) or connection.execute(text(_COUNT), of_servers).scalar_one() > MOST_AT_ONCE:
+            return False
+        if not try_lock(connection, "runways"):
+            return False
+        _store(connection, history.HistoryScope(as_of, servers, every=True), in_time=True, replace=True)
+        return True
+
+
+def _store(connection: Connection, asked: history.HistoryScope, *, in_time: bool, replace: bool) -> int:
+    """Compute runways and store them, where they may `replace` those of the day; return how many rows changed."""
+    connection.execute(text(_STAGE))
+    _stage(connection, asked)
+    # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
+    at = {"as_of": asked.as_of, "issued_at": connection.execute(text("SELECT now()")).scalar_one()}
+    connection.execute(text(_STORE[replace]), {**at, "in_time": in_time})
+    written: int = connection.execute(text(_WRITTEN), at).scalar_one()
+    if replace:
+        ids = None if asked.servers is None else _ids_of(connection, asked.servers)
+        of_servers = {"as_of": asked.as_of, "instance_ids": ids}
+        written += connection.execute(text(_REMOVE), of_servers).rowcount
+        # A row that a declaration leaves as it is was computed with it all the same.
+        declared = connection.execute(text(_DECLARED_SINCE), of_servers).scalars().all()
+        connection.execute(text(_KNOWS_THEM), {**at, "declared": list(declared)})
+    return written
+
+
+def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
+    query = "SELECT id FROM instances WHERE name = ANY (:names)"
+    return list(connection.execute(text(query), {"names": list(servers)}).scalars())
 
 
 def _stage(connection: Connection, asked: history.HistoryScope) -> None:
@@ -165,9 +209,24 @@ _STORE = {
 _REMOVE = f"""
 DELETE FROM capacity_runways t USING (
     SELECT {", ".join(KEYS)} FROM capacity_runways WHERE as_of = :as_of
+      AND (CAST(:instance_ids AS integer[]) IS NULL OR instance_id = ANY (CAST(:instance_ids AS integer[])))
     EXCEPT SELECT {", ".join(KEYS)} FROM issued_runway
 ) AS gone
 WHERE t.as_of = :as_of AND {" AND ".join(f"gone.{name} = t.{name}" for name in KEYS)}
+"""  # noqa: S608 -- as above
+_NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of <= :today"
+_COUNT = """
+SELECT count(*) FROM capacity_runways
+WHERE as_of = :as_of AND instance_id = ANY (CAST(:instance_ids AS integer[]))
+"""
+_DECLARED_SINCE = f"""
+SELECT d.instance_id FROM {LAST_DECLARED} AS d
+WHERE (CAST(:instance_ids AS integer[]) IS NULL OR d.instance_id = ANY (CAST(:instance_ids AS integer[])))
+  AND d.last_at > (SELECT min(issued_at) FROM capacity_runways WHERE as_of = :as_of)
+"""  # noqa: S608 -- a constant
+_KNOWS_THEM = f"""
+UPDATE capacity_runways SET {_ISSUED_AT} = CAST(:issued_at AS timestamptz)
+WHERE as_of = :as_of AND instance_id = ANY (CAST(:declared AS integer[]))
 """  # noqa: S608 -- as above
 _STAGE = f"""
 CREATE TEMPORARY TABLE issued_runway ON COMMIT DROP AS

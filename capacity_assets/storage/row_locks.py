@@ -23,6 +23,18 @@ def wait_for_lock(connection: Connection, name: str) -> None:
     connection.execute(text(_LOCK), {"name": name})
 
 
+def try_lock(connection: Connection, name: str) -> bool:
+    """Hold a lock until the transaction of `connection` ends; return False where another session holds it."""
+    connection.execute(text(ENTER), {"name": name})
+    return connection.execute(text(TAKE), {"name": name}).first() is not None
+
+
+# Where it is missing: whoever enters one that is there waits for who has updated it.
+ENTER = """
+INSERT INTO capacity_locks (name)
+SELECT CAST(:name AS text) WHERE CAST(:name AS text) NOT IN (SELECT name FROM capacity_locks) ON CONFLICT DO NOTHING
+"""
+TAKE = "SELECT name FROM capacity_locks WHERE name = :name FOR UPDATE SKIP LOCKED"
 _LOCK = """
 INSERT INTO capacity_locks (name) VALUES (:name) ON CONFLICT (name) DO UPDATE SET name = excluded.name
 """

@@ -10,18 +10,18 @@ DECLARED_LIMIT = """LEFT JOIN capacity_limits own ON own.instance_id = r.instanc
     AND own.database_name = CASE WHEN r.subject = 'database' AND r.binds <> 'server limit' THEN r.name ELSE '' END"""
 LIMIT_IS_GONE = "r.limit_source = 'declared' AND own.instance_id IS NULL"
 """Whether the declared limit that a runway was computed with was removed since, given `DECLARED_LIMIT`."""
+LAST_DECLARED = """(SELECT instance_id, max(declared_at) AS last_at
+    FROM (SELECT instance_id, declared_at FROM capacity_limits
+          UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS limits_and_steps
+    GROUP BY instance_id)"""
+"""When limits or steps of each server were declared last; an issue that has them stores a later time with its rows."""
 _NEWEST = f"""FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
 JOIN capacity_runways r ON r.as_of = newest.as_of
 LEFT JOIN instances i ON i.id = r.instance_id
-LEFT JOIN (SELECT instance_id, max(declared_at) AS last_at
-           FROM (SELECT instance_id, declared_at FROM capacity_limits
-                 UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS limits_and_steps
-           GROUP BY instance_id) AS declared ON declared.instance_id = r.instance_id
+LEFT JOIN {LAST_DECLARED} AS declared ON declared.instance_id = r.instance_id
 {DECLARED_LIMIT}"""  # noqa: S608 -- constants
 
 
-_NEWEST_ISSUE = """SELECT max(n.issued_at) FROM capacity_runways n
-    WHERE n.as_of = (SELECT max(as_of) FROM capacity_runways)"""
 _CHANCES = "({0}.probability_" + ", {0}.probability_".join(map(str, HORIZONS_DAYS)) + ")"
 STANDS_FOR_ITSELF = f"""(
   r.subject = 'volume' OR r.binds IS NULL OR r.binds NOT IN ('volume', 'server limit') OR NOT EXISTS (
@@ -109,8 +109,7 @@ RUNWAY_VIEWS = (
             ),
             ViewColumn(
                 "is_outdated",
-                # Rows that are computed again and stay as they are keep the time of the first one.
-                f"coalesce(declared.last_at > ({_NEWEST_ISSUE}), false) OR coalesce({LIMIT_IS_GONE}, false)",
+                f"coalesce(declared.last_at > r.issued_at, false) OR coalesce({LIMIT_IS_GONE}, false)",
                 "Whether limits or steps of its server were declared after the newest forecast, or its limit removed",
             ),
             ViewColumn("volumes", "r.volumes", "Volumes on which a database grows; null: unknown"),

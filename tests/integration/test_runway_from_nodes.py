@@ -52,7 +52,7 @@ def test_a_sample_that_comes_between_the_series_and_what_was_measured_last_waits
             add_database_sizes(engine, sizes(1, "orders", TOMORROW.isoformat(), [88_888]))
 
     def newest() -> tuple[object, float]:
-        scope = history.HistoryScope(TOMORROW, server="server-1", every=True)
+        scope = history.HistoryScope(TOMORROW, servers=("server-1",), every=True)
         with engine.connect() as connection, history.reading(connection, scope) as reader:
             [batch] = reader.series("database")
         place = [row.name for row in batch.subjects].index("orders")

@@ -6,19 +6,21 @@ import csv
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow.parquet import read_table
 from sqlalchemy import Engine, text
 
+from capacity_assets.runway import issuing
 from capacity_assets.runway.issued import newest_issue
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare, forget
 from tests.clocks import TODAY
-from tests.command import capacity
+from tests.command import capacity, printed
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.runways import add_day
+from tests.runways import FIRST, GROWING, add_day, stored_runways
 
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 
@@ -200,3 +202,88 @@ def test_a_limit_that_was_removed_since_a_forecast_outdates_what_was_computed_wi
         assert connection.execute(text(query)).scalars().all() == ["orders"]
     assert "changed after" not in before
     assert "changed after" in capacity("status", columns=200).output
+
+
+def shown(engine: Engine, name: str) -> Any:
+    """The row of a database or volume in the view that pages read."""
+    with engine.connect() as connection:
+        return connection.execute(text("SELECT * FROM capacity_runway WHERE name = :name"), {"name": name}).one()
+
+
+@pytest.mark.usefixtures("today")
+def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_other(
+    engine: Engine, tmp_path: Path
+) -> None:
+    add_instances(engine, [2])
+    add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
+    issue(engine, TODAY, TODAY)
+    execute(engine, "UPDATE capacity_runways SET issued_at = issued_at - interval '1 hour'")
+    before, other = shown(engine, "orders"), shown(engine, "other")
+
+    said = printed("limits", "set", "server-1", "orders", "--gb", "3")
+    after = shown(engine, "orders")
+
+    assert "The newest forecasts of server-1 were issued anew." in said
+    assert (before.full_middle, after.full_middle) == (TODAY + timedelta(days=20), TODAY + timedelta(days=6))
+    assert (after.as_of, after.forecast_7_days_mb, after.is_outdated) == (TODAY, before.forecast_7_days_mb, False)
+    assert shown(engine, "other") == other
+    assert stored_runways(engine)["orders"]["in_time"]
+
+    printed("limits", "remove", "server-1", "orders")
+    assert shown(engine, "orders").state == "limit unknown"
+    file = tmp_path / "declared.csv"
+    file.write_text("server,database,limit_gb\nserver-1,orders,4\n")
+    printed("limits", "import", str(file), "--dry-run")
+    assert shown(engine, "orders").state == "limit unknown"
+    printed("limits", "import", str(file))
+    assert shown(engine, "orders").limit_mb == 4096
+    jumped = ("server-1", "orders", "--day", str(TODAY - timedelta(days=3)))
+    execute(
+        engine,
+        f"UPDATE database_size_stats SET size_mb = size_mb - 900 WHERE database_name = 'orders' "
+        f"AND collected_date < '{TODAY - timedelta(days=3)}'",
+    )
+    printed("steps", "add", *jumped, "--note", "moved")
+    stepped = shown(engine, "orders").upper_30_days_mb
+    printed("steps", "remove", *jumped)
+    assert shown(engine, "orders").upper_30_days_mb > stepped
+    file.write_text(f"server,volume,day,total_gb,free_gb\nserver-1,/data,{TODAY},4,0.5\n")
+    printed("volumes", "import", str(file))
+    assert (shown(engine, "orders").binds, shown(engine, "/data").headroom_mb) == ("volume", 512)
+    assert shown(engine, "other") == other
+
+
+@pytest.mark.usefixtures("today")
+@pytest.mark.parametrize("why", ["large", "old", "busy"])
+def test_forecasts_that_a_command_does_not_issue_anew_are_said_to_be_older(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    issue(engine, TODAY - timedelta(days=2 if why == "old" else 0), TODAY)
+    if why == "large":
+        monkeypatch.setattr(issuing, "MOST_AT_ONCE", 3)
+    before = shown(engine, "orders")
+
+    with engine.begin() as connection:
+        if why == "busy":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": issuing._ISSUE_LOCK})
+        said = printed("limits", "set", "server-1", "orders", "--gb", "3")
+
+    assert "The pages show it for server-1 after the next run of the asset `runway`." in said
+    after = shown(engine, "orders")
+    assert (after.full_middle, after.issued_at, after.is_outdated) == (before.full_middle, before.issued_at, True)
+
+
+@pytest.mark.usefixtures("today")
+def test_an_issue_of_one_server_leaves_the_mark_of_another_that_its_forecasts_are_older(engine: Engine) -> None:
+    add_instances(engine, [2])
+    add_database_sizes(engine, sizes(2, "other", FIRST.isoformat(), GROWING))
+    issue(engine, TODAY, TODAY)
+    declare(engine, [Limit("server-2", "other", 4000)])
+
+    printed("limits", "set", "server-1", "orders", "--gb", "3")
+
+    assert (shown(engine, "orders").is_outdated, shown(engine, "other").is_outdated) == (False, True)
+    assert "changed after" in capacity("status", columns=200).output
+    issue(engine, TODAY, TODAY)
+    assert not shown(engine, "other").is_outdated
+    assert "changed after" not in capacity("status", columns=200).output

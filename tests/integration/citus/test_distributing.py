@@ -15,7 +15,8 @@ from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import Retention
 from capacity_assets.runway.forecasting import outlooks
-from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.issuing import issue, issue_anew
+from capacity_assets.runway.limits import Limit, declare, forget
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage import distributing, distribution
 from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
@@ -133,6 +134,13 @@ def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work
             assert runways.issue is not None
             answers.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
             answers[-1]["rows"] = outlooks(engine, today, server="server-2").rows
+            declare(engine, [Limit("server-2", None, 10_000)])
+            assert issue_anew(engine, {"server-2"}, today)
+            with engine.connect() as connection:
+                query = "SELECT count(*) FROM capacity_runway WHERE server = 'server-2' AND is_outdated"
+                assert connection.execute(text(query)).scalar() == 0
+            forget(engine, "server-2", None)
+            assert issue_anew(engine, {"server-2"}, today)
         assert answers[0] == answers[1]
         for table in distribution.ALONGSIDE:
             assert stored_of(undistributed, table.name) == stored_of(plain, table.name)
