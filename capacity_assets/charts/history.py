@@ -54,8 +54,6 @@ class Ahead:
     day: date
     lower_mb: int
     upper_mb: int
-    middle_mb: int | None = None
-    """None: only the band is drawn."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ class History:
     title: str
     points: Sequence[Point]
     ahead: Sequence[Ahead] = ()
+    expected: Sequence[tuple[date, float]] = ()
+    """A dotted line of sizes ahead."""
     limit_mb: int | None = None
     marks: Sequence[Mark] = ()
     height: int = 200
@@ -129,6 +129,7 @@ def _scale(history: History) -> _Scale:
         if size is not None
     ]
     sizes += [size for one in history.ahead for size in (one.lower_mb, one.upper_mb)]
+    sizes += [math.ceil(size) for _, size in history.expected]
     low, high = min(sizes), max(sizes)
     # A limit far above would press the history into a line; the text beside the chart has it.
     if history.limit_mb is not None and history.limit_mb <= high + 2 * max(high - low, high // 4):
@@ -192,9 +193,9 @@ def _lines(history: History, scale: _Scale) -> Iterator[str]:
     for stretch in _stretches(history.points):
         placed = [_at(scale, one.day, one.size_mb) for one in stretch if one.size_mb is not None]
         yield f'<polyline class="mean" points="{" ".join(placed)}"/>'
-    middle = [_at(scale, one.day, one.middle_mb) for one in history.ahead if one.middle_mb is not None]
-    if middle:
-        yield f'<polyline class="middle" points="{" ".join(middle)}"/>'
+    if history.expected:
+        placed = [_at(scale, day, size) for day, size in history.expected]
+        yield f'<polyline class="middle" points="{" ".join(placed)}"/>'
 
 
 def _limit(history: History, scale: _Scale) -> Iterator[str]:

@@ -9,6 +9,7 @@ from capacity_assets.charts.history import Ahead, History, Point, history_chart
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.report.charts import COLOURS, UP
 from capacity_assets.runway.issued import HISTORY_SHOWN_DAYS, IssuedDay, Risk
+from capacity_assets.runway.outlook import Outlook
 from capacity_assets.units import counted
 
 HEIGHT = 110
@@ -29,9 +30,9 @@ def _fan(risk: Risk) -> History:
     sizes = dict(risk.history)
     first = min(sizes, default=outlook.last_day)
     days = [first + timedelta(days=number) for number in range((outlook.last_day - first).days + 1)]
-    ahead = [Ahead(outlook.last_day, outlook.size_mb, outlook.size_mb, outlook.size_mb)]
+    ahead = [Ahead(outlook.last_day, outlook.size_mb, outlook.size_mb)]
     ahead += [
-        Ahead(outlook.last_day + timedelta(days=days), band.lower_mb, band.upper_mb, band.middle_mb)
+        Ahead(outlook.last_day + timedelta(days=days), band.lower_mb, band.upper_mb)
         for days, band in sorted(risk.bands.items())
         if days <= DRAWN_DAYS
     ]
@@ -39,9 +40,23 @@ def _fan(risk: Risk) -> History:
         f"{outlook.display_name} on {outlook.server}: sizes of {HISTORY_SHOWN_DAYS} days, forecast, limit",
         [Point(day, sizes.get(day)) for day in days],
         ahead,
+        _expected(outlook),
         outlook.limit_mb,
         height=HEIGHT,
     )
+
+
+def _expected(outlook: Outlook) -> list[tuple[date, float]]:
+    """A line to the limit on the middle day, as far as it is drawn; empty without such a day ahead.
+
+    The forecast itself may stand still where most past errors reach the limit, and would contradict the table.
+    """
+    if outlook.middle_day is None or outlook.middle_day <= outlook.last_day:
+        return []
+    days = (outlook.middle_day - outlook.last_day).days
+    drawn = min(days, DRAWN_DAYS)
+    end = outlook.size_mb + ((outlook.limit_mb or 0) - outlook.size_mb) * drawn / days
+    return [(outlook.last_day, outlook.size_mb), (outlook.last_day + timedelta(days=drawn), end)]
 
 
 def band_bar(risk: Risk) -> str:

@@ -157,7 +157,7 @@ def drawn(  # noqa: PLR0913 -- what a chart may show
     # The band alone: the days on which something is full come from the same past errors, the forecast itself does not.
     ahead = [Ahead(runway.last_day, runway.size_mb, runway.size_mb)]
     ahead += [Ahead(day.day, day.lower_mb, day.upper_mb) for day in shown]
-    return History(title, points, ahead, runway.limit_mb, marks)
+    return History(title, points, ahead, limit_mb=runway.limit_mb, marks=marks)
 
 
 def _partly(one: SizeInWindow) -> str:

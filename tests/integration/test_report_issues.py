@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date
+import re
+from datetime import date, timedelta
 from html import escape
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import Window
+from capacity_assets.report.fans import DRAWN_DAYS, fan_charts
 from capacity_assets.report.issues import issue_of, next_edition
 from capacity_assets.report.page import headline, notes, render, write_report
 from capacity_assets.report.reading import read_report
@@ -20,6 +22,7 @@ from capacity_assets.runway.limits import Limit, declare
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.report_pages import FEBRUARY, MONTHLY, months, server_with
+from tests.runways import add_volume
 
 
 def test_a_server_counts_from_its_first_sample_to_its_retirement(engine: Engine, service: AggregationService) -> None:
@@ -164,6 +167,33 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     assert 'id="unknown-limits" data-databases="1"' in section
     assert "Of 3 forecasts over 30 days that came due, 100 % of the sizes lay in their band and 0 % above it" in section
     assert 'id="headroom"' not in page
+
+
+def test_the_dotted_line_of_a_chart_reaches_the_limit_on_the_middle_day_of_the_table(filling: Engine) -> None:
+    """Volumes that are purged every sixty days: no trend, but most weeks end above their beginning."""
+    last = date(2025, 2, 28)
+    limits = {"/data": 150, "/log": 300}
+    for ago in range(300):
+        size = 10_000 + 30 * ((299 - ago + 35) % 60)
+        for name, more in limits.items():
+            total = 10_000 + 30 * (334 % 60) + more
+            add_volume(filling, 1, name, last - timedelta(days=ago), total, total - size)
+    issue(filling, last, last)
+    issued = read_report(filling, MONTHLY, FEBRUARY).runways
+    assert issued is not None
+
+    charts = dict(fan_charts(issued))
+
+    for risk in issued.risks:
+        chart, outlook = charts[f"{risk.outlook.display_name} on server-1"], risk.outlook
+        [line] = re.findall(r'<polyline class="middle" points="([^"]+)"', chart)
+        (first_x, _), (last_x, last_y) = (tuple(map(float, point.split(","))) for point in line.split())
+        [limit_y] = re.findall(r'<line class="limit" x1="0" x2="100%" y1="([^"]+)"', chart)
+        assert last_y == pytest.approx(float(limit_y), abs=0.2)
+        assert outlook.middle_day is not None
+        drawn_days = (last - risk.history[0][0]).days + DRAWN_DAYS
+        assert round((last_x - first_x) / 1000 * drawn_days) == (outlook.middle_day - last).days > 0
+    assert {risk.outlook.change_mb_per_day for risk in issued.risks if risk.outlook.volume} == {0}
 
 
 def test_the_page_of_a_month_keeps_the_runways_that_were_issued_in_it(filling: Engine) -> None:
