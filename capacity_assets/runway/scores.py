@@ -15,9 +15,6 @@ from capacity_assets.storage.limit_tables import USED_MB, capacity_runways
 from capacity_assets.storage.local_copies import copied_for_reading
 from capacity_assets.storage.runway_views import error_measures
 
-LOOKED_BACK_DAYS = 7
-"""Forecasts that came due on so many days before are scored again: their samples may have come late, or changed."""
-
 
 @dataclass(frozen=True)
 class Score:
@@ -50,20 +47,19 @@ class Score:
 
 
 def score(connection: Connection, as_of: date, today: date) -> None:
-    """Enter what was measured beside the forecasts that came due up to the day of an issue, and those of that day.
+    """Enter what was measured beside the forecasts that came due since the issue before, and those of this issue.
 
-    After a pause everything that came due since the issue before is entered. A past day that is issued in hindsight may
-    have come due long ago.
+    So is what came due on other days whose samples came or changed since: a forecast is scored by the sample of its due
+    day, whenever that comes. A past day that is issued in hindsight may have come due long ago.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
-    before: date | None = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar()
-    first = as_of - timedelta(days=LOOKED_BACK_DAYS)
-    spans = [(_DUE, min(before or first, first), as_of), (_OWN, as_of, today)]
+    spans = [(_DUE, first, last) for first, last in changed_spans(connection, as_of, today)]
+    spans.append((_OWN, as_of, today))
     # Each is scored on its node; where a version before left them on the coordinator, by copies of the samples.
     wanted = {} if distributed_tables(connection, [capacity_runways]) else _READ_OF_DISTRIBUTED
-    read = {"since": spans[0][1], "until": max(as_of, today), "stale": STALE_DAYS}
+    read = {"since": min(first for _, first, _ in spans), "until": max(as_of, today), "stale": STALE_DAYS}
     with copied_for_reading(connection, wanted, read):
         for days in HORIZONS_DAYS:
             for subject, measured in _MEASURED.items():
@@ -72,6 +68,27 @@ def score(connection: Connection, as_of: date, today: date) -> None:
                     statement += _IS_COMPARABLE.get(subject, "")
                     asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
                     connection.execute(text(statement), asked)
+
+
+def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
+    """Return spans of days with samples that are new since the issue before a day; raises as `score`.
+
+    Days that lie near each other are one span: few statements are better than few rows.
+    """
+    before: date = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar() or as_of
+    # An issue computes from the samples of its day or the next one, and days begin earlier elsewhere.
+    spans = [(before - timedelta(days=1), as_of)]
+    asked = {"since": spans[0][0], "as_of": as_of}
+    is_past = as_of < today - timedelta(days=1)
+    # Who issues a past day asks for that day alone.
+    changed = () if is_past else connection.execute(text(_CHANGED_DAYS), asked).scalars()
+    for day in changed:
+        first, last = spans[0]
+        if first - day > timedelta(days=STALE_DAYS):
+            spans.insert(0, (day, day))
+        else:
+            spans[0] = (min(day, first), last)
+    return spans
 
 
 def scores_of(connection: Connection, first: date, last: date, server: str | None = None) -> Sequence[Score]:
@@ -88,8 +105,10 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
 
 _MEASURED = {
     "database": "SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats",
-    "server": "SELECT instance_id, '' AS name, collected_date, sum(total_size_mb) AS size_mb FROM instance_size_stats "
-    "WHERE NOT is_deleted GROUP BY instance_id, collected_date",
+    # Of a day whose total is void, nothing: what was entered before is taken away.
+    "server": "SELECT instance_id, '' AS name, collected_date, "
+    "sum(total_size_mb) FILTER (WHERE NOT is_deleted) AS size_mb FROM instance_size_stats "
+    "GROUP BY instance_id, collected_date",
     "volume": f"SELECT v.*, v.volume_name AS name, {USED_MB.format('v')} AS size_mb FROM volume_size_stats v",  # noqa: S608 -- our own
 }
 # A forecast of a volume is not scored by what is used if, on its own day, that was not known.
@@ -102,6 +121,15 @@ _READ_OF_DISTRIBUTED = dict.fromkeys(
     "collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)",
 )
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
+# Days of late and corrected samples: as long as a window has not seen them, and afterwards by when it did.
+_CHANGED_DAYS = """
+SELECT day FROM (
+    SELECT collected_date AS day FROM capacity_sample_changes
+    UNION SELECT period_start FROM capacity_computed_windows
+          WHERE period_type = 'daily' AND computed_at >= CAST(:since AS date)
+    UNION SELECT collected_date FROM volume_size_stats WHERE collected_at >= CAST(:since AS date)
+) AS changed WHERE day < :as_of ORDER BY day DESC
+"""
 # A forecast is of the day of its last sample, which may be older than the day of its issue, but not stale.
 _DUE = """r.as_of BETWEEN CAST(:since AS date) - :days AND CAST(:until AS date) - :days + :stale
   AND r.last_day + :days BETWEEN CAST(:since AS date) AND CAST(:until AS date) AND r.forecast_{days}_mb IS NOT NULL"""

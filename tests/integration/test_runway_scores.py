@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 from sqlalchemy import Engine, text
 
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.scores import changed_spans
 from tests.clocks import TODAY
+from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes
 from tests.runways import add_day, add_volume, stored_runways
 
@@ -127,3 +131,64 @@ def test_a_forecast_of_a_volume_is_held_against_the_same_measure_of_use(
 
     expected = {(None, None): 6000, ("used_mb", 5100): 5100, (None, 5100): None}[used_then, used_mb]
     assert stored_runways(engine)["/data"]["actual_7_mb"] == expected
+@pytest.mark.parametrize("aggregated", [True, False])
+def test_a_forecast_is_scored_by_the_sample_of_its_due_day_whenever_that_comes_or_is_corrected(
+    engine: Engine, service: AggregationService, aggregated: bool
+) -> None:
+    add_volume(engine, 1, "/data", TODAY, 9_000, 4_000)
+    for ago in range(1, 80):
+        add_volume(engine, 1, "/data", TODAY - timedelta(days=ago), 9_000, 4_000)
+    due = TODAY + timedelta(days=7)
+
+    def next_day(day: int) -> dict[str, object]:
+        """Issue the next day, with or without the windows of all days computed before."""
+        as_of = TODAY + timedelta(days=day)
+        add_day(engine, as_of, 3014 + 10 * day)
+        if aggregated:
+            compute_windows(service, "daily", TODAY, as_of)
+        issue(engine, as_of, as_of)
+        return {name: row["actual_7_mb"] for name, row in stored_runways(engine).items()}
+
+    issue(engine, TODAY, TODAY)
+    for day in (1, 6, 8):
+        next_day(day)
+    none = {"": None, "orders": None, "still": None, "young": None, "/data": None}
+    assert next_day(14) == none, "the due day was not measured"
+
+    add_day(engine, due, 3084)
+    add_volume(engine, 1, "/data", due, 9_000, 3_900)
+    late = {**none, "": 3584, "orders": 3084, "still": 500, "/data": 5_100}
+    assert next_day(16) == late, "nine days after"
+
+    execute(
+        engine,
+        f"UPDATE database_size_stats SET size_mb = 3000 WHERE database_name = 'orders' AND collected_date = '{due}'",
+    )
+    assert next_day(38) == {**late, "orders": 3000}, "corrected a month after"
+
+    execute(engine, f"UPDATE instance_size_stats SET is_deleted = true WHERE collected_date = '{due}'")
+    assert next_day(45) == {**late, "orders": 3000, "": None}, "void"
+    execute(engine, f"DELETE FROM database_size_stats WHERE collected_date = '{due}'")
+    assert next_day(46)["orders"] == 3000, "retention takes no score along"
+
+
+def test_only_days_that_changed_since_the_issue_before_are_compared_again(
+    engine: Engine, service: AggregationService
+) -> None:
+    for day in range(1, 60):
+        add_day(engine, TODAY + timedelta(days=day), 3014 + 10 * day)
+    last = TODAY + timedelta(days=59)
+    compute_windows(service, "daily", TODAY, last)
+    issue(engine, last, last)
+    execute(engine, "UPDATE capacity_computed_windows SET computed_at = CAST(period_start AS timestamptz)")
+
+    def spans(as_of: date) -> list[tuple[date, date]]:
+        with engine.connect() as connection:
+            return changed_spans(connection, as_of, as_of)
+
+    tomorrow = last + timedelta(days=1)
+    assert spans(tomorrow) == [(last - timedelta(days=1), tomorrow)]
+    execute(engine, f"UPDATE database_size_stats SET size_mb = 1 WHERE collected_date = '{TODAY}'")
+    assert spans(tomorrow) == [(TODAY, TODAY), (last - timedelta(days=1), tomorrow)]
+    compute_windows(service, "daily", TODAY, TODAY)
+    assert spans(tomorrow) == [(TODAY, TODAY), (last - timedelta(days=1), tomorrow)]
