@@ -100,7 +100,7 @@ def plan(settings: Settings, /, *, as_json: bool, **asked: Any) -> int:
     """Say what `capacity aggregate` would do, and write nothing.
 
     The options are the same. For each window: servers with and without samples, rows that would be written, those that
-    are right already, and those that would be protected because they were built from more samples than are left.
+    are right already, and those that would be left alone because samples of theirs are gone.
 
     \b
     Examples:
@@ -212,7 +212,7 @@ def print_plan(run: RunSummary) -> None:
     also = f" and remove {removed:,}" if removed else ""
     say(
         f"Rows: would write {run.total('written_records'):,}{also}, leave {run.total('unchanged_records'):,} as they "
-        f"are and keep {run.total('protected_records'):,} that were built from more samples than are left."
+        f"are and keep {run.total('protected_records'):,} because samples of theirs are gone."
     )
     for error in run.errors:
         say(f"  would fail: {error}")

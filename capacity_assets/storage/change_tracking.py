@@ -4,7 +4,7 @@ Two triggers on each raw table record each day whose samples were added or corre
 `instances` record each server that became active. Which windows have to be recomputed for a changed day is decided in
 `aggregation.ledger`.
 
-Deleted samples make no window stale: a computation never lets a stored row lose samples (docs/semantics.md, "Writing").
+Deleted samples make no window stale: what is kept of a stored row then is in docs/semantics.md, "Writing".
 The invalidation log still records deletions, by table and transaction, and every write to the aggregates that is not a
 computation's. A window computed before such a write is recomputed instead of being skipped as unchanged.
 Rows written to a partition by its own name bypass the triggers of the table.

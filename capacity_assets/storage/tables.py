@@ -238,7 +238,7 @@ computed_windows = Table(
     Column("fingerprint", String(64), comment="What computed it, for which servers; null: not known"),
     Column("processed_instances", Integer, comment="Servers with samples in it"),
     Column("total_records", BigInteger, comment="Rows its samples supported"),
-    Column("protected_records", BigInteger, comment="Those of them that were kept because they hold more samples"),
+    Column("protected_records", BigInteger, comment="Those of them that were left alone, for samples that are gone"),
     Column("unsampled_records", BigInteger, comment="Rows kept beside them although no sample of them is left"),
     comment="Windows that were computed for all servers, and up to which change of the samples.",
 )
