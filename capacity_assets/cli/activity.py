@@ -16,6 +16,7 @@ from capacity_assets.aggregation.ledger_windows import IncompleteWindow
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import Window
+from capacity_assets.settings import Settings
 from capacity_assets.units import counted, first_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ STATES = {
 FAILED_FOR = timedelta(hours=1)
 FARTHEST_ZONE = timedelta(days=1)
 HEARTBEAT_SECONDS = 120
+LOCATION_SECONDS = 10
+# In Dagster's home: where the code location is.
+WORKSPACE = "workspace.yaml"
 # The name under which Dagster runs what was launched from assets, not from a job.
 ASSET_JOB = "__ASSET_JOB"
 
@@ -97,6 +101,34 @@ def daemon_works(storage: DagsterPostgresStorage) -> bool:
     """Whether a daemon of Dagster, which starts what is scheduled, sent a heartbeat lately; raises as `active_runs`."""
     newest = max((beat.timestamp for beat in storage.run_storage.get_daemon_heartbeats().values()), default=0.0)
     return datetime.now(tz=UTC).timestamp() - newest < HEARTBEAT_SECONDS
+
+
+def silent_location(settings: Settings) -> str | None:
+    """Say that the code location does not answer, and what to do; "" where it answers, None where it is not known.
+
+    It is asked where the workspace.yaml in Dagster's home says that it is.
+    """
+    from capacity_assets.orchestration.private.serving import (
+        DagsterUserCodeUnreachableError,
+        GrpcServerCodeLocationOrigin,
+        WorkspaceFileTarget,
+    )
+
+    workspace = settings.dagster_home / WORKSPACE
+    if not workspace.is_file():
+        return None
+    for origin in WorkspaceFileTarget(paths=[str(workspace)]).create_origins():
+        if not isinstance(origin, GrpcServerCodeLocationOrigin):
+            continue
+        try:
+            origin.create_client().get_server_id(timeout=LOCATION_SECONDS)
+        except DagsterUserCodeUnreachableError:
+            return (
+                f"The code location at {origin.socket or f'{origin.host}:{origin.port}'} does not answer, and without "
+                "it no run, schedule or alert starts. End `capacity up` with Ctrl-C and start it again; where units or "
+                "containers run it, restart that of the code location."
+            )
+    return ""
 
 
 def has_failed(runs: Sequence[ActiveRun]) -> bool:

@@ -12,6 +12,7 @@ from rich.text import Text
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.cli.activity import daemon_works, silent_location
 from capacity_assets.cli.check_database import capacity_database_findings
 from capacity_assets.cli.errors import BAD_USAGE, DONE, FAILED
 from capacity_assets.cli.findings import ZONE, Finding, Verdict, server_version, split_problem
@@ -58,7 +59,7 @@ def check(*, as_json: bool) -> int:
     if any(finding.subject == ZONE for finding in database):
         # What the database says of the zone stands for what was set.
         configuration = [finding for finding in configuration if finding.subject != ZONE]
-    elsewhere = [*_dagster_storage(settings), *_redis(settings), *_pages(settings)]
+    elsewhere = [*_dagster_storage(settings), *_location(settings), *_redis(settings), *_pages(settings)]
     findings = [*configuration, *database, *elsewhere]
     _print(findings, as_json=as_json)
     if any(finding.verdict is Verdict.BAD for finding in configuration):
@@ -171,6 +172,19 @@ def _pools(settings: Settings) -> Finding:
         listed = ", ".join(open_pools)
         return Finding("pools", Verdict.BAD, f"not limited to one run at a time: {listed}; run `capacity init`")
     return Finding("pools", Verdict.OK, "one run per period at a time")
+
+
+def _location(settings: Settings) -> Iterator[Finding]:
+    """Ask the code location where a daemon works, which starts nothing without it."""
+    if settings.dagster_url is None and not settings.embedded_server_exists:
+        return
+    try:
+        with dagster_storage(settings) as storage:
+            silent = silent_location(settings) if daemon_works(storage) else None
+    except (*DATABASE_FAILURES, CapacityError):
+        return  # said of the storage itself
+    if silent is not None:
+        yield Finding("code location", Verdict.BAD if silent else Verdict.OK, silent or "answers")
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:

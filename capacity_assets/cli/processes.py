@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from capacity_assets.cli.activity import WORKSPACE
 from capacity_assets.cli.output import say
 from capacity_assets.settings import Settings
 from capacity_assets.storage.embedded_folders import socket_folder
@@ -119,10 +120,12 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
     """
     code = socket_folder(home, CODE_SOCKET) / CODE_SOCKET
     code.unlink(missing_ok=True)
-    workspace = home / "workspace.yaml"
+    workspace = home / WORKSPACE
     target = {"socket": str(code), "location_name": LOCATION}
     workspace.write_text(json.dumps({"load_from": [{"grpc_server": target}]}), encoding="utf-8")
-    code_server = ["code-server", "start", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
+    # Not `code-server start`: the server inside that one ends itself when a pause keeps a heartbeat from it, as in a
+    # laptop that sleeps, and nothing starts it again.
+    code_server = ["api", "grpc", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
     others = {
         "the web server": ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
         "the daemon": ["dagster._daemon", "run", "--workspace", str(workspace)],
@@ -143,6 +146,8 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
         finally:
             if processes.running:
                 processes.end(say)
+            # Who looks afterwards is not to ask a location that nobody serves.
+            workspace.unlink(missing_ok=True)
 
 
 def _wait_for_code(processes: Processes, code: Path) -> None:

@@ -9,7 +9,15 @@ from datetime import date
 import click
 from sqlalchemy import Engine, bindparam, func, select
 
-from capacity_assets.cli.activity import ActiveRun, Late, active_runs, daemon_works, has_failed, late_and_stale_windows
+from capacity_assets.cli.activity import (
+    ActiveRun,
+    Late,
+    active_runs,
+    daemon_works,
+    has_failed,
+    late_and_stale_windows,
+    silent_location,
+)
 from capacity_assets.cli.options import json_command
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.clock import Clock
@@ -41,6 +49,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         runs, works = _activity(settings)
+        silent = silent_location(settings) if works else None
         revision = schema_revision(engine)
         if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
@@ -67,6 +76,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         activity = {
             "runs": _as_dicts(runs),
             "daemon_works": works,
+            "silent_location": silent or None,
             "late": _as_dicts(late),
             "stale": _as_dicts(stale),
             "untracked_changes": untracked,
@@ -92,6 +102,8 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
     _print_stale(stale)
     if runs is not None and not works:
         say("No Dagster daemon is at work: nothing is started before `capacity up`, or one of your own, runs.")
+    if silent:
+        say(silent)
     for shortcoming in untracked:
         say(f"Whether figures are behind their samples is not known: {shortcoming}. Run `capacity init`.")
 

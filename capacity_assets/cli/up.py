@@ -25,7 +25,15 @@ from typing import IO
 
 import click
 
-from capacity_assets.cli.activity import ActiveRun, Late, active_runs, activity_text, has_failed, late_windows
+from capacity_assets.cli.activity import (
+    ActiveRun,
+    Late,
+    active_runs,
+    activity_text,
+    has_failed,
+    late_windows,
+    silent_location,
+)
 from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.options import command
 from capacity_assets.cli.output import say
@@ -277,7 +285,7 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
                 if next(readings) % READINGS_PER_CHECK_FOR_LATE == 0 or len(runs) < len(before):
                     late = None
                     late = late_windows(runner, followed=not has_failed(runs))
-                text = activity_text(runs, late)
+                text = silent_location(settings) or activity_text(runs, late)
             except DATABASE_FAILURES as error:
                 text = f"what runs and waits cannot be read: {reason_of(error)}"
             except DagsterPostgresException as error:

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import Engine, text
 
@@ -109,6 +110,23 @@ def processes_naming(text: str) -> list[str]:
         if text in line and folder.name != str(os.getpid()):
             found.append(line)
     return found
+
+
+# A server that wants heartbeats waits half a minute for one; here it would end itself sooner.
+SHORT_HEARTBEAT = {"DAGSTER_GRPC_PROXY_HEARTBEAT_TTL_SECONDS": "2"}
+PAUSE_SECONDS = 6
+
+
+def pause(processes: Iterable[subprocess.Popen[Any]]) -> None:
+    """Stop processes with all that they started, as a laptop that sleeps does, and let them go on after a while."""
+    started = [psutil.Process(process.pid) for process in processes]
+    everyone = [*started, *(child for one in started for child in one.children(recursive=True))]
+    for one in everyone:
+        one.suspend()
+    time.sleep(PAUSE_SECONDS)
+    for one in everyone:
+        with suppress(psutil.NoSuchProcess):
+            one.resume()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from sqlalchemy import URL, Engine
 
 from capacity_assets.settings import DAGSTER_DRIVER, Settings, variable_names
 from capacity_assets.storage.embedded_folders import socket_folder
-from tests.e2e.stack import ask, launch, status, wait_for
+from tests.e2e.stack import SHORT_HEARTBEAT, ask, launch, pause, status, wait_for
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.redis_server import RedisServer
 from tests.servers import free_port
@@ -130,6 +131,13 @@ def started(arguments: list[str], environment: dict[str, str], folder: Path) -> 
             process.wait(60)
 
 
+def found_by(environment: dict[str, str], folder: Path) -> dict[str, tuple[str, str]]:
+    """What `capacity check` finds, by subject."""
+    check = [str(PROGRAMS / "capacity"), "check", "--json"]
+    printed = subprocess.run(check, env=environment, cwd=folder, check=False, capture_output=True).stdout
+    return {found["subject"]: (found["verdict"], found["text"]) for found in json.loads(printed)}
+
+
 @pytest.mark.usefixtures("reader_role")
 def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
     engine: Engine, database: URL, empty_database: URL, redis_server: RedisServer, tmp_path: Path
@@ -145,6 +153,7 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
     workspace = (ROOT / "deploy" / "systemd" / "workspace.yaml").read_text()
     workspace = workspace.replace("/run/capacity/code.sock", str(socket))
     (tmp_path / "workspace.yaml").write_text(workspace)
+    (home / "workspace.yaml").write_text(workspace)
     environment = {
         # As they are installed: without what the processes of other tests load first.
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
@@ -153,6 +162,7 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
         "CAPACITY_REDIS_URL": redis_server.url,
         "CAPACITY_HOME": str(tmp_path),
         "DAGSTER_HOME": str(home),
+        **SHORT_HEARTBEAT,
         # A superuser may become the role that can only read; on a server of one's own its owner makes it.
         "CAPACITY_WEB_DATABASE_URL": database.render_as_string(hide_password=False),
     }
@@ -179,9 +189,19 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
         for name in ORDER:
             processes.append(stack.enter_context(started(arguments(name), environment, tmp_path)))
             wait_for(lambda name=name: healthy(name), f"{name} to be healthy")
+        pause(processes)
         run_id = launch(web_port, "daily_aggregation_job", [], "2025-03-02")
         wait_for(lambda: status(web_port, run_id) in {"SUCCESS", "FAILURE"}, "the run")
         assert status(web_port, run_id) == "SUCCESS"
         assert [process.poll() for process in processes] == [None] * 4
+        found = found_by(environment, tmp_path)
+        assert found["code location"] == ("ok", "answers")
+        processes[0].send_signal(signal.SIGSTOP)
+        try:
+            verdict, said = found_by(environment, tmp_path)["code location"]
+        finally:
+            processes[0].send_signal(signal.SIGCONT)
+        assert verdict == "bad"
+        assert f"The code location at {socket} does not answer" in said
         locations = "query { workspaceOrError { ... on Workspace { locationEntries { name } } } }"
         assert ask(web_port, locations)["workspaceOrError"]["locationEntries"] == [{"name": "capacity_assets"}]

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from functools import partialmethod
+from pathlib import Path
 
 import dagster as dg
 import psutil
@@ -16,7 +18,11 @@ from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 from dagster._grpc.client import DagsterGrpcClient
 
 from capacity_assets.cli import processes
+from capacity_assets.storage.embedded_folders import socket_folder
+from tests.clocks import SHANGHAI
 from tests.daemon import Daemon
+from tests.e2e.stack import SHORT_HEARTBEAT, launch, pause, run, served, status, wait_for
+from tests.servers import free_port
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 NOON = 1_740_000_000.0
@@ -79,3 +85,38 @@ def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytes
     assert stubborn.returncode == -signal.SIGTERM
     assert not psutil.pid_exists(stubborn.pid)
     stubborn.stdout.close()
+
+
+def test_a_pause_of_all_that_up_started_ends_nothing_and_a_location_that_hangs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a laptop that sleeps."""
+    yesterday = (datetime.now(tz=SHANGHAI).date() - timedelta(days=1)).isoformat()
+    for name, value in {**SHORT_HEARTBEAT, "CAPACITY_START_DATE": yesterday, "CAPACITY_COLLECTION": "off"}.items():
+        monkeypatch.setenv(name, value)
+    home, port = tmp_path / "home", free_port()
+
+    def activity() -> str:
+        return " ".join(run(home, "status").stdout.split())
+
+    with served(home, port) as up:
+        pause([up])
+        run_id = launch(port, "daily_aggregation_job", [], yesterday)
+        wait_for(lambda: status(port, run_id) in {"SUCCESS", "FAILURE"}, "the run")
+        assert status(port, run_id) == "SUCCESS"
+        wait_for(lambda: "No Dagster daemon" not in activity(), "the daemon's first heartbeat")
+        assert "code location" not in activity()
+
+        [code] = [one for one in psutil.Process(up.pid).children() if "grpc" in one.cmdline()]
+        code.suspend()
+        try:
+            hanging = activity()
+            assert up.stdout is not None
+            wait_for(lambda: "The code location at" in up.stdout.readline(), "up to say it too")  # type: ignore[union-attr]
+        finally:
+            code.resume()
+        assert (
+            f"The code location at {socket_folder(home / 'dagster', 'code.sock')}/code.sock does not answer" in hanging
+        )
+        assert "End `capacity up` with Ctrl-C and start it again" in hanging
+    assert "code location" not in activity(), "what nobody serves is not asked"
