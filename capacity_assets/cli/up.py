@@ -13,8 +13,6 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -48,6 +46,7 @@ from capacity_assets.cli.processes import (
 from capacity_assets.cli.serve import refuse_a_taken_port
 from capacity_assets.errors import DATABASE_FAILURES, CapacityError, ValidationError, reason_of
 from capacity_assets.foundation.lock_errors import LockUnavailableError
+from capacity_assets.foundation.outgoing import UnansweredError, ask
 from capacity_assets.foundation.redis_locks import ask_redis
 from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
@@ -63,8 +62,7 @@ READINGS_PER_CHECK_FOR_LATE = 15
 LOG_LINES_SHOWN = 15
 # The last of them when the terminal is closed or the connection to it lost.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Our own address is asked directly, whatever proxy the environment names.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+ANSWER_SECONDS = 5
 
 
 class _StopRequestedError(BaseException):
@@ -261,14 +259,12 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
 
 def _answers(address: str) -> bool:
     try:
-        with _DIRECT.open(address, timeout=5):
-            return True
-    except urllib.error.HTTPError as error:
-        # The pages may ask who one is before they show anything.
-        error.close()
-        return error.code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-    except (urllib.error.URLError, OSError):
+        # Our own address, whatever proxy the environment names.
+        status = ask(address, seconds=ANSWER_SECONDS, by_proxy=False).status
+    except UnansweredError:
         return False
+    # The pages may ask who one is before they show anything.
+    return status in {HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
 def _report_until_one_exits(processes: Processes, settings: Settings, stop: threading.Event) -> subprocess.Popen[bytes]:

@@ -7,13 +7,9 @@ does becomes one sentence, and harms nothing but what it was asked for.
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import math
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +17,11 @@ from typing import Any
 from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.collection.volume_sources import PrometheusSource
 from capacity_assets.errors import CapacityError
+from capacity_assets.foundation.outgoing import UnansweredError, ask
 from capacity_assets.units import counted
 
-TIMEOUT_SECONDS = 10.0
-ALL_SECONDS = 30.0
+TIMEOUT_SECONDS = 15.0
 MOST_BYTES = 16 * 1024 * 1024
-BYTES_AT_A_TIME = 64 * 1024
 SHOWN = 200
 
 
@@ -66,9 +61,8 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
         CredentialError: its password cannot be looked up.
     """
     headers = _login(source, secrets)
-    deadline = time.monotonic() + ALL_SECONDS
-    totals, free = (_result(source, query, headers, deadline) for query in (source.total, source.free))
-    used = _result(source, source.used, headers, deadline) if source.used else {}
+    totals, free = (_result(source, query, headers) for query in (source.total, source.free))
+    used = _result(source, source.used, headers) if source.used else {}
     by_place: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     strangers: set[str] = set()
     for labels, total in totals.items():
@@ -123,11 +117,11 @@ def _login(source: PrometheusSource, secrets: SecretFolders) -> Mapping[str, str
 
 
 def _result(
-    source: PrometheusSource, query: str, headers: Mapping[str, str], deadline: float
+    source: PrometheusSource, query: str, headers: Mapping[str, str]
 ) -> dict[tuple[tuple[str, str], ...], float]:
     """Return the values of an instant query by their labels, without the name of the metric."""
     url = f"{source.url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    answer = _document(_body(url, headers, deadline))
+    answer = _document(_body(url, headers))
     if answer.get("status") != "success":
         raise SourceError(f"it refuses the query: {str(answer.get('error', 'no reason given'))[:SHOWN]}")
     try:
@@ -153,35 +147,16 @@ def _document(body: bytes) -> Mapping[str, Any]:
     return answer
 
 
-def _body(url: str, headers: Mapping[str, str], deadline: float) -> bytes:
-    """Read an answer to its end within the time that is left, whatever its status."""
-    request = urllib.request.Request(url)  # noqa: S310 -- the file accepts http and https only
-    for name, value in headers.items():
-        # Not sent on to where a redirection leads.
-        request.add_unredirected_header(name, value)
+def _body(url: str, headers: Mapping[str, str]) -> bytes:
+    """Read an answer to its end, whatever its status."""
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 -- as above
-            return _read(answer, deadline)
-    except urllib.error.HTTPError as error:
-        with error:
-            # A refused query is answered by 400 or 422, with the reason as JSON.
-            if error.code in {400, 422, 503}:
-                return _read(error, deadline)
-        raise SourceError(f"it answers {error.code}") from None
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise SourceError(f"it does not answer ({str(reason)[:SHOWN] or type(error).__name__})") from None
-
-
-def _read(answer: Any, deadline: float) -> bytes:
-    body = bytearray()
-    try:
-        while part := answer.read1(BYTES_AT_A_TIME):
-            body += part
-            if len(body) > MOST_BYTES:
-                raise SourceError(f"its answer has more than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")
-            if time.monotonic() > deadline:
-                raise SourceError(f"its answer did not end within {ALL_SECONDS:.0f} s")
-    except (OSError, http.client.HTTPException) as error:
-        raise SourceError(f"its answer broke off ({type(error).__name__})") from None
-    return bytes(body)
+        answer = ask(url, seconds=TIMEOUT_SECONDS, headers=headers, most_bytes=MOST_BYTES)
+    except UnansweredError as error:
+        raise SourceError(f"it does not answer ({str(error)[:SHOWN]})") from None
+    # A refused query is answered by 400 or 422, with the reason as JSON.
+    if answer.status not in {200, 400, 422, 503}:
+        redirects = ", a redirection, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
+        raise SourceError(f"it answers {answer.status}{redirects}")
+    if len(answer.body) > MOST_BYTES:
+        raise SourceError(f"its answer has more than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")
+    return answer.body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import smtplib
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from functools import partial
@@ -16,11 +16,12 @@ from capacity_assets.digest.content import Digest, read_digest
 from capacity_assets.digest.receivers import Receiver
 from capacity_assets.digest.writing import as_mail, as_text, subject_of
 from capacity_assets.errors import database_errors
-from capacity_assets.foundation.webhook import WebhookError, post_text
+from capacity_assets.foundation.outgoing import Opened, WebhookError, post_text, within
 from capacity_assets.periods import Window
 from capacity_assets.storage.row_locks import wait_for_lock
 
-TIMEOUT_SECONDS = 20
+# Between two bytes, and for a mail from the greeting to the end.
+TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60
 PORTS = {"smtp": 587, "smtps": 465}
 
 
@@ -117,18 +118,23 @@ def _mail(url: str, mail: EmailMessage) -> str:
     host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
     context = ssl.create_default_context()
     is_encrypted = parts.scheme == "smtps"
-    connected = partial(smtplib.SMTP_SSL, context=context) if is_encrypted else smtplib.SMTP
-    try:
+    opened = Opened()
+    encrypted = partial(opened.noting(smtplib.SMTP_SSL), context=context)
+    connected = encrypted if is_encrypted else opened.noting(smtplib.SMTP)
+
+    def hand_over() -> Mapping[str, object]:
         with connected(host, port, timeout=TIMEOUT_SECONDS) as server:
             server.ehlo()
             if not is_encrypted and server.has_extn("starttls"):
                 server.starttls(context=context)
-                is_encrypted = True
+            elif not is_encrypted and parts.username:
+                raise SendingError(f"{host} offers no encryption: the password was not sent to it.")
             if parts.username:
-                if not is_encrypted:
-                    raise SendingError(f"{host} offers no encryption: the password was not sent to it.")
                 server.login(unquote(parts.username), unquote(parts.password or ""))
-            refused = server.send_message(mail)
+            return server.send_message(mail)
+
+    try:
+        refused = within(MAIL_SECONDS, hand_over, opened.close)
     except smtplib.SMTPAuthenticationError:
         raise SendingError(f"{host} refuses the login.") from None
     except smtplib.SMTPRecipientsRefused as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from capacity_assets.foundation.lock_errors import (
     LockUnavailableError,
@@ -18,6 +18,7 @@ from capacity_assets.foundation.lock_errors import (
     owner_name,
     subject,
 )
+from capacity_assets.foundation.outgoing import within
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 KEY_PREFIX = "capacity:aggregation"
 RENEWALS_PER_TIME_TO_LIVE = 3
-REDIS_TIMEOUT_SECONDS = 5.0
+# Between two bytes, and for a call as a whole.
+REDIS_TIMEOUT_SECONDS, CALL_SECONDS = 5.0, 15.0
+
+Result = TypeVar("Result")
 
 
 def redis_key(period: str) -> str:
@@ -38,10 +42,11 @@ def ask_redis(url: str) -> None:
     from redis.lock import Lock
 
     with _redis_errors("coming"), _client(url) as client:
-        lock = Lock(client, redis_key(f"check:{os.urandom(4).hex()}"), timeout=REDIS_TIMEOUT_SECONDS, blocking=False)
-        lock.acquire()
-        lock.extend(REDIS_TIMEOUT_SECONDS, replace_ttl=True)
-        lock.release()
+        name = redis_key(f"check:{os.urandom(4).hex()}")
+        lock = Lock(client, name, timeout=REDIS_TIMEOUT_SECONDS, blocking=False, thread_local=False)
+        _asked(client, lock.acquire)
+        _asked(client, lambda: lock.extend(REDIS_TIMEOUT_SECONDS, replace_ttl=True))
+        _asked(client, lock.release)
 
 
 def _client(url: str) -> Redis:
@@ -56,6 +61,16 @@ def _client(url: str) -> Redis:
         # No retries inside the client: a server that is away must be told, not waited for.
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def _asked(client: Redis, call: Callable[[], Result]) -> Result:
+    """Return what a call returns, and bound it as a whole; raises RedisError."""
+    from redis.exceptions import TimeoutError as RedisTimeoutError
+
+    try:
+        return within(CALL_SECONDS, call, client.connection_pool.disconnect)
+    except TimeoutError as error:
+        raise RedisTimeoutError(str(error)) from error
 
 
 class RedisLock:
@@ -79,8 +94,8 @@ class RedisLock:
         since = datetime.now(tz=UTC).isoformat(timespec="seconds")
         token = json.dumps({"owner": owner_name(), "since": since, "nonce": os.urandom(8).hex()})
         with _redis_errors(self._period):
-            taken = self._lock.acquire(token=token)
-            holder = None if taken else self._redis.get(self._lock.name)
+            taken = _asked(self._redis, lambda: self._lock.acquire(token=token))
+            holder = None if taken else _asked(self._redis, lambda: self._redis.get(self._lock.name))
         if not taken:
             self._redis.close()
             raise held_by(self._period, _readable_token(holder))
@@ -92,7 +107,7 @@ class RedisLock:
 
         while not self._stopped.wait(self._time_to_live / RENEWALS_PER_TIME_TO_LIVE):
             try:
-                self._lock.extend(self._time_to_live, replace_ttl=True)
+                _asked(self._redis, lambda: self._lock.extend(self._time_to_live, replace_ttl=True))
             except RedisError:
                 # Away for a moment or lost for good: `ensure_held` asks again before anything is committed.
                 continue
@@ -102,7 +117,7 @@ class RedisLock:
         from redis.exceptions import RedisError
 
         try:
-            owned = self._lock.owned()
+            owned = _asked(self._redis, self._lock.owned)
         except RedisError as error:
             raise lost(self._period, "Redis cannot be asked whether it is still held") from error
         if not owned:
@@ -116,7 +131,7 @@ class RedisLock:
         self._renewer.join()
         # Away or not ours any more: the time to live ends it, and the work has asked `ensure_held` itself.
         with suppress(RedisError):
-            self._lock.release()
+            _asked(self._redis, self._lock.release)
         self._redis.close()
 
 

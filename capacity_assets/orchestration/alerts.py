@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry, EventRecordsFilter
 
-from capacity_assets.foundation.webhook import WebhookError, post_text
+from capacity_assets.foundation.outgoing import WebhookError, post_text
 from capacity_assets.orchestration.metadata import unescaped
 from capacity_assets.orchestration.private.definitions import (
     AUTO_RETRY_RUN_ID_TAG,

@@ -1,0 +1,177 @@
+"""Calls over HTTP and SMTP: each has one time limit as a whole, and no redirection is followed.
+
+The time-out of a socket begins anew with every byte, so without the limit one byte a second keeps a caller for days.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import smtplib
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+WEBHOOK_SECONDS = 10.0
+CLOSING_SECONDS = 0.5
+
+Result = TypeVar("Result")
+Client = TypeVar("Client", http.client.HTTPConnection, http.client.HTTPSConnection, smtplib.SMTP, smtplib.SMTP_SSL)
+
+
+class UnansweredError(Exception):
+    """No answer came; the text says why, `kind` the same without anything of the address."""
+
+    def __init__(self, reason: str, kind: str) -> None:
+        """Take both."""
+        super().__init__(reason)
+        self.kind = kind
+
+
+class WebhookError(Exception):
+    """The receiver is away or refuses; the text completes "The receiver ...", and names neither address nor secret."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, whatever its status; the body is cut one byte behind the most that was wanted."""
+
+    status: int
+    body: bytes
+
+
+class Opened:
+    """The connections of a call, so that another thread can end it."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._found: list[Any] = []
+
+    def noting(self, kind: type[Client]) -> type[Client]:
+        """Return a client like `kind` whose connections are known here."""
+
+        def connect(client: Any, *args: Any, **options: Any) -> Any:
+            self._found.append(client)
+            done = kind.connect(client, *args, **options)
+            # A client of HTTP forgets its socket when the body begins.
+            self._found.append(client.sock)
+            return done
+
+        return type(kind.__name__, (kind,), {"connect": connect})
+
+    def close(self) -> None:
+        """Shut what is open down, so that whoever waits for it goes on."""
+        for one in list(self._found):
+            found = getattr(one, "sock", one)
+            if found is not None:
+                with suppress(OSError):
+                    found.shutdown(socket.SHUT_RDWR)
+
+
+def within(seconds: float, call: Callable[[], Result], end: Callable[[], object]) -> Result:
+    """Return what `call` returns; it runs in a thread, which `end` makes go on when the time is over.
+
+    Raises:
+        TimeoutError: it took longer.
+        Exception: whatever `call` raises.
+    """
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # noqa: BLE001 -- raised again for the caller
+            outcome.set_exception(error)
+
+    def close() -> None:
+        # Again and again: what is being connected now can be shut down a moment later only.
+        while not outcome.done():
+            end()
+            time.sleep(CLOSING_SECONDS)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError as error:
+        if outcome.done():
+            raise
+        raise TimeoutError(f"no complete answer within {seconds:g} s") from error
+    finally:
+        if not outcome.done():
+            threading.Thread(target=close, daemon=True).start()
+
+
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Leaves every status to the caller: a redirection too, which would turn POST into GET and lead anywhere."""
+
+    def http_response(
+        self,
+        request: urllib.request.Request,  # noqa: ARG002 -- urllib's signature
+        response: http.client.HTTPResponse,
+    ) -> http.client.HTTPResponse:
+        return response
+
+    https_response = http_response
+
+
+def ask(  # noqa: PLR0913 -- what a question may have
+    url: str,
+    *,
+    seconds: float,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    most_bytes: int = 0,
+    by_proxy: bool = True,
+) -> Answer:
+    """Ask a web address, by POST where there is a `body`; raises UnansweredError.
+
+    `seconds` is for everything from the first byte of the connection to the last of the answer.
+    """
+    opened = Opened()
+    plain, encrypted = opened.noting(http.client.HTTPConnection), opened.noting(http.client.HTTPSConnection)
+
+    class Plain(urllib.request.HTTPHandler):
+        def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(plain, request)
+
+    class Encrypted(urllib.request.HTTPSHandler):
+        def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(encrypted, request)
+
+    proxies = [] if by_proxy else [urllib.request.ProxyHandler({})]
+
+    def asked() -> Answer:
+        request = urllib.request.Request(url, data=body, headers=dict(headers or {}))  # noqa: S310 -- the caller's
+        opener = urllib.request.build_opener(Plain, Encrypted, _AsItIs, *proxies)
+        with opener.open(request, timeout=seconds) as answer:
+            return Answer(answer.status, answer.read(most_bytes + 1) if most_bytes else b"")
+
+    try:
+        return within(seconds, asked, opened.close)
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            late = f"no complete answer within {seconds:g} s"
+            raise UnansweredError(late, late) from None
+        raise UnansweredError(str(reason) or type(error).__name__, type(error).__name__) from None
+
+
+def post_text(url: str, text: str) -> None:
+    """Post one message as JSON with the key `text`, as Slack-compatible receivers take it; raises WebhookError."""
+    body, headers = json.dumps({"text": text}).encode(), {"Content-Type": "application/json"}
+    try:
+        status = ask(url, seconds=WEBHOOK_SECONDS, body=body, headers=headers).status
+    except UnansweredError as error:
+        raise WebhookError(f"does not answer ({error.kind})") from None
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        raise WebhookError(f"answered {status}, a redirection, which is not followed: set the address it leads to")
+    if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        raise WebhookError(f"answered {status}")
