@@ -1,4 +1,4 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and who may read new ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What is kept is for its owner alone; what a file that somebody names is for, says the umask of who called.
+PRIVATE_UMASK = 0o077
+# Under this name the context of a command has the other one.
+UMASK = f"{__name__}.umask"
 
 
 @contextmanager

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,9 +104,3 @@ def fault(name: str, *, says: str, code: int) -> Callable[[Breaking], Breaking]:
         return breaking
 
     return entered
-
-
-@contextmanager
-def silent_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening.getsockname()[1]

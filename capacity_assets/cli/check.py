@@ -32,6 +32,7 @@ from capacity_assets.periods import PERIODS
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import excluded_of, open_reading_engine
 from capacity_assets.settings import ConfigurationError, Settings, load_settings
+from capacity_assets.storage.embedded_folders import others_can_write
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, safe_url
 
 UNDEFINED_TABLE = "42P01"
@@ -112,10 +113,8 @@ def _volume_sources(settings: Settings) -> Iterator[Finding]:
 
 def _home(settings: Settings) -> Finding:
     home = settings.home.resolve()
-    if home.exists() and home.stat().st_mode & stat.S_IWOTH:
-        text = f"{home} can be written by every user of this machine: chmod o-w {home}"
-        return Finding("CAPACITY_HOME", Verdict.BAD, text)
-    return Finding("CAPACITY_HOME", Verdict.OK, str(home))
+    problem = others_can_write(home) or others_can_write(settings.dagster_home)
+    return Finding("CAPACITY_HOME", Verdict.BAD if problem else Verdict.OK, problem or str(home))
 
 
 def _open_files(settings: Settings) -> Iterator[Finding]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -26,7 +28,10 @@ def init(settings: Settings, /, *, as_json: bool) -> None:
     """
     with ExitStack() as stack:
         # The embedded storage is prepared by whatever starts Dagster on it.
-        environment = stack.enter_context(dagster_environment(settings)) if settings.dagster_url else None
+        environment = None
+        if settings.dagster_url:
+            passing = Path(stack.enter_context(TemporaryDirectory()))
+            environment = stack.enter_context(dagster_environment(settings, home=passing))
         engine = stack.enter_context(open_engine(settings))
         # Dagster's first: what stands in the way there shows before anything is changed here.
         if environment is not None:

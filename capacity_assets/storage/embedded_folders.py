@@ -28,6 +28,32 @@ class FolderRefusedError(Exception):
     """A folder cannot be used; the text says why and what to do."""
 
 
+def own_folder(folder: Path) -> None:
+    """Make a folder that nobody else can write, and as root its server's user can pass through.
+
+    Raises FolderRefusedError where others can write one that is there; OSError where none can be made.
+    """
+    mode = 0o711 if os.geteuid() == 0 else 0o700
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(exist_ok=True)
+        # Whatever the umask.
+        missing.chmod(mode)
+    if problem := others_can_write(folder):
+        raise FolderRefusedError(problem)
+
+
+def others_can_write(folder: Path) -> str | None:
+    """Say who else can write a folder, and what to do; None where nobody can, or there is none."""
+    mode = folder.stat().st_mode if folder.exists() else 0
+    if not mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+    who = "every user of this machine" if mode & stat.S_IWOTH else "its group"
+    return (
+        f"{folder} can be written by {who}, and files there are trusted, some executed. Look for those that you do not "
+        f"know, then run `chmod -R go-w {folder}`."
+    )
+
+
 def data_folder(wanted: Path) -> Path:
     """Return where the data really lies: `wanted`, or as root a private folder that `wanted` becomes a link to.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partialmethod
 from pathlib import Path
+from threading import Timer
+from typing import NamedTuple
 
 import dagster as dg
 import psutil
@@ -18,14 +21,28 @@ from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 from dagster._grpc.client import DagsterGrpcClient
 
 from capacity_assets.cli import processes
+from capacity_assets.cli import up as cli_up
+from capacity_assets.cli.errors import CommandFailedError
+from capacity_assets.settings import Settings
 from capacity_assets.storage.embedded_folders import socket_folder
 from tests.clocks import SHANGHAI
 from tests.daemon import Daemon
-from tests.e2e.stack import SHORT_HEARTBEAT, launch, pause, run, served, status, wait_for
+from tests.e2e.stack import (
+    PATIENCE_SECONDS,
+    SHORT_HEARTBEAT,
+    launch,
+    pause,
+    processes_naming,
+    run,
+    served,
+    status,
+    wait_for,
+)
 from tests.servers import free_port
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 NOON = 1_740_000_000.0
+YESTERDAY = (datetime.now(tz=SHANGHAI).date() - timedelta(days=1)).isoformat()
 
 
 @contextmanager
@@ -87,36 +104,89 @@ def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytes
     stubborn.stdout.close()
 
 
-def test_a_pause_of_all_that_up_started_ends_nothing_and_a_location_that_hangs_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in a laptop that sleeps."""
-    yesterday = (datetime.now(tz=SHANGHAI).date() - timedelta(days=1)).isoformat()
-    for name, value in {**SHORT_HEARTBEAT, "CAPACITY_START_DATE": yesterday, "CAPACITY_COLLECTION": "off"}.items():
-        monkeypatch.setenv(name, value)
-    home, port = tmp_path / "home", free_port()
+class Up(NamedTuple):
+    """`capacity up` on a folder of its own."""
 
-    def activity() -> str:
-        return " ".join(run(home, "status").stdout.split())
+    home: Path
+    port: int
+    process: subprocess.Popen[str]
 
-    with served(home, port) as up:
-        pause([up])
-        run_id = launch(port, "daily_aggregation_job", [], yesterday)
-        wait_for(lambda: status(port, run_id) in {"SUCCESS", "FAILURE"}, "the run")
-        assert status(port, run_id) == "SUCCESS"
-        wait_for(lambda: "No Dagster daemon" not in activity(), "the daemon's first heartbeat")
-        assert "code location" not in activity()
+    def activity(self) -> str:
+        return " ".join(run(self.home, "status").stdout.split())
 
-        [code] = [one for one in psutil.Process(up.pid).children() if "grpc" in one.cmdline()]
-        code.suspend()
-        try:
-            hanging = activity()
-            assert up.stdout is not None
-            wait_for(lambda: "The code location at" in up.stdout.readline(), "up to say it too")  # type: ignore[union-attr]
-        finally:
-            code.resume()
-        assert (
-            f"The code location at {socket_folder(home / 'dagster', 'code.sock')}/code.sock does not answer" in hanging
+    def succeeds(self, day: str = YESTERDAY) -> bool:
+        """Whether a run that is launched now does."""
+        run_id = launch(self.port, "daily_aggregation_job", [], day)
+        return bool(wait_for(lambda: status(self.port, run_id) in {"SUCCESS", "FAILURE"}, "the run")) and (
+            status(self.port, run_id) == "SUCCESS"
         )
-        assert "End `capacity up` with Ctrl-C and start it again" in hanging
-    assert "code location" not in activity(), "what nobody serves is not asked"
+
+    def says(self, text: str) -> bool:
+        """Whether it says that at last; what it says before is dropped."""
+        assert self.process.stdout is not None
+        patience = Timer(PATIENCE_SECONDS, self.process.kill)
+        patience.start()
+        try:
+            return any(text in line for line in iter(self.process.stdout.readline, ""))
+        finally:
+            patience.cancel()
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """In its folder lies a module of somebody else's by the name of one that is imported."""
+    folder = tmp_path_factory.mktemp("up")
+    folder.chmod(0o711)
+    home, port = folder / "home", free_port()
+    planted = home / "dagster" / "yaml.py"
+    planted.parent.mkdir(mode=0o700, parents=True)
+    planted.write_text(f"open({str(folder / 'executed')!r}, 'w')\nraise SystemExit(1)\n")
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in {**SHORT_HEARTBEAT, "CAPACITY_START_DATE": YESTERDAY, "CAPACITY_COLLECTION": "off"}.items():
+            patched.setenv(name, value)
+        with served(home, port) as process:
+            yield Up(home, port, process)
+        after = Up(home, port, process).activity()
+    assert processes_naming(str(home)) == []
+    assert "code location" not in after, "what nobody serves is not asked"
+    assert not (folder / "executed").exists(), "nothing is imported from the folder in which processes start"
+
+
+def test_a_pause_of_all_that_up_started_ends_nothing_and_a_location_that_hangs_is_named(up: Up) -> None:
+    """As in a laptop that sleeps."""
+    pause([up.process])
+
+    assert up.succeeds()
+    wait_for(lambda: "No Dagster daemon" not in up.activity(), "the daemon's first heartbeat")
+    assert "code location" not in up.activity()
+
+    [code] = [one for one in psutil.Process(up.process.pid).children() if "grpc" in one.cmdline()]
+    code.suspend()
+    try:
+        hanging = up.activity()
+        assert up.says("The code location at")
+    finally:
+        code.resume()
+    folder = socket_folder(up.home / "dagster", "code.sock")
+    assert f"The code location at {folder}/code.sock does not answer" in hanging
+    assert "End `capacity up` with Ctrl-C and start it again" in hanging
+
+
+def test_an_embedded_server_that_was_killed_is_started_again_and_stops_with_up(up: Up) -> None:
+    postmaster = int((up.home / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+
+    os.kill(postmaster, signal.SIGKILL)
+
+    assert up.says("the embedded PostgreSQL had ended and was started again")
+    assert up.succeeds()
+
+
+def test_an_embedded_server_that_keeps_ending_ends_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli_up, "start_again", lambda _data: True)
+    restarts = cli_up._Restarts(Settings(CAPACITY_HOME=tmp_path))  # type: ignore[call-arg]
+
+    said = [restarts.start_again_if_ended() for _ in range(cli_up.MOST_RESTARTS)]
+
+    assert all("was started again" in text for text in said)
+    with pytest.raises(CommandFailedError, match=f"{cli_up.MOST_RESTARTS + 1} times within an hour"):
+        restarts.start_again_if_ended()

@@ -14,8 +14,9 @@ import pytest
 
 from capacity_assets.foundation import text_lines
 from capacity_assets.storage.embedded import embedded_server
-from tests.faults import FAULTS, ROOT, Answer, Fault, capacity, fault, new_interpreter, silent_port
+from tests.faults import FAULTS, ROOT, Answer, Fault, capacity, fault, new_interpreter
 from tests.file_systems import read_only, small_device
+from tests.servers import free_port, silent_socket
 
 
 @fault(
@@ -25,6 +26,34 @@ from tests.file_systems import read_only, small_device
 )
 def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "status", CAPACITY_START_DATE="9999-12-31")
+
+
+@fault(
+    "a data folder that others can write",
+    says="can be written by every user of this machine, and files there are trusted, some executed. Look for those",
+    code=1,
+)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / "home").mkdir()
+    (folder / "home").chmod(0o777)
+    return capacity(folder, "init")
+
+
+@fault("Dagster's folder in it that a group can write", says="can be written by its group, and files", code=1)
+def _(folder: Path, _home: Path) -> Answer:
+    dagster = folder / "home" / "dagster"
+    dagster.mkdir(parents=True)
+    dagster.chmod(0o770)
+    return capacity(folder, "up")
+
+
+@fault("a link where `capacity up` keeps its lock", says="is a link, and would be written through.", code=1)
+def _(folder: Path, _home: Path) -> Answer:
+    (folder / "home" / "dagster").mkdir(parents=True)
+    (folder / "home" / "dagster" / "up.lock").symlink_to(folder / "elsewhere")
+    answer = capacity(folder, "up")
+    assert not (folder / "elsewhere").exists()
+    return answer
 
 
 @fault("a variable that is misspelt", says="Did you mean CAPACITY_TIMEZONE?", code=2)
@@ -190,14 +219,14 @@ def _(folder: Path, _home: Path) -> Answer:
     code=1,
 )
 def _(folder: Path, _home: Path) -> Answer:
-    with silent_port() as port:
+    with silent_socket() as port:
         address = f"postgresql://dba@127.0.0.1:{port}/capacity?connect_timeout=2"
         return capacity(folder, "status", CAPACITY_DATABASE_URL=address)
 
 
 @fault("a Redis that takes connections and never answers", says="Redis does not answer", code=1)
 def _(folder: Path, home: Path) -> Answer:
-    with silent_port() as port:
+    with silent_socket() as port:
         url = f"redis://127.0.0.1:{port}/0"
         return capacity(folder, "aggregate", "--period", "daily", CAPACITY_HOME=str(home), CAPACITY_REDIS_URL=url)
 
@@ -267,12 +296,46 @@ def test_a_reader_that_goes_away_is_no_failure(home: Path, tmp_path: Path) -> No
     assert "Traceback" not in answer.error
 
 
-def test_whatever_the_umask_nobody_else_can_write_into_the_data_folder(tmp_path: Path) -> None:
+def test_whatever_the_umask_what_is_made_in_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     answer = capacity(tmp_path, "init", umask=0)
+    with silent_socket() as port:
+        refused = capacity(tmp_path, "up", "--port", str(port), umask=0)
 
     assert answer.code == 0
-    assert (tmp_path / "home").stat().st_mode & 0o022 == 0
-    assert (tmp_path / "home" / "postgres").resolve().stat().st_mode & 0o077 == 0
+    assert "cannot be used" in refused.error
+    home = tmp_path / "home"
+    # As root, the server's user passes through.
+    assert home.stat().st_mode & 0o777 == (0o711 if os.geteuid() == 0 else 0o700)
+    assert (home / "postgres").resolve().stat().st_mode & 0o077 == 0
+    made = [home / "dagster", home / "dagster" / "up.lock", home / "postgres.users.lock"]
+    assert [path.stat().st_mode & 0o022 for path in made] == [0, 0, 0]
+    assert made[1].stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.usefixtures("sample")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_file_that_somebody_names_has_the_rights_that_their_umask_leaves(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    file = tmp_path / "sizes.csv"
+
+    exported = capacity(tmp_path, "export", "--period", "daily", "--output", str(file), umask=umask)
+
+    assert exported.code == 0, exported.error
+    assert file.stat().st_mode & 0o777 == mode
+
+
+def test_the_log_of_up_is_not_written_through_a_link(tmp_path: Path) -> None:
+    letter = tmp_path / "letter"
+    letter.write_text("for me alone")
+    (tmp_path / "home" / "dagster").mkdir(mode=0o700, parents=True)
+    (tmp_path / "home" / "dagster" / "up.log").symlink_to(letter)
+
+    refused = capacity(tmp_path, "up", "--port", str(free_port()), "--pages-port", str(free_port()))
+
+    assert refused.code == 1
+    assert "up.log is a link, and would be written through. Nothing was started. Remove it." in refused.error
+    assert letter.read_text() == "for me alone"
 
 
 def test_a_virtual_environment_called_env_is_left_alone(home: Path, tmp_path: Path) -> None:
