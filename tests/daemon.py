@@ -21,10 +21,10 @@ from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.server import wait_for_grpc_server
 from dagster._scheduler.scheduler import launch_scheduled_runs
-from dagster._utils import find_free_port
 
 from tests.clocks import SHANGHAI
 from tests.forked import Forked
+from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_PATIENCE_SECONDS = 60
@@ -144,7 +144,7 @@ class CodeServers(AbstractContextManager["CodeServers"]):
         variables = {name: value for name, value in os.environ.items() if name not in CodeServers.OF_ONE_TEST}
         if self._target is None or variables != self._variables:
             self._started.close()
-            self._target = self._started.enter_context(code_server(find_free_port()))
+            self._target = self._started.enter_context(code_server(free_port()))
             self._variables = variables
         return self._target
 
@@ -162,5 +162,5 @@ def daemon_over(instance: dg.DagsterInstance, target: GrpcServerTarget) -> Itera
 @contextmanager
 def running_daemon(instance: dg.DagsterInstance) -> Iterator[Daemon]:
     """A workspace over `instance` with a code server of its own."""
-    with code_server(find_free_port()) as target, daemon_over(instance, target) as daemon:
+    with code_server(free_port()) as target, daemon_over(instance, target) as daemon:
         yield daemon

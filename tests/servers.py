@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -31,10 +32,27 @@ TEMPLATES = "CAPACITY_TEST_DATA_FOLDERS"
 ADMIN_PASSWORD = "admin-Pa55"  # noqa: S105 -- of servers that live as long as a test
 
 
+# Below those that the kernel hands out to whoever connects or asks for any.
+PORTS = range(10_000, max(20_000, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])))
+_claims: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now and that no other test gets, in whichever process, as long as this one lives.
+
+    The claim is a name that the kernel gives to one process only, and takes back at its end.
+    """
+    for port in random.choices(PORTS, k=1_000):  # noqa: S311 -- no secret
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0capacity-test-port-{port}")
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            claim.close()
+        else:
+            _claims.append(claim)
+            return port
+    raise AssertionError("no port is free")
 
 
 @contextmanager

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from capacity_assets.storage.embedded import EmbeddedServer
 from tests.e2e.conftest import FIRST_DAY, Demo
 from tests.e2e.stack import COMMAND, DEMO_SECONDS, ask, environment, free_ports, processes_naming, run, wait_for
 from tests.redis_server import RedisServer
-from tests.servers import free_port
+from tests.servers import free_port, silent_socket
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +77,7 @@ def test_after_up_was_killed_the_next_one_names_what_is_left_over_instead_of_sta
     assert "Dagster is left over from a `capacity up` that was killed" in " ".join(refused.stderr.split())
     [group] = re.findall(r"kill -- -(\d+)", refused.stderr)
     os.killpg(int(group), signal.SIGKILL)
-    with taken_port() as port:
+    with silent_socket() as port:
         next_one = run(home, "up", "--port", str(port), "--pages-port", str(free_port()))
     assert f"Port {port} on 127.0.0.1 cannot be used" in next_one.stderr, "nothing is left over any more"
     assert run(home, "status").returncode == 0, "what the killed one had open works"
@@ -104,16 +101,8 @@ def test_up_refuses_a_redis_that_refuses_it_and_does_not_show_the_password(
     assert "hunter2" not in refused.stderr + refused.stdout
 
 
-@contextmanager
-def taken_port() -> Iterator[int]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        yield int(taken.getsockname()[1])
-
-
 def test_up_refuses_a_port_that_is_taken(home: Path) -> None:
-    with taken_port() as port:
+    with silent_socket() as port:
         refused = run(home, "up", "--port", str(port), "--pages-port", str(free_port()))
 
     assert refused.returncode == 1

@@ -158,8 +158,8 @@ def locks(request: pytest.FixtureRequest, engine: Engine) -> CapacityLockManager
 
 @pytest.fixture
 def redis_locks(engine: Engine, redis_server: RedisServer) -> CapacityLockManager:
-    """A lock manager on Redis whose time to live is a second."""
-    return CapacityLockManager(engine, redis_server.url, time_to_live_seconds=1)
+    """A lock manager on Redis whose time to live is three seconds: renewed each second, also under load."""
+    return CapacityLockManager(engine, redis_server.url, time_to_live_seconds=3)
 
 
 @pytest.fixture

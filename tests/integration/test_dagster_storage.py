@@ -60,7 +60,7 @@ def test_the_web_server_limits_statements_on_connections_that_are_open_already_t
     shipped_instance: dg.DagsterInstance,
 ) -> None:
     ask_every_part(shipped_instance)
-    shipped_instance.optimize_for_webserver(statement_timeout=50, pool_recycle=3600, max_overflow=20)
+    shipped_instance.optimize_for_webserver(statement_timeout=500, pool_recycle=3600, max_overflow=20)
     parts = (
         shipped_instance.run_storage.connect,
         shipped_instance.schedule_storage.connect,

