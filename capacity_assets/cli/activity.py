@@ -6,9 +6,11 @@ ledger.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capacity_assets.aggregation.ledger import PATIENCE_SECONDS
@@ -115,11 +117,13 @@ def silent_location(settings: Settings) -> str | None:
     )
 
     workspace = settings.dagster_home / WORKSPACE
-    if not workspace.is_file():
+    if not os.access(workspace, os.R_OK):
         return None
     for origin in WorkspaceFileTarget(paths=[str(workspace)]).create_origins():
         if not isinstance(origin, GrpcServerCodeLocationOrigin):
             continue
+        if origin.socket and _is_of_another_user(origin.socket):
+            return None
         try:
             origin.create_client().get_server_id(timeout=LOCATION_SECONDS)
         except DagsterUserCodeUnreachableError:
@@ -129,6 +133,14 @@ def silent_location(settings: Settings) -> str | None:
                 "containers run it, restart that of the code location."
             )
     return ""
+
+
+def _is_of_another_user(socket: str) -> bool:
+    try:
+        Path(socket).exists()
+    except PermissionError:
+        return True
+    return False
 
 
 def has_failed(runs: Sequence[ActiveRun]) -> bool:
