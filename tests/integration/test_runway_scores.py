@@ -131,6 +131,8 @@ def test_a_forecast_of_a_volume_is_held_against_the_same_measure_of_use(
 
     expected = {(None, None): 6000, ("used_mb", 5100): 5100, (None, 5100): None}[used_then, used_mb]
     assert stored_runways(engine)["/data"]["actual_7_mb"] == expected
+
+
 @pytest.mark.parametrize("aggregated", [True, False])
 def test_a_forecast_is_scored_by_the_sample_of_its_due_day_whenever_that_comes_or_is_corrected(
     engine: Engine, service: AggregationService, aggregated: bool
