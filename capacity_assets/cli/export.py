@@ -37,7 +37,7 @@ VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_gro
 RUNWAY_VIEW = "capacity_runway"
 ROWS_AT_ONCE = 50_000
 # What others chose.
-NAMES = {"server", "engine", "database", "name", "labels"}
+NAMES = {"server", "engine", "database", "name", "labels", "volumes"}
 # A percent to the power of twelve: it may have hundreds of digits, more than a decimal of Parquet holds.
 TEXTS = {"yearly_rate_percent"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")

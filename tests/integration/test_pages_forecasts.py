@@ -78,6 +78,9 @@ def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(en
     assert (subject, middle) == ("volume", str(TODAY + timedelta(days=15))), "not /log, on which it does not lie"
     assert 'href="/volume?server=1&amp;name=%2Fdata"' in links
     assert str(TODAY + timedelta(days=150)) in links, "its own date stands beside it"
+    with served_pages(engine.url) as pages:
+        bound = {name: pages.document(f"/volume?server=1&name={name}")["databases"] for name in ("/data", "/log")}
+    assert {name: [one["name"] for one in rows] for name, rows in bound.items()} == {"/data": ["orders"], "/log": []}
 
     declare(engine, [Limit("server-1", None, 2 * GROWING[-1] + 80)])
     subject, middle, links = bound_by()

@@ -20,7 +20,7 @@ from tests.clocks import TODAY
 from tests.command import capacity, printed
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instances, sizes
-from tests.runways import FIRST, GROWING, add_day, stored_runways
+from tests.runways import FIRST, GROWING, add_ceiling, add_day, add_volume, stored_runways
 
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
 
@@ -105,6 +105,9 @@ def test_the_headroom_of_a_server_is_that_of_its_volumes_where_they_are_measured
 @pytest.mark.usefixtures("today")
 def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Path) -> None:
     before = capacity("status", columns=200)
+    for name in ("/data", "=log"):
+        add_volume(engine, 1, name, TODAY, 90_000, 80_000)
+    add_ceiling(engine, "orders", ["/data", "=log"])
     issue(engine, TODAY, TODAY)
 
     shown = capacity("status", columns=200)
@@ -127,9 +130,12 @@ def test_status_and_exports_have_the_newest_runways(engine: Engine, tmp_path: Pa
         ("database", "still"),
         ("database", "young"),
         ("server", ""),
+        ("volume", "'=log"),
+        ("volume", "/data"),
     ]
+    assert (rows[0]["volumes"], rows[1]["volumes"]) == ("{/data,=log}", "")
     assert (rows[0]["full_middle"], rows[0]["probability_30_days"], rows[1]["limit_mb"]) == (str(full), "1", "")
-    assert written.output == f"4 rows of capacity_runway written to {parquet}\n"
+    assert written.output == f"6 rows of capacity_runway written to {parquet}\n"
     table = read_table(parquet)
     assert str(table.schema.field("probability_30_days").type) == "double"
     assert table.column("full_middle").to_pylist()[0] == full

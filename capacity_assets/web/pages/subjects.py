@@ -195,7 +195,7 @@ def read_volume(reader: Reader, asked: Asked) -> VolumePage:
         days = PERIODS["daily"].windows_between(first, volume.day)
         ends = {"first": first, "last": volume.day}
         sizes = with_gaps(days, found(SizeInWindow, connection, _VOLUME_HISTORY, {**of_volume, **ends}))
-        on_it = runways(connection, _BOUND_BY_VOLUMES, {"server": number})
+        on_it = runways(connection, _BOUND_BY_VOLUMES, of_volume)
         return VolumePage(server, volume, "daily", sizes, runway_of(connection, number, "volume", name), on_it)
 
 
@@ -271,7 +271,8 @@ SELECT day AS window_start, day AS window_end, used_mb AS size_mb, 1 AS measured
 WHERE server_id = :server AND volume = :volume AND day BETWEEN :first AND :last
 """
 _BOUND_BY_VOLUMES = """
-WHERE server_id = :server AND subject = 'database' AND binds = 'volume' ORDER BY size_mb DESC, name LIMIT 20
+WHERE server_id = :server AND subject = 'database' AND binds = 'volume'
+  AND (volumes IS NULL OR :volume = ANY (volumes)) ORDER BY size_mb DESC, name LIMIT 20
 """
 _ATTEMPTS = """
 SELECT day, status, failure, reason FROM capacity_attempts WHERE server_id = :server ORDER BY day DESC LIMIT :shown
