@@ -65,10 +65,10 @@ _SIZED = f"""
     WHERE {_IN_MONTH.format("t")} AND NOT t.is_deleted AND t.total_size_mb > 0 GROUP BY t.instance_id"""  # noqa: S608 -- as above
 # The first window of the month that ended, and the first day that is left: retention takes the oldest samples.
 _OF_LEVEL = """
-    SELECT '{level}' AS level, min(a.period_end) AS first_end,
-           (SELECT coalesce(min(r.collected_date), 'infinity') FROM {level}_size_stats r) AS oldest
-    FROM {level}_size_aggregations a
-    WHERE a.period_type IN ('daily', 'monthly') AND a.period_start >= :start AND a.period_end <= :end"""
+    SELECT '{level}' AS level, a.first_end, r.oldest
+    FROM (SELECT min(period_end) AS first_end FROM {level}_size_aggregations
+          WHERE period_type IN ('daily', 'monthly') AND period_start >= :start AND period_end <= :end) AS a
+    CROSS JOIN (SELECT coalesce(min(collected_date), 'infinity') AS oldest FROM {level}_size_stats) AS r"""
 READ = {
     "sized_servers": _SIZED,
     "measured": _MEASURED,
