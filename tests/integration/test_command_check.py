@@ -51,6 +51,26 @@ def pools(output: str) -> tuple[str, str]:
     return finding["verdict"], finding["text"]
 
 
+@pytest.mark.usefixtures("own_dagster_storage")
+def test_with_servers_of_ones_own_init_needs_no_data_folder_and_check_says_who_else_can_write_there(
+    settings: Settings,
+) -> None:
+    """As in a pod, whose volumes everybody in it may write."""
+    settings.home.mkdir()
+    settings.home.chmod(0o777)
+    made = capacity("init")
+    [open_to_all] = [found for found in json.loads(capacity("check", "--json").output) if "HOME" in found["subject"]]
+    settings.home.chmod(0o770)
+    [to_a_group] = [found for found in json.loads(capacity("check", "--json").output) if "HOME" in found["subject"]]
+
+    assert made.exit_code == 0, made.output
+    assert list(settings.home.iterdir()) == []
+    assert (open_to_all["verdict"], to_a_group["verdict"]) == ("bad", "bad")
+    assert "can be written by every user of this machine" in open_to_all["text"]
+    assert "can be written by its group, and files there are trusted, some executed." in to_a_group["text"]
+    assert f"chmod -R go-w {settings.home}" in to_a_group["text"]
+
+
 def test_init_limits_the_pools_and_check_says_when_they_are_not(own_dagster_storage: URL) -> None:
     before = capacity("check", "--json")
     assert capacity("init").exit_code == 0
