@@ -95,7 +95,7 @@ class Unmeasured:
     failure: str | None
     reason: str | None
     tried_on: date | None
-    """Day of the last attempt to measure it; None: no attempt is recorded."""
+    """Day of the last attempt to measure it; None: there was none for a week."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from capacity_assets.web.reading import Reader, found, rows
 
 DECLARED_SECONDS_KEPT = 10
 UNMEASURED_SHOWN, UNMEASURED_SECONDS_KEPT = 20, 30
+# So far back an attempt is looked for: each day has one of every server.
+TRIED_DAYS = 7
 
 
 def newest_window(connection: Connection, period: Period) -> Window | None:
@@ -140,7 +142,8 @@ class UnmeasuredServers:
 def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
     """Return the servers in service that were not measured on the newest day, those that were measured last first."""
     day = rows(connection, _NEWEST_DAY, {"today": today})[0].day
-    query = _UNMEASURED_ON_NODES if tables_are_distributed(connection) else _UNMEASURED
+    seen = _SEEN_ON_NODES if tables_are_distributed(connection) else _SEEN
+    query = _UNMEASURED.format(seen=seen, days=TRIED_DAYS)
     return UnmeasuredServers(day, found(Unmeasured, connection, query, {"day": day}))
 
 
@@ -281,33 +284,28 @@ def labelled_servers(connection: Connection, key: str, value: str | None, day: d
 
 # A day that lies ahead was not tried.
 _NEWEST_DAY = """
-SELECT greatest((SELECT max(day) FROM capacity_server_samples WHERE day <= :today),
-                (SELECT max(day) FROM capacity_attempts WHERE day <= :today)) AS day
+SELECT greatest((SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1),
+                (SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1)) AS day
 """
 _UNMEASURED = """
-SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason, a.tried_on
-FROM capacity_servers s
-CROSS JOIN LATERAL (SELECT max(t.day) AS last_day FROM capacity_server_samples t
-                    WHERE t.server_id = s.server_id AND t.day <= :day) AS l
-LEFT JOIN LATERAL (SELECT t.day AS tried_on, t.failure, t.reason FROM capacity_attempts t
-                   WHERE t.server_id = s.server_id AND t.day <= :day ORDER BY t.day DESC LIMIT 1) AS a ON true
-WHERE s.is_active AND NOT EXISTS (
-    SELECT FROM capacity_server_samples t WHERE t.server_id = s.server_id AND t.day = :day)
-ORDER BY l.last_day DESC NULLS LAST, s.server
-"""
-# On Citus nothing is looked up server by server.
-_UNMEASURED_ON_NODES = """
 WITH silent AS MATERIALIZED (
     SELECT server_id, server, engine FROM capacity_servers WHERE is_active AND server_id NOT IN (
         SELECT server_id FROM capacity_server_samples WHERE day = :day)
-), seen AS MATERIALIZED (
-    SELECT server_id, max(day) AS last_day FROM capacity_server_samples
-    WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day GROUP BY server_id
-), tried AS MATERIALIZED (
-    SELECT DISTINCT ON (server_id) server_id, day AS tried_on, failure, reason FROM capacity_attempts
-    WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day ORDER BY server_id, day DESC
+), seen AS MATERIALIZED ({seen}), tried AS MATERIALIZED (
+    SELECT server_id, max(day) AS tried_on FROM capacity_attempts
+    WHERE server_id IN (SELECT server_id FROM silent) AND day BETWEEN CAST(:day AS date) - {days} AND :day
+    GROUP BY server_id
 )
-SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason, a.tried_on
-FROM silent s LEFT JOIN seen l ON l.server_id = s.server_id LEFT JOIN tried a ON a.server_id = s.server_id
+SELECT s.server_id, s.server, s.engine, l.last_day, a.failure, a.reason, t.tried_on
+FROM silent s LEFT JOIN seen l ON l.server_id = s.server_id LEFT JOIN tried t ON t.server_id = s.server_id
+LEFT JOIN capacity_attempts a ON a.server_id = t.server_id AND a.day = t.tried_on
 ORDER BY l.last_day DESC NULLS LAST, s.server
 """
+_SEEN = """
+    SELECT server_id, (SELECT max(t.day) FROM capacity_server_samples t
+                       WHERE t.server_id = s.server_id AND t.day <= :day) AS last_day
+    FROM silent s"""
+# On Citus nothing is looked up server by server.
+_SEEN_ON_NODES = """
+    SELECT server_id, max(day) AS last_day FROM capacity_server_samples
+    WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day GROUP BY server_id"""
