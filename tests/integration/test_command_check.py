@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, Engine, create_engine, text
 
-from capacity_assets.clock import Clock
 from capacity_assets.settings import Settings
 from capacity_assets.storage.schema import SCHEMA_REVISION
 from tests.command import capacity
@@ -174,18 +172,18 @@ def test_check_names_samples_of_a_clock_that_was_ahead_and_a_first_day_of_one_th
     assert "CAPACITY_START_DATE bad 2998-01-01, lies ahead: there is no partition yet" in message
 
 
-def test_check_names_samples_that_stopped_arriving(settings: Settings, engine: Engine) -> None:
-    today = Clock(settings.zone).today()
+@pytest.mark.usefixtures("today")
+def test_check_names_samples_that_stopped_arriving(engine: Engine) -> None:
     add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", str(today - timedelta(days=3)), [1]))
-    add_instance_sizes(engine, totals(1, str(today - timedelta(days=1)), [(1, 1)]))
+    add_database_sizes(engine, sizes(1, "orders", "2025-07-17", [1]))
+    add_instance_sizes(engine, totals(1, "2025-07-19", [(1, 1)]))
 
     result = capacity("check", "--json")
 
     found = {finding["subject"]: finding for finding in json.loads(result.output)}
     assert result.exit_code == 1
     assert found["database_size_stats"]["verdict"] == "bad"
-    assert f"The newest sample is of {today - timedelta(days=3)}, 3 days ago." in found["database_size_stats"]["text"]
+    assert "The newest sample is of 2025-07-17, 3 days ago." in found["database_size_stats"]["text"]
     assert "instance_size_stats" not in found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import timedelta
 
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
@@ -15,6 +14,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.clock import Clock
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
+from tests.clocks import TODAY
 from tests.command import capacity
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
@@ -35,18 +35,16 @@ def test_status_shows_samples_and_latest_windows() -> None:
     assert "Latest stored window" in capacity("status").output
 
 
-def test_status_tells_how_much_of_an_open_window_is_over_and_measured(settings: Settings, engine: Engine) -> None:
-    today = Clock(settings.zone).today()
+@pytest.mark.usefixtures("today")
+def test_status_tells_how_much_of_an_open_window_is_over_and_measured(engine: Engine) -> None:
     add_instances(engine, [1])
-    add_instance_sizes(engine, totals(1, today.isoformat(), [(10, 1)]))
-    assert capacity("aggregate", "--period", "yearly", "--from", today.isoformat()).exit_code == 0
+    add_instance_sizes(engine, totals(1, TODAY.isoformat(), [(10, 1)]))
+    assert capacity("aggregate", "--period", "yearly", "--from", TODAY.isoformat()).exit_code == 0
 
     document = json.loads(capacity("status", "--json").output)
 
     [days] = [row["days"] for row in document["windows"] if (row["period"], row["level"]) == ("yearly", "instance")]
-    year = PERIODS["yearly"].window_of(today)
-    so_far = (today - year.start).days + 1
-    assert days == f"1 of {so_far}" + (f" so far, {year.days} in all" if so_far < year.days else "")
+    assert days == "1 of 201 so far, 365 in all"
 
 
 @pytest.mark.usefixtures("sample")
@@ -147,17 +145,17 @@ def test_status_tells_what_is_stale_of_open_windows_and_what_others_wrote_apart_
     assert behind() == (late, set())
 
 
-def test_status_names_samples_that_stopped_arriving(settings: Settings, engine: Engine) -> None:
-    today = Clock(settings.zone).today()
+@pytest.mark.usefixtures("today")
+def test_status_names_samples_that_stopped_arriving(engine: Engine) -> None:
     add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", str(today - timedelta(days=2)), [1]))
-    add_instance_sizes(engine, totals(1, str(today), [(1, 1)]))
+    add_database_sizes(engine, sizes(1, "orders", "2025-07-18", [1]))
+    add_instance_sizes(engine, totals(1, "2025-07-19", [(1, 1)]))
 
-    assert json.loads(capacity("status", "--json").output)["samples_stopped"] == {
-        "database_size_stats": str(today - timedelta(days=2))
-    }
+    document = json.loads(capacity("status", "--json").output)
+
+    assert document["samples_stopped"] == {"database_size_stats": "2025-07-18"}
     screen = " ".join(capacity("status").output.split())
-    assert f"database_size_stats: The newest sample is of {today - timedelta(days=2)}, 2 days ago. Look at" in screen
+    assert "database_size_stats: The newest sample is of 2025-07-18, 2 days ago. Look at" in screen
 
 
 def test_status_says_so_where_there_is_no_dagster_and_nothing_late(settings: Settings) -> None:
