@@ -22,6 +22,7 @@ from capacity_assets.storage.group_views import (
     LABEL_KEYS,
     OUTDATED_ON_NODES,
     OUTDATED_WINDOWS,
+    ROWS_OF_WINDOW,
     WINDOW_ENDS,
     touches,
 )
@@ -87,8 +88,9 @@ def _store(connection: Connection, found: Sequence[Row[Any]], *, on_nodes: bool)
     if on_nodes:
         _add_up_on_nodes(connection, windows)
     else:
-        connection.execute(text(_STORE), windows)
+        # First which servers have no total: the sums read that.
         connection.execute(text(_ENTER), windows)
+        connection.execute(text(_STORE), windows)
 
 
 def _add_up_on_nodes(connection: Connection, windows: Mapping[str, Any]) -> None:
@@ -140,8 +142,15 @@ SELECT w.period_type, w.period_start, g.grouped_by, coalesce(g.group_name, ''), 
 FROM {_WINDOWS} CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g
 """  # noqa: S608 -- built from the constants above
 _ENTER = f"""
-INSERT INTO capacity_group_windows (period_type, period_start, period_end, before_start, label_keys, snapshot)
-SELECT w.*, :label_keys, :snapshot FROM {_WINDOWS}
+INSERT INTO capacity_group_windows
+    (period_type, period_start, period_end, before_start, label_keys, snapshot, derived_servers)
+SELECT w.*, :label_keys, :snapshot, ARRAY(
+    SELECT DISTINCT d.instance_id FROM database_size_aggregations d
+    WHERE d.period_type = w.period_type AND d.period_start = w.period_start
+      AND NOT EXISTS (SELECT FROM instance_size_aggregations t
+                      WHERE t.period_type = w.period_type AND t.period_start = w.period_start
+                        AND t.instance_id = d.instance_id))
+FROM {_WINDOWS}
 """  # noqa: S608 -- built from the constants above
 _SEEN_BY_ALL = "\n  AND ".join(
     f"NOT EXISTS (SELECT FROM capacity_group_windows v WHERE {touch} AND NOT {is_seen('c', 'v')})"
@@ -156,8 +165,7 @@ WHERE {_SEEN_BY_ALL}
                   WHERE v.period_type = c.period_type AND v.period_start = c.period_start)
 """  # noqa: S608 -- built from the constants above
 _FORGET_CHANGES = f"""{_FORGET_STORED}
-       OR NOT EXISTS (SELECT FROM instance_size_aggregations a
-                      WHERE a.period_type = c.period_type AND a.period_start = c.period_start))"""
+       OR NOT EXISTS ({ROWS_OF_WINDOW.format("c")}))"""
 # What has no rows is known before: a look per change at distributed rows is refused there.
 _FORGET_CHANGES_ON_NODES = f"{_FORGET_STORED})"
 _FORGET_WINDOWS = f"""

@@ -1,8 +1,7 @@
 """What a window's stored rows add up to, and the databases or servers that changed most in it.
 
-Read after a run, to be shown with it. Nothing is recomputed: sizes and changes are the stored figures. The sums are
-those of the servers' own rows; where these were not computed, of database rows weighted by the days on which each was
-measured, so that renaming a database changes no total.
+Read after a run, to be shown with it. Nothing is recomputed: sizes and changes are those of the view
+`capacity_server_sizes`, and of the stored rows of databases.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.distribution import is_distributed
+from capacity_assets.storage.window_expressions import SERVER_SIZES, TIES
 
 LARGEST_SHOWN = 5
 
@@ -95,45 +95,36 @@ def _statements_of_a_window(level: Level) -> tuple[TextClause, TextClause, TextC
     target, size, change = level.target.name, level.headline.average, level.headline.change
     database = "m.database_name" if level is DATABASE else "CAST(NULL AS varchar)"
     same_database = "AND b.database_name = m.database_name" if level is DATABASE else ""
-    counted = "instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))"
-    rows = f"m.period_type = :period_type AND m.period_start = :start AND m.{counted}"
-    weighted = (
-        f"SELECT m.instance_id, floor(sum(CAST(m.{size} AS numeric) * m.data_count) / max(m.data_count)) AS size_mb "  # noqa: S608 -- names from our own table definitions
-        f"FROM {target} m WHERE {rows} GROUP BY m.instance_id"
-    )
-    totals = f"""
-SELECT coalesce(sum(size_mb), 0) AS total_size_mb, sum(change_mb) AS total_change_mb,
-       coalesce(sum(size_mb - change_mb) FILTER (WHERE change_mb IS NOT NULL), 0) AS known_before_mb
-FROM (
-    SELECT coalesce(t.total_size_mb, d.size_mb) AS size_mb, t.total_size_change_mb AS change_mb
-    FROM (SELECT m.instance_id, m.total_size_mb, m.total_size_change_mb FROM instance_size_aggregations m
-          WHERE {rows}) AS t
-    FULL JOIN ({weighted}) AS d ON d.instance_id = t.instance_id
-) AS servers"""  # noqa: S608 -- as above
+    rows = f"m.period_type = :period_type AND m.period_start = :start AND m.{_COUNTED}"
 
     def most(condition: str, order: str) -> TextClause:
-        inside = order.format(change=f"m.{change}", size=f"m.{size}", server="m.instance_id", database="2")
-        outside = order.format(
-            change="top.change_mb", size="top.size_mb", server="top.instance_id", database="top.database"
-        )
         return text(f"""
 WITH top AS MATERIALIZED (
-    SELECT m.instance_id, {database} AS database, m.{size} AS size_mb, m.{change} AS change_mb, b.{size} AS before_mb
+    SELECT m.instance_id AS server_id, {database} AS database, m.{size} AS size_mb, m.{change} AS change_mb,
+           b.{size} AS before_mb
     FROM {target} m LEFT JOIN {target} b ON b.instance_id = m.instance_id {same_database}
         AND b.period_type = m.period_type AND b.period_start = :previous_start
-    WHERE {rows} AND {condition} ORDER BY {inside} LIMIT :largest
+    WHERE {rows} AND m.{change} {condition} ORDER BY {order}, {TIES} LIMIT :largest
 )
-SELECT coalesce(i.name, 'server ' || top.instance_id) AS server, top.database,
+SELECT coalesce(i.name, 'server ' || top.server_id) AS server, top.database,
        coalesce(top.before_mb, top.size_mb - top.change_mb) AS before_mb, top.size_mb, top.change_mb
-FROM top LEFT JOIN instances i ON i.id = top.instance_id ORDER BY {outside}
-""")  # noqa: S608 -- as above
+FROM top LEFT JOIN instances i ON i.id = top.server_id ORDER BY {order}, {TIES}
+""")  # noqa: S608 -- names from our own table definitions
 
     return (
-        text(totals),
+        text(_TOTALS.format(start=":start")),
         text(f"SELECT count(*) - count(m.{change}) FROM {target} m WHERE {rows}"),  # noqa: S608 -- as above
-        most(f"m.{change} > 0", "{change} DESC, {size} DESC, {server}, {database}"),
-        most(f"m.{change} < 0", "{change}, {size} DESC, {server}, {database}"),
+        most("> 0", "change_mb DESC"),
+        most("< 0", "change_mb"),
     )
+
+
+# A replica's bytes, and its growth, are those of its primary.
+_COUNTED = "instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))"
+_TOTALS = f"""
+SELECT coalesce(sum(s.total_size_mb), 0) AS total_size_mb, sum(s.total_size_change_mb) AS total_change_mb,
+       coalesce(sum(s.total_size_mb - s.total_size_change_mb), 0) AS known_before_mb
+FROM {SERVER_SIZES} s WHERE s.period_type = :period_type AND s.period_start = {{start}} AND s.{_COUNTED}"""  # noqa: S608 -- as above
 
 
 @cache
@@ -146,44 +137,28 @@ def _statement(level: Level) -> TextClause:
     database = "database_name" if level is DATABASE else "CAST(NULL AS varchar)"
     same_database = "AND b.database_name = m.database" if level is DATABASE else ""
 
-    weighted = (
-        "SELECT instance_id, floor(sum(CAST(size_mb AS numeric) * data_count) / max(data_count)) AS size_mb "
-        "FROM stored GROUP BY instance_id"
-    )
-
     def most(condition: str, order: str) -> str:
         return f"""(
     SELECT json_agg(json_build_object(
-        'server', coalesce(i.name, 'server ' || m.instance_id), 'database', m.database,
+        'server', coalesce(i.name, 'server ' || m.server_id), 'database', m.database,
         'before_mb', coalesce((SELECT b.{size} FROM {target} b
-                               WHERE b.instance_id = m.instance_id {same_database}
+                               WHERE b.instance_id = m.server_id {same_database}
                                  AND b.period_type = :period_type AND b.period_start = w.previous_start),
                               m.size_mb - m.change_mb),
-        'size_mb', m.size_mb, 'change_mb', m.change_mb) ORDER BY {order})
-    FROM (SELECT * FROM stored m WHERE {condition} ORDER BY {order} LIMIT :largest) AS m
-    LEFT JOIN instances i ON i.id = m.instance_id)"""  # noqa: S608 -- names from our own table definitions
+        'size_mb', m.size_mb, 'change_mb', m.change_mb) ORDER BY {order}, {TIES})
+    FROM (SELECT * FROM stored WHERE change_mb {condition} ORDER BY {order}, {TIES} LIMIT :largest) AS m
+    LEFT JOIN instances i ON i.id = m.server_id)"""  # noqa: S608 -- names from our own table definitions
 
     return text(f"""
-SELECT w.period_start, found.*
+SELECT w.period_start, totals.*, found.*
 FROM unnest(CAST(:starts AS date[]), CAST(:before AS date[])) AS w (period_start, previous_start)
+CROSS JOIN LATERAL ({_TOTALS.format(start="w.period_start")}) AS totals
 CROSS JOIN LATERAL (
     WITH stored AS MATERIALIZED (
-        SELECT instance_id, {database} AS database, {size} AS size_mb, {change} AS change_mb, data_count FROM {target}
-        WHERE period_type = :period_type AND period_start = w.period_start
-          -- A replica's bytes, and its growth, are those of its primary.
-          AND instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))
-    ), servers AS (
-        SELECT coalesce(t.total_size_mb, d.size_mb) AS size_mb, t.total_size_change_mb AS change_mb
-        FROM (SELECT instance_id, total_size_mb, total_size_change_mb FROM instance_size_aggregations
-              WHERE period_type = :period_type AND period_start = w.period_start
-                AND instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))) AS t
-        FULL JOIN ({weighted}) AS d USING (instance_id)
+        SELECT instance_id AS server_id, {database} AS database, {size} AS size_mb, {change} AS change_mb FROM {target}
+        WHERE period_type = :period_type AND period_start = w.period_start AND {_COUNTED}
     )
-    SELECT coalesce((SELECT sum(size_mb) FROM servers), 0) AS total_size_mb,
-           (SELECT sum(change_mb) FROM servers) AS total_change_mb,
-           coalesce((SELECT sum(size_mb - change_mb) FROM servers WHERE change_mb IS NOT NULL), 0) AS known_before_mb,
-           (SELECT count(*) - count(change_mb) FROM stored) AS unknown_changes,
-           {most("m.change_mb > 0", "m.change_mb DESC, m.size_mb DESC, m.instance_id, m.database")} AS growers,
-           {most("m.change_mb < 0", "m.change_mb, m.size_mb DESC, m.instance_id, m.database")} AS shrinkers
+    SELECT (SELECT count(*) - count(change_mb) FROM stored) AS unknown_changes,
+           {most("> 0", "change_mb DESC")} AS growers, {most("< 0", "change_mb")} AS shrinkers
 ) AS found
 """)  # noqa: S608 -- as above

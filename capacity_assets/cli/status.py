@@ -53,8 +53,8 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         revision = schema_revision(engine)
         if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
-        samples = [_samples(engine, level) for level in LEVELS.values()]
         today = Clock(settings.zone).today()
+        samples = [_samples(engine, level, today) for level in LEVELS.values()]
         windows = [_latest(engine, name, level, today) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.
@@ -221,10 +221,10 @@ def _active_instances(engine: Engine) -> int:
         return int(connection.execute(query).scalar_one())
 
 
-def _samples(engine: Engine, level: Level) -> dict[str, object]:
-    """Ends and size of the last day, from the index on collected_date alone."""
+def _samples(engine: Engine, level: Level, today: date) -> dict[str, object]:
+    """Ends and size of the last day up to today, from the index on collected_date alone."""
     day = level.source.c.collected_date
-    ends = select(func.min(day).label("first_day"), func.max(day).label("last_day"))
+    ends = select(func.min(day).label("first_day"), func.max(day).label("last_day")).where(day <= today)
     with engine.connect() as connection:
         first_day, last_day = connection.execute(ends).one()
         rows = connection.execute(select(func.count()).where(day == last_day)).scalar_one() if last_day else 0

@@ -17,6 +17,7 @@ from capacity_assets.grouping.labels import refuse_unknown_label
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
+from capacity_assets.storage.window_expressions import TIES
 from capacity_assets.units import human_change_mb, human_mb
 
 # What comes first, and which rows take part: an unknown change is neither growth nor shrinkage.
@@ -40,7 +41,7 @@ WHERE period = :period AND window_start = :start AND counted AND {condition}
   AND (CAST(:server AS text) IS NULL OR server = :server)
   AND (CAST(:engine AS text) IS NULL OR engine = :engine)
   AND (CAST(:key AS text) IS NULL OR labels ->> CAST(:key AS text) = :value)
-ORDER BY {order}, size_mb DESC, server_id, database LIMIT :limit
+ORDER BY {order}, {ties} LIMIT :limit
 """
 
 
@@ -121,7 +122,7 @@ def top_rows(engine: Engine, asked: Top, start: date) -> list[Row[Any]]:
         "limit": asked.limit,
     }
     with engine.connect() as connection:
-        return list(connection.execute(text(_QUERY.format(condition=condition, order=order)), parameters))
+        return list(connection.execute(text(_QUERY.format(condition=condition, order=order, ties=TIES)), parameters))
 
 
 def print_top(period: Period, window: Window, by: str, rows: Iterable[Row[Any]]) -> None:

@@ -20,6 +20,7 @@ from capacity_assets.grouping.group_reading import GroupReader
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
+from capacity_assets.storage.window_expressions import SERVER_SIZES
 from capacity_assets.units import first_of
 
 VALUES_NAMED = 8
@@ -161,7 +162,7 @@ _CANDIDATES = f"SELECT instance_id FROM {SPANS} WHERE key = :key AND value = :va
 _SERVERS = f"""
 SELECT s.instance_id, coalesce(i.name, 'server ' || s.instance_id) AS server, s.total_size_mb, s.total_size_change_mb,
        l.value AS held, l.valid_from
-FROM instance_size_aggregations s LEFT JOIN instances i ON i.id = s.instance_id
+FROM {SERVER_SIZES} s LEFT JOIN instances i ON i.id = s.instance_id
 LEFT JOIN LATERAL ({_OF_SERVER}) AS l ON true
 WHERE s.period_type = :period AND s.period_start = :start AND i.counted_by IS NULL AND s.instance_id IN ({_CANDIDATES})
 """  # noqa: S608 -- as above
@@ -172,12 +173,12 @@ SELECT d.instance_id, d.database_name, a.avg_size_mb, a.data_count, a.size_chang
        l.value, l.database_pattern, l.valid_from
 FROM (SELECT DISTINCT instance_id, database_name FROM database_size_aggregations
       WHERE period_type = :period AND period_start IN (:start, :before) AND instance_id IN ({_CANDIDATES})) AS d
-JOIN instance_size_aggregations s
+JOIN {SERVER_SIZES} s
     ON s.period_type = :period AND s.period_start = :start AND s.instance_id = d.instance_id
 LEFT JOIN database_size_aggregations a
     ON a.period_type = :period AND a.period_start = :start AND a.instance_id = d.instance_id
     AND a.database_name = d.database_name
-LEFT JOIN instance_size_aggregations sb
+LEFT JOIN {SERVER_SIZES} sb
     ON sb.period_type = :period AND sb.period_start = :before AND sb.instance_id = d.instance_id
 LEFT JOIN database_size_aggregations b
     ON b.period_type = :period AND b.period_start = :before AND b.instance_id = d.instance_id

@@ -179,11 +179,6 @@ def _notes_on_databases(report: Report) -> list[str]:
             f"{counted(report.changes[ChangeKind.PARTLY].databases, 'database')}, listed below, existed on a part of "
             "the measured days only (renamed, created, dropped or copied for a while), counted with that part."
         )
-    if report.groups and report.grouped_mb != report.end_mb:
-        found.append(
-            f"Groups leave out {human_mb(report.end_mb - report.grouped_mb)}: of some servers only databases are "
-            "computed, and no total."
-        )
     if report.levels_disagree:
         found.append(
             f"The totals of the servers changed by {human_change_mb(report.other_mb)} more than their databases: the "

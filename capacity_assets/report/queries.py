@@ -1,37 +1,34 @@
 """What the report asks the database. Parameters are named where they are filled in, in `data`.
 
-Totals are the servers' own figures. A database counts in them with the share of its server's measured days on which it
-was there: renaming one, or a copy that lived a day, changes no total.
+Totals are sums of `capacity_server_sizes`. A database counts in them with the share of its server's measured days on
+which it was there: renaming one, or a copy that lived a day, changes no total.
 """
 
 from __future__ import annotations
 
 from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.storage.time_zone import TODAY
+from capacity_assets.storage.window_expressions import SERVER_SIZES, TIES, possible
 
 # All rows of one server, or of every server that is not counted by another one.
 _OF_SERVER = """(a.instance_id = :server OR (CAST(:server AS integer) IS NULL
        AND a.instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))))"""
 
-# One row per server and window of `starts`: its mean total, and on how many days it was measured. Where the servers'
-# own figures were not computed they are made of those of its databases, each weighted by its days.
-SERVER_WINDOWS = """
+# One row per server and window of `starts`: its size, and on how many days it was measured.
+SERVER_WINDOWS = f"""
 database_windows AS MATERIALIZED (
     SELECT instance_id, database_name, period_start, avg_size_mb, data_count, size_change_mb
     FROM database_size_aggregations a
-    WHERE period_type = :period AND period_start BETWEEN :oldest AND :start
-      AND period_start = ANY (CAST(:starts AS date[])) AND {of_server}
+    WHERE {possible("avg_size_mb", "size_change_mb")} AND period_type = :period
+      AND period_start BETWEEN :oldest AND :start
+      AND period_start = ANY (CAST(:starts AS date[])) AND {{of_server}}
 ), server_windows AS MATERIALIZED (
-    SELECT instance_id, period_start, greatest(t.data_count, d.days) AS days,
-           coalesce(t.total_size_mb, d.size_mb) AS size_mb, t.total_size_change_mb AS change_mb,
-           coalesce(d.databases, 0) AS databases
-    FROM (SELECT instance_id, period_start, data_count, total_size_mb, total_size_change_mb
-          FROM instance_size_aggregations a
-          WHERE period_type = :period AND period_start BETWEEN :oldest AND :start
-            AND period_start = ANY (CAST(:starts AS date[])) AND {of_server}) AS t
-    FULL JOIN (SELECT instance_id, period_start, max(data_count) AS days, count(*) AS databases,
-                      floor(sum(avg_size_mb * CAST(data_count AS numeric)) / max(data_count)) AS size_mb
-               FROM database_windows GROUP BY instance_id, period_start) AS d USING (instance_id, period_start)
-)"""
+    SELECT instance_id, period_start, data_count AS days, total_size_mb AS size_mb, total_size_change_mb AS change_mb,
+           database_count AS databases
+    FROM {SERVER_SIZES} a
+    WHERE period_type = :period AND period_start BETWEEN :oldest AND :start
+      AND period_start = ANY (CAST(:starts AS date[])) AND {{of_server}}
+)"""  # noqa: S608 -- constants of this module
 _SERVER_WINDOWS = SERVER_WINDOWS.format(of_server=_OF_SERVER)
 
 # Both windows side by side, a row per server.
@@ -39,7 +36,7 @@ _SERVERS = f"""
 WITH {_SERVER_WINDOWS},
 servers AS MATERIALIZED (
     SELECT instance_id, n.size_mb, n.days, n.databases, e.size_mb AS before_mb, e.days AS days_before,
-           e.databases AS databases_before, coalesce(n.change_mb, n.size_mb - e.size_mb) AS change_mb
+           e.databases AS databases_before, n.change_mb
     FROM (SELECT * FROM server_windows WHERE period_start = :start) AS n
     FULL JOIN (SELECT * FROM server_windows WHERE period_start = :before) AS e USING (instance_id)
 )"""  # noqa: S608 -- a constant of this module
@@ -48,9 +45,10 @@ servers AS MATERIALIZED (
 PAIRED = f"""{_SERVERS},
 paired AS (
     SELECT instance_id, database_name AS name, e.avg_size_mb AS before_mb, n.avg_size_mb AS size_mb,
-           e.data_count AS before_count, n.data_count AS now_count, s.days, s.days_before,
-           e.avg_size_mb * CAST(e.data_count AS numeric) / s.days_before AS part_before_mb,
-           n.avg_size_mb * CAST(n.data_count AS numeric) / s.days AS part_mb,
+           e.data_count AS before_count, n.data_count AS now_count, greatest(n.data_count, s.days) AS days,
+           greatest(e.data_count, s.days_before) AS days_before,
+           e.avg_size_mb * CAST(e.data_count AS numeric) / greatest(e.data_count, s.days_before) AS part_before_mb,
+           n.avg_size_mb * CAST(n.data_count AS numeric) / greatest(n.data_count, s.days) AS part_mb,
            coalesce(n.size_change_mb, n.avg_size_mb - e.avg_size_mb) AS change_mb,
            CASE WHEN s.before_mb IS NULL THEN 'appeared'
                 WHEN s.size_mb IS NULL THEN 'missing'
@@ -79,10 +77,11 @@ SELECT kind, coalesce(i.name, 'server ' || instance_id) AS server, ranked.name, 
        before_count, now_count, days, days_before
 FROM (
     SELECT *, row_number() OVER (
-               PARTITION BY kind ORDER BY abs(moved_mb) DESC, size_mb DESC, instance_id, name
+               PARTITION BY kind ORDER BY abs(moved_mb) DESC, {TIES}
            ) AS place
     FROM (
-        SELECT *, CASE WHEN kind IN ('grown', 'shrunk', 'same') THEN change_mb
+        SELECT *, instance_id AS server_id, name AS database,
+               CASE WHEN kind IN ('grown', 'shrunk', 'same') THEN change_mb
                        ELSE round(coalesce(part_mb, 0) - coalesce(part_before_mb, 0)) END AS moved_mb
         FROM paired
     ) AS moved
@@ -94,8 +93,7 @@ ORDER BY kind, place
 # What the headline and the ends of the waterfall say.
 TOTALS = f"""{_SERVERS}
 SELECT coalesce(sum(before_mb), 0) AS start_mb, coalesce(sum(size_mb), 0) AS end_mb,
-       sum(change_mb) FILTER (WHERE size_mb IS NOT NULL AND before_mb IS NOT NULL) AS known_change_mb,
-       coalesce(sum(before_mb) FILTER (WHERE size_mb IS NOT NULL AND before_mb IS NOT NULL), 0) AS known_before_mb,
+       sum(change_mb) AS known_change_mb, coalesce(sum(size_mb - change_mb), 0) AS known_before_mb,
        coalesce(sum(size_mb) FILTER (WHERE before_mb IS NULL), 0) AS appeared_mb,
        coalesce(sum(before_mb) FILTER (WHERE size_mb IS NULL), 0) AS missing_mb,
        coalesce(sum(databases), 0) AS databases,
@@ -105,9 +103,9 @@ FROM servers
 
 SERVERS = f"""{_SERVERS}
 SELECT coalesce(i.name, 'server ' || instance_id) AS name, coalesce(i.db_type, 'unknown') AS engine,
-       databases, before_mb, size_mb, change_mb
+       databases, coalesce(before_mb, size_mb - change_mb) AS before_mb, size_mb, change_mb
 FROM servers LEFT JOIN instances i ON i.id = instance_id
-WHERE size_mb IS NOT NULL AND before_mb IS NOT NULL
+WHERE change_mb IS NOT NULL
 ORDER BY abs(change_mb) DESC, size_mb DESC, instance_id LIMIT :servers_listed
 """  # noqa: S608 -- a constant of this module
 
@@ -117,7 +115,8 @@ SELECT s.period_start AS window_start, coalesce(i.db_type, 'unknown') AS series,
 FROM server_windows s LEFT JOIN instances i ON i.id = s.instance_id
 WHERE CAST(:server AS integer) IS NULL GROUP BY 1, 2
 UNION ALL
-SELECT d.period_start, d.database_name, round(d.avg_size_mb * CAST(d.data_count AS numeric) / s.days)
+SELECT d.period_start, d.database_name,
+       round(d.avg_size_mb * CAST(d.data_count AS numeric) / greatest(d.data_count, s.days))
 FROM database_windows d JOIN server_windows s USING (instance_id, period_start)
 WHERE CAST(:server AS integer) IS NOT NULL
 ORDER BY 1, 2
@@ -203,7 +202,8 @@ SELECT now() AS read_at,
        (SELECT min(collected_date) FROM instance_size_stats s
         WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)) AS first_sample,
        (SELECT max(collected_date) FROM instance_size_stats s
-        WHERE NOT is_deleted AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)) AS last_sample
+        WHERE NOT is_deleted AND collected_date <= {TODAY}
+          AND (CAST(:server AS integer) IS NULL OR s.instance_id = :server)) AS last_sample
 """  # noqa: S608 -- a constant condition
 
 # Why figures of a closed window are others than they were: samples of the two windows that came or changed since.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, Integer, Numeric, String, Table, Text
+from sqlalchemy import ARRAY, JSON, BigInteger, Boolean, Column, Date, Integer, Numeric, String, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from capacity_assets.storage.columns import instance_key, numbering_columns, timestamp, transaction_columns
@@ -79,6 +79,9 @@ capacity_group_windows = Table(
     Column("before_start", Date, nullable=False, comment="First day of the window before, with which changes compare"),
     Column("label_keys", Text, nullable=False, comment="Keys of labels that there were: by each of them it is grouped"),
     Column("snapshot", Text, nullable=False, comment="pg_snapshot: the transactions whose rows the sums hold"),
+    Column(
+        "derived_servers", ARRAY(Integer), comment="Servers with databases and no total in it; null: not looked for"
+    ),
     *numbering_columns(),
     comment="Windows whose groups are stored, and up to which change.",
 )

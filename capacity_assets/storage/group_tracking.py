@@ -19,7 +19,7 @@ from capacity_assets.storage.group_tables import (
 )
 from capacity_assets.storage.row_locks import wait_for_lock
 from capacity_assets.storage.steps import SchemaStep
-from capacity_assets.storage.tables import AGGREGATES, instance_size_aggregations, instances
+from capacity_assets.storage.tables import AGGREGATES, instances
 from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
 
 EVERY_EVENT = EVENTS | DELETED | TRUNCATED
@@ -36,7 +36,8 @@ def forget_group_sums(connection: Connection) -> None:
     """Take everything that is stored as out of date, and every window that has rows as changed."""
     for table in (capacity_group_sums, capacity_group_windows, capacity_group_changes):
         connection.execute(table.delete())
-    record_windows_of(connection, instance_size_aggregations.name)
+    for table in AGGREGATES:
+        record_windows_of(connection, table.name)
 
 
 def lock_group_sums(connection: Connection) -> None:
@@ -87,6 +88,11 @@ _AGGREGATES_BODY = _body("SELECT DISTINCT r.period_type, r.period_start FROM {ro
 _LABELS_BODY = _body(f"SELECT '{EVERY_PERIOD}', min(r.valid_from) FROM {{rows}} HAVING count(*) > 0")  # noqa: S608 -- as above
 # A server that comes is in no group yet, unless it has aggregates from before. These are asked for by number, in a
 # query of its own: they may lie on other nodes than the server.
+_LOOKS = "\n".join(
+    f"PERFORM 1 FROM {SCHEMA_MARK}.{table.name} a WHERE a.instance_id = ANY (came) LIMIT 1;"
+    "\n            is_changed := is_changed OR FOUND;"
+    for table in AGGREGATES
+)
 _SERVERS_BODY = f"""
 DECLARE
     came integer[];
@@ -95,10 +101,10 @@ BEGIN
     IF TG_OP = 'INSERT' THEN
         came := ARRAY(SELECT n.id FROM new_rows n);
         BEGIN
-            PERFORM 1 FROM {SCHEMA_MARK}.{instance_size_aggregations.name} a WHERE a.instance_id = ANY (came) LIMIT 1;
-            is_changed := FOUND;
+            is_changed := false;
+            {_LOOKS}
         EXCEPTION WHEN OTHERS THEN
-            NULL;  -- A node does not answer: then it may have some.
+            is_changed := true;  -- A node does not answer: then it may have some.
         END;
     ELSIF TG_OP = 'UPDATE' THEN
         is_changed := EXISTS (

@@ -10,7 +10,7 @@ from capacity_assets.storage.group_views_on_nodes import ON_NODES, RECORDED_ANYW
 from capacity_assets.storage.label_expressions import LIKE, SPANS, holds_on, matches, precedence
 from capacity_assets.storage.snapshots import is_foreign, is_seen
 from capacity_assets.storage.view import View, ViewColumn
-from capacity_assets.storage.window_expressions import CHANGE, NOW, THEN, before, counted
+from capacity_assets.storage.window_expressions import CHANGE, NOW, SERVER_SIZES, THEN, before, counted
 
 # Of a window `w`, whose ends and the start of the one before are given: compared with expressions over other rows,
 # PostgreSQL would read every window of a partition for each.
@@ -30,8 +30,8 @@ _LABELLED = f"""
         WHERE {_IN_WINDOW.format("d")}
         ORDER BY d.instance_id, d.database_name, r.key, {precedence("r", "d.database_name")}
     ) AS a
-    JOIN instance_size_aggregations s ON {_IN_WINDOW.format("s")} AND s.instance_id = a.instance_id
-    LEFT JOIN instance_size_aggregations sb ON {_IN_WINDOW_BEFORE.format("sb")} AND sb.instance_id = a.instance_id
+    JOIN {SERVER_SIZES} s ON {_IN_WINDOW.format("s")} AND s.instance_id = a.instance_id
+    LEFT JOIN {SERVER_SIZES} sb ON {_IN_WINDOW_BEFORE.format("sb")} AND sb.instance_id = a.instance_id
     LEFT JOIN database_size_aggregations b ON {_IN_WINDOW_BEFORE.format("b")} AND b.instance_id = a.instance_id
         AND b.database_name = a.database_name
     UNION ALL
@@ -42,13 +42,13 @@ _LABELLED = f"""
         FROM database_size_aggregations d
         JOIN {SPANS} r ON r.instance_id = d.instance_id AND {holds_on("r", "w.period_end")}
             AND {matches("r", "d.database_name")}
-        JOIN instance_size_aggregations s ON {_IN_WINDOW.format("s")} AND s.instance_id = d.instance_id
+        JOIN {SERVER_SIZES} s ON {_IN_WINDOW.format("s")} AND s.instance_id = d.instance_id
         WHERE {_IN_WINDOW_BEFORE.format("d")} AND NOT EXISTS (
             SELECT FROM database_size_aggregations a
             WHERE {_IN_WINDOW.format("a")} AND a.instance_id = d.instance_id AND a.database_name = d.database_name)
         ORDER BY d.instance_id, d.database_name, r.key, {precedence("r", "d.database_name")}
     ) AS b
-    JOIN instance_size_aggregations sb ON {_IN_WINDOW_BEFORE.format("sb")} AND sb.instance_id = b.instance_id"""  # noqa: S608
+    JOIN {SERVER_SIZES} sb ON {_IN_WINDOW_BEFORE.format("sb")} AND sb.instance_id = b.instance_id"""  # noqa: S608
 _OF_SERVER = f"""(SELECT l.value FROM {SPANS} l
              WHERE l.instance_id = {{0}}.instance_id AND l.key = {{1}}.key AND l.database_pattern = ''
                AND {holds_on("l", "w.period_end")})"""  # noqa: S608 -- expressions of our own views
@@ -56,7 +56,7 @@ _OF_SERVER = f"""(SELECT l.value FROM {SPANS} l
 _PARTS = f"""
     SELECT g.grouped_by, g.group_name, a.instance_id, a.total_size_mb AS size_mb, a.total_size_change_mb AS change_mb,
            a.database_count AS databases
-    FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
+    FROM {SERVER_SIZES} a LEFT JOIN instances i ON i.id = a.instance_id
     CROSS JOIN LATERAL (
         SELECT 'engine' AS grouped_by, coalesce(i.db_type, 'unknown') AS group_name
         UNION ALL SELECT k.key, {_OF_SERVER.format("a", "k")} FROM (SELECT DISTINCT key FROM capacity_labels) AS k
@@ -69,9 +69,15 @@ _PARTS = f"""
     LEFT JOIN instances i ON i.id = m.instance_id
     CROSS JOIN LATERAL (VALUES (m.server_value, -1), (m.value, 1)) AS side (group_name, sign)
     WHERE i.counted_by IS NULL AND m.value IS DISTINCT FROM m.server_value"""  # noqa: S608 -- as above
+ROWS_OF_WINDOW = """
+    (SELECT period_start, period_end FROM instance_size_aggregations
+     WHERE period_type = {0}.period_type AND period_start = {0}.period_start LIMIT 1)
+    UNION ALL
+    (SELECT period_start, period_end FROM database_size_aggregations
+     WHERE period_type = {0}.period_type AND period_start = {0}.period_start LIMIT 1)"""
+"""A row or two of a window, of servers or of databases; none where it has none."""
 WINDOW_ENDS = f"""
-    SELECT n.period_end, {before("n")} AS before_start FROM instance_size_aggregations n
-    WHERE n.period_type = k.period_type AND n.period_start = k.period_start LIMIT 1"""  # noqa: S608 -- as above
+    SELECT n.period_end, {before("n")} AS before_start FROM ({ROWS_OF_WINDOW.format("k")}) AS n LIMIT 1"""  # noqa: S608 -- as above
 """The last day of a window `k`, and the first one of the window before; no row where it has none."""
 GROUPS_OF_WINDOW = f"""
     SELECT CAST(p.grouped_by AS text) AS grouped_by, CAST(nullif(p.group_name, '') AS text) AS group_name,
@@ -79,14 +85,14 @@ GROUPS_OF_WINDOW = f"""
            CAST(sum(p.size_mb) AS numeric) AS size_mb, CAST(sum(p.change_mb) AS numeric) AS change_mb
     FROM ({_PARTS}) AS p GROUP BY 1, 2"""  # noqa: S608 -- as above
 """Groups by engine and label of a window `w` with its ends, added up from the aggregates and labels."""
-_SERVERS = """
+_SERVERS = f"""
     SELECT a.period_type, a.period_start, a.period_end, CAST('server' AS text) AS grouped_by,
            CAST(coalesce(i.name, 'server ' || a.instance_id) AS text) AS group_name, count(*) AS servers,
            CAST(sum(a.database_count) AS bigint) AS databases, sum(a.total_size_mb) AS size_mb,
            sum(a.total_size_change_mb) AS change_mb
-    FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
+    FROM {SERVER_SIZES} a LEFT JOIN instances i ON i.id = a.instance_id
     WHERE i.counted_by IS NULL
-    GROUP BY 1, 2, 3, 4, 5"""
+    GROUP BY 1, 2, 3, 4, 5"""  # noqa: S608 -- as above
 
 
 LABEL_KEYS = "(SELECT coalesce(string_agg(DISTINCT key, ' ' ORDER BY key), '') FROM capacity_labels)"
@@ -120,8 +126,7 @@ def is_current(window: str) -> str:
     without rows is not current: a partition that is dropped takes no trigger along.
     """
     return f"""{_holds_every_change(window)}
-        AND EXISTS (SELECT FROM instance_size_aggregations r
-                    WHERE r.period_type = {window}.period_type AND r.period_start = {window}.period_start)"""
+        AND EXISTS ({ROWS_OF_WINDOW.format(window)})"""
 
 
 def _outdated(changes: str, current: str) -> str:

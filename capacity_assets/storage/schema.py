@@ -28,6 +28,7 @@ from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
 from capacity_assets.storage.views import VIEWS
+from capacity_assets.storage.window_expressions import SERVER_SIZES
 
 VERSION_TABLE = "capacity_alembic_version"
 CELLS_TABLE = "capacity_cells"
@@ -42,6 +43,8 @@ READS_A_WIDENED_COLUMN = (
     "reads a column that has to be widened, which PostgreSQL refuses. Drop it, run `capacity init`, then create it "
     "again."
 )
+GROUP_DEFINITIONS = {SERVER_SIZES, *(view.name for view in GROUP_VIEWS)}
+"""The views that say what sums of groups are."""
 
 
 def untracked_changes(engine: Engine) -> tuple[str, ...]:
@@ -204,7 +207,7 @@ def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
         # In place, a column can be added, but not change its type.
         execute(connection, _taken_away(connection))
         execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
-    if any(view in GROUP_VIEWS for view in outdated):
+    if any(view.name in GROUP_DEFINITIONS for view in outdated):
         forget_group_sums(connection)  # what is stored was added up by the view before
     return [f"created or renewed view {view.name}" for view in outdated]
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.group_views import GROUP_VIEWS
+from capacity_assets.storage.group_views import GROUP_VIEWS, WINDOW_ENDS, touches
 from capacity_assets.storage.label_expressions import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.storage.reader_views import READER_VIEWS
 from capacity_assets.storage.runway_views import RUNWAY_VIEWS
 from capacity_assets.storage.size_metrics import PART_SIZES, PartSize
+from capacity_assets.storage.snapshots import is_seen
+from capacity_assets.storage.steps import DIALECT
+from capacity_assets.storage.tables import instance_size_aggregations
 from capacity_assets.storage.view import View, ViewColumn
+from capacity_assets.storage.window_expressions import SERVER_SIZES, possible
+from capacity_assets.units import LARGEST_MB
 
 _DAYS = "(a.period_end - a.period_start + 1)"
 _WINDOW = (
@@ -40,6 +45,7 @@ _ELAPSED = (
     ),
     ViewColumn("is_open", "(a.period_end > current_date)", "Whether days of the window are still to come"),
 )
+_IS_DERIVED = "Whether the server has no total in the window, and its size and change are those of its databases"
 _SERVER_ID = ViewColumn(
     "server_id", "a.instance_id", "Number of the server; a filter by it is answered from an index, one by name is not"
 )
@@ -106,18 +112,92 @@ _NEWEST = " UNION ALL ".join(
 _OF_NEWEST_WINDOWS = f"""FROM ({_NEWEST}) AS newest
 JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
 
+# Windows with servers that have databases and no total: as they were found when the groups of the window were stored.
+# Null, which is all of them, where a change is newer than that, or the totals were taken away as a whole, which no
+# change of the window tells.
+_WITHOUT_TOTALS = f"""
+        SELECT v.period_type, v.period_start, v.before_start,
+               CASE WHEN totals.exist THEN v.derived_servers END AS servers
+        FROM capacity_group_windows v
+        CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM instance_size_aggregations t WHERE t.period_type = v.period_type
+                                           AND t.period_start = v.period_start) AS exist) AS totals
+        WHERE (v.derived_servers <> '{{}}' OR NOT totals.exist)
+          AND NOT EXISTS (SELECT FROM capacity_group_changes c WHERE {touches("v")[0]} AND NOT {is_seen("c", "v")})
+        UNION ALL
+        SELECT k.period_type, k.period_start, e.before_start, CAST(NULL AS integer[])
+        FROM (SELECT DISTINCT c.period_type, c.period_start FROM capacity_group_changes c
+              WHERE NOT EXISTS (SELECT FROM capacity_group_windows v
+                                WHERE {touches("v")[0]} AND v.derived_servers IS NOT NULL AND {is_seen("c", "v")})) AS k
+        CROSS JOIN LATERAL ({WINDOW_ENDS}) AS e"""  # noqa: S608 -- constants
+
+
+def _of_databases(start: str) -> dict[str, str]:
+    """Sums of databases `d` in one of the windows: each counts with its days, so that renaming one changes none."""
+    of_window = f"FILTER (WHERE d.period_start = {start})"
+    days = f"max(d.data_count) {of_window}"
+    return {
+        "days": days,
+        "size_mb": f"div(sum(CAST(d.avg_size_mb AS numeric) * d.data_count) {of_window}, {days})",
+        "databases": f"div(sum(d.data_count) {of_window}, {days})",
+    }
+
+
+_NOW, _BEFORE = _of_databases("w.period_start"), _of_databases("w.before_start")
+_DERIVED = {
+    "instance_id": "n.instance_id",
+    "period_type": "w.period_type",
+    "period_start": "w.period_start",
+    "period_end": "n.period_end",
+    "data_count": "n.days",
+    "total_size_mb": "n.size_mb",
+    "total_size_change_mb": "n.size_mb - n.before_mb",
+    "total_size_change_percent": "round((n.size_mb - n.before_mb) * 100 / nullif(n.before_mb, 0), 2)",
+    "database_count": "n.databases",
+}
+_TOTALS = (
+    *_DERIVED, "max_size_mb", "min_size_mb", "trend_direction", "database_count_change", "last_total_size_mb",
+    "total_size_growth_in_window_mb", "total_size_year_change_mb", "total_size_year_change_percent",
+    "total_size_yearly_rate_percent",
+)  # fmt: skip
+
+
+def _derived(name: str) -> str:
+    # Both parts have the same types: else PostgreSQL hands no condition on to any of them.
+    return f"CAST({_DERIVED.get(name, 'NULL')} AS {instance_size_aggregations.c[name].type.compile(DIALECT)})"
+
+
+_TOTALS_ALONE = f"FROM (SELECT {', '.join(_TOTALS)}, false AS is_derived FROM instance_size_aggregations) AS a"  # noqa: S608 -- our own names
+_SERVER_SIZES = f"""FROM (
+    SELECT {", ".join(_TOTALS)}, false AS is_derived FROM instance_size_aggregations
+    WHERE {possible("total_size_mb", "total_size_change_mb")}
+    UNION ALL
+    SELECT {", ".join(map(_derived, _TOTALS))}, true
+    FROM ({_WITHOUT_TOTALS}) AS w
+    CROSS JOIN LATERAL (
+        SELECT d.instance_id, max(d.period_end) AS period_end, {_NOW["days"]} AS days, {_NOW["size_mb"]} AS size_mb,
+               {_NOW["databases"]} AS databases,
+               CASE WHEN {_BEFORE["size_mb"]} <= {LARGEST_MB} THEN {_BEFORE["size_mb"]} END AS before_mb
+        FROM database_size_aggregations d
+        WHERE d.period_type = w.period_type AND d.period_start = ANY (ARRAY[w.period_start, w.before_start])
+          AND (w.servers IS NULL OR d.instance_id = ANY (w.servers))
+          AND NOT EXISTS (SELECT FROM instance_size_aggregations t
+                          WHERE t.instance_id = d.instance_id AND t.period_type = d.period_type
+                            AND t.period_start = d.period_start)
+        GROUP BY d.instance_id
+        HAVING {_NOW["size_mb"]} <= {LARGEST_MB}) AS n) AS a"""  # noqa: S608 -- as above
+
 # The rows of a window, and those of the window before whose server has none in it.
-_WITH_MISSING = """
+_WITH_MISSING = f"""
     SELECT period_type, period_start, period_end, instance_id, total_size_mb, total_size_change_mb, database_count,
            CAST(NULL AS bigint) AS missing_size_mb, last_total_size_mb
-    FROM instance_size_aggregations
+    FROM {SERVER_SIZES}
     UNION ALL
     SELECT w.period_type, w.period_start, w.period_end, b.instance_id, NULL, NULL, NULL, b.total_size_mb, NULL
-    FROM (SELECT DISTINCT period_type, period_start, period_end FROM instance_size_aggregations) AS w
-    JOIN instance_size_aggregations b ON b.period_type = w.period_type AND b.period_end = w.period_start - 1
-    WHERE NOT EXISTS (SELECT FROM instance_size_aggregations n
+    FROM (SELECT DISTINCT period_type, period_start, period_end FROM {SERVER_SIZES}) AS w
+    JOIN {SERVER_SIZES} b ON b.period_type = w.period_type AND b.period_end = w.period_start - 1
+    WHERE NOT EXISTS (SELECT FROM {SERVER_SIZES} n
                       WHERE n.period_type = w.period_type AND n.period_start = w.period_start
-                        AND n.instance_id = b.instance_id)"""
+                        AND n.instance_id = b.instance_id)"""  # noqa: S608 -- as above
 
 _DATABASE_COLUMNS = (
     *_WINDOW,
@@ -140,6 +220,17 @@ _DATABASE_COLUMNS = (
 )
 
 VIEWS = (
+    View(
+        SERVER_SIZES,
+        "Size of each server in each window: its total, or where it has none the sum of its databases.",
+        (
+            *(ViewColumn(name, f"a.{name}", str(instance_size_aggregations.c[name].comment)) for name in _TOTALS),
+            ViewColumn("is_derived", "a.is_derived", _IS_DERIVED),
+        ),
+        _SERVER_SIZES,
+        source_on_nodes=_TOTALS_ALONE,
+        source_over_cells=_TOTALS_ALONE,
+    ),
     *GROUP_VIEWS,
     View(
         "capacity_growth",
@@ -185,9 +276,10 @@ VIEWS = (
             *_ELAPSED,
             *_further("total_size", "last_total_size_mb"),
             _labels(None),
+            ViewColumn("is_derived", "a.is_derived", _IS_DERIVED),
         ),
-        f"FROM instance_size_aggregations a {_REGISTER}",
-        source_on_nodes=f"FROM instance_size_aggregations a {_REGISTER_WITH_LABELS}",
+        f"FROM {SERVER_SIZES} a {_REGISTER}",
+        source_on_nodes=f"FROM {SERVER_SIZES} a {_REGISTER_WITH_LABELS}",
     ),
     View(
         "capacity_fleet",

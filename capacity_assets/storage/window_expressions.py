@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from capacity_assets.units import LARGEST_MB
+
+SERVER_SIZES = "capacity_server_sizes"
+"""The view that says what a server's size in a window is; every sum over servers reads it."""
+TIES = "size_mb DESC, server_id, database"
+"""What rows of equal change are ordered by, wherever they are listed."""
+
 _PART = "floor({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
 NOW, THEN = _PART.format("a", "s"), _PART.format("b", "sb")
 """The part of a database `a` in the size of its server `s`, by measured days; and that of `b` in `sb` before, MiB.
@@ -23,6 +30,11 @@ def counted(window: str) -> str:
     return f"""CASE WHEN s.database_count >= row_number()
                 OVER (PARTITION BY {window}, a.instance_id, a.key ORDER BY a.data_count DESC, a.database_name)
                 THEN 1 ELSE 0 END"""
+
+
+def possible(size_mb: str, change_mb: str) -> str:
+    """Return the condition that a stored size and its change can be: versions before stored whatever was sampled."""
+    return f"{size_mb} <= {LARGEST_MB} AND ({change_mb} IS NULL OR {change_mb} BETWEEN -{LARGEST_MB} AND {LARGEST_MB})"
 
 
 def before(row: str) -> str:

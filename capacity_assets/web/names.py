@@ -75,19 +75,21 @@ class Names:
         return [*first, *others][:shown]
 
 
+# A day that lies ahead is not the newest one. Days begin earlier than in UTC by half a day at most.
 _NAMES = """
 SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
 UNION ALL
 SELECT 'database', database, server_id, server FROM capacity_samples
-WHERE day = (SELECT max(day) FROM capacity_samples)
+WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= current_date + 1)
 UNION ALL
 SELECT 'database', database, server_id, server FROM capacity_growth
 WHERE period = 'monthly' AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
   AND (server_id, database) NOT IN (
-      SELECT server_id, database FROM capacity_samples WHERE day = (SELECT max(day) FROM capacity_samples))
+      SELECT server_id, database FROM capacity_samples
+      WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= current_date + 1))
 UNION ALL
 SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans WHERE value IS NOT NULL AND valid_until = 'infinity'
 UNION ALL
 SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
-WHERE day = (SELECT max(day) FROM capacity_volumes)
+WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= current_date + 1)
 """

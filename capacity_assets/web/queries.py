@@ -14,6 +14,7 @@ from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.label_expressions import holds_on
+from capacity_assets.storage.window_expressions import TIES
 from capacity_assets.web.asked import ROWS_PER_PAGE, Asked
 from capacity_assets.web.figures import (
     DatabaseRow,
@@ -37,21 +38,33 @@ def newest_window(connection: Connection, period: Period) -> Window | None:
     """Return the newest window of a period that any server has a row in; None: none was computed."""
     asked = {"period": period.name}
     # Not max(): over a view, PostgreSQL reads every row for it, and for this one entry of an index.
-    query = """SELECT window_start AS start FROM capacity_server_growth WHERE period = :period
-               ORDER BY window_start DESC LIMIT 1"""
+    query = """
+        SELECT start FROM (
+            (SELECT window_start AS start FROM capacity_server_growth WHERE period = :period AND NOT is_derived
+             ORDER BY window_start DESC LIMIT 1)
+            UNION ALL
+            (SELECT window_start FROM capacity_growth WHERE period = :period ORDER BY window_start DESC LIMIT 1)
+        ) AS newest ORDER BY start DESC LIMIT 1"""
     found = rows(connection, query, asked)
     return period.window_of(found[0].start) if found else None
 
 
-# A sample of a day that lies ahead completes no window. Days begin earlier than in UTC by half a day at most.
-_LAST_DAY = "SELECT max(day) AS day FROM capacity_server_samples WHERE day <= current_date + 1"
+def newest_day(connection: Connection, today: date) -> date | None:
+    """Return the newest day with samples; a sample of a day that lies ahead is of none."""
+    # Not max(), as above.
+    query = """
+        SELECT max(day) AS day FROM (
+            (SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)
+            UNION ALL (SELECT day FROM capacity_samples WHERE day <= :today ORDER BY day DESC LIMIT 1)) AS days"""
+    day: date | None = rows(connection, query, {"today": today})[0].day
+    return day
 
 
-def complete_window(connection: Connection, period: Period, newest: Window | None) -> Window | None:
+def complete_window(connection: Connection, period: Period, newest: Window | None, today: date) -> Window | None:
     """Return the newest window that is over, as far as samples tell; the `newest` where there is no other."""
     if newest is None:
         return None
-    last: date | None = rows(connection, _LAST_DAY)[0].day
+    last = newest_day(connection, today)
     before = period.previous(newest)
     if last is None or newest.end <= last:
         return newest
@@ -169,12 +182,9 @@ def steps_of(connection: Connection, server_id: int, database: str | None) -> li
 def asked_window(connection: Connection, asked: Asked, period: Period) -> Window | None:
     """Return the window that is asked for, by default the last complete one."""
     day = asked.day("window")
-    return last_window(connection, period) if day is None else period.window_of(day)
-
-
-def last_window(connection: Connection, period: Period) -> Window | None:
-    """Return the last complete window, for whom the newest one does not matter."""
-    return complete_window(connection, period, newest_window(connection, period))
+    if day is not None:
+        return period.window_of(day)
+    return complete_window(connection, period, newest_window(connection, period), asked.today)
 
 
 def ends_of(window: Window | None) -> tuple[date | None, date | None]:
@@ -185,7 +195,7 @@ def ends_of(window: Window | None) -> tuple[date | None, date | None]:
 UNKNOWN_ENGINE = "unknown"
 """That of servers which are not registered any more, among others; as in the views."""
 FILLS_FIRST = """
-WHERE counted AND stands_for_itself AND full_middle IS NOT NULL
+WHERE stands_for_itself AND full_middle IS NOT NULL
 ORDER BY full_middle, server, name LIMIT :shown OFFSET :skipped
 """
 ORDERS = {
@@ -244,7 +254,7 @@ def databases(  # noqa: PLR0913 -- one argument per filter
         SELECT server_id, server, engine, database, size_mb, change_mb,
                CAST(change_percent AS double precision) AS change_percent, measured_days, window_days, labels
         FROM capacity_growth WHERE period = :period AND window_start = :start {" ".join(filter(None, conditions))}
-        ORDER BY {ORDERS[order]}{"" if order == "name" else ", server_id, database"}"""  # noqa: S608 -- conditions of our own
+        ORDER BY {ORDERS[order]}{"" if order == "name" else f", {TIES}"}"""  # noqa: S608 -- conditions of our own
     if key is not None:
         # Sorted first, by an index, and only then asked for labels, one by one until the page is full.
         query = f"SELECT * FROM ({query} OFFSET 0) AS sorted {_label_condition(value)}"  # noqa: S608 -- as above

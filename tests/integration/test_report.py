@@ -90,8 +90,7 @@ def test_groups_of_a_label_add_up_to_the_size_of_the_page(every_kind: Engine, se
     declare_labels(every_kind, [Label("server-1", None, "team", "payments")], FEBRUARY.end)
     declare_labels(every_kind, [Label("server-2", "new", "team", "search")], FEBRUARY.end)
     partly = read_report(every_kind, MONTHLY, FEBRUARY, by="team")
-    assert partly.end_mb - partly.grouped_mb == 500
-    assert "Groups leave out 500 MiB" in render(partly)
+    assert partly.end_mb == partly.grouped_mb, "a server without a total counts by its databases"
     add_instance_sizes(every_kind, totals(3, "2025-02-01", [(500, 1)] * 28))
     add_instance_sizes(every_kind, totals(4, "2025-01-01", [(60, 1)] * 31))
     compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))

@@ -138,7 +138,7 @@ def read_server(reader: Reader, asked: Asked) -> ServerPage:
         server = _server(connection, number)
         newest = newest_window(connection, period)
         order = asked.one_of("order", tuple(ORDERS))
-        window = complete_window(connection, period, newest)
+        window = complete_window(connection, period, newest, asked.today)
         listed, more = databases(connection, period, window, order=order, server_id=number, page=asked.page)
         return ServerPage(
             server,
@@ -146,7 +146,7 @@ def read_server(reader: Reader, asked: Asked) -> ServerPage:
             history(connection, _SERVER_HISTORY, period, newest, {"server": number}) if newest else [],
             runway_of(connection, number, "server", ""),
             [step for step in steps_of(connection, number, None) if step.database is None],
-            found(ServerVolume, connection, _VOLUMES, {"server": number}),
+            found(ServerVolume, connection, _VOLUMES, {"server": number, "today": asked.today}),
             listed,
             more,
             order,
@@ -165,7 +165,7 @@ def read_database(reader: Reader, asked: Asked) -> DatabasePage:
         sizes = history(connection, _DATABASE_HISTORY, period, newest, of_database) if newest else []
         labels = rows(connection, _LABELS, of_database)
         refuse_nothing(labels or rows(connection, _EVER, of_database), f"database {name!r} on {server.server}")
-        window, shown = complete_window(connection, period, newest), NEIGHBOURS_SHOWN + 1
+        window, shown = complete_window(connection, period, newest, asked.today), NEIGHBOURS_SHOWN + 1
         neighbours, _ = databases(connection, period, window, order="size", server_id=number, shown=shown)
         runway = runway_of(connection, number, "database", name)
         return DatabasePage(
@@ -188,7 +188,11 @@ def read_volume(reader: Reader, asked: Asked) -> VolumePage:
     of_volume = {"server": number, "volume": name}
     with reader.transaction() as connection:
         server = _server(connection, number)
-        named = [one for one in found(ServerVolume, connection, _VOLUMES, {"server": number}) if one.volume == name]
+        named = [
+            one
+            for one in found(ServerVolume, connection, _VOLUMES, {"server": number, "today": asked.today})
+            if one.volume == name
+        ]
         refuse_nothing(named, f"volume {name!r} of {server.server}")
         [volume] = named
         first = volume.day - timedelta(days=VOLUME_DAYS)
@@ -262,7 +266,8 @@ WHERE server_id = :server AND day BETWEEN :first AND :last ORDER BY day
 _VOLUMES = """
 SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
     SELECT DISTINCT ON (volume) * FROM capacity_volumes
-    WHERE server_id = :server AND day > (SELECT max(day) FROM capacity_volumes WHERE server_id = :server) - 31
+    WHERE server_id = :server AND day <= :today
+      AND day > (SELECT max(day) FROM capacity_volumes WHERE server_id = :server AND day <= :today) - 31
     ORDER BY volume, day DESC
 ) AS newest ORDER BY total_mb DESC, volume
 """

@@ -1,0 +1,270 @@
+"""One size of the fleet: every surface has the same sums, counts and order, also of servers without a total."""
+
+from __future__ import annotations
+
+import random
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregation.group_sums import store_group_sums
+from capacity_assets.aggregation.movers import window_sizes
+from capacity_assets.aggregation.quality import CheckScope, run_checks
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.cli.top import Top, top_rows
+from capacity_assets.digest.content import read_digest
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.grouping.explained_groups import explain_group
+from capacity_assets.grouping.group_reading import reading_groups
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.periods import PERIODS, Period, Window
+from capacity_assets.report.data import ChangeKind
+from capacity_assets.report.reading import read_report
+from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.storage.group_tracking import forget_group_sums
+from capacity_assets.storage.schema import initialise
+from tests.clocks import TODAY, fixed_clock
+from tests.computing import compute_windows
+from tests.databases import execute
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import Pages, served_pages
+
+DAYS = 75
+FIRST = TODAY - timedelta(days=DAYS - 1)
+Sums = tuple[int, int, int, int | None]
+"""Servers, databases, size and change, MiB."""
+SHOWN = ("daily", "weekly", "monthly", "yearly")
+
+
+def random_fleet(engine: Engine, seed: int) -> None:
+    """Servers with totals, with databases alone, or with totals on some days; replicas; equal changes."""
+    choose = random.Random(seed)  # noqa: S311 -- reproducible
+    for server in range(1, 8):
+        engine_name = choose.choice(["postgresql", "mysql"])
+        add_instances(engine, [server], db_type=engine_name, counted_by=1 if server in {5, 6} else None)
+        with_totals = range(DAYS) if server == 1 else choose.choice([range(0), range(DAYS), range(40), range(40, DAYS)])
+        day_sums = [[0, 0] for _ in range(DAYS)]
+        for number in range(choose.randint(1, 4)):
+            begin = choose.choice([0, 0, 10, DAYS - 6])
+            base, step = choose.choice([100, 250, 2_000]), choose.choice([-1, 0, 3, 3, 30])
+            history = [base + step * (day // 3) if day >= begin else None for day in range(DAYS)]
+            add_database_sizes(engine, sizes(server, f"db-{number}", FIRST.isoformat(), history))
+            for day, size in enumerate(history):
+                if size is not None:
+                    day_sums[day] = [day_sums[day][0] + size, day_sums[day][1] + 1]
+        measured = [(size, many) if day in with_totals else None for day, (size, many) in enumerate(day_sums)]
+        if any(measured):
+            add_instance_sizes(engine, totals(server, FIRST.isoformat(), measured))
+    labels = [Label("server-1", "db-0", "team", "red", ALWAYS), Label("server-2", "db-*", "team", "red", ALWAYS)]
+    declare_labels(engine, [*labels, Label("server-3", None, "team", "blue", ALWAYS)], TODAY)
+
+
+def computed(engine: Engine) -> None:
+    service = AggregationService(engine, fixed_clock())
+    for period in SHOWN:
+        compute_windows(service, period, FIRST, TODAY)
+
+
+def add_up(rows: list[dict[str, Any]]) -> Sums:
+    changes = [row["change_mb"] for row in rows if row["change_mb"] is not None]
+    servers, databases, size = (int(sum(row[name] for row in rows)) for name in ("servers", "databases", "size_mb"))
+    return servers, databases, size, int(sum(changes)) if changes else None
+
+
+def rows(engine: Engine, query: str, **asked: object) -> list[dict[str, Any]]:
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(text(query), asked).mappings()]
+
+
+OF_WINDOW = "WHERE period = :period AND window_start = :start"
+FROM_VIEWS = {
+    "fleet": f"SELECT servers, databases, size_mb, change_mb FROM capacity_fleet {OF_WINDOW}",
+    "export": f"SELECT 1 AS servers, databases, size_mb, change_mb FROM capacity_server_growth {OF_WINDOW} AND counted",
+}
+
+
+def from_tables(engine: Engine, period: Period, window: Window) -> Sums:
+    """The definition by hand, from the rows of the tables."""
+
+    def of(start: date) -> dict[int, tuple[int, int, int | None, bool]]:
+        asked = {"period": period.name, "start": start}
+        by_server: dict[int, list[dict[str, Any]]] = {}
+        query = "SELECT * FROM {} WHERE period_type = :period AND period_start = :start"
+        for row in rows(engine, query.format(DATABASE.target.name), **asked):
+            by_server.setdefault(row["instance_id"], []).append(row)
+        found = {}
+        for server, of_server in by_server.items():
+            days = max(row["data_count"] for row in of_server)
+            size = sum(row["avg_size_mb"] * row["data_count"] for row in of_server) // days
+            found[server] = (sum(row["data_count"] for row in of_server) // days, size, None, True)
+        for row in rows(engine, query.format(INSTANCE.target.name), **asked):
+            figures = (row["database_count"], row["total_size_mb"], row["total_size_change_mb"], False)
+            found[row["instance_id"]] = figures
+        return found
+
+    replicas = {row["id"] for row in rows(engine, "SELECT id FROM instances WHERE counted_by IS NOT NULL")}
+    now, before = of(window.start), of(period.previous(window).start)
+    summed = []
+    for server, (databases, size, change, is_derived) in now.items():
+        like = before.get(server)
+        known = size - like[1] if is_derived and like is not None and like[3] else change
+        if server not in replicas:
+            summed.append({"servers": 1, "databases": databases, "size_mb": size, "change_mb": known})
+    return add_up(summed)
+
+
+def sums_of(engine: Engine, period: Period, window: Window) -> dict[str, Sums]:
+    """What each surface says of a window."""
+    asked = {"period": period.name, "start": window.start}
+    found = {name: add_up(rows(engine, query, **asked)) for name, query in FROM_VIEWS.items()}
+    grouped = rows(engine, f"SELECT * FROM capacity_groups {OF_WINDOW}", **asked)
+    with reading_groups(engine) as reader:
+        for by in ("engine", "server", "team"):
+            found[f"view groups by {by}"] = add_up([row for row in grouped if row["grouped_by"] == by])
+            groups = [vars(group) for group in reader.groups_of(period, window, by, {})]
+            found[f"groups by {by}"] = add_up(groups)
+    report = read_report(engine, period, window, by="team")
+    assert report.grouped_mb == report.end_mb
+    assert report.start_mb + sum(change for _, change in report.steps) == report.end_mb
+    found["report"] = (report.totals.servers, report.totals.databases, report.end_mb, report.known_change_mb)
+    for level in LEVELS.values():
+        of_level = window_sizes(engine, period, level, [window])[window.start]
+        found[f"metadata of {level.name}"] = (*found["fleet"][:2], of_level.total_size_mb, of_level.total_change_mb)
+        assert of_level.known_before_mb == report.totals.known_before_mb
+    if period.name == "weekly":
+        digest = read_digest(engine, window)
+        found["digest"] = (*found["fleet"][:2], digest.size_mb, digest.change_mb)
+    # A server may have a part in several groups by label.
+    return {name: sums[1:] if name.endswith("team") else sums for name, sums in found.items()}  # type: ignore[misc]
+
+
+def assert_one_size(engine: Engine, pages: Pages) -> None:
+    for name in SHOWN:
+        period = PERIODS[name]
+        for window in period.windows_between(FIRST, TODAY)[-3:]:
+            wanted = from_tables(engine, period, window)
+            for surface, sums in sums_of(engine, period, window).items():
+                assert sums == wanted[-len(sums) :], (surface, name, window)
+        page = pages.document(f"/?period={name}")
+        newest = page["sizes"][-1]
+        assert (page["servers"], page["databases"], newest["size_mb"], newest["change_mb"]) == wanted, name
+        windows = period.windows_between(FIRST, TODAY)[-3:]
+        scope = CheckScope(name, INSTANCE, windows, TODAY, 50)
+        assert {one.name: one.listed for one in run_checks(engine, scope)}["groups_add_up"] == ()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_surface_has_the_same_size_and_counts_of_the_fleet(engine: Engine, database: URL, seed: int) -> None:
+    random_fleet(engine, seed)
+    computed(engine)
+
+    with served_pages(database) as pages:
+        assert_one_size(engine, pages)
+    with engine.begin() as connection:
+        forget_group_sums(connection)
+    with served_pages(database) as pages:
+        assert_one_size(engine, pages)
+
+
+def test_rows_that_others_write_or_take_away_count_at_once(engine: Engine, database: URL) -> None:
+    random_fleet(engine, 0)
+    computed(engine)
+    newest = f"period_type = 'monthly' AND period_start = '{TODAY.replace(day=1)}'"
+
+    for statement in (
+        f"DELETE FROM instance_size_aggregations WHERE instance_id = 1 AND {newest}",
+        f"DELETE FROM database_size_aggregations WHERE instance_id = 1 AND database_name = 'db-0' AND {newest}",
+        "DELETE FROM instances WHERE id = 2",
+    ):
+        execute(engine, statement)
+        period, window = PERIODS["monthly"], PERIODS["monthly"].window_of(TODAY)
+        for _ in range(2):
+            wanted = from_tables(engine, period, window)
+            for surface, sums in sums_of(engine, period, window).items():
+                assert sums == wanted[-len(sums) :], (surface, statement)
+            store_group_sums(engine, 60)
+    with served_pages(database) as pages:
+        assert pages.document("/?period=monthly")["sizes"][-1]["size_mb"] == wanted[2]
+
+
+def test_a_group_is_explained_by_parts_of_servers_without_a_total(engine: Engine) -> None:
+    random_fleet(engine, 1)
+    execute(engine, "DELETE FROM instance_size_stats WHERE instance_id IN (2, 3)")
+    computed(engine)
+
+    for window in PERIODS["monthly"].windows_between(FIRST, TODAY):
+        for team in ("red", "blue"):
+            with reading_groups(engine) as reader:
+                explained = explain_group(reader, PERIODS["monthly"], window, "team", team)
+            assert explained.agrees, (window, team, explained)
+
+
+def test_a_database_of_before_gives_the_same_figures_once_it_is_upgraded(engine: Engine, database: URL) -> None:
+    random_fleet(engine, 2)
+    computed(engine)
+    execute(
+        engine,
+        "UPDATE capacity_group_sums SET size_mb = 1",
+        "DROP VIEW capacity_server_sizes CASCADE",
+        "ALTER TABLE capacity_group_windows DROP COLUMN derived_servers",
+    )
+
+    initialise(engine)
+
+    with served_pages(database) as pages:
+        assert_one_size(engine, pages)
+
+
+def equal_changes(engine: Engine) -> None:
+    """Databases that changed by the same, on servers whose names sort otherwise than their numbers."""
+    add_instances(engine, [1], name="z")
+    add_instances(engine, [2], name="a")
+    declare_labels(engine, [Label("z", None, "team", "red", ALWAYS)], TODAY)
+    for server, names in ((1, ("b", "a", "small")), (2, ("c", "large"))):
+        for name in names:
+            size = {"small": 5000, "large": 90_000}.get(name, 20_000)
+            for sign in (1, -1):
+                history = [size] * (DAYS - 7) + [size + sign * 2000] * 7
+                add_database_sizes(engine, sizes(server, f"{name}{sign:+}", FIRST.isoformat(), history))
+
+
+def test_rows_of_equal_change_have_one_order(engine: Engine, database: URL) -> None:
+    equal_changes(engine)
+    service = AggregationService(engine, fixed_clock())
+    for period in ("daily", "weekly", "monthly"):
+        compute_windows(service, period, FIRST, TODAY)
+    weekly = PERIODS["weekly"]
+    window = weekly.window_of(TODAY)
+    grown = [("a", "large+1"), ("z", "a+1"), ("z", "b+1"), ("a", "c+1"), ("z", "small+1")]
+    shrunk = [(server, name.replace("+", "-")) for server, name in grown]
+
+    report = read_report(engine, weekly, window)
+    sums = window_sizes(engine, weekly, DATABASE, [window])[window.start]
+    digest = read_digest(engine, window)
+    found = {
+        "metadata": [(mover.server, mover.database) for mover in sums.growers],
+        "report": [(one.server, one.name) for one in report.databases[ChangeKind.GROWN]],
+        "digest": [(one.server, one.database) for one in digest.growers],
+        "top": top_of(engine, window, "growth"),
+    }
+    fallen = {
+        "metadata": [(mover.server, mover.database) for mover in sums.shrinkers],
+        "report": [(one.server, one.name) for one in report.databases[ChangeKind.SHRUNK]],
+        "top": top_of(engine, window, "shrinkage"),
+    }
+    with served_pages(database) as pages:
+        for named, order in ((found, "growth"), (fallen, "shrinkage")):
+            listed = pages.document(f"/databases?period=weekly&window={window.start}&order={order}")["databases"]
+            named["databases"] = [(row["server"], row["database"]) for row in listed][:5]
+        weekly_moved = next(one for one in pages.document("/")["moved"] if one["period"] == "weekly")
+        found["fleet"] = [(row["server"], row["database"]) for row in weekly_moved["growers"]]
+        fallen["fleet"] = [(row["server"], row["database"]) for row in weekly_moved["shrinkers"]]
+    assert found == dict.fromkeys(found, grown)
+    assert fallen == dict.fromkeys(fallen, shrunk)
+
+
+def top_of(engine: Engine, window: Window, by: str) -> list[tuple[str, str]]:
+    asked = Top("weekly", None, by, None, None, None, 10, as_json=False)
+    return [(row.server, row.database) for row in top_rows(engine, asked, window.start)]
