@@ -18,6 +18,8 @@ from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.label_expressions import labels_of
 from capacity_assets.storage.runway_views import STANDS_FOR_ITSELF
+from capacity_assets.storage.time_zone import TODAY
+from capacity_assets.storage.window_expressions import TIES
 
 WEEKS_OF_HABIT, LEAST_WEEKS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
 """Beyond its habit: a week's change of a GiB and more, and twice the largest change of the twelve weeks before."""
@@ -165,9 +167,9 @@ CROSS JOIN LATERAL (
       AND h.period_start BETWEEN :first AND :before
 ) AS usual
 WHERE g.period = 'weekly' AND g.window_start = :start AND g.counted
-  AND {{sign}}g.change_mb >= {LEAST_MB} AND {{sign}}g.change_mb > {TIMES_HABIT} * usual.mb
+  AND {{sign}}g.change_mb >= {LEAST_MB} AND {{sign}}g.change_mb > CAST({TIMES_HABIT} AS numeric) * usual.mb
   AND usual.weeks >= {LEAST_WEEKS} AND {_OF_VIEW}
-ORDER BY {{sign}}g.change_mb DESC, g.server, g.database
+ORDER BY {{sign}}g.change_mb DESC, {TIES}
 """  # noqa: S608 -- constants of this module
 _LABELS = (
     f"CASE r.subject WHEN 'database' THEN {labels_of('r.instance_id', 'r.name', 'r.as_of')} "
@@ -181,7 +183,7 @@ _NEWEST = (
 _SOON = f"""
 SELECT {_SUBJECT}, r.middle_day, r.probability_{SOON_DAYS}
 FROM {_NEWEST} JOIN capacity_runways r ON r.as_of = newest.day LEFT JOIN instances i ON i.id = r.instance_id
-WHERE i.counted_by IS NULL AND r.probability_{SOON_DAYS} >= 0.5 AND r.middle_day IS NOT NULL
+WHERE r.probability_{SOON_DAYS} >= 0.5 AND r.middle_day IS NOT NULL
   AND {STANDS_FOR_ITSELF} AND {_LABELLED.format(labels=_LABELS)}
 ORDER BY r.middle_day, 1, 2
 """  # noqa: S608 -- as above
@@ -195,7 +197,7 @@ JOIN capacity_runways r ON r.as_of = newest.day
 LEFT JOIN capacity_runways b ON b.as_of = older.day AND b.instance_id = r.instance_id AND b.subject = r.subject
     AND b.name = r.name
 LEFT JOIN instances i ON i.id = r.instance_id
-WHERE older.day < newest.day AND i.counted_by IS NULL AND r.middle_day <= r.as_of + {WITHIN_DAYS}
+WHERE older.day < newest.day AND r.middle_day <= r.as_of + {WITHIN_DAYS}
   AND (b.middle_day IS NULL OR r.middle_day <= b.middle_day - {SOONER_DAYS})
   AND {STANDS_FOR_ITSELF} AND {_LABELLED.format(labels=_LABELS)}
 ORDER BY r.middle_day, 1, 2
@@ -205,10 +207,11 @@ ORDER BY r.middle_day, 1, 2
 _SILENT = f"""
 WITH latest AS MATERIALIZED (
     SELECT least(CAST(:end AS date), max(collected_date)) - {SILENT_DAYS} AS last_day FROM instance_size_stats
-    WHERE NOT is_deleted
+    WHERE NOT is_deleted AND collected_date <= {TODAY}
 ), seen AS MATERIALIZED (
     SELECT instance_id, max(collected_date) AS last_day FROM instance_size_stats
-    WHERE NOT is_deleted AND collected_date BETWEEN CAST(:start AS date) - {SILENT_DAYS} AND :end GROUP BY instance_id
+    WHERE NOT is_deleted AND collected_date BETWEEN CAST(:start AS date) - {SILENT_DAYS} AND :end
+      AND collected_date <= {TODAY} GROUP BY instance_id
 )
 SELECT i.name, seen.last_day FROM latest JOIN seen ON seen.last_day <= latest.last_day
 JOIN instances i ON i.id = seen.instance_id
@@ -225,7 +228,7 @@ WHERE g.period = 'weekly' AND g.window_start = {{there}} AND g.counted AND {_OF_
                     AND a.database_name = g.database)
   AND EXISTS (SELECT FROM database_size_aggregations a
               WHERE a.period_type = 'weekly' AND a.period_start = {{elsewhere}} AND a.instance_id = g.server_id)
-ORDER BY g.size_mb DESC, g.server, g.database
+ORDER BY {TIES}
 """  # noqa: S608 -- as above
 _HISTORY = """
 SELECT window_start, sum(size_mb), sum(change_mb) FROM {source}

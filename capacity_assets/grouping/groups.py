@@ -93,7 +93,7 @@ def first_of_each(filling: Mapping[str | None, Sequence[Filling]]) -> dict[str |
 _FILLING = """
 WITH filling AS (
     SELECT server_id, server, engine, subject, name, full_middle FROM capacity_runway
-    WHERE counted AND full_middle IS NOT NULL
+    WHERE full_middle IS NOT NULL
 ), issued AS (
     SELECT server_id, server, engine, subject AS of_subject, name AS of_name, subject, name, full_middle FROM filling
     UNION ALL

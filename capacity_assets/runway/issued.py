@@ -14,7 +14,14 @@ from capacity_assets.runway.history_statements import STALE_DAYS
 from capacity_assets.runway.outlook import Outlook
 from capacity_assets.runway.scores import Score, scores_of
 from capacity_assets.storage.limit_tables import USED_MB
-from capacity_assets.storage.runway_views import DECLARED_LIMIT, LAST_DECLARED, LIMIT_IS_GONE, STANDS_FOR_ITSELF
+from capacity_assets.storage.runway_views import (
+    DECLARED_LIMIT,
+    LAST_DECLARED,
+    LIMIT_IS_GONE,
+    STANDS_FOR_ITSELF,
+    UNKNOWN_LIMITS,
+    headroom,
+)
 
 HISTORY_SHOWN_DAYS = 180
 
@@ -169,18 +176,14 @@ ORDER BY {_ORDER}, r.early_day NULLS LAST, server, r.name LIMIT :shown
 """  # noqa: S608 -- horizons and names of our own
 _COUNTS = f"""
 WITH left_over AS (
-    SELECT r.instance_id, r.subject, greatest(r.limit_mb - r.size_mb, 0) AS mb
+    SELECT r.instance_id AS server_id, r.subject, r.limit_mb - r.size_mb AS headroom_mb,
+           i.counted_by IS NULL OR CAST(:server AS text) IS NOT NULL AS counted
     FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
-    WHERE r.as_of = :as_of AND r.subject <> 'database' AND r.limit_mb IS NOT NULL AND i.counted_by IS NULL
-      AND (CAST(:server AS text) IS NULL OR i.name = :server)
+    WHERE r.as_of = :as_of AND r.subject <> 'database' AND (CAST(:server AS text) IS NULL OR i.name = :server)
 )
-SELECT (SELECT sum(l.mb) FROM left_over l
-        WHERE l.subject = 'volume'
-           OR NOT EXISTS (SELECT FROM left_over v WHERE v.instance_id = l.instance_id AND v.subject = 'volume')
-       ) AS headroom_mb,
-       (SELECT count(*) FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
-        WHERE r.as_of = :as_of AND r.subject = 'database' AND r.state = 'limit unknown'
-          AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits,
+SELECT ({headroom("left_over")}) AS headroom_mb,
+       (SELECT {UNKNOWN_LIMITS} FROM capacity_runways r LEFT JOIN instances i ON i.id = r.instance_id
+        WHERE r.as_of = :as_of AND (CAST(:server AS text) IS NULL OR i.name = :server)) AS unknown_limits,
        newest.issued_at,
        EXISTS (SELECT 1 FROM capacity_runways r JOIN {LAST_DECLARED} AS d ON d.instance_id = r.instance_id
                WHERE r.as_of = :as_of AND d.last_at > r.issued_at)

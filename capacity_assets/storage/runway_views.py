@@ -32,6 +32,22 @@ STANDS_FOR_ITSELF = f"""(
 """Whether no other row says the same at least as urgently: a thousand databases may share one volume."""
 
 
+def headroom(rows: str) -> str:
+    """Return the query of what is left before limits, MiB, given rows with server_id, subject, headroom_mb and counted.
+
+    Volumes, and where a server has none its declared limit; a full one has nothing left, one without a known limit
+    has no part in it. Null: no limit is known.
+    """
+    return f"""
+    SELECT sum(greatest(l.headroom_mb, 0)) FROM {rows} AS l
+    WHERE l.counted AND l.headroom_mb IS NOT NULL AND (l.subject = 'volume' OR l.subject = 'server' AND NOT EXISTS (
+        SELECT FROM {rows} AS v WHERE v.server_id = l.server_id AND v.subject = 'volume'))"""  # noqa: S608 -- names of our own
+
+
+UNKNOWN_LIMITS = "count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown')"
+"""How many databases have no known limit, replicas too: a disk fills whoever counts its bytes."""
+
+
 def error_measures(actual: str, forecast: str, lower: str, upper: str, size: str) -> dict[str, str]:
     """Return the expressions of how far a group of forecasts was off, given those of what was forecast and measured."""
     return {

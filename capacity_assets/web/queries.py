@@ -154,7 +154,8 @@ class UnmeasuredServers:
 
 def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
     """Return the servers in service that were not measured on the newest day, those that were measured last first."""
-    day = rows(connection, _NEWEST_DAY, {"today": today})[0].day
+    tried = rows(connection, _NEWEST_ATTEMPT, {"today": today})[0].day
+    day = max(filter(None, (newest_day(connection, today), tried)), default=None)
     seen = _SEEN_ON_NODES if tables_are_distributed(connection) else _SEEN
     query = _UNMEASURED.format(seen=seen, days=TRIED_DAYS)
     return UnmeasuredServers(day, found(Unmeasured, connection, query, {"day": day}))
@@ -293,14 +294,12 @@ def labelled_servers(connection: Connection, key: str, value: str | None, day: d
 
 
 # A day that lies ahead was not tried.
-_NEWEST_DAY = """
-SELECT greatest((SELECT day FROM capacity_server_samples WHERE day <= :today ORDER BY day DESC LIMIT 1),
-                (SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1)) AS day
-"""
+_NEWEST_ATTEMPT = "SELECT (SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1) AS day"
 _UNMEASURED = """
 WITH silent AS MATERIALIZED (
     SELECT server_id, server, engine FROM capacity_servers WHERE is_active AND server_id NOT IN (
         SELECT server_id FROM capacity_server_samples WHERE day = :day)
+      AND server_id NOT IN (SELECT server_id FROM capacity_samples WHERE day = :day)
 ), seen AS MATERIALIZED ({seen}), tried AS MATERIALIZED (
     SELECT server_id, max(day) AS tried_on FROM capacity_attempts
     WHERE server_id IN (SELECT server_id FROM silent) AND day BETWEEN CAST(:day AS date) - {days} AND :day

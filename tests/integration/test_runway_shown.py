@@ -10,16 +10,25 @@ from typing import Any
 
 import pytest
 from pyarrow.parquet import read_table
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
 
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.digest.content import read_digest
+from capacity_assets.grouping.group_reading import reading_groups
+from capacity_assets.grouping.groups import fills_first
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.periods import PERIODS
 from capacity_assets.runway import issuing
 from capacity_assets.runway.issued import newest_issue
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare, forget
-from tests.clocks import TODAY
+from capacity_assets.storage.group_tables import ALWAYS
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
+from tests.computing import compute_windows
 from tests.databases import execute
-from tests.fleet import add_database_sizes, add_instances, sizes
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import served_pages
 from tests.runways import FIRST, GROWING, add_ceiling, add_day, add_volume, stored_runways
 
 pytestmark = pytest.mark.usefixtures("fleet_with_limits")
@@ -293,3 +302,56 @@ def test_an_issue_of_one_server_leaves_the_mark_of_another_that_its_forecasts_ar
     issue(engine, TODAY, TODAY)
     assert not shown(engine, "other").is_outdated
     assert "changed after" not in capacity("status", columns=200).output
+
+
+def test_where_no_limit_is_known_what_is_left_is_unknown_everywhere(engine: Engine, database: URL) -> None:
+    add_instances(engine, [7])
+    add_database_sizes(engine, sizes(7, "free", (TODAY - timedelta(days=40)).isoformat(), [10] * 41))
+    add_instance_sizes(engine, totals(7, (TODAY - timedelta(days=40)).isoformat(), [(10, 1)] * 41))
+    execute(engine, "DELETE FROM capacity_limits")
+    summary = issue(engine, TODAY, TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "daily", TODAY, TODAY)
+
+    assert "headroom_mb" not in summary.to_dict()
+    with served_pages(database) as pages:
+        assert pages.document("/")["headroom"]["headroom_mb"] is None
+        left = pages.ask("/").text.partition("Left before limits")[2].partition("</div>")[0]
+        assert "unknown" in left
+        assert "MiB" not in left
+
+
+def test_a_replica_whose_disk_is_full_is_shown_where_others_are_and_counts_in_no_sum(
+    engine: Engine, database: URL
+) -> None:
+    first = (TODAY - timedelta(days=40)).isoformat()
+    add_instances(engine, [2], counted_by=1)
+    for name in ("copy", "other"):
+        add_database_sizes(engine, sizes(2, name, first, [1000] * 41))
+    add_instance_sizes(engine, totals(2, first, [(2000, 2)] * 41))
+    labels = [Label(server, None, "team", "red", ALWAYS) for server in ("server-1", "server-2")]
+    declare_labels(engine, labels, TODAY)
+    week = PERIODS["weekly"].window_of(TODAY)
+    compute_windows(AggregationService(engine, fixed_clock()), "monthly", TODAY, TODAY)
+    for server, free_mb in ((1, 100), (2, 70)):
+        add_volume(engine, server, "/data", TODAY, 5000, free_mb)
+    declare(engine, [Limit("server-2", "copy", 1000)])
+
+    summary = issue(engine, TODAY, TODAY)
+
+    assert summary.issue is not None
+    first_risk = summary.issue.risks[0].outlook
+    assert (first_risk.server, first_risk.name, first_risk.state) == ("server-2", "copy", "full")
+    assert summary.issue.headroom_mb == 100
+    with served_pages(database) as pages:
+        page = pages.document("/")
+        assert page["fills_first"][0]["name"] == "copy"
+        assert page["headroom"]["unknown_limits"] == summary.issue.unknown_limits == 2
+        assert page["headroom"]["headroom_mb"] == summary.issue.headroom_mb
+        assert page["headroom"]["fills_within_30_days"] == 2, "and orders on server-1"
+        assert pages.document("/filling")["runways"][0]["name"] == "copy"
+        assert pages.document("/group?by=team&name=red")["fills_first"][0]["name"] == "copy"
+    with reading_groups(engine) as reader:
+        assert fills_first(reader.connection, "team")["red"].name == "copy"
+    digest = read_digest(engine, week)
+    assert [(one.server, one.display_name) for one in digest.soon] == [("server-2", "copy"), ("server-1", "orders")]
+    assert read_digest(engine, week, ("team", "red")).soon == digest.soon

@@ -13,6 +13,7 @@ from capacity_assets.grouping.group_reading import GroupReader
 from capacity_assets.grouping.groups import Group, default_grouping, fills_first
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
+from capacity_assets.storage.runway_views import UNKNOWN_LIMITS, headroom
 from capacity_assets.web.asked import Asked
 from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Unmeasured, windows_back
 from capacity_assets.web.queries import (
@@ -128,6 +129,8 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     with reader.groups() as sums:
         source = sums.source(period, windows_back(period, newest), "engine")
         sizes = history(sums.connection, _HISTORY.format(source=source), period, newest, {})
+        of_newest = {"period": period.name, "start": newest.start}
+        counts = rows(sums.connection, _COUNTS.format(source=source), of_newest)[0]
     if sizes:
         first = sizes[0].window_start
         incomplete = reader.kept_of(
@@ -136,7 +139,7 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
             INCOMPLETE_SECONDS_KEPT,
         )
         sizes = [replace(one, is_partial=one.window_start in incomplete) for one in sizes]
-    return replace(fleet, period=period.name, sizes=sizes)
+    return replace(fleet, period=period.name, sizes=sizes, servers=counts.servers, databases=counts.databases)
 
 
 def _read_fleet(reader: Reader, asked: Asked) -> FleetPage:
@@ -146,14 +149,14 @@ def _read_fleet(reader: Reader, asked: Asked) -> FleetPage:
 
 
 def _fleet_of(sums: GroupReader, asked: Asked) -> FleetPage:
-    connection = sums.connection
+    connection, today = sums.connection, asked.today
     newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
     over = {
-        name: window for name in MOVED_SINCE if (window := complete_window(connection, PERIODS[name], newest.get(name)))
+        name: window
+        for name in MOVED_SINCE
+        if (window := complete_window(connection, PERIODS[name], newest.get(name), today))
     }
-    day = rows(connection, "SELECT max(day) AS day FROM capacity_server_samples")[0].day
-    unmeasured = unmeasured_servers(connection, asked.today)
-    counts = rows(connection, _COUNTS, {"day": day})[0]
+    unmeasured = unmeasured_servers(connection, today)
     by = default_grouping(asked.label_keys)
     last_month = over.get("monthly")
     groups: list[Group] = []
@@ -163,8 +166,8 @@ def _fleet_of(sums: GroupReader, asked: Asked) -> FleetPage:
     return FleetPage(
         "",
         (),
-        int(counts.databases or 0),
-        counts.servers,
+        0,
+        0,
         [_moved(connection, name, window) for name, window in over.items()],
         runways(connection, FILLS_FIRST, {"shown": FILLING_SHOWN, "skipped": 0}),
         found(Headroom, connection, _HEADROOM)[0],
@@ -204,7 +207,7 @@ def _trust(connection: Connection, unmeasured: UnmeasuredServers) -> Trust:
 
 
 _HISTORY = """
-SELECT window_start, window_end, CAST(sum(size_mb) AS bigint) AS size_mb, CAST(sum(change_mb) AS bigint) AS change_mb
+SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
 FROM {source} WHERE period = :period AND window_start >= :first AND grouped_by = 'engine'
 GROUP BY window_start, window_end
 """
@@ -223,20 +226,15 @@ WHERE w.servers < (SELECT count(*) FROM spans s
                    WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)
 """
 _COUNTS = """
-SELECT count(DISTINCT server_id) AS servers, sum(databases) AS databases
-FROM capacity_server_samples WHERE day = :day
+SELECT CAST(coalesce(sum(servers), 0) AS bigint) AS servers, CAST(coalesce(sum(databases), 0) AS bigint) AS databases
+FROM {source} WHERE period = :period AND window_start = :start AND grouped_by = 'engine'
 """
-# As the growth report: volumes, and where a server has none, its declared limit.
-_HEADROOM = """
-SELECT CAST(sum(greatest(r.headroom_mb, 0)) FILTER (
-           WHERE r.subject = 'volume' OR (r.subject = 'server' AND NOT EXISTS (
-               SELECT FROM capacity_runway v WHERE v.server_id = r.server_id AND v.subject = 'volume'))
-       ) AS bigint) AS headroom_mb,
-       count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown') AS unknown_limits,
+_HEADROOM = f"""
+SELECT ({headroom("capacity_runway")}) AS headroom_mb, {UNKNOWN_LIMITS} AS unknown_limits,
        count(*) FILTER (WHERE r.probability_30_days >= 0.5 AND r.stands_for_itself) AS fills_within_30_days,
        max(r.as_of) AS as_of
-FROM capacity_runway r WHERE r.counted
-"""
+FROM capacity_runway r
+"""  # noqa: S608 -- names of our own
 _COVERAGE_ON_NODES = """
 WITH seen AS MATERIALIZED (
     SELECT server_id, min(day) AS first_day, count(DISTINCT day) FILTER (WHERE day >= :first) AS measured

@@ -219,13 +219,13 @@ def _grouping(asked: Asked) -> str:
 
 
 _GROUP_SIZES = """
-SELECT window_start, window_end, CAST(size_mb AS bigint) AS size_mb, CAST(change_mb AS bigint) AS change_mb
+SELECT window_start, window_end, size_mb, change_mb
 FROM {source}
 WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :by
   AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
 """
 _FILLS_ON_SERVER = """
-WHERE counted AND full_middle IS NOT NULL AND server = :name ORDER BY full_middle, name LIMIT :shown
+WHERE full_middle IS NOT NULL AND server = :name ORDER BY full_middle, name LIMIT :shown
 """
 _THESE = """
 WHERE (server_id, subject, name) IN (
