@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level, Measure
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.group_views_on_nodes import OF_WINDOWS_ON_NODES
+from capacity_assets.storage.window_expressions import SERVER_SIZES
+from capacity_assets.units import LARGEST_MB
 
 
 def _first(body: str, order: str) -> str:
@@ -17,6 +19,10 @@ def _first(body: str, order: str) -> str:
 
 _WINDOWS = "unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS w (period_start, period_end)"
 _ACTIVE = f"(SELECT id, name FROM instances WHERE {active_condition('instances')}) AS i"  # noqa: S608 -- constants
+
+
+def _is_size(measure: Measure) -> bool:
+    return measure.source.endswith("_mb")
 
 
 def _live(level: Level) -> str:
@@ -68,14 +74,17 @@ def missing_days_on_nodes(level: Level) -> str:
 
 def impossible_values(level: Level) -> str:
     """Stored rows with impossible values, which an index of just these finds in any length of history."""
-    negative = " OR ".join(f"a.{measure.minimum} < 0" for measure in level.measures)
+    impossible = " OR ".join(
+        f"a.{measure.minimum} < 0" + (f" OR a.{measure.maximum} > {LARGEST_MB}" if _is_size(measure) else "")
+        for measure in level.measures
+    )
     database = "a.database_name" if "database_name" in level.keys else "'all databases'"
     body = f"""
-        SELECT format('%s, %s: a negative size or count in the window from %s', i.name, {database}, a.period_start)
+        SELECT format('%s, %s: an impossible size or count in the window from %s', i.name, {database}, a.period_start)
                    AS place,
                i.name, a.period_start
         FROM {level.target.name} a JOIN {_ACTIVE} ON i.id = a.instance_id
-        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({negative})"""  # noqa: S608
+        WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[])) AND ({impossible})"""  # noqa: S608
     return _first(body, "name, period_start")
 
 
@@ -120,13 +129,13 @@ _DIFFERENCE = """
            g.grouped_by, {}, g.size_mb, g.change_mb, f.size_mb, f.change_mb)"""
 
 
-_OF_FLEET = """(
+_OF_FLEET = f"""(
             SELECT a.period_start, sum(a.total_size_mb) AS size_mb, sum(a.total_size_change_mb) AS change_mb
-            FROM instance_size_aggregations a LEFT JOIN instances i ON i.id = a.instance_id
+            FROM {SERVER_SIZES} a LEFT JOIN instances i ON i.id = a.instance_id
             WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[]))
               AND i.counted_by IS NULL GROUP BY 1
         ) AS f ON f.period_start = g.window_start
-        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""
+        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""  # noqa: S608 -- built from our own names
 
 
 def groups_differ(_level: Level) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
+    BigInteger,
     Date,
     Integer,
     Numeric,
@@ -31,6 +32,7 @@ from capacity_assets.aggregation.reduction import Element, Form, Parameters, nam
 from capacity_assets.aggregation.stored_states import united_states
 from capacity_assets.aggregation.trend import trend_of
 from capacity_assets.foundation.levels import Further, Level, Measure
+from capacity_assets.units import BYTES_PER_MB
 
 Columns: TypeAlias = Mapping[str, Element]
 
@@ -109,9 +111,9 @@ def _measure_figures(measure: Measure, compared: Columns) -> dict[str, Element]:
     change, change_percent = _difference(measure, compared, "previous_")
     figures: dict[str, Element] = {
         measure.average: _floor(total, count),
-        measure.maximum: compared[measure.maximum],
+        measure.maximum: _possible(measure, compared[measure.maximum]),
         measure.minimum: compared[measure.minimum],
-        measure.change: change,
+        measure.change: _possible(measure, change),
         measure.change_percent: change_percent,
     }
     if measure.average_two_decimals:
@@ -128,10 +130,20 @@ def _further_figures(
     return {
         further.last: last,
         further.growth: case((compared[named("count", measure)] > 1, last - first)),
-        further.year_change: year_change,
+        further.year_change: _possible(measure, year_change),
         further.year_change_percent: year_change_percent,
         further.yearly_rate_percent: _yearly_rate(measure, compared, windows_per_year),
     }
+
+
+def _possible(measure: Measure, size_mb: Element) -> Element:
+    """Have PostgreSQL refuse a size whose bytes are no bigint: larger than `units.LARGEST_MB`, it is none.
+
+    The server of such a sample fails alone, as one whose value does not fit into its column.
+    """
+    if not measure.source.endswith("_mb"):
+        return size_mb
+    return cast(size_mb, BigInteger) * BYTES_PER_MB / BYTES_PER_MB
 
 
 def _state(measure: Measure, compared: Columns, prefix: str = "") -> tuple[Element, Element]:

@@ -205,7 +205,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="values_possible",
-        description="No stored size or count is negative.",
+        description="No stored size or count is negative, and no size larger than 8 EiB.",
         severity=Severity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
         statement=impossible_values,

@@ -25,7 +25,14 @@ from capacity_assets.aggregation.distributed_statements import distributed_state
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.aggregation.work import Work
-from capacity_assets.errors import DatabaseFailure, database_error, database_errors, is_data_error, reason_of
+from capacity_assets.errors import (
+    DatabaseFailure,
+    database_error,
+    database_errors,
+    is_data_error,
+    reason_of,
+    sqlstate_of,
+)
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
@@ -56,6 +63,8 @@ READ_ONLY = text("SET TRANSACTION READ ONLY")
 
 SECONDS_BETWEEN_LINES = 10
 """Between lines of progress in the log; shorter runs have none."""
+
+OUT_OF_RANGE = "22003"
 
 logger = logging.getLogger("capacity_assets")
 
@@ -182,7 +191,10 @@ class AggregationRunner:
 
     def _failed(self, work: Work, error: DBAPIError) -> PeriodSummary:
         [instance], [window] = work.instances, work.windows
-        failure = InstanceError(instance.id, instance.name, reason_of(error))
+        reason = reason_of(error)
+        if sqlstate_of(error) == OUT_OF_RANGE:
+            reason += ": a size of this window, or of one that it is compared with, is above 8 EiB, which none can be"
+        failure = InstanceError(instance.id, instance.name, reason)
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
 
     def _failure(self, error: DatabaseFailure, work: Work) -> Exception:

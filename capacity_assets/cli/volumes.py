@@ -99,7 +99,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     Columns are server, volume, day, total_gb, free_gb and, where a reserve is kept, used_gb. Either all are stored or
     none; what a server reported of itself stays.
     """
-    found = volumes_of_file(file)
+    found = volumes_of_file(file, Clock(settings.zone).today())
     with opened_registry(settings) as engine:
         written = store_volumes(engine, found, dry_run=dry_run)
         if not as_json:

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from capacity_assets.collection.plausibility import LARGEST_BYTES, LONGEST_NAME
+from capacity_assets.collection.plausibility import LONGEST_NAME
 from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.foundation.csv_files import day_of, declarations, refuse_lacking
 from capacity_assets.runway.subjects import ids_of, refuse_repeated
-from capacity_assets.units import BYTES_PER_MB
+from capacity_assets.units import BYTES_PER_MB, LARGEST_BYTES
 
 IMPORTED = "imported"
 
@@ -75,18 +76,21 @@ USED = "used_gb"
 BYTES_PER_GB = 1024 * BYTES_PER_MB
 
 
-def volumes_of_file(path: Path) -> list[VolumeDay]:
+def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
     """Read volumes from a CSV file with the columns server, volume, day, total_gb, free_gb and perhaps used_gb.
 
     Raises:
-        ValidationError: it cannot be read, or a line cannot be a volume; all problems are reported together.
+        ValidationError: it cannot be read, or a line cannot be a volume, or is of a day after `today`; all problems are
+            reported together.
     """
-    return declarations(path, (*COLUMNS, USED), COLUMNS, _volume_day)
+    return declarations(path, (*COLUMNS, USED), COLUMNS, partial(_volume_day, today=today))
 
 
-def _volume_day(row: Mapping[str, str]) -> VolumeDay:
+def _volume_day(row: Mapping[str, str], today: date) -> VolumeDay:
     refuse_lacking(row, COLUMNS)
     day = day_of(row["day"])
+    if day > today:
+        raise ValidationError(f"day {day} lies ahead.")
     try:
         total, free = (int(Decimal(row[name]) * BYTES_PER_GB) for name in ("total_gb", "free_gb"))
         used = int(Decimal(row[USED]) * BYTES_PER_GB) if row.get(USED) else None

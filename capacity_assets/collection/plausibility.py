@@ -1,4 +1,4 @@
-"""What a server may report: sizes and limits that the tables can hold. What is wrong with them is not judged here."""
+"""What a server may report: sizes and limits that can be. What is wrong with them is not judged here."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from capacity_assets.collection.engines.base import DatabaseSize
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 from capacity_assets.collection.engines.limits import Limits
+from capacity_assets.units import LARGEST_BYTES, LARGEST_MB
 
-LARGEST_MB = 2**63 - 1
-LARGEST_BYTES = 2**63 - 1
 LONGEST_NAME = 255
 
 
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Raise MeasureError for what no table could hold, before it spoils the transaction of other servers too."""
+    """Raise MeasureError for what no server could hold, before it spoils the transaction of other servers too."""
     names = [size.name for size in sizes]
     wrong = [
         size.name
@@ -24,6 +23,9 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
         or len(size.name) > LONGEST_NAME
         or "\0" in size.name
     ]
+    # Together they are on one server: its total is bounded as each of them is.
+    if not wrong and sum(size.size_mb for size in sizes) > LARGEST_MB:
+        wrong = names
     if wrong or len(set(names)) < len(names):
         raise MeasureError(
             FailureKind.UNEXPECTED, f"it reported an impossible size or name: {(wrong or names)[0]!r:.80}"

@@ -18,7 +18,7 @@ from capacity_assets.collection.credentials import SecretFolders, password_of
 from capacity_assets.collection.volume_sources import PrometheusSource
 from capacity_assets.errors import CapacityError
 from capacity_assets.foundation.outgoing import UnansweredError, ask
-from capacity_assets.units import counted
+from capacity_assets.units import LARGEST_BYTES, counted
 
 TIMEOUT_SECONDS = 15.0
 MOST_BYTES = 16 * 1024 * 1024
@@ -100,7 +100,7 @@ def _reason_against(pairs: list[tuple[float, ...]]) -> str | None:
     if len(pairs) > 1:
         return f"{len(pairs)} results, and it is not known which one counts: narrow the query"
     [(total, free, *used)] = pairs
-    if not (math.isfinite(total) and math.isfinite(free) and 0 < total < 2**63 and 0 <= free <= total):
+    if not (math.isfinite(total) and math.isfinite(free) and 0 < total <= LARGEST_BYTES and 0 <= free <= total):
         return f"{total:g} bytes, {free:g} of them free, is impossible"
     if not all(0 <= one <= total for one in used):
         return f"{total:g} bytes, {used[0]:g} of them used, is impossible"

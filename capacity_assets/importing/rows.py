@@ -12,14 +12,13 @@ from zoneinfo import ZoneInfo
 
 from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.levels import Level
-from capacity_assets.units import printable
+from capacity_assets.units import LARGEST_MB, printable
 
 # How many megabytes a unit is, as a fraction.
 UNITS = {"bytes": (1, 1024**2), "kb": (1, 1024), "mb": (1, 1), "gb": (1024, 1)}
 SERVER, INSTANCE_ID, DATABASE_NAME, DAY, COLLECTED_AT = "server", "instance_id", "database", "day", "collected_at"
 # Names the legacy tables have for ours.
 ALIASES = {DATABASE_NAME: "database_name", DAY: "collected_date"}
-LARGEST_MB = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
 LONGEST_NAME = 255
 MOST_DIGITS = 30
@@ -154,7 +153,7 @@ class RowReader:
         times, parts = UNITS[self.unit]
         # Before anything is multiplied: 1e999999999 would not fit into memory.
         if amount.adjusted() > MOST_DIGITS or amount * times // parts > LARGEST_MB:
-            raise _BadValue(f"{column} {text!r:.40} is not a valid size")
+            raise _BadValue(f"{column} {text!r:.40} is no size: none is larger than 8 EiB")
         return amount
 
 

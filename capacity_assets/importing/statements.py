@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
+from capacity_assets.units import LARGEST_BYTES
 
 KEY_TYPES = {"database_name": "varchar(255)", "day": "date"}
 
@@ -101,7 +102,8 @@ WITH touched AS (
     GROUP BY t.instance_id, t.day, t.collected_at, t.grown_bytes, t.added
 )
 SELECT d.instance_id, d.day AS collected_date, div(d.total_bytes, 1048576) AS total_size_mb,
-       CASE WHEN d.is_exact THEN d.total_bytes END AS total_size_bytes, d.database_count, d.collected_at
+       CASE WHEN d.is_exact AND d.total_bytes <= {LARGEST_BYTES} THEN d.total_bytes END AS total_size_bytes,
+       d.database_count, d.collected_at
 FROM derived d LEFT JOIN instance_size_stats o
     ON o.instance_id = d.instance_id AND o.collected_date = d.day AND o.is_deleted = false
 WHERE o.instance_id IS NULL

@@ -6,10 +6,12 @@ change what is issued from then on. How far forecasts were off is in `scores`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
+import numpy as np
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.errors import database_errors
@@ -24,6 +26,9 @@ from capacity_assets.storage.engine import copy_rows
 from capacity_assets.storage.limit_tables import capacity_runways
 from capacity_assets.storage.row_locks import try_lock, wait_for_lock
 from capacity_assets.storage.runway_views import LAST_DECLARED
+from capacity_assets.units import LARGEST_MB, first_of
+
+logger = logging.getLogger("capacity_assets")
 
 MOST_AT_ONCE = 5_000
 """Runways of the servers of a declaration that a command issues again, within seconds."""
@@ -34,6 +39,10 @@ RISKS_HANDED_ON = 1_000
 IN_TIME_DAYS = 1
 """A runway of a day that is longer ago was not issued in time; one that was is not replaced."""
 
+NAMED = 10
+IMPOSSIBLE = (
+    "No runway of what has a size or limit above 8 EiB, which none can be. Correct the samples or limits of: %s"
+)
 _ISSUED_AT = "issued_at"
 _SCORED = {f"actual_{days}_mb" for days in HORIZONS_DAYS}
 _IN_TIME = "in_time"
@@ -53,6 +62,8 @@ class IssuedRunways:
     written: int = 0
     states: Mapping[str, int] = field(default_factory=dict)
     """How many servers, databases and volumes there are in each state."""
+    left_out: Sequence[str] = ()
+    """Servers with a size or limit that cannot be: what it belongs to has no runway."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the counts as plain values, flat, as the metadata of a partition has them."""
@@ -91,11 +102,12 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
     ):
         wait_for_lock(connection, "runways")
         asked = history.HistoryScope(as_of, every=True)
-        written = _store(connection, asked, in_time=in_time, replace=overwrite or in_time)
+        written, left_out = _store(connection, asked, in_time=in_time, replace=overwrite or in_time)
         score(connection, as_of, today)
         states = {row.state: row.subjects for row in connection.execute(text(_STATES), {"as_of": as_of})}
         # What is told is what is stored: another run may have issued it.
-        return IssuedRunways(as_of, newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON), written, states)
+        issued = newest_issue(connection, as_of, as_of, shown=RISKS_HANDED_ON)
+        return IssuedRunways(as_of, issued, written, states, left_out)
 
 
 def issue_anew(engine: Engine, servers: Collection[str], today: date) -> bool | None:
@@ -122,10 +134,17 @@ def issue_anew(engine: Engine, servers: Collection[str], today: date) -> bool | 
         return True
 
 
-def _store(connection: Connection, asked: history.HistoryScope, *, in_time: bool, replace: bool) -> int:
-    """Compute runways and store them, where they may `replace` those of the day; return how many rows changed."""
+def _store(
+    connection: Connection, asked: history.HistoryScope, *, in_time: bool, replace: bool
+) -> tuple[int, list[str]]:
+    """Compute runways and store them, where they may `replace` those of the day.
+
+    Returns how many rows changed, and the servers that are left out because of an impossible size or limit.
+    """
     connection.execute(text(_STAGE))
-    _stage(connection, asked)
+    left_out = _stage(connection, asked)
+    if left_out:
+        logger.warning(IMPOSSIBLE, first_of(left_out, NAMED))
     # Citus reports how many rows a statement was given, not how many it wrote, and each node has its own now().
     at = {"as_of": asked.as_of, "issued_at": connection.execute(text("SELECT now()")).scalar_one()}
     connection.execute(text(_STORE[replace]), {**at, "in_time": in_time})
@@ -137,7 +156,7 @@ def _store(connection: Connection, asked: history.HistoryScope, *, in_time: bool
         # A row that a declaration leaves as it is was computed with it all the same.
         declared = connection.execute(text(_DECLARED_SINCE), of_servers).scalars().all()
         connection.execute(text(_KNOWS_THEM), {**at, "declared": list(declared)})
-    return written
+    return written, left_out
 
 
 def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
@@ -145,21 +164,31 @@ def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
     return list(connection.execute(text(query), {"names": list(servers)}).scalars())
 
 
-def _stage(connection: Connection, asked: history.HistoryScope) -> None:
+def _stage(connection: Connection, asked: history.HistoryScope) -> list[str]:
+    """Stage the runways of every subject; return the servers of those that cannot be."""
+    left_out: set[str] = set()
     with history.reading(connection, asked) as reader:
         for kind in history.KINDS:
             for batch in reader.series(kind):
                 made = of_batch(batch)
-                rows = _rows(asked.as_of, batch, made.rows, made.made)
+                rows = _rows(asked.as_of, batch, made.rows, made.made, left_out)
                 copy_rows(connection, f"COPY issued_runway ({', '.join(COLUMNS)}) FROM STDIN", rows)
+    return sorted(left_out)
 
 
 def _rows(
-    as_of: date, batch: history.Histories, rows: Sequence[Outlook], made: Forecasts
+    as_of: date, batch: history.Histories, rows: Sequence[Outlook], made: Forecasts, left_out: set[str]
 ) -> Iterator[tuple[object, ...]]:
-    """Turn outlooks into rows of the table, in the order of COLUMNS; ends of bands are rounded outwards."""
+    """Turn outlooks into rows of the table, in the order of COLUMNS; ends of bands are rounded outwards.
+
+    Other writers may have stored a size or limit that cannot be: its server is added to `left_out`.
+    """
     every_middle = made.middle
+    largest = np.nanmax(batch.sizes, axis=1)
     for place, (subject, row) in enumerate(zip(batch.subjects, rows, strict=True)):
+        if max(largest[place], row.limit_mb or 0) > LARGEST_MB:
+            left_out.add(row.server)
+            continue
         has_band = made.upper[place, 0] == made.upper[place, 0]
         forecasts: list[object] = []
         for number, days in enumerate(HORIZONS_DAYS):

@@ -14,9 +14,9 @@ from capacity_assets.errors import NotFoundError, ValidationError, database_erro
 from capacity_assets.foundation.csv_files import declarations
 from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
 from capacity_assets.storage.local_copies import copied_for_reading
+from capacity_assets.units import LARGEST_MB
 
 MB_PER_GB = 1024
-MOST_MB = 2**53
 UNLIMITED = "unlimited"
 COLUMNS = ("server", "database", "limit_gb", "note")
 DECLARED = "declared"
@@ -123,9 +123,9 @@ def megabytes_of(limit_gb: str) -> int | None:
         megabytes = int(Decimal(limit_gb.strip()) * MB_PER_GB)
     except (InvalidOperation, ValueError, OverflowError):
         raise ValidationError(f"{limit_gb!r} is not a limit; write GiB as 500 or 1.5, or {UNLIMITED}.") from None
-    if not 0 < megabytes <= MOST_MB:
+    if not 0 < megabytes <= LARGEST_MB:
         raise ValidationError(
-            f"{limit_gb!r} is not a limit; it must be above zero, and at most {MOST_MB // MB_PER_GB:,}."
+            f"{limit_gb!r} is not a limit; it must be above zero, and at most {LARGEST_MB // MB_PER_GB:,}."
         )
     return megabytes
 

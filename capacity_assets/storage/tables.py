@@ -54,6 +54,7 @@ from capacity_assets.storage.columns import (
     windows_key,
 )
 from capacity_assets.storage.size_metrics import PART_SIZES
+from capacity_assets.units import LARGEST_MB
 
 table_metadata = MetaData()
 
@@ -62,10 +63,12 @@ BY_DAY = "RANGE (collected_date)"
 BY_WINDOW = "RANGE (period_type, period_start)"
 
 
-def _negative_index(table: str, *measured: str) -> Index:
+def _impossible_index(table: str, *measured: str) -> Index:
     """Return the index of rows with an impossible value: empty as a rule, and the check looks at the whole history."""
-    condition = text(" OR ".join(f"min_{name} < 0" for name in measured))
-    return Index(f"ix_{table}_negative", "period_type", "period_start", postgresql_where=condition)
+    arms = [f"min_{name} < 0" for name in measured]
+    arms += [f"max_{name} > {LARGEST_MB}" for name in measured if name.endswith("_mb")]
+    condition = text(" OR ".join(arms))
+    return Index(f"ix_{table}_impossible", "period_type", "period_start", postgresql_where=condition)
 
 
 instances = Table(
@@ -154,7 +157,7 @@ database_size_aggregations = Table(
     # What grew most and what is largest in a window is asked on every page, of hundreds of thousands of rows.
     Index("ix_database_size_aggregations_change", "period_type", "period_start", "size_change_mb"),
     Index("ix_database_size_aggregations_size", "period_type", "period_start", "avg_size_mb"),
-    _negative_index("database_size_aggregations", "size_mb", *(f"{part.stem}_mb" for part in PART_SIZES)),
+    _impossible_index("database_size_aggregations", "size_mb", *(f"{part.stem}_mb" for part in PART_SIZES)),
     postgresql_partition_by=BY_WINDOW,
     comment="Size, change, growth and trend of each database in each window.",
 )
@@ -182,7 +185,7 @@ instance_size_aggregations = Table(
     *verdict_columns(),
     windows_key("instance_size_aggregations"),
     UniqueConstraint("instance_id", "period_type", "period_start", name="uq_instance_size_aggregation"),
-    _negative_index("instance_size_aggregations", "size_mb", "database_count"),
+    _impossible_index("instance_size_aggregations", "size_mb", "database_count"),
     postgresql_partition_by=BY_WINDOW,
     comment="Total size, number of databases, change, growth and trend of each server in each window.",
 )

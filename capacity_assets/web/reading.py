@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Row, text
@@ -186,8 +187,11 @@ def rows(connection: Connection, query: str, parameters: Mapping[str, Any] | Non
 def found(
     kind: Callable[..., T], connection: Connection, query: str, parameters: Mapping[str, Any] | None = None
 ) -> list[T]:
-    """Run a query and return a `kind` of each row; the columns are its fields."""
-    return [kind(**row._mapping) for row in rows(connection, query, parameters)]  # noqa: SLF001 -- SQLAlchemy's public name
+    """Run a query and return a `kind` of each row; the columns are its fields. A sum is a whole number of any size."""
+    return [
+        kind(**{name: int(value) if isinstance(value, Decimal) else value for name, value in row._mapping.items()})  # noqa: SLF001 -- SQLAlchemy's public name
+        for row in rows(connection, query, parameters)
+    ]
 
 
 _CAN_WRITE = """

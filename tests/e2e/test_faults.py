@@ -282,7 +282,7 @@ def test_a_sample_corrected_to_nonsense_is_followed_and_exactly_one_alert_leaves
 
     [message] = receiver.texts
     assert message.startswith("Check failed. daily_database_aggregations: values_possible")
-    assert "server-1, orders: a negative size or count in the window from 2025-03-04" in message
+    assert "server-1, orders: an impossible size or count in the window from 2025-03-04" in message
     by_day = {row["period_start"]: row for row in stored(engine, DATABASE)}
     assert by_day[date(2025, 3, 4)]["avg_size_mb"] == -5
     assert by_day[date(2025, 3, 5)]["size_change_mb"] == 109, "the day after compares with it"

@@ -86,7 +86,7 @@ def test_negative_values_call_a_person(engine: Engine, runner: AggregationTaskRu
     outcome = looked_at(runner, "daily", FIRST_DAYS, level)["values_possible"]
 
     what = "orders" if level == "database" else "all databases"
-    assert outcome.listed == (f"server-1, {what}: a negative size or count in the window from 2025-03-02",)
+    assert outcome.listed == (f"server-1, {what}: an impossible size or count in the window from 2025-03-02",)
     assert outcome.severity == "error"
 
 

@@ -1,0 +1,169 @@
+"""Samples of others that cannot be: of a size that no engine can hold, or of a day that lies ahead."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from capacity_assets.aggregation.movers import window_sizes
+from capacity_assets.aggregation.quality import CheckScope, run_checks
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.digest.content import read_digest
+from capacity_assets.foundation.levels import DATABASE, LEVELS
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.periods import PERIODS
+from capacity_assets.report.page import render
+from capacity_assets.report.reading import read_report
+from capacity_assets.runway.issuing import issue
+from capacity_assets.runway.limits import Limit, declare
+from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.units import LARGEST_MB
+from tests.clocks import TODAY, fixed_clock
+from tests.command import capacity
+from tests.computing import compute_windows
+from tests.databases import execute
+from tests.fleet import LARGEST_BIGINT, add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.pages import served_pages
+from tests.pages_fleet import ADDRESSES
+
+FIRST = TODAY - timedelta(days=69)
+GROWING = [1000 + 10 * day for day in range(70)]
+PERIODS_SHOWN = ("daily", "weekly", "monthly")
+
+
+@pytest.fixture
+def fleet(engine: Engine) -> Engine:
+    """server-1 and server-2 that grow and have a limit."""
+    add_instances(engine, [1, 2])
+    for server in (1, 2):
+        for name in ("orders", "log"):
+            add_database_sizes(engine, sizes(server, name, FIRST.isoformat(), GROWING))
+        add_instance_sizes(engine, totals(server, FIRST.isoformat(), [(2 * size, 2) for size in GROWING]))
+    declare(engine, [Limit(f"server-{server}", None, 5000) for server in (1, 2)])
+    declare_labels(engine, [Label("server-1", None, "team", "red", ALWAYS)], TODAY)
+    return engine
+
+
+def computed(engine: Engine) -> dict[str, list[str]]:
+    """Compute everything; return what failed by period and level."""
+    service = AggregationService(engine, fixed_clock())
+    found = {}
+    for period in PERIODS_SHOWN:
+        for part in compute_windows(service, period, FIRST, TODAY).parts:
+            found.setdefault(f"{period} {part.level}", []).extend(str(error) for error in part.errors)
+    return found
+
+
+def assert_everything_answers(engine: Engine, database: URL) -> None:
+    """Pages, reports, digests and metadata of every period; server-1 is in each."""
+    with served_pages(database) as pages:
+        for address in (*ADDRESSES, "/?period=monthly", "/groups?by=server", "/server?server=2", "/groups?by=engine"):
+            if not address.startswith(("/volume", "/group?", "/bill")):
+                assert pages.ask(address).status == 200, address
+                assert pages.ask(f"{address}{'&' if '?' in address else '?'}format=json").status == 200, address
+    for name in PERIODS_SHOWN:
+        window = PERIODS[name].window_of(TODAY)
+        assert render(read_report(engine, PERIODS[name], window, today=TODAY))
+        assert {*window_sizes(engine, PERIODS[name], DATABASE, [window])} == {window.start}
+    assert read_digest(engine, PERIODS["weekly"].window_of(TODAY)).size_mb > 0
+
+
+@pytest.mark.parametrize("absurd", [5 * 10**18, LARGEST_BIGINT, LARGEST_MB + 1])
+@pytest.mark.parametrize("day", [TODAY, TODAY - timedelta(days=1)])
+def test_a_sample_that_no_engine_can_hold_fails_its_own_server_alone(
+    fleet: Engine, database: URL, absurd: int, day: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_day = f"WHERE instance_id = 2 AND collected_date = '{day}'"
+    execute(
+        fleet,
+        f"UPDATE database_size_stats SET size_mb = {absurd} {of_day}",
+        f"UPDATE instance_size_stats SET total_size_mb = {absurd} {of_day}",
+    )
+
+    failed = computed(fleet)
+    with caplog.at_level(logging.WARNING):
+        issued = issue(fleet, TODAY, TODAY)
+
+    for name, errors in failed.items():
+        assert errors, name
+        assert all("server-2" in error and "8 EiB" in error for error in errors), name
+    assert issued.left_out == ["server-2"]
+    assert "server-2" in caplog.text
+    assert issued.issue is not None
+    assert {risk.outlook.server for risk in issued.issue.risks} == {"server-1"}
+    assert_everything_answers(fleet, database)
+    with fleet.connect() as connection:
+        newest = text("SELECT size_mb FROM capacity_fleet WHERE period = 'daily' AND window_start = :day")
+        size_mb = connection.execute(newest, {"day": TODAY}).scalar_one()
+    # The day after is compared with it: its change is one that cannot be either, but for the smallest of them.
+    of_both = day != TODAY and absurd == LARGEST_MB + 1
+    assert size_mb == 2 * GROWING[-1] * (1 + of_both)
+
+
+def test_the_largest_size_that_can_be_is_computed(fleet: Engine) -> None:
+    execute(
+        fleet,
+        f"UPDATE database_size_stats SET size_mb = {LARGEST_MB} WHERE database_name = 'log'",
+        "DELETE FROM database_size_stats WHERE database_name = 'orders'",
+        f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB}, database_count = 1",
+    )
+
+    assert not any(computed(fleet).values())
+    assert issue(fleet, TODAY, TODAY).left_out == []
+
+
+def test_rows_that_versions_before_computed_of_it_stop_no_page_and_are_named(fleet: Engine, database: URL) -> None:
+    computed(fleet)
+    add_instances(fleet, [3, 4])
+    execute(
+        fleet,
+        *(
+            "INSERT INTO database_size_aggregations (instance_id, database_name, period_type, period_start, "
+            f"period_end, data_count, avg_size_mb, max_size_mb, min_size_mb, size_change_mb) SELECT s, 'd' || n, "
+            f"period_type, period_start, period_end, 1, {LARGEST_BIGINT}, {LARGEST_BIGINT}, 1, {LARGEST_BIGINT} "
+            f"FROM database_size_aggregations, generate_series(1, 2) n "
+            f"WHERE instance_id = 1 AND database_name = 'log'".replace("SELECT s", f"SELECT {server}")
+            for server in (3, 4)
+        ),
+        f"UPDATE instance_size_aggregations SET total_size_mb = {LARGEST_BIGINT}, max_size_mb = {LARGEST_BIGINT}, "
+        f"total_size_change_mb = {LARGEST_BIGINT}",
+    )
+
+    assert_everything_answers(fleet, database)
+    for level in LEVELS.values():
+        scope = CheckScope("daily", level, [PERIODS["daily"].window_of(TODAY)], TODAY, 50)
+        named = {one.name: one.listed for one in run_checks(fleet, scope)}["values_possible"]
+        assert any("server-3" in place or "server-2, all databases" in place for place in named)
+
+
+@pytest.mark.usefixtures("today")
+def test_a_sample_of_a_day_that_lies_ahead_is_of_no_newest_day(fleet: Engine, database: URL) -> None:
+    ahead = TODAY + timedelta(days=40)
+    add_database_sizes(fleet, sizes(1, "orders", ahead.isoformat(), [5000]))
+    add_instance_sizes(fleet, totals(1, ahead.isoformat(), [(5000, 1)]))
+    computed(fleet)
+
+    with served_pages(database) as pages:
+        page = pages.document("/")
+    trust = page["trust"]
+    assert (trust["newest_day"], trust["measured_servers"], page["unmeasured"]) == (str(TODAY), 2, [])
+    for row in json.loads(capacity("status", "--json").output)["samples"]:
+        assert row["last_day"] == str(TODAY)
+    assert issue(fleet, TODAY, TODAY).as_of == TODAY
+
+
+def test_of_a_database_whose_clock_is_right_a_day_ahead_is_not_the_newest_one(engine: Engine) -> None:
+    with engine.connect() as connection:
+        now = connection.execute(text("SELECT current_date")).scalar_one()
+    add_instances(engine, [1, 2])
+    for server in (1, 2):
+        add_instance_sizes(engine, totals(server, (now - timedelta(days=20)).isoformat(), [(10, 1)] * 20))
+    add_instance_sizes(engine, totals(1, (now + timedelta(days=40)).isoformat(), [(10, 1)]))
+    week = PERIODS["weekly"].window_of(now + timedelta(days=40))
+
+    assert read_report(engine, PERIODS["weekly"], week).last_sample == now - timedelta(days=1)
+    assert read_digest(engine, PERIODS["weekly"].window_of(now)).silent == []
