@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     kubernetes.VARIABLE not in os.environ or shutil.which("helm") is None,
     reason=f"no chart of Dagster in {kubernetes.VARIABLE}, or no helm",
 )
-IMAGE = "registry.example/capacity_assets:0.2.0"
+IMAGE = "registry.example/capacity_assets:0.3.0"
 STORAGE = "dagster_on_kubernetes"
 OURS = {"capacity-assets", "daemon", "capacity-init", "capacity-webserver", "capacity-pages"}
 
