@@ -131,7 +131,8 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         done += _renew_views(connection, taken)
         carry_out(connection, comment_steps(connection, metadata.sorted_tables))
         # Roles that read only the views, too, are to notice that the schema is newer than their program.
-        execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
+        if not connection.execute(text(_EVERYBODY_READS), {"name": VERSION_TABLE}).scalar():
+            execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
     return tuple(done)
 
 
@@ -163,6 +164,9 @@ BEGIN
     END LOOP;
 END $$
 """  # noqa: S608 -- names of our own tables
+
+
+_EVERYBODY_READS = "SELECT has_table_privilege('public', to_regclass(:name), 'SELECT')"
 
 
 def _track_groups(connection: Connection, *, anew: bool) -> list[str]:
