@@ -130,7 +130,7 @@ def test_rows_that_versions_before_computed_of_it_stop_no_page_and_are_named(fle
             for server in (3, 4)
         ),
         f"UPDATE instance_size_aggregations SET total_size_mb = {LARGEST_BIGINT}, max_size_mb = {LARGEST_BIGINT}, "
-        f"total_size_change_mb = {LARGEST_BIGINT}",
+        f"total_size_change_mb = {LARGEST_BIGINT} WHERE instance_id = 2",
     )
 
     assert_everything_answers(fleet, database)
