@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, Engine, text
@@ -12,7 +13,9 @@ from sqlalchemy import URL, Engine, text
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.quality import CheckScope, run_checks
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.collection.imported_volumes import volumes_of_file
 from capacity_assets.digest.content import read_digest
+from capacity_assets.errors import ValidationError
 from capacity_assets.foundation.levels import DATABASE, LEVELS
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
@@ -167,3 +170,12 @@ def test_of_a_database_whose_clock_is_right_a_day_ahead_is_not_the_newest_one(en
 
     assert read_report(engine, PERIODS["weekly"], week).last_sample == now - timedelta(days=1)
     assert read_digest(engine, PERIODS["weekly"].window_of(now)).silent == []
+
+
+def test_a_file_of_volumes_of_a_day_that_lies_ahead_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "volumes.csv"
+    file.write_text("server,volume,day,total_gb,free_gb\n" + f"server-1,/data,{TODAY + timedelta(days=1)},10,1\n")
+
+    with pytest.raises(ValidationError, match="lies ahead"):
+        volumes_of_file(file, TODAY)
+    assert len(volumes_of_file(file, TODAY + timedelta(days=1))) == 1
