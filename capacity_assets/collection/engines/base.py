@@ -7,7 +7,9 @@ Here is also what they share: the words for what can go wrong, and how bytes bec
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -23,9 +25,11 @@ PROGRAM = "capacity_assets"
 NAMED = 5
 # Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
-# More than any server reports, and few enough that an endless answer does no harm.
+# More than any server reports, and few enough that endless answers of many servers at once do no harm.
 MOST_ROWS = 200_000
-MOST_BYTES = 64 * 1024 * 1024
+MOST_BYTES = 32 * 1024 * 1024
+# How much longer than its time limit an answer is read; the server should have given up by itself.
+SLACK_SECONDS = 2.0
 ROWS_AT_A_TIME = 1000
 TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL = "off", "require", "verify-ca", "verify-full"
 TLS_MODES = (TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL)
@@ -146,6 +150,30 @@ class EngineAdapter(ABC):
     @abstractmethod
     def explained(self, error: Exception) -> MeasureError | None:
         """Classify an error of the driver; None for errors of another kind."""
+
+
+@dataclass
+class Allowance:
+    """What one connection may receive altogether, and until when its current answer must be complete.
+
+    A time limit of a socket is none of an answer: it begins again with every byte. And drivers keep whatever they are
+    sent, asked for or not.
+    """
+
+    received_bytes: int = 0
+    deadline: float = math.inf
+
+    def begin(self, seconds: float) -> None:
+        """Begin to wait for an answer."""
+        self.deadline = time.monotonic() + seconds + SLACK_SECONDS
+
+    def take(self, size_bytes: int) -> None:
+        """Count what is received, or is about to be; raises MeasureError if it is too much or too late."""
+        self.received_bytes += size_bytes
+        if self.received_bytes > MOST_BYTES:
+            raise too_much()
+        if time.monotonic() > self.deadline:
+            raise MeasureError(FailureKind.TIMEOUT, "its answer was not complete in time")
 
 
 @contextmanager

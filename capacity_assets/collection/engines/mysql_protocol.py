@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capacity_assets.collection.engines.base import (
-    MOST_BYTES,
     PROGRAM,
     TLS_OFF,
     VERIFIED_TLS,
     Access,
+    Allowance,
     closed_on_failure,
     first_line,
     rows_of,
-    too_much,
 )
 from capacity_assets.collection.engines.failures import FailureKind, MeasureError
 
@@ -32,7 +33,8 @@ PROOF_ACCEPTED = b"\x01\x03"
 
 def connected(access: Access) -> Connection[Any]:
     """Connect and set the limits of the session; raises what the driver raises, or MeasureError."""
-    connection: Connection[Any] = _bounded_connection()(
+    connection = _bounded_connection()(
+        defer_connect=True,
         host=None if access.socket else access.host,
         unix_socket=access.socket,
         port=access.port,
@@ -49,12 +51,17 @@ def connected(access: Access) -> Connection[Any]:
         auth_plugin_map=None if _password_is_safe(access) else _proving_logins(access.server_public_key),
         **_tls(access),
     )
+    connection.statement_seconds = access.connect_seconds
+    connection.allowance.begin(access.connect_seconds)
+    connection.connect()
     with closed_on_failure(connection):
+        connection.statement_seconds = access.statement_seconds
         # Connected, it may take its time; the driver has no public way to say so.
-        connection._read_timeout = access.statement_seconds  # type: ignore[attr-defined]  # noqa: SLF001
+        connection._read_timeout = access.statement_seconds  # noqa: SLF001
         for statement in _limits(version_of(connection), access.statement_seconds):
             rows_of(connection, statement)
-    return connection
+    found: Connection[Any] = connection
+    return found
 
 
 def version_of(connection: Connection[Any]) -> str:
@@ -212,14 +219,18 @@ def _content(path: str) -> bytes:
 
 @cache
 def _bounded_connection() -> Any:
-    """A connection that gives up on an answer that is larger than any fleet's, whatever the server says.
+    """A connection that gives up on a server that sends too much or too slowly, whatever it sends.
 
     The driver has no such limit; what is touched is private, and a test with an endless answer holds it.
     """
     from pymysql.connections import Connection
 
     class Bounded(Connection):
-        received_bytes = 0
+        statement_seconds = math.inf
+
+        def __init__(self, **options: Any) -> None:
+            self.allowance = Allowance()
+            super().__init__(**options)
 
         def _request_authentication(self) -> None:
             # The driver sends the password at once to a server that greets with a method that asks for it.
@@ -229,15 +240,28 @@ def _bounded_connection() -> Any:
             super()._request_authentication()  # type: ignore[misc]
 
         def _execute_command(self, command: int, sql: str | bytes) -> None:
-            self.received_bytes = 0
+            self.allowance.begin(self.statement_seconds)
             super()._execute_command(command, sql)  # type: ignore[misc]  # not among the published types
 
         def _read_bytes(self, num_bytes: int) -> bytes:
-            self.received_bytes += num_bytes
-            if self.received_bytes > MOST_BYTES:
+            found, wanted = bytearray(), num_bytes
+            try:
+                while True:
+                    self.allowance.take(wanted)
+                    wanted = 0  # counted before it is read
+                    missing = num_bytes - len(found)
+                    if not missing:
+                        return bytes(found)
+                    found += super()._read_bytes(min(missing, self._arrived() or missing))  # type: ignore[misc]
+            except MeasureError:
                 self._force_close()  # type: ignore[attr-defined]
-                raise too_much()
-            return bytes(super()._read_bytes(num_bytes))  # type: ignore[misc]
+                raise
+
+        def _arrived(self) -> int:
+            """How much can be read without waiting; waits for the first byte. 0: the driver finds out why not."""
+            with suppress(OSError):
+                return len(self._rfile.peek(1))  # type: ignore[attr-defined]
+            return 0
 
     return Bounded
 

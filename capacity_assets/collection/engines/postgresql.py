@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+import math
+import os
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from capacity_assets.collection.engines.base import (
@@ -14,6 +24,7 @@ from capacity_assets.collection.engines.base import (
     TLS_VERIFY_FULL,
     VERIFIED_TLS,
     Access,
+    Allowance,
     DatabaseSize,
     EngineAdapter,
     Measurement,
@@ -84,9 +95,7 @@ class PostgreSQL(EngineAdapter):
 
     def connect(self, access: Access) -> psycopg.Connection:
         """Connect and set the limits of the session."""
-        import psycopg
-
-        connection = psycopg.connect(
+        connection = _bounded_connection().connect(
             host=access.host,
             port=access.port,
             user=access.username,
@@ -105,15 +114,18 @@ class PostgreSQL(EngineAdapter):
             client_encoding="UTF8",
             application_name=PROGRAM,
             autocommit=True,
-            **KEEPALIVES,  # type: ignore[arg-type]
+            **KEEPALIVES,
         )
+        connection.statement_seconds = access.statement_seconds
         with closed_on_failure(connection):
+            connection.allowance.begin(access.statement_seconds)
             # Not as start-up options, which poolers refuse.
             connection.execute("SET default_transaction_read_only = on")
             # Whoever may create operators or functions in public would have them run with the rights of this login.
             connection.execute("SET search_path = pg_catalog")
             connection.execute(f"SET statement_timeout = {round(access.statement_seconds * 1000)}".encode())
-        return connection
+        found: psycopg.Connection = connection
+        return found
 
     def sizes(self, connection: psycopg.Connection, access: Access, excluded: Sequence[str]) -> Measurement:
         """Measure; a database dropped meanwhile has no size and is left out."""
@@ -178,15 +190,130 @@ def _rows(
 ) -> list[tuple[Any, ...]]:
     """As `rows_of`, row by row: libpq would keep an endless answer whole before handing out its first row."""
     rows: list[tuple[Any, ...]] = []
-    received_bytes = 0
+    connection.allowance.begin(connection.statement_seconds)  # type: ignore[attr-defined]  # of `_bounded_connection`
     with connection.cursor() as cursor:
         for row in cursor.stream(query.encode(), parameters):
             rows.append(tuple(row))
-            received_bytes += sum(len(value) for value in row if isinstance(value, str | bytes))
-            if len(rows) > MOST_ROWS or received_bytes > MOST_BYTES:
+            if len(rows) > MOST_ROWS:
                 connection.close()  # the rest is not read
                 raise too_much()
     return rows
+
+
+@cache
+def _bounded_connection() -> Any:
+    """A connection that gives up on a server that sends too much or too slowly, whatever it sends.
+
+    libpq keeps an endless field, and notifications and parameters that nobody asked for. It is bounded where psycopg
+    waits for the socket; of what is touched only `_connect_gen` is private, and a test with endless answers holds it.
+    """
+    import psycopg
+
+    class Bounded(psycopg.Connection[Any]):
+        statement_seconds = math.inf
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.allowance = Allowance()
+            _WATCH.add(self.pgconn.socket, self.allowance)
+
+        @classmethod
+        def _connect_gen(cls, *arguments: Any, **options: Any) -> Any:
+            return _watched(super()._connect_gen(*arguments, **options), Allowance(), lambda step: step[0])
+
+        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+            watched = _watched(gen, self.allowance, lambda _: self.pgconn.socket)
+            try:
+                return super().wait(watched, *arguments, **options)
+            except MeasureError:
+                self.close()  # nothing more is read, and no cancellation is sent
+                raise
+            except psycopg.Error:
+                self.allowance.take(0)  # perhaps the watch has shut it down
+                raise
+
+        def close(self) -> None:
+            _WATCH.remove(self.allowance)
+            super().close()
+
+    return Bounded
+
+
+def _watched(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) -> Any:
+    """Pass on what a generator of psycopg waits for, and count what has come before it may read that."""
+    try:
+        step = next(gen)
+        while True:
+            ready = yield step
+            _count(allowance, socket_of(step))
+            step = gen.send(ready)
+    except StopIteration as done:
+        return done.value
+
+
+class _Watch:
+    """A thread that shuts down what receives too much: libpq reads a large field as long as there is more of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[int, tuple[socket.socket, Allowance]] = {}
+
+    def add(self, fileno: int, allowance: Allowance) -> None:
+        """Watch a socket, by a descriptor of its own: another one may get the number of a closed one."""
+        opened = socket.socket(fileno=os.dup(fileno))
+        with self._lock:
+            self._watched[id(allowance)] = (opened, allowance)
+            if len(self._watched) == 1:
+                threading.Thread(target=self._run, name="watch over answers", daemon=True).start()
+
+    def remove(self, allowance: Allowance) -> None:
+        """Watch it no more."""
+        with self._lock:
+            opened, _ = self._watched.pop(id(allowance), (None, None))
+            if opened is not None:
+                opened.close()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            with self._lock:
+                if not self._watched:
+                    return
+                for opened, allowance in self._watched.values():
+                    with suppress(OSError):
+                        if _received(opened) > MOST_BYTES:
+                            allowance.received_bytes = MOST_BYTES + 1
+                            opened.shutdown(socket.SHUT_RDWR)
+
+
+_WATCH = _Watch()
+WATCH_SECONDS = 0.02
+# Where tcp_info has tcpi_bytes_received; see linux/tcp.h.
+_BYTES_RECEIVED_AT, _TCP_INFO_LENGTH = 128, 136
+# What waits in a local socket is counted each time, though libpq may read as little as 16 KiB of it.
+_COUNTED_AGAIN = 4
+
+
+def _count(allowance: Allowance, fileno: int) -> None:
+    """Count what a socket has received since it was opened; raises MeasureError as the allowance."""
+    opened = socket.socket(fileno=fileno)
+    try:
+        allowance.received_bytes = max(_received(opened), allowance.received_bytes)
+        waiting = 0
+    except OSError:
+        [waiting] = struct.unpack("i", fcntl.ioctl(fileno, termios.FIONREAD, bytes(4)))
+    finally:
+        opened.detach()
+    allowance.take(waiting // _COUNTED_AGAIN)
+
+
+def _received(opened: socket.socket) -> int:
+    """How much a socket has received; raises OSError where nobody counts: a local socket, an old system."""
+    known = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LENGTH)
+    if len(known) < _TCP_INFO_LENGTH:
+        raise OSError("the system does not count")
+    [received] = struct.unpack_from("Q", known, _BYTES_RECEIVED_AT)
+    return int(received)
 
 
 # Parts of the server's or libpq's own text, where there is no SQLSTATE.

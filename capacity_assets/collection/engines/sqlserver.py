@@ -5,6 +5,7 @@ Not verified: written from the vendor's documentation and tested on recorded res
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from capacity_assets.collection.engines.base import (
     PROGRAM,
     TLS_OFF,
     Access,
+    Allowance,
     DatabaseSize,
     EngineAdapter,
     Measurement,
@@ -102,6 +104,7 @@ class SQLServer(EngineAdapter):
         return pytds.connect(
             server=access.host,
             port=access.port,
+            sock=BoundedSocket(access),
             database=access.database or self.default_database,
             user=access.username,
             password=access.password,
@@ -161,6 +164,29 @@ KINDS = {
     300: FailureKind.RIGHTS,
     6005: FailureKind.BROKEN_OFF,
 }
+
+
+class BoundedSocket(socket.socket):
+    """A socket that gives up on a server that sends too much; the driver has no limit."""
+
+    def __init__(self, access: Access) -> None:
+        """Connect; raises OSError."""
+        opened = socket.create_connection((access.host, access.port), access.connect_seconds)
+        super().__init__(fileno=opened.detach())
+        self.settimeout(access.connect_seconds)
+        self._allowance = Allowance()
+
+    def recv(self, *arguments: Any) -> bytes:
+        """Receive and count; raises MeasureError as the allowance."""
+        received = super().recv(*arguments)
+        self._allowance.take(len(received))
+        return received
+
+    def recv_into(self, *arguments: Any) -> int:
+        """As `recv`."""
+        received = super().recv_into(*arguments)
+        self._allowance.take(received)
+        return received
 
 
 def is_issued_for(cert: Any, name: bytes) -> bool:
