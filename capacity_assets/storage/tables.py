@@ -66,7 +66,8 @@ BY_WINDOW = "RANGE (period_type, period_start)"
 def _impossible_index(table: str, *measured: str) -> Index:
     """Return the index of rows with an impossible value: empty as a rule, and the check looks at the whole history."""
     arms = [f"min_{name} < 0" for name in measured]
-    arms += [f"max_{name} > {LARGEST_MB}" for name in measured if name.endswith("_mb")]
+    # As PostgreSQL shows it, so that a comparison finds it again.
+    arms += [f"max_{name} > '{LARGEST_MB}'::bigint" for name in measured if name.endswith("_mb")]
     condition = text(" OR ".join(arms))
     return Index(f"ix_{table}_impossible", "period_type", "period_start", postgresql_where=condition)
 

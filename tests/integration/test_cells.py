@@ -244,8 +244,8 @@ def test_cells_of_another_schema_or_time_zone_are_refused_with_their_name(
     us = regions[1].engine
     for statement, back, message in (
         ("UPDATE capacity_alembic_version SET version_num = '0011'",
-         "UPDATE capacity_alembic_version SET version_num = '0012'",
-         "Cell 'us' is at revision 0011, and 0012 is needed: run `capacity init` there first"),
+         "UPDATE capacity_alembic_version SET version_num = '0013'",
+         "Cell 'us' is at revision 0011, and 0013 is needed: run `capacity init` there first"),
         ("UPDATE capacity_settings SET value = 'Europe/Paris'",
          "UPDATE capacity_settings SET value = 'Asia/Shanghai'",
          "different time zones (eu: Asia/Shanghai, us: Europe/Paris)"),

@@ -153,7 +153,7 @@ def test_what_calls_a_person_stays_red_until_it_is_mended_whichever_windows_a_ru
     servers = looked_at(runner, "daily", later, "instance")
 
     assert databases["values_possible"].listed == (
-        "server-1, orders: a negative size or count in the window from 2025-03-02",
+        "server-1, orders: an impossible size or count in the window from 2025-03-02",
     )
     assert (servers[SERVERS_STORED].places, servers[SERVERS_STORED].listed) == (1, ("2025-03-02: 1 server failed",))
     assert databases["jumps_named"].passed, "what informs looks at the windows of the run"
@@ -174,7 +174,7 @@ def test_an_open_window_is_not_forgotten_either(engine: Engine, runner: Aggregat
 
     outcome = looked_at(runner, "monthly", MARCH, "database")["values_possible"]
 
-    assert outcome.listed == ("server-1, orders: a negative size or count in the window from 2025-07-01",)
+    assert outcome.listed == ("server-1, orders: an impossible size or count in the window from 2025-07-01",)
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)

@@ -28,7 +28,7 @@ from tests.legacy import SHAPES, LegacyShape, create_legacy_tables, load_legacy_
 
 
 @pytest.mark.single_server("has a revision of before tables could be distributed")
-@pytest.mark.parametrize("former", FORMER_REVISIONS)
+@pytest.mark.parametrize("former", [*FORMER_REVISIONS, "0012"])
 def test_a_database_of_each_former_revision_becomes_the_same_as_a_new_one_and_keeps_its_rows(
     former: str, engine: Engine, clock: Clock
 ) -> None:
