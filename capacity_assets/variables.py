@@ -208,7 +208,7 @@ class Variables(BaseSettings):
     )
     web_token: Token | None = Field(
         default=None,
-        description="The password that browsers ask readers of the pages for, at least 16 characters. Unset: none.",
+        description="Password for readers of the pages, at least 16 characters; browsers ask for it. Unset: none.",
     )
     web_user_header: str | None = Field(
         default=None,
@@ -219,8 +219,8 @@ class Variables(BaseSettings):
         default=None,
         validation_alias="CAPACITY_DAGSTER_URL",
         pattern="^https?://",
-        description="Address of Dagster's UI, to which the pages and alerts link. Unset: no links; `capacity up` knows "
-        "it.",
+        description="Address of Dagster's UI, used for links in the pages and alerts. Unset: no links; `capacity up` "
+        "sets it.",
     )
     pages_url: str | None = Field(
         default=None,

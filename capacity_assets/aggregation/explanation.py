@@ -119,7 +119,7 @@ class Explanation:
         if isinstance(stored_samples, int) and stored_samples > len(self.samples.own):
             rebuild = "`capacity aggregate --overwrite` would rebuild it from those"
             return (
-                f"The stored row was built from {counted(stored_samples, 'sample')}; left: {len(self.samples.own)}. "
+                f"The stored row was built from {counted(stored_samples, 'sample')}; {len(self.samples.own)} remain. "
                 f"It is protected; {rebuild if self.subject.active else 'the server is not active, so it stays'}."
             )
         level = self.subject.level

@@ -118,7 +118,7 @@ class Check:
 
 
 SERVERS_STORED = "servers_stored"
-SERVERS_STORED_DESCRIPTION = "Every server with samples in a computed window has its rows stored."
+SERVERS_STORED_DESCRIPTION = "The rows of every server with samples in a computed window are stored."
 SERVERS_STORED_ADVICE = (
     "Fix the samples of these servers, then materialise the partitions again; stored rows were kept. "
     "The metadata of a partition names its servers."
@@ -205,7 +205,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="values_possible",
-        description="No stored size or count is negative, and no size larger than 8 EiB.",
+        description="No stored size or count is negative, and no size is above 8 EiB.",
         severity=Severity.ERROR,
         advice="The samples behind these rows are wrong. Correct them, then materialise the partitions again.",
         statement=impossible_values,

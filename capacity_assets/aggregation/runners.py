@@ -193,7 +193,7 @@ class AggregationRunner:
         [instance], [window] = work.instances, work.windows
         reason = reason_of(error)
         if sqlstate_of(error) == OUT_OF_RANGE:
-            reason += ": a size of this window, or of one that it is compared with, is above 8 EiB, which none can be"
+            reason += ": a size in this window, or in one it is compared with, is above 8 EiB, which is impossible"
         failure = InstanceError(instance.id, instance.name, reason)
         return replace(self._empty(work.period, window), failed_instances=1, errors=(failure,))
 

@@ -128,9 +128,9 @@ def silent_location(settings: Settings) -> str | None:
             origin.create_client().get_server_id(timeout=LOCATION_SECONDS)
         except DagsterUserCodeUnreachableError:
             return (
-                f"The code location at {origin.socket or f'{origin.host}:{origin.port}'} does not answer, and without "
-                "it no run, schedule or alert starts. End `capacity up` with Ctrl-C and start it again; where units or "
-                "containers run it, restart that of the code location."
+                f"The code location at {origin.socket or f'{origin.host}:{origin.port}'} does not answer. Until it "
+                "does, no run, schedule or alert starts. End `capacity up` with Ctrl-C and start it again. If systemd "
+                "or containers run the code location, restart its unit or container."
             )
     return ""
 

@@ -99,8 +99,8 @@ def aggregate(settings: Settings, /, *, as_json: bool, **asked: Any) -> int:
 def plan(settings: Settings, /, *, as_json: bool, **asked: Any) -> int:
     """Say what `capacity aggregate` would do, and write nothing.
 
-    The options are the same. For each window: servers with and without samples, rows that would be written, those that
-    are right already, and those that would be left alone because samples of theirs are gone.
+    The options are the same. For each window: servers with and without samples, rows that would be written, rows that
+    are already right, and rows that would be kept because their samples are gone.
 
     \b
     Examples:
@@ -212,7 +212,7 @@ def print_plan(run: RunSummary) -> None:
     also = f" and remove {removed:,}" if removed else ""
     say(
         f"Rows: would write {run.total('written_records'):,}{also}, leave {run.total('unchanged_records'):,} as they "
-        f"are and keep {run.total('protected_records'):,} because samples of theirs are gone."
+        f"are and keep {run.total('protected_records'):,} whose samples are gone."
     )
     for error in run.errors:
         say(f"  would fail: {error}")

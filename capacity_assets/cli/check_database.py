@@ -148,8 +148,9 @@ def _trends(engine: Engine) -> Iterator[Finding]:
             yield Finding(
                 name,
                 Verdict.NOTE,
-                f"a trend against the growth: {counted(found.rows, 'row')} since {found.first_day}. Another "
-                "application wrote this and left the trend. `capacity aggregate` for these days corrects it",
+                f"a trend that contradicts the growth: {counted(found.rows, 'row')} since {found.first_day}. Another "
+                "application wrote these rows without updating the trend. `capacity aggregate` for these days "
+                "corrects it",
             )
 
 

@@ -29,7 +29,7 @@ def restating(months: Sequence[date]) -> list[str]:
         return []
     month = PERIODS["monthly"]
     named = first_of((month.name_of(month.window_of(one)) for one in months), MONTHS_NAMED)
-    return [f"Bills of closed months that change: {named}. The next `capacity bill --month` of each restates it."]
+    return [f"Bills of closed months that change: {named}. Run `capacity bill --month` for each to restate it."]
 
 
 def since(day: date | None) -> str:

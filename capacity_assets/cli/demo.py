@@ -164,7 +164,7 @@ def remove_demo(settings: Settings) -> None:
     for page in pages:
         page.unlink()
     gone = f"{counted(samples, 'sample')}, their aggregates and runs, {counted(len(pages), 'page')}"
-    say(f"The sample fleet is gone: {gone}.")
+    say(f"Removed the sample fleet: {gone}.")
     say("The database, its tables and the rest of Dagster's history were kept.")
 
 

@@ -142,7 +142,7 @@ def _print(explanation: RunwayExplanation) -> None:
         early, middle, late = outlook.days_text
         say(f"Full: early {early}, middle {middle}, late {late}.")
     elif outlook.state == TOO_LITTLE_HISTORY:
-        say(f"No date: {counted(outlook.history_days, 'day')} of history, and {LEAST_HISTORY_DAYS} are needed.")
+        say(f"No date: {counted(outlook.history_days, 'day')} of history; at least {LEAST_HISTORY_DAYS} are needed.")
     else:
         say(f"No date: {outlook.state}.")
     if outlook.sooner_day is not None:

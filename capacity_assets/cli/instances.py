@@ -65,7 +65,7 @@ reaching_options = options(
     click.option(
         "--server-public-key",
         metavar="FILE",
-        help="RSA public key of a MySQL server that is reached without TLS; its password is encrypted for it.",
+        help="RSA public key of a MySQL server without TLS; the password is encrypted with it.",
     ),
     click.option("--sizing", help="files (exact, the default) or statistics (cheaper on huge servers)."),
     click.option(

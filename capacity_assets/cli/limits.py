@@ -86,7 +86,7 @@ def _warn_of_smaller(smaller: Sequence[tuple[Limit, int]]) -> None:
     for limit, size_mb in smaller[:WARNED]:
         say(f"note: {named(limit.server, limit.database)} holds {human_mb(size_mb)}, more than its limit.")
     if len(smaller) > WARNED:
-        say(f"note: below the measured size: {counted(len(smaller) - WARNED, 'more limit')}.")
+        say(f"note: {counted(len(smaller) - WARNED, 'more limit')} below the measured size.")
 
 
 @click.command("import")

@@ -20,17 +20,17 @@ from capacity_assets.units import counted
 
 @click.command()
 @dry_run_option
-@click.option("--despite-clock", is_flag=True, help="Drop what is old also where today's date seems to be wrong.")
+@click.option("--despite-clock", is_flag=True, help="Drop old partitions even if today's date may be wrong.")
 @json_command
 def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_json: bool) -> None:
-    """Add partitions ahead of time, and drop what need not be kept.
+    """Add partitions ahead of time, and drop expired ones.
 
-    Rows in default partitions move to their own. How long rows are kept is set in CAPACITY_RETENTION_DAYS. Samples go
-    only when every window that reads them is over and computed. Records of checks in Dagster's storage go that
-    nothing reads any more. Under Dagster, the table_maintenance_schedule does all this every day.
+    Rows in default partitions move to their own. CAPACITY_RETENTION_DAYS sets how long rows are kept. Samples are
+    dropped only after every window that reads them is over and computed. Check records in Dagster's storage that
+    nothing reads any more are deleted. Under Dagster, table_maintenance_schedule does all this every day.
 
-    Nothing is dropped where today is more than 45 days after the newest sample, where the samples of the last 45 days
-    began after such a pause, or where this machine's clock and PostgreSQL's differ by more than an hour.
+    Nothing is dropped if today is more than 45 days after the newest sample, if the samples of the last 45 days began
+    after such a gap, or if this machine's clock and PostgreSQL's differ by more than an hour.
 
     \b
     Examples:
@@ -70,9 +70,9 @@ def _purge(settings: Settings, report: MaintenanceReport) -> None:
             events, runs = storage.event_log_storage, storage.run_storage
             report.purged_check_records = purge_check_records(events, runs, dry_run=report.dry_run)
     except UnreachableError as error:
-        report.notes.append(f"Dagster's records of checks: {error}")
+        report.notes.append(f"Check records in Dagster's storage: {error}")
     except DATABASE_FAILURES as error:
-        report.notes.append(f"Dagster's records of checks: {reason_of(error)}")
+        report.notes.append(f"Check records in Dagster's storage: {reason_of(error)}")
 
 
 @contextmanager
@@ -107,8 +107,8 @@ def _print(report: MaintenanceReport, *, as_json: bool) -> None:
         f"({report.freed_mb:,} MiB)."
     )
     if report.purged_check_records:
-        purged = counted(report.purged_check_records, "record")
-        say(f"{purged} of checks in Dagster's storage {would}purged.")
+        purged = counted(report.purged_check_records, "check record")
+        say(f"{purged} {would}deleted from Dagster's storage.")
     if report.dry_run:
         say(NOTHING_CHANGED)
 

@@ -59,8 +59,8 @@ subject_options = options(
 @click.argument("price")
 @click.option("--currency", required=True, help="EUR, USD or another code of ISO 4217; one for the whole list.")
 @subject_options
-@click.option("--from", "first_day", type=DAY, help="First day on which it holds. Default: see above.")
-@click.option("--always", is_flag=True, help="It holds for all of history, whatever was declared before.")
+@click.option("--from", "first_day", type=DAY, help="First day of the price. Default: see above.")
+@click.option("--always", is_flag=True, help="Apply to all of history, in place of earlier prices.")
 @dry_run_option
 @command
 def set_(  # noqa: PLR0913 -- one argument per documented option
@@ -78,8 +78,8 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     """Declare the PRICE of a GiB per month: a number, or none.
 
     A price for a label comes before one for an engine, and both before the one for everything. `capacity bill` takes
-    the price of each day. The first price applies to all of history. A changed price applies from this month on, and
-    earlier bills stay as they were.
+    the price of each day. The first price applies to all of history. A changed price applies from the current month on;
+    earlier bills do not change.
 
     \b
     Examples:
@@ -103,7 +103,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     for note in notes:
         say(f"note: {note}")
     if asked.valid_from is None and declared.valid_from != ALWAYS:
-        say("Earlier months keep the price that they had. With --always it holds for them, too.")
+        say("Earlier months keep their price. Use --always to apply the new price to them as well.")
     for sentence in restating(change.restated):
         say(sentence)
     if dry_run:
@@ -131,7 +131,7 @@ def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) 
     """Declare the prices that a CSV file lists.
 
     Columns are price, currency and, optionally, engine, label (as team=payments) and from (empty: as for `set`). Either
-    all are stored or none.
+    all prices are stored or none.
     """
     found = prices_of_file(file, settings.label_keys)
     with opened_registry(settings, settings.zone) as engine:

@@ -104,9 +104,7 @@ def open_no_link(path: Path, mode: str) -> IO[Any]:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise CommandFailedError(
-            f"{path} is a link, and would be written through. Nothing was started. Remove it."
-        ) from None
+        raise CommandFailedError(f"{path} is a symbolic link. Nothing was started. Remove the link.") from None
 
 
 def web_options(settings: Settings, port: int, names: Sequence[str]) -> list[str]:

@@ -39,9 +39,9 @@ def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection
     if done is None or quiet:
         return
     if done:
-        say(f"The newest forecasts of {named} were issued anew.")
+        say(f"The newest forecasts of {named} were reissued.")
     else:
-        say(f"The pages show it for {named} after the next run of the asset `runway`.")
+        say(f"The pages show the change for {named} after the next run of the asset `runway`.")
 
 
 def warn_of_refused_passwords(settings: Settings, servers: Sequence[Server]) -> None:

@@ -43,8 +43,8 @@ from capacity_assets.units import counted
 def status(settings: Settings, /, *, as_json: bool) -> None:
     """Show what is stored, what runs or waits, and what is late.
 
-    The samples, the latest stored window of each period and level, the last collection, runs, and windows that are
-    late or stale. Changes nothing.
+    Lists the samples, the latest stored window of each period and level, the last collection, the runs, and windows
+    that are late or stale. Changes nothing.
     """
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
@@ -183,7 +183,7 @@ def _print_stale(stale: list[Late] | None) -> None:
     if stale is None:
         return
     if not stale:
-        say("Stale: nothing else. No window is behind its samples, and no other session wrote aggregates.")
+        say("Stale: nothing else. All windows match their samples, and no other session wrote aggregates.")
         return
     print_table("Stale", LATE_COLUMNS, [list(asdict(found).values()) for found in stale])
     first = min(found.first_window for found in stale)

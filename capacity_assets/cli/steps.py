@@ -119,5 +119,5 @@ def remove(settings: Settings, /, *, server: str, database: str | None, day: dat
     """Remove the step of SERVER, or of one DATABASE of it, on a day."""
     with opened_registry(settings) as engine:
         forget_step(engine, server, database, day)
-        say(f"Removed the step of {named(server, database)} on {day}. Forecasts count its change again.")
+        say(f"Removed the step of {named(server, database)} on {day}. Forecasts include its change again.")
         issue_forecasts_anew(engine, settings, {server})

@@ -293,7 +293,7 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
                 text = silent_location(settings) or activity_text(runs, late)
             except (*DATABASE_FAILURES, DagsterPostgresException) as error:
                 reason = error if isinstance(error, DagsterPostgresException) else reason_of(error)
-                text = restarts.start_again_if_ended() or f"what runs and waits cannot be read: {reason}"
+                text = restarts.start_again_if_ended() or f"the list of runs cannot be read: {reason}"
             except CapacityError:
                 text = activity_text(runs, None)
             if text != shown:
@@ -319,13 +319,14 @@ class _Restarts:
         try:
             if not start_again(self._data):
                 return ""
-            said = f"the embedded PostgreSQL had ended and was started again; {self._data / 'log'} may say why"
+            said = f"the embedded PostgreSQL had ended and was restarted; for the reason, see {self._data / 'log'}"
         except EmbeddedServerError as error:
             said = f"the embedded PostgreSQL has ended. {error}"
         if len(self._begun) == MOST_RESTARTS and began - self._begun[0] < RESTARTS_WITHIN_SECONDS:
             raise CommandFailedError(
-                f"The embedded PostgreSQL ended, or did not start, {MOST_RESTARTS + 1} times within an hour. All "
-                f"was stopped, and its data kept. Read the end of {self._data / 'log'}, then run `capacity up` again."
+                f"The embedded PostgreSQL ended or failed to start {MOST_RESTARTS + 1} times within an hour. All "
+                f"processes were stopped; its data is kept. Read the end of {self._data / 'log'}, then run "
+                "`capacity up` again."
             )
         self._begun.append(began)
         return said

@@ -96,8 +96,8 @@ def fetch(settings: Settings, /, *, dry_run: bool, as_json: bool) -> int:
 def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
     """Bring in volumes of any day from a CSV file.
 
-    Columns are server, volume, day, total_gb, free_gb and, where a reserve is kept, used_gb. Either all are stored or
-    none; what a server reported of itself stays.
+    Columns are server, volume, day, total_gb, free_gb and, for a volume with a reserve, used_gb. Either all are stored
+    or none. Values that a server reported itself are kept.
     """
     found = volumes_of_file(file, Clock(settings.zone).today())
     with opened_registry(settings) as engine:

@@ -82,8 +82,8 @@ class SecretFolders:
         path = self.path_of(reference)
         if path is not None and ENVIRONMENT_FILE in {path.name[-4:], path.resolve().name[-4:]}:
             raise CredentialError(
-                f"No password: {path} is a file of variables, as those of capacity_assets itself, not of a password. "
-                "Write the password into a file of its own."
+                f"No password: {path} is an environment file, not a password file. "
+                "Write the password to a separate file."
             )
         allowed = (self.mounted, *self.folders)
         if path is not None and not any(path.resolve().is_relative_to(folder.resolve()) for folder in allowed):
@@ -133,6 +133,6 @@ def _content(reference: str, path: Path) -> str | None:
         raise CredentialError(f"No password: the file {path} cannot be read ({reason}). Fix {reference}.") from None
     if "\n" in found or _ASSIGNMENT.match(found):
         raise CredentialError(
-            f"No password: the file {path} holds more than a password, which is one line by itself. Fix {reference}."
+            f"No password: the file {path} must contain the password and nothing else, on one line. Fix {reference}."
         )
     return found

@@ -90,16 +90,16 @@ def _volume_day(row: Mapping[str, str], today: date) -> VolumeDay:
     refuse_lacking(row, COLUMNS)
     day = day_of(row["day"])
     if day > today:
-        raise ValidationError(f"day {day} lies ahead.")
+        raise ValidationError(f"day {day} is in the future.")
     try:
         total, free = (int(Decimal(row[name]) * BYTES_PER_GB) for name in ("total_gb", "free_gb"))
         used = int(Decimal(row[USED]) * BYTES_PER_GB) if row.get(USED) else None
     except (InvalidOperation, ValueError, OverflowError):
-        raise ValidationError("total_gb, free_gb and used_gb are numbers of GiB, as 500 or 1.5.") from None
+        raise ValidationError("total_gb, free_gb and used_gb must be numbers in GiB, such as 500 or 1.5.") from None
     if not 0 <= free <= total <= LARGEST_BYTES or len(row["volume"]) > LONGEST_NAME:
         raise ValidationError("free_gb lies between 0 and total_gb, and a volume's name has at most 255 letters.")
     if not 0 <= (used or 0) <= total:
-        raise ValidationError("used_gb lies between 0 and total_gb; leave it empty where all but free_gb is used.")
+        raise ValidationError("used_gb must be between 0 and total_gb; leave it empty if the volume has no reserve.")
     return VolumeDay(row["server"], row["volume"], day, total, free, used)
 
 

@@ -17,7 +17,7 @@ from capacity_assets.units import counted
 OBSERVED_DAYS = 7
 # At any hour: the samples of today may still have to come.
 NEWEST_AGE_DAYS = 1
-STOPPED_ADVICE = "Look at the runs of collection_job, or at the application that fills this table."
+STOPPED_ADVICE = "Check the runs of collection_job, or the application that writes this table."
 
 
 def data_versions(engine: Engine, raw: RawTable, today: date) -> dict[date, str]:
@@ -83,10 +83,12 @@ class Newest:
     def text(self) -> str:
         """In a sentence."""
         if self.day is None:
-            return "There is no sample yet."
+            return "There are no samples yet."
         age = (self.today - self.day).days
         return (
-            f"The newest sample is of {self.day}, {counted(age, 'day')} ago." if age else "There are samples of today."
+            f"The newest sample is from {self.day}, {counted(age, 'day')} ago."
+            if age
+            else "There are samples from today."
         )
 
 

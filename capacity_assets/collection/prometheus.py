@@ -87,7 +87,7 @@ def volumes_of(source: PrometheusSource, known: Collection[str], secrets: Secret
             found.append(FoundVolume(server, volume, *map(int, pairs[0])))
     if strangers:
         first, values = min(strangers), counted(len(strangers), "value")
-        left_out.append(f"of no registered server: {values} of {source.server_label}, for example {first!r:.80}")
+        left_out.append(f"{values} of {source.server_label} without a registered server, for example {first!r:.80}")
     return FoundVolumes(tuple(found), tuple(left_out))
 
 
@@ -98,7 +98,7 @@ def _server(source: PrometheusSource, label: str, known: Collection[str]) -> str
 
 def _reason_against(pairs: list[tuple[float, ...]]) -> str | None:
     if len(pairs) > 1:
-        return f"{len(pairs)} results, and it is not known which one counts: narrow the query"
+        return f"{len(pairs)} results instead of one: narrow the query"
     [(total, free, *used)] = pairs
     if not (math.isfinite(total) and math.isfinite(free) and 0 < total <= LARGEST_BYTES and 0 <= free <= total):
         return f"{total:g} bytes, {free:g} of them free, is impossible"
@@ -155,8 +155,8 @@ def _body(url: str, headers: Mapping[str, str]) -> bytes:
         raise SourceError(f"it does not answer ({str(error)[:SHOWN]})") from None
     # A refused query is answered by 400 or 422, with the reason as JSON.
     if answer.status not in {200, 400, 422, 503}:
-        redirects = ", a redirection, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
+        redirects = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
         raise SourceError(f"it answers {answer.status}{redirects}")
     if len(answer.body) > MOST_BYTES:
-        raise SourceError(f"its answer has more than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")
+        raise SourceError(f"its response is larger than {MOST_BYTES // 1024 // 1024} MiB: narrow the query")
     return answer.body

@@ -70,11 +70,11 @@ def complete(server: Server) -> Server:
         (bool(server.tls_certificate) != bool(server.tls_key), "tls_certificate and tls_key are needed together"),
         (
             bool(server.server_public_key) and server.engine not in {"mysql", "mariadb"},
-            "server_public_key: MySQL and MariaDB alone have one",
+            "server_public_key: only for MySQL and MariaDB",
         ),
         (
             bool(server.server_public_key) and tls != TLS_OFF,
-            "server_public_key: it is used without TLS; over TLS a server is verified by tls_ca",
+            "server_public_key: only without TLS; with TLS, use tls_ca to verify the server",
         ),
         (bool(HOST_AND_PORT.fullmatch(server.host)), "host: write the port by itself, as port (--port)"),
         ("@" in server.host, "host: an @ does not belong there; write username and password_from"),

@@ -79,7 +79,7 @@ def forget_old_attempts(engine: Engine, clock: Clock) -> None:
     with database_errors(doing="deleting old attempts", kept="All samples were written."), engine.begin() as connection:
         judged = judged_day(connection, clock)
         if judged.why_nothing_is_deleted:
-            logger.warning(f"{judged.why_nothing_is_deleted} Old attempts are kept.")
+            logger.warning(f"{judged.why_nothing_is_deleted} Old collection attempts are kept.")
         else:
             connection.execute(statement, {"before": judged.today - timedelta(days=ATTEMPTS_KEPT_DAYS)})
 

@@ -61,8 +61,8 @@ def _named(one: Named) -> str:
 
 def _moved(one: Mover) -> str:
     return (
-        f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; no week of the last twelve changed it by "
-        f"more than {human_mb(one.usual_mb)}"
+        f"{one.database} on {one.server}: {human_change_mb(one.change_mb)}; in the twelve weeks before, at most "
+        f"{human_mb(one.usual_mb)} in a week"
     )
 
 
@@ -83,9 +83,11 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-NOTHING_UNUSUAL = "No database changed more than usual, came or went, and no server fell silent."
-NOTHING_FILLS = "Nothing is full within 30 days, or sooner than was said a week ago."
-NO_FORECAST = "No forecast was issued in that week, so what fills is not known. To compute one now:"
+NOTHING_UNUSUAL = (
+    "No database changed more than usual, none was created or removed, and no server stopped being measured."
+)
+NOTHING_FILLS = "Nothing fills within 30 days, or much sooner than forecast a week ago."
+NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To compute one now:"
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,12 @@ def judged_day(connection: Connection, clock: Clock) -> JudgedDay:
     stale = pause = None
     if days.before is not None and days.after is None:
         stale = (
-            f"The newest sample is of {days.before}, {(today - days.before).days:,} days before today, {today}: the "
+            f"The newest sample is from {days.before}, {(today - days.before).days:,} days before today ({today}): the "
             "clock may be wrong."
         )
     elif days.before is not None and days.after - days.before > LONGEST_PAUSE:
         pause = (
-            f"There is no sample between {days.before} and {days.after}, and today is {today}: the clock may be wrong."
+            f"There are no samples between {days.before} and {days.after}; today is {today}: the clock may be wrong."
         )
     return JudgedDay(today, days.newest or days.before, _apart(clock.local_now(), database_now), stale, pause)
 
@@ -70,7 +70,7 @@ def _apart(local: datetime, database: datetime) -> str | None:
     if abs(local - database) <= MOST_APART:
         return None
     moments = [f"{moment:%Y-%m-%d %H:%M}" for moment in (local, database)]
-    return f"It is {moments[0]} by this machine's clock and {moments[1]} by PostgreSQL's: one of them is wrong."
+    return f"This machine's clock shows {moments[0]}, PostgreSQL's shows {moments[1]}: one of them is wrong."
 
 
 # Days that cannot be meant, such as -infinity, say nothing.

@@ -172,6 +172,6 @@ def post_text(url: str, text: str) -> None:
     except UnansweredError as error:
         raise WebhookError(f"does not answer ({error.kind})") from None
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        raise WebhookError(f"answered {status}, a redirection, which is not followed: set the address it leads to")
+        raise WebhookError(f"answered {status}, a redirect, which is not followed: configure the target address")
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         raise WebhookError(f"answered {status}")

@@ -47,18 +47,18 @@ def notes(found: IssuedBill) -> list[str]:
     if bill.measured_days < bill.billed_days:
         missing = bill.billed_days - bill.measured_days
         sentences.append(
-            f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}; each is billed at the average of "
-            "its server's measured days."
+            f"Not measured: {missing:,} of {counted(bill.billed_days, 'server day')}, billed at the average of the "
+            "server's measured days."
         )
     if sum(group.databases for group in found.groups) > found.databases:
         sentences.append("A database that changed its group in the month counts in each of them, and once in all.")
     if bill.samples_dropped_at:
         sentences.append(
-            f"Samples of this month were dropped by retention (noticed on {bill.samples_dropped_at:%Y-%m-%d}). The "
-            "bill stays as it is: later samples, labels and prices do not change it."
+            f"Retention dropped samples of this month (detected on {bill.samples_dropped_at:%Y-%m-%d}). This bill no "
+            "longer changes: later samples, labels and prices do not affect it."
         )
     if bill.clock_doubt:
-        sentences.append(f"This bill is not final, and is replaced by the next one. {bill.clock_doubt}")
+        sentences.append(f"This bill is not final; the next one replaces it. {bill.clock_doubt}")
     elif not bill.is_final:
         sentences.append("The month is not over: this bill covers its days so far, and is replaced until it is.")
     return sentences

@@ -226,8 +226,8 @@ def _reason(connection: Connection, asked: dict[str, Any], latest: Bill | None) 
     ]
     found = "; ".join(filter(None, differences))
     otherwise = (
-        "samples were deleted, servers were measured on later days or count otherwise, or labels or prices were taken "
-        "away"
+        "samples were deleted, servers were measured on later days or are counted differently, or labels or prices "
+        "were removed"
     )
     return f"Since then: {found or otherwise}."
 

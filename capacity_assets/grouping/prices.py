@@ -150,7 +150,7 @@ def forget_price(engine: Engine, price: Price) -> PriceChange:
     with database_errors(doing="removing a price", kept="Nothing was changed."), engine.begin() as connection:
         gone = connection.execute(text(_FORGET), _subject(price)).first()
         if gone is None:
-            raise NotFoundError(f"There is no price of {price.display_name} from that day on. Nothing was changed.")
+            raise NotFoundError(f"There is no price for {price.display_name} from that day on. Nothing was changed.")
         return PriceChange(price, _restated(connection, price, removed=gone.price))
 
 

@@ -153,7 +153,7 @@ class RowReader:
         times, parts = UNITS[self.unit]
         # Before anything is multiplied: 1e999999999 would not fit into memory.
         if amount.adjusted() > MOST_DIGITS or amount * times // parts > LARGEST_MB:
-            raise _BadValue(f"{column} {text!r:.40} is not a valid size: none is above 8 EiB")
+            raise _BadValue(f"{column} {text!r:.40} is not a valid size: the maximum is 8 EiB")
         return amount
 
 

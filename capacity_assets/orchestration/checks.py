@@ -29,7 +29,7 @@ from capacity_assets.periods import Period, Window
 
 STANDING_CHECK_JOB = "standing_check_job"
 SAMPLES_RECENT = "samples_recent"
-SAMPLES_RECENT_DESCRIPTION = "The newest sample is of today or yesterday."
+SAMPLES_RECENT_DESCRIPTION = "The newest sample is from today or yesterday."
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 

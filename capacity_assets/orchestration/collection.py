@@ -123,10 +123,9 @@ def _reported_day_by_day(
 ) -> Iterator[dg.AssetCheckResult]:
     """Report the days that have samples one by one; one result would stand for all requested days."""
     context.log.warning(
-        f"No samples, which stay missing: {len(done.missing)} of {counted(len(done.days), 'day')}, "
-        f"{done.missing[0]} to {done.missing[-1]}: a server can only say how large its databases are now. Samples that "
-        "were taken elsewhere come in by `capacity import`. Aggregates that were asked for in the same run are "
-        "skipped: materialise theirs by themselves."
+        f"No samples for {len(done.missing)} of {counted(len(done.days), 'day')}, {done.missing[0]} to "
+        f"{done.missing[-1]}: a server reports only the current size of its databases. Use `capacity import` for "
+        "samples taken elsewhere. The aggregates of this run are skipped: materialise them in a separate run."
     )
     for day in done.days:
         if day not in done.missing:

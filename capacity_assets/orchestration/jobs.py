@@ -33,8 +33,8 @@ def standing_check_job(periods: Iterable[Period]) -> UnresolvedAssetJobDefinitio
     return dg.define_asset_job(
         STANDING_CHECK_JOB,
         selection=dg.AssetSelection.checks(*standing_check_keys(periods)),
-        description="Look for partitions that are left failed or missing and for samples that stopped arriving, and "
-        "say how to recover. Computes nothing.",
+        description="Look for failed or missing partitions and for samples that stopped arriving, and say how to "
+        "recover. Computes nothing.",
     )
 
 

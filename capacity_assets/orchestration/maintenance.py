@@ -24,13 +24,13 @@ MAINTENANCE_MINUTE = 30
 LINES_SHOWN = 50
 
 DESCRIPTION = """\
-The partitions of the four capacity tables, and how long their rows are kept.
+The partitions of the four capacity tables, and the retention of their rows.
 
 A materialisation adds the partitions of the next two months (from November on, of the next year), moves rows out of
-the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` says. Samples go only
-when every window that reads them is over and was computed over them as they are. Records of checks in Dagster's own
-storage that nothing reads any more go too. Where today's date may be wrong, nothing is dropped and the run fails.
-`dry_run` says what would be done.
+the default partitions, and drops partitions whose rows are older than `CAPACITY_RETENTION_DAYS` allows. Samples are
+dropped only after every window that reads them is over and computed from them as they are now. Check records in
+Dagster's own storage that nothing reads any more are deleted. If today's date may be wrong, nothing is dropped, and the
+run fails if a partition was due. `dry_run` only reports what would be done.
 """
 
 

@@ -74,8 +74,7 @@ def standing_check_schedule(settings: Settings) -> dg.ScheduleDefinition:
         cron_schedule=f"{STANDING_CHECK_MINUTE} {settings.schedule_hour} * * *",
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Looks once a day for partitions that are left failed or missing and for samples that stopped "
-        "arriving.",
+        description="Looks once a day for failed or missing partitions and for samples that stopped arriving.",
     )
 
 

@@ -27,12 +27,12 @@ SHOWBACK_JOB, SHOWBACK_SENSOR = "showback_job", "showback_sensor"
 GROUPS_SHOWN = 20
 
 DESCRIPTION = """\
-What the databases of a month cost: the size of each on each day, with the labels and prices of that day.
+The cost of each database in a month: its size on each day, with the labels and prices of that day.
 
-Lines lie in `capacity_bill_lines`, bills in `capacity_bills`. The bill of a month that is not over is replaced. One of
-a month that is over is kept, and where late samples, labels or prices change it, a new issue says by how much and why.
-Once retention has dropped samples of the month, its bill stays as it is.
-By team or any other group, as a table, CSV, JSON or a page: `capacity bill`. Rules: docs/groups.md.
+Lines are stored in `capacity_bill_lines`, bills in `capacity_bills`. The bill of an unfinished month is replaced. The
+bill of a closed month is kept; if late samples, labels or prices change it, a new version states by how much and why.
+Once retention has dropped samples of the month, its bill no longer changes.
+`capacity bill` shows it by team or any other group, as a table, CSV, JSON or a page. Rules: docs/groups.md.
 """
 
 

@@ -90,7 +90,7 @@ def score_sentences(issue: IssuedDay) -> Sequence[str]:
     """Say how far the forecasts were off that came due."""
     return [
         f"Of {counted(score.forecasts, 'forecast')} over {score.horizon_days} days that came due, "
-        f"{score.covered_percent:.0f} % of the sizes lay in their band and {score.above_percent:.0f} % above it"
+        f"{score.covered_percent:.0f} % of the sizes were in the band and {score.above_percent:.0f} % above it"
         + ("" if score.error_percent is None else f"; the mean error was {score.error_percent:.1f} %")
         + ("." if not score.in_hindsight else f". {score.in_hindsight:,} of them were computed in hindsight.")
         for score in issue.scores

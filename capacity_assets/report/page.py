@@ -176,8 +176,8 @@ def _notes_on_databases(report: Report) -> list[str]:
     found = []
     if report.changes[ChangeKind.PARTLY].databases:
         found.append(
-            f"{counted(report.changes[ChangeKind.PARTLY].databases, 'database')}, listed below, existed on a part of "
-            "the measured days only (renamed, created, dropped or copied for a while), counted with that part."
+            f"{counted(report.changes[ChangeKind.PARTLY].databases, 'database')}, listed below, existed on only some "
+            "of the measured days (renamed, created, dropped or a temporary copy), and counted for those days."
         )
     if report.levels_disagree:
         found.append(

@@ -106,7 +106,7 @@ class TableMaintenance:
         """
         report = self._each_table(certain_day or today, MaintenanceReport(dry_run), retire_as_of=today, keeping=keeping)
         if keeping is not None and report.kept:
-            advice = "If the date is right, `capacity maintain --despite-clock` drops what is old."
+            advice = "If the date is right, run `capacity maintain --despite-clock`."
             raise MaintenanceError([DatabaseError(f"{keeping} Nothing was dropped. {advice}")], report)
         return report
 

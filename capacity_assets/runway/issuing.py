@@ -41,7 +41,7 @@ IN_TIME_DAYS = 1
 
 NAMED = 10
 IMPOSSIBLE = (
-    "No runway of what has a size or limit above 8 EiB, which none can be. Correct the samples or limits of: %s"
+    "No forecast where a size or limit is above 8 EiB, which is impossible. Correct the samples or limits of: %s"
 )
 _ISSUED_AT = "issued_at"
 _SCORED = {f"actual_{days}_mb" for days in HORIZONS_DAYS}
@@ -120,7 +120,7 @@ def issue_anew(engine: Engine, servers: Collection[str], today: date) -> bool | 
     Raises:
         DatabaseError: the database failed; no runway was changed.
     """
-    kept = "What was declared is stored. The next run of the asset runway has it."
+    kept = "The declaration is stored. The next run of the asset runway uses it."
     with database_errors(doing="issuing runways", kept=kept), engine.begin() as connection:
         as_of: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
         if as_of is None:

@@ -39,7 +39,7 @@ class RunwayService:
             apart = judged_day(connection, self.clock).apart
         # In hindsight it is marked as such. Without recent samples there is nothing to issue.
         if apart and is_in_time(as_of, today):
-            raise ValidationError(f"{apart} No forecast is issued by such a date. Nothing was changed.")
+            raise ValidationError(f"{apart} No forecast is issued while the date is in doubt. Nothing was changed.")
         return issue(self.engine, as_of, today, overwrite=overwrite)
 
     def newest(self) -> IssuedDay | None:

@@ -49,8 +49,8 @@ def others_can_write(folder: Path) -> str | None:
         return None
     who = "every user of this machine" if mode & stat.S_IWOTH else "its group"
     return (
-        f"{folder} can be written by {who}, and files there are trusted, some executed. Look for those that you do not "
-        f"know, then run `chmod -R go-w {folder}`."
+        f"{folder} can be written by {who}. Files in it are trusted, and some are executed. Look for files that you do "
+        f"not know, then run `chmod -R go-w {folder}`."
     )
 
 

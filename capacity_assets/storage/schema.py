@@ -95,7 +95,9 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         if reads_cells(connection):
-            raise SchemaProblemsError(["The database reads cells, and holds no tables of its own: name another one."])
+            raise SchemaProblemsError(
+                ["This database only reads cells and has no tables of its own. Use another database."]
+            )
         # Before the first write: a trigger of another role would run.
         if doors := _open_doors(connection, is_init=True):
             raise SchemaProblemsError(doors)
@@ -254,7 +256,7 @@ def _refuse_a_newer_schema(revision: str | None) -> None:
 def newer_schema_text(revision: str) -> str:
     """Say that a newer version has made the schema, and what to do."""
     return (
-        f"The capacity schema is at revision {revision}, which a newer version has made; this version knows "
+        f"The capacity schema is at revision {revision}, created by a newer version; this version supports "
         f"{SCHEMA_REVISION}. Install the newer version."
     )
 
@@ -266,18 +268,18 @@ def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
     superuser), or to the role that runs `capacity init`: later on, to the owner of the table of its revision.
     """
     problems = [
-        f"every role may create objects in the schema {row.schema}, as PostgreSQL 14 and older allow in public: one "
-        "could plant an operator or a table there that the owner's statements take. As a superuser, or as the owner of "
-        f"the schema, run: REVOKE CREATE ON SCHEMA {row.schema} FROM PUBLIC; GRANT CREATE ON SCHEMA {row.schema} TO "
-        f"{row.role}"
+        f"every role may create objects in the schema {row.schema}, as PostgreSQL 14 and older allow in public. A "
+        "role could place an operator or a table there that statements of the owner would use. As a superuser, or as "
+        f"the owner of the schema, run: REVOKE CREATE ON SCHEMA {row.schema} FROM PUBLIC; GRANT CREATE ON SCHEMA "
+        f"{row.schema} TO {row.role}"
         for row in connection.execute(text(_EVERYBODY_MAY_CREATE))
     ]
     named = [*(table.name for table in metadata.sorted_tables), VERSION_TABLE, *(view.name for view in VIEWS)]
     asked = {"relations": named, "version": VERSION_TABLE, "is_init": is_init}
     problems += [
-        f"the {row.kind} {row.name} belongs to the role {row.owner}, which could have code of its own run by whoever "
-        f"uses it. Look at its definition, triggers and rules, then run: ALTER {row.kind.upper()} {row.name} OWNER TO "
-        f"{row.trusted}. If {row.owner} is to own the tables, run `capacity init` as that role instead"
+        f"the {row.kind} {row.name} belongs to the role {row.owner}, which could make every user of it run that "
+        f"role's code. Check its definition, triggers and rules, then run: ALTER {row.kind.upper()} {row.name} OWNER "
+        f"TO {row.trusted}. If {row.owner} is to own the tables, run `capacity init` as that role instead"
         for row in connection.execute(text(_OF_OTHERS), asked)
     ]
     return problems

@@ -265,8 +265,8 @@ class Answers:
 def _slow(seconds: int) -> str:
     waited = counted(seconds, "second")
     return (
-        f"The database did not answer within {waited}. Nothing is wrong with the figures. Try again, or a narrower "
-        "question: a server, a group, a longer period."
+        f"The database did not answer within {waited}. The figures are not affected. Try again, or narrow the "
+        "request: one server, one group, or a longer period."
     )
 
 

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CHALLENGE = 'Basic realm="capacity pages", charset="UTF-8"'
-REFUSAL = "Refused: log in with any user name and the token as password, or send Authorization: Bearer TOKEN.\n"
+REFUSAL = "Refused: log in with any user name and the token as the password, or send Authorization: Bearer TOKEN.\n"
 POLICY = "Content-Security-Policy"
 # No script and no style but our own files; nothing may frame a page, and no form leaves it.
 HEADERS = {

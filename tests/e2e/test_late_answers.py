@@ -177,7 +177,7 @@ def test_an_embedded_server_that_was_killed_is_started_again_and_stops_with_up(u
 
     os.kill(postmaster, signal.SIGKILL)
 
-    assert up.says("the embedded PostgreSQL had ended and was started again")
+    assert up.says("the embedded PostgreSQL had ended and was restarted")
     assert up.succeeds()
 
 

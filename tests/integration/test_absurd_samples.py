@@ -176,6 +176,6 @@ def test_a_file_of_volumes_of_a_day_that_lies_ahead_is_refused(tmp_path: Path) -
     file = tmp_path / "volumes.csv"
     file.write_text("server,volume,day,total_gb,free_gb\n" + f"server-1,/data,{TODAY + timedelta(days=1)},10,1\n")
 
-    with pytest.raises(ValidationError, match="lies ahead"):
+    with pytest.raises(ValidationError, match="is in the future"):
         volumes_of_file(file, TODAY)
     assert len(volumes_of_file(file, TODAY + timedelta(days=1))) == 1

@@ -88,7 +88,7 @@ def test_a_price_without_a_day_changes_no_closed_month_and_one_that_does_says_so
     assert billed()["bill"]["amount"] == "3.00"
     changed = printed("prices", "set", "0.2", "--currency", "EUR")
     assert "everything else: 0.2 EUR per GiB and month, from 2025-07-01." in changed
-    assert "Earlier months keep the price that they had." in changed
+    assert "Earlier months keep their price." in changed
     assert "Bills of closed months" not in changed
     assert "from 2025-07-01." in printed("prices", "set", "0.3", "--currency", "EUR", "--engine", "postgresql")
     assert "always;" in printed("prices", "set", "none", "--currency", "EUR", "--engine", "oracle", "--always")
@@ -217,7 +217,7 @@ def test_a_price_list_comes_from_a_file_and_a_price_can_be_forgotten(tmp_path: P
     assert "oracle with team=payments" in printed("prices", "list")
     printed("prices", "remove", "--engine", "oracle", "--label", "team=payments", "--from", "2025-01-01")
     assert len(json.loads(printed("prices", "list", "--json"))) == 1
-    assert "There is no price of everything else" in capacity("prices", "remove", "--from", "2025-01-01").output
+    assert "There is no price for everything else" in capacity("prices", "remove", "--from", "2025-01-01").output
 
 
 def test_files_of_a_bill_say_what_the_screen_says(tmp_path: Path) -> None:

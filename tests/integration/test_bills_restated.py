@@ -108,7 +108,7 @@ def test_what_retention_dropped_keeps_a_bill_and_the_command_and_the_page_say_so
     printed("prices", "set", "2", "--currency", "EUR", "--always")
 
     assert kept(before), "also where old days were imported again"
-    said = "Samples of this month were dropped by retention"
+    said = "Retention dropped samples of this month"
     assert said in printed("bill", "--month", "2025-06")
     with served_pages(database) as pages:
         page = pages.document("/bill?by=team&month=2025-06")
@@ -205,7 +205,7 @@ def test_a_server_that_turns_out_to_be_a_replica_is_taken_off_a_bill(engine: Eng
     restated = billed()
 
     assert (restated["bill"]["issue"], restated["bill"]["amount"]) == (2, "3.00")
-    assert "count otherwise" in restated["restated"]
+    assert "are counted differently" in restated["restated"]
 
 
 def test_a_server_that_is_renamed_or_gone_costs_what_it_did_and_another_currency_restates(engine: Engine) -> None:

@@ -233,7 +233,7 @@ def test_a_month_that_one_cell_has_not_billed_is_not_final_and_says_so(regions: 
 def test_init_leaves_a_database_that_reads_cells_alone(regions: list[Region], together: Engine) -> None:
     attach(together, [region.cell for region in regions])
 
-    with pytest.raises(SchemaProblemsError, match="The database reads cells, and holds no tables of its own"):
+    with pytest.raises(SchemaProblemsError, match="This database only reads cells and has no tables of its own"):
         initialise(together)
 
 

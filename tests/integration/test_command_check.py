@@ -65,7 +65,7 @@ def test_with_servers_of_ones_own_init_needs_no_data_folder_and_check_says_who_e
     assert list(settings.home.iterdir()) == []
     assert (open_to_all["verdict"], to_a_group["verdict"]) == ("bad", "bad")
     assert "can be written by every user of this machine" in open_to_all["text"]
-    assert "can be written by its group, and files there are trusted, some executed." in to_a_group["text"]
+    assert "can be written by its group. Files in it are trusted, and some are executed." in to_a_group["text"]
     assert f"chmod -R go-w {settings.home}" in to_a_group["text"]
 
 
@@ -183,7 +183,7 @@ def test_check_names_samples_that_stopped_arriving(engine: Engine) -> None:
     found = {finding["subject"]: finding for finding in json.loads(result.output)}
     assert result.exit_code == 1
     assert found["database_size_stats"]["verdict"] == "bad"
-    assert "The newest sample is of 2025-07-17, 3 days ago." in found["database_size_stats"]["text"]
+    assert "The newest sample is from 2025-07-17, 3 days ago." in found["database_size_stats"]["text"]
     assert "instance_size_stats" not in found
 
 

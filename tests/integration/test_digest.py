@@ -68,7 +68,7 @@ def test_a_week_without_a_forecast_does_not_say_that_nothing_fills(engine: Engin
     quiet = replace(found, counts=dict.fromkeys(found.counts, 0))
     for each in (found, quiet):
         for shown in (as_text(each), as_html(each), digest_text(each)):
-            assert "No forecast was issued in that week, so what fills is not known" in shown.replace("\\", "")
+            assert "No forecast was issued in that week, so there are no fill dates" in shown.replace("\\", "")
             assert "Nothing is full" not in shown
         assert ("capacity runway" in as_text(each), "`" in as_text(each)) == (True, False)
         assert ("<code>capacity runway</code>" in as_html(each), "`" in as_html(each)) == (True, False)
@@ -88,7 +88,10 @@ def test_a_week_in_which_a_database_shrank_is_no_week_as_usual(engine: Engine) -
     assert "Shrank more than usual:\n- emptied on server-1: -8.8 GiB; no week" in as_text(digest)
     assert not subject_of(digest).endswith("unusual")
     before = read_digest(engine, WEEKLY.previous(WEEK))
-    assert "No database changed more than usual, came or went, and no server fell silent." in as_text(before)
+    assert (
+        "No database changed more than usual, none was created or removed, and no server stopped being measured."
+        in as_text(before)
+    )
     assert subject_of(before).endswith(", nothing unusual")
 
 
@@ -128,7 +131,7 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
     nobodys = read_digest(engine, WEEK, ("team", "payments"))
 
     assert len(as_text(before).splitlines()) == 1
-    assert as_text(before).endswith("Nothing is full within 30 days, or sooner than was said a week ago.\n")
+    assert as_text(before).endswith("Nothing fills within 30 days, or much sooner than forecast a week ago.\n")
     assert as_text(nobodys) == f"Nothing was measured of team=payments in the week of {WEEK.start} to {WEEK.end}.\n"
 
 

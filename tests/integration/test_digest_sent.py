@@ -73,7 +73,7 @@ def test_a_mail_has_text_html_and_a_picture_and_goes_out_once(inbox: Inbox, rece
     plain, html = mail.get_body(("plain",)), mail.get_body(("html",))
     assert plain is not None
     assert html is not None
-    assert "- jumped on server-1: +9.1 GiB; no week of the last twelve changed it by more than 300 MiB" in (
+    assert "- jumped on server-1: +9.1 GiB; in the twelve weeks before, at most 300 MiB in a week" in (
         plain.get_content()
     )
     assert "&lt;b&gt;x&lt;/b&gt;" in html.get_content()

@@ -163,7 +163,7 @@ def test_an_answer_of_postgresql_that_comes_byte_by_byte_is_given_up_at_the_time
     with listening(as_postgresql(says_a_byte_now_and_then)) as port:
         said, _ = measured("postgresql", "127.0.0.1", port)
 
-    assert said == "MeasureError: its answer was not complete in time"
+    assert said == "MeasureError: its response was not complete in time"
 
 
 def packet(number: int, payload: bytes) -> bytes:
@@ -222,7 +222,7 @@ def test_an_answer_of_mysql_that_comes_byte_by_byte_is_given_up_at_the_time_limi
     with listening(answer) as port:
         said, _ = measured("mysql", "127.0.0.1", port)
 
-    assert "its answer was not complete in time" in said
+    assert "its response was not complete in time" in said
 
 
 def sends_bytes_for_ever(peer: socket.socket) -> None:

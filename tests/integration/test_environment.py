@@ -30,7 +30,7 @@ def _(folder: Path, _home: Path) -> Answer:
 
 @fault(
     "a data folder that others can write",
-    says="can be written by every user of this machine, and files there are trusted, some executed. Look for those",
+    says="can be written by every user of this machine. Files in it are trusted, and some are executed. Look for files",
     code=1,
 )
 def _(folder: Path, _home: Path) -> Answer:
@@ -39,7 +39,7 @@ def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "init")
 
 
-@fault("Dagster's folder in it that a group can write", says="can be written by its group, and files", code=1)
+@fault("Dagster's folder in it that a group can write", says="can be written by its group. Files", code=1)
 def _(folder: Path, _home: Path) -> Answer:
     dagster = folder / "home" / "dagster"
     dagster.mkdir(parents=True)
@@ -47,7 +47,7 @@ def _(folder: Path, _home: Path) -> Answer:
     return capacity(folder, "up")
 
 
-@fault("a link where `capacity up` keeps its lock", says="is a link, and would be written through.", code=1)
+@fault("a link where `capacity up` keeps its lock", says="is a symbolic link.", code=1)
 def _(folder: Path, _home: Path) -> Answer:
     (folder / "home" / "dagster").mkdir(parents=True)
     (folder / "home" / "dagster" / "up.lock").symlink_to(folder / "elsewhere")
@@ -334,7 +334,7 @@ def test_the_log_of_up_is_not_written_through_a_link(tmp_path: Path) -> None:
     refused = capacity(tmp_path, "up", "--port", str(free_port()), "--pages-port", str(free_port()))
 
     assert refused.code == 1
-    assert "up.log is a link, and would be written through. Nothing was started. Remove it." in refused.error
+    assert "up.log is a symbolic link. Nothing was started. Remove it." in refused.error
     assert letter.read_text() == "for me alone"
 
 

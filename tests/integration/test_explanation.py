@@ -98,7 +98,7 @@ def test_a_corrected_sample_is_told_from_a_lost_one(engine: Engine) -> None:
     assert "largest of 25 values, on 2025-02-28" in corrected
     assert "15 days" in corrected
     assert "2025-02-15" in explained(*asked, "--all").output
-    assert "built from 25 samples; left: 24." in " ".join(lost.split())
+    assert "built from 25 samples; 24 remain." in " ".join(lost.split())
 
 
 @pytest.mark.usefixtures("orders")

@@ -171,5 +171,5 @@ def test_check_counts_rows_whose_trend_another_application_left_as_it_was(
 
     words = " ".join(capacity("check").output.replace("│", " ").split())
 
-    assert re.search(r"instance_size_aggregations note a trend against the growth: 1 row since \S+", words)
+    assert re.search(r"instance_size_aggregations note a trend that contradicts the growth: 1 row since \S+", words)
     assert "database_size_aggregations note" not in words

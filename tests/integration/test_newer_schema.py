@@ -34,7 +34,7 @@ COMMANDS = (
     ("check",),
 )
 NEWER = "UPDATE capacity_alembic_version SET version_num = '0999'"
-SAID = "revision 0999, which a newer version has made"
+SAID = "revision 0999, created by a newer version"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])

@@ -165,9 +165,9 @@ def redirecting() -> Iterator[tuple[int, list[str]]]:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (alert, "answered 302, a redirection, which is not followed: set the address it leads to"),
-        (by_webhook, "answered 302, a redirection, which is not followed: set the address it leads to"),
-        (volumes, "it answers 302, a redirection, which is not followed"),
+        (alert, "answered 302, a redirect, which is not followed: configure the target address"),
+        (by_webhook, "answered 302, a redirect, which is not followed: configure the target address"),
+        (volumes, "it answers 302, a redirect, which is not followed"),
     ],
 )
 def test_a_redirection_is_a_failure_and_is_not_followed(

@@ -138,7 +138,7 @@ def test_init_refuses_what_another_role_has_made_before_it(empty_engine: Engine,
     execute(empty_engine, f"CREATE ROLE {role}", f"GRANT CREATE ON SCHEMA public TO {role}")
     execute(empty_engine, f"SET LOCAL ROLE {role}", PLANTED[planted])
 
-    with pytest.raises(SchemaProblemsError, match="which could have code of its own run") as caught:
+    with pytest.raises(SchemaProblemsError, match="which could make every user of it run") as caught:
         initialise(empty_engine)
 
     kind, name = planted.split()

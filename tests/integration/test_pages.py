@@ -94,7 +94,7 @@ def test_an_installation_whose_only_server_fails_says_since_when_and_why_on_ever
             [one] = pages.document(path)["unmeasured"]
             assert (one["server"], one["last_day"], one["failure"]) == ("server-1", str(last), "unreachable"), path
             html = pages.ask(path).text
-            assert f'Not measured on {TODAY}: <a href="#unmeasured">1 server</a> in service.' in html, path
+            assert f'Not measured on {TODAY}: <a href="#unmeasured">1 active server</a>.' in html, path
             assert f"<td>{last}</td><td>no answer from 192.0.2.1:5432</td>" in html, path
 
 
@@ -122,7 +122,7 @@ def test_a_server_that_was_lost_stands_on_the_first_page_of_each_list_of_the_new
             before,
         )
     with served_pages(database) as later:
-        assert f"<td>not tried since {before['yesterday']}</td>" in later.ask("/servers").text
+        assert f"<td>no attempt since {before['yesterday']}</td>" in later.ask("/servers").text
 
 
 def test_coverage_counts_servers_that_are_silent_for_longer_than_it_looks_back(database: URL, engine: Engine) -> None:

@@ -50,7 +50,7 @@ def test_without_any_forecast_what_fills_is_unknown_and_not_nothing(engine: Engi
 
     assert "No forecast was issued yet, so what fills is not known" in text
     assert text.count("no forecast yet") == 2
-    assert "every limit is known" not in text
+    assert "all limits known" not in text
     assert "Nothing that has a known limit fills" not in text
 
 

@@ -195,7 +195,7 @@ def test_a_file_that_holds_no_key_is_named(tmp_path: Path) -> None:
         error_found = refused("mysql", port, public_key=str(tmp_path / "key.pem"))
 
     assert error_found.kind is FailureKind.SETUP
-    assert "key.pem is no RSA public key" in str(error_found)
+    assert "key.pem is not an RSA public key" in str(error_found)
 
 
 def test_sql_server_without_tls_is_not_told_a_password_over_the_network() -> None:

@@ -165,7 +165,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
     assert "100%, nearly certain" in section
     assert "own limit, declared" in section
     assert 'id="unknown-limits" data-databases="1"' in section
-    assert "Of 3 forecasts over 30 days that came due, 100 % of the sizes lay in their band and 0 % above it" in section
+    assert "Of 3 forecasts over 30 days that came due, 100 % of the sizes were in the band and 0 % above it" in section
     assert 'id="headroom"' not in page
 
 

@@ -42,7 +42,7 @@ def test_a_database_that_was_renamed_in_mid_window_changes_no_total(
     february = read_report(engine, MONTHLY, FEBRUARY)
     assert [(one.name, one.days) for one in february.databases[ChangeKind.PARTLY]] == [("old", "15 of 28")]
     assert february.changes[ChangeKind.NEW].change_mb == -february.changes[ChangeKind.PARTLY].change_mb == 464_286
-    assert "1 database, listed below, existed on a part of the measured days only" in " ".join(notes(february))
+    assert "1 database, listed below, existed on only some of the measured days" in " ".join(notes(february))
     for level in (DATABASE, INSTANCE):
         sums = window_sizes(engine, MONTHLY, level, [FEBRUARY])[FEBRUARY.start]
         assert (sums.total_size_mb, sums.total_change_mb) == (1_001_000, 0)

@@ -238,7 +238,7 @@ def test_a_declaration_issues_the_forecasts_of_its_servers_anew_and_those_of_no_
     said = printed("limits", "set", "server-1", "orders", "--gb", "3")
     after = shown(engine, "orders")
 
-    assert "The newest forecasts of server-1 were issued anew." in said
+    assert "The newest forecasts of server-1 were reissued." in said
     assert (before.full_middle, after.full_middle) == (TODAY + timedelta(days=20), TODAY + timedelta(days=6))
     assert (after.as_of, after.forecast_7_days_mb, after.is_outdated) == (TODAY, before.forecast_7_days_mb, False)
     assert shown(engine, "other") == other
@@ -283,7 +283,7 @@ def test_forecasts_that_a_command_does_not_issue_anew_are_said_to_be_older(
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": issuing._ISSUE_LOCK})
         said = printed("limits", "set", "server-1", "orders", "--gb", "3")
 
-    assert "The pages show it for server-1 after the next run of the asset `runway`." in said
+    assert "The pages show the change for server-1 after the next run of the asset `runway`." in said
     after = shown(engine, "orders")
     assert (after.full_middle, after.issued_at, after.is_outdated) == (before.full_middle, before.issued_at, True)
 
@@ -315,7 +315,7 @@ def test_where_no_limit_is_known_what_is_left_is_unknown_everywhere(engine: Engi
     assert "headroom_mb" not in summary.to_dict()
     with served_pages(database) as pages:
         assert pages.document("/")["headroom"]["headroom_mb"] is None
-        left = pages.ask("/").text.partition("Left before limits")[2].partition("</div>")[0]
+        left = pages.ask("/").text.partition("Free capacity")[2].partition("</div>")[0]
         assert "unknown" in left
         assert "MiB" not in left
 

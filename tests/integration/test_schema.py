@@ -179,7 +179,7 @@ def test_a_schema_newer_than_this_version_is_left_alone(engine: Engine) -> None:
 
     with pytest.raises(
         SchemaProblemsError,
-        match=f"0999, which a newer version has made; .* knows {SCHEMA_REVISION}",
+        match=f"0999, created by a newer version; .* supports {SCHEMA_REVISION}",
     ):
         initialise(engine)
 

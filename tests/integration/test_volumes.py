@@ -88,12 +88,12 @@ TWO = {"instance": "server-2", "mountpoint": "/data"}
         (
             vector((ONE, 100), ({**ONE, "device": "b"}, 100)),
             vector((ONE, 10), ({**ONE, "device": "b"}, 1)),
-            "/data of server-1: 2 results, and it is not known which one counts: narrow the query",
+            "/data of server-1: 2 results instead of one: narrow the query",
         ),
         (
             vector(({"instance": "web-1"}, 100)),
             vector(({"instance": "web-1"}, 10)),
-            "of no registered server: 1 value of instance, for example 'web-1'",
+            "1 value of instance without a registered server, for example 'web-1'",
         ),
         (vector((ONE, 100)), vector((TWO, 10)), "it knows no volume of a registered server"),
     ],
@@ -142,7 +142,7 @@ def test_an_answer_that_does_not_end_is_not_waited_for(sources: Path, monkeypatc
         sources.write_text(SOURCE.format(url=url, label="x"))
         [trouble, *_] = fetched()["troubles"]
 
-    assert "its answer has more than 0 MiB: narrow the query" in trouble
+    assert "its response is larger than 0 MiB: narrow the query" in trouble
 
 
 def test_a_token_is_sent_and_shown_nowhere(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

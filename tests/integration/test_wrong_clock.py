@@ -50,9 +50,9 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> SetClocks:
 @pytest.mark.parametrize(
     ("local", "by_postgres", "said"),
     [
-        (WRONG, TODAY, "It is 2031-05-01 12:00 by this machine's clock and 2025-07-20 12:00 by PostgreSQL's"),
-        (TODAY, WRONG, "It is 2025-07-20 12:00 by this machine's clock and 2031-05-01 12:00 by PostgreSQL's"),
-        (WRONG, WRONG, "The newest sample is of 2025-07-20, 2,111 days before today, 2031-05-01"),
+        (WRONG, TODAY, "This machine's clock shows 2031-05-01 12:00, PostgreSQL's shows 2025-07-20 12:00"),
+        (TODAY, WRONG, "This machine's clock shows 2025-07-20 12:00, PostgreSQL's shows 2031-05-01 12:00"),
+        (WRONG, WRONG, "The newest sample is from 2025-07-20, 2,111 days before today (2031-05-01)"),
     ],
 )
 def test_maintenance_drops_nothing_by_a_wrong_clock_and_adds_no_partition_for_its_years(
@@ -112,7 +112,7 @@ def test_samples_that_a_wrong_clock_wrote_are_no_proof_of_it(
 
     refused = capacity("maintain")
 
-    assert "There is no sample between 2025-07-19 and 2031-04-29, and today is 2031-05-01" in refused.stderr
+    assert "There are no samples between 2025-07-19 and 2031-04-29; today is 2031-05-01" in refused.stderr
     assert days_left(old_days) == 31
 
 
@@ -136,7 +136,7 @@ def test_the_daily_asset_follows_the_same_rule(settings: Settings, old_days: Eng
     [failure] = done.get_step_failure_events()
     details = failure.step_failure_data.user_failure_data
     assert details is not None
-    assert "The newest sample is of 2025-07-19" in str(details.description)
+    assert "The newest sample is from 2025-07-19" in str(details.description)
     assert days_left(old_days) == 31
     assert settings.retention_days != Settings().retention_days
 

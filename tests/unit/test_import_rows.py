@@ -40,7 +40,7 @@ def test_a_row_becomes_values_and_noon_of_its_day_where_no_time_is_reported() ->
         ({"size_mb": "Infinity"}, "is not a number"),
         ({"size_mb": "1e999999999"}, "is not a valid size"),
         ({"size_mb": "9223372036854775808"}, "is not a valid size"),
-        ({"size_mb": "8796093022208"}, "is not a valid size: none is above 8 EiB"),
+        ({"size_mb": "8796093022208"}, "is not a valid size: the maximum is 8 EiB"),
         ({"size_mb": "-0.5"}, "is not a valid size"),
         ({"size_mb": "1_000"}, "is not a number"),
         ({"size_mb": "١٢"}, "is not a number"),

@@ -173,7 +173,7 @@ class Allowance:
         if self.received_bytes > MOST_BYTES:
             raise too_much()
         if time.monotonic() > self.deadline:
-            raise MeasureError(FailureKind.TIMEOUT, "its answer was not complete in time")
+            raise MeasureError(FailureKind.TIMEOUT, "its response was not complete in time")
 
 
 @contextmanager

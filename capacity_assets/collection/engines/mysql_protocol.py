@@ -178,14 +178,16 @@ class _ProvingLogin:
         try:
             return bytes(sha2_rsa_encrypt(self._connection.password, self._connection.salt, _content(self._public_key)))
         except (ValueError, TypeError, AttributeError):
-            raise MeasureError(FailureKind.SETUP, f"the file {self._public_key} is no RSA public key in PEM") from None
+            raise MeasureError(
+                FailureKind.SETUP, f"the file {self._public_key} is not an RSA public key in PEM"
+            ) from None
 
     def _refusal(self) -> MeasureError:
         return MeasureError(
             FailureKind.LOGIN,
-            f"it asks for the password itself, by the login method {self._method:.40}, and nothing verifies that it is "
-            "the server. The password was not sent. Register `tls = verify-full` or verify-ca, or its socket as "
-            "`host`, or with `tls = off` the file of its `server_public_key`",
+            f"it asks for the password itself, by the login method {self._method:.40}, and the identity of the "
+            "server is not verified. The password was not sent. Register `tls = verify-full` or `verify-ca`, the "
+            "socket as `host`, or `tls = off` with a `server_public_key` file",
         )
 
 
