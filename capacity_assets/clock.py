@@ -1,8 +1,8 @@
 """The one clock: what day it is in the configured time zone.
 
-Whatever needs today's date takes a `Clock`; tests pass a fixed one. Whether the day can be believed, before something
-is deleted or made final by it, is decided in `foundation.clock_guard`.
-Intervals (durations) do not belong here: they come from `time.perf_counter`.
+Whatever needs today's date takes a `Clock`; tests pass a fixed one. `foundation.clock_guard` decides whether the date
+is reliable enough to delete something or make it final. Durations do not belong here: they come from
+`time.perf_counter`.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ class Clock:
         return self.now().astimezone(self.zone)
 
     def local_database_now(self, connection: Connection) -> datetime:
-        """Return the present moment by PostgreSQL's clock, in the zone of this one; raises DBAPIError."""
+        """Return the current time of PostgreSQL's clock, in the zone of this clock; raises DBAPIError."""
         return self.database_now(connection).astimezone(self.zone)

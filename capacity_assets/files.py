@@ -1,4 +1,4 @@
-"""Atomic writing of files, and who may read new ones."""
+"""Atomic writing of files, and the permissions of new files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What is kept is for its owner alone; what a file that somebody names is for, says the umask of who called.
+# Files in the data folder are accessible to their owner only; files that a user names follow the caller's umask.
 PRIVATE_UMASK = 0o077
-# Under this name the context of a command has the other one.
+# Key of the caller's umask in the context of a command.
 UMASK = f"{__name__}.umask"
 
 

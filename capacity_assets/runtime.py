@@ -69,7 +69,7 @@ def open_engine(settings: Settings, *, connect: bool = True) -> Iterator[Engine]
     """Yield an engine on the capacity database; without `connect` it connects at its first statement.
 
     Raises:
-        DatabaseError: a newer version has made the schema; also at later statements of the engine.
+        DatabaseError: a newer version created the schema; also raised by later statements of the engine.
         UnreachableError: no connection within the time limit.
         EmbeddedServerError: the embedded server did not start.
     """

@@ -116,7 +116,7 @@ def grants() -> str:
 
 
 def locks() -> str:
-    """Name of each lock, and its key in Redis."""
+    """The name of each lock and its key in Redis."""
     rows = [[f"`{name}`", f"`{redis_key(name)}`"] for name in (*PERIODS, SAMPLES)]
     return table(["lock, row in PostgreSQL", "key in Redis"], rows)
 

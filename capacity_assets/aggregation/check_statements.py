@@ -73,7 +73,7 @@ def missing_days_on_nodes(level: Level) -> str:
 
 
 def impossible_values(level: Level) -> str:
-    """Stored rows with impossible values, which an index of just these finds in any length of history."""
+    """Stored rows with impossible values. A partial index of these rows finds them in a history of any length."""
     impossible = " OR ".join(
         f"a.{measure.minimum} < 0" + (f" OR a.{measure.maximum} > {LARGEST_MB}" if _is_size(measure) else "")
         for measure in level.measures
@@ -141,8 +141,8 @@ _OF_FLEET = f"""(
 def groups_differ(_level: Level) -> str:
     """Groupings of a window whose groups do not add up to the fleet, in size or change.
 
-    Of the windows of the run as the view has them; of others what is stored. One whose groups are out of date is looked
-    at by the run that stores them: adding up years of them here would take minutes.
+    The windows of the run are read from the view, other windows from the stored sums. A window whose groups are out of
+    date is checked by the run that stores them: adding up years of windows here would take minutes.
     """
     body = f"""
         SELECT {_DIFFERENCE.format("g.window_start")} AS place
@@ -163,7 +163,7 @@ def groups_differ(_level: Level) -> str:
 
 
 def groups_differ_on_nodes(_level: Level) -> str:
-    """The same where rows are distributed: what is stored, and the windows of the run as they are added up too."""
+    """The same for distributed rows: the stored sums, and for the windows of the run also the sums as computed now."""
     body = f"""
         SELECT {_DIFFERENCE.format("g.window_start")} AS place
         FROM (SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb

@@ -59,10 +59,10 @@ def classified(level: Level, joined: FromClause) -> Rows:
 
 
 def with_stored(level: Level, figures: FromClause, *, keeps: bool, beside: bool = False) -> Rows:
-    """Put the stored row beside each computed one, and what of it is to be kept; nothing is unless it `keeps`.
+    """Join the stored row to each computed one, and decide what of it to keep; without `keeps`, nothing.
 
-    A row that has fewer samples now is kept whole. Another keeps those comparisons that have lost samples, of the
-    measures whose own figures are the same, and takes the rest.
+    A stored row with more samples than the computed one is kept as a whole. Otherwise the comparisons that lost samples
+    are kept for measures whose own figures are unchanged, and everything else is replaced.
     """
     stored = stored_rows(level)
     was_stored = stored.c.data_count.is_not(None)

@@ -137,9 +137,9 @@ def _further_figures(
 
 
 def _possible(measure: Measure, size_mb: Element) -> Element:
-    """Have PostgreSQL refuse a size whose bytes are no bigint: larger than `units.LARGEST_MB`, it is none.
+    """Make PostgreSQL refuse a size above `units.LARGEST_MB`, whose bytes do not fit a bigint.
 
-    The server of such a sample fails alone, as one whose value does not fit into its column.
+    Only the server of such a sample fails, as with any value that does not fit its column.
     """
     if not measure.source.endswith("_mb"):
         return size_mb

@@ -88,7 +88,7 @@ def _store(connection: Connection, found: Sequence[Row[Any]], *, on_nodes: bool)
     if on_nodes:
         _add_up_on_nodes(connection, windows)
     else:
-        # First which servers have no total: the sums read that.
+        # First find the servers without a total: the sums depend on them.
         connection.execute(text(_ENTER), windows)
         connection.execute(text(_STORE), windows)
 

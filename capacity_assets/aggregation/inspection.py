@@ -37,7 +37,7 @@ class Inspection:
     jump_percent: int = DEFAULT_JUMP_PERCENT
 
     def run_checks(self, summary: RunSummary, level: str) -> list[CheckOutcome]:
-        """Check what a run has written at one level, and what calls a person in every window."""
+        """Run the checks of one level: the windows of the run, and every window for checks of severity error."""
         parts = summary.of_level(level).parts
         windows = [Window(part.period_start, part.period_end) for part in parts]
         period, today = self.periods[parts[0].period_type], self.partitions.clock.today()
@@ -61,7 +61,7 @@ class Inspection:
     def outdated_windows(self) -> list[tuple[str, str, IncompleteWindow]]:
         """Return the computed windows within the partition range that are out of date, with period and level.
 
-        Open windows are among them, and those whose rows another session may have written.
+        This includes open windows, and windows whose rows another session may have written.
         """
         self._refuse_an_unfit_database()
         return [

@@ -76,7 +76,7 @@ class Ledger:
         }
 
     def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[str, frozenset[date]]:
-        """Record that a computation of `windows` begins; return the snapshot to finish it with, and `untouched`."""
+        """Record that a computation of `windows` begins; return its snapshot and the `untouched` windows."""
         kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
         years_before = [period.year_before(window) for window in windows]
         with self._work("recording that a computation begins", kept) as connection:
@@ -97,7 +97,7 @@ class Ledger:
             return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
 
     def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
-        """Return how many servers failed in each of `windows` in which some did, by first day."""
+        """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
         with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
             rows = connection.execute(text(FAILED), asked_for(period, level, windows))
             return {row.period_start: row.failed_instances for row in rows}
@@ -134,10 +134,10 @@ class Ledger:
         return {row.period_start: row for row in rows}
 
     def untouched(self, period: Period, level: Level, windows: Sequence[Window]) -> frozenset[date]:
-        """Return the first days of those of `windows` whose samples were not added to or corrected since.
+        """Return the first days of the `windows` for which no sample was added or corrected since they were computed.
 
-        That includes the samples of the windows that they are compared with. Samples may have been deleted. Returns
-        none while change tracking is off.
+        This includes the samples of the windows they are compared with. Samples may have been deleted. Returns none
+        while change tracking is off.
         """
         with self._work("looking for changed samples", "Nothing was written.") as connection:
             return self._untouched(connection, asked_for(period, level, windows))
@@ -221,9 +221,9 @@ class Ledger:
         ]
 
     def outdated(self) -> list[tuple[str, str, IncompleteWindow]]:
-        """Return the computed windows that computing again may change, with period and level, in order.
+        """Return the computed windows that a new computation may change, with period and level, in order.
 
-        Their samples changed since, or whether their rows are as they were computed is not known any more.
+        Either their samples changed since, or their rows may no longer be as computed.
         """
         with self._work("looking for windows that are out of date", "Nothing is changed by looking.") as connection:
             spread_activations(connection)

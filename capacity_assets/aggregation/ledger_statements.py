@@ -143,7 +143,7 @@ WHERE w.snapshot IS NOT NULL AND w.period_type = ANY (:periods)
 GROUP BY w.period_type, w.level, w.period_start, w.period_end ORDER BY w.period_type, w.level, w.period_start
 """  # noqa: S608 -- built from the constants above
 
-# Open windows too. What invalidated a window is forgotten after a day, and its fingerprint with it.
+# Includes open windows. Invalidations are deleted after a day; invalidated windows lose their fingerprint then.
 OUTDATED = f"""
 SELECT w.period_type, w.level, w.period_start, w.period_end, state.reason
 FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level
@@ -262,7 +262,7 @@ SELECT EXISTS (SELECT FROM capacity_computed_windows w WHERE {is_foreign("w")})
     OR EXISTS (SELECT FROM capacity_activations c WHERE {is_to_come("c")})
 """  # noqa: S608 -- built from the constants above
 
-# A server that failed did not follow what the window has seen; the legacy application's rows follow nothing.
+# The rows of a failed server are behind the snapshot of the window; rows of the legacy application have no snapshot.
 UNTOUCHED = f"""
 SELECT w.period_start FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level
 WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))

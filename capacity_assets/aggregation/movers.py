@@ -1,7 +1,7 @@
-"""What a window's stored rows add up to, and the databases or servers that changed most in it.
+"""The sums of a window, and the databases or servers that changed most in it.
 
-Read after a run, to be shown with it. Nothing is recomputed: sizes and changes are those of the view
-`capacity_server_sizes`, and of the stored rows of databases.
+Read after a run and shown with it. Nothing is recomputed: sizes and changes come from the view `capacity_server_sizes`
+and the stored rows of databases.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ FROM top LEFT JOIN instances i ON i.id = top.server_id ORDER BY {order}, {TIES}
     )
 
 
-# A replica's bytes, and its growth, are those of its primary.
+# The size and growth of a replica are already counted with its primary.
 _COUNTED = "instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))"
 _TOTALS = f"""
 SELECT coalesce(sum(s.total_size_mb), 0) AS total_size_mb, sum(s.total_size_change_mb) AS total_change_mb,

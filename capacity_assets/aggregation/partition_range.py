@@ -64,7 +64,7 @@ class PartitionRange:
         return window
 
     def every_window(self, period: Period) -> list[Window]:
-        """Return the windows that have a partition; none without a first day."""
+        """Return the windows that have a partition; empty if there is no first day."""
         first, last = self._first_start(period), self._last(period)
         return [] if first is None or first > last.start else list(period.windows_between(first, last.end))
 

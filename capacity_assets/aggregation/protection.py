@@ -28,15 +28,15 @@ def _in_span(target: FromClause, first: Element, last: Element) -> ColumnElement
 def lost_comparisons(
     level: Level, stored: FromClause, figures: FromClause, *, beside: bool
 ) -> list[ColumnElement[bool]]:
-    """Whether each of the level's comparisons has lost samples that its stored figures were made of.
+    """For each comparison of the level, whether samples that its stored figures were built from are gone.
 
-    That matters only where these differ from the computed ones while the window's own figures of the measure are the
-    same: a window that grows or is corrected follows its samples. The other window has lost samples if none is left of
-    it, if its stored row was made of more, or, where it has no stored row, if no sample of it was added or corrected
-    since: a difference is then what was deleted.
+    This matters only if the stored and computed comparison differ while the measure's own figures in the window are the
+    same: a window that grows or is corrected follows its samples. The other window has lost samples if none is left, if
+    its stored row was built from more, or, if it has no stored row, if no sample of it was added or corrected since:
+    the difference is then due to deleted samples.
 
-    The stored rows of the compared windows are looked up one by one, where they are asked for. Where rows are
-    distributed they are `beside`, as `with_compared` joins them, and the ledger's answer is a parameter.
+    The stored rows of the compared windows are looked up one by one, only where needed. For distributed rows they are
+    `beside`, as `with_compared` joins them, and the ledger's answer is a parameter.
     """
     computed = select(func.unnest(Parameters.computed_starts)) if beside else computed_here(level)
     before, year_before = _compared_rows(level)
@@ -87,7 +87,7 @@ class _ComparedRow:
     def holds(
         self, level: Level, figures: FromClause, condition: ColumnElement[bool], *, beside: bool
     ) -> ColumnElement[bool]:
-        """Whether there is such a row that meets a condition."""
+        """Whether such a row exists and meets a condition."""
         if beside:
             return func.coalesce(condition, false())
         same = same_row(level, self.table, figures, figures.c[self.start])
@@ -121,7 +121,7 @@ def computed_here(level: Level) -> Select[date]:
 
 
 def _own_is_the_same(level: Level, measure: Measure, stored: FromClause, figures: FromClause) -> ColumnElement[bool]:
-    """Whether a measure's own figures agree; those that an older version did not store, do."""
+    """Whether a measure's own figures are equal; figures that an older version did not store count as equal."""
     added = {*(measure.further.own if measure.further else ()), *level.sums}
     own = level.own_figures(measure)
     older = tuple(name for name in own if name not in added)

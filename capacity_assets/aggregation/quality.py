@@ -1,9 +1,9 @@
 """The checks after a run, as data: one statement per check.
 
-A check asks the database for places where something is wrong, names the first twenty and counts the rest. Severity
-says whether a person has to act (`error`) or is informed (`warn`). A check that informs looks at the windows of the
-run. One that calls a person looks at every window: it stays red until nothing is wrong any more, whichever windows the
-next run computes. How an outcome becomes an asset check is not decided here.
+A check queries the database for problems, names the first twenty and counts the rest. The severity is `error` if a
+person has to act, `warn` otherwise. A check of severity warn covers the windows of the run. A check of severity error
+covers every window and stays red until all of them are right, regardless of which windows the next run computes. The
+mapping of outcomes to asset checks is in `orchestration.checks`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class CheckScope:
-    """What is checked at one level, as of a day: the windows of a run, and every window that has a partition."""
+    """The scope of checks at one level, as of a day: the windows of a run, and every window that has a partition."""
 
     period_type: str
     level: Level
@@ -86,7 +86,8 @@ class CheckOutcome:
     listed: tuple[str, ...]
     advice: str
     incident: str | None = None
-    """What is wrong, one line each, where `listed` says the same thing in other words from run to run."""
+    """The problems, one per line, in a form that stays the same between runs, for outcomes whose `listed` text
+    varies."""
 
     @property
     def passed(self) -> bool:
@@ -126,7 +127,7 @@ SERVERS_STORED_ADVICE = (
 
 
 def servers_stored(summary: RunSummary, failed: Mapping[date, int]) -> CheckOutcome:
-    """Turn the failures of a run, and the number of failed servers of each window, into an outcome."""
+    """Build the outcome from the failures of a run and the number of failed servers of each window."""
     of_run = {part.period_start: part.failed_instances for part in summary.parts}
     every = {start: servers for start, servers in sorted({**failed, **of_run}.items()) if servers}
     here = [f"{part.period_start}: {error}" for part in summary.parts for error in part.errors]

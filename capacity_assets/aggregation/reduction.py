@@ -64,10 +64,9 @@ class Form:
 class Parameters:
     """Bind parameters; `starts`, `ends` and `wanted` describe adjacent windows, of which only some are asked for.
 
-    Samples are read from `first_day`, which begins the window before the first one asked for, to `last_day`, and of the
-    days `year_first` to `year_last` with which these are compared, `year_interval` earlier.
-
-    `untouched_starts` begin the windows of whose samples, compared ones included, none was added or corrected since.
+    Samples are read from `first_day`, the first day of the window before the first one requested, to `last_day`, and
+    from `year_first` to `year_last`, the days `year_interval` earlier that they are compared with. `untouched_starts`
+    are the first days of windows without added or corrected samples, including those of the compared windows.
 
     Where stored windows are read, `part_types` and `part_starts` name them, pair by pair; samples are read of the days
     from an odd one of `cuts` to before the next, all of which lie in the two spans of `read_...`.

@@ -31,10 +31,10 @@ from capacity_assets.storage.distribution import tables_are_distributed
 
 
 def renumber_after_a_restore(connection: Connection) -> None:
-    """Bring transaction numbers of another server or database into this one's.
+    """Adapt transaction numbers from another server or database to this one.
 
-    A dump that is loaded elsewhere keeps numbers that mean nothing there: new changes would look old. All
-    changes in the log then count as not seen by anyone, and windows as computed up to now.
+    A dump that is loaded elsewhere keeps transaction numbers that are meaningless there, so new changes would look old.
+    All changes in the log are then marked as not seen by any window, and the windows as computed up to now.
     """
     if connection.execute(text(FROM_ANOTHER_SERVER)).scalar():
         connection.execute(text("LOCK TABLE capacity_sample_changes IN SHARE ROW EXCLUSIVE MODE"))

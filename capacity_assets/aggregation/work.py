@@ -27,10 +27,10 @@ class InstanceRef:
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed, whole or in a slice: windows in order, some instances.
+    """The work of a computation or of one slice of it: windows in order, and instances.
 
-    `parts` are the stored windows that may be read in place of samples; `untouched` begin the windows that
-    `Ledger.untouched` names.
+    `parts` are the stored windows that may be read instead of samples; `untouched` are the first days that
+    `Ledger.untouched` returns.
     """
 
     period: Period

@@ -72,7 +72,7 @@ class History:
     points: Sequence[Point]
     ahead: Sequence[Ahead] = ()
     expected: Sequence[tuple[date, float]] = ()
-    """A dotted line of sizes ahead."""
+    """A dotted line of future sizes."""
     limit_mb: int | None = None
     marks: Sequence[Mark] = ()
     height: int = 200

@@ -1,4 +1,4 @@
-"""What runs, what waits, what is late or stale: for `capacity status` and the screen of `capacity up`.
+"""Running and queued runs, and late and stale windows, for `capacity status` and the screen of `capacity up`.
 
 Dagster's storage is opened so that it creates no tables: looking must not. Which windows are late is decided by the
 ledger.
@@ -38,7 +38,7 @@ FAILED_FOR = timedelta(hours=1)
 FARTHEST_ZONE = timedelta(days=1)
 HEARTBEAT_SECONDS = 120
 LOCATION_SECONDS = 10
-# In Dagster's home: where the code location is.
+# File in Dagster's home that contains the address of the code location.
 WORKSPACE = "workspace.yaml"
 # The name under which Dagster runs what was launched from assets, not from a job.
 ASSET_JOB = "__ASSET_JOB"
@@ -106,9 +106,9 @@ def daemon_works(storage: DagsterPostgresStorage) -> bool:
 
 
 def silent_location(settings: Settings) -> str | None:
-    """Say that the code location does not answer, and what to do; "" where it answers, None where it is not known.
+    """Return a message if the code location does not answer, "" if it answers, None if its address is not known.
 
-    It is asked where the workspace.yaml in Dagster's home says that it is.
+    Its address is read from workspace.yaml in Dagster's home.
     """
     from capacity_assets.orchestration.private.serving import (
         DagsterUserCodeUnreachableError,
@@ -157,7 +157,7 @@ def late_windows(runner: AggregationTaskRunner, *, followed: bool) -> list[Late]
 
 
 def late_and_stale_windows(runner: AggregationTaskRunner, *, followed: bool) -> tuple[list[Late], list[Late]]:
-    """Return what is late, as `late_windows`, and the other computed windows that are out of date, open ones too."""
+    """Return the late windows, like `late_windows`, and the other computed windows that are out of date."""
     left = _left(runner, followed=followed)
     late = {(name, level, found.window) for name, level, found in left}
     outdated = runner.inspection.outdated_windows()
@@ -177,7 +177,7 @@ def _left(runner: AggregationTaskRunner, *, followed: bool) -> list[tuple[str, s
 
 
 def _grouped(found: Sequence[tuple[str, str, IncompleteWindow]]) -> list[Late]:
-    """Put the windows of each period, level and reason together."""
+    """Group windows by period, level and reason."""
     together: dict[tuple[str, str, str], list[Window]] = {}
     for name, level, one in found:
         together.setdefault((name, level, one.reason), []).append(one.window)

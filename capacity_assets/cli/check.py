@@ -174,14 +174,14 @@ def _pools(settings: Settings) -> Finding:
 
 
 def _location(settings: Settings) -> Iterator[Finding]:
-    """Ask the code location where a daemon works, which starts nothing without it."""
+    """Check the code location if a daemon is running, because the daemon cannot start runs without it."""
     if settings.dagster_url is None and not settings.embedded_server_exists:
         return
     try:
         with dagster_storage(settings) as storage:
             silent = silent_location(settings) if daemon_works(storage) else None
     except (*DATABASE_FAILURES, CapacityError):
-        return  # said of the storage itself
+        return  # reported for the storage itself
     if silent is not None:
         yield Finding("code location", Verdict.BAD if silent else Verdict.OK, silent or "answers")
 

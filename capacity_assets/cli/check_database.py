@@ -133,7 +133,7 @@ def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
 
 
 def _newest_samples(engine: Engine, settings: Settings) -> Iterator[Finding]:
-    """Name samples that do not arrive any more: where nothing of Dagster runs, nothing sends an alert of it."""
+    """Report samples that stopped arriving: if Dagster is not running, no alert is sent."""
     for newest in newest_samples(engine, Clock(settings.zone).today()):
         if newest.has_stopped:
             yield Finding(newest.table, Verdict.BAD, f"{newest.text} {STOPPED_ADVICE}")

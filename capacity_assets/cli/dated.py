@@ -17,14 +17,14 @@ MONTHS_NAMED = 12
 
 
 def first_day_of(first_day: date | None, *, always: bool) -> date | None:
-    """Return from when a declaration holds by its options; None: as the declaration decides. Raises ValidationError."""
+    """Return the first day given by the options of a declaration; None: the default. Raises ValidationError."""
     if always and first_day is not None:
         raise ValidationError("Give either --from or --always. Nothing was changed.")
     return ALWAYS if always else first_day
 
 
 def restating(months: Sequence[date]) -> list[str]:
-    """Say which bills of closed months a declaration changes, newest first; nothing where there is none."""
+    """Return a line that lists the bills of closed months that a declaration changes, newest first; empty if none."""
     if not months:
         return []
     month = PERIODS["monthly"]

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 VIEW_OF_LEVEL = {"database": "capacity_growth", "instance": "capacity_server_growth"}
 RUNWAY_VIEW = "capacity_runway"
 ROWS_AT_ONCE = 50_000
-# What others chose.
+# Columns with names that others chose.
 NAMES = {"server", "engine", "database", "name", "labels", "volumes"}
-# A percent to the power of twelve: it may have hundreds of digits, more than a decimal of Parquet holds.
+# Compounded over twelve months, a percentage may have hundreds of digits, more than a Parquet decimal holds.
 TEXTS = {"yearly_rate_percent"}
 _AS_TEXT = sql.SQL("CAST({name} AS text) AS {name}")
-# As foundation.spreadsheets does; here the rows do not pass through Python.
+# The same as foundation.spreadsheets, in SQL, because the rows do not pass through Python.
 _GUARDED = sql.SQL(f"regexp_replace(CAST({{name}} AS text), '{FORMULA}', '''\\1', 'g') AS {{name}}")
 
 

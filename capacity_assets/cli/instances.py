@@ -152,7 +152,7 @@ def import_(settings: Settings, /, *, file: Path, disable_others: bool, dry_run:
     """
     servers, limits = declared_servers(file), declared_limits(file)
     labels = declared_labels(file, settings.label_keys)
-    # Labels hold from a day on.
+    # Labels have a first day, so the time zone matters.
     with opened_registry(settings, settings.zone if labels else None) as engine:
         refuse_the_sample_fleet(engine, kept="Nothing was registered.")
         changes = register(engine, servers, disable_others=disable_others, dry_run=dry_run)

@@ -67,7 +67,7 @@ def main(context: click.Context, *, verbose: bool) -> None:
 
     Configuration comes from environment variables; see .env.example.
     """
-    # What is kept here, and the sockets of what is started, are for their owner alone.
+    # Files in the data folder and sockets of started programs are accessible to their owner only.
     context.meta[UMASK] = os.umask(PRIVATE_UMASK)
     context.call_on_close(lambda: os.umask(context.meta[UMASK]))
     handler = logging.StreamHandler()

@@ -60,7 +60,7 @@ def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
 
 
 def _purge(settings: Settings, report: MaintenanceReport) -> None:
-    """Purge Dagster's records of checks, where it has been started; a note says what keeps them."""
+    """Delete old check records from Dagster's storage, if it exists; a note gives the reason if that fails."""
     if settings.dagster_url is None and not settings.embedded_server_exists:
         return
     try:

@@ -84,9 +84,9 @@ def _cell(cell: object) -> Text:
 
 @contextmanager
 def writing(where: Path | str) -> Iterator[None]:
-    """Say in one sentence that a file cannot be written: raises CommandFailedError instead of any OSError.
+    """Raise CommandFailedError with one sentence instead of an OSError if a file cannot be written.
 
-    The rights of a new one are those that the caller's umask leaves, as of any file that somebody names.
+    New files get the permissions of the caller's umask, because the user named them.
     """
     context = click.get_current_context(silent=True)
     ours = os.umask(context.meta[UMASK] if context and UMASK in context.meta else PRIVATE_UMASK)

@@ -98,7 +98,7 @@ class Processes:
 
 
 def open_no_link(path: Path, mode: str) -> IO[Any]:
-    """Open a file of ours; raises CommandFailedError where it is a link, by which another file would be written."""
+    """Open a file in our folder; raises CommandFailedError if it is a symbolic link, which could point anywhere."""
     try:
         return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
     except OSError as error:
@@ -132,8 +132,8 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
     workspace = home / WORKSPACE
     target = {"socket": str(code), "location_name": LOCATION}
     workspace.write_text(json.dumps({"load_from": [{"grpc_server": target}]}), encoding="utf-8")
-    # Not `code-server start`: the server inside that one ends itself when a pause keeps a heartbeat from it, as in a
-    # laptop that sleeps, and nothing starts it again.
+    # Not `code-server start`: its inner server exits if a pause, such as a sleeping laptop, delays its heartbeat, and
+    # nothing restarts it.
     code_server = ["api", "grpc", "--socket", str(code), "--location-name", LOCATION, "-m", DEFINITIONS]
     others = {
         "the web server": ["capacity_assets.orchestration.webserver", "--workspace", str(workspace), *web],
@@ -155,7 +155,7 @@ def dagster_processes(  # noqa: PLR0913, PLR0917 -- what the processes are given
         finally:
             if processes.running:
                 processes.end(say)
-            # Who looks afterwards is not to ask a location that nobody serves.
+            # So that later commands do not contact a code location that is no longer served.
             workspace.unlink(missing_ok=True)
 
 

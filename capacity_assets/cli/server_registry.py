@@ -25,7 +25,7 @@ NAMES_SHOWN = 10
 
 @contextmanager
 def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterator[Engine]:
-    """Open the registry, where there is one; with the `zone` that days are reckoned in, only where it is that one."""
+    """Open the registry if it exists; with `zone`, refuse a database that uses another time zone."""
     refuse_an_absent_embedded_server(settings)
     with open_engine(settings) as engine:
         refuse_an_unfit_database(engine, zone, kept="Nothing was changed.")
@@ -33,7 +33,7 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
 
 
 def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection[str], *, quiet: bool = False) -> None:
-    """Issue the newest forecasts of servers again, as what was declared of them wants it, and say what pages show."""
+    """Reissue the newest forecasts of servers after a declaration, and report what the pages show."""
     done = issue_anew(engine, servers, Clock(settings.zone).today()) if servers else None
     named = first_of(sorted(servers), NAMES_SHOWN)
     if done is None or quiet:

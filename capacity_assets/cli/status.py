@@ -1,4 +1,4 @@
-"""`capacity status`: what is stored, what runs or waits, and what is late or stale."""
+"""`capacity status`: stored data, running and queued runs, and late and stale windows."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _print_runways(issue: IssuedDay | None) -> None:
 def _late_and_stale(
     engine: Engine, settings: Settings, revision: str | None, *, followed: bool
 ) -> tuple[list[Late] | None, list[Late] | None, str]:
-    """Return what is late, and what else is stale; None and the reason where that cannot be known."""
+    """Return the late windows and the other stale windows; None and the reason if they cannot be determined."""
     if revision != SCHEMA_REVISION:
         return None, None, "not known before `capacity init` has upgraded the schema."
     try:
@@ -222,7 +222,7 @@ def _active_instances(engine: Engine) -> int:
 
 
 def _samples(engine: Engine, level: Level, today: date) -> dict[str, object]:
-    """Ends and size of the last day up to today, from the index on collected_date alone."""
+    """First and last day up to today, and the rows of the last day, read only from the index on collected_date."""
     day = level.source.c.collected_date
     ends = select(func.min(day).label("first_day"), func.max(day).label("last_day")).where(day <= today)
     with engine.connect() as connection:

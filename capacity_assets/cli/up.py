@@ -268,11 +268,11 @@ def _wait_until_served(processes: Processes, address: str, log: Path, stop: thre
 
 def _answers(address: str) -> bool:
     try:
-        # Our own address, whatever proxy the environment names.
+        # Our own address, so without any proxy from the environment.
         status = ask(address, seconds=ANSWER_SECONDS, by_proxy=False).status
     except UnansweredError:
         return False
-    # The pages may ask who one is before they show anything.
+    # The pages may require a login.
     return status in {HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
@@ -304,7 +304,7 @@ def _report_until_one_exits(processes: Processes, settings: Settings, stop: thre
 
 
 class _Restarts:
-    """Starts the embedded server again when it has ended, a few times within an hour."""
+    """Restarts the embedded server when it has ended, a limited number of times per hour."""
 
     def __init__(self, settings: Settings) -> None:
         self._data = settings.postgres_data
@@ -312,7 +312,7 @@ class _Restarts:
         self._begun = deque[float](maxlen=MOST_RESTARTS)
 
     def start_again_if_ended(self) -> str:
-        """Say what was done, nothing where the server has not ended; raises CommandFailedError the time too many."""
+        """Return what was done, "" if the server runs; raises CommandFailedError after too many restarts."""
         if not self._is_used:
             return ""
         began = time.monotonic()

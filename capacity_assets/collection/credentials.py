@@ -24,7 +24,7 @@ from capacity_assets.variables import DEFAULT_PASSWORD_FOLDERS, DEFAULT_PASSWORD
 OWN = "own"
 FORMS = "env:NAME, file:/PATH or secret:NAME"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# The folders of passwords also hold our own variables (/etc/capacity/capacity.env), certificates and keys.
+# Password folders also contain our own environment file (/etc/capacity/capacity.env), certificates and keys.
 ENVIRONMENT_FILE = ".env"
 _ASSIGNMENT = re.compile(rf"(export\s+)?({OUR_PREFIX}|DAGSTER_)[A-Z0-9_]+=")
 _MOUNTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

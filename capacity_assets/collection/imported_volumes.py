@@ -77,11 +77,11 @@ BYTES_PER_GB = 1024 * BYTES_PER_MB
 
 
 def volumes_of_file(path: Path, today: date) -> list[VolumeDay]:
-    """Read volumes from a CSV file with the columns server, volume, day, total_gb, free_gb and perhaps used_gb.
+    """Read volumes from a CSV file with the columns server, volume, day, total_gb, free_gb and optionally used_gb.
 
     Raises:
-        ValidationError: it cannot be read, or a line cannot be a volume, or is of a day after `today`; all problems are
-            reported together.
+        ValidationError: the file cannot be read, or a line is not a valid volume or has a day after `today`; all
+        problems are reported together.
     """
     return declarations(path, (*COLUMNS, USED), COLUMNS, partial(_volume_day, today=today))
 

@@ -1,4 +1,4 @@
-"""Observes raw tables: a version for each of the newest days, the days with samples, and whether they stopped."""
+"""Observes raw tables: a version for each of the newest days, the days with samples, and whether samples stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from capacity_assets.units import counted
 
 # Each day is an event: few, and late corrections are followed by the records of the database anyway.
 OBSERVED_DAYS = 7
-# At any hour: the samples of today may still have to come.
+# Not 0: the samples of today may arrive later in the day.
 NEWEST_AGE_DAYS = 1
 STOPPED_ADVICE = "Check the runs of collection_job, or the application that writes this table."
 
@@ -68,7 +68,7 @@ SELECT DISTINCT collected_date FROM {table} WHERE collected_date >= :first AND c
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest day up to today with a sample in a raw table of sizes; None: it has none."""
+    """The newest day up to today with a sample in a raw table of sizes; None if there is none."""
 
     table: str
     day: date | None
@@ -76,12 +76,12 @@ class Newest:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether samples do not arrive any more. A table that was never filled waits for its first one."""
+        """Whether samples have stopped arriving. False for a table that never had a sample."""
         return self.day is not None and (self.today - self.day).days > NEWEST_AGE_DAYS
 
     @property
     def text(self) -> str:
-        """In a sentence."""
+        """The finding in one sentence."""
         if self.day is None:
             return "There are no samples yet."
         age = (self.today - self.day).days
@@ -95,7 +95,7 @@ class Newest:
 def newest_samples(engine: Engine, today: date) -> list[Newest]:
     """Return the newest day with samples of each raw table of sizes, from its index; raises DatabaseError.
 
-    Days that lie ahead do not count: a clock that was wrong once would hide for weeks that nothing arrives.
+    Future days do not count: a clock that was once wrong could otherwise hide missing samples for weeks.
     """
     found = []
     with (

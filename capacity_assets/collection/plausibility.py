@@ -1,4 +1,4 @@
-"""What a server may report: sizes and limits that can be. What is wrong with them is not judged here."""
+"""Plausible reports of servers: sizes and limits within the possible range. Unusual but possible values pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_NAME = 255
 
 
 def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
-    """Raise MeasureError for what no server could hold, before it spoils the transaction of other servers too."""
+    """Raise MeasureError for impossible values, before they abort the transaction that other servers share."""
     names = [size.name for size in sizes]
     wrong = [
         size.name
@@ -23,7 +23,7 @@ def refuse_impossible(sizes: Sequence[DatabaseSize]) -> None:
         or len(size.name) > LONGEST_NAME
         or "\0" in size.name
     ]
-    # Together they are on one server: its total is bounded as each of them is.
+    # The total of the server has the same maximum as each database.
     if not wrong and sum(size.size_mb for size in sizes) > LARGEST_MB:
         wrong = names
     if wrong or len(set(names)) < len(names):

@@ -41,7 +41,7 @@ class FoundVolume:
 
     @property
     def sizes(self) -> tuple[int, int, int | None]:
-        """How much it holds, how much of that is free, and used where it is known."""
+        """Total and free bytes, and used bytes if known."""
         return self.total_bytes, self.free_bytes, self.used_bytes
 
 
@@ -148,12 +148,12 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def _body(url: str, headers: Mapping[str, str]) -> bytes:
-    """Read an answer to its end, whatever its status."""
+    """Read a complete response, with any status."""
     try:
         answer = ask(url, seconds=TIMEOUT_SECONDS, headers=headers, most_bytes=MOST_BYTES)
     except UnansweredError as error:
         raise SourceError(f"it does not answer ({str(error)[:SHOWN]})") from None
-    # A refused query is answered by 400 or 422, with the reason as JSON.
+    # Prometheus refuses a query with status 400 or 422 and the reason as JSON.
     if answer.status not in {200, 400, 422, 503}:
         redirects = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""  # noqa: PLR2004 -- HTTP's
         raise SourceError(f"it answers {answer.status}{redirects}")

@@ -74,7 +74,7 @@ def store_each(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> l
 
 
 def forget_old_attempts(engine: Engine, clock: Clock) -> None:
-    """Delete attempts that are too old to be shown, unless the date may be wrong; raises as `store`."""
+    """Delete old attempts, unless the date may be wrong; raises like `store`."""
     statement = text("DELETE FROM capacity_collection_attempts WHERE collected_date < :before")
     with database_errors(doing="deleting old attempts", kept="All samples were written."), engine.begin() as connection:
         judged = judged_day(connection, clock)

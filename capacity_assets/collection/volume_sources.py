@@ -23,7 +23,7 @@ KIND = "prometheus"
 class PrometheusSource:
     """One Prometheus-compatible server: its queries, and which label names the server and the volume.
 
-    `free` is what the server can still use. `used` is needed where some of the rest is kept in reserve.
+    `free` is the space that the server can still use. `used` is needed if part of the remainder is a reserve.
 
     `servers` maps a label's value to the name of a registered server; what is not in it is taken as the name itself,
     with or without a port. `volume` is the name of the volume where no label has it.

@@ -22,7 +22,7 @@ from capacity_assets.storage.time_zone import TODAY
 from capacity_assets.storage.window_expressions import TIES
 
 WEEKS_OF_HABIT, LEAST_WEEKS, TIMES_HABIT, LEAST_MB = 12, 4, 2, 1024
-"""Beyond its habit: a week's change of a GiB and more, and twice the largest change of the twelve weeks before."""
+"""Unusual: a weekly change of at least 1 GiB and more than twice the largest change of the twelve weeks before."""
 SOONER_DAYS, WITHIN_DAYS = 14, 180
 """A runway has moved when its middle day is so much sooner than a week ago, or new, and not far ahead."""
 SILENT_DAYS = 3
@@ -33,7 +33,7 @@ WEEKS_DRAWN = 26
 
 @dataclass(frozen=True)
 class Mover:
-    """A database that grew or shrank more than usual, MiB; `usual_mb` is the largest change of a week before."""
+    """A database that grew or shrank more than usual, in MiB; `usual_mb` is its largest change in an earlier week."""
 
     server: str
     database: str

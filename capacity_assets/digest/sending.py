@@ -20,7 +20,7 @@ from capacity_assets.foundation.outgoing import Opened, WebhookError, post_text,
 from capacity_assets.periods import Window
 from capacity_assets.storage.row_locks import wait_for_lock
 
-# Between two bytes, and for a mail from the greeting to the end.
+# Between two bytes, and for a whole mail from the greeting to the end.
 TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60
 PORTS = {"smtp": 587, "smtps": 465}
 

@@ -92,7 +92,7 @@ NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence, and the command that ends it; each medium shows commands in its own way."""
+    """A sentence and the command at its end; each medium formats commands in its own way."""
 
     text: str
     command: str = ""
@@ -103,7 +103,7 @@ class Sentence:
 
 
 def opening(digest: Digest) -> list[Sentence]:
-    """Return what stands above the news, or alone: size and change, and what is known to be as usual, or unknown."""
+    """Return the sentences before the news: size and change, what is as usual, and what is unknown."""
     said = [Sentence(headline(digest))]
     if not digest.has_news and digest.size_mb:
         said.append(Sentence(NOTHING_UNUSUAL))
@@ -115,7 +115,7 @@ def opening(digest: Digest) -> list[Sentence]:
 
 
 def as_text(digest: Digest, pages_url: str | None = None) -> str:
-    """Return the digest as plain text; a week as usual is one line."""
+    """Return the digest as plain text; one line for a week without news."""
     lines = list(map(str, opening(digest)))
     if not digest.has_news:
         return " ".join(lines) + "\n"

@@ -24,7 +24,7 @@ DRIFT_DAYS = 400
 """The drift is the mean of the daily changes of so many days."""
 
 WINSORISED_SHARE = 0.05
-"""The daily changes are cut to this quantile and its opposite, so that a migration or purge is no trend."""
+"""The daily changes are limited to this quantile and its opposite, so that a migration or purge is not a trend."""
 
 LEAST_CHANGES = 28
 ORIGIN_STEP_DAYS = 7
@@ -71,7 +71,7 @@ class Forecasts:
 
 
 def ahead(last: Sizes, drift: Sizes, days: float | Sizes) -> Sizes:
-    """What is forecast so many days ahead; no size is below zero."""
+    """The forecast for this many days ahead; never below zero."""
     return np.maximum(last + drift * days, 0.0)
 
 

@@ -38,10 +38,10 @@ class Reference:
     cut_changes: int
     follows_drift: bool
     errors: dict[int, list[float]]
-    """Past errors by horizon in days, those of the forecast that was the better one."""
+    """Past errors of the better forecast, by horizon in days."""
 
     def ahead(self, days: int) -> float:
-        """The size that is forecast."""
+        """The forecast size."""
         return max(self.last + self.drift * days, 0.0)
 
     @property
@@ -67,7 +67,7 @@ class Reference:
         return found
 
     def day(self, limit: float, percent: int) -> int | None:
-        """The first day by which a limit is reached with so many percent; None: not within the longest horizon."""
+        """The first day by which a limit is reached with this probability; None: not within the longest horizon."""
         if self.last >= limit:
             return 0
         before, error_before = 0, 0.0
@@ -146,7 +146,7 @@ def _errors(
 
 
 def _completed(errors: dict[int, list[float]]) -> dict[int, list[float]]:
-    """Give a horizon with too few errors those of the next shorter one, scaled; {} where the shortest has too few."""
+    """Give a horizon with too few errors the scaled errors of the next shorter one; {} if the shortest has too few."""
     found: dict[int, list[float]] = {}
     before = 0
     for horizon in HORIZONS_DAYS:

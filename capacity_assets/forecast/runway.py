@@ -39,10 +39,10 @@ class Runways:
 
 
 def runways(forecasts: Forecasts, limits: Sizes) -> Runways:
-    """Hold forecasts against limits, in the unit of the sizes: NaN is an unknown limit, infinity none.
+    """Compare forecasts with limits, in the unit of the sizes: NaN is an unknown limit, infinity means unlimited.
 
-    The days are read from the probabilities: a day lies within a horizon if and only if the probability there is its
-    share or more. A limit that is raised is never reached sooner, and a longer horizon never has a smaller probability.
+    The days follow from the probabilities: a day lies within a horizon if and only if the probability there is at least
+    its share. Raising a limit never makes its day earlier, and a longer horizon never has a smaller probability.
     """
     known = ~np.isnan(limits)
     has_band = ~np.isnan(forecasts.upper[:, 0])
@@ -65,7 +65,7 @@ def error_with(forecasts: Forecasts, share: float) -> Sizes:
 
 
 def _least(share: float, count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The smallest number of `count` errors that is this share of them, exact: a tenth of 70 is 7."""
+    """The smallest number of errors that is at least this share of `count`, computed exactly: a tenth of 70 is 7."""
     percent = round(100 * share)
     return -(-percent * count // 100)
 
@@ -81,11 +81,11 @@ def _probabilities(forecasts: Forecasts, goal: Sizes) -> Sizes:
 def _reached(forecasts: Forecasts, probability: Sizes, share: float, goal: Sizes) -> NDArray[np.int64]:
     """The first day on which the goal is reached with this share of the errors.
 
-    The first horizon with this probability, or the first day between it and the horizon before on which the forecast
-    with its offset reaches the goal. Between horizons offsets grow as errors do.
+    It is the first horizon with this probability, or the first day between it and the previous horizon on which the
+    forecast plus its offset reaches the goal. Offsets grow between horizons in the same way as errors.
     """
     edges = np.concatenate([np.zeros((len(goal), 1)), np.nan_to_num(error_with(forecasts, share))], axis=1)
-    # The first horizon with this probability; beyond the last one there is none.
+    # Index of the first horizon with this probability, or one past the end.
     first = np.sum(probability < share, axis=1)
     found = np.full(len(goal), NOT_WITHIN_HORIZON)
     for place, (start, end) in enumerate(pairwise((0, *HORIZONS_DAYS))):

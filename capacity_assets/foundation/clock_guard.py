@@ -1,7 +1,7 @@
-"""Whether today's date can be believed: one rule for whatever is deleted, issued or made final by the date.
+"""Whether today's date is reliable: one rule for everything that is deleted, issued or made final by date.
 
-A wrong clock must not delete samples or close a month. The local clock is compared with PostgreSQL's, and with the days
-of the samples: where both clocks are wrong, as on one machine, the samples end long before "today".
+A wrong clock must not delete samples or close a month. The local clock is compared with PostgreSQL's and with the days
+of the samples: if both clocks are wrong, as on a single machine, the samples end long before "today".
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ LONGEST_PAUSE = timedelta(days=45)
 
 @dataclass(frozen=True)
 class JudgedDay:
-    """What day it is, and why that may be wrong."""
+    """Today's date, and the reasons why it may be wrong."""
 
     today: date
-    """The earlier of the days of the two clocks."""
+    """The earlier of the two clocks' dates."""
     newest: date | None
     """Day of the newest sample up to today; None: there is none."""
     apart: str | None
-    """That the two clocks differ, with both; None: they agree."""
+    """A sentence with both times if the clocks differ; None if they agree."""
     stale: str | None
-    """That the samples end long before today, with both dates; None: they do not."""
+    """A sentence with both dates if the samples end long before today; else None."""
     pause: str | None
-    """That they paused as long and began again lately: it may be by a wrong date that they did."""
+    """A sentence if the recent samples follow such a gap, because their dates may be wrong; else None."""
 
     @property
     def doubt(self) -> str | None:
-        """Why the date may be wrong; None: it is believed."""
+        """Why the date may be wrong; None if it is reliable."""
         return self.apart or self.stale
 
     @property
     def certain_day(self) -> date:
-        """A day that has certainly begun: today, or in doubt that of the newest sample."""
+        """A day that has certainly begun: today, or the day of the newest sample if the date is in doubt."""
         return self.today if self.doubt is None else min(self.today, self.newest or self.today)
 
     @property
     def why_nothing_is_deleted(self) -> str | None:
-        """Why nothing may be deleted by its age, which cannot be undone; None: it may."""
+        """Why nothing may be deleted by age, which cannot be undone; None if deleting is allowed."""
         return self.doubt or self.pause
 
 
@@ -73,7 +73,7 @@ def _apart(local: datetime, database: datetime) -> str | None:
     return f"This machine's clock shows {moments[0]}, PostgreSQL's shows {moments[1]}: one of them is wrong."
 
 
-# Days that cannot be meant, such as -infinity, say nothing.
+# Implausible days, such as -infinity, are ignored.
 _SAMPLE_DAYS = """
 SELECT greatest(d.before, i.before) AS before, least(d.after, i.after) AS after, greatest(d.newest, i.newest) AS newest
 FROM (SELECT max(collected_date) FILTER (WHERE collected_date < :since) AS before,

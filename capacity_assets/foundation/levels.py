@@ -65,7 +65,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The figures of a measure that need the samples of one other window, the change first and its percent second."""
+    """The figures of a measure that need the samples of another window: first the change, then its percentage."""
 
     measure: Measure
     figures: tuple[str, ...]
@@ -133,7 +133,7 @@ class Level:
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """The comparisons of each measure: with the window before, and where it has one, with that of a year before."""
+        """The comparisons of each measure: with the previous window and, where it exists, with that a year before."""
         before, year_before = [], []
         for measure in self.measures:
             names = [measure.change, measure.change_percent]
@@ -147,7 +147,7 @@ class Level:
         return (*before, *year_before)
 
     def own_figures(self, measure: Measure) -> tuple[str, ...]:
-        """The figures made of a measure's samples in the window alone; the number of samples where none is its own."""
+        """The figures built only from a measure's samples in the window; if there are none, the number of samples."""
         states = tuple(name for name, source in self.sums.items() if source == measure.source)
         count = () if f"count_{measure.source}" in states else ("data_count",)
         return (*(name for name in measure.targets if name not in measure.compared), *states, *count)

@@ -65,7 +65,7 @@ class CapacityLockManager:
 
 @dataclass
 class _RowLock:
-    """A row that is locked in a transaction on a connection of its own."""
+    """A locked row, in a transaction on a separate connection."""
 
     connection: Connection
     period: str
@@ -100,7 +100,7 @@ _NO_TIME_LIMIT = """
 SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
 """
-# The row names the transaction that locked it.
+# The row contains the ID of the transaction that locked it.
 _HOLDER = """
 SELECT a.application_name AS name, a.pid, a.xact_start AT TIME ZONE 'UTC' AS since
 FROM capacity_locks c

@@ -1,6 +1,7 @@
-"""Calls over HTTP and SMTP: each has one time limit as a whole, and no redirection is followed.
+"""Calls over HTTP and SMTP: each has one deadline for the whole call, and no redirect is followed.
 
-The time-out of a socket begins anew with every byte, so without the limit one byte a second keeps a caller for days.
+The timeout of a socket restarts with every byte, so without the deadline one byte per second could block a caller for
+days.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Client = TypeVar("Client", http.client.HTTPConnection, http.client.HTTPSConnecti
 
 
 class UnansweredError(Exception):
-    """No answer came; the text says why, `kind` the same without anything of the address."""
+    """No response arrived. The text gives the reason; `kind` is the reason without any part of the address."""
 
     def __init__(self, reason: str, kind: str) -> None:
         """Take both."""
@@ -37,38 +38,38 @@ class UnansweredError(Exception):
 
 
 class WebhookError(Exception):
-    """The receiver is away or refuses; the text completes "The receiver ...", and names neither address nor secret."""
+    """The receiver is unreachable or refuses. The text completes "The receiver ..."; it has no address or secret."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, whatever its status; the body is cut one byte behind the most that was wanted."""
+    """A response with any status; the body is truncated one byte after the requested maximum."""
 
     status: int
     body: bytes
 
 
 class Opened:
-    """The connections of a call, so that another thread can end it."""
+    """The connections of a call, so that another thread can close them."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Start without connections."""
         self._found: list[Any] = []
 
     def noting(self, kind: type[Client]) -> type[Client]:
-        """Return a client like `kind` whose connections are known here."""
+        """Return a subclass of `kind` whose connections are registered here."""
 
         def connect(client: Any, *args: Any, **options: Any) -> Any:
             self._found.append(client)
             done = kind.connect(client, *args, **options)
-            # A client of HTTP forgets its socket when the body begins.
+            # An HTTP client drops its reference to the socket when the body starts.
             self._found.append(client.sock)
             return done
 
         return type(kind.__name__, (kind,), {"connect": connect})
 
     def close(self) -> None:
-        """Shut what is open down, so that whoever waits for it goes on."""
+        """Shut down the open connections, so that waiting threads continue."""
         for one in list(self._found):
             found = getattr(one, "sock", one)
             if found is not None:
@@ -77,7 +78,7 @@ class Opened:
 
 
 def within(seconds: float, call: Callable[[], Result], end: Callable[[], object]) -> Result:
-    """Return what `call` returns; it runs in a thread, which `end` makes go on when the time is over.
+    """Return the result of `call`, which runs in a thread; `end` unblocks the thread when the time is over.
 
     Raises:
         TimeoutError: it took longer.
@@ -92,7 +93,7 @@ def within(seconds: float, call: Callable[[], Result], end: Callable[[], object]
             outcome.set_exception(error)
 
     def close() -> None:
-        # Again and again: what is being connected now can be shut down a moment later only.
+        # Repeatedly: a connection that is still being opened can only be shut down a moment later.
         while not outcome.done():
             end()
             time.sleep(CLOSING_SECONDS)
@@ -110,7 +111,7 @@ def within(seconds: float, call: Callable[[], Result], end: Callable[[], object]
 
 
 class _AsItIs(urllib.request.HTTPErrorProcessor):
-    """Leaves every status to the caller: a redirection too, which would turn POST into GET and lead anywhere."""
+    """Leaves every status to the caller. A followed redirect would turn POST into GET and could lead anywhere."""
 
     def http_response(
         self,
@@ -131,9 +132,9 @@ def ask(  # noqa: PLR0913 -- what a question may have
     most_bytes: int = 0,
     by_proxy: bool = True,
 ) -> Answer:
-    """Ask a web address, by POST where there is a `body`; raises UnansweredError.
+    """Send a request to a web address, by POST if there is a `body`; raises UnansweredError.
 
-    `seconds` is for everything from the first byte of the connection to the last of the answer.
+    `seconds` covers everything from opening the connection to the last byte of the response.
     """
     opened = Opened()
     plain, encrypted = opened.noting(http.client.HTTPConnection), opened.noting(http.client.HTTPSConnection)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEY_PREFIX = "capacity:aggregation"
 RENEWALS_PER_TIME_TO_LIVE = 3
-# Between two bytes, and for a call as a whole.
+# Between two bytes, and for a whole call.
 REDIS_TIMEOUT_SECONDS, CALL_SECONDS = 5.0, 15.0
 
 Result = TypeVar("Result")
@@ -64,7 +64,7 @@ def _client(url: str) -> Redis:
 
 
 def _asked(client: Redis, call: Callable[[], Result]) -> Result:
-    """Return what a call returns, and bound it as a whole; raises RedisError."""
+    """Return the result of a call, with one deadline for the whole call; raises RedisError."""
     from redis.exceptions import TimeoutError as RedisTimeoutError
 
     try:

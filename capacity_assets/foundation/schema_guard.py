@@ -22,9 +22,9 @@ from capacity_assets.storage.time_zone import another_zone
 
 
 def refuse_a_newer_schema(engine: Engine) -> Engine:
-    """Have each new connection of an engine raise DatabaseError where a newer version has made the schema.
+    """Make each new connection of an engine raise DatabaseError if a newer version created the schema.
 
-    What that version has stored may mean something else: it is not even read.
+    Data stored by that version may have another meaning, so it is not read either.
     """
 
     @event.listens_for(engine, "connect")
@@ -39,7 +39,7 @@ def refuse_a_newer_schema(engine: Engine) -> Engine:
 
 
 def newer_schema(connection: Any) -> str | None:
-    """Return what is to be said where a newer version has made the schema, else None; `connection` is psycopg's."""
+    """Return the message if a newer version created the schema, else None; `connection` is psycopg's."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT has_table_privilege(to_regclass('{VERSION_TABLE}'), 'SELECT')")
         if cursor.fetchone() != (True,):

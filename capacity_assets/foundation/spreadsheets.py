@@ -1,12 +1,12 @@
-"""Text that others chose, in files that spreadsheets open: a cell that begins like a formula would be run."""
+"""Names chosen by others, in files for spreadsheets: a cell that begins like a formula would be executed."""
 
 from __future__ import annotations
 
 import re
 
-# At the beginning, and after what ends a cell where another sign than the comma separates them, as `;` does in Germany.
+# At the beginning, and after other cell separators than the comma, such as `;` in Germany.
 FORMULA = r"(?<![^;\t\r\n])([=+@\t\r\n-])"
-"""The signs that begin a formula, for Python and for PostgreSQL."""
+"""The characters that begin a formula, as a pattern for Python and PostgreSQL."""
 _FORMULA = re.compile(FORMULA)
 
 

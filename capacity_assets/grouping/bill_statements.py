@@ -63,7 +63,7 @@ _MEASURED = f"""
 _SIZED = f"""
     SELECT t.instance_id FROM instance_size_stats t
     WHERE {_IN_MONTH.format("t")} AND NOT t.is_deleted AND t.total_size_mb > 0 GROUP BY t.instance_id"""  # noqa: S608 -- as above
-# The first window of the month that ended, and the first day that is left: retention takes the oldest samples.
+# The first window that ended in the month, and the first remaining day: retention drops the oldest samples first.
 _OF_LEVEL = """
     SELECT '{level}' AS level, a.first_end, r.oldest
     FROM (SELECT min(period_end) AS first_end FROM {level}_size_aggregations
@@ -94,7 +94,7 @@ _SERVERS = f"""servers AS MATERIALIZED (
     ) AS last ON i.id IS NULL
     WHERE i.counted_by IS NULL
 )"""  # noqa: S608 -- as above
-# The least common multiple of 1 to 31: whatever days a server was measured on, amounts have this denominator.
+# The least common multiple of 1 to 31 is a common denominator for any number of measured days.
 _EXACT = "sum(bytes) * billed * price * div(72201776446800, measured)"
 _DENOMINATOR = "(72201776446800 * CAST(:days AS numeric) * 1073741824)"
 LINES = f"""
@@ -122,8 +122,9 @@ SELECT instance_id, server, engine, database_name, labels, sum(days) AS days,
 FROM priced
 GROUP BY instance_id, server, engine, database_name, labels, price, billed, measured
 """  # noqa: S608 -- expressions of our own
-# What it rests on, to be stored with the bill. The amount of a line is rounded down to twelve decimals, then those that
-# lost most get one unit more until they add up to the exact total, rounded down: its cents are those of the exact sum.
+# The lines, stored with the bill. Amounts are rounded down to twelve decimals; then the lines with the largest
+# remainders get one unit more until they add up to the exact total, rounded down, so the cents are those of the exact
+# sum.
 COMPUTED = f"""
 CREATE TEMPORARY TABLE computed_lines ON COMMIT DROP AS
 WITH units AS (
@@ -146,8 +147,8 @@ SELECT coalesce(sum(measured), 0) AS measured_days, coalesce(sum(billed), 0) AS 
         WHERE i.counted_by IS NULL AND t.instance_id NOT IN (SELECT instance_id FROM servers)) AS unbilled_servers
 FROM servers
 """  # noqa: S608 -- as above
-# The amount follows from quantity and price. A server that was renamed costs what it did, but a bill that is replaced
-# calls it by its name.
+# The amount follows from quantity and price. Renaming a server does not change its cost, but a replaced bill shows the
+# new name.
 _COMPARED = """instance_id, engine, database_name, labels, days, gib_months, price,
         CASE WHEN CAST(:was_final AS boolean) THEN '' ELSE server END"""
 DIFFERS = f"""
@@ -205,7 +206,7 @@ DECLARED_BEFORE = f"""
 SELECT b.declared_state AS before, {declared_state("capacity_labels")} AS now
 FROM capacity_bills b WHERE b.month = :start AND b.issue = :issue
 """  # noqa: S608 -- as above
-# Of servers that are billed still; others may count otherwise.
+# Only servers that are still billed; others may be counted differently now.
 FEWER_SAMPLES = """
 SELECT greatest(0, coalesce(sum(l.days), 0) - (SELECT coalesce(sum(days), 0) FROM computed_lines
                                               WHERE instance_id = ANY (array_agg(DISTINCT l.instance_id))))
@@ -232,15 +233,15 @@ SELECT ARRAY(SELECT l.key || '=' || coalesce(l.value, 'none') || ' of '
                AND (p.key = '' OR EXISTS (SELECT FROM computed_lines c WHERE c.labels ->> p.key = p.value))
              ORDER BY p.declared_at) AS prices
 """
-# What retention has dropped cannot be billed any more: samples of the month are missing, as its aggregates or the bill
-# know, and either our retention has marked the bill, or the oldest samples are gone, whoever took them away. A sample
-# that was deleted or declared void leaves older ones, and is billed no more.
+# Samples that retention dropped can no longer be billed. They are missing compared with the aggregates or the bill, and
+# either our retention marked the bill or the oldest samples are gone. If older samples remain, a missing sample was
+# deleted or declared void, and is no longer billed.
 DROPPED = f"""
 SELECT EXISTS (
     SELECT FROM oldest_left o
     WHERE (CAST(:is_marked AS boolean) OR o.oldest > least(o.first_end, CAST(:end AS date)))
       AND CASE o.level WHEN 'instance' THEN EXISTS (SELECT FROM missing_totals)
-          -- Replicas too: a server that counts otherwise since has lost no samples.
+          -- Includes replicas: a server that is counted differently now has not lost samples.
           ELSE EXISTS (SELECT FROM missing_samples)
                OR (SELECT coalesce(sum(measured), 0) FROM ({_MEASURED_SERVERS}) AS servers) < :billed_before END
 )

@@ -49,9 +49,9 @@ class Bill:
     label_keys: Sequence[str]
     reason: str | None
     samples_dropped_at: datetime | None = None
-    """Since when it is kept as it is, because retention dropped its samples."""
+    """When the bill was frozen because retention had dropped its samples."""
     clock_doubt: str | None = None
-    """Why it is not final although the month seems to be over."""
+    """Why the bill is not final although the month seems to be over."""
 
     @property
     def amount(self) -> Decimal | None:
@@ -111,10 +111,11 @@ def amount_text(bill: Bill) -> str:
 
 
 def issue_bill(engine: Engine, month: Window, clock: Clock, keys: Sequence[str]) -> Bill:
-    """Compute the bill of a month and store it where it differs from the issue before; return the newest issue.
+    """Compute the bill of a month and store it if it differs from the previous issue; return the newest issue.
 
-    A bill of a month that is not over, or only by a clock that may be wrong, is replaced; one of a month that is over
-    is kept, and restated by a new issue. Once retention has dropped samples of the month, its bill stays as it is.
+    The bill of a month that is not over, or is over only by a clock that may be wrong, is replaced. The bill of a month
+    that is over is kept, and restated by a new issue. Once retention has dropped samples of the month, its bill no
+    longer changes.
 
     Raises:
         NotFoundError: nothing was measured in the month, or its samples are gone and no bill was issued.
@@ -153,7 +154,7 @@ def _were_dropped(connection: Connection, asked: dict[str, Any], latest: Bill | 
 
 
 def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
-    """Return whether a bill is final, as an earlier issue stays, and why it is not although the month seems over."""
+    """Return whether a bill is final (then no issue replaces it), and why not if the month only seems to be over."""
     is_final = month.end < judged.certain_day or (latest is not None and latest.is_final)
     seems_over = month.end < clock.today()
     return {"is_final": is_final, "clock_doubt": judged.doubt if seems_over and not is_final else None}

@@ -142,7 +142,7 @@ def _was_always_there(row: Row[Any]) -> bool:
 
 
 def _share(size_mb: int, days: int, server_days: int) -> int:
-    """Return a mean size as its share of the days on which the server was measured, rounded down."""
+    """Return a mean size times the database's share of the server's measured days, rounded down."""
     return size_mb * days // max(days, server_days)
 
 

@@ -125,7 +125,7 @@ _OUTDATED_OF_PERIOD = """
 SELECT window_start FROM capacity_outdated_groups WHERE period = :period AND window_start BETWEEN :first AND :last
 """
 _IS_DECLARED = "SELECT EXISTS (SELECT 1 FROM capacity_label_spans WHERE key = :key)"
-# Nothing has a label of the key: one group of everything.
+# Without any label of this key, everything is one group.
 _WITHOUT_LABELS = """(
     SELECT period, window_start, window_end, CAST({key} AS text) AS grouped_by, CAST(NULL AS text) AS group_name,
            sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb

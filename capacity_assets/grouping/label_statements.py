@@ -7,8 +7,8 @@ from capacity_assets.storage.label_expressions import LIKE, labels_of, weights
 SUBJECTS = """unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAST(:keys AS varchar[]),
             CAST(:values AS varchar[]), CAST(:days AS date[])) WITH ORDINALITY
     AS g (instance_id, database_pattern, key, value, valid_from, number)"""
-# Whether a label `l` gave a value to something that the given one now names and takes over: to the server, or to one of
-# its databases `d`, which the given one names by its name, or by a pattern that comes first.
+# Whether a label `l` gave a value to something that the given label takes over: the server, or one of its databases `d`
+# that the given label matches by name or by a pattern of higher precedence.
 _LIKE_GIVEN = LIKE.replace("l.", "g.")
 _GIVEN_WEIGHT, _OTHER_WEIGHT = (", ".join(weights(label, "d.name")) for label in ("g", "l"))
 _TAKEN_OVER = f"""l.database_pattern IN (g.database_pattern, '') OR g.database_pattern <> '' AND EXISTS (
@@ -47,7 +47,7 @@ CROSS JOIN LATERAL (
 ) AS later
 ORDER BY given.number
 """  # noqa: S608 -- constants of this module
-# Databases of servers of which patterns name some already.
+# Databases of servers that already have pattern labels.
 NAMES = """
 SELECT instance_id, database_name FROM database_size_stats WHERE instance_id = ANY (CAST(:ids AS integer[]))
 UNION SELECT instance_id, database_name FROM database_size_aggregations

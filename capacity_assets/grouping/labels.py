@@ -30,10 +30,10 @@ SUBJECT_COLUMNS = ("server", "database", "from")
 
 @dataclass(frozen=True)
 class Label:
-    """A label of a server, or with `database` of its databases of that name or pattern.
+    """A label of a server, or with `database` of its databases that match that name or pattern.
 
-    `value` None takes the label away. `valid_from` None: always where the key had no value, not even by another pattern
-    or of the server; else from today.
+    `value` None removes the label. `valid_from` None: all of history if the key had no value before, not even from
+    another pattern or the server; else from today.
     """
 
     server: str

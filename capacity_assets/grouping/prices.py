@@ -29,10 +29,10 @@ CURRENCY = re.compile(r"[A-Z]{3}")
 
 @dataclass(frozen=True)
 class Price:
-    """What a GiB costs per month from a day on; `price` None: nothing is known from then on.
+    """The price of a GiB per month from a day on; `price` None ends the price.
 
-    `engine`, `key` and `value` are empty where it holds for every engine, whatever the labels. `valid_from` None:
-    always where there was no price of the same, else from the running month on.
+        `engine`, `key` and `value` are empty if the price applies to every engine and label. `valid_from` None: all of
+    history if nothing it covers had a price before, else from the current month on.
     """
 
     price: Decimal | None
@@ -98,13 +98,13 @@ def _price(row: Mapping[str, str], keys: Sequence[str]) -> Price:
 def declare_prices(
     engine: Engine, prices: Sequence[Price], today: date, *, dry_run: bool = False
 ) -> Sequence[PriceChange]:
-    """Store prices, each in the place of an earlier one of the same subject and day. All of them or none.
+    """Store all prices or none; each replaces an earlier price of the same subject and day.
 
-    What always holds replaces what was declared of the same subject for later days. A dry run stores none.
+    A price for all of history also replaces prices of the same subject from later days. A dry run stores none.
 
     Raises:
-        ValidationError: two prices are of the same subject and day, a currency is none, or it is not the one that the
-            price list has.
+        ValidationError: two prices have the same subject and day, or a currency is invalid or differs from that of the
+        price list.
         DatabaseError: the database failed; nothing was changed.
     """
     refuse_repeated(
@@ -159,7 +159,7 @@ def _subject(price: Price) -> dict[str, object]:
 
 
 def _restated(connection: Connection, price: Price, removed: Decimal | None = None) -> Sequence[date]:
-    """Return the closed months whose bills have lines with another price than this one, or with the removed one."""
+    """Return the closed months whose bills have lines with another price than this one, or with the removed price."""
     asked = {**_subject(price), "price": price.price, "removed": removed}
     return connection.execute(text(_RESTATED), asked).scalars().all()
 
@@ -174,8 +174,8 @@ _GIVEN = """unnest(CAST(:engines AS varchar[]), CAST(:keys AS varchar[]), CAST(:
             CAST(:days AS date[]), CAST(:prices AS numeric[])) WITH ORDINALITY
     AS g (engine, key, value, valid_from, price, number)"""
 _SAME_SUBJECT = "p.engine = g.engine AND p.key = g.key AND p.value = g.value"
-# A history in one file begins with what always holds; what holds already stays. Where a price that is no more exact may
-# have held for some of the same, the new one changes what is paid.
+# The first price of a history in one file applies to all of history; an existing price is kept. If a price of equal or
+# lower precedence may have applied to the same subjects, the new one changes the amounts.
 _PLACED = f"""
 SELECT coalesce(g.valid_from, CASE
     WHEN EXISTS (SELECT FROM {_GIVEN.replace("AS g", "AS p")} WHERE {_SAME_SUBJECT} AND p.valid_from IS NOT NULL)
@@ -197,7 +197,7 @@ ORDER BY g.number
 _CLEAR = f"""
 DELETE FROM capacity_prices p USING {_GIVEN} WHERE {_SAME_SUBJECT} AND g.valid_from = :always
 """  # noqa: S608 -- as above
-# Lines that have the price of a more exact declaration keep it, and so do months from which on a later one holds.
+# Lines priced by a more specific declaration keep their price, and so do months in which a later declaration applies.
 _RESTATED = """
 SELECT b.month FROM capacity_bills b
 WHERE b.is_final AND b.samples_dropped_at IS NULL AND b.month + interval '1 month' > :day

@@ -19,7 +19,7 @@ from capacity_assets.storage.steps import quoted
 from capacity_assets.storage.tables import capacity_settings
 
 OnTable = Callable[[str, int], None]
-# Locks are each database's own.
+# Each database has its own locks.
 COPIED = tuple(table for table in metadata.sorted_tables if table is not capacity_locks)
 KEPT = "Nothing was copied; no row was changed."
 

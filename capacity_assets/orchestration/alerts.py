@@ -39,7 +39,7 @@ class ReceiverError(Exception):
 
 
 def alert_sensors(webhook_url: str | None, dagster_url: str | None = None) -> list[dg.SensorDefinition]:
-    """Build the sensor, or none where no receiver is configured; alerts link to Dagster's UI at `dagster_url`."""
+    """Build the sensor, or none if no receiver is configured; alerts link to Dagster's UI at `dagster_url`."""
     return [] if webhook_url is None else [_sensor(webhook_url, dagster_url)]
 
 
@@ -68,9 +68,9 @@ def _sensor(webhook_url: str, dagster_url: str | None) -> dg.SensorDefinition:
 
 @dataclass
 class _State:
-    """What the sensor remembers: the last event it saw, and which failing checks, jobs and assets it has reported.
+    """The state of the sensor: the last event it saw, and the failing checks, jobs and assets it has reported.
 
-    Also runs, with their jobs, that Dagster is about to start again: whether it can is seen later.
+    It also holds runs that Dagster is about to retry, with their jobs; the outcome is checked later.
     """
 
     after: int
@@ -146,7 +146,7 @@ def _new_incidents(
 
 
 def _subject(instance: dg.DagsterInstance, run_id: str, job: str) -> str:
-    """Return the job of a run, or the assets where it has none, as in a backfill."""
+    """Return the job of a run, or its assets if it has no job, as in a backfill."""
     if job != IMPLICIT_ASSET_JOB_NAME:
         return job
     run = instance.get_run_by_id(run_id)
@@ -204,7 +204,7 @@ def _failure_text(instance: dg.DagsterInstance, run_id: str, subject: str) -> st
 
 
 def _runs_text(instance: dg.DagsterInstance, text: str, run_ids: list[str], dagster_url: str | None) -> str:
-    """Say which runs failed and why, of which partitions, and where to look."""
+    """Describe which runs failed and why, their partitions, and the link to them."""
     runs = list(filter(None, map(instance.get_run_by_id, run_ids)))
     keys = sorted({key for run in runs for key in _partition_keys(run)})
     lines = [f"Run failed ({first_of((run_id[:8] for run_id in run_ids), RUNS_NAMED)}). {text}"]

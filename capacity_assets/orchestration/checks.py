@@ -1,8 +1,8 @@
-"""Asset checks: what `aggregation.quality` finds, as the UI shows it. A failed check does not fail the run.
+"""Asset checks: the outcomes of `aggregation.quality` for the UI. A failed check does not fail the run.
 
 Most are part of the asset's own computation, so that they know which windows were written, in a range run too. The
 standing check looks for windows that are left: after every run, and once a day by a job of its own. Only the daily one
-calls a person; during a backfill, windows are left after every run but the last.
+sends alerts, because during a backfill windows are missing after every run but the last.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,7 +69,7 @@ def _text(outcome: CheckOutcome) -> str:
 
 
 def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
-    """Name the standing check of every asset of samples and aggregates."""
+    """Return the keys of the standing checks of all assets of samples and aggregates."""
     return [dg.AssetCheckKey(dg.AssetKey(level.source.name), SAMPLES_RECENT) for level in LEVELS.values()] + [
         dg.AssetCheckKey(dg.AssetKey(asset_name(period, level)), PARTITIONS_COMPLETE)
         for period in periods
@@ -78,7 +78,7 @@ def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
 
 
 def samples_recent(retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
-    """Build the check that calls a person where samples do not arrive, whoever should write them."""
+    """Build the check that sends an alert when samples stop arriving, whatever program writes them."""
 
     @dg.multi_asset_check(
         name=SAMPLES_RECENT,
@@ -102,7 +102,7 @@ def samples_recent(retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
                 passed=not newest.has_stopped,
                 severity=dg.AssetCheckSeverity.ERROR,
                 description=f"{newest.text} {STOPPED_ADVICE}" if newest.has_stopped else newest.text,
-                # Every day the text says another age of what is one and the same incident.
+                # The text contains an age that changes daily, but the incident is the same.
                 metadata={"newest_day": f"{newest.day or 'none'}", "incident": f"{newest.day}"},
             )
 

@@ -35,7 +35,7 @@ EVENT_BATCH_SIZE = "100"
 def dagster_environment(settings: Settings, *, home: Path | None = None) -> Iterator[dict[str, str]]:
     """Yield the environment for Dagster processes; the embedded server runs as long as the block, if needed.
 
-    `home` is for Dagster's files where they are not to be kept.
+    `home` is a temporary folder for Dagster's files, if they are not to be kept.
 
     Raises:
         CapacityError: others can write the folder of the data, or Dagster's.
@@ -62,7 +62,7 @@ def dagster_environment(settings: Settings, *, home: Path | None = None) -> Iter
             "CAPACITY_DATABASE_URL": _plain(capacity_url),
             "DAGSTER_POSTGRES_URL": _plain(dagster_url),
             "DAGSTER_HOME": str(home),
-            # Nothing is imported from the folder in which a process is started.
+            # Processes import nothing from their working directory.
             "PYTHONSAFEPATH": "1",
             "DAGSTER_EVENT_BATCH_SIZE": os.environ.get("DAGSTER_EVENT_BATCH_SIZE", EVENT_BATCH_SIZE),
         }
@@ -134,7 +134,7 @@ def _ensure_dagster_storage(url: URL) -> None:
 
 
 def kept_home(settings: Settings) -> Path:
-    """Return Dagster's home, which is made where it is missing; raises CapacityError where others can write there."""
+    """Return Dagster's home, created if missing; raises CapacityError if others can write to it."""
     try:
         for folder in (settings.home.resolve(), settings.dagster_home):
             own_folder(folder)

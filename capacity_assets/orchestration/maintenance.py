@@ -1,6 +1,7 @@
-"""The asset of the tables' partitions: each materialisation keeps them ahead and applies retention, also to Dagster's.
+"""The asset of the tables' partitions: each materialisation adds future partitions and applies retention.
 
-An asset, so that its history is in one place: what was added, moved and dropped each day, what was kept and why.
+It also deletes old check records of Dagster. It is an asset so that the history is in one place: what was added, moved
+and dropped each day, and what was kept and why.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """Dagster's web server, answering its own pages only: `python -m capacity_assets.orchestration.webserver --help`.
 
-Dagster 1.13 executes mutations that come by GET, and asks neither under which name nor from which page a request comes,
-so a picture on any web page could launch runs through a browser on this machine. A guard before it refuses requests by
-another name, queries in the address, and whatever a page of another site sends. No other site may frame its pages,
-where clicks could be led onto their buttons. It also serves the growth reports, so that the UI opens them by a click.
-Login is the business of a proxy; see the operations page.
+Dagster 1.13 executes mutations sent by GET and checks neither the host name nor the origin of a request, so an image on
+any web page could launch runs through a browser on this machine. A guard in front of it refuses requests for other host
+names, queries in the address, and requests from other sites. Other sites may not frame its pages, which prevents
+clickjacking. It also serves the growth reports, so that the UI can link to them. Login is the task of a proxy; see
+docs/operations.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from capacity_assets.web.guard import SecurityHeaders
 READING = {"GET", "HEAD"}
 # A report holds no script, and must not be made to load anything by what a database is called.
 REPORT_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
-# Its notebooks are shown in a frame of its own pages.
+# Dagster shows notebooks in a frame on its own pages.
 FRAMED_BY_ITSELF = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Options": "SAMEORIGIN"}
 # The defaults of Dagster's own command.
 POLL_MILLISECONDS, STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, MAX_OVERFLOW = 2000, 15_000, 3600, 20

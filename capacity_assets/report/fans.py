@@ -47,9 +47,9 @@ def _fan(risk: Risk) -> History:
 
 
 def _expected(outlook: Outlook) -> list[tuple[date, float]]:
-    """A line to the limit on the middle day, as far as it is drawn; empty without such a day ahead.
+    """A line to the limit on the middle day, as far as it is drawn; empty if there is no such future day.
 
-    The forecast itself may stand still where most past errors reach the limit, and would contradict the table.
+    The forecast itself may be flat even if most past errors reach the limit, and would then contradict the table.
     """
     if outlook.middle_day is None or outlook.middle_day <= outlook.last_day:
         return []
@@ -87,7 +87,7 @@ def in_words(probability: float) -> str:
 
 
 def score_sentences(issue: IssuedDay) -> Sequence[str]:
-    """Say how far the forecasts were off that came due."""
+    """Describe the errors of the forecasts that came due."""
     return [
         f"Of {counted(score.forecasts, 'forecast')} over {score.horizon_days} days that came due, "
         f"{score.covered_percent:.0f} % of the sizes were in the band and {score.above_percent:.0f} % above it"

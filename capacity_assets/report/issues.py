@@ -32,9 +32,9 @@ SERVERS_NAMED = 5
 
 @dataclass(frozen=True)
 class Issue:
-    """What a page says of itself: its number, when it was first issued, its figures, MiB, and of which window it is.
+    """The metadata of a page: its number, when it was first issued, its figures in MiB, and its window.
 
-    Pages of versions before do not say of which window they are.
+    Pages of earlier versions do not contain their window.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Issue:
     subject: str = ""
 
     def is_of(self, other: Issue) -> bool:
-        """Whether both are of the same window, of the fleet or of the same server."""
+        """Whether both cover the same window of the fleet or of the same server."""
         return not (self.subject and other.subject) or self.subject == other.subject
 
     def has_the_figures_of(self, report: Report) -> bool:
@@ -125,7 +125,7 @@ def next_edition(engine: Engine, report: Report, path: Path) -> Edition:
 
 
 def path_of_issue(path: Path, issue: Issue) -> Path:
-    """Where an earlier issue is kept: not in the place of one that was kept of another window."""
+    """The path for an earlier issue; it never replaces a kept issue of another window."""
     kept = path.with_name(f"{path.stem}-issue-{issue.number}{path.suffix}")
     there = issue_of(kept)
     if there is None or there.is_of(issue):

@@ -1,7 +1,7 @@
-"""What the report asks the database. Parameters are named where they are filled in, in `data`.
+"""The queries of the report. Their parameters are named in `data`, which provides them.
 
-Totals are sums of `capacity_server_sizes`. A database counts in them with the share of its server's measured days on
-which it was there: renaming one, or a copy that lived a day, changes no total.
+Totals are sums of `capacity_server_sizes`. A database counts in them with its share of the server's measured days, so
+renaming a database, or a copy that existed for a day, changes no total.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from capacity_assets.storage.window_expressions import SERVER_SIZES, TIES, possi
 _OF_SERVER = """(a.instance_id = :server OR (CAST(:server AS integer) IS NULL
        AND a.instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))))"""
 
-# One row per server and window of `starts`: its size, and on how many days it was measured.
+# One row per server and window of `starts`: its size and the number of measured days.
 SERVER_WINDOWS = f"""
 database_windows AS MATERIALIZED (
     SELECT instance_id, database_name, period_start, avg_size_mb, data_count, size_change_mb

@@ -60,7 +60,7 @@ TRIES = 3
 
 LOCK_NOT_AVAILABLE = "55P03"
 
-# What is left of these months is no bill any more.
+# The bills of these months are frozen: the remaining samples no longer support them.
 _MARK_BILLS = """
 UPDATE capacity_bills SET samples_dropped_at = now()
 WHERE month < :after AND month + interval '1 month' > :first AND samples_dropped_at IS NULL
@@ -97,12 +97,13 @@ class TableMaintenance:
     def run(
         self, today: date, *, dry_run: bool = False, certain_day: date | None = None, keeping: str | None = None
     ) -> MaintenanceReport:
-        """Add partitions, move rows, apply retention as of `today`; in a dry run only say what would be done.
+        """Add partitions, move rows, and apply retention as of `today`; a dry run only reports what would be done.
 
-        Where today may be wrong, partitions are kept ahead of `certain_day`, and `keeping` says why none is dropped.
+        If today may be wrong, partitions are added ahead of `certain_day`, and `keeping` is the reason why none is
+        dropped.
 
-        Raises MaintenanceError: what was done before is kept, and a repetition continues. Also where `keeping` kept
-            partitions that are old as of `today`.
+        Raises MaintenanceError: earlier steps are kept, and a repeated call continues. Also raised if partitions that
+        are old as of `today` were kept because of `keeping`.
         """
         report = self._each_table(certain_day or today, MaintenanceReport(dry_run), retire_as_of=today, keeping=keeping)
         if keeping is not None and report.kept:

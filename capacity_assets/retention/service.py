@@ -26,10 +26,10 @@ class RetentionService:
     tables: TableMaintenance
 
     def maintain(self, *, dry_run: bool = False, despite_clock: bool = False) -> MaintenanceReport:
-        """Keep partitions ahead and apply retention; in a dry run only say what would be done.
+        """Add future partitions and apply retention; a dry run only reports what would be done.
 
-        Where today's date may be wrong, partitions are kept ahead of the day that is certain, and none is dropped,
-        unless `despite_clock` says that the date is right.
+        If today's date may be wrong, partitions are added ahead of a day that is certain and none is dropped, unless
+        `despite_clock` confirms the date.
         """
         self._refuse_an_unfit_database()
         today = self.clock.today()

@@ -35,7 +35,7 @@ KINDS = tuple(STATEMENTS)
 
 @dataclass(frozen=True)
 class HistoryScope:
-    """What is looked at: as of a day, of some servers or all, of one name or all, what has a limit or `every` one."""
+    """What is read: as of a day, for some servers or all, for one name or all, and with a limit or `every` subject."""
 
     as_of: date
     servers: Collection[str] | None = None

@@ -146,7 +146,7 @@ _DATABASE_DAYS = f"""
     WHERE {_DAILY.format("a")} AND (CAST(:name AS text) IS NULL OR a.database_name = :name)
       AND NOT EXISTS (SELECT FROM database_size_stats s WHERE s.instance_id = a.instance_id
                       AND s.database_name = a.database_name AND s.collected_date = a.period_start)"""  # noqa: S608 -- as above
-# Days before it was known what is used count without the reserve that is known now: it did not shrink on that day.
+# Days without a known used size are reduced by the reserve known now, so that its first measurement is not a drop.
 _VOLUME_DAYS = f"""
     SELECT s.instance_id, s.volume_name, s.collected_date AS day,
            coalesce(s.used_mb, greatest(s.total_mb - s.free_mb - coalesce(max(s.total_mb - s.free_mb - s.used_mb)
@@ -198,7 +198,7 @@ FROM limited l JOIN series d ON d.instance_id = l.instance_id AND d.name = l.dat
 WHERE :every OR {_IS_LIMITED} ORDER BY l.server, l.database_name
 """  # noqa: S608 -- as above
 
-# What is used of a volume; its limit is what it holds but for what is kept in reserve.
+# The used size of a volume; its limit is its total size without the reserve.
 _VOLUMES = f"""
 WITH {_LIMITS}, series AS ({{series}})
 SELECT v.instance_id, i.name AS server, 'volume' AS subject, v.volume_name AS name,

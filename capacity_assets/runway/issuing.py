@@ -31,7 +31,7 @@ from capacity_assets.units import LARGEST_MB, first_of
 logger = logging.getLogger("capacity_assets")
 
 MOST_AT_ONCE = 5_000
-"""Runways of the servers of a declaration that a command issues again, within seconds."""
+"""The most runways that a command reissues after a declaration, so that it takes seconds."""
 
 RISKS_HANDED_ON = 1_000
 """Risks that an issue hands on; who shows them shows fewer."""
@@ -63,7 +63,7 @@ class IssuedRunways:
     states: Mapping[str, int] = field(default_factory=dict)
     """How many servers, databases and volumes there are in each state."""
     left_out: Sequence[str] = ()
-    """Servers with a size or limit that cannot be: what it belongs to has no runway."""
+    """Servers with an impossible size or limit: the subjects concerned have no runway."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the counts as plain values, flat, as the metadata of a partition has them."""
@@ -111,11 +111,11 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
 
 
 def issue_anew(engine: Engine, servers: Collection[str], today: date) -> bool | None:
-    """Issue the newest runways of some servers again, after something was declared of them; those of others stay.
+    """Reissue the newest runways of some servers after a declaration for them; those of other servers are kept.
 
-    Returns whether that was done; None: none were issued yet. It is not done where the newest runways were issued too
-    long ago, so that what people were told would change, where the servers have more than MOST_AT_ONCE of them, or
-    while another run issues runways.
+    Returns whether they were reissued; None if none were issued yet. They are not reissued if the newest runways are
+    too old, which would change published forecasts, if the servers have more than MOST_AT_ONCE of them, or while
+    another run issues runways.
 
     Raises:
         DatabaseError: the database failed; no runway was changed.
@@ -137,9 +137,9 @@ def issue_anew(engine: Engine, servers: Collection[str], today: date) -> bool | 
 def _store(
     connection: Connection, asked: history.HistoryScope, *, in_time: bool, replace: bool
 ) -> tuple[int, list[str]]:
-    """Compute runways and store them, where they may `replace` those of the day.
+    """Compute runways and store them; with `replace` they may replace those of the day.
 
-    Returns how many rows changed, and the servers that are left out because of an impossible size or limit.
+    Returns the number of changed rows, and the servers left out because of an impossible size or limit.
     """
     connection.execute(text(_STAGE))
     left_out = _stage(connection, asked)
@@ -153,7 +153,7 @@ def _store(
         ids = None if asked.servers is None else _ids_of(connection, asked.servers)
         of_servers = {"as_of": asked.as_of, "instance_ids": ids}
         written += connection.execute(text(_REMOVE), of_servers).rowcount
-        # A row that a declaration leaves as it is was computed with it all the same.
+        # An unchanged row was also computed with the declaration.
         declared = connection.execute(text(_DECLARED_SINCE), of_servers).scalars().all()
         connection.execute(text(_KNOWS_THEM), {**at, "declared": list(declared)})
     return written, left_out
@@ -165,7 +165,7 @@ def _ids_of(connection: Connection, servers: Collection[str]) -> list[int]:
 
 
 def _stage(connection: Connection, asked: history.HistoryScope) -> list[str]:
-    """Stage the runways of every subject; return the servers of those that cannot be."""
+    """Stage the runways of every subject; return the servers with impossible values."""
     left_out: set[str] = set()
     with history.reading(connection, asked) as reader:
         for kind in history.KINDS:
@@ -181,7 +181,7 @@ def _rows(
 ) -> Iterator[tuple[object, ...]]:
     """Turn outlooks into rows of the table, in the order of COLUMNS; ends of bands are rounded outwards.
 
-    Other writers may have stored a size or limit that cannot be: its server is added to `left_out`.
+    Other programs may have stored an impossible size or limit: its server is added to `left_out`.
     """
     every_middle = made.middle
     largest = np.nanmax(batch.sizes, axis=1)

@@ -47,10 +47,11 @@ class Score:
 
 
 def score(connection: Connection, as_of: date, today: date) -> None:
-    """Enter what was measured beside the forecasts that came due since the issue before, and those of this issue.
+    """Store the measured sizes with the forecasts that came due since the previous issue, and with those of this issue.
 
-    So is what came due on other days whose samples came or changed since: a forecast is scored by the sample of its due
-    day, whenever that comes. A past day that is issued in hindsight may have come due long ago.
+    Forecasts due on other days whose samples arrived or changed since are scored as well: a forecast is scored by the
+    sample of its due day, whenever that arrives. Forecasts of a past day issued in hindsight may have come due long
+    ago.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database failed.
@@ -71,16 +72,16 @@ def score(connection: Connection, as_of: date, today: date) -> None:
 
 
 def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
-    """Return spans of days with samples that are new since the issue before a day; raises as `score`.
+    """Return spans of days with samples that are new since the issue before a day; raises like `score`.
 
-    Days that lie near each other are one span: few statements are better than few rows.
+    Neighbouring days are merged into one span: few statements matter more than few rows.
     """
     before: date = connection.execute(text(_ISSUE_BEFORE), {"as_of": as_of}).scalar() or as_of
-    # An issue computes from the samples of its day or the next one, and days begin earlier elsewhere.
+    # An issue is computed on its day or the next one, and days begin earlier in other time zones.
     spans = [(before - timedelta(days=1), as_of)]
     asked = {"since": spans[0][0], "as_of": as_of}
     is_past = as_of < today - timedelta(days=1)
-    # Who issues a past day asks for that day alone.
+    # Issuing a past day scores that day only.
     changed = () if is_past else connection.execute(text(_CHANGED_DAYS), asked).scalars()
     for day in changed:
         first, last = spans[0]
@@ -105,13 +106,13 @@ def scores_of(connection: Connection, first: date, last: date, server: str | Non
 
 _MEASURED = {
     "database": "SELECT instance_id, database_name AS name, collected_date, size_mb FROM database_size_stats",
-    # Of a day whose total is void, nothing: what was entered before is taken away.
+    # A void total has no size: a size stored before is removed.
     "server": "SELECT instance_id, '' AS name, collected_date, "
     "sum(total_size_mb) FILTER (WHERE NOT is_deleted) AS size_mb FROM instance_size_stats "
     "GROUP BY instance_id, collected_date",
     "volume": f"SELECT v.*, v.volume_name AS name, {USED_MB.format('v')} AS size_mb FROM volume_size_stats v",  # noqa: S608 -- our own
 }
-# A forecast of a volume is not scored by what is used if, on its own day, that was not known.
+# A volume forecast is not scored by the used size if that was unknown on the day of the forecast.
 _IS_COMPARABLE = {
     "volume": "AND NOT EXISTS (SELECT FROM volume_size_stats v WHERE v.instance_id = r.instance_id "
     "AND v.volume_name = r.name AND v.collected_date = r.last_day AND (v.used_mb IS NULL) <> (s.used_mb IS NULL))"
@@ -121,7 +122,7 @@ _READ_OF_DISTRIBUTED = dict.fromkeys(
     "collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)",
 )
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
-# Days of late and corrected samples: as long as a window has not seen them, and afterwards by when it did.
+# Days of late and corrected samples: those a window has not followed yet, and those it followed since.
 _CHANGED_DAYS = """
 SELECT day FROM (
     SELECT collected_date AS day FROM capacity_sample_changes

@@ -26,8 +26,8 @@ class RunwayService:
         """Issue the runways of a day.
 
         Raises:
-            ValidationError: the day lies ahead, or seems to be the present one by a clock that differs from
-                PostgreSQL's; nothing was changed.
+            ValidationError: the day is in the future, or is the current day by a clock that differs from PostgreSQL's;
+            nothing was changed.
             DatabaseError: the database failed; nothing was changed.
         """
         today = self.clock.today()
@@ -37,7 +37,7 @@ class RunwayService:
         doing = database_errors(doing="reading the clock", kept="Nothing was changed.")
         with doing, self.engine.connect() as connection:
             apart = judged_day(connection, self.clock).apart
-        # In hindsight it is marked as such. Without recent samples there is nothing to issue.
+        # Forecasts in hindsight are marked as such. Without recent samples there is nothing to issue.
         if apart and is_in_time(as_of, today):
             raise ValidationError(f"{apart} No forecast is issued while the date is in doubt. Nothing was changed.")
         return issue(self.engine, as_of, today, overwrite=overwrite)

@@ -187,7 +187,7 @@ def other_owner(connection: Connection, table: str) -> str | None:
 
 
 def _index_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
-    """Indexes that queries and checks rely on; one with the same condition that begins with the columns is enough."""
+    """Indexes that queries and checks need; an index with the same condition that starts with the columns will do."""
     present = [
         (tuple(row.columns), _compact(row.condition))
         for row in connection.execute(
@@ -213,7 +213,7 @@ def _index_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
 
 
 def _compact(condition: str | None) -> str:
-    """Return the condition of an index without what PostgreSQL adds when it shows it; empty: of all rows."""
+    """Return the condition of an index in normalised form; empty if it covers all rows."""
     return re.sub(r"[()\s]", "", condition or "")
 
 

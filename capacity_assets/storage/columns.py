@@ -199,9 +199,9 @@ def transaction_columns(comment: str) -> list[Column[object]]:
 
 
 def numbering_columns() -> list[Column[object]]:
-    """Return the columns with what numbered the transactions of a snapshot: elsewhere they mean nothing.
+    """Return the columns that identify where the transactions of a snapshot were numbered; elsewhere it is meaningless.
 
-    A clone of a server keeps its identifier, but a dump that is loaded there goes into another database.
+    A clone of a server keeps its system identifier, but a dump loaded there is in another database.
     """
     return [
         Column(
@@ -215,7 +215,7 @@ def numbering_columns() -> list[Column[object]]:
             "database_oid",
             BigInteger,
             nullable=False,
-            # A default may not look it up, but the path of every file of the database has it.
+            # A column default may not query pg_database, but file paths of the database contain its OID.
             server_default=text(
                 "CAST(substring(pg_relation_filepath('pg_class'::regclass), '([0-9]+)/[0-9]+$') AS bigint)"
             ),

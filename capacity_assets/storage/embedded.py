@@ -91,15 +91,15 @@ def embedded_server(data: Path) -> Iterator[EmbeddedServer]:
 
             with _locked(gate):
                 if _is_last_user(users_file.fileno()):
-                    # Not the one that was found at first, which may have ended and been started again.
+                    # Not the process found first, which may have ended and been restarted.
                     process._postmaster_info = PostmasterInfo.read_from_pgdata(process.pgdata)  # noqa: SLF001
                     process.stop()
 
 
 def start_again(data: Path) -> bool:
-    """Start the server that this process uses once more where it has ended; return whether it had.
+    """Restart the server that this process uses if it has ended; return whether it had.
 
-    Raises EmbeddedServerError where it does not start.
+    Raises EmbeddedServerError if it does not start.
     """
     with _locked(data.parent / GATE):
         where = socket_folder(data.resolve()) / SOCKET_NAME
@@ -110,7 +110,7 @@ def start_again(data: Path) -> bool:
                 pass
             else:
                 return False
-        # As process 1 of a container, we are the one who has to take note of its end.
+        # As process 1 of a container, this process has to reap it.
         with suppress(OSError, ValueError, IndexError):
             os.waitpid(int((data / "postmaster.pid").read_text().splitlines()[0]), os.WNOHANG)
         _start(data)

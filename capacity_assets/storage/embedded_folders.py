@@ -29,21 +29,21 @@ class FolderRefusedError(Exception):
 
 
 def own_folder(folder: Path) -> None:
-    """Make a folder that nobody else can write, and as root its server's user can pass through.
+    """Create a folder that only its owner can write to; as root, the server's user can traverse it.
 
-    Raises FolderRefusedError where others can write one that is there; OSError where none can be made.
+    Raises FolderRefusedError if it exists and others can write to it; OSError if it cannot be created.
     """
     mode = 0o711 if os.geteuid() == 0 else 0o700
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         missing.mkdir(exist_ok=True)
-        # Whatever the umask.
+        # Regardless of the umask.
         missing.chmod(mode)
     if problem := others_can_write(folder):
         raise FolderRefusedError(problem)
 
 
 def others_can_write(folder: Path) -> str | None:
-    """Say who else can write a folder, and what to do; None where nobody can, or there is none."""
+    """Describe who else can write to a folder, and what to do; None if nobody can or it does not exist."""
     mode = folder.stat().st_mode if folder.exists() else 0
     if not mode & (stat.S_IWGRP | stat.S_IWOTH):
         return None

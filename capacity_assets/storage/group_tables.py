@@ -80,7 +80,7 @@ capacity_group_windows = Table(
     Column("label_keys", Text, nullable=False, comment="Keys of labels that there were: by each of them it is grouped"),
     Column("snapshot", Text, nullable=False, comment="pg_snapshot: the transactions whose rows the sums hold"),
     Column(
-        "derived_servers", ARRAY(Integer), comment="Servers with databases and no total in it; null: not looked for"
+        "derived_servers", ARRAY(Integer), comment="Servers with databases but no total in it; null: not determined"
     ),
     *numbering_columns(),
     comment="Windows whose groups are stored, and up to which change.",
@@ -130,8 +130,8 @@ capacity_bills = Table(
     Column("label_keys", JSON, nullable=False, comment="Keys of labels by which it can be split"),
     Column("reason", Text, comment="Why it differs from the issue before; null: it is the first"),
     Column("declared_state", Text, comment="Numbers and newest times of labels and prices that were looked at last"),
-    timestamp("samples_dropped_at", "When samples of the month were found dropped; null: none", nullable=True),
-    Column("clock_doubt", Text, comment="Why it is not final although the month seems over; null: nothing is in doubt"),
+    timestamp("samples_dropped_at", "When dropped samples of the month were detected; null: none", nullable=True),
+    Column("clock_doubt", Text, comment="Why the bill is not final although the month seems over; null: no doubt"),
     comment="Bills per month, each issue of them.",
 )
 

@@ -75,7 +75,7 @@ ROWS_OF_WINDOW = """
     UNION ALL
     (SELECT period_start, period_end FROM database_size_aggregations
      WHERE period_type = {0}.period_type AND period_start = {0}.period_start LIMIT 1)"""
-"""A row or two of a window, of servers or of databases; none where it has none."""
+"""At most two rows of a window, one of servers and one of databases; none if the window has none."""
 WINDOW_ENDS = f"""
     SELECT n.period_end, {before("n")} AS before_start FROM ({ROWS_OF_WINDOW.format("k")}) AS n LIMIT 1"""  # noqa: S608 -- as above
 """The last day of a window `k`, and the first one of the window before; no row where it has none."""

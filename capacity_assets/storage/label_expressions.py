@@ -26,7 +26,7 @@ def matches(span: str, database: str) -> str:
 
 
 def weights(span: str, database: str) -> tuple[str, ...]:
-    """Return what decides which of two labels of one key holds: the greater; of equal ones, the first pattern."""
+    """Return the sort keys of two labels of one key: the greater applies; of equal ones, the first pattern."""
     pattern = f"{span}.database_pattern"
     return f"{pattern} = {database}", f"{pattern} <> ''", f"length(translate({pattern}, '*?', ''))"
 

@@ -35,7 +35,7 @@ from capacity_assets.storage.tables import BY_DAY, table_metadata
 
 BY_FORECAST_DAY = "RANGE (as_of)"
 
-# A sample without it is of a volume of which all is used that is not free, or older than the column.
+# Null means that all space that is not free is used, or that the sample is older than the column.
 USED_MB = "coalesce({0}.used_mb, {0}.total_mb - {0}.free_mb)"
 volume_size_stats = Table(
     "volume_size_stats",
@@ -45,7 +45,7 @@ volume_size_stats = Table(
     Column("volume_name", String(255), nullable=False, comment="File system, disk group or pool, as the server says"),
     megabytes("total_mb", "How much it holds"),
     megabytes("free_mb", "How much of that the server can still use"),
-    Column("used_mb", BigInteger, comment="How much of it is used, MiB; null: all that is not free"),
+    Column("used_mb", BigInteger, comment="Used space, MiB; null: all that is not free"),
     limit_source(),
     timestamp("collected_at", "When the sample was taken"),
     PrimaryKeyConstraint("collected_date", "instance_id", "volume_name", name="volume_size_stats_pkey"),

@@ -72,7 +72,7 @@ READER_VIEWS = (
             ViewColumn("volume", "s.volume_name", "File system, disk group or pool"),
             ViewColumn("total_mb", "s.total_mb", "How much it holds, MiB"),
             ViewColumn("free_mb", "s.free_mb", "How much of that is free, MiB"),
-            ViewColumn("used_mb", USED_MB.format("s"), "How much of it is used, MiB"),
+            ViewColumn("used_mb", USED_MB.format("s"), "Used space, MiB"),
             ViewColumn("source", "s.source", "Where the figures come from: measured or imported"),
             _COLLECTED_AT,
         ),

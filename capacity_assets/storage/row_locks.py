@@ -1,7 +1,7 @@
 """Locks as rows of `capacity_locks`: a role that may not write there cannot hold one.
 
-An advisory lock can be held by every role that may connect. A row is locked with the right to update it, for the length
-of a transaction, and comes free when the session ends in whichever way.
+Any role that may connect can hold an advisory lock. Locking a row requires the UPDATE privilege, lasts until the end of
+the transaction, and is released when the session ends for any reason.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from capacity_assets.storage.tables import table_metadata
 capacity_locks = Table(
     "capacity_locks",
     table_metadata,
-    Column("name", String(63), primary_key=True, comment="What is locked: a period, samples, or one kind of work"),
-    comment="Locks: whoever holds one has locked its row until the end of a transaction.",
+    Column("name", String(63), primary_key=True, comment="Name of the lock: a period, samples, or a kind of work"),
+    comment="Locks: the holder keeps the row locked until the end of its transaction.",
 )
 
 
@@ -29,7 +29,7 @@ def try_lock(connection: Connection, name: str) -> bool:
     return connection.execute(text(TAKE), {"name": name}).first() is not None
 
 
-# Where it is missing: whoever enters one that is there waits for who has updated it.
+# Insert the row only if it is missing: inserting an existing row waits for the session that updated it.
 ENTER = """
 INSERT INTO capacity_locks (name)
 SELECT CAST(:name AS text) WHERE CAST(:name AS text) NOT IN (SELECT name FROM capacity_locks) ON CONFLICT DO NOTHING

@@ -14,7 +14,7 @@ LAST_DECLARED = """(SELECT instance_id, max(declared_at) AS last_at
     FROM (SELECT instance_id, declared_at FROM capacity_limits
           UNION ALL SELECT instance_id, declared_at FROM capacity_steps) AS limits_and_steps
     GROUP BY instance_id)"""
-"""When limits or steps of each server were declared last; an issue that has them stores a later time with its rows."""
+"""When limits or steps of each server were last declared; an issue that includes them has a later time in its rows."""
 _NEWEST = f"""FROM (SELECT max(as_of) AS as_of FROM capacity_runways) AS newest
 JOIN capacity_runways r ON r.as_of = newest.as_of
 LEFT JOIN instances i ON i.id = r.instance_id
@@ -33,10 +33,10 @@ STANDS_FOR_ITSELF = f"""(
 
 
 def headroom(rows: str) -> str:
-    """Return the query of what is left before limits, MiB, given rows with server_id, subject, headroom_mb and counted.
+    """Return the query for the free capacity in MiB, given rows with server_id, subject, headroom_mb and counted.
 
-    Volumes, and where a server has none its declared limit; a full one has nothing left, one without a known limit
-    has no part in it. Null: no limit is known.
+    It adds up volumes and, for servers without volumes, their own limit. A full one counts as 0; one without a known
+    limit is left out. Null: no limit is known.
     """
     return f"""
     SELECT sum(greatest(l.headroom_mb, 0)) FROM {rows} AS l
@@ -45,7 +45,7 @@ def headroom(rows: str) -> str:
 
 
 UNKNOWN_LIMITS = "count(*) FILTER (WHERE r.subject = 'database' AND r.state = 'limit unknown')"
-"""How many databases have no known limit, replicas too: a disk fills whoever counts its bytes."""
+"""Number of databases without a known limit, including replicas, because their disks fill as well."""
 
 
 def error_measures(actual: str, forecast: str, lower: str, upper: str, size: str) -> dict[str, str]:

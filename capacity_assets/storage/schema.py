@@ -44,7 +44,7 @@ READS_A_WIDENED_COLUMN = (
     "again."
 )
 GROUP_DEFINITIONS = {SERVER_SIZES, *(view.name for view in GROUP_VIEWS)}
-"""The views that say what sums of groups are."""
+"""The views that define the sums of groups."""
 
 
 def untracked_changes(engine: Engine) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
             raise SchemaProblemsError(
                 ["This database only reads cells and has no tables of its own. Use another database."]
             )
-        # Before the first write: a trigger of another role would run.
+        # Before the first write, because it would run triggers of other roles.
         if doors := _open_doors(connection, is_init=True):
             raise SchemaProblemsError(doors)
         done = _keep_other_upgrades_out(connection)
@@ -132,17 +132,17 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         done += [f"taken away and put back as it was: view {view}" for view in readers]
         done += _renew_views(connection, taken)
         carry_out(connection, comment_steps(connection, metadata.sorted_tables))
-        # Roles that read only the views, too, are to notice that the schema is newer than their program.
+        # Roles that read only views must also be able to detect a newer schema.
         if not connection.execute(text(_EVERYBODY_READS), {"name": VERSION_TABLE}).scalar():
             execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
     return tuple(done)
 
 
 def _keep_other_upgrades_out(connection: Connection) -> list[str]:
-    """Take the lock of the schema, after its table where that is missing; return what was done."""
+    """Take the schema lock, creating its table first if missing; return what was done."""
     done: list[str] = []
     if not connection.execute(text("SELECT to_regclass(:name)"), {"name": capacity_locks.name}).scalar():
-        # Where another upgrade makes it just now, this waits for it, and then for the row.
+        # If another upgrade is creating the table, this waits for it, and then for the row.
         with suppress(IntegrityError, ProgrammingError), connection.begin_nested():
             capacity_locks.create(connection)
             execute(connection, [_LET_WRITERS_LOCK])
@@ -151,7 +151,7 @@ def _keep_other_upgrades_out(connection: Connection) -> list[str]:
     return done
 
 
-# In a database of a version before, where roles have been granted what they write to.
+# In a database of an earlier version, roles that can write to the tables also get access to the locks.
 _LET_WRITERS_LOCK = f"""
 DO $$
 DECLARE writer record;
@@ -214,7 +214,7 @@ def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
         execute(connection, _taken_away(connection))
         execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
     if any(view.name in GROUP_DEFINITIONS for view in outdated):
-        forget_group_sums(connection)  # what is stored was added up by the view before
+        forget_group_sums(connection)  # the stored sums come from the former view
     return [f"created or renewed view {view.name}" for view in outdated]
 
 
@@ -254,7 +254,7 @@ def _refuse_a_newer_schema(revision: str | None) -> None:
 
 
 def newer_schema_text(revision: str) -> str:
-    """Say that a newer version has made the schema, and what to do."""
+    """Return the message that a newer version created the schema, with what to do."""
     return (
         f"The capacity schema is at revision {revision}, created by a newer version; this version supports "
         f"{SCHEMA_REVISION}. Install the newer version."
@@ -262,10 +262,10 @@ def newer_schema_text(revision: str) -> str:
 
 
 def _open_doors(connection: Connection, *, is_init: bool = False) -> list[str]:
-    """List what lets another role have its own code run by the owner's statements, and what to do.
+    """List objects through which another role could run code in statements of the owner, and what to do.
 
-    What is ours belongs to a role that could replace it anyway (the owner of the schema or of the database, a
-    superuser), or to the role that runs `capacity init`: later on, to the owner of the table of its revision.
+    Objects of this project must belong to a role that could replace them anyway (the owner of the schema or database, a
+    superuser) or to the role that runs `capacity init`; later, to the owner of the version table.
     """
     problems = [
         f"every role may create objects in the schema {row.schema}, as PostgreSQL 14 and older allow in public. A "

@@ -1,8 +1,7 @@
-"""In SQL: whether what was computed holds a change, by PostgreSQL's own account of which transactions it could see.
+"""SQL conditions: whether a computed row includes a change, by PostgreSQL's transaction snapshots.
 
-Numbers of transactions mean something in one database of one server only.
-
-What records changes with their transactions is in `change_tracking` and `group_tracking`.
+Transaction IDs are meaningful only within one database of one server. `change_tracking` and `group_tracking` record
+changes with their transactions.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ def is_seen(change: str, holder: str) -> str:
 
 
 def is_foreign(holder: str) -> str:
-    """Return the condition that the snapshot of a row is one of another server or database, or of a time to come."""
+    """Return the condition that the snapshot of a row comes from another server or database, or from the future."""
     return f"""(({holder}.system_identifier, {holder}.database_oid) <> (
             SELECT s.system_identifier, CAST(d.oid AS bigint) FROM pg_control_system() s
             CROSS JOIN pg_database d WHERE d.datname = current_database())
@@ -27,7 +26,7 @@ def is_foreign(holder: str) -> str:
 
 
 def is_to_come(change: str) -> str:
-    """Return the condition that the transaction of a recorded change has not begun here: it is another server's."""
+    """Return the condition that the transaction of a recorded change has not begun here: it is from elsewhere."""
     return f"{transaction_of(change)} >= {_NEXT_TRANSACTION}"
 
 

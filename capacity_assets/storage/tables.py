@@ -64,9 +64,9 @@ BY_WINDOW = "RANGE (period_type, period_start)"
 
 
 def _impossible_index(table: str, *measured: str) -> Index:
-    """Return the index of rows with an impossible value: empty as a rule, and the check looks at the whole history."""
+    """Return the index of rows with an impossible value, for the check of the whole history; it is normally empty."""
     arms = [f"min_{name} < 0" for name in measured]
-    # As PostgreSQL shows it, so that a comparison finds it again.
+    # In the form PostgreSQL displays, so that the comparison recognises it.
     arms += [f"max_{name} > '{LARGEST_MB}'::bigint" for name in measured if name.endswith("_mb")]
     condition = text(" OR ".join(arms))
     return Index(f"ix_{table}_impossible", "period_type", "period_start", postgresql_where=condition)
@@ -242,7 +242,7 @@ computed_windows = Table(
     Column("fingerprint", String(64), comment="What computed it, for which servers; null: not known"),
     Column("processed_instances", Integer, comment="Servers with samples in it"),
     Column("total_records", BigInteger, comment="Rows its samples supported"),
-    Column("protected_records", BigInteger, comment="Those of them that were left alone, for samples that are gone"),
+    Column("protected_records", BigInteger, comment="Those of them that were kept because samples are gone"),
     Column("unsampled_records", BigInteger, comment="Rows kept beside them although no sample of them is left"),
     comment="Windows that were computed for all servers, and up to which change of the samples.",
 )

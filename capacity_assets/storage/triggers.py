@@ -1,11 +1,11 @@
-"""Triggers that record writes: what one is, as data, and the statements that create it where it is missing.
+"""Triggers that record writes: their definition as data, and the statements that create missing ones.
 
-They run once per statement and read only the rows of that statement. What is recorded is in `change_tracking` and
-`group_tracking`.
+They run once per statement and read only the rows of that statement. `change_tracking` and `group_tracking` define what
+is recorded.
 
-The functions have the rights of their owner, so that whoever writes samples needs none on the log. Nobody else may call
-them, and they refuse any relation but our own tables and the shards of these: an operator, a cast or a function of a
-caller's own would run with these rights, too.
+The functions run with the privileges of their owner, so that roles that write samples need none on the log. No other
+role may call them, and they refuse all relations except our own tables and their shards: otherwise a caller's
+operators, casts or functions would run with the owner's privileges.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TRUNCATED = {"truncate": ""}
 
 @dataclass(frozen=True)
 class Tracking:
-    """A function and the triggers of a table that call it; `what` they record, for messages.
+    """A function and the triggers of a table that call it; `what` they record is used in messages.
 
-    A function of several tables has all of them as `callers`.
+    A function used by several tables has all of them as `callers`.
     """
 
     table: str
@@ -47,8 +47,8 @@ class Tracking:
         return f"{self.function}_{event}" if len(self.events) > 1 else self.function
 
 
-# The relation that fired may be a shard, whose name is not the table's, but lies in its schema and has its owner: who
-# could make such a relation has the rights of the owner already.
+# The relation may be a shard, with another name but in the table's schema and with its owner. A role that could create
+# such a relation already has the owner's privileges.
 _REFUSE_OTHERS = """    IF NOT EXISTS (
         SELECT FROM pg_class ours JOIN pg_class fired USING (relnamespace, relowner)
         WHERE ours.oid IN ({callers}) AND fired.oid = TG_RELID
@@ -65,7 +65,7 @@ SELECT prosrc, prosecdef, proconfig,
 FROM pg_proc
 WHERE proname = :name AND pronargs = 0 AND pronamespace = CAST(current_schema() AS regnamespace)
 """
-# From everybody, and from whom the default privileges of the owner give it to.
+# From PUBLIC, and from roles that get it through the owner's default privileges.
 _REVOKE = """
 DO $$
 DECLARE granted record;
@@ -86,7 +86,7 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
     """Return what is missing: the function and the triggers that are absent, old or disabled."""
     table, function = tracking.table, tracking.function
     reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
-    too_open = f"the function {function} could be called by other roles, and run code of theirs as its owner"
+    too_open = f"the function {function} could be called by other roles and run their code as its owner"
     schema = quoted(connection.execute(text("SELECT current_schema()")).scalar_one())
     unguarded = tracking.body.replace(SCHEMA_MARK, schema)
     callers = ", ".join(f"to_regclass({literal(f'{schema}.{quoted(name)}')})" for name in tracking.callers or (table,))
@@ -97,7 +97,7 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
     found = connection.execute(text(_FOUND), {"name": function}).first()
     recorded = None if found is None else (found.prosrc, found.prosecdef, found.proconfig)
     if recorded != (body, True, [f"search_path={path}"]):
-        # The body of versions before recorded the same.
+        # The function body of earlier versions recorded the same.
         was_recorded = recorded == (unguarded, True, [f"search_path={path}"])
         yield SchemaStep(
             too_open if was_recorded else reason,

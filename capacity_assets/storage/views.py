@@ -45,7 +45,7 @@ _ELAPSED = (
     ),
     ViewColumn("is_open", "(a.period_end > current_date)", "Whether days of the window are still to come"),
 )
-_IS_DERIVED = "Whether the server has no total in the window, and its size and change are those of its databases"
+_IS_DERIVED = "Whether the server has no total in the window; its size and change are then those of its databases"
 _SERVER_ID = ViewColumn(
     "server_id", "a.instance_id", "Number of the server; a filter by it is answered from an index, one by name is not"
 )
@@ -112,9 +112,9 @@ _NEWEST = " UNION ALL ".join(
 _OF_NEWEST_WINDOWS = f"""FROM ({_NEWEST}) AS newest
 JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
 
-# Windows with servers that have databases and no total: as they were found when the groups of the window were stored.
-# Null, which is all of them, where a change is newer than that, or the totals were taken away as a whole, which no
-# change of the window tells.
+# Windows with servers that have databases but no total, as determined when the groups of the window were stored. Null
+# means all windows: a change is newer than that, or all totals were removed at once, which is not recorded as a change
+# of the window.
 _WITHOUT_TOTALS = f"""
         SELECT v.period_type, v.period_start, v.before_start,
                CASE WHEN totals.exist THEN v.derived_servers END AS servers
@@ -132,7 +132,7 @@ _WITHOUT_TOTALS = f"""
 
 
 def _of_databases(start: str) -> dict[str, str]:
-    """Sums of databases `d` in one of the windows: each counts with its days, so that renaming one changes none."""
+    """Sums of databases `d` in a window, weighted by their days, so that renaming a database changes no sum."""
     of_window = f"FILTER (WHERE d.period_start = {start})"
     days = f"max(d.data_count) {of_window}"
     return {
@@ -162,7 +162,7 @@ _TOTALS = (
 
 
 def _derived(name: str) -> str:
-    # Both parts have the same types: else PostgreSQL hands no condition on to any of them.
+    # Both parts have the same types; otherwise PostgreSQL pushes no condition down into them.
     return f"CAST({_DERIVED.get(name, 'NULL')} AS {instance_size_aggregations.c[name].type.compile(DIALECT)})"
 
 
@@ -222,7 +222,7 @@ _DATABASE_COLUMNS = (
 VIEWS = (
     View(
         SERVER_SIZES,
-        "Size of each server in each window: its total, or where it has none the sum of its databases.",
+        "Size of each server in each window: its total or, without a total, the sum of its databases.",
         (
             *(ViewColumn(name, f"a.{name}", str(instance_size_aggregations.c[name].comment)) for name in _TOTALS),
             ViewColumn("is_derived", "a.is_derived", _IS_DERIVED),

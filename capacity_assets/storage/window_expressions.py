@@ -5,15 +5,15 @@ from __future__ import annotations
 from capacity_assets.units import LARGEST_MB
 
 SERVER_SIZES = "capacity_server_sizes"
-"""The view that says what a server's size in a window is; every sum over servers reads it."""
+"""The view that defines the size of a server in a window; every sum over servers reads it."""
 TIES = "size_mb DESC, server_id, database"
-"""What rows of equal change are ordered by, wherever they are listed."""
+"""The order of rows with equal changes, in all lists."""
 
 _PART = "floor({0}.avg_size_mb * CAST({0}.data_count AS numeric) / greatest({0}.data_count, {1}.data_count))"
 NOW, THEN = _PART.format("a", "s"), _PART.format("b", "sb")
-"""The part of a database `a` in the size of its server `s`, by measured days; and that of `b` in `sb` before, MiB.
+"""The share of a database `a` in the size of its server `s`, by measured days, and of `b` in `sb` before, in MiB.
 
-Rounded down, as the total of the server is: so parts leave no less than nothing of it.
+Rounded down like the total of the server, so that the remainder is never negative.
 """
 CHANGE = f"""CASE WHEN s.total_size_change_mb IS NULL THEN NULL
                 WHEN a.size_change_mb IS NOT NULL AND (sb.instance_id IS NULL
@@ -23,9 +23,10 @@ CHANGE = f"""CASE WHEN s.total_size_change_mb IS NULL THEN NULL
 
 
 def counted(window: str) -> str:
-    """Return whether `a` counts in the mean number of databases of its server `s`, 1 or 0, in each `window`.
+    """Return 1 if `a` counts in the mean number of databases of its server `s` in each `window`, else 0.
 
-    Of databases that were there one after the other only as many do as there were, those of most days first.
+    If databases existed one after the other, only as many count as the server had on average, those with most days
+    first.
     """
     return f"""CASE WHEN s.database_count >= row_number()
                 OVER (PARTITION BY {window}, a.instance_id, a.key ORDER BY a.data_count DESC, a.database_name)
@@ -33,7 +34,7 @@ def counted(window: str) -> str:
 
 
 def possible(size_mb: str, change_mb: str) -> str:
-    """Return the condition that a stored size and its change can be: versions before stored whatever was sampled."""
+    """Return the condition that a stored size and its change are possible; earlier versions stored any value."""
     return f"{size_mb} <= {LARGEST_MB} AND ({change_mb} IS NULL OR {change_mb} BETWEEN -{LARGEST_MB} AND {LARGEST_MB})"
 
 

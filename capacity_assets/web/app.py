@@ -53,7 +53,7 @@ SECONDS_KEPT = 10
 # What is kept for half a minute is read again before anybody has to wait for it.
 SECONDS_BETWEEN_READING_AHEAD = 20
 ANSWER_SECONDS = STATEMENT_TIMEOUT_SECONDS + 1
-# More than there are connections: many wait for what one of them reads.
+# More than there are connections, because many requests wait for one query.
 THREADS = 32
 FORMATS = ("html", "json", "csv")
 STATEMENT_CANCELLED = "57014"
@@ -161,7 +161,7 @@ class Answers:
     def __init__(self, reader: Reader, names: Names, renderer: Renderer, serving: Serving) -> None:
         """Answer with what `reader` and `names` find."""
         self._reader, self._names, self._renderer, self._serving = reader, names, renderer, serving
-        # Of their own, so that files do not wait behind the database.
+        # A separate pool, so that static files do not wait for the database.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pages")
 
     def of(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
@@ -173,7 +173,7 @@ class Answers:
         return answer
 
     async def _in_time(self, request: Request, page: Page, read: Callable[[Asked], Dated]) -> Response:
-        """Answer from a thread, or refuse in time; what is being read by then is finished, for who asks again."""
+        """Answer from a thread, or refuse after the time limit; the query still finishes, for repeated requests."""
         answering = self._threads.submit(self._answer, request, page, read)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(answering), ANSWER_SECONDS)
@@ -206,7 +206,7 @@ class Answers:
     def _read(self, page: Page, asked: Asked) -> Dated:
         """Read a page, or return what was read within the last seconds: in the morning many ask the same."""
         if asked.values.get("format") == "csv":
-            # Two hundred times as many rows, for one reader.
+            # Not cached: two hundred times as many rows, for a single reader.
             return self._now(page.read(self._reader, asked))
         values = tuple(sorted((name, value) for name, value in asked.values.items() if name != "format"))
         key = (page.path, values, asked.today)

@@ -1,7 +1,7 @@
-"""Limits of the web servers, the one of the pages and Dagster's: how much a client may send, for how long, how many.
+"""Limits of the web servers of the pages and of Dagster: request size, request time and number of connections.
 
-uvicorn bounds the head of a request with h11 only, waits for it without end, and accepts connections until no file can
-be opened any more.
+uvicorn limits the head of a request only with h11, waits for requests forever, and accepts connections until the
+process runs out of file descriptors.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LARGEST_HEAD_BYTES = 32 * 1024
 REQUEST_SECONDS = 10
-"""Within which a request is there as a whole, from the connection or the answer before."""
+"""Time within which a request must arrive completely, from the connection or the previous response on."""
 STALLED_SECONDS = 30
-"""After which a client that takes nothing of its answer is given up."""
+"""Time after which a client that reads nothing of its response is disconnected."""
 SECONDS_BETWEEN_LOOKS = 1
 MOST_CONNECTIONS = 1000
-# Those that come at once are all accepted before the first of them is counted.
+# Connections that arrive together are all accepted before the first one is counted.
 BACKLOG = 64
 
 
 def limits() -> dict[str, Any]:
-    """Return the options of uvicorn that bound its clients."""
+    """Return the uvicorn options that limit clients."""
     return {"http": BoundedConnection, "h11_max_incomplete_event_size": LARGEST_HEAD_BYTES, "backlog": BACKLOG}
 
 
 def most_connections() -> int:
-    """Return how many connections are kept: half of the files that the process may open, and not too many."""
+    """Return the maximum number of connections: half of the limit on open files, at most MOST_CONNECTIONS."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files // 2)
 
 
 class BoundedConnection(H11Protocol):
-    """Closes a connection whose client is too slow. Beyond the limit, the one that waits longest makes room."""
+    """Closes connections of slow clients; beyond the limit, the connection that has waited longest for its client."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
-        """Begin to wait for the request."""
+        """Start the time limit for the request."""
         super().connection_made(transport)
         self._waits_since = self._moved_at = self.loop.time()
         self._unsent = 0
@@ -48,17 +48,17 @@ class BoundedConnection(H11Protocol):
             self._make_room()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request."""
+        """Start the time limit for the next request."""
         self._waits_since = self.loop.time()
         super().on_response_complete()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Leave the connection to the protocol of web sockets, which pings its clients."""
+        """Hand the connection over to the WebSocket protocol, which pings its clients."""
         self._looking.cancel()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop looking after it."""
+        """Stop checking the connection."""
         self._looking.cancel()
         super().connection_lost(exc)
 
@@ -77,10 +77,10 @@ class BoundedConnection(H11Protocol):
             self._looking = self.loop.call_later(SECONDS_BETWEEN_LOOKS, self._look)
 
     def _make_room(self) -> None:
-        """Close the connection that has waited longest for its client; requests that are answered go on."""
+        """Close the connection that has waited longest for its client; requests in progress continue."""
         ours = [one for one in self.connections if isinstance(one, BoundedConnection)]
         waiting = [one for one in ours if one._is_sending or one.transport.get_write_buffer_size()]  # noqa: SLF001 -- ours
         longest = min(waiting, key=lambda one: one._waits_since)  # noqa: SLF001 -- as above
-        # It is lost later, and others may come before that.
+        # connection_lost is called later, and new connections may arrive before that.
         self.connections.discard(longest)
         longest.transport.abort()

@@ -56,7 +56,7 @@ class Runway:
     is_outdated: bool
     """Whether limits or steps of its server were declared since."""
     volumes: list[str] | None
-    """Those on which a database grows; None: unknown."""
+    """Volumes on which a database grows; None if unknown."""
     ahead: Sequence[ForecastDay] = field(default=())
 
     @property
@@ -86,7 +86,7 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """A server in service without a sample on the newest day, and why; `reason` None: nobody tried, or said why."""
+    """An active server without a sample on the newest day; `reason` None: no attempt, or none with a reason."""
 
     server_id: int
     server: str
@@ -95,7 +95,7 @@ class Unmeasured:
     failure: str | None
     reason: str | None
     tried_on: date | None
-    """Day of the last attempt to measure it; None: there was none for a week."""
+    """Day of the last attempt to measure it; None: no attempt in the last week."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """Adds headers to every answer; a policy beside one that is there restricts further, and replaces nothing."""
+    """Adds headers to every response; a content security policy is added to an existing one to restrict it."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] = HEADERS) -> None:
         """Wrap `app`."""
@@ -49,10 +49,10 @@ class SecurityHeaders:
 
 
 class Allowed:
-    """Lets in who knows the token, or whom a proxy vouches for; everybody where neither is asked for.
+    """Allows requests with the token, or with a user named by a proxy; all requests if neither is configured.
 
-    The browser asks for the token as a password, and sends it to this port only. A cookie would go to every port of
-    the host, where others may listen.
+    The browser asks for the token as a password and sends it only to this port. It would send a cookie to every port of
+    the host, where other programs may listen.
     """
 
     def __init__(self, app: ASGIApp, *, token: str | None, user_header: str | None) -> None:
@@ -75,7 +75,7 @@ class Allowed:
 
 
 def _token_in(headers: Headers) -> bytes:
-    """Return the token that a script sends, or a browser as a password; empty where there is none."""
+    """Return the token, sent by a script as Bearer or by a browser as password; empty if there is none."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         with suppress(ValueError):

@@ -75,7 +75,7 @@ class Names:
         return [*first, *others][:shown]
 
 
-# A day that lies ahead is not the newest one. Days begin earlier than in UTC by half a day at most.
+# A future day is not the newest one. In other time zones days begin at most half a day earlier than in UTC.
 _NAMES = """
 SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
 UNION ALL

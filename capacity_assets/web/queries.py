@@ -30,7 +30,7 @@ from capacity_assets.web.reading import Reader, found, rows
 
 DECLARED_SECONDS_KEPT = 10
 UNMEASURED_SHOWN, UNMEASURED_SECONDS_KEPT = 20, 30
-# So far back an attempt is looked for: each day has one of every server.
+# How far back attempts are searched: each day has one per server.
 TRIED_DAYS = 7
 
 
@@ -50,7 +50,7 @@ def newest_window(connection: Connection, period: Period) -> Window | None:
 
 
 def newest_day(connection: Connection, today: date) -> date | None:
-    """Return the newest day with samples; a sample of a day that lies ahead is of none."""
+    """Return the newest day with samples; samples with a future day are ignored."""
     # Not max(), as above.
     query = """
         SELECT max(day) AS day FROM (
@@ -116,12 +116,12 @@ def runway_of(connection: Connection, server_id: int, subject: str, name: str) -
 
 
 def binding_of(connection: Connection, runway: Runway | None) -> Runway | None:
-    """Return what fills first of a database, its server's own limit and its volumes; None where none has a date."""
+    """Return the forecast that fills first: the database, its server's own limit or a volume; None without a date."""
     if runway is None:
         return None
     asked = {"server": runway.server_id, "volumes": runway.volumes or []}
     around = runways(connection, _AROUND, asked)
-    # The database itself comes first: it stands where another is full on the same day.
+    # The database comes first, so it wins if another one is full on the same day.
     dated = [one for one in (runway, *around) if one.full_middle is not None]
     return min(dated, key=lambda one: (one.full_middle, one.full_early), default=None)
 
@@ -146,14 +146,14 @@ def _runway(row: Row[Any]) -> Runway:
 
 @dataclass(frozen=True)
 class UnmeasuredServers:
-    """The servers in service without a sample on the newest day on which any was measured or tried."""
+    """The active servers without a sample on the newest day with a sample or an attempt of any server."""
 
     day: date | None
     servers: Sequence[Unmeasured]
 
 
 def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers:
-    """Return the servers in service that were not measured on the newest day, those that were measured last first."""
+    """Return the active servers that were not measured on the newest day, the most recently measured first."""
     tried = rows(connection, _NEWEST_ATTEMPT, {"today": today})[0].day
     day = max(filter(None, (newest_day(connection, today), tried)), default=None)
     seen = _SEEN_ON_NODES if tables_are_distributed(connection) else _SEEN
@@ -162,7 +162,7 @@ def unmeasured_servers(connection: Connection, today: date) -> UnmeasuredServers
 
 
 def unmeasured_beside(reader: Reader, asked: Asked) -> UnmeasuredServers:
-    """Return what belongs beside the first page of a list of the newest window: what it cannot show."""
+    """Return the unmeasured servers, for the first page of a list of the newest window; else none."""
     if asked.page > 1 or asked.day("window"):
         return UnmeasuredServers(None, ())
     key = ("unmeasured", asked.today)
@@ -293,7 +293,7 @@ def labelled_servers(connection: Connection, key: str, value: str | None, day: d
     return [row.instance_id for row in rows(connection, query.format(condition), asked)]
 
 
-# A day that lies ahead was not tried.
+# Attempts with a future day are ignored.
 _NEWEST_ATTEMPT = "SELECT (SELECT day FROM capacity_attempts WHERE day <= :today ORDER BY day DESC LIMIT 1) AS day"
 _UNMEASURED = """
 WITH silent AS MATERIALIZED (
@@ -314,7 +314,7 @@ _SEEN = """
     SELECT server_id, (SELECT max(t.day) FROM capacity_server_samples t
                        WHERE t.server_id = s.server_id AND t.day <= :day) AS last_day
     FROM silent s"""
-# On Citus nothing is looked up server by server.
+# On Citus, not one lookup per server.
 _SEEN_ON_NODES = """
     SELECT server_id, max(day) AS last_day FROM capacity_server_samples
     WHERE server_id IN (SELECT server_id FROM silent) AND day <= :day GROUP BY server_id"""

@@ -28,7 +28,7 @@ NAMED = 3
 # So many times as old, a value is not shown any more.
 STALE_TIMES = 3
 MOST_KEPT_BYTES = 32 * 1024 * 1024
-"""Of all values together, as they are pickled; in memory they take about six times as much."""
+"""Limit for all values together, in pickled size; in memory they take about six times as much."""
 SECONDS_BETWEEN_REVISIONS = 10
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def role_to_read_with(engine: Engine) -> str | None:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A value, when it was read, until when it is shown, and its size."""
+    """A cached value, when it was read, until when it may be shown, and its size."""
 
     value: Any
     read_at: float
@@ -107,7 +107,7 @@ class Reader:
             yield connection
 
     def refuse_a_newer_schema(self) -> None:
-        """Raise DatabaseError where a newer version has made the schema meanwhile: its connections are older."""
+        """Raise DatabaseError if a newer version has upgraded the schema since the connections were opened."""
         newer = self.kept_of(
             "schema", lambda connection: newer_schema(connection.connection), SECONDS_BETWEEN_REVISIONS
         )
@@ -167,7 +167,7 @@ class Reader:
         reading.set_result(value)
 
     def _keep(self, key: Hashable, value: Any, seconds: float, size_bytes: int) -> None:
-        """Keep a value; what is too old is dropped, and where there is too much, what would be too old first."""
+        """Cache a value; drop expired values, and if the cache is full, those that expire first."""
         now = time.monotonic()
         self._kept.pop(key, None)
         for old in [old for old, kept in self._kept.items() if kept.shown_until <= now]:
@@ -187,7 +187,7 @@ def rows(connection: Connection, query: str, parameters: Mapping[str, Any] | Non
 def found(
     kind: Callable[..., T], connection: Connection, query: str, parameters: Mapping[str, Any] | None = None
 ) -> list[T]:
-    """Run a query and return a `kind` of each row; the columns are its fields. A sum is a whole number of any size."""
+    """Run a query and return a `kind` of each row; the columns are its fields. Sums (numeric) become integers."""
     return [
         kind(**{name: int(value) if isinstance(value, Decimal) else value for name, value in row._mapping.items()})  # noqa: SLF001 -- SQLAlchemy's public name
         for row in rows(connection, query, parameters)

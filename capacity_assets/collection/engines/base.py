@@ -25,10 +25,10 @@ PROGRAM = "capacity_assets"
 NAMED = 5
 # Sizes from the catalogue instead of the files, where reading every file takes too long; or what files take on disk.
 FILES, ALLOCATED, STATISTICS = "files", "allocated", "statistics"
-# More than any server reports, and few enough that endless answers of many servers at once do no harm.
+# More than any server reports, and small enough for endless responses from many servers at the same time.
 MOST_ROWS = 200_000
 MOST_BYTES = 32 * 1024 * 1024
-# How much longer than its time limit an answer is read; the server should have given up by itself.
+# A response is read this much longer than its time limit, because the server should cancel the query itself.
 SLACK_SECONDS = 2.0
 ROWS_AT_A_TIME = 1000
 TLS_OFF, TLS_REQUIRE, TLS_VERIFY_CA, TLS_VERIFY_FULL = "off", "require", "verify-ca", "verify-full"
@@ -154,21 +154,21 @@ class EngineAdapter(ABC):
 
 @dataclass
 class Allowance:
-    """What one connection may receive altogether, and until when its current answer must be complete.
+    """How much one connection may receive in total, and the deadline of its current response.
 
-    A time limit of a socket is none of an answer: it begins again with every byte. And drivers keep whatever they are
-    sent, asked for or not.
+    A socket timeout does not limit a response, because it restarts with every byte. Drivers store everything they
+    receive, whether requested or not.
     """
 
     received_bytes: int = 0
     deadline: float = math.inf
 
     def begin(self, seconds: float) -> None:
-        """Begin to wait for an answer."""
+        """Set the deadline for the next response."""
         self.deadline = time.monotonic() + seconds + SLACK_SECONDS
 
     def take(self, size_bytes: int) -> None:
-        """Count what is received, or is about to be; raises MeasureError if it is too much or too late."""
+        """Count bytes received or about to be read; raises MeasureError if there are too many or it is too late."""
         self.received_bytes += size_bytes
         if self.received_bytes > MOST_BYTES:
             raise too_much()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Volume:
-    """A file system, disk group, pool or quota: how much it holds, and how much of that the server can still use.
+    """A file system, disk group, pool or quota: its total size, and the space that the server can still use.
 
-    `used_bytes` is what is used, where it is less than the rest: a file system keeps a reserve for root, a disk group
-    one for mirrors. None: all the rest is used.
+    `used_bytes` is the used space if it is less than the remainder: a file system keeps a reserve for root, a disk
+    group for mirrors. None: the whole remainder is used.
     """
 
     name: str

@@ -79,7 +79,7 @@ LEFT JOIN ({_MYSQL_OWN.format(size="FILE_SIZE")}) AS own
     ON {_MYSQL_IS_OWN.format(schema="p.TABLE_SCHEMA", table="p.part_name")}
 WHERE t.ENGINE = 'InnoDB' AND own.full_name IS NULL GROUP BY schema_name
 """  # noqa: S608 -- as above
-# By their encoded folder.
+# By the encoded folder of the file.
 MARIADB_SHARED = """
 SELECT SUBSTRING_INDEX(NAME, '/', 1) AS folder, COUNT(*) FROM information_schema.INNODB_SYS_TABLES
 WHERE SPACE = 0 AND NAME LIKE '%/%' GROUP BY folder

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NATIVE, FAST_SHA2, SHA256 = "mysql_native_password", "caching_sha2_password", "sha256_password"
 SCRAMBLE_LENGTH = 20
-# Packets of caching_sha2_password: the server knows the proof; or it asks for the password.
+# Packets of caching_sha2_password: the server accepts the proof, or asks for the password.
 PROOF_ACCEPTED = b"\x01\x03"
 
 
@@ -137,17 +137,17 @@ def _password_is_safe(access: Access) -> bool:
 
 
 class _ProvingLogin:
-    """Logs in to whoever answers: proves that the password is known, and does not send it.
+    """Logs in to an unverified server: proves knowledge of the password without sending it.
 
-    The driver would send the password to any server that asks for it over TLS, verified or not, and without TLS
-    encrypt it for any key that the server hands out. Here it is encrypted for the registered key only.
+    The driver would send the password to any server that asks for it over TLS, verified or not, and without TLS encrypt
+    it with any key that the server sends. Here it is encrypted with the registered key only.
     """
 
     def __init__(self, method: str, public_key: str | None, connection: Any) -> None:
         self._method, self._public_key, self._connection = method, public_key, connection
 
     def authenticate(self, packet: Any) -> Any:
-        """Answer a packet of the login; raises MeasureError where it asks for the password."""
+        """Answer a login packet; raises MeasureError if it asks for the password."""
         proof = _proofs().get(self._method)
         if packet.is_auth_switch_request():
             self._connection.salt = packet.read_all()
@@ -172,7 +172,7 @@ class _ProvingLogin:
     def _encrypted_password(self) -> bytes:
         from pymysql._auth import sha2_rsa_encrypt
 
-        # Over TLS a server expects the password as it is.
+        # Over TLS a server expects the password unencrypted.
         if self._public_key is None or self._connection._secure:  # noqa: SLF001 -- as above
             raise self._refusal()
         try:
@@ -192,7 +192,7 @@ class _ProvingLogin:
 
 
 def _proofs() -> dict[str, Callable[[bytes, bytes], bytes]]:
-    """What proves that a password is known, by method of login and from what the server sends for it."""
+    """Functions that compute the proof of a password from the server's challenge, by login method."""
     from pymysql import _auth
 
     return {
@@ -204,14 +204,14 @@ def _proofs() -> dict[str, Callable[[bytes, bytes], bytes]]:
 
 
 def _proving_logins(public_key: str | None) -> dict[str, Any]:
-    """Return a map in which the driver finds a `_ProvingLogin` for every method."""
+    """Return a map in which the driver looks up a `_ProvingLogin` for every method."""
 
     class Logins(dict[str, Any]):
         def get(self, name: str | bytes, _default: object = None) -> Any:
             method = name.decode("ascii", "replace") if isinstance(name, bytes) else name
             return partial(_ProvingLogin, method, public_key)
 
-    # The driver replaces a map that is empty.
+    # The driver replaces an empty map.
     return Logins.fromkeys(_proofs())
 
 
@@ -221,9 +221,9 @@ def _content(path: str) -> bytes:
 
 @cache
 def _bounded_connection() -> Any:
-    """A connection that gives up on a server that sends too much or too slowly, whatever it sends.
+    """A connection that aborts if the server sends too much or too slowly.
 
-    The driver has no such limit; what is touched is private, and a test with an endless answer holds it.
+    The driver has no such limit. The overridden attributes are private; a test with an endless response covers them.
     """
     from pymysql.connections import Connection
 
@@ -235,7 +235,7 @@ def _bounded_connection() -> Any:
             super().__init__(**options)
 
         def _request_authentication(self) -> None:
-            # The driver sends the password at once to a server that greets with a method that asks for it.
+            # The driver sends the password immediately if the greeting of the server names a method that asks for it.
             proving: dict[str, Any] = self._auth_plugin_map  # type: ignore[attr-defined]
             if proving and self._auth_plugin_name not in proving:
                 self._auth_plugin_name: str = NATIVE
@@ -260,7 +260,7 @@ def _bounded_connection() -> Any:
                 raise
 
         def _arrived(self) -> int:
-            """How much can be read without waiting; waits for the first byte. 0: the driver finds out why not."""
+            """Wait for the first byte; return how many can be read without waiting. 0: the driver finds the reason."""
             with suppress(OSError):
                 return len(self._rfile.peek(1))  # type: ignore[attr-defined]
             return 0

@@ -180,9 +180,9 @@ def limits_from(
     names: Sequence[str],
     unknown: str | None,
 ) -> Limits:
-    """Put together bytes by tablespace, pairs of tablespace and disk group (None: a file system), and disk groups.
+    """Combine bytes by tablespace, pairs of tablespace and disk group (None: a file system), and disk groups.
 
-    Shape of a disk group: name, type, MiB before mirroring, usable MiB, free MiB before mirroring.
+    A disk group has: name, type, MiB before mirroring, usable MiB, free MiB before mirroring.
     """
     volumes = tuple(
         Volume(

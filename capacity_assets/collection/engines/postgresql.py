@@ -202,10 +202,11 @@ def _rows(
 
 @cache
 def _bounded_connection() -> Any:
-    """A connection that gives up on a server that sends too much or too slowly, whatever it sends.
+    """A connection that aborts if the server sends too much or too slowly.
 
-    libpq keeps an endless field, and notifications and parameters that nobody asked for. It is bounded where psycopg
-    waits for the socket; of what is touched only `_connect_gen` is private, and a test with endless answers holds it.
+    libpq stores endless fields, and notifications and parameters that were not requested. The limit is checked where
+    psycopg waits for the socket. Of the overridden attributes only `_connect_gen` is private; a test with endless
+    responses covers it.
     """
     import psycopg
 
@@ -240,7 +241,7 @@ def _bounded_connection() -> Any:
 
 
 def _watched(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) -> Any:
-    """Pass on what a generator of psycopg waits for, and count what has come before it may read that."""
+    """Forward what a psycopg generator waits for, and count received bytes before the generator reads them."""
     try:
         step = next(gen)
         while True:
@@ -252,14 +253,14 @@ def _watched(gen: Any, allowance: Allowance, socket_of: Callable[[Any], int]) ->
 
 
 class _Watch:
-    """A thread that shuts down what receives too much: libpq reads a large field as long as there is more of it."""
+    """A thread that shuts down sockets that receive too much: libpq reads a large field until its end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[int, tuple[socket.socket, Allowance]] = {}
 
     def add(self, fileno: int, allowance: Allowance) -> None:
-        """Watch a socket, by a descriptor of its own: another one may get the number of a closed one."""
+        """Watch a socket through a duplicated descriptor, because the number of a closed descriptor is reused."""
         opened = socket.socket(fileno=os.dup(fileno))
         with self._lock:
             self._watched[id(allowance)] = (opened, allowance)
@@ -267,7 +268,7 @@ class _Watch:
                 threading.Thread(target=self._run, name="watch over answers", daemon=True).start()
 
     def remove(self, allowance: Allowance) -> None:
-        """Watch it no more."""
+        """Stop watching it."""
         with self._lock:
             opened, _ = self._watched.pop(id(allowance), (None, None))
             if opened is not None:
@@ -288,14 +289,14 @@ class _Watch:
 
 _WATCH = _Watch()
 WATCH_SECONDS = 0.02
-# Where tcp_info has tcpi_bytes_received; see linux/tcp.h.
+# Offset of tcpi_bytes_received in tcp_info; see linux/tcp.h.
 _BYTES_RECEIVED_AT, _TCP_INFO_LENGTH = 128, 136
-# What waits in a local socket is counted each time, though libpq may read as little as 16 KiB of it.
+# For a local socket all waiting bytes are counted each time, although libpq may read as little as 16 KiB of them.
 _COUNTED_AGAIN = 4
 
 
 def _count(allowance: Allowance, fileno: int) -> None:
-    """Count what a socket has received since it was opened; raises MeasureError as the allowance."""
+    """Count the bytes that a socket has received since it was opened; raises MeasureError like the allowance."""
     opened = socket.socket(fileno=fileno)
     try:
         allowance.received_bytes = max(_received(opened), allowance.received_bytes)
@@ -308,7 +309,7 @@ def _count(allowance: Allowance, fileno: int) -> None:
 
 
 def _received(opened: socket.socket) -> int:
-    """How much a socket has received; raises OSError where nobody counts: a local socket, an old system."""
+    """Number of bytes that a socket has received; raises OSError if there is no counter (local socket, old system)."""
     known = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LENGTH)
     if len(known) < _TCP_INFO_LENGTH:
         raise OSError("the system does not count")

@@ -167,7 +167,7 @@ KINDS = {
 
 
 class BoundedSocket(socket.socket):
-    """A socket that gives up on a server that sends too much; the driver has no limit."""
+    """A socket that aborts if the server sends too much; the driver has no limit."""
 
     def __init__(self, access: Access) -> None:
         """Connect; raises OSError."""
@@ -177,7 +177,7 @@ class BoundedSocket(socket.socket):
         self._allowance = Allowance()
 
     def recv(self, *arguments: Any) -> bytes:
-        """Receive and count; raises MeasureError as the allowance."""
+        """Receive and count; raises MeasureError like the allowance."""
         received = super().recv(*arguments)
         self._allowance.take(len(received))
         return received
@@ -190,9 +190,9 @@ class BoundedSocket(socket.socket):
 
 
 def is_issued_for(cert: Any, name: bytes) -> bool:
-    """Whether a certificate (of pyOpenSSL) names a host.
+    """Whether a pyOpenSSL certificate names a host.
 
-    It takes the place of the driver's function of these parameters, which calls what pyOpenSSL has no more since 26.2.
+    Replaces the driver's function with the same parameters, which calls a function that pyOpenSSL removed in 26.2.
     """
     from cryptography import x509
 

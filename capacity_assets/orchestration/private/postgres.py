@@ -1,7 +1,7 @@
-"""Dagster's storage on PostgreSQL with connections that are kept, its error, and the purge of its records of checks.
+"""Dagster's storage on PostgreSQL with pooled connections, its error, and the purge of its check records.
 
-Dagster connects anew for each statement outside its web server, which costs the server more than the statement. There,
-it keeps connections, but the first statement on each fails once the server was restarted.
+Outside its web server Dagster opens a connection for each statement, which costs the server more than the statement. In
+its web server it pools connections, but the first statement on each fails after a restart of the server.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ class _Runs(PostgresRunStorage):
 
 
 def purge_check_records(events: EventLogStorage, runs: RunStorage, *, dry_run: bool = False) -> int:
-    """Delete records of checks that nothing reads any more, some at a time; return how many there were.
+    """Delete check records that nothing reads any more, in batches; return their number.
 
-    For each check and partition of a run Dagster enters that the check is planned. An evaluation of a check without
-    partitions is a record of its own, and the planned ones stay for ever, also when the run is deleted. Of a check
-    without partitions go: what was planned by a run that has ended, and all records of a run that was deleted. The
-    newest record of each check stays, and its newest evaluation.
+    For each check and partition of a run, Dagster stores a record of the planned check. The evaluation of a check
+    without partitions is a separate record, so the planned records stay forever, even after the run is deleted. For
+    checks without partitions this deletes the planned records of runs that have ended and all records of deleted runs.
+    The newest record and the newest evaluation of each check are kept.
 
-    Raises DBAPIError; what was deleted before stays deleted, and a repetition goes on.
+    Raises DBAPIError. Deleted batches stay deleted, and a repeated call continues.
     """
     if not isinstance(events, SqlEventLogStorage):
         return 0
@@ -137,7 +137,7 @@ def purge_check_records(events: EventLogStorage, runs: RunStorage, *, dry_run: b
         gone = [
             row.id
             for row in page
-            # An evaluation that was reported without a run has an empty id of a run.
+            # An evaluation reported outside a run has an empty run ID.
             if row.run_id
             and row.id not in kept
             and (row.asset_key, row.check_name) not in partitioned
@@ -152,7 +152,7 @@ def purge_check_records(events: EventLogStorage, runs: RunStorage, *, dry_run: b
 
 
 def _kept_records(connection: Connection) -> tuple[set[int], set[tuple[str, str]]]:
-    """Return the numbers of the newest records and evaluations, and the checks that were evaluated by partition."""
+    """Return the IDs of the newest records and evaluations, and the checks that were evaluated by partition."""
     record = AssetCheckExecutionsTable.c
     is_evaluation = record.execution_status != PLANNED
     newest = (func.max(record.id), func.max(case((is_evaluation, record.id))))
@@ -166,7 +166,7 @@ def _kept_records(connection: Connection) -> tuple[set[int], set[tuple[str, str]
 
 
 def _pages_of_records(events: SqlEventLogStorage, newest: int) -> Iterator[Sequence[Any]]:
-    """Yield records in the order of their numbers, up to the newest."""
+    """Yield records in the order of their IDs, up to the newest."""
     record = AssetCheckExecutionsTable.c
     columns = (record.id, record.asset_key, record.check_name, record.run_id, record.execution_status)
     last = 0

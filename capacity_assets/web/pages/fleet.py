@@ -59,7 +59,7 @@ class Trust:
     """How much of the fleet the figures rest on."""
 
     newest_day: date | None
-    """On which anything was measured or tried."""
+    """Newest day with a sample or an attempt of any server."""
     servers: int
     measured_servers: int
     failed_servers: int

@@ -54,9 +54,9 @@ class ServersPage:
     page: int
     has_more: bool
     newest_day: date | None
-    """On which any server was measured or tried."""
+    """Newest day with a sample or an attempt of any server."""
     unmeasured: Sequence[Unmeasured]
-    """The first servers in service that were not measured on it: beside the first page of the newest window only."""
+    """The first active servers not measured on that day; only on the first page of the newest window."""
     unmeasured_servers: int
 
 
@@ -75,9 +75,9 @@ class DatabasesPage:
     page: int
     has_more: bool
     newest_day: date | None
-    """On which any server was measured or tried."""
+    """Newest day with a sample or an attempt of any server."""
     unmeasured: Sequence[Unmeasured]
-    """The first servers in service that were not measured on it: beside the first page of the newest window only."""
+    """The first active servers not measured on that day; only on the first page of the newest window."""
     unmeasured_servers: int
 
 

@@ -111,9 +111,9 @@ class DatabasePage:
     period: str
     sizes: Sequence[SizeInWindow]
     runway: Runway | None
-    """Of the database by itself, as if all others stood still."""
+    """The forecast of the database alone, as if all others did not grow."""
     binding: Runway | None
-    """What is full first: the database, its server or a volume on which it grows; None: none of these has a date."""
+    """The forecast that fills first, of the database, its server or one of its volumes; None: none has a date."""
     steps: Sequence[StepRow]
     behind: Behind | None
     neighbours: Sequence[DatabaseRow]

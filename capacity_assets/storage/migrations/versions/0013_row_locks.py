@@ -1,6 +1,6 @@
-"""Marks a schema whose locks are rows of `capacity_locks`: programs of before hold other locks and must not write.
+"""Marks a schema whose locks are rows of `capacity_locks`; older programs use other locks and must not write.
 
-Tables and columns that are new are added by the comparison that `capacity init` makes.
+New tables and columns are added by the comparison that `capacity init` makes.
 """
 
 revision = "0013"
@@ -8,4 +8,4 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
-    """Change nothing: the number is what older programs refuse."""
+    """Change nothing: older programs refuse this revision number."""
