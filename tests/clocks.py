@@ -13,6 +13,6 @@ TODAY = date(2025, 7, 20)
 
 
 def fixed_clock(day: date = TODAY, zone: ZoneInfo = SHANGHAI) -> Clock:
-    """A clock that stands at noon of `day` in its zone, with PostgreSQL's beside it."""
+    """A clock stopped at noon of `day` in its zone; PostgreSQL's clock shows the same."""
     noon = datetime.combine(day, time_of_day(12), tzinfo=zone)
     return Clock(zone, now=lambda: noon.astimezone(UTC), database_now=lambda _connection: noon)

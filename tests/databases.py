@@ -126,7 +126,7 @@ class Databases:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _number(self, name: str) -> None:
-        """Let what was computed in the template count as computed in the copy, which is another database."""
+        """Make windows computed in the template database count as computed in its copy."""
         with psycopg.connect(self.server.url(name, "postgresql").render_as_string(hide_password=False)) as connection:
             for table in ("capacity_computed_windows", "capacity_group_windows"):
                 if connection.execute("SELECT to_regclass(%s) IS NOT NULL", [table]).fetchone() == (True,):

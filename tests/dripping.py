@@ -1,4 +1,4 @@
-"""A listener that answers every connection with one byte at a time, and never comes to an end."""
+"""A listener that answers every connection with one byte at a time, without end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# Long enough that a client that counts from byte to byte never gives up.
+# Short enough that a client with only a timeout between bytes never gives up.
 SECONDS_PER_BYTE = 0.05
 
 
 @contextmanager
 def dripping(begin: bytes, endlessly: bytes) -> Iterator[tuple[int, list[socket.socket]]]:
-    """Yield its port, and the connections that are open; each gets `begin` at once and `endlessly` in drops."""
+    """Yield its port and the open connections; each receives `begin` at once, then `endlessly` byte by byte."""
     over = threading.Event()
     connections: list[socket.socket] = []
     threads: list[threading.Thread] = []

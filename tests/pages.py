@@ -80,7 +80,7 @@ def served_pages(database: URL, role: str | None = None, **options: Any) -> Iter
 
 @contextmanager
 def served(app: Any, port: int) -> Iterator[None]:
-    """Serve an application as the pages are served, until the block ends."""
+    """Serve an application in the same way as the pages, until the block ends."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", **limits()))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -96,7 +96,7 @@ def served(app: Any, port: int) -> Iterator[None]:
 
 @contextmanager
 def serving_process(database: URL, *, open_files: int) -> Iterator[Pages]:
-    """`capacity serve` as a process of its own, which may open so many files, until the block ends."""
+    """`capacity serve` as a separate process with a limit on open files, until the block ends."""
     port = free_port()
     arguments = [sys.executable, "-m", "capacity_assets.cli", "serve", "--allow-writing-role", "--port", str(port)]
     address = database.render_as_string(hide_password=False)

@@ -32,15 +32,15 @@ TEMPLATES = "CAPACITY_TEST_DATA_FOLDERS"
 ADMIN_PASSWORD = "admin-Pa55"  # noqa: S105 -- of servers that live as long as a test
 
 
-# Below those that the kernel hands out to whoever connects or asks for any.
+# Below the ephemeral ports that the kernel assigns.
 PORTS = range(10_000, max(20_000, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])))
 _claims: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port that is free now and that no other test gets, in whichever process, as long as this one lives.
+    """A free port that no other test in any process gets while this process runs.
 
-    The claim is a name that the kernel gives to one process only, and takes back at its end.
+    The claim is a name that the kernel gives to one process only and releases when the process ends.
     """
     for port in random.choices(PORTS, k=1_000):  # noqa: S311 -- no secret
         claim = socket.socket(socket.AF_UNIX)

@@ -219,6 +219,6 @@ def numbering_columns() -> list[Column[object]]:
             server_default=text(
                 "CAST(substring(pg_relation_filepath('pg_class'::regclass), '([0-9]+)/[0-9]+$') AS bigint)"
             ),
-            comment="Database in which they were made",
+            comment="Database in which they were numbered",
         ),
     ]

@@ -112,13 +112,13 @@ def processes_naming(text: str) -> list[str]:
     return found
 
 
-# A server that wants heartbeats waits half a minute for one; here it would end itself sooner.
+# A server that needs heartbeats waits half a minute for one; with this setting it would exit sooner.
 SHORT_HEARTBEAT = {"DAGSTER_GRPC_PROXY_HEARTBEAT_TTL_SECONDS": "2"}
 PAUSE_SECONDS = 6
 
 
 def pause(processes: Iterable[subprocess.Popen[Any]]) -> None:
-    """Stop processes with all that they started, as a laptop that sleeps does, and let them go on after a while."""
+    """Stop processes and their children, like a laptop that sleeps, and let them continue after a while."""
     started = [psutil.Process(process.pid) for process in processes]
     everyone = [*started, *(child for one in started for child in one.children(recursive=True))]
     for one in everyone:

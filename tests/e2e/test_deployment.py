@@ -132,7 +132,7 @@ def started(arguments: list[str], environment: dict[str, str], folder: Path) -> 
 
 
 def found_by(environment: dict[str, str], folder: Path) -> dict[str, tuple[str, str]]:
-    """What `capacity check` finds, by subject."""
+    """The findings of `capacity check`, by subject."""
     check = [str(PROGRAMS / "capacity"), "check", "--json"]
     printed = subprocess.run(check, env=environment, cwd=folder, check=False, capture_output=True).stdout
     return {found["subject"]: (found["verdict"], found["text"]) for found in json.loads(printed)}

@@ -105,7 +105,7 @@ def test_stopping_names_what_it_waits_for_and_ends_it_at_last(monkeypatch: pytes
 
 
 class Up(NamedTuple):
-    """`capacity up` on a folder of its own."""
+    """`capacity up` on a separate data folder."""
 
     home: Path
     port: int
@@ -115,14 +115,14 @@ class Up(NamedTuple):
         return " ".join(run(self.home, "status").stdout.split())
 
     def succeeds(self, day: str = YESTERDAY) -> bool:
-        """Whether a run that is launched now does."""
+        """Whether a run launched now succeeds."""
         run_id = launch(self.port, "daily_aggregation_job", [], day)
         return bool(wait_for(lambda: status(self.port, run_id) in {"SUCCESS", "FAILURE"}, "the run")) and (
             status(self.port, run_id) == "SUCCESS"
         )
 
     def says(self, text: str) -> bool:
-        """Whether it says that at last; what it says before is dropped."""
+        """Whether the output contains this text at last; earlier output is discarded."""
         assert self.process.stdout is not None
         patience = Timer(PATIENCE_SECONDS, self.process.kill)
         patience.start()
@@ -134,7 +134,7 @@ class Up(NamedTuple):
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """In its folder lies a module of somebody else's by the name of one that is imported."""
+    """Its working directory contains a foreign module with the name of an imported one."""
     folder = tmp_path_factory.mktemp("up")
     folder.chmod(0o711)
     home, port = folder / "home", free_port()
@@ -153,7 +153,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def test_a_pause_of_all_that_up_started_ends_nothing_and_a_location_that_hangs_is_named(up: Up) -> None:
-    """As in a laptop that sleeps."""
+    """Like a laptop that sleeps."""
     pause([up.process])
 
     assert up.succeeds()

@@ -187,7 +187,7 @@ def test_what_opens_the_pages_is_sent_to_no_other_port(browser: Browser, tmp_pat
     seen: list[str | None] = []
 
     class Other(BaseHTTPRequestHandler):
-        """Listens on another port of the host, and asks as the pages do."""
+        """Listens on another port of the host, and asks for a login like the pages."""
 
         def do_GET(self) -> None:
             seen.extend((self.headers["Authorization"], self.headers["Cookie"]))

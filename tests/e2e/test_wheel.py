@@ -99,7 +99,7 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder_of_an_empty_environment(buil
 
 
 def test_every_extra_can_be_installed_with_the_constraints() -> None:
-    """What `dev` needs is installed with them before any test; the others are resolved, and not installed."""
+    """The requirements of `dev` are installed with the constraints before the tests; other extras are only resolved."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     needed = [one for name, listed in extras.items() if name != "dev" for one in listed]
     assert any(one.startswith("pyOpenSSL") for one in needed)

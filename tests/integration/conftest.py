@@ -158,7 +158,7 @@ def locks(request: pytest.FixtureRequest, engine: Engine) -> CapacityLockManager
 
 @pytest.fixture
 def redis_locks(engine: Engine, redis_server: RedisServer) -> CapacityLockManager:
-    """A lock manager on Redis whose time to live is three seconds: renewed each second, also under load."""
+    """A lock manager on Redis with a time to live of three seconds, renewed each second, also under load."""
     return CapacityLockManager(engine, redis_server.url, time_to_live_seconds=3)
 
 

@@ -1,4 +1,4 @@
-"""Samples of others that cannot be: of a size that no engine can hold, or of a day that lies ahead."""
+"""Impossible samples from other programs: a size that no engine can have, or a future day."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PERIODS_SHOWN = ("daily", "weekly", "monthly")
 
 @pytest.fixture
 def fleet(engine: Engine) -> Engine:
-    """server-1 and server-2 that grow and have a limit."""
+    """server-1 and server-2, which grow and have a limit."""
     add_instances(engine, [1, 2])
     for server in (1, 2):
         for name in ("orders", "log"):
@@ -52,7 +52,7 @@ def fleet(engine: Engine) -> Engine:
 
 
 def computed(engine: Engine) -> dict[str, list[str]]:
-    """Compute everything; return what failed by period and level."""
+    """Compute everything; return the failures by period and level."""
     service = AggregationService(engine, fixed_clock())
     found = {}
     for period in PERIODS_SHOWN:
@@ -102,7 +102,7 @@ def test_a_sample_that_no_engine_can_hold_fails_its_own_server_alone(
     with fleet.connect() as connection:
         newest = text("SELECT size_mb FROM capacity_fleet WHERE period = 'daily' AND window_start = :day")
         size_mb = connection.execute(newest, {"day": TODAY}).scalar_one()
-    # The day after is compared with it: its change is one that cannot be either, but for the smallest of them.
+    # The next day is compared with it, so its change is impossible as well, except for the smallest size.
     of_both = day != TODAY and absurd == LARGEST_MB + 1
     assert size_mb == 2 * GROWING[-1] * (1 + of_both)
 

@@ -263,7 +263,7 @@ def test_a_check_that_failed_is_not_forgotten_by_a_run_of_another_partition(
 def test_samples_that_stop_arriving_call_a_person_once_whoever_should_write_them(
     house: House, receiver: Receiver, engine: Engine, monkeypatch: pytest.MonkeyPatch, collection: str
 ) -> None:
-    """The house's today is 2026-07-01; totals of the server were measured yesterday."""
+    """Today is 2026-07-01; totals of the server were measured yesterday."""
     monkeypatch.setenv("CAPACITY_COLLECTION", collection)
     house.definitions = House(Settings(), house.instance, receiver.url).definitions
     add_instances(engine, [1])

@@ -69,7 +69,7 @@ def test_the_most_exact_price_holds_and_what_has_none_is_named_and_not_zero() ->
 
 
 def test_the_exact_sum_is_rounded_and_not_the_sum_of_rounded_lines(engine: Engine) -> None:
-    """Three databases of a third each: lines have no end, their sum is half a cent."""
+    """Three databases with a third each: the amounts of lines are periodic decimals, their sum is half a cent."""
     printed("prices", "set", "0.025", "--currency", "EUR", "--engine", "oracle")
     add_instances(engine, [4], db_type="oracle")
     for number in range(3):

@@ -64,7 +64,7 @@ def test_a_month_that_is_not_over_is_replaced_and_final_afterwards(
 
 
 def kept(before: dict[str, Any]) -> bool:
-    """Whether the bill is what it was, but for the remark that it is kept."""
+    """Whether the bill is unchanged, except for the remark that it is frozen."""
     now = billed()
     assert now["bill"].pop("samples_dropped_at") is not None
     del before["bill"]["samples_dropped_at"]
@@ -176,7 +176,7 @@ def set_clocks(monkeypatch: pytest.MonkeyPatch, local: str, by_postgres: str) ->
 
 
 def test_a_month_is_not_closed_in_another_time_zone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Kiritimati, six hours ahead of Shanghai, it is tomorrow already."""
+    """In Kiritimati, six hours ahead of Shanghai, it is already tomorrow."""
     record_zone(engine, SHANGHAI.key, chosen=True)
     monkeypatch.setenv("CAPACITY_TIMEZONE", "Pacific/Kiritimati")
 

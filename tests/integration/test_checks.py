@@ -141,7 +141,7 @@ def test_only_twenty_places_are_listed_and_all_are_counted(engine: Engine, runne
 def test_what_calls_a_person_stays_red_until_it_is_mended_whichever_windows_a_run_computes(
     engine: Engine, runner: AggregationTaskRunner
 ) -> None:
-    """The last run decided: one of another day made it green, with the negative value still stored."""
+    """Regression: a run of another day made the check green although the negative value was still stored."""
     add_instances(engine, [1, 2])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -6, 7]))
     add_overflowing_instance(engine, 2, date(2025, 3, 2))
@@ -179,7 +179,7 @@ def test_an_open_window_is_not_forgotten_either(engine: Engine, runner: Aggregat
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 def test_impossible_values_of_years_are_found_by_an_index_of_just_these(engine: Engine, level: Level) -> None:
-    """Else a run of one day would read the whole history."""
+    """Without it, a run of one day would read the whole history."""
     windows = PERIODS["daily"].windows_between(date(2025, 1, 1), date(2025, 7, 20))
     scope = CheckScope("daily", level, windows, date(2025, 7, 20), 100)
     statement = "EXPLAIN " + impossible_values(level)

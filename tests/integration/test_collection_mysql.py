@@ -39,7 +39,7 @@ def fresh(measured_mysql: MySQLServer) -> Iterator[None]:
 
 
 def public_key(server: MySQLServer) -> str:
-    """The key that the server makes when it starts for the first time."""
+    """The key that the server generates at its first start."""
     return str(server.folder / "data" / "public_key.pem")
 
 
@@ -148,7 +148,7 @@ def test_tls_is_verified_by_default_for_a_server_elsewhere(measured_mysql: MySQL
 def test_a_password_itself_goes_to_a_known_server_only(
     method: str, measured_mysql: MySQLServer, collection: Collection
 ) -> None:
-    """The server asks for it once after each start, for every account that caching_sha2_password does not know yet."""
+    """After each start the server asks for it once per account that caching_sha2_password has not cached yet."""
     measured_mysql.execute(
         f"CREATE USER 'fresh'@'%' IDENTIFIED WITH {method} BY '{PASSWORD}'",
         "GRANT PROCESS, SHOW DATABASES, SHOW VIEW ON *.* TO 'fresh'@'%'",
@@ -163,14 +163,14 @@ def test_a_password_itself_goes_to_a_known_server_only(
     }
     found = {}
     for name, way in ways.items():
-        measured_mysql.execute("FLUSH PRIVILEGES")  # forgets who logged in, as a start does
+        measured_mysql.execute("FLUSH PRIVILEGES")  # clears the cache of logins, like a restart
         register(collection.engine, [at(measured_mysql, collection, username="fresh", **way)])
         found[name] = failures(collection.collect(again=True))
     register(collection.engine, [at(measured_mysql, collection, username="fresh", **ways["nothing"])])
     afterwards = failures(collection.collect(again=True))
     measured_mysql.execute("DROP USER 'fresh'@'%'")
 
-    # By sha256_password a server does not take the password over a socket either, and the driver has no other way.
+    # With sha256_password a server does not accept the password over a socket either, and the driver has no other way.
     taken = ("pinned", "verified") if method == "sha256_password" else ("pinned", "socket", "verified")
     assert not any(found[name] for name in taken), found
     for name in ("nothing", "unverified"):
@@ -181,7 +181,7 @@ def test_a_password_itself_goes_to_a_known_server_only(
     assert bool(afterwards) == (method == "sha256_password"), "by now the proof is enough, where there is one"
 
 
-# What the collection asked before, of INNODB_TABLES: every table is opened for it.
+# The former query of the collection on INNODB_TABLES, which opens every table.
 BY_TABLES = """
 SELECT CONVERT(SUBSTRING_INDEX(s.NAME, '/', 1 + (LENGTH(e.folder) - LENGTH(REPLACE(e.folder, '@002f', ''))) DIV 5)
                USING utf8mb4) COLLATE utf8mb4_bin AS schema_name, CAST(SUM(s.{size}) AS UNSIGNED), COUNT(*)
@@ -198,7 +198,7 @@ WHERE SPACE_TYPE <> 'Single' AND NAME LIKE '%/%' AND NAME NOT LIKE 'mysql/%' GRO
 
 @pytest.fixture
 def every_kind(measured_mysql: MySQLServer) -> Iterator[None]:
-    """More tables than the cache of their definitions holds, and whatever names and places tables may have."""
+    """More tables than the table definition cache holds, with all kinds of names and locations."""
     measured_mysql.execute(
         "SET GLOBAL table_definition_cache = 400",
         *(f"CREATE TABLE UPPER.`many{number}` (id int PRIMARY KEY)" for number in range(420)),
@@ -228,7 +228,7 @@ def test_sizes_are_as_by_every_table_and_no_table_is_opened_for_them(
         return int(asked(measured_mysql, "SHOW GLOBAL STATUS LIKE 'Opened_table_definitions'")[0][1])
 
     register(collection.engine, [at(measured_mysql, collection)])
-    # With nothing in its caches, as after any pause in which others used them.
+    # With cold caches, as after a time in which other clients used them.
     measured_mysql.kill()
     measured_mysql.start()
     measured_mysql.execute("SET GLOBAL table_definition_cache = 400")

@@ -53,7 +53,7 @@ def pools(output: str) -> tuple[str, str]:
 def test_with_servers_of_ones_own_init_needs_no_data_folder_and_check_says_who_else_can_write_there(
     settings: Settings,
 ) -> None:
-    """As in a pod, whose volumes everybody in it may write."""
+    """Like a pod, in which everybody may write to the volumes."""
     settings.home.mkdir()
     settings.home.chmod(0o777)
     made = capacity("init")

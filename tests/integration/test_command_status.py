@@ -111,7 +111,7 @@ def test_a_window_whose_samples_just_changed_is_late_where_nobody_follows_or_a_r
 def test_status_tells_what_is_stale_of_open_windows_and_what_others_wrote_apart_from_what_is_late(
     settings: Settings, engine: Engine
 ) -> None:
-    """It said that nothing was late, and no more."""
+    """Regression: it only reported that nothing was late."""
     today = Clock(settings.zone).today()
     year = PERIODS["yearly"].window_of(today)
     add_instances(engine, [1])

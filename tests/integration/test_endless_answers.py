@@ -1,4 +1,4 @@
-"""A server that sends without end, or hardly at all, costs the collection neither memory nor time."""
+"""A server that sends without end, or very slowly, costs the collection neither memory nor time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from capacity_assets.collection.engines.base import Access
 from capacity_assets.collection.engines.failures import MeasureError
 from capacity_assets.collection.engines.sqlserver import BoundedSocket
 
-# Connects and measures in a process of its own, whose memory can be told from that of the server.
+# Connects and measures in a separate process, so that its memory can be measured apart from the server's.
 CLIENT = """
 import resource, sys, threading
 from capacity_assets.collection.engines.base import Access
@@ -46,7 +46,7 @@ TOO_MUCH = "its answer has more than 200,000 rows or 32 MiB, and was not read to
 
 
 def measured(engine: str, host: str, port: int, side_by_side: int = 1) -> tuple[str, int]:
-    """What the client says, and how many MiB it took; it may not take longer than a minute."""
+    """The client's error and its memory in MiB; the client must end within a minute."""
     arguments = [sys.executable, "-c", CLIENT, engine, host, str(port), str(side_by_side)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
     said, _, taken_mb = done.stdout.strip().rpartition("|")
@@ -86,7 +86,7 @@ FIELD = message(b"T", struct.pack("!H", 1) + b"datname\0" + struct.pack("!IHIhih
 
 
 def as_postgresql(then: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
-    """Logs in, answers what prepares the session, and does as it likes when sizes are asked for."""
+    """Accepts the login, answers the statements that prepare the session, and misbehaves when asked for sizes."""
 
     def answer(peer: socket.socket) -> None:
         peer.recv(4096)
@@ -119,7 +119,7 @@ def says_a_byte_now_and_then(peer: socket.socket) -> None:
 
 
 def names_parameters_for_ever(peer: socket.socket) -> None:
-    """Before anybody is logged in."""
+    """Before the login is complete."""
     peer.recv(4096)
     peer.sendall(message(b"R", struct.pack("!I", 0)))
     for number in count():
@@ -171,7 +171,7 @@ def packet(number: int, payload: bytes) -> bytes:
 
 
 def as_mysql(then: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
-    """Greets, takes whatever proof it gets, and does as it likes with the first statement that it is not told to."""
+    """Greets, accepts any proof, and misbehaves at the first statement without a prepared answer."""
 
     def answer(peer: socket.socket) -> None:
         capabilities = 0x0008A20F | 0x00080000
@@ -189,7 +189,7 @@ def as_mysql(then: Callable[[socket.socket], None]) -> Callable[[socket.socket],
 
 
 def sends_packets_for_ever(peer: socket.socket) -> None:
-    """One column, and a field of as many packets of 16 MiB as it takes."""
+    """One column, and a field of any number of 16 MiB packets."""
     peer.sendall(packet(1, b"\x01"))
     for number in count(2):
         peer.sendall(b"\xff\xff\xff" + bytes([number % 256]))

@@ -176,7 +176,7 @@ def test_labels_of_days_to_come_leave_nothing_behind(engine: Engine) -> None:
     ],
 )
 def test_sums_of_another_server_or_database_count_as_unknown(engine: Engine, elsewhere: str) -> None:
-    """A dump loaded elsewhere keeps transaction numbers that mean nothing there, such as that of a change to come."""
+    """A dump loaded elsewhere keeps transaction IDs that are meaningless there, such as one from the future."""
     falsify(engine)
     execute(engine, elsewhere)
 

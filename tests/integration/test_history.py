@@ -126,7 +126,7 @@ def test_a_correction_is_taken_although_the_window_before_lost_samples(
 def test_a_correction_of_the_day_before_is_followed_by_the_change_of_each_measure(
     engine: Engine, service: AggregationService, *, one_by_one: bool
 ) -> None:
-    """The day before has no log size any more, which is no reason to keep the change of the size."""
+    """The day before no longer has a log size, which is no reason to keep the change of the size."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100], log_size_mb=10))
     add_database_sizes(engine, sizes(1, "orders", "2025-03-02", [150], log_size_mb=20))
@@ -174,7 +174,7 @@ def test_a_correction_of_one_measure_leaves_the_change_of_the_others_that_lost_s
 def test_a_change_against_a_window_that_was_never_computed_is_kept_when_half_of_that_is_gone_and_follows_corrections(
     engine: Engine, service: AggregationService
 ) -> None:
-    """February lies before the first partition: no row says of how many samples it was made."""
+    """February is before the first partition, so no row records how many samples it had."""
     two_months(engine)
     service.aggregate("monthly", MARCH, RunOptions(("database",)))
     before = by_name(engine, date(2025, 3, 1))

@@ -136,7 +136,7 @@ def test_a_dump_loaded_into_a_new_server_loses_no_change(engine: Engine, compute
 def test_a_dump_loaded_into_a_clone_of_its_server_loses_no_change(
     engine: Engine, computed: AggregationService, elsewhere: str, transactions_after: int
 ) -> None:
-    """A clone has the identifier of its server, which has numbered further transactions meanwhile."""
+    """A clone has the system identifier of its server, which has since numbered more transactions."""
     stale(computed)
     execute(
         engine,
@@ -159,7 +159,7 @@ def test_a_dump_loaded_into_a_clone_of_its_server_loses_no_change(
 
 
 def test_a_copy_of_a_database_on_its_server_knows_that_it_is_another_one(cluster: Databases) -> None:
-    """As a test database is, too, which `Databases` then numbers as its own."""
+    """Like a test database, whose rows `Databases` then assigns to it."""
     own = text("SELECT CAST(oid AS bigint) FROM pg_database WHERE datname = current_database()")
     template = cluster.filled("ledger_computed", half_a_year_of_two_servers)
     cluster.execute(f"CREATE DATABASE copied TEMPLATE {template}")

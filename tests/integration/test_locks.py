@@ -116,7 +116,7 @@ def other_process(engine: Engine) -> Iterator[Callable[[str], subprocess.Popen[s
 
 
 def free_within(locks: CapacityLockManager, seconds: float) -> None:
-    """Wait until the lock of daily can be taken."""
+    """Wait until the daily lock can be taken."""
     begin = time.monotonic()
     while True:
         try:

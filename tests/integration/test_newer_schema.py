@@ -1,4 +1,4 @@
-"""A schema that a newer version has made is neither written nor read, whoever asks."""
+"""A schema created by a newer version is neither written nor read by any program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One size of the fleet: every surface has the same sums, counts and order, also of servers without a total."""
+"""One size of the fleet: every output has the same sums, counts and order, also for servers without a total."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.pages import Pages, served_pages
 DAYS = 75
 FIRST = TODAY - timedelta(days=DAYS - 1)
 Sums = tuple[int, int, int, int | None]
-"""Servers, databases, size and change, MiB."""
+"""Servers, databases, size and change in MiB."""
 SHOWN = ("daily", "weekly", "monthly", "yearly")
 
 
@@ -86,7 +86,7 @@ FROM_VIEWS = {
 
 
 def from_tables(engine: Engine, period: Period, window: Window) -> Sums:
-    """The definition by hand, from the rows of the tables."""
+    """The definition, computed by hand from the rows of the tables."""
 
     def of(start: date) -> dict[int, tuple[int, int, int | None, bool]]:
         asked = {"period": period.name, "start": start}
@@ -116,7 +116,7 @@ def from_tables(engine: Engine, period: Period, window: Window) -> Sums:
 
 
 def sums_of(engine: Engine, period: Period, window: Window) -> dict[str, Sums]:
-    """What each surface says of a window."""
+    """The figures of a window in each output."""
     asked = {"period": period.name, "start": window.start}
     found = {name: add_up(rows(engine, query, **asked)) for name, query in FROM_VIEWS.items()}
     grouped = rows(engine, f"SELECT * FROM capacity_groups {OF_WINDOW}", **asked)
@@ -218,7 +218,7 @@ def test_a_database_of_before_gives_the_same_figures_once_it_is_upgraded(engine:
 
 
 def equal_changes(engine: Engine) -> None:
-    """Databases that changed by the same, on servers whose names sort otherwise than their numbers."""
+    """Databases with equal changes, on servers whose names sort differently from their IDs."""
     add_instances(engine, [1], name="z")
     add_instances(engine, [2], name="a")
     declare_labels(engine, [Label("z", None, "team", "red", ALWAYS)], TODAY)

@@ -1,4 +1,4 @@
-"""Whatever is called over the network answers within its time as a whole, and leads nowhere else."""
+"""Every outgoing call ends within its deadline and follows no redirect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.servers import free_port
 from tests.volume_sources import SOURCE
 
 PREPARED = {"engine": filled}
-# One that counts from byte to byte waits for ever; one that counts as a whole has time for a machine under load.
+# A client with only a timeout between bytes would wait forever; the deadline leaves time for a machine under load.
 LIMIT_SECONDS, PATIENCE_SECONDS = 1.0, 20.0
 LATE = "no complete answer within 1 s"
 
@@ -44,7 +44,7 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         (redis_locks, "CALL_SECONDS"),
     ):
         monkeypatch.setattr(module, name, LIMIT_SECONDS)
-    # A handshake cannot be cut short; it has this time as a whole.
+    # A handshake cannot be shortened; this is its deadline.
     monkeypatch.setattr(sending, "TIMEOUT_SECONDS", 2 * LIMIT_SECONDS)
 
 
@@ -137,7 +137,7 @@ def test_a_ui_that_answers_one_byte_at_a_time_is_not_there(monkeypatch: pytest.M
 
 @pytest.fixture
 def redirecting() -> Iterator[tuple[int, list[str]]]:
-    """A server that sends everybody to a page which answers 200; yields its port, and what it was asked."""
+    """A server that redirects every request to a page with status 200; yields its port and the requests."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

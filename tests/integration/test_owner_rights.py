@@ -1,4 +1,4 @@
-"""Nobody gets the rights of the owner by the functions of triggers, or by objects that were there before `init`."""
+"""No role gains the owner's privileges through trigger functions, or through objects created before `init`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INSERT INTO planted ({column}) VALUES (ROW('x')::pg_temp.bait)
 
 @pytest.fixture
 def roles(engine: Engine) -> Iterator[Engine]:
-    """The documented roles, and one that may only log in."""
+    """The documented roles, and a role that may only log in."""
     execute(engine, documented(), f"CREATE ROLE {NOBODY} LOGIN")
     yield engine
     for role in (*ROLES, NOBODY):
@@ -84,7 +84,7 @@ def test_a_trigger_that_was_made_while_everybody_could_call_the_functions_is_ref
 
 
 def test_init_takes_the_right_away_where_others_have_it_and_check_tells_before(engine: Engine) -> None:
-    """As in a database of a version before, whose functions recorded as they do now: nothing is computed again."""
+    """Like a database of an earlier version, whose functions recorded the same: nothing is recomputed."""
     insert = (
         "INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from, fingerprint)"
     )

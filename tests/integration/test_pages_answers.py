@@ -207,7 +207,7 @@ def test_a_client_that_does_not_take_its_answer_is_given_up(monkeypatch: pytest.
 
 @dataclass(eq=False)
 class _Value:
-    """A value whose end can be watched."""
+    """A value whose deletion can be observed."""
 
     content: bytes
 

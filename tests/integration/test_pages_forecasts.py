@@ -55,7 +55,7 @@ def test_without_any_forecast_what_fills_is_unknown_and_not_nothing(engine: Engi
 
 
 def test_the_page_of_a_database_has_the_date_and_the_link_of_what_fills_first(engine: Engine) -> None:
-    """Orders alone would fill its volume in 150 days; with what others write there, the volume is full in 15."""
+    """Orders alone would fill its volume in 150 days; with the growth of the others, the volume is full in 15."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", FIRST.isoformat(), GROWING))
     add_instance_sizes(engine, totals(1, FIRST.isoformat(), [(2 * size, 2) for size in GROWING]))

@@ -78,7 +78,7 @@ def switch(plugin: bytes, data: bytes = NONCE + b"\0") -> bytes:
 
 
 def mysql_packets(peer: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """What the client says, packet by packet, with the number of each."""
+    """The packets of the client, with their numbers."""
     said = peer.makefile("rb")
     while header := said.read(4):
         yield header[3], said.read(int.from_bytes(header[:3], "little"))
@@ -87,9 +87,9 @@ def mysql_packets(peer: socket.socket) -> Iterator[tuple[int, bytes]]:
 def asks_as_mysql(
     heard: bytearray, greeted: bytes, *asked: bytes, certificate: Path | None = None
 ) -> Callable[[socket.socket], None]:
-    """A MySQL that names a login in its greeting, asks for what it is told to, and hands out a key of its own.
+    """A MySQL server with a given login method in its greeting, which asks for given data and sends its own key.
 
-    What it hears goes into `heard`. With a certificate it offers TLS.
+    Received packets are added to `heard`. With a certificate it offers TLS.
     """
 
     def answer(peer: socket.socket) -> None:
@@ -116,7 +116,7 @@ def asks_as_mysql(
 
 
 def holds_the_secret(heard: bytes) -> bool:
-    """Whether the password is there, as it is or for the key of the impostor."""
+    """Whether the packets contain the password, in clear or encrypted with the impostor's key."""
     size = rsa_key().key_size // 8
     return SECRET.encode() in heard or any(
         decrypted(heard[start : start + size]) == SECRET.encode() + b"\0" for start in range(len(heard) - size + 1)
@@ -180,7 +180,7 @@ def test_a_mysql_that_nothing_verifies_does_not_get_the_password(tls: str, attem
 
 @pytest.mark.parametrize("attempt", list(ATTEMPTS)[:4])
 def test_a_pinned_key_is_the_only_one_that_a_password_is_encrypted_for(attempt: str, tmp_path: Path) -> None:
-    """By the driver alone, a key in the answer of sha256_password would take the place of the pinned one."""
+    """The driver alone would replace the pinned key with a key in the response of sha256_password."""
     pinned, heard = tmp_path / "public_key.pem", bytearray()
     pinned.write_bytes(public_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
     with impostor(asks_as_mysql(heard, *ATTEMPTS[attempt])) as (port, _):

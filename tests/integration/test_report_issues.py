@@ -92,7 +92,7 @@ def test_a_page_of_another_window_restates_nothing(engine: Engine, service: Aggr
     assert [publish(engine, path, window) for window in (january, FEBRUARY, january, FEBRUARY)] == [None] * 4
     assert list(tmp_path.iterdir()) == [path]
 
-    # Each is restated on its own, and neither takes the place of what is kept of the other.
+    # Each is restated separately, and neither replaces the kept issue of the other.
     for window in (january, FEBRUARY):
         publish(engine, path, window)
         day = date(window.start.year, window.start.month, 5)
@@ -170,7 +170,7 @@ def test_the_page_says_what_fills_first_when_how_sure_and_how_far_forecasts_were
 
 
 def test_the_dotted_line_of_a_chart_reaches_the_limit_on_the_middle_day_of_the_table(filling: Engine) -> None:
-    """Volumes that are purged every sixty days: no trend, but most weeks end above their beginning."""
+    """Volumes that are purged every sixty days: no trend, but most weeks end higher than they began."""
     last = date(2025, 2, 28)
     limits = {"/data": 150, "/log": 300}
     for ago in range(300):

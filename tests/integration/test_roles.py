@@ -41,7 +41,7 @@ from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 from tests.roles import DOCS, ROLES, documented
 
-# Of the advisory locks that kept others out before: a period's, and one kind of work each.
+# Keys of the former advisory locks: one per period, and one per kind of work.
 FORMER_KEYS = (
     *(f"1667330145, {zlib.crc32(period.encode()) & 0x7FFFFFFF}" for period in (*PERIODS, "samples")),
     *(str(int.from_bytes(name)) for name in (b"capa", b"grps", b"part", b"runw", b"bill", b"dige")),

@@ -114,7 +114,7 @@ def test_a_forecast_that_is_overwritten_from_another_day_loses_what_was_measured
 def test_a_forecast_of_a_volume_is_held_against_the_same_measure_of_use(
     engine: Engine, used_then: str | None, used_mb: int | None
 ) -> None:
-    """Before it was known what is used, a reserve counted as used: the difference is no error of the forecast."""
+    """Before the used size was known, a reserve counted as used; the difference is not an error of the forecast."""
     due = TODAY + timedelta(days=7)
     for day in (*(TODAY - timedelta(days=back) for back in range(120)), due):
         add_volume(engine, 1, "/data", day, 10_000, 4000)
@@ -143,7 +143,7 @@ def test_a_forecast_is_scored_by_the_sample_of_its_due_day_whenever_that_comes_o
     due = TODAY + timedelta(days=7)
 
     def next_day(day: int) -> dict[str, object]:
-        """Issue the next day, with or without the windows of all days computed before."""
+        """Issue the next day; beforehand, compute the windows of all days or not."""
         as_of = TODAY + timedelta(days=day)
         add_day(engine, as_of, 3014 + 10 * day)
         if aggregated:

@@ -220,7 +220,7 @@ def test_a_limit_that_was_removed_since_a_forecast_outdates_what_was_computed_wi
 
 
 def shown(engine: Engine, name: str) -> Any:
-    """The row of a database or volume in the view that pages read."""
+    """The row of a database or volume in the view that the pages read."""
     with engine.connect() as connection:
         return connection.execute(text("SELECT * FROM capacity_runway WHERE name = :name"), {"name": name}).one()
 

@@ -224,7 +224,7 @@ def test_what_a_server_reports_of_itself_goes_before(engine: Engine, tmp_path: P
 
 
 def test_a_reserve_is_neither_used_nor_a_limit_and_does_not_look_like_a_change(engine: Engine, tmp_path: Path) -> None:
-    """100 of 1,000 GiB are kept for root; what is used was not known in the first weeks."""
+    """100 of 1,000 GiB are reserved for root; the used size was unknown in the first weeks."""
     days = [(TODAY - timedelta(days=back), 500 - 2 * back) for back in range(60, -1, -1)]
     lines = [
         f"server-1,/data,{day},1000,{900 - used},{used if day > TODAY - timedelta(days=9) else ''}"

@@ -1,4 +1,4 @@
-"""A wrong clock deletes nothing and makes nothing final: by PostgreSQL's clock, and by the days of the samples."""
+"""A wrong clock, compared with PostgreSQL's clock and the days of samples, deletes nothing and makes nothing final."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_maintenance_drops_nothing_by_a_wrong_clock_and_adds_no_partition_for_it
 
 @pytest.fixture
 def old_days(engine: Engine) -> Engine:
-    """Daily aggregates of January, which 40 days keep no longer, and samples up to the day before today."""
+    """Daily aggregates of January, older than the retention of 40 days, and samples up to yesterday."""
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-01-01", [100] * 200))
     compute_windows(AggregationService(engine, fixed_clock()), "daily", date(2025, 1, 1), date(2025, 1, 31))
@@ -105,7 +105,7 @@ def test_who_says_that_the_date_is_right_has_old_rows_dropped(
 def test_samples_that_a_wrong_clock_wrote_are_no_proof_of_it(
     old_days: Engine, clocks: SetClocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one machine both clocks are wrong, and the nightly collection comes before the maintenance."""
+    """On a single machine both clocks are wrong, and the nightly collection runs before the maintenance."""
     monkeypatch.setenv("CAPACITY_RETENTION_DAYS", "raw=forever,daily=40")
     add_database_sizes(old_days, sizes(1, "orders", "2031-04-29", [100] * 3))
     clocks(WRONG)

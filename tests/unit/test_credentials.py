@@ -116,7 +116,7 @@ def test_a_registrar_cannot_have_any_secret_sent_to_a_host_of_his_choice(
 def test_a_file_of_variables_or_a_key_beside_the_passwords_is_no_password(
     tmp_path: Path, name: str, content: str | None
 ) -> None:
-    """/etc/capacity holds the passwords of servers, and the environment file of the units as well."""
+    """/etc/capacity contains the passwords of servers and the environment file of the units."""
     (tmp_path / "capacity.env").write_text("CAPACITY_DATABASE_URL=secret\n")
     if content is None:
         (tmp_path / name).symlink_to(tmp_path / "capacity.env")

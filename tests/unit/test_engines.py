@@ -150,7 +150,7 @@ def test_errors_of_the_unverified_engines_are_told_by_their_numbers() -> None:
     ],
 )
 def test_a_certificate_of_sql_server_names_its_host(host: str, is_named: bool) -> None:
-    """By the driver's own function, which takes what pyOpenSSL has no more, nobody could connect with verify-full."""
+    """With the driver's own function, which needs a removed pyOpenSSL function, verify-full would always fail."""
 
     class OfPyOpenSSL:
         def to_cryptography(self) -> x509.Certificate:

@@ -54,7 +54,7 @@ def series(draw: st.DrawFn) -> Sizes:
 
 
 def sawtooth(phase: int) -> Sizes:
-    """150 days that shrink by 20 each, with 120 more every twelfth day."""
+    """150 days that shrink by 20 per day and grow by 120 every twelfth day."""
     changes = np.full(149, -20.0)
     changes[phase::12] += 120
     return 10_000 + np.concatenate([[0.0], np.cumsum(changes)])
@@ -301,7 +301,7 @@ def test_a_day_lies_within_a_horizon_if_and_only_if_the_probability_there_is_its
 
 
 def test_what_no_horizon_reaches_has_no_day() -> None:
-    """Errors that grow at first and vanish over the horizon: no day between the two is one on which it is full."""
+    """Errors that grow at first and vanish at the longer horizon: it is full on no day between the two horizons."""
     made = one(sawtooth(10))
     ends = runways(made, made.last + 2)
 
@@ -320,15 +320,17 @@ def test_the_document_has_the_rules_and_an_example_that_can_be_recomputed() -> N
     example = reference([1_000 + 2 * day + 45 * (day // 30) for day in range(200)])
     limit = 1_708
 
-    assert f"changes are cut to {example.lowest_change:g} and {example.highest_change:g}" in document
+    assert f"to the range from {example.lowest_change:g} to {example.highest_change:g}" in document
     early, middle, late = (example.day(limit, percent) for percent in (10, 50, 90))
-    assert f"full early after {early} days, in the middle after {middle}, late after {late}" in document
+    assert (
+        f"early date is after {early} days, the middle date after {middle}, and the late date after {late}" in document
+    )
     for days, (lower, upper) in example.band.items():
         figures = f"{len(example.errors[days])} | {lower:,.1f} | {example.ahead(days):,.1f} | {upper:,.1f}"
         assert f"| {days} days | {figures} | {example.probabilities(limit)[days]:.1%} |".replace("%", " %") in document
     for rule in (
-        f"of the {HISTORY_DAYS:,} days up to",
-        f"quantiles {WINSORISED_SHARE:.0%} and {1 - WINSORISED_SHARE:.0%}".replace("%", " %"),
+        f"for the {HISTORY_DAYS:,} days up to",
+        f"{WINSORISED_SHARE:.0%} and {1 - WINSORISED_SHARE:.0%} quantiles".replace("%", " %"),
         f"mean of the last {DRIFT_DAYS} changes",
         f"at most {MOST_ORIGINS}, each with at least {LEAST_CHANGES} changes before it",
         f"The deciding horizon is {JUDGED_BY_DAYS} days",

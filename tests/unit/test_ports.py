@@ -1,4 +1,4 @@
-"""Ports that tests ask for are theirs alone."""
+"""A port given to one test is given to no other."""
 
 from __future__ import annotations
 
