@@ -134,7 +134,7 @@ def test_the_demo_can_be_taken_away_and_leaves_room_for_real_servers(home: Path)
     demo_again = run(home, "demo", timeout=DEMO_SECONDS)
 
     assert removed.returncode == 0, removed.stderr
-    assert "The sample fleet is gone" in removed.stdout
+    assert "Removed the sample fleet" in removed.stdout
     assert [page.name for page in (home / "reports").glob("*.html") if "capacity-database" not in page.name] == []
     assert own.returncode == 0, own.stderr
     assert demo_again.returncode == 1

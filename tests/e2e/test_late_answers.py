@@ -187,6 +187,6 @@ def test_an_embedded_server_that_keeps_ending_ends_up(monkeypatch: pytest.Monkey
 
     said = [restarts.start_again_if_ended() for _ in range(cli_up.MOST_RESTARTS)]
 
-    assert all("was started again" in text for text in said)
+    assert all("was restarted" in text for text in said)
     with pytest.raises(CommandFailedError, match=f"{cli_up.MOST_RESTARTS + 1} times within an hour"):
         restarts.start_again_if_ended()

@@ -132,7 +132,7 @@ def test_days_that_were_not_measured_count_as_the_others_and_days_before_the_ser
     found = billed("server")
 
     assert amounts(found) == {"server-1": "30.00", "server-4": "15.00"}
-    assert "server days; each is billed at the average" in printed("bill", "--month", "2025-06")
+    assert "server days, billed at the average" in printed("bill", "--month", "2025-06")
 
 
 def test_a_database_of_three_days_pays_three_days(engine: Engine) -> None:

@@ -101,7 +101,7 @@ def test_init_takes_the_right_away_where_others_have_it_and_check_tells_before(e
             f"GRANT EXECUTE ON FUNCTION {function}() TO PUBLIC",
         )
     told = tuple(
-        f"the function {function} could be called by other roles, and run code of theirs as its owner"
+        f"the function {function} could be called by other roles and run their code as its owner"
         for function in sorted(FUNCTIONS)
     )
     assert tuple(sorted(schema_state(engine).shortcomings)) == told

@@ -271,7 +271,7 @@ def test_a_file_of_volumes_that_cannot_be_read_names_every_line(tmp_path: Path) 
     assert "line 2: 'today' is not a day; write 2026-03-31." in refused.output
     assert "line 3: free_gb lies between 0 and total_gb" in refused.output
     assert "line 4: volume missing." in refused.output
-    assert "line 5: total_gb, free_gb and used_gb are numbers of GiB" in refused.output
+    assert "line 5: total_gb, free_gb and used_gb must be numbers in GiB" in refused.output
     assert "Listed more than once: /a of server-1, 2025-07-01." in twice.output
     assert "No server 'server-9' is registered." in unknown.output
     assert listed() == []

@@ -165,7 +165,7 @@ def test_no_forecast_is_issued_by_a_clock_that_differs_from_that_of_the_database
     ahead = replace(fixed_clock(TODAY + timedelta(days=1)), database_now=fixed_clock().database_now)
 
     with pytest.raises(
-        ValidationError, match="2025-07-21 12:00 by this machine's clock and 2025-07-20 12:00 by Postgr"
+        ValidationError, match="This machine's clock shows 2025-07-21 12:00, PostgreSQL's shows 2025-07-20 12:00"
     ):
         RunwayService(engine, ahead).issue(TODAY + timedelta(days=1))
     assert RunwayService(engine, ahead).issue(TODAY - timedelta(days=5)).written, "in hindsight, and marked so"
