@@ -67,7 +67,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     with opened_registry(settings) as engine:
         replaced = declare(engine, [limit])
         smaller = below_the_size(engine, [limit])
-        hint = "" if limit.limit_mb is None else f" `capacity runway {server}` says when it is full."
+        hint = "" if limit.limit_mb is None else f" `capacity runway {server}` shows when it is full."
         say(f"{named(server, database)}: {limit_text(limit.limit_mb)}.{hint}")
         _report_replaced(replaced)
         _warn_of_smaller(smaller)

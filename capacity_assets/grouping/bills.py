@@ -154,7 +154,7 @@ def _were_dropped(connection: Connection, asked: dict[str, Any], latest: Bill | 
 
 
 def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
-    """Return whether a bill is final (then no issue replaces it), and why not if the month only seems to be over."""
+    """Return whether a bill is final (it then stays final), and why not if the month only seems to be over."""
     is_final = month.end < judged.certain_day or (latest is not None and latest.is_final)
     seems_over = month.end < clock.today()
     return {"is_final": is_final, "clock_doubt": judged.doubt if seems_over and not is_final else None}

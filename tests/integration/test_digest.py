@@ -85,7 +85,7 @@ def test_a_week_in_which_a_database_shrank_is_no_week_as_usual(engine: Engine) -
     digest = read_digest(engine, WEEK)
 
     assert [(one.database, one.change_mb, one.usual_mb) for one in digest.shrinkers] == [("emptied", -9_000, 300)]
-    assert "Shrank more than usual:\n- emptied on server-1: -8.8 GiB; no week" in as_text(digest)
+    assert "Shrank more than usual:\n- emptied on server-1: -8.8 GiB; in the twelve weeks before" in as_text(digest)
     assert not subject_of(digest).endswith("unusual")
     before = read_digest(engine, WEEKLY.previous(WEEK))
     assert (
