@@ -23,6 +23,7 @@ from capacity_assets.runway.issued import newest_issue
 from capacity_assets.runway.issuing import issue
 from capacity_assets.runway.limits import Limit, declare, forget
 from capacity_assets.storage.group_tables import ALWAYS
+from capacity_assets.storage.row_locks import wait_for_lock
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
@@ -280,7 +281,7 @@ def test_forecasts_that_a_command_does_not_issue_anew_are_said_to_be_older(
 
     with engine.begin() as connection:
         if why == "busy":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": issuing._ISSUE_LOCK})
+            wait_for_lock(connection, "runways")
         said = printed("limits", "set", "server-1", "orders", "--gb", "3")
 
     assert "The pages show the change for server-1 after the next run of the asset `runway`." in said
