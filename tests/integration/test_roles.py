@@ -189,7 +189,7 @@ def test_the_reader_cannot_hold_a_lock_and_no_lock_that_it_can_hold_stops_the_wo
             limited = capacity_engine(database.update_query_dict({"options": "-c lock_timeout=5s"}))
             with limited.begin() as storing:
                 lock_group_sums(storing)
-            assert issue_bill(limited, MARCH[0], date(2025, 4, 2), ()).gib_months > 0
+            assert issue_bill(limited, MARCH[0], fixed_clock(date(2025, 4, 2)), ()).gib_months > 0
             assert RunwayService(limited, fixed_clock()).issue(date(2025, 3, 1)).states
             assert send_digests(limited, PERIODS["weekly"].window_of(date(2025, 3, 10)), (), Channels()) == Sent(
                 [], [], ()
