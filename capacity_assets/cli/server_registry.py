@@ -34,7 +34,7 @@ def opened_registry(settings: Settings, zone: ZoneInfo | None = None) -> Iterato
 
 def issue_forecasts_anew(engine: Engine, settings: Settings, servers: Collection[str], *, quiet: bool = False) -> None:
     """Reissue the newest forecasts of servers after a declaration, and report what the pages show."""
-    done = issue_anew(engine, servers, Clock(settings.zone).today()) if servers else None
+    done = issue_anew(engine, servers, Clock(settings.zone)) if servers else None
     named = first_of(sorted(servers), NAMES_SHOWN)
     if done is None or quiet:
         return

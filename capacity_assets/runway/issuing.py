@@ -14,9 +14,11 @@ from datetime import date, timedelta
 import numpy as np
 from sqlalchemy import Connection, Engine, text
 
+from capacity_assets.clock import Clock
 from capacity_assets.errors import database_errors
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.forecast.model import Forecasts
+from capacity_assets.foundation.clock_guard import judged_day
 from capacity_assets.runway import history
 from capacity_assets.runway.forecasting import of_batch
 from capacity_assets.runway.issued import IssuedDay, newest_issue
@@ -110,23 +112,28 @@ def issue(engine: Engine, as_of: date, today: date, *, overwrite: bool = False) 
         return IssuedRunways(as_of, issued, written, states, left_out)
 
 
-def issue_anew(engine: Engine, servers: Collection[str], today: date) -> bool | None:
+def issue_anew(engine: Engine, servers: Collection[str], clock: Clock) -> bool | None:
     """Reissue the newest runways of some servers after a declaration for them; those of other servers are kept.
 
     Returns whether they were reissued; None if none were issued yet. They are not reissued if the newest runways are
-    too old, which would change published forecasts, if the servers have more than MOST_AT_ONCE of them, or while
-    another run issues runways.
+    too old, which would change published forecasts, if the local clock and PostgreSQL's differ, if the servers have
+    more than MOST_AT_ONCE of them, while another run issues runways, or by a role without the rights.
 
     Raises:
         DatabaseError: the database failed; no runway was changed.
     """
     kept = "The declaration is stored. The next run of the asset runway uses it."
     with database_errors(doing="issuing runways", kept=kept), engine.begin() as connection:
+        if not connection.execute(text(_MAY_ISSUE)).scalar_one():
+            return False
+        today = clock.today()
         as_of: date | None = connection.execute(text(_NEWEST), {"today": today}).scalar()
         if as_of is None:
             return None
+        if not is_in_time(as_of, today) or judged_day(connection, clock).apart:
+            return False
         of_servers = {"as_of": as_of, "instance_ids": _ids_of(connection, servers)}
-        if not is_in_time(as_of, today) or connection.execute(text(_COUNT), of_servers).scalar_one() > MOST_AT_ONCE:
+        if connection.execute(text(_COUNT), of_servers).scalar_one() > MOST_AT_ONCE:
             return False
         if not try_lock(connection, "runways"):
             return False
@@ -243,6 +250,10 @@ DELETE FROM capacity_runways t USING (
 ) AS gone
 WHERE t.as_of = :as_of AND {" AND ".join(f"gone.{name} = t.{name}" for name in KEYS)}
 """  # noqa: S608 -- as above
+_MAY_ISSUE = """
+SELECT bool_and(has_table_privilege('capacity_runways', needed))
+FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS rights (needed)
+"""
 _NEWEST = "SELECT max(as_of) FROM capacity_runways WHERE as_of <= :today"
 _COUNT = """
 SELECT count(*) FROM capacity_runways

@@ -138,11 +138,16 @@ def test_the_collector_measures_and_imports(
     as_collector = database.update_query_dict({"options": "-c role=capacity_collector"})
     monkeypatch.setenv("CAPACITY_DATABASE_URL", as_collector.render_as_string(hide_password=False))
     (tmp_path / "x.csv").write_text("server,database,day,size_mb\nown,before,2025-01-01,7\n")
+    (tmp_path / "volumes.csv").write_text("server,volume,day,total_gb,free_gb\nown,/data,2025-01-01,4,1\n")
 
-    collected = capacity("collect")
-    imported = capacity("import", str(tmp_path / "x.csv"))
+    done = [
+        capacity("collect"),
+        capacity("import", str(tmp_path / "x.csv")),
+        capacity("volumes", "import", str(tmp_path / "volumes.csv")),
+    ]
 
-    assert (collected.exit_code, imported.exit_code) == (0, 0), collected.output + imported.output
+    assert [one.exit_code for one in done] == [0, 0, 0], "".join(one.output for one in done)
+    assert "The pages show it for own after the next run of the asset `runway`." in done[-1].stdout
     with granted.connect() as connection:
         found = connection.execute(text("SELECT count(*), min(collected_date)::text FROM database_size_stats")).one()
     assert found[0] > 1

@@ -26,7 +26,7 @@ from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instances, sizes
 from tests.partitions import everything, partition_names
 from tests.runs import QUICK_RETRIES, QUIET
-from tests.runways import fill_with_limits
+from tests.runways import fill_with_limits, stored_runways
 
 WRONG = date(2031, 5, 1)
 SetClocks = Callable[..., None]
@@ -158,6 +158,23 @@ def test_attempts_of_collections_are_not_forgotten_by_a_wrong_clock(collection: 
 
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM capacity_collection_attempts")).scalar_one() == 1
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_command_issues_no_forecast_anew_that_seems_new_by_a_clock_that_is_behind(
+    engine: Engine, clocks: SetClocks
+) -> None:
+    fill_with_limits(engine)
+    past = TODAY - timedelta(days=30)
+    for day in (past, TODAY):
+        RunwayService(engine, fixed_clock(day)).issue(day)
+    told = [stored_runways(engine, day) for day in (past, TODAY)]
+    clocks(past, TODAY)
+
+    said = printed("limits", "set", "server-1", "orders", "--gb", "100")
+
+    assert "The pages show it for server-1 after the next run of the asset `runway`." in said
+    assert [stored_runways(engine, day) for day in (past, TODAY)] == told
 
 
 def test_no_forecast_is_issued_by_a_clock_that_differs_from_that_of_the_database(engine: Engine) -> None:

@@ -25,7 +25,7 @@ from capacity_assets.storage.partitions import PARTITIONED
 from capacity_assets.storage.schema import initialise, schema_state
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.databases import execute
@@ -135,12 +135,12 @@ def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work
             answers.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
             answers[-1]["rows"] = outlooks(engine, today, server="server-2").rows
             declare(engine, [Limit("server-2", None, 10_000)])
-            assert issue_anew(engine, {"server-2"}, today)
+            assert issue_anew(engine, {"server-2"}, fixed_clock(today))
             with engine.connect() as connection:
                 query = "SELECT count(*) FROM capacity_runway WHERE server = 'server-2' AND is_outdated"
                 assert connection.execute(text(query)).scalar() == 0
             forget(engine, "server-2", None)
-            assert issue_anew(engine, {"server-2"}, today)
+            assert issue_anew(engine, {"server-2"}, fixed_clock(today))
         assert answers[0] == answers[1]
         for table in distribution.ALONGSIDE:
             assert stored_of(undistributed, table.name) == stored_of(plain, table.name)
