@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from time import sleep
@@ -240,3 +241,38 @@ def test_the_driver_of_sql_server_reads_by_a_socket_that_is_bounded(read: Callab
 
         with pytest.raises(MeasureError, match=TOO_MUCH):
             read_on()
+
+
+def begins_a_login(peer: socket.socket) -> None:
+    peer.sendall(struct.pack(">BBHHBB", 4, 1, 1000, 0, 1, 0))
+    while True:
+        peer.sendall(b"x")
+        sleep(0.3)
+
+
+def test_a_login_of_sql_server_that_comes_byte_by_byte_is_given_up_at_the_time_limit() -> None:
+    with listening(begins_a_login) as port:
+        said, _ = measured("sqlserver", "127.0.0.1", port)
+
+    assert "its answer was not complete in time" in said
+
+
+def sends_a_byte_now_and_then(peer: socket.socket) -> None:
+    while True:
+        peer.sendall(b"x")
+        sleep(0.1)
+
+
+def test_each_answer_to_the_driver_of_sql_server_has_a_time_limit_as_a_whole() -> None:
+    access = Access("127.0.0.1", 0, "probe", None, connect_seconds=0.5)
+    with listening(sends_a_byte_now_and_then) as port, BoundedSocket(replace(access, port=port)) as peer:
+        peer.answer_seconds = 1.5
+
+        def receive(size_bytes: int) -> int:
+            return sum(len(peer.recv(1)) for _ in range(size_bytes))
+
+        for _ in range(2):
+            peer.sendall(b"?")
+            assert receive(25) == 25
+        with pytest.raises(MeasureError, match="its answer was not complete in time"):
+            receive(50)

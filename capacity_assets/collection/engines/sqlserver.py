@@ -101,10 +101,11 @@ class SQLServer(EngineAdapter):
                 "without TLS its password would cross the network in clear: register `tls` and `tls_ca`",
             )
         pytds.tls.validate_host = is_issued_for
-        return pytds.connect(
+        opened = BoundedSocket(access)
+        connection = pytds.connect(
             server=access.host,
             port=access.port,
-            sock=BoundedSocket(access),
+            sock=opened,
             database=access.database or self.default_database,
             user=access.username,
             password=access.password,
@@ -117,6 +118,8 @@ class SQLServer(EngineAdapter):
             validate_host=access.tls == "verify-full",
             disable_connect_retry=True,
         )
+        opened.answer_seconds = access.statement_seconds
+        return connection
 
     def sizes(self, connection: Any, access: Access, excluded: Sequence[str]) -> Measurement:  # noqa: ARG002 -- one way of sizing
         """Measure."""
@@ -167,14 +170,22 @@ KINDS = {
 
 
 class BoundedSocket(socket.socket):
-    """A socket that aborts if the server sends too much; the driver has no limit."""
+    """A socket that aborts if the server sends too much or too slowly; the driver has no limit."""
 
     def __init__(self, access: Access) -> None:
-        """Connect; raises OSError."""
+        """Connect, and begin to wait for the login as a whole; raises OSError."""
         opened = socket.create_connection((access.host, access.port), access.connect_seconds)
         super().__init__(fileno=opened.detach())
         self.settimeout(access.connect_seconds)
+        self.answer_seconds: float | None = None
         self._allowance = Allowance()
+        self._allowance.begin(access.connect_seconds)
+
+    def sendall(self, *arguments: Any) -> None:
+        """Send, and once the login is over begin to wait for the answer."""
+        if self.answer_seconds is not None:
+            self._allowance.begin(self.answer_seconds)
+        super().sendall(*arguments)
 
     def recv(self, *arguments: Any) -> bytes:
         """Receive and count; raises MeasureError like the allowance."""
