@@ -186,7 +186,7 @@ class Answers:
         ahead: list[Callable[[], object]] = [
             partial(self._read_now, pages["/groups"]),
             *(partial(self._read_now, pages["/"], period=name) for name in PERIODS),
-            lambda: self._names.search("-", 1),
+            lambda: self._names.search("-", 1, self._serving.clock.today()),
         ]
         while not ended.is_set():
             for read in ahead:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import accumulate
 
 from capacity_assets.web.reading import Reader, found
@@ -54,10 +55,12 @@ class Names:
         """Read by `reader`, at the first search."""
         self._reader = reader
 
-    def search(self, query: str, shown: int) -> list[Found]:
+    def search(self, query: str, shown: int, today: date) -> list[Found]:
         """Return names that hold all words of a query, those that begin with it first; raises DBAPIError."""
         known = self._reader.kept_of(
-            "names", lambda connection: _Known.of(found(Found, connection, _NAMES)), KEPT_SECONDS
+            ("names", today),
+            lambda connection: _Known.of(found(Found, connection, _NAMES, {"today": today})),
+            KEPT_SECONDS,
         )
         words = query.casefold().split()
         if not words:
@@ -75,21 +78,21 @@ class Names:
         return [*first, *others][:shown]
 
 
-# A future day is not the newest one. In other time zones days begin at most half a day earlier than in UTC.
+# A future day is not the newest one.
 _NAMES = """
 SELECT 'server' AS kind, server AS name, server_id, server FROM capacity_servers
 UNION ALL
 SELECT 'database', database, server_id, server FROM capacity_samples
-WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= current_date + 1)
+WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today)
 UNION ALL
 SELECT 'database', database, server_id, server FROM capacity_growth
 WHERE period = 'monthly' AND window_start = (SELECT max(window_start) FROM capacity_growth WHERE period = 'monthly')
   AND (server_id, database) NOT IN (
       SELECT server_id, database FROM capacity_samples
-      WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= current_date + 1))
+      WHERE day = (SELECT max(day) FROM capacity_samples WHERE day <= :today))
 UNION ALL
 SELECT DISTINCT 'group', value, 0, key FROM capacity_label_spans WHERE value IS NOT NULL AND valid_until = 'infinity'
 UNION ALL
 SELECT DISTINCT 'volume', volume, server_id, server FROM capacity_volumes
-WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= current_date + 1)
+WHERE day = (SELECT max(day) FROM capacity_volumes WHERE day <= :today)
 """

@@ -15,7 +15,7 @@ from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
-from tests.fleet import add_instance_sizes, add_instances, totals
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import Pages, header, served_pages, values_of
 from tests.pages_fleet import ADDRESSES, DAYS, FAILED, FIRST, GROWING, HOSTILE, filled
 
@@ -288,6 +288,13 @@ def test_a_search_finds_parts_of_names_beginnings_first(pages: Pages) -> None:
     ]
     assert pages.document("/search?q=data")["found"][-1]["kind"] == "volume"
     assert pages.document("/search?q=nothing-like-it")["found"] == []
+
+
+def test_a_sample_of_a_day_that_lies_ahead_hides_no_name_from_a_search(pages: Pages, engine: Engine) -> None:
+    add_database_sizes(engine, sizes(1, "new-today", TODAY.isoformat(), [5]))
+    add_database_sizes(engine, sizes(1, "ahead", (TODAY + timedelta(days=1)).isoformat(), [5]))
+
+    assert values_of(pages.document("/search?q=new-today")["found"], "name") == ["new-today"]
 
 
 def test_names_are_text_wherever_they_stand(pages: Pages) -> None:

@@ -161,7 +161,7 @@ def read_search(names: Names, asked: Asked) -> SearchPage:
     """Search the names of servers, databases and volumes. Raises ValidationError."""
     query = (asked.text("q") or "").strip()
     shown = asked.number("shown", ROWS_PER_PAGE, ROWS_PER_PAGE)
-    names_found = names.search(query, shown + 1) if query else []
+    names_found = names.search(query, shown + 1, asked.today) if query else []
     return SearchPage(query, names_found[:shown], len(names_found) > shown)
 
 
