@@ -18,7 +18,7 @@ from capacity_assets.digest.writing import as_mail, as_text, subject_of
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.outgoing import Opened, WebhookError, post_text, within
 from capacity_assets.periods import Window
-from capacity_assets.storage.row_locks import wait_for_lock
+from capacity_assets.storage.row_locks import NO_TIME_LIMIT, wait_for_lock
 
 # Between two bytes, and for a whole mail from the greeting to the end.
 TIMEOUT_SECONDS, MAIL_SECONDS = 20, 60
@@ -54,6 +54,7 @@ def send_digests(
     """Send a week's digest to those without it, with `again` to all; raises DatabaseError; who got it is remembered."""
     with database_errors(doing="locking the digest", kept="Nothing was sent."), engine.connect() as connection:
         # One at a time, so that two runs do not both send. The lock goes with the connection.
+        connection.execute(text(NO_TIME_LIMIT))
         wait_for_lock(connection, "digests")
         done: dict[str, str | None] = {}
         for receiver in receivers:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.lock_errors import HeldLock, held_by, lost, nothing_written, owner_name
 from capacity_assets.foundation.redis_locks import RedisLock
-from capacity_assets.storage.row_locks import ENTER, TAKE
+from capacity_assets.storage.row_locks import ENTER, NO_TIME_LIMIT, TAKE
 
 TIME_TO_LIVE_SECONDS = 60.0
 
@@ -75,7 +75,7 @@ class _RowLock:
         with database_errors(doing=f"taking the lock of {self.period}", kept=nothing_written(self.period)):
             self.connection.execute(text("SELECT set_config('application_name', :application, false)"), asked)
             # It is idle while the work goes on elsewhere.
-            self.connection.execute(text(_NO_TIME_LIMIT))
+            self.connection.execute(text(NO_TIME_LIMIT))
             self.connection.execute(text(ENTER), asked)
             self.connection.commit()
             taken = self.connection.execute(text(TAKE), asked).first()
@@ -96,10 +96,6 @@ class _RowLock:
             raise lost(self.period, "its connection was closed") from error
 
 
-_NO_TIME_LIMIT = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
-"""
 # The row contains the ID of the transaction that locked it.
 _HOLDER = """
 SELECT a.application_name AS name, a.pid, a.xact_start AT TIME ZONE 'UTC' AS since

@@ -29,6 +29,11 @@ def try_lock(connection: Connection, name: str) -> bool:
     return connection.execute(text(TAKE), {"name": name}).first() is not None
 
 
+# For a session that is idle in its transaction while the work goes on elsewhere.
+NO_TIME_LIMIT = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
 # Insert the row only if it is missing: inserting an existing row waits for the session that updated it.
 ENTER = """
 INSERT INTO capacity_locks (name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capacity_assets.digest import sending
+from capacity_assets.digest.receivers import Receiver as WantsDigest
+from capacity_assets.digest.sending import Channels, send_digests
+from capacity_assets.storage.engine import capacity_engine
 from tests.certificates import make_certificates
 from tests.command import capacity
 from tests.digests import TEAM, WEEK, filled
@@ -40,6 +44,20 @@ def test_who_got_it_by_one_way_does_not_get_it_twice_because_of_another(
 
     assert "The webhook answered 500. 127.0.0.1 refuses gone@example.com; the others got it." in first.output
     assert len(inbox.mails) == len(webhook.texts) == 1
+
+
+@pytest.mark.usefixtures("week")
+def test_a_server_that_ends_idle_sessions_does_not_end_the_lock_while_a_receiver_is_slow(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"options": "-c idle_in_transaction_session_timeout=200"}
+    limited = capacity_engine(engine.url.update_query_dict(options))
+    monkeypatch.setattr(sending, "post_text", lambda *_: time.sleep(1))
+
+    sent = send_digests(limited, WEEK, [WantsDigest("dba", webhook=True)], Channels(webhook_url="http://127.0.0.1:1"))
+
+    limited.dispose()
+    assert sent.sent == ["dba"]
 
 
 @pytest.mark.parametrize(
