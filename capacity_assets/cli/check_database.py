@@ -13,6 +13,7 @@ from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
 from capacity_assets.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of
+from capacity_assets.foundation.clock_guard import judged_day
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import HistoryScope, reading
@@ -56,6 +57,7 @@ def capacity_database_findings(settings: Settings) -> Iterator[Finding]:
             if schema_revision(engine) == SCHEMA_REVISION:
                 yield from _distribution(engine)
                 yield from _zone(engine, settings)
+                yield from _clock(engine, settings)
                 yield from _days_ahead(engine, settings)
                 yield from _newest_samples(engine, settings)
                 yield from _trends(engine)
@@ -130,6 +132,13 @@ def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
                 f"has samples of days that lie ahead, from {first} on, and today is {today}: a clock was wrong when "
                 "they were measured, or is wrong now. Set it right; delete what is left of them",
             )
+
+
+def _clock(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    with engine.connect() as connection:
+        doubt = judged_day(connection, Clock(settings.zone)).why_nothing_is_deleted
+    if doubt:
+        yield Finding("clock", Verdict.BAD, f"{doubt} Set the clock that is wrong; until then nothing is dropped")
 
 
 def _newest_samples(engine: Engine, settings: Settings) -> Iterator[Finding]:

@@ -45,7 +45,10 @@ def store(engine: Engine, day: date, outcomes: Sequence[ProbeOutcome]) -> None:
         engine.begin() as connection,
     ):
         _stage(connection, outcomes)
-        for statement in (_REMOVE_OTHERS, _WRITE_DATABASES, _WRITE_TOTALS, *LIMIT_STATEMENTS, _WRITE_ATTEMPTS):
+        # A trigger records each deletion, also of no row.
+        if connection.execute(text(_HAS_OTHERS), {"day": day}).scalar_one():
+            connection.execute(text(_REMOVE_OTHERS), {"day": day})
+        for statement in (_WRITE_DATABASES, _WRITE_TOTALS, *LIMIT_STATEMENTS, _WRITE_ATTEMPTS):
             connection.execute(text(statement), {"day": day})
         record_measured(connection, day, [outcome.instance_id for outcome in outcomes if outcome.collected])
 
@@ -126,12 +129,14 @@ CREATE TEMPORARY TABLE measured_database (
 ) ON COMMIT DROP
 """
 # Measured again on the same day, a server may have lost a database since.
-_REMOVE_OTHERS = """
-DELETE FROM database_size_stats
+_OTHERS = """
+FROM database_size_stats
 WHERE collected_date = :day
   AND instance_id IN (SELECT s.instance_id FROM measured_server s WHERE s.status = 'collected')
   AND (instance_id, database_name) NOT IN (SELECT m.instance_id, m.database_name FROM measured_database m)
 """
+_HAS_OTHERS = f"SELECT EXISTS (SELECT 1 {_OTHERS})"
+_REMOVE_OTHERS = f"DELETE {_OTHERS}"
 _WRITE_DATABASES = insert_samples(
     DATABASE,
     "(SELECT m.*, CAST(:day AS date) AS collected_date, s.measured_at AS collected_at "

@@ -75,7 +75,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "shrinkers": ("Shrank more than usual", _moved),
     "runways": (
         "Full sooner than was said a week ago",
-        lambda one: f"{one.display_name} on {one.server}: {one.day}; a week ago {one.before or 'not within a year'}",
+        lambda one: f"{one.display_name} on {one.server}: {one.day}; a week ago {one.before or 'no date'}",
     ),
     "silent": ("Not measured any more", lambda one: f"{one.server}: last on {one.last_day}"),
     "new": ("New databases", _named),
@@ -86,7 +86,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 NOTHING_UNUSUAL = (
     "No database changed more than usual, none was created or removed, and no server stopped being measured."
 )
-NOTHING_FILLS = "Nothing fills within 30 days, or much sooner than forecast a week ago."
+NOTHING_FILLS = "By the forecasts of that week, nothing fills within 30 days, or much sooner than a week before."
 NO_FORECAST = "No forecast was issued in that week, so there are no fill dates. To compute one now:"
 
 

@@ -107,7 +107,7 @@ class TableMaintenance:
         """
         report = self._each_table(certain_day or today, MaintenanceReport(dry_run), retire_as_of=today, keeping=keeping)
         if keeping is not None and report.kept:
-            advice = "If the date is right, run `capacity maintain --despite-clock`."
+            advice = f"Set the clock that is wrong. If {today} is right, run `capacity maintain --despite-clock`."
             raise MaintenanceError([DatabaseError(f"{keeping} Nothing was dropped. {advice}")], report)
         return report
 

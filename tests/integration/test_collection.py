@@ -44,6 +44,23 @@ def test_what_is_stored_is_what_the_server_says_and_the_total_is_its_sum(
     ]
 
 
+def test_a_collection_that_removes_no_sample_leaves_every_window_as_it_was_computed(
+    measured_postgres: PostgresServer, collection: Collection
+) -> None:
+    """A trigger records a DELETE of no row, too, and the whole history then counted as stale."""
+    register(collection.engine, [at(measured_postgres, collection)])
+    deletions = "SELECT count(*) FROM capacity_invalidations"
+
+    collection.collect()
+    collection.collect(again=True)
+    assert collection.rows(deletions) == [(0,)]
+
+    measured_postgres.execute('DROP DATABASE "Ünïcødé; --"')
+    collection.collect(again=True)
+    assert collection.rows(deletions) == [(1,)]
+    assert set(collection.sizes("pg")) == {"orders"}
+
+
 def test_databases_created_dropped_and_renamed_between_two_days_are_so_on_their_days(
     measured_postgres: PostgresServer, collection: Collection
 ) -> None:

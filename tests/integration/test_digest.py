@@ -131,7 +131,9 @@ def test_a_quiet_week_is_one_line_and_one_of_another_team_too(week: Digest, engi
     nobodys = read_digest(engine, WEEK, ("team", "payments"))
 
     assert len(as_text(before).splitlines()) == 1
-    assert as_text(before).endswith("Nothing fills within 30 days, or much sooner than forecast a week ago.\n")
+    assert as_text(before).endswith(
+        "By the forecasts of that week, nothing fills within 30 days, or much sooner than a week before.\n"
+    )
     assert as_text(nobodys) == f"Nothing was measured of team=payments in the week of {WEEK.start} to {WEEK.end}.\n"
 
 

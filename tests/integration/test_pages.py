@@ -59,7 +59,7 @@ def test_the_first_page_says_size_growth_what_fills_what_moved_and_what_was_not_
     assert (trust["measured_servers"], trust["servers"], trust["failed_servers"]) == (2, 3, 1)
     assert fleet["headroom"] == {
         "headroom_mb": 14_050,
-        "unknown_limits": 3,
+        "unknown_limits": 4,
         "fills_within_30_days": 1,
         "as_of": str(TODAY),
     }

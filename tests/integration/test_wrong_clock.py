@@ -69,6 +69,9 @@ def test_maintenance_drops_nothing_by_a_wrong_clock_and_adds_no_partition_for_it
     assert "`capacity maintain --despite-clock`" in done.stderr
     assert "database_size_stats_2025_01: today's date may be wrong" in done.stdout
     assert everything(two_servers) == before
+    checked = " ".join(capacity("check", columns=400).output.split())
+    assert said in checked
+    assert "Set the clock that is wrong; until then nothing is dropped" in checked
     names = [name for table in PARTITIONED for name in partition_names(two_servers, table)]
     assert not [name for name in names if "_2027" in name or "_2031" in name]
 
@@ -173,7 +176,7 @@ def test_a_command_issues_no_forecast_anew_that_seems_new_by_a_clock_that_is_beh
 
     said = printed("limits", "set", "server-1", "orders", "--gb", "100")
 
-    assert "The pages show it for server-1 after the next run of the asset `runway`." in said
+    assert "The pages show the change for server-1 after the next run of the asset `runway`." in said
     assert [stored_runways(engine, day) for day in (past, TODAY)] == told
 
 

@@ -113,9 +113,10 @@ class FleetPage:
         return self.sizes[-1]
 
     @property
-    def known_change_mb(self) -> int:
-        """What the windows shown add up to, of changes that are known: servers that came are no growth."""
-        return sum(one.change_mb or 0 for one in self.sizes[1:])
+    def known_change_mb(self) -> int | None:
+        """Sum of the known changes of the windows shown; new servers are no growth. None if no change is known."""
+        known = [one.change_mb for one in self.sizes[1:] if one.change_mb is not None]
+        return sum(known) if known else None
 
 
 def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
