@@ -15,6 +15,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.units import LARGEST_MB
 from tests import oracle
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
@@ -24,8 +25,8 @@ from tests.profiles import HISTORIES
 
 # Around a leap day, a year's end and a week that belongs to two years.
 FIRST_DAYS = (date(2024, 2, 1), date(2024, 12, 20), date(2023, 11, 25), date(2025, 3, 1))
-# The largest sizes keep the sum of a year below what a bigint change column holds; overflow has its own tests.
-HUGE = 10**16
+# What no size can exceed; larger ones have their own tests.
+HUGE = LARGEST_MB
 SIZES = st.one_of(
     st.integers(0, 12), st.integers(0, 100_000), st.just(0), st.integers(-9, 9), st.integers(HUGE - 9, HUGE)
 )
