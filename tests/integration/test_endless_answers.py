@@ -254,7 +254,7 @@ def test_a_login_of_sql_server_that_comes_byte_by_byte_is_given_up_at_the_time_l
     with listening(begins_a_login) as port:
         said, _ = measured("sqlserver", "127.0.0.1", port)
 
-    assert "its answer was not complete in time" in said
+    assert "its response was not complete in time" in said
 
 
 def sends_a_byte_now_and_then(peer: socket.socket) -> None:
@@ -274,5 +274,5 @@ def test_each_answer_to_the_driver_of_sql_server_has_a_time_limit_as_a_whole() -
         for _ in range(2):
             peer.sendall(b"?")
             assert receive(25) == 25
-        with pytest.raises(MeasureError, match="its answer was not complete in time"):
+        with pytest.raises(MeasureError, match="its response was not complete in time"):
             receive(50)

@@ -48,7 +48,7 @@ def test_an_instance_whose_sum_overflows_fails_alone_and_is_named(engine: Engine
     assert not run.everything_failed
     assert (summary.processed_instances, summary.failed_instances, summary.skipped_instances) == (18, 1, 1)
     assert summary.total_instances == 20
-    assert str(summary.errors[0]).startswith("server 7 (server-7): bigint out of range: a size of this window")
+    assert str(summary.errors[0]).startswith("server 7 (server-7): bigint out of range: a size in this window")
     assert [row["instance_id"] for row in stored(engine, INSTANCE)] == [*range(1, 7), *range(8, 20)]
 
 

@@ -174,7 +174,7 @@ def test_too_little_history_says_how_much_there_is_and_is_needed() -> None:
     declared("server-2", "young", "--gb", "5")
 
     assert "10 of 57 days" in capacity("runway", columns=200).output
-    assert "No date: 10 days of history, and 57 are needed." in capacity("explain", "young", "--runway").output
+    assert "No date: 10 days of history; at least 57 are needed." in capacity("explain", "young", "--runway").output
 
 
 def test_a_pace_that_is_much_faster_of_late_is_remarked(engine: Engine) -> None:
