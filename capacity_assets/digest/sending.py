@@ -5,6 +5,7 @@ from __future__ import annotations
 import smtplib
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from email.message import EmailMessage
 from functools import partial
@@ -52,11 +53,13 @@ def send_digests(
     engine: Engine, week: Window, receivers: Sequence[Receiver], channels: Channels, *, again: bool = False
 ) -> Sent:
     """Send a week's digest to those without it, with `again` to all; raises DatabaseError; who got it is remembered."""
-    with database_errors(doing="locking the digest", kept="Nothing was sent."), engine.connect() as connection:
+    done: dict[str, str | None] = {}
+    with ExitStack() as held:
         # One at a time, so that two runs do not both send. The lock goes with the connection.
-        connection.execute(text(NO_TIME_LIMIT))
-        wait_for_lock(connection, "digests")
-        done: dict[str, str | None] = {}
+        with database_errors(doing="locking the digest", kept="Nothing was sent."):
+            connection = held.enter_context(engine.connect())
+            connection.execute(text(NO_TIME_LIMIT))
+            wait_for_lock(connection, "digests")
         for receiver in receivers:
             done[receiver.name] = _send_to(engine, week, receiver, channels, again=again)
     return Sent(

@@ -155,9 +155,11 @@ def _were_dropped(connection: Connection, asked: dict[str, Any], latest: Bill | 
 
 def _finality(latest: Bill | None, month: Window, judged: JudgedDay, clock: Clock) -> dict[str, object]:
     """Return whether a bill is final (it then stays final), and why not if the month only seems to be over."""
-    is_final = month.end < judged.certain_day or (latest is not None and latest.is_final)
+    # Samples after a long pause may have been written by the wrong clock itself.
+    is_over = judged.pause is None and month.end < judged.certain_day
+    is_final = is_over or (latest is not None and latest.is_final)
     seems_over = month.end < clock.today()
-    return {"is_final": is_final, "clock_doubt": judged.doubt if seems_over and not is_final else None}
+    return {"is_final": is_final, "clock_doubt": judged.why_nothing_is_deleted if seems_over and not is_final else None}
 
 
 def _read(connection: Connection, asked: dict[str, Any]) -> None:

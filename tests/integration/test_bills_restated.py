@@ -168,6 +168,19 @@ def test_a_month_is_not_closed_by_a_clock_that_may_be_wrong(
     assert billed()["bill"]["is_final"], "what was final stays final"
 
 
+def test_a_month_is_not_closed_by_samples_that_a_wrong_clock_wrote(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both clocks are wrong, as on one machine, and the nightly collection already ran by them."""
+    add_database_sizes(engine, sizes(1, "orders", "2026-01-01", [GIB]))
+    set_clocks(monkeypatch, "2026-01-01", "2026-01-01")
+
+    found = billed()
+
+    assert not found["bill"]["is_final"]
+    assert "There are no samples between" in found["bill"]["clock_doubt"]
+
+
 def set_clocks(monkeypatch: pytest.MonkeyPatch, local: str, by_postgres: str) -> None:
     here, there = (datetime.fromisoformat(moment).replace(tzinfo=SHANGHAI) for moment in (local, by_postgres))
     monkeypatch.setattr(Clock, "today", lambda _self: here.date())
