@@ -11,7 +11,10 @@ DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-EVERYTHING = "\n".join(path.read_text() for path in DOCUMENTS)
+EVERYTHING = "\n".join(
+    "\n## ".join(path.read_text().split("\n## ")[: 2 if path.stem == "CHANGELOG" else None]) for path in DOCUMENTS
+)
+"""What is said of this version; the changelog's earlier ones name what is gone."""
 
 
 def section(title: str) -> str:

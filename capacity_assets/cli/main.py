@@ -44,7 +44,6 @@ COMMANDS = {
     "maintain": "maintenance:maintain",
     "partition": "maintenance:partition",
     "copy": "copying:copy",
-    "cells": "cells:cells",
 }
 
 

@@ -15,7 +15,6 @@ from capacity_assets.storage.schema import (
     SCHEMA_REVISION,
     VERSION_TABLE,
     newer_schema_text,
-    reads_cells,
     schema_revision,
 )
 from capacity_assets.storage.time_zone import another_zone
@@ -61,13 +60,6 @@ def refuse_an_unfit_database(engine: Engine, zone: ZoneInfo | None = None, *, ke
     with database_errors(doing="reading the schema version", kept=kept):
         revision = schema_revision(engine)
         problem = another_zone(engine, zone.key) if zone and revision == SCHEMA_REVISION else None
-        with engine.connect() as connection:
-            reads = revision is None and reads_cells(connection)
-    if reads:
-        raise ValidationError(
-            f"This database only reads cells, and holds no tables to write to. {kept} Name the cell's own database in "
-            "CAPACITY_DATABASE_URL."
-        )
     if revision is not None and revision > SCHEMA_REVISION:
         raise DatabaseError(f"{newer_schema_text(revision)} {kept}")
     if revision != SCHEMA_REVISION:

@@ -163,8 +163,6 @@ _GROUPS = f"""{_SERVERS}
     FROM (SELECT k.*, e.* FROM ({OUTDATED_WINDOWS}) AS k CROSS JOIN LATERAL ({WINDOW_ENDS}) AS e) AS w
     CROSS JOIN LATERAL ({GROUPS_OF_WINDOW}) AS g"""  # noqa: S608 -- as above
 
-_NOTHING_STORED = _STORED_WHERE.format("false")
-
 _GROUP_COLUMNS = (
     ViewColumn("period", "g.period_type", "Name of the period, such as daily or monthly"),
     ViewColumn("window_start", "g.period_start", "First day of the window"),
@@ -208,7 +206,6 @@ GROUP_VIEWS = (
         _GROUP_COLUMNS,
         f"FROM ({_GROUPS}) AS g",
         source_on_nodes=f"FROM ({ON_NODES}) AS g",
-        source_over_cells=f"FROM ({ON_NODES}) AS g",
     ),
     # What pages read: of the view above, PostgreSQL plans for some thirty milliseconds how it would add up.
     View(
@@ -217,7 +214,6 @@ GROUP_VIEWS = (
         _GROUP_COLUMNS,
         f"FROM ({_STORED}) AS g",
         source_on_nodes=f"FROM ({_STORED_ON_NODES}) AS g",
-        source_over_cells=f"FROM ({_NOTHING_STORED}) AS g",
     ),
     View(
         "capacity_outdated_groups",
@@ -225,6 +221,5 @@ GROUP_VIEWS = (
         _GROUP_COLUMNS[:2],
         f"FROM ({OUTDATED_WINDOWS}) AS g",
         source_on_nodes=f"FROM ({_OUTDATED_ANYWHERE}) AS g",
-        source_over_cells="FROM (SELECT DISTINCT period_type, period_start FROM instance_size_aggregations) AS g",
     ),
 )

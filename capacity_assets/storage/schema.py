@@ -31,8 +31,6 @@ from capacity_assets.storage.views import VIEWS
 from capacity_assets.storage.window_expressions import SERVER_SIZES
 
 VERSION_TABLE = "capacity_alembic_version"
-CELLS_TABLE = "capacity_cells"
-"""Only in a database that reads cells, see `cells`."""
 SCHEMA_REVISION = "0013"
 # No release contained them; the baseline covers what they left.
 FORMER_REVISIONS = tuple(f"{number:04}" for number in range(1, 12))
@@ -94,10 +92,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SET LOCAL lock_timeout = 0"))
-        if reads_cells(connection):
-            raise SchemaProblemsError(
-                ["This database only reads cells and has no tables of its own. Use another database."]
-            )
+        _refuse_cells(connection)
         # Before the first write, because it would run triggers of other roles.
         if doors := _open_doors(connection, is_init=True):
             raise SchemaProblemsError(doors)
@@ -316,6 +311,29 @@ ORDER BY 1, 2
 """
 
 
+def _refuse_cells(connection: Connection) -> None:
+    """Refuse a database in which version 0.2.0 or 0.3.0 read other capacity databases by foreign tables."""
+    if not connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar():
+        return
+    drop = connection.execute(text(_DROP_CELLS)).scalar_one()
+    raise SchemaProblemsError(
+        [
+            "This database reads cells, as version 0.3.0 made it, and holds no figures. This version has no cells; "
+            'docs/scale.md, "Several capacity databases", has the SQL that takes their place. '
+            f"To take away what cells made here, which changes none of the databases that they read, run: {drop} -- "
+            "After that, `capacity init` makes a capacity database of this one."
+        ]
+    )
+
+
+_DROP_CELLS = """
+SELECT coalesce(string_agg(format('DROP SERVER %1$I CASCADE; DROP SCHEMA IF EXISTS %1$I CASCADE; ', srvname), ''
+                           ORDER BY srvname), '')
+       || 'DROP TABLE capacity_cells;'
+FROM pg_foreign_server WHERE srvname LIKE 'cell\\_%'
+"""
+
+
 def _refuse_names_taken(connection: Connection) -> None:
     problems = [
         f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
@@ -354,11 +372,6 @@ def schema_revision(engine: Engine) -> str | None:
     """Return the revision the database is at, or None where `capacity init` never ran."""
     with engine.connect() as connection:
         return _revision(connection)
-
-
-def reads_cells(connection: Connection) -> bool:
-    """Whether a database reads cells, see `cells`, instead of holding tables of its own."""
-    return bool(connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": CELLS_TABLE}).scalar())
 
 
 def _revision(connection: Connection) -> str | None:

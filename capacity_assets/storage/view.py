@@ -35,19 +35,12 @@ class View:
     source: str
     source_on_nodes: str | None = None
     """What it reads where rows are distributed over nodes, if that is something else."""
-    source_over_cells: str | None = None
-    """What it reads where tables are those of several databases together, if that is something else."""
 
     @property
     def on_nodes(self) -> View:
         """The view as it is there."""
         columns = tuple(column.on_nodes for column in self.columns)
         return replace(self, columns=columns, source=self.source_on_nodes or self.source)
-
-    @property
-    def over_cells(self) -> View:
-        """The view as it is over cells."""
-        return replace(self, source=self.source_over_cells or self.source)
 
     @cached_property
     def query(self) -> str:

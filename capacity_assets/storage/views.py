@@ -229,7 +229,6 @@ VIEWS = (
         ),
         _SERVER_SIZES,
         source_on_nodes=_TOTALS_ALONE,
-        source_over_cells=_TOTALS_ALONE,
     ),
     *GROUP_VIEWS,
     View(

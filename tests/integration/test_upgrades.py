@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 
 import pytest
@@ -22,6 +23,7 @@ from capacity_assets.storage.tables import computed_windows
 from tests import oracle
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
+from tests.databases import execute, rows
 from tests.fleet import figures, load_sample, raw_rows, stored
 from tests.former_revisions import ADDED_LATER
 from tests.legacy import SHAPES, LegacyShape, create_legacy_tables, load_legacy_aggregates, row_counts
@@ -233,3 +235,37 @@ def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: E
     ):
         assert expected in message
     assert state == schema_state(empty_engine)
+
+
+CELLS_OF_0_3_0 = (
+    "CREATE FOREIGN DATA WRAPPER postgres_fdw",
+    "CREATE SERVER cell_eu FOREIGN DATA WRAPPER postgres_fdw",
+    "CREATE SCHEMA cell_eu",
+    "CREATE FOREIGN TABLE cell_eu.instances (id integer, name text) SERVER cell_eu",
+    "CREATE VIEW instances AS SELECT 'eu' AS cell, id, CAST('eu/' || name AS varchar(255)) AS name "
+    "FROM cell_eu.instances",
+    "CREATE VIEW capacity_servers AS SELECT id AS server_id, name AS server FROM instances",
+    "COMMENT ON VIEW capacity_servers IS 'The registered servers. (definition 012345678901)'",
+    "CREATE TABLE capacity_settings (name varchar(50) PRIMARY KEY, value text NOT NULL)",
+    "INSERT INTO capacity_settings VALUES ('timezone', 'Europe/Paris')",
+    "CREATE TABLE capacity_cells (name text PRIMARY KEY, first_number integer NOT NULL)",
+    "INSERT INTO capacity_cells VALUES ('eu', 0)",
+)
+
+
+@pytest.mark.single_server("has foreign tables of other databases")
+def test_a_database_that_reads_cells_is_left_alone_until_the_given_statements_took_them_away(
+    empty_engine: Engine,
+) -> None:
+    execute(empty_engine, *CELLS_OF_0_3_0)
+
+    with pytest.raises(SchemaProblemsError, match="This database reads cells") as refused:
+        initialise(empty_engine)
+
+    assert rows(empty_engine, "SELECT name FROM capacity_cells") == [("eu",)]
+    [statements] = re.findall(r" run: (DROP .*;) -- ", str(refused.value))
+    execute(empty_engine, statements)
+    initialise(empty_engine)
+    assert schema_state(empty_engine).fit
+    assert rows(empty_engine, "SELECT value FROM capacity_settings") == [("Europe/Paris",)]
+    assert rows(empty_engine, "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'cell%'") == []
