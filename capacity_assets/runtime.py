@@ -7,7 +7,7 @@ after. What the parts do is not decided here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from sqlalchemy import URL, Engine
@@ -225,9 +225,8 @@ def retention_service(
     *,
     clock: Clock | None = None,
     periods: Mapping[str, Period] = PERIODS,
-    on_step: Callable[[str], None] = logger.info,
 ) -> RetentionService:
-    """Put together what maintains the tables, on an open engine; `on_step` is called with each finished step."""
+    """Put together what maintains the tables, on an open engine."""
     rules = parse_retention(settings.retention_days, periods)
-    tables = TableMaintenance(engine, settings.start_date, rules, periods, on_step)
+    tables = TableMaintenance(engine, settings.start_date, rules, periods)
     return RetentionService(engine, clock or Clock(settings.zone), tables)

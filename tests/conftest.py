@@ -166,31 +166,27 @@ def cluster(server: EmbeddedServer | citus.CitusServer) -> Iterator[Databases]:
     found.close()
 
 
-# What users of a fixture of this file begin with.
-EVERYWHERE = {"PREPARED": {"sample": load_sample}}
-
-
-def _template(request: pytest.FixtureRequest, cluster: Databases, basis: str, register: str) -> str:
+def _template(request: pytest.FixtureRequest, cluster: Databases) -> str:
     """What a test's database is copied from: a module may say what the users of one of its fixtures begin with."""
-    for fixture, fill in {**EVERYWHERE.get(register, {}), **getattr(request.module, register, {})}.items():
+    for fixture, fill in {"sample": load_sample, **getattr(request.module, "PREPARED", {})}.items():
         if fixture in request.fixturenames:
-            return cluster.filled(f"{fill.__module__.rpartition('.')[2]}_{fixture}", fill, basis)
-    return basis
+            return cluster.filled(f"{fill.__module__.rpartition('.')[2]}_{fixture}", fill)
+    return TEMPLATE
 
 
 @pytest.fixture
 def database(cluster: Databases, request: pytest.FixtureRequest) -> Iterator[URL]:
     """A fresh database with the capacity schema; in a module with `PREPARED`, with the rows of a fixture's name."""
-    template = _template(request, cluster, TEMPLATE, "PREPARED")
+    template = _template(request, cluster)
     name = fixed_name(request, "daemon_capacity")
     with cluster.fresh() if template == TEMPLATE and name is None else cluster.copy(template, name) as url:
         yield url
 
 
 @pytest.fixture
-def empty_database(cluster: Databases, request: pytest.FixtureRequest) -> Iterator[URL]:
-    """A fresh database with nothing in it; in a module with `PREPARED_FROM_NOTHING`, as a fixture's name says."""
-    with cluster.copy(_template(request, cluster, "template1", "PREPARED_FROM_NOTHING")) as url:
+def empty_database(cluster: Databases) -> Iterator[URL]:
+    """A fresh database with nothing in it."""
+    with cluster.copy("template1") as url:
         yield url
 
 

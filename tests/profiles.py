@@ -15,13 +15,11 @@ class Profile(NamedTuple):
     """Generated histories per property."""
     kills: int
     """Kills in a row."""
-    stride: int
-    """Every how manieth statement a work of many statements is stopped at."""
     partitions: int
     """Daily partitions of one run."""
 
 
-PROFILES = {"fast": Profile(5, 2, 10, 30), "ci": Profile(6, 2, 8, 30), "nightly": Profile(500, 60, 1, 400)}
+PROFILES = {"fast": Profile(5, 2, 30), "ci": Profile(6, 2, 30), "nightly": Profile(500, 60, 400)}
 PROFILE = PROFILES[os.environ.get("CAPACITY_TEST_PROFILE", "ci")]
 HISTORIES = PROFILE.histories
 hypothesis_settings.register_profile("capacity", deadline=None, print_blob=True, max_examples=HISTORIES)

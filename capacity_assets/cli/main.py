@@ -42,7 +42,6 @@ COMMANDS = {
     "digest": "digest:digest",
     "export": "export:export",
     "maintain": "maintenance:maintain",
-    "partition": "maintenance:partition",
     "copy": "copying:copy",
 }
 

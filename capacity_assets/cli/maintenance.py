@@ -1,4 +1,4 @@
-"""`capacity maintain` and `capacity partition`: the partitions of the tables, and what leaves with them."""
+"""`capacity maintain`: the partitions of the tables, and what leaves with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import click
 
 from capacity_assets.cli.options import dry_run_option, json_command
-from capacity_assets.cli.output import NOTHING_CHANGED, error_console, print_json, say
+from capacity_assets.cli.output import NOTHING_CHANGED, print_json, say
 from capacity_assets.errors import DATABASE_FAILURES, reason_of
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
@@ -45,20 +45,6 @@ def maintain(settings: Settings, /, *, dry_run: bool, despite_clock: bool, as_js
         _print(report, as_json=as_json)
 
 
-@click.command()
-@dry_run_option
-@json_command
-def partition(settings: Settings, /, *, dry_run: bool, as_json: bool) -> None:
-    """Make the tables of an existing database partitioned.
-
-    They may be in use: readers go on, and writers wait while a month's rows move. No row is lost. Interrupt it when you
-    like: the same command continues, and so does the daily maintenance.
-    """
-    refuse_an_absent_embedded_server(settings)
-    with open_engine(settings) as engine, _errors_with_report(as_json=as_json):
-        _print(retention_service(engine, settings, on_step=_report_step).convert(dry_run=dry_run), as_json=as_json)
-
-
 def _purge(settings: Settings, report: MaintenanceReport) -> None:
     """Delete old check records from Dagster's storage, if it exists; a note gives the reason if that fails."""
     if settings.dagster_url is None and not settings.embedded_server_exists:
@@ -85,17 +71,11 @@ def _errors_with_report(*, as_json: bool) -> Iterator[None]:
         raise
 
 
-def _report_step(step: str) -> None:
-    """Say what goes on where it does not mix with the result: a month of a large fleet takes its time."""
-    error_console().print(step, markup=False, soft_wrap=True)
-
-
 def _print(report: MaintenanceReport, *, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict())
         return
     would = "would be " if report.dry_run else ""
-    _print_list(f"Tables that {would or 'were '}made partitioned", report.converted)
     _print_list(f"Partitions that {would or 'were '}added", report.created)
     _print_list(f"Partitions that {would or 'were '}dropped", report.dropped)
     _print_list("Older than they need be kept, but kept", report.kept)

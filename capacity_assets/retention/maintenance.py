@@ -25,7 +25,6 @@ from capacity_assets.retention.default_partition import AHEAD_DAYS, default_rows
 from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
-from capacity_assets.storage.conversion import build_key, needs_conversion, problems_of, swap
 from capacity_assets.storage.distribution import size_of_table
 from capacity_assets.storage.group_tracking import record_windows_of
 from capacity_assets.storage.partition_changes import (
@@ -46,7 +45,6 @@ from capacity_assets.storage.partitions import (
     parameters_of,
 )
 from capacity_assets.storage.row_locks import wait_for_lock
-from capacity_assets.storage.schema import SchemaProblemsError
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 from capacity_assets.units import BYTES_PER_MB, counted
 
@@ -59,6 +57,7 @@ TRIES = 3
 """How often adding a partition is tried while another session is in the way."""
 
 LOCK_NOT_AVAILABLE = "55P03"
+HOW_TO_PARTITION = "`capacity copy` to an empty database makes it so there"
 
 # The bills of these months are frozen: the remaining samples no longer support them.
 _MARK_BILLS = """
@@ -132,30 +131,6 @@ class TableMaintenance:
             raise MaintenanceError(troubles, report)
         return report
 
-    def convert(self, today: date, *, dry_run: bool = False) -> MaintenanceReport:
-        """Make the plain tables partitioned and move their rows to the partitions, month by month or year by year.
-
-        Stopped at any point, it is continued by calling it again, or by `run`.
-
-        Raises: as `run`; also SchemaProblemsError when something belongs to a table that would not follow, or the
-            schema is not there; nothing was changed.
-        """
-        report = MaintenanceReport(dry_run)
-        plain = []
-        problems: list[str] = []
-        for table in PARTITIONED:
-            with self._transaction(f"reading {table.name}") as connection:
-                if needs_conversion(connection, table):
-                    plain.append(table)
-                    problems += problems_of(connection, table)
-        if problems:
-            raise SchemaProblemsError(problems)
-        for table in plain:
-            report.converted.append(table.name)
-            if not dry_run:
-                self._convert(table)
-        return self._each_table(today, report)
-
     def shortcomings(self, today: date) -> list[str]:
         """Return what keeps old rows from leaving, in words; changes nothing. Raises DatabaseError."""
         found = []
@@ -165,7 +140,7 @@ class TableMaintenance:
                 layout = layout_of(connection, table)
                 in_default = default_rows(connection, table, layout, today)
             if not layout.is_partitioned:
-                found.append(f"{table.name} is not partitioned, so old rows stay: `capacity partition` converts it")
+                found.append(f"{table.name} is not partitioned, so old rows stay; {HOW_TO_PARTITION}")
             if not layout.is_served:
                 continue
             found += [f"{table.name}: {rows} stay in its default partition" for rows in in_default.staying]
@@ -177,15 +152,6 @@ class TableMaintenance:
                     "`capacity maintain` adds it"
                 )
         return found
-
-    def _convert(self, table: Table) -> None:
-        self._on_step(f"{table.name}: building the key of the partitioned table, beside whatever is at work")
-        kept = "The table is as it was, up to an unfinished index that `capacity partition` builds again."
-        with database_errors(doing=f"building the new key of {table.name}", kept=kept):
-            build_key(self._engine, table)
-        with self._work(f"putting a partitioned table in the place of {table.name}") as connection:
-            swap(connection, table)
-        self._on_step(f"{table.name}: partitioned; its rows lie in the default partition until they are moved")
 
     def _prepare(
         self, table: Table, layout: PartitionLayout, today: date, report: MaintenanceReport
@@ -210,8 +176,8 @@ class TableMaintenance:
     def _note_other_layout(self, table: Table, layout: PartitionLayout, report: MaintenanceReport) -> None:
         if layout.is_partitioned:
             report.notes.append(f"{table.name} is partitioned in a way of its own ({layout.key}): left alone")
-        elif table.name not in report.converted:
-            report.notes.append(f"{table.name} is not partitioned: nothing leaves it; see `capacity partition`")
+        else:
+            report.notes.append(f"{table.name} is not partitioned: nothing leaves it; {HOW_TO_PARTITION}")
 
     def _add(self, table: Table, span: Span, report: MaintenanceReport) -> _Candidate | None:
         """Add one partition, retrying while another session is in the way; in a dry run return what it would hold."""

@@ -12,7 +12,6 @@ class MaintenanceReport:
     """What was done, or, in a dry run, would be; `kept` and `notes` say why something was not."""
 
     dry_run: bool
-    converted: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
     moved_records: int = 0
     dropped: list[str] = field(default_factory=list)
@@ -36,7 +35,6 @@ class MaintenanceReport:
             "created": self.created,
             "dropped": self.dropped,
             "kept": self.kept,
-            "converted": self.converted,
             "notes": self.notes,
         }
 

@@ -1,6 +1,6 @@
 """`RetentionService`: maintains the tables for assets and commands; it refuses a database that is not prepared.
 
-How partitions are added, dropped and converted is the business of `maintenance`.
+How partitions are added and dropped is the business of `maintenance`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,6 @@ class RetentionService:
     def prepare(self) -> MaintenanceReport:
         """Add the partitions that are wanted as of today, in any zone; the schema is there. Raises as `maintain`."""
         return self.tables.prepare(self._judged_day().certain_day)
-
-    def convert(self, *, dry_run: bool = False) -> MaintenanceReport:
-        """Make unpartitioned tables partitioned."""
-        self._refuse_an_unfit_database()
-        return self.tables.convert(self._judged_day().certain_day, dry_run=dry_run)
 
     def shortcomings(self) -> list[str]:
         """Return what keeps old rows from leaving, in words; changes nothing."""

@@ -93,7 +93,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
             return "The schema is missing or older than this version: run `capacity init` first."
         plain = [table.name for table in PARTITIONED if not layout_of(connection, table).is_partitioned]
         if plain:
-            return f"{', '.join(plain)}: not partitioned. Run `capacity partition` first."
+            return f"{', '.join(plain)}: not partitioned. Run `capacity copy` to an empty database, and this there."
     return None
 
 

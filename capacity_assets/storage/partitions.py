@@ -6,7 +6,7 @@ and of like size. A default partition takes whatever no other does, so no row is
 rows there.
 
 A legacy table that is cut by month already is served as it is. Which partitions are wanted and which may go is
-decided by `retention.rules`; how an unpartitioned table becomes partitioned, by `conversion`.
+decided by `retention.rules`.
 """
 
 from __future__ import annotations

@@ -202,13 +202,6 @@ def week(engine: Engine, request: pytest.FixtureRequest) -> Digest:
 
 
 @pytest.fixture
-def legacy(empty_engine: Engine, request: pytest.FixtureRequest) -> Engine:
-    """A legacy database without partitions, upgraded, with the rows that the module is prepared with."""
-    assert "legacy" in request.module.PREPARED_FROM_NOTHING
-    return empty_engine
-
-
-@pytest.fixture
 def computed(service: AggregationService, request: pytest.FixtureRequest) -> AggregationService:
     """The service over what the module is prepared with, every window computed."""
     assert "computed" in request.module.PREPARED

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 
 import pytest
 from sqlalchemy import URL, Engine, text
 
+from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.collection.registry import register, registered
 from capacity_assets.collection.servers import Server
 from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.schema import schema_state
+from capacity_assets.storage.partitions import CAPACITY_TABLES
+from capacity_assets.storage.schema import initialise, schema_state
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
-from tests.fleet import add_database_sizes, load_sample, sizes, stored
+from tests.computing import compute_windows
+from tests.fleet import add_database_sizes, figures, load_sample, sizes, stored
+from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
+from tests.partitions import everything, rows_by_partition
 from tests.servers import ADMIN_PASSWORD, PostgresServer
 
 
@@ -76,6 +84,35 @@ def test_every_row_is_there_and_the_work_goes_on_where_it_was(
             text("SELECT count(*) FROM capacity_sample_changes WHERE collected_date = '2025-04-01'")
         )
         assert recorded.scalar_one() > 0, "the triggers are on again"
+
+
+def test_a_legacy_database_becomes_partitioned_and_its_figures_are_those_of_a_new_one(
+    empty_engine: Engine, engine: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_legacy_tables(empty_engine, LegacyShape())
+    load_sample(empty_engine)
+    load_legacy_aggregates(empty_engine)
+    initialise(empty_engine)
+    before = everything(empty_engine)
+    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
+
+    done = capacity("copy", "env:NEW_URL")
+
+    assert done.exit_code == 0, done.output
+    assert everything(target) == before == everything(empty_engine)
+    assert rows_by_partition(target, "database_size_stats")["database_size_stats_2025_01"] == 554
+    for table in CAPACITY_TABLES:
+        assert not any("default" in name for name in rows_by_partition(target, table.name)), table.name
+    assert schema_state(target).fit
+    load_sample(engine)
+    for one in (target, engine):
+        service = AggregationService(one, fixed_clock())
+        for period in PERIODS:
+            compute_windows(service, period, date(2025, 1, 1), TODAY)
+    for level in LEVELS.values():
+        computed = figures(engine, level)
+        assert computed
+        assert {key: row for key, row in figures(target, level).items() if key in computed} == computed
 
 
 def test_a_target_that_holds_rows_is_left_alone(filled: Engine, target: Engine) -> None:

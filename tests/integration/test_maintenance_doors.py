@@ -1,4 +1,4 @@
-"""Maintenance and conversion as an operator meets them: the commands, the asset, what `capacity check` says."""
+"""Maintenance as an operator meets them: the commands, the asset, what `capacity check` says."""
 
 from __future__ import annotations
 
@@ -160,51 +160,21 @@ def test_records_of_checks_go_that_no_one_reads_and_what_the_ui_shows_stays(
         assert storage.get_asset_check_summary_records(list(checks)) == shown, "the newest stay of deleted runs too"
 
 
-def test_an_unpartitioned_database_is_told_how_and_then_converted(
-    settings: Settings, engine: Engine, empty_engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert settings.capacity_url == engine.url
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
-    create_legacy_tables(empty_engine, LegacyShape())
-    initialise(empty_engine)
-    add_instances(empty_engine, [1])
-    add_database_sizes(empty_engine, sizes(1, "orders", "2025-02-27", range(4)))
-    before = everything(empty_engine)
-    assert findings(subject="partitions")[: len(CAPACITY_TABLES)] == [
-        ("note", f"{table.name} is not partitioned, so old rows stay: `capacity partition` converts it")
-        for table in CAPACITY_TABLES
-    ]
-
-    said = capacity("partition", "--dry-run")
-    assert "Tables that would be made partitioned:\n  database_size_stats\n" in said.output
-    assert rows_by_partition(empty_engine, "database_size_stats") == {"database_size_stats": 4}
-    done = capacity("partition")
-
-    assert done.exit_code == 0, done.output
-    assert "database_size_stats: 2 rows moved to the partition of 2025-02-01 to 2025-02-28" in done.stderr
-    assert "4 rows moved" in done.stdout
-    assert everything(empty_engine) == before
-    assert findings(subject="partitions")[0][0] == "ok"
-
-
 @pytest.mark.usefixtures("settings")
-def test_what_stands_in_the_way_of_a_conversion_is_told_with_what_to_do(
+def test_check_says_how_an_unpartitioned_database_becomes_partitioned(
     empty_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPACITY_DATABASE_URL", empty_engine.url.render_as_string(hide_password=False))
     create_legacy_tables(empty_engine, LegacyShape())
     initialise(empty_engine)
-    with empty_engine.begin() as connection:
-        connection.execute(text("CREATE VIEW fleet AS SELECT count(*) FROM instance_size_stats"))
 
-    result = capacity("partition")
-
-    assert result.exit_code == 1
-    assert "instance_size_stats: rule _RETURN on view fleet belongs to it" in result.stderr
-    assert "create it again" in result.stderr
+    advice = "`capacity copy` to an empty database makes it so there"
+    assert findings(subject="partitions")[: len(CAPACITY_TABLES)] == [
+        ("note", f"{table.name} is not partitioned, so old rows stay; {advice}") for table in CAPACITY_TABLES
+    ]
 
 
-@pytest.mark.parametrize("command", ["maintain", "partition", "aggregate --period daily", "up", "demo"])
+@pytest.mark.parametrize("command", ["maintain", "aggregate --period daily", "up", "demo"])
 @pytest.mark.usefixtures("settings")
 def test_a_rule_that_means_nothing_is_refused_before_anything_is_done(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, command: str

@@ -199,7 +199,7 @@ def test_what_stands_in_the_way_is_said_with_what_to_do(
         assert "No node of the cluster takes shards" in str(what_stands_in_the_way(empty))
         execute(empty, "UPDATE pg_dist_node SET shouldhaveshards = true WHERE noderole = 'primary' AND groupid > 0")
         execute(empty, "DROP TABLE volume_size_stats CASCADE", "CREATE TABLE volume_size_stats (day date)")
-        assert "volume_size_stats: not partitioned. Run `capacity partition` first." in str(
+        assert "volume_size_stats: not partitioned. Run `capacity copy` to an empty database, and this there." in str(
             what_stands_in_the_way(empty)
         )
         empty.dispose()
