@@ -126,10 +126,3 @@ def row_counts(engine: Engine) -> dict[str, int]:
             table.name: connection.execute(text(f"SELECT count(*) FROM {table.name}")).scalar_one()
             for table in (instances, *CAPACITY_TABLES)
         }
-
-
-# Tables that got further columns since, and what those begin with.
-FURTHER = {
-    "database_size_aggregations": "size",
-    "instance_size_aggregations": "total_size",
-}

@@ -32,8 +32,8 @@ from capacity_assets.storage.window_expressions import SERVER_SIZES
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0013"
-# No release contained them; the baseline covers what they left.
-FORMER_REVISIONS = tuple(f"{number:04}" for number in range(1, 12))
+FIRST_REVISION = "0012"
+"""That of version 0.2.0; no release had an earlier one."""
 NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
 )
@@ -102,14 +102,12 @@ def initialise(engine: Engine) -> tuple[str, ...]:
             change_shards_in_turn(connection)
             allow_triggers(connection)
         revision = _revision(connection)
-        _refuse_a_newer_schema(revision)
+        _refuse_another_schema(revision)
         _refuse_names_taken(connection)
         # A column that a view reads cannot be widened.
         taken = _taken_away(connection) if revision != SCHEMA_REVISION else []
         foreign, readers = _take_readers_away(connection)
         config.attributes.update(connection=connection, done=done)
-        if revision in FORMER_REVISIONS:
-            connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))  # noqa: S608 -- constant
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
         done += adopt(connection, metadata)
@@ -243,9 +241,13 @@ def adopt(connection: Connection, wanted: MetaData) -> list[str]:
     return done
 
 
-def _refuse_a_newer_schema(revision: str | None) -> None:
+def _refuse_another_schema(revision: str | None) -> None:
     if revision is not None and revision > SCHEMA_REVISION:
         raise SchemaProblemsError([newer_schema_text(revision)])
+    if revision is not None and revision < FIRST_REVISION:
+        raise SchemaProblemsError(
+            [f"The capacity schema is at revision {revision}, which no release had. Run 0.3.0's `capacity init` first."]
+        )
 
 
 def newer_schema_text(revision: str) -> str:

@@ -12,11 +12,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, select, text
 
 import capacity_assets.storage.migrations
-from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.schema import (
+    FIRST_REVISION,
     NOT_RECORDED_MEANWHILE,
     SCHEMA_REVISION,
     VERSION_TABLE,
@@ -222,59 +222,20 @@ def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
 
 
-NEW_IN_0010 = ("capacity_labels", "capacity_prices", "capacity_bills", "capacity_bill_lines", "capacity_digests")
-
-
-OLD_VIEW = "SELECT period_type AS period, period_start AS window_start FROM database_size_aggregations"
-
-
-def test_a_database_of_the_revision_before_gets_views_that_read_new_ones(engine: Engine) -> None:
-    """The views of 0009 knew no labels; those of 0010 read a view that was not there."""
+def test_a_view_of_the_revision_before_is_made_again_with_its_grants(engine: Engine) -> None:
+    old = "SELECT period_type AS period, period_start AS window_start FROM database_size_aggregations"
     with engine.begin() as connection:
-        connection.execute(text(f"DROP TABLE {', '.join(NEW_IN_0010)} CASCADE"))
         for view in VIEWS:
             connection.execute(text(f"DROP VIEW IF EXISTS {view.name} CASCADE"))
-        connection.execute(text(f"CREATE VIEW capacity_growth AS {OLD_VIEW}"))
+        connection.execute(text(f"CREATE VIEW capacity_growth AS {old}"))
         connection.execute(text("COMMENT ON VIEW capacity_growth IS 'of an older version (definition 0)'"))
         connection.execute(text("GRANT SELECT ON capacity_growth TO PUBLIC"))
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0009'"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{FIRST_REVISION}'"))
 
-    done = initialise(engine)
+    initialise(engine)
 
-    assert {f"created table {table}" for table in NEW_IN_0010} <= set(done)
     assert schema_state(engine).fit
     assert initialise(engine) == ()
     granted = "SELECT count(*) FROM information_schema.role_table_grants WHERE grantee = 'PUBLIC' AND table_name = "
     with engine.connect() as connection:
         assert connection.execute(text(f"{granted}'capacity_growth'")).scalar_one() == 1
-
-
-NEW_IN_0011 = ("capacity_group_sums", "capacity_group_windows", "capacity_group_changes")
-
-
-WINDOW = """
-INSERT INTO instance_size_aggregations (instance_id, period_type, period_start, period_end, total_size_mb, avg_size_mb,
-    max_size_mb, min_size_mb, data_count, database_count)
-VALUES (7, 'monthly', '2025-03-01', '2025-03-31', 50, 50, 50, 50, 31, 1)
-"""
-
-
-def test_a_database_without_stored_groups_gets_those_of_the_windows_it_has(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP TABLE {', '.join(NEW_IN_0011)} CASCADE"))
-        functions = connection.execute(text("SELECT proname FROM pg_proc WHERE proname LIKE 'capacity_track_groups_%'"))
-        for function in functions.scalars().all():
-            connection.execute(text(f"DROP FUNCTION {function} CASCADE"))
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0010'"))
-        connection.execute(text(WINDOW))
-
-    done = initialise(engine)
-
-    assert {f"created table {table}" for table in NEW_IN_0011} <= set(done)
-    assert not any("fixed" in line for line in done)
-    assert initialise(engine) == ()
-    groups = "SELECT group_name, size_mb FROM capacity_groups WHERE grouped_by = 'engine'"
-    for number in (1, 0):
-        with engine.connect() as connection:
-            assert connection.execute(text(groups)).all() == [("unknown", 50)]
-        assert store_group_sums(engine, 60) == number
