@@ -37,7 +37,6 @@ from tests.folders import remove_folders, work_in_memory
 from tests.mysql_servers import MariaDBServer, mariadb_server
 from tests.redis_server import RedisServer
 from tests.servers import PostgresServer, postgres_server, shared_data_folders
-from tests.shared_statements import share_compiled_statements
 
 # Fixtures with Dagster in them.
 pytest_plugins = ["tests.dagster_fixtures"]
@@ -46,19 +45,14 @@ pytest_plugins = ["tests.dagster_fixtures"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# What is loaded first by each process that a test starts.
-INTERPRETER = Path(__file__).with_name("interpreter")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what processes load first; let folders of tests lie in memory, unless somebody says where they are to lie.
+    """Let folders of tests lie in memory, unless somebody says where they are to lie.
 
     Each run has folders of its own: pytest closes the one that all runs of a user share when the next one begins.
     """
     if hasattr(config, "workerinput"):
         return
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
     work_in_memory(config)
     shared = ExitStack()
     shared.enter_context(shared_data_folders())
@@ -108,14 +102,6 @@ def tmp_path(tmp_path: Path) -> Path:
     """A folder of the test's own; an embedded server's data may lie in it, and not on a disk."""
     tmp_path.chmod(0o711)
     return tmp_path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once() -> Iterator[None]:
-    """What one test has compiled, the next one need not."""
-    with pytest.MonkeyPatch.context() as patched:
-        share_compiled_statements(patched)
-        yield
 
 
 @pytest.fixture(autouse=True)

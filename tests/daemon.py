@@ -28,12 +28,14 @@ from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_PATIENCE_SECONDS = 60
+MODULE = "capacity_assets.definitions"
+DAGSTER = "from dagster._cli import main\nmain()"
 
 
 @contextmanager
 def code_server(port: int) -> Iterator[GrpcServerTarget]:
     """A process of its own that serves the code location."""
-    process = Forked(str(port), program="from tests.code_server import serve\nserve()", folder=ROOT)
+    process = Forked("api", "grpc", "-h", "127.0.0.1", "-p", str(port), "-m", MODULE, program=DAGSTER, folder=ROOT)
     try:
         wait_for_grpc_server(process, DagsterGrpcClient(port=port, host="127.0.0.1"), [])  # type: ignore[arg-type]
         yield GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="capacity_assets")

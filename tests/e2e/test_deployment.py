@@ -155,8 +155,7 @@ def test_the_programs_of_the_units_serve_and_run_against_servers_of_ones_own(
     (tmp_path / "workspace.yaml").write_text(workspace)
     (home / "workspace.yaml").write_text(workspace)
     environment = {
-        # As they are installed: without what the processes of other tests load first.
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        **os.environ,
         "CAPACITY_DATABASE_URL": database.render_as_string(hide_password=False),
         "DAGSTER_POSTGRES_URL": empty_database.set(drivername=DAGSTER_DRIVER).render_as_string(hide_password=False),
         "CAPACITY_REDIS_URL": redis_server.url,
