@@ -19,14 +19,21 @@ from capacity_assets.storage.adoption import comment_steps, default_partition_st
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
 from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.foreign_views import InTheWay, in_the_way, take_foreign_views_away
 from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
 from capacity_assets.storage.group_views import GROUP_VIEWS
 from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.row_locks import capacity_locks, wait_for_lock
 from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES
-from capacity_assets.storage.view_upgrades import built_on_views, creation, names_taken, outdated_views, take_views_away
+from capacity_assets.storage.view_upgrades import (
+    InTheWay,
+    TakenViews,
+    creation,
+    in_the_way,
+    names_taken,
+    outdated_views,
+    take_away,
+)
 from capacity_assets.storage.views import VIEWS
 from capacity_assets.storage.window_expressions import SERVER_SIZES
 
@@ -37,9 +44,9 @@ FIRST_REVISION = "0012"
 NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
 )
-READS_A_WIDENED_COLUMN = (
-    "reads a column that has to be widened, which PostgreSQL refuses. Drop it, run `capacity init`, then create it "
-    "again."
+IS_IN_THE_WAY = (
+    "reads a column that has to be widened, or a view that has to be made again, which PostgreSQL refuses. Drop it, "
+    "run `capacity init`, then create it again."
 )
 GROUP_DEFINITIONS = {SERVER_SIZES, *(view.name for view in GROUP_VIEWS)}
 """The views that define the sums of groups."""
@@ -105,8 +112,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         _refuse_another_schema(revision)
         _refuse_names_taken(connection)
         # A column that a view reads cannot be widened.
-        taken = _taken_away(connection) if revision != SCHEMA_REVISION else []
-        foreign, readers = _take_readers_away(connection)
+        taken = _take_views_away(connection, ours=revision != SCHEMA_REVISION)
         config.attributes.update(connection=connection, done=done)
         command.upgrade(config, "head")
         # Also what someone dropped or changed after the last upgrade.
@@ -121,9 +127,7 @@ def initialise(engine: Engine) -> tuple[str, ...]:
         unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)
         done += _track_groups(connection, anew=revision != SCHEMA_REVISION)
-        execute(connection, foreign)
-        done += [f"taken away and put back as it was: view {view}" for view in readers]
-        done += _renew_views(connection, taken)
+        done += _put_views_back(connection, taken)
         carry_out(connection, comment_steps(connection, metadata.sorted_tables))
         # Roles that read only views must also be able to detect a newer schema.
         if not connection.execute(text(_EVERYBODY_READS), {"name": VERSION_TABLE}).scalar():
@@ -173,51 +177,48 @@ def _track_groups(connection: Connection, *, anew: bool) -> list[str]:
     return [] if anew else [*dict.fromkeys(f"fixed: {step.reason}" for step in missing)]
 
 
-def _readers_of_widened_columns(connection: Connection) -> InTheWay:
+def _in_the_way(connection: Connection, *, ours: bool = False) -> InTheWay:
+    """Find what reads columns that are to be widened, or our views if these are to be made again."""
     present = set(inspect(connection).get_table_names())
     tables = [table for table in metadata.sorted_tables if table.name in present]
-    return in_the_way(
-        connection, [(table.name, column) for table in tables for column in widened_columns(connection, table)]
-    )
+    widened = [(table.name, column) for table in tables for column in widened_columns(connection, table)]
+    return in_the_way(connection, widened, ours=ours)
 
 
-def _take_readers_away(connection: Connection) -> tuple[list[str], tuple[str, ...]]:
-    """Drop views of others that read a column to be widened; return what puts them back, and their names.
+def _take_views_away(connection: Connection, *, ours: bool) -> TakenViews:
+    """Drop what is in the way, and our own views if wanted.
 
-    Raises SchemaProblemsError: something reads such a column that cannot be put back.
+    Raises SchemaProblemsError: something is in the way that cannot be put back.
     """
-    found = _readers_of_widened_columns(connection)
+    found = _in_the_way(connection, ours=ours)
     if found.immovable:
-        raise SchemaProblemsError([f"{what} {READS_A_WIDENED_COLUMN}" for what in found.immovable])
-    return take_foreign_views_away(connection, found.views), found.views
+        raise SchemaProblemsError([f"{what} {IS_IN_THE_WAY}" for what in found.immovable])
+    return take_away(connection, found.views, ours=ours)
 
 
-def _renew_views(connection: Connection, taken: list[str]) -> list[str]:
+def _put_views_back(connection: Connection, taken: TakenViews) -> list[str]:
     """Put the views back that were taken away, and make those that are missing or outdated; return what was done.
 
-    Raises SchemaProblemsError: a view has to be made again, and an object of another owner depends on it.
+    Raises SchemaProblemsError: a view has to be made again, and something reads it that cannot be put back.
     """
-    execute(connection, taken)
+    execute(connection, taken.ours)
     outdated = outdated_views(connection)
+    further = TakenViews()
     try:
         with connection.begin_nested():
             execute(connection, [statement for view in outdated for statement in creation(view)])
     except DBAPIError:
         # In place, a column can be added, but not change its type.
-        execute(connection, _taken_away(connection))
+        further = _take_views_away(connection, ours=True)
+        execute(connection, further.ours)
         execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
     if any(view.name in GROUP_DEFINITIONS for view in outdated):
         forget_group_sums(connection)  # the stored sums come from the former view
-    return [f"created or renewed view {view.name}" for view in outdated]
-
-
-def _taken_away(connection: Connection) -> list[str]:
-    """Drop the views; return what puts them back. Raises SchemaProblemsError where other objects depend on them."""
-    advice = "depends on one of our views, which has to be created again. Drop it, run `capacity init`, then create it."
-    problems = [f"{what} {advice}" for what in built_on_views(connection)]
-    if problems:
-        raise SchemaProblemsError(problems) from None
-    return take_views_away(connection)
+    execute(connection, (*further.theirs, *taken.theirs))
+    return [
+        *(f"taken away and put back as it was: view {name}" for name in (*taken.names, *further.names)),
+        *(f"created or renewed view {view.name}" for view in outdated),
+    ]
 
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:
@@ -361,8 +362,8 @@ def schema_state(engine: Engine) -> SchemaState:
             steps = [*change_tracking_steps(connection), *group_tracking_steps(connection)]
             shortcomings += dict.fromkeys(step.reason for step in steps)
             shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
-        readers = _readers_of_widened_columns(connection)
-        shortcomings += [f"{what} {READS_A_WIDENED_COLUMN}" for what in readers.immovable]
+        readers = _in_the_way(connection)
+        shortcomings += [f"{what} {IS_IN_THE_WAY}" for what in readers.immovable]
         shortcomings += [
             f"view {view} reads a column that is widened: it is taken away meanwhile and put back as it was"
             for view in readers.views

@@ -1,6 +1,14 @@
-"""Creating, comparing and replacing the views of `views`, with their owners and grants."""
+"""Creating, comparing and replacing the views of `views`, with owners and grants, and what others built on them.
+
+PostgreSQL refuses to widen a column that a view reads, and to drop a view that another one reads. Such views of others
+are taken away and put back as they were, with owner, grants, options, comments, triggers and rules, in the transaction
+of the upgrade. What cannot be put back from its definition alone (a materialised view, a rule on a table) is named.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
@@ -9,11 +17,29 @@ from capacity_assets.storage.steps import literal, quoted
 from capacity_assets.storage.view import View
 from capacity_assets.storage.views import VIEWS
 
+_NAMES = [view.name for view in VIEWS]
+
+
+@dataclass(frozen=True)
+class TakenViews:
+    """Views that were dropped: the statements that make ours, those that put others back, and the names of these."""
+
+    ours: tuple[str, ...] = ()
+    theirs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InTheWay:
+    """What reads columns or views that are to be changed: views that can be put back, nearest last, and what cannot."""
+
+    views: tuple[str, ...] = ()
+    immovable: tuple[str, ...] = ()
+
 
 def names_taken(connection: Connection) -> list[str]:
     """List objects that have the name of one of our views."""
-    names = {"views": [view.name for view in VIEWS]}
-    return list(connection.execute(text(_NOT_OURS), names).scalars())
+    return list(connection.execute(text(_NOT_OURS), {"views": _NAMES}).scalars())
 
 
 def outdated_views(connection: Connection) -> list[View]:
@@ -37,35 +63,43 @@ def creation(view: View) -> list[str]:
     ]
 
 
-def take_views_away(connection: Connection) -> list[str]:
-    """Drop the views; return what puts them and their grants back. Raises DBAPIError where others need them."""
-    back: list[str] = []
-    there = []
-    present = text("SELECT to_regclass(:name) IS NOT NULL")
-    foreign = names_taken(connection)
-    for view in _views(connection):
-        if view.name in foreign:
-            continue
+def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False) -> InTheWay:
+    """Find what reads one of the columns, given as (table, column), or one of our views, directly or through a view."""
+    parameters = {
+        "tables": [table for table, _ in columns],
+        "columns": [column for _, column in columns],
+        "again": _NAMES if ours else [],
+        "ours": _NAMES,
+    }
+    rows = connection.execute(text(_READERS), parameters).all()
+    return InTheWay(
+        views=tuple(row.name for row in rows if row.movable),
+        immovable=tuple(row.described for row in rows if not row.movable),
+    )
+
+
+def take_away(connection: Connection, views: Sequence[str], *, ours: bool) -> TakenViews:
+    """Drop views of others, given in an order in which they can be dropped, and our own if wanted."""
+    theirs: list[str] = []
+    for view in views:
+        found = connection.execute(text(_DEFINITION), {"view": view}).one()
+        theirs = [found.creation, *found.others, *_owner_and_grants(connection, view), *theirs]
+        connection.exec_driver_sql(f"DROP VIEW {view}".replace("%", "%%"))
+    made, there = [], []
+    for view_of_ours in _views(connection) if ours else ():
         # Also those that are not there: a newer view may read them.
-        back += creation(view)
-        if connection.execute(present, {"name": view.name}).scalar():
-            there.append(view)
-            back += owner_and_grants(connection, view.name)
-    if not there:
-        return []
-    connection.exec_driver_sql(f"DROP VIEW {', '.join(quoted(view.name) for view in there)}")
-    return back
+        made += creation(view_of_ours)
+        if connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": view_of_ours.name}).scalar():
+            there.append(quoted(view_of_ours.name))
+            made += _owner_and_grants(connection, view_of_ours.name)
+    if there:
+        connection.exec_driver_sql(f"DROP VIEW {', '.join(there)}")
+    return TakenViews(tuple(made) if there else (), tuple(theirs), tuple(views))
 
 
-def owner_and_grants(connection: Connection, view: str) -> list[str]:
+def _owner_and_grants(connection: Connection, view: str) -> list[str]:
     """Return the statements that give a view its grants, options and owner; the name is as SQL writes it."""
     return list(connection.execute(text(_OWNER_AND_GRANTS), {"view": view}).scalars())
-
-
-def built_on_views(connection: Connection) -> list[str]:
-    """List objects of others that depend on the views and would have to be dropped with them."""
-    names = {"views": [view.name for view in VIEWS]}
-    return list(connection.execute(text(_BUILT_ON_VIEWS), names).scalars())
 
 
 _OWNER_AND_GRANTS = """
@@ -94,7 +128,6 @@ SELECT format('ALTER VIEW %s SET (%s)', c.oid::regclass, array_to_string(c.relop
 FROM pg_class c WHERE c.oid = to_regclass(:view) AND c.reloptions IS NOT NULL
 """
 
-
 _NOT_OURS = """
 SELECT c.relname FROM pg_class c
 WHERE c.oid IN (SELECT to_regclass(name) FROM unnest(CAST(:views AS text[])) AS name)
@@ -102,13 +135,51 @@ WHERE c.oid IN (SELECT to_regclass(name) FROM unnest(CAST(:views AS text[])) AS 
 ORDER BY 1
 """
 
+# A rule on a table and a materialised view's contents are more than a definition.
+_READERS = """
+WITH RECURSIVE wanted AS (
+    SELECT a.attrelid, a.attnum
+    FROM unnest(CAST(:tables AS text[]), CAST(:columns AS text[])) AS w (name, column_name)
+    JOIN pg_attribute a ON a.attrelid = to_regclass(w.name) AND a.attname = w.column_name
+), readers AS (
+    SELECT r.ev_class AS oid, 1 AS depth
+    FROM wanted JOIN pg_depend d
+        ON d.refclassid = 'pg_class'::regclass AND d.refobjid = wanted.attrelid AND d.refobjsubid = wanted.attnum
+    JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+    UNION
+    SELECT to_regclass(name), 0 FROM unnest(CAST(:again AS text[])) AS name WHERE to_regclass(name) IS NOT NULL
+    UNION
+    SELECT r.ev_class, readers.depth + 1
+    FROM readers JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = readers.oid
+    JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid AND r.ev_class <> readers.oid
+)
+SELECT c.oid::regclass::text AS name, c.relkind = 'v' AS movable,
+       pg_describe_object('pg_class'::regclass, c.oid, 0) AS described, max(readers.depth) AS depth
+FROM readers JOIN pg_class c ON c.oid = readers.oid
+WHERE NOT (c.relname = ANY (:ours) AND c.relkind = 'v')
+GROUP BY c.oid, c.relkind
+UNION ALL
+-- A function, say, that takes a row of a view.
+SELECT NULL, false, pg_describe_object(d.classid, d.objid, d.objsubid), 0
+FROM (SELECT DISTINCT oid FROM readers) r JOIN pg_class c ON c.oid = r.oid AND c.relkind = 'v'
+JOIN pg_type t ON t.oid = c.reltype
+JOIN pg_depend d ON d.refclassid = 'pg_type'::regclass AND d.refobjid IN (t.oid, t.typarray) AND d.deptype = 'n'
+ORDER BY depth DESC, name DESC
+"""
 
-_BUILT_ON_VIEWS = """
-SELECT DISTINCT pg_describe_object('pg_class'::regclass, w.ev_class, 0)
-FROM pg_depend d JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid
-JOIN pg_class v ON v.oid = w.ev_class
-WHERE d.refclassid = 'pg_class'::regclass
-  AND d.refobjid IN (SELECT to_regclass(name) FROM unnest(CAST(:views AS text[])) AS name)
-  AND v.relname <> ALL (:views)
-ORDER BY 1
+_DEFINITION = """
+SELECT format('CREATE VIEW %s AS %s', c.oid::regclass, pg_get_viewdef(c.oid)) AS creation,
+       ARRAY(SELECT format('COMMENT ON VIEW %s IS %L', c.oid::regclass, d.description)
+             FROM pg_description d WHERE d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0)
+       || ARRAY(SELECT format('COMMENT ON COLUMN %s.%I IS %L', c.oid::regclass, a.attname, d.description)
+                FROM pg_description d JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.objsubid
+                WHERE d.objoid = c.oid AND d.classoid = 'pg_class'::regclass)
+       || ARRAY(SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', c.oid::regclass, a.attname,
+                              pg_get_expr(e.adbin, e.adrelid))
+                FROM pg_attrdef e JOIN pg_attribute a ON a.attrelid = e.adrelid AND a.attnum = e.adnum
+                WHERE e.adrelid = c.oid)
+       || ARRAY(SELECT pg_get_ruledef(r.oid) FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN')
+       || ARRAY(SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+       AS others
+FROM pg_class c WHERE c.oid = to_regclass(:view)
 """

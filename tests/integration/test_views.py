@@ -23,6 +23,7 @@ from capacity_assets.storage.schema import SchemaProblemsError, initialise, sche
 from capacity_assets.storage.views import VIEWS
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.viewed_fleets import filling_fleet, rows, small_fleet
 
@@ -119,28 +120,50 @@ def test_init_makes_a_missing_view_again_and_renews_an_outdated_one_keeping_gran
             connection.execute(text("DROP ROLE view_reader"))
 
 
-@pytest.mark.parametrize("built_on", [False, True])
-def test_a_view_whose_columns_were_others_is_made_anew_unless_somebody_built_on_it(
-    engine: Engine, *, built_on: bool
-) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("DROP VIEW capacity_coverage"))
-        connection.execute(text("CREATE VIEW capacity_coverage AS SELECT 1::integer AS day"))
-        connection.execute(text("COMMENT ON VIEW capacity_coverage IS 'of an older version (definition 0)'"))
-        connection.execute(text("GRANT SELECT ON capacity_fleet TO PUBLIC"))
-        if built_on:
-            connection.execute(text("CREATE VIEW theirs AS SELECT * FROM capacity_coverage"))
+def remade_coverage(engine: Engine, *further: str) -> None:
+    """Make the columns of a view others, as an older version might have had them."""
+    execute(
+        engine,
+        "DROP VIEW capacity_coverage",
+        "CREATE VIEW capacity_coverage AS SELECT 1::integer AS day",
+        "COMMENT ON VIEW capacity_coverage IS 'of an older version (definition 0)'",
+        "GRANT SELECT ON capacity_fleet TO PUBLIC",
+        *further,
+    )
 
-    if built_on:
-        with pytest.raises(SchemaProblemsError, match="view theirs depends on one of our views"):
-            initialise(engine)
-        assert rows(engine, "SELECT day FROM theirs") == [{"day": 1}]
-        return
-    assert initialise(engine) == ("created or renewed view capacity_coverage",)
+
+def test_a_view_whose_columns_were_others_is_made_anew_and_what_somebody_built_on_it_is_put_back(
+    engine: Engine,
+) -> None:
+    remade_coverage(
+        engine,
+        "CREATE VIEW theirs AS SELECT day FROM capacity_coverage",
+        "CREATE VIEW of_theirs AS SELECT t.day, f.size_mb FROM theirs t CROSS JOIN capacity_fleet f",
+        "GRANT SELECT ON of_theirs TO PUBLIC",
+    )
+
+    assert initialise(engine) == (
+        "taken away and put back as it was: view of_theirs",
+        "taken away and put back as it was: view theirs",
+        "created or renewed view capacity_coverage",
+    )
+
     assert schema_state(engine).fit
-    assert rows(engine, "SELECT * FROM capacity_coverage") == []
-    granted = "SELECT count(*) AS found FROM information_schema.role_table_grants WHERE table_name = 'capacity_fleet'"
-    assert rows(engine, f"{granted} AND grantee = 'PUBLIC'") == [{"found": 1}]
+    assert initialise(engine) == ()
+    for view in ("capacity_coverage", "theirs", "of_theirs"):
+        assert rows(engine, f"SELECT day FROM {view}") == []
+    granted = "SELECT has_table_privilege('public', '{}', 'SELECT') AS granted"
+    for view in ("capacity_fleet", "of_theirs"):
+        assert rows(engine, granted.format(view)) == [{"granted": True}], view
+
+
+def test_a_materialised_view_on_a_view_that_is_made_anew_is_named_and_nothing_is_changed(engine: Engine) -> None:
+    remade_coverage(engine, "CREATE MATERIALIZED VIEW theirs AS SELECT day FROM capacity_coverage")
+
+    with pytest.raises(SchemaProblemsError, match=r"materialized view theirs reads .* view that has to be made again"):
+        initialise(engine)
+
+    assert rows(engine, "SELECT day FROM theirs") == [{"day": 1}]
 
 
 @pytest.mark.single_server("reads without a right on the tables below")
