@@ -97,11 +97,11 @@ class Databases:
         strategy = "STRATEGY FILE_COPY" if version and version >= (15,) else ""
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
 
-    def filled(self, name: str, fill: Callable[[Engine], object]) -> str:
-        """The name of a database to copy: one with the capacity schema, as `fill` left it the first time."""
+    def filled(self, name: str, fill: Callable[[Engine], object], basis: str = TEMPLATE) -> str:
+        """The name of a database to copy: a copy of `basis`, as `fill` left it the first time."""
         template = f"template_{name}"
         if template not in self._filled:
-            self._create(template, TEMPLATE)
+            self._create(template, basis)
             engine = capacity_engine(self.server.url(template, CAPACITY_DRIVER))
             try:
                 fill(engine)

@@ -17,7 +17,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.errors import CapacityError, DatabaseError, ValidationError
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
-from capacity_assets.storage.legacy_runs import EndedRun, record_legacy_run
+from capacity_assets.storage.legacy_tables import EndedRun, record_legacy_run
 from capacity_assets.variables import DEFAULT_JUMP_PERCENT
 
 logger = logging.getLogger("capacity_assets")

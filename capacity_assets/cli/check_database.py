@@ -19,7 +19,6 @@ from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import HistoryScope, reading
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.storage.distributing import distribution_text, placements
-from capacity_assets.storage.distribution import ALONGSIDE
 from capacity_assets.storage.embedded import EmbeddedServerError
 from capacity_assets.storage.engine import UnreachableError
 from capacity_assets.storage.node_records import lost_nodes
@@ -107,8 +106,6 @@ def _distribution(engine: Engine) -> Iterator[Finding]:
         yield Finding("distribution", Verdict.BAD, removed)
     if not left:
         yield Finding("distribution", Verdict.OK, text)
-    elif {*left} <= {table.name for table in ALONGSIDE}:
-        yield Finding("distribution", Verdict.NOTE, f"{again}, because they grow with the fleet")
     else:
         yield Finding("distribution", Verdict.BAD, f"{again}, nothing is computed before")
 

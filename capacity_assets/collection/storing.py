@@ -23,7 +23,7 @@ from capacity_assets.foundation.clock_guard import judged_day
 from capacity_assets.foundation.levels import DATABASE, INSTANCE
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 from capacity_assets.storage.engine import copy_rows
-from capacity_assets.storage.known_databases import record_measured
+from capacity_assets.storage.legacy_tables import record_measured
 from capacity_assets.units import counted
 
 logger = logging.getLogger("capacity_assets")

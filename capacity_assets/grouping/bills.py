@@ -22,8 +22,8 @@ from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.grouping import bill_statements as statements
 from capacity_assets.grouping.groups import group_column, refuse_unknown_grouping
 from capacity_assets.periods import PERIODS, Window
+from capacity_assets.storage.distribution import make_temporary_tables
 from capacity_assets.storage.group_tables import capacity_bills
-from capacity_assets.storage.local_copies import make_temporary_tables
 from capacity_assets.storage.row_locks import wait_for_lock
 from capacity_assets.units import counted, first_of
 

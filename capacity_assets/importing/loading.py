@@ -22,9 +22,9 @@ from capacity_assets.foundation.lock_errors import HeldLock
 from capacity_assets.importing import statements as sql
 from capacity_assets.importing.rows import Problem, RowReader
 from capacity_assets.importing.sources import PositionedRow, Source
+from capacity_assets.storage.distribution import copied_for_reading
 from capacity_assets.storage.engine import copy_rows
-from capacity_assets.storage.known_databases import record_history
-from capacity_assets.storage.local_copies import copied_for_reading
+from capacity_assets.storage.legacy_tables import record_history
 from capacity_assets.units import counted
 
 SLICE_ROWS = 100_000

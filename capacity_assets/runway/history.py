@@ -25,7 +25,7 @@ from capacity_assets.runway.history_statements import (
     STATEMENTS,
     WITHOUT_LIMIT,
 )
-from capacity_assets.storage.local_copies import copied_for_reading
+from capacity_assets.storage.distribution import copied_for_reading
 
 BATCH = 500
 """Series that are read and forecast together, so that memory does not grow with the fleet."""

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.csv_files import declarations
 from capacity_assets.runway.subjects import key_of, keys_of, named, refuse_repeated
-from capacity_assets.storage.local_copies import copied_for_reading
+from capacity_assets.storage.distribution import copied_for_reading
 from capacity_assets.units import LARGEST_MB
 
 MB_PER_GB = 1024

@@ -10,9 +10,7 @@ from sqlalchemy import Connection, text
 
 from capacity_assets.forecast.horizons import HORIZONS_DAYS
 from capacity_assets.runway.history_statements import STALE_DAYS
-from capacity_assets.storage.distribution import distributed_tables
-from capacity_assets.storage.limit_tables import USED_MB, capacity_runways
-from capacity_assets.storage.local_copies import copied_for_reading
+from capacity_assets.storage.limit_tables import USED_MB
 from capacity_assets.storage.runway_views import error_measures
 
 
@@ -58,17 +56,13 @@ def score(connection: Connection, as_of: date, today: date) -> None:
     """
     spans = [(_DUE, first, last) for first, last in changed_spans(connection, as_of, today)]
     spans.append((_OWN, as_of, today))
-    # Each is scored on its node; where a version before left them on the coordinator, by copies of the samples.
-    wanted = {} if distributed_tables(connection, [capacity_runways]) else _READ_OF_DISTRIBUTED
-    read = {"since": min(first for _, first, _ in spans), "until": max(as_of, today), "stale": STALE_DAYS}
-    with copied_for_reading(connection, wanted, read):
-        for days in HORIZONS_DAYS:
-            for subject, measured in _MEASURED.items():
-                for due, since, until in spans:
-                    statement = _SCORE.format(days=days, measured=measured, subject=subject, due=due.format(days=days))
-                    statement += _IS_COMPARABLE.get(subject, "")
-                    asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
-                    connection.execute(text(statement), asked)
+    for days in HORIZONS_DAYS:
+        for subject, measured in _MEASURED.items():
+            for due, since, until in spans:
+                statement = _SCORE.format(days=days, measured=measured, subject=subject, due=due.format(days=days))
+                statement += _IS_COMPARABLE.get(subject, "")
+                asked = {"since": since, "until": until, "stale": STALE_DAYS, "days": days, "as_of": as_of}
+                connection.execute(text(statement), asked)
 
 
 def changed_spans(connection: Connection, as_of: date, today: date) -> list[tuple[date, date]]:
@@ -117,10 +111,6 @@ _IS_COMPARABLE = {
     "volume": "AND NOT EXISTS (SELECT FROM volume_size_stats v WHERE v.instance_id = r.instance_id "
     "AND v.volume_name = r.name AND v.collected_date = r.last_day AND (v.used_mb IS NULL) <> (s.used_mb IS NULL))"
 }
-_READ_OF_DISTRIBUTED = dict.fromkeys(
-    ("database_size_stats", "instance_size_stats", "volume_size_stats"),
-    "collected_date BETWEEN CAST(:since AS date) - :stale AND CAST(:until AS date)",
-)
 _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
 # Days of late and corrected samples: those a window has not followed yet, and those it followed since.
 _CHANGED_DAYS = """

@@ -1,26 +1,27 @@
 """The capacity tables on Citus: what grows with the fleet distributed by server, everything else on the coordinator.
 
 How tables become distributed is the business of `distributing`; what nodes record of changes, of `node_records`; which
-statements compute on the nodes, of `aggregation.distributed_statements`.
+statements compute on the nodes, of `aggregation.distributed_statements`. What Citus does not hand to its nodes (limits,
+forecasts, imports) finds copies: within a transaction, a temporary table with the name of the distributed one holds the
+rows that a statement reads, and the statement stays as it is. What is copied passes through the coordinator, so it
+should be little: what was measured last, or a result that nodes have put together.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, text
 
-from capacity_assets.storage.partitions import CAPACITY_TABLES, UNREAD
+from capacity_assets.storage.partitions import CAPACITY_TABLES
 
 DISTRIBUTED = CAPACITY_TABLES
 """What is computed on the nodes: all of them are distributed, or none counts as such."""
-
-ALONGSIDE = UNREAD
-"""Distributed beside them. Statements are the same where these still lie on the coordinator, as versions before left
-them."""
 
 ROW_NUMBER_FUNCTION = "capacity_row_number"
 
@@ -101,3 +102,44 @@ def allow_triggers(connection: Connection) -> None:
     but their rows.
     """
     connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
+
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@contextmanager
+def copied_for_reading(
+    connection: Connection,
+    wanted: Mapping[str, str],
+    parameters: Mapping[str, object] = NOTHING,
+    on_nodes: Mapping[str, str] = NOTHING,
+) -> Iterator[bool]:
+    """Copy the rows of each table that meet its condition until the block ends; what then writes finds the tables.
+
+    Queries of `on_nodes` are run by the nodes first; the result of each is a temporary table of that name. Yields
+    whether tables are distributed; where they are not, nothing is copied.
+
+    Raises DBAPIError: the database failed, or the transaction may not write, not even for itself.
+    """
+    # Asked before: copies hide what is distributed.
+    if not (wanted or on_nodes) or not tables_are_distributed(connection):
+        yield False
+        return
+    schema = connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
+    rows = {table: f"SELECT * FROM {schema}.{table} WHERE {condition}" for table, condition in wanted.items()}  # noqa: S608 -- our own names and conditions
+    made = {**on_nodes, **rows}
+    make_temporary_tables(connection, made, parameters)
+    yield True
+    connection.execute(text(f"DROP TABLE {_temporary(made)}"))
+
+
+def make_temporary_tables(connection: Connection, queries: Mapping[str, str], parameters: Mapping[str, object]) -> None:
+    """Keep the result of each query as a temporary table of its name, until the transaction ends. Raises DBAPIError."""
+    for name, query in queries.items():
+        connection.execute(text(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {query}"), dict(parameters))
+    # Without statistics the planner expects a handful of rows, and loops over all of them.
+    connection.execute(text(f"ANALYZE {_temporary(queries)}"))
+
+
+def _temporary(names: Iterable[str]) -> str:
+    return ", ".join(f"pg_temp.{name}" for name in names)

@@ -21,7 +21,7 @@ from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage import distributing, distribution
 from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.partitions import PARTITIONED
+from capacity_assets.storage.partitions import PARTITIONED, UNREAD
 from capacity_assets.storage.schema import initialise, schema_state
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
@@ -118,21 +118,19 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
     assert service(undistributed).ledger.stale() == []
 
 
-def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work_there_and_are_distributed_later(
-    undistributed: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limits_and_forecasts_are_those_of_a_single_server(distributed: Engine, plain: Engine) -> None:
     today = LAST + timedelta(days=1)
-
-    def import_and_issue() -> dict[str, Any]:
-        """What is told of everything that was stored, the same as on a single server."""
+    for written in (True, False):
         answers: list[dict[str, Any]] = []
-        for engine in (undistributed, plain):
+        for engine in (distributed, plain):
             days = [VolumeDay("server-2", name, LAST, 900 << 30, 5 << 30) for name in ("/data", "/log")]
             volumes = store_volumes(engine, days)
             past = issue(engine, LAST - timedelta(days=60), today)
             runways = issue(engine, today, today)
             assert runways.issue is not None
-            answers.append({"volumes": volumes, "issued": runways.to_dict(), "past": past.to_dict()})
+            assert volumes == (2 if written else 0)
+            assert runways.to_dict()["written_records"] == (2 * len(SERVERS) + 2 if written else 0)
+            answers.append({"issued": runways.to_dict(), "past": past.to_dict()})
             answers[-1]["rows"] = outlooks(engine, today, server="server-2").rows
             declare(engine, [Limit("server-2", None, 10_000)])
             assert issue_anew(engine, {"server-2"}, fixed_clock(today))
@@ -142,27 +140,10 @@ def test_limits_and_forecasts_that_a_version_before_left_on_the_coordinator_work
             forget(engine, "server-2", None)
             assert issue_anew(engine, {"server-2"}, fixed_clock(today))
         assert answers[0] == answers[1]
-        for table in distribution.ALONGSIDE:
-            assert stored_of(undistributed, table.name) == stored_of(plain, table.name)
+        for table in UNREAD:
+            assert stored_of(distributed, table.name) == stored_of(plain, table.name)
         scored = "capacity_runways WHERE actual_30_mb IS NOT NULL"
         assert len(stored_of(plain, scored)) > len(SERVERS)
-        return answers[0]
-
-    with monkeypatch.context() as before:
-        before.setattr(distributing, "PARTITIONED", distribution.DISTRIBUTED)
-        distribute(undistributed, shards=SHARDS)
-    first = import_and_issue()
-    assert (first["volumes"], first["issued"]["written_records"]) == (2, 2 * len(SERVERS) + 2)
-    monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
-    left = "volume_size_stats, database_limit_stats, capacity_runways: still on the coordinator"
-    message = f"{left}; run `capacity distribute` again, because they grow with the fleet"
-    assert distribution_found() == ("note", message)
-
-    assert distribute(undistributed, shards=SHARDS) == [table.name for table in distribution.ALONGSIDE]
-
-    again = import_and_issue()
-    assert (again["volumes"], again["issued"]["written_records"]) == (0, 0)
-    assert again["rows"] == first["rows"]
 
 
 def distribution_found() -> tuple[str, str]:

@@ -16,7 +16,7 @@ from capacity_assets.grouping.bill_statements import READ
 from capacity_assets.periods import PERIODS
 from capacity_assets.runway.history import HistoryScope
 from capacity_assets.runway.history_statements import SERIES
-from capacity_assets.storage.local_copies import copied_for_reading
+from capacity_assets.storage.distribution import copied_for_reading
 from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
 from tests.databases import execute

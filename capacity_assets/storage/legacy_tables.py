@@ -1,21 +1,25 @@
-"""`instance_databases` of the legacy application, which its pages join: which databases a server has, and since when.
+"""What is written to tables of the legacy application where they exist, so that its pages go on showing it.
 
-Kept current where the table exists and our role may write to it; elsewhere nothing happens. It is never created here.
+Its newer versions list runs in `task_runs`, its older ones in `sync_sessions`: a run that ended is one row of the first
+of the two that exists, if that is switched on. `instance_databases` says which databases each server has, and since
+when; it is kept current where our role may write to it. None of them is ever created here, and what they refuse costs
+neither the run nor the samples.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import date
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from capacity_assets.errors import reason_of
+from capacity_assets.errors import DATABASE_FAILURES, reason_of
 
 logger = logging.getLogger(__name__)
-TABLE = "instance_databases"
+DATABASES = "instance_databases"
 COLUMNS = ("instance_id", "database_name", "is_active", "first_seen_date", "last_seen_date", "deleted_at", "updated_at")
 
 
@@ -34,12 +38,12 @@ def _write(connection: Connection, statements: Sequence[str], parameters: dict[s
     """Execute in a savepoint, so that samples are kept if the other application's table refuses a row."""
     try:
         with connection.begin_nested():
-            ours = {"table": TABLE, "columns": list(COLUMNS)}
+            ours = {"table": DATABASES, "columns": list(COLUMNS)}
             if connection.execute(text(_MAY_BE_WRITTEN), ours).scalar_one():
                 for statement in statements:
                     connection.execute(text(statement), parameters)
     except DBAPIError as error:
-        logger.warning(f"{TABLE} was left as it was: {reason_of(error)}. The samples are not touched by that.")
+        logger.warning(f"{DATABASES} was left as it was: {reason_of(error)}. The samples are not touched by that.")
 
 
 _MAY_BE_WRITTEN = """
@@ -94,3 +98,54 @@ WHERE (k.first_seen_date, k.last_seen_date, k.is_active)
     IS DISTINCT FROM (least(k.first_seen_date, excluded.first_seen_date),
                       greatest(k.last_seen_date, excluded.last_seen_date), excluded.is_active)
 """
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """What their page shows. Servers that did not fail succeeded, those without samples too."""
+
+    name: str
+    started_at: datetime
+    total: int
+    failed: int
+    error: str | None
+    """Why it failed; None: it did not."""
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The row, by the parameters of the statements."""
+        status = "completed" if self.error is None else "failed"
+        return {**asdict(self), "status": status, "successful": self.total - self.failed}
+
+
+def record_legacy_run(engine: Engine, run: EndedRun) -> None:
+    """Enter a run that ended; without either table, or where it refuses, only the log says so."""
+    try:
+        with engine.begin() as connection:
+            for table, statement in _STATEMENTS.items():
+                if connection.execute(text("SELECT to_regclass(:table) IS NOT NULL"), {"table": table}).scalar():
+                    connection.execute(text(statement), run.parameters)
+                    return
+    except DATABASE_FAILURES as error:
+        logger.warning(
+            f"The run could not be entered in the legacy application's table: {reason_of(error)}. "
+            "The run itself is not affected."
+        )
+        return
+    logger.warning(f"CAPACITY_LEGACY_RUNS is on, but there is neither {' nor '.join(_STATEMENTS)}.")
+
+
+_STATEMENTS = {
+    "task_runs": """
+INSERT INTO task_runs (run_id, task_key, task_name, task_category, trigger_source, status, started_at, completed_at,
+                       progress_total, progress_completed, progress_failed, error_message, created_at, updated_at)
+VALUES (CAST(gen_random_uuid() AS text), 'capacity_assets', :name, 'aggregation', 'scheduled', :status, :started_at,
+        now(), :total, :successful, :failed, :error, now(), now())
+""",
+    "sync_sessions": """
+INSERT INTO sync_sessions (session_id, sync_type, sync_category, status, started_at, completed_at,
+                           total_instances, successful_instances, failed_instances, created_at, updated_at)
+VALUES (CAST(gen_random_uuid() AS text), 'scheduled_task', 'aggregation', :status, :started_at, now(),
+        :total, :successful, :failed, now(), now())
+""",
+}
