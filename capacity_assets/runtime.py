@@ -25,9 +25,8 @@ from capacity_assets.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.foundation.schema_guard import refuse_a_newer_schema
 from capacity_assets.periods import PERIODS, Period, with_trend_threshold
-from capacity_assets.retention.maintenance import TableMaintenance
+from capacity_assets.retention.maintenance import RetentionService, TableMaintenance
 from capacity_assets.retention.rules import parse_retention
-from capacity_assets.retention.service import RetentionService
 from capacity_assets.setting_values import with_driver
 from capacity_assets.settings import CAPACITY_DRIVER, DAGSTER_DRIVER, ConfigurationError, Settings
 from capacity_assets.storage.embedded import CAPACITY_DATABASE, DAGSTER_DATABASE, embedded_server

@@ -11,7 +11,7 @@ from capacity_assets.cli.options import dry_run_option, json_command
 from capacity_assets.cli.output import NOTHING_CHANGED, print_json, say
 from capacity_assets.errors import DATABASE_FAILURES, reason_of
 from capacity_assets.orchestration.instance import dagster_storage
-from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
+from capacity_assets.retention.maintenance import MaintenanceError, MaintenanceReport
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, retention_service
 from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import UnreachableError

@@ -14,8 +14,7 @@ from capacity_assets.orchestration.metadata import MetadataMapping, first_bullet
 from capacity_assets.orchestration.naming import OWNERS
 from capacity_assets.orchestration.private.postgres import purge_check_records
 from capacity_assets.orchestration.resources import RETENTION_RESOURCE
-from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
-from capacity_assets.retention.service import RetentionService
+from capacity_assets.retention.maintenance import MaintenanceError, MaintenanceReport, RetentionService
 from capacity_assets.settings import Settings
 
 TABLE_PARTITIONS = "table_partitions"

@@ -1,10 +1,10 @@
-"""`TableMaintenance`: adds partitions ahead, moves rows out of default partitions, drops old partitions.
+"""Maintenance of the tables: adds partitions ahead, moves rows out of default partitions, drops old partitions.
 
 Each partition is a transaction of its own, decided and done under its lock; an interruption keeps what was done, and
 an error in one table does not keep the others from being maintained.
 
-How partitions are made is the business of `storage.partitions`; how long rows are kept, of `retention`; what keeps
-samples longer than that, of `needs`.
+How partitions are made is the business of `storage.partitions`; how long rows are kept, of `rules`; what keeps samples
+longer than that, of `needs`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 from sqlalchemy import Connection, Engine, Table, text
 
 from capacity_assets.aggregation.ledger import Ledger
+from capacity_assets.clock import Clock
 from capacity_assets.errors import DatabaseError, database_errors
+from capacity_assets.foundation.clock_guard import JudgedDay, judged_day
+from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.retention.default_partition import AHEAD_DAYS, default_rows
 from capacity_assets.retention.needs import Needs
-from capacity_assets.retention.report import MaintenanceError, MaintenanceReport
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
 from capacity_assets.storage.distribution import size_of_table
 from capacity_assets.storage.group_tracking import record_windows_of
@@ -37,12 +38,15 @@ from capacity_assets.storage.partition_changes import (
 from capacity_assets.storage.partitions import (
     PARTITIONED,
     UNREAD,
+    DefaultRows,
     Partition,
     PartitionLayout,
     Span,
     count_rows,
+    has_rows,
     layout_of,
     parameters_of,
+    rows_in_default,
 )
 from capacity_assets.storage.row_locks import wait_for_lock
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES
@@ -64,6 +68,51 @@ _MARK_BILLS = """
 UPDATE capacity_bills SET samples_dropped_at = now()
 WHERE month < :after AND month + interval '1 month' > :first AND samples_dropped_at IS NULL
 """
+AHEAD_DAYS = 62
+"""Partitions exist this long before their first row: two months, or the next year from November on."""
+
+
+@dataclass
+class MaintenanceReport:
+    """What was done, or, in a dry run, would be; `kept` and `notes` say why something was not."""
+
+    dry_run: bool
+    created: list[str] = field(default_factory=list)
+    moved_records: int = 0
+    dropped: list[str] = field(default_factory=list)
+    dropped_records: int = 0
+    freed_mb: int = 0
+    purged_check_records: int = 0
+    kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values, for scripts and metadata."""
+        return {
+            "dry_run": self.dry_run,
+            "created_partitions": len(self.created),
+            "moved_records": self.moved_records,
+            "dropped_partitions": len(self.dropped),
+            "dropped_records": self.dropped_records,
+            "freed_mb": self.freed_mb,
+            "purged_check_records": self.purged_check_records,
+            "kept_partitions": len(self.kept),
+            "created": self.created,
+            "dropped": self.dropped,
+            "kept": self.kept,
+            "notes": self.notes,
+        }
+
+
+class MaintenanceError(DatabaseError):
+    """Some of the work could not be done; `report` says what was."""
+
+    def __init__(self, troubles: list[DatabaseError], report: MaintenanceReport) -> None:
+        """List each error once; the whole is transient if all of them are."""
+        message = "\n".join(dict.fromkeys(map(str, troubles)))
+        transient = all(trouble.transient for trouble in troubles)
+        super().__init__(message, sqlstate=troubles[0].sqlstate, transient=transient)
+        self.report = report
 
 
 @dataclass(frozen=True)
@@ -138,7 +187,7 @@ class TableMaintenance:
         for table in PARTITIONED:
             with self._transaction(f"reading {table.name}") as connection:
                 layout = layout_of(connection, table)
-                in_default = default_rows(connection, table, layout, today)
+                in_default = _default_rows(connection, table, layout, today)
             if not layout.is_partitioned:
                 found.append(f"{table.name} is not partitioned, so old rows stay; {HOW_TO_PARTITION}")
             if not layout.is_served:
@@ -162,7 +211,7 @@ class TableMaintenance:
             return []
         last = today + timedelta(days=AHEAD_DAYS)
         with self._transaction(f"reading {table.name}") as connection:
-            found = default_rows(connection, table, layout, today)
+            found = _default_rows(connection, table, layout, today)
         wanted = {span for span in self._kept.wanted(table, layout, today, last) if not layout.covers(span)}
         if layout.default:
             stay = f"stay in {layout.default.name}"
@@ -288,3 +337,58 @@ class TableMaintenance:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
             yield connection
+
+
+def _default_rows(connection: Connection, table: Table, layout: PartitionLayout, today: date) -> DefaultRows:
+    """Return what lies in the default partition.
+
+    Rows from far ahead stay there: their days are hardly meant.
+    """
+    if layout.default is None or not has_rows(connection, layout.default):
+        return DefaultRows()
+    found = rows_in_default(connection, table, layout)
+    last = today + timedelta(days=AHEAD_DAYS)
+    ahead = [span for span in found.spans if span.first > last]
+    if not ahead:
+        return found
+    too_far = f"rows from {min(span.first for span in ahead)} on, more than {AHEAD_DAYS} days ahead,"
+    return DefaultRows(tuple(span for span in found.spans if span.first <= last), (*found.staying, too_far))
+
+
+@dataclass(frozen=True)
+class RetentionService:
+    """Maintains the tables of one capacity database as of today; raises as `TableMaintenance`."""
+
+    engine: Engine
+    clock: Clock
+    tables: TableMaintenance
+
+    def maintain(self, *, dry_run: bool = False, despite_clock: bool = False) -> MaintenanceReport:
+        """Add future partitions and apply retention; a dry run only reports what would be done.
+
+        If today's date may be wrong, partitions are added ahead of a day that is certain and none is dropped, unless
+        `despite_clock` confirms the date.
+        """
+        self._refuse_an_unfit_database()
+        today = self.clock.today()
+        if despite_clock:
+            return self.tables.run(today, dry_run=dry_run)
+        judged = self._judged_day()
+        keeping = judged.why_nothing_is_deleted
+        return self.tables.run(today, dry_run=dry_run, certain_day=judged.certain_day, keeping=keeping)
+
+    def prepare(self) -> MaintenanceReport:
+        """Add the partitions that are wanted as of today, in any zone; the schema is there. Raises as `maintain`."""
+        return self.tables.prepare(self._judged_day().certain_day)
+
+    def shortcomings(self) -> list[str]:
+        """Return what keeps old rows from leaving, in words; changes nothing."""
+        return self.tables.shortcomings(self._judged_day().certain_day)
+
+    def _judged_day(self) -> JudgedDay:
+        doing = database_errors(doing="reading the clock", kept="Nothing was changed.")
+        with doing, self.engine.connect() as connection:
+            return judged_day(connection, self.clock)
+
+    def _refuse_an_unfit_database(self) -> None:
+        refuse_an_unfit_database(self.engine, self.clock.zone, kept="Nothing was written.")

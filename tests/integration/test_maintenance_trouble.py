@@ -9,7 +9,7 @@ from sqlalchemy import Engine, select, text
 
 from capacity_assets.errors import DatabaseError
 from capacity_assets.retention import maintenance
-from capacity_assets.retention.report import MaintenanceError
+from capacity_assets.retention.maintenance import MaintenanceError
 from capacity_assets.storage import partition_changes
 from capacity_assets.storage.tables import database_size_stats
 from tests.clocks import TODAY

@@ -237,11 +237,7 @@ _NEWEST_FINAL = "SELECT max(month) AS month FROM capacity_bills WHERE is_final"
 _HAS_FORECAST = "SELECT EXISTS (SELECT 1 FROM capacity_runway) AS is_it"
 _MONTHS = "SELECT DISTINCT month FROM capacity_bills ORDER BY month DESC"
 _ISSUES = "SELECT issue FROM capacity_bills WHERE month = :month ORDER BY issue"
-# Issues of versions before did not keep what they had looked at.
 _OUTDATED = f"""
-SELECT CASE WHEN b.declared_state IS NOT NULL THEN b.declared_state <> {declared_state("capacity_label_spans")}
-            ELSE EXISTS (SELECT FROM capacity_label_spans WHERE declared_at > b.issued_at AND valid_from <= :end)
-                OR EXISTS (SELECT FROM capacity_prices WHERE declared_at > b.issued_at AND valid_from <= :end)
-       END AS is_outdated
-FROM capacity_bills b WHERE b.month = :month AND b.issue = :issue
+SELECT declared_state IS DISTINCT FROM {declared_state("capacity_label_spans")} AS is_outdated
+FROM capacity_bills WHERE month = :month AND issue = :issue
 """  # noqa: S608 -- names of our own

@@ -8,8 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.errors import DatabaseError
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.report import MaintenanceError
+from capacity_assets.retention.maintenance import MaintenanceError, TableMaintenance
 from capacity_assets.retention.rules import parse_retention
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.partitions import PARTITIONED
