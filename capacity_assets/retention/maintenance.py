@@ -28,13 +28,6 @@ from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
 from capacity_assets.storage.distribution import size_of_table
 from capacity_assets.storage.group_tracking import record_windows_of
-from capacity_assets.storage.partition_changes import (
-    add_partition,
-    drop_partition,
-    empty_default,
-    lock_partition,
-    partition_name,
-)
 from capacity_assets.storage.partitions import (
     PARTITIONED,
     UNREAD,
@@ -42,10 +35,15 @@ from capacity_assets.storage.partitions import (
     Partition,
     PartitionLayout,
     Span,
+    add_partition,
     count_rows,
+    drop_partition,
+    empty_default,
     has_rows,
     layout_of,
+    lock_partition,
     parameters_of,
+    partition_name,
     rows_in_default,
 )
 from capacity_assets.storage.row_locks import wait_for_lock

@@ -18,9 +18,9 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, text
 
-from capacity_assets.storage.partitions import CAPACITY_TABLES
+from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 
-DISTRIBUTED = CAPACITY_TABLES
+DISTRIBUTED = (*SAMPLES, *AGGREGATES)
 """What is computed on the nodes: all of them are distributed, or none counts as such."""
 
 ROW_NUMBER_FUNCTION = "capacity_row_number"

@@ -17,7 +17,7 @@ from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB
 from capacity_assets.orchestration.private import postgres
 from capacity_assets.retention import maintenance
 from capacity_assets.settings import Settings
-from capacity_assets.storage import partition_changes
+from capacity_assets.storage import partitions
 from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import initialise
 from tests.clocks import SHANGHAI, fixed_clock
@@ -76,7 +76,7 @@ def test_maintain_adds_what_is_missing_moves_rows_and_says_so(engine: Engine, th
 def test_a_run_that_could_do_a_part_only_fails_and_tells_what_it_did(
     settings: Settings, engine: Engine, this_month: date, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
+    monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
     monkeypatch.setattr(maintenance, "TRIES", 1)
     definitions = build_definitions(settings, clock=fixed_clock(this_month), retries=dg.RetryPolicy(max_retries=0))
     job = definitions.resolve_job_def(MAINTENANCE_JOB)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select, text
 from capacity_assets.errors import DatabaseError
 from capacity_assets.retention import maintenance
 from capacity_assets.retention.maintenance import MaintenanceError
-from capacity_assets.storage import partition_changes
+from capacity_assets.storage import partitions
 from capacity_assets.storage.tables import database_size_stats
 from tests.clocks import TODAY
 from tests.databases import execute
@@ -66,7 +66,7 @@ def test_a_writer_that_has_read_the_default_partition_is_given_way_to(two_server
 def test_the_trouble_of_one_table_hides_none_of_the_others_and_what_was_done_is_reported(
     two_servers: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
+    monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
     monkeypatch.setattr(maintenance, "TRIES", 1)
     add_database_sizes(two_servers, sizes(1, "old", "2023-01-01", [5]))
     add_instance_sizes(two_servers, totals(1, "2023-01-01", [(5, 1)]))
@@ -101,7 +101,7 @@ def test_a_half_made_run_continues_where_it_stopped(two_servers: Engine) -> None
 def test_a_table_in_use_makes_maintenance_come_back_later_with_nothing_half_done(
     two_servers: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_changes, "ATTACH_SECONDS", 0.5)
+    monkeypatch.setattr(partitions, "ATTACH_SECONDS", 0.5)
     monkeypatch.setattr(maintenance, "TRIES", 1)
     add_database_sizes(two_servers, sizes(1, "old", "2023-01-01", [5]))
     before = everything(two_servers)
