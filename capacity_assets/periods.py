@@ -45,6 +45,11 @@ class Window:
         """Number of days in the window."""
         return (self.end - self.start).days + 1
 
+    @property
+    def dates(self) -> list[date]:
+        """Every day of the window."""
+        return [self.start + timedelta(days=number) for number in range(self.days)]
+
     def elapsed_days(self, today: date) -> int:
         """Number of days of the window up to and including today."""
         return max(0, (min(self.end, today) - self.start).days + 1)

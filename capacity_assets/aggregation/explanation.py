@@ -10,8 +10,26 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
 
-from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, or_, select, true
-from sqlalchemy.sql.selectable import LateralFromClause
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Date,
+    Engine,
+    FromClause,
+    ScalarSelect,
+    Select,
+    Table,
+    TableValuedAlias,
+    and_,
+    any_,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
 
 from capacity_assets.aggregation.reference import Sample, Value, WindowSamples, reference_figures
 from capacity_assets.errors import NotFoundError, database_errors
@@ -19,7 +37,7 @@ from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.active_servers import is_active
 from capacity_assets.storage.distribution import tables_are_distributed
-from capacity_assets.storage.tables import instances
+from capacity_assets.storage.tables import computed_windows, instances
 from capacity_assets.units import counted, meant
 
 NAMES_COMPARED = 10_000
@@ -171,7 +189,9 @@ def _unknown(connection: Connection, database: str | None, server: str | None) -
         # Of one server the names of all days, else those of the newest day: not every sample of the fleet is read.
         newest = raw.collected_date == select(func.max(raw.collected_date)).scalar_subquery()
         registered = raw.instance_id.in_(select(instances.c.id))
-        there = and_(newest, registered) if server is None else raw.instance_id == number
+        last, back = _sampled_days()
+        every = raw.collected_date == any_(func.array(select(last - back.c.back).scalar_subquery()))
+        there = and_(newest, registered) if server is None else and_(every, raw.instance_id == number)
         names = select(raw.database_name).where(there).distinct().limit(NAMES_COMPARED)
         close = meant(database, connection.execute(names).scalars())
     return NotFoundError(
@@ -205,7 +225,8 @@ def _read_samples(connection: Connection, subject: Subject, window: Window) -> t
         select(day.label("day"), *(func.sum(source.c[name]).label(name) for name in columns))
         .where(
             and_(*(source.c[name] == value for name, value in subject.key.items())),
-            day.between(window.start, window.end),
+            # Listed, because the key begins with the day.
+            day == any_(bindparam("days", window.dates, type_=ARRAY(Date))),
             *subject.level.live(),
         )
         .group_by(day)
@@ -216,15 +237,30 @@ def _read_samples(connection: Connection, subject: Subject, window: Window) -> t
 
 
 def _those_with(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:
-    """Search server by server, by the keys that begin with the server: there is no index on names alone."""
+    """Search server by server and day by day, as the keys begin with the day: there is no index on names alone."""
+    raw, target, windows = DATABASE.source, DATABASE.target, computed_windows
+    last, back = _sampled_days()
+    of_window = and_(
+        windows.c.level == DATABASE.name,
+        target.c.period_type == windows.c.period_type,
+        target.c.period_start == windows.c.period_start,
+    )
+    sampled = _has_any(database, raw, back, raw.c.collected_date == last - back.c.back)
+    return servers.where(or_(sampled, _has_any(database, target, windows, of_window)))
 
-    def rows_of(table: Table) -> LateralFromClause:
-        named = and_(table.c.instance_id == instances.c.id, table.c.database_name == database)
-        return select(literal(1).label("found")).where(named).limit(1).lateral()
 
-    sampled, stored = rows_of(DATABASE.source), rows_of(DATABASE.target)
-    either = or_(sampled.c.found.is_not(None), stored.c.found.is_not(None))
-    return servers.select_from(instances.outerjoin(sampled, true()).outerjoin(stored, true())).where(either)
+def _sampled_days() -> tuple[ScalarSelect[date], TableValuedAlias]:
+    """Return the newest day with samples, and how many days back each day is, up to the first one."""
+    day = DATABASE.source.c.collected_date
+    first, last = (select(day).order_by(order).limit(1).scalar_subquery() for order in (day, day.desc()))
+    return last, func.generate_series(0, last - first).table_valued("back").render_derived()
+
+
+def _has_any(database: str, table: Table, windows: FromClause, of_window: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a server has a row of a database in any window, each looked up by the key."""
+    of_database = and_(of_window, table.c.instance_id == instances.c.id, table.c.database_name == database)
+    row = select(literal(1).label("found")).where(of_database).limit(1).correlate(instances, windows).lateral()
+    return select(literal(1)).select_from(windows.join(row, true())).correlate(instances).exists()
 
 
 def _those_with_on_nodes(database: str, servers: Select[int, str, bool]) -> Select[int, str, bool]:

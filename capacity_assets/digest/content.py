@@ -128,11 +128,11 @@ def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> D
     def listed(kind: Callable[..., Any], query: str, **more: object) -> list[Any]:
         return [kind(*row) for row in reader.connection.execute(text(query), {**asked, **more})]
 
-    habit = week.start - timedelta(weeks=WEEKS_OF_HABIT)
+    habit = [week.start - timedelta(weeks=number + 1) for number in range(WEEKS_OF_HABIT)]
     found = {
         "soon": listed(FillsSoon, _SOON),
-        "growers": listed(Mover, _MOVERS.format(sign=""), first=habit),
-        "shrinkers": listed(Mover, _MOVERS.format(sign="-"), first=habit),
+        "growers": listed(Mover, _MOVERS.format(sign=""), weeks=habit),
+        "shrinkers": listed(Mover, _MOVERS.format(sign="-"), weeks=habit),
         "runways": listed(MovedRunway, _RUNWAYS),
         "silent": listed(Silent, _SILENT),
         "new": listed(Named, _CAME.format(there=":start", elsewhere=":before")),
@@ -164,7 +164,7 @@ FROM capacity_growth g
 CROSS JOIN LATERAL (
     SELECT max(abs(h.size_change_mb)) AS mb, count(h.size_change_mb) AS weeks FROM database_size_aggregations h
     WHERE h.period_type = 'weekly' AND h.instance_id = g.server_id AND h.database_name = g.database
-      AND h.period_start BETWEEN :first AND :before
+      AND h.period_start = ANY (CAST(:weeks AS date[]))
 ) AS usual
 WHERE g.period = 'weekly' AND g.window_start = :start AND g.counted
   AND {{sign}}g.change_mb >= {LEAST_MB} AND {{sign}}g.change_mb > CAST({TIMES_HABIT} AS numeric) * usual.mb

@@ -80,7 +80,8 @@ def reading(connection: Connection, asked: HistoryScope, kinds: Sequence[str] = 
     """
     names = None if asked.servers is None else list(asked.servers)
     servers = connection.execute(text(SERVERS_IN_SERVICE), {"servers": names}).scalars().all()
-    parameters = {**asked.parameters(), "instance_ids": list(servers)}
+    days = [asked.as_of - timedelta(days=back) for back in range(HISTORY_DAYS)] if len(servers) == 1 else None
+    parameters = {**asked.parameters(), "instance_ids": list(servers), "days": days}
     on_nodes = {_table_of(kind): SERIES[kind] for kind in kinds}
     with copied_for_reading(connection, READ_OF_DISTRIBUTED, parameters, on_nodes) as are_copied:
         yield HistoryReader(connection, asked, parameters, are_copied)

@@ -21,10 +21,19 @@ def _mb(size: str) -> str:
 
 
 _OF_SERVERS = "{0}.instance_id = ANY (CAST(:instance_ids AS integer[]))"
-_RECENT = "{0}.collected_date > :stale AND {0}.collected_date <= :as_of AND " + _OF_SERVERS
-_SAMPLED = "{0}.collected_date > :before_first AND {0}.collected_date <= :as_of AND " + _OF_SERVERS
+# Of one server, the days are listed as well, because the keys begin with the day. Of many it is the range that is read.
+_LISTED = "(CAST(:days AS date[]) IS NULL OR {0} = ANY (CAST(:days AS date[])))"
+_RECENT = (
+    "{0}.collected_date > :stale AND {0}.collected_date <= :as_of AND "
+    f"{_LISTED.format('{0}.collected_date')} AND {_OF_SERVERS}"
+)
+_SAMPLED = (
+    "{0}.collected_date > :before_first AND {0}.collected_date <= :as_of AND "
+    f"{_LISTED.format('{0}.collected_date')} AND {_OF_SERVERS}"
+)
 _DAILY = (
-    "{0}.period_type = 'daily' AND {0}.period_start > :before_first AND {0}.period_start <= :as_of AND " + _OF_SERVERS
+    "{0}.period_type = 'daily' AND {0}.period_start > :before_first AND {0}.period_start <= :as_of AND "
+    f"{_LISTED.format('{0}.period_start')} AND {_OF_SERVERS}"
 )
 
 

@@ -151,8 +151,7 @@ def with_histories(connection: Connection, issue: IssuedDay) -> IssuedDay:
         "ids": [risk.instance_id for risk in issue.risks],
         "subjects": [risk.outlook.subject for risk in issue.risks],
         "names": [risk.outlook.name for risk in issue.risks],
-        "first": issue.as_of - timedelta(days=HISTORY_SHOWN_DAYS),
-        "last": issue.as_of,
+        "days": [issue.as_of - timedelta(days=back) for back in range(HISTORY_SHOWN_DAYS + 1)],
     }
     found: dict[tuple[int, str, str], list[tuple[date, int]]] = {}
     for row in connection.execute(text(_HISTORY), asked):
@@ -209,22 +208,22 @@ WITH asked AS (
 SELECT DISTINCT ON (instance_id, subject, name, day) * FROM (
     SELECT g.*, s.collected_date AS day, s.size_mb, 1 AS rank FROM asked g
     JOIN database_size_stats s ON s.instance_id = g.instance_id AND s.database_name = g.name
-        AND s.collected_date BETWEEN :first AND :last WHERE g.subject = 'database'
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
     SELECT g.*, a.period_start, a.avg_size_mb, 2 FROM asked g
     JOIN database_size_aggregations a ON a.instance_id = g.instance_id AND a.database_name = g.name
-        AND a.period_type = 'daily' AND a.period_start BETWEEN :first AND :last WHERE g.subject = 'database'
+        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'database'
     UNION ALL
     SELECT g.*, s.collected_date, s.total_size_mb, 1 FROM asked g
     JOIN instance_size_stats s ON s.instance_id = g.instance_id AND NOT s.is_deleted
-        AND s.collected_date BETWEEN :first AND :last WHERE g.subject = 'server'
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
     UNION ALL
     SELECT g.*, a.period_start, a.total_size_mb, 2 FROM asked g
     JOIN instance_size_aggregations a ON a.instance_id = g.instance_id
-        AND a.period_type = 'daily' AND a.period_start BETWEEN :first AND :last WHERE g.subject = 'server'
+        AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[])) WHERE g.subject = 'server'
     UNION ALL
     SELECT g.*, s.collected_date, {USED_MB.format("s")}, 1 FROM asked g
     JOIN volume_size_stats s ON s.instance_id = g.instance_id AND s.volume_name = g.name
-        AND s.collected_date BETWEEN :first AND :last WHERE g.subject = 'volume'
+        AND s.collected_date = ANY (CAST(:days AS date[])) WHERE g.subject = 'volume'
 ) AS sizes ORDER BY instance_id, subject, name, day, rank
 """  # noqa: S608 -- an expression of our own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 from sqlalchemy import Engine, text
@@ -55,7 +55,10 @@ def sizes_around(engine: Engine, step: SizeStep) -> tuple[int | None, int | None
     """Return the last size before a step and the first from its day on, MiB, or None; raises as `declare_steps`."""
     with database_errors(doing="reading sizes", kept="The step is stored."), engine.connect() as connection:
         keys = keys_of(connection, [(step.server, step.database)])
-        key = {"instance_id": keys["instance_ids"][0], "database": step.database, "day": step.day}
+        first, last = connection.execute(text(_STORED_DAYS)).one()
+        # Listed, because the keys begin with the day.
+        days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+        key = {"instance_id": keys["instance_ids"][0], "database": step.database, "day": step.day, "days": days}
         row = connection.execute(text(_AROUND), key).one()
     return row.before_mb, row.after_mb
 
@@ -110,21 +113,33 @@ FROM unnest(CAST(:instance_ids AS integer[]), CAST(:databases AS varchar[]), CAS
             CAST(:notes AS text[])) AS g (instance_id, database_name, day, note)
 ON CONFLICT (instance_id, database_name, step_date) DO UPDATE SET note = excluded.note, declared_at = now()
 """
+# Without days that were mistyped.
+_STORED_DAYS = """
+SELECT greatest(min(first), DATE '1900-01-01') AS first, least(max(last), current_date) AS last FROM (
+    SELECT min(collected_date) AS first, max(collected_date) AS last FROM database_size_stats
+    UNION ALL SELECT min(collected_date), max(collected_date) FROM instance_size_stats
+    UNION ALL SELECT min(period_start), max(period_start) FROM database_size_aggregations WHERE period_type = 'daily'
+    UNION ALL SELECT min(period_start), max(period_start) FROM instance_size_aggregations WHERE period_type = 'daily'
+) AS ends
+"""
 # Samples, and before the first that is kept the daily aggregates, as forecasts have them.
 _AROUND = """
 WITH sizes AS (
     SELECT s.collected_date AS day, s.size_mb FROM database_size_stats s
     WHERE CAST(:database AS text) IS NOT NULL AND s.instance_id = :instance_id AND s.database_name = :database
+      AND s.collected_date = ANY (CAST(:days AS date[]))
     UNION ALL
     SELECT a.period_start, a.avg_size_mb FROM database_size_aggregations a
     WHERE CAST(:database AS text) IS NOT NULL AND a.instance_id = :instance_id AND a.database_name = :database
-      AND a.period_type = 'daily'
+      AND a.period_type = 'daily' AND a.period_start = ANY (CAST(:days AS date[]))
     UNION ALL
     SELECT t.collected_date, t.total_size_mb FROM instance_size_stats t
     WHERE CAST(:database AS text) IS NULL AND t.instance_id = :instance_id AND NOT t.is_deleted
+      AND t.collected_date = ANY (CAST(:days AS date[]))
     UNION ALL
     SELECT a.period_start, a.total_size_mb FROM instance_size_aggregations a
     WHERE CAST(:database AS text) IS NULL AND a.instance_id = :instance_id AND a.period_type = 'daily'
+      AND a.period_start = ANY (CAST(:days AS date[]))
 )
 SELECT (SELECT size_mb FROM sizes WHERE day < :day ORDER BY day DESC LIMIT 1) AS before_mb,
        (SELECT size_mb FROM sizes WHERE day >= :day ORDER BY day LIMIT 1) AS after_mb

@@ -78,9 +78,9 @@ def complete_window(connection: Connection, period: Period, newest: Window | Non
 def history(
     connection: Connection, query: str, period: Period, newest: Window, parameters: Mapping[str, Any]
 ) -> list[SizeInWindow]:
-    """Run a query of sizes by window, with gaps for those that have none; it takes :period and :first."""
+    """Run a query of sizes by window, with gaps for those that have none; it takes :period and :starts."""
     windows = windows_back(period, newest)
-    asked = {"period": period.name, "first": windows[0].start, **parameters}
+    asked = {"period": period.name, "starts": [window.start for window in windows], **parameters}
     return with_gaps(windows, found(SizeInWindow, connection, query, asked))
 
 

@@ -209,7 +209,7 @@ def _trust(connection: Connection, unmeasured: UnmeasuredServers) -> Trust:
 
 _HISTORY = """
 SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
-FROM {source} WHERE period = :period AND window_start >= :first AND grouped_by = 'engine'
+FROM {source} WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
 GROUP BY window_start, window_end
 """
 # A server in service is expected from its first window shown on, another one to its last.

@@ -222,7 +222,7 @@ def _behind(
     if day is None:
         return None
     window = period.window_of(day)
-    of_window = {**parameters, "first": window.start, "last": window.end}
+    of_window = {**parameters, "days": window.dates}
     samples = found(ServerSample, connection, query, of_window)
     measured = {sample.day for sample in samples}
     return Behind(window.start, window.end, samples, _missing(window, measured, asked.today))
@@ -241,27 +241,46 @@ SELECT window_start, window_end, size_mb, change_mb, CAST(change_percent AS doub
        largest_size_mb AS largest_mb, smallest_size_mb AS smallest_mb, measured_days
 """
 _SERVER_HISTORY = f"""{_SIZES}
-FROM capacity_server_growth WHERE server_id = :server AND period = :period AND window_start >= :first
+FROM capacity_server_growth
+WHERE server_id = :server AND period = :period AND window_start = ANY (CAST(:starts AS date[]))
 ORDER BY window_start
 """
 _DATABASE_HISTORY = f"""{_SIZES}
 FROM capacity_growth
-WHERE server_id = :server AND database = :database AND period = :period AND window_start >= :first
+WHERE server_id = :server AND database = :database AND period = :period
+  AND window_start = ANY (CAST(:starts AS date[]))
 ORDER BY window_start
 """
+# The keys begin with the window or the day, so these are asked for one after another, the newest first.
 _LABELS = """
-SELECT labels FROM capacity_growth WHERE server_id = :server AND database = :database AND period = 'daily'
-ORDER BY window_start DESC LIMIT 1
+WITH ends AS (
+    SELECT (SELECT window_start FROM capacity_growth WHERE period = 'daily' ORDER BY window_start DESC LIMIT 1) AS last,
+           (SELECT window_start FROM capacity_growth WHERE period = 'daily' ORDER BY window_start LIMIT 1) AS first
+)
+SELECT newest.labels FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
+CROSS JOIN LATERAL (SELECT labels FROM capacity_growth
+                    WHERE period = 'daily' AND window_start = ends.last - back AND server_id = :server
+                      AND database = :database LIMIT 1) AS newest
+LIMIT 1
 """
-_EVER = "SELECT 1 FROM capacity_samples WHERE server_id = :server AND database = :database LIMIT 1"
+_EVER = """
+WITH ends AS (
+    SELECT (SELECT day FROM capacity_samples ORDER BY day DESC LIMIT 1) AS last,
+           (SELECT day FROM capacity_samples ORDER BY day LIMIT 1) AS first
+)
+SELECT 1 FROM ends CROSS JOIN generate_series(0, ends.last - ends.first) AS back
+CROSS JOIN LATERAL (SELECT 1 FROM capacity_samples
+                    WHERE day = ends.last - back AND server_id = :server AND database = :database LIMIT 1) AS sample
+LIMIT 1
+"""
 _WRITTEN = "CAST(created_at AS date) AS written_on, updated_at > created_at AS is_corrected"
 _DATABASE_SAMPLES = f"""
 SELECT day, size_mb, {_WRITTEN} FROM capacity_samples
-WHERE server_id = :server AND database = :database AND day BETWEEN :first AND :last ORDER BY day
+WHERE server_id = :server AND database = :database AND day = ANY (CAST(:days AS date[])) ORDER BY day
 """  # noqa: S608 -- a constant of this module
 _SERVER_SAMPLES = f"""
 SELECT day, size_mb, {_WRITTEN} FROM capacity_server_samples
-WHERE server_id = :server AND day BETWEEN :first AND :last ORDER BY day
+WHERE server_id = :server AND day = ANY (CAST(:days AS date[])) ORDER BY day
 """  # noqa: S608 -- as above
 _VOLUMES = """
 SELECT volume, day, total_mb, used_mb, free_mb, source FROM (
