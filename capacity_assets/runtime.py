@@ -141,15 +141,19 @@ def open_task_runner(settings: Settings, *, connect: bool = True) -> Iterator[Ag
         yield task_runner(engine, settings)
 
 
-def prepare_database(engine: Engine, settings: Settings) -> tuple[str, ...]:
+def prepare_database(
+    engine: Engine, settings: Settings, on_step: Callable[[str], None] = logger.info
+) -> tuple[str, ...]:
     """Create or upgrade the schema and add the partitions that are wanted today; return what was done.
+
+    `on_step` is called before each step that may take long.
 
     Raises:
         SchemaProblemsError: as `storage.schema.initialise`; nothing was changed.
         DatabaseError: a partition could not be added; the schema is there, and a repetition continues.
         sqlalchemy.exc.DBAPIError: the database refused a step of the schema; nothing was changed.
     """
-    done = initialise(engine)
+    done = initialise(engine, on_step)
     record_zone(engine, settings.timezone, chosen=settings.zone_is_chosen)
     if settings.capacity_url is None:
         _make_reader_role(engine.url)

@@ -23,8 +23,9 @@ from capacity_assets.storage.time_zone import another_zone
 def init(settings: Settings, /, *, as_json: bool) -> None:
     """Create the capacity tables, or upgrade them in place.
 
-    This includes those of a legacy database. It only adds and widens; no row is removed. Everything happens in one
-    transaction: if anything stands in the way, it is listed with what to do, and nothing is changed.
+    This includes those of a legacy database. No row is removed. New indexes of filled tables are built first, while
+    others work on; everything else happens in one transaction: if anything stands in the way, it is listed with what to
+    do, and nothing is changed.
     """
     with ExitStack() as stack:
         # The embedded storage is prepared by whatever starts Dagster on it.
@@ -37,7 +38,7 @@ def init(settings: Settings, /, *, as_json: bool) -> None:
         if environment is not None:
             stack.enter_context(dagster_instance(environment))
         with database_errors(doing="creating or upgrading the schema", kept="Nothing was changed."):
-            done = prepare_database(engine, settings)
+            done = prepare_database(engine, settings, lambda line: click.echo(line, err=True))
         if as_json:
             print_json({"done": list(done), "database": safe_url(engine.url)})
             return

@@ -2,14 +2,13 @@
 
 `plan_table` compares one existing table with the wanted one and returns the steps, each with a reason a
 person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row or a
-column; the one thing they drop is a check that refuses registered periods. What no step can fix (duplicate
-keys, for example) comes back as a problem that says what to do. Which tables are wanted is decided by the
-callers.
+column; they drop checks that refuse registered periods, and keys and indexes that another one replaces.
+What no step can fix (duplicate keys, for example) comes back as a problem that says what to do. Which
+tables are wanted is decided by the callers.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,8 +17,8 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.indexes import index_steps, key_problem
 from capacity_assets.storage.steps import DIALECT, SchemaStep, free_name, literal, quoted
-from capacity_assets.storage.unique_keys import duplicates_problem, has_unique_key, unique_key_step, unique_keys
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,9 @@ def plan_table(connection: Connection, wanted: Table) -> Plan:
     steps += default_partition_steps(connection, wanted)
     steps += _partition_trigger_steps(connection, wanted)
     problems = list(_column_problems(wanted, columns))
-    for key in unique_keys(wanted):
-        if has_unique_key(connection, wanted, key):
-            continue
-        duplicates = duplicates_problem(connection, wanted, key) if not problems else None
-        if duplicates:
-            problems.append(duplicates)
-        steps.append(unique_key_step(connection, wanted, key))
-    steps += _index_steps(connection, wanted)
+    problem = None if problems else key_problem(connection, wanted)
+    problems += [problem] if problem else []
+    steps += index_steps(connection, wanted)
     return Plan(tuple(steps), tuple(problems))
 
 
@@ -184,52 +178,6 @@ def other_owner(connection: Connection, table: str) -> str | None:
         ),
         {"table": table},
     ).scalar()
-
-
-def _index_steps(connection: Connection, wanted: Table) -> Iterator[SchemaStep]:
-    """Indexes that queries and checks need; an index with the same condition that starts with the columns will do."""
-    present = [
-        (tuple(row.columns), _compact(row.condition))
-        for row in connection.execute(
-            text(
-                "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place) "
-                "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.place) AS columns, "
-                "pg_get_expr(i.indpred, i.indrelid) AS condition "
-                "FROM pg_index i WHERE i.indrelid = to_regclass(:table) AND i.indisvalid"
-            ),
-            {"table": wanted.name},
-        )
-    ]
-    for name, columns, condition in _wanted_indexes(wanted):
-        if any(found[: len(columns)] == columns and where == _compact(condition) for found, where in present):
-            continue
-        present.append((columns, _compact(condition)))
-        listed = ", ".join(map(quoted, columns))
-        where = f" WHERE {condition}" if condition else ""
-        yield SchemaStep(
-            f"{wanted.name} has no index on ({', '.join(columns)}){where}",
-            f"CREATE INDEX {quoted(free_name(connection, name))} ON {quoted(wanted.name)} ({listed}){where}",
-        )
-
-
-def _compact(condition: str | None) -> str:
-    """Return the condition of an index in normalised form; empty if it covers all rows."""
-    return re.sub(r"[()\s]", "", condition or "")
-
-
-def _wanted_indexes(wanted: Table) -> Iterator[tuple[str, tuple[str, ...], str | None]]:
-    """Yield name, columns and condition of each index.
-
-    Those of the definition come first, because one of them may begin with the columns of the last.
-    """
-    for index in sorted(wanted.indexes, key=lambda index: str(index.name)):
-        if not index.unique:
-            condition = index.dialect_options["postgresql"]["where"]
-            yield str(index.name), tuple(index.columns.keys()), None if condition is None else str(condition)
-    # In a table of ours the primary key begins with them; in others the row number is the key, and looks need them.
-    columns = tuple(column.name for column in wanted.primary_key if column.name != "id")
-    if columns:
-        yield f"ix_{wanted.name}_{columns[0]}_{columns[-1]}", columns, None
 
 
 def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[SchemaStep]:

@@ -10,11 +10,11 @@ from sqlalchemy import (
     Double,
     Integer,
     Numeric,
-    PrimaryKeyConstraint,
     String,
     func,
     text,
 )
+from sqlalchemy.ext.compiler import compiles
 
 from capacity_assets.periods import PERIODS
 
@@ -130,19 +130,19 @@ def verdict_columns() -> list[Column[object]]:
     ]
 
 
+class _Numbered(BigInteger):
+    """An integer that a sequence of the table's own fills in, also where it is no part of the primary key."""
+
+
+@compiles(_Numbered, "postgresql")
+def _numbered(_type: _Numbered, _compiler: object, *, type_expression: object = None, **_options: object) -> str:
+    """Name the type: that of a column being made, which makes the sequence, or that of its values."""
+    return "BIGINT" if type_expression is None else "BIGSERIAL"
+
+
 def row_number() -> Column[object]:
     """Return the number of a row."""
-    return Column("id", BigInteger, autoincrement=True, comment="Row number; stays over recomputations")
-
-
-def samples_key(table: str) -> PrimaryKeyConstraint:
-    """Return the primary key of samples."""
-    return PrimaryKeyConstraint("collected_date", "instance_id", "id", name=f"{table}_pkey")
-
-
-def windows_key(table: str) -> PrimaryKeyConstraint:
-    """Return the primary key of aggregates."""
-    return PrimaryKeyConstraint("period_type", "period_start", "instance_id", "id", name=f"{table}_pkey")
+    return Column("id", _Numbered, autoincrement=True, nullable=False, comment="Row number; stays over recomputations")
 
 
 def instance_id() -> Column[object]:

@@ -7,7 +7,9 @@ version in the same database.
 
 from __future__ import annotations
 
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +23,9 @@ from capacity_assets.storage.distribution import allow_triggers, change_shards_i
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
 from capacity_assets.storage.group_views import GROUP_VIEWS
+from capacity_assets.storage.indexes import build_ahead, is_to_build
 from capacity_assets.storage.node_records import prepare_nodes
-from capacity_assets.storage.row_locks import capacity_locks, wait_for_lock
+from capacity_assets.storage.row_locks import NO_TIME_LIMIT, capacity_locks, try_lock
 from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 from capacity_assets.storage.view_upgrades import (
@@ -38,12 +41,13 @@ from capacity_assets.storage.views import VIEWS
 from capacity_assets.storage.window_expressions import SERVER_SIZES
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0013"
+SCHEMA_REVISION = "0014"
 FIRST_REVISION = "0012"
 """That of version 0.2.0; no release had an earlier one."""
 NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
 )
+SECONDS_BETWEEN_TRIES = 0.2
 IS_IN_THE_WAY = (
     "reads a column that has to be widened, or a view that has to be made again, which PostgreSQL refuses. Drop it, "
     "run `capacity init`, then create it again."
@@ -82,8 +86,11 @@ class SchemaState:
         return self.revision == SCHEMA_REVISION and not self.missing_tables and not self.shortcomings
 
 
-def initialise(engine: Engine) -> tuple[str, ...]:
+def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: None) -> tuple[str, ...]:
     """Create the tables, or upgrade or fix those that are there, in one transaction; return what was done.
+
+    Indexes that filled tables lack are built before it, each beside the running work: that may take hours, and the
+    transaction, in which nobody else reads or writes the tables, then takes seconds.
 
     Raises:
         SchemaProblemsError: duplicates or missing columns stand in the way, or the schema is newer than this
@@ -95,16 +102,9 @@ def initialise(engine: Engine) -> tuple[str, ...]:
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    with engine.begin() as connection:
-        # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
-        _refuse_cells(connection)
-        # Before the first write, because it would run triggers of other roles.
-        if doors := _open_doors(connection, is_init=True):
-            raise SchemaProblemsError(doors)
-        done = _keep_other_upgrades_out(connection)
-        connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
+    locks = _build_indexes_ahead(engine, on_step)
+    with _keeping_other_upgrades_out(engine) as (connection, created):
+        done = locks + created
         if distributed_tables(connection):
             change_shards_in_turn(connection)
             allow_triggers(connection)
@@ -135,16 +135,69 @@ def initialise(engine: Engine) -> tuple[str, ...]:
     return tuple(done)
 
 
-def _keep_other_upgrades_out(connection: Connection) -> list[str]:
-    """Take the schema lock, creating its table first if missing; return what was done."""
+def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list[str]:
+    """Build the indexes whose place is taken by others today, while no other upgrade does; return what else was done.
+
+    Where something stands in the way of the upgrade, nothing is built. On a cluster neither: there a key takes no index
+    that was built before it.
+    """
+    with engine.connect() as connection:
+        present = inspect(connection).get_table_names()
+        tables = [table for table in metadata.sorted_tables if table.name in present]
+        if distributed_tables(connection) or not any(is_to_build(connection, table) for table in tables):
+            return []
+        revision = _revision(connection)
+        if (revision or "") > SCHEMA_REVISION or _open_doors(connection, is_init=True):
+            return []
+        if any(plan_table(connection, table).problems for table in tables):
+            return []
+    # The first one makes what another upgrade has to see in order to wait.
+    with _keeping_other_upgrades_out(engine) as (_, done):
+        pass
+    with _keeping_other_upgrades_out(engine, is_checked=True):
+        build_ahead(engine, tables, on_step)
+    return done
+
+
+@contextmanager
+def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> Iterator[tuple[Connection, list[str]]]:
+    """Yield a transaction that holds the schema lock, whose table is created first if missing, and what was done.
+
+    An index that is built beside the running work waits for each transaction that had a snapshot when it began. So who
+    waits for the lock asks again and again, each time in a transaction of its own; and who has it has no snapshot. One
+    that was `is_checked` before looks at no table, because dropping such an index waits for whoever did.
+
+    Raises SchemaProblemsError: the database is not to be written to.
+    """
+    while True:
+        with engine.begin() as connection:
+            # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
+            if not is_checked:
+                _refuse_cells(connection)
+            # Before the first write, because it would run triggers of other roles.
+            if not is_checked and (doors := _open_doors(connection, is_init=True)):
+                raise SchemaProblemsError(doors)
+            done = _create_locks(connection)
+            if try_lock(connection, "schema"):
+                connection.execute(text(NO_TIME_LIMIT))
+                # As the last statement: the snapshot of a SELECT lasts until the next one.
+                connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
+                yield connection, done
+                return
+        time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _create_locks(connection: Connection) -> list[str]:
+    """Create the table of locks if it is missing; return what was done."""
     done: list[str] = []
     if not connection.execute(text("SELECT to_regclass(:name)"), {"name": capacity_locks.name}).scalar():
-        # If another upgrade is creating the table, this waits for it, and then for the row.
+        # If another upgrade is creating the table, this waits for it.
         with suppress(IntegrityError, ProgrammingError), connection.begin_nested():
             capacity_locks.create(connection)
             execute(connection, [_LET_WRITERS_LOCK])
             done.append(f"created table {capacity_locks.name}")
-    wait_for_lock(connection, "schema")
     return done
 
 
@@ -236,7 +289,7 @@ def adopt(connection: Connection, wanted: MetaData) -> list[str]:
         problems += plan.problems
         if not problems:
             carry_out(connection, plan.steps)
-            done += [f"changed: {step.reason}" for step in plan.steps]
+            done += dict.fromkeys(f"changed: {step.reason}" for step in plan.steps)
     if problems:
         raise SchemaProblemsError(problems)
     return done
@@ -356,7 +409,7 @@ def schema_state(engine: Engine) -> SchemaState:
         for table in metadata.sorted_tables:
             if table.name in present:
                 plan = plan_table(connection, table)
-                shortcomings += [step.reason for step in plan.steps]
+                shortcomings += dict.fromkeys(step.reason for step in plan.steps)
                 shortcomings += plan.problems
         if not missing:
             steps = [*change_tracking_steps(connection), *group_tracking_steps(connection)]

@@ -136,7 +136,7 @@ def test_duplicates_are_reported_with_what_to_do_and_the_given_statement_mends_t
         initialise(empty_engine)
 
     [problem] = caught.value.problems
-    assert "holds 7 keys (instance_id, database_name, period_type, period_start) with more than one row" in problem
+    assert "holds 7 keys (period_type, period_start, instance_id, database_name) with more than one row" in problem
     assert "7 rows too many" in problem
     assert "No row was removed" in problem
     assert row_counts(empty_engine) == before
@@ -207,7 +207,7 @@ def test_what_a_database_still_needs_is_told_without_changing_it(empty_engine: E
         "database_size_aggregations.trend_direction is missing",
         "database_size_aggregations accepts only the periods listed in its check",
         "database_size_aggregations is partitioned and refuses rows outside its partitions",
-        "database_size_aggregations has no unique key on (instance_id, database_name, period_type, period_start)",
+        "database_size_aggregations has no key on (period_type, period_start, instance_id, database_name)",
         "instance_size_stats has no unique key on (instance_id, collected_date)",
     ):
         assert expected in message

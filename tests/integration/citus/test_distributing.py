@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, inspect, select, text
 
 from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.collection.imported_volumes import VolumeDay, store_volumes
@@ -22,13 +22,14 @@ from capacity_assets.storage import distributing, distribution
 from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.partitions import PARTITIONED, UNREAD
-from capacity_assets.storage.schema import initialise, schema_state
+from capacity_assets.storage.schema import VERSION_TABLE, initialise, schema_state
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
 from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity, printed
 from tests.computing import compute_windows
 from tests.databases import execute
+from tests.former_revisions import ADDED_LATER
 
 MANY_SHARDS = 16
 
@@ -51,6 +52,29 @@ def test_distributing_keeps_every_row_and_the_figures_are_those_of_a_single_serv
     assert schema_state(undistributed).fit
     assert initialise(undistributed) == ()
     assert service(undistributed).ledger.stale() == []
+
+
+def test_keys_of_a_version_before_are_replaced_on_the_nodes_too(distributed: Engine) -> None:
+    compute_windows(service(distributed), "monthly", FIRST, LAST)
+    before = everything(distributed)
+    with distributed.begin() as connection:
+        distribution.change_shards_in_turn(connection)
+        distribution.allow_triggers(connection)
+        for statement in (*ADDED_LATER["0013"], f"UPDATE {VERSION_TABLE} SET version_num = '0013'"):
+            connection.exec_driver_sql(statement)
+    assert not schema_state(distributed).fit
+
+    initialise(distributed)
+
+    assert schema_state(distributed).fit
+    assert everything(distributed) == before
+    key = inspect(distributed).get_pk_constraint("database_size_aggregations")
+    assert (key["name"], key["constrained_columns"][:2]) == (
+        "uq_database_size_aggregation",
+        ["period_type", "period_start"],
+    )
+    compute_everything(distributed)
+    assert service(distributed).ledger.stale() == []
 
 
 def test_tables_of_several_shards_per_node_are_distributed_and_get_further_partitions(undistributed: Engine) -> None:
