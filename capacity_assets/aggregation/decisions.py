@@ -108,8 +108,9 @@ def upsert(level: Level, rows: FromClause, *, overwrite: bool, own: Mapping[str,
     values |= {"period_type": cast(Parameters.period_type, String)}
     values |= {name: rows.c[name] for name in level.figures}
     values |= {"calculated_at": func.now(), "created_at": func.now(), **(own or {})}
-    # In the order of the unique index, which then grows at one place after the other instead of everywhere.
-    chosen = select(*values.values()).where(is_to_be_written(rows)).order_by(*(rows.c[key] for key in level.keys))
+    # In the order of the key, whose index then grows at one place after the other instead of everywhere.
+    ordered = (rows.c.period_start, *(rows.c[name] for name in level.keys))
+    chosen = select(*values.values()).where(is_to_be_written(rows)).order_by(*ordered)
     inserted = insert(target).from_select(list(values), chosen, include_defaults=False)
     updated = {name: inserted.excluded[name] for name in (*level.figures, "calculated_at")}
     # Repeated here for a row that another writer put in between this statement's reading and its writing.

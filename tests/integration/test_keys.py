@@ -8,24 +8,42 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, inspect, text
 
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.indexes import index_steps
 from capacity_assets.storage.partitions import CAPACITY_TABLES
 from capacity_assets.storage.schema import VERSION_TABLE, initialise, schema_state
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
-from tests.conversion import failing_at
-from tests.databases import count, execute, rows
+from tests.databases import Databases, count, execute, rows
 from tests.fleet import add_database_sizes, load_sample, sizes
 from tests.former_revisions import ADDED_LATER
 from tests.legacy import LegacyShape, create_legacy_tables, load_legacy_aggregates
 from tests.partitions import FIRST, everything, keeper
+
+
+@contextmanager
+def failing_at(engine: Engine, number: int) -> Iterator[None]:
+    """Let the statement with that number not happen, as when the process is killed before it."""
+    numbers = itertools.count(1)
+
+    def stop(*_arguments: object) -> None:
+        if next(numbers) == number:
+            raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", stop)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", stop)
+
 
 KEYS = {
     "database_size_stats": ("uq_daily_database_size", ["collected_date", "instance_id", "database_name"]),
@@ -86,12 +104,14 @@ BEFORE = {
     "legacy": legacy(LegacyShape()),
     "legacy, partitioned": legacy(LegacyShape(partitioned=True)),
 }
-PREPARED_FROM_NOTHING = {"former_database": former}
 
 
 @pytest.fixture
-def former_database(empty_engine: Engine) -> Engine:
-    return empty_engine
+def former_database(cluster: Databases) -> Iterator[Engine]:
+    with cluster.copy(cluster.filled("of_030", former, basis="template1")) as url:
+        engine = capacity_engine(url)
+        yield engine
+        engine.dispose()
 
 
 def unique_indexes(engine: Engine, table: str) -> list[tuple[object, ...]]:
