@@ -1,9 +1,8 @@
 """`python -m benchmarks.breakdown`: where the time of a window goes, step by step, and what a row costs on disk.
 
 Each line does what the one before does and one thing more: read, sum, compute the figures, write them without a log,
-with a log, with the keys, look for stored rows (the hand-written statement), and everything (ours). Two lines beside
-these compute and decide, and write nothing: in the form of a single server, whose figures are fenced off, and in the
-form that nodes are handed, which has no fence.
+with a log, with the keys, look for stored rows (the hand-written statement), and everything (ours). A line beside these
+computes and decides, and writes nothing.
 """
 
 from __future__ import annotations
@@ -11,23 +10,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import click
-from sqlalchemy import Engine, Executable, text
+from sqlalchemy import Engine, text
 
 from benchmarks import yardstick
 from benchmarks.__main__ import Size, empty, scan
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
-from capacity_assets.aggregation.distributed_statements import distributed_statements
-from capacity_assets.aggregation.options import DEFAULT_OPTIONS
-from capacity_assets.aggregation.parts import NO_PARTS
 from capacity_assets.aggregation.runners import SESSION_OF_A_SLICE
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.aggregation.work import Work
+from capacity_assets.aggregation.writing import aggregation_statement
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS, Period, Window
@@ -35,7 +30,6 @@ from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
-FORMS = {False: "compute and decide, fenced", True: "compute and decide, as nodes are handed"}
 TARGETS = {
     "write, without a log": "CREATE UNLOGGED TABLE {0}_bare (LIKE {0} INCLUDING DEFAULTS)",
     "and the log": "CREATE TABLE {0}_bare (LIKE {0} INCLUDING DEFAULTS)",
@@ -74,8 +68,7 @@ def _steps(engine: Engine, period: Period, window: Window, rounds: int) -> None:
     for step, create in TARGETS.items():
         steps[step] = lambda create=create: _write(engine, create, period, window)  # type: ignore[misc]
     steps["and stored rows: hand-written"] = lambda: yardstick.compute(engine, period, window)
-    for distributed, step in FORMS.items():
-        steps[step] = lambda distributed=distributed: _decide(engine, period, window, distributed=distributed)  # type: ignore[misc]
+    steps["compute and decide"] = lambda: _decide(engine, period, window)
     steps["ours"] = lambda: service.aggregate(period, [window])
     steps["ours, two slices side by side"] = lambda: two.aggregate(period, [window])
     taken: dict[str, list[float]] = {step: [] for step in steps}
@@ -118,19 +111,13 @@ def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
             connection.exec_driver_sql(f"DROP TABLE {level.target.name}_bare")
 
 
-def _decide(engine: Engine, period: Period, window: Window, *, distributed: bool) -> None:
-    """Compute the figures, and what would happen to each row, in one of the two forms; count, and write nothing."""
-    servers = AggregationService(engine, Clock(ZoneInfo("UTC"))).instances(None)
-    work = Work(period, [window], servers, DEFAULT_OPTIONS, NO_PARTS, distributed)
-    form, yearly = work.form, period.windows_per_year
+def _decide(engine: Engine, period: Period, window: Window) -> None:
+    """Compute the figures, and what would happen to each row; count, and write nothing."""
+    work = Work(period, [window], AggregationService(engine, Clock(ZoneInfo("UTC"))).instances(None))
     for level in LEVELS.values():
-        shape: dict[str, Any] = {"overwrite": False, "form": form, "windows_per_year": yearly}
-        statement: Executable = aggregation_statement(level, dry_run=True, **shape)
-        if distributed:
-            statement = distributed_statements(level, **shape).counts
         with engine.connect() as connection:
-            connection.execute(SESSION_OF_A_SLICE, {"many": False})
-            connection.execute(statement, work.parameters() | {"computed_starts": []}).all()
+            connection.execute(SESSION_OF_A_SLICE)
+            connection.execute(aggregation_statement(level, dry_run=True), work.parameters()).all()
 
 
 def _sizes(engine: Engine) -> None:

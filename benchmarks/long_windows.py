@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from zoneinfo import ZoneInfo
 
 import click
@@ -22,8 +22,8 @@ from benchmarks import yardstick
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
-from capacity_assets.aggregation.parts import NO_PARTS, Parts
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.work import Part
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
@@ -38,8 +38,11 @@ CLOCK = Clock(ZoneInfo("UTC"))
 class FromDays(AggregationService):
     """Reads samples alone."""
 
-    def _parts(self, _period: Period, _level: Level, _windows: Sequence[Window]) -> Parts:
-        return NO_PARTS
+    def _known(
+        self, period: Period, level: Level, windows: Sequence[Window]
+    ) -> tuple[frozenset[Part], frozenset[date]]:
+        _usable, computed = super()._known(period, level, windows)
+        return frozenset(), computed
 
 
 @dataclass(frozen=True)

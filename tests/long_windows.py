@@ -8,8 +8,8 @@ from datetime import date, timedelta
 
 from sqlalchemy import Engine, event
 
-from capacity_assets.aggregation.parts import NO_PARTS, Parts
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.work import Part
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import PERIODS, Period, Window
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -19,10 +19,13 @@ DAYS = 731  # two years, the first a leap year
 
 
 class FromDays(AggregationService):
-    """Reads samples alone, as if no sum were stored."""
+    """Reads samples alone, as if no window were vouched for."""
 
-    def _parts(self, _period: Period, _level: Level, _windows: Sequence[Window]) -> Parts:
-        return NO_PARTS
+    def _known(
+        self, period: Period, level: Level, windows: Sequence[Window]
+    ) -> tuple[frozenset[Part], frozenset[date]]:
+        _usable, computed = super()._known(period, level, windows)
+        return frozenset(), computed
 
 
 def windows(period: str) -> tuple[Window, ...]:
@@ -44,16 +47,37 @@ def fill(engine: Engine) -> None:
 
 
 @contextmanager
+def days_read(engine: Engine) -> Iterator[dict[str, list[tuple[date, date]]]]:
+    """The spans of days whose samples the statements of a level read."""
+    with _watched(engine) as parameters:
+        found: dict[str, list[tuple[date, date]]] = {}
+        yield found
+    for level, named in parameters.items():
+        cuts: list[date] = named["cuts"]  # type: ignore[assignment]
+        ends = (cut - timedelta(days=1) for cut in cuts[1::2])
+        found[level] = list(zip(cuts[::2], ends, strict=True))
+
+
+@contextmanager
 def parts_read(engine: Engine) -> Iterator[dict[str, list[tuple[str, date]]]]:
-    """What the statements of a level read in place of samples."""
-    found: dict[str, list[tuple[str, date]]] = {}
+    """The stored shorter windows that the statements of a level read in place of samples."""
+    with _watched(engine) as parameters:
+        found: dict[str, list[tuple[str, date]]] = {}
+        yield found
+    for level, named in parameters.items():
+        found[level] = list(zip(named["part_types"], named["part_starts"], strict=True))  # type: ignore[call-overload]
+
+
+@contextmanager
+def _watched(engine: Engine) -> Iterator[dict[str, dict[str, object]]]:
+    """The parameters of the statement of each level."""
+    found: dict[str, dict[str, object]] = {}
 
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
         # One statement on a single server; where rows are distributed, the first of several, which counts.
-        if statement.startswith(("WITH windows", "SELECT by_server")):
+        if statement.startswith(("WITH classified", "SELECT by_server")):
             level = "database" if "database_size_aggregations" in statement else "instance"
-            named: dict[str, list[object]] = parameters  # type: ignore[assignment]
-            found[level] = list(zip(named.get("part_types", ()), named.get("part_starts", ()), strict=True))  # type: ignore[arg-type]
+            found[level] = parameters  # type: ignore[assignment]
 
     event.listen(engine, "before_cursor_execute", watch)
     yield found

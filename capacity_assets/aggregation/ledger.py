@@ -34,12 +34,10 @@ from capacity_assets.aggregation.ledger_statements import (
     PLAIN,
     STALE,
     UNCHANGED,
-    UNTOUCHED,
     Lookups,
     filled,
 )
 from capacity_assets.aggregation.ledger_windows import ComputedWindow, IncompleteWindow, StaleWindow
-from capacity_assets.aggregation.parts import Part
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.windows_left import (
     WindowsLeft,
@@ -47,6 +45,7 @@ from capacity_assets.aggregation.windows_left import (
     renumber_after_a_restore,
     spread_activations,
 )
+from capacity_assets.aggregation.work import Part
 from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
@@ -75,8 +74,8 @@ class Ledger:
             "targets": [level.target.name for level in LEVELS.values()],
         }
 
-    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[str, frozenset[date]]:
-        """Record that a computation of `windows` begins; return its snapshot and the `untouched` windows."""
+    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
+        """Record that a computation of `windows` begins; return its snapshot."""
         kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
         years_before = [period.year_before(window) for window in windows]
         with self._work("recording that a computation begins", kept) as connection:
@@ -87,8 +86,7 @@ class Ledger:
                 "year_before_starts": [window.start for window in years_before],
                 "year_before_ends": [window.end for window in years_before],
             }
-            snapshot = str(connection.execute(text(BEGIN), parameters).scalar_one())
-            return snapshot, self._untouched(connection, parameters)
+            return str(connection.execute(text(BEGIN), parameters).scalar_one())
 
     def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
         """Return the windows whose computation was finished, in order."""
@@ -133,20 +131,6 @@ class Ledger:
                 connection.execute(text(FORGET), self._parameters)
         return {row.period_start: row for row in rows}
 
-    def untouched(self, period: Period, level: Level, windows: Sequence[Window]) -> frozenset[date]:
-        """Return the first days of the `windows` for which no sample was added or corrected since they were computed.
-
-        This includes the samples of the windows they are compared with. Samples may have been deleted. Returns none
-        while change tracking is off.
-        """
-        with self._work("looking for changed samples", "Nothing was written.") as connection:
-            return self._untouched(connection, asked_for(period, level, windows))
-
-    def _untouched(self, connection: Connection, asked: dict[str, Any]) -> frozenset[date]:
-        if not change_tracking_is_on(connection):
-            return frozenset()
-        return frozenset(connection.execute(text(UNTOUCHED), {**self._parameters, **asked}).scalars())
-
     def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
         """Invalidate `windows`, and those after them and a year later, whose protection depends on their rows."""
         starts = {start for window in windows for start in (window.start, period.following(window).start)}
@@ -177,17 +161,17 @@ class Ledger:
             connection.execute(text(FORGET), self._parameters)
             connection.execute(text(FORGET_INVALIDATIONS), self._parameters)
 
-    def current_sums(self, level: Level, parts: Collection[Part], fingerprint: str) -> frozenset[Part]:
-        """Return those of the stored windows `parts` that hold exactly the samples that there are now.
+    def current_sums(
+        self, period: Period, level: Level, windows: Sequence[Window], parts: Collection[Part], fingerprint: str
+    ) -> tuple[frozenset[Part], frozenset[date]]:
+        """Return those of the stored windows `parts` whose rows are as their samples give them.
 
         They were summed up as today's statement does, which `fingerprint` marks, for all servers, without a failure; no
         sample of theirs was added, corrected or deleted since, and no other session wrote to the aggregates. None while
-        change tracking is off.
+        change tracking is off. Also returns the first days of those of `windows` that were computed before.
         Ask after `begin`: a sample that changes later than this is one that its snapshot has not seen.
         """
-        if not parts:
-            return frozenset()
-        listed = sorted(parts)
+        listed = sorted({*parts, *((period.name, window) for window in windows)})
         parameters: dict[str, Any] = {
             **self._parameters,
             "level": level.name,
@@ -197,11 +181,15 @@ class Ledger:
         }
         with self._work("looking for stored sums", f"Nothing of the {level.name} level was written.") as connection:
             query = filled(CURRENT_SUMS, level, self._lookups)
-            if not change_tracking_is_on(connection):
-                return frozenset()
+            is_on = change_tracking_is_on(connection)
             spread_activations(connection)
             rows = connection.execute(text(query), parameters).all()
-        return frozenset((row.period_type, Window(row.period_start, row.period_end)) for row in rows)
+        found = [(row.period_type, Window(row.period_start, row.period_end), row.is_current) for row in rows]
+        asked = {(period.name, window) for window in windows}
+        return (
+            frozenset((name, window) for name, window, is_current in found if is_current and is_on),
+            frozenset(window.start for name, window, _ in found if (name, window) in asked),
+        )
 
     @property
     def stale_query(self) -> tuple[str, dict[str, list[str]]]:

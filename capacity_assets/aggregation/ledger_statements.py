@@ -183,20 +183,19 @@ WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY
   AND (w.total_records = 0 OR {{stored}})
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
-# Windows whose rows hold exactly the samples that there are now, of all servers that are computed. Those that are seen
-# are enough: what is only perhaps unseen was read. Where the oldest samples have been dropped, nothing says so.
+# Which windows were computed, and whether their rows are as their samples give them, protected ones included, of all
+# servers that are computed. Changes that are seen are enough: what is only perhaps unseen was read.
 CURRENT_SUMS = f"""
-SELECT w.period_type, w.period_start, w.period_end
+SELECT w.period_type, w.period_start, w.period_end,
+       w.failed_instances = 0 AND right(w.fingerprint, length(:fingerprint)) = :fingerprint
+       AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE c.table_name = l.table_name
+                       AND c.collected_date BETWEEN w.period_start AND w.period_end AND NOT {is_seen("c", "w")})
+       AND NOT EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED})
+       AND (w.total_records = 0 OR {{stored}}) AS is_current
 FROM unnest(CAST(:asked_types AS text[]), CAST(:starts AS date[])) AS asked (period_type, period_start)
 JOIN {LEVELS} ON l.level = :level
 JOIN capacity_computed_windows w USING (period_type, period_start)
-WHERE w.level = :level AND w.snapshot IS NOT NULL AND w.failed_instances = 0
-  AND right(w.fingerprint, length(:fingerprint)) = :fingerprint AND w.protected_records = 0 AND w.unsampled_records = 0
-  AND w.period_start >= (SELECT min(r.collected_date) FROM {{raw}} r)
-  AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE c.table_name = l.table_name
-                  AND c.collected_date BETWEEN w.period_start AND w.period_end AND NOT {is_seen("c", "w")})
-  AND NOT EXISTS (SELECT FROM capacity_invalidations d WHERE {INVALIDATED})
-  AND (w.total_records = 0 OR {{stored}})
+WHERE w.level = :level AND w.snapshot IS NOT NULL AND w.processed_instances IS NOT NULL
 """  # noqa: S608 -- built from the constants above and names of our own tables
 
 # Not sooner: a computation at work has looked before them and is entered after.
@@ -260,15 +259,6 @@ FROM_ANOTHER_SERVER = f"""
 SELECT EXISTS (SELECT FROM capacity_computed_windows w WHERE {is_foreign("w")})
     OR EXISTS (SELECT FROM capacity_sample_changes c WHERE {is_to_come("c")})
     OR EXISTS (SELECT FROM capacity_activations c WHERE {is_to_come("c")})
-"""  # noqa: S608 -- built from the constants above
-
-# The rows of a failed server are behind the snapshot of the window; rows of the legacy application have no snapshot.
-UNTOUCHED = f"""
-SELECT w.period_start FROM capacity_computed_windows w JOIN {LEVELS} ON l.level = w.level
-WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
-  AND w.snapshot IS NOT NULL AND w.processed_instances IS NOT NULL AND w.failed_instances = 0
-  AND NOT EXISTS (SELECT FROM capacity_sample_changes c WHERE {UNSEEN})
-  AND NOT ({FROM_ANOTHER_SERVER})
 """  # noqa: S608 -- built from the constants above
 
 RENUMBER_WINDOWS = """

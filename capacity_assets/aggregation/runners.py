@@ -14,17 +14,17 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, Select, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregation.distributed_slice import write_slice
-from capacity_assets.aggregation.distributed_statements import distributed_statements
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
-from capacity_assets.aggregation.statements import aggregation_statement
 from capacity_assets.aggregation.work import Work
+from capacity_assets.aggregation.writing import aggregation_statement, node_statements
 from capacity_assets.errors import (
     DatabaseFailure,
     database_error,
@@ -41,18 +41,14 @@ from capacity_assets.storage.distribution import SETTINGS_OF_A_SLICE, is_distrib
 INSTANCES_PER_SLICE = 1000
 """A thousand servers of twenty databases are about 20,000 rows per daily window, written in one transaction."""
 
-INSTANCE_DAYS_PER_SLICE = 100_000
-"""Bounds the raw rows of one statement, about two million for servers of twenty databases, however long the range."""
-
-MANY_WINDOWS = 60
-"""Beyond these the planner's merge of databases with their last values, by name and not by day, costs more than it
-saves: over 183 days it took a third of the time."""
+INSTANCE_DAYS_PER_SLICE = 10_000
+"""Bounds the rows of one statement, about 200,000 for servers of twenty databases, however long the range, so that
+what it sorts and keeps stays in memory."""
 
 SESSION_OF_A_SLICE = text(
     "SELECT set_config('enable_nestloop', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true), "
-    "set_config('enable_mergejoin', CASE WHEN :many THEN 'off' ELSE current_setting('enable_mergejoin') END, true), "
     f"set_config('{WRITER_SETTING}', 'on', true), "
-    "set_config('work_mem', CAST(greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 32768) AS text), true)"
+    "set_config('work_mem', CAST(greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 65536) AS text), true)"
 )
 """Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops. From
 the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. What
@@ -65,6 +61,9 @@ SECONDS_BETWEEN_LINES = 10
 """Between lines of progress in the log; shorter runs have none."""
 
 OUT_OF_RANGE = "22003"
+UNIQUE_VIOLATION = "23505"
+TURNS = 3
+"""How often a slice is written while another session inserts the same rows."""
 
 logger = logging.getLogger("capacity_assets")
 
@@ -82,6 +81,7 @@ class AggregationRunner:
         self._parallel_slices = parallel_slices
         # The guard asks on a connection of its own, which two threads must not use at once.
         self._guarding = threading.Lock()
+        self._distributed = False
 
     def aggregate(self, whole: Work) -> tuple[PeriodSummary, ...]:
         """Aggregate the windows of `whole` for its instances, slice by slice; return one summary per window.
@@ -95,8 +95,8 @@ class AggregationRunner:
         summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]
         done, logged_at = 0, started
         with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
-            distributed = is_distributed(self._engine)
-        slices = list(self._slices(replace(whole, distributed=distributed)))
+            self._distributed = is_distributed(self._engine)
+        slices = list(self._slices(whole))
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written
             done += len(work.instances)
@@ -112,7 +112,7 @@ class AggregationRunner:
     def _slices(self, whole: Work) -> Iterator[Work]:
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
         share = -(-len(whole.instances) // self._parallel_slices)
-        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.days_read, share))
+        size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
         for first in range(0, len(whole.instances), size):
             yield replace(whole, instances=whole.instances[first : first + size])
 
@@ -130,7 +130,7 @@ class AggregationRunner:
     def _aggregate_slice(self, work: Work) -> list[PeriodSummary]:
         """Write one slice; on a data error write its halves instead."""
         try:
-            return self._write(work)
+            return self._write_in_turn(work)
         except DBAPIError as error:
             if not is_data_error(error):
                 raise self._failure(error, work) from error
@@ -141,50 +141,87 @@ class AggregationRunner:
             raise self._failure(error, work) from error
         return [part for half in halves for part in self._aggregate_slice(half)]
 
+    def _write_in_turn(self, work: Work) -> list[PeriodSummary]:
+        """Write a slice; where another session inserted one of its rows meanwhile, once more, over that row."""
+        for _ in range(TURNS - 1):
+            try:
+                return self._write(work)
+            except DBAPIError as error:
+                if sqlstate_of(error) != UNIQUE_VIOLATION:
+                    raise
+        return self._write(work)
+
     def _write(self, work: Work) -> list[PeriodSummary]:
         options = work.options
         with self._engine.begin() as connection:
             if options.dry_run:
                 connection.execute(READ_ONLY)
-            rows = self._on_nodes(connection, work) if work.distributed else self._at_once(connection, work)
+            found = self._on_nodes(connection, work) if self._distributed else self._at_once(connection, work)
             if options.guard:
                 with self._guarding:
                     options.guard()
-        return [
-            replace(
-                self._empty(work.period, window),
-                processed_instances=row.instances,
-                skipped_instances=len(work.instances) - row.instances,
-                written_records=row.written,
-                unchanged_records=row.unchanged,
-                protected_records=row.records - row.written - row.unchanged,
-                removed_records=row.removed,
-                unsampled_records=row.unsampled,
-            )
-            for window, row in zip(work.windows, rows, strict=True)
-        ]
+        return [self._counted(work, window, found.get(window.start)) for window in work.windows]
 
-    def _at_once(self, connection: Connection, work: Work) -> Sequence[Any]:
-        """Compute, decide, write and count in one statement."""
-        statement = aggregation_statement(
-            self.level,
-            overwrite=work.options.overwrite,
-            form=work.form,
-            windows_per_year=work.period.windows_per_year,
-            dry_run=work.options.dry_run,
+    def _counted(self, work: Work, window: Window, row: Row[Any] | None) -> PeriodSummary:
+        """Make a summary of what became of a window; no row: nothing was found in it."""
+        empty = self._empty(work.period, window)
+        if row is None:
+            return replace(empty, skipped_instances=len(work.instances))
+        return replace(
+            empty,
+            processed_instances=row.instances,
+            skipped_instances=len(work.instances) - row.instances,
+            written_records=row.written,
+            unchanged_records=row.unchanged,
+            protected_records=row.records - row.written - row.unchanged,
+            removed_records=row.removed,
+            unsampled_records=row.unsampled,
         )
-        connection.execute(SESSION_OF_A_SLICE, {"many": len(work.windows) > MANY_WINDOWS})
-        return connection.execute(statement, work.parameters()).all()
 
-    def _on_nodes(self, connection: Connection, work: Work) -> Sequence[Any]:
-        """Do the same with several statements, each of which runs on the nodes."""
+    def _at_once(self, connection: Connection, work: Work) -> dict[date, Row[Any]]:
+        """Compute, decide, write and count in one statement."""
+        statement = aggregation_statement(self.level, dry_run=work.options.dry_run)
+        connection.execute(SESSION_OF_A_SLICE)
+        return {row.period_start: row for row in connection.execute(statement, work.parameters())}
+
+    def _on_nodes(self, connection: Connection, work: Work) -> dict[date, Any]:
+        """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""
         for setting in SETTINGS_OF_A_SLICE:
             connection.exec_driver_sql(setting)
-        statements = distributed_statements(
-            self.level, overwrite=work.options.overwrite, form=work.form, windows_per_year=work.period.windows_per_year
-        )
-        starts = [window.start for window in work.windows]
-        return write_slice(connection, statements, work.parameters(), starts, work.options)
+        statements = node_statements(self.level)
+        parameters, options = work.parameters(), work.options
+
+        def per_window(query: Select[Any]) -> dict[date, int]:
+            return {row.period_start: row.rows for row in connection.execute(query, parameters)}
+
+        counts = {row.period_start: row for row in connection.execute(statements.counts, parameters)}
+        removed = per_window(statements.removable) if options.overwrite else {}
+        written = {start: row.to_write for start, row in counts.items()}
+        if not options.dry_run and any(written.values()):
+            parameters |= {
+                "row_numbers": connection.execute(statements.row_numbers).scalar_one(),
+                "written_at": connection.execute(select(func.now())).scalar_one(),
+            }
+            done = 0
+            for statement in (statements.insert, statements.update):
+                counted = connection.execute(statement, parameters, execution_options={"preserve_rowcount": True})
+                done += counted.rowcount
+            if done != sum(written.values()):
+                # Another session came in between.
+                written = per_window(statements.written)
+        if any(removed.values()) and not options.dry_run:
+            connection.execute(statements.remove, parameters)
+        return {
+            start: SimpleNamespace(
+                instances=row.instances,
+                records=row.records,
+                written=written.get(start, 0),
+                unchanged=row.unchanged,
+                removed=removed.get(start, 0),
+                unsampled=row.unsampled - removed.get(start, 0),
+            )
+            for start, row in counts.items()
+        }
 
     def _empty(self, period: Period, window: Window) -> PeriodSummary:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)

@@ -20,11 +20,10 @@ from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.legacy_calls import LegacyCalls
 from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
 from capacity_assets.aggregation.partition_range import PartitionRange
-from capacity_assets.aggregation.parts import Parts, candidates
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import INSTANCES_PER_SLICE, AggregationRunner
-from capacity_assets.aggregation.statements import fingerprint, known_instances, sums_fingerprint
-from capacity_assets.aggregation.work import InstanceRef, Work
+from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates
+from capacity_assets.aggregation.writing import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.clock import Clock
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.levels import LEVELS, Level
@@ -121,30 +120,41 @@ class AggregationService(LegacyCalls):
             self.ledger.invalidate(period, runner.level, windows)
         if options.instance_ids is not None:
             servers = self._active(options.instance_ids)
-            untouched = self.ledger.untouched(period, runner.level, windows)
-            return runner.aggregate(Work(period, windows, servers, options, untouched=untouched))
+            return self._run(runner, period, windows, servers, options)
         parts: dict[date, PeriodSummary] = {}
         if not (options.overwrite or options.recompute):
             parts = self._unchanged(period, runner.level, windows, dry_run=options.dry_run)
         to_compute = [window for window in windows if window.start not in parts]
         if to_compute and options.dry_run:
-            untouched = self.ledger.untouched(period, runner.level, to_compute)
-            work = Work(period, to_compute, self._active(), options, untouched=untouched)
-            parts |= {part.period_start: part for part in runner.aggregate(work)}
+            computed = self._run(runner, period, to_compute, self._active(), options)
+            parts |= {part.period_start: part for part in computed}
         elif to_compute:
-            snapshot, untouched = self.ledger.begin(period, runner.level, to_compute)
-            # Only now: a server that becomes active later than this was recorded as a change the snapshot has not seen.
+            begun = self.ledger.begin(period, runner.level, to_compute)
+            # Only now: a server that becomes active later than this was recorded as a change that was not yet seen.
             active = self._active()
-            stored = self._parts(period, runner.level, to_compute)
-            computed = runner.aggregate(Work(period, to_compute, active, options, stored, untouched=untouched))
-            self.ledger.finish(snapshot, computed, _mark(runner.level, period, active))
+            computed = self._run(runner, period, to_compute, active, options)
+            self.ledger.finish(begun, computed, _mark(runner.level, period, active))
             parts |= {part.period_start: part for part in computed}
         return tuple(parts[window.start] for window in windows)
 
-    def _parts(self, period: Period, level: Level, windows: Sequence[Window]) -> Parts:
-        """Return the stored windows that may be read in place of the samples of `windows`."""
+    def _run(
+        self,
+        runner: AggregationRunner,
+        period: Period,
+        windows: Sequence[Window],
+        servers: Sequence[InstanceRef],
+        options: RunOptions,
+    ) -> tuple[PeriodSummary, ...]:
+        usable, computed = self._known(period, runner.level, windows)
+        parts = Parts(self.periods, usable)
+        return runner.aggregate(Work(period, windows, servers, options, parts, computed))
+
+    def _known(
+        self, period: Period, level: Level, windows: Sequence[Window]
+    ) -> tuple[frozenset[Part], frozenset[date]]:
+        """Return the stored windows that may be read in place of samples, and which of `windows` were computed."""
         listed = candidates(self.periods, period, windows)
-        return Parts(self.periods, self.ledger.current_sums(level, listed, sums_fingerprint(level)))
+        return self.ledger.current_sums(period, level, windows, listed, sums_fingerprint(level))
 
     def _active(self, instance_ids: Sequence[int] | None = None) -> list[InstanceRef]:
         return [instance for instance in self.instances(instance_ids) if instance.active]

@@ -1,19 +1,23 @@
 """What one statement covers: windows, instances, what is read for them, and the parameters that say so.
 
-How statements are executed, and what happens when one fails, is in `runners`.
+Of a window asked for, stored shorter windows are read in place of samples where the ledger says that they hold what
+the samples give (`Ledger.current_sums`): of a quarter its months. A window that is only compared with is read from its
+stored rows; where the ledger does not vouch for these, its samples are read as well. How the statement is executed, and
+what happens when it fails, is in `runners`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cached_property
 
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
-from capacity_assets.aggregation.parts import NO_PARTS, Parts, Reading, Source, cuts_of
-from capacity_assets.aggregation.reduction import Form
-from capacity_assets.periods import Period, Window
+from capacity_assets.periods import Period, Window, adjacent_spans
+
+Part = tuple[str, Window]
+"""A stored window: the name of its period, and its days."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,21 @@ class InstanceRef:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """The stored windows that may be read in place of samples; `periods` is the registry."""
+
+    periods: Mapping[str, Period] = field(default_factory=dict)
+    usable: Collection[Part] = ()
+
+
+NO_PARTS = Parts()
+
+
+@dataclass(frozen=True)
 class Work:
     """The work of a computation or of one slice of it: windows in order, and instances.
 
-    `parts` are the stored windows that may be read instead of samples; `untouched` are the first days that
-    `Ledger.untouched` returns.
+    `computed` are the first days of those windows that were computed before.
     """
 
     period: Period
@@ -38,100 +52,80 @@ class Work:
     instances: Sequence[InstanceRef]
     options: RunOptions = DEFAULT_OPTIONS
     parts: Parts = NO_PARTS
-    distributed: bool = False
-    untouched: frozenset[date] = frozenset()
+    computed: frozenset[date] = frozenset()
 
     @cached_property
-    def reading(self) -> Reading:
-        """What is read: stored windows, and the days that these do not cover."""
-        reading = self.parts.reading(self.period, self.windows, one_source=self.distributed)
-        if self._needs_both(reading) and len(self.windows) > 1:
-            # Nodes are not handed a union of the two, and a join is of one window and those it is compared with.
-            return NO_PARTS.reading(self.period, self.windows)
-        return reading
+    def reading(self) -> tuple[list[Part], list[Window]]:
+        """The stored shorter windows that are read, and the spans of days whose samples are read, in order."""
+        parts: list[Part] = []
+        days: list[Window] = []
+        shorter = _shorter(self.parts.periods, self.period)
+        asked_for = set(self.windows)
+        for window in sorted(asked_for | _compared(self.period, self.windows)):
+            if window not in asked_for and (self.period.name, window) in self.parts.usable:
+                continue
+            # What replaces history is made of the samples alone.
+            replaces = self.options.overwrite and window in asked_for
+            stored, left = ([], [window]) if replaces else self._cover(window, shorter)
+            parts += stored
+            days += left
+        return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
 
-    def _needs_both(self, reading: Reading) -> bool:
-        return self.distributed and bool(reading.parts and reading.days)
-
-    def _sources(self) -> tuple[Source, ...]:
-        """Return what the window, the one before and a year before are read from, where nodes read from both."""
-        if not self._needs_both(self.reading):
-            return ()
-        [window] = self.windows
-        three = (window, self.period.previous(window), self.period.year_before(window))
-        return tuple(self.reading.source_of(one) for one in three)
+    def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
+        """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
+        if not periods:
+            return [], [window]
+        longest, *others = periods
+        parts: list[Part] = []
+        days: list[Window] = []
+        cut = _cut(longest, window)
+        for piece in cut or [window]:
+            if cut and (longest.name, piece) in self.parts.usable:
+                parts.append((longest.name, piece))
+            else:
+                stored, left = self._cover(piece, others)
+                parts += stored
+                days += left
+        return parts, days
 
     @property
-    def days_read(self) -> int:
-        """How many days are read: with gaps between windows, the one before the first, and a year before.
-
-        Where stored windows are read, each of these counts as one.
-        """
-        if self.reading.parts:
-            return self.reading.rows
-        before, year_before = self.period.previous, self.period.year_before
-        first, last = before(self.windows[0]).start, self.windows[-1].end
-        year_first, year_last = year_before(self.windows[0]).start, year_before(self.windows[-1]).end
-        if year_last >= first:
-            return (last - min(first, year_first)).days + 1
-        return (last - first).days + (year_last - year_first).days + 2
-
-    @property
-    def form(self) -> Form:
-        """The form of the statement."""
-        return Form(
-            single=len(self.windows) == 1,
-            from_stored=bool(self.reading.parts),
-            reads_days=bool(self.reading.days),
-            distributed=self.distributed,
-            sources=self._sources(),
-            one_day=all(window.start == window.end for window in self.windows),
-        )
+    def rows_read(self) -> int:
+        """Rows that are read per key, at most, of samples and of shorter windows; at least one."""
+        parts, days = self.reading
+        return max(1, len(parts) + sum(span.days for span in days))
 
     def parameters(self) -> dict[str, object]:
-        """Return the statement's parameters: adjacent windows from the first one read on, and which are asked for."""
+        """Return the parameters of the statement, `states.Parameters`."""
         period = self.period
         first, last = period.previous(self.windows[0]), self.windows[-1]
         year_first, year_last = period.year_before(self.windows[0]), period.year_before(last)
-        # A single window needs no numbers for those between it and a year before, unless stored windows are numbered.
-        unites_states = self.form.from_stored or self.distributed
-        begin = first if self.form.single and not unites_states else min(first, year_first)
-        windows = period.windows_between(begin.start, last.end)
+        windows = period.windows_between(min(first, year_first).start, last.end)
         asked_for = set(self.windows)
+        parts, days = self.reading
         return {
-            "period_type": self.period.name,
+            "period": period.name,
             "instance_ids": [instance.id for instance in self.instances],
             "starts": [window.start for window in windows],
             "ends": [window.end for window in windows],
             "wanted": [window in asked_for for window in windows],
-            "last_start": last.start,
-            "first_day": first.start,
-            "last_day": last.end,
+            "wanted_starts": [window.start for window in self.windows],
+            "wanted_first": self.windows[0].start,
+            "wanted_last": last.start,
+            "compared_starts": sorted({one.start for one in asked_for | _compared(period, self.windows)}),
+            "before_first": first.start,
             "year_first": year_first.start,
-            "year_last": year_last.end,
+            "year_last": year_last.start,
             "year_interval": period.year_interval,
-            "trend_percent": self.period.trend_percent,
-            "untouched_starts": sorted(self.untouched),
-            **(self._what_is_read(first.start) if unites_states else {}),
+            "part_types": [name for name, _ in parts],
+            "part_starts": [window.start for _, window in parts],
+            "cuts": [day for span in days for day in (span.start, span.end + timedelta(days=1))],
+            **_span("read", [span for span in days if span.end >= first.start], first.start),
+            **_span("read_year", [span for span in days if span.end < first.start], first.start),
+            "trend_percent": period.trend_percent,
+            "windows_per_year": period.windows_per_year,
+            "computed_starts": sorted(self.computed),
+            "overwrite": self.options.overwrite,
         }
-
-    def _what_is_read(self, first: date) -> dict[str, object]:
-        """Name the stored windows that are read, and the days: in two spans, of the year before and from `first` on."""
-        days = self.reading.days
-        spans = {
-            "read": [span for span in days if span.end >= first],
-            "read_year": [span for span in days if span.end < first],
-        }
-        parameters: dict[str, object] = {
-            "part_types": [name for name, _ in self.reading.parts],
-            "part_starts": [window.start for _, window in self.reading.parts],
-            "cuts": cuts_of(days),
-        }
-        for name, within in spans.items():
-            # From a day to the one before it: none.
-            parameters[f"{name}_first"] = within[0].start if within else first
-            parameters[f"{name}_last"] = within[-1].end if within else first - timedelta(days=1)
-        return parameters
 
     def halves(self) -> tuple[Work, Work] | None:
         """Split by instance as long as there are several, then by window; None for a single computation."""
@@ -141,3 +135,37 @@ class Work:
                 middle = len(several) // 2
                 return replace(self, **{name: several[:middle]}), replace(self, **{name: several[middle:]})
         return None
+
+
+def candidates(periods: Mapping[str, Period], period: Period, windows: Sequence[Window]) -> set[Part]:
+    """Return every stored window that could stand for days of `windows` or of those they are compared with."""
+    compared = _compared(period, windows)
+    return {(period.name, window) for window in compared} | {
+        (shorter.name, piece)
+        for window in {*windows, *compared}
+        for shorter in _shorter(periods, period)
+        for piece in _cut(shorter, window)
+    }
+
+
+def _shorter(periods: Mapping[str, Period], period: Period) -> list[Period]:
+    """Return the periods that a window of `period` may be made of, the longest first."""
+    shorter = (other for other in periods.values() if other.months and other.months < period.months)
+    return sorted(shorter, key=lambda other: other.months, reverse=True)
+
+
+def _compared(period: Period, windows: Sequence[Window]) -> set[Window]:
+    return {other for window in windows for other in (period.previous(window), period.year_before(window))}
+
+
+def _cut(period: Period, window: Window) -> tuple[Window, ...]:
+    """Return the windows of `period` that make up `window`; none where they do not fit."""
+    pieces = period.windows_between(window.start, window.end)
+    fits = pieces[0].start == window.start and pieces[-1].end == window.end
+    return pieces if fits else ()
+
+
+def _span(name: str, spans: Sequence[Window], nothing: date) -> dict[str, date]:
+    """Name the first and last day of spans; of none, a day and the one before it."""
+    first, last = (spans[0].start, spans[-1].end) if spans else (nothing, nothing - timedelta(days=1))
+    return {f"{name}_first": first, f"{name}_last": last}

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
-from capacity_assets.aggregation.statements import fingerprint
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.aggregation.writing import fingerprint
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.orchestration.checks import check_results, check_specs
 from capacity_assets.orchestration.failures import dagster_failures

@@ -94,7 +94,7 @@ BLOCK = text(
 
 
 def waits_for_a_lock(engine: Engine) -> bool:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH windows%'"
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'WITH classified%'"
     with engine.connect() as connection:
         return bool(connection.execute(text(query)).scalar())
 

@@ -75,7 +75,8 @@ def test_slices_side_by_side_write_what_slices_in_a_row_write(
     run = compute_windows(parallel, "weekly", *days)
 
     assert [figures(wide_engine, level) for level in (DATABASE, INSTANCE)] == rows
-    assert [error.instance_id for error in run.errors] == [error.instance_id for error in expected.errors] == [4, 17]
+    assert [error.instance_id for error in run.errors] == [error.instance_id for error in expected.errors]
+    assert [error.instance_id for error in run.errors] == [4, 17] * 2, "in the week that holds it, and in the next"
     for name in ("processed_instances", "skipped_instances", "failed_instances", "written_records"):
         assert run.total(name) == expected.total(name), name
 

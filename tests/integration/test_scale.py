@@ -29,8 +29,8 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
         new = range(1 if fleet == 10 else 11, fleet + 1)
         add_instances(engine, new)
         for instance_id in new:
-            add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 190)))
-        for days in (1, 90):
+            add_database_sizes(engine, sizes(instance_id, "orders", "2025-01-01", range(100, 120)))
+        for days in (1, 20):
             service.ledger.stale()  # enters the days of servers that were just registered
             statements: list[str] = []
 
@@ -46,31 +46,10 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
             counts[fleet, days] = len(statements)
 
     expected = (
-        "three for the schema and zone, four for the lock; per level: the servers twice, twelve for the ledger, a "
+        "three for the schema and zone, four for the lock; per level: the servers twice, thirteen for the ledger, a "
         "setting, its statement and one for the guard, the measured days; eight to store the sums of groups"
     )
-    assert set(counts.values()) == {51}, expected
-
-
-@pytest.mark.single_server("reads the plan or the settings of its statement")
-@pytest.mark.parametrize(("last_day", "merges"), [(date(2025, 1, 31), "on"), (date(2025, 3, 12), "off")])
-def test_of_many_windows_databases_are_not_merged_with_their_last_values_by_name(
-    engine: Engine, service: AggregationService, last_day: date, merges: str
-) -> None:
-    """With 366,000 rows the planner does, which compares each day with every other: a third of a backfill's time."""
-    add_instances(engine, [1])
-    add_database_sizes(engine, sizes(1, "orders", "2025-01-01", range(100, 300)))
-    seen: set[str] = set()
-
-    def look(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("WITH windows"):
-            seen.add(connection.exec_driver_sql("SHOW enable_mergejoin").scalar_one())
-
-    event.listen(engine, "before_cursor_execute", look)
-    compute_windows(service, "daily", date(2025, 1, 1), last_day)
-    event.remove(engine, "before_cursor_execute", look)
-
-    assert seen == {merges}
+    assert set(counts.values()) == {53}, expected
 
 
 @pytest.mark.single_server("reads the plan or the settings of its statement")
@@ -92,7 +71,7 @@ def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothin
     def explain(
         connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object
     ) -> tuple[str, Any]:
-        if statement.startswith("WITH windows"):
+        if statement.startswith("WITH classified"):
             plans.extend(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
         return statement, parameters
 
@@ -104,11 +83,9 @@ def test_the_plan_does_not_loop_over_stored_rows_when_the_statistics_know_nothin
     scans = [
         " ".join(plans[number : number + 3])
         for number, line in enumerate(plans)
-        if re.search(r"Scan .*on \w+_size_aggregations", line) and not re.search("stored_(year_)?before", line)
+        if re.search(r"Scan .*on \w+_size_aggregations", line)
     ]
-    # Compared, counted and, when overwriting, removed, per level: in the month and, for the day before, in the one
-    # before; in no other partition.
-    assert len(scans) == 2 * (6 if overwrite else 4)
+    # In the month and, for the day before, in the one before; in no other partition.
     assert {name for scan in scans for name in re.findall(r"_daily_(\d+_\d+)", scan)} == {"2025_02", "2025_03"}
     assert all("period_start = ANY" in scan for scan in scans), "stored rows are read by window, never all of them"
     assert not any("Nested Loop" in line for line in plans), "\n".join(plans)
@@ -145,8 +122,8 @@ def test_a_long_range_goes_in_slices_that_bound_the_days_read_at_once(engine: En
         RunOptions(("instance",), recompute=True, progress=slices.append),
     )
 
-    expected = "five hundred days and the 366 before that they are compared with, at most 100,000 server-days at once"
-    assert slices == [115, 115, 70], expected
+    expected = "five hundred days and the 366 before that they are compared with, at most 10,000 server-days at once"
+    assert slices == [11] * 27 + [3], expected
     assert len(run.parts) == 500
     assert all(part.total_instances == 300 for part in run.parts)
     assert run.total("written_records") == 500
@@ -169,11 +146,11 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     event.remove(engine, "before_cursor_execute", count)
 
     expected = (
-        "three for the schema and zone, four for the lock and one for the guard; the servers twice, twelve for the "
+        "three for the schema and zone, four for the lock and one for the guard; the servers twice, thirteen for the "
         "ledger and one for the new server, a setting, its statement, the days; eight for the sums of groups; "
         "two ask whether tables are distributed"
     )
-    assert len(statements) == 36, expected
+    assert len(statements) == 37, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]
@@ -193,7 +170,7 @@ def test_every_slice_is_planned_for_its_own_windows_and_servers(engine: Engine) 
     generic_plans: list[int] = []
 
     def read_plans(connection: Connection) -> None:
-        prepared = "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE 'WITH windows%'"
+        prepared = "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE 'WITH classified%'"
         generic_plans.extend(connection.execute(text(prepared)).scalars())
 
     event.listen(engine, "commit", read_plans)

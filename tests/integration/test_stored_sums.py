@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.aggregation.parts import Parts, candidates
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.engine import capacity_engine
 from tests.clocks import fixed_clock
 from tests.databases import Databases, execute
 from tests.fleet import Row, figures
-from tests.long_windows import DAYS, FIRST, FromDays, fill, parts_read, windows
+from tests.long_windows import DAYS, FIRST, FromDays, days_read, fill, parts_read, windows
 from tests.profiles import HISTORIES
 
 RECOMPUTE = RunOptions(recompute=True)
@@ -52,7 +52,8 @@ def test_a_quarter_is_made_of_its_months_and_a_year_of_its_quarters(filled: Engi
     # Of 2023 there are no samples, and so nothing is stored.
     january_to_june = [f"2024-0{month}-01" for month in range(1, 7)]
     assert quarter["database"] == quarter["instance"] == starts("monthly", *january_to_june)
-    of_the_third = [*starts("quarterly", "2024-04-01"), *starts("monthly", "2024-07-01", "2024-08-01", "2024-09-01")]
+    # The quarter before is stored: its own row is compared with.
+    of_the_third = starts("monthly", "2024-07-01", "2024-08-01", "2024-09-01")
     assert before_is_stored["database"] == of_the_third
     quarters = [f"{year}-{month:02}-01" for year in (2024, 2025) for month in (1, 4, 7, 10)]
     assert year["database"] == starts("quarterly", *quarters)
@@ -62,10 +63,10 @@ def test_the_newest_month_takes_those_it_is_compared_with_as_they_are_stored(fil
     service = AggregationService(filled, fixed_clock())
     service.aggregate(MONTHLY, windows("monthly")[:-1])
 
-    with parts_read(filled) as read:
+    with days_read(filled) as read:
         service.aggregate(MONTHLY, windows("monthly")[-1:])
 
-    assert read["database"] == starts("monthly", "2024-12-01", "2025-11-01")
+    assert read == {"database": [(date(2025, 12, 1), date(2025, 12, 31))], "instance": read["database"]}
 
 
 @pytest.mark.single_server(MIXED)
@@ -106,49 +107,46 @@ def test_a_month_that_may_not_hold_todays_samples_is_read_day_by_day(
     assert own - set(read["database"]) == set(starts("monthly", *unusable))
 
 
-@pytest.mark.single_server(MIXED)
 @pytest.mark.parametrize(
-    ("statement", "recomputed"),
+    "statement",
     [
-        # Its row holds more samples than there are now, and is protected.
-        ("DELETE FROM database_size_stats WHERE collected_date = '2024-05-09' AND instance_id = 1", True),
-        # A row is left of which no sample is.
-        ("DELETE FROM database_size_stats WHERE collected_date >= '2024-05-01' AND database_name = 'archive'", True),
-        # Its rows left with their partition, which takes no trigger along.
-        ("SET LOCAL session_replication_role = replica; "
-         "DELETE FROM database_size_aggregations WHERE period_start = '2024-05-01'", False),
+        "DELETE FROM database_size_stats WHERE collected_date = '2024-05-09' AND instance_id = 1",
+        "DELETE FROM database_size_stats WHERE collected_date >= '2024-05-01' AND database_name = 'archive'",
     ],
-    ids=["protected", "without samples", "rows gone"],
-)  # fmt: skip
-def test_a_month_whose_rows_are_not_what_its_days_give_is_read_day_by_day(
-    filled: Engine, statement: str, *, recomputed: bool
-) -> None:
+    ids=["some", "all"],
+)
+def test_a_month_that_lost_samples_stands_for_them_once_it_was_computed_again(filled: Engine, statement: str) -> None:
+    """Its row holds more than is left, and is what others are made of and compared with."""
+    service = AggregationService(filled, fixed_clock())
+    for period in (MONTHLY, QUARTERLY):
+        service.aggregate(period, windows(period.name))
+    before = figures(filled, DATABASE, "quarterly")
+    execute(filled, statement)
+    execute(filled, "DELETE FROM database_size_aggregations WHERE period_type = 'quarterly'")
+    service.aggregate(MONTHLY, windows("monthly"))
+
+    with parts_read(filled) as read:
+        service.aggregate(QUARTERLY, windows("quarterly"))
+
+    assert ("monthly", date(2024, 5, 1)) in read["database"]
+    assert figures(filled, DATABASE, "quarterly") == before
+
+
+def test_a_month_whose_rows_left_with_their_partition_is_read_day_by_day(filled: Engine) -> None:
     service = AggregationService(filled, fixed_clock())
     service.aggregate(MONTHLY, windows("monthly"))
-    execute(filled, statement)
-    if recomputed:
-        service.aggregate(MONTHLY, windows("monthly"))
+    # Which takes no trigger along.
+    execute(
+        filled,
+        "SET LOCAL session_replication_role = replica; "
+        "DELETE FROM database_size_aggregations WHERE period_start = '2024-05-01'",
+    )
 
     with parts_read(filled) as read:
         service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
 
     assert ("monthly", date(2024, 5, 1)) not in read["database"]
     assert ("monthly", date(2024, 4, 1)) in read["database"]
-
-
-@pytest.mark.single_server(MIXED)
-def test_samples_that_left_with_their_partition_are_not_taken_from_a_stored_month(filled: Engine) -> None:
-    """Computed from the days they would be missing, and retention must not decide what a figure says."""
-    service = AggregationService(filled, fixed_clock())
-    service.aggregate(MONTHLY, windows("monthly"))
-    with filled.begin() as connection:
-        connection.execute(text("SET LOCAL session_replication_role = replica"))  # as a dropped partition: no trigger
-        connection.execute(text("DELETE FROM database_size_stats WHERE collected_date < '2024-05-12'"))
-
-    with parts_read(filled) as read:
-        service.aggregate(QUARTERLY, [QUARTERLY.window_of(date(2024, 5, 1))])
-
-    assert read["database"] == starts("monthly", "2024-06-01")
 
 
 def test_rows_of_an_older_version_without_sums_are_filled_by_computing_again(filled: Engine) -> None:
@@ -173,12 +171,17 @@ def test_a_registered_half_year_is_made_of_quarters_and_half_years_make_a_year()
     year, first_half = YEARLY.window_of(date(2025, 1, 1)), half.window_of(date(2025, 3, 1))
     stored = candidates(periods, YEARLY, [year]) | candidates(periods, half, [first_half])
 
-    assert [name for name, _ in Parts(periods, stored).reading(half, [first_half]).parts] == [
-        "half_yearly", "half_yearly", "quarterly", "quarterly",
-    ]  # fmt: skip
-    own_and_before = Parts(periods, stored - {("yearly", YEARLY.window_of(date(2024, 1, 1)))}).reading(YEARLY, [year])
-    assert {name for name, _ in own_and_before.parts} == {"half_yearly"}
-    assert Parts(periods).reading(half, [first_half]).days == (Window(date(2024, 1, 1), date(2025, 6, 30)),)
+    def reading(period: Period, window: Window, usable: set[Part]) -> tuple[list[Part], list[Window]]:
+        return Work(period, [window], [InstanceRef(1, "db-1")], parts=Parts(periods, usable)).reading
+
+    assert reading(half, first_half, stored) == ([("quarterly", one) for one in _halves(QUARTERLY, first_half)], [])
+    own_and_before, _ = reading(YEARLY, year, stored - {("yearly", YEARLY.window_of(date(2024, 1, 1)))})
+    assert {name for name, _ in own_and_before} == {"half_yearly"}
+    assert reading(half, first_half, set()) == ([], [Window(date(2024, 1, 1), date(2025, 6, 30))])
+
+
+def _halves(period: Period, window: Window) -> tuple[Window, ...]:
+    return period.windows_between(window.start, window.end)
 
 
 CHANGES = {
@@ -186,9 +189,6 @@ CHANGES = {
     "FROM {raw} WHERE instance_id = {server} ORDER BY collected_date LIMIT 1 ON CONFLICT DO NOTHING",
     "correction": "UPDATE {raw} SET {headline} = {headline} + 5 WHERE collected_date = '{day}' "
     "AND instance_id = {server}",
-    "deletion": "DELETE FROM {raw} WHERE collected_date = '{day}' AND instance_id = {server}",
-    "all of a server": "DELETE FROM {raw} WHERE instance_id = {server} AND collected_date >= '{day}'",
-    "purge": "SET LOCAL session_replication_role = replica; DELETE FROM {raw} WHERE collected_date < '{day}'",
     "foreign write": "UPDATE {target} SET data_count = data_count + 1 WHERE period_start <= '{day}' "
     "AND instance_id = {server} AND period_type = '{period}'",
     "rows gone": "DELETE FROM {target} WHERE period_start <= '{day}' AND period_type = '{period}'",
@@ -270,3 +270,50 @@ def test_whatever_happened_windows_equal_those_computed_from_the_days(
     assert [(p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in made.parts] == [
         (p.processed_instances, p.total_records, p.protected_records, p.removed_records) for p in from_days.parts
     ]
+
+
+@given(
+    data=st.data(),
+    level=st.sampled_from([DATABASE, INSTANCE]),
+    purge=st.one_of(st.none(), st.integers(40, DAYS - 1)),
+)
+@hypothesis_settings(
+    max_examples=2 * HISTORIES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+def test_in_any_order_and_in_any_batches_before_and_after_retention_the_rows_are_the_same(
+    cluster: Databases, data: st.DataObject, level: Level, purge: int | None
+) -> None:
+    """From samples or from stored windows: what was once computed stays what it was when samples are dropped."""
+    options = RunOptions((level.name,), recompute=True)
+    batches = [(period, batch) for period in COMPUTED for batch in _batches(data, windows(period))]
+    with cluster.copy(cluster.filled("stored_sums_samples", fill)) as url:
+        engine = capacity_engine(url)
+        service, from_days = AggregationService(engine, fixed_clock()), FromDays(engine, fixed_clock())
+        for period in COMPUTED:
+            from_days.aggregate(period, windows(period), options)
+        expected = figures(engine, level)
+        execute(engine, f"TRUNCATE {level.target.name}")
+        for period, batch in data.draw(st.permutations(batches), "first"):
+            service.aggregate(period, batch, options)
+        first = figures(engine, level)
+        if purge is not None:
+            day = FIRST + timedelta(days=purge)
+            # As retention does, which drops a partition without a trigger.
+            execute(
+                engine,
+                "SET LOCAL session_replication_role = replica; "
+                f"DELETE FROM {level.source.name} WHERE collected_date < '{day}'",
+            )
+        for period, batch in data.draw(st.permutations(batches), "again"):
+            service.aggregate(period, batch, options)
+        again = figures(engine, level)
+        engine.dispose()
+    assert first == expected
+    assert again == expected
+
+
+def _batches(data: st.DataObject, every: tuple[Window, ...]) -> list[list[Window]]:
+    """Cut all windows into some batches, in any order."""
+    mixed = data.draw(st.permutations(every))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(every) - 1), max_size=3)) if len(every) > 1 else [])
+    return [list(mixed[first:last]) for first, last in zip([0, *cuts], [*cuts, len(mixed)], strict=True)]

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.statements import fingerprint
+from capacity_assets.aggregation.writing import fingerprint
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS, with_trend_threshold
 from capacity_assets.storage.every_table import metadata
@@ -120,9 +120,9 @@ def test_samples_purged_with_their_partition_leave_the_figures_as_they_are(
 
     computed.aggregate("monthly", MONTHS)
     assert figures(engine, DATABASE) == before
-    protected = computed.aggregate("monthly", MONTHS, RECOMPUTE).total("protected_records")
-    assert protected > 0
-    assert computed.aggregate("monthly", MONTHS).total("protected_records") == protected
+    unsampled = computed.aggregate("monthly", MONTHS, RECOMPUTE).total("unsampled_records")
+    assert unsampled > 0
+    assert computed.aggregate("monthly", MONTHS).total("unsampled_records") == unsampled
     assert figures(engine, DATABASE) == before
 
 
@@ -186,9 +186,9 @@ def test_while_triggers_are_off_nothing_is_taken_as_unchanged(
 def test_a_window_whose_predecessor_was_overwritten_is_computed_again(
     engine: Engine, computed: AggregationService
 ) -> None:
-    """Whether a change is protected depends on the stored row before it, which is another one now."""
+    """It compares with the stored row before it, which is another one now."""
     execute(engine, "DELETE FROM database_size_stats WHERE collected_date < '2025-02-15'")
-    assert computed.aggregate("monthly", MONTHS[2:3]).total("protected_records") == 2, "March compares with February"
+    assert computed.aggregate("monthly", MONTHS[2:3]).total("unchanged_records") == 4, "March compares with February"
 
     computed.aggregate("monthly", MONTHS[1:2], RunOptions(overwrite=True))
 

@@ -1,4 +1,4 @@
-"""What a single window and the two it is compared with are read from, where rows are distributed and where not."""
+"""What a computation reads: stored shorter windows, the days that none of these covers, and of others their rows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregation.options import DEFAULT_OPTIONS
-from capacity_assets.aggregation.parts import Part, Parts
-from capacity_assets.aggregation.work import InstanceRef, Work
-from capacity_assets.periods import PERIODS
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work
+from capacity_assets.periods import PERIODS, Window
 
 APRIL = date(2025, 4, 1)
 MONTHS = ["2025-04", "2025-05", "2025-06"]
@@ -19,86 +18,56 @@ def stored(period: str, *months: str) -> list[Part]:
     return [(period, PERIODS[period].window_of(date.fromisoformat(f"{month}-01"))) for month in months]
 
 
-def work(period: str, usable: list[Part], *, distributed: bool = True, windows: int = 1) -> Work:
+def work(period: str, usable: list[Part], *, overwrite: bool = False) -> Work:
     chosen = PERIODS[period]
-    asked = [chosen.window_of(APRIL)]
-    while len(asked) < windows:
-        asked.insert(0, chosen.previous(asked[0]))
-    return Work(chosen, asked, [InstanceRef(1, "db-1")], DEFAULT_OPTIONS, Parts(PERIODS, usable), distributed)
+    options = RunOptions(overwrite=overwrite)
+    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], options, Parts(PERIODS, usable))
+
+
+def spans(*days: str) -> list[Window]:
+    return [Window(*(date.fromisoformat(day) for day in span.split(" to "))) for span in days]
 
 
 @pytest.mark.parametrize(
-    ("period", "usable", "sources"),
+    ("period", "usable", "parts", "days"),
     [
-        ("monthly", stored("monthly", "2024-04", "2025-03"), ("days", "stored", "stored")),
-        ("monthly", stored("monthly", "2025-03"), ("days", "stored", "days")),
-        ("quarterly", stored("monthly", *MONTHS), ("stored", "days", "days")),
-        ("quarterly", stored("monthly", *MONTHS) + stored("quarterly", "2025-01"), ("stored", "stored", "days")),
-        ("quarterly", stored("quarterly", "2024-04"), ("days", "days", "stored")),
-        # The window before a year is that of a year before.
-        ("yearly", stored("yearly", "2024-01"), ("days", "stored", "stored")),
-    ],
-)
-def test_each_of_three_windows_is_read_from_one_source(
-    period: str, usable: list[Part], sources: tuple[str, ...]
-) -> None:
-    distributed, alone = work(period, usable), work(period, usable, distributed=False)
-
-    assert distributed.form.sources == sources
-    assert distributed.reading == alone.reading
-    assert (alone.form.sources, alone.form.from_stored, alone.form.reads_days) == ((), True, True)
-
-
-@pytest.mark.parametrize(
-    ("usable", "sources", "days"),
-    [
-        # A month of it, beside the quarter before.
+        # Nothing is vouched for: the days of the window, of the one before and of a year before.
+        ("monthly", [], [], ["2024-04-01 to 2024-04-30", "2025-03-01 to 2025-04-30"]),
+        # The others are read from their rows, which are no parts.
+        ("monthly", stored("monthly", "2024-04", "2025-03"), [], ["2025-04-01 to 2025-04-30"]),
+        # Its own row stands for nothing when it is computed.
+        ("monthly", stored("monthly", "2024-04", "2025-03", "2025-04"), [], ["2025-04-01 to 2025-04-30"]),
         (
-            stored("monthly", "2025-04") + stored("quarterly", "2025-01"),
-            ("days", "stored", "days"),
-            ["2024-04", "2025-04"],
+            "quarterly",
+            stored("monthly", *MONTHS, "2025-02"),
+            stored("monthly", "2025-02", *MONTHS),
+            ["2024-04-01 to 2024-06-30", "2025-01-01 to 2025-01-31", "2025-03-01 to 2025-03-31"],
         ),
-        # All of its months, and one of the quarter before.
-        (stored("monthly", *MONTHS, "2025-02"), ("stored", "days", "days"), ["2024-04", "2025-01"]),
+        (
+            "quarterly",
+            stored("monthly", "2025-04") + stored("quarterly", "2025-01", "2024-04"),
+            stored("monthly", "2025-04"),
+            ["2025-05-01 to 2025-06-30"],
+        ),
+        # The window before a year is that of a year before.
+        ("yearly", stored("yearly", "2024-01"), [], ["2025-01-01 to 2025-12-31"]),
     ],
 )
-def test_a_window_that_is_stored_in_part_is_read_from_its_days_on_nodes(
-    usable: list[Part], sources: tuple[str, ...], days: list[str]
+def test_of_a_window_its_stored_parts_are_read_and_of_the_others_their_rows(
+    period: str, usable: list[Part], parts: list[Part], days: list[str]
 ) -> None:
-    found = work("quarterly", usable)
-
-    assert found.form.sources == sources
-    assert found.reading.days == tuple(window for _, window in stored("quarterly", *days))
+    assert work(period, usable).reading == (parts, spans(*days))
 
 
-@pytest.mark.parametrize(
-    ("period", "usable", "windows"),
-    [
-        ("quarterly", stored("monthly", "2025-04"), 1),  # a part of the window alone
-        ("monthly", stored("monthly", "2025-02"), 2),  # several windows
-        ("monthly", [], 1),
-    ],
-)
-def test_where_one_window_would_be_read_from_both_nodes_read_days_alone(
-    period: str, usable: list[Part], windows: int
-) -> None:
-    found = work(period, usable, windows=windows)
+def test_what_replaces_history_is_made_of_the_samples_alone() -> None:
+    usable = stored("monthly", *MONTHS) + stored("quarterly", "2024-04", "2025-01")
 
-    assert (found.form.sources, found.form.from_stored, found.reading.parts) == ((), False, ())
-    assert bool(work(period, usable, windows=windows, distributed=False).reading.parts) == bool(usable)
+    assert work("quarterly", usable).reading == (stored("monthly", *MONTHS), [])
+    assert work("quarterly", usable, overwrite=True).reading == ([], spans("2025-04-01 to 2025-06-30"))
 
 
-@pytest.mark.parametrize("distributed", [True, False])
-def test_a_month_whose_others_are_stored_reads_its_own_days_only(*, distributed: bool) -> None:
-    found = work("monthly", stored("monthly", "2024-04", "2025-03"), distributed=distributed)
+def test_days_are_named_by_their_cuts() -> None:
+    parameters = work("monthly", stored("monthly", "2024-04", "2025-03")).parameters()
 
-    assert found.reading.days == (PERIODS["monthly"].window_of(APRIL),)
-    assert found.parameters()["cuts"] == [APRIL, date(2025, 5, 1)]
-
-
-def test_what_is_stored_whole_needs_no_join() -> None:
-    found = work("monthly", stored("monthly", "2025-03"))
-    whole = work("quarterly", stored("monthly", *MONTHS) + stored("quarterly", "2024-04", "2025-01"))
-
-    assert found.form.sources == ("days", "stored", "days")
-    assert (whole.form.sources, whole.form.from_stored, whole.form.reads_days) == ((), True, False)
+    assert parameters["cuts"] == [APRIL, date(2025, 5, 1)]
+    assert (parameters["read_year_first"], parameters["read_year_last"]) == (date(2025, 3, 1), date(2025, 2, 28))
