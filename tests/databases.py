@@ -126,12 +126,11 @@ class Databases:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _number(self, name: str) -> None:
-        """Make windows computed in the template database count as computed in its copy."""
+        """Make sums of groups stored in the template database count as stored in its copy."""
         with psycopg.connect(self.server.url(name, "postgresql").render_as_string(hide_password=False)) as connection:
-            for table in ("capacity_computed_windows", "capacity_group_windows"):
-                if connection.execute("SELECT to_regclass(%s) IS NOT NULL", [table]).fetchone() == (True,):
-                    # Without the triggers of a test's own.
-                    connection.execute(f"UPDATE {table} SET database_oid = DEFAULT".encode())
+            if connection.execute("SELECT to_regclass('capacity_group_windows') IS NOT NULL").fetchone() == (True,):
+                # Without the triggers of a test's own.
+                connection.execute("UPDATE capacity_group_windows SET database_oid = DEFAULT")
 
     @contextmanager
     def fresh(self) -> Iterator[URL]:

@@ -23,6 +23,55 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
+    "0014": (
+        "DROP VIEW capacity_stale_windows",
+        "DROP FUNCTION capacity_track_writes CASCADE",
+        *(
+            f"DROP TRIGGER capacity_track_{table}_{event} ON {table}"
+            for table in ("database_size_stats", "instance_size_stats")
+            for event in ("delete", "truncate")
+        ),
+        "DROP TABLE capacity_changes",
+        "ALTER TABLE capacity_computed_windows ADD COLUMN snapshot text, "
+        "ADD COLUMN system_identifier bigint NOT NULL DEFAULT (pg_control_system()).system_identifier, "
+        "ADD COLUMN database_oid bigint NOT NULL DEFAULT "
+        "CAST(substring(pg_relation_filepath('pg_class'::regclass), '([0-9]+)/[0-9]+$') AS bigint)",
+        "UPDATE capacity_computed_windows SET snapshot = CAST(pg_current_snapshot() AS text) "
+        "WHERE computed IS NOT NULL",
+        "ALTER TABLE capacity_computed_windows DROP COLUMN wanted, DROP COLUMN computed, DROP COLUMN changed, "
+        "DROP COLUMN oldest_change, DROP COLUMN newest_change",
+        *(
+            f"CREATE TABLE {table} ({', '.join(f'{name} {kind} NOT NULL' for name, kind in keys.items())}, "
+            "transaction_id bigint NOT NULL DEFAULT (pg_current_xact_id()::text)::bigint, "
+            "changed_at timestamptz NOT NULL DEFAULT now(), "
+            f"PRIMARY KEY ({', '.join([*keys, 'transaction_id'])}))"
+            for table, keys in (
+                ("capacity_sample_changes", {"table_name": "varchar(63)", "collected_date": "date"}),
+                ("capacity_invalidations", {"table_name": "varchar(63)"}),
+                ("capacity_activations", {"instance_id": "integer"}),
+            )
+        ),
+        # What they recorded of 0.3.0, shortened.
+        *(
+            f"CREATE OR REPLACE FUNCTION capacity_track_{table}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
+            f"AS $$ BEGIN INSERT INTO public.{log} SELECT DISTINCT {what} FROM new_rows n ON CONFLICT DO NOTHING; "
+            "RETURN NULL; END $$"
+            for table, log, what in (
+                ("database_size_stats", "capacity_sample_changes", "'database_size_stats', n.collected_date"),
+                ("instance_size_stats", "capacity_sample_changes", "'instance_size_stats', n.collected_date"),
+                ("instances", "capacity_activations", "n.id"),
+            )
+        ),
+        "CREATE FUNCTION capacity_track_invalidation() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN "
+        "INSERT INTO public.capacity_invalidations VALUES (TG_ARGV[0]) ON CONFLICT DO NOTHING; RETURN NULL; END $$",
+        *(
+            f"CREATE TRIGGER capacity_track_invalidation AFTER {event} ON {level.source if raw else level.target} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION "
+            f"capacity_track_invalidation('{level.source if raw else level.target}')"
+            for level in LEVELS.values()
+            for raw, event in ((True, "DELETE"), (False, "INSERT OR UPDATE OR DELETE"))
+        ),
+    ),
     "0013": (
         *(
             statement

@@ -41,8 +41,13 @@ def stale(service: AggregationService) -> set[tuple[str, str, str]]:
     return {(found.level, found.period_type, found.window.key) for found in service.ledger.stale()}
 
 
-def recorded(engine: Engine) -> list[tuple[str, date]]:
+def recorded(engine: Engine, kind: str = "samples") -> list[tuple[str, date]]:
+    """Tables and days of a kind of change that nobody has read."""
     gather_records(engine)
+    days = (
+        "SELECT table_name, CAST(day AS date) FROM capacity_changes "
+        "CROSS JOIN LATERAL generate_series(lower(days), upper(days) - 1, '1 day') AS day "
+        "WHERE kind = :kind ORDER BY change_id, day"
+    )
     with engine.connect() as connection:
-        rows = connection.execute(text("SELECT table_name, collected_date FROM capacity_sample_changes ORDER BY 1, 2"))
-        return [tuple(row) for row in rows]
+        return [tuple(row) for row in connection.execute(text(days), {"kind": kind})]

@@ -11,8 +11,7 @@ from datetime import date
 
 from sqlalchemy import Engine
 
-from capacity_assets.aggregation.ledger import PATIENCE_SECONDS, Ledger
-from capacity_assets.aggregation.ledger_windows import ComputedWindow, IncompleteWindow, StaleWindow
+from capacity_assets.aggregation.ledger import PATIENCE_SECONDS, ComputedWindow, IncompleteWindow, Ledger, StaleWindow
 from capacity_assets.aggregation.movers import WindowSizes, window_sizes
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.quality import CheckOutcome, CheckScope, run_checks, servers_stored

@@ -1,61 +1,71 @@
-"""The ledger of computed windows: which were computed, over which samples, and which must be recomputed.
+"""The ledger of computed windows: which were computed, over which changes, and which must be computed again.
 
-Every computation over all servers is entered with PostgreSQL's own account of which transactions it could see
-(a `pg_snapshot`, taken before the first sample is read). A change of samples is recorded with its transaction by
-`storage.change_tracking`. A window is *stale* when a change of its days, of those of the window before or of a year
-before, is not among the transactions it saw. That holds across restarts and for transactions that commit late, and
-needs no clock: a change is forgotten only when every computed window that it touches has seen it.
+What a change touches, and when a window is stale, is defined in `storage.changes`. A run gathers the queue of changes
+once, asks what is `unchanged`, and for the rest goes from `begin`, which says up to which change the samples are about
+to be read, to `finish`, which enters that. A change that commits in between is in the queue, so that nothing depends on
+a clock, on the order of commits, or on which server numbered them.
 
 Requesting runs belongs to the orchestration, computing to `service`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.aggregation.ledger_statements import (
-    BEGIN,
-    COMPUTED,
-    CURRENT_SUMS,
-    DISTRIBUTED,
-    FAILED,
-    FINISH,
-    FORGET,
-    FORGET_INVALIDATIONS,
-    FROM_ANOTHER_SERVER,
-    INVALIDATE,
-    LAST_COMPUTATION,
-    OUTDATED,
-    PLAIN,
-    STALE,
-    UNCHANGED,
-    Lookups,
-    filled,
-)
-from capacity_assets.aggregation.ledger_windows import ComputedWindow, IncompleteWindow, StaleWindow
 from capacity_assets.aggregation.results import PeriodSummary
-from capacity_assets.aggregation.windows_left import (
-    WindowsLeft,
-    asked_for,
-    renumber_after_a_restore,
-    spread_activations,
-)
 from capacity_assets.aggregation.work import Part
 from capacity_assets.errors import DatabaseError, database_errors
-from capacity_assets.foundation.levels import LEVELS, Level
+from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import PERIODS, Period, Window
-from capacity_assets.storage.change_tracking import change_tracking_is_on
+from capacity_assets.storage.change_tracking import TRACKING_IS_ON
+from capacity_assets.storage.changes import gather_changes
 from capacity_assets.storage.distribution import ask_again, is_distributed
 from capacity_assets.storage.node_records import NodeError, gather_records
 
 PATIENCE_SECONDS = 3600
 NODE_SQLSTATE = "58000"
 """PostgreSQL's code of what is outside of it: the coordinator answers, so that other work goes on."""
+
+
+@dataclass(frozen=True)
+class StaleWindow:
+    """A computed window whose samples changed since.
+
+    `wanted` differs from one look to the next where another change touched it; `quiet_seconds` have passed since the
+    last change, `waiting_seconds` since the first one.
+    """
+
+    period_type: str
+    level: str
+    window: Window
+    wanted: int
+    quiet_seconds: float = math.inf
+    waiting_seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class ComputedWindow:
+    """A window that was computed, and what of: servers and rows."""
+
+    window: Window
+    processed_instances: int
+    failed_instances: int
+    total_records: int
+
+
+@dataclass(frozen=True)
+class IncompleteWindow:
+    """A window that should be computed, or computed again, and the reason in a few words."""
+
+    window: Window
+    reason: str
 
 
 class Ledger:
@@ -65,145 +75,116 @@ class Ledger:
     """
 
     def __init__(self, engine: Engine, periods: Iterable[str] = PERIODS) -> None:
-        """Work through `engine`; windows of other than the registered `periods` hold nothing back."""
+        """Work through `engine`; only windows of the registered `periods` are reported."""
         self._engine = engine
-        self._parameters = {
-            "periods": list(periods),
-            "levels": list(LEVELS),
-            "tables": [level.source.name for level in LEVELS.values()],
-            "targets": [level.target.name for level in LEVELS.values()],
-        }
+        self._periods = list(periods)
 
-    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> str:
-        """Record that a computation of `windows` begins; return its snapshot."""
-        kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
-        years_before = [period.year_before(window) for window in windows]
-        with self._work("recording that a computation begins", kept) as connection:
-            renumber_after_a_restore(connection)
-            parameters = {
-                **asked_for(period, level, windows),
-                "reads_from": [period.previous(window).start for window in windows],
-                "year_before_starts": [window.start for window in years_before],
-                "year_before_ends": [window.end for window in years_before],
-            }
-            return str(connection.execute(text(BEGIN), parameters).scalar_one())
-
-    def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
-        """Return the windows whose computation was finished, in order."""
-        with self._work("reading what was computed", "Nothing was changed.") as connection:
-            rows = connection.execute(text(COMPUTED), {"period_type": period.name, "level": level.name})
-            return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
-
-    def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
-        """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
-        with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
-            rows = connection.execute(text(FAILED), asked_for(period, level, windows))
-            return {row.period_start: row.failed_instances for row in rows}
-
-    def last_computation(self) -> str:
-        """Return a token that changes when a further window is computed."""
-        with self._work("reading what was computed", "Nothing was changed.") as connection:
-            return str(connection.execute(text(LAST_COMPUTATION)).scalar_one())
+    def gather(self, kept: str = "No change was lost.", within_seconds: int | None = None) -> None:
+        """Read the queue of changes, with what the nodes of a cluster recorded; see `take_over` for the parameters."""
+        self.take_over(kept, within_seconds)
+        with self._work("reading what was changed", kept) as connection:
+            gather_changes(connection)
 
     def unchanged(
-        self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str, *, dry_run: bool = False
+        self, period: Period, level: Level, windows: Sequence[Window], fingerprint: str
     ) -> dict[date, Row[Any]]:
         """Return the counts of those of `windows` that computing again would leave as they are, by first day.
 
-        Nothing has touched them since they were computed: no sample of theirs or of the window before was added,
-        corrected or deleted, no other session wrote to the aggregates, and the same statement was used for the same
-        servers. None while change tracking is off. A dry run does not tidy up the change log.
+        Nothing has touched them since they were computed: no sample of theirs or of the windows that they compare with
+        was added, corrected or deleted, no other session wrote to the aggregates, and the same statement was used for
+        the same servers. None while change tracking is off.
         """
-        asked = asked_for(period, level, windows)
-        parameters = {**self._parameters, **asked, "asked_types": [period.name], "fingerprint": fingerprint}
+        parameters = {**_asked_for(period, level, windows), "asked_types": [period.name], "fingerprint": fingerprint}
         with self._work("looking for windows that are as they were", "Nothing was written.") as connection:
-            if not change_tracking_is_on(connection):
-                return {}
-            if dry_run:
-                connection.execute(text("SET TRANSACTION READ ONLY"))
-                if connection.execute(text(FROM_ANOTHER_SERVER)).scalar():
-                    return {}
-            else:
-                renumber_after_a_restore(connection)
-                spread_activations(connection)
-            rows = connection.execute(text(filled(UNCHANGED, level, self._lookups)), parameters).all()
-            if not dry_run:
-                connection.execute(text(FORGET), self._parameters)
+            rows = connection.execute(text(self._filled(_UNCHANGED, level)), parameters).all()
         return {row.period_start: row for row in rows}
 
-    def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
-        """Invalidate `windows`, and those after them and a year later, whose protection depends on their rows."""
-        starts = {start for window in windows for start in (window.start, period.following(window).start)}
-        with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
-            connection.execute(
-                text(INVALIDATE), {"period_type": period.name, "level": level.name, "starts": sorted(starts)}
-            )
-
-    def finish(self, snapshot: str, parts: Sequence[PeriodSummary], fingerprint: str) -> None:
-        """Record that the windows of `parts` were computed over what `snapshot` could see, and the fingerprint."""
-        with self._work("recording that a computation is done", "The aggregates were kept.") as connection:
-            connection.execute(
-                text(FINISH),
-                {
-                    **self._parameters,
-                    "period_type": parts[0].period_type,
-                    "level": parts[0].level,
-                    "snapshot": snapshot,
-                    "starts": [part.period_start for part in parts],
-                    "failed": [part.failed_instances for part in parts],
-                    "processed": [part.processed_instances for part in parts],
-                    "records": [part.total_records for part in parts],
-                    "protected": [part.protected_records for part in parts],
-                    "unsampled": [part.unsampled_records for part in parts],
-                    "fingerprint": fingerprint,
-                },
-            )
-            connection.execute(text(FORGET), self._parameters)
-            connection.execute(text(FORGET_INVALIDATIONS), self._parameters)
+    def begin(self, period: Period, level: Level, windows: Sequence[Window]) -> Mapping[date, int]:
+        """Enter that a computation of `windows` begins; return `wanted` of each, by first day, for `finish`."""
+        years_before = [period.year_before(window) for window in windows]
+        parameters = {
+            **_asked_for(period, level, windows),
+            "reads_from": [period.previous(window).start for window in windows],
+            "year_before_starts": [window.start for window in years_before],
+            "year_before_ends": [window.end for window in years_before],
+        }
+        kept = f"Nothing of the {level.name} level was written, what was committed before was kept."
+        with self._work("recording that a computation begins", kept) as connection:
+            rows = connection.execute(text(_BEGIN), parameters)
+            return {row.period_start: row.wanted for row in rows}
 
     def current_sums(
         self, period: Period, level: Level, windows: Sequence[Window], parts: Collection[Part], fingerprint: str
     ) -> tuple[frozenset[Part], frozenset[date]]:
         """Return those of the stored windows `parts` whose rows are as their samples give them.
 
-        They were summed up as today's statement does, which `fingerprint` marks, for all servers, without a failure; no
-        sample of theirs was added, corrected or deleted since, and no other session wrote to the aggregates. None while
-        change tracking is off. Also returns the first days of those of `windows` that were computed before.
-        Ask after `begin`: a sample that changes later than this is one that its snapshot has not seen.
+        They were summed up as today's statement does, which `fingerprint` marks, for all servers, without a failure;
+        nothing has touched them since. None while change tracking is off. Also returns the first days of those of
+        `windows` that were computed before.
+        Ask after `begin`: what changes later than this has the windows that are begun computed again.
         """
         listed = sorted({*parts, *((period.name, window) for window in windows)})
         parameters: dict[str, Any] = {
-            **self._parameters,
             "level": level.name,
             "asked_types": [name for name, _ in listed],
             "starts": [window.start for _, window in listed],
             "fingerprint": fingerprint,
         }
         with self._work("looking for stored sums", f"Nothing of the {level.name} level was written.") as connection:
-            query = filled(CURRENT_SUMS, level, self._lookups)
-            is_on = change_tracking_is_on(connection)
-            spread_activations(connection)
-            rows = connection.execute(text(query), parameters).all()
+            rows = connection.execute(text(self._filled(_CURRENT_SUMS, level)), parameters).all()
         found = [(row.period_type, Window(row.period_start, row.period_end), row.is_current) for row in rows]
         asked = {(period.name, window) for window in windows}
         return (
-            frozenset((name, window) for name, window, is_current in found if is_current and is_on),
+            frozenset((name, window) for name, window, is_current in found if is_current),
             frozenset(window.start for name, window, _ in found if (name, window) in asked),
         )
 
-    @property
-    def stale_query(self) -> tuple[str, dict[str, list[str]]]:
-        """The statement of `stale` and its parameters, for EXPLAIN."""
-        return STALE, self._parameters
+    def finish(self, begun: Mapping[date, int], parts: Sequence[PeriodSummary], fingerprint: str) -> None:
+        """Enter that the windows of `parts` were computed over the changes before they were `begun`."""
+        parameters = {
+            "period_type": parts[0].period_type,
+            "level": parts[0].level,
+            "starts": [part.period_start for part in parts],
+            "begun": [begun[part.period_start] for part in parts],
+            "failed": [part.failed_instances for part in parts],
+            "processed": [part.processed_instances for part in parts],
+            "records": [part.total_records for part in parts],
+            "protected": [part.protected_records for part in parts],
+            "unsampled": [part.unsampled_records for part in parts],
+            "fingerprint": fingerprint,
+        }
+        with self._work("recording that a computation is done", "The aggregates were kept.") as connection:
+            connection.execute(text(_FINISH), parameters)
+
+    def invalidate(self, period: Period, level: Level, windows: Sequence[Window]) -> None:
+        """Have `windows`, and those after them and a year later, which compare with their rows, computed when asked."""
+        starts = {start for window in windows for start in (window.start, period.following(window).start)}
+        parameters = {"period_type": period.name, "level": level.name, "starts": sorted(starts)}
+        with self._work("recording that rows are to be replaced", "Nothing was written.") as connection:
+            connection.execute(text(_INVALIDATE), parameters)
+
+    def computed(self, period: Period, level: Level) -> list[ComputedWindow]:
+        """Return the windows whose computation was finished, in order."""
+        with self._work("reading what was computed", "Nothing was changed.") as connection:
+            rows = connection.execute(text(_COMPUTED), {"period_type": period.name, "level": level.name})
+            return [ComputedWindow(Window(row.period_start, row.period_end), *row[2:]) for row in rows]
+
+    def failed_instances(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, int]:
+        """Return the number of failed servers by first day, for those of `windows` in which servers failed."""
+        with self._work("looking for servers that failed", "Nothing is changed by looking.") as connection:
+            rows = connection.execute(text(_FAILED), _asked_for(period, level, windows))
+            return {row.period_start: row.failed_instances for row in rows}
+
+    def last_computation(self) -> str:
+        """Return a token that changes when a further window is computed."""
+        with self._work("reading what was computed", "Nothing was changed.") as connection:
+            return str(connection.execute(text(_LAST_COMPUTATION)).scalar_one())
 
     def stale(self) -> list[StaleWindow]:
-        """Return the computed windows whose samples changed since, in order; delete changes that all windows saw."""
+        """Read the queue of changes, and return the computed windows whose samples changed since, in order."""
+        self.gather()
         with self._work("looking for changed samples", "No change was lost.") as connection:
-            renumber_after_a_restore(connection)
-            spread_activations(connection)
-            query, parameters = self.stale_query
-            rows = connection.execute(text(query), parameters).all()
-            connection.execute(text(FORGET), self._parameters)
+            rows = connection.execute(text(_STALE), {"periods": self._periods}).all()
         return [
             StaleWindow(row.period_type, row.level, Window(row.period_start, row.period_end), *row[4:]) for row in rows
         ]
@@ -213,9 +194,9 @@ class Ledger:
 
         Either their samples changed since, or their rows may no longer be as computed.
         """
-        with self._work("looking for windows that are out of date", "Nothing is changed by looking.") as connection:
-            spread_activations(connection)
-            rows = connection.execute(text(OUTDATED), self._parameters).all()
+        doing = "looking for windows that are out of date"
+        with self._work(doing, "Nothing is changed by looking.", take_over=True) as connection:
+            rows = connection.execute(text(_OUTDATED), {"periods": self._periods}).all()
         return [
             (row.period_type, row.level, IncompleteWindow(Window(row.period_start, row.period_end), row.reason))
             for row in rows
@@ -228,37 +209,251 @@ class Ledger:
 
         A change younger than `patience_seconds` makes no window late: it is being followed.
         """
-        with self._work("looking for windows that are left", "Nothing is changed by looking.") as connection:
-            return self.within(connection).left(period, level, windows, patience_seconds=patience_seconds)
+        doing = "looking for windows that are left"
+        with self._work(doing, "Nothing is changed by looking.", take_over=True) as connection:
+            return self.left(connection, period, level, windows, patience_seconds=patience_seconds)
 
-    def within(self, connection: Connection) -> WindowsLeft:
-        """Return what answers as the transaction of `connection` sees the ledger; call `gather` before."""
-        return WindowsLeft(connection, self._parameters, self._lookups)
+    def undecided(self, connection: Connection) -> str | None:
+        """Say why the ledger may not know every change, as a transaction sees it, or return None; raises DBAPIError."""
+        row = connection.execute(text(_UNDECIDED)).one()
+        if not row.tracking_is_on:
+            return "a trigger that records changes of samples is missing or off: run `capacity init`"
+        return "a server was put into service just now" if row.servers_are_unread else None
 
-    def gather(self, kept: str, within_seconds: int) -> None:
+    def left(
+        self,
+        connection: Connection,
+        period: Period,
+        level: Level,
+        windows: Sequence[Window],
+        *,
+        patience_seconds: float = 0,
+    ) -> list[IncompleteWindow]:
+        """As `incomplete_windows`, as the transaction of a connection sees the ledger; raises DBAPIError."""
+        if not windows:
+            return []
+        parameters = {**_asked_for(period, level, windows), "patience_seconds": patience_seconds}
+        rows = connection.execute(text(self._filled(_LEFT, level)), parameters).all()
+        return [IncompleteWindow(Window(row.period_start, row.period_end), row.reason) for row in rows]
+
+    def lost_rows(
+        self, connection: Connection, period: Period, level: Level, windows: Sequence[Window]
+    ) -> IncompleteWindow | None:
+        """Return the first of `windows` that was computed to more rows than are stored; raises DBAPIError."""
+        if not windows:
+            return None
+        parameters = {**_asked_for(period, level, windows), "first": windows[0].start, "last": windows[-1].start}
+        row = connection.execute(text(_LOST_ROWS.format(target=level.target.name)), parameters).first()
+        if row is None:
+            return None
+        reason = f"{row.lost:,} of its {row.records:,} aggregates are gone: materialise it again"
+        return IncompleteWindow(Window(row.period_start, row.period_end), reason)
+
+    def take_over(self, kept: str, within_seconds: int | None = None) -> None:
         """Take over the changes that the nodes of a cluster recorded, each of which has `within_seconds` to answer.
 
-        `kept` is said where one does not. It is asked anew whether there are nodes: another process may have
-        distributed the tables just now.
+        `kept` is said where one does not.
         """
-        with database_errors(doing="asking the nodes what was changed there", kept=kept):
+        if within_seconds is not None:
+            # Another process may have distributed the tables just now.
             ask_again(self._engine)
-            self._gather(kept, within_seconds)
-
-    def _gather(self, kept: str, within_seconds: int | None = None) -> None:
         try:
-            gather_records(self._engine, within_seconds)
+            with database_errors(doing="asking the nodes what was changed there", kept=kept):
+                gather_records(self._engine, within_seconds)
         except NodeError as error:
             message = f"{error} {kept}"
             raise DatabaseError(message, sqlstate=NODE_SQLSTATE, transient=not error.refused) from None
 
-    @property
-    def _lookups(self) -> Lookups:
-        return DISTRIBUTED if is_distributed(self._engine) else PLAIN
+    def _filled(self, statement: str, level: Level) -> str:
+        """Fill in how rows of a level are looked for."""
+        lookups = _DISTRIBUTED_LOOKUPS if is_distributed(self._engine) else _LOOKUPS
+        names = {"target": level.target.name, "raw": level.source.name}
+        return statement.format(**{name: look.format(**names) for name, look in lookups.items()}, **names)
 
     @contextmanager
-    def _work(self, doing: str, kept: str) -> Iterator[Connection]:
-        with database_errors(doing=doing, kept=kept):
-            self._gather(kept)
-            with self._engine.begin() as connection:
-                yield connection
+    def _work(self, doing: str, kept: str, *, take_over: bool = False) -> Iterator[Connection]:
+        if take_over:
+            self.take_over(kept)
+        with database_errors(doing=doing, kept=kept), self._engine.begin() as connection:
+            yield connection
+
+
+def _asked_for(period: Period, level: Level, windows: Sequence[Window]) -> dict[str, Any]:
+    return {
+        "period_type": period.name,
+        "level": level.name,
+        "starts": [window.start for window in windows],
+        "ends": [window.end for window in windows],
+    }
+
+
+_LOOKUPS = {
+    "stored": "EXISTS (SELECT FROM {target} a WHERE a.period_type = w.period_type AND a.period_start = w.period_start)",
+    "sampled": "EXISTS (SELECT FROM {raw} r WHERE r.collected_date BETWEEN asked.period_start AND asked.period_end)",
+}
+# Where rows are distributed, a subquery must not depend on the row of the outer query.
+_DISTRIBUTED_LOOKUPS = {
+    "stored": "(w.period_type, w.period_start) IN (SELECT DISTINCT a.period_type, a.period_start FROM {target} a "
+    "WHERE a.period_type = ANY (CAST(:asked_types AS text[])) AND a.period_start = ANY (CAST(:starts AS date[])))",
+    "sampled": "EXISTS (SELECT FROM (SELECT DISTINCT r.collected_date FROM {raw} r WHERE r.collected_date BETWEEN "
+    "(SELECT min(s) FROM unnest(CAST(:starts AS date[])) s) AND (SELECT max(e) FROM unnest(CAST(:ends AS date[])) e)"
+    ") AS days WHERE days.collected_date BETWEEN asked.period_start AND asked.period_end)",
+}
+# A whole partition may have gone without a trigger, but then no row of the window is left.
+_IS_STORED = f"""w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {{stored}})
+  AND {TRACKING_IS_ON}"""
+# Looked up once, not for each window.
+_IS_STALE = """(w.period_type, w.level, w.period_start) IN (
+      SELECT s.period_type, s.level, s.period_start FROM capacity_stale_windows s WHERE s.level = :level)"""
+_LACKS_ITS_SUMS = _IS_STALE.removesuffix(")") + " AND NOT s.has_its_sums)"
+
+_UNCHANGED = f"""
+SELECT w.period_start, w.processed_instances, w.total_records, w.protected_records, w.unsampled_records
+FROM capacity_computed_windows w
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
+  AND w.fingerprint = :fingerprint AND w.unsampled_records IS NOT NULL AND {_IS_STORED}
+  AND NOT {_IS_STALE}
+"""  # noqa: S608 -- as above
+
+# Which windows were computed, and whether their rows are as their samples give them.
+_CURRENT_SUMS = f"""
+SELECT w.period_type, w.period_start, w.period_end,
+       right(w.fingerprint, length(:fingerprint)) = :fingerprint AND w.protected_records = 0 AND w.unsampled_records = 0
+       AND {_IS_STORED}
+       AND NOT {_LACKS_ITS_SUMS} AS is_current
+FROM unnest(CAST(:asked_types AS text[]), CAST(:starts AS date[])) AS asked (period_type, period_start)
+JOIN capacity_computed_windows w USING (period_type, period_start)
+WHERE w.level = :level AND w.processed_instances IS NOT NULL
+"""  # noqa: S608 -- as above
+
+# Entered by a version that did not compare with a year before, or as a period of another length, it is as new.
+_BEGIN = """
+WITH asked AS (
+    SELECT * FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]),
+                         CAST(:year_before_starts AS date[]), CAST(:year_before_ends AS date[]))
+        AS asked (period_start, period_end, reads_from, year_before_start, year_before_end)
+), begun AS (
+    INSERT INTO capacity_computed_windows AS w
+        (period_type, level, period_start, period_end, reads_from, year_before_start, year_before_end)
+    SELECT :period_type, :level, asked.* FROM asked ORDER BY period_start
+    ON CONFLICT (period_type, level, period_start) DO UPDATE
+    SET year_before_start = EXCLUDED.year_before_start, year_before_end = EXCLUDED.year_before_end,
+        period_end = EXCLUDED.period_end, reads_from = EXCLUDED.reads_from, wanted = w.wanted + 1,
+        changed = w.wanted + 1
+    WHERE w.year_before_start IS NULL OR (w.period_end, w.reads_from) <> (EXCLUDED.period_end, EXCLUDED.reads_from)
+    RETURNING w.period_start, w.wanted
+)
+SELECT period_start, coalesce(begun.wanted, w.wanted, 0) AS wanted
+FROM asked LEFT JOIN begun USING (period_start)
+LEFT JOIN (SELECT period_start, wanted FROM capacity_computed_windows
+           WHERE period_type = :period_type AND level = :level) AS w USING (period_start)
+"""
+
+# Left alone where nothing was new, so that computing again over unchanged samples writes nothing at all.
+_FINISH = """
+WITH done AS (
+    SELECT * FROM unnest(CAST(:starts AS date[]), CAST(:begun AS bigint[]), CAST(:failed AS integer[]),
+                         CAST(:processed AS integer[]), CAST(:records AS bigint[]), CAST(:protected AS bigint[]),
+                         CAST(:unsampled AS bigint[]))
+        AS done (period_start, begun, failed, processed, records, protected, unsampled)
+), locked AS (
+    SELECT done.* FROM done JOIN capacity_computed_windows w USING (period_start)
+    WHERE w.period_type = :period_type AND w.level = :level ORDER BY period_start FOR UPDATE OF w
+)
+UPDATE capacity_computed_windows w
+SET computed = done.begun, failed_instances = done.failed, computed_at = now(), fingerprint = :fingerprint,
+    processed_instances = done.processed, total_records = done.records, protected_records = done.protected,
+    unsampled_records = done.unsampled,
+    oldest_change = CASE WHEN w.wanted > done.begun THEN w.oldest_change END,
+    newest_change = CASE WHEN w.wanted > done.begun THEN w.newest_change END
+FROM locked AS done
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = done.period_start
+  AND (w.computed, w.failed_instances, w.fingerprint, w.processed_instances, w.total_records, w.protected_records,
+       w.unsampled_records)
+      IS DISTINCT FROM (done.begun, done.failed, CAST(:fingerprint AS varchar), done.processed, done.records,
+                        done.protected, done.unsampled)
+"""
+
+_INVALIDATE = """
+WITH locked AS (
+    SELECT period_start FROM capacity_computed_windows
+    WHERE period_type = :period_type AND level = :level
+      AND (period_start = ANY (CAST(:starts AS date[])) OR year_before_start = ANY (CAST(:starts AS date[])))
+    ORDER BY period_start FOR UPDATE
+)
+UPDATE capacity_computed_windows w SET wanted = w.wanted + 1, changed = w.wanted + 1 FROM locked
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = locked.period_start
+"""
+
+_COMPUTED = """
+SELECT period_start, period_end, coalesce(processed_instances, 0) AS processed_instances, failed_instances,
+       coalesce(total_records, 0) AS total_records
+FROM capacity_computed_windows
+WHERE period_type = :period_type AND level = :level AND computed IS NOT NULL
+  -- Where every server failed, the run failed too, and its partition is to be seen as failed.
+  AND (processed_instances > 0 OR failed_instances = 0)
+ORDER BY period_start
+"""
+
+_FAILED = """
+SELECT period_start, failed_instances FROM capacity_computed_windows
+WHERE period_type = :period_type AND level = :level AND failed_instances > 0
+  AND period_start = ANY (CAST(:starts AS date[]))
+"""
+
+# The number besides the time: of two computations, the one that began first may end last.
+_LAST_COMPUTATION = """
+SELECT format('%s windows, the last at %s', count(*), max(computed_at)) FROM capacity_computed_windows
+WHERE computed IS NOT NULL
+"""
+
+_STALE = """
+SELECT period_type, level, period_start, period_end, wanted,
+       CAST(extract(epoch FROM now() - newest_change) AS float) AS quiet_seconds,
+       CAST(extract(epoch FROM now() - oldest_change) AS float) AS waiting_seconds
+FROM capacity_stale_windows WHERE newest_change IS NOT NULL AND period_type = ANY (:periods)
+ORDER BY period_type, level, period_start
+"""
+
+_OUTDATED = """
+SELECT period_type, level, period_start, period_end, CASE
+    WHEN newest_change IS NOT NULL THEN 'samples changed since it was computed'
+    ELSE 'another session wrote its aggregates or deleted samples, or a window that it compares with was overwritten'
+    END AS reason
+FROM capacity_stale_windows WHERE period_type = ANY (:periods)
+ORDER BY period_type, level, period_start
+"""
+
+_UNDECIDED = f"""
+SELECT {TRACKING_IS_ON} AS tracking_is_on,
+       EXISTS (SELECT FROM capacity_changes WHERE days IS NULL) AS servers_are_unread
+"""  # noqa: S608 -- as above
+
+_LEFT = """
+SELECT asked.period_start, asked.period_end, state.reason
+FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[])) AS asked (period_start, period_end)
+LEFT JOIN capacity_computed_windows w
+    ON w.period_type = :period_type AND w.level = :level AND w.period_start = asked.period_start
+LEFT JOIN capacity_stale_windows s
+    ON s.period_type = :period_type AND s.level = :level AND s.period_start = asked.period_start
+CROSS JOIN LATERAL (SELECT CASE
+    WHEN w.period_start IS NULL THEN CASE WHEN {sampled} THEN 'has samples, but was never computed' END
+    WHEN w.computed IS NULL THEN 'was begun, but never finished'
+    WHEN w.failed_instances > 0 THEN format('servers that failed in it: %s', w.failed_instances)
+    WHEN s.oldest_change <= now() - make_interval(secs => :patience_seconds)
+        THEN 'samples changed since it was computed'
+    END) AS state (reason)
+WHERE state.reason IS NOT NULL ORDER BY asked.period_start
+"""
+
+# Rows of other servers, inactive by now, may be there besides.
+_LOST_ROWS = """
+SELECT w.period_start, w.period_end, w.total_records - coalesce(a.rows, 0) AS lost, w.total_records AS records
+FROM capacity_computed_windows w LEFT JOIN (
+    SELECT period_start, count(*) AS rows FROM {target}
+    WHERE period_type = :period_type AND period_start BETWEEN :first AND :last GROUP BY period_start
+) AS a USING (period_start)
+WHERE w.period_type = :period_type AND w.level = :level AND w.period_start = ANY (CAST(:starts AS date[]))
+  AND coalesce(a.rows, 0) < w.total_records
+ORDER BY w.period_start LIMIT 1
+"""

@@ -24,7 +24,7 @@ from capacity_assets.aggregation.check_statements import (
     missing_days,
     missing_days_on_nodes,
 )
-from capacity_assets.aggregation.ledger_windows import IncompleteWindow
+from capacity_assets.aggregation.ledger import IncompleteWindow
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level

@@ -85,6 +85,10 @@ class AggregationService(LegacyCalls):
         if options.instance_ids is not None:
             self.instances(options.instance_ids)
         with self._guarded(chosen, options) as guarded:
+            if options.dry_run:
+                self.ledger.take_over("Nothing was written.")
+            else:
+                self.ledger.gather()
             parts: list[PeriodSummary] = []
             for runner in runners:
                 computed = self._computed(runner, chosen, wanted, guarded)
@@ -123,14 +127,14 @@ class AggregationService(LegacyCalls):
             return self._run(runner, period, windows, servers, options)
         parts: dict[date, PeriodSummary] = {}
         if not (options.overwrite or options.recompute):
-            parts = self._unchanged(period, runner.level, windows, dry_run=options.dry_run)
+            parts = self._unchanged(period, runner.level, windows)
         to_compute = [window for window in windows if window.start not in parts]
         if to_compute and options.dry_run:
             computed = self._run(runner, period, to_compute, self._active(), options)
             parts |= {part.period_start: part for part in computed}
         elif to_compute:
             begun = self.ledger.begin(period, runner.level, to_compute)
-            # Only now: a server that becomes active later than this was recorded as a change that was not yet seen.
+            # Only now: a server that becomes active later than this is a change that is read after `begun`.
             active = self._active()
             computed = self._run(runner, period, to_compute, active, options)
             self.ledger.finish(begun, computed, _mark(runner.level, period, active))
@@ -159,12 +163,10 @@ class AggregationService(LegacyCalls):
     def _active(self, instance_ids: Sequence[int] | None = None) -> list[InstanceRef]:
         return [instance for instance in self.instances(instance_ids) if instance.active]
 
-    def _unchanged(
-        self, period: Period, level: Level, windows: Sequence[Window], *, dry_run: bool
-    ) -> dict[date, PeriodSummary]:
+    def _unchanged(self, period: Period, level: Level, windows: Sequence[Window]) -> dict[date, PeriodSummary]:
         """Summaries of the windows that are as they were computed, by first day."""
         active = self._active()
-        known = self.ledger.unchanged(period, level, windows, _mark(level, period, active), dry_run=dry_run)
+        known = self.ledger.unchanged(period, level, windows, _mark(level, period, active))
         return {
             window.start: PeriodSummary(
                 period.name,

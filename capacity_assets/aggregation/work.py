@@ -64,9 +64,7 @@ class Work:
         for window in sorted(asked_for | _compared(self.period, self.windows)):
             if window not in asked_for and (self.period.name, window) in self.parts.usable:
                 continue
-            # What replaces history is made of the samples alone.
-            replaces = self.options.overwrite and window in asked_for
-            stored, left = ([], [window]) if replaces else self._cover(window, shorter)
+            stored, left = self._cover(window, shorter)
             parts += stored
             days += left
         return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]

@@ -13,8 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capacity_assets.aggregation.ledger import PATIENCE_SECONDS
-from capacity_assets.aggregation.ledger_windows import IncompleteWindow
+from capacity_assets.aggregation.ledger import PATIENCE_SECONDS, IncompleteWindow
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import Window

@@ -135,7 +135,7 @@ def remove_sample_fleet(engine: Engine) -> int:
 
     The caller makes sure that they hold nothing else, by `other_instances`.
     """
-    # What the change log and the ledger say of these samples goes with them.
+    # What the queue of changes and the ledger say of these samples goes with them.
     emptied = ", ".join(table.name for table in metadata.sorted_tables)
     with engine.begin() as connection:
         samples = int(connection.execute(text("SELECT count(*) FROM database_size_stats")).scalar_one())

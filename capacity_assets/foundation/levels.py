@@ -1,7 +1,7 @@
 """The two levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
 A further size of a database is an entry of `storage.size_metrics`; a measure of another kind is a `Measure` here with
-its columns in `storage.tables`. How the figures are computed is the business of `aggregation.statements`.
+its columns in `storage.tables`. How the figures are computed is the business of `aggregation.figures`.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Late and corrected samples: the sensor that requests runs for exactly the windows they affect.
 
-It keeps no state of its own. The ledger says which computed windows have not seen a change; a run that succeeds
+It keeps no state of its own. The ledger says which computed windows have not followed a change; a run that succeeds
 takes its windows off that list, so nothing is lost by a restart and nothing is requested for ever. Which
-windows follow from a changed day is decided in `aggregation.ledger`.
+windows follow from a changed day is decided in `storage.changes`.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import dagster as dg
 
-from capacity_assets.aggregation.ledger_windows import StaleWindow
+from capacity_assets.aggregation.ledger import StaleWindow
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import LEVELS
@@ -91,30 +92,35 @@ def _is_at_work(instance: dg.DagsterInstance, period: Period) -> bool:
 def _requests(period: Period, stale: Sequence[StaleWindow], now: datetime) -> Iterator[dg.RunRequest]:
     """Request the windows in few runs.
 
-    The key holds the newest change, so that a tick evaluated again requests nothing twice, and the hour, so that
-    windows whose run failed are tried again in the next one.
+    The key holds the changes, so that a tick evaluated again requests nothing twice, and the hour, so that windows
+    whose run failed are tried again in the next one.
     """
-    for levels, together, newest_change in _groups(stale):
+    for levels, together, changes in _groups(stale):
         assets = [dg.AssetKey(asset_name(period, LEVELS[level])) for level in levels]
         for windows in _ranges(period, together):
-            key = [period.name, *levels, windows[0].key, windows[-1].key, str(newest_change)]
+            key = [period.name, *levels, windows[0].key, windows[-1].key, changes]
             yield run_request(
                 "/".join([*key, f"{now:%Y-%m-%dT%H}"]), windows, job=job_name(period), assets=assets, tags=TAGS
             )
 
 
-def _groups(stale: Iterable[StaleWindow]) -> list[tuple[tuple[str, ...], tuple[Window, ...], int]]:
-    """Levels, the windows of one period that are stale at just these, and the newest change among them."""
-    levels: dict[Window, list[str]] = {}
-    newest: dict[Window, int] = {}
+def _groups(stale: Iterable[StaleWindow]) -> list[tuple[tuple[str, ...], tuple[Window, ...], str]]:
+    """Levels, the windows of one period that are stale at just these, and a token that any further change changes."""
+    changes: dict[Window, dict[str, int]] = {}
     for found in stale:
-        levels.setdefault(found.window, []).append(found.level)
-        newest[found.window] = max(found.newest_change, newest.get(found.window, 0))
+        changes.setdefault(found.window, {})[found.level] = found.wanted
+    groups: dict[tuple[str, ...], list[Window]] = {}
+    for window in sorted(changes):
+        groups.setdefault(tuple(sorted(changes[window])), []).append(window)
     return [
-        (group, windows, max(newest[window] for window in windows))
-        for group in sorted({tuple(sorted(found)) for found in levels.values()})
-        for windows in [tuple(sorted(window for window, found in levels.items() if tuple(sorted(found)) == group))]
+        (levels, tuple(windows), _token([(window, changes[window][level]) for window in windows for level in levels]))
+        for levels, windows in sorted(groups.items())
     ]
+
+
+def _token(changes: Sequence[tuple[Window, int]]) -> str:
+    listed = " ".join(f"{window.key}:{wanted}" for window, wanted in changes)
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def _ranges(period: Period, windows: Sequence[Window]) -> list[Sequence[Window]]:

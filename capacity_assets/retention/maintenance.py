@@ -311,7 +311,7 @@ class TableMaintenance:
         if table in (*AGGREGATES, *UNREAD):
             return None
         level = level_of(table)
-        reason = self._needs.reason_to_keep(connection, level, span, today)
+        reason = self._needs.reason_to_keep(connection, level, span, today, is_locked=not thoroughly)
         return self._needs.lost_rows(connection, level, span, today) if reason is None and thoroughly else reason
 
     def _layout(self, table: Table) -> PartitionLayout:

@@ -13,12 +13,10 @@ from datetime import date, timedelta
 
 from sqlalchemy import Connection
 
-from capacity_assets.aggregation.ledger import Ledger
-from capacity_assets.aggregation.ledger_windows import IncompleteWindow
+from capacity_assets.aggregation.ledger import IncompleteWindow, Ledger
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.retention.rules import KeptSpans
-from capacity_assets.storage.change_tracking import change_tracking_is_on
 from capacity_assets.storage.partitions import Span, span_of
 
 # A year before a day is 364 to 366 days before; windows that begin sooner do not compare with it.
@@ -35,24 +33,27 @@ class Needs:
     ledger: Ledger
     kept: KeptSpans
 
-    def reason_to_keep(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
+    def reason_to_keep(
+        self, connection: Connection, level: Level, span: Span, today: date, *, is_locked: bool
+    ) -> str | None:
         """Name a window that still needs the samples of `span`, by what the ledger says; or None.
+
+        Where the samples are locked, the queue of changes is not read, which may have to look at them.
 
         Raises DBAPIError; DatabaseError where a node of a cluster does not say in time what was changed there.
         """
-        if not change_tracking_is_on(connection):
-            return "a trigger that records changes of samples is missing or off: run `capacity init`"
-        self.ledger.gather("What was done before was kept; no further sample was dropped.", NODE_SECONDS)
+        ask = self.ledger.take_over if is_locked else self.ledger.gather
+        ask("What was done before was kept; no further sample was dropped.", NODE_SECONDS)
+        undecided = self.ledger.undecided(connection)
+        if undecided:
+            return undecided
         for period in self.kept.periods.values():
             reading = _reading(period, span)
             if reading[-1].end >= today and reading[-1].start >= self._first(period):
                 return f"the {period.name} window from {reading[-1].start} reads them and is not over"
-            left = self.ledger.within(connection).left(period, level, reading)
+            left = self.ledger.left(connection, period, level, reading)
             if left:
                 return self._sentence(period, left[0])
-            older = self.ledger.within(connection).not_compared(period, level, _a_year_later(period, span))
-            if older:
-                return self._sentence(period, older)
         return None
 
     def lost_rows(self, connection: Connection, level: Level, span: Span, today: date) -> str | None:
@@ -63,7 +64,7 @@ class Needs:
                 for window in _reading(period, span)
                 if not self.kept.is_old(level.target, span_of(window.start, period), today)
             ]
-            lost = self.ledger.within(connection).lost_rows(period, level, stored)
+            lost = self.ledger.lost_rows(connection, period, level, stored)
             if lost:
                 return self._sentence(period, lost)
         return None

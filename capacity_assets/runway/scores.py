@@ -115,7 +115,8 @@ _ISSUE_BEFORE = "SELECT max(as_of) FROM capacity_runways WHERE as_of < :as_of"
 # Days of late and corrected samples: those a window has not followed yet, and those it followed since.
 _CHANGED_DAYS = """
 SELECT day FROM (
-    SELECT collected_date AS day FROM capacity_sample_changes
+    SELECT period_start AS day FROM capacity_stale_windows
+          WHERE period_type = 'daily' AND newest_change IS NOT NULL AND NOT has_its_sums
     UNION SELECT period_start FROM capacity_computed_windows
           WHERE period_type = 'daily' AND computed_at >= CAST(:since AS date)
     UNION SELECT collected_date FROM volume_size_stats WHERE collected_at >= CAST(:since AS date)

@@ -1,25 +1,23 @@
-"""Change tracking: triggers record which days of the raw tables changed, whoever writes there.
+"""Change tracking: triggers append what changed to `capacity_changes`, whoever writes there.
 
-Two triggers on each raw table record each day whose samples were added or corrected, once per transaction. Two on
-`instances` record each server that became active. Which windows have to be recomputed for a changed day is decided in
-`aggregation.ledger`.
+On each raw table they record the days whose samples were added, corrected or deleted, once per statement and stretch of
+days; on the aggregates, writes that are not a computation's; on `instances`, servers that became active. What follows
+from a change is in `changes`.
 
-Deleted samples make no window stale: what is kept of a stored row then is in docs/semantics.md, "Writing".
-The invalidation log still records deletions, by table and transaction, and every write to the aggregates that is not a
-computation's. A window computed before such a write is recomputed instead of being skipped as unchanged.
-Rows written to a partition by its own name bypass the triggers of the table.
+A row of the queue has no key, so that no writer waits for another one or fails for it. Rows written to a partition by
+its own name bypass the triggers of the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import Connection, DateTime, Table, text
+from sqlalchemy import Connection, DateTime, Table
 
 from capacity_assets.storage.active_servers import active_condition
-from capacity_assets.storage.steps import SchemaStep, quoted
-from capacity_assets.storage.tables import AGGREGATES, SAMPLES, activations, instances, invalidations, sample_changes
-from capacity_assets.storage.triggers import EVENTS, SCHEMA_MARK, Tracking, tracking_steps
+from capacity_assets.storage.steps import SchemaStep, literal, quoted
+from capacity_assets.storage.tables import AGGREGATES, SAMPLES, changes, instances
+from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
 
 
 def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
@@ -27,32 +25,20 @@ def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
     return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
 
 
-def change_tracking_is_on(connection: Connection) -> bool:
-    """Whether every trigger exists and fires; one cheap query for callers that rely on it."""
-    wanted = [(tracking.table, tracking.trigger(event)) for tracking in _every_tracking() for event in tracking.events]
-    tables, triggers = zip(*wanted, strict=True)
-    firing = connection.execute(text(_FIRING), {"tables": list(tables), "triggers": list(triggers)}).scalar_one()
-    return bool(firing == len(wanted))
+def triggers_of(table: str) -> list[str]:
+    """Return the names of the triggers of a table."""
+    return [one.trigger(event) for one in _every_tracking() if one.table == table for event in one.events]
 
 
 def _every_tracking() -> Iterator[Tracking]:
-    yield from _changes()
-    yield from _invalidations()
-
-
-def _changes() -> Iterator[Tracking]:
-    bodies = {table.name: _raw_body(table) for table in SAMPLES} | {instances.name: _instances_body()}
-    for table, body in bodies.items():
-        yield Tracking(table, function_name(table), body, EVENTS, "changes")
-
-
-def _invalidations() -> Iterator[Tracking]:
-    events = dict.fromkeys((table.name for table in SAMPLES), "DELETE OR TRUNCATE")
-    events |= dict.fromkeys((table.name for table in AGGREGATES), "INSERT OR UPDATE OR DELETE OR TRUNCATE")
-    for table, event in events.items():
-        yield Tracking(
-            table, INVALIDATION_FUNCTION, _INVALIDATION_BODY, {event: ""}, "writes", f"'{table}'", tuple(events)
-        )
+    for table in SAMPLES:
+        yield Tracking(table.name, function_name(table.name), _raw_body(table), EVENTS | DELETED | TRUNCATED, "changes")
+    yield Tracking(instances.name, function_name(instances.name), _INSTANCES_BODY, EVENTS, "changes")
+    names = tuple(table.name for table in AGGREGATES)
+    for name in names:
+        # One each: Citus does not hand one to the shards that is also for TRUNCATE.
+        events = dict.fromkeys(EVENTS | DELETED | TRUNCATED, "")
+        yield Tracking(name, WRITES_FUNCTION, _WRITES_BODY, events, "writes", f"'{name}'", names)
 
 
 def function_name(table: str) -> str:
@@ -60,72 +46,81 @@ def function_name(table: str) -> str:
     return f"capacity_track_{table}"
 
 
-_FIRING = """
-SELECT count(*) FROM unnest(CAST(:tables AS text[]), CAST(:triggers AS text[])) AS wanted (table_name, trigger_name)
-JOIN pg_trigger t ON t.tgrelid = to_regclass(wanted.table_name) AND t.tgname = wanted.trigger_name
-WHERE t.tgenabled IN ('O', 'A')
-"""
-
-# What the session that computes says of itself, so that its own writes invalidate nothing.
+# What the session that computes says of itself, so that its own writes are no change.
 WRITER_SETTING = "capacity.writer"
-INVALIDATION_FUNCTION = "capacity_track_invalidation"
-_INVALIDATION_BODY = f"""
+WRITES_FUNCTION = "capacity_track_writes"
+_RECORD = f"INSERT INTO {SCHEMA_MARK}.{changes.name} (table_name, kind, "
+# All windows of the table: rows of a statement would be kept for the trigger, those of each computation too.
+_WRITES_BODY = f"""
 BEGIN
     IF current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM 'on' THEN
         -- Not the table's own name, which that of a shard is not.
-        INSERT INTO {SCHEMA_MARK}.{invalidations.name} (table_name) VALUES (TG_ARGV[0]) ON CONFLICT DO NOTHING;
+        {_RECORD}days) VALUES (TG_ARGV[0], 'written', '(,)');
     END IF;
     RETURN NULL;
 END
-"""  # noqa: S608 -- names from our own table definitions
+"""
+# Windows that were computed without the server lack its samples. Its days are looked up when the row is read: a trigger
+# cannot see samples that another transaction is about to commit.
+_INSTANCES_BODY = f"""
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        {_RECORD}instance_id)
+        SELECT '{instances.name}', 'server', n.id FROM new_rows n WHERE {active_condition("n")};
+    ELSE
+        {_RECORD}instance_id)
+        SELECT '{instances.name}', 'server', n.id FROM new_rows n LEFT JOIN old_rows o USING (id)
+        WHERE {active_condition("n")} AND {active_condition("o")} IS NOT TRUE;
+    END IF;
+    RETURN NULL;
+END
+"""  # noqa: S608 -- names of our own tables
+# Nothing where no row changed.
+_STRETCHES = (
+    "SELECT '{table}', '{kind}', unnest(range_agg(daterange(r.day, r.day, '[]')))\n"
+    "        FROM (SELECT DISTINCT {days}) AS r"
+)
 
 
 def _raw_body(table: Table) -> str:
-    """Record the days of new rows, and the old and new days of corrected ones, once per transaction."""
-    measured = [column.name for column in table.columns if column.name != "id" and not _is_timestamp(column.type)]
+    """Record the days of new and deleted rows, and the old and new days of corrected ones."""
+    measured = [column.name for column in table.columns if column.name != "id" and not _is_timestamp(column)]
     old, new = (f"({', '.join(f'{side}.{quoted(name)}' for name in measured)})" for side in ("o", "n"))
+
+    def record(kind: str, days: str) -> str:
+        found = _STRETCHES.format(table=table.name, kind=kind, days=days)
+        return f"{_RECORD}days)\n        {found};"
+
+    corrected = f"""side.day FROM old_rows o FULL JOIN new_rows n USING (id)
+              CROSS JOIN LATERAL (VALUES (o.collected_date), (n.collected_date)) AS side (day)
+              WHERE {old} IS DISTINCT FROM {new} AND side.day IS NOT NULL"""
     return f"""
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        INSERT INTO {SCHEMA_MARK}.{sample_changes.name} (table_name, collected_date)
-        SELECT DISTINCT '{table.name}', n.collected_date FROM new_rows n
-        ON CONFLICT DO NOTHING;
+        {record("samples", "n.collected_date AS day FROM new_rows n")}
+    ELSIF TG_OP = 'UPDATE' THEN
+        {record("samples", corrected)}
+    ELSIF TG_OP = 'DELETE' THEN
+        {record("deleted", "o.collected_date AS day FROM old_rows o")}
     ELSE
-        INSERT INTO {SCHEMA_MARK}.{sample_changes.name} (table_name, collected_date)
-        SELECT DISTINCT '{table.name}', side.day
-        FROM old_rows o FULL JOIN new_rows n USING (id)
-        CROSS JOIN LATERAL (VALUES (o.collected_date), (n.collected_date)) AS side (day)
-        WHERE {old} IS DISTINCT FROM {new} AND side.day IS NOT NULL
-        ON CONFLICT DO NOTHING;
+        {_RECORD}days) VALUES ('{table.name}', 'deleted', '(,)');
     END IF;
     RETURN NULL;
 END
-"""  # noqa: S608 -- names from our own table definitions, quoted
+"""
 
 
-def _instances_body() -> str:
-    """Record servers that become active: windows that were computed without them lack their samples.
-
-    Their days are looked up when the record is read (`ledger_statements.SPREAD_ACTIVATIONS`): a trigger cannot see
-    samples that another transaction is about to commit.
-    """
-    return f"""
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        INSERT INTO {SCHEMA_MARK}.{activations.name} (instance_id)
-        SELECT n.id FROM new_rows n WHERE {active_condition("n")}
-        ON CONFLICT DO NOTHING;
-    ELSE
-        INSERT INTO {SCHEMA_MARK}.{activations.name} (instance_id)
-        SELECT n.id FROM new_rows n LEFT JOIN old_rows o USING (id)
-        WHERE {active_condition("n")} AND {active_condition("o")} IS NOT TRUE
-        ON CONFLICT DO NOTHING;
-    END IF;
-    RETURN NULL;
-END
-"""  # noqa: S608 -- names from our own table definitions, quoted
-
-
-def _is_timestamp(kind: object) -> bool:
+def _is_timestamp(column: object) -> bool:
     """Whether a column says when something happened to the row, not what was measured."""
-    return isinstance(kind, DateTime)
+    return isinstance(getattr(column, "type", None), DateTime)
+
+
+_WANTED = ", ".join(
+    f"({literal(one.table)}, {literal(one.trigger(event))})" for one in _every_tracking() for event in one.events
+)
+TRACKING_IS_ON = f"""(
+    SELECT bool_and(t.tgenabled IS NOT NULL AND t.tgenabled IN ('O', 'A'))
+    FROM (VALUES {_WANTED}) AS wanted (table_name, trigger_name)
+    LEFT JOIN pg_trigger t ON t.tgrelid = to_regclass(wanted.table_name) AND t.tgname = wanted.trigger_name
+)"""  # noqa: S608 -- names of our own tables
+"""The condition that every trigger exists and fires."""

@@ -62,7 +62,9 @@ class WantedIndex:
 def wanted_indexes(table: Table) -> Iterator[WantedIndex]:
     """List primary key, unique keys and further indexes of a definition."""
     key = table.primary_key
-    yield WantedIndex(str(key.name or f"{table.name}_pkey"), tuple(key.columns.keys()), is_primary=True, is_unique=True)
+    if key.columns:
+        name = str(key.name or f"{table.name}_pkey")
+        yield WantedIndex(name, tuple(key.columns.keys()), is_primary=True, is_unique=True)
     for constraint in sorted((c for c in table.constraints if isinstance(c, Unique)), key=lambda c: str(c.name)):
         name = str(constraint.name or f"uq_{table.name}_{'_'.join(constraint.columns.keys())}")
         yield WantedIndex(name, tuple(constraint.columns.keys()), is_unique=True)
@@ -96,7 +98,8 @@ def index_steps(connection: Connection, table: Table) -> Iterator[SchemaStep]:
                 yield from _key_steps(connection, table, wanted, found)
         elif there is None or (there.name != wanted.name and any(index.name == wanted.name for index in found)):
             yield from _further_steps(connection, table, wanted, found, there)
-    former = (f"ix_{table.name}_{table.primary_key.columns.keys()[0]}_instance_id", f"{table.name}_partitioned_pkey")
+    first = next(iter(table.primary_key.columns.keys()), None)
+    former = (f"ix_{table.name}_{first}_instance_id", f"{table.name}_partitioned_pkey")
     for index in found:
         if index.name in former and not index.is_constraint:
             reason = f"{table.name} has the index {index.name}, which its key makes superfluous"

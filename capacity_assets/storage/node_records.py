@@ -2,9 +2,8 @@
 
 The triggers that record changes go with the distributed tables. They fire on each node, over the shards there, and
 write to a table of the same name that each node has for itself, in the transaction of the writer. The coordinator
-gathers these records before each look at the ledger and before sums of groups are stored. What is gathered bears the
-number of the gathering transaction, which is younger than the change: whoever saw it saw the change, and who did not
-computes again.
+takes these records over before each look at the ledger and before sums of groups are stored: it enters them in its own
+table and commits, then deletes them on the node. What is taken over twice has windows computed once more.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ from sqlalchemy import Connection, Engine, MetaData, Table, text
 from sqlalchemy.schema import CreateTable
 
 from capacity_assets.errors import CapacityError
+from capacity_assets.storage.changes import distrust_windows
 from capacity_assets.storage.distribution import number_distributed
 from capacity_assets.storage.group_tables import capacity_group_changes
 from capacity_assets.storage.group_tracking import forget_group_sums
 from capacity_assets.storage.group_views_on_nodes import LOST_NODES, NODES
 from capacity_assets.storage.steps import DIALECT, quoted
-from capacity_assets.storage.tables import invalidations, sample_changes
+from capacity_assets.storage.tables import changes
 
-RECORDS = (sample_changes, invalidations, capacity_group_changes)
-"""What triggers write on the nodes."""
+RECORDS = {changes: ("change_id",), capacity_group_changes: tuple(capacity_group_changes.primary_key.columns.keys())}
+"""What triggers write on the nodes, and by which columns a row is named there."""
 
 
 class NodeRefusedError(CapacityError):
@@ -62,7 +62,7 @@ def _know_the_nodes(connection: Connection) -> None:
     lost = connection.execute(text(LOST_NODES)).scalars().all()
     if lost:
         forget_group_sums(connection)
-        connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
+        distrust_windows(connection)
     connection.execute(text(_KNOW_THE_NODES))
 
 
@@ -81,7 +81,7 @@ class NodeError(Exception):
 
 
 def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
-    """Take over what the nodes recorded, forgotten there once it is kept here.
+    """Take over what the nodes recorded; a record is deleted there once it is kept here, so none is lost.
 
     Also where an interrupted distribution has left some tables on the coordinator. Raises NodeError; DBAPIError, also
     where a node takes longer than `within_seconds`.
@@ -111,11 +111,6 @@ def _begun(engine: Engine, statement_seconds: int | None) -> Iterator[Connection
 Record = dict[str, object]
 
 
-def _own_columns(table: Table) -> list[str]:
-    """The columns of the key that say what was changed; the transaction is the coordinator's."""
-    return [column.name for column in table.primary_key if column.name != "transaction_id"]
-
-
 def _recorded(connection: Connection, named: str) -> list[Record]:
     command = (
         "SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', "  # noqa: S608 -- names of our own tables
@@ -141,20 +136,17 @@ def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
 
 
 def _keep(connection: Connection, table: Table, records: list[Record]) -> None:
-    columns = _own_columns(table)
-    listed = json.dumps([{name: record[name] for name in (*columns, "changed_at")} for record in records])
-    connection.execute(
-        text(
-            f"INSERT INTO {table.name} ({', '.join(columns)}, changed_at) "  # noqa: S608 -- names of our own tables
-            f"SELECT {', '.join(columns)}, min(changed_at) FROM json_populate_recordset(NULL::{table.name}, "
-            f"CAST(:records AS json)) GROUP BY {', '.join(columns)} ON CONFLICT DO NOTHING"
-        ),
-        {"records": listed},
+    """Enter each with a number of the coordinator's own."""
+    columns = ", ".join(column.name for column in table.columns if column.name not in ("change_id", "transaction_id"))
+    statement = (
+        f"INSERT INTO {table.name} ({columns}) SELECT DISTINCT {columns} FROM "  # noqa: S608 -- as above
+        f"json_populate_recordset(NULL::{table.name}, CAST(:records AS json)) ON CONFLICT DO NOTHING"
     )
+    connection.execute(text(statement), {"records": json.dumps(records)})
 
 
 def _forget(connection: Connection, table: Table, named: str, records: list[Record]) -> None:
-    keys = ", ".join(column.name for column in table.primary_key)
+    keys = ", ".join(RECORDS[table])
     for node in sorted({int(str(record["node"])) for record in records}):
         own = json.dumps([record for record in records if record["node"] == node]).replace("'", "''")
         _asked_of_nodes(

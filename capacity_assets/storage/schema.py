@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from capacity_assets.errors import CapacityError
 from capacity_assets.storage.adoption import comment_steps, default_partition_steps, plan_table, widened_columns
 from capacity_assets.storage.change_tracking import change_tracking_steps
+from capacity_assets.storage.changes import distrust_windows
 from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
@@ -41,7 +42,7 @@ from capacity_assets.storage.views import VIEWS
 from capacity_assets.storage.window_expressions import SERVER_SIZES
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0014"
+SCHEMA_REVISION = "0015"
 FIRST_REVISION = "0012"
 """That of version 0.2.0; no release had an earlier one."""
 NOT_RECORDED_MEANWHILE = (
@@ -123,7 +124,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         carry_out(connection, missing)
         if any(step.is_lossy for step in missing):
             # Whatever was written while they were absent is not known.
-            connection.execute(text("UPDATE capacity_computed_windows SET fingerprint = NULL"))
+            distrust_windows(connection)
         unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)
         done += _track_groups(connection, anew=revision != SCHEMA_REVISION)

@@ -17,12 +17,14 @@ No foreign keys: servers are registered elsewhere, and the history of a server o
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Boolean,
     Column,
     Date,
     Double,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -32,6 +34,7 @@ from sqlalchemy import (
     Text,
     text,
 )
+from sqlalchemy.dialects.postgresql import DATERANGE
 
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.columns import (
@@ -44,12 +47,10 @@ from capacity_assets.storage.columns import (
     instance_id,
     instance_key,
     megabytes,
-    numbering_columns,
     row_number,
     size_columns,
     sum_columns,
     timestamp,
-    transaction_columns,
     verdict_columns,
     window_columns,
 )
@@ -202,29 +203,26 @@ instance_size_aggregations = Table(
 SAMPLES = (database_size_stats, instance_size_stats)
 AGGREGATES = (database_size_aggregations, instance_size_aggregations)
 
-sample_changes = Table(
-    "capacity_sample_changes",
+changes = Table(
+    "capacity_changes",
     table_metadata,
-    Column("table_name", String(63), primary_key=True, comment="Raw table whose samples changed"),
-    Column("collected_date", Date, primary_key=True, comment="Day whose samples were added or corrected"),
-    *transaction_columns("Transaction that changed them"),
-    comment="Days whose samples changed and whose windows may have to be recomputed; emptied automatically.",
-)
-
-invalidations = Table(
-    "capacity_invalidations",
-    table_metadata,
-    Column("table_name", String(63), primary_key=True, comment="Table that was written to"),
-    *transaction_columns("Transaction that did it"),
-    comment="Samples deleted, and aggregates written by others: windows computed before are not taken as unchanged.",
-)
-
-activations = Table(
-    "capacity_activations",
-    table_metadata,
-    instance_key(),
-    *transaction_columns("Transaction that put it into service"),
-    comment="Servers put into service, until their days are entered in capacity_sample_changes; emptied by itself.",
+    Column(
+        "change_id", BigInteger, Identity(always=True), nullable=False, comment="Names the row where it was written"
+    ),
+    Column("table_name", String(63), nullable=False, comment="Table that was written to"),
+    Column(
+        "kind",
+        String(20),
+        nullable=False,
+        comment="samples: added or corrected; deleted: samples deleted; written: aggregates, by another than a run; "
+        "server: put into service",
+    ),
+    Column("days", DATERANGE, comment="Days that it touches; null: those on which the server has samples"),
+    Column("instance_id", Integer, comment="Server that was put into service"),
+    timestamp("changed_at", "When its transaction began"),
+    comment="Changes that nobody has read yet, in no order; emptied by itself.",
+    # A publication of all tables refuses to delete rows without an identity, and a key could refuse to add one.
+    listeners=[("after_create", DDL("ALTER TABLE %(fullname)s REPLICA IDENTITY FULL"))],  # type: ignore[no-untyped-call]  # as SQLAlchemy leaves it
 )
 
 computed_windows = Table(
@@ -239,12 +237,21 @@ computed_windows = Table(
     ),
     Column("year_before_start", Date, comment="First day of the window a year before; null: not compared with it"),
     Column("year_before_end", Date, comment="Last day of that window, included"),
+    Column("wanted", BigInteger, nullable=False, server_default=text("0"), comment="How often a change has touched it"),
     Column(
-        "snapshot",
-        Text,
-        comment="pg_snapshot: the transactions whose samples the figures hold; null: begun and never finished",
+        "computed",
+        BigInteger,
+        comment="What `wanted` was before its samples were read; null: begun and never finished",
     ),
-    *numbering_columns(),
+    Column(
+        "changed",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="What `wanted` became when its own days changed last, not only those that it compares with",
+    ),
+    timestamp("oldest_change", "When the first change of samples began that it has not followed", nullable=True),
+    timestamp("newest_change", "When the last one began; null: no run is requested", nullable=True),
     Column("failed_instances", Integer, nullable=False, server_default=text("0"), comment="Servers that failed in it"),
     timestamp("computed_at", "When it was last computed over samples that were new to it"),
     Column("fingerprint", String(64), comment="What computed it, for which servers; null: not known"),
@@ -252,7 +259,7 @@ computed_windows = Table(
     Column("total_records", BigInteger, comment="Rows its samples supported"),
     Column("protected_records", BigInteger, comment="Those of them that were kept because samples are gone"),
     Column("unsampled_records", BigInteger, comment="Rows kept beside them although no sample of them is left"),
-    comment="Windows that were computed for all servers, and up to which change of the samples.",
+    comment="Windows that were computed for all servers; a window is up to date where nothing touched it since.",
 )
 
 collection_targets = Table(

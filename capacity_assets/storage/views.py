@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.storage.changes import STALE_WINDOWS_VIEW
 from capacity_assets.storage.group_views import GROUP_VIEWS, WINDOW_ENDS, touches
 from capacity_assets.storage.label_expressions import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.storage.limit_tables import USED_MB
@@ -428,4 +429,5 @@ VIEWS = (
     ),
     *RUNWAY_VIEWS,
     *READER_VIEWS,
+    STALE_WINDOWS_VIEW,
 )

@@ -49,7 +49,7 @@ def test_a_collection_that_removes_no_sample_leaves_every_window_as_it_was_compu
 ) -> None:
     """A trigger records a DELETE of no row, too, and the whole history then counted as stale."""
     register(collection.engine, [at(measured_postgres, collection)])
-    deletions = "SELECT count(*) FROM capacity_invalidations"
+    deletions = "SELECT count(*) FROM capacity_changes WHERE kind = 'deleted'"
 
     collection.collect()
     collection.collect(again=True)

@@ -30,7 +30,7 @@ HUGE = LARGEST_MB // 10
 SIZES = st.one_of(
     st.integers(0, 12), st.integers(0, 100_000), st.just(0), st.integers(-9, 9), st.integers(HUGE - 9, HUGE)
 )
-LEDGER = "capacity_computed_windows, capacity_sample_changes, capacity_invalidations"
+LEDGER = "capacity_computed_windows, capacity_changes"
 NAMES = st.one_of(
     st.sampled_from(
         ["orders", "Orders", 'a"b', "o'clock; DROP TABLE instances;--", "two\nlines", "💾", "x" * 255, " "]

@@ -211,9 +211,9 @@ def test_a_connection_killed_between_slices_keeps_what_was_committed_and_a_repet
         commits += 1
 
     def terminate(connection: Any, _cursor: object, statement: str, *_: object) -> None:
-        # The lock, the look into the ledger, the entry there, the look for stored sums, and two slices; on a cluster,
-        # the nodes are asked for changes four times before these.
-        if commits == (10 if is_distributed(other) else 6) and "instance_size_aggregations" in statement:
+        # The lock, the queue of changes, the look into the ledger, the entry there, the look for stored sums, and two
+        # slices; on a cluster, what the nodes recorded is kept and forgotten there before the queue is read.
+        if commits == (9 if is_distributed(other) else 7) and "instance_size_aggregations" in statement:
             pid = connection.connection.driver_connection.info.backend_pid
             with other.connect() as killer:
                 killer.execute(text("SELECT pg_terminate_backend(CAST(:pid AS integer))"), {"pid": pid})

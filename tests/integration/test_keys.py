@@ -74,7 +74,7 @@ def former(engine: Engine) -> None:
     service = AggregationService(engine, fixed_clock())
     for period in ("daily", "monthly"):
         compute_windows(service, period, FIRST, TODAY)
-    execute(engine, *ADDED_LATER["0013"], f"UPDATE {VERSION_TABLE} SET version_num = '0013'")
+    execute(engine, *ADDED_LATER["0014"], *ADDED_LATER["0013"], f"UPDATE {VERSION_TABLE} SET version_num = '0013'")
 
 
 def legacy(shape: LegacyShape) -> Callable[[Engine], None]:

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.aggregation.ledger_windows import StaleWindow
+from capacity_assets.aggregation.ledger import StaleWindow
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.orchestration.late_data import EXACT_SPANS, LATE_DATA_SENSOR, _has_settled, _requests
 from capacity_assets.periods import PERIODS

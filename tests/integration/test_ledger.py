@@ -27,7 +27,7 @@ from tests.ledger import compute_everything, half_a_year_of_two_servers, recorde
 PREPARED = {"computed": half_a_year_of_two_servers}
 
 
-def test_nothing_is_stale_after_everything_was_computed_and_the_log_of_changes_is_empty(
+def test_nothing_is_stale_after_everything_was_computed_and_the_queue_of_changes_is_empty(
     engine: Engine, computed: AggregationService
 ) -> None:
     assert stale(computed) == set()

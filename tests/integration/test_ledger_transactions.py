@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import date
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.options import RunOptions
@@ -14,11 +16,10 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import Work
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.periods import PERIODS
-from capacity_assets.settings import CAPACITY_DRIVER
-from capacity_assets.storage.distribution import is_distributed
+from capacity_assets.storage.changes import gather_changes
 from capacity_assets.storage.engine import capacity_engine
 from tests.computing import compute_windows
-from tests.databases import Databases, execute, rows
+from tests.databases import execute, rows
 from tests.fleet import (
     add_database_sizes,
     add_instances,
@@ -63,12 +64,12 @@ def test_a_change_that_commits_while_its_windows_are_computed_for_the_first_time
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100, 101]))
     march = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
-    snapshot, _ = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
+    begun = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
     add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
     assert service.ledger.stale() == [], "not computed yet"
 
     parts = AggregationRunner(DATABASE, engine).aggregate(Work(PERIODS["monthly"], march, service.instances(None)))
-    service.ledger.finish(snapshot, parts, "")
+    service.ledger.finish(begun, parts, "")
 
     assert stale(service) == {("database", "monthly", "2025-03-01")}, "rather once too often than once too few"
     redo(service)
@@ -84,8 +85,10 @@ def test_a_computation_that_was_begun_and_never_finished_keeps_the_changes_and_i
     add_database_sizes(engine, sizes(1, "orders", "2025-03-03", [500]))
 
     assert service.ledger.stale() == []
-    # Once by the sample itself, once by the server, whose activation is spread over its days at the first look.
-    assert set(recorded(engine)) == {("database_size_stats", date(2025, 3, 3))}
+    assert recorded(engine) == []
+    assert rows(engine, "SELECT wanted, computed, newest_change IS NULL FROM capacity_computed_windows") == [
+        (1, None, False)
+    ]
     [left] = service.ledger.incomplete_windows(PERIODS["monthly"], DATABASE, [march])
     assert left.reason == "was begun, but never finished"
 
@@ -101,78 +104,12 @@ def test_many_small_transactions_on_one_day_are_one_change_for_its_windows_and_a
             "INSERT INTO database_size_stats (instance_id, database_name, size_mb, collected_date) "
             f"VALUES (1, 'db-{number}', 5, '2025-03-31')",
         )
-    # What is gathered from the nodes of a cluster is one change already.
-    assert len(recorded(engine)) == (1 if is_distributed(engine) else 200)
+    assert len(recorded(engine)) == 200
 
     assert len([found for found in computed.ledger.stale() if found.period_type == "daily"]) == 2
     redo(computed)
     assert stale(computed) == set()
     assert recorded(engine) == []
-
-
-def test_a_dump_loaded_into_a_new_server_loses_no_change(engine: Engine, computed: AggregationService) -> None:
-    """Transaction numbers start anew there: old snapshots would take every new change for seen."""
-    stale(computed)
-    execute(
-        engine,
-        "UPDATE capacity_computed_windows SET system_identifier = 4711, snapshot = format('%1$s:%1$s:', "
-        "CAST(CAST(pg_current_xact_id() AS text) AS bigint) + 5)",
-    )
-    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
-    for _ in range(10):
-        execute(engine, "SELECT pg_current_xact_id()")
-
-    assert ("database", "daily", "2025-03-31") in stale(computed)
-    redo(computed)
-    assert stale(computed) == set()
-    assert compute_everything(computed) == 0
-
-
-@pytest.mark.parametrize(
-    ("elsewhere", "transactions_after"),
-    [("database_oid = 4711", 10), ("failed_instances = 0", 0)],
-    ids=["of another database", "of transactions to come"],
-)
-def test_a_dump_loaded_into_a_clone_of_its_server_loses_no_change(
-    engine: Engine, computed: AggregationService, elsewhere: str, transactions_after: int
-) -> None:
-    """A clone has the system identifier of its server, which has since numbered more transactions."""
-    stale(computed)
-    execute(
-        engine,
-        f"UPDATE capacity_computed_windows SET {elsewhere}, snapshot = format('%1$s:%1$s:', "
-        "CAST(CAST(pg_current_xact_id() AS text) AS bigint) + 5)",
-    )
-    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
-    for _ in range(transactions_after):
-        execute(engine, "SELECT pg_current_xact_id()")
-
-    [left] = computed.ledger.incomplete_windows(
-        PERIODS["daily"], DATABASE, [PERIODS["daily"].window_of(date(2025, 3, 31))], patience_seconds=0
-    )
-
-    assert left.reason == "samples changed since it was computed"
-    assert ("database", "daily", "2025-03-31") in stale(computed)
-    redo(computed)
-    assert stale(computed) == set()
-    assert compute_everything(computed) == 0
-
-
-def test_a_copy_of_a_database_on_its_server_knows_that_it_is_another_one(cluster: Databases) -> None:
-    """Like a test database, whose rows `Databases` then assigns to it."""
-    own = text("SELECT CAST(oid AS bigint) FROM pg_database WHERE datname = current_database()")
-    template = cluster.filled("ledger_computed", half_a_year_of_two_servers)
-    cluster.execute(f"CREATE DATABASE copied TEMPLATE {template}")
-    copied = capacity_engine(cluster.server.url("copied", CAPACITY_DRIVER))
-    try:
-        [(before,)] = rows(copied, "SELECT DISTINCT database_oid FROM capacity_computed_windows")
-        Ledger(copied).stale()
-        [(after,)] = rows(copied, "SELECT DISTINCT database_oid FROM capacity_computed_windows")
-        with copied.connect() as connection:
-            assert after == connection.execute(own).scalar_one() != before
-    finally:
-        copied.dispose()
-        cluster.execute("DROP DATABASE copied WITH (FORCE)")
 
 
 def test_a_server_that_becomes_active_makes_the_windows_of_its_samples_stale(
@@ -196,36 +133,160 @@ def test_a_server_that_becomes_active_makes_the_windows_of_its_samples_stale(
     assert recorded(engine) == []
 
 
-def test_changes_beside_an_open_transaction_are_forgotten_once_it_has_ended_and_the_windows_were_computed_again(
+def test_what_was_read_is_gone_although_another_transaction_is_open_and_what_that_one_changes_is_not_lost(
     engine: Engine, computed: AggregationService
 ) -> None:
     stale(computed)
     other = capacity_engine(engine.url)
     with other.connect() as connection:
-        connection.execute(text("SELECT pg_current_xact_id()"))
-        execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+        connection.execute(
+            text("UPDATE database_size_stats SET size_mb = 8 WHERE instance_id = 2 AND collected_date = '2025-03-31'")
+        )
+        execute(
+            engine,
+            "UPDATE database_size_stats SET size_mb = 7 WHERE instance_id = 1 AND collected_date = '2025-03-31'",
+        )
         redo(computed)
         assert stale(computed) == set()
-        assert recorded(engine) == [("database_size_stats", date(2025, 3, 31))], "kept longer than it must"
+        assert recorded(engine) == []
+        connection.commit()
     other.dispose()
 
-    compute_everything(computed)
-
-    assert recorded(engine) == [], "also without a sensor"
-
-
-def test_a_change_noted_by_another_server_is_still_a_change(engine: Engine, computed: AggregationService) -> None:
-    stale(computed)
-    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
-    execute(engine, "UPDATE capacity_sample_changes SET transaction_id = 9000000")
-
+    assert ("database", "daily", "2025-03-31") in stale(computed)
     redo(computed)
-
     assert stale(computed) == set()
     assert compute_everything(computed) == 0
 
 
-def test_whoever_writes_samples_needs_no_right_on_the_log_of_changes(
+def test_a_change_that_commits_after_the_samples_were_read_is_followed_and_one_that_was_read_is_written_once(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [100]))
+    march = [PERIODS["monthly"].window_of(date(2025, 3, 1))]
+    late = capacity_engine(engine.url)
+    with late.connect() as connection:
+        connection.execute(text("UPDATE database_size_stats SET size_mb = 1"))
+        service.aggregate("monthly", march, RunOptions(("database",)))
+        assert stale(service) == set()
+        connection.commit()
+    late.dispose()
+    begun = service.ledger.begin(PERIODS["monthly"], DATABASE, march)
+    parts = AggregationRunner(DATABASE, engine).aggregate(Work(PERIODS["monthly"], march, service.instances(None)))
+    service.ledger.finish(begun, parts, "")
+    [first] = stored(engine, DATABASE)
+    assert first["avg_size_mb"] == 1, "it was committed before the samples were read"
+
+    assert stale(service) == {("database", "monthly", "2025-03-01")}, "and read from the queue afterwards"
+    redo(service)
+    assert stored(engine, DATABASE) == [first]
+    assert stale(service) == set()
+
+
+def test_of_two_that_gather_at_once_the_second_waits_and_each_change_counts(
+    engine: Engine, computed: AggregationService
+) -> None:
+    stale(computed)
+    other = capacity_engine(engine.url)
+    with engine.connect() as first:
+        execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+        assert recorded(engine) != []
+        gather_changes(first)
+        execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-04-02'")
+        with ThreadPoolExecutor() as pool:
+            second = pool.submit(Ledger(other).stale)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.5)
+            first.commit()
+            found = {(one.period_type, one.window.key) for one in second.result(timeout=30)}
+    other.dispose()
+
+    days = {"2025-03-31", "2025-04-01", "2025-04-02", "2025-04-03"}
+    assert {key for period, key in found if period == "daily"} == days
+    assert recorded(engine) == []
+    redo(computed)
+    assert stale(computed) == set()
+    assert compute_everything(computed) == 0
+
+
+def test_many_may_gather_write_and_compute_at_once_and_nothing_is_lost_or_deadlocked(
+    engine: Engine, computed: AggregationService
+) -> None:
+    def work(number: int) -> None:
+        own = capacity_engine(engine.url)
+        for turn in range(6):
+            day = date(2025, 3, 1) + timedelta(days=(7 * number + turn) % 30)
+            if number % 2:
+                # Backwards, so that rows of the queue and windows are met in another order.
+                execute(
+                    own,
+                    f"UPDATE database_size_stats SET size_mb = {turn} WHERE instance_id = {1 + number % 2} "
+                    f"AND collected_date = '{date(2025, 6, 1) - timedelta(days=turn + 7 * number)}'",
+                )
+                Ledger(own).stale()
+            else:
+                period = ("daily", "monthly", "quarterly")[number // 2]
+                windows = [PERIODS[period].window_of(day)]
+                AggregationService(own, computed.clock).aggregate(period, windows, RunOptions(recompute=True))
+        own.dispose()
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(work, number) for number in range(6)]:
+            done.result(timeout=120)
+
+    redo(computed)
+    assert stale(computed) == set()
+    assert compute_everything(computed) == 0
+
+
+def test_a_gatherer_that_is_killed_leaves_the_changes_to_the_next_one(
+    engine: Engine, computed: AggregationService
+) -> None:
+    stale(computed)
+    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+    before = recorded(engine)
+    killed = capacity_engine(engine.url)
+    with killed.connect() as connection:
+        gather_changes(connection)
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        execute(engine, f"SELECT pg_terminate_backend({pid}, 5000)")
+        with pytest.raises(DBAPIError):
+            connection.execute(text("SELECT 1"))
+    killed.dispose()
+
+    assert recorded(engine) == before != []
+    assert ("database", "daily", "2025-03-31") in stale(computed)
+    redo(computed)
+    assert compute_everything(computed) == 0
+
+
+def test_readers_see_unread_changes_without_writing(engine: Engine, computed: AggregationService) -> None:
+    stale(computed)
+    execute(engine, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'")
+    execute(engine, "UPDATE instance_size_aggregations SET min_size_mb = 7 WHERE period_start = '2025-06-01'")
+    recorded(engine)  # on a cluster, what the nodes recorded is taken over
+
+    with engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        day = PERIODS["daily"].window_of(date(2025, 3, 31))
+        [left] = computed.ledger.left(connection, PERIODS["daily"], DATABASE, [day])
+        found = connection.execute(
+            text(
+                "SELECT level, newest_change IS NOT NULL, has_its_sums, count(*) FROM capacity_stale_windows "
+                "GROUP BY 1, 2, 3"
+            )
+        )
+        counts = {tuple(row[:3]): row[3] for row in found}
+    assert left.reason == "samples changed since it was computed"
+    windows = rows(engine, "SELECT count(*) FROM capacity_computed_windows WHERE level = 'instance'")
+    assert counts == {
+        ("database", True, False): 5,
+        ("database", True, True): 4,
+        ("instance", False, False): windows[0][0],
+    }, "five windows hold the day, four compare with one of these"
+
+
+def test_whoever_writes_samples_needs_no_right_on_the_queue_of_changes(
     engine: Engine, computed: AggregationService
 ) -> None:
     stale(computed)

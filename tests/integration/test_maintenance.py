@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.periods import PERIODS
+from capacity_assets.storage.changes import STALE_WINDOWS
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
@@ -153,7 +154,7 @@ def test_partitions_belong_to_the_owner_of_the_table_whoever_adds_them(two_serve
     execute(two_servers, f"GRANT CREATE ON SCHEMA public TO {role}")
     names = [table.name for table in metadata.sorted_tables]
     names += [name for table in PARTITIONED for name in partition_names(two_servers, table)]
-    for name in names:
+    for name in (*names, STALE_WINDOWS):
         execute(two_servers, f"ALTER TABLE {name} OWNER TO {role}")
     if is_distributed(two_servers):
         distribute(two_servers)  # gives the owner its rights on what the nodes have for themselves

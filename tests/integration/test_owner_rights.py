@@ -21,7 +21,7 @@ FUNCTIONS = {
     "capacity_track_database_size_stats": "collected_date pg_temp.bait",
     "capacity_track_instance_size_stats": "collected_date pg_temp.bait",
     "capacity_track_instances": "id pg_temp.bait, is_active boolean DEFAULT true, deleted_at date",
-    "capacity_track_invalidation": "id pg_temp.bait",
+    "capacity_track_writes": "id pg_temp.bait",
     "capacity_track_groups_database_size_aggregations": "period_start pg_temp.bait, period_type text DEFAULT 'daily'",
     "capacity_track_groups_instance_size_aggregations": "period_start pg_temp.bait, period_type text DEFAULT 'daily'",
     "capacity_track_groups_capacity_labels": "valid_from pg_temp.bait",
@@ -85,10 +85,6 @@ def test_a_trigger_that_was_made_while_everybody_could_call_the_functions_is_ref
 
 def test_init_takes_the_right_away_where_others_have_it_and_check_tells_before(engine: Engine) -> None:
     """Like a database of an earlier version, whose functions recorded the same: nothing is recomputed."""
-    insert = (
-        "INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from, fingerprint)"
-    )
-    execute(engine, f"{insert} VALUES ('daily', 'database', '2025-03-01', '2025-03-01', '2025-02-28', 'as it was')")
     for function in FUNCTIONS:
         [(body,)] = rows(engine, f"SELECT prosrc FROM pg_proc WHERE proname = '{function}'")
         guard = str(body)[str(body).index("    IF NOT EXISTS (\n        SELECT FROM pg_class") :]
@@ -109,7 +105,7 @@ def test_init_takes_the_right_away_where_others_have_it_and_check_tells_before(e
     assert sorted(initialise(engine)) == [f"fixed: {line}" for line in told]
 
     assert schema_state(engine).fit
-    assert rows(engine, "SELECT fingerprint FROM capacity_computed_windows") == [("as it was",)]
+    assert rows(engine, "SELECT kind FROM capacity_changes") == []
 
 
 def test_default_privileges_give_nobody_the_functions(empty_engine: Engine) -> None:

@@ -47,7 +47,8 @@ def test_the_window_of_a_year_later_that_ends_today_is_not_over(
 
     with engine.connect() as connection:
         reasons = [
-            needs.reason_to_keep(connection, DATABASE, span, today) for today in (ends, ends + timedelta(days=1))
+            needs.reason_to_keep(connection, DATABASE, span, today, is_locked=False)
+            for today in (ends, ends + timedelta(days=1))
         ]
 
     assert reasons == [f"the {period} window from {last_reader} reads them and is not over", None]

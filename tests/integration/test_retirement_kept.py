@@ -78,21 +78,6 @@ def test_samples_stay_until_the_windows_of_a_year_later_have_compared_with_them(
     assert may["size_year_change_mb"] == 500 - 221
 
 
-def test_samples_stay_for_windows_that_an_older_version_did_not_compare_with_them(
-    two_servers: Engine, service: AggregationService
-) -> None:
-    compute(service, *SHORT)
-    add_database_sizes(two_servers, sizes(1, "orders", "2026-01-01", [500] * 31))
-    compute(service, *SHORT, last=date(2026, 7, 20))
-    execute(two_servers, "UPDATE capacity_computed_windows SET year_before_start = NULL, fingerprint = 'older'")
-    keep_a_month = keeper(two_servers, "raw=30,daily=forever", SHORT)
-
-    january = next(line for line in keep_a_month.run(A_YEAR_LATER).kept if "database_size_stats_2025_01" in line)
-    assert "the daily window from 2026-01-01 reads them and was computed by a version that did not compare" in january
-    compute(service, *SHORT, last=date(2026, 7, 20))
-    assert "database_size_stats_2025_01" in "".join(keep_a_month.run(A_YEAR_LATER).dropped)
-
-
 def test_samples_that_changed_since_are_kept_until_their_windows_followed(
     two_servers: Engine, service: AggregationService
 ) -> None:

@@ -24,7 +24,9 @@ from tests.computing import compute_windows
 from tests.databases import execute, rows
 from tests.fleet import figures, load_sample, raw_rows, stored
 from tests.former_revisions import ADDED_LATER
+from tests.ledger import compute_everything, half_a_year_of_two_servers, redo, stale
 from tests.legacy import SHAPES, LegacyShape, create_legacy_tables, load_legacy_aggregates, row_counts
+from tests.unchanged import months_read
 
 
 @pytest.mark.single_server("has a revision of a single server")
@@ -57,6 +59,82 @@ def test_a_revision_that_no_release_had_is_refused(engine: Engine) -> None:
         initialise(engine)
 
     assert rows(engine, f"SELECT version_num FROM {VERSION_TABLE}") == [("0011",)]
+
+
+def as_of_0_3_0(engine: Engine) -> None:
+    """Two servers with samples of half a year, everything computed, in a database of version 0.3.0."""
+    half_a_year_of_two_servers(engine)
+    execute(engine, *ADDED_LATER["0014"], *ADDED_LATER["0013"], f"UPDATE {VERSION_TABLE} SET version_num = '0013'")
+
+
+CHANGE = "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-31'"
+
+
+@pytest.mark.single_server("has a revision of before tables could be distributed")
+def test_windows_that_were_up_to_date_in_0_3_0_stay_so_and_are_skipped(engine: Engine) -> None:
+    as_of_0_3_0(engine)
+    # One that every window has seen, and that was not forgotten yet.
+    execute(engine, "INSERT INTO capacity_sample_changes VALUES ('database_size_stats', '2025-03-31')")
+    execute(engine, "UPDATE capacity_computed_windows SET snapshot = CAST(pg_current_snapshot() AS text)")
+
+    initialise(engine)
+
+    service = AggregationService(engine, fixed_clock())
+    assert stale(service) == set()
+    assert service.ledger.outdated() == []
+    assert months_read(engine, service) == {}
+
+
+@pytest.mark.single_server("has a revision of before tables could be distributed")
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["", "system_identifier = 4711", "database_oid = 4711", "snapshot = '900000000:900000000:'"],
+    ids=["here", "of another server", "of another database", "of transactions to come"],
+)
+def test_windows_that_were_stale_in_0_3_0_stay_so(engine: Engine, elsewhere: str) -> None:
+    as_of_0_3_0(engine)
+    execute(engine, CHANGE)
+    if elsewhere:
+        execute(engine, f"UPDATE capacity_computed_windows SET {elsewhere}")
+
+    initialise(engine)
+
+    service = AggregationService(engine, fixed_clock())
+    assert stale(service) == {
+        ("database", period, start)
+        for period, starts in {
+            "daily": ["2025-03-31", "2025-04-01"],
+            "weekly": ["2025-03-31", "2025-04-07"],
+            "monthly": ["2025-03-01", "2025-04-01"],
+            "quarterly": ["2025-01-01", "2025-04-01"],
+            "yearly": ["2025-01-01"],
+        }.items()
+        for start in starts
+    }
+    redo(service)
+    assert stale(service) == set()
+    assert compute_everything(service) == 0
+
+
+@pytest.mark.single_server("has a revision of before tables could be distributed")
+def test_foreign_writes_and_servers_that_0_3_0_had_recorded_are_known_afterwards(engine: Engine) -> None:
+    as_of_0_3_0(engine)
+    execute(engine, "UPDATE database_size_aggregations SET min_size_mb = 7 WHERE period_start = '2025-05-01'")
+    execute(engine, "DELETE FROM instances WHERE id = 2", "DELETE FROM capacity_activations")
+    execute(engine, "INSERT INTO instances (id, name, db_type, host, port) VALUES (2, 'two', 'mysql', 'two', 1)")
+
+    initialise(engine)
+
+    service = AggregationService(engine, fixed_clock())
+    with engine.connect() as connection:
+        changed = "SELECT kind, instance_id FROM capacity_changes"
+        assert [tuple(row) for row in connection.execute(text(changed))] == [("server", 2)]
+        unread = "SELECT count(*) FROM capacity_stale_windows WHERE newest_change IS NULL"
+        assert connection.execute(text(unread)).scalar_one() == 0, "every window holds days of the server"
+    assert ("instance", "monthly", "2025-03-01") in stale(service)
+    redo(service)
+    assert compute_everything(service) == 0
+    assert service.ledger.outdated() == []
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

@@ -6,7 +6,6 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work
 from capacity_assets.periods import PERIODS, Window
 
@@ -18,10 +17,9 @@ def stored(period: str, *months: str) -> list[Part]:
     return [(period, PERIODS[period].window_of(date.fromisoformat(f"{month}-01"))) for month in months]
 
 
-def work(period: str, usable: list[Part], *, overwrite: bool = False) -> Work:
+def work(period: str, usable: list[Part]) -> Work:
     chosen = PERIODS[period]
-    options = RunOptions(overwrite=overwrite)
-    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], options, Parts(PERIODS, usable))
+    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], parts=Parts(PERIODS, usable))
 
 
 def spans(*days: str) -> list[Window]:
@@ -57,13 +55,6 @@ def test_of_a_window_its_stored_parts_are_read_and_of_the_others_their_rows(
     period: str, usable: list[Part], parts: list[Part], days: list[str]
 ) -> None:
     assert work(period, usable).reading == (parts, spans(*days))
-
-
-def test_what_replaces_history_is_made_of_the_samples_alone() -> None:
-    usable = stored("monthly", *MONTHS) + stored("quarterly", "2024-04", "2025-01")
-
-    assert work("quarterly", usable).reading == (stored("monthly", *MONTHS), [])
-    assert work("quarterly", usable, overwrite=True).reading == ([], spans("2025-04-01 to 2025-06-30"))
 
 
 def test_days_are_named_by_their_cuts() -> None:

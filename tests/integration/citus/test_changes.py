@@ -21,12 +21,14 @@ from capacity_assets.errors import DatabaseError
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.engine import capacity_engine
+from capacity_assets.storage.schema import VERSION_TABLE, initialise
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, compute_everything, everything, opened, service
 from tests.clocks import fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, sizes
+from tests.former_revisions import ADDED_LATER
 from tests.profiles import HISTORIES
 
 
@@ -43,6 +45,36 @@ def test_samples_that_change_on_a_node_make_their_windows_stale(distributed: Eng
     assert ("monthly", "2025-01-01") not in stale
     compute_everything(distributed)
     assert service(distributed).ledger.stale() == []
+
+
+def test_what_the_nodes_had_recorded_of_0_3_0_is_followed_after_the_upgrade(
+    nodes: citus.CitusServer, distributed: Engine
+) -> None:
+    compute_everything(distributed)
+    service(distributed).ledger.gather()
+    execute(distributed, *ADDED_LATER["0013"], f"UPDATE {VERSION_TABLE} SET version_num = '0013'")
+    for table, day in (("capacity_sample_changes", "collected_date date NOT NULL, "), ("capacity_invalidations", "")):
+        for port in nodes.ports[1:]:
+            nodes.on_node(
+                port,
+                f"CREATE TABLE {table} (table_name varchar(63) NOT NULL, {day}transaction_id bigint NOT NULL "
+                "DEFAULT (pg_current_xact_id()::text)::bigint, changed_at timestamptz NOT NULL DEFAULT now())",
+                str(distributed.url.database),
+            )
+    execute(distributed, "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-03-09'")
+    execute(distributed, "UPDATE instance_size_aggregations SET min_size_mb = 7 WHERE period_start = '2025-05-01'")
+
+    initialise(distributed)
+
+    ledger = service(distributed).ledger
+    found = {(one.level, one.period_type, one.window.key) for one in ledger.stale()}
+    assert ("database", "daily", "2025-03-09") in found
+    assert {level for level, _, _ in found} == {"database"}
+    assert ("monthly", "instance") in {(period, level) for period, level, _ in ledger.outdated()}
+    compute_everything(distributed)
+    assert ledger.stale() == []
+    add_database_sizes(distributed, sizes(5, "late", "2025-05-02", [1]))
+    assert ("daily", "2025-05-02") in {(one.period_type, one.window.key) for one in ledger.stale()}
 
 
 def test_a_change_that_is_committed_after_the_look_is_found_by_the_next_one(distributed: Engine) -> None:

@@ -249,23 +249,23 @@ def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(
     database = str(distributed.url.database)
     # It goes with the cluster.
     execute(distributed, 'CREATE ROLE "odd-Role\'s $do$" LOGIN')
-    execute(distributed, 'GRANT SELECT, DELETE ON capacity_sample_changes TO "odd-Role\'s $do$"')
-    execute(distributed, 'GRANT UPDATE (changed_at) ON capacity_sample_changes TO "odd-Role\'s $do$"')
-    execute(distributed, "GRANT SELECT ON capacity_invalidations TO PUBLIC")
+    execute(distributed, 'GRANT SELECT, DELETE ON capacity_changes TO "odd-Role\'s $do$"')
+    execute(distributed, 'GRANT UPDATE (changed_at) ON capacity_changes TO "odd-Role\'s $do$"')
+    execute(distributed, "GRANT SELECT ON capacity_group_changes TO PUBLIC")
 
     for _ in range(2):
         assert distribute(distributed, shards=SHARDS) == []
 
     granted = (
         "SELECT grantee, table_name::text, privilege_type FROM information_schema.column_privileges "
-        "WHERE table_name IN ('capacity_sample_changes', 'capacity_invalidations') AND column_name = 'changed_at' "
+        "WHERE table_name IN ('capacity_changes', 'capacity_group_changes') AND column_name = 'changed_at' "
         "AND grantee <> 'postgres' ORDER BY 1, 2, 3"
     )
     for port in nodes.ports:
         assert nodes.on_node(port, granted, database) == [
-            ("PUBLIC", "capacity_invalidations", "SELECT"),
-            ("odd-Role's $do$", "capacity_sample_changes", "SELECT"),
-            ("odd-Role's $do$", "capacity_sample_changes", "UPDATE"),
+            ("PUBLIC", "capacity_group_changes", "SELECT"),
+            ("odd-Role's $do$", "capacity_changes", "SELECT"),
+            ("odd-Role's $do$", "capacity_changes", "UPDATE"),
         ]
-        deletes = "SELECT has_table_privilege('odd-Role''s $do$', 'capacity_sample_changes', 'DELETE')"
+        deletes = "SELECT has_table_privilege('odd-Role''s $do$', 'capacity_changes', 'DELETE')"
         assert nodes.on_node(port, deletes, database) == [(True,)]

@@ -38,7 +38,7 @@ def test_a_node_that_lacks_the_tables_of_changes_is_named_and_distributing_again
     nodes: citus.CitusServer, distributed: Engine
 ) -> None:
     port, database = nodes.ports[2], str(distributed.url.database)
-    nodes.on_node(port, "DROP TABLE capacity_sample_changes", database)
+    nodes.on_node(port, "DROP TABLE capacity_changes", database)
 
     with pytest.raises(DatabaseError, match=rf"Node 127.0.0.1:{port} does not say what was changed there") as failed:
         service(distributed).ledger.stale()
@@ -53,7 +53,7 @@ def test_a_node_that_does_not_answer_keeps_samples_and_nothing_else_from_being_m
     nodes: citus.CitusServer, distributed: Engine
 ) -> None:
     compute_everything(distributed)
-    nodes.on_node(nodes.ports[2], "DROP TABLE capacity_sample_changes", str(distributed.url.database))
+    nodes.on_node(nodes.ports[2], "DROP TABLE capacity_changes", str(distributed.url.database))
     rows = {table.name: count(distributed, table.name) for table in SAMPLES}
     maintenance = TableMaintenance(distributed, FIRST, parse_retention("raw=400"))
 

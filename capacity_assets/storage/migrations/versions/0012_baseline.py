@@ -19,9 +19,9 @@ revision = "0012"
 down_revision = None
 
 REGISTER = """
-INSERT INTO capacity_computed_windows (period_type, level, period_start, period_end, reads_from, snapshot)
-SELECT CAST(:name AS varchar), CAST(:level AS varchar), w.period_start, w.period_end, w.reads_from,
-    CAST(pg_current_snapshot() AS text)
+INSERT INTO capacity_computed_windows
+    (period_type, level, period_start, period_end, reads_from, wanted, changed, computed)
+SELECT CAST(:name AS varchar), CAST(:level AS varchar), w.period_start, w.period_end, w.reads_from, 1, 1, 0
 FROM unnest(CAST(:starts AS date[]), CAST(:ends AS date[]), CAST(:reads_from AS date[]))
     AS w (period_start, period_end, reads_from)
 WHERE EXISTS (SELECT FROM {table} a WHERE a.period_type = CAST(:name AS varchar) AND a.period_start = w.period_start)
@@ -50,7 +50,7 @@ def upgrade() -> None:
 def _register(connection: sa.Connection, level: str, table: sa.Table, period: Period) -> None:
     """Enter each window that has rows, each looked up by its key: listing those that occur would read every row.
 
-    What changed before the triggers existed is not known, so these windows count as computed up to now.
+    What changed before the triggers existed is not known, so these windows are computed when they are asked for.
     """
     ends = sa.select(sa.func.min(table.c.period_start), sa.func.max(table.c.period_start))
     first, last = connection.execute(ends.where(table.c.period_type == period.name)).one()
