@@ -21,6 +21,7 @@ from tests.citus_fleet import FIRST, LAST, SHARDS, compute_everything, service
 from tests.command import capacity
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, figures, sizes, totals
+from tests.long_windows import days_read
 
 
 def test_groups_add_up_to_the_same_as_on_a_single_server(distributed: Engine, plain: Engine) -> None:
@@ -101,16 +102,18 @@ def test_every_statement_of_a_slice_is_handed_to_the_nodes_whole(
     assert_that_nodes_do_all(distributed, plans)
 
 
-def counted_on_nodes(distributed: Engine, plain: Engine, period: str, level: str) -> str:
-    """Compute a window of both, equal and by nodes alone; return the statement that counts."""
+Spans = list[tuple[date, date]]
+
+
+def days_read_on_nodes(distributed: Engine, plain: Engine, period: str, level: str) -> Spans:
+    """Compute a window of both, equal and by nodes alone; return the days whose samples were read."""
     window, options = PERIODS[period].window_of(date(2025, 4, 1)), RunOptions((level,), recompute=True)
-    with explained(distributed) as plans:
+    with explained(distributed) as plans, days_read(distributed) as read:
         service(distributed).aggregate(period, [window], options)
     service(plain).aggregate(period, [window], options)
     assert_that_nodes_do_all(distributed, plans)
     assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
-    [counted] = [statement for statement in plans if statement.startswith("SELECT by_server")]
-    return counted
+    return read[level]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -123,43 +126,48 @@ def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
         add_database_sizes(engine, sizes(1, "orders", "2023-12-01", [5]))
         add_instance_sizes(engine, totals(1, "2023-12-01", [(5, 1)]))
         service(engine).aggregate("monthly", PERIODS["monthly"].windows_between(date(2023, 12, 1), date(2025, 12, 1)))
-    counted = counted_on_nodes(distributed, plain, period, level)
 
-    assert LEVELS[level].source.name not in counted, "no sample is read"
+    assert days_read_on_nodes(distributed, plain, period, level) == []
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
-    ("period", "stored"),
+    ("period", "stored", "days"),
     [
         # Its days beside stored months.
-        ("monthly", [("monthly", "2024-04-01"), ("monthly", "2025-03-01")]),
+        ("monthly", [("monthly", "2024-04-01"), ("monthly", "2025-03-01")], [(date(2025, 4, 1), date(2025, 4, 30))]),
         # Its months and the quarter before, beside days of the year before.
-        ("quarterly", [("monthly", f"2025-0{month}-01") for month in (4, 5, 6)] + [("quarterly", "2025-01-01")]),
+        (
+            "quarterly",
+            [("monthly", f"2025-0{month}-01") for month in (4, 5, 6)] + [("quarterly", "2025-01-01")],
+            [(date(2024, 4, 1), date(2024, 6, 30))],
+        ),
         # The quarter before beside days.
-        ("quarterly", [("quarterly", "2025-01-01")]),
+        (
+            "quarterly",
+            [("quarterly", "2025-01-01")],
+            [(date(2024, 4, 1), date(2024, 6, 30)), (date(2025, 4, 1), date(2025, 6, 30))],
+        ),
     ],
     ids=["days beside stored windows", "stored windows beside days", "one stored window beside days"],
 )
 def test_stored_windows_are_read_on_the_nodes_beside_days(
-    distributed: Engine, plain: Engine, period: str, stored: list[tuple[str, str]], level: str
+    distributed: Engine, plain: Engine, period: str, stored: list[tuple[str, str]], days: Spans, level: str
 ) -> None:
     for engine in (distributed, plain):
         add_database_sizes(engine, sizes(1, "orders", "2024-04-01", range(100, 190)))
         add_instance_sizes(engine, totals(1, "2024-04-01", [(size, 1) for size in range(100, 190)]))
         for name, day in stored:
             service(engine).aggregate(name, [PERIODS[name].window_of(date.fromisoformat(day))])
-    counted = counted_on_nodes(distributed, plain, period, level)
 
-    assert LEVELS[level].source.name in counted
-    assert "of_stored_windows" in counted
+    assert days_read_on_nodes(distributed, plain, period, level) == days
 
 
 @pytest.mark.parametrize("kind", SERIES)
 def test_the_series_of_forecasts_are_put_together_on_the_nodes(distributed: Engine, kind: str) -> None:
     with distributed.connect() as connection:
         servers = connection.execute(text("SELECT id FROM instances")).scalars().all()
-        parameters = {**HistoryScope(LAST).parameters(), "instance_ids": list(servers)}
+        parameters = {**HistoryScope(LAST).parameters(), "instance_ids": list(servers), "days": None}
         plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {SERIES[kind]}"), parameters).scalar_one()[0]["Plan"]
 
     assert plan["Custom Plan Provider"] == "Citus Adaptive", "the coordinator only receives"
