@@ -25,9 +25,8 @@ from sqlalchemy import Engine, text
 
 from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
-from benchmarks.pages import LABELS, PAGES, STORING_SECONDS, VOLUMES, page_path
+from benchmarks.pages import LABELS, PAGES, VOLUMES, compute_groups, page_path
 from benchmarks.steps import Ours, steps
-from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.foundation.levels import DATABASE
 from capacity_assets.grouping.bills import issue_bill
@@ -108,8 +107,7 @@ def _ask_pages(engines: Sequence[Engine], fleet: Fleet) -> None:
             connection.execute(text(LABELS))
             connection.execute(text(VOLUMES), {"day": fleet.last_day})
         issue(engine, fleet.last_day, fleet.last_day)
-        # As a run does.
-        store_group_sums(engine, STORING_SECONDS)
+        compute_groups(engine, fleet)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM (ANALYZE)"))
         with served_pages(engine.url, clock=clock) as served:

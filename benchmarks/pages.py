@@ -25,7 +25,6 @@ from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, prepare
 from benchmarks.reading import generate_aggregates
 from benchmarks.server import temporary_home
-from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
@@ -39,7 +38,6 @@ from capacity_assets.storage.reader_role import ensure_reader_role
 LIMIT_MS = 100
 PORT = 3999
 START_SECONDS = 60
-STORING_SECONDS = 600
 SECONDS_PER_PAGE = 5
 COMPUTED = 5
 UTC_ZONE = ZoneInfo("UTC")
@@ -125,10 +123,22 @@ def _generate_the_rest(engine: Engine, fleet: Fleet) -> None:
         connection.execute(text(LABELS))
         connection.execute(text("VACUUM (ANALYZE)"))
     started = time.perf_counter()
-    windows = store_group_sums(engine, STORING_SECONDS)
-    click.echo(f"Sums of groups of {windows} windows stored in {time.perf_counter() - started:.0f} s", err=True)
+    compute_groups(engine, fleet)
+    click.echo(f"Groups computed in {time.perf_counter() - started:.0f} s", err=True)
     with engine.begin() as connection:
         ensure_reader_role(connection)
+
+
+def _clock(fleet: Fleet) -> Clock:
+    return Clock(UTC_ZONE, now=lambda: datetime.combine(fleet.last_day, time_of_day(12), tzinfo=UTC))
+
+
+def compute_groups(engine: Engine, fleet: Fleet) -> None:
+    """Compute the groups of every window."""
+    service = AggregationService(engine, _clock(fleet))
+    for period in PERIODS.values():
+        windows = period.windows_between(fleet.first_day, fleet.last_day)
+        service.aggregate(period, windows, RunOptions(levels=("group",)))
 
 
 class _served:  # noqa: N801 -- reads as what it does
@@ -193,8 +203,7 @@ def _ask_together(readers: int) -> None:
 
 def _ask_while_computing(engine: Engine, fleet: Fleet, readers: int) -> None:
     """Compute a day again and again, alone and while each reader opens a page every few seconds."""
-    clock = Clock(UTC_ZONE, now=lambda: datetime.combine(fleet.last_day, time_of_day(12), tzinfo=UTC))
-    runner = AggregationTaskRunner(AggregationService(engine, clock))
+    runner = AggregationTaskRunner(AggregationService(engine, _clock(fleet)))
     day = PERIODS["daily"].windows_between(fleet.last_day, fleet.last_day)
 
     def compute() -> float:

@@ -19,7 +19,7 @@ from capacity_assets.aggregation.results import InstanceError, InstanceSummary, 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.errors import CapacityError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.foundation.levels import DATABASE, LEVELS
 from capacity_assets.foundation.status import AggregationStatus
 from capacity_assets.periods import Period, Window
 from capacity_assets.runtime import open_task_runner
@@ -38,7 +38,7 @@ def run_capacity_aggregation(
     """Aggregate the scheduled window of each period (current for daily, last for the rest).
 
     Returns `status`, `message`, `periods_executed`, `details` (one summary per period) and `metrics`
-    (`instances` and `records` counts). `scope` is database, instance or all.
+    (`instances` and `records` counts). `scope` is a level or all.
     """
     try:
         with open_task_runner(load_settings()) as runner:
@@ -127,8 +127,8 @@ def aggregate_current_period(
     With `progress_callbacks` each active server is computed by itself first, which takes longer: its callbacks get the
     server (`id`, `name`) and a payload of `status`, `message`, `processed_records`, `errors`, `instance_id`,
     `instance_name` and `period_type`. What a callback raises ends the work and is raised here; servers done before are
-    kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary` and
-    `instance_summary` (null where the scope leaves a level out).
+    kept. Returns `status`, `message`, `period_type`, `period_start`, `period_end`, `scope`, and `database_summary`,
+    `instance_summary` and `group_summary` (null where the scope leaves a level out).
     """
     summaries: TaskResult = {f"{level}_summary": None for level in LEVELS}
     asked: TaskResult = {"period_type": period_type, "period_start": None, "period_end": None, "scope": scope}
@@ -239,7 +239,7 @@ def _result(
 def _metrics(run: RunSummary) -> TaskResult:
     counts = run.metrics()
     outcome = {name: counts[f"{name}_instances"] for name in ("total", "processed", "failed", "skipped")}
-    records = {level.name: run.of_level(level.name).total("total_records") for level in (DATABASE, INSTANCE)}
+    records = {level.name: run.of_level(level.name).total("total_records") for level in LEVELS.values()}
     return {"instances": outcome, "records": {**records, "total": counts["total_records"]}}
 
 

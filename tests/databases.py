@@ -118,19 +118,10 @@ class Databases:
         """A copy of a database until the block ends."""
         name = name or f"test_{next(self._numbers)}"
         self._create(name, template)
-        if template.startswith("template_"):
-            self._number(name)
         try:
             yield self.server.url(name, CAPACITY_DRIVER)
         finally:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-    def _number(self, name: str) -> None:
-        """Make sums of groups stored in the template database count as stored in its copy."""
-        with psycopg.connect(self.server.url(name, "postgresql").render_as_string(hide_password=False)) as connection:
-            if connection.execute("SELECT to_regclass('capacity_group_windows') IS NOT NULL").fetchone() == (True,):
-                # Without the triggers of a test's own.
-                connection.execute("UPDATE capacity_group_windows SET database_oid = DEFAULT")
 
     @contextmanager
     def fresh(self) -> Iterator[URL]:

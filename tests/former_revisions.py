@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 
 # Each table whose key was another until 0013, the beginning of that key, and the unique key beside it.
 _KEYS = (
@@ -23,6 +23,28 @@ _KEYS = (
 
 # What came after each former revision, newest first. Taken away again, it leaves a database of that revision.
 ADDED_LATER = {
+    "0015": (
+        "DROP TABLE group_size_aggregations CASCADE",
+        "DELETE FROM capacity_computed_windows WHERE level = 'group'",
+        "DELETE FROM capacity_changes WHERE kind = 'groups'",
+        "CREATE TABLE capacity_group_sums (period_type varchar(20), period_start date, size_mb numeric(30))",
+        "CREATE TABLE capacity_group_windows (period_type varchar(20), period_start date, derived_servers integer[], "
+        "database_oid bigint)",
+        "CREATE TABLE capacity_group_changes (period_type varchar(20), period_start date)",
+        "CREATE VIEW capacity_stored_groups AS SELECT s.* FROM capacity_group_sums s",
+        "CREATE VIEW capacity_outdated_groups AS SELECT c.* FROM capacity_group_changes c",
+        *(
+            f"CREATE FUNCTION capacity_track_groups_{level.target.name}() RETURNS trigger LANGUAGE plpgsql "
+            "AS 'BEGIN RETURN NULL; END'"
+            for level in SERVER_LEVELS.values()
+        ),
+        # What they recorded of 0.3.0 is gone.
+        *(
+            f"CREATE OR REPLACE FUNCTION capacity_track_groups_{table}() RETURNS trigger LANGUAGE plpgsql "
+            "AS 'BEGIN RETURN NULL; END'"
+            for table in ("instances", "capacity_labels")
+        ),
+    ),
     "0014": (
         "DROP VIEW capacity_stale_windows",
         "DROP FUNCTION capacity_track_writes CASCADE",
@@ -68,7 +90,7 @@ ADDED_LATER = {
             f"CREATE TRIGGER capacity_track_invalidation AFTER {event} ON {level.source if raw else level.target} "
             "FOR EACH STATEMENT EXECUTE FUNCTION "
             f"capacity_track_invalidation('{level.source if raw else level.target}')"
-            for level in LEVELS.values()
+            for level in SERVER_LEVELS.values()
             for raw, event in ((True, "DELETE"), (False, "INSERT OR UPDATE OR DELETE"))
         ),
     ),
@@ -94,7 +116,7 @@ ADDED_LATER = {
     ),
     "0012": (
         "DROP TABLE capacity_locks",
-        "DROP VIEW capacity_server_sizes CASCADE",
+        "DROP VIEW IF EXISTS capacity_server_sizes CASCADE",
         *(
             f"ALTER TABLE {table} {', '.join(f'DROP COLUMN {column} CASCADE' for column in columns)}"
             for table, columns in (
@@ -106,6 +128,6 @@ ADDED_LATER = {
                 ("capacity_collection_targets", ["server_public_key"]),
             )
         ),
-        *(f"DROP INDEX ix_{level.target.name}_impossible" for level in LEVELS.values()),
+        *(f"DROP INDEX ix_{level.target.name}_impossible" for level in SERVER_LEVELS.values()),
     ),
 }

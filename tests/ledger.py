@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from itertools import groupby
 
@@ -9,6 +10,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.node_records import gather_records
 from tests.clocks import fixed_clock
@@ -17,8 +19,8 @@ from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, s
 FIRST, LAST = date(2025, 1, 1), date(2025, 7, 20)
 
 
-def compute_everything(service: AggregationService, *, recompute: bool = False) -> int:
-    options = RunOptions(recompute=recompute)
+def compute_everything(service: AggregationService, *, recompute: bool = False, levels: Iterable[str] = LEVELS) -> int:
+    options = RunOptions(tuple(levels), recompute=recompute)
     runs = [service.aggregate(period, period.windows_between(FIRST, LAST), options) for period in PERIODS.values()]
     return sum(run.total("written_records") for run in runs)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, event
 
+from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import PeriodSummary
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.periods import PERIODS
 from tests.ledger import FIRST, LAST
 
@@ -28,7 +30,7 @@ def counts(parts: tuple[PeriodSummary, ...]) -> list[tuple[object, ...]]:
 
 
 def months_read(engine: Engine, service: AggregationService) -> dict[str, list[int]]:
-    """Compute every month again; by level, the months that were really computed."""
+    """Compute every month of servers and databases again; by level, the months that were really computed."""
     found: dict[str, list[int]] = {}
 
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
@@ -39,6 +41,6 @@ def months_read(engine: Engine, service: AggregationService) -> dict[str, list[i
             found[level] = [start.month for start, wanted in asked if wanted]
 
     event.listen(engine, "before_cursor_execute", watch)
-    service.aggregate("monthly", MONTHS)
+    service.aggregate("monthly", MONTHS, RunOptions(tuple(SERVER_LEVELS)))
     event.remove(engine, "before_cursor_execute", watch)
     return found

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level, Measure
 from capacity_assets.storage.active_servers import active_condition
-from capacity_assets.storage.group_views_on_nodes import OF_WINDOWS_ON_NODES
-from capacity_assets.storage.window_expressions import SERVER_SIZES
+from capacity_assets.storage.group_days import FLEET
 from capacity_assets.units import LARGEST_MB
 
 
@@ -124,54 +123,22 @@ def levels_differ(_level: Level) -> str:
     return _first(body, "difference DESC, place")
 
 
-_DIFFERENCE = """
-    format('by %s in the window from %s: groups %s MiB, changed by %s; fleet %s MiB, changed by %s',
-           g.grouped_by, {}, g.size_mb, g.change_mb, f.size_mb, f.change_mb)"""
-
-
-_OF_FLEET = f"""(
-            SELECT a.period_start, sum(a.total_size_mb) AS size_mb, sum(a.total_size_change_mb) AS change_mb
-            FROM {SERVER_SIZES} a LEFT JOIN instances i ON i.id = a.instance_id
-            WHERE a.period_type = :period_type AND a.period_start = ANY (CAST(:every AS date[]))
-              AND i.counted_by IS NULL GROUP BY 1
-        ) AS f ON f.period_start = g.window_start
-        WHERE (g.size_mb, g.change_mb) IS DISTINCT FROM (f.size_mb, f.change_mb)"""  # noqa: S608 -- built from our own names
-
-
-def groups_differ(_level: Level) -> str:
-    """Groupings of a window whose groups do not add up to the fleet, in size or change.
-
-    The windows of the run are read from the view, other windows from the stored sums. A window whose groups are out of
-    date is checked by the run that stores them: adding up years of windows here would take minutes.
-    """
+def groups_differ(level: Level) -> str:
+    """Keys whose values do not add up to the fleet in a window, by exact sums, of all windows."""
     body = f"""
-        SELECT {_DIFFERENCE.format("g.window_start")} AS place
+        SELECT format('by %s in the window from %s: groups %s MiB in %s databases, fleet %s MiB in %s, added up over '
+                      'its days', label_key, period_start, size, databases, fleet_size, fleet_databases) AS place
         FROM (
-            SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
-            FROM capacity_stored_groups
-            WHERE period = :period_type AND window_start = ANY (CAST(:every AS date[]))
-              AND window_start <> ALL (CAST(:starts AS date[])) GROUP BY 1, 2
-            UNION ALL
-            SELECT w.period_start, v.* FROM {_WINDOWS}
-            CROSS JOIN LATERAL (
-                SELECT grouped_by, sum(size_mb), sum(change_mb) FROM capacity_groups
-                WHERE period = :period_type AND window_start = w.period_start GROUP BY grouped_by
-            ) AS v
+            SELECT period_start, label_key, sum(coalesce(sum_size_mb, avg_size_mb)) AS size,
+                   sum(coalesce(sum_database_count, database_count)) AS databases
+            FROM {level.target.name}
+            WHERE period_type = :period_type AND period_start = ANY (CAST(:every AS date[])) GROUP BY 1, 2
         ) AS g
-        LEFT JOIN {_OF_FLEET}"""  # noqa: S608 -- built from our own names
-    return _first(body, "place")
-
-
-def groups_differ_on_nodes(_level: Level) -> str:
-    """The same for distributed rows: the stored sums, and for the windows of the run also the sums as computed now."""
-    body = f"""
-        SELECT {_DIFFERENCE.format("g.window_start")} AS place
-        FROM (SELECT window_start, grouped_by, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
-              FROM (SELECT window_start, grouped_by, size_mb, change_mb, true AS is_stored FROM capacity_stored_groups
-                    WHERE period = :period_type AND window_start = ANY (CAST(:every AS date[]))
-                    UNION ALL
-                    SELECT period_start, grouped_by, size_mb, change_mb, false FROM ({OF_WINDOWS_ON_NODES}) AS added_up
-                   ) AS both_ways
-              GROUP BY window_start, grouped_by, is_stored) AS g
-        JOIN {_OF_FLEET}"""  # noqa: S608 -- as above
+        LEFT JOIN (
+            SELECT period_start, coalesce(sum_size_mb, avg_size_mb) AS fleet_size,
+                   coalesce(sum_database_count, database_count) AS fleet_databases
+            FROM {level.target.name}
+            WHERE period_type = :period_type AND period_start = ANY (CAST(:every AS date[])) AND label_key = '{FLEET}'
+        ) AS f USING (period_start)
+        WHERE (size, databases) IS DISTINCT FROM (fleet_size, fleet_databases)"""  # noqa: S608 -- built from our own names
     return _first(body, "place")

@@ -139,7 +139,7 @@ def _possible(measure: Measure, size_mb: Element) -> Element:
 
     Only the server of such a sample fails, as with any value that does not fit its column.
     """
-    if not measure.source.endswith("_mb"):
+    if not (measure.source.endswith("_mb")):
         return size_mb
     return _div(size_mb * _whole(BYTES_PER_MB), _whole(BYTES_PER_MB))
 

@@ -267,8 +267,9 @@ class Ledger:
     def _filled(self, statement: str, level: Level) -> str:
         """Fill in how rows of a level are looked for."""
         lookups = _DISTRIBUTED_LOOKUPS if is_distributed(self._engine) else _LOOKUPS
-        names = {"target": level.target.name, "raw": level.source.name}
-        return statement.format(**{name: look.format(**names) for name, look in lookups.items()}, **names)
+        stored = (lookups if level.has_servers else _LOOKUPS)["stored"].format(target=level.target.name)
+        sampled = " OR ".join(lookups["sampled"].format(raw=table.name) for table in level.raw_tables)
+        return statement.format(stored=stored, sampled=f"({sampled})")
 
     @contextmanager
     def _work(self, doing: str, kept: str, *, take_over: bool = False) -> Iterator[Connection]:

@@ -47,7 +47,7 @@ class LegacyCalls:
         return self.aggregate(period_type, windows, RunOptions(self.levels_of(scope), overwrite=overwrite))
 
     def aggregate_current_period(self, period_type: str = "daily", *, scope: str = SCOPE_ALL) -> RunSummary:
-        """Compute the window that holds today; `scope` is database, instance or all."""
+        """Compute the window that holds today; `scope` is a level or all."""
         return self.calculate_scheduled_aggregations(period_type, scope=scope, use_current_period=True)
 
     def calculate_scheduled_aggregations(

@@ -18,6 +18,7 @@ from capacity_assets.errors import database_errors
 from capacity_assets.foundation.levels import DATABASE, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.distribution import is_distributed
+from capacity_assets.storage.group_days import ENGINE, FLEET, TOTAL, WITHOUT
 from capacity_assets.storage.window_expressions import SERVER_SIZES, TIES
 
 LARGEST_SHOWN = 5
@@ -64,6 +65,9 @@ def window_sizes(
         database_errors(doing="reading the largest changes", kept="What was computed is kept."),
         engine.connect() as connection,
     ):
+        if not level.has_servers:
+            rows = connection.execute(text(_OF_GROUPS), parameters).all()
+            return {row.period_start: _sizes(row, row.unknown_changes, row.growers, row.shrinkers) for row in rows}
         if is_distributed(engine):
             return _window_by_window(connection, level, parameters)
         rows = connection.execute(_statement(level), parameters).all()
@@ -119,6 +123,29 @@ FROM top LEFT JOIN instances i ON i.id = top.server_id ORDER BY {order}, {TIES}
     )
 
 
+_MOST = """(
+    SELECT json_agg(json_build_object(
+        'server', m.label_key || '=' || m.label_value, 'database', NULL, 'before_mb', m.avg_size_mb - m.size_change_mb,
+        'size_mb', m.avg_size_mb, 'change_mb', m.size_change_mb) ORDER BY {order})
+    FROM (SELECT * FROM labelled m WHERE m.period_start = w.period_start AND m.size_change_mb {condition}
+          ORDER BY {order} LIMIT :largest) AS m)"""
+_BY_NAME = "m.avg_size_mb DESC, m.label_key, m.label_value"
+_OF_GROUPS = f"""
+WITH found AS MATERIALIZED (
+    SELECT * FROM group_size_aggregations
+    WHERE period_type = :period_type AND period_start = ANY (CAST(:starts AS date[]))
+), labelled AS (
+    SELECT * FROM found WHERE label_key <> ALL (ARRAY['{FLEET}', '{ENGINE}', '{TOTAL}']) AND label_value <> '{WITHOUT}'
+)
+SELECT w.period_start, coalesce(f.avg_size_mb, 0) AS total_size_mb, f.size_change_mb AS total_change_mb,
+       coalesce(f.avg_size_mb - f.size_change_mb, 0) AS known_before_mb,
+       (SELECT count(*) - count(m.size_change_mb) FROM labelled m WHERE m.period_start = w.period_start)
+           AS unknown_changes,
+       {_MOST.format(condition="> 0", order=f"m.size_change_mb DESC, {_BY_NAME}")} AS growers,
+       {_MOST.format(condition="< 0", order=f"m.size_change_mb, {_BY_NAME}")} AS shrinkers
+FROM unnest(CAST(:starts AS date[])) AS w (period_start)
+LEFT JOIN found f ON f.period_start = w.period_start AND f.label_key = '{FLEET}'
+"""  # noqa: S608 -- constants of our own
 # The size and growth of a replica are already counted with its primary.
 _COUNTED = "instance_id <> ALL (ARRAY(SELECT id FROM instances WHERE counted_by IS NOT NULL))"
 _TOTALS = f"""

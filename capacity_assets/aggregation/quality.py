@@ -17,7 +17,6 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.check_statements import (
     groups_differ,
-    groups_differ_on_nodes,
     impossible_values,
     jumps,
     levels_differ,
@@ -27,7 +26,7 @@ from capacity_assets.aggregation.check_statements import (
 from capacity_assets.aggregation.ledger import IncompleteWindow
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.errors import database_errors
-from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
+from capacity_assets.foundation.levels import GROUP, INSTANCE, SERVER_LEVELS, Level
 from capacity_assets.foundation.status import MAXIMUM_LISTED_ERRORS
 from capacity_assets.periods import PERIODS, Window, adjacent_spans
 from capacity_assets.storage.distribution import is_distributed
@@ -115,7 +114,7 @@ class Check:
     statement: Callable[[Level], str]
     on_nodes: Callable[[Level], str] | None = None
     """The statement where rows are distributed, if that is another one."""
-    levels: tuple[str, ...] = tuple(LEVELS)
+    levels: tuple[str, ...] = tuple(SERVER_LEVELS)
 
 
 SERVERS_STORED = "servers_stored"
@@ -230,11 +229,10 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="groups_add_up",
-        description="Engines, servers and the groups of each label add up to the fleet, to the MiB.",
+        description="Engines and the groups of each label add up to the fleet, to the MiB.",
         severity=Severity.ERROR,
-        advice="Figures by group are wrong in these windows. Report it with the statement of the view capacity_groups.",
+        advice="Rows of groups are missing or wrong in these windows: compute them again with --overwrite.",
         statement=groups_differ,
-        on_nodes=groups_differ_on_nodes,
-        levels=(INSTANCE.name,),
+        levels=(GROUP.name,),
     ),
 )

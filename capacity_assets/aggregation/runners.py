@@ -22,8 +22,9 @@ from sqlalchemy import Connection, Engine, Row, Select, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from capacity_assets.aggregation.group_days import GoneWindow, prepare_group_days
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
-from capacity_assets.aggregation.work import Work
+from capacity_assets.aggregation.work import InstanceRef, Work
 from capacity_assets.aggregation.writing import aggregation_statement, node_statements
 from capacity_assets.errors import (
     DatabaseFailure,
@@ -33,7 +34,7 @@ from capacity_assets.errors import (
     reason_of,
     sqlstate_of,
 )
-from capacity_assets.foundation.levels import Level
+from capacity_assets.foundation.levels import GROUP, Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
 from capacity_assets.storage.distribution import SETTINGS_OF_A_SLICE, is_distributed
@@ -95,7 +96,7 @@ class AggregationRunner:
         summaries: list[PeriodSummary] = [self._empty(whole.period, window) for window in whole.windows]
         done, logged_at = 0, started
         with database_errors(doing="asking where the tables lie", kept="Nothing of this level was written."):
-            self._distributed = is_distributed(self._engine)
+            self._distributed = self.level.has_servers and is_distributed(self._engine)
         slices = list(self._slices(whole))
         for work, written in zip(slices, self._aggregate_slices(slices), strict=True):
             summaries += written
@@ -110,6 +111,9 @@ class AggregationRunner:
         return tuple(replace(part, duration_seconds=share) for part in combine(summaries))
 
     def _slices(self, whole: Work) -> Iterator[Work]:
+        if not self.level.has_servers:
+            yield whole
+            return
         # A fleet smaller than a slice is divided all the same, so that there is something to do side by side.
         share = -(-len(whole.instances) // self._parallel_slices)
         size = max(1, min(self._instances_per_slice, INSTANCE_DAYS_PER_SLICE // whole.rows_read, share))
@@ -134,7 +138,7 @@ class AggregationRunner:
         except DBAPIError as error:
             if not is_data_error(error):
                 raise self._failure(error, work) from error
-            halves = work.halves()
+            halves = work.halves(by_server=self.level.has_servers)
             if halves is None:
                 return [self._failed(work, error)]
         except PoolTimeoutError as error:
@@ -153,14 +157,31 @@ class AggregationRunner:
 
     def _write(self, work: Work) -> list[PeriodSummary]:
         options = work.options
+        kept: list[GoneWindow] = []
         with self._engine.begin() as connection:
+            if self.level is GROUP:
+                gone = prepare_group_days(connection, work)
+                kept = [one for one in gone if one.window in work.windows]
+                left = [window for window in work.windows if window not in {one.window for one in kept}]
+                work = replace(work, windows=left, gone=frozenset(one.window.start for one in gone))
             if options.dry_run:
                 connection.execute(READ_ONLY)
-            found = self._on_nodes(connection, work) if self._distributed else self._at_once(connection, work)
+            found = self._found(connection, work)
             if options.guard:
                 with self._guarding:
                     options.guard()
-        return [self._counted(work, window, found.get(window.start)) for window in work.windows]
+        computed = [self._counted(work, window, found.get(window.start)) for window in work.windows]
+        return sorted([*computed, *(self._kept(work, one) for one in kept)], key=lambda part: part.period_start)
+
+    def _found(self, connection: Connection, work: Work) -> dict[date, Any]:
+        """Compute and write, and return what became of each window."""
+        if not work.windows:
+            return {}
+        return self._on_nodes(connection, work) if self._distributed else self._at_once(connection, work)
+
+    def _kept(self, work: Work, kept: GoneWindow) -> PeriodSummary:
+        empty = self._empty(work.period, kept.window)
+        return replace(empty, skipped_instances=len(work.instances), unsampled_records=kept.rows)
 
     def _counted(self, work: Work, window: Window, row: Row[Any] | None) -> PeriodSummary:
         """Make a summary of what became of a window; no row: nothing was found in it."""
@@ -170,7 +191,8 @@ class AggregationRunner:
         return replace(
             empty,
             processed_instances=row.instances,
-            skipped_instances=len(work.instances) - row.instances,
+            # Of a group, servers count that were not asked for.
+            skipped_instances=max(0, len(work.instances) - row.instances),
             written_records=row.written,
             unchanged_records=row.unchanged,
             protected_records=row.records - row.written - row.unchanged,
@@ -181,8 +203,12 @@ class AggregationRunner:
     def _at_once(self, connection: Connection, work: Work) -> dict[date, Row[Any]]:
         """Compute, decide, write and count in one statement."""
         statement = aggregation_statement(self.level, dry_run=work.options.dry_run)
+        parameters = work.parameters()
+        if not self.level.has_servers:
+            # Rows follow the labels, so none is kept because it once rested on more days than now.
+            parameters["overwrite"] = True
         connection.execute(SESSION_OF_A_SLICE)
-        return {row.period_start: row for row in connection.execute(statement, work.parameters())}
+        return {row.period_start: row for row in connection.execute(statement, parameters)}
 
     def _on_nodes(self, connection: Connection, work: Work) -> dict[date, Any]:
         """Do the same with several statements, each of which runs on the nodes: count, and write if there is any."""
@@ -227,7 +253,8 @@ class AggregationRunner:
         return PeriodSummary(period.name, self.level.name, window.start, window.end)
 
     def _failed(self, work: Work, error: DBAPIError) -> PeriodSummary:
-        [instance], [window] = work.instances, work.windows
+        [window] = work.windows
+        instance = work.instances[0] if self.level.has_servers else InstanceRef(0, "every group")
         reason = reason_of(error)
         if sqlstate_of(error) == OUT_OF_RANGE:
             reason += ": a size in this window, or in one it is compared with, is above 8 EiB, which is impossible"

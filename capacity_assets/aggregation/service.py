@@ -15,7 +15,6 @@ from datetime import date
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.coverage import coverage_of
-from capacity_assets.aggregation.group_sums import SECONDS_PER_RUN, store_group_sums
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.legacy_calls import LegacyCalls
 from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCOPE_ALL, RunOptions
@@ -74,6 +73,9 @@ class AggregationService(LegacyCalls):
         """
         chosen = self.period(period)
         runners = [self._runner(level) for level in options.levels]
+        if options.instance_ids is not None:
+            # A group is of all servers.
+            runners = [runner for runner in runners if runner.level.has_servers]
         try:
             wanted = in_order(chosen, windows)
         except ValueError as error:
@@ -94,8 +96,6 @@ class AggregationService(LegacyCalls):
                 computed = self._computed(runner, chosen, wanted, guarded)
                 days = coverage_of(self.engine, runner.level, wanted, self.clock.today())
                 parts += [replace(part, coverage=days[part.period_start]) for part in computed]
-        if not options.dry_run:
-            store_group_sums(self.engine, SECONDS_PER_RUN)
         return RunSummary(tuple(parts))
 
     @contextmanager
@@ -174,7 +174,7 @@ class AggregationService(LegacyCalls):
                 window.start,
                 window.end,
                 processed_instances=row.processed_instances,
-                skipped_instances=len(active) - row.processed_instances,
+                skipped_instances=max(0, len(active) - row.processed_instances),
                 unchanged_records=row.total_records - row.protected_records,
                 protected_records=row.protected_records,
                 unsampled_records=row.unsampled_records,
@@ -213,7 +213,7 @@ class AggregationService(LegacyCalls):
         return [known[name] for name in names]
 
     def levels_of(self, scope: str) -> tuple[str, ...]:
-        """Translate a scope (database, instance or all) into levels; raises ValidationError for another."""
+        """Translate a scope (a level or all) into levels; raises ValidationError for another."""
         if scope == SCOPE_ALL:
             return ALL_LEVELS
         return (self._runner(scope).level.name,)

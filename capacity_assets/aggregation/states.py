@@ -27,6 +27,7 @@ from sqlalchemy import (
     Numeric,
     String,
     Subquery,
+    and_,
     bindparam,
     case,
     cast,
@@ -57,7 +58,8 @@ class Parameters:
     Samples are read of the days from an odd one of `cuts` to before the next, all of which lie in the two spans of
     `read_...`; stored shorter windows are named by `part_types` and `part_starts`, pair by pair. With `overwrite`,
     history may be replaced. `windows_per_year` is what a growth is raised to for its yearly rate; null: there is none.
-    `computed_starts` are those of the wanted windows that were computed by this system before.
+    `computed_starts` are those of the wanted windows that were computed by this system before, `unread_starts` those of
+    the windows that are compared with by their stored rows alone.
     """
 
     # Not named as a column: SQLAlchemy would take it for a value of the update.
@@ -84,6 +86,7 @@ class Parameters:
     trend_percent = bindparam("trend_percent", type_=Numeric)
     windows_per_year = bindparam("windows_per_year", type_=Numeric)
     computed_starts = bindparam("computed_starts", type_=ARRAY(Date))
+    unread_starts = bindparam("unread_starts", type_=ARRAY(Date))
     overwrite = bindparam("overwrite", type_=Boolean)
 
 
@@ -182,6 +185,9 @@ def _united(level: Level) -> Subquery:
     # One row each, or twice the same.
     stored = {name: func.max(found.c[name]) for name in _stored_names(level)}
     is_stored = stored["samples"] > func.coalesce(columns["data_count"], 0)
+    if not level.has_servers:
+        # Days of a group come and go with the labels.
+        is_stored = and_(is_stored, found.c.period_start == func.any(Parameters.unread_starts))
     # What others compare with: the stored row where it holds more samples, whatever became of these. In one array,
     # because each look at another row costs as much as reading it.
     names = list(_compared_names(level))
@@ -214,7 +220,7 @@ def _samples(level: Level) -> FromClause:
             day.between(Parameters.read_year_first, Parameters.read_year_last),
         ),
         func.width_bucket(day, Parameters.cuts) % 2 == 1,
-        raw.c.instance_id == func.any(Parameters.instance_ids),
+        *level.of_servers(raw, Parameters.instance_ids),
         *level.live(),
     ]
     keys = [raw.c[key] for key in level.keys]
@@ -246,7 +252,7 @@ def _of_shorter_windows(level: Level) -> Any:
         window_of(Parameters.part_types, place) == target.c.period_type,
         target.c.period_type == func.any(Parameters.part_types),
         target.c.period_start == func.any(Parameters.part_starts),
-        target.c.instance_id == func.any(Parameters.instance_ids),
+        *level.of_servers(target, Parameters.instance_ids),
     )
 
 
@@ -271,7 +277,7 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
         target.c.period_type == Parameters.period_type,
         target.c.period_start.between(first, last),
         target.c.period_start == func.any(Parameters.compared_starts),
-        target.c.instance_id == func.any(Parameters.instance_ids),
+        *level.of_servers(target, Parameters.instance_ids),
     )
 
 

@@ -63,7 +63,8 @@ class AggregationTaskRunner:
                 self._record_legacy_run(chosen, wanted, options, started_at, error)
             raise
         if not options.dry_run:
-            levels = " and ".join(options.levels)
+            *first, last = options.levels
+            levels = f"{', '.join(first)} and {last}" if first else last
             severity = logging.ERROR if summary.status is AggregationStatus.FAILED else logging.INFO
             logger.log(severity, "%s %s aggregates, %s", chosen.name, levels, summary.message)
         self._record_legacy_run(chosen, wanted, options, started_at, summary)

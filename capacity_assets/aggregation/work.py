@@ -44,7 +44,8 @@ NO_PARTS = Parts()
 class Work:
     """The work of a computation or of one slice of it: windows in order, and instances.
 
-    `computed` are the first days of those windows that were computed before.
+    `computed` are the first days of those windows that were computed before, and `gone` those of windows whose stored
+    rows stand for them because their days are not all left.
     """
 
     period: Period
@@ -53,6 +54,7 @@ class Work:
     options: RunOptions = DEFAULT_OPTIONS
     parts: Parts = NO_PARTS
     computed: frozenset[date] = frozenset()
+    gone: frozenset[date] = frozenset()
 
     @cached_property
     def reading(self) -> tuple[list[Part], list[Window]]:
@@ -60,14 +62,20 @@ class Work:
         parts: list[Part] = []
         days: list[Window] = []
         shorter = _shorter(self.parts.periods, self.period)
-        asked_for = set(self.windows)
+        asked_for, unread = set(self.windows), self._unread
         for window in sorted(asked_for | _compared(self.period, self.windows)):
-            if window not in asked_for and (self.period.name, window) in self.parts.usable:
+            if window in unread:
                 continue
             stored, left = self._cover(window, shorter)
             parts += stored
             days += left
         return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
+
+    @property
+    def _unread(self) -> set[Window]:
+        """The windows that are compared with and read from their stored rows alone."""
+        compared = _compared(self.period, self.windows).difference(self.windows)
+        return {one for one in compared if (self.period.name, one) in self.parts.usable or one.start in self.gone}
 
     def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
         """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
@@ -122,12 +130,13 @@ class Work:
             "trend_percent": period.trend_percent,
             "windows_per_year": period.windows_per_year,
             "computed_starts": sorted(self.computed),
+            "unread_starts": sorted(window.start for window in self._unread),
             "overwrite": self.options.overwrite,
         }
 
-    def halves(self) -> tuple[Work, Work] | None:
+    def halves(self, *, by_server: bool = True) -> tuple[Work, Work] | None:
         """Split by instance as long as there are several, then by window; None for a single computation."""
-        for name in ("instances", "windows"):
+        for name in ("instances", "windows") if by_server else ("windows",):
             several = getattr(self, name)
             if len(several) > 1:
                 middle = len(several) // 2

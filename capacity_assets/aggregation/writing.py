@@ -79,10 +79,10 @@ def aggregation_statement(level: Level, *, dry_run: bool = False) -> Rows:
     rows = _classified(level, fenced=True).cte("classified")
     is_removed = _is_removed(rows, rows)
     if dry_run:
-        counts = _counts(rows, _fits(level, rows)).subquery("counts")
+        counts = _counts(level, rows, _fits(level, rows)).subquery("counts")
         changed: dict[str, HasCTE] = {"removed": select(rows.c.period_start).where(is_removed)}
     else:
-        counts = _counts(rows).subquery("counts")
+        counts = _counts(level, rows).subquery("counts")
         changed = {
             "updated": _update(level, rows).returning(target.c.period_start),
             "removed": delete(target)
@@ -143,7 +143,7 @@ def node_statements(level: Level) -> NodeStatements:
     is_removed = _is_removed(rows, classified("sampled"))
     written = _stored(level).where(target.c.calculated_at == written_at).with_only_columns(target.c.period_start)
     return NodeStatements(
-        counts=_counts(rows, _fits(level, rows)),
+        counts=_counts(level, rows, _fits(level, rows)),
         row_numbers=select(func.pg_get_serial_sequence(target.name, "id")),
         insert=_insert(level, rows, {"id": number, "calculated_at": written_at, "created_at": written_at}),
         update=_update(level, rows, written_at),
@@ -171,7 +171,7 @@ def fingerprint(level: Level, period: Period, instance_ids: Sequence[int]) -> st
 @cache
 def sums_fingerprint(level: Level) -> str:
     """Return a fingerprint of what stored sums are made of: 32 digits. A new meaning of theirs takes a new number."""
-    return _digest(f"1 {level.source.name} {level.values} {level.void_flag} {sorted(level.sums)}")
+    return _digest(f"1 {level.source.name} {level.values} {level.void_flag} {sorted(level.sums)}{level.rule}")
 
 
 def _digest(text: str) -> str:
@@ -236,16 +236,18 @@ def _beside_stored(level: Level, *, fenced: bool) -> Subquery:
 def _stored(level: Level) -> Rows:
     """Select the stored rows of the wanted windows."""
     target = level.target
-    return select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures))).where(_is_wanted(target))
+    return select(*(target.c[name] for name in (*level.keys, "period_start", *level.figures))).where(
+        _is_wanted(level, target)
+    )
 
 
-def _is_wanted(target: FromClause) -> ColumnElement[bool]:
+def _is_wanted(level: Level, target: FromClause) -> ColumnElement[bool]:
     """Whether a stored row is of the slice, by what PostgreSQL knows before any figure is computed."""
     return and_(
         target.c.period_type == Parameters.period_type,
         target.c.period_start.between(Parameters.wanted_first, Parameters.wanted_last),
         target.c.period_start == func.any(Parameters.wanted_starts),
-        target.c.instance_id == func.any(Parameters.instance_ids),
+        *level.of_servers(target, Parameters.instance_ids),
     )
 
 
@@ -265,7 +267,7 @@ def _same_row(level: Level, one: FromClause, other: FromClause) -> ColumnElement
 
 def _is_row_of(level: Level, target: FromClause, rows: FromClause) -> ColumnElement[bool]:
     """Whether a row of the table is the one that a classified row is about."""
-    return and_(_same_row(level, target, rows), _is_wanted(target))
+    return and_(_same_row(level, target, rows), _is_wanted(level, target))
 
 
 def _insert(level: Level, rows: FromClause, own: Mapping[str, Element] | None = None) -> Insert:
@@ -303,15 +305,18 @@ def _fits(level: Level, rows: FromClause) -> ColumnElement[bool]:
 
 
 def _is_removed(rows: FromClause, others: FromClause) -> ColumnElement[bool]:
-    """Whether a row goes: no sample supports it, but its server has others in the window, and history is replaced."""
+    """Whether a row goes: nothing supports it, but others of its server, if any, in the window; history is replaced."""
     other = others.alias("sampled")
     names = [name for name in ("instance_id", "period_start") if name in rows.c]
     is_sampled = exists().where(other.c.action != UNSAMPLED, *(other.c[name] == rows.c[name] for name in names))
     return and_(Parameters.overwrite, rows.c.action == UNSAMPLED, is_sampled)
 
 
-def _counts(rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
-    """Count what there is to do: per server, as nodes do it, and then per window; `fits` tries what is written."""
+def _counts(level: Level, rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
+    """Count what there is to do: per server, as nodes do it, and then per window; `fits` tries what is written.
+
+    Where rows are of many servers, there are as many as the largest had on a day: the fleet.
+    """
     actions = {
         "records": rows.c.action != UNSAMPLED,
         "inserted": rows.c.action == INSERT,
@@ -321,10 +326,13 @@ def _counts(rows: FromClause, fits: ColumnElement[bool] | None = None) -> Rows:
     if fits is not None:
         actions["to_write"] = fits
     counted = [func.count().filter(which).label(name) for name, which in actions.items()]
-    keys = [rows.c.instance_id, rows.c.period_start]
+    keys = [rows.c[name] for name in ("instance_id", "period_start") if name in rows.c]
+    if not level.has_servers:
+        counted.append(func.coalesce(func.max(rows.c.max_server_count), 0).label("servers"))
     by_server = select(*keys, *counted).group_by(*keys).subquery("by_server")
+    sampled = func.count().filter(by_server.c.records > 0)
     return select(
         by_server.c.period_start,
-        func.count().filter(by_server.c.records > 0).label("instances"),
+        (sampled if level.has_servers else func.max(by_server.c.servers)).label("instances"),
         *(cast(func.sum(by_server.c[name]), BigInteger).label(name) for name in actions),
     ).group_by(by_server.c.period_start)

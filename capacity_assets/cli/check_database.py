@@ -14,7 +14,7 @@ from capacity_assets.collection.registry import Registered, registered
 from capacity_assets.collection.standing import standing
 from capacity_assets.errors import DATABASE_FAILURES, CapacityError, DatabaseError, reason_of
 from capacity_assets.foundation.clock_guard import judged_day
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.runtime import open_engine, retention_service
 from capacity_assets.runway.history import HistoryScope, reading
 from capacity_assets.settings import ConfigurationError, Settings
@@ -32,7 +32,7 @@ from capacity_assets.units import counted, first_of
 
 OLDEST_SERVER = 14
 NAMED = 5
-AGGREGATES = tuple(level.target.name for level in LEVELS.values())
+AGGREGATES = tuple(level.target.name for level in SERVER_LEVELS.values())
 # The last thirteen months, so that a long history is not read as a whole.
 _CONTRADICTING = """
 SELECT count(*) AS rows, min(period_start) AS first_day FROM {table}
@@ -118,7 +118,7 @@ def _zone(engine: Engine, settings: Settings) -> Iterator[Finding]:
 def _days_ahead(engine: Engine, settings: Settings) -> Iterator[Finding]:
     """Name samples of days that have not come: the clock of whoever measured them was wrong."""
     today = Clock(settings.zone).today()
-    for level in LEVELS.values():
+    for level in SERVER_LEVELS.values():
         day = level.source.c.collected_date
         with engine.connect() as connection:
             first = connection.execute(select(func.min(day)).where(day > today)).scalar()

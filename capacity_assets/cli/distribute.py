@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 import click
 
-from capacity_assets.aggregation.group_sums import SECONDS_PER_RUN, store_group_sums
 from capacity_assets.cli.options import dry_run_option, json_command
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.errors import ValidationError, database_errors
@@ -46,8 +45,6 @@ def distribute(settings: Settings, /, *, dry_run: bool, shards: int, as_json: bo
             report = (lambda _table: None) if as_json else (lambda table: say(f"  {table}: distributed"))
             done = [] if dry_run else distributing.distribute(engine, shards=shards, on_table=report)
             found = distributing.placements(engine)
-        if not dry_run:
-            store_group_sums(engine, SECONDS_PER_RUN)
     left = [one.table for one in found if not one.is_distributed]
     if as_json:
         print_json({"dry_run": dry_run, "done": done, "left": left, "tables": [asdict(one) for one in found]})

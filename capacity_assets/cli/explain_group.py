@@ -4,75 +4,66 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from capacity_assets.cli.dated import since
 from capacity_assets.cli.output import print_json, print_table, say
 from capacity_assets.errors import database_errors
 from capacity_assets.foundation.pairs import key_and_value
 from capacity_assets.grouping.explained_groups import ExplainedGroup, GroupPart, explain_group
-from capacity_assets.grouping.group_reading import reading_groups
+from capacity_assets.grouping.groups import being_computed, groups_changed_at
 from capacity_assets.grouping.labels import checked
 from capacity_assets.periods import Period, Window
 from capacity_assets.settings import Settings
-from capacity_assets.units import counted, human_change_mb, human_mb
+from capacity_assets.units import counted, human_mb
 
 PARTS_LISTED = 20
-COLUMNS = (("Server", "left"), ("Database", "left"), ("Mean size", "right"), ("Change", "right"), ("Label", "left"))
+COLUMNS = (
+    ("Server", "left"), ("Database", "left"), ("Days", "right"), ("Size per measured day", "right"), ("Label", "left"),
+)  # fmt: skip
 
 
 def explain_label(  # noqa: PLR0913 -- the window of a label, and how it is printed
     engine: Engine, settings: Settings, label: str, period: Period, window: Window, *, every_part: bool, as_json: bool
 ) -> None:
-    """Print a group's parts, their sum, and whether the view has the same.
+    """Print a group's parts, their sum, and whether its row has the same.
 
     Raises ValidationError, NotFoundError, DatabaseError.
     """
     key, value = key_and_value(label)
     key, _ = checked(key, value, settings.label_keys)
-    reading = database_errors(doing="reading a group", kept="Nothing was changed.")
-    # One state of the tables: a sum that is written meanwhile would look wrong.
-    with reading, reading_groups(engine) as reader:
-        found = explain_group(reader, period, window, key, value)
+    with database_errors(doing="reading a group", kept="Nothing was changed."), engine.connect() as connection:
+        # One state of the tables: a row that is written meanwhile would look wrong.
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        found = explain_group(connection, period, window, key, value)
+        changed_at = groups_changed_at(connection, period, [window])
     if as_json:
-        print_json(
-            {
-                **asdict(found),
-                "period_type": period.name,
-                "period_start": window.start,
-                "period_end": window.end,
-                "size_mb": found.size_mb,
-                "change_mb": found.change_mb,
-                "agrees": found.agrees,
-            }
-        )
+        more = {"sum_mb": found.sum_mb, "size_mb": found.size_mb, "agrees": found.agrees}
+        window_of = {"period_type": period.name, "period_start": window.start, "period_end": window.end}
+        print_json({**asdict(found), **window_of, **more})
         return
     shown = found.parts if every_part else found.parts[:PARTS_LISTED]
-    title = f"{key}={value}, {period.name_of(window)} against the window before"
-    print_table(title, COLUMNS, [_cells(part) for part in shown])
+    title = f"{key}={value}, {period.name_of(window)}, by the labels of each day"
+    print_table(title, COLUMNS, [_cells(part, found.days) for part in shown])
     hidden = len(found.parts) - len(shown)
     if hidden:
         say(f"and {counted(hidden, 'smaller part')}, which --all lists.")
     say(_verdict(found))
+    if changed_at:
+        say(being_computed(changed_at))
 
 
-def _cells(part: GroupPart) -> list[object]:
-    name = part.database or "all"
-    if part.without_databases:
-        name = f"all but {part.without_databases} with another value"
+def _cells(part: GroupPart, days: int) -> list[object]:
     of = "the server" if part.label_of is None else part.label_of
-    return [part.server, name, human_mb(part.size_mb), _change(part.change_mb), f"of {of}, {since(part.valid_from)}"]
-
-
-def _change(change_mb: int | None) -> str:
-    return "unknown" if change_mb is None else human_change_mb(change_mb)
+    named = part.database or "all that has no other value"
+    return [part.server, named, part.days, human_mb(part.sum_mb // days), f"of {of}, {since(part.valid_from)}"]
 
 
 def _verdict(found: ExplainedGroup) -> str:
-    computed = f"In all {found.size_mb:,} MiB, changed by {_change(found.change_mb)}"
+    added_up = f"In all {found.sum_mb:,} MiB added up over {counted(found.days, 'measured day')}"
     if found.agrees:
-        return f"{computed}. The sum in capacity_groups is the same."
-    there = "none"
-    if found.view_size_mb is not None:
-        there = f"{found.view_size_mb:,} MiB, changed by {_change(found.view_change_mb)}"
-    return f"{computed}. The sum in capacity_groups is another one: {there}. Report it with this output."
+        return f"{added_up}, {human_mb(found.size_mb)} per day. The stored row has the same."
+    if not found.is_whole:
+        return f"{added_up}. The row rests on {found.row_days} days; samples of the others are gone."
+    there = "is none" if found.row_sum_mb is None else f"has {found.row_sum_mb:,} MiB"
+    return f"{added_up}. The stored row {there}: `capacity aggregate` for this window computes it again."

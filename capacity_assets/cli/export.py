@@ -22,7 +22,7 @@ from capacity_assets.cli.options import DAY, completing, filter_options, json_co
 from capacity_assets.cli.output import STANDARD_OUTPUT, print_json, say, writing
 from capacity_assets.errors import ValidationError, database_error
 from capacity_assets.files import atomic_write
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.foundation.spreadsheets import FORMULA
 from capacity_assets.periods import PERIODS
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
@@ -70,7 +70,11 @@ class Export:
 @click.command()
 @click.option("--period", help=f"One of {', '.join(PERIODS)}.", shell_complete=completing(PERIODS))
 @click.option(
-    "--level", default="database", show_default=True, help=f"{' or '.join(LEVELS)}.", shell_complete=completing(LEVELS)
+    "--level",
+    default="database",
+    show_default=True,
+    help=f"{' or '.join(SERVER_LEVELS)}.",
+    shell_complete=completing(SERVER_LEVELS),
 )
 @click.option("--from", "first_day", type=DAY, help="First day; its whole window is written.")
 @click.option("--to", "last_day", type=DAY, help="Last day; windows that begin later are left out.")
@@ -96,8 +100,10 @@ def export(settings: Settings, /, **asked: Any) -> None:
     wanted = Export(**asked)
     if wanted.runway == (wanted.period is not None):
         raise ValidationError("Say what to write: either --period or --runway. Nothing was written.")
-    if wanted.level not in LEVELS:
-        raise ValidationError(f"Unknown level {wanted.level!r}; known: {', '.join(LEVELS)}. Nothing was written.")
+    if wanted.level not in SERVER_LEVELS:
+        raise ValidationError(
+            f"Unknown level {wanted.level!r}; known: {', '.join(SERVER_LEVELS)}. Nothing was written."
+        )
     to_file = wanted.output != STANDARD_OUTPUT
     if not to_file and (wanted.form == "parquet" or wanted.as_json):
         raise ValidationError("Parquet and --json need a file: name one with --output. Nothing was written.")

@@ -7,12 +7,20 @@ from datetime import date
 
 import click
 
+from capacity_assets.aggregation.following_labels import follow_labels
 from capacity_assets.cli.options import json_command, window_options
 from capacity_assets.cli.output import left, print_json, print_table, right, say
 from capacity_assets.errors import ValidationError, database_errors
 from capacity_assets.grouping.bill_words import group_named
-from capacity_assets.grouping.group_reading import reading_groups
-from capacity_assets.grouping.groups import Group, default_grouping, fills_first, refuse_unknown_grouping
+from capacity_assets.grouping.groups import (
+    Group,
+    being_computed,
+    default_grouping,
+    fills_first,
+    groups_changed_at,
+    groups_of,
+    refuse_unknown_grouping,
+)
 from capacity_assets.runtime import open_task_runner, refuse_an_absent_embedded_server
 from capacity_assets.settings import Settings
 from capacity_assets.units import human_change_mb, human_mb
@@ -23,8 +31,11 @@ COLUMNS = (*right("Servers", "Databases", "Mean size", "Change", "Change in %"),
 @click.command()
 @window_options
 @click.option("--by", help="engine, server, or the key of a label. Default: the first key.")
+@click.option("--now", is_flag=True, help="Compute the groups that are behind their labels first.")
 @json_command
-def groups(settings: Settings, /, *, period: str, day: date | None, by: str | None, as_json: bool) -> None:
+def groups(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, /, *, period: str, day: date | None, by: str | None, now: bool, as_json: bool
+) -> None:
     """Show what each team, or any other group, has.
 
     Groups add up to the fleet. What has no label is a group of its own, and replicas count once.
@@ -39,12 +50,15 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     refuse_an_absent_embedded_server(settings)
     with open_task_runner(settings) as runner:
         chosen = runner.service.period(period)
+        if now:
+            follow_labels(runner, None)
         window = runner.service.partitions.window_holding(chosen, day)
         reading = database_errors(doing="reading groups", kept="Nothing was changed.")
-        with reading, reading_groups(runner.service.engine) as reader:
-            found = reader.groups_of(chosen, window, by, fills_first(reader.connection, by))
+        with reading, runner.service.engine.connect() as connection:
+            found = groups_of(connection, chosen, window, by, fills_first(connection, by))
+            changed_at = None if by == "server" else groups_changed_at(connection, chosen, [window])
     if not found:
-        raise ValidationError(f"No row of a server is stored in {chosen.name_of(window)}.")
+        raise ValidationError(f"No groups are stored in {chosen.name_of(window)}. `capacity aggregate` computes them.")
     if as_json:
         print_json([asdict(group) for group in found])
         return
@@ -53,6 +67,8 @@ def groups(settings: Settings, /, *, period: str, day: date | None, by: str | No
     changes = [group.change_mb for group in found if group.change_mb is not None]
     change = f", {human_change_mb(sum(changes))} where it is known" if changes else ""
     say(f"In all {human_mb(sum(group.size_mb for group in found))}{change}.")
+    if changed_at:
+        say(being_computed(changed_at))
     if [group.name for group in found] == [None]:
         say("Nothing has such a label yet. `capacity labels set` declares one.")
 

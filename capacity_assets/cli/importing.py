@@ -20,7 +20,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.engines.installed import engine_named
 from capacity_assets.demo.sample_fleet import refuse_the_sample_fleet
 from capacity_assets.errors import ValidationError
-from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
+from capacity_assets.foundation.levels import INSTANCE, SERVER_LEVELS, Level
 from capacity_assets.foundation.lock_errors import SAMPLES, HeldLock
 from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.legacy import (
@@ -154,9 +154,9 @@ class _Import:
 
     def file(self, path: Path) -> list[LoadReport]:
         """Import a file."""
-        if self.asked.level not in LEVELS:
-            raise ValidationError(f"{self.asked.level!r} is not a level; there are {' and '.join(LEVELS)}.")
-        level = LEVELS[self.asked.level]
+        if self.asked.level not in SERVER_LEVELS:
+            raise ValidationError(f"{self.asked.level!r} is not a level; there are {' and '.join(SERVER_LEVELS)}.")
+        level = SERVER_LEVELS[self.asked.level]
         source = file_source(path, layout_of(level), _mapping(self.asked.mapping), self.asked.server)
         report = self._loaded(source, level, self.asked.unit)
         if self.as_json:
@@ -180,7 +180,7 @@ class _Import:
                 would = "would be " if self.asked.dry_run else ""
                 known = f"{servers.known:,} known here by name already"
                 say(f"{counted(len(servers.rows), 'server')} {would}registered, {known}.")
-            for level in LEVELS.values():
+            for level in SERVER_LEVELS.values():
                 if level.source.name in there:
                     has_totals = INSTANCE.source.name in there
                     reports.append(

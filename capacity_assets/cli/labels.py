@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
 import click
 
+from capacity_assets.aggregation.following_labels import SECONDS_PER_COMMAND, follow_labels
 from capacity_assets.cli.dated import as_json as dated_json
 from capacity_assets.cli.dated import first_day_of, since
 from capacity_assets.cli.options import DAY, LazyGroup, command, dry_run_option, file_options, json_command, options
@@ -30,12 +32,14 @@ from capacity_assets.grouping.labels import (
     stored_labels,
     written_otherwise,
 )
+from capacity_assets.runtime import open_task_runner
 from capacity_assets.runway.subjects import named
 from capacity_assets.settings import Settings
 from capacity_assets.storage.group_tables import ALWAYS
 from capacity_assets.units import counted, first_of, printable
 
 CHANGES_NAMED = 10
+SECONDS_BETWEEN_LINES = 5
 COMMANDS = {
     "set": "labels:set_",
     "import": "labels:import_",
@@ -58,6 +62,9 @@ subject_options = options(
     click.option("--from", "first_day", type=DAY, help="First day on which it holds. Default: see above."),
     click.option("--always", is_flag=True, help="It holds for all of history, whatever was declared before."),
 )
+now_option = click.option(
+    "--now", is_flag=True, help="Compute every group at once, however long it takes. Default: for a few seconds."
+)
 removal_options = options(
     database_option,
     click.option("--from", "first_day", type=DAY, help="First day without them. Default: today."),
@@ -69,6 +76,7 @@ removal_options = options(
 @click.argument("server")
 @click.argument("pairs", nargs=-1, required=True, metavar="KEY=VALUE...")
 @subject_options
+@now_option
 @dry_run_option
 @command
 def set_(  # noqa: PLR0913 -- one argument per documented option
@@ -80,6 +88,7 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
     database: str | None,
     first_day: date | None,
     always: bool,
+    now: bool,
     dry_run: bool,
 ) -> None:
     """Declare labels of SERVER, or of databases on it.
@@ -111,6 +120,38 @@ def set_(  # noqa: PLR0913 -- one argument per documented option
             f"{database} matches {counted(matched, 'database')} of the newest sample, and applies to those that appear "
             "later."
         )
+    _follow(settings, changes, now=now, dry_run=dry_run)
+
+
+def _follow(
+    settings: Settings, changes: Sequence[LabelChange], *, now: bool, dry_run: bool, quiet: bool = False
+) -> None:
+    """Compute the groups that the changes touch, all of them or for a few seconds, and say what is left."""
+    if not changes or dry_run:
+        return
+    with open_task_runner(settings) as runner:
+        done = follow_labels(runner, None if now else SECONDS_PER_COMMAND, None if quiet else _say_progress())
+    if quiet:
+        return
+    if done.computed:
+        say(f"{counted(done.computed, 'window')} of groups computed.")
+    if done.left:
+        say(
+            f"Groups of {counted(done.left, 'window')} are left to the next evaluation of the sensor. "
+            "`capacity groups --now` computes them at once."
+        )
+
+
+def _say_progress() -> Callable[[int, int], None]:
+    """Return what says every few seconds how far it is."""
+    said = [time.monotonic()]
+
+    def progress(computed: int, every: int) -> None:
+        if time.monotonic() - said[0] >= SECONDS_BETWEEN_LINES and computed < every:
+            said[0] = time.monotonic()
+            say(f"{computed:,} of {counted(every, 'window')} of groups computed")
+
+    return progress
 
 
 def _say_changes(changes: Sequence[LabelChange], *, dry_run: bool) -> None:
@@ -140,17 +181,18 @@ def _later(change: LabelChange) -> tuple[str, str]:
 
 @click.command("import")
 @file_options
+@now_option
 @json_command
-def import_(settings: Settings, /, *, file: Path, dry_run: bool, as_json: bool) -> None:
+def import_(settings: Settings, /, *, file: Path, now: bool, dry_run: bool, as_json: bool) -> None:
     """Declare the labels that a CSV file lists.
 
     Columns are server, database (empty: the whole server), from (empty: as for `set`) and one per key, such as team.
     What is empty is left as it is. Either all are stored or none.
     """
-    return _declare(settings, labels_of_file(file, settings.label_keys), dry_run=dry_run, as_json=as_json)
+    return _declare(settings, labels_of_file(file, settings.label_keys), now=now, dry_run=dry_run, as_json=as_json)
 
 
-def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_json: bool) -> None:
+def _declare(settings: Settings, found: Sequence[Label], *, now: bool, dry_run: bool, as_json: bool) -> None:
     with opened_registry(settings, settings.zone) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
     if as_json:
@@ -160,14 +202,18 @@ def _declare(settings: Settings, found: Sequence[Label], *, dry_run: bool, as_js
     else:
         say(f"{counted(len(found), 'label')} read, {len(changes):,} of them changed.")
         _say_changes(changes, dry_run=dry_run)
+    _follow(settings, changes, now=now, dry_run=dry_run, quiet=as_json)
 
 
 @click.command()
 @click.argument("column")
 @click.option("--key", help="Key of the labels. Default: the name of the column.")
+@now_option
 @dry_run_option
 @json_command
-def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool, as_json: bool) -> None:
+def adopt(  # noqa: PLR0913 -- one argument per documented option
+    settings: Settings, /, *, column: str, key: str | None, now: bool, dry_run: bool, as_json: bool
+) -> None:
     """Adopt COLUMN of the table instances as a label.
 
     For registries that another application fills. Run it again after changes there.
@@ -176,7 +222,7 @@ def adopt(settings: Settings, /, *, column: str, key: str | None, dry_run: bool,
     checked(wanted, None, settings.label_keys)  # refuses a key that is none
     with opened_registry(settings) as engine:
         found = labels_of_column(engine, column, wanted)
-    return _declare(settings, found, dry_run=dry_run, as_json=as_json)
+    return _declare(settings, found, now=now, dry_run=dry_run, as_json=as_json)
 
 
 @click.command("list")
@@ -214,6 +260,7 @@ def _cells(one: StoredLabel) -> list[object]:
 @click.argument("server")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 @removal_options
+@now_option
 @dry_run_option
 @command
 def remove(  # noqa: PLR0913 -- one argument per documented option
@@ -225,6 +272,7 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
     database: str | None,
     first_day: date | None,
     always: bool,
+    now: bool,
     dry_run: bool,
 ) -> None:
     """Remove labels of SERVER, or of databases on it.
@@ -237,3 +285,4 @@ def remove(  # noqa: PLR0913 -- one argument per documented option
     with opened_registry(settings, settings.zone) as engine:
         changes = declare_labels(engine, found, Clock(settings.zone).today(), dry_run=dry_run)
     _say_changes(changes, dry_run=dry_run)
+    _follow(settings, changes, now=now, dry_run=dry_run)

@@ -24,7 +24,7 @@ from capacity_assets.clock import Clock
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.standing import Standing, standing
 from capacity_assets.errors import DATABASE_FAILURES, DatabaseError, ValidationError
-from capacity_assets.foundation.levels import LEVELS, Level
+from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS, Level
 from capacity_assets.orchestration.instance import dagster_storage
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.runtime import open_engine, refuse_an_absent_embedded_server, task_runner
@@ -54,7 +54,7 @@ def status(settings: Settings, /, *, as_json: bool) -> None:
         if revision is None:
             raise DatabaseError(f"There is no capacity schema at {safe_url(engine.url)}. Run `capacity init` first.")
         today = Clock(settings.zone).today()
-        samples = [_samples(engine, level, today) for level in LEVELS.values()]
+        samples = [_samples(engine, level, today) for level in SERVER_LEVELS.values()]
         windows = [_latest(engine, name, level, today) for name in PERIODS for level in LEVELS.values()]
         active = _active_instances(engine)
         # With an older schema there is no ledger yet; `capacity check` says so.

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from sqlalchemy import Engine, Table, func, select, text
 
 from capacity_assets.errors import database_errors
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.foundation.raw_tables import RawTable
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.units import counted
@@ -102,7 +102,7 @@ def newest_samples(engine: Engine, today: date) -> list[Newest]:
         database_errors(doing="looking for the newest samples", kept="Nothing was changed."),
         engine.connect() as reader,
     ):
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             day = level.source.c.collected_date
             newest = select(func.max(day)).where(day <= today, *level.live())
             found.append(Newest(level.source.name, reader.execute(newest).scalar(), today))

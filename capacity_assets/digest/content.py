@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.errors import database_errors
-from capacity_assets.grouping.group_reading import GroupReader, reading_groups
 from capacity_assets.periods import PERIODS, Window
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.label_expressions import labels_of
@@ -111,11 +110,12 @@ class Digest:
 
 def read_digest(engine: Engine, week: Window, label: tuple[str, str] | None = None) -> Digest:
     """Read the digest of a week; raises DatabaseError."""
-    with database_errors(doing="reading the digest", kept="Nothing was sent."), reading_groups(engine) as reader:
-        return _read(reader, week, label)
+    with database_errors(doing="reading the digest", kept="Nothing was sent."), engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        return _read(connection, week, label)
 
 
-def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> Digest:
+def _read(connection: Connection, week: Window, label: tuple[str, str] | None) -> Digest:
     key, value = label or (None, None)
     asked: dict[str, object] = {
         "start": week.start,
@@ -126,7 +126,7 @@ def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> D
     }
 
     def listed(kind: Callable[..., Any], query: str, **more: object) -> list[Any]:
-        return [kind(*row) for row in reader.connection.execute(text(query), {**asked, **more})]
+        return [kind(*row) for row in connection.execute(text(query), {**asked, **more})]
 
     habit = [week.start - timedelta(weeks=number + 1) for number in range(WEEKS_OF_HABIT)]
     found = {
@@ -139,9 +139,8 @@ def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> D
         "gone": listed(Named, _CAME.format(there=":before", elsewhere=":start")),
     }
     windows = PERIODS["weekly"].back(week, WEEKS_DRAWN)
-    by = key or "engine"
-    drawn = _HISTORY.format(source=reader.source(PERIODS["weekly"], windows, by))
-    weeks = dict(listed(lambda start, *sums: (start, sums), drawn, first=windows[0].start, by=by))
+    drawn = _OF_GROUP if label else _OF_FLEET
+    weeks = dict(listed(lambda start, *sums: (start, sums), drawn, first=windows[0].start))
     size_mb, change_mb = weeks.get(week.start, (0, None))
     return Digest(
         week,
@@ -151,7 +150,7 @@ def _read(reader: GroupReader, week: Window, label: tuple[str, str] | None) -> D
         **{kind: every[:LISTED] for kind, every in found.items()},
         counts={kind: len(every) for kind, every in found.items()},
         history=[(start, int(size)) for start, (size, _) in weeks.items()],
-        has_forecast=bool(reader.connection.execute(text(_FORECAST), asked).scalar()),
+        has_forecast=bool(connection.execute(text(_FORECAST), asked).scalar()),
     )
 
 
@@ -230,9 +229,13 @@ WHERE g.period = 'weekly' AND g.window_start = {{there}} AND g.counted AND {_OF_
               WHERE a.period_type = 'weekly' AND a.period_start = {{elsewhere}} AND a.instance_id = g.server_id)
 ORDER BY {TIES}
 """  # noqa: S608 -- as above
-_HISTORY = """
-SELECT window_start, sum(size_mb), sum(change_mb) FROM {source}
-WHERE period = 'weekly' AND window_start BETWEEN :first AND :start AND grouped_by = :by
-  AND (CAST(:key AS text) IS NULL OR group_name = :value)
+_OF_FLEET = """
+SELECT window_start, sum(size_mb), sum(change_mb) FROM capacity_server_growth
+WHERE period = 'weekly' AND window_start BETWEEN :first AND :start AND counted
 GROUP BY window_start ORDER BY window_start
+"""
+_OF_GROUP = """
+SELECT window_start, size_mb, change_mb FROM capacity_groups
+WHERE period = 'weekly' AND window_start BETWEEN :first AND :start AND grouped_by = :key AND group_name = :value
+ORDER BY window_start
 """

@@ -1,1 +1,1 @@
-"""What all rooms use: errors, the two levels, locks, the check of the schema, writing of samples."""
+"""What all rooms use: errors, the levels, locks, the check of the schema, writing of samples."""

@@ -1,4 +1,4 @@
-"""The two levels as data: which raw table feeds which aggregate table, and which figures are made of what.
+"""The levels as data: which raw table feeds which aggregate table, and which figures are made of what.
 
 A further size of a database is an entry of `storage.size_metrics`; a measure of another kind is a `Measure` here with
 its columns in `storage.tables`. How the figures are computed is the business of `aggregation.figures`.
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from sqlalchemy import ColumnElement, Table
+from sqlalchemy import BigInteger, Column, ColumnElement, Date, FromClause, MetaData, String, Table, func
 
 from capacity_assets.storage import tables
+from capacity_assets.storage.group_days import GROUP_DAYS
 from capacity_assets.storage.size_metrics import PART_SIZES
 
 
@@ -98,6 +100,24 @@ class Level:
     ratios: tuple[Ratio, ...] = ()
     void_flag: str | None = None
     sum_per_day: bool = False
+    made_of: tuple[Table, ...] = ()
+    """The raw tables, where `source` is not one itself but is added up from these before each computation."""
+    rule: str = ""
+    """How `source` is added up, as a text that changes with it."""
+
+    @property
+    def raw_tables(self) -> tuple[Table, ...]:
+        """The tables whose samples its figures rest on."""
+        return self.made_of or (self.source,)
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether its rows are those of single servers, which can be computed and can fail one by one."""
+        return "instance_id" in self.keys
+
+    def of_servers(self, table: FromClause, instance_ids: ColumnElement[Any]) -> tuple[ColumnElement[bool], ...]:
+        """The condition that rows are those of some servers; none where a row is of many."""
+        return (table.c.instance_id == func.any(instance_ids),) if self.has_servers else ()
 
     @cached_property
     def values(self) -> tuple[str, ...]:
@@ -231,7 +251,45 @@ INSTANCE = Level(
     sum_per_day=True,
 )
 
-LEVELS: dict[str, Level] = {level.name: level for level in (DATABASE, INSTANCE)}
+
+def _count_measure(name: str) -> Measure:
+    return Measure(
+        source=name,
+        average=name,
+        maximum=f"max_{name}",
+        minimum=f"min_{name}",
+        change=f"{name}_change",
+        change_percent=f"{name}_change_percent",
+    )
+
+
+GROUP = Level(
+    name="group",
+    # A row per day and group, added up by `aggregation.group_days` for the days that a computation reads.
+    source=Table(
+        "capacity_group_days",
+        MetaData(),
+        Column("collected_date", Date, nullable=False),
+        Column("label_key", String(63), nullable=False),
+        Column("label_value", String(100), nullable=False),
+        Column("size_mb", BigInteger, nullable=False),
+        Column("server_count", BigInteger, nullable=False),
+        Column("database_count", BigInteger, nullable=False),
+    ),
+    target=tables.group_size_aggregations,
+    keys=("label_key", "label_value"),
+    measures=(
+        _size_measure("size", _further("size", "last_size_mb")),
+        _count_measure("server_count"),
+        _count_measure("database_count"),
+    ),
+    made_of=(tables.database_size_stats, tables.instance_size_stats),
+    rule=GROUP_DAYS,
+)
+
+SERVER_LEVELS: dict[str, Level] = {level.name: level for level in (DATABASE, INSTANCE)}
+"""Those whose rows are of single servers; each has a raw table of its own."""
+LEVELS: dict[str, Level] = {**SERVER_LEVELS, GROUP.name: GROUP}
 
 
 def aggregates_name(period: str, level: Level) -> str:

@@ -1,196 +1,169 @@
-"""What the sum of one group is made of: its servers, and the databases that came to it or left it by a label of theirs.
+"""What the sum of one group is made of: its servers, and the databases that belong to it by a label of their own.
 
-The parts are added up here, by fractions and from one label per database, and compared with the view `capacity_groups`,
-which adds up whole servers and moves databases between groups. Explaining one database or server is in
+The parts are added up here from the samples, with the labels of each single row, and compared with the stored row, for
+which whole servers are added up and databases with labels of their own moved. Explaining one database or server is in
 `aggregation.explanation`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import Connection, text
 
 from capacity_assets.errors import NotFoundError
-from capacity_assets.grouping.group_reading import GroupReader
 from capacity_assets.periods import Period, Window
+from capacity_assets.storage.group_days import FLEET
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
-from capacity_assets.storage.window_expressions import SERVER_SIZES
-from capacity_assets.units import first_of
+from capacity_assets.storage.label_expressions import SPANS, holds_on, labels_of, matches, precedence
+from capacity_assets.units import LARGEST_MB, first_of
 
 VALUES_NAMED = 8
 
 
 @dataclass(frozen=True)
 class GroupPart:
-    """A part of a group; `database` None: the server without the databases that have another owner.
+    """A part of a group; `database` None: a server without the databases that belong to other groups.
 
-    `label_of` is what the label was declared for: a database, a pattern, or None for the server; `valid_from` None:
-    always. `change_mb` None: unknown.
+    `sum_mb` is added up over its `days` in the group. `label_of` is what its label was declared for on the last of
+    these: a database, a pattern, or None for the server; `valid_from` None: always.
     """
 
     server: str
     database: str | None
-    size_mb: int
-    change_mb: int | None
+    days: int
+    sum_mb: int
     label_of: str | None
     valid_from: date | None
-    without_databases: int = 0
-    """Databases of the server that have another owner."""
 
 
 @dataclass(frozen=True)
 class ExplainedGroup:
-    """A group with its parts, the largest first, and what the view has of it; `view_...` None: it has no row."""
+    """A group with its parts, the largest first, and what its row has; `row_...` None: there is no row.
+
+    `days` are those on which anything was measured, and `row_days` those that the row of the fleet rests on.
+    """
 
     key: str
     value: str
     parts: Sequence[GroupPart]
-    view_size_mb: int | None
-    view_change_mb: int | None
+    days: int
+    row_sum_mb: int | None
+    row_days: int | None
+
+    @property
+    def sum_mb(self) -> int:
+        """The sum of the parts, over all days."""
+        return sum(part.sum_mb for part in self.parts)
 
     @property
     def size_mb(self) -> int:
-        """The sum of the parts."""
-        return sum(part.size_mb for part in self.parts)
+        """The mean of that, rounded down."""
+        return self.sum_mb // max(1, self.days)
 
     @property
-    def change_mb(self) -> int | None:
-        """The sum of the changes that are known; None: none is."""
-        known = [part.change_mb for part in self.parts if part.change_mb is not None]
-        return sum(known) if known else None
+    def is_whole(self) -> bool:
+        """Whether there are samples of all days of the row."""
+        return self.row_days is None or self.days >= self.row_days
 
     @property
     def agrees(self) -> bool:
-        """Whether the view has the same."""
-        return (self.size_mb, self.change_mb) == (self.view_size_mb, self.view_change_mb)
+        """Whether the row has the same."""
+        return self.sum_mb == (self.row_sum_mb or 0)
 
 
-def explain_group(reader: GroupReader, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
+def explain_group(connection: Connection, period: Period, window: Window, key: str, value: str) -> ExplainedGroup:
     """Return the parts of a group in a window; raises NotFoundError if nothing has this label in it, and DBAPIError."""
     asked = {
         "period": period.name,
         "start": window.start,
         "end": window.end,
-        "before": period.previous(window).start,
         "key": key,
         "value": value,
     }
-    connection = reader.connection
-    owned = defaultdict(list)
-    for row in connection.execute(text(_OWNED), asked):
-        owned[row.instance_id].append(row)
-    servers = connection.execute(text(_SERVERS), asked).all()
-    parts = [part for server in servers for part in _parts(server, value, owned[server.instance_id])]
-    source = reader.source(period, [window], key)
-    viewed = connection.execute(text(_OF_VIEW.format(source=source)), asked).first()
-    if not parts and viewed is None:
-        values = connection.execute(text(_VALUES.format(source=source)), asked).scalars().all()
+    parts = [
+        GroupPart(
+            row.server,
+            row.database_name,
+            row.days,
+            int(row.sum_mb),
+            row.database_pattern or None,
+            None if row.valid_from == ALWAYS else row.valid_from,
+        )
+        for row in connection.execute(text(_PARTS), asked)
+    ]
+    stored = connection.execute(text(_STORED), asked).one()
+    if not parts and stored.sum_mb is None:
+        values = connection.execute(text(_VALUES), asked).scalars().all()
         there = f" {key} has {first_of(values, VALUES_NAMED)} there." if values else ""
         raise NotFoundError(f"Nothing has {key}={value} in {period.name_of(window)}.{there}")
-    size, change = (None, None) if viewed is None else (viewed.size_mb, viewed.change_mb)
-    return ExplainedGroup(
-        key,
-        value,
-        sorted(parts, key=lambda part: (-part.size_mb, part.server, part.database or "")),
-        None if size is None else int(size),
-        None if change is None else int(change),
-    )
+    sum_mb = None if stored.sum_mb is None else int(stored.sum_mb)
+    days = int(connection.execute(text(_DAYS), asked).scalar_one())
+    return ExplainedGroup(key, value, parts, days, sum_mb, stored.days)
 
 
-def _parts(server: Row[Any], value: str, owned: Sequence[Row[Any]]) -> list[GroupPart]:
-    """Return what a server gives to a group: databases that came to it, and what is left of the server itself."""
-    moved = [(row, _size(row), _change(server, row)) for row in owned if row.value != server.held]
-    came = [
-        GroupPart(server.server, row.database_name, size, change, row.database_pattern, _since(row.valid_from))
-        for row, size, change in moved
-        if row.value == value
-    ]
-    if server.held != value:
-        return came
-    left = server.total_size_mb - sum(size for _, size, _ in moved)
-    changes = [change for _, _, change in moved if change is not None]
-    change = None if server.total_size_change_mb is None else server.total_size_change_mb - sum(changes)
-    away = sum(row.avg_size_mb is not None for row, _, _ in moved)
-    return [*came, GroupPart(server.server, None, left, change, None, _since(server.valid_from), away)]
-
-
-def _size(row: Row[Any]) -> int:
-    return 0 if row.avg_size_mb is None else _share(row.avg_size_mb, row.data_count, row.server_count)
-
-
-def _change(server: Row[Any], row: Row[Any]) -> int | None:
-    """Return the stored change where the database was measured as often as its server, else that of its shares."""
-    if server.total_size_change_mb is None:
-        return None
-    if row.size_change_mb is not None and (row.then_server_count is None or _was_always_there(row)):
-        return int(row.size_change_mb)
-    then = 0 if row.then_size_mb is None else _share(row.then_size_mb, row.then_count, row.then_server_count)
-    return _size(row) - then
-
-
-def _was_always_there(row: Row[Any]) -> bool:
-    """Whether a database was measured on each measured day of its server, in both windows."""
-    if row.then_count is None or row.then_count < row.then_server_count:
-        return False
-    return bool(row.data_count >= row.server_count)
-
-
-def _share(size_mb: int, days: int, server_days: int) -> int:
-    """Return a mean size times the database's share of the server's measured days, rounded down."""
-    return size_mb * days // max(days, server_days)
-
-
-def _since(day: date | None) -> date | None:
-    return None if day == ALWAYS else day
-
-
-_LABEL = f"""
-    SELECT l.value, l.database_pattern, l.valid_from FROM {SPANS} l
-    WHERE l.instance_id = {{instance}} AND l.key = :key AND {holds_on("l", "CAST(:end AS date)")} AND {{subject}}
-    ORDER BY {{order}} LIMIT 1"""  # noqa: S608 -- expressions of our own views
-_OF_SERVER = _LABEL.format(instance="s.instance_id", subject="l.database_pattern = ''", order="1")
-_OF_DATABASE = _LABEL.format(
-    instance="d.instance_id", subject=matches("l", "d.database_name"), order=precedence("l", "d.database_name")
+_OF_DATABASE = labels_of("d.instance_id", "d.database_name", "d.collected_date")
+_OF_SERVER = labels_of("s.instance_id", None, "s.collected_date")
+_IN_WINDOW = "{0}.collected_date BETWEEN :start AND :end"
+_TOTALS = f"""
+    SELECT t.instance_id, t.collected_date, sum(t.total_size_mb) AS size_mb FROM instance_size_stats t
+    WHERE {_IN_WINDOW.format("t")} AND NOT t.is_deleted AND t.total_size_mb <= {LARGEST_MB} GROUP BY 1, 2"""  # noqa: S608 -- constants
+# Each database with its own labels, looked up row by row, beside the value of its server on the day.
+_PARTS = f"""
+WITH candidates AS (
+    SELECT DISTINCT l.instance_id AS id, i.name FROM {SPANS} l JOIN instances i ON i.id = l.instance_id
+    WHERE l.key = :key AND l.value = :value AND i.counted_by IS NULL
+), databases AS (
+    SELECT d.instance_id, d.collected_date, d.database_name, d.size_mb,
+           {_OF_DATABASE} ->> CAST(:key AS text) AS value
+    FROM database_size_stats d JOIN candidates c ON c.id = d.instance_id
+    WHERE {_IN_WINDOW.format("d")} AND d.size_mb <= {LARGEST_MB}
+), servers AS (
+    SELECT s.*, {_OF_SERVER} ->> CAST(:key AS text) AS value FROM (
+        SELECT coalesce(t.instance_id, d.instance_id) AS instance_id,
+               coalesce(t.collected_date, d.collected_date) AS collected_date, coalesce(t.size_mb, d.size_mb) AS size_mb
+        FROM (SELECT t.* FROM ({_TOTALS}) AS t JOIN candidates c ON c.id = t.instance_id) AS t
+        FULL JOIN (SELECT instance_id, collected_date, sum(size_mb) AS size_mb FROM databases GROUP BY 1, 2) AS d
+            ON d.instance_id = t.instance_id AND d.collected_date = t.collected_date
+    ) AS s
+), found AS (
+    SELECT d.instance_id, d.database_name, count(*) AS days, sum(d.size_mb) AS sum_mb,
+           max(d.collected_date) AS last_day
+    FROM databases d JOIN servers s ON s.instance_id = d.instance_id AND s.collected_date = d.collected_date
+    WHERE d.value = :value AND s.value IS DISTINCT FROM :value GROUP BY 1, 2
+    UNION ALL
+    SELECT s.instance_id, NULL, count(*), sum(s.size_mb - coalesce(away.size_mb, 0)), max(s.collected_date)
+    FROM servers s LEFT JOIN (
+        SELECT d.instance_id, d.collected_date, sum(d.size_mb) AS size_mb FROM databases d
+        WHERE d.value IS DISTINCT FROM :value GROUP BY 1, 2
+    ) AS away ON away.instance_id = s.instance_id AND away.collected_date = s.collected_date
+    WHERE s.value = :value GROUP BY 1
 )
-_CANDIDATES = f"SELECT instance_id FROM {SPANS} WHERE key = :key AND value = :value"  # noqa: S608 -- as above
-_SERVERS = f"""
-SELECT s.instance_id, coalesce(i.name, 'server ' || s.instance_id) AS server, s.total_size_mb, s.total_size_change_mb,
-       l.value AS held, l.valid_from
-FROM {SERVER_SIZES} s LEFT JOIN instances i ON i.id = s.instance_id
-LEFT JOIN LATERAL ({_OF_SERVER}) AS l ON true
-WHERE s.period_type = :period AND s.period_start = :start AND i.counted_by IS NULL AND s.instance_id IN ({_CANDIDATES})
+SELECT c.name AS server, f.database_name, f.days, f.sum_mb, held.database_pattern, held.valid_from
+FROM found f JOIN candidates c ON c.id = f.instance_id
+LEFT JOIN LATERAL (
+    SELECT l.database_pattern, l.valid_from FROM {SPANS} l
+    WHERE l.instance_id = f.instance_id AND l.key = :key AND {holds_on("l", "f.last_day")}
+      AND (l.database_pattern = '' AND f.database_name IS NULL
+           OR f.database_name IS NOT NULL AND {matches("l", "f.database_name")})
+    ORDER BY {precedence("l", "f.database_name")} LIMIT 1
+) AS held ON true
+ORDER BY f.sum_mb DESC, c.name, f.database_name NULLS FIRST
+"""  # noqa: S608 -- expressions of our own views
+_DAYS = f"""
+SELECT count(*) FROM (
+    SELECT d.collected_date FROM database_size_stats d WHERE {_IN_WINDOW.format("d")}
+    UNION SELECT t.collected_date FROM ({_TOTALS}) AS t) AS days
 """  # noqa: S608 -- as above
-# Databases of this window and of the one before, each once, that have a label of their own now.
-_OWNED = f"""
-SELECT d.instance_id, d.database_name, a.avg_size_mb, a.data_count, a.size_change_mb, s.data_count AS server_count,
-       b.avg_size_mb AS then_size_mb, b.data_count AS then_count, sb.data_count AS then_server_count,
-       l.value, l.database_pattern, l.valid_from
-FROM (SELECT DISTINCT instance_id, database_name FROM database_size_aggregations
-      WHERE period_type = :period AND period_start IN (:start, :before) AND instance_id IN ({_CANDIDATES})) AS d
-JOIN {SERVER_SIZES} s
-    ON s.period_type = :period AND s.period_start = :start AND s.instance_id = d.instance_id
-LEFT JOIN database_size_aggregations a
-    ON a.period_type = :period AND a.period_start = :start AND a.instance_id = d.instance_id
-    AND a.database_name = d.database_name
-LEFT JOIN {SERVER_SIZES} sb
-    ON sb.period_type = :period AND sb.period_start = :before AND sb.instance_id = d.instance_id
-LEFT JOIN database_size_aggregations b
-    ON b.period_type = :period AND b.period_start = :before AND b.instance_id = d.instance_id
-    AND b.database_name = d.database_name
-CROSS JOIN LATERAL ({_OF_DATABASE}) AS l
-WHERE a.database_name IS NOT NULL OR sb.instance_id IS NOT NULL
-"""  # noqa: S608 -- as above
+_STORED = f"""
+SELECT max(coalesce(sum_size_mb, avg_size_mb)) FILTER (WHERE label_key = :key AND label_value = :value) AS sum_mb,
+       max(data_count) FILTER (WHERE label_key = '{FLEET}') AS days
+FROM group_size_aggregations WHERE period_type = :period AND period_start = :start
+"""  # noqa: S608 -- a constant of our own
 _VALUES = """
-SELECT group_name FROM {source}
-WHERE period = :period AND window_start = :start AND grouped_by = :key AND group_name IS NOT NULL ORDER BY 1
-"""
-_OF_VIEW = """
-SELECT size_mb, change_mb FROM {source}
-WHERE period = :period AND window_start = :start AND grouped_by = :key AND group_name = :value
+SELECT label_value FROM group_size_aggregations
+WHERE period_type = :period AND period_start = :start AND label_key = :key AND label_value <> ''
+ORDER BY 1
 """

@@ -1,14 +1,18 @@
-"""What a group is, what groups are made by, and what of each fills first. Their sums are read in `group_reading`."""
+"""What a group is, what groups are made by, how those of a window are read, and what of each fills first.
+
+Figures are those of the view `capacity_groups`; how they come about is in docs/semantics.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 
 from sqlalchemy import Connection, text
 
 from capacity_assets.errors import ValidationError
+from capacity_assets.periods import Period, Window
 from capacity_assets.storage.label_expressions import SPANS, holds_on, matches, precedence
 from capacity_assets.units import human_percent
 
@@ -89,6 +93,57 @@ def first_of_each(filling: Mapping[str | None, Sequence[Filling]]) -> dict[str |
     return {name: subjects[0].first for name, subjects in filling.items()}
 
 
+def groups_of(
+    connection: Connection, period: Period, window: Window, by: str, fills: Mapping[str | None, FillsFirst]
+) -> list[Group]:
+    """Return the groups of a window, the largest first, each with what `fills` has of it; raises DBAPIError.
+
+    None where no row is stored. Without any label of a key, everything is one group.
+    """
+    asked = {"period": period.name, "start": window.start}
+    rows = connection.execute(text(_GROUPS), {**asked, "by": by}).all()
+    if not rows and by not in WITHOUT_LABEL:
+        rows = connection.execute(text(_WITHOUT_LABELS), asked).all()
+    return [
+        Group(
+            row.group_name,
+            int(row.servers),
+            int(row.databases),
+            int(row.size_mb),
+            None if row.change_mb is None else int(row.change_mb),
+            fills.get(row.group_name),
+        )
+        for row in rows
+    ]
+
+
+def groups_changed_at(connection: Connection, period: Period, windows: Sequence[Window]) -> datetime | None:
+    """Return when labels or samples changed that groups of these windows do not show yet; raises DBAPIError."""
+    asked = {"period": period.name, "starts": [window.start for window in windows]}
+    found: datetime | None = connection.execute(text(_BEHIND), asked).scalar()
+    return found
+
+
+def being_computed(changed_at: datetime) -> str:
+    """Say that groups are behind what changed."""
+    moment = changed_at.astimezone(UTC)
+    return f"Labels or samples changed at {moment:%H:%M} UTC on {moment:%Y-%m-%d}; groups are being computed."
+
+
+_GROUPS = """
+SELECT group_name, servers, databases, size_mb, change_mb FROM capacity_groups
+WHERE period = :period AND window_start = :start AND grouped_by = :by
+ORDER BY size_mb DESC, group_name NULLS LAST
+"""
+_WITHOUT_LABELS = """
+SELECT CAST(NULL AS text) AS group_name, sum(servers) AS servers, sum(databases) AS databases, sum(size_mb) AS size_mb,
+       sum(change_mb) AS change_mb
+FROM capacity_groups WHERE period = :period AND window_start = :start AND grouped_by = 'engine' HAVING count(*) > 0
+"""
+_BEHIND = """
+SELECT max(newest_change) FROM capacity_stale_windows
+WHERE level = 'group' AND period_type = :period AND period_start = ANY (CAST(:starts AS date[]))
+"""
 # A group fills with the volume, or the server, that binds one of its databases.
 _FILLING = """
 WITH filling AS (

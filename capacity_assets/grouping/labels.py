@@ -15,7 +15,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from capacity_assets.aggregation.group_sums import SECONDS_PER_COMMAND, store_group_sums
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
 from capacity_assets.foundation.csv_files import day_of, declarations
 from capacity_assets.grouping import label_statements as statements
@@ -90,8 +89,6 @@ def declare_labels(
             keys = _parameters(connection, [change.label for change in changes])
             connection.execute(text(statements.CLEAR), {**keys, "always": ALWAYS})
             connection.execute(text(statements.STORE), {**keys, "always": ALWAYS})
-    if changes and not dry_run:
-        store_group_sums(engine, SECONDS_PER_COMMAND)
     return changes
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.errors import database_errors
-from capacity_assets.foundation.levels import DATABASE, LEVELS, Level
+from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS, Level
 from capacity_assets.foundation.lock_errors import HeldLock
 from capacity_assets.importing import statements as sql
 from capacity_assets.importing.rows import Problem, RowReader
@@ -29,7 +29,7 @@ from capacity_assets.units import counted
 
 SLICE_ROWS = 100_000
 LISTED = 20
-RAW_TABLES = [level.source.name for level in LEVELS.values()]
+RAW_TABLES = [level.source.name for level in SERVER_LEVELS.values()]
 COUNTS = ("read", "written", "replaced", "present", "repeated", "conflicts", "unknown", "bad", "totals_written")
 
 

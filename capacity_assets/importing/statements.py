@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS, Level
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, SERVER_LEVELS, Level
 from capacity_assets.foundation.samples import bytes_of, insert_samples, staging_columns
 from capacity_assets.units import LARGEST_BYTES
 
@@ -145,4 +145,4 @@ ON CONFLICT (fingerprint) DO UPDATE SET position = excluded.position, counts = e
 POSITION = "SELECT position, counts FROM capacity_imports WHERE fingerprint = :fingerprint AND finished_at IS NULL"
 FINISH = "UPDATE capacity_imports SET finished_at = now() WHERE fingerprint = :fingerprint"
 
-STATEMENTS = {level.name: _statements(level) for level in LEVELS.values()}
+STATEMENTS = {level.name: _statements(level) for level in SERVER_LEVELS.values()}

@@ -16,7 +16,7 @@ from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.aggregation.writing import fingerprint
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.foundation.levels import INSTANCE, SERVER_LEVELS, Level
 from capacity_assets.orchestration.checks import check_results, check_specs
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import (
@@ -64,7 +64,7 @@ def aggregate_asset(settings: Settings, period: Period, level: Level, retries: d
         group_name=period.name,
         code_version=code_version(level, period),
         partitions_def=partitions_of(period, settings),
-        deps=[dg.AssetDep(level.source.name, partition_mapping=days_behind_a_window())],
+        deps=_made_of(period, level),
         backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
         pool=pool_name(period),
         retry_policy=retries,
@@ -96,6 +96,13 @@ def aggregate_asset(settings: Settings, period: Period, level: Level, retries: d
     return aggregate
 
 
+def _made_of(period: Period, level: Level) -> list[dg.AssetDep]:
+    """What an asset is downstream of: the samples of its days; groups of the rows that they are made beside."""
+    if level.has_servers:
+        return [dg.AssetDep(level.source.name, partition_mapping=days_behind_a_window())]
+    return [dg.AssetDep(asset_name(period, other)) for other in SERVER_LEVELS.values()]
+
+
 def code_version(level: Level, period: Period) -> str:
     """Return what changes when the arithmetic does: twelve hexadecimal digits."""
     return fingerprint(level, period, ())[:12]
@@ -123,8 +130,10 @@ def _refuse_a_run_without_success(summary: RunSummary) -> None:
 
 
 def _description(period: Period, level: Level) -> str:
-    subject = "database" if level is DATABASE else "server"
+    subject = {"database": "database", "instance": "server", "group": "group (engine, team, ...)"}[level.name]
     figures = {
+        "group": "Size, servers and databases, summed per day by the labels of that day: mean, largest, smallest, "
+        "change.",
         "database": "Total, data and log size: mean (rounded down), largest, smallest, change.",
         "instance": "Total size and number of databases, summed per day first: mean, largest, smallest, change.",
     }[level.name]

@@ -20,7 +20,7 @@ from capacity_assets.aggregation.quality import (
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.collection.observing import STOPPED_ADVICE, newest_samples
 from capacity_assets.collection.service import CollectionService
-from capacity_assets.foundation.levels import LEVELS, Level
+from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS, Level
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import bullets
 from capacity_assets.orchestration.naming import asset_name
@@ -70,7 +70,7 @@ def _text(outcome: CheckOutcome) -> str:
 
 def standing_check_keys(periods: Iterable[Period]) -> list[dg.AssetCheckKey]:
     """Return the keys of the standing checks of all assets of samples and aggregates."""
-    return [dg.AssetCheckKey(dg.AssetKey(level.source.name), SAMPLES_RECENT) for level in LEVELS.values()] + [
+    return [dg.AssetCheckKey(dg.AssetKey(level.source.name), SAMPLES_RECENT) for level in SERVER_LEVELS.values()] + [
         dg.AssetCheckKey(dg.AssetKey(asset_name(period, level)), PARTITIONS_COMPLETE)
         for period in periods
         for level in LEVELS.values()
@@ -84,7 +84,7 @@ def samples_recent(retries: dg.RetryPolicy) -> dg.AssetChecksDefinition:
         name=SAMPLES_RECENT,
         specs=[
             dg.AssetCheckSpec(SAMPLES_RECENT, asset=level.source.name, description=SAMPLES_RECENT_DESCRIPTION)
-            for level in LEVELS.values()
+            for level in SERVER_LEVELS.values()
         ],
         can_subset=True,
         required_resource_keys={COLLECTION_RESOURCE},

@@ -1,4 +1,4 @@
-"""One job per period, with both levels in one run. A job over unlike partitions does not resolve, hence one each."""
+"""One job per period, with all levels in one run. A job over unlike partitions does not resolve, hence one each."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -21,7 +21,7 @@ def aggregation_jobs(periods: Iterable[Period]) -> list[UnresolvedAssetJobDefini
         dg.define_asset_job(
             job_name(period),
             selection=dg.AssetSelection.assets(*(asset_name(period, level) for level in LEVELS.values())),
-            description=f"Aggregate {period.name} windows: databases and servers in one run.",
+            description=f"Aggregate {period.name} windows: databases, servers and groups in one run.",
             tags={"period": period.name},
         )
         for period in periods

@@ -63,11 +63,11 @@ def table_metadata(table: Table) -> dict[str, Any]:
 
 
 def aggregate_metadata(level: Level) -> dict[str, object]:
-    """Return the definition metadata of a level's aggregate table, column lineage included."""
+    """Return the definition metadata of a level's aggregate table, with column lineage where it has one raw table."""
     return {
         "dagster/table_name": level.target.name,
         "dagster/column_schema": column_schema(level.target, level.lineage()),
-        "dagster/column_lineage": column_lineage(level),
+        **({"dagster/column_lineage": column_lineage(level)} if level.has_servers else {}),
     }
 
 
@@ -111,7 +111,7 @@ def summary_metadata(summary: PeriodSummary, sizes: WindowSizes, pages_url: str 
 
 
 def _page_of(summary: PeriodSummary, pages_url: str) -> str:
-    listed = {"database": "databases", "instance": "servers"}[summary.level]
+    listed = {"database": "databases", "instance": "servers", "group": "groups"}[summary.level]
     asked = f"period={summary.period_type}&window={summary.period_start}&order=growth"
     return f"{pages_url.rstrip('/')}/{listed}?{asked}"
 

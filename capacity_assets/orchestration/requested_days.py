@@ -14,7 +14,7 @@ from capacity_assets.collection.observing import days_with_samples
 from capacity_assets.collection.results import CollectionSummary
 from capacity_assets.collection.service import CollectionService
 from capacity_assets.collection.shares import Share
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,6 @@ def measure_requested(
 def _days_with_samples(service: CollectionService, days: Sequence[date]) -> frozenset[date]:
     found = [
         set(days_with_samples(service.engine, level.source, days[0], days[-1] + timedelta(days=1)))
-        for level in LEVELS.values()
+        for level in SERVER_LEVELS.values()
     ]
     return frozenset(set.intersection(*found) & set(days))

@@ -44,7 +44,7 @@ def _schedule(settings: Settings, period: Period) -> dg.ScheduleDefinition:
         cron_schedule=period.cron_at(settings.schedule_hour),
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Aggregates the {period.name} window {which}, databases and servers in one run; "
+        description=f"Aggregates the {period.name} window {which}, databases, servers and groups in one run; "
         f"after a downtime also those missed, at most {MOST_CAUGHT_UP}.",
     )
     def request_windows(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:

@@ -10,8 +10,7 @@ from datetime import date
 from sqlalchemy import Connection, Engine, Row, text
 
 from capacity_assets.errors import NotFoundError, database_errors
-from capacity_assets.grouping.group_reading import reading_groups
-from capacity_assets.grouping.groups import fills_first
+from capacity_assets.grouping.groups import fills_first, groups_of
 from capacity_assets.periods import Period, Window
 from capacity_assets.report import queries
 from capacity_assets.report.data import WINDOWS_SHOWN, Bar, Change, ChangeKind, Database, Report, ServerChange, Totals
@@ -42,10 +41,10 @@ def read_report(  # noqa: PLR0913 -- what a report may be of
     """
     with (
         database_errors(doing="reading the report's figures", kept="Nothing was written."),
-        # One state of the tables throughout, or the sums would not add up while a run writes.
-        reading_groups(engine) as reader,
+        engine.connect() as connection,
     ):
-        connection = reader.connection
+        # One state of the tables throughout, or the sums would not add up while a run writes.
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         # Right after a load the statistics know nothing of the windows, and the planner would loop over pairs.
         connection.execute(text("SET LOCAL enable_nestloop = off"))
         report = _read(connection, period, window, server, today)
@@ -53,7 +52,7 @@ def read_report(  # noqa: PLR0913 -- what a report may be of
         connection.execute(text("SET LOCAL enable_nestloop = on"))
         groups = []
         if by is not None and server is None:
-            groups = reader.groups_of(period, window, by, fills_first(connection, by))
+            groups = groups_of(connection, period, window, by, fills_first(connection, by))
         has_labels = any(group.name is not None for group in groups)
         return replace(report, grouped_by=by, groups=groups) if has_labels else report
 

@@ -27,7 +27,6 @@ from capacity_assets.periods import PERIODS, Period
 from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.rules import KeptSpans, Retention, level_of
 from capacity_assets.storage.distribution import size_of_table
-from capacity_assets.storage.group_tracking import record_windows_of
 from capacity_assets.storage.partitions import (
     PARTITIONED,
     UNREAD,
@@ -290,9 +289,7 @@ class TableMaintenance:
                 report.kept.append(f"{candidate.name}: {reason}")
                 return
             if partition and not report.dry_run:
-                if table in AGGREGATES:
-                    record_windows_of(connection, partition.name)
-                elif table in SAMPLES and records:
+                if table in SAMPLES and records:
                     connection.execute(text(_MARK_BILLS), parameters_of(candidate.span))
                 drop_partition(connection, table, partition)
         report.dropped.append(f"{candidate.name}: {counted(records, 'row')}, {candidate.span}")

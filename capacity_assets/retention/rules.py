@@ -11,7 +11,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Table
 
-from capacity_assets.foundation.levels import LEVELS, Level, aggregates_name
+from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS, Level, aggregates_name
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.settings import ConfigurationError
 from capacity_assets.storage.limit_tables import capacity_runways
@@ -94,7 +94,7 @@ def parse_retention(value: str, periods: Iterable[str] = PERIODS) -> Retention:
 
 def _names(periods: Iterable[str]) -> Iterator[str]:
     yield RAW
-    yield from (level.source.name for level in LEVELS.values())
+    yield from (level.source.name for level in SERVER_LEVELS.values())
     yield from (table.name for table in UNREAD)
     for period in periods:
         yield period

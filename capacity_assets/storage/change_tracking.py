@@ -1,8 +1,8 @@
 """Change tracking: triggers append what changed to `capacity_changes`, whoever writes there.
 
 On each raw table they record the days whose samples were added, corrected or deleted, once per statement and stretch of
-days; on the aggregates, writes that are not a computation's; on `instances`, servers that became active. What follows
-from a change is in `changes`.
+days; on the aggregates, writes that are not a computation's; on `instances`, servers that became active, and with the
+labels, from which day on groups changed. What follows from a change is in `changes`.
 
 A row of the queue has no key, so that no writer waits for another one or fails for it. Rows written to a partition by
 its own name bypass the triggers of the table.
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, DateTime, Table
 
 from capacity_assets.storage.active_servers import active_condition
+from capacity_assets.storage.group_tables import ALWAYS, capacity_labels
 from capacity_assets.storage.steps import SchemaStep, literal, quoted
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES, changes, instances
 from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
@@ -34,6 +35,9 @@ def _every_tracking() -> Iterator[Tracking]:
     for table in SAMPLES:
         yield Tracking(table.name, function_name(table.name), _raw_body(table), EVENTS | DELETED | TRUNCATED, "changes")
     yield Tracking(instances.name, function_name(instances.name), _INSTANCES_BODY, EVENTS, "changes")
+    for table, body in ((capacity_labels, _LABELS_BODY), (instances, _GROUPED_BODY)):
+        function = f"capacity_track_groups_{table.name}"
+        yield Tracking(table.name, function, body, EVENTS | DELETED | TRUNCATED, "changes of groups")
     names = tuple(table.name for table in AGGREGATES)
     for name in names:
         # One each: Citus does not hand one to the shards that is also for TRUNCATE.
@@ -108,6 +112,62 @@ BEGIN
     RETURN NULL;
 END
 """
+
+
+# From which day on groups changed: with labels, from the first of their days; with the first or the last label of a
+# key, by which every window is grouped, from the beginning.
+_OF_KEY = f"SELECT FROM {SCHEMA_MARK}.{capacity_labels.name} l WHERE l.key"
+_LABELS_BODY = f"""
+DECLARE
+    first_day date := DATE '{ALWAYS}';
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        SELECT min(CASE WHEN g.labels = (SELECT count(*) FROM ({_OF_KEY} = g.key) AS all_labels)
+                        THEN DATE '{ALWAYS}' ELSE g.first_day END) INTO first_day
+        FROM (SELECT n.key, count(*) AS labels, min(n.valid_from) AS first_day FROM new_rows n GROUP BY n.key) AS g;
+    ELSIF TG_OP = 'DELETE' THEN
+        SELECT min(CASE WHEN EXISTS ({_OF_KEY} = o.key)
+                        THEN o.valid_from ELSE DATE '{ALWAYS}' END) INTO first_day FROM old_rows o;
+    ELSIF TG_OP = 'UPDATE' THEN
+        SELECT CASE WHEN bool_and(r.is_kept) THEN min(r.first_day) ELSE DATE '{ALWAYS}' END INTO first_day
+        FROM (SELECT n.key IS NOT NULL AND o.key IS NOT NULL AS is_kept, valid_from AS first_day FROM new_rows n
+              FULL JOIN old_rows o USING (instance_id, database_pattern, key, valid_from)) AS r HAVING count(*) > 0;
+    END IF;
+    IF first_day IS NOT NULL THEN
+        {_RECORD}days) VALUES ('{capacity_labels.name}', 'groups', daterange(first_day, NULL));
+    END IF;
+    RETURN NULL;
+END
+"""  # noqa: S608 -- names of our own tables
+# A server that comes is in no group yet, unless it has samples from before. These are asked for by number, in a query
+# of its own: they may lie on other nodes than the server.
+_LOOKS = "\n".join(
+    f"""        PERFORM 1 FROM {SCHEMA_MARK}.{table.name} s WHERE s.instance_id = ANY (came) LIMIT 1;
+        is_changed := is_changed OR FOUND;"""
+    for table in SAMPLES
+)
+_GROUPED_BODY = f"""
+DECLARE
+    came integer[];
+    is_changed boolean := true;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        is_changed := false;
+        came := ARRAY(SELECT n.id FROM new_rows n);
+{_LOOKS}
+    ELSIF TG_OP = 'UPDATE' THEN
+        is_changed := EXISTS (
+            SELECT FROM new_rows n FULL JOIN old_rows o USING (id)
+            WHERE (n.db_type, n.counted_by) IS DISTINCT FROM (o.db_type, o.counted_by));
+    ELSIF TG_OP = 'DELETE' THEN
+        is_changed := EXISTS (SELECT FROM old_rows);
+    END IF;
+    IF is_changed THEN
+        {_RECORD}days) VALUES ('{instances.name}', 'groups', '(,)');
+    END IF;
+    RETURN NULL;
+END
+"""  # noqa: S608 -- as above
 
 
 def _is_timestamp(column: object) -> bool:

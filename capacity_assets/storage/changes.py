@@ -6,9 +6,9 @@ first sample, and stores it as `computed` when it has written. So a window is st
 `wanted`, or while an unread row touches it: a change that commits late is in the queue until somebody sees it, and one
 that commits during a computation has the window computed once more. Readers ask the view `capacity_stale_windows`.
 
-The kind of a row decides what follows. Added and corrected samples, and servers put into service, request a run.
-Deleted samples and aggregates written by others do not; but their windows are not skipped as unchanged, nor read as
-stored sums.
+The kind of a row decides what follows. Added and corrected samples, servers put into service, and labels, engines or
+counting servers that change, request a run. Deleted samples and aggregates written by others do not; but their windows
+are not skipped as unchanged, nor read as stored sums.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, Table, text
 
+from capacity_assets.storage.group_tables import capacity_labels
 from capacity_assets.storage.tables import (
     AGGREGATES,
     SAMPLES,
     database_size_aggregations,
     database_size_stats,
+    group_size_aggregations,
     instance_size_aggregations,
     instance_size_stats,
+    instances,
 )
 from capacity_assets.storage.view import View, ViewColumn
 
 LEVELS_OF_TABLES: Mapping[Table, tuple[str, ...]] = {
-    database_size_stats: ("database",),
+    database_size_stats: ("database", "group"),
     database_size_aggregations: ("database",),
-    instance_size_stats: ("instance",),
+    instance_size_stats: ("instance", "group"),
     instance_size_aggregations: ("instance",),
+    group_size_aggregations: ("group",),
+    capacity_labels: ("group",),
+    instances: ("group",),
 }
 """The levels whose windows a change of a table touches."""
 STALE_WINDOWS = "capacity_stale_windows"
@@ -73,8 +79,8 @@ _PAIRS = ", ".join(f"('{table.name}', '{level}')" for table, levels in LEVELS_OF
 _TOUCHED = f"""
     SELECT w.period_type, w.level, w.period_start,
            bool_or(c.days && daterange(w.period_start, w.period_end, '[]')) AS own,
-           min(c.oldest) FILTER (WHERE c.kind IN ('samples', 'server')) AS oldest_change,
-           max(c.newest) FILTER (WHERE c.kind IN ('samples', 'server')) AS newest_change
+           min(c.oldest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS oldest_change,
+           max(c.newest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS newest_change
     FROM changed c JOIN (VALUES {_PAIRS}) AS pair (table_name, level) ON pair.table_name = c.table_name
     JOIN capacity_computed_windows w ON w.level = pair.level
         AND (c.days && daterange(w.reads_from, w.period_end, '[]')
@@ -128,7 +134,7 @@ STALE_WINDOWS_VIEW = View(
     "Computed windows that are not as they would be computed now, or may not be.",
     (
         ViewColumn("period_type", "w.period_type", "Name of the period, such as daily or monthly"),
-        ViewColumn("level", "w.level", "database or instance"),
+        ViewColumn("level", "w.level", "database, instance or group"),
         ViewColumn("period_start", "w.period_start", "First day of the window"),
         ViewColumn("period_end", "w.period_end", "Last day of the window, included"),
         ViewColumn(
@@ -139,8 +145,8 @@ STALE_WINDOWS_VIEW = View(
         ViewColumn(
             "oldest_change",
             "least(w.oldest_change, t.oldest_change)",
-            "When the first change of samples began that it has not followed; null: no run is requested, samples were "
-            "only deleted, or its rows written by others",
+            "When the first change of samples or labels began that it has not followed; null: no run is requested, "
+            "samples were only deleted, or its rows written by others",
         ),
         ViewColumn("newest_change", "greatest(w.newest_change, t.newest_change)", "When the last one began"),
         ViewColumn(

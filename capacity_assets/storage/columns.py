@@ -12,7 +12,6 @@ from sqlalchemy import (
     Numeric,
     String,
     func,
-    text,
 )
 from sqlalchemy.ext.compiler import compiles
 
@@ -106,6 +105,15 @@ def size_columns(infix: str, what: str, *, nullable: bool) -> list[Column[object
     ]
 
 
+def count_columns(name: str, what: str) -> list[Column[object]]:
+    """Return mean and extremes of a number per day."""
+    return [
+        Column(name, BigInteger, nullable=False, comment=f"Mean number of {what} per day, rounded down"),
+        Column(f"max_{name}", BigInteger, nullable=False, comment=f"Largest number of {what} on a day"),
+        Column(f"min_{name}", BigInteger, nullable=False, comment=f"Smallest number of {what} on a day"),
+    ]
+
+
 def window_columns() -> list[Column[object]]:
     """Return period and days of a window."""
     return [
@@ -179,46 +187,5 @@ def forecast_columns(days: int) -> list[Column[object]]:
         Column(f"probability_{days}", Double, comment=f"Probability of being full within {days} days; null: unknown"),
         Column(
             f"actual_{days}_mb", BigInteger, comment=f"Size measured {days} days later, MiB; null: not measured yet"
-        ),
-    ]
-
-
-def transaction_columns(comment: str) -> list[Column[object]]:
-    """By which transaction something was recorded: its number, part of the key, and when it began."""
-    return [
-        Column(
-            "transaction_id",
-            BigInteger,
-            primary_key=True,
-            autoincrement=False,
-            server_default=text("(pg_current_xact_id()::text)::bigint"),
-            comment=comment,
-        ),
-        timestamp("changed_at", "When that transaction began"),
-    ]
-
-
-def numbering_columns() -> list[Column[object]]:
-    """Return the columns that identify where the transactions of a snapshot were numbered; elsewhere it is meaningless.
-
-    A clone of a server keeps its system identifier, but a dump loaded there is in another database.
-    """
-    return [
-        Column(
-            "system_identifier",
-            BigInteger,
-            nullable=False,
-            server_default=text("(pg_control_system()).system_identifier"),
-            comment="PostgreSQL server that numbered these transactions",
-        ),
-        Column(
-            "database_oid",
-            BigInteger,
-            nullable=False,
-            # A column default may not query pg_database, but file paths of the database contain its OID.
-            server_default=text(
-                "CAST(substring(pg_relation_filepath('pg_class'::regclass), '([0-9]+)/[0-9]+$') AS bigint)"
-            ),
-            comment="Database in which they were numbered",
         ),
     ]

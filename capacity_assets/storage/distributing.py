@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.storage.distribution import (
+    DISTRIBUTED,
     ROW_NUMBER_FUNCTION,
     allow_triggers,
     ask_again,
@@ -19,13 +20,15 @@ from capacity_assets.storage.distribution import (
     distributed_tables,
 )
 from capacity_assets.storage.node_records import prepare_nodes
-from capacity_assets.storage.partitions import PARTITIONED, layout_of
+from capacity_assets.storage.partitions import UNREAD, layout_of
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.storage.steps import execute
 from capacity_assets.storage.view_upgrades import creation, outdated_views
 from capacity_assets.units import counted
 
 DISTRIBUTION_COLUMN = "instance_id"
+BY_SERVER = (*DISTRIBUTED, *UNREAD)
+"""What is distributed, by server."""
 DEFAULT_SHARDS = 32
 _ROW_NUMBER = f"""
 CREATE OR REPLACE FUNCTION {ROW_NUMBER_FUNCTION}(sequence text, instance_id integer) RETURNS bigint
@@ -59,7 +62,7 @@ def placements(engine: Engine, *, with_sizes: bool = True) -> list[Placement]:
         if not _has_citus(connection):
             return []
         rows = connection.execute(
-            text(_PLACEMENTS), {"names": [table.name for table in PARTITIONED], "with_sizes": with_sizes}
+            text(_PLACEMENTS), {"names": [table.name for table in BY_SERVER], "with_sizes": with_sizes}
         )
         return [Placement(**row) for row in rows.mappings()]
 
@@ -91,7 +94,7 @@ def what_stands_in_the_way(engine: Engine) -> str | None:
             return "This is a worker: CAPACITY_DATABASE_URL must name the coordinator."
         if schema_revision(engine) != SCHEMA_REVISION:
             return "The schema is missing or older than this version: run `capacity init` first."
-        plain = [table.name for table in PARTITIONED if not layout_of(connection, table).is_partitioned]
+        plain = [table.name for table in BY_SERVER if not layout_of(connection, table).is_partitioned]
         if plain:
             return f"{', '.join(plain)}: not partitioned. Run `capacity copy` to an empty database, and this there."
     return None
@@ -111,9 +114,9 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
     """
     with engine.begin() as connection:
         _prepare(connection)
-        done = distributed_tables(connection, PARTITIONED)
-    left = [table for table in PARTITIONED if table.name not in done]
-    first = PARTITIONED[0].name
+        done = distributed_tables(connection, BY_SERVER)
+    left = [table for table in BY_SERVER if table.name not in done]
+    first = BY_SERVER[0].name
     for table in left:
         how = "shard_count => :shards" if table.name == first else "colocate_with => :first"
         values: dict[str, object] = {"table": table.name, "column": DISTRIBUTION_COLUMN}

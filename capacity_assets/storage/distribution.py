@@ -18,9 +18,9 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, text
 
-from capacity_assets.storage.tables import AGGREGATES, SAMPLES
+from capacity_assets.storage.tables import SAMPLES, SERVER_AGGREGATES
 
-DISTRIBUTED = (*SAMPLES, *AGGREGATES)
+DISTRIBUTED = (*SAMPLES, *SERVER_AGGREGATES)
 """What is computed on the nodes: all of them are distributed, or none counts as such."""
 
 ROW_NUMBER_FUNCTION = "capacity_row_number"

@@ -1,4 +1,4 @@
-"""Tables of groups, bills and digests: whose databases they are, their sums, what they cost and what was billed.
+"""Tables of groups, bills and digests: whose databases they are, what they cost and what was billed.
 
 What people declare is dated: a bill of March takes the owners and prices of March. What a label or a price means is in
 `grouping`.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from datetime import date
 
-from sqlalchemy import ARRAY, JSON, BigInteger, Boolean, Column, Date, Integer, Numeric, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, Integer, Numeric, String, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from capacity_assets.storage.columns import instance_key, numbering_columns, timestamp, transaction_columns
+from capacity_assets.storage.columns import instance_key, timestamp
 from capacity_assets.storage.tables import table_metadata
 
 ALWAYS = date(1, 1, 1)
@@ -20,8 +20,6 @@ ALWAYS = date(1, 1, 1)
 PRICE = Numeric(20, 6)
 # Twelve decimals: the cents of a million lines are not moved by how each was rounded.
 EXACT = Numeric(30, 12)
-# A sum over any number of servers, of which each has a bigint.
-SUM = Numeric(30)
 CURRENCY = String(3)
 
 
@@ -50,55 +48,6 @@ capacity_labels = Table(
     comment="Labels of servers and databases: who owns them, what they are for.",
 )
 
-
-def _window_key() -> tuple[Column[object], Column[object]]:
-    return (
-        Column("period_type", String(20), primary_key=True, comment="Name of the period, such as daily or monthly"),
-        Column("period_start", Date, primary_key=True, comment="First day of the window"),
-    )
-
-
-capacity_group_sums = Table(
-    "capacity_group_sums",
-    table_metadata,
-    *_window_key(),
-    Column("grouped_by", String(63), primary_key=True, comment="engine, or the key of a label"),
-    Column("group_name", String(100), primary_key=True, comment="Engine or value of the label; empty: no such label"),
-    Column("servers", BigInteger, nullable=False, comment="Servers with a part in it"),
-    Column("databases", BigInteger, comment="Mean number of databases"),
-    Column("size_mb", SUM, nullable=False, comment="Mean size, MiB"),
-    Column("change_mb", SUM, comment="Change against the window before, of what is known, MiB; null: nothing is"),
-    comment="Stored sums of groups, as of capacity_group_windows; read them through the view capacity_groups.",
-)
-
-capacity_group_windows = Table(
-    "capacity_group_windows",
-    table_metadata,
-    *_window_key(),
-    Column("period_end", Date, nullable=False, comment="Last day of the window, included"),
-    Column("before_start", Date, nullable=False, comment="First day of the window before, with which changes compare"),
-    Column("label_keys", Text, nullable=False, comment="Keys of labels that there were: by each of them it is grouped"),
-    Column("snapshot", Text, nullable=False, comment="pg_snapshot: the transactions whose rows the sums hold"),
-    Column(
-        "derived_servers", ARRAY(Integer), comment="Servers with databases but no total in it; null: not determined"
-    ),
-    *numbering_columns(),
-    comment="Windows whose groups are stored, and up to which change.",
-)
-
-capacity_group_changes = Table(
-    "capacity_group_changes",
-    table_metadata,
-    Column("period_type", String(20), primary_key=True, comment="Name of the period; empty: all periods"),
-    Column(
-        "period_start",
-        Date,
-        primary_key=True,
-        comment="First day of the window; with all periods: windows that end on this day or later",
-    ),
-    *transaction_columns("Transaction that changed it"),
-    comment="Windows whose aggregates, labels or servers changed and whose groups are stored anew; emptied by itself.",
-)
 
 capacity_prices = Table(
     "capacity_prices",

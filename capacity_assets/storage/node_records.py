@@ -1,9 +1,9 @@
 """What nodes of a cluster record of changes: the tables for it, and taking it over.
 
 The triggers that record changes go with the distributed tables. They fire on each node, over the shards there, and
-write to a table of the same name that each node has for itself, in the transaction of the writer. The coordinator
-takes these records over before each look at the ledger and before sums of groups are stored: it enters them in its own
-table and commits, then deletes them on the node. What is taken over twice has windows computed once more.
+write to a queue of the same name that each node has for itself, in the transaction of the writer. The coordinator takes
+these records over before each look at the ledger: it enters them in its own queue and commits, then deletes them on the
+node. What is taken over twice has windows computed once more.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Engine, MetaData, Table, text
+from sqlalchemy import Connection, Engine, MetaData, text
 from sqlalchemy.schema import CreateTable
 
 from capacity_assets.errors import CapacityError
 from capacity_assets.storage.changes import distrust_windows
 from capacity_assets.storage.distribution import number_distributed
-from capacity_assets.storage.group_tables import capacity_group_changes
-from capacity_assets.storage.group_tracking import forget_group_sums
-from capacity_assets.storage.group_views_on_nodes import LOST_NODES, NODES
 from capacity_assets.storage.steps import DIALECT, quoted
 from capacity_assets.storage.tables import changes
 
-RECORDS = {changes: ("change_id",), capacity_group_changes: tuple(capacity_group_changes.primary_key.columns.keys())}
-"""What triggers write on the nodes, and by which columns a row is named there."""
+NODES = "(SELECT coalesce(string_agg(DISTINCT CAST(groupid AS text), ','), '') FROM pg_dist_node)"
+"""The numbers of the nodes there are."""
+LOST_NODES = f"""
+    SELECT known.node FROM capacity_settings s CROSS JOIN unnest(string_to_array(s.value, ',')) AS known (node)
+    WHERE s.name = 'nodes' AND known.node <> ALL (string_to_array({NODES}, ','))"""  # noqa: S608 -- as above
+"""Those that were removed since they were last known."""
 
 
 class NodeRefusedError(CapacityError):
@@ -40,14 +41,13 @@ def prepare_nodes(connection: Connection, *, kept: str) -> None:
         sqlalchemy.exc.DBAPIError: the database failed.
     """
     schema = _schema(connection)
-    for table in RECORDS:
-        grants = connection.execute(text(_GRANTS), {"table": table.name}).scalars()
-        on_node = table.to_metadata(MetaData(), schema=schema)
-        for statement in (str(CreateTable(on_node, if_not_exists=True).compile(dialect=DIALECT)), *grants):
-            asked = text("SELECT success, result FROM run_command_on_workers(:one)")
-            failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
-            if failed:
-                raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
+    grants = connection.execute(text(_GRANTS), {"table": changes.name}).scalars()
+    on_node = changes.to_metadata(MetaData(), schema=schema)
+    for statement in (str(CreateTable(on_node, if_not_exists=True).compile(dialect=DIALECT)), *grants):
+        asked = text("SELECT success, result FROM run_command_on_workers(:one)")
+        failed = [row.result for row in connection.execute(asked, {"one": statement}) if not row.success]
+        if failed:
+            raise NodeRefusedError(f"{kept} A worker refused a table for changes: {failed[0]}.")
     _know_the_nodes(connection)
 
 
@@ -61,7 +61,6 @@ def _know_the_nodes(connection: Connection) -> None:
     """Keep which nodes there are. Of one that is gone nobody knows what it had recorded: nothing computed counts."""
     lost = connection.execute(text(LOST_NODES)).scalars().all()
     if lost:
-        forget_group_sums(connection)
         distrust_windows(connection)
     connection.execute(text(_KNOW_THE_NODES))
 
@@ -89,15 +88,13 @@ def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
     if not number_distributed(engine):
         return
     with _begun(engine, within_seconds) as connection:
-        schema = quoted(_schema(connection))
-        found = {table: _recorded(connection, f"{schema}.{table.name}") for table in RECORDS}
-        if not any(found.values()):
+        named = f"{quoted(_schema(connection))}.{changes.name}"
+        records = _recorded(connection, named)
+        if not records:
             return
-        for table, records in found.items():
-            _keep(connection, table, records)
+        _keep(connection, records)
     with _begun(engine, within_seconds) as connection:
-        for table, records in found.items():
-            _forget(connection, table, f"{schema}.{table.name}", records)
+        _forget(connection, named, records)
 
 
 @contextmanager
@@ -135,24 +132,23 @@ def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
     return [str(row.result) for row in rows]
 
 
-def _keep(connection: Connection, table: Table, records: list[Record]) -> None:
+def _keep(connection: Connection, records: list[Record]) -> None:
     """Enter each with a number of the coordinator's own."""
-    columns = ", ".join(column.name for column in table.columns if column.name not in ("change_id", "transaction_id"))
+    columns = ", ".join(column.name for column in changes.columns if column.name != "change_id")
     statement = (
-        f"INSERT INTO {table.name} ({columns}) SELECT DISTINCT {columns} FROM "  # noqa: S608 -- as above
-        f"json_populate_recordset(NULL::{table.name}, CAST(:records AS json)) ON CONFLICT DO NOTHING"
+        f"INSERT INTO {changes.name} ({columns}) SELECT DISTINCT {columns} FROM "  # noqa: S608 -- as above
+        f"json_populate_recordset(NULL::{changes.name}, CAST(:records AS json))"
     )
     connection.execute(text(statement), {"records": json.dumps(records)})
 
 
-def _forget(connection: Connection, table: Table, named: str, records: list[Record]) -> None:
-    keys = ", ".join(RECORDS[table])
+def _forget(connection: Connection, named: str, records: list[Record]) -> None:
     for node in sorted({int(str(record["node"])) for record in records}):
-        own = json.dumps([record for record in records if record["node"] == node]).replace("'", "''")
+        ids = ", ".join(str(record["change_id"]) for record in records if record["node"] == node)
         _asked_of_nodes(
             connection,
-            f"DELETE FROM {named} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} AND "  # noqa: S608 -- as above
-            f"({keys}) IN (SELECT {keys} FROM json_populate_recordset(NULL::{named}, '{own}'))",
+            f"DELETE FROM {named} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} "  # noqa: S608 -- as above
+            f"AND change_id IN ({ids})",
         )
 
 

@@ -32,12 +32,19 @@ from capacity_assets.storage.limit_tables import (
     volume_size_stats,
 )
 from capacity_assets.storage.steps import free_name, quoted
-from capacity_assets.storage.tables import AGGREGATES, BY_DAY, BY_WINDOW, SAMPLES
+from capacity_assets.storage.tables import (
+    AGGREGATES,
+    BY_DAY,
+    BY_WINDOW,
+    SAMPLES,
+    SERVER_AGGREGATES,
+    group_size_aggregations,
+)
 
 UNREAD = (volume_size_stats, database_limit_stats, capacity_runways)
 """Tables of which no aggregate is made: nothing but their age keeps rows from leaving."""
-CAPACITY_TABLES = (*SAMPLES, *AGGREGATES)
-PARTITIONED = (*CAPACITY_TABLES, *UNREAD)
+CAPACITY_TABLES = (*SAMPLES, *SERVER_AGGREGATES)
+PARTITIONED = (*CAPACITY_TABLES, group_size_aggregations, *UNREAD)
 
 # Everything that a partition must share with its table but keys, which the attachment makes, and identity, which a
 # partition must not have.

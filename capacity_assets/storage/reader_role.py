@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from capacity_assets.storage.group_tables import capacity_group_changes
 from capacity_assets.storage.limit_tables import database_limit_stats
 from capacity_assets.storage.partitions import PARTITIONED
+from capacity_assets.storage.tables import group_size_aggregations
 from capacity_assets.storage.views import VIEWS
 
 READER_ROLE = "capacity_reader"
-READ_ON_NODES = (
-    *(table.name for table in PARTITIONED if table is not database_limit_stats),
-    capacity_group_changes.name,
+READ_ON_NODES = tuple(
+    table.name for table in PARTITIONED if table not in {database_limit_stats, group_size_aggregations}
 )
 """What a reader must be able to read beside the views where tables are distributed: views do not shield shards."""
 READABLE = (*(view.name for view in VIEWS), "capacity_bills", "capacity_bill_lines", "capacity_prices")

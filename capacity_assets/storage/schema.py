@@ -22,8 +22,6 @@ from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.changes import distrust_windows
 from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
 from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.group_tracking import forget_group_sums, group_tracking_steps
-from capacity_assets.storage.group_views import GROUP_VIEWS
 from capacity_assets.storage.indexes import build_ahead, is_to_build
 from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.row_locks import NO_TIME_LIMIT, capacity_locks, try_lock
@@ -39,10 +37,9 @@ from capacity_assets.storage.view_upgrades import (
     take_away,
 )
 from capacity_assets.storage.views import VIEWS
-from capacity_assets.storage.window_expressions import SERVER_SIZES
 
 VERSION_TABLE = "capacity_alembic_version"
-SCHEMA_REVISION = "0015"
+SCHEMA_REVISION = "0016"
 FIRST_REVISION = "0012"
 """That of version 0.2.0; no release had an earlier one."""
 NOT_RECORDED_MEANWHILE = (
@@ -53,15 +50,12 @@ IS_IN_THE_WAY = (
     "reads a column that has to be widened, or a view that has to be made again, which PostgreSQL refuses. Drop it, "
     "run `capacity init`, then create it again."
 )
-GROUP_DEFINITIONS = {SERVER_SIZES, *(view.name for view in GROUP_VIEWS)}
-"""The views that define the sums of groups."""
 
 
 def untracked_changes(engine: Engine) -> tuple[str, ...]:
     """Return what keeps changed samples from being recorded; nothing if all is well."""
     with engine.connect() as connection:
-        steps = [*change_tracking_steps(connection), *group_tracking_steps(connection)]
-        return tuple(dict.fromkeys(step.reason for step in steps if step.is_lossy))
+        return tuple(dict.fromkeys(step.reason for step in change_tracking_steps(connection) if step.is_lossy))
 
 
 class SchemaProblemsError(CapacityError):
@@ -127,7 +121,6 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
             distrust_windows(connection)
         unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)
-        done += _track_groups(connection, anew=revision != SCHEMA_REVISION)
         done += _put_views_back(connection, taken)
         carry_out(connection, comment_steps(connection, metadata.sorted_tables))
         # Roles that read only views must also be able to detect a newer schema.
@@ -222,15 +215,6 @@ END $$
 _EVERYBODY_READS = "SELECT has_table_privilege('public', to_regclass(:name), 'SELECT')"
 
 
-def _track_groups(connection: Connection, *, anew: bool) -> list[str]:
-    """Record what changes groups, and forget sums that may have missed a change; return what was fixed."""
-    missing = group_tracking_steps(connection)
-    carry_out(connection, missing)
-    if anew or any(step.is_lossy for step in missing):
-        forget_group_sums(connection)
-    return [] if anew else [*dict.fromkeys(f"fixed: {step.reason}" for step in missing)]
-
-
 def _in_the_way(connection: Connection, *, ours: bool = False) -> InTheWay:
     """Find what reads columns that are to be widened, or our views if these are to be made again."""
     present = set(inspect(connection).get_table_names())
@@ -266,8 +250,6 @@ def _put_views_back(connection: Connection, taken: TakenViews) -> list[str]:
         further = _take_views_away(connection, ours=True)
         execute(connection, further.ours)
         execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
-    if any(view.name in GROUP_DEFINITIONS for view in outdated):
-        forget_group_sums(connection)  # the stored sums come from the former view
     execute(connection, (*further.theirs, *taken.theirs))
     return [
         *(f"taken away and put back as it was: view {name}" for name in (*taken.names, *further.names)),
@@ -413,8 +395,7 @@ def schema_state(engine: Engine) -> SchemaState:
                 shortcomings += dict.fromkeys(step.reason for step in plan.steps)
                 shortcomings += plan.problems
         if not missing:
-            steps = [*change_tracking_steps(connection), *group_tracking_steps(connection)]
-            shortcomings += dict.fromkeys(step.reason for step in steps)
+            shortcomings += dict.fromkeys(step.reason for step in change_tracking_steps(connection))
             shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
         readers = _in_the_way(connection)
         shortcomings += [f"{what} {IS_IN_THE_WAY}" for what in readers.immovable]

@@ -41,6 +41,7 @@ from capacity_assets.storage.columns import (
     PERCENT,
     change_columns,
     collected_date,
+    count_columns,
     database_name,
     exact_bytes,
     further_columns,
@@ -200,8 +201,44 @@ instance_size_aggregations = Table(
     comment="Total size, number of databases, change, growth and trend of each server in each window.",
 )
 
+group_size_aggregations = Table(
+    "group_size_aggregations",
+    table_metadata,
+    Column(
+        "label_key",
+        String(63),
+        nullable=False,
+        comment="Key of a label; engine; (fleet): all servers; (total): by whether servers have a total",
+    ),
+    Column(
+        "label_value",
+        String(100),
+        nullable=False,
+        comment="Value of the label, or engine; empty: what has no such label; of (total): measured or derived",
+    ),
+    *window_columns(),
+    *size_columns("size", "size of the group per day", nullable=False),
+    Column("data_count", Integer, nullable=False, comment="Days on which something belonged to the group"),
+    *count_columns("server_count", "servers with a part in the group"),
+    *count_columns("database_count", "databases"),
+    *change_columns("size", "size of the group per day", BigInteger),
+    *change_columns("server_count", "number of servers", BigInteger, unit=""),
+    *change_columns("database_count", "number of databases", BigInteger, unit=""),
+    *further_columns("size", "last_size_mb", "size of the group"),
+    *sum_columns("size_mb", "daily size"),
+    *sum_columns("server_count", "daily number of servers"),
+    *sum_columns("database_count", "daily number of databases"),
+    *verdict_columns(),
+    PrimaryKeyConstraint(
+        "period_type", "period_start", "label_key", "label_value", name="group_size_aggregations_pkey"
+    ),
+    postgresql_partition_by=BY_WINDOW,
+    comment="Size, change, growth and trend of each group in each window: the fleet by engine and by each label.",
+)
+
 SAMPLES = (database_size_stats, instance_size_stats)
-AGGREGATES = (database_size_aggregations, instance_size_aggregations)
+SERVER_AGGREGATES = (database_size_aggregations, instance_size_aggregations)
+AGGREGATES = (*SERVER_AGGREGATES, group_size_aggregations)
 
 changes = Table(
     "capacity_changes",
@@ -215,7 +252,7 @@ changes = Table(
         String(20),
         nullable=False,
         comment="samples: added or corrected; deleted: samples deleted; written: aggregates, by another than a run; "
-        "server: put into service",
+        "server: put into service; groups: labels, engines or which servers count changed",
     ),
     Column("days", DATERANGE, comment="Days that it touches; null: those on which the server has samples"),
     Column("instance_id", Integer, comment="Server that was put into service"),
@@ -229,7 +266,7 @@ computed_windows = Table(
     "capacity_computed_windows",
     table_metadata,
     Column("period_type", String(20), primary_key=True, comment="Name of the period, such as daily or monthly"),
-    Column("level", String(20), primary_key=True, comment="database or instance"),
+    Column("level", String(20), primary_key=True, comment="database, instance or group"),
     Column("period_start", Date, primary_key=True, comment="First day of the window"),
     Column("period_end", Date, nullable=False, comment="Last day of the window, included"),
     Column(

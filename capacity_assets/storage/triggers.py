@@ -1,7 +1,6 @@
 """Triggers that record writes: their definition as data, and the statements that create missing ones.
 
-They run once per statement and read only the rows of that statement. `change_tracking` and `group_tracking` define what
-is recorded.
+They run once per statement and read only the rows of that statement. `change_tracking` defines what is recorded.
 
 The functions run with the privileges of their owner, so that roles that write samples need none on the log. No other
 role may call them, and they refuse all relations except our own tables and their shards: otherwise a caller's

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.changes import STALE_WINDOWS_VIEW
-from capacity_assets.storage.group_views import GROUP_VIEWS, WINDOW_ENDS, touches
+from capacity_assets.storage.group_days import DERIVED, TOTAL
+from capacity_assets.storage.group_views import GROUP_VIEWS
 from capacity_assets.storage.label_expressions import SPANS_BY_SERVER, labels_in, labels_of
 from capacity_assets.storage.limit_tables import USED_MB
 from capacity_assets.storage.runway_views import RUNWAY_VIEWS
 from capacity_assets.storage.size_metrics import PART_SIZES, PartSize
-from capacity_assets.storage.snapshots import is_seen
 from capacity_assets.storage.steps import DIALECT
 from capacity_assets.storage.tables import instance_size_aggregations
 from capacity_assets.storage.view import View, ViewColumn
-from capacity_assets.storage.window_expressions import SERVER_SIZES, possible
+from capacity_assets.storage.window_expressions import SERVER_SIZES, before, possible
 from capacity_assets.units import LARGEST_MB
 
 _DAYS = "(a.period_end - a.period_start + 1)"
@@ -114,23 +114,10 @@ _NEWEST = " UNION ALL ".join(
 _OF_NEWEST_WINDOWS = f"""FROM ({_NEWEST}) AS newest
 JOIN database_size_aggregations a ON a.period_type = newest.name AND a.period_start = newest.period_start"""
 
-# Windows with servers that have databases but no total, as determined when the groups of the window were stored. Null
-# means all windows: a change is newer than that, or all totals were removed at once, which is not recorded as a change
-# of the window.
+# Windows with days on which a server has databases but no total, as the level of groups found.
 _WITHOUT_TOTALS = f"""
-        SELECT v.period_type, v.period_start, v.before_start,
-               CASE WHEN totals.exist THEN v.derived_servers END AS servers
-        FROM capacity_group_windows v
-        CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM instance_size_aggregations t WHERE t.period_type = v.period_type
-                                           AND t.period_start = v.period_start) AS exist) AS totals
-        WHERE (v.derived_servers <> '{{}}' OR NOT totals.exist)
-          AND NOT EXISTS (SELECT FROM capacity_group_changes c WHERE {touches("v")[0]} AND NOT {is_seen("c", "v")})
-        UNION ALL
-        SELECT k.period_type, k.period_start, e.before_start, CAST(NULL AS integer[])
-        FROM (SELECT DISTINCT c.period_type, c.period_start FROM capacity_group_changes c
-              WHERE NOT EXISTS (SELECT FROM capacity_group_windows v
-                                WHERE {touches("v")[0]} AND v.derived_servers IS NOT NULL AND {is_seen("c", "v")})) AS k
-        CROSS JOIN LATERAL ({WINDOW_ENDS}) AS e"""  # noqa: S608 -- constants
+        SELECT g.period_type, g.period_start, {before("g")} AS before_start FROM group_size_aggregations g
+        WHERE g.label_key = '{TOTAL}' AND g.label_value = '{DERIVED}'"""  # noqa: S608 -- constants
 
 
 def _of_databases(start: str) -> dict[str, str]:
@@ -181,7 +168,6 @@ _SERVER_SIZES = f"""FROM (
                CASE WHEN {_BEFORE["size_mb"]} <= {LARGEST_MB} THEN {_BEFORE["size_mb"]} END AS before_mb
         FROM database_size_aggregations d
         WHERE d.period_type = w.period_type AND d.period_start = ANY (ARRAY[w.period_start, w.before_start])
-          AND (w.servers IS NULL OR d.instance_id = ANY (w.servers))
           AND NOT EXISTS (SELECT FROM instance_size_aggregations t
                           WHERE t.instance_id = d.instance_id AND t.period_type = d.period_type
                             AND t.period_start = d.period_start)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -16,7 +16,6 @@ from sqlalchemy import URL, Connection, Engine, Row, text
 
 from capacity_assets.errors import DatabaseError, ValidationError
 from capacity_assets.foundation.schema_guard import newer_schema
-from capacity_assets.grouping.group_reading import GroupReader, reading_groups
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.reader_role import READ_ON_NODES, READABLE, READER_ROLE
@@ -114,10 +113,6 @@ class Reader:
         if newer:
             raise DatabaseError(newer)
 
-    def groups(self) -> AbstractContextManager[GroupReader]:
-        """Return as `transaction` what reads groups, too."""
-        return reading_groups(self._engine)
-
     def kept(self, key: Hashable, read: Callable[[], T], seconds: float) -> T:
         """Return what `read` returns, or returned before: figures that every page shows, and that take long.
 
@@ -199,7 +194,7 @@ SELECT current_user AS role, ARRAY(
     SELECT c.relname FROM pg_class c
     WHERE c.relkind IN ('r', 'p') AND c.relnamespace = CAST(current_schema() AS regnamespace)
       AND (c.relname LIKE 'capacity\\_%' OR c.relname IN ('instances', 'database_size_stats', 'instance_size_stats',
-           'database_size_aggregations', 'instance_size_aggregations'))
+           'database_size_aggregations', 'instance_size_aggregations', 'group_size_aggregations'))
       AND has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
     ORDER BY 1
 ) AS tables

@@ -23,7 +23,6 @@ from tests.collecting import PASSWORD, Collection, granting
 from tests.computing import compute_windows
 from tests.digests import WEEK
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
-from tests.group_sums import fill_with_groups
 from tests.labels import fill_to_label
 from tests.mail_server import Inbox, mail_server
 from tests.mysql_servers import MySQLServer, mysql_server
@@ -186,12 +185,6 @@ def labelled_fleet(today: None, engine: Engine) -> None:  # noqa: ARG001 -- labe
 def billed_fleet(today: None, engine: Engine) -> None:  # noqa: ARG001 -- months before it are over
     """June: server-1 with a (10 GiB) and b (20 GiB), measured from May to July; server-2 is its replica."""
     fill_to_bill(engine)
-
-
-@pytest.fixture
-def grouped_fleet(engine: Engine) -> None:
-    """March and April of two servers, of whose databases one has an owner of its own."""
-    fill_with_groups(engine)
 
 
 @pytest.fixture

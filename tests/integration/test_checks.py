@@ -13,7 +13,7 @@ from capacity_assets.aggregation.check_statements import impossible_values
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.quality import CHECKS, SERVERS_STORED, CheckOutcome, CheckScope
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
-from capacity_assets.foundation.levels import LEVELS, Level
+from capacity_assets.foundation.levels import SERVER_LEVELS, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, add_overflowing_instance, sizes, totals
@@ -28,7 +28,7 @@ def looked_at(runner: AggregationTaskRunner, period: str, windows: Any, level: s
     return {outcome.name: outcome for outcome in runner.inspection.run_checks(summary, level)}
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", SERVER_LEVELS)
 def test_a_fleet_measured_completely_passes_every_check(
     engine: Engine, runner: AggregationTaskRunner, level: str
 ) -> None:
@@ -77,7 +77,7 @@ def test_void_days_do_not_count_as_measured(engine: Engine, runner: AggregationT
     assert outcome.listed == ("server-1: days measured in the window from 2025-03-02: 0 of 1",)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", SERVER_LEVELS)
 def test_negative_values_call_a_person(engine: Engine, runner: AggregationTaskRunner, level: str) -> None:
     add_instances(engine, [1])
     add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [5, -6]))
@@ -178,7 +178,7 @@ def test_an_open_window_is_not_forgotten_either(engine: Engine, runner: Aggregat
     assert outcome.listed == ("server-1, orders: an impossible size or count in the window from 2025-07-01",)
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("level", SERVER_LEVELS.values(), ids=SERVER_LEVELS)
 def test_impossible_values_of_years_are_found_by_an_index_of_just_these(engine: Engine, level: Level) -> None:
     """Without it, a run of one day would read the whole history."""
     windows = PERIODS["daily"].windows_between(date(2025, 1, 1), date(2025, 7, 20))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.settings import Settings
 from tests.command import capacity
@@ -25,8 +25,8 @@ def test_aggregate_computes_a_range_and_prints_a_line_a_period_and_level(engine:
     result = capacity("aggregate", "--period", "monthly", "--from", "2025-01-01", "--to", "2025-07-20")
 
     assert result.exit_code == 0, result.output
-    assert "completed: 7 windows: 139 rows written, 0 unchanged, 0 protected." in result.output
-    assert len(stored(engine, DATABASE, "monthly")) + len(stored(engine, INSTANCE, "monthly")) == 139
+    assert "completed: 7 windows: 181 rows written, 0 unchanged, 0 protected." in result.output
+    assert [len(stored(engine, level, "monthly")) for level in LEVELS.values()] == [117, 22, 42]
 
 
 @pytest.mark.usefixtures("sample")
@@ -75,7 +75,7 @@ def test_one_period_that_is_held_elsewhere_does_not_hinder_the_others(sample: Se
     ("arguments", "message"),
     [
         (("--period", "hourly"), "Unknown period 'hourly'; known: daily, weekly, monthly, quarterly, yearly, all."),
-        (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, all"),
+        (("--period", "daily", "--level", "rack"), "Unknown level 'rack'; known: database, instance, group, all"),
         (("--period", "daily", "--instance", "99"), "No server '99' is registered"),
         (("--period", "daily", "--from", "2025-03-02", "--to", "2025-03-01"), "lies after the last day"),
         (("--period", "daily", "--from", "2019-01-01", "--to", "2019-01-01"), "partition range: the first starts on"),
@@ -166,7 +166,7 @@ def test_the_log_appears_only_when_asked_for(sample: Settings) -> None:
 
     assert (quiet.returncode, verbose.returncode) == (0, 0)
     assert quiet.stderr == ""
-    assert "yearly database and instance aggregates, 1 window: 0 rows written, 24 unchanged" in verbose.stderr
+    assert "yearly database, instance and group aggregates, 1 window: 0 rows written, 30 unchanged" in verbose.stderr
 
 
 @pytest.mark.usefixtures("settings")

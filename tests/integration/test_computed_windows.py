@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.marking import COMPUTED_WINDOWS_SENSOR
 from capacity_assets.periods import PERIODS
@@ -46,12 +47,12 @@ def test_windows_of_the_command_line_are_marked_once_with_what_was_computed(sett
         second = tick(settings, instance)
         marked = {
             level: instance.get_materialized_partitions(dg.AssetKey(f"monthly_{level}_aggregations"))
-            for level in ("database", "instance")
+            for level in LEVELS
         }
 
     expected = {window.key for window in MONTHS}
-    assert marked == {"database": expected, "instance": expected}
-    assert len(first.asset_events) == 6
+    assert marked == dict.fromkeys(LEVELS, expected)
+    assert len(first.asset_events) == 9
     metadata = first.asset_events[0].metadata
     assert metadata["processed_instances"].value > 0
     assert metadata["total_records"].value > 0
@@ -99,4 +100,4 @@ def test_while_a_run_is_under_way_it_marks_its_own_windows(settings: Settings) -
         after = tick(settings, instance)
 
     assert during.skip_message == "A run is under way."
-    assert len(after.asset_events) == 6
+    assert len(after.asset_events) == 9

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.explanation import Subject, explanation_of
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, LEVELS
+from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
 from tests.clocks import TODAY, fixed_clock
@@ -30,7 +30,7 @@ def test_the_explanation_of_every_row_of_the_sample_agrees_with_it(engine: Engin
         compute_windows(service, name, date(2025, 1, 1), date(2025, 7, 20))
 
     explained = 0
-    for level in LEVELS.values():
+    for level in SERVER_LEVELS.values():
         for row in stored(engine, level):
             period = PERIODS[str(row["period_type"])]
             subject = Subject(row["instance_id"], "server", row.get("database_name"))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Groups of labels: they add up to the fleet, are explained by their parts, and are shown with their growth."""
+"""Groups as they are shown: they add up to the fleet, are explained by their parts, and agree with the bill."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.grouping.bills import issue_bill
 from capacity_assets.grouping.explained_groups import ExplainedGroup, explain_group
-from capacity_assets.grouping.group_reading import reading_groups
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.command import capacity
 from tests.computing import compute_windows
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
@@ -37,8 +37,8 @@ def groups(engine: Engine, by: str, start: date = MONTH) -> dict[str | None, tup
 
 def explained(engine: Engine, key: str, value: str, start: date = MONTH) -> ExplainedGroup:
     period = PERIODS["monthly"]
-    with reading_groups(engine) as reader:
-        return explain_group(reader, period, period.window_of(start), key, value)
+    with engine.connect() as connection:
+        return explain_group(connection, period, period.window_of(start), key, value)
 
 
 def test_groups_add_up_to_the_fleet_with_a_group_for_what_has_no_label(engine: Engine) -> None:
@@ -60,8 +60,8 @@ def test_what_a_group_loses_when_a_database_goes_is_its_own(engine: Engine, serv
 
     may = groups(engine, "team", date(2025, 5, 1))
 
-    assert may["payments"] == (0, -150)
-    assert may[None] == (1000, -295 + 150)
+    assert may["payments"] == (0, -150), "what is gone has a row, so that changes add up too"
+    assert may[None] == (1000, 1000 - 1195), "server-2 was not measured in May"
 
 
 def test_two_labelled_halves_of_a_month_leave_no_less_than_nothing(engine: Engine, service: AggregationService) -> None:
@@ -80,18 +80,26 @@ def test_two_labelled_halves_of_a_month_leave_no_less_than_nothing(engine: Engin
     with engine.connect() as connection:
         found = {row.group_name: (row.size_mb, row.databases) for row in connection.execute(query)}
 
-    assert (found["red"], found["blue"]) == ((0, 1), (0, 0)), "half a MiB each, and one database in all"
+    assert (found["red"], found["blue"]) == ((0, 0), (0, 1)), "half a MiB each, and one database in all"
     assert found[None] == (1345 + 1, 4), "those of the other servers"
     assert explained(engine, "team", "red").agrees
 
 
-def test_a_change_of_owner_is_no_growth(engine: Engine) -> None:
+def test_a_change_of_owner_is_a_change_of_both_groups_and_none_of_the_fleet(engine: Engine) -> None:
     labelled("set", "server-1", "team=payments", "--database", "pay_*")
     labelled("set", "server-1", "team=billing", "--database", "pay_*", "--from", "2025-04-01")
 
     assert groups(engine, "team", BEFORE)["payments"][0] == 115
-    assert groups(engine, "team")["billing"] == (295, 180)
-    assert "payments" not in groups(engine, "team")
+    assert groups(engine, "team") == {"billing": (295, 295), "payments": (0, -115), None: (1050, 0)}
+
+
+def test_within_a_month_each_day_counts_for_its_owner(engine: Engine) -> None:
+    labelled("set", "server-1", "team=payments", "--database", "pay_a")
+    labelled("set", "server-1", "team=billing", "--database", "pay_a", "--from", "2025-04-11")
+
+    # Ten days of 131 to 140, and twenty of 141 to 160.
+    assert groups(engine, "team")["payments"] == (45, 45 - 115)
+    assert groups(engine, "team")["billing"] == (100, 100)
 
 
 @given(
@@ -107,11 +115,14 @@ def test_a_change_of_owner_is_no_growth(engine: Engine) -> None:
         unique_by=lambda one: (one[0], one[1], one[2]),
     )
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_groups_of_any_labels_add_up(engine: Engine, declared: list[tuple[Any, ...]]) -> None:
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_groups_of_any_labels_add_up(
+    engine: Engine, service: AggregationService, declared: list[tuple[Any, ...]]
+) -> None:
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM capacity_labels"))
     declare_labels(engine, [Label(*one) for one in declared], TODAY)
+    compute_windows(service, "monthly", BEFORE, MONTH, scope="group")
 
     for start, total in ((MONTH, (1345, 180)), (BEFORE, (1165, None))):
         for by in ("engine", "server", *{one[2] for one in declared}):
@@ -145,6 +156,25 @@ def test_the_command_shows_each_group_its_growth_and_what_of_it_fills_first(engi
     assert "(no team)" in shown
     assert "2025-08-02 pay_a on server-2" in shown
     assert "In all 1.3 GiB, +180 MiB where it is known." in shown
+
+
+def test_groups_that_are_left_say_since_when_they_are_behind_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capacity_assets.cli.labels.SECONDS_PER_COMMAND", 0)
+    april = ("--window", "2025-04-01")
+
+    declared = labelled("set", "server-1", "team=payments")
+    behind = capacity("groups", *april).output
+    computed = capacity("groups", *april, "--now").output
+    at_once = labelled("set", "server-2", "team=platform", "--now")
+
+    assert "Groups of 2 windows are left to the next evaluation of the sensor." in declared
+    assert "Labels or samples changed at " in behind
+    assert "payments" not in behind
+    assert "samples changed" not in computed
+    assert "payments" in computed
+    assert "2 windows of groups computed." in at_once
+    assert "platform" in capacity("groups", *april).output
+    assert "samples changed" not in capacity("groups", *april).output
 
 
 def test_without_any_label_the_fleet_is_one_group_and_says_how_to_declare_one() -> None:
@@ -182,23 +212,35 @@ def test_the_sum_of_a_group_is_explained_by_its_parts(engine: Engine, service: A
 
     shown = capacity("explain", "--label", "team=payments", *april).output
     found = json.loads(capacity("explain", "--label", "team=platform", *april, "--json").output)
-    may = explained(engine, "team", "payments", date(2025, 5, 1))
 
     assert [line.split() for line in shown.splitlines() if line.startswith("server-")] == [
-        ["server-1", "pay_b", "150", "MiB", "+150", "MiB", "of", "pay_*,", "always"],
-        ["server-1", "pay_a", "145", "MiB", "+30", "MiB", "of", "pay_*,", "always"],
-        ["server-2", "all", "50", "MiB", "0", "MiB", "of", "the", "server,", "from", "2025-04-02"],
-    ]
-    assert "In all 345 MiB, changed by +180 MiB. The sum in capacity_groups is the same." in shown
+        ["server-1", "pay_b", "15", "150", "MiB", "of", "pay_*,", "always"],
+        ["server-1", "pay_a", "30", "145", "MiB", "of", "pay_*,", "always"],
+        ["server-2", *["all", "that", "has", "no", "other", "value"], "29", "48", "MiB", "of", "the", "server,", "from",
+         "2025-04-02"],
+    ]  # fmt: skip
+    assert "In all 10,315 MiB added up over 30 measured days, 343 MiB per day. The stored row has the same." in shown
     [platform] = found["parts"]
-    assert (platform["database"], platform["size_mb"], platform["without_databases"]) == (None, 1000, 2)
+    assert (platform["database"], platform["sum_mb"], platform["days"]) == (None, 30_000, 30)
     assert found["agrees"]
-    # Both databases of server-1 are gone, and server-2 is not measured.
-    assert [(part.database, part.size_mb, part.change_mb) for part in may.parts] == [
-        ("pay_a", 0, -145),
-        ("pay_b", 0, -150),
-    ]
-    assert may.agrees
+
+
+def test_groups_and_the_bill_of_a_month_agree(engine: Engine) -> None:
+    labelled("set", "server-1", "team=payments", "--database", "pay_a")
+    labelled("set", "server-1", "team=billing", "--database", "pay_a", "--from", "2025-04-11")
+    labelled("set", "server-2", "team=platform")
+
+    issue_bill(engine, PERIODS["monthly"].window_of(MONTH), fixed_clock(), ["team"])
+
+    query = text(
+        "SELECT labels ->> 'team' AS team, sum(gib_months) * 1024 AS size_mb FROM capacity_bill_lines "
+        "WHERE month = :month GROUP BY 1"
+    )
+    with engine.connect() as connection:
+        billed = {row.team: row.size_mb for row in connection.execute(query, {"month": MONTH})}
+    shown = groups(engine, "team")
+    assert {team for team, (size, _) in shown.items() if size} == billed.keys()
+    assert all(abs(shown[team][0] - size) < 1 for team, size in billed.items()), "but for rounding"
 
 
 @pytest.mark.parametrize(

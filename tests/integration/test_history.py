@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text, update
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.results import RunSummary
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
+from capacity_assets.foundation.levels import INSTANCE, LEVELS, Level
 from capacity_assets.periods import PERIODS
 from capacity_assets.storage.tables import database_size_stats
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, stored, totals
@@ -22,7 +22,7 @@ from tests.two_months import FEBRUARY_AND_MARCH, MARCH, by_name, protected, remo
 def row_versions(engine: Engine, level: Level) -> list[object]:
     """Where each row version lies, which transaction wrote it and which one last locked it, as PostgreSQL says."""
     with engine.connect() as connection:
-        versions = f"SELECT id, ctid::text, xmin::text, xmax::text FROM {level.target.name} ORDER BY id"
+        versions = f"SELECT ctid::text, xmin::text, xmax::text FROM {level.target.name} ORDER BY 1"
         return list(connection.execute(text(versions)))
 
 
@@ -31,14 +31,14 @@ def test_computing_again_over_unchanged_samples_writes_no_row_and_postgresql_say
 ) -> None:
     two_months(engine)
     first = service.aggregate("monthly", FEBRUARY_AND_MARCH)
-    before = {level.name: stored(engine, level) for level in (DATABASE, INSTANCE)}
-    versions = {level.name: row_versions(engine, level) for level in (DATABASE, INSTANCE)}
+    before = {level.name: stored(engine, level) for level in LEVELS.values()}
+    versions = {level.name: row_versions(engine, level) for level in LEVELS.values()}
 
     second = service.aggregate("monthly", FEBRUARY_AND_MARCH, RunOptions(recompute=True))
 
-    assert first.total("written_records") == 8
-    assert (second.total("written_records"), second.total("unchanged_records")) == (0, 8)
-    for level in (DATABASE, INSTANCE):
+    assert first.total("written_records") == 16
+    assert (second.total("written_records"), second.total("unchanged_records")) == (0, 16)
+    for level in LEVELS.values():
         assert stored(engine, level) == before[level.name], "calculated_at included"
         assert row_versions(engine, level) == versions[level.name], "nothing written, nothing even locked"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.levels import DATABASE, LEVELS
+from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS
 from capacity_assets.storage.engine import capacity_engine
 from tests.command import capacity
 from tests.databases import Databases, rows
@@ -52,7 +52,7 @@ def test_a_legacy_database_comes_over_with_servers_samples_and_aggregates(engine
     assert (copied["database_name"], copied["avg_size_mb"], copied["data_count"]) == ("gone", 5, 31)
     again = json.loads(capacity("import", "env:LEGACY", "--json").output)
     assert again["servers"] == 0
-    for level in LEVELS.values():
+    for level in SERVER_LEVELS.values():
         report = again[level.source.name]["counts"]
         assert report["read"] == report["present"] > 0
     assert again["database_size_aggregations"] == {"read": 1, "written": 0, "present": 1}

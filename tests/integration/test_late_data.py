@@ -74,11 +74,15 @@ def test_a_corrected_day_has_exactly_its_windows_and_their_successors_computed_a
     daemon.tick_sensors(LATE_DATA_SENSOR)
 
     assert requested(daemon) == {
-        ("daily_database_aggregations", "2025-03-31", "2025-04-01"),
-        ("weekly_database_aggregations", "2025-03-31", "2025-04-07"),
-        ("monthly_database_aggregations", "2025-03-01", "2025-04-01"),
-        ("quarterly_database_aggregations", "2025-01-01", "2025-04-01"),
-        ("yearly_database_aggregations", "2025-01-01", "2025-01-01"),
+        (f"{period}_{level}_aggregations", first, last)
+        for period, first, last in (
+            ("daily", "2025-03-31", "2025-04-01"),
+            ("weekly", "2025-03-31", "2025-04-07"),
+            ("monthly", "2025-03-01", "2025-04-01"),
+            ("quarterly", "2025-01-01", "2025-04-01"),
+            ("yearly", "2025-01-01", "2025-01-01"),
+        )
+        for level in ("database", "group")
     }
     assert len(daemon.runs()) == 5
     for run in daemon.runs():
@@ -99,7 +103,7 @@ def test_a_change_of_both_raw_tables_is_one_run_a_period(daemon: Daemon, engine:
     daemon.tick_sensors()
 
     assert {run.job_name: len(run.asset_selection or set()) for run in daemon.runs()} == {
-        f"{period}_aggregation_job": 2 for period in PERIODS
+        f"{period}_aggregation_job": 3 for period in PERIODS
     }
     assert len(daemon.runs()) == len(PERIODS)
 
@@ -143,7 +147,7 @@ def test_a_transaction_that_commits_between_two_ticks_although_it_began_long_bef
         connection.execute(text("UPDATE database_size_stats SET size_mb = 1 WHERE collected_date = '2025-02-03'"))
         execute(engine, "UPDATE instance_size_stats SET total_size_mb = 7 WHERE collected_date = '2025-07-20'")
         daemon.tick_sensors(LATE_DATA_SENSOR)
-        assert all("instance" in asset for asset, _, _ in requested(daemon))
+        assert not any("database" in asset for asset, _, _ in requested(daemon))
         redo(computed)
         for run in daemon.runs():
             daemon.instance.report_run_canceled(run)

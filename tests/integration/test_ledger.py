@@ -43,7 +43,7 @@ def test_a_corrected_day_makes_exactly_the_windows_that_hold_it_and_their_succes
     )
 
     assert stale(computed) == {
-        ("database", period, start)
+        (level, period, start)
         for period, starts in {
             "daily": ["2025-03-31", "2025-04-01"],
             "weekly": ["2025-03-31", "2025-04-07"],
@@ -52,6 +52,7 @@ def test_a_corrected_day_makes_exactly_the_windows_that_hold_it_and_their_succes
             "yearly": ["2025-01-01"],
         }.items()
         for start in starts
+        for level in ("database", "group")
     }
     redo(computed)
     assert stale(computed) == set()

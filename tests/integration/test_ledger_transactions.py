@@ -106,7 +106,7 @@ def test_many_small_transactions_on_one_day_are_one_change_for_its_windows_and_a
         )
     assert len(recorded(engine)) == 200
 
-    assert len([found for found in computed.ledger.stale() if found.period_type == "daily"]) == 2
+    assert len([found for found in computed.ledger.stale() if found.period_type == "daily"]) == 4
     redo(computed)
     assert stale(computed) == set()
     assert recorded(engine) == []
@@ -124,7 +124,9 @@ def test_a_server_that_becomes_active_makes_the_windows_of_its_samples_stale(
 
     execute(engine, "UPDATE instances SET is_active = true WHERE id = 2")
 
-    assert stale(service) == {("database", "daily", f"2025-03-0{day}") for day in (1, 2, 3)}
+    assert stale(service) == {
+        (level, "daily", f"2025-03-0{day}") for level in ("database", "group") for day in (1, 2, 3)
+    }
     redo(service)
     assert stale(service) == set()
     assert len(figures(engine, DATABASE)) == 4
@@ -282,6 +284,8 @@ def test_readers_see_unread_changes_without_writing(engine: Engine, computed: Ag
     assert counts == {
         ("database", True, False): 5,
         ("database", True, True): 4,
+        ("group", True, False): 5,
+        ("group", True, True): 4,
         ("instance", False, False): windows[0][0],
     }, "five windows hold the day, four compare with one of these"
 

@@ -138,19 +138,19 @@ def test_records_of_checks_go_that_no_one_reads_and_what_the_ui_shows_stays(
     checks = dg.AssetSelection.all_asset_checks().resolve_checks(build_definitions(settings).resolve_asset_graph())
     storage = shipped_instance.event_log_storage
     shown = storage.get_asset_check_summary_records(list(checks))
-    # Three runs of twelve checks and three partitions, and one that has not ended.
-    assert check_records(shipped_instance) == {"PLANNED": 3 * 12 * 3 + 12, "SUCCEEDED": 3 * 10, "FAILED": 3 * 2}
+    # Three runs of fourteen checks and three partitions, and one that has not ended.
+    assert check_records(shipped_instance) == {"PLANNED": 3 * 14 * 3 + 14, "SUCCEEDED": 3 * 12, "FAILED": 3 * 2}
 
     if is_command:
         dry, done = (
             json.loads(capacity("maintain", "--despite-clock", *option, "--json").output)
             for option in (["--dry-run"], [])
         )
-        assert dry["purged_check_records"] == done["purged_check_records"] == 120
+        assert dry["purged_check_records"] == done["purged_check_records"] == 140
     else:
-        assert materialise(settings, date(2025, 4, 1), instance=shipped_instance)["purged_check_records"] == 120
+        assert materialise(settings, date(2025, 4, 1), instance=shipped_instance)["purged_check_records"] == 140
 
-    assert check_records(shipped_instance) == {"PLANNED": 12, "SUCCEEDED": 2 * 10, "FAILED": 2 * 2}
+    assert check_records(shipped_instance) == {"PLANNED": 14, "SUCCEEDED": 2 * 12, "FAILED": 2 * 2}
     assert storage.get_asset_check_summary_records(list(checks)) == shown
     assert shipped_instance.get_run_by_id(at_work.run_id) is not None
     if is_command:
@@ -224,7 +224,7 @@ def test_the_asset_adds_moves_and_drops_and_its_metadata_says_what(
 
     assert (said["dry_run"], done["dry_run"]) == (True, False)
     counts = ("created_partitions", "moved_records", "dropped_partitions", "dropped_records", "kept_partitions")
-    assert [said[key] for key in counts] == [done[key] for key in counts] == [1, 3, 10, 31, 0]
+    assert [said[key] for key in counts] == [done[key] for key in counts] == [1, 3, 15, 31 + 3 * 31, 0]
     assert "database\\_size\\_stats: 2023-05-01 to 2023-05-31" in str(done["created"])
     assert "database\\_size\\_aggregations\\_daily\\_2025\\_01: 31 rows" in str(done["dropped"])
     assert materialise(settings, today + timedelta(days=1))["dropped_partitions"] == 0

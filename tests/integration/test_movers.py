@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 from capacity_assets.aggregation.movers import Mover, WindowSizes, window_sizes
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, SERVER_LEVELS
 from capacity_assets.orchestration.metadata import summary_text
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import Settings
@@ -37,7 +37,7 @@ def test_growers_and_shrinkers_are_the_stored_rows_that_changed_most(
     load_sample(engine)
     compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 7, 20))
 
-    for level in LEVELS.values():
+    for level in SERVER_LEVELS.values():
         found = window_sizes(engine, PERIODS["monthly"], level, [MARCH, APRIL], largest=3)
         for window in (MARCH, APRIL):
             rows = [row for row in stored(engine, level, "monthly") if row["period_start"] == window.start]

@@ -9,26 +9,27 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from capacity_assets.aggregation.group_sums import store_group_sums
+from capacity_assets.aggregation.following_labels import follow_labels
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.quality import CheckScope, run_checks
 from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
 from capacity_assets.cli.top import Top, top_rows
 from capacity_assets.digest.content import read_digest
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.foundation.levels import DATABASE, GROUP, INSTANCE, SERVER_LEVELS
 from capacity_assets.grouping.explained_groups import explain_group
-from capacity_assets.grouping.group_reading import reading_groups
+from capacity_assets.grouping.groups import groups_of
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.report.data import ChangeKind
 from capacity_assets.report.reading import read_report
 from capacity_assets.storage.group_tables import ALWAYS
-from capacity_assets.storage.group_tracking import forget_group_sums
 from capacity_assets.storage.schema import initialise
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
+from tests.former_revisions import ADDED_LATER
 from tests.pages import Pages, served_pages
 
 DAYS = 75
@@ -119,25 +120,24 @@ def sums_of(engine: Engine, period: Period, window: Window) -> dict[str, Sums]:
     """The figures of a window in each output."""
     asked = {"period": period.name, "start": window.start}
     found = {name: add_up(rows(engine, query, **asked)) for name, query in FROM_VIEWS.items()}
-    grouped = rows(engine, f"SELECT * FROM capacity_groups {OF_WINDOW}", **asked)
-    with reading_groups(engine) as reader:
-        for by in ("engine", "server", "team"):
-            found[f"view groups by {by}"] = add_up([row for row in grouped if row["grouped_by"] == by])
-            groups = [vars(group) for group in reader.groups_of(period, window, by, {})]
-            found[f"groups by {by}"] = add_up(groups)
+    with engine.connect() as connection:
+        groups = {by: groups_of(connection, period, window, by, {}) for by in ("engine", "server", "team")}
+    found["groups by server"] = add_up([vars(group) for group in groups["server"]])
+    # Means per day of what was measured on it, which are other ones where a server was not measured on each.
+    by_engine, by_team = (add_up([vars(group) for group in groups[by]])[1:] for by in ("engine", "team"))
+    assert by_engine == by_team
     report = read_report(engine, period, window, by="team")
-    assert report.grouped_mb == report.end_mb
+    assert report.grouped_mb == by_team[1]
     assert report.start_mb + sum(change for _, change in report.steps) == report.end_mb
     found["report"] = (report.totals.servers, report.totals.databases, report.end_mb, report.known_change_mb)
-    for level in LEVELS.values():
+    for level in SERVER_LEVELS.values():
         of_level = window_sizes(engine, period, level, [window])[window.start]
         found[f"metadata of {level.name}"] = (*found["fleet"][:2], of_level.total_size_mb, of_level.total_change_mb)
         assert of_level.known_before_mb == report.totals.known_before_mb
     if period.name == "weekly":
         digest = read_digest(engine, window)
         found["digest"] = (*found["fleet"][:2], digest.size_mb, digest.change_mb)
-    # A server may have a part in several groups by label.
-    return {name: sums[1:] if name.endswith("team") else sums for name, sums in found.items()}  # type: ignore[misc]
+    return found
 
 
 def assert_one_size(engine: Engine, pages: Pages) -> None:
@@ -151,7 +151,7 @@ def assert_one_size(engine: Engine, pages: Pages) -> None:
         newest = page["sizes"][-1]
         assert (page["servers"], page["databases"], newest["size_mb"], newest["change_mb"]) == wanted, name
         windows = period.windows_between(FIRST, TODAY)[-3:]
-        scope = CheckScope(name, INSTANCE, windows, TODAY, 50)
+        scope = CheckScope(name, GROUP, windows, TODAY, 50)
         assert {one.name: one.listed for one in run_checks(engine, scope)}["groups_add_up"] == ()
 
 
@@ -162,31 +162,6 @@ def test_every_surface_has_the_same_size_and_counts_of_the_fleet(engine: Engine,
 
     with served_pages(database) as pages:
         assert_one_size(engine, pages)
-    with engine.begin() as connection:
-        forget_group_sums(connection)
-    with served_pages(database) as pages:
-        assert_one_size(engine, pages)
-
-
-def test_rows_that_others_write_or_take_away_count_at_once(engine: Engine, database: URL) -> None:
-    random_fleet(engine, 0)
-    computed(engine)
-    newest = f"period_type = 'monthly' AND period_start = '{TODAY.replace(day=1)}'"
-
-    for statement in (
-        f"DELETE FROM instance_size_aggregations WHERE instance_id = 1 AND {newest}",
-        f"DELETE FROM database_size_aggregations WHERE instance_id = 1 AND database_name = 'db-0' AND {newest}",
-        "DELETE FROM instances WHERE id = 2",
-    ):
-        execute(engine, statement)
-        period, window = PERIODS["monthly"], PERIODS["monthly"].window_of(TODAY)
-        for _ in range(2):
-            wanted = from_tables(engine, period, window)
-            for surface, sums in sums_of(engine, period, window).items():
-                assert sums == wanted[-len(sums) :], (surface, statement)
-            store_group_sums(engine, 60)
-    with served_pages(database) as pages:
-        assert pages.document("/?period=monthly")["sizes"][-1]["size_mb"] == wanted[2]
 
 
 def test_a_group_is_explained_by_parts_of_servers_without_a_total(engine: Engine) -> None:
@@ -196,23 +171,24 @@ def test_a_group_is_explained_by_parts_of_servers_without_a_total(engine: Engine
 
     for window in PERIODS["monthly"].windows_between(FIRST, TODAY):
         for team in ("red", "blue"):
-            with reading_groups(engine) as reader:
-                explained = explain_group(reader, PERIODS["monthly"], window, "team", team)
+            with engine.connect() as connection:
+                explained = explain_group(connection, PERIODS["monthly"], window, "team", team)
             assert explained.agrees, (window, team, explained)
 
 
-def test_a_database_of_before_gives_the_same_figures_once_it_is_upgraded(engine: Engine, database: URL) -> None:
+def test_a_database_of_before_gives_the_same_figures_once_its_groups_are_computed(
+    engine: Engine, database: URL
+) -> None:
     random_fleet(engine, 2)
     computed(engine)
-    execute(
-        engine,
-        "UPDATE capacity_group_sums SET size_mb = 1",
-        "DROP VIEW capacity_server_sizes CASCADE",
-        "ALTER TABLE capacity_group_windows DROP COLUMN derived_servers",
-    )
+    execute(engine, *ADDED_LATER["0015"], "UPDATE capacity_alembic_version SET version_num = '0015'")
 
     initialise(engine)
+    inspection = AggregationTaskRunner(AggregationService(engine, fixed_clock())).inspection
+    assert {stale.level for stale in inspection.stale_windows()} == {"group"}
+    follow_labels(AggregationTaskRunner(AggregationService(engine, fixed_clock())), None)
 
+    assert inspection.stale_windows() == []
     with served_pages(database) as pages:
         assert_one_size(engine, pages)
 

@@ -22,8 +22,6 @@ FUNCTIONS = {
     "capacity_track_instance_size_stats": "collected_date pg_temp.bait",
     "capacity_track_instances": "id pg_temp.bait, is_active boolean DEFAULT true, deleted_at date",
     "capacity_track_writes": "id pg_temp.bait",
-    "capacity_track_groups_database_size_aggregations": "period_start pg_temp.bait, period_type text DEFAULT 'daily'",
-    "capacity_track_groups_instance_size_aggregations": "period_start pg_temp.bait, period_type text DEFAULT 'daily'",
     "capacity_track_groups_capacity_labels": "valid_from pg_temp.bait",
     "capacity_track_groups_instances": "id pg_temp.bait",
 }

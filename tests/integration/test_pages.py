@@ -15,6 +15,7 @@ from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.web.app import PAGES, SEARCH
 from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
+from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 from tests.pages import Pages, header, served_pages, values_of
 from tests.pages_fleet import ADDRESSES, DAYS, FAILED, FIRST, GROWING, HOSTILE, filled
@@ -225,6 +226,16 @@ def test_a_key_that_nothing_has_a_label_of_is_one_group_with_a_page(pages: Pages
     assert sorted(values_of(page["members"], "database")) == sorted(["orders", "still", HOSTILE, "crm"])
     assert "no environment" in pages.ask("/group?by=environment").text
     assert pages.ask("/group?by=environment&name=nobody").status == 404
+
+
+def test_pages_of_groups_say_that_labels_changed(pages: Pages, engine: Engine) -> None:
+    before = pages.document("/groups?by=team")["notice"]
+    execute(engine, "UPDATE capacity_labels SET value = 'search'")
+
+    assert before is None
+    assert pages.document("/groups?by=team&period=daily")["notice"].startswith("Labels or samples changed at ")
+    assert "groups are being computed" in pages.ask("/groups?by=engine&period=daily").text
+    assert pages.document("/groups?by=server&period=daily")["notice"] is None
 
 
 def test_lists_are_sorted_filtered_and_paged(pages: Pages, engine: Engine) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.movers import window_sizes
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, SERVER_LEVELS
 from capacity_assets.report.data import ChangeKind
 from capacity_assets.report.page import footer_query, notes, render
 from capacity_assets.report.reading import read_report
@@ -78,9 +78,9 @@ def test_renaming_databases_changes_no_total(
     found = []
     for histories in (plain, renamed):
         with engine.begin() as connection:
-            for table in ("instances", *(level.source.name for level in LEVELS.values())):
+            for table in ("instances", *(level.source.name for level in SERVER_LEVELS.values())):
                 connection.execute(text(f"DELETE FROM {table}"))
-            for level in LEVELS.values():
+            for level in SERVER_LEVELS.values():
                 connection.execute(text(f"DELETE FROM {level.target.name}"))
         server_with(engine, histories)
         compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 2, 28))

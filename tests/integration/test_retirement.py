@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
+from capacity_assets.foundation.levels import DATABASE, GROUP, INSTANCE, LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.retention.needs import Needs
 from capacity_assets.retention.rules import KeptSpans, Retention
@@ -86,10 +86,12 @@ def test_old_rows_of_one_period_go_and_those_of_the_others_and_the_other_level_s
     compute(service, *PERIODS)
     before = {level.name: stored(two_servers, level) for level in LEVELS.values()}
 
-    report = keeper(two_servers, "raw=forever,daily=30,daily_instance_aggregations=forever").run(TODAY)
+    kept = "daily_instance_aggregations=forever,daily_group_aggregations=forever"
+    report = keeper(two_servers, f"raw=forever,daily=30,{kept}").run(TODAY)
 
     assert report.dropped_records == 2 * (31 + 28 + 31 + 30 + 31)
     assert stored(two_servers, INSTANCE) == before["instance"]
+    assert stored(two_servers, GROUP) == before["group"]
     assert stored(two_servers, DATABASE) == [
         row for row in before["database"] if row["period_type"] != "daily" or row["period_start"] >= date(2025, 6, 1)
     ]

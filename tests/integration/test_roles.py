@@ -21,7 +21,7 @@ from capacity_assets.collection.servers import Server
 from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.sending import Channels, Sent, send_digests
 from capacity_assets.errors import DatabaseError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.grouping.bills import issue_bill
 from capacity_assets.periods import PERIODS
@@ -32,7 +32,6 @@ from capacity_assets.runway.service import RunwayService
 from capacity_assets.storage.distributing import distribute
 from capacity_assets.storage.distribution import is_distributed
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.group_tracking import lock_group_sums
 from capacity_assets.storage.schema import initialise
 from tests.clocks import fixed_clock
 from tests.command import capacity
@@ -79,7 +78,7 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
         service = AggregationService(engine, fixed_clock())
         runner = AggregationTaskRunner(service)
         run = runner.run_period("monthly", MARCH)
-        for level in ("database", "instance"):
+        for level in LEVELS:
             runner.inspection.run_checks(run, level)
             runner.inspection.sizes(run, level)
             runner.inspection.incomplete_windows(PERIODS["monthly"], level)
@@ -90,7 +89,7 @@ def test_the_runner_computes_checks_and_rebuilds_and_cannot_touch_samples(grante
         digest = read_digest(engine, PERIODS["weekly"].window_of(date(2025, 3, 10)))
         issued = [RunwayService(engine, fixed_clock(day)).issue(day) for day in (date(2025, 3, 1), date(2025, 3, 8))]
 
-        assert run.total("written_records") == len(stored(granted, DATABASE)) + len(stored(granted, INSTANCE)) > 0
+        assert run.total("written_records") == sum(len(stored(granted, level)) for level in LEVELS.values()) > 0
         assert again.total("written_records") == 0
         assert issued[0].states
         assert bill.gib_months > 0
@@ -187,8 +186,6 @@ def test_the_reader_cannot_hold_a_lock_and_no_lock_that_it_can_hold_stops_the_wo
             service = AggregationService(engine, fixed_clock())
             assert AggregationTaskRunner(service).run_period("monthly", MARCH).total("written_records") > 0
             limited = capacity_engine(database.update_query_dict({"options": "-c lock_timeout=5s"}))
-            with limited.begin() as storing:
-                lock_group_sums(storing)
             assert issue_bill(limited, MARCH[0], fixed_clock(date(2025, 4, 2)), ()).gib_months > 0
             assert RunwayService(limited, fixed_clock()).issue(date(2025, 3, 1)).states
             assert send_digests(limited, PERIODS["weekly"].window_of(date(2025, 3, 10)), (), Channels()) == Sent(

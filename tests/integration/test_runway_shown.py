@@ -14,7 +14,6 @@ from sqlalchemy import URL, Engine, text
 
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.digest.content import read_digest
-from capacity_assets.grouping.group_reading import reading_groups
 from capacity_assets.grouping.groups import fills_first
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS
@@ -351,8 +350,8 @@ def test_a_replica_whose_disk_is_full_is_shown_where_others_are_and_counts_in_no
         assert page["headroom"]["fills_within_30_days"] == 2, "and orders on server-1"
         assert pages.document("/filling")["runways"][0]["name"] == "copy"
         assert pages.document("/group?by=team&name=red")["fills_first"][0]["name"] == "copy"
-    with reading_groups(engine) as reader:
-        assert fills_first(reader.connection, "team")["red"].name == "copy"
+    with engine.connect() as connection:
+        assert fills_first(connection, "team")["red"].name == "copy"
     digest = read_digest(engine, week)
     assert [(one.server, one.display_name) for one in digest.soon] == [("server-2", "copy"), ("server-1", "orders")]
     assert read_digest(engine, week, ("team", "red")).soon == digest.soon

@@ -47,10 +47,10 @@ def test_the_number_of_statements_depends_neither_on_the_fleet_nor_on_the_window
 
     expected = (
         "three for the schema and zone, four for the lock, two for the queue of changes; per level: the servers twice, "
-        "four for the ledger, a setting, its statement and one for the guard, the measured days; eight to store the "
-        "sums of groups"
+        "four for the ledger, a setting, its statement and one for the guard, the measured days; five for the days of "
+        "groups"
     )
-    assert set(counts.values()) == {37}, expected
+    assert set(counts.values()) == {44}, expected
 
 
 @pytest.mark.single_server("reads the plan or the settings of its statement")
@@ -149,9 +149,9 @@ def test_scattered_windows_take_one_statement_a_level_and_leave_those_between_al
     expected = (
         "three for the schema and zone, four for the lock and one for the guard; two for the queue of changes and two "
         "for the days of the new server; the servers twice, four for the ledger, a setting, its statement, the days; "
-        "eight for the sums of groups; one asks whether tables are distributed"
+        "one asks whether tables are distributed"
     )
-    assert len(statements) == 30, expected
+    assert len(statements) == 22, expected
     assert [part.period_start for part in run.parts] == [window.start for window in days]
     rows = stored(engine, DATABASE)
     assert [row["period_start"] for row in rows] == [window.start for window in days]

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.foundation.levels import DATABASE, LEVELS, Level
+from capacity_assets.foundation.levels import DATABASE, SERVER_LEVELS, Level
 from capacity_assets.periods import PERIODS
 from tests.fleet import add_database_sizes, add_instances, figures
 
@@ -37,7 +37,7 @@ def test_the_example_is_what_is_computed(engine: Engine, service: AggregationSer
     assert documented == shown
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("level", SERVER_LEVELS.values(), ids=SERVER_LEVELS)
 def test_every_figure_has_a_rule(level: Level) -> None:
     [section] = re.findall(
         rf"^## {'Database' if level is DATABASE else 'Server'} aggregates$(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL

@@ -14,7 +14,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import InstanceRef
 from capacity_assets.clock import Clock
 from capacity_assets.errors import NotFoundError, ValidationError
-from capacity_assets.foundation.levels import DATABASE, INSTANCE
+from capacity_assets.foundation.levels import DATABASE, INSTANCE, LEVELS
 from capacity_assets.settings import ConfigurationError, Settings
 from capacity_assets.tasks import (
     aggregate_current_period,
@@ -68,7 +68,7 @@ def test_a_run_is_limited_by_period_and_scope(engine: Engine) -> None:
 
     assert result["metrics"] == {
         "instances": {"total": 2, "processed": 2, "failed": 0, "skipped": 0},
-        "records": {"database": 0, "instance": 2, "total": 2},
+        "records": {"database": 0, "instance": 2, "group": 0, "total": 2},
     }
     assert stored(engine, DATABASE) == []
 
@@ -114,7 +114,8 @@ def test_the_legacy_method_names_of_the_service_work_for_every_period(engine: En
         servers = getattr(service, f"calculate_{period}_instance_aggregations")(use_current_period=True)
         assert (databases.total("written_records"), servers.total("written_records")) == (2, 2)
         current = service.aggregate_current_period(period, scope="all")
-        assert (current.total("unchanged_records"), current.total("written_records")) == (4, 0)
+        assert (current.total("unchanged_records"), current.of_level("group").total("unchanged_records")) == (4, 0)
+        assert current.total("written_records") == current.of_level("group").total("written_records") == 3
 
 
 @pytest.mark.usefixtures("measured")
@@ -207,7 +208,7 @@ def test_legacy_callers_get_the_keys_they_read_with_each_server_counted_once() -
     assert details["instances"][2] == {"instance_id": 2, "instance_name": "server-2", "errors": []}
     metrics: Any = newer["metrics"]
     assert metrics["instances"] == {"total": 2, "successful": 2, "failed": 0}
-    assert metrics["records"]["total"] == metrics["records"]["database"] + metrics["records"]["instance"] > 0
+    assert metrics["records"]["total"] == sum(metrics["records"][level] for level in LEVELS) > 0
 
 
 @pytest.mark.usefixtures("measured")

@@ -45,7 +45,15 @@ def test_asset_keys_groups_partitions_and_upstreams_are_the_published_ones(defin
         for period, cron in CRONS.items()
         for level in ("database", "instance")
     }
-    assert found == raw | aggregates
+    groups = {
+        f"{period}_group_aggregations": (
+            period,
+            cron,
+            [f"{period}_{level}_aggregations" for level in ("database", "instance")],
+        )
+        for period, cron in CRONS.items()
+    }
+    assert found == raw | aggregates | groups
 
 
 def test_partitions_are_in_the_configured_zone_and_begin_with_the_window_that_holds_the_start_date(
@@ -60,7 +68,7 @@ def test_partitions_are_in_the_configured_zone_and_begin_with_the_window_that_ho
         assert partition.end_offset == 1, key
 
 
-def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Definitions) -> None:
+def test_jobs_are_the_published_ones_and_hold_every_level(definitions: dg.Definitions) -> None:
     jobs = {job.name: job for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")}
 
     assert sorted(jobs) == sorted(
@@ -77,7 +85,7 @@ def test_jobs_are_the_published_ones_and_hold_both_levels(definitions: dg.Defini
     )
     for period in CRONS:
         selected = {key.to_user_string() for key in jobs[f"{period}_aggregation_job"].asset_layer.executable_asset_keys}
-        assert selected == {f"{period}_database_aggregations", f"{period}_instance_aggregations"}
+        assert selected == {f"{period}_{level}_aggregations" for level in LEVELS}
 
 
 def test_the_partitions_of_the_tables_are_an_asset_of_their_own(definitions: dg.Definitions) -> None:
@@ -89,7 +97,7 @@ def test_the_partitions_of_the_tables_are_an_asset_of_their_own(definitions: dg.
     assert "CAPACITY_RETENTION_DAYS" in str(spec.description)
 
 
-def test_the_growth_report_is_downstream_of_both_levels_of_its_month(definitions: dg.Definitions) -> None:
+def test_the_growth_report_is_downstream_of_every_level_of_its_month(definitions: dg.Definitions) -> None:
     [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.key == dg.AssetKey("growth_report")]
 
     assert spec.group_name == "reports"
@@ -100,7 +108,7 @@ def test_the_growth_report_is_downstream_of_both_levels_of_its_month(definitions
     assert "whenever the month's aggregates are made" in str(spec.automation_condition.get_label())  # type: ignore[union-attr]
 
 
-def test_showback_is_downstream_of_both_levels_of_its_month(definitions: dg.Definitions) -> None:
+def test_showback_is_downstream_of_every_level_of_its_month(definitions: dg.Definitions) -> None:
     [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "showback"]
 
     assert spec.key == dg.AssetKey("showback")
@@ -138,7 +146,7 @@ def test_a_fresh_interpreter_loads_the_code_location_without_a_warning_and_witho
     arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code]
     loaded = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
 
-    assert (loaded.returncode, loaded.stdout.strip()) == (0, "19 []"), loaded.stderr
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "24 []"), loaded.stderr
 
 
 def test_the_shipped_workspace_names_the_code_location() -> None:
@@ -180,6 +188,7 @@ def test_the_collection_is_one_step_for_all_raw_tables_and_what_is_made_of_the_d
         *RAW,
         "daily_database_aggregations",
         "daily_instance_aggregations",
+        "daily_group_aggregations",
         "runway",
     }
     assert {graph.get(key).pools == {"capacity_collection"} for key in raw} == {True}

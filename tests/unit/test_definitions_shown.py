@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS
 from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.settings import Settings
@@ -98,14 +98,14 @@ def test_the_page_of_each_asset_names_the_line_of_its_function(definitions: dg.D
     graph = definitions.resolve_asset_graph()
     keys = graph.get_all_asset_keys()
 
-    assert len(keys) == 19
+    assert len(keys) == 24
     for key in keys:
         [reference] = graph.get(key).metadata["dagster/code_references"].code_references
         lines = Path(reference.file_path).read_text().splitlines()
         assert re.match(r"\s*(@dg\.|def )", lines[reference.line_number - 1]), (key, reference)
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
+@pytest.mark.parametrize("level", SERVER_LEVELS.values(), ids=SERVER_LEVELS.keys())
 def test_column_lineage_names_existing_raw_columns_for_every_computed_column(
     definitions: dg.Definitions, level: object
 ) -> None:

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from capacity_assets.cli.main import main
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.periods import PERIODS
 from tests.documents import EVERYTHING, ROOT, first_cells, section
 
@@ -118,7 +118,7 @@ def test_levels_and_help_are_in_step() -> None:
     aggregate = leaves()["aggregate"]
     help_text = aggregate.get_help(click.Context(aggregate))
 
-    assert all(level in help_text for level in LEVELS)
+    assert all(level in help_text for level in SERVER_LEVELS)
     assert all(period in help_text for period in PERIODS)
 
 

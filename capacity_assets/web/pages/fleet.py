@@ -9,13 +9,12 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from capacity_assets.grouping.group_reading import GroupReader
-from capacity_assets.grouping.groups import Group, default_grouping, fills_first
+from capacity_assets.grouping.groups import Group, default_grouping, fills_first, groups_of
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.distribution import tables_are_distributed
 from capacity_assets.storage.runway_views import UNKNOWN_LIMITS, headroom
 from capacity_assets.web.asked import Asked
-from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Unmeasured, windows_back
+from capacity_assets.web.figures import DatabaseRow, Runway, SizeInWindow, Unmeasured
 from capacity_assets.web.queries import (
     FILLS_FIRST,
     UNMEASURED_SHOWN,
@@ -127,11 +126,9 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     if period.name not in fleet.periods:
         return replace(fleet, period=period.name)
     newest = period.window_of(date.fromisoformat(fleet.periods[period.name]))
-    with reader.groups() as sums:
-        source = sums.source(period, windows_back(period, newest), "engine")
-        sizes = history(sums.connection, _HISTORY.format(source=source), period, newest, {})
-        of_newest = {"period": period.name, "start": newest.start}
-        counts = rows(sums.connection, _COUNTS.format(source=source), of_newest)[0]
+    with reader.transaction() as connection:
+        sizes = history(connection, _HISTORY, period, newest, {})
+        counts = rows(connection, _COUNTS, {"period": period.name, "start": newest.start})[0]
     if sizes:
         first = sizes[0].window_start
         incomplete = reader.kept_of(
@@ -145,12 +142,12 @@ def read_fleet(reader: Reader, asked: Asked) -> FleetPage:
 
 def _read_fleet(reader: Reader, asked: Asked) -> FleetPage:
     """Read what is the same whichever period is shown, without sizes."""
-    with reader.groups() as sums:
-        return _fleet_of(sums, asked)
+    with reader.transaction() as connection:
+        return _fleet_of(connection, asked)
 
 
-def _fleet_of(sums: GroupReader, asked: Asked) -> FleetPage:
-    connection, today = sums.connection, asked.today
+def _fleet_of(connection: Connection, asked: Asked) -> FleetPage:
+    today = asked.today
     newest = {name: window for name, one in PERIODS.items() if (window := newest_window(connection, one))}
     over = {
         name: window
@@ -163,7 +160,7 @@ def _fleet_of(sums: GroupReader, asked: Asked) -> FleetPage:
     groups: list[Group] = []
     if last_month:
         month = PERIODS["monthly"]
-        groups = sums.groups_of(month, last_month, by, fills_first(connection, by))
+        groups = groups_of(connection, month, last_month, by, fills_first(connection, by))
     return FleetPage(
         "",
         (),
@@ -209,7 +206,7 @@ def _trust(connection: Connection, unmeasured: UnmeasuredServers) -> Trust:
 
 _HISTORY = """
 SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
-FROM {source} WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
+FROM capacity_server_growth WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND counted
 GROUP BY window_start, window_end
 """
 # A server in service is expected from its first window shown on, another one to its last.
@@ -227,8 +224,8 @@ WHERE w.servers < (SELECT count(*) FROM spans s
                    WHERE s.first_start <= w.window_start AND s.last_start >= w.window_start)
 """
 _COUNTS = """
-SELECT CAST(coalesce(sum(servers), 0) AS bigint) AS servers, CAST(coalesce(sum(databases), 0) AS bigint) AS databases
-FROM {source} WHERE period = :period AND window_start = :start AND grouped_by = 'engine'
+SELECT count(*) AS servers, CAST(coalesce(sum(databases), 0) AS bigint) AS databases
+FROM capacity_server_growth WHERE period = :period AND window_start = :start AND counted
 """
 _HEADROOM = f"""
 SELECT ({headroom("capacity_runway")}) AS headroom_mb, {UNKNOWN_LIMITS} AS unknown_limits,

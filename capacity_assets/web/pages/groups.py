@@ -14,16 +14,18 @@ from capacity_assets.errors import NotFoundError
 from capacity_assets.grouping.bill_statements import declared_state
 from capacity_assets.grouping.bill_words import notes, quantity_note
 from capacity_assets.grouping.bills import BillGroup, IssuedBill, read_bill_of
-from capacity_assets.grouping.group_reading import GroupReader
 from capacity_assets.grouping.groups import (
     WITHOUT_LABEL,
     Filling,
     FillsFirst,
     Group,
+    being_computed,
     default_grouping,
     filling_of_groups,
     fills_first,
     first_of_each,
+    groups_changed_at,
+    groups_of,
     refuse_unknown_grouping,
 )
 from capacity_assets.periods import PERIODS, Period, Window
@@ -55,6 +57,8 @@ class GroupsPage:
     window_end: date | None
     order: str
     groups: Sequence[Group]
+    notice: str | None = None
+    """That labels changed and groups are being computed."""
 
     @property
     def size_mb(self) -> int:
@@ -78,6 +82,8 @@ class GroupPage:
     has_forecast: bool
     declared_since: Sequence[str]
     """Servers of the fleet whose limits or steps changed after the newest forecast."""
+    notice: str | None = None
+    """That labels changed and groups are being computed."""
 
     @property
     def display_name(self) -> str:
@@ -117,12 +123,19 @@ def read_groups(reader: Reader, asked: Asked) -> GroupsPage:
     """Read the groups. Raises ValidationError, sqlalchemy.exc.DBAPIError."""
     by, period, order = _grouping(asked), asked.period("monthly"), asked.one_of("order", tuple(GROUP_ORDERS))
     fills = _fills_first(reader, by)
-    with reader.groups() as sums:
-        window = asked_window(sums.connection, asked, period)
+    with reader.transaction() as connection:
+        window = asked_window(connection, asked, period)
         groups: list[Group] = []
         if window:
-            groups = sorted(sums.groups_of(period, window, by, fills), key=GROUP_ORDERS[order])
-        return GroupsPage(by, (*asked.label_keys, *WITHOUT_LABEL), period.name, *ends_of(window), order, groups)
+            groups = sorted(groups_of(connection, period, window, by, fills), key=GROUP_ORDERS[order])
+        notice = _notice(connection, period, [window] if window else [], by)
+        groupings = (*asked.label_keys, *WITHOUT_LABEL)
+        return GroupsPage(by, groupings, period.name, *ends_of(window), order, groups, notice)
+
+
+def _notice(connection: Connection, period: Period, windows: Sequence[Window], by: str) -> str | None:
+    changed_at = None if by == "server" else groups_changed_at(connection, period, windows)
+    return being_computed(changed_at) if changed_at else None
 
 
 def _fills_first(reader: Reader, by: str) -> dict[str | None, FillsFirst]:
@@ -145,24 +158,30 @@ def read_group(reader: Reader, asked: Asked) -> GroupPage:
         raise NotFoundError(f"The address names no {by}.")
     filling = [] if by == "server" else _kept_filling(reader, by).get(name, [])
     changed = declared_since(reader)
-    with reader.groups() as sums:
-        connection = sums.connection
+    with reader.transaction() as connection:
         window = asked_window(connection, asked, period)
-        sizes = [] if window is None else _group_history(sums, period, window, by, name)
+        windows = [] if window is None else period.back(window, GROUP_WINDOWS)
+        sizes = _group_history(connection, period, windows, by, name)
         members, more = _members(connection, period, window, by, name)
         if not any(one.size_mb is not None for one in sizes) and not members:
             raise NotFoundError(f"There is no group {name!r} by {by}.")
         ahead = _filling_of_a_server(connection, name) if by == "server" else _runways_of(connection, filling)
         has_forecast = bool(ahead) or rows(connection, _HAS_FORECAST)[0].is_it
-        return GroupPage(by, name, period.name, *ends_of(window), sizes, members, more, ahead, has_forecast, changed)
+        place = (by, name, period.name, *ends_of(window))
+        notice = _notice(connection, period, windows, by)
+        return GroupPage(*place, sizes, members, more, ahead, has_forecast, changed, notice)
 
 
-def _group_history(sums: GroupReader, period: Period, newest: Window, by: str, name: str | None) -> list[SizeInWindow]:
-    """Return the group in the last windows, oldest first; those in which it had nothing are empty."""
-    windows = period.back(newest, GROUP_WINDOWS)
-    query = _GROUP_SIZES.format(source=sums.source(period, windows, by))
-    asked = {"period": period.name, "starts": [window.start for window in windows], "by": by, "name": name}
-    return with_gaps(windows, found(SizeInWindow, sums.connection, query, asked))
+def _group_history(
+    connection: Connection, period: Period, windows: Sequence[Window], by: str, name: str | None
+) -> list[SizeInWindow]:
+    """Return the group in some windows, oldest first; those in which it had nothing are empty."""
+    asked = {"period": period.name, "starts": [window.start for window in windows]}
+    sizes = found(SizeInWindow, connection, _GROUP_SIZES, {**asked, "by": by, "name": name})
+    if not sizes and name is None:
+        # Without any label of this key, everything is one group.
+        sizes = found(SizeInWindow, connection, _FLEET_SIZES, asked)
+    return with_gaps(windows, sizes)
 
 
 def _filling_of_a_server(connection: Connection, name: str | None) -> list[Runway]:
@@ -220,9 +239,15 @@ def _grouping(asked: Asked) -> str:
 
 _GROUP_SIZES = """
 SELECT window_start, window_end, size_mb, change_mb
-FROM {source}
+FROM capacity_groups
 WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = :by
   AND group_name IS NOT DISTINCT FROM CAST(:name AS text)
+"""
+_FLEET_SIZES = """
+SELECT window_start, window_end, sum(size_mb) AS size_mb, sum(change_mb) AS change_mb
+FROM capacity_groups
+WHERE period = :period AND window_start = ANY (CAST(:starts AS date[])) AND grouped_by = 'engine'
+GROUP BY window_start, window_end
 """
 _FILLS_ON_SERVER = """
 WHERE full_middle IS NOT NULL AND server = :name ORDER BY full_middle, name LIMIT :shown

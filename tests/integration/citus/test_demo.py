@@ -9,7 +9,7 @@ from sqlalchemy import URL
 
 from capacity_assets.demo.sample_fleet import load_sample_fleet
 from capacity_assets.demo.sample_limits import add_measured_limits
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.periods import PERIODS
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.distributing import distribute, placements
@@ -52,7 +52,7 @@ def test_the_demo_runs_through_dagster_and_its_figures_are_those_of_a_single_ser
         load_sample_fleet(single, first, today, add_measured_limits)
         for period in PERIODS:
             compute_windows(service(single), period, first, today)
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             assert figures(cluster, level) == figures(single, level) != {}
         cluster.dispose()
         single.dispose()

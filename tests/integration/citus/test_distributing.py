@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, inspect, select, text
 
-from capacity_assets.aggregation.group_sums import store_group_sums
 from capacity_assets.collection.imported_volumes import VolumeDay, store_volumes
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.retention.maintenance import TableMaintenance
 from capacity_assets.retention.rules import Retention
 from capacity_assets.runway.forecasting import outlooks
@@ -21,7 +20,7 @@ from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage import distributing, distribution
 from capacity_assets.storage.distributing import distribute, placements, what_stands_in_the_way
 from capacity_assets.storage.engine import capacity_engine
-from capacity_assets.storage.partitions import PARTITIONED, UNREAD
+from capacity_assets.storage.partitions import UNREAD
 from capacity_assets.storage.schema import VERSION_TABLE, initialise, schema_state
 from tests import citus
 from tests.citus_fleet import FIRST, LAST, SERVERS, SHARDS, compute_everything, everything, service
@@ -90,13 +89,13 @@ def test_tables_of_several_shards_per_node_are_distributed_and_get_further_parti
 
     assert {(one.shards, one.nodes) for one in placements(undistributed)} == {(MANY_SHARDS, 2)}
     assert counted(undistributed) == before
-    assert len(report.created) >= 2 * len(LEVELS)
+    assert len(report.created) >= 2 * len(SERVER_LEVELS)
     assert report.notes == []
 
 
 def counted(engine: Engine) -> list[int]:
     with engine.connect() as connection:
-        tables = [table for level in LEVELS.values() for table in (level.source, level.target)]
+        tables = [table for level in SERVER_LEVELS.values() for table in (level.source, level.target)]
         return [connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
 
 
@@ -127,7 +126,7 @@ def test_an_interrupted_distribution_goes_on_where_it_stopped(
         distribute(undistributed, shards=SHARDS, on_table=stop)
     assert [one.is_distributed for one in placements(undistributed)] == [True] + 6 * [False]
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
-    left = ", ".join(table.name for table in PARTITIONED[1:])
+    left = ", ".join(table.name for table in distributing.BY_SERVER[1:])
     assert distribution_found() == (
         "bad",
         f"{left}: still on the coordinator; run `capacity distribute` again, nothing is computed before",
@@ -214,7 +213,7 @@ def test_changes_are_gathered_while_a_distribution_is_unfinished(
     undistributed: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_everything(undistributed)
-    monkeypatch.setattr(distributing, "PARTITIONED", distribution.DISTRIBUTED[:1])
+    monkeypatch.setattr(distributing, "BY_SERVER", distribution.DISTRIBUTED[:1])
     assert distribute(undistributed, shards=SHARDS) == ["database_size_stats"]
     assert not distribution.is_distributed(undistributed)
 
@@ -240,7 +239,6 @@ def test_groups_are_read_as_soon_as_what_is_computed_is_distributed_although_the
     monkeypatch.setenv("CAPACITY_DATABASE_URL", undistributed.url.render_as_string(hide_password=False))
     assert "postgresql" in printed("groups", "--by", "engine", "--window", "2025-05-01")
     distribution.ask_again(undistributed)
-    assert store_group_sums(undistributed, 60) > 0
 
 
 def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(
@@ -251,19 +249,19 @@ def test_roles_of_any_name_may_do_on_the_nodes_what_they_may_on_the_coordinator(
     execute(distributed, 'CREATE ROLE "odd-Role\'s $do$" LOGIN')
     execute(distributed, 'GRANT SELECT, DELETE ON capacity_changes TO "odd-Role\'s $do$"')
     execute(distributed, 'GRANT UPDATE (changed_at) ON capacity_changes TO "odd-Role\'s $do$"')
-    execute(distributed, "GRANT SELECT ON capacity_group_changes TO PUBLIC")
+    execute(distributed, "GRANT SELECT ON capacity_changes TO PUBLIC")
 
     for _ in range(2):
         assert distribute(distributed, shards=SHARDS) == []
 
     granted = (
         "SELECT grantee, table_name::text, privilege_type FROM information_schema.column_privileges "
-        "WHERE table_name IN ('capacity_changes', 'capacity_group_changes') AND column_name = 'changed_at' "
+        "WHERE table_name = 'capacity_changes' AND column_name = 'changed_at' "
         "AND grantee <> 'postgres' ORDER BY 1, 2, 3"
     )
     for port in nodes.ports:
         assert nodes.on_node(port, granted, database) == [
-            ("PUBLIC", "capacity_group_changes", "SELECT"),
+            ("PUBLIC", "capacity_changes", "SELECT"),
             ("odd-Role's $do$", "capacity_changes", "SELECT"),
             ("odd-Role's $do$", "capacity_changes", "UPDATE"),
         ]

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from capacity_assets.aggregation.options import RunOptions
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.grouping.bill_statements import READ
 from capacity_assets.periods import PERIODS
 from capacity_assets.runway.history import HistoryScope
@@ -85,7 +85,7 @@ def tasks_of(plan: Plan) -> list[int]:
     return [query["Job"]["Task Count"] for query in queries]  # type: ignore[index]
 
 
-EXPLAINED = [(period, level, overwrite) for period in PERIODS for level in LEVELS for overwrite in (False, True)]
+EXPLAINED = [(period, level, overwrite) for period in PERIODS for level in SERVER_LEVELS for overwrite in (False, True)]
 
 
 @pytest.mark.parametrize(("period", "level", "overwrite"), EXPLAINED)
@@ -112,11 +112,11 @@ def days_read_on_nodes(distributed: Engine, plain: Engine, period: str, level: s
         service(distributed).aggregate(period, [window], options)
     service(plain).aggregate(period, [window], options)
     assert_that_nodes_do_all(distributed, plans)
-    assert figures(distributed, LEVELS[level]) == figures(plain, LEVELS[level])
+    assert figures(distributed, SERVER_LEVELS[level]) == figures(plain, SERVER_LEVELS[level])
     return read[level]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", SERVER_LEVELS)
 @pytest.mark.parametrize("period", ["quarterly", "yearly"])
 def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
     distributed: Engine, plain: Engine, period: str, level: str
@@ -130,7 +130,7 @@ def test_stored_windows_are_read_on_the_nodes_where_they_cover_everything(
     assert days_read_on_nodes(distributed, plain, period, level) == []
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", SERVER_LEVELS)
 @pytest.mark.parametrize(
     ("period", "stored", "days"),
     [

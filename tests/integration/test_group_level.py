@@ -1,0 +1,350 @@
+"""The level of groups: its rows are those of a naive computation, whatever changes in between, and add up."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from datetime import date, timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capacity_assets.aggregation.following_labels import follow_labels
+from capacity_assets.aggregation.options import RunOptions
+from capacity_assets.aggregation.quality import CheckScope, run_checks
+from capacity_assets.aggregation.service import AggregationService
+from capacity_assets.aggregation.task_runner import AggregationTaskRunner
+from capacity_assets.foundation.levels import GROUP
+from capacity_assets.grouping.labels import Label, declare_labels
+from capacity_assets.periods import PERIODS as PERIODS_BY_NAME
+from capacity_assets.units import LARGEST_MB
+from tests.clocks import TODAY
+from tests.computing import compute_windows
+from tests.databases import execute
+from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
+from tests.oracle import windows
+from tests.oracle_groups import ALWAYS, Fleet, Held, expected
+
+FIRST = date(2024, 6, 20)
+DAYS = 395
+PERIODS = ("daily", "weekly", "monthly", "quarterly", "yearly")
+VALUES = ("red", "blue", None)
+NAMES = ("pay_a", "pay_b", "other")
+
+
+def random_fleet(choose: random.Random) -> Fleet:
+    """Servers with totals, some totals or none; databases that come and go; labels that change in between."""
+    sizes, totals = {}, {}
+    for server in range(1, 6):
+        has_totals = choose.choice((0, 1, 1, 0.8))
+        begins = {name: choose.choice((0, 0, 100, 390)) for name in NAMES}
+        for number in range(DAYS):
+            if choose.random() < 0.05:
+                continue
+            day = FIRST + timedelta(days=number)
+            here = {name: choose.randint(0, 500) for name in NAMES if number >= begins[name]}
+            sizes |= {(server, name, day): size for name, size in here.items()}
+            if choose.random() < has_totals:
+                totals[server, day] = (sum(here.values()) + choose.randint(-3, 9), len(here) + choose.randint(0, 1))
+    return Fleet(
+        {server: choose.choice(("mysql", "oracle")) for server in range(1, 6)},
+        sizes,
+        totals,
+        random_labels(choose, 14),
+        {5: 1},
+    )
+
+
+def random_labels(choose: random.Random, number: int) -> list[Held]:
+    found = {
+        (server, pattern, key, day): Held(server, pattern, key, choose.choice(VALUES), day)
+        for server, pattern, key, day in (
+            (
+                choose.randint(1, 5),
+                choose.choice(("", "", "pay_a", "pay_*", "*", "oth*", "p?y_b")),
+                choose.choice(("team", "service")),
+                choose.choice((ALWAYS, FIRST + timedelta(days=choose.randint(0, DAYS)))),
+            )
+            for _ in range(number)
+        )
+    }
+    return list(found.values())
+
+
+def fill(engine: Engine, fleet: Fleet) -> None:
+    for server, db_type in fleet.engines.items():
+        add_instances(engine, [server], db_type=db_type, counted_by=fleet.counted_by.get(server))
+    add_database_sizes(
+        engine,
+        [
+            {"instance_id": server, "database_name": name, "collected_date": day, "size_mb": size}
+            for (server, name, day), size in fleet.sizes.items()
+        ],
+    )
+    add_instance_sizes(
+        engine,
+        [
+            {"instance_id": server, "collected_date": day, "total_size_mb": total, "database_count": many}
+            for (server, day), (total, many) in fleet.totals.items()
+        ],
+    )
+    declare(engine, fleet.labels)
+
+
+def declare(engine: Engine, labels: list[Held]) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM capacity_labels"))
+        for one in labels:
+            connection.execute(
+                text(
+                    "INSERT INTO capacity_labels (instance_id, database_pattern, key, value, valid_from) "
+                    "VALUES (:server, :pattern, :key, :value, :valid_from)"
+                ),
+                vars(one),
+            )
+
+
+def compute(service: AggregationService, order: tuple[str, ...]) -> None:
+    for period in order:
+        compute_windows(service, period, FIRST, TODAY, scope="group")
+
+
+def assert_as_expected(engine: Engine, fleet: Fleet) -> None:
+    days = [FIRST + timedelta(days=number) for number in range(DAYS)]
+    for period in PERIODS:
+        wanted = expected(fleet, period, windows(period, days))
+        assert figures(engine, GROUP, period) == wanted, period
+
+
+def assert_adding_up(engine: Engine) -> None:
+    """The values of each key add up to the fleet exactly, and what is measured is what the servers have."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text("SELECT *, coalesce(sum_size_mb, avg_size_mb) AS size FROM group_size_aggregations")
+        ).all()
+    sums: dict[tuple[str, date, str], int] = defaultdict(int)
+    for row in rows:
+        sums[row.period_type, row.period_start, row.label_key] += row.size
+    for (period, start, _), size in sums.items():
+        assert size == sums[period, start, "(fleet)"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_are_those_of_a_naive_computation_whatever_changes(
+    engine: Engine, service: AggregationService, seed: int
+) -> None:
+    choose = random.Random(seed)  # noqa: S311 -- reproducible
+    fleet = random_fleet(choose)
+    fill(engine, fleet)
+    compute(service, PERIODS)
+    assert_as_expected(engine, fleet)
+    assert_adding_up(engine)
+
+    # Other labels, days on which a database is gone, another engine.
+    changed = Fleet(
+        {**fleet.engines, 2: "postgresql"},
+        {key: size for key, size in fleet.sizes.items() if key[:2] != (3, "other") or key[2].day > 20},
+        fleet.totals,
+        random_labels(choose, 14),
+        {4: 1},
+    )
+    declare(engine, list(changed.labels))
+    execute(engine, "UPDATE instances SET db_type = 'postgresql' WHERE id = 2")
+    execute(engine, "UPDATE instances SET counted_by = CASE id WHEN 4 THEN 1 END")
+    execute(
+        engine,
+        "DELETE FROM database_size_stats WHERE instance_id = 3 AND database_name = 'other' "
+        "AND extract(day FROM collected_date) <= 20",
+    )
+    compute(service, tuple(choose.sample(PERIODS, len(PERIODS))))
+
+    assert_as_expected(engine, changed)
+    assert_adding_up(engine)
+
+
+MARCH, APRIL, SIXTY_ONE = date(2025, 3, 1), date(2025, 4, 1), 61
+
+
+@pytest.fixture
+def two_months(engine: Engine, service: AggregationService) -> None:
+    """March and April of two servers, of whose databases one has an owner of its own."""
+    add_instances(engine, [1, 2])
+    for server, size in ((1, 100), (2, 50)):
+        add_database_sizes(engine, sizes(server, "pay", MARCH.isoformat(), [size + day for day in range(SIXTY_ONE)]))
+        add_database_sizes(engine, sizes(server, "other", MARCH.isoformat(), [1000] * SIXTY_ONE))
+        measured = [(1000 + size + day, 2) for day in range(SIXTY_ONE)]
+        add_instance_sizes(engine, totals(server, MARCH.isoformat(), measured))
+    declare_labels(engine, [Label("server-1", None, "team", "red"), Label("server-1", "pay", "team", "blue")], TODAY)
+    for period in ("daily", "monthly"):
+        compute_windows(service, period, MARCH, APRIL + timedelta(days=29))
+
+
+def runner_of(service: AggregationService) -> AggregationTaskRunner:
+    return AggregationTaskRunner(service)
+
+
+def stale(service: AggregationService) -> set[tuple[str, str, date]]:
+    found = runner_of(service).inspection.stale_windows()
+    return {(one.period_type, one.level, one.window.start) for one in found}
+
+
+def size_of(engine: Engine, key: str, value: str, start: date, period: str = "monthly") -> int | None:
+    return figures(engine, GROUP, period).get((key, value, period, start), {}).get("avg_size_mb")  # type: ignore[return-value]
+
+
+ALL, SINCE_APRIL = {MARCH, APRIL}, {APRIL}
+CHANGES = {
+    "an owner": (
+        "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) "
+        "VALUES (2, '', 'team', '2025-04-02', 'green')",
+        SINCE_APRIL,
+    ),
+    "an owner of another name": ("UPDATE capacity_labels SET value = 'green' WHERE value = 'blue'", ALL),
+    "an owner that goes": ("DELETE FROM capacity_labels WHERE database_pattern <> ''", ALL),
+    "a key that was not there": (
+        "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) "
+        "VALUES (1, '', 'service', '2025-04-20', 'shop'), (2, '', 'service', '2025-04-20', 'shop')",
+        ALL,
+    ),
+    "another key for two labels": ("UPDATE capacity_labels SET key = 'owner'", ALL),
+    "every label": ("TRUNCATE capacity_labels", ALL),
+    "an engine": ("UPDATE instances SET db_type = 'oracle' WHERE id = 1", ALL),
+    "a replica": ("UPDATE instances SET counted_by = 1 WHERE id = 2", ALL),
+    "a server that is not registered any more": ("DELETE FROM instances WHERE id = 2", ALL),
+    "a sample": ("UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-04-05'", SINCE_APRIL),
+    "a label of days to come": (
+        "INSERT INTO capacity_labels (instance_id, database_pattern, key, valid_from, value) "
+        "VALUES (2, '', 'team', '2030-01-01', 'green')",
+        set(),
+    ),
+    "where a server is": ("UPDATE instances SET host = 'elsewhere'", set()),
+    "a server that is new": (
+        "INSERT INTO instances (id, name, db_type, host, port) VALUES (9, 'server-9', 'oracle', '192.0.2.9', 1521)",
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.usefixtures("two_months")
+def test_a_change_makes_the_groups_stale_that_it_touches_whoever_made_it(
+    engine: Engine, service: AggregationService, change: str
+) -> None:
+    statement, touched = CHANGES[change]
+    execute(engine, statement)
+
+    found = {start for period, level, start in stale(service) if (period, level) == ("monthly", "group")}
+    assert found == touched
+    follow_labels(runner_of(service), None)
+
+    assert {level for _, level, _ in stale(service)} <= {"database"}
+    followed = figures(engine, GROUP)
+    for period in ("daily", "monthly"):
+        windows_of = service.period(period).windows_between(MARCH, APRIL + timedelta(days=29))
+        service.aggregate(period, windows_of, RunOptions(levels=("group",), overwrite=True))
+    assert figures(engine, GROUP) == followed
+    assert_adding_up(engine)
+
+
+@pytest.mark.usefixtures("two_months")
+def test_a_label_that_is_committed_late_is_not_missed(engine: Engine, service: AggregationService) -> None:
+    with engine.connect() as late:
+        late.execute(text("UPDATE capacity_labels SET value = 'green' WHERE value = 'blue'"))
+        execute(engine, "UPDATE capacity_labels SET value = 'gold' WHERE value = 'red'")
+        follow_labels(runner_of(service), None)
+        late.commit()
+
+    assert ("monthly", "group", APRIL) in stale(service)
+    follow_labels(runner_of(service), None)
+
+    assert stale(service) == set()
+    assert (size_of(engine, "team", "green", APRIL), size_of(engine, "team", "blue", APRIL)) == (145, None)
+
+
+@pytest.mark.usefixtures("two_months")
+def test_the_check_finds_rows_of_any_window_that_do_not_add_up(engine: Engine) -> None:
+    every = PERIODS_BY_NAME["monthly"].windows_between(MARCH, APRIL)
+    scope = CheckScope("monthly", GROUP, every[-1:], TODAY, 50, every=every)
+
+    def found() -> tuple[str, ...]:
+        return {outcome.name: outcome.listed for outcome in run_checks(engine, scope)}["groups_add_up"]
+
+    assert found() == ()
+    execute(engine, "UPDATE group_size_aggregations SET sum_size_mb = 1 WHERE label_value IN ('red', 'postgresql')")
+    assert [place.partition(": ")[0] for place in found()] == [
+        "by engine in the window from 2025-03-01",
+        "by engine in the window from 2025-04-01",
+        "by team in the window from 2025-03-01",
+        "by team in the window from 2025-04-01",
+    ]
+
+
+@pytest.mark.usefixtures("two_months")
+def test_daily_rows_stand_for_samples_that_retention_has_dropped(engine: Engine, service: AggregationService) -> None:
+    before = figures(engine, GROUP)
+    execute(engine, *(f"TRUNCATE {table}" for table in ("database_size_stats", "instance_size_stats")))
+
+    compute(service, ("daily", "monthly"))
+    assert figures(engine, GROUP) == before
+
+    declare_labels(engine, [Label("server-2", "pay", "team", "blue", ALWAYS)], TODAY)
+    follow_labels(runner_of(service), None)
+    # 50 less of the other server, on each day.
+    assert size_of(engine, "team", "blue", APRIL) == 145 + 96
+    assert_adding_up(engine)
+
+
+@pytest.mark.usefixtures("two_months")
+def test_a_window_of_which_days_are_gone_is_kept_and_compared_with_as_it_is_stored(
+    engine: Engine, service: AggregationService
+) -> None:
+    before = figures(engine, GROUP, "monthly")
+    for table in ("database_size", "instance_size"):
+        execute(
+            engine,
+            f"DELETE FROM {table}_stats WHERE collected_date < '2025-03-20'",
+            f"DELETE FROM {table}_aggregations WHERE period_type = 'daily' AND period_start < '2025-03-20'",
+        )
+    declare_labels(engine, [Label("server-2", None, "team", "red", ALWAYS)], TODAY)
+
+    compute_windows(service, "monthly", MARCH, APRIL, scope="group")
+
+    after = figures(engine, GROUP, "monthly")
+    assert {key: row for key, row in after.items() if key[3] == MARCH} == {
+        key: row for key, row in before.items() if key[3] == MARCH
+    }
+    assert after["(fleet)", "(fleet)", "monthly", APRIL] == before["(fleet)", "(fleet)", "monthly", APRIL]
+    # In March, server-2 had no owner.
+    assert after["team", "red", "monthly", APRIL]["size_change_mb"] == 1000 + 95
+    assert_adding_up(engine)
+
+
+@pytest.mark.usefixtures("two_months")
+def test_an_impossible_total_gives_way_to_the_sum_of_its_databases(engine: Engine, service: AggregationService) -> None:
+    before = size_of(engine, "(fleet)", "(fleet)", date(2025, 4, 5), "daily")
+    execute(
+        engine,
+        f"UPDATE instance_size_stats SET total_size_mb = {2**60} "
+        "WHERE instance_id = 1 AND collected_date = '2025-04-05'",
+    )
+
+    compute_windows(service, "daily", date(2025, 4, 5), date(2025, 4, 5), scope="group")
+
+    assert size_of(engine, "(fleet)", "(fleet)", date(2025, 4, 5), "daily") == before
+    assert size_of(engine, "(total)", "derived", date(2025, 4, 5), "daily") == 1135
+
+
+@pytest.mark.usefixtures("two_months")
+def test_groups_of_a_window_fail_together_where_one_has_more_than_can_be_computed(
+    engine: Engine, service: AggregationService
+) -> None:
+    day = date(2025, 4, 5)
+    before = figures(engine, GROUP, "daily")
+    execute(engine, f"UPDATE instance_size_stats SET total_size_mb = {LARGEST_MB} WHERE collected_date = '{day}'")
+
+    run = compute_windows(service, "daily", day - timedelta(days=1), day + timedelta(days=2), scope="group")
+
+    assert {part.period_start.day: part.failed_instances for part in run.parts} == {4: 0, 5: 1, 6: 1, 7: 0}
+    assert all(error.reason.endswith("is above 8 EiB, which is impossible") for error in run.parts[1].errors)
+    assert [error.instance_name for error in run.parts[1].errors] == ["every group"]
+    assert figures(engine, GROUP, "daily") == before, "what was stored stays"

@@ -1,0 +1,135 @@
+"""Groups as docs/semantics.md has them, computed naively: day by day, database by database, without SQL."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+from tests import oracle
+
+ALWAYS = date(1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A label as it was declared, of a server (pattern empty) or of what a pattern matches."""
+
+    server: int
+    pattern: str
+    key: str
+    value: str | None
+    valid_from: date
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Samples by (server, database, day) and totals with numbers of databases by (server, day)."""
+
+    engines: dict[int, str]
+    sizes: dict[tuple[int, str, date], int]
+    totals: dict[tuple[int, date], tuple[int, int]]
+    labels: Sequence[Held]
+    counted_by: dict[int, int] = field(default_factory=dict)
+
+    def holds(self, server: int, pattern: str, key: str, day: date) -> str | None:
+        held = [one for one in self.labels if (one.server, one.pattern, one.key) == (server, pattern, key)]
+        begun = [one for one in held if one.valid_from <= day]
+        return max(begun, key=lambda one: one.valid_from).value if begun else None
+
+    def label_of(self, server: int, database: str, key: str, day: date) -> str | None:
+        """The value of a database's own label, None where it has none of its own."""
+        patterns = {one.pattern for one in self.labels if one.server == server and one.key == key and one.pattern}
+        matching = [
+            pattern
+            for pattern in patterns
+            if fnmatch.fnmatchcase(database, pattern) and self.holds(server, pattern, key, day) is not None
+        ]
+        if not matching:
+            return None
+        best = min(matching, key=lambda one: (one != database, -len(one.translate({42: None, 63: None})), one))
+        return self.holds(server, best, key, day)
+
+    def keys(self) -> set[str]:
+        return {one.key for one in self.labels}
+
+    def days(self) -> dict[tuple[str, str], dict[date, tuple[int, int, int]]]:
+        """By key and value, what it has on each day: size, servers, databases."""
+        found: dict[tuple[str, str], dict[date, list[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for server, day in sorted({(one[0], one[2]) for one in self.sizes} | set(self.totals)):
+            if server in self.counted_by:
+                continue
+            here = {name: size for (of, name, on), size in self.sizes.items() if (of, on) == (server, day)}
+            total, databases = self.totals.get((server, day), (sum(here.values()), len(here)))
+            kind = "measured" if (server, day) in self.totals else "derived"
+            for group in (("(fleet)", "(fleet)"), ("engine", self.engines[server]), ("(total)", kind)):
+                found[group][day].append((server, total, databases))
+            for key in self.keys():
+                own = self.holds(server, "", key, day) or ""
+                left, many = total, databases
+                for name, size in here.items():
+                    value = self.label_of(server, name, key, day)
+                    if value is not None and value != own:
+                        found[key, value][day].append((server, size, 1))
+                        left, many = left - size, many - 1
+                found[key, own][day].append((server, left, many))
+        return {
+            group: {
+                day: (sum(p[1] for p in parts), len({p[0] for p in parts}), sum(p[2] for p in parts))
+                for day, parts in days.items()
+            }
+            for group, days in found.items()
+        }
+
+
+def _between(first: date, last: date) -> list[date]:
+    return [first + timedelta(days=number) for number in range((last - first).days + 1)]
+
+
+def group_figures(
+    days: dict[date, tuple[int, int, int]], period: str, bounds: tuple[date, date]
+) -> oracle.Figures | None:
+    """Figures of one group in one window, None where it has nothing in it."""
+    before, a_year_before = oracle.window(period, bounds[0] - timedelta(days=1)), oracle.year_before(period, bounds)
+    days = {
+        day: days[day]
+        for first, last in (a_year_before, before, bounds)
+        for day in _between(first, last)
+        if day in days
+    }
+
+    def of(number: int, limits: tuple[date, date]) -> list[int]:
+        return [days[day][number] for day in _between(*limits) if day in days]
+
+    if not of(0, bounds):
+        return None
+    figures: oracle.Figures = {"period_end": bounds[1], "data_count": len(of(0, bounds))}
+    names = (("avg_size_mb", "size_mb", "size"), ("server_count",) * 3, ("database_count",) * 3)
+    for number, (average, source, stem) in enumerate(names):
+        values = of(number, bounds)
+        figures[average] = math.floor(oracle.mean(values))
+        figures[f"max_{source}"], figures[f"min_{source}"] = max(values), min(values)
+        unit = "_mb" if number == 0 else ""
+        changed = oracle.change(values, of(number, before))
+        figures[f"{stem}_change{unit}"], figures[f"{stem}_change_percent"] = changed
+        figures |= oracle._kept(bounds, source, values, counted=False)
+    figures |= oracle._further(period, {day: one[0] for day, one in days.items()}, bounds, "size", "last_size_mb")
+    figures["growth_rate"] = figures["size_change_percent"]
+    figures["trend_direction"] = oracle.trend(period, of(0, bounds), of(0, before))
+    return figures
+
+
+def expected(
+    fleet: Fleet, period: str, windows: Iterable[tuple[date, date]]
+) -> dict[tuple[object, ...], oracle.Figures]:
+    """The rows of some windows, by key, value, period and first day."""
+    every = fleet.days()
+    found = {
+        (*group, period, bounds[0]): group_figures(days, period, bounds)
+        for group, days in every.items()
+        for bounds in windows
+    }
+    return {key: figures for key, figures in found.items() if figures is not None}
