@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Table, text
+from sqlalchemy import Connection, Engine, Row, Table, inspect, text
 from sqlalchemy import UniqueConstraint as Unique
 
 from capacity_assets.storage.steps import SchemaStep, free_name, quoted
@@ -143,12 +143,16 @@ def is_to_build(connection: Connection, table: Table) -> bool:
 def _to_build(connection: Connection, table: Table) -> Iterator[tuple[str, WantedIndex]]:
     """Yield the partitions (or the table) and the indexes that they lack.
 
-    A table whose rows no unique key holds may have duplicates: what adds one looks for them first.
+    A table whose rows no unique key holds may have duplicates: what adds one looks for them first. No index is built of
+    columns that are still to be added.
     """
     found = indexes_of(connection, table.name)
+    present = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    to_come = {column.name for column in table.columns} - present
     for wanted in wanted_indexes(table):
         missing = not any(wanted.is_served_by(index) for index in found)
-        if found and missing and (not wanted.is_unique or _is_unique(wanted, found)):
+        named = {*wanted.columns, *re.findall(r"\w+", wanted.condition or "")}
+        if found and missing and not named & to_come and (not wanted.is_unique or _is_unique(wanted, found)):
             for leaf in _leaves(connection, table) or [quoted(table.name)]:
                 if _built(connection, leaf, wanted) is None:
                     yield leaf, wanted

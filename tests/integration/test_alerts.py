@@ -245,10 +245,11 @@ def test_a_check_that_failed_is_not_forgotten_by_a_run_of_another_partition(
     house: House, receiver: Receiver, engine: Engine
 ) -> None:
     add_instances(engine, [1, 2])
-    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5, 5]))
-    add_instance_sizes(engine, totals(1, "2025-03-01", [(5, 1), (5, 1)]))
+    add_database_sizes(engine, sizes(1, "orders", "2025-03-01", [-5, 5, 5]))
+    add_instance_sizes(engine, totals(1, "2025-03-01", [(5, 1)] * 3))
     add_overflowing_instance(engine, 2, date(2025, 3, 1))
-    for day in ("2025-03-01", "2025-03-02", "2025-03-01"):
+    # Not the day after it, which compares with it and fails too.
+    for day in ("2025-03-01", "2025-03-03", "2025-03-01"):
         house.run(day)
         house.tick()
 

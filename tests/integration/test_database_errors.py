@@ -23,8 +23,6 @@ from capacity_assets.foundation.schema_guard import refuse_an_unfit_database
 from capacity_assets.importing.legacy import Legacy
 from capacity_assets.periods import PERIODS
 from capacity_assets.report.reading import read_report
-from capacity_assets.retention.maintenance import TableMaintenance
-from capacity_assets.retention.rules import Retention
 from tests.clocks import SHANGHAI, TODAY, fixed_clock
 
 MONTHLY = PERIODS["monthly"]
@@ -41,7 +39,6 @@ LOOKS: dict[str, Callable[[Engine], object]] = {
     "explanation": lambda engine: find_subjects(engine, "orders", None),
     "collection standing": standing,
     "observing": lambda engine: data_versions(engine, RAW_TABLES[0], TODAY),
-    "maintenance.convert": lambda engine: TableMaintenance(engine, MARCH.start, Retention({})).convert(TODAY),
     "report": lambda engine: read_report(engine, MONTHLY, MARCH, today=TODAY),
 }
 

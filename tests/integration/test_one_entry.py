@@ -136,6 +136,6 @@ def test_a_further_period_is_seen_from_the_command_line_to_the_reference(
     ]
     assert "Every stored figure is what its samples give." in explained
     assert [row["window_start"] for row in exported] == ["2025-01-01", "2025-07-01"]
-    assert set(assets.split()) == {"half_yearly_database_aggregations", "half_yearly_instance_aggregations"}
+    assert set(assets.split()) == {f"half_yearly_{level}_aggregations" for level in ("database", "instance", "group")}
     assert set(jobs.split()) == {"half_yearly_aggregation_job", "half_yearly_aggregation_schedule"}
     assert "`half_yearly_aggregation_job`" in run(PERIOD, REFERENCE)
