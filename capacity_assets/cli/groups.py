@@ -58,7 +58,10 @@ def groups(  # noqa: PLR0913 -- one argument per documented option
             found = groups_of(connection, chosen, window, by, fills_first(connection, by))
             changed_at = None if by == "server" else groups_changed_at(connection, chosen, [window])
     if not found:
-        raise ValidationError(f"No groups are stored in {chosen.name_of(window)}. `capacity aggregate` computes them.")
+        raise ValidationError(
+            f"No groups are stored in {chosen.name_of(window)}. `capacity groups --now` computes windows that are "
+            "behind, `capacity aggregate` any window."
+        )
     if as_json:
         print_json([asdict(group) for group in found])
         return
