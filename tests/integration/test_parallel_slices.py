@@ -70,7 +70,9 @@ def test_slices_side_by_side_write_what_slices_in_a_row_write(
     expected = compute_windows(service, "weekly", *days)
     rows = [figures(wide_engine, level) for level in (DATABASE, INSTANCE)]
     with wide_engine.begin() as connection:
-        connection.execute(text("TRUNCATE database_size_aggregations, instance_size_aggregations"))
+        connection.execute(
+            text("TRUNCATE database_size_aggregations, instance_size_aggregations, group_size_aggregations")
+        )
 
     run = compute_windows(parallel, "weekly", *days)
 

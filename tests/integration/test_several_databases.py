@@ -91,12 +91,12 @@ def test_sums_over_both_regions_are_sums_of_their_figures(together: Engine) -> N
         connection.execute(text("SET LOCAL ROLE analyst"))
         found = [tuple(row) for row in connection.execute(text(QUERY))]
 
-    # Sizes grow by 1 MiB a day: in June by 45.5 in the mean, in May by 15, rounded down.
-    eu_1, eu_2, eu_3, us_1, us_2 = 1_046, 1_047, 1_048, 5_046, 5_047
+    # Means of June: 1046.5, 1047.5 and 1048.5 in one region, 5046.5 and 5047.5 in the other; each grew by 30.5. Of a
+    # region the groups are rounded so that they add up to its total, rounded down: 3142 and 91, 10094 and 61.
     assert found == [
-        ("engine", "postgresql", 5, 5, eu_1 + eu_2 + eu_3 + us_1 + us_2, 5 * 30),
-        ("team", "shop", 2, 2, eu_1 + us_1, 2 * 30),
-        ("team", None, 3, 3, eu_2 + eu_3 + us_2, 3 * 30),
+        ("engine", "postgresql", 5, 5, 3_142 + 10_094, 91 + 61),
+        ("team", "shop", 2, 2, 1_046 + 5_046, 30 + 30),
+        ("team", None, 3, 3, 2_096 + 5_048, 61 + 31),
     ]
 
 
