@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -26,13 +26,15 @@ from benchmarks.server import temporary_server
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import LEVELS, SERVER_LEVELS
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE
 from capacity_assets.storage.engine import capacity_engine
 
 MEASURED_PERIODS = ("daily", "monthly", "quarterly")
+OF_SERVERS = RunOptions(tuple(SERVER_LEVELS))
+"""The levels that the hand-written statements compute too."""
 LARGEST_ROW_BY_ROW = 2000
 LARGEST_COMPARED = 20_000
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "performance.svg"
@@ -154,12 +156,12 @@ def _measure_period(engine: Engine, fleet: Fleet, period: Period, window: Window
         measured.take("hand", lambda: yardstick.compute(engine, period, window))
         expected = _rows(engine) if number == 0 and databases <= LARGEST_COMPARED else None
         empty(engine)
-        measured.take("ours", lambda: service.aggregate(period, [window]))
+        measured.take("ours", lambda: service.aggregate(period, [window], OF_SERVERS))
         if expected is not None and expected != _rows(engine):
             message = "ours and the hand-written statements differ"
             raise click.ClickException(message)
-        measured.take("again", lambda: service.aggregate(period, [window]))
-        measured.take("anew", lambda: service.aggregate(period, [window], RunOptions(recompute=True)))
+        measured.take("again", lambda: service.aggregate(period, [window], OF_SERVERS))
+        measured.take("anew", lambda: service.aggregate(period, [window], replace(OF_SERVERS, recompute=True)))
     if databases <= LARGEST_ROW_BY_ROW:
         empty(engine)
         measured.take("row by row", lambda: row_by_row.compute(engine, period, window))
@@ -169,7 +171,7 @@ def _measure_period(engine: Engine, fleet: Fleet, period: Period, window: Window
 def scan(engine: Engine, before: Window, window: Window) -> None:
     """Read one column of the days of two windows."""
     with engine.connect() as connection:
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             column, table = level.headline.source, level.source.name
             query = f"SELECT max({column}) FROM {table} WHERE collected_date BETWEEN :a AND :b"  # noqa: S608
             connection.execute(text(query), {"a": before.start, "b": window.end}).all()
@@ -184,7 +186,7 @@ def empty(engine: Engine) -> None:
 def _rows(engine: Engine) -> list[list[tuple[object, ...]]]:
     found = []
     with engine.connect() as connection:
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             names = ", ".join((*level.keys, *level.figures))
             query = f"SELECT {names} FROM {level.target.name} ORDER BY {', '.join(level.keys)}"  # noqa: S608
             found.append([tuple(row) for row in connection.execute(text(query))])

@@ -24,7 +24,7 @@ from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import Work
 from capacity_assets.aggregation.writing import aggregation_statement
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import LEVELS
+from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE
@@ -101,20 +101,20 @@ def _log_written(engine: Engine, work: Callable[[], object]) -> int:
 
 def _write(engine: Engine, create: str, period: Period, window: Window) -> None:
     with engine.begin() as connection:
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             connection.exec_driver_sql(create.format(level.target.name))
             insert = yardstick.statement(level, period).split("ON CONFLICT")[0]
             insert = insert.replace(f"INTO {level.target.name} AS t", f"INTO {level.target.name}_bare")
             connection.execute(text(insert), yardstick.parameters(period, window))
     with engine.begin() as connection:
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             connection.exec_driver_sql(f"DROP TABLE {level.target.name}_bare")
 
 
 def _decide(engine: Engine, period: Period, window: Window) -> None:
     """Compute the figures, and what would happen to each row; count, and write nothing."""
     work = Work(period, [window], AggregationService(engine, Clock(ZoneInfo("UTC"))).instances(None))
-    for level in LEVELS.values():
+    for level in SERVER_LEVELS.values():
         with engine.connect() as connection:
             connection.execute(SESSION_OF_A_SLICE)
             connection.execute(aggregation_statement(level, dry_run=True), work.parameters()).all()

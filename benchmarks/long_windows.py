@@ -25,7 +25,7 @@ from benchmarks.server import temporary_server
 from capacity_assets.aggregation.service import AggregationService
 from capacity_assets.aggregation.work import Part
 from capacity_assets.clock import Clock
-from capacity_assets.foundation.levels import LEVELS, Level
+from capacity_assets.foundation.levels import SERVER_LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.settings import CAPACITY_DRIVER
 from capacity_assets.storage.embedded import CAPACITY_DATABASE
@@ -56,7 +56,7 @@ class _Case:
     def forget(self) -> None:
         """Remove the rows of the window, as if it had never been computed."""
         with self.engine.begin() as connection:
-            for level in LEVELS.values():
+            for level in SERVER_LEVELS.values():
                 gone = f"DELETE FROM {level.target.name} WHERE period_type = :name AND period_start = :start"  # noqa: S608
                 connection.execute(text(gone), {"name": self.period.name, "start": self.window.start})
             connection.execute(
@@ -68,7 +68,7 @@ class _Case:
         """Sum up all figures of the window: equal rows give equal digests."""
         found: list[object] = []
         with self.engine.connect() as connection:
-            for level in LEVELS.values():
+            for level in SERVER_LEVELS.values():
                 names = ", ".join((*level.keys, *level.figures))
                 query = (
                     f"SELECT count(*), sum(hashtextextended(ROW({names})::text, 0)) FROM {level.target.name} "  # noqa: S608

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from capacity_assets.foundation.levels import LEVELS, Further, Level, Measure
+from capacity_assets.foundation.levels import SERVER_LEVELS, Further, Level, Measure
 from capacity_assets.periods import Period, Window
 
 
@@ -137,7 +137,7 @@ WHERE ({", ".join(f"t.{name}" for name in names)}) IS DISTINCT FROM ({excluded})
 def compute(engine: Engine, period: Period, window: Window) -> None:
     """Compute one window at both levels, in one transaction."""
     with engine.begin() as connection:
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             connection.execute(text(statement(level, period)), parameters(period, window))
 
 
@@ -149,7 +149,7 @@ def parameters(period: Period, window: Window) -> dict[str, object]:
 def figure(engine: Engine, period: Period, window: Window) -> None:
     """Read, sum and compute every figure, and count what comes out."""
     with engine.connect() as connection:
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             query, figures = _reading(level, period)
             columns = ", ".join(f"{made} AS {name}" for name, made in figures.items())
             # OFFSET 0, or PostgreSQL would leave out the figures that nobody asks for.
@@ -161,7 +161,7 @@ def figure(engine: Engine, period: Period, window: Window) -> None:
 def read(engine: Engine, period: Period, window: Window) -> None:
     """Only read and sum, and count what comes out: what of `compute` is left when nothing is written."""
     with engine.connect() as connection:
-        for level in LEVELS.values():
+        for level in SERVER_LEVELS.values():
             # The whole row, or PostgreSQL would leave out the sums that nobody asks for.
             query = f"SELECT count(reduced) FROM ({_reading(level, period)[0]}) AS reduced"  # noqa: S608
             connection.execute(text(query), _days(period, window)).all()
