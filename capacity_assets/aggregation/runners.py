@@ -53,7 +53,7 @@ SESSION_OF_A_SLICE = text(
 )
 """Right after a load the statistics know nothing of the new windows; the planner then expects one row and loops. From
 the eleventh slice on it would plan for no window in particular, which takes three times as long over a quarter. What
-this transaction writes is our own computation, not a foreign change. Its groups, some 15 MB, stay in memory."""
+this transaction writes is our own computation, not a foreign change. What it sorts stays in memory."""
 
 READ_ONLY = text("SET TRANSACTION READ ONLY")
 """PostgreSQL enforces that a dry run writes nothing."""

@@ -26,11 +26,6 @@ def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
     return [step for tracking in _every_tracking() for step in tracking_steps(connection, tracking)]
 
 
-def triggers_of(table: str) -> list[str]:
-    """Return the names of the triggers of a table."""
-    return [one.trigger(event) for one in _every_tracking() if one.table == table for event in one.events]
-
-
 def _every_tracking() -> Iterator[Tracking]:
     for table in SAMPLES:
         yield Tracking(table.name, function_name(table.name), _raw_body(table), EVENTS | DELETED | TRUNCATED, "changes")
