@@ -25,7 +25,7 @@ from capacity_assets.errors import DatabaseError, database_errors
 from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.change_tracking import TRACKING_IS_ON
-from capacity_assets.storage.changes import gather_changes
+from capacity_assets.storage.changes import STALE_WHEN_GATHERED, gather_changes
 from capacity_assets.storage.distribution import ask_again, is_distributed
 from capacity_assets.storage.node_records import NodeError, gather_records
 
@@ -304,8 +304,8 @@ _DISTRIBUTED_LOOKUPS = {
 _IS_STORED = f"""w.computed IS NOT NULL AND w.failed_instances = 0 AND (w.total_records = 0 OR {{stored}})
   AND {TRACKING_IS_ON}"""
 # Looked up once, not for each window.
-_IS_STALE = """(w.period_type, w.level, w.period_start) IN (
-      SELECT s.period_type, s.level, s.period_start FROM capacity_stale_windows s WHERE s.level = :level)"""
+_IS_STALE = f"""(w.period_type, w.level, w.period_start) IN (
+      SELECT s.period_type, s.level, s.period_start FROM {STALE_WHEN_GATHERED} s WHERE s.level = :level)"""  # noqa: S608 -- as above
 _LACKS_ITS_SUMS = _IS_STALE.removesuffix(")") + " AND NOT s.has_its_sums)"
 
 _UNCHANGED = f"""

@@ -129,6 +129,14 @@ def _stale(unread: str) -> str:
 WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.period_start IS NOT NULL)"""
 
 
+_HAS_ITS_SUMS = "w.computed >= w.changed AND t.own IS NOT TRUE"
+_SERVERS_ARE_UNREAD = "EXISTS (SELECT FROM capacity_changes WHERE days IS NULL)"
+STALE_WHEN_GATHERED = f"""(
+    SELECT w.period_type, w.level, w.period_start, {_HAS_ITS_SUMS} AND NOT {_SERVERS_ARE_UNREAD} AS has_its_sums
+    {_stale(_UNREAD)} OR {_SERVERS_ARE_UNREAD})"""
+"""For a run, which has just gathered: what the view says, without planning for the samples of servers put into service.
+While one is unread, every window counts as stale."""
+
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
@@ -151,7 +159,7 @@ STALE_WINDOWS_VIEW = View(
         ViewColumn("newest_change", "greatest(w.newest_change, t.newest_change)", "When the last one began"),
         ViewColumn(
             "has_its_sums",
-            "w.computed >= w.changed AND t.own IS NOT TRUE",
+            _HAS_ITS_SUMS,
             "Whether only a window that it compares with has changed, so that its sums are those of its samples",
         ),
     ),

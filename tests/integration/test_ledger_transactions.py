@@ -135,6 +135,22 @@ def test_a_server_that_becomes_active_makes_the_windows_of_its_samples_stale(
     assert recorded(engine) == []
 
 
+def test_a_dry_run_reads_the_samples_of_a_server_that_was_just_put_into_service(
+    engine: Engine, service: AggregationService
+) -> None:
+    add_instances(engine, [1])
+    add_instances(engine, [2], is_active=False)
+    for instance_id in (1, 2):
+        add_database_sizes(engine, sizes(instance_id, "orders", "2025-03-01", [1, 2]))
+    compute_windows(service, "monthly", date(2025, 1, 1), date(2025, 3, 31))
+    first_quarter = [PERIODS["quarterly"].window_of(date(2025, 3, 1))]
+
+    execute(engine, "UPDATE instances SET is_active = true WHERE id = 2")
+
+    planned = service.aggregate("quarterly", first_quarter, RunOptions(("database",), dry_run=True))
+    assert planned.total("processed_instances") == 2, "the months that are stored have one server"
+
+
 def test_what_was_read_is_gone_although_another_transaction_is_open_and_what_that_one_changes_is_not_lost(
     engine: Engine, computed: AggregationService
 ) -> None:
