@@ -177,7 +177,7 @@ SELECT format('DO %L', format(
     CASE WHEN attname IS NULL THEN format('has_table_privilege(%L, %L, %L)', role, relname, privilege_type)
          ELSE format('has_column_privilege(%L, %L, %L, %L)', role, relname, attname, privilege_type) END,
     privilege_type, '(' || quote_ident(attname) || ')', relname, spelt))
-FROM named ORDER BY attname NULLS FIRST
+FROM named ORDER BY attname NULLS FIRST, grantee = 0
 """
 """The rights of roles on a table and its columns, as statements: Citus copies those of tables that it knows, and these
 are each node's own. A role that a node does not have cannot ask there anyway."""
