@@ -23,7 +23,7 @@ from benchmarks.__main__ import Size
 from benchmarks.fleet import Fleet, generate, prepare
 from benchmarks.server import temporary_server
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import Part
+from capacity_assets.aggregation.work import NO_PARTS, Parts
 from capacity_assets.clock import Clock
 from capacity_assets.foundation.levels import SERVER_LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
@@ -38,11 +38,9 @@ CLOCK = Clock(ZoneInfo("UTC"))
 class FromDays(AggregationService):
     """Reads samples alone."""
 
-    def _known(
-        self, period: Period, level: Level, windows: Sequence[Window]
-    ) -> tuple[frozenset[Part], frozenset[date]]:
-        _usable, computed = super()._known(period, level, windows)
-        return frozenset(), computed
+    def _known(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[Parts, frozenset[date]]:
+        _parts, computed = super()._known(period, level, windows)
+        return NO_PARTS, computed
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from datetime import date, timedelta
 from sqlalchemy import Engine, event
 
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import Part
-from capacity_assets.foundation.levels import Level
+from capacity_assets.aggregation.work import NO_PARTS, Parts
+from capacity_assets.foundation.levels import LEVELS, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, sizes, totals
 
@@ -21,11 +21,9 @@ DAYS = 731  # two years, the first a leap year
 class FromDays(AggregationService):
     """Reads samples alone, as if no window were vouched for."""
 
-    def _known(
-        self, period: Period, level: Level, windows: Sequence[Window]
-    ) -> tuple[frozenset[Part], frozenset[date]]:
-        _usable, computed = super()._known(period, level, windows)
-        return frozenset(), computed
+    def _known(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[Parts, frozenset[date]]:
+        _parts, computed = super()._known(period, level, windows)
+        return NO_PARTS, computed
 
 
 def windows(period: str) -> tuple[Window, ...]:
@@ -76,7 +74,7 @@ def _watched(engine: Engine) -> Iterator[dict[str, dict[str, object]]]:
     def watch(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
         # One statement on a single server; where rows are distributed, the first of several, which counts.
         if statement.startswith(("WITH classified", "SELECT by_server")):
-            level = "database" if "database_size_aggregations" in statement else "instance"
+            level = next(level.name for level in LEVELS.values() if level.target.name in statement)
             found[level] = parameters  # type: ignore[assignment]
 
     event.listen(engine, "before_cursor_execute", watch)

@@ -21,7 +21,7 @@ from capacity_assets.aggregation.options import ALL_LEVELS, DEFAULT_OPTIONS, SCO
 from capacity_assets.aggregation.partition_range import PartitionRange
 from capacity_assets.aggregation.results import PeriodSummary, RunSummary
 from capacity_assets.aggregation.runners import INSTANCES_PER_SLICE, AggregationRunner
-from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates
+from capacity_assets.aggregation.work import InstanceRef, Parts, Work, candidates, shorter_periods
 from capacity_assets.aggregation.writing import fingerprint, known_instances, sums_fingerprint
 from capacity_assets.clock import Clock
 from capacity_assets.errors import NotFoundError, ValidationError, database_errors
@@ -149,16 +149,15 @@ class AggregationService(LegacyCalls):
         servers: Sequence[InstanceRef],
         options: RunOptions,
     ) -> tuple[PeriodSummary, ...]:
-        usable, computed = self._known(period, runner.level, windows)
-        parts = Parts(self.periods, usable)
+        parts, computed = self._known(period, runner.level, windows)
         return runner.aggregate(Work(period, windows, servers, options, parts, computed))
 
-    def _known(
-        self, period: Period, level: Level, windows: Sequence[Window]
-    ) -> tuple[frozenset[Part], frozenset[date]]:
+    def _known(self, period: Period, level: Level, windows: Sequence[Window]) -> tuple[Parts, frozenset[date]]:
         """Return the stored windows that may be read in place of samples, and which of `windows` were computed."""
-        listed = candidates(self.periods, period, windows)
-        return self.ledger.current_sums(period, level, windows, listed, sums_fingerprint(level))
+        shorter = shorter_periods(self.periods, period, level)
+        listed = candidates(shorter, period, windows)
+        usable, computed = self.ledger.current_sums(period, level, windows, listed, sums_fingerprint(level))
+        return Parts(shorter, usable), computed
 
     def _active(self, instance_ids: Sequence[int] | None = None) -> list[InstanceRef]:
         return [instance for instance in self.instances(instance_ids) if instance.active]

@@ -238,7 +238,7 @@ def _of_shorter_windows(level: Level) -> Any:
     columns: dict[str, Element] = {"data_count": target.c.data_count}
     for measure in level.measures:
         columns[named("count", measure)] = _count_kept(level, measure)
-        columns[named("sum", measure)] = cast(target.c[named("sum", measure)], BigInteger)
+        columns[named("sum", measure)] = _sum_kept(level, measure)
         columns[named("max", measure)] = cast(target.c[measure.maximum], BigInteger)
         columns[named("min", measure)] = cast(target.c[measure.minimum], BigInteger)
         if measure.further:
@@ -263,17 +263,14 @@ def _of_stored_rows(level: Level, first: Element, last: Element) -> Any:
     A row of an older version that keeps no sums counts its samples alone: nothing can be compared with it.
     """
     target = level.target
-    is_day = target.c.period_start == target.c.period_end
-    keeps_sums = or_(is_day, target.c[named("sum", level.headline)].is_not(None))
+    keeps_sums = or_(_is_day(level), target.c[named("sum", level.headline)].is_not(None))
     columns: dict[str, Element] = {
         "samples": target.c.data_count,
         "stored_data_count": case((keeps_sums, target.c.data_count)),
     }
     for measure in level.measures:
-        average, count = target.c[measure.average], _count_kept(level, measure)
-        total = target.c[named("sum", measure)]
-        columns[named("stored_count", measure)] = case((is_day, cast(average.is_not(None), Integer)), else_=count)
-        columns[named("stored_sum", measure)] = cast(case((is_day, average), else_=total), BigInteger)
+        columns[named("stored_count", measure)] = _count_kept(level, measure)
+        columns[named("stored_sum", measure)] = _sum_kept(level, measure)
     return _found(level, target, target.c.period_start, columns).where(
         target.c.period_type == Parameters.period_type,
         target.c.period_start.between(first, last),
@@ -306,7 +303,19 @@ def _stored_names(level: Level) -> Iterator[str]:
 def _count_kept(level: Level, measure: Measure) -> Element:
     """Return the number of values of a stored row; every sample has the value where no count of its own is kept."""
     count = named("count", measure)
-    return level.target.c[count if count in level.sums else "data_count"]
+    of_day = cast(level.target.c[measure.average].is_not(None), Integer)
+    return case((_is_day(level), of_day), else_=level.target.c[count if count in level.sums else "data_count"])
+
+
+def _sum_kept(level: Level, measure: Measure) -> Element:
+    """Return the sum of the values of a stored row; that of a day is its value."""
+    columns = level.target.c
+    of_several = columns[named("sum", measure)]
+    return cast(case((_is_day(level), columns[measure.average]), else_=of_several), BigInteger)
+
+
+def _is_day(level: Level) -> ColumnElement[bool]:
+    return level.target.c.period_start == level.target.c.period_end
 
 
 def _dated(day: Element, value: Element) -> Element:

@@ -1,19 +1,20 @@
 """What one statement covers: windows, instances, what is read for them, and the parameters that say so.
 
 Of a window asked for, stored shorter windows are read in place of samples where the ledger says that they hold what
-the samples give (`Ledger.current_sums`): of a quarter its months. A window that is only compared with is read from its
-stored rows; where the ledger does not vouch for these, its samples are read as well. How the statement is executed, and
-what happens when it fails, is in `runners`.
+the samples give (`Ledger.current_sums`): of a quarter its months, of groups also days. A window that is only compared
+with is read from its stored rows; where the ledger does not vouch for these, its samples are read as well. How the
+statement is executed, and what happens when it fails, is in `runners`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
 
 from capacity_assets.aggregation.options import DEFAULT_OPTIONS, RunOptions
+from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window, adjacent_spans
 
 Part = tuple[str, Window]
@@ -31,9 +32,9 @@ class InstanceRef:
 
 @dataclass(frozen=True)
 class Parts:
-    """The stored windows that may be read in place of samples; `periods` is the registry."""
+    """The stored windows that may be read in place of samples; `periods` are theirs, the longest first."""
 
-    periods: Mapping[str, Period] = field(default_factory=dict)
+    periods: Sequence[Period] = ()
     usable: Collection[Part] = ()
 
 
@@ -61,12 +62,11 @@ class Work:
         """The stored shorter windows that are read, and the spans of days whose samples are read, in order."""
         parts: list[Part] = []
         days: list[Window] = []
-        shorter = _shorter(self.parts.periods, self.period)
         asked_for, unread = set(self.windows), self._unread
         for window in sorted(asked_for | _compared(self.period, self.windows)):
             if window in unread:
                 continue
-            stored, left = self._cover(window, shorter)
+            stored, left = self._cover(window, self.parts.periods)
             parts += stored
             days += left
         return parts, [Window(span[0].start, span[-1].end) for span in adjacent_spans(sorted(days))]
@@ -144,20 +144,23 @@ class Work:
         return None
 
 
-def candidates(periods: Mapping[str, Period], period: Period, windows: Sequence[Window]) -> set[Part]:
+def candidates(shorter: Sequence[Period], period: Period, windows: Sequence[Window]) -> set[Part]:
     """Return every stored window that could stand for days of `windows` or of those they are compared with."""
     compared = _compared(period, windows)
     return {(period.name, window) for window in compared} | {
-        (shorter.name, piece)
-        for window in {*windows, *compared}
-        for shorter in _shorter(periods, period)
-        for piece in _cut(shorter, window)
+        (other.name, piece) for window in {*windows, *compared} for other in shorter for piece in _cut(other, window)
     }
 
 
-def _shorter(periods: Mapping[str, Period], period: Period) -> list[Period]:
-    """Return the periods that a window of `period` may be made of, the longest first."""
-    shorter = (other for other in periods.values() if other.months and other.months < period.months)
+def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level) -> list[Period]:
+    """Return those of the registered periods that a window of `period` may be made of, the longest first.
+
+    A stored day of a server is read no faster than its sample; one of groups stands for the samples of all servers.
+    """
+    with_days = not level.has_servers and period.days != 1
+    shorter = (
+        other for other in periods.values() if 0 < other.months < period.months or (with_days and other.days == 1)
+    )
     return sorted(shorter, key=lambda other: other.months, reverse=True)
 
 

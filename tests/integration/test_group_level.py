@@ -18,10 +18,11 @@ from capacity_assets.foundation.levels import GROUP
 from capacity_assets.grouping.labels import Label, declare_labels
 from capacity_assets.periods import PERIODS as PERIODS_BY_NAME
 from capacity_assets.units import LARGEST_MB
-from tests.clocks import TODAY
+from tests.clocks import TODAY, fixed_clock
 from tests.computing import compute_windows
 from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, figures, sizes, totals
+from tests.long_windows import FromDays, days_read
 from tests.oracle import windows
 from tests.oracle_groups import ALWAYS, Fleet, Held, expected
 
@@ -160,6 +161,40 @@ def test_groups_are_those_of_a_naive_computation_whatever_changes(
 
     assert_as_expected(engine, changed)
     assert_adding_up(engine)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_windows_made_of_stored_days_are_those_made_of_samples_in_any_order(
+    engine: Engine, service: AggregationService, seed: int
+) -> None:
+    choose = random.Random(seed)  # noqa: S311 -- reproducible
+    fill(engine, random_fleet(choose))
+    compute(FromDays(engine, fixed_clock()), PERIODS)
+    from_samples = figures(engine, GROUP)
+    execute(engine, "TRUNCATE group_size_aggregations, capacity_computed_windows")
+
+    spans = [(period, FIRST + timedelta(days=day)) for period in PERIODS for day in range(0, DAYS, 40)]
+    for period, first in choose.sample(spans, len(spans)):
+        compute_windows(service, period, first, first + timedelta(days=39), scope="group")
+
+    assert figures(engine, GROUP) == from_samples
+
+
+@pytest.mark.usefixtures("two_months")
+def test_only_days_that_are_not_stored_or_changed_are_added_up_again(
+    engine: Engine, service: AggregationService
+) -> None:
+    execute(
+        engine,
+        "UPDATE database_size_stats SET size_mb = 7 WHERE collected_date = '2025-04-05'",
+        "DELETE FROM capacity_computed_windows WHERE period_start = '2025-04-09' AND period_type = 'daily'",
+    )
+
+    with days_read(engine) as read:
+        compute_windows(service, "monthly", APRIL, APRIL, scope="group")
+
+    assert [first.day for first, last in read["group"] if first == last] == [5, 9]
+    assert len(read["group"]) == 2 + 1, "the month a year before was never computed"
 
 
 MARCH, APRIL, SIXTY_ONE = date(2025, 3, 1), date(2025, 4, 1), 61

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from capacity_assets.aggregation.options import RunOptions
 from capacity_assets.aggregation.service import AggregationService
-from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates
+from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, candidates, shorter_periods
 from capacity_assets.foundation.levels import DATABASE, INSTANCE, Level
 from capacity_assets.periods import PERIODS, Period, Window
 from capacity_assets.storage.engine import capacity_engine
@@ -178,10 +178,11 @@ def test_a_registered_half_year_is_made_of_quarters_and_half_years_make_a_year()
     half = Period("half_yearly", months=6)
     periods = {**PERIODS, half.name: half}
     year, first_half = YEARLY.window_of(date(2025, 1, 1)), half.window_of(date(2025, 3, 1))
-    stored = candidates(periods, YEARLY, [year]) | candidates(periods, half, [first_half])
+    made_of = {period.name: shorter_periods(periods, period, DATABASE) for period in (YEARLY, half)}
+    stored = candidates(made_of["yearly"], YEARLY, [year]) | candidates(made_of[half.name], half, [first_half])
 
     def reading(period: Period, window: Window, usable: set[Part]) -> tuple[list[Part], list[Window]]:
-        return Work(period, [window], [InstanceRef(1, "db-1")], parts=Parts(periods, usable)).reading
+        return Work(period, [window], [InstanceRef(1, "db-1")], parts=Parts(made_of[period.name], usable)).reading
 
     assert reading(half, first_half, stored) == ([("quarterly", one) for one in _halves(QUARTERLY, first_half)], [])
     own_and_before, _ = reading(YEARLY, year, stored - {("yearly", YEARLY.window_of(date(2024, 1, 1)))})

@@ -6,8 +6,9 @@ from datetime import date
 
 import pytest
 
-from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work
-from capacity_assets.periods import PERIODS, Window
+from capacity_assets.aggregation.work import InstanceRef, Part, Parts, Work, shorter_periods
+from capacity_assets.foundation.levels import DATABASE, GROUP, Level
+from capacity_assets.periods import PERIODS, Period, Window
 
 APRIL = date(2025, 4, 1)
 MONTHS = ["2025-04", "2025-05", "2025-06"]
@@ -17,9 +18,10 @@ def stored(period: str, *months: str) -> list[Part]:
     return [(period, PERIODS[period].window_of(date.fromisoformat(f"{month}-01"))) for month in months]
 
 
-def work(period: str, usable: list[Part]) -> Work:
+def work(period: str, usable: list[Part], level: Level = DATABASE) -> Work:
     chosen = PERIODS[period]
-    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], parts=Parts(PERIODS, usable))
+    parts = Parts(shorter_periods(PERIODS, chosen, level), usable)
+    return Work(chosen, [chosen.window_of(APRIL)], [InstanceRef(1, "db-1")], parts=parts)
 
 
 def spans(*days: str) -> list[Window]:
@@ -62,3 +64,24 @@ def test_days_are_named_by_their_cuts() -> None:
 
     assert parameters["cuts"] == [APRIL, date(2025, 5, 1)]
     assert (parameters["read_year_first"], parameters["read_year_last"]) == (date(2025, 3, 1), date(2025, 2, 28))
+
+
+@pytest.mark.parametrize("period", ["weekly", "monthly", "quarterly", "yearly"])
+def test_of_groups_stored_days_are_read_where_no_longer_window_is_stored(period: str) -> None:
+    usable = stored("daily", "2025-04") + stored("monthly", "2025-05") + stored("daily", "2025-05")
+
+    parts, days = work(period, usable, GROUP).reading
+
+    assert ("daily", Window(APRIL, APRIL)) in parts
+    assert (("monthly", PERIODS["monthly"].window_of(date(2025, 5, 1))) in parts) == (period in ("quarterly", "yearly"))
+    assert stored("daily", "2025-05")[0] not in parts
+    assert not any(span.start <= APRIL <= span.end for span in days)
+    assert work(period, usable).reading[1] != days
+
+
+def test_a_day_is_made_of_its_samples_also_where_a_period_of_days_has_another_name() -> None:
+    periods = {"nightly": Period("nightly", days=1), "monthly": PERIODS["monthly"]}
+
+    assert [one.name for one in shorter_periods(periods, periods["monthly"], GROUP)] == ["nightly"]
+    assert shorter_periods(periods, periods["nightly"], GROUP) == []
+    assert shorter_periods({"monthly": periods["monthly"]}, periods["monthly"], GROUP) == []
