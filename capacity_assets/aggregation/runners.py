@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, Row, Select, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from capacity_assets.aggregation.group_days import GoneWindow, prepare_group_days
+from capacity_assets.aggregation.group_days import prepare_group_days
 from capacity_assets.aggregation.results import InstanceError, PeriodSummary, combine
 from capacity_assets.aggregation.work import InstanceRef, Work
 from capacity_assets.aggregation.writing import aggregation_statement, node_statements
@@ -34,7 +34,7 @@ from capacity_assets.errors import (
     reason_of,
     sqlstate_of,
 )
-from capacity_assets.foundation.levels import GROUP, Level
+from capacity_assets.foundation.levels import Level
 from capacity_assets.periods import Period, Window
 from capacity_assets.storage.change_tracking import WRITER_SETTING
 from capacity_assets.storage.distribution import SETTINGS_OF_A_SLICE, is_distributed
@@ -157,37 +157,29 @@ class AggregationRunner:
 
     def _write(self, work: Work) -> list[PeriodSummary]:
         options = work.options
-        kept: list[GoneWindow] = []
         with self._engine.begin() as connection:
-            if self.level is GROUP:
-                gone = prepare_group_days(connection, work)
-                kept = [one for one in gone if one.window in work.windows]
-                left = [window for window in work.windows if window not in {one.window for one in kept}]
-                work = replace(work, windows=left, gone=frozenset(one.window.start for one in gone))
+            if not self.level.has_servers:
+                work = replace(work, gone=prepare_group_days(connection, work))
             if options.dry_run:
                 connection.execute(READ_ONLY)
             found = self._found(connection, work)
             if options.guard:
                 with self._guarding:
                     options.guard()
-        computed = [self._counted(work, window, found.get(window.start)) for window in work.windows]
-        return sorted([*computed, *(self._kept(work, one) for one in kept)], key=lambda part: part.period_start)
+        return [self._counted(work, window, found.get(window.start)) for window in work.windows]
 
     def _found(self, connection: Connection, work: Work) -> dict[date, Any]:
         """Compute and write, and return what became of each window."""
-        if not work.windows:
+        left = replace(work, windows=[window for window in work.windows if window not in work.gone])
+        if not left.windows:
             return {}
-        return self._on_nodes(connection, work) if self._distributed else self._at_once(connection, work)
-
-    def _kept(self, work: Work, kept: GoneWindow) -> PeriodSummary:
-        empty = self._empty(work.period, kept.window)
-        return replace(empty, skipped_instances=len(work.instances), unsampled_records=kept.rows)
+        return self._on_nodes(connection, left) if self._distributed else self._at_once(connection, left)
 
     def _counted(self, work: Work, window: Window, row: Row[Any] | None) -> PeriodSummary:
-        """Make a summary of what became of a window; no row: nothing was found in it."""
+        """Make a summary of what became of a window; no row: nothing was found in it, or it was kept."""
         empty = self._empty(work.period, window)
         if row is None:
-            return replace(empty, skipped_instances=len(work.instances))
+            return replace(empty, skipped_instances=len(work.instances), unsampled_records=work.gone.get(window, 0))
         return replace(
             empty,
             processed_instances=row.instances,

@@ -9,7 +9,7 @@ statement is executed, and what happens when it fails, is in `runners`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cached_property
 
@@ -45,8 +45,8 @@ NO_PARTS = Parts()
 class Work:
     """The work of a computation or of one slice of it: windows in order, and instances.
 
-    `computed` are the first days of those windows that were computed before, and `gone` those of windows whose stored
-    rows stand for them because their days are not all left.
+    `computed` are the first days of those windows that were computed before. `gone` are windows whose stored rows stand
+    for them because their days are not all left, each with the number of these rows.
     """
 
     period: Period
@@ -55,7 +55,7 @@ class Work:
     options: RunOptions = DEFAULT_OPTIONS
     parts: Parts = NO_PARTS
     computed: frozenset[date] = frozenset()
-    gone: frozenset[date] = frozenset()
+    gone: Mapping[Window, int] = field(default_factory=dict)
 
     @cached_property
     def reading(self) -> tuple[list[Part], list[Window]]:
@@ -63,7 +63,7 @@ class Work:
         parts: list[Part] = []
         days: list[Window] = []
         asked_for, unread = set(self.windows), self._unread
-        for window in sorted(asked_for | _compared(self.period, self.windows)):
+        for window in sorted(asked_for | compared(self.period, self.windows)):
             if window in unread:
                 continue
             stored, left = self._cover(window, self.parts.periods)
@@ -74,8 +74,8 @@ class Work:
     @property
     def _unread(self) -> set[Window]:
         """The windows that are compared with and read from their stored rows alone."""
-        compared = _compared(self.period, self.windows).difference(self.windows)
-        return {one for one in compared if (self.period.name, one) in self.parts.usable or one.start in self.gone}
+        others = compared(self.period, self.windows).difference(self.windows)
+        return {one for one in others if (self.period.name, one) in self.parts.usable or one in self.gone}
 
     def _cover(self, window: Window, periods: Sequence[Period]) -> tuple[list[Part], list[Window]]:
         """Cover a window by stored ones of `periods`, the longest first; return these, and the spans that are left."""
@@ -117,7 +117,7 @@ class Work:
             "wanted_starts": [window.start for window in self.windows],
             "wanted_first": self.windows[0].start,
             "wanted_last": last.start,
-            "compared_starts": sorted({one.start for one in asked_for | _compared(period, self.windows)}),
+            "compared_starts": sorted({one.start for one in asked_for | compared(period, self.windows)}),
             "before_first": first.start,
             "year_first": year_first.start,
             "year_last": year_last.start,
@@ -146,9 +146,9 @@ class Work:
 
 def candidates(shorter: Sequence[Period], period: Period, windows: Sequence[Window]) -> set[Part]:
     """Return every stored window that could stand for days of `windows` or of those they are compared with."""
-    compared = _compared(period, windows)
-    return {(period.name, window) for window in compared} | {
-        (other.name, piece) for window in {*windows, *compared} for other in shorter for piece in _cut(other, window)
+    others = compared(period, windows)
+    return {(period.name, window) for window in others} | {
+        (other.name, piece) for window in {*windows, *others} for other in shorter for piece in _cut(other, window)
     }
 
 
@@ -164,7 +164,8 @@ def shorter_periods(periods: Mapping[str, Period], period: Period, level: Level)
     return sorted(shorter, key=lambda other: other.months, reverse=True)
 
 
-def _compared(period: Period, windows: Sequence[Window]) -> set[Window]:
+def compared(period: Period, windows: Sequence[Window]) -> set[Window]:
+    """Return the windows that `windows` are compared with."""
     return {other for window in windows for other in (period.previous(window), period.year_before(window))}
 
 

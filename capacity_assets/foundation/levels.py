@@ -275,6 +275,8 @@ GROUP = Level(
         Column("size_mb", BigInteger, nullable=False),
         Column("server_count", BigInteger, nullable=False),
         Column("database_count", BigInteger, nullable=False),
+        prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
     ),
     target=tables.group_size_aggregations,
     keys=("label_key", "label_value"),

@@ -26,14 +26,14 @@ _TOTALS = f"""
     GROUP BY instance_id, collected_date
     UNION ALL
     SELECT instance_id, period_start, total_size_mb, database_count FROM instance_size_aggregations
-    WHERE period_type = 'daily' AND period_start = ANY (CAST(:days_without_totals AS date[]))
+    WHERE period_type = 'daily' AND period_start = ANY (CAST(:without_instance_size_stats AS date[]))
       AND total_size_mb <= {LARGEST_MB}"""  # noqa: S608 -- a constant of our own
 _DATABASES = f"""
     SELECT instance_id, collected_date, database_name, size_mb FROM database_size_stats
     WHERE collected_date = ANY (CAST(:days AS date[])) AND size_mb <= {LARGEST_MB}
     UNION ALL
     SELECT instance_id, period_start, database_name, avg_size_mb FROM database_size_aggregations
-    WHERE period_type = 'daily' AND period_start = ANY (CAST(:days_without_databases AS date[]))
+    WHERE period_type = 'daily' AND period_start = ANY (CAST(:without_database_size_stats AS date[]))
       AND avg_size_mb <= {LARGEST_MB}"""  # noqa: S608 -- as above
 GROUP_DAYS = f"""
 WITH totals AS MATERIALIZED ({_TOTALS}
@@ -79,4 +79,5 @@ SELECT collected_date, label_key, label_value, CAST(sum(size_mb) AS bigint) AS s
        count(DISTINCT instance_id) AS server_count, CAST(sum(databases) AS bigint) AS database_count
 FROM parts GROUP BY collected_date, label_key, label_value
 """  # noqa: S608 -- names and constants of our own
-"""One row per day and group, of `days`; those of them that have no sample of a kind are named once more."""
+"""One row per day and group, of `days`; those of them without a sample in a table are named once more. Its columns are
+those of the source of the level, in order."""
