@@ -1,45 +1,40 @@
 """Bringing tables to a wanted shape by adding and widening only, whatever is there already.
 
-`plan_table` compares one existing table with the wanted one and returns the steps, each with a reason a
-person can read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row or a
-column; they drop checks that refuse registered periods, and keys and indexes that another one replaces.
-What no step can fix (duplicate keys, for example) comes back as a problem that says what to do. Which
-tables are wanted is decided by the callers.
+`table_steps` compares one existing table with the wanted one and returns the steps, each with a reason a person can
+read; `capacity init` executes them, `capacity check` shows them. Steps never drop a row or a column; they drop checks
+that refuse registered periods, and keys and indexes that another one replaces. What no step can fix (duplicate keys,
+for example) is one of the `table_problems`, which say what to do. Which tables are wanted is decided by the callers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, Numeric, String, Table, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import CreateColumn
 
 from capacity_assets.periods import PERIODS
-from capacity_assets.storage.indexes import index_steps, key_problem
+from capacity_assets.storage.indexes import index_steps, key_problems
 from capacity_assets.storage.steps import DIALECT, SchemaStep, free_name, literal, quoted
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The steps for a table, and the problems that prevent them."""
-
-    steps: tuple[SchemaStep, ...] = ()
-    problems: tuple[str, ...] = ()
-
-
-def plan_table(connection: Connection, wanted: Table) -> Plan:
+def table_steps(connection: Connection, wanted: Table) -> list[SchemaStep]:
     """Compare the table of the same name in the database with `wanted`, which must exist there."""
     columns = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
-    steps = [*_column_steps(wanted, columns), *_period_check_steps(connection, wanted)]
-    steps += default_partition_steps(connection, wanted)
-    steps += _partition_trigger_steps(connection, wanted)
-    problems = list(_column_problems(wanted, columns))
-    problem = None if problems else key_problem(connection, wanted)
-    problems += [problem] if problem else []
-    steps += index_steps(connection, wanted)
-    return Plan(tuple(steps), tuple(problems))
+    return [
+        *_column_steps(wanted, columns),
+        *_period_check_steps(connection, wanted),
+        *default_partition_steps(connection, wanted),
+        *_partition_trigger_steps(connection, wanted),
+        *index_steps(connection, wanted),
+    ]
+
+
+def table_problems(connection: Connection, wanted: Table) -> list[str]:
+    """Say what keeps the steps from being carried out, or rows from being inserted afterwards."""
+    columns = {column["name"]: column for column in inspect(connection).get_columns(wanted.name)}
+    return [*_column_problems(wanted, columns)] or [*key_problems(connection, wanted)]
 
 
 def _column_steps(wanted: Table, present: dict[str, ReflectedColumn]) -> Iterator[SchemaStep]:

@@ -28,7 +28,7 @@ from capacity_assets.storage.tables import (
     instance_size_stats,
     instances,
 )
-from capacity_assets.storage.view import View, ViewColumn
+from capacity_assets.storage.view import View
 
 LEVELS_OF_TABLES: Mapping[Table, tuple[str, ...]] = {
     database_size_stats: ("database", "group"),
@@ -123,47 +123,38 @@ _UNREAD_SERVERS = "".join(
 
 
 def _stale(unread: str) -> str:
-    return f"""FROM capacity_computed_windows w LEFT JOIN (
+    return f"""
+SELECT w.period_type,  -- Name of the period, such as daily or monthly
+       w.level,  -- database, instance or group
+       w.period_start,  -- First day of the window
+       w.period_end,  -- Last day of the window, included
+       w.wanted + CASE WHEN t.period_start IS NULL THEN 0 ELSE 1 END AS wanted,
+          -- How often a change has touched it; unread ones count as one
+       least(w.oldest_change, t.oldest_change) AS oldest_change,
+          -- When the first change of samples or labels began that it has not followed; null: no run is requested,
+          -- samples were only deleted, or its rows written by others
+       greatest(w.newest_change, t.newest_change) AS newest_change,  -- When the last one began
+       w.computed >= w.changed AND t.own IS NOT TRUE AS has_its_sums
+          -- Whether only a window that it compares with has changed, so that its sums are those of its samples
+FROM capacity_computed_windows w LEFT JOIN (
     WITH changed AS ({unread})
     {_TOUCHED}) AS t ON t.period_type = w.period_type AND t.level = w.level AND t.period_start = w.period_start
-WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.period_start IS NOT NULL)"""
+WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.period_start IS NOT NULL)"""  # noqa: S608 -- as above
 
 
-_HAS_ITS_SUMS = "w.computed >= w.changed AND t.own IS NOT TRUE"
-_SERVERS_ARE_UNREAD = "EXISTS (SELECT FROM capacity_changes WHERE days IS NULL)"
 STALE_WHEN_GATHERED = f"""(
-    SELECT w.period_type, w.level, w.period_start, {_HAS_ITS_SUMS} AND NOT {_SERVERS_ARE_UNREAD} AS has_its_sums
-    {_stale(_UNREAD)} OR {_SERVERS_ARE_UNREAD})"""
+    SELECT period_type, level, period_start, has_its_sums FROM ({_stale(_UNREAD)}
+    ) AS gathered
+    UNION ALL
+    SELECT period_type, level, period_start, false FROM capacity_computed_windows
+    WHERE computed IS NOT NULL AND EXISTS (SELECT FROM capacity_changes WHERE days IS NULL))"""  # noqa: S608 -- as above
 """For a run, which has just gathered: what the view says, without planning for the samples of servers put into service.
 While one is unread, every window counts as stale."""
 
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
-    (
-        ViewColumn("period_type", "w.period_type", "Name of the period, such as daily or monthly"),
-        ViewColumn("level", "w.level", "database, instance or group"),
-        ViewColumn("period_start", "w.period_start", "First day of the window"),
-        ViewColumn("period_end", "w.period_end", "Last day of the window, included"),
-        ViewColumn(
-            "wanted",
-            "w.wanted + CASE WHEN t.period_start IS NULL THEN 0 ELSE 1 END",
-            "How often a change has touched it; unread ones count as one",
-        ),
-        ViewColumn(
-            "oldest_change",
-            "least(w.oldest_change, t.oldest_change)",
-            "When the first change of samples or labels began that it has not followed; null: no run is requested, "
-            "samples were only deleted, or its rows written by others",
-        ),
-        ViewColumn("newest_change", "greatest(w.newest_change, t.newest_change)", "When the last one began"),
-        ViewColumn(
-            "has_its_sums",
-            _HAS_ITS_SUMS,
-            "Whether only a window that it compares with has changed, so that its sums are those of its samples",
-        ),
-    ),
     _stale(_UNREAD + _UNREAD_SERVERS),
     # Nodes are not asked by a view: what they recorded, and servers put into service, count once they are gathered.
-    source_on_nodes=_stale(_UNREAD),
+    query_on_nodes=_stale(_UNREAD),
 )

@@ -23,7 +23,7 @@ from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.partitions import UNREAD, layout_of
 from capacity_assets.storage.schema import SCHEMA_REVISION, schema_revision
 from capacity_assets.storage.steps import execute
-from capacity_assets.storage.view_upgrades import creation, outdated_views
+from capacity_assets.storage.view_upgrades import create_views, outdated_views
 from capacity_assets.units import counted
 
 DISTRIBUTION_COLUMN = "instance_id"
@@ -143,8 +143,7 @@ def _prepare(connection: Connection) -> None:
 
 def _renew_views(connection: Connection) -> None:
     """Give the views the form that reads distributed rows, as soon as enough of the tables are."""
-    for view in outdated_views(connection):
-        execute(connection, creation(view))
+    create_views(connection, outdated_views(connection))
 
 
 def _remove_what_was_copied(connection: Connection, table: str) -> None:

@@ -7,8 +7,8 @@ has its share of the fleet's mean, in whole MiB, and those with the largest rema
 from __future__ import annotations
 
 from capacity_assets.storage.group_days import FLEET, TOTAL
-from capacity_assets.storage.label_expressions import LIKE, SPANS
-from capacity_assets.storage.view import View, ViewColumn
+from capacity_assets.storage.label_expressions import LIKE
+from capacity_assets.storage.view import views_in
 from capacity_assets.storage.window_expressions import SERVER_SIZES, before
 
 
@@ -64,47 +64,32 @@ _SERVERS = f"""
     FROM {SERVER_SIZES} a LEFT JOIN instances i ON i.id = a.instance_id
     WHERE i.counted_by IS NULL"""  # noqa: S608 -- as above
 
-_WINDOW = (
-    ViewColumn("period", "g.period_type", "Name of the period, such as daily or monthly"),
-    ViewColumn("window_start", "g.period_start", "First day of the window"),
-    ViewColumn("window_end", "g.period_end", "Last day of the window, included"),
-)
+GROUP_VIEWS = views_in(rf"""
+-- Labels of servers and databases, each with the days on which it holds.
+CREATE VIEW capacity_label_spans AS
+SELECT l.instance_id,  -- Number of the server
+       l.database_pattern,  -- Database or pattern; empty: the server as a whole
+       {LIKE} AS database_like,  -- The pattern as LIKE reads it
+       l.key,  -- Key of the label, such as team
+       l.value,  -- Its value; null: none on these days
+       l.valid_from,  -- First day on which it holds; 0001-01-01: always
+       lead(l.valid_from, 1, CAST('infinity' AS date))
+           OVER (PARTITION BY l.instance_id, l.database_pattern, l.key ORDER BY l.valid_from) AS valid_until,
+          -- First day on which it does not hold any more; infinity: it holds
+       l.declared_at  -- When it was declared
+FROM capacity_labels l;
 
-GROUP_VIEWS = (
-    View(
-        SPANS,
-        "Labels of servers and databases, each with the days on which it holds.",
-        (
-            ViewColumn("instance_id", "l.instance_id", "Number of the server"),
-            ViewColumn("database_pattern", "l.database_pattern", "Database or pattern; empty: the server as a whole"),
-            ViewColumn("database_like", LIKE, "The pattern as LIKE reads it"),
-            ViewColumn("key", "l.key", "Key of the label, such as team"),
-            ViewColumn("value", "l.value", "Its value; null: none on these days"),
-            ViewColumn("valid_from", "l.valid_from", "First day on which it holds; 0001-01-01: always"),
-            ViewColumn(
-                "valid_until",
-                "lead(l.valid_from, 1, CAST('infinity' AS date)) "
-                "OVER (PARTITION BY l.instance_id, l.database_pattern, l.key ORDER BY l.valid_from)",
-                "First day on which it does not hold any more; infinity: it holds",
-            ),
-            ViewColumn("declared_at", "l.declared_at", "When it was declared"),
-        ),
-        "FROM capacity_labels l",
-    ),
-    View(
-        "capacity_groups",
-        "Size of the fleet in each window by engine, by server and by each label.",
-        (
-            *_WINDOW,
-            ViewColumn("grouped_by", "g.grouped_by", "engine, server, or the key of a label: take one of them"),
-            ViewColumn("group_name", "g.group_name", "Engine, server or value of the label; null: no such label"),
-            ViewColumn("servers", "g.servers", "Largest number of servers with a part in it on a day"),
-            ViewColumn("databases", "g.databases", "Mean number of databases per measured day of the fleet"),
-            ViewColumn("size_mb", "g.size_mb", "Mean size per measured day of the fleet, MiB"),
-            ViewColumn(
-                "change_mb", "g.change_mb", "Change of that against the window before, MiB; null: that was not measured"
-            ),
-        ),
-        f"FROM ({_LABELLED}\n    UNION ALL {_SERVERS}) AS g",
-    ),
-)
+-- Size of the fleet in each window by engine, by server and by each label.
+CREATE VIEW capacity_groups AS
+SELECT g.period_type AS period,  -- Name of the period, such as daily or monthly
+       g.period_start AS window_start,  -- First day of the window
+       g.period_end AS window_end,  -- Last day of the window, included
+       g.grouped_by,  -- engine, server, or the key of a label: take one of them
+       g.group_name,  -- Engine, server or value of the label; null: no such label
+       g.servers,  -- Largest number of servers with a part in it on a day
+       g.databases,  -- Mean number of databases per measured day of the fleet
+       g.size_mb,  -- Mean size per measured day of the fleet, MiB
+       g.change_mb  -- Change of that against the window before, MiB; null: that was not measured
+FROM ({_LABELLED}
+    UNION ALL {_SERVERS}) AS g;
+""")  # noqa: S608 -- as above

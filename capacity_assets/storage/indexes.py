@@ -106,15 +106,12 @@ def index_steps(connection: Connection, table: Table) -> Iterator[SchemaStep]:
             yield SchemaStep(reason, _drop(table, index))
 
 
-def key_problem(connection: Connection, table: Table) -> str | None:
-    """Say which rows keep a unique key from being added; None where there is one, or nothing stands in the way."""
+def key_problems(connection: Connection, table: Table) -> Iterator[str]:
+    """Say which rows keep a unique key from being added."""
     found = indexes_of(connection, table.name)
     for wanted in wanted_indexes(table):
         if wanted.is_unique and not _is_unique(wanted, found):
-            problem = _duplicates_problem(connection, table, wanted)
-            if problem:
-                return problem
-    return None
+            yield from _duplicates(connection, table, wanted)
 
 
 def build_ahead(engine: Engine, tables: Iterable[Table], on_step: Callable[[str], None]) -> None:
@@ -255,40 +252,30 @@ def _compact(condition: str | None) -> str:
     return "is_deleted=false" if compact == "NOTis_deleted" else compact
 
 
-def _duplicates_problem(connection: Connection, wanted: Table, key: WantedIndex) -> str | None:
-    """Say which rows keep a unique key from being added, and how to look at and remove them; None without any."""
-    columns = ", ".join(quoted(name) for name in key.columns)
-    where = f" WHERE {key.condition}" if key.condition else ""
-    table = quoted(wanted.name)
-    groups = f"SELECT {columns}, count(*) AS copies FROM {table}{where} GROUP BY {columns} HAVING count(*) > 1"  # noqa: S608 -- names from our own table definitions, quoted
-    keys, rows = connection.execute(
-        text(f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated")  # noqa: S608
-    ).one()
+def _duplicates(connection: Connection, wanted: Table, key: WantedIndex) -> Iterator[str]:
+    """Say which rows keep a unique key from being added, and how to look at and remove them."""
+    columns = ", ".join(map(quoted, key.columns))
+    rows = f"{quoted(wanted.name)}{f' WHERE {key.condition}' if key.condition else ''}"
+    groups = f"SELECT {columns}, count(*) AS copies FROM {rows} GROUP BY {columns} HAVING count(*) > 1"  # noqa: S608 -- names from our own table definitions, quoted
+    counts = f"SELECT count(*), coalesce(sum(copies - 1), 0) FROM ({groups}) AS duplicated"  # noqa: S608 -- as above
+    keys, copies = connection.execute(text(counts)).one()
     if not keys:
-        return None
+        return
     found = (
         f"{wanted.name} holds {counted(keys, 'key')} ({', '.join(key.columns)}) with more than one row, "
-        f"{counted(rows, 'row')} too many"
+        f"{counted(copies, 'row')} too many; a unique key cannot be added. No row was removed. See them: {groups}; -- "
     )
     if "collected_date" not in wanted.columns and "period_type" not in wanted.columns:
         # Rows that others refer to: deleting one would orphan its history.
-        return (
-            f"{found}; a unique key cannot be added. No row was removed. See them: {groups}; -- Rename or merge them "
-            "by hand, then run `capacity init` again."
-        )
+        yield f"{found}Rename or merge them by hand, then run `capacity init` again."
+        return
     newest_first = f"{'calculated_at' if 'calculated_at' in wanted.columns else 'updated_at'} DESC, id DESC"
     # A ctid is unique only within one partition, hence the tableoid.
-    ranked = (
-        f"SELECT tableoid, ctid, row_number() OVER (PARTITION BY {columns} ORDER BY {newest_first}) AS rank "  # noqa: S608
-        f"FROM {table}{where}"
-    )
-    delete = (
-        f"DELETE FROM {table} WHERE (tableoid, ctid) IN "  # noqa: S608
-        f"(SELECT tableoid, ctid FROM ({ranked}) AS ranked WHERE rank > 1)"
-    )
-    return (
-        f"{found}; a unique key cannot be added. No row was removed. See them: {groups}; -- After a backup, keep the "
-        f"newest row of each key: {delete}; -- Then run `capacity init` again."
+    yield (
+        f"{found}After a backup, keep the newest row of each key: "  # noqa: S608 -- as above
+        f"DELETE FROM {quoted(wanted.name)} WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM (SELECT tableoid, "
+        f"ctid, row_number() OVER (PARTITION BY {columns} ORDER BY {newest_first}) AS rank FROM {rows}) AS ranked "
+        "WHERE rank > 1); -- Then run `capacity init` again."
     )
 
 

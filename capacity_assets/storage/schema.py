@@ -8,16 +8,22 @@ version in the same database.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, MetaData, inspect, text
+from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from capacity_assets.errors import CapacityError
-from capacity_assets.storage.adoption import comment_steps, default_partition_steps, plan_table, widened_columns
+from capacity_assets.storage.adoption import (
+    comment_steps,
+    default_partition_steps,
+    table_problems,
+    table_steps,
+    widened_columns,
+)
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.changes import distrust_windows
 from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
@@ -28,9 +34,8 @@ from capacity_assets.storage.row_locks import NO_TIME_LIMIT, capacity_locks, try
 from capacity_assets.storage.steps import carry_out, execute
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 from capacity_assets.storage.view_upgrades import (
-    InTheWay,
-    TakenViews,
-    creation,
+    Reader,
+    create_views,
     in_the_way,
     names_taken,
     outdated_views,
@@ -104,8 +109,6 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
             change_shards_in_turn(connection)
             allow_triggers(connection)
         revision = _revision(connection)
-        _refuse_another_schema(revision)
-        _refuse_names_taken(connection)
         # A column that a view reads cannot be widened.
         taken = _take_views_away(connection, ours=revision != SCHEMA_REVISION)
         config.attributes.update(connection=connection, done=done)
@@ -121,7 +124,7 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
             distrust_windows(connection)
         unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)
-        done += _put_views_back(connection, taken)
+        done += _put_views_back(connection, *taken)
         carry_out(connection, comment_steps(connection, metadata.sorted_tables))
         # Roles that read only views must also be able to detect a newer schema.
         if not connection.execute(text(_EVERYBODY_READS), {"name": VERSION_TABLE}).scalar():
@@ -132,18 +135,11 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
 def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list[str]:
     """Build the indexes whose place is taken by others today, while no other upgrade does; return what else was done.
 
-    Where something stands in the way of the upgrade, nothing is built. On a cluster neither: there a key takes no index
-    that was built before it.
+    On a cluster nothing is built: there a key takes no index that was built before it.
     """
     with engine.connect() as connection:
-        present = inspect(connection).get_table_names()
-        tables = [table for table in metadata.sorted_tables if table.name in present]
-        if distributed_tables(connection) or not any(is_to_build(connection, table) for table in tables):
-            return []
-        revision = _revision(connection)
-        if (revision or "") > SCHEMA_REVISION or _open_doors(connection, is_init=True):
-            return []
-        if any(plan_table(connection, table).problems for table in tables):
+        tables = [table for table in _present_tables(connection) if is_to_build(connection, table)]
+        if not tables or distributed_tables(connection):
             return []
     # The first one makes what another upgrade has to see in order to wait.
     with _keeping_other_upgrades_out(engine) as (_, done):
@@ -151,6 +147,11 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
     with _keeping_other_upgrades_out(engine, is_checked=True):
         build_ahead(engine, tables, on_step)
     return done
+
+
+def _present_tables(connection: Connection) -> list[Table]:
+    present = set(inspect(connection).get_table_names())
+    return [table for table in metadata.sorted_tables if table.name in present]
 
 
 @contextmanager
@@ -161,26 +162,36 @@ def _keeping_other_upgrades_out(engine: Engine, *, is_checked: bool = False) -> 
     waits for the lock asks again and again, each time in a transaction of its own; and who has it has no snapshot. One
     that was `is_checked` before looks at no table, because dropping such an index waits for whoever did.
 
-    Raises SchemaProblemsError: the database is not to be written to.
+    Raises SchemaProblemsError: the database is not to be written to, or something stands in the way of the upgrade.
     """
     while True:
         with engine.begin() as connection:
             # Widening a column rewrites its table, which may take hours; so may waiting for another upgrade.
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
-            if not is_checked:
-                _refuse_cells(connection)
             # Before the first write, because it would run triggers of other roles.
-            if not is_checked and (doors := _open_doors(connection, is_init=True)):
-                raise SchemaProblemsError(doors)
+            if not is_checked:
+                _refuse(_cells(connection) or _open_doors(connection, is_init=True))
             done = _create_locks(connection)
             if try_lock(connection, "schema"):
+                if not is_checked:
+                    _refuse(_another_schema(connection) or names_taken(connection) or _problems(connection))
                 connection.execute(text(NO_TIME_LIMIT))
                 # As the last statement: the snapshot of a SELECT lasts until the next one.
                 connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
                 yield connection, done
                 return
         time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise SchemaProblemsError(problems)
+
+
+def _problems(connection: Connection) -> list[str]:
+    tables = _present_tables(connection)
+    return [problem for table in tables for problem in table_problems(connection, table)]
 
 
 def _create_locks(connection: Connection) -> list[str]:
@@ -215,76 +226,71 @@ END $$
 _EVERYBODY_READS = "SELECT has_table_privilege('public', to_regclass(:name), 'SELECT')"
 
 
-def _in_the_way(connection: Connection, *, ours: bool = False) -> InTheWay:
+def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
     """Find what reads columns that are to be widened, or our views if these are to be made again."""
-    present = set(inspect(connection).get_table_names())
-    tables = [table for table in metadata.sorted_tables if table.name in present]
+    tables = _present_tables(connection)
     widened = [(table.name, column) for table in tables for column in widened_columns(connection, table)]
     return in_the_way(connection, widened, ours=ours)
 
 
-def _take_views_away(connection: Connection, *, ours: bool) -> TakenViews:
-    """Drop what is in the way, and our own views if wanted.
+def _take_views_away(connection: Connection, *, ours: bool) -> tuple[list[str], list[str]]:
+    """Drop what is in the way, and our own views if wanted; return what puts it back, and the names of all of them.
 
     Raises SchemaProblemsError: something is in the way that cannot be put back.
     """
     found = _in_the_way(connection, ours=ours)
-    if found.immovable:
-        raise SchemaProblemsError([f"{what} {IS_IN_THE_WAY}" for what in found.immovable])
-    return take_away(connection, found.views, ours=ours)
+    _refuse([f"{reader.described} {IS_IN_THE_WAY}" for reader in found if not reader.movable])
+    return take_away(connection, found), [reader.name for reader in found]
 
 
-def _put_views_back(connection: Connection, taken: TakenViews) -> list[str]:
-    """Put the views back that were taken away, and make those that are missing or outdated; return what was done.
+def _put_views_back(connection: Connection, back: list[str], taken: list[str]) -> list[str]:
+    """Create views of ours that are missing or outdated, and put others back; return what was done.
 
     Raises SchemaProblemsError: a view has to be made again, and something reads it that cannot be put back.
     """
-    execute(connection, taken.ours)
     outdated = outdated_views(connection)
-    further = TakenViews()
+    names: list[str] = []
     try:
         with connection.begin_nested():
-            execute(connection, [statement for view in outdated for statement in creation(view)])
+            create_views(connection, outdated)
     except DBAPIError:
         # In place, a column can be added, but not change its type.
-        further = _take_views_away(connection, ours=True)
-        execute(connection, further.ours)
-        execute(connection, [statement for view in outdated_views(connection) for statement in creation(view)])
-    execute(connection, (*further.theirs, *taken.theirs))
+        further, names = _take_views_away(connection, ours=True)
+        create_views(connection, outdated_views(connection))
+        back = [*further, *back]
+    execute(connection, back)
+    ours = {view.name for view in VIEWS}
     return [
-        *(f"taken away and put back as it was: view {name}" for name in (*taken.names, *further.names)),
-        *(f"created or renewed view {view.name}" for view in outdated),
+        *(f"taken away and put back as it was: view {name}" for name in (*taken, *names) if name not in ours),
+        *(f"created or renewed view {view.name}" for view in outdated if view.name not in taken),
     ]
 
 
 def adopt(connection: Connection, wanted: MetaData) -> list[str]:
-    """Create missing tables, bring the others to the wanted shape; say what was done, or raise SchemaProblemsError."""
+    """Create missing tables, bring the others to the wanted shape; return what was done."""
     present = set(inspect(connection).get_table_names())
     done: list[str] = []
-    problems: list[str] = []
     for table in wanted.sorted_tables:
-        if table.name not in present:
+        if table.name in present:
+            steps = table_steps(connection, table)
+            carry_out(connection, steps)
+            done += dict.fromkeys(f"changed: {step.reason}" for step in steps)
+        else:
             table.create(connection)
             carry_out(connection, default_partition_steps(connection, table))
             done.append(f"created table {table.name}")
-            continue
-        plan = plan_table(connection, table)
-        problems += plan.problems
-        if not problems:
-            carry_out(connection, plan.steps)
-            done += dict.fromkeys(f"changed: {step.reason}" for step in plan.steps)
-    if problems:
-        raise SchemaProblemsError(problems)
     return done
 
 
-def _refuse_another_schema(revision: str | None) -> None:
-    if revision is not None and revision > SCHEMA_REVISION:
-        raise SchemaProblemsError([newer_schema_text(revision)])
-    if revision is not None and revision < FIRST_REVISION:
-        raise SchemaProblemsError(
-            [f"The capacity schema is at revision {revision}, which no release had. Run 0.3.0's `capacity init` first."]
-        )
+def _another_schema(connection: Connection) -> list[str]:
+    revision = _revision(connection) or SCHEMA_REVISION
+    if revision > SCHEMA_REVISION:
+        return [newer_schema_text(revision)]
+    if revision < FIRST_REVISION:
+        return [
+            f"The capacity schema is at revision {revision}, which no release had. Run 0.3.0's `capacity init` first."
+        ]
+    return []
 
 
 def newer_schema_text(revision: str) -> str:
@@ -350,19 +356,17 @@ ORDER BY 1, 2
 """
 
 
-def _refuse_cells(connection: Connection) -> None:
-    """Refuse a database in which version 0.2.0 or 0.3.0 read other capacity databases by foreign tables."""
+def _cells(connection: Connection) -> list[str]:
+    """Return what to do with a database in which version 0.2.0 or 0.3.0 read other capacity databases."""
     if not connection.execute(text("SELECT to_regclass('capacity_cells') IS NOT NULL")).scalar():
-        return
+        return []
     drop = connection.execute(text(_DROP_CELLS)).scalar_one()
-    raise SchemaProblemsError(
-        [
-            "This database reads cells, as version 0.3.0 made it, and holds no figures. This version has no cells; "
-            'docs/scale.md, "Several capacity databases", has the SQL that takes their place. '
-            f"To take away what cells made here, which changes none of the databases that they read, run: {drop} -- "
-            "After that, `capacity init` makes a capacity database of this one."
-        ]
-    )
+    return [
+        "This database reads cells, as version 0.3.0 made it, and holds no figures. This version has no cells; "
+        'docs/scale.md, "Several capacity databases", has the SQL that takes their place. '
+        f"To take away what cells made here, which changes none of the databases that they read, run: {drop} -- "
+        "After that, `capacity init` makes a capacity database of this one."
+    ]
 
 
 _DROP_CELLS = """
@@ -373,35 +377,24 @@ FROM pg_foreign_server WHERE srvname LIKE 'cell\\_%'
 """
 
 
-def _refuse_names_taken(connection: Connection) -> None:
-    problems = [
-        f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
-        "`capacity init` again."
-        for name in names_taken(connection)
-    ]
-    if problems:
-        raise SchemaProblemsError(problems)
-
-
 def schema_state(engine: Engine) -> SchemaState:
     """Inspect the database without changing it."""
     with engine.connect() as connection:
-        present = set(inspect(connection).get_table_names())
-        missing = tuple(table.name for table in metadata.sorted_tables if table.name not in present)
+        present = _present_tables(connection)
+        missing = tuple(table.name for table in metadata.sorted_tables if table not in present)
         shortcomings = _open_doors(connection)
-        for table in metadata.sorted_tables:
-            if table.name in present:
-                plan = plan_table(connection, table)
-                shortcomings += dict.fromkeys(step.reason for step in plan.steps)
-                shortcomings += plan.problems
+        for table in present:
+            shortcomings += dict.fromkeys(step.reason for step in table_steps(connection, table))
+            shortcomings += table_problems(connection, table)
         if not missing:
             shortcomings += dict.fromkeys(step.reason for step in change_tracking_steps(connection))
             shortcomings += [f"view {view.name} is missing or outdated" for view in outdated_views(connection)]
-        readers = _in_the_way(connection)
-        shortcomings += [f"{what} {IS_IN_THE_WAY}" for what in readers.immovable]
         shortcomings += [
-            f"view {view} reads a column that is widened: it is taken away meanwhile and put back as it was"
-            for view in readers.views
+            f"view {reader.name} reads a column that is widened: it is taken away meanwhile and put back as it was"
+            if reader.movable
+            else f"{reader.described} {IS_IN_THE_WAY}"
+            for reader in _in_the_way(connection)
+            if not reader.is_ours
         ]
         return SchemaState(_revision(connection), missing, tuple(shortcomings))
 

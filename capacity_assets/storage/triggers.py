@@ -87,22 +87,18 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
     reason = f"{tracking.what} of {table} are not recorded: a trigger is missing, old or disabled"
     too_open = f"the function {function} could be called by other roles and run their code as its owner"
     schema = quoted(connection.execute(text("SELECT current_schema()")).scalar_one())
-    unguarded = tracking.body.replace(SCHEMA_MARK, schema)
     callers = ", ".join(f"to_regclass({literal(f'{schema}.{quoted(name)}')})" for name in tracking.callers or (table,))
     guard = _REFUSE_OTHERS.format(callers=callers, function=function)
-    body = unguarded.replace(_BEGIN, _BEGIN + guard, 1)
+    body = tracking.body.replace(SCHEMA_MARK, schema).replace(_BEGIN, _BEGIN + guard, 1)
     # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
     path = "pg_catalog, pg_temp"
     found = connection.execute(text(_FOUND), {"name": function}).first()
-    recorded = None if found is None else (found.prosrc, found.prosecdef, found.proconfig)
-    if recorded != (body, True, [f"search_path={path}"]):
-        # The function body of earlier versions recorded the same.
-        was_recorded = recorded == (unguarded, True, [f"search_path={path}"])
+    if found is None or (found.prosrc, found.prosecdef, found.proconfig) != (body, True, [f"search_path={path}"]):
         yield SchemaStep(
-            too_open if was_recorded else reason,
+            reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
             f"SET search_path = {path} AS $body${body}$body$",
-            is_lossy=not was_recorded,
+            is_lossy=True,
         )
     if found is None or found.others_may_call:
         yield SchemaStep(too_open if found else reason, _REVOKE.format(function=function), is_lossy=found is None)

@@ -7,102 +7,90 @@ of the upgrade. What cannot be put back from its definition alone (a materialise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from capacity_assets.storage.distribution import tables_are_distributed
-from capacity_assets.storage.steps import literal, quoted
+from capacity_assets.storage.steps import execute, literal, quoted
 from capacity_assets.storage.view import View
 from capacity_assets.storage.views import VIEWS
 
 _NAMES = [view.name for view in VIEWS]
 
-
-@dataclass(frozen=True)
-class TakenViews:
-    """Views that were dropped: the statements that make ours, those that put others back, and the names of these."""
-
-    ours: tuple[str, ...] = ()
-    theirs: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class InTheWay:
-    """What reads columns or views that are to be changed: views that can be put back, nearest last, and what cannot."""
-
-    views: tuple[str, ...] = ()
-    immovable: tuple[str, ...] = ()
+Reader = Row[Any]
+"""What reads a column or a view, see `in_the_way`."""
 
 
 def names_taken(connection: Connection) -> list[str]:
-    """List objects that have the name of one of our views."""
-    return list(connection.execute(text(_NOT_OURS), {"views": _NAMES}).scalars())
+    """Return what to do about objects that have the name of one of our views."""
+    return [
+        f"{name} is the name of one of our views, and another object has that name. Rename that object, then run "
+        "`capacity init` again."
+        for name in connection.execute(text(_NOT_OURS), {"views": _NAMES}).scalars()
+    ]
 
 
 def outdated_views(connection: Connection) -> list[View]:
     """Return the views that are missing or of another definition."""
     comment = text("SELECT obj_description(to_regclass(:name), 'pg_class')")
-    views = _views(connection)
+    views = [view.on_nodes for view in VIEWS] if tables_are_distributed(connection) else VIEWS
     return [view for view in views if connection.execute(comment, {"name": view.name}).scalar() != view.marked_comment]
 
 
-def _views(connection: Connection) -> tuple[View, ...]:
-    return tuple(view.on_nodes for view in VIEWS) if tables_are_distributed(connection) else VIEWS
+def create_views(connection: Connection, views: Iterable[View]) -> None:
+    """Create views, or renew them in place, so that grants and what is built on them stay."""
+    for view in views:
+        comments = [(f"{view.name}.{quoted(column.name)}", column.comment) for column in view.columns]
+        execute(connection, [f"CREATE OR REPLACE VIEW {view.name} AS {view.query}"])
+        execute(connection, [f"COMMENT ON VIEW {view.name} IS {literal(view.marked_comment)}"])
+        execute(connection, (f"COMMENT ON COLUMN {name} IS {literal(comment)}" for name, comment in comments))
 
 
-def creation(view: View) -> list[str]:
-    """Return the statements that create a view or renew it in place, so that grants and what is built on it stay."""
-    named = quoted(view.name)
-    return [
-        f"CREATE OR REPLACE VIEW {named} AS {view.query}",
-        f"COMMENT ON VIEW {named} IS {literal(view.marked_comment)}",
-        *(f"COMMENT ON COLUMN {named}.{quoted(column.name)} IS {literal(column.comment)}" for column in view.columns),
-    ]
+def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False) -> Sequence[Reader]:
+    """Find what reads one of the columns, given as (table, column), or one of our views, directly or through a view.
 
-
-def in_the_way(connection: Connection, columns: Sequence[tuple[str, str]], *, ours: bool = False) -> InTheWay:
-    """Find what reads one of the columns, given as (table, column), or one of our views, directly or through a view."""
+    Views come in an order in which they can be dropped. What is not `movable` cannot be put back.
+    """
     parameters = {
         "tables": [table for table, _ in columns],
         "columns": [column for _, column in columns],
         "again": _NAMES if ours else [],
         "ours": _NAMES,
     }
-    rows = connection.execute(text(_READERS), parameters).all()
-    return InTheWay(
-        views=tuple(row.name for row in rows if row.movable),
-        immovable=tuple(row.described for row in rows if not row.movable),
-    )
+    return connection.execute(text(_READERS), parameters).all()
 
 
-def take_away(connection: Connection, views: Sequence[str], *, ours: bool) -> TakenViews:
-    """Drop views of others, given in an order in which they can be dropped, and our own if wanted."""
-    theirs: list[str] = []
-    for view in views:
-        found = connection.execute(text(_DEFINITION), {"view": view}).one()
-        theirs = [found.creation, *found.others, *_owner_and_grants(connection, view), *theirs]
-        connection.exec_driver_sql(f"DROP VIEW {view}".replace("%", "%%"))
-    made, there = [], []
-    for view_of_ours in _views(connection) if ours else ():
-        # Also those that are not there: a newer view may read them.
-        made += creation(view_of_ours)
-        if connection.execute(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": view_of_ours.name}).scalar():
-            there.append(quoted(view_of_ours.name))
-            made += _owner_and_grants(connection, view_of_ours.name)
-    if there:
-        connection.exec_driver_sql(f"DROP VIEW {', '.join(there)}")
-    return TakenViews(tuple(made) if there else (), tuple(theirs), tuple(views))
+def take_away(connection: Connection, readers: Iterable[Reader]) -> list[str]:
+    """Drop views; return the statements that put them back, ours as soon as they were created again."""
+    back: list[str] = []
+    for view in readers:
+        back = [*connection.execute(text(_AS_IT_WAS), {"view": view.name, "is_ours": view.is_ours}).scalars(), *back]
+        execute(connection, [f"DROP VIEW {view.name}"])
+    return back
 
 
-def _owner_and_grants(connection: Connection, view: str) -> list[str]:
-    """Return the statements that give a view its grants, options and owner; the name is as SQL writes it."""
-    return list(connection.execute(text(_OWNER_AND_GRANTS), {"view": view}).scalars())
-
-
-_OWNER_AND_GRANTS = """
+_AS_IT_WAS = """
+SELECT format('CREATE VIEW %s AS %s', c.oid::regclass, pg_get_viewdef(c.oid)) AS statement
+FROM pg_class c WHERE c.oid = to_regclass(:view) AND NOT :is_ours
+UNION ALL
+SELECT CASE objsubid WHEN 0 THEN format('COMMENT ON VIEW %s IS %L', c.oid::regclass, d.description)
+       ELSE format('COMMENT ON COLUMN %s.%I IS %L', c.oid::regclass, a.attname, d.description) END
+FROM pg_class c JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.objsubid
+WHERE c.oid = to_regclass(:view) AND NOT :is_ours
+UNION ALL
+SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', c.oid::regclass, a.attname,
+              pg_get_expr(e.adbin, e.adrelid))
+FROM pg_class c JOIN pg_attrdef e ON e.adrelid = c.oid
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = e.adnum
+WHERE c.oid = to_regclass(:view)
+UNION ALL
+SELECT pg_get_ruledef(oid) FROM pg_rewrite WHERE ev_class = to_regclass(:view) AND rulename <> '_RETURN'
+UNION ALL
+SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = to_regclass(:view) AND NOT tgisinternal
+UNION ALL
 SELECT format('ALTER VIEW %s OWNER TO %I', c.oid::regclass, r.rolname)
 FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
 WHERE c.oid = to_regclass(:view) AND r.rolname <> current_user
@@ -154,32 +142,15 @@ WITH RECURSIVE wanted AS (
     JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid AND r.ev_class <> readers.oid
 )
 SELECT c.oid::regclass::text AS name, c.relkind = 'v' AS movable,
+       c.relname = ANY (:ours) AND c.relkind = 'v' AS is_ours,
        pg_describe_object('pg_class'::regclass, c.oid, 0) AS described, max(readers.depth) AS depth
 FROM readers JOIN pg_class c ON c.oid = readers.oid
-WHERE NOT (c.relname = ANY (:ours) AND c.relkind = 'v')
 GROUP BY c.oid, c.relkind
 UNION ALL
 -- A function, say, that takes a row of a view.
-SELECT NULL, false, pg_describe_object(d.classid, d.objid, d.objsubid), 0
+SELECT NULL, false, false, pg_describe_object(d.classid, d.objid, d.objsubid), 0
 FROM (SELECT DISTINCT oid FROM readers) r JOIN pg_class c ON c.oid = r.oid AND c.relkind = 'v'
 JOIN pg_type t ON t.oid = c.reltype
 JOIN pg_depend d ON d.refclassid = 'pg_type'::regclass AND d.refobjid IN (t.oid, t.typarray) AND d.deptype = 'n'
 ORDER BY depth DESC, name DESC
-"""
-
-_DEFINITION = """
-SELECT format('CREATE VIEW %s AS %s', c.oid::regclass, pg_get_viewdef(c.oid)) AS creation,
-       ARRAY(SELECT format('COMMENT ON VIEW %s IS %L', c.oid::regclass, d.description)
-             FROM pg_description d WHERE d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0)
-       || ARRAY(SELECT format('COMMENT ON COLUMN %s.%I IS %L', c.oid::regclass, a.attname, d.description)
-                FROM pg_description d JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.objsubid
-                WHERE d.objoid = c.oid AND d.classoid = 'pg_class'::regclass)
-       || ARRAY(SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', c.oid::regclass, a.attname,
-                              pg_get_expr(e.adbin, e.adrelid))
-                FROM pg_attrdef e JOIN pg_attribute a ON a.attrelid = e.adrelid AND a.attnum = e.adnum
-                WHERE e.adrelid = c.oid)
-       || ARRAY(SELECT pg_get_ruledef(r.oid) FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN')
-       || ARRAY(SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
-       AS others
-FROM pg_class c WHERE c.oid = to_regclass(:view)
 """
