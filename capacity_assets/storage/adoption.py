@@ -175,21 +175,14 @@ def other_owner(connection: Connection, table: str) -> str | None:
     ).scalar()
 
 
-def comment_steps(connection: Connection, wanted: Iterable[Table]) -> list[SchemaStep]:
-    """Comments of tables and columns that are missing in the database or differ."""
-    steps = []
+def comment_statements(connection: Connection, wanted: Iterable[Table]) -> Iterator[str]:
+    """Yield what gives tables and columns their comments, where these are missing or differ."""
+    inspector = inspect(connection)
     for table in wanted:
-        present = inspect(connection)
-        if table.comment and present.get_table_comment(table.name)["text"] != table.comment:
-            statement = f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.comment)}"
-            steps.append(SchemaStep(f"{table.name} has another comment", statement))
-        comments = {column["name"]: column.get("comment") for column in present.get_columns(table.name)}
-        steps += [
-            SchemaStep(
-                f"{table.name}.{column.name} has another comment",
-                f"COMMENT ON COLUMN {quoted(table.name)}.{quoted(column.name)} IS {literal(column.comment)}",
-            )
-            for column in table.columns
-            if column.comment and comments.get(column.name) != column.comment
-        ]
-    return steps
+        if table.comment and inspector.get_table_comment(table.name)["text"] != table.comment:
+            yield f"COMMENT ON TABLE {quoted(table.name)} IS {literal(table.comment)}"
+        present = {column["name"]: column.get("comment") for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.comment and present.get(column.name) != column.comment:
+                named = f"{quoted(table.name)}.{quoted(column.name)}"
+                yield f"COMMENT ON COLUMN {named} IS {literal(column.comment)}"

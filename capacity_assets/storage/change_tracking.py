@@ -18,7 +18,7 @@ from capacity_assets.storage.active_servers import active_condition
 from capacity_assets.storage.group_tables import ALWAYS, capacity_labels
 from capacity_assets.storage.steps import SchemaStep, literal, quoted
 from capacity_assets.storage.tables import AGGREGATES, SAMPLES, changes, instances
-from capacity_assets.storage.triggers import DELETED, EVENTS, SCHEMA_MARK, TRUNCATED, Tracking, tracking_steps
+from capacity_assets.storage.triggers import EVENTS, SCHEMA_MARK, Tracking, tracking_steps
 
 
 def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
@@ -28,26 +28,19 @@ def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
 
 def _every_tracking() -> Iterator[Tracking]:
     for table in SAMPLES:
-        yield Tracking(table.name, function_name(table.name), _raw_body(table), EVENTS | DELETED | TRUNCATED, "changes")
-    yield Tracking(instances.name, function_name(instances.name), _INSTANCES_BODY, EVENTS, "changes")
-    for table, body in ((capacity_labels, _LABELS_BODY), (instances, _GROUPED_BODY)):
-        function = f"capacity_track_groups_{table.name}"
-        yield Tracking(table.name, function, body, EVENTS | DELETED | TRUNCATED, "changes of groups")
+        yield Tracking(table.name, f"capacity_track_{table.name}", _raw_body(table), "changes")
+    added = {event: EVENTS[event] for event in ("insert", "update")}
+    yield Tracking(instances.name, "capacity_track_instances", _INSTANCES_BODY, "changes", added)
+    for name, body in ((capacity_labels.name, _LABELS_BODY), (instances.name, _GROUPED_BODY)):
+        yield Tracking(name, f"capacity_track_groups_{name}", body, "changes of groups")
     names = tuple(table.name for table in AGGREGATES)
     for name in names:
-        # One each: Citus does not hand one to the shards that is also for TRUNCATE.
-        events = dict.fromkeys(EVENTS | DELETED | TRUNCATED, "")
-        yield Tracking(name, WRITES_FUNCTION, _WRITES_BODY, events, "writes", f"'{name}'", names)
-
-
-def function_name(table: str) -> str:
-    """Return the name of the function that records the changes of a table; its triggers begin with it."""
-    return f"capacity_track_{table}"
+        # One trigger each: Citus does not hand one to the shards that is also for TRUNCATE.
+        yield Tracking(name, "capacity_track_writes", _WRITES_BODY, "writes", dict.fromkeys(EVENTS, ""), names)
 
 
 # What the session that computes says of itself, so that its own writes are no change.
 WRITER_SETTING = "capacity.writer"
-WRITES_FUNCTION = "capacity_track_writes"
 _RECORD = f"INSERT INTO {SCHEMA_MARK}.{changes.name} (table_name, kind, "
 # All windows of the table: rows of a statement would be kept for the trigger, those of each computation too.
 _WRITES_BODY = f"""

@@ -13,33 +13,11 @@ are not skipped as unchanged, nor read as stored sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from sqlalchemy import Connection, text
 
-from sqlalchemy import Connection, Table, text
-
-from capacity_assets.storage.group_tables import capacity_labels
-from capacity_assets.storage.tables import (
-    AGGREGATES,
-    SAMPLES,
-    database_size_aggregations,
-    database_size_stats,
-    group_size_aggregations,
-    instance_size_aggregations,
-    instance_size_stats,
-    instances,
-)
+from capacity_assets.storage.tables import SAMPLES
 from capacity_assets.storage.view import View
 
-LEVELS_OF_TABLES: Mapping[Table, tuple[str, ...]] = {
-    database_size_stats: ("database", "group"),
-    database_size_aggregations: ("database",),
-    instance_size_stats: ("instance", "group"),
-    instance_size_aggregations: ("instance",),
-    group_size_aggregations: ("group",),
-    capacity_labels: ("group",),
-    instances: ("group",),
-}
-"""The levels whose windows a change of a table touches."""
 STALE_WINDOWS = "capacity_stale_windows"
 
 
@@ -59,10 +37,14 @@ def gather_changes(connection: Connection) -> None:
 
 def distrust_windows(connection: Connection) -> None:
     """Have no window skipped as unchanged, or read as stored sums, before it is computed again."""
-    rows = ", ".join(f"('{table.name}', 'written', '(,)')" for table in AGGREGATES)
-    connection.execute(text(f"INSERT INTO capacity_changes (table_name, kind, days) VALUES {rows}"))  # noqa: S608 -- our own names
+    connection.execute(text(_DISTRUST))
 
 
+_DISTRUST = """
+INSERT INTO capacity_changes (table_name, kind, days)
+SELECT name, 'written', '(,)'
+FROM unnest(ARRAY['database_size_aggregations', 'instance_size_aggregations', 'group_size_aggregations']) AS name
+"""
 _TAKE_SERVERS = """
 DELETE FROM capacity_changes c
 USING (SELECT ctid AS row FROM capacity_changes WHERE days IS NULL ORDER BY change_id FOR UPDATE) AS taken
@@ -73,20 +55,24 @@ INSERT INTO capacity_changes (table_name, kind, days, changed_at)
 SELECT '{table}', 'samples', unnest(range_agg(daterange(collected_date, collected_date, '[]'))), :changed_at
 FROM (SELECT DISTINCT collected_date FROM {table} WHERE instance_id = ANY (CAST(:servers AS integer[]))) AS days
 """
-_PAIRS = ", ".join(f"('{table.name}', '{level}')" for table, levels in LEVELS_OF_TABLES.items() for level in levels)
 # Given rows `changed`, the windows that they touch. A window reads its own days, those of the window before and of the
 # one a year before.
-_TOUCHED = f"""
+_TOUCHED = """
     SELECT w.period_type, w.level, w.period_start,
            bool_or(c.days && daterange(w.period_start, w.period_end, '[]')) AS own,
            min(c.oldest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS oldest_change,
            max(c.newest) FILTER (WHERE c.kind IN ('samples', 'server', 'groups')) AS newest_change
-    FROM changed c JOIN (VALUES {_PAIRS}) AS pair (table_name, level) ON pair.table_name = c.table_name
+    FROM changed c JOIN (VALUES
+        ('database_size_stats', 'database'), ('database_size_stats', 'group'),
+        ('database_size_aggregations', 'database'), ('instance_size_stats', 'instance'),
+        ('instance_size_stats', 'group'), ('instance_size_aggregations', 'instance'),
+        ('group_size_aggregations', 'group'), ('capacity_labels', 'group'), ('instances', 'group')
+    ) AS pair (table_name, level) ON pair.table_name = c.table_name
     JOIN capacity_computed_windows w ON w.level = pair.level
         AND (c.days && daterange(w.reads_from, w.period_end, '[]')
              OR w.year_before_start IS NOT NULL AND c.days && daterange(w.year_before_start, w.year_before_end, '[]'))
     GROUP BY w.period_type, w.level, w.period_start
-"""  # noqa: S608 -- names of our own tables
+"""
 _GATHER = f"""
 WITH taken AS (
     DELETE FROM capacity_changes c

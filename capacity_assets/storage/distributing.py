@@ -113,8 +113,9 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
             on with the rest.
     """
     with engine.begin() as connection:
-        _prepare(connection)
-        done = distributed_tables(connection, BY_SERVER)
+        execute(connection, [_ROW_NUMBER])
+        prepare_nodes(connection, kept="No table was distributed.")
+        done = distributed_tables(connection, [table.name for table in BY_SERVER])
     left = [table for table in BY_SERVER if table.name not in done]
     first = BY_SERVER[0].name
     for table in left:
@@ -126,29 +127,16 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
             change_shards_in_turn(connection)
             allow_triggers(connection)
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
-            _remove_what_was_copied(connection, table.name)
-            _renew_views(connection)
+            # Citus leaves the rows that lie on the nodes now in the coordinator's own files.
+            remove = text("SELECT truncate_local_data_after_distributing_table(:table)")
+            connection.execute(remove, {"table": table.name})
+            # In the form that reads distributed rows, as soon as enough of the tables are.
+            create_views(connection, outdated_views(connection))
         on_table(table.name)
     ask_again(engine)
     with engine.begin() as connection:
-        _renew_views(connection)
+        create_views(connection, outdated_views(connection))
     return [table.name for table in left]
-
-
-def _prepare(connection: Connection) -> None:
-    """Give each node the tables that its triggers write to, and the function that numbers rows."""
-    execute(connection, [_ROW_NUMBER])
-    prepare_nodes(connection, kept="No table was distributed.")
-
-
-def _renew_views(connection: Connection) -> None:
-    """Give the views the form that reads distributed rows, as soon as enough of the tables are."""
-    create_views(connection, outdated_views(connection))
-
-
-def _remove_what_was_copied(connection: Connection, table: str) -> None:
-    """Give back the space of rows that lie on the nodes now: Citus leaves them in the coordinator's own files."""
-    connection.execute(text("SELECT truncate_local_data_after_distributing_table(:table)"), {"table": table})
 
 
 def _has_citus(connection: Connection) -> bool:

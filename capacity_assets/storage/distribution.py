@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Table, text
+from sqlalchemy import Connection, Engine, text
 
 from capacity_assets.storage.tables import SAMPLES, SERVER_AGGREGATES
 
 DISTRIBUTED = (*SAMPLES, *SERVER_AGGREGATES)
 """What is computed on the nodes: all of them are distributed, or none counts as such."""
+NAMES = tuple(table.name for table in DISTRIBUTED)
 
 ROW_NUMBER_FUNCTION = "capacity_row_number"
 
@@ -64,24 +65,20 @@ def tables_are_distributed(connection: Connection) -> bool:
     return len(distributed_tables(connection)) == len(DISTRIBUTED)
 
 
-def distributed_tables(connection: Connection, tables: Sequence[Table] = DISTRIBUTED) -> list[str]:
+def distributed_tables(connection: Connection, names: Iterable[str] = NAMES) -> list[str]:
     """Name those of the tables that are distributed."""
-    return _distributed(connection, [table.name for table in tables])
-
-
-def _distributed(connection: Connection, names: Sequence[str]) -> list[str]:
     if connection.execute(text("SELECT to_regclass('pg_dist_partition') IS NULL")).scalar():
         return []
     query = text(
         "SELECT name FROM unnest(CAST(:names AS text[])) AS name "
         "WHERE EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(name))"
     )
-    return list(connection.execute(query, {"names": names}).scalars())
+    return list(connection.execute(query, {"names": list(names)}).scalars())
 
 
 def size_of_table(connection: Connection, name: str) -> int:
     """Return the bytes of a table or a partition with its indexes, on all nodes."""
-    is_local = not _distributed(connection, [name])
+    is_local = not distributed_tables(connection, [name])
     size = "pg_total_relation_size(:name)" if is_local else "citus_total_relation_size(:name, false)"
     return int(connection.execute(text(f"SELECT {size}"), {"name": name}).scalar_one())
 

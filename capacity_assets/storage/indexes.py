@@ -126,19 +126,14 @@ def build_ahead(engine: Engine, tables: Iterable[Table], on_step: Callable[[str]
             # It waits for every transaction that is older, a dump or a report.
             connection.execute(text("SET lock_timeout = 0"))
             for table in tables:
-                for leaf, wanted in list(_to_build(connection, table)):
+                for leaf, wanted in list(lacking(connection, table)):
                     _build(connection, table, leaf, wanted, on_step)
         finally:
             connection.invalidate()  # it carries settings of its own
 
 
-def is_to_build(connection: Connection, table: Table) -> bool:
-    """Whether `build_ahead` has anything to do for a table."""
-    return any(True for _ in _to_build(connection, table))
-
-
-def _to_build(connection: Connection, table: Table) -> Iterator[tuple[str, WantedIndex]]:
-    """Yield the partitions (or the table) and the indexes that they lack.
+def lacking(connection: Connection, table: Table) -> Iterator[tuple[str, WantedIndex]]:
+    """Yield the partitions (or the table), and the indexes that they lack and that can be built ahead.
 
     A table whose rows no unique key holds may have duplicates: what adds one looks for them first. No index is built of
     columns that are still to be added.

@@ -157,27 +157,18 @@ INSERT INTO capacity_settings (name, value) VALUES ('nodes', {NODES})
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE capacity_settings.value <> excluded.value
 """  # noqa: S608 -- as above
 _GRANTS = """
-WITH granted AS (
-    SELECT CAST(relnamespace AS regnamespace) || '.' || quote_ident(relname) AS relname, grantee, privilege_type,
-           CAST(NULL AS name) AS attname
-    FROM pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) WHERE pg_class.oid = to_regclass(:table)
-    UNION ALL
-    SELECT CAST(relnamespace AS regnamespace) || '.' || quote_ident(relname), grantee, privilege_type, attname
-    FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl)
-    WHERE pg_class.oid = to_regclass(:table)
-), named AS (
-    SELECT granted.*, coalesce(rolname, 'public') AS role, coalesce(quote_ident(rolname), 'PUBLIC') AS spelt
-    FROM granted LEFT JOIN pg_roles ON pg_roles.oid = grantee
-    WHERE privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') AND (grantee = 0 OR rolname IS NOT NULL)
-)
 SELECT format('DO %L', format(
-    'BEGIN IF %L = ''public'' OR EXISTS (SELECT FROM pg_roles WHERE rolname = %L) THEN '
-    'IF NOT %s THEN GRANT %s %s ON %s TO %s; END IF; END IF; END',
-    role, role,
-    CASE WHEN attname IS NULL THEN format('has_table_privilege(%L, %L, %L)', role, relname, privilege_type)
-         ELSE format('has_column_privilege(%L, %L, %L, %L)', role, relname, attname, privilege_type) END,
-    privilege_type, '(' || quote_ident(attname) || ')', relname, spelt))
-FROM named ORDER BY attname NULLS FIRST, grantee = 0
+    'BEGIN IF %L = ''PUBLIC'' OR EXISTS (SELECT FROM pg_roles WHERE rolname = %L) THEN GRANT %s ON %s TO %s; END IF; '
+    'END', role, rolname, privileges, relation, role))
+FROM (
+    SELECT format('%I.%I', n.nspname, c.relname) AS relation, r.rolname,
+           coalesce(quote_ident(r.rolname), 'PUBLIC') AS role, string_agg(a.privilege_type, ', ') AS privileges
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS a
+    LEFT JOIN pg_roles r ON r.oid = a.grantee
+    WHERE c.oid = to_regclass(:table) AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+      AND (a.grantee = 0 OR r.rolname IS NOT NULL)
+    GROUP BY n.nspname, c.relname, r.rolname) AS granted
 """
-"""The rights of roles on a table and its columns, as statements: Citus copies those of tables that it knows, and these
-are each node's own. A role that a node does not have cannot ask there anyway."""
+"""The rights of roles on a table, as statements: Citus copies those of tables that it knows, and this one is each
+node's own. A role that a node does not have cannot ask there anyway."""

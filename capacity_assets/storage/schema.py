@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from capacity_assets.errors import CapacityError
 from capacity_assets.storage.adoption import (
-    comment_steps,
+    comment_statements,
     default_partition_steps,
     table_problems,
     table_steps,
@@ -28,7 +28,7 @@ from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.changes import distrust_windows
 from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
 from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.indexes import build_ahead, is_to_build
+from capacity_assets.storage.indexes import build_ahead, lacking
 from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.row_locks import NO_TIME_LIMIT, capacity_locks, try_lock
 from capacity_assets.storage.steps import carry_out, execute
@@ -125,10 +125,9 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
         unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
         done += dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)
         done += _put_views_back(connection, *taken)
-        carry_out(connection, comment_steps(connection, metadata.sorted_tables))
+        execute(connection, [*comment_statements(connection, metadata.sorted_tables)])
         # Roles that read only views must also be able to detect a newer schema.
-        if not connection.execute(text(_EVERYBODY_READS), {"name": VERSION_TABLE}).scalar():
-            execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
+        execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
     return tuple(done)
 
 
@@ -138,7 +137,7 @@ def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list
     On a cluster nothing is built: there a key takes no index that was built before it.
     """
     with engine.connect() as connection:
-        tables = [table for table in _present_tables(connection) if is_to_build(connection, table)]
+        tables = [table for table in _present_tables(connection) if any(lacking(connection, table))]
         if not tables or distributed_tables(connection):
             return []
     # The first one makes what another upgrade has to see in order to wait.
@@ -221,9 +220,6 @@ BEGIN
     END LOOP;
 END $$
 """  # noqa: S608 -- names of our own tables
-
-
-_EVERYBODY_READS = "SELECT has_table_privilege('public', to_regclass(:name), 'SELECT')"
 
 
 def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:

@@ -10,7 +10,7 @@ operators, casts or functions would run with the owner's privileges.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
@@ -21,29 +21,29 @@ SCHEMA_MARK = "{schema}"
 EVENTS = {
     "insert": "REFERENCING NEW TABLE AS new_rows",
     "update": "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows",
+    "delete": "REFERENCING OLD TABLE AS old_rows",
+    "truncate": "",
 }
-DELETED = {"delete": "REFERENCING OLD TABLE AS old_rows"}
-TRUNCATED = {"truncate": ""}
+"""What can happen to a table, and how a trigger sees its rows."""
 
 
 @dataclass(frozen=True)
 class Tracking:
     """A function and the triggers of a table that call it; `what` they record is used in messages.
 
-    A function used by several tables has all of them as `callers`.
+    A function used by several tables has all of them as `callers`, and the name of the table as its argument.
     """
 
     table: str
     function: str
     body: str
-    events: Mapping[str, str]
     what: str
-    arguments: str = ""
+    events: Mapping[str, str] = field(default_factory=lambda: EVENTS)
     callers: tuple[str, ...] = ()
 
     def trigger(self, event: str) -> str:
-        """The name of the trigger of an event: the function's, and the event where there are several."""
-        return f"{self.function}_{event}" if len(self.events) > 1 else self.function
+        """The name of the trigger of an event."""
+        return f"{self.function}_{event}"
 
 
 # The relation may be a shard, with another name but in the table's schema and with its owner. A role that could create
@@ -63,6 +63,11 @@ SELECT prosrc, prosecdef, proconfig,
            AS others_may_call
 FROM pg_proc
 WHERE proname = :name AND pronargs = 0 AND pronamespace = CAST(current_schema() AS regnamespace)
+"""
+_TRIGGERS = """
+SELECT t.tgname, t.tgenabled IN ('O', 'A') AS fires FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
+WHERE t.tgrelid = to_regclass(:table) AND f.proname = :function AND t.tgnargs = :arguments AND NOT t.tgisinternal
+  AND f.pronamespace = CAST(current_schema() AS regnamespace)
 """
 # From PUBLIC, and from roles that get it through the owner's default privileges.
 _REVOKE = """
@@ -102,28 +107,17 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
         )
     if found is None or found.others_may_call:
         yield SchemaStep(too_open if found else reason, _REVOKE.format(function=function), is_lossy=found is None)
+    argument = literal(table) if tracking.callers else ""
+    asked = {"table": table, "function": function, "arguments": 1 if argument else 0}
+    fires = {row.tgname: row.fires for row in connection.execute(text(_TRIGGERS), asked)}
     for event, rows in tracking.events.items():
         trigger = tracking.trigger(event)
-        fires = connection.execute(
-            text(
-                "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid "
-                "WHERE t.tgrelid = to_regclass(:table) AND t.tgname = :trigger AND f.proname = :function "
-                "AND f.pronamespace = CAST(current_schema() AS regnamespace) AND NOT t.tgisinternal "
-                "AND t.tgnargs = :arguments"
-            ),
-            {
-                "table": table,
-                "trigger": trigger,
-                "function": function,
-                "arguments": 1 if tracking.arguments else 0,
-            },
-        ).scalar()
-        if fires is None:
+        if trigger not in fires:
             yield SchemaStep(
                 reason,
                 f"CREATE OR REPLACE TRIGGER {trigger} AFTER {event.upper()} ON {quoted(table)} {rows} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION {function}({tracking.arguments})",
+                f"FOR EACH STATEMENT EXECUTE FUNCTION {function}({argument})",
                 is_lossy=True,
             )
-        elif not fires:
+        elif not fires[trigger]:
             yield SchemaStep(reason, f"ALTER TABLE {quoted(table)} ENABLE TRIGGER {trigger}", is_lossy=True)
