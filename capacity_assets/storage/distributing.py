@@ -14,7 +14,6 @@ from sqlalchemy import Connection, Engine, text
 from capacity_assets.storage.distribution import (
     DISTRIBUTED,
     ROW_NUMBER_FUNCTION,
-    allow_triggers,
     ask_again,
     change_shards_in_turn,
     distributed_tables,
@@ -125,7 +124,6 @@ def distribute(engine: Engine, *, shards: int = DEFAULT_SHARDS, on_table: OnTabl
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             change_shards_in_turn(connection)
-            allow_triggers(connection)
             connection.execute(text(f"SELECT create_distributed_table(:table, :column, {how})"), values)
             # Citus leaves the rows that lie on the nodes now in the coordinator's own files.
             remove = text("SELECT truncate_local_data_after_distributing_table(:table)")

@@ -84,20 +84,14 @@ def size_of_table(connection: Connection, name: str) -> int:
 
 
 def change_shards_in_turn(connection: Connection) -> None:
-    """Have the transaction's changes of tables made one shard after another; to be called first.
+    """Have the transaction's changes of tables made one shard after another, triggers included; to be called first.
 
     The names of an index of two shards of a partition can be cut to the same 63 characters. Made side by side, the
-    second waits for the first, whose transaction waits for it: Citus ends both as a distributed deadlock.
+    second waits for the first, whose transaction waits for it: Citus ends both as a distributed deadlock. Triggers are
+    "unsafe", in the setting's words, because one on a shard must not look at other shards; ours look at nothing but
+    their rows. Where there is no Citus, the settings mean nothing.
     """
     connection.execute(text("SET LOCAL citus.multi_shard_modify_mode = 'sequential'"))
-
-
-def allow_triggers(connection: Connection) -> None:
-    """Let the transaction make and drop our triggers on distributed tables.
-
-    "Unsafe", in the setting's words, because a trigger on a shard must not look at other shards; ours look at nothing
-    but their rows.
-    """
     connection.execute(text("SET LOCAL citus.enable_unsafe_triggers = on"))
 
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import OperationalError
 
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.storage.adoption import other_owner
-from capacity_assets.storage.distribution import change_shards_in_turn, distributed_tables
+from capacity_assets.storage.distribution import change_shards_in_turn
 from capacity_assets.storage.limit_tables import (
     BY_FORECAST_DAY,
     capacity_runways,
@@ -250,8 +250,7 @@ def add_partition(connection: Connection, table: Table, layout: PartitionLayout,
     Raises:
         sqlalchemy.exc.OperationalError: the default partition is in use; the caller rolls back, and may try again.
     """
-    if distributed_tables(connection):
-        change_shards_in_turn(connection)
+    change_shards_in_turn(connection)
     connection.exec_driver_sql(f"LOCK TABLE ONLY {quoted(table.name)} IN SHARE ROW EXCLUSIVE MODE")
     name = free_name(connection, partition_name(table, span))
     # No grant and no trigger is needed on a partition; keys and indexes come with the attachment, after the rows.

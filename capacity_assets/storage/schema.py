@@ -26,13 +26,12 @@ from capacity_assets.storage.adoption import (
 )
 from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.changes import distrust_windows
-from capacity_assets.storage.distribution import allow_triggers, change_shards_in_turn, distributed_tables
+from capacity_assets.storage.distribution import change_shards_in_turn, distributed_tables
 from capacity_assets.storage.every_table import metadata
 from capacity_assets.storage.indexes import build_ahead, lacking
 from capacity_assets.storage.node_records import prepare_nodes
 from capacity_assets.storage.row_locks import NO_TIME_LIMIT, capacity_locks, try_lock
 from capacity_assets.storage.steps import carry_out, execute
-from capacity_assets.storage.tables import AGGREGATES, SAMPLES
 from capacity_assets.storage.view_upgrades import (
     Reader,
     create_views,
@@ -47,6 +46,7 @@ VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0016"
 FIRST_REVISION = "0012"
 """That of version 0.2.0; no release had an earlier one."""
+QUEUE_REVISION = "0015"
 NOT_RECORDED_MEANWHILE = (
     "samples written meanwhile may have been missed: recompute the windows since it was lost, and the window after them"
 )
@@ -104,31 +104,38 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     locks = _build_indexes_ahead(engine, on_step)
     with _keeping_other_upgrades_out(engine) as (connection, created):
-        done = locks + created
-        if distributed_tables(connection):
-            change_shards_in_turn(connection)
-            allow_triggers(connection)
+        change_shards_in_turn(connection)
         revision = _revision(connection)
         # A column that a view reads cannot be widened.
         taken = _take_views_away(connection, ours=revision != SCHEMA_REVISION)
-        config.attributes.update(connection=connection, done=done)
-        command.upgrade(config, "head")
-        # Also what someone dropped or changed after the last upgrade.
-        done += adopt(connection, metadata)
+        done = [*locks, *created, *adopt(connection, metadata)]
         if distributed_tables(connection):
             prepare_nodes(connection, kept="The schema was not changed.")
-        missing = change_tracking_steps(connection)
-        carry_out(connection, missing)
-        if any(step.is_lossy for step in missing):
-            # Whatever was written while they were absent is not known.
-            distrust_windows(connection)
-        unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
-        done += dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)
+        # Before migrations read what was recorded: the locks of new triggers keep writers out until all is committed.
+        done += _track_changes(connection, revision)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
         done += _put_views_back(connection, *taken)
         execute(connection, [*comment_statements(connection, metadata.sorted_tables)])
         # Roles that read only views must also be able to detect a newer schema.
         execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
     return tuple(done)
+
+
+def _track_changes(connection: Connection, revision: str | None) -> list[str]:
+    """Create functions and triggers that are missing, old or disabled; return what was fixed.
+
+    What was written while they were absent is not known. In an older schema they are absent by themselves, and the
+    migration to `QUEUE_REVISION` enters what was recorded there.
+    """
+    missing = change_tracking_steps(connection)
+    carry_out(connection, missing)
+    if (revision or "") < QUEUE_REVISION:
+        return []
+    if any(step.is_lossy for step in missing):
+        distrust_windows(connection)
+    unseen = f"; {NOT_RECORDED_MEANWHILE}" if revision == SCHEMA_REVISION else ""
+    return [*dict.fromkeys(f"fixed: {step.reason}{unseen if step.is_lossy else ''}" for step in missing)]
 
 
 def _build_indexes_ahead(engine: Engine, on_step: Callable[[str], None]) -> list[str]:
@@ -195,31 +202,12 @@ def _problems(connection: Connection) -> list[str]:
 
 def _create_locks(connection: Connection) -> list[str]:
     """Create the table of locks if it is missing; return what was done."""
-    done: list[str] = []
-    if not connection.execute(text("SELECT to_regclass(:name)"), {"name": capacity_locks.name}).scalar():
+    if not inspect(connection).has_table(capacity_locks.name):
         # If another upgrade is creating the table, this waits for it.
         with suppress(IntegrityError, ProgrammingError), connection.begin_nested():
             capacity_locks.create(connection)
-            execute(connection, [_LET_WRITERS_LOCK])
-            done.append(f"created table {capacity_locks.name}")
-    return done
-
-
-# In a database of an earlier version, roles that can write to the tables also get access to the locks.
-_LET_WRITERS_LOCK = f"""
-DO $$
-DECLARE writer record;
-BEGIN
-    FOR writer IN
-        SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') AS grantee
-        FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-        WHERE c.oid IN ({", ".join(f"to_regclass('{table.name}')" for table in (*SAMPLES, *AGGREGATES))})
-          AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
-    LOOP
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON {capacity_locks.name} TO %s', writer.grantee);
-    END LOOP;
-END $$
-"""  # noqa: S608 -- names of our own tables
+            return [f"created table {capacity_locks.name}"]
+    return []
 
 
 def _in_the_way(connection: Connection, *, ours: bool = False) -> Sequence[Reader]:
@@ -404,5 +392,5 @@ def schema_revision(engine: Engine) -> str | None:
 def _revision(connection: Connection) -> str | None:
     if not connection.execute(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}).scalar():
         return None
-    revision = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 -- constant
+    revision = connection.execute(text("SELECT version_num FROM capacity_alembic_version")).scalar()
     return None if revision is None else str(revision)

@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Engine, text
 
 ZONE = "timezone"
-TODAY = f"""CAST(now() AT TIME ZONE coalesce(
-    (SELECT value FROM capacity_settings WHERE name = '{ZONE}'), current_setting('TimeZone')) AS date)"""  # noqa: S608 -- a constant
+TODAY = """CAST(now() AT TIME ZONE coalesce(
+    (SELECT value FROM capacity_settings WHERE name = 'timezone'), current_setting('TimeZone')) AS date)"""
 """Today in that zone, in SQL: samples of later days are never the newest."""
 # Two in each month tell any two zones apart whose days differ by more than the week of a change of the clocks.
 _MOMENTS = [datetime(year, month, day) for year in range(1990, 2038) for month in range(1, 13) for day in (1, 16)]  # noqa: DTZ001 -- a wall clock

@@ -20,7 +20,6 @@ from capacity_assets.collection.registry import register
 from capacity_assets.collection.servers import Server
 from capacity_assets.digest.content import read_digest
 from capacity_assets.digest.sending import Channels, Sent, send_digests
-from capacity_assets.errors import DatabaseError
 from capacity_assets.foundation.levels import LEVELS
 from capacity_assets.foundation.locks import CapacityLockManager
 from capacity_assets.grouping.bills import issue_bill
@@ -35,7 +34,6 @@ from capacity_assets.storage.engine import capacity_engine
 from capacity_assets.storage.schema import initialise
 from tests.clocks import fixed_clock
 from tests.command import capacity
-from tests.databases import execute
 from tests.fleet import add_database_sizes, add_instance_sizes, add_instances, load_sample, sizes, stored, totals
 from tests.ledger import recorded
 from tests.roles import DOCS, ROLES, documented
@@ -194,20 +192,3 @@ def test_the_reader_cannot_hold_a_lock_and_no_lock_that_it_can_hold_stops_the_wo
             TableMaintenance(limited, date(2025, 1, 1), Retention({})).prepare(date(2025, 7, 20))
             assert initialise(limited) == ()
             limited.dispose()
-
-
-@pytest.mark.single_server("drops a table")
-def test_roles_of_a_version_before_can_lock_what_they_write(granted: Engine, database: URL) -> None:
-    execute(granted, "DROP TABLE capacity_locks")
-
-    assert initialise(granted) == ("created table capacity_locks",)
-
-    for role in ("capacity_runner", "capacity_collector"):
-        with as_role(database, role) as engine, CapacityLockManager(engine).job_lock("daily") as lock:
-            lock.ensure_held()
-    with (
-        as_role(database, "capacity_reader") as engine,
-        pytest.raises(DatabaseError, match="permission denied"),
-        CapacityLockManager(engine).job_lock("daily"),
-    ):
-        pytest.fail("a reader holds a lock")

@@ -1,19 +1,14 @@
-"""The baseline: brings any database to today's tables, whatever it holds.
+"""The baseline: windows that have rows already are entered as computed.
 
-It covers an empty database, the tables of the legacy application, and tables that were left half-made.
-`storage.schema.adopt` compares the tables with `storage.tables`, and adds and widens only. What is here is the rest:
-windows that have rows already are entered as computed. Later revisions hold only what a comparison cannot do.
+Tables are made and adopted by the comparison that `capacity init` makes before, see `storage.adoption`. Revisions hold
+only what a comparison cannot do.
 """
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 
 from capacity_assets.periods import PERIODS, Period
-from capacity_assets.storage.change_tracking import change_tracking_steps
-from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.schema import adopt
-from capacity_assets.storage.steps import carry_out
-from capacity_assets.storage.tables import computed_windows, database_size_aggregations, instance_size_aggregations
+from capacity_assets.storage.tables import database_size_aggregations, instance_size_aggregations
 
 revision = "0012"
 down_revision = None
@@ -30,21 +25,10 @@ ON CONFLICT DO NOTHING
 
 
 def upgrade() -> None:
-    """Create and adopt, begin to track changes, and enter the windows that have rows.
-
-    Raises:
-        SchemaProblemsError: duplicates or missing columns; the caller's transaction rolls everything back.
-    """
-    connection = op.get_bind()
-    done: list[str] = context.config.attributes.get("done", [])
-    registered_before = sa.inspect(connection).has_table(computed_windows.name)
-    done += adopt(connection, metadata)
-    # Before windows are entered: the locks of new triggers keep writers out until everything is committed.
-    carry_out(connection, change_tracking_steps(connection))
-    if not registered_before:
-        for level, table in (("database", database_size_aggregations), ("instance", instance_size_aggregations)):
-            for period in PERIODS.values():
-                _register(connection, level, table, period)
+    """Enter the windows that have rows."""
+    for level, table in (("database", database_size_aggregations), ("instance", instance_size_aggregations)):
+        for period in PERIODS.values():
+            _register(op.get_bind(), level, table, period)
 
 
 def _register(connection: sa.Connection, level: str, table: sa.Table, period: Period) -> None:

@@ -8,14 +8,10 @@ Older programs refuse this revision number.
 import json
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 
-from capacity_assets.storage.change_tracking import change_tracking_steps
 from capacity_assets.storage.distribution import distributed_tables
-from capacity_assets.storage.every_table import metadata
-from capacity_assets.storage.node_records import prepare_nodes
-from capacity_assets.storage.schema import adopt
-from capacity_assets.storage.steps import carry_out, execute, quoted
+from capacity_assets.storage.steps import execute, quoted
 
 revision = "0015"
 down_revision = "0014"
@@ -98,24 +94,17 @@ FORMER_TABLES = (
 
 
 def upgrade() -> None:
-    """Make the queue, begin to fill it, and enter there and in the windows what the logs still held."""
+    """Enter in the queue and in the windows what the logs still held."""
     connection = op.get_bind()
-    columns = {column["name"] for column in sa.inspect(connection).get_columns("capacity_computed_windows")}
-    done: list[str] = context.config.attributes.get("done", [])
-    done += adopt(connection, metadata)
-    if "snapshot" not in columns:
+    if "snapshot" not in {column["name"] for column in sa.inspect(connection).get_columns("capacity_computed_windows")}:
         return
-    # Before the logs are read: the locks of new triggers keep writers out until everything is committed.
-    execute(connection, [FORMER_FUNCTION])
-    carry_out(connection, change_tracking_steps(connection))
-    execute(connection, [*YOUNGER_TABLES, CONVERT, SERVERS, SUMS])
+    execute(connection, [FORMER_FUNCTION, *YOUNGER_TABLES, CONVERT, SERVERS, SUMS])
     if distributed_tables(connection):
         _take_over_from_nodes(connection)
     execute(connection, FORMER_TABLES)
 
 
 def _take_over_from_nodes(connection: sa.Connection) -> None:
-    prepare_nodes(connection, kept="The schema was not changed.")
     schema = quoted(connection.execute(sa.text("SELECT current_schema()")).scalar_one())
     asked = sa.text("SELECT success, result FROM run_command_on_workers(:command)")
     for row in connection.execute(asked, {"command": ON_NODE.format(schema=schema)}):
