@@ -14,10 +14,9 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, DateTime, Table
 
-from capacity_assets.storage.active_servers import active_condition
-from capacity_assets.storage.group_tables import ALWAYS, capacity_labels
+from capacity_assets.storage.group_tables import capacity_labels
 from capacity_assets.storage.steps import SchemaStep, literal, quoted
-from capacity_assets.storage.tables import AGGREGATES, SAMPLES, changes, instances
+from capacity_assets.storage.tables import AGGREGATES, SAMPLES, instances
 from capacity_assets.storage.triggers import EVENTS, SCHEMA_MARK, Tracking, tracking_steps
 
 
@@ -28,7 +27,7 @@ def change_tracking_steps(connection: Connection) -> list[SchemaStep]:
 
 def _every_tracking() -> Iterator[Tracking]:
     for table in SAMPLES:
-        yield Tracking(table.name, f"capacity_track_{table.name}", _raw_body(table), "changes")
+        yield Tracking(table.name, f"capacity_track_{table.name}", _samples_body(table), "changes")
     added = {event: EVENTS[event] for event in ("insert", "update")}
     yield Tracking(instances.name, "capacity_track_instances", _INSTANCES_BODY, "changes", added)
     for name, body in ((capacity_labels.name, _LABELS_BODY), (instances.name, _GROUPED_BODY)):
@@ -41,100 +40,83 @@ def _every_tracking() -> Iterator[Tracking]:
 
 # What the session that computes says of itself, so that its own writes are no change.
 WRITER_SETTING = "capacity.writer"
-_RECORD = f"INSERT INTO {SCHEMA_MARK}.{changes.name} (table_name, kind, "
 # All windows of the table: rows of a statement would be kept for the trigger, those of each computation too.
-_WRITES_BODY = f"""
+_WRITES_BODY = """
 BEGIN
-    IF current_setting('{WRITER_SETTING}', true) IS DISTINCT FROM 'on' THEN
+    IF current_setting('capacity.writer', true) IS DISTINCT FROM 'on' THEN
         -- Not the table's own name, which that of a shard is not.
-        {_RECORD}days) VALUES (TG_ARGV[0], 'written', '(,)');
+        INSERT INTO {schema}.capacity_changes (table_name, kind, days) VALUES (TG_ARGV[0], 'written', '(,)');
     END IF;
     RETURN NULL;
 END
 """
 # Windows that were computed without the server lack its samples. Its days are looked up when the row is read: a trigger
 # cannot see samples that another transaction is about to commit.
-_INSTANCES_BODY = f"""
+_INSTANCES_BODY = """
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        {_RECORD}instance_id)
-        SELECT '{instances.name}', 'server', n.id FROM new_rows n WHERE {active_condition("n")};
+        INSERT INTO {schema}.capacity_changes (table_name, kind, instance_id)
+        SELECT 'instances', 'server', n.id FROM new_rows n WHERE (n.is_active AND n.deleted_at IS NULL);
     ELSE
-        {_RECORD}instance_id)
-        SELECT '{instances.name}', 'server', n.id FROM new_rows n LEFT JOIN old_rows o USING (id)
-        WHERE {active_condition("n")} AND {active_condition("o")} IS NOT TRUE;
-    END IF;
-    RETURN NULL;
-END
-"""  # noqa: S608 -- names of our own tables
-# Nothing where no row changed.
-_STRETCHES = (
-    "SELECT '{table}', '{kind}', unnest(range_agg(daterange(r.day, r.day, '[]')))\n"
-    "        FROM (SELECT DISTINCT {days}) AS r"
-)
-
-
-def _raw_body(table: Table) -> str:
-    """Record the days of new and deleted rows, and the old and new days of corrected ones."""
-    measured = [column.name for column in table.columns if column.name != "id" and not _is_timestamp(column)]
-    old, new = (f"({', '.join(f'{side}.{quoted(name)}' for name in measured)})" for side in ("o", "n"))
-
-    def record(kind: str, days: str) -> str:
-        found = _STRETCHES.format(table=table.name, kind=kind, days=days)
-        return f"{_RECORD}days)\n        {found};"
-
-    corrected = f"""side.day FROM old_rows o FULL JOIN new_rows n USING (id)
-              CROSS JOIN LATERAL (VALUES (o.collected_date), (n.collected_date)) AS side (day)
-              WHERE {old} IS DISTINCT FROM {new} AND side.day IS NOT NULL"""
-    return f"""
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        {record("samples", "n.collected_date AS day FROM new_rows n")}
-    ELSIF TG_OP = 'UPDATE' THEN
-        {record("samples", corrected)}
-    ELSIF TG_OP = 'DELETE' THEN
-        {record("deleted", "o.collected_date AS day FROM old_rows o")}
-    ELSE
-        {_RECORD}days) VALUES ('{table.name}', 'deleted', '(,)');
+        INSERT INTO {schema}.capacity_changes (table_name, kind, instance_id)
+        SELECT 'instances', 'server', n.id FROM new_rows n LEFT JOIN old_rows o USING (id)
+        WHERE (n.is_active AND n.deleted_at IS NULL) AND (o.is_active AND o.deleted_at IS NULL) IS NOT TRUE;
     END IF;
     RETURN NULL;
 END
 """
-
-
-# From which day on groups changed: with labels, from the first of their days; with the first or the last label of a
-# key, by which every window is grouped, from the beginning.
-_OF_KEY = f"SELECT FROM {SCHEMA_MARK}.{capacity_labels.name} l WHERE l.key"
-_LABELS_BODY = f"""
-DECLARE
-    first_day date := DATE '{ALWAYS}';
+# The days of new and deleted rows, and the old and new days of corrected ones; nothing where no row changed.
+_SAMPLES_BODY = """
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        SELECT min(CASE WHEN g.labels = (SELECT count(*) FROM ({_OF_KEY} = g.key) AS all_labels)
-                        THEN DATE '{ALWAYS}' ELSE g.first_day END) INTO first_day
+        INSERT INTO {schema}.capacity_changes (table_name, kind, days)
+        SELECT '{table}', 'samples', unnest(range_agg(daterange(r.day, r.day, '[]')))
+        FROM (SELECT DISTINCT n.collected_date AS day FROM new_rows n) AS r;
+    ELSIF TG_OP = 'UPDATE' THEN
+        INSERT INTO {schema}.capacity_changes (table_name, kind, days)
+        SELECT '{table}', 'samples', unnest(range_agg(daterange(r.day, r.day, '[]')))
+        FROM (SELECT DISTINCT side.day FROM old_rows o FULL JOIN new_rows n USING (id)
+              CROSS JOIN LATERAL (VALUES (o.collected_date), (n.collected_date)) AS side (day)
+              WHERE ({old}) IS DISTINCT FROM ({new}) AND side.day IS NOT NULL) AS r;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO {schema}.capacity_changes (table_name, kind, days)
+        SELECT '{table}', 'deleted', unnest(range_agg(daterange(r.day, r.day, '[]')))
+        FROM (SELECT DISTINCT o.collected_date AS day FROM old_rows o) AS r;
+    ELSE
+        INSERT INTO {schema}.capacity_changes (table_name, kind, days) VALUES ('{table}', 'deleted', '(,)');
+    END IF;
+    RETURN NULL;
+END
+"""
+# From which day on groups changed: with labels, from the first of their days; with the first or the last label of a
+# key, by which every window is grouped, from the beginning.
+_LABELS_BODY = """
+DECLARE
+    first_day date := DATE '0001-01-01';
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        SELECT min(CASE WHEN g.labels = (SELECT count(*) FROM (
+                            SELECT FROM {schema}.capacity_labels l WHERE l.key = g.key) AS all_labels)
+                        THEN DATE '0001-01-01' ELSE g.first_day END) INTO first_day
         FROM (SELECT n.key, count(*) AS labels, min(n.valid_from) AS first_day FROM new_rows n GROUP BY n.key) AS g;
     ELSIF TG_OP = 'DELETE' THEN
-        SELECT min(CASE WHEN EXISTS ({_OF_KEY} = o.key)
-                        THEN o.valid_from ELSE DATE '{ALWAYS}' END) INTO first_day FROM old_rows o;
+        SELECT min(CASE WHEN EXISTS (SELECT FROM {schema}.capacity_labels l WHERE l.key = o.key)
+                        THEN o.valid_from ELSE DATE '0001-01-01' END) INTO first_day FROM old_rows o;
     ELSIF TG_OP = 'UPDATE' THEN
-        SELECT CASE WHEN bool_and(r.is_kept) THEN min(r.first_day) ELSE DATE '{ALWAYS}' END INTO first_day
+        SELECT CASE WHEN bool_and(r.is_kept) THEN min(r.first_day) ELSE DATE '0001-01-01' END INTO first_day
         FROM (SELECT n.key IS NOT NULL AND o.key IS NOT NULL AS is_kept, valid_from AS first_day FROM new_rows n
               FULL JOIN old_rows o USING (instance_id, database_pattern, key, valid_from)) AS r HAVING count(*) > 0;
     END IF;
     IF first_day IS NOT NULL THEN
-        {_RECORD}days) VALUES ('{capacity_labels.name}', 'groups', daterange(first_day, NULL));
+        INSERT INTO {schema}.capacity_changes (table_name, kind, days)
+        VALUES ('capacity_labels', 'groups', daterange(first_day, NULL));
     END IF;
     RETURN NULL;
 END
-"""  # noqa: S608 -- names of our own tables
+"""
 # A server that comes is in no group yet, unless it has samples from before. These are asked for by number, in a query
 # of its own: they may lie on other nodes than the server.
-_LOOKS = "\n".join(
-    f"""        PERFORM 1 FROM {SCHEMA_MARK}.{table.name} s WHERE s.instance_id = ANY (came) LIMIT 1;
-        is_changed := is_changed OR FOUND;"""
-    for table in SAMPLES
-)
-_GROUPED_BODY = f"""
+_GROUPED_BODY = """
 DECLARE
     came integer[];
     is_changed boolean := true;
@@ -142,7 +124,10 @@ BEGIN
     IF TG_OP = 'INSERT' THEN
         is_changed := false;
         came := ARRAY(SELECT n.id FROM new_rows n);
-{_LOOKS}
+        PERFORM 1 FROM {schema}.database_size_stats s WHERE s.instance_id = ANY (came) LIMIT 1;
+        is_changed := is_changed OR FOUND;
+        PERFORM 1 FROM {schema}.instance_size_stats s WHERE s.instance_id = ANY (came) LIMIT 1;
+        is_changed := is_changed OR FOUND;
     ELSIF TG_OP = 'UPDATE' THEN
         is_changed := EXISTS (
             SELECT FROM new_rows n FULL JOIN old_rows o USING (id)
@@ -151,16 +136,18 @@ BEGIN
         is_changed := EXISTS (SELECT FROM old_rows);
     END IF;
     IF is_changed THEN
-        {_RECORD}days) VALUES ('{instances.name}', 'groups', '(,)');
+        INSERT INTO {schema}.capacity_changes (table_name, kind, days) VALUES ('instances', 'groups', '(,)');
     END IF;
     RETURN NULL;
 END
-"""  # noqa: S608 -- as above
+"""
 
 
-def _is_timestamp(column: object) -> bool:
-    """Whether a column says when something happened to the row, not what was measured."""
-    return isinstance(getattr(column, "type", None), DateTime)
+def _samples_body(table: Table) -> str:
+    """Return the body for a table of samples; what says when something happened to a row is no figure of it."""
+    measured = [column for column in table.columns if column.name != "id" and not isinstance(column.type, DateTime)]
+    old, new = (", ".join(f"{side}.{quoted(column.name)}" for column in measured) for side in ("o", "n"))
+    return _SAMPLES_BODY.format(schema=SCHEMA_MARK, table=table.name, old=old, new=new)
 
 
 _WANTED = ", ".join(

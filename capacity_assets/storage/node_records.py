@@ -89,12 +89,30 @@ def gather_records(engine: Engine, within_seconds: int | None = None) -> None:
         return
     with _begun(engine, within_seconds) as connection:
         named = f"{quoted(_schema(connection))}.{changes.name}"
-        records = _recorded(connection, named)
+        answers = _asked_of_nodes(connection, _RECORDED.format(named=named))
+        records = [record for answer in answers for record in json.loads(answer)]
         if not records:
             return
-        _keep(connection, records)
+        connection.execute(text(_KEEP), {"records": json.dumps(records)})
     with _begun(engine, within_seconds) as connection:
-        _forget(connection, named, records)
+        for node in sorted({int(record["node"]) for record in records}):
+            ids = ", ".join(str(record["change_id"]) for record in records if record["node"] == node)
+            _asked_of_nodes(connection, _FORGET.format(named=named, node=node, ids=ids))
+
+
+_RECORDED = """
+SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', (SELECT groupid FROM pg_dist_local_group))), '[]')
+FROM {named} n
+"""
+# With a number of the coordinator's own.
+_KEEP = """
+INSERT INTO capacity_changes (table_name, kind, days, instance_id, changed_at)
+SELECT DISTINCT table_name, kind, days, instance_id, changed_at
+FROM json_populate_recordset(NULL::capacity_changes, CAST(:records AS json))
+"""
+_FORGET = """
+DELETE FROM {named} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} AND change_id = ANY (ARRAY[{ids}])
+"""
 
 
 @contextmanager
@@ -103,17 +121,6 @@ def _begun(engine: Engine, statement_seconds: int | None) -> Iterator[Connection
         if statement_seconds is not None:
             connection.execute(text(f"SET LOCAL statement_timeout = '{statement_seconds}s'"))
         yield connection
-
-
-Record = dict[str, object]
-
-
-def _recorded(connection: Connection, named: str) -> list[Record]:
-    command = (
-        "SELECT coalesce(json_agg(to_jsonb(n) || jsonb_build_object('node', "  # noqa: S608 -- names of our own tables
-        f"(SELECT groupid FROM pg_dist_local_group))), '[]') FROM {named} n"
-    )
-    return [record for answer in _asked_of_nodes(connection, command) for record in json.loads(answer)]
 
 
 def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
@@ -130,26 +137,6 @@ def _asked_of_nodes(connection: Connection, command: str) -> list[str]:
             )
             raise NodeError(message, refused=refused)
     return [str(row.result) for row in rows]
-
-
-def _keep(connection: Connection, records: list[Record]) -> None:
-    """Enter each with a number of the coordinator's own."""
-    columns = ", ".join(column.name for column in changes.columns if column.name != "change_id")
-    statement = (
-        f"INSERT INTO {changes.name} ({columns}) SELECT DISTINCT {columns} FROM "  # noqa: S608 -- as above
-        f"json_populate_recordset(NULL::{changes.name}, CAST(:records AS json))"
-    )
-    connection.execute(text(statement), {"records": json.dumps(records)})
-
-
-def _forget(connection: Connection, named: str, records: list[Record]) -> None:
-    for node in sorted({int(str(record["node"])) for record in records}):
-        ids = ", ".join(str(record["change_id"]) for record in records if record["node"] == node)
-        _asked_of_nodes(
-            connection,
-            f"DELETE FROM {named} WHERE (SELECT groupid FROM pg_dist_local_group) = {node} "  # noqa: S608 -- as above
-            f"AND change_id IN ({ids})",
-        )
 
 
 _KNOW_THE_NODES = f"""

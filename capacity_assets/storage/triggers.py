@@ -98,7 +98,9 @@ def tracking_steps(connection: Connection, tracking: Tracking) -> Iterator[Schem
     # The schema of the tables is not on the path: where others may create in it, they could plant an operator there.
     path = "pg_catalog, pg_temp"
     found = connection.execute(text(_FOUND), {"name": function}).first()
-    if found is None or (found.prosrc, found.prosecdef, found.proconfig) != (body, True, [f"search_path={path}"]):
+    # However it is laid out.
+    wanted = ("".join(body.split()), True, [f"search_path={path}"])
+    if found is None or ("".join(found.prosrc.split()), found.prosecdef, found.proconfig) != wanted:
         yield SchemaStep(
             reason,
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
