@@ -109,7 +109,13 @@ _UNREAD_SERVERS = "".join(
 
 
 def _stale(unread: str) -> str:
-    return f"""
+    return f"""FROM capacity_computed_windows w LEFT JOIN (
+    WITH changed AS ({unread})
+    {_TOUCHED}) AS t ON t.period_type = w.period_type AND t.level = w.level AND t.period_start = w.period_start
+WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.period_start IS NOT NULL)"""
+
+
+_COLUMNS = """
 SELECT w.period_type,  -- Name of the period, such as daily or monthly
        w.level,  -- database, instance or group
        w.period_start,  -- First day of the window
@@ -122,25 +128,19 @@ SELECT w.period_type,  -- Name of the period, such as daily or monthly
        greatest(w.newest_change, t.newest_change) AS newest_change,  -- When the last one began
        w.computed >= w.changed AND t.own IS NOT TRUE AS has_its_sums
           -- Whether only a window that it compares with has changed, so that its sums are those of its samples
-FROM capacity_computed_windows w LEFT JOIN (
-    WITH changed AS ({unread})
-    {_TOUCHED}) AS t ON t.period_type = w.period_type AND t.level = w.level AND t.period_start = w.period_start
-WHERE w.computed IS NOT NULL AND (w.computed < w.wanted OR t.period_start IS NOT NULL)"""  # noqa: S608 -- as above
-
-
+"""
 STALE_WHEN_GATHERED = f"""(
-    SELECT period_type, level, period_start, has_its_sums FROM ({_stale(_UNREAD)}
+    SELECT period_type, level, period_start, has_its_sums FROM ({_COLUMNS}{_stale(_UNREAD)}
     ) AS gathered
     UNION ALL
     SELECT period_type, level, period_start, false FROM capacity_computed_windows
     WHERE computed IS NOT NULL AND EXISTS (SELECT FROM capacity_changes WHERE days IS NULL))"""  # noqa: S608 -- as above
 """For a run, which has just gathered: what the view says, without planning for the samples of servers put into service.
 While one is unread, every window counts as stale."""
-
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
-    _stale(_UNREAD + _UNREAD_SERVERS),
+    _COLUMNS + _stale(_UNREAD + _UNREAD_SERVERS),
     # Nodes are not asked by a view: what they recorded, and servers put into service, count once they are gathered.
-    query_on_nodes=_stale(_UNREAD),
+    query_on_nodes=_COLUMNS + _stale(_UNREAD),
 )
