@@ -1,8 +1,8 @@
 """The schema as a whole: creating and upgrading it, and saying whether a database has it.
 
-Revisions live in `migrations`; how an existing table is brought to the wanted shape is the business of
-`adoption`. The version is kept in a table of our own, because the legacy application keeps its alembic
-version in the same database.
+How an existing table is brought to the wanted shape is the business of `adoption`; what comparing tables cannot do, of
+`migrations`. The revision is kept in a table of our own, because the legacy application keeps its own in the same
+database.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
 
 from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
@@ -44,6 +44,8 @@ from capacity_assets.storage.views import VIEWS
 
 VERSION_TABLE = "capacity_alembic_version"
 SCHEMA_REVISION = "0016"
+MIGRATIONS = ("0012_baseline", "0015_changes", "0016_groups")
+"""Steps by the revision that they lead to; the number of a revision without any keeps older programs out."""
 FIRST_REVISION = "0012"
 """That of version 0.2.0; no release had an earlier one."""
 QUEUE_REVISION = "0015"
@@ -97,11 +99,6 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
             version; nothing was changed.
         sqlalchemy.exc.DBAPIError: the database refused a step; nothing was changed.
     """
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     locks = _build_indexes_ahead(engine, on_step)
     with _keeping_other_upgrades_out(engine) as (connection, created):
         change_shards_in_turn(connection)
@@ -113,13 +110,29 @@ def initialise(engine: Engine, on_step: Callable[[str], None] = lambda _line: No
             prepare_nodes(connection, kept="The schema was not changed.")
         # Before migrations read what was recorded: the locks of new triggers keep writers out until all is committed.
         done += _track_changes(connection, revision)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        _migrate(connection, revision)
         done += _put_views_back(connection, *taken)
         execute(connection, [*comment_statements(connection, metadata.sorted_tables)])
-        # Roles that read only views must also be able to detect a newer schema.
-        execute(connection, [f"GRANT SELECT ON {VERSION_TABLE} TO PUBLIC"])
     return tuple(done)
+
+
+def _migrate(connection: Connection, revision: str | None) -> None:
+    """Do what comparing tables cannot do, and note the revision that the database has then."""
+    for name in MIGRATIONS:
+        if name[:4] > (revision or ""):
+            import_module(f"{__package__}.migrations.versions.{name}").upgrade(connection)
+    if revision != SCHEMA_REVISION:
+        execute(connection, _NOTE_NO_REVISION)
+        connection.execute(text("INSERT INTO capacity_alembic_version VALUES (:now)"), {"now": SCHEMA_REVISION})
+
+
+# Roles that read only views must also be able to detect a newer schema.
+_NOTE_NO_REVISION = (
+    "CREATE TABLE IF NOT EXISTS capacity_alembic_version ("
+    "version_num varchar(32) NOT NULL, CONSTRAINT capacity_alembic_version_pkc PRIMARY KEY (version_num))",
+    "GRANT SELECT ON capacity_alembic_version TO PUBLIC",
+    "DELETE FROM capacity_alembic_version",
+)
 
 
 def _track_changes(connection: Connection, revision: str | None) -> list[str]:

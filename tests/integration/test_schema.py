@@ -6,12 +6,9 @@ import threading
 
 import pytest
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, select, text
 
-import capacity_assets.storage.migrations
 from capacity_assets.aggregation.ledger import Ledger
 from capacity_assets.foundation.levels import SERVER_LEVELS
 from capacity_assets.storage.every_table import metadata
@@ -217,13 +214,6 @@ def test_two_inits_at_once_both_succeed(empty_engine: Engine) -> None:
         thread.join(60)
 
     assert sorted(map(len, outcomes)) == [0, len(metadata.sorted_tables) + len(VIEWS)]
-
-
-def test_the_revision_the_service_asks_for_is_the_newest_migration() -> None:
-    config = Config()
-    config.set_main_option("script_location", capacity_assets.storage.migrations.__path__[0])
-
-    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
 
 
 def test_a_view_of_the_revision_before_is_made_again_with_its_grants(engine: Engine) -> None:

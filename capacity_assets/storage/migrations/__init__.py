@@ -1,1 +1,1 @@
-"""Schema revisions (alembic): a baseline, and later steps that comparing tables cannot do."""
+"""Steps of an upgrade that comparing tables cannot do, each named after the revision that it leads to."""

@@ -5,13 +5,9 @@ only what a comparison cannot do.
 """
 
 import sqlalchemy as sa
-from alembic import op
 
 from capacity_assets.periods import PERIODS, Period
 from capacity_assets.storage.tables import database_size_aggregations, instance_size_aggregations
-
-revision = "0012"
-down_revision = None
 
 REGISTER = """
 INSERT INTO capacity_computed_windows
@@ -24,11 +20,11 @@ ON CONFLICT DO NOTHING
 """
 
 
-def upgrade() -> None:
+def upgrade(connection: sa.Connection) -> None:
     """Enter the windows that have rows."""
     for level, table in (("database", database_size_aggregations), ("instance", instance_size_aggregations)):
         for period in PERIODS.values():
-            _register(op.get_bind(), level, table, period)
+            _register(connection, level, table, period)
 
 
 def _register(connection: sa.Connection, level: str, table: sa.Table, period: Period) -> None:

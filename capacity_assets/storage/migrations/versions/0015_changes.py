@@ -8,13 +8,9 @@ Older programs refuse this revision number.
 import json
 
 import sqlalchemy as sa
-from alembic import op
 
 from capacity_assets.storage.distribution import distributed_tables
 from capacity_assets.storage.steps import execute, quoted
-
-revision = "0015"
-down_revision = "0014"
 
 # How 0.3.0 marked the way in which stored sums were made, which is the same today.
 SUMS = """
@@ -93,9 +89,8 @@ FORMER_TABLES = (
 )
 
 
-def upgrade() -> None:
+def upgrade(connection: sa.Connection) -> None:
     """Enter in the queue and in the windows what the logs still held."""
-    connection = op.get_bind()
     if "snapshot" not in {column["name"] for column in sa.inspect(connection).get_columns("capacity_computed_windows")}:
         return
     execute(connection, [FORMER_FUNCTION, *YOUNGER_TABLES, CONVERT, SERVERS, SUMS])

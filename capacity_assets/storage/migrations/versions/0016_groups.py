@@ -4,12 +4,9 @@ Groups are rows of `group_size_aggregations` now, which `capacity init` creates.
 evaluation of the sensor of late data requests the runs, and `capacity groups --now` computes what is left at once.
 """
 
-from alembic import op
+from sqlalchemy import Connection
 
 from capacity_assets.storage.steps import execute
-
-revision = "0016"
-down_revision = "0015"
 
 GONE = (
     "DROP VIEW IF EXISTS capacity_stored_groups, capacity_outdated_groups",
@@ -31,7 +28,6 @@ ON CONFLICT DO NOTHING
 """
 
 
-def upgrade() -> None:
+def upgrade(connection: Connection) -> None:
     """Drop the former tables, views and functions, and enter the windows."""
-    execute(op.get_bind(), GONE)
-    execute(op.get_bind(), [STILL_TO_COMPUTE])
+    execute(connection, [*GONE, STILL_TO_COMPUTE])
