@@ -134,9 +134,9 @@ STALE_WHEN_GATHERED = f"""(
     ) AS gathered
     UNION ALL
     SELECT period_type, level, period_start, false FROM capacity_computed_windows
-    WHERE computed IS NOT NULL AND EXISTS (SELECT FROM capacity_changes WHERE days IS NULL))"""  # noqa: S608 -- as above
+    WHERE computed IS NOT NULL AND EXISTS (SELECT true FROM capacity_changes WHERE days IS NULL))"""  # noqa: S608 -- as above
 """For a run, which has just gathered: what the view says, without planning for the samples of servers put into service.
-While one is unread, every window counts as stale."""
+While one is unread, every window counts as stale. Citus keeps no result without a column: so `true` is selected."""
 STALE_WINDOWS_VIEW = View(
     STALE_WINDOWS,
     "Computed windows that are not as they would be computed now, or may not be.",
