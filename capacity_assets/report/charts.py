@@ -33,6 +33,7 @@ LABELS_SHOWN = 14
 SMALL_STEPS = 0.25
 LONGEST_LABEL = 28
 WIDTH_INCHES, HEIGHT_INCHES = 8.0, 3.2
+LEGEND_INCHES, LETTER_INCHES = 0.6, 0.065
 
 STEP_NAMES = {
     ChangeKind.GROWN.value: "Grown",
@@ -80,11 +81,12 @@ def stacked_series(report: Report) -> list[Series]:
 def history_chart(report: Report) -> str:
     """Draw the size of the fleet by engine, or of the server by database, window by window; gaps stay gaps."""
     with chart_style("history"):
-        figure, axes = _canvas()
+        drawn_series = stacked_series(report)
+        names = [shorter(series.name) for series in drawn_series]
+        figure, axes = _canvas(right=LEGEND_INCHES + LETTER_INCHES * max(map(len, names), default=0))
         places = range(len(report.windows))
         floor = [0] * len(report.windows)
         drawn: list[BarContainer] = []
-        drawn_series = stacked_series(report)
         for series, colour, hatch in zip(drawn_series, COLOURS, HATCHES, strict=False):
             heights = [size or 0 for size in series.sizes_mb]
             bars = axes.bar(
@@ -101,8 +103,7 @@ def history_chart(report: Report) -> str:
         axes.set_xlim(-0.6, len(report.windows) - 0.4)
         if drawn:
             # By hand: a label that begins with an underscore would be left out.
-            labels = [shorter(series.name) for series in drawn_series]
-            axes.legend(drawn, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+            axes.legend(drawn, names, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         size_axis(axes)
         return svg_of(figure, f"Size by {'database' if report.server else 'engine'}, window by window")
 
@@ -195,9 +196,12 @@ def chart_style(name: str) -> Iterator[None]:
         yield
 
 
-def _canvas(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    axes = figure.add_subplot()
+def _canvas(height: float = HEIGHT_INCHES, right: float = 0.1) -> tuple[Figure, Axes]:
+    """Make a drawing with a fixed margin: to measure every text first would take twice as long as to draw."""
+    figure = Figure(figsize=(WIDTH_INCHES, height))
+    left, bottom, top = 0.95, 0.6, 0.15
+    width = (WIDTH_INCHES - left - right) / WIDTH_INCHES
+    axes = figure.add_axes((left / WIDTH_INCHES, bottom / height, width, (height - bottom - top) / height))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(visible=True, axis="y", alpha=0.25)
