@@ -19,7 +19,7 @@ from capacity_assets.orchestration.build import build_definitions
 from capacity_assets.orchestration.digests import DIGEST, DIGEST_JOB, DIGEST_PERIOD
 from capacity_assets.orchestration.jobs import range_tags
 from capacity_assets.orchestration.maintenance import MAINTENANCE_JOB, TABLE_PARTITIONS
-from capacity_assets.orchestration.marking import unmarked_days
+from capacity_assets.orchestration.marking import report_marks, unmarked_days
 from capacity_assets.orchestration.naming import asset_name, job_name
 from capacity_assets.orchestration.partitions import PARTITIONS_PER_RUN
 from capacity_assets.orchestration.private.definitions import (
@@ -55,8 +55,7 @@ def mark_days(settings: Settings, instance: dg.DagsterInstance, engine: Engine, 
     """Report the loaded days to Dagster, today included, as its sensor would later."""
     if settings.collection == "on":
         service = collection_service(engine, settings)
-        for event in unmarked_days(instance, service, settings, before=today + timedelta(days=1)):
-            instance.report_runless_asset_event(event)
+        report_marks(instance, list(unmarked_days(instance, service, settings, before=today + timedelta(days=1))))
 
 
 def open_work(instance: dg.DagsterInstance, first_day: date, today: date, fleet: LoadedFleet) -> list[Chunk]:

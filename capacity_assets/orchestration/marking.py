@@ -6,7 +6,7 @@ here (imported ones, the demo's, those from before there was a collection; today
 windows the ledger has as computed by the command line, the task functions or another deployment. They compute nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from itertools import islice
 
@@ -20,7 +20,16 @@ from capacity_assets.foundation.raw_tables import RAW_TABLES
 from capacity_assets.orchestration.failures import dagster_failures
 from capacity_assets.orchestration.metadata import typed
 from capacity_assets.orchestration.naming import asset_name
-from capacity_assets.orchestration.private.definitions import IN_PROGRESS_RUN_STATUSES
+from capacity_assets.orchestration.private.definitions import (
+    IN_PROGRESS_RUN_STATUSES,
+    RUNLESS_JOB_NAME,
+    RUNLESS_RUN_ID,
+    DagsterEvent,
+    DagsterEventBatchMetadata,
+    DagsterEventType,
+    StepMaterializationData,
+    generate_event_batch_id,
+)
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, COLLECTION_RESOURCE
 from capacity_assets.periods import Period
 from capacity_assets.settings import Settings
@@ -61,6 +70,19 @@ def unmarked_days(
         for day in days_with_samples(service.engine, raw.table, settings.start_date, before):
             if day.isoformat() not in known:
                 yield dg.AssetMaterialization(key, partition=day.isoformat(), metadata={"origin": ORIGIN_OF_SAMPLES})
+
+
+def report_marks(instance: dg.DagsterInstance, marks: Sequence[dg.AssetMaterialization]) -> None:
+    """Report to Dagster what a sensor's ticks would, in batches: `report_runless_asset_event` writes one at a time."""
+    batch = generate_event_batch_id()
+    for number, mark in enumerate(marks, start=1):
+        event = DagsterEvent(
+            DagsterEventType.ASSET_MATERIALIZATION.value,
+            job_name=RUNLESS_JOB_NAME,
+            event_specific_data=StepMaterializationData(mark),
+        )
+        metadata = DagsterEventBatchMetadata(batch, is_end=number == len(marks))
+        instance.report_dagster_event(event, RUNLESS_RUN_ID, batch_metadata=metadata)
 
 
 def computed_windows_sensor(periods: Mapping[str, Period]) -> dg.SensorDefinition:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import dagster as dg
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from capacity_assets.orchestration.build import build_definitions
+from capacity_assets.orchestration.jobs import range_tags
+from capacity_assets.orchestration.marking import report_marks
+from capacity_assets.periods import PERIODS
+from capacity_assets.settings import Settings
 from capacity_assets.storage.engine import disposed
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -82,3 +88,49 @@ def test_a_closed_instance_leaves_no_connection(shipped_instance: dg.DagsterInst
     while connections(storage) != before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def statements(storage: Engine, kind: str) -> int:
+    """How many statements wrote the events of a kind: each is a transaction of its own."""
+    with storage.connect() as connection:
+        query = "SELECT count(DISTINCT CAST(xmin AS text)) FROM event_logs WHERE dagster_event_type = :kind"
+        return int(connection.execute(text(query), {"kind": kind}).scalar_one())
+
+
+def test_marks_of_several_assets_are_written_a_hundred_at_a_time(
+    shipped_instance: dg.DagsterInstance, storage: Engine
+) -> None:
+    keys = {name: [f"2025-{name}-{number}" for number in range(125)] for name in ("one", "two")}
+    report_marks(
+        shipped_instance, [dg.AssetMaterialization(name, partition=key) for name, its in keys.items() for key in its]
+    )
+    for name, its in keys.items():
+        assert shipped_instance.get_materialized_partitions(dg.AssetKey(name)) == set(its)
+        newest = shipped_instance.get_latest_materialization_event(dg.AssetKey(name))
+        assert newest is not None
+        assert newest.get_dagster_event().partition == its[-1]
+    assert statements(storage, "ASSET_MATERIALIZATION") == 3
+
+
+def test_what_a_run_plans_is_written_a_hundred_at_a_time(
+    shipped_instance: dg.DagsterInstance, settings: Settings, storage: Engine
+) -> None:
+    job = build_definitions(settings).resolve_job_def("daily_aggregation_job")
+    windows = PERIODS["daily"].windows_between(settings.start_date, settings.start_date + timedelta(days=99))
+    run = shipped_instance.create_run_for_job(job, tags={**job.run_tags, **range_tags(windows)})
+
+    events = shipped_instance.event_log_storage
+    for name in ("database", "instance", "group"):
+        key = dg.AssetKey(f"daily_{name}_aggregations")
+        planned = events.get_latest_asset_partition_materialization_attempts_without_materializations(key)
+        assert {window: run_id for window, (run_id, _) in planned.items()} == {
+            window.key: run.run_id for window in windows
+        }
+    with storage.connect() as connection:
+        checks = connection.execute(
+            text("SELECT run_id, evaluation_event_storage_id FROM asset_check_executions")
+        ).all()
+        planned_checks = "SELECT run_id, id FROM event_logs WHERE dagster_event_type = 'ASSET_CHECK_EVALUATION_PLANNED'"
+        assert checks
+        assert set(checks) == set(connection.execute(text(planned_checks)).all()), "one record per window"
+    assert statements(storage, "ASSET_MATERIALIZATION_PLANNED") <= 4

@@ -5,7 +5,15 @@ from dagster._core.definitions.external_asset import create_external_asset_from_
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.partitions.subset import TimeWindowPartitionsSubset
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.events import (
+    DagsterEvent,
+    DagsterEventBatchMetadata,
+    DagsterEventType,
+    StepMaterializationData,
+    generate_event_batch_id,
+)
 from dagster._core.execution.api import execute_run
+from dagster._core.instance.utils import RUNLESS_JOB_NAME, RUNLESS_RUN_ID
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from dagster._core.storage.event_log.base import EventLogStorage

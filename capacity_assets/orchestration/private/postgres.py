@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from dagster import RunsFilter
+from dagster._core.events import ASSET_CHECK_EVENTS
 from dagster._core.storage.event_log import SqlEventLogStorage
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
@@ -29,6 +30,7 @@ from sqlalchemy import Connection, case, delete, event, func, select
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from dagster._core.events.log import EventLogEntry
     from dagster._core.storage.event_log.base import EventLogStorage
     from dagster._core.storage.runs import RunStorage
     from dagster._serdes import ConfigurableClassData
@@ -95,6 +97,23 @@ class _Part:
 
 class _Events(_Part, PostgresEventLogStorage):
     """The events and what follows from them."""
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Write events of assets with one statement per table.
+
+        Dagster's own method does so for materialisations, and writes the planned ones of a run one at a time.
+        """
+        insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
+        with self.index_connection() as connection:
+            numbers = connection.execute(insert, [self._event_to_row(entry) for entry in events]).scalars().all()
+            stored = list(zip(events, numbers, strict=True))
+            self._store_asset_event_tags(connection, events, numbers)
+            newest = {entry.get_dagster_event().asset_key: (entry, number) for entry, number in stored}
+            for entry, number in newest.values():
+                self._store_asset_event(connection, entry, number)
+        for entry, number in stored:
+            if entry.dagster_event_type in ASSET_CHECK_EVENTS:
+                self.store_asset_check_event(entry, number)
 
 
 class _Schedules(_Part, PostgresScheduleStorage):
