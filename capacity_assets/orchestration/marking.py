@@ -9,6 +9,7 @@ windows the ledger has as computed by the command line, the task functions or an
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from itertools import islice
+from uuid import uuid4
 
 import dagster as dg
 
@@ -28,7 +29,6 @@ from capacity_assets.orchestration.private.definitions import (
     DagsterEventBatchMetadata,
     DagsterEventType,
     StepMaterializationData,
-    generate_event_batch_id,
 )
 from capacity_assets.orchestration.resources import AGGREGATION_RESOURCE, COLLECTION_RESOURCE
 from capacity_assets.periods import Period
@@ -74,7 +74,7 @@ def unmarked_days(
 
 def report_marks(instance: dg.DagsterInstance, marks: Sequence[dg.AssetMaterialization]) -> None:
     """Report to Dagster what a sensor's ticks would, in batches: `report_runless_asset_event` writes one at a time."""
-    batch = generate_event_batch_id()
+    batch = uuid4().hex
     for number, mark in enumerate(marks, start=1):
         event = DagsterEvent(
             DagsterEventType.ASSET_MATERIALIZATION.value,

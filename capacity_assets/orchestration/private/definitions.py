@@ -10,7 +10,6 @@ from dagster._core.events import (
     DagsterEventBatchMetadata,
     DagsterEventType,
     StepMaterializationData,
-    generate_event_batch_id,
 )
 from dagster._core.execution.api import execute_run
 from dagster._core.instance.utils import RUNLESS_JOB_NAME, RUNLESS_RUN_ID
